@@ -1,0 +1,49 @@
+# Every target works from a clean clone: the first one that needs packages makes a virtual environment (or uses the active one).
+PYTHON ?= python3
+VENV ?= $(or $(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+READY := $(VENV)/.channelscope-ready
+CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+
+.PHONY: help demo test test-data test-browser test-slow lint bench report clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## train, profile and report on scanned digits, about two minutes
+	$(BIN)/channelscope demo --out runs/demo
+
+test: $(READY)  ## the default suite: no data, no browser, no network
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-data: $(READY)  ## tests on the real images and networks of ../shared/data
+	$(BIN)/python -m pytest -m data
+
+test-browser: $(READY)  ## open the report in headless Chromium (installed from Debian when missing)
+ifeq ($(CHROMIUM),)
+	apt-get update -qq && apt-get install -y -qq chromium
+endif
+	$(BIN)/python -m pytest -m browser
+
+test-slow: $(READY)  ## full-width networks
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff and pyright
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/pyright
+
+bench: $(READY)  ## every benchmark table, ratios of medians taken in one run
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+report: $(READY)  ## write the demo's report again from its tables
+	$(BIN)/channelscope report runs/demo
+
+clean:  ## remove what the targets made
+	rm -rf runs .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,67 @@
+"""Every error the library raises on purpose: what was expected, what came, where, and what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class ChannelscopeError(Exception):
+    """Base of all errors a user can act on; the command line prints it alone and exits with status 2."""
+
+
+class InputError(ChannelscopeError):
+    """An argument, a file or a batch is not what the call needs."""
+
+
+class WeightsError(InputError):
+    """A weights file is missing, corrupt, or does not fit the network."""
+
+
+class DataError(InputError):
+    """Images or labels cannot be used: missing, corrupt, empty, of the wrong size, or outside the network's classes."""
+
+
+class TracingError(ChannelscopeError):
+    """The network's forward pass cannot be followed as a graph."""
+
+
+class SiteError(ChannelscopeError):
+    """A site does not exist, or the network has none."""
+
+
+class ShapeError(ChannelscopeError):
+    """Two things that must have matching sizes do not."""
+
+
+class SampleError(ChannelscopeError):
+    """Too few images for what was asked."""
+
+
+class SingularError(ChannelscopeError):
+    """A covariance has no inverse and none was asked for by shrinkage."""
+
+
+class NumericError(ChannelscopeError):
+    """Activations are not finite."""
+
+
+class MismatchError(ChannelscopeError):
+    """Two things that must describe the same network, weights or measurement do not."""
+
+
+class FormatError(ChannelscopeError):
+    """A file is damaged, or written by another version of the format."""
+
+
+class BudgetError(ChannelscopeError):
+    """A budget that cannot be met."""
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Add the place to any of the library's errors raised inside: `with at("layer1.0.conv1"): …`."""
+    try:
+        yield
+    except ChannelscopeError as error:
+        head = str(error.args[0]) if error.args else ""
+        error.args = (f"at {place}: {head}", *error.args[1:])
+        raise

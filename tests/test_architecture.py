@@ -1,0 +1,105 @@
+"""The house rules that a machine can check: who imports whom, and how long things may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "channelscope"
+FILES = sorted(ROOT.rglob("*.py"))
+
+PLAIN = {"errors", "types", "site", "ranking", "tables"}
+MAY = {
+    "errors": set(),
+    "types": set(),
+    "site": {"errors"},
+    "ranking": {"errors", "site"},
+    "tables": {"errors", "ranking", "site"},
+    "stats": PLAIN,
+    "formulas": PLAIN | {"stats"},
+    "net": PLAIN,
+    "scores": PLAIN | {"stats", "formulas"},
+    "store": PLAIN | {"stats"},
+    "collect": PLAIN | {"stats", "net", "store"},
+    "evaluate": PLAIN | {"stats", "net"},
+    "repair": PLAIN | {"stats", "net", "formulas", "collect", "evaluate"},
+    "zoo": PLAIN | {"net"},
+}
+MEETING = PLAIN | {"stats", "formulas", "net", "scores", "collect", "evaluate", "repair", "store"}
+MAY["circuits"] = MAY["discarding"] = MAY["experiments"] = MEETING
+MAY["study"] = MEETING | {"circuits", "discarding", "experiments", "zoo"}
+MAY["report"] = PLAIN
+MAY["cli"] = MAY["study"] | {"study", "report"}
+MAY["__init__"] = MAY["study"] | {"circuits", "discarding", "experiments", "zoo", "study"}
+MAY["__main__"] = {"cli"}
+
+EXTRAS = {"timm", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_pruning"}
+
+
+def room(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_down(path):
+    here = room(path)
+    for name in imported(ast.parse(path.read_text())):
+        parts = name.split(".")
+        if parts[0] == "channelscope" and len(parts) > 1 and parts[1] != here:
+            assert parts[1] in MAY[here], f"{here} may not import {parts[1]}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in {"tables", "site", "ranking", "report"}], ids=lambda p: p.name)
+def test_plain_data_and_report_know_no_torch(path):
+    assert not {name for name in imported(ast.parse(path.read_text())) if name.split(".")[0] in {"torch", "torchvision"}}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_size_and_manners(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 300, "a noun is missing"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= 60, f"{node.name} is longer than 60 lines"
+            count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+            assert count <= 8, f"{node.name} has {count} parameters"
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Import | ast.ImportFrom):
+                    module = inner.names[0].name if isinstance(inner, ast.Import) else inner.module
+                    assert module.split(".")[0] in EXTRAS, f"{node.name} imports {module} inside"
+        if isinstance(node, ast.ExceptHandler):
+            names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"BaseException"}
+            assert not names & {"Exception", "BaseException"}, "catches everything"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            assert len(node.args) < 3, "three-argument getattr"
+        if isinstance(node, ast.Constant) and isinstance(node.value, float) and room(path) != "formulas":
+            assert node.value == 0 or abs(node.value) >= 1e-3, f"literal {node.value} outside formulas"
+    assert not {"utils", "helpers", "common", "core", "base", "manager"} & {path.stem, *path.relative_to(ROOT).parts[:-1]}
+
+
+CITING = {"formulas", "scores", "circuits", "discarding"}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in CITING], ids=lambda p: str(p.relative_to(ROOT)))
+def test_public_formulas_cite_their_source(path):
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            assert "Source" in (ast.get_docstring(node) or ""), f"{node.name} cites no source"
+
+
+def test_there_are_tests_enough():
+    source = sum(len(path.read_text().splitlines()) for path in FILES)
+    tests = sum(len(path.read_text().splitlines()) for path in Path(__file__).parent.rglob("*.py"))
+    assert tests >= 0.6 * source, f"{tests} lines of tests for {source} of source"
