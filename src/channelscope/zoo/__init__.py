@@ -1,0 +1,24 @@
+"""Networks and images: by name, by path, trained or toys whose answers are known."""
+
+from channelscope.net.identity import weights_hash
+from channelscope.zoo.data import Images, ImageSource, read_images
+from channelscope.zoo.loading import load
+from channelscope.zoo.models import Card, card, names, network
+from channelscope.zoo.split import Split
+from channelscope.zoo.weights import load_weights, read_weights, save_weights
+
+__all__ = [
+    "Card",
+    "ImageSource",
+    "Images",
+    "Split",
+    "card",
+    "load",
+    "load_weights",
+    "names",
+    "network",
+    "read_images",
+    "read_weights",
+    "save_weights",
+    "weights_hash",
+]
