@@ -6,7 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from channelscope.net.graph import Change, Graph
+from channelscope.errors import InputError, MismatchError
+from channelscope.net.graph import Change, Graph, trace
+from channelscope.net.subset import Subset
 
 
 class _Detour:
@@ -73,3 +75,69 @@ def silencing(channels: Tensor, axis: int, values: Tensor | None = None) -> Chan
         return torch.where(mask, values.to(maps).view(shape), maps)
 
     return change
+
+
+@contextmanager
+def silence(model: nn.Module | Graph, marked: Subset, example: Tensor | tuple[Tensor, ...] | None = None) -> Iterator[nn.Module]:
+    """While inside, the marked channels are zero at their cut points, or the marked kernels are zero in their weights.
+
+    The network is traced on a zero image of the subset's input shape, or on `example`; pass a `Graph` (or nest inside
+    another edit) to trace only once. On exit, an exception included, the model is bit-identical to what it was;
+    `silence(model, ~kept)` tries what `shrink(model, kept)` makes permanent, `silence(model, ~circuit)` runs a circuit.
+
+    Raises   MismatchError if the subset is of another network; TracingError if the forward pass cannot be followed.
+    """
+    if marked.of == "kernels":
+        with masked(model.model if isinstance(model, Graph) else model, marked) as inside:
+            yield inside
+        return
+    graph = model if isinstance(model, Graph) else _graph(model, marked, example)
+    after: dict[str, Change] = {}
+    for site in marked.sites:
+        if graph.shapes.get(site.cut, ())[1:] != site.shape:
+            received = graph.shapes.get(site.cut, "no such step")
+            raise MismatchError(
+                f"the subset is of another network: {site.name} should reach {site.cut} with {site.shape}, found {received}"
+            )
+        if bool(marked[site.name].any()):
+            change = silencing(marked[site.name], site.axis)
+            after[site.cut] = _then(after[site.cut], change) if site.cut in after else change
+    with edit(graph, after) as inside:
+        yield inside
+
+
+def _graph(model: nn.Module, marked: Subset, example: Tensor | tuple[Tensor, ...] | None) -> Graph:
+    outer = model.__dict__.get("forward")
+    if isinstance(outer, _Detour):
+        return outer.graph
+    if example is None:
+        if not marked.sites or not marked.input_shape:
+            raise InputError("silence: a subset of channels needs its sites and input shape, as cut() and Subset.everything() give it")
+        like = next(model.parameters(), torch.zeros(()))
+        example = torch.zeros(1, *marked.input_shape, device=like.device, dtype=like.dtype)
+    return trace(model, example)
+
+
+@contextmanager
+def masked(model: nn.Module, marked: Subset) -> Iterator[nn.Module]:
+    """While inside, the marked kernels (2-D slices W[o,i], or single weights of a linear layer) are zero.
+
+    The parameters stay the same objects, so gradients still reach them; their old values come back on exit.
+    """
+    modules = dict(model.named_modules())
+    weights: dict[str, Tensor] = {}
+    for name, marks in marked.marks.items():
+        weight = modules[name].weight if name in modules else None
+        if not isinstance(weight, Tensor) or weight.shape[:2] != marks.shape:
+            received = f"a weight of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no such layer"
+            raise MismatchError(f"the subset is of another network: expected kernels {tuple(marks.shape)} at {name}, found {received}")
+        weights[name] = weight
+    before = {name: weight.data for name, weight in weights.items()}
+    try:
+        for name, weight in weights.items():
+            mask = marked[name].to(weight.device).view(*weight.shape[:2], *[1] * (weight.dim() - 2))
+            weight.data = weight.data.masked_fill(mask, 0)
+        yield model
+    finally:
+        for name, weight in weights.items():
+            weight.data = before[name]

@@ -5,6 +5,7 @@ compared with the network on a batch of another size, so that a graph that would
 """
 
 import operator
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -141,7 +142,7 @@ def _as_is() -> Iterator[None]:
 @contextmanager
 def out_of_place(module: nn.Module) -> Iterator[None]:
     """Make an activation return a new tensor for a while, whatever its `inplace` flag says."""
-    parts = [part for part in module.modules() if "inplace" in part.__dict__ and part.__dict__["inplace"]]
+    parts = [part for part in module.modules() if part.__dict__.get("inplace")]
     for part in parts:
         part.__dict__["inplace"] = False
     try:
@@ -225,14 +226,9 @@ class _Tracer(fx.Tracer):
     """Symbolic tracer that carries the example's values along."""
 
     def __init__(self, example: tuple[Tensor, ...]):
-        functions = ()
-        self.notrace: tuple[type, ...] = ()
-        try:
-            from timm.layers import get_notrace_functions, get_notrace_modules
-
-            functions, self.notrace = tuple(get_notrace_functions()), tuple(get_notrace_modules())
-        except ImportError:
-            pass
+        timm = sys.modules.get("timm.layers")  # a network made of its parts has imported it
+        functions = tuple(timm.get_notrace_functions()) if timm else ()
+        self.notrace: tuple[type, ...] = tuple(timm.get_notrace_modules()) if timm else ()
         super().__init__(autowrap_functions=functions)
         self.example = iter(example)
         self.values: dict[fx.Node, Any] = {}

@@ -1,0 +1,138 @@
+"""Subset: some channels, or some kernels, of a network: one boolean each."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from channelscope.errors import MismatchError, ShapeError, SiteError
+from channelscope.site import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Which channels (one boolean per site and channel) or which kernels (one per layer, output and input) are marked.
+
+    `a & b`, `a | b` and `~a` act element by element on subsets of the same network; what a mark means (kept, removed,
+    silent) is for the name of the variable to say. A subset of channels carries its sites and the input shape, so that
+    `silence(model, subset)` needs nothing else; a subset of kernels, a circuit, carries marks alone.
+    """
+
+    marks: Mapping[str, Tensor]
+    """site or layer name → bool (channels,) or bool (outputs, inputs per group)"""
+    sites: tuple[Site, ...] = ()
+    """the sites of the marks in execution order; empty for kernels"""
+    input_shape: tuple[int, ...] = ()
+    """shape of one input image (C, H, W); empty for kernels"""
+
+    def __post_init__(self) -> None:
+        """Refuse marks that are not booleans, or do not match the sites."""
+        dims = {marks.dim() for marks in self.marks.values()}
+        if any(marks.dtype != torch.bool for marks in self.marks.values()) or len(dims) > 1 or not dims <= {1, 2}:
+            raise ShapeError("a subset needs bool (channels,) for every site, or bool (outputs, inputs) for every layer, not a mixture")
+        if self.sites and set(self.marks) != {site.name for site in self.sites}:
+            missing = {site.name for site in self.sites} ^ set(self.marks)
+            raise ShapeError(f"a subset needs marks for exactly its sites; they differ in {', '.join(sorted(missing))}")
+        for site in self.sites:
+            if tuple(self.marks[site.name].shape) != (site.channels,):
+                received = tuple(self.marks[site.name].shape)
+                raise ShapeError(f"subset at {site.name}: expected {site.channels} channels, received shape {received}")
+        object.__setattr__(self, "marks", MappingProxyType(dict(self.marks)))
+
+    @classmethod
+    def everything(cls, sites: tuple[Site, ...], input_shape: tuple[int, ...]) -> "Subset":
+        """Every channel of the given sites; `~Subset.everything(…)` is the empty one."""
+        return cls({site.name: torch.ones(site.channels, dtype=torch.bool) for site in sites}, tuple(sites), tuple(input_shape))
+
+    @property
+    def of(self) -> Literal["channels", "kernels"]:
+        """What the marks are about."""
+        return "kernels" if any(marks.dim() == 2 for marks in self.marks.values()) else "channels"
+
+    @property
+    def count(self) -> int:
+        """Number of marked channels or kernels."""
+        return sum(int(marks.sum()) for marks in self.marks.values())
+
+    @property
+    def total(self) -> int:
+        """Number of channels or kernels, marked or not."""
+        return sum(marks.numel() for marks in self.marks.values())
+
+    @property
+    def fraction(self) -> float:
+        """Marked over total; nan for a subset of nothing."""
+        return self.count / self.total if self.total else float("nan")
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Marks of one site or layer."""
+        if name not in self.marks:
+            raise SiteError(f"the subset has no marks for '{name}'; it has {', '.join(self.marks) or 'none at all'}")
+        return self.marks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the sites or layers."""
+        return iter(self.marks)
+
+    def __len__(self) -> int:
+        """Number of sites or layers."""
+        return len(self.marks)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there are marks for the site or layer."""
+        return name in self.marks
+
+    def __invert__(self) -> "Subset":
+        """The others."""
+        return self._with({name: ~marks for name, marks in self.marks.items()})
+
+    def __and__(self, other: "Subset") -> "Subset":
+        """Marked in both."""
+        return self._merge(other, torch.logical_and)
+
+    def __or__(self, other: "Subset") -> "Subset":
+        """Marked in either."""
+        return self._merge(other, torch.logical_or)
+
+    def __eq__(self, other: object) -> bool:
+        """The same marks on the same sites."""
+        if not isinstance(other, Subset):
+            return NotImplemented
+        same = set(self.marks) == set(other.marks) and (self.sites, self.input_shape) == (other.sites, other.input_shape)
+        return same and all(torch.equal(marks.cpu(), other.marks[name].cpu()) for name, marks in self.marks.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """Counts, not tensors."""
+        return f"Subset({self.count} of {self.total} {self.of} at {len(self)} places)"
+
+    def _with(self, marks: Mapping[str, Tensor]) -> "Subset":
+        return Subset(marks, self.sites, self.input_shape)
+
+    def _merge(self, other: "Subset", rule: Callable[[Tensor, Tensor], Tensor]) -> "Subset":
+        shapes = [{name: tuple(marks.shape) for name, marks in subset.marks.items()} for subset in (self, other)]
+        if shapes[0] != shapes[1]:
+            differ = [name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)]
+            raise MismatchError(f"the two subsets are not of the same network: they differ in the shape of {', '.join(differ)}")
+        return self._with({name: rule(marks, other.marks[name].to(marks.device)) for name, marks in self.marks.items()})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON: each place's shape and the flat indices of its marks."""
+        marks = {
+            name: {"shape": list(marks.shape), "marked": marks.flatten().nonzero().flatten().tolist()} for name, marks in self.marks.items()
+        }
+        return {"marks": marks, "sites": [site.as_dict() for site in self.sites], "input_shape": list(self.input_shape)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Subset":
+        """Inverse of `as_dict`."""
+        marks = {}
+        for name, entry in data["marks"].items():
+            flat = torch.zeros(tuple(entry["shape"]), dtype=torch.bool).flatten()
+            flat[torch.tensor(entry["marked"], dtype=torch.long)] = True
+            marks[name] = flat.view(tuple(entry["shape"]))
+        return cls(marks, tuple(Site.from_dict(site) for site in data["sites"]), tuple(data["input_shape"]))
