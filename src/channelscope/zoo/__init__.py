@@ -1,6 +1,7 @@
 """Networks and images: by name, by path, trained or toys whose answers are known."""
 
 from channelscope.net.identity import weights_hash
+from channelscope.zoo import toys
 from channelscope.zoo.data import Images, ImageSource, read_images
 from channelscope.zoo.loading import load
 from channelscope.zoo.models import Card, card, names, network
@@ -20,5 +21,6 @@ __all__ = [
     "read_images",
     "read_weights",
     "save_weights",
+    "toys",
     "weights_hash",
 ]
