@@ -38,6 +38,8 @@ class Site:
     """groups of the convolution"""
     norm: str | None = None
     """module path of the batch normalization between read and cut point, if there is one"""
+    affine: bool = False
+    """whether the cut point is the read point scaled and shifted per channel, with no activation between"""
 
     @property
     def positions(self) -> int:

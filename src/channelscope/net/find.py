@@ -14,6 +14,9 @@ from channelscope.net.graph import Graph, trace
 from channelscope.site import Kind, Site
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+PLAIN_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+"""Modules that do nothing in evaluation mode."""
 CHANNELWISE = (
     nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU,
     nn.Sigmoid, nn.Tanh, nn.Softplus, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
@@ -85,10 +88,9 @@ def in_graph(graph: Graph) -> Sites:
         else:
             found.append(_site(graph, node, module, kind, len(found)))
     used = {str(target) for target in calls}
-    skipped |= {
-        name: "not called as a module in the forward pass" for name, module in graph.modules.items() if _kind(module) and name not in used | set(skipped)
-        and not any(name.startswith(f"{leaf}.") for leaf in used)
-    }  # fmt: skip
+    for name, module in graph.modules.items():
+        if _kind(module) and name not in used and not any(name.startswith(f"{leaf}.") for leaf in used):
+            skipped[name] = "not called as a module in the forward pass"
     if not found:
         raise SiteError("the network has no convolution or linear layer whose channels can be told apart; " + _reasons(skipped))
     return Sites(tuple(found), skipped, graph)
@@ -136,7 +138,7 @@ def _site(graph: Graph, node: fx.Node, module: nn.Module, kind: Kind, depth: int
     shape = graph.shapes[node.name][1:]
     linear = isinstance(module, nn.Linear)
     axis = len(shape) - 1 if linear else 0
-    cut, norm = _cut_point(graph, node, axis, shape)
+    cut, norm, affine = _cut_point(graph, node, axis, shape)
     return Site(
         name=str(node.target),
         kind=kind,
@@ -150,20 +152,25 @@ def _site(graph: Graph, node: fx.Node, module: nn.Module, kind: Kind, depth: int
         kernel=() if linear else tuple(module.kernel_size),  # type: ignore[arg-type]
         groups=1 if linear else int(module.groups),  # type: ignore[arg-type]
         norm=norm,
+        affine=affine,
     )
 
 
-def _cut_point(graph: Graph, node: fx.Node, axis: int, shape: tuple[int, ...]) -> tuple[fx.Node, str | None]:
+def _cut_point(graph: Graph, node: fx.Node, axis: int, shape: tuple[int, ...]) -> tuple[fx.Node, str | None, bool]:
     """Follow the layer's only consumer while it treats channels one by one."""
-    norm = None
+    norm, affine = None, True
     while len(node.users) == 1:
         user = next(iter(node.users))
         if not _channelwise(graph, user, node, axis) or graph.shapes.get(user.name, ())[1:] != shape:
             break
-        if user.op == "call_module" and isinstance(graph.modules[str(user.target)], BATCH_NORMS):
-            norm = norm or str(user.target)
+        module = graph.modules[str(user.target)] if user.op == "call_module" else None
+        if isinstance(module, BATCH_NORMS) and norm is None:
+            norm = str(user.target)
+            affine &= type(module) in PLAIN_NORMS and module.running_var is not None
+        else:
+            affine &= isinstance(module, IDLE)
         node = user
-    return node, norm
+    return node, norm, affine
 
 
 def _channelwise(graph: Graph, user: fx.Node, node: fx.Node, axis: int) -> bool:

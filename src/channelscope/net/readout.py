@@ -39,17 +39,21 @@ class Readout:
         """The text `parse` reads."""
         return "pooled" if self.kind == "pooled" else f"positions({self.count or 'all'})"
 
-    def rows(self, maps: Tensor, axis: int, where: Int[Tensor, "images positions"] | None) -> Float[Tensor, "samples channels"]:
+    def rows(
+        self, maps: Tensor, axis: int, where: Int[Tensor, "images positions"] | None = None, room: int = 0
+    ) -> Float[Tensor, "samples channels+room"]:
         """Samples of a batch of maps, image by image; `axis` holds the channels, counted without the batch axis.
 
-        A new tensor: later in-place changes of the maps do not reach it.
+        A new tensor, so that later in-place changes of the maps do not reach it, with `room` columns left to fill.
         """
         flat = positions_last(maps, axis)
         if self.kind == "pooled":
-            return flat.mean(2)
+            flat = flat.mean(2, keepdim=True)
         if where is not None:
             flat = flat.gather(2, where[:, None, :].expand(-1, flat.shape[1], -1))
-        return flat.transpose(1, 2).reshape(-1, flat.shape[1]).clone(memory_format=torch.contiguous_format)
+        samples = flat.new_empty(len(flat) * flat.shape[2], flat.shape[1] + room)
+        samples[:, : flat.shape[1]].view(len(flat), flat.shape[2], -1).copy_(flat.transpose(1, 2))
+        return samples
 
     def where(self, index: Int[Tensor, "images"], positions: int, seed: int) -> Int[Tensor, "images positions"] | None:
         """The positions each image gives, or None when it gives all."""

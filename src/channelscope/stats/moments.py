@@ -34,13 +34,7 @@ class Moments:
         Source   Chan, Golub, LeVeque 1983; checked by tests/pencil.py::moments
         """
         rows = samples if samples.dtype == torch.float64 else samples.float()
-        if len(rows) == 0:
-            return cls.zero(rows.shape[1])
-        mean = rows.mean(0, dtype=torch.float64)
-        centred = rows - mean.to(rows.dtype)
-        residue = centred.sum(0, dtype=torch.float64)  # what rounding the mean left behind
-        scatter = (centred.T @ centred).double() - torch.outer(residue, residue) / len(rows)
-        return cls(float(len(rows)), mean, scatter)
+        return centred(rows.clone())
 
     def __add__(self, other: "Moments") -> "Moments":
         """Moments of the union of two disjoint sample sets (Chan, Golub, LeVeque 1983)."""
@@ -58,6 +52,10 @@ class Moments:
         """Moments of some coordinates; indexing commutes with measuring."""
         return Moments(self.count, self.mean[index], self.scatter[index][:, index])
 
+    def scaled(self, factor: Float[Tensor, "d"], shift: Float[Tensor, "d"]) -> "Moments":
+        """Moments of factor · y + shift, coordinate by coordinate."""
+        return Moments(self.count, self.mean * factor + shift, self.scatter * torch.outer(factor, factor))
+
     def __len__(self) -> int:
         """Number of coordinates."""
         return len(self.mean)
@@ -71,3 +69,28 @@ class Moments:
     def variance(self) -> Float[Tensor, "d"]:
         """Diagonal of `covariance`."""
         return self.scatter.diagonal() / self.count
+
+
+def centred(rows: Float[Tensor, "samples d"]) -> Moments:
+    """Moments of a block of samples whose memory may be overwritten; what rounding the mean left behind is put right."""
+    if len(rows) == 0:
+        return Moments.zero(rows.shape[1])
+    middle = rows.mean(0)
+    rows.sub_(middle)
+    residue = rows.sum(0)
+    scatter = gram(rows).addr_(residue, residue, alpha=-1 / len(rows))
+    return Moments(float(len(rows)), middle.double() + residue.double() / len(rows), scatter.double())
+
+
+def gram(rows: Float[Tensor, "samples d"]) -> Float[Tensor, "d d"]:
+    """rows' rows, each off-diagonal block computed once."""
+    d = rows.shape[1]
+    if d < 256:
+        return rows.T @ rows
+    half = d // 2
+    left, right = rows[:, :half], rows[:, half:]
+    product = rows.new_empty(d, d)
+    product[:half, :half], product[half:, half:] = gram(left), gram(right)
+    product[:half, half:] = left.T @ right
+    product[half:, :half] = product[:half, half:].T
+    return product

@@ -1,0 +1,5 @@
+"""One pass over the calibration images."""
+
+from channelscope.collect.collect import collect
+
+__all__ = ["collect"]

@@ -1,0 +1,28 @@
+"""evaluate: accuracy, loss and margin of a network on labeled images."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from channelscope.errors import DataError
+from channelscope.net.graph import evaluating
+from channelscope.stats.tally import Tally
+
+
+def evaluate(model: nn.Module, batches: Iterable) -> Tally:
+    """Tally of `model` over `batches` of (images, labels, …), in evaluation mode; the model is left as it was.
+
+    Raises   DataError without images, or for labels outside the network's classes.
+    """
+    device = next(model.parameters()).device
+    tally = Tally()
+    with evaluating(model), torch.no_grad():
+        for images, labels, *_ in batches:
+            logits = model(images.to(device))
+            if int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:
+                raise DataError(f"labels must lie in 0 … {logits.shape[1] - 1}, received {int(labels.min())} … {int(labels.max())}")
+            tally = tally + Tally.of(logits, labels.to(device))
+    if not tally.images:
+        raise DataError("there are no images to evaluate on: the batches are empty")
+    return tally

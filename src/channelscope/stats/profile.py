@@ -1,0 +1,107 @@
+"""Profile: what one pass over the calibration images keeps, for every site of a network."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from operator import add
+
+from channelscope.errors import MismatchError, SampleError, SiteError
+from channelscope.site import Site
+from channelscope.stats.record import Record
+from channelscope.stats.tally import Tally
+from channelscope.types import Tensor
+
+IDENTITY = ("weights_hash", "sites", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Statistics of every site over some images; the profile of a union of image sets is the sum of their profiles.
+
+    Records are held packed, as they lie on disk; `record(site)` opens one.
+    """
+
+    network: str
+    """name the network was loaded by, or its class"""
+    weights_hash: str
+    """identity of the weights that were profiled"""
+    input_shape: tuple[int, ...]
+    """shape of one image (C, H, W)"""
+    classes: int
+    """number of logits"""
+    sites: tuple[Site, ...]
+    """sites in execution order"""
+    skipped: Mapping[str, str]
+    """what could not be a site, and why"""
+    readout: str
+    """what a sample of the local axis is, such as positions(16)"""
+    cut_readout: str
+    """what a sample at the cut point is"""
+    targets: tuple[str, ...]
+    """target columns joined to the channels, in order"""
+    seed: int
+    """seed of the drawn positions"""
+    shards: int
+    """number of shards (image index mod shards), 0 for none"""
+    images: int
+    """images profiled"""
+    tally: Tally
+    """accuracy and loss on these images; empty without labels"""
+    weights: Mapping[str, Mapping[str, Tensor]]
+    """site → name → one number per channel read off the weights: l1, l2, gamma (BatchNorm scale), distances (FPGM), outgoing"""
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    """packed records: 'total/SITE/…' and 'SHARD/SITE/…'"""
+
+    def site(self, name: str) -> Site:
+        """The site of that name."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise SiteError(f"the profile has no site '{name}'; it has {', '.join(site.name for site in self.sites)}")
+
+    def record(self, site: Site | str, shard: int | None = None) -> Record:
+        """Statistics of one site: over all images, or over one shard of them."""
+        name = site if isinstance(site, str) else site.name
+        prefix = f"{'total' if shard is None else shard}/{name}/"
+        if f"{prefix}cut.count" not in self.tensors:
+            self.site(name)
+            raise SampleError(f"the profile has no shard {shard}: it was collected with shards={self.shards}")
+        return Record.unpack(self.tensors, prefix)
+
+    def leaving_one_out(self, site: Site | str) -> list[Record]:
+        """Statistics of one site without each shard in turn: the replicates of a delete-a-group jackknife.
+
+        Raises   SampleError without shards: there is nothing to leave out.
+        """
+        if self.shards < 2:
+            raise SampleError(f"intervals over images need at least 2 shards, the profile has {self.shards}: collect with shards=10")
+        records = [self.record(site, shard) for shard in range(self.shards)]
+        before = list(accumulate(records[:-1], add))
+        after = list(accumulate(records[:0:-1], add))[::-1]
+        middle = [a + b for a, b in zip(before[:-1], after[1:], strict=True)]
+        return [after[0], *middle, before[-1]]
+
+    def __add__(self, other: "Profile") -> "Profile":
+        """Profile of the union of two disjoint image sets, of the same network measured in the same way."""
+        for name in IDENTITY:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise MismatchError(f"profiles can only be added when their {name} agree: {_brief(mine)} is not {_brief(theirs)}")
+        tensors = dict(_sum(self.tensors, other.tensors, self._prefixes()))
+        tally = self.tally + other.tally
+        return replace(self, images=self.images + other.images, tally=tally, tensors=tensors)
+
+    def _prefixes(self) -> Iterator[str]:
+        for owner in ("total", *range(self.shards)):
+            for site in self.sites:
+                yield f"{owner}/{site.name}/"
+
+
+def _sum(a: Mapping[str, Tensor], b: Mapping[str, Tensor], prefixes: Iterator[str]) -> Iterator[tuple[str, Tensor]]:
+    for prefix in prefixes:
+        yield from (Record.unpack(a, prefix) + Record.unpack(b, prefix)).pack(prefix)
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "…"

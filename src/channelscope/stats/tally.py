@@ -1,0 +1,89 @@
+"""Tally: what evaluating a network leaves behind — sums over images, so that accuracy merges like any statistic."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from scipy.stats import norm
+from torch.nn import functional as F
+
+from channelscope.types import Float, Int, Tensor
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over evaluated images; `+` merges disjoint image sets."""
+
+    images: float = 0.0
+    """number of images"""
+    correct: float = 0.0
+    """images whose largest logit is the label's"""
+    loss_sum: float = 0.0
+    """sum of cross-entropies in nats"""
+    loss_squares: float = 0.0
+    """sum of squared cross-entropies"""
+    margin_sum: float = 0.0
+    """sum of logit margins"""
+    margin_squares: float = 0.0
+    """sum of squared logit margins"""
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> "Tally":
+        """Tally of one batch."""
+        values = logits.detach().double()
+        loss = F.cross_entropy(values, labels, reduction="none")
+        gap = margin(values, labels)
+        correct = (values.argmax(1) == labels).sum()
+        sums = (correct, loss.sum(), loss.square().sum(), gap.sum(), gap.square().sum())
+        return cls(float(len(labels)), *(float(part) for part in sums))
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Tally of the union of two disjoint image sets."""
+        return Tally(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of images classified correctly; nan without images."""
+        return self.correct / self.images if self.images else float("nan")
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return self.loss_sum / self.images if self.images else float("nan")
+
+    @property
+    def margin(self) -> float:
+        """Mean logit margin."""
+        return self.margin_sum / self.images if self.images else float("nan")
+
+    @property
+    def loss_error(self) -> float:
+        """Standard error of the mean loss over images."""
+        return _error(self.loss_sum, self.loss_squares, self.images)
+
+    def accuracy_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Wilson interval of the accuracy (Wilson 1927)."""
+        if not self.images:
+            return (float("nan"), float("nan"))
+        z = float(norm.ppf(0.5 + level / 2))
+        n, p = self.images, self.accuracy
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    def __str__(self) -> str:
+        """Accuracy with its interval and the loss, on one line."""
+        low, high = self.accuracy_interval()
+        return f"accuracy {self.accuracy:.1%} [{low:.1%}, {high:.1%}], loss {self.loss:.3f} ± {self.loss_error:.3f} nats, {self.images:,.0f} images"
+
+
+def _error(total: float, squares: float, count: float) -> float:
+    if count < 2:
+        return float("nan")
+    return (max(squares - total * total / count, 0.0) / (count - 1) / count) ** 0.5
+
+
+def margin(logits: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> Float[Tensor, "images"]:
+    """Logit margin z_y − max over c ≠ y of z_c."""
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return own[:, 0] - others

@@ -1,0 +1,85 @@
+"""store: profiles on disk — one safetensors file with a JSON header, format 1."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from channelscope.errors import FormatError
+from channelscope.site import Site
+from channelscope.stats.profile import Profile
+from channelscope.stats.tally import Tally
+
+FORMAT = 1
+PLAIN = ("network", "weights_hash", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards", "images")
+WEIGHTS = "weights/"
+
+
+class Clock:
+    """Says when the next checkpoint is due: every `seconds` of wall-clock time."""
+
+    def __init__(self, seconds: float = 60.0):
+        self.seconds = seconds
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the interval has passed since the last time this was true."""
+        if time.monotonic() - self.last < self.seconds:
+            return False
+        self.last = time.monotonic()
+        return True
+
+
+def save(profile: Profile, path: str | Path) -> Path:
+    """Write a profile to one file, all or nothing; `load` gives the same profile back, to the bit."""
+    path = Path(path)
+    header = {name: getattr(profile, name) for name in PLAIN}
+    header |= {
+        "format": FORMAT,
+        "sites": [site.as_dict() for site in profile.sites],
+        "skipped": dict(profile.skipped),
+        "tally": asdict(profile.tally),
+    }
+    tensors = dict(profile.tensors)
+    for site, facts in profile.weights.items():
+        tensors |= {f"{WEIGHTS}{site}/{name}": values for name, values in facts.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata={"channelscope": json.dumps(header)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | Path) -> Profile:
+    """Read a profile.
+
+    Raises   FormatError if the file is missing, damaged, not a profile, or of another format version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FormatError(f"no profile at {path}: write one with `channelscope profile … --out {path.name}`")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if "channelscope" not in metadata:
+                raise FormatError(f"{path} is a safetensors file but not a profile; network weights go to --weights")
+            header = json.loads(metadata["channelscope"])
+            if header.get("format") != FORMAT:
+                raise FormatError(f"{path} has profile format {header.get('format')}, this version reads {FORMAT}: collect it again")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise FormatError(f"{path} is damaged or not a profile: {error}") from error
+    weights: dict[str, dict] = {}
+    for name in [name for name in tensors if name.startswith(WEIGHTS)]:
+        site, fact = name.removeprefix(WEIGHTS).rsplit("/", 1)
+        weights.setdefault(site, {})[fact] = tensors.pop(name)
+    sites = tuple(Site.from_dict(site) for site in header["sites"])
+    plain = {name: tuple(header[name]) if isinstance(header[name], list) else header[name] for name in PLAIN}
+    return Profile(**plain, sites=sites, skipped=header["skipped"], tally=Tally(**header["tally"]), weights=weights, tensors=tensors)
