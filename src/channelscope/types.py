@@ -11,6 +11,6 @@ from typing import TypeAlias
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Index: TypeAlias = "Tensor | list[int] | slice"
+Index: TypeAlias = Tensor | list[int] | slice
 
 __all__ = ["Bool", "Float", "Index", "Int", "Tensor"]

@@ -1,0 +1,200 @@
+"""Gaussian: the one place where moments become a distribution; `[]` marginalizes, `given` conditions."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from scipy.linalg import get_lapack_funcs
+
+from channelscope.errors import InputError, SampleError, ShapeError, SingularError
+from channelscope.stats.moments import Moments
+from channelscope.types import Bool, Float, Index, Tensor
+
+EXACT = 2.0**-20
+"""The share of a variance that float32 statistics cannot tell from zero.
+
+Activations are float32 and so are stored scatter matrices: a correlation carries an error of a few 2⁻²³. A share below
+2⁻²⁰, eight times that, is therefore called zero: |ρ| = 1 where 1 − ρ² ≤ EXACT (above 6.93 nats), and a channel is
+determined by others where they leave at most this share of its variance.
+"""
+
+SPREAD = 2.0**-21
+"""Standard deviation over |mean| of a channel that only rounds: four units in the last place of a float32."""
+
+TINY = torch.finfo(torch.float32).tiny
+"""The smallest variance that float32 holds with full precision."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A normal law over the coordinates of some moments: the assumption behind every information in nats."""
+
+    mean: Float[Tensor, "d"]
+    """mean, float64"""
+    covariance: Float[Tensor, "d d"]
+    """covariance, float64, symmetric and positive semidefinite"""
+    count: float
+    """samples behind it; infinite for a law that is known"""
+    estimator: str = "ML covariance"
+    """how the covariance was estimated, in words for tables"""
+
+    @classmethod
+    def fit(cls, moments: Moments, shrinkage: float | Literal["oas"] | None = None) -> "Gaussian":
+        """The normal law of some moments.
+
+        None takes the maximum-likelihood covariance; a number s in [0, 1] multiplies every correlation by 1 − s;
+        "oas" chooses s by the oracle-approximating rule applied to the correlation matrix. Variances are never changed,
+        so the result does not depend on the channels' units and a silent channel stays silent.
+
+        Raises   SampleError below two samples, InputError for any other shrinkage.
+        Source   Chen, Wiesel, Eldar, Hero 2010 (OAS); checked by tests/pencil.py::oas
+        """
+        if moments.count < 2:
+            raise SampleError(f"a covariance needs at least 2 samples, received {moments.count:g}: profile more images")
+        law = cls(moments.mean, moments.covariance, moments.count)
+        if shrinkage is None:
+            return law
+        if shrinkage == "oas":
+            strength, name = _oas(law), "OAS shrinkage"
+        elif not isinstance(shrinkage, str) and 0 <= shrinkage <= 1:
+            strength, name = float(shrinkage), "shrinkage"
+        else:
+            raise InputError(f'shrinkage is None, "oas" or a number from 0 to 1, received {shrinkage!r}')
+        shrunk = law.covariance * (1 - strength)
+        shrunk.diagonal().copy_(law.variance)
+        return cls(law.mean, shrunk, law.count, f"{name} {strength:.2g}")
+
+    def __len__(self) -> int:
+        """Number of coordinates."""
+        return len(self.mean)
+
+    def __getitem__(self, index: Index) -> "Gaussian":
+        """The law of some coordinates, whatever the others do."""
+        return Gaussian(self.mean[index], self.covariance[index][:, index], self.count, self.estimator)
+
+    def given(self, index: Index, value: Float[Tensor, "k"] | None = None) -> "Gaussian":
+        """The law of the other coordinates (in their order) once those at `index` are known.
+
+            Σ_A|B = Σ_AA − Σ_AB Σ_BB⁻¹ Σ_BA        μ_A|B = μ_A + Σ_AB Σ_BB⁻¹ (value − μ_B)
+
+        `value` is the mean unless given. A coordinate of which at most the share EXACT is left gets variance zero: it is known.
+
+        Raises   SingularError if the covariance at `index` has no inverse.
+        Source   Anderson 2003, theorem 2.5.1; checked by tests/pencil.py::conditional
+        """
+        everything = torch.arange(len(self), device=self.mean.device)
+        known = everything[index]
+        rest = everything[~torch.isin(everything, known)]
+        cross = self.covariance[known][:, rest]
+        slope = solve(self.covariance[known][:, known], cross, self.count).T
+        left = self.covariance[rest][:, rest] - slope @ cross
+        left = (left + left.T) / 2
+        settled = left.diagonal() <= EXACT * self.variance[rest]
+        left[settled] = 0
+        left[:, settled] = 0
+        shift = 0 if value is None else slope @ (value.to(self.mean) - self.mean[known])
+        return Gaussian(self.mean[rest] + shift, left, self.count, self.estimator)
+
+    @property
+    def variance(self) -> Float[Tensor, "d"]:
+        """Diagonal of the covariance."""
+        return self.covariance.diagonal()
+
+    @property
+    def silent(self) -> Bool[Tensor, "d"]:
+        """True where a coordinate does not vary, or by rounding alone.
+
+        The rule: standard deviation ≤ 2⁻²¹ |mean| (four units in the last place of the float32 activations), or variance below
+        the smallest normal float32. It compares a channel with itself only, so rescaling a channel does not change it.
+        """
+        return self.variance <= (SPREAD * self.mean).square().clamp(min=TINY)
+
+    @property
+    def correlation(self) -> Float[Tensor, "d d"]:
+        """Correlation matrix with a diagonal of exact ones; rows and columns of silent coordinates are nan."""
+        scale = self.variance.sqrt().masked_fill(self.silent, torch.nan)
+        return correlation(self.covariance, scale)
+
+    def describe(self) -> str:
+        """The assumption in words, for the foot of a table: 'Gaussian, ML covariance, n=5,000'."""
+        return f"Gaussian, {self.estimator}, n={self.count:,.0f}"
+
+
+def correlation(covariance: Float[Tensor, "d d"], scale: Float[Tensor, "d"] | None = None) -> Float[Tensor, "d d"]:
+    """Covariance over the product of standard deviations, within [−1, 1], diagonal of exact ones.
+
+    Undefined (nan) in the rows and columns of a coordinate without variance.
+    Source   Anderson 2003, section 2.3; checked by tests/pencil.py::correlation
+    """
+    if scale is None:
+        scale = covariance.diagonal().sqrt()
+        scale = scale.masked_fill(scale <= 0, torch.nan)
+    rho = (covariance / torch.outer(scale, scale)).clamp(-1, 1)
+    rho.diagonal().copy_(scale / scale)
+    return rho
+
+
+def cholesky(covariance: Float[Tensor, "d d"], count: float | None = None) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
+    """Standard deviations s and lower factor L of the correlation matrix: Σ = diag(s) L L' diag(s).
+
+    Factoring the correlation keeps the digits of badly scaled channels, and L_jj² is the share of channel j that
+    channels 0..j−1 leave unexplained: the rank is read off it.
+
+    Raises   SingularError if a channel is silent, or determined by others up to EXACT.
+    Source   Golub & Van Loan 2013, section 4.2; checked by tests/formulas/test_gaussian.py
+    """
+    scale = covariance.diagonal().sqrt()
+    if bool((scale > 0).all()):
+        lower, failed = torch.linalg.cholesky_ex(correlation(covariance, scale))
+        if not failed and bool((lower.diagonal().square() > EXACT).all()):
+            return scale, lower
+    raise SingularError(_deficit(covariance, count))
+
+
+def solve(covariance: Float[Tensor, "d d"], right: Float[Tensor, "d k"], count: float | None = None) -> Float[Tensor, "d k"]:
+    """Σ⁻¹ B for a covariance of full rank.
+
+    Raises   SingularError with the channels at fault; ShapeError if B has another number of rows.
+    Source   Golub & Van Loan 2013, section 4.2; checked by tests/pencil.py::conditional
+    """
+    if len(right) != len(covariance):
+        raise ShapeError(f"cannot solve {len(covariance)} equations for a right-hand side of {len(right)} rows")
+    if len(covariance) == 0:
+        return right.clone()
+    scale, lower = cholesky(covariance, count)
+    return torch.cholesky_solve(right / scale[:, None], lower) / scale[:, None]
+
+
+def _oas(law: Gaussian) -> float:
+    """Oracle-approximating shrinkage of the correlation matrix of the coordinates that vary."""
+    rho = law.correlation[~law.silent][:, ~law.silent]
+    size = len(rho)
+    spread = float(rho.square().mean()) if size else 0.0
+    excess = (law.count + 1) * (spread - 1 / size) if size else 0.0
+    return min(1.0, (spread + 1) / excess) if excess > 0 else 1.0
+
+
+def _deficit(covariance: Tensor, count: float | None) -> str:
+    """Which channels keep a covariance from having an inverse, in one message."""
+    varies = covariance.diagonal() > 0
+    silent = (~varies).nonzero().flatten().tolist()
+    alive = varies.nonzero().flatten()
+    rho = correlation(covariance[alive][:, alive]).cpu().numpy()
+    rank, spare = 0, []
+    if len(alive):
+        (pstrf,) = get_lapack_funcs(("pstrf",), (rho,))
+        _, pivots, rank, _ = pstrf(rho, tol=EXACT, lower=1)
+        spare = sorted(alive[[int(p) - 1 for p in pivots[rank:]]].tolist())
+    samples = "" if count is None else f", {count:,.0f} samples"
+    parts = [f"the covariance ({len(covariance)} channels{samples}) has rank {rank}."]
+    if silent:
+        parts.append(f"{_some(silent)} silent: drop them (profile.alive()).")
+    if spare:
+        parts.append(f'{_some(spare)} determined by the others: drop them, pass shrinkage="oas", or a ridge such as 1e-3.')
+    return " ".join(parts)
+
+
+def _some(channels: list[int]) -> str:
+    """'3 channels (4, 8, 9) are', the first few of many."""
+    listed = ", ".join(map(str, channels[:8])) + (", …" if len(channels) > 8 else "")
+    return f"1 channel ({listed}) is" if len(channels) == 1 else f"{len(channels)} channels ({listed}) are"

@@ -1,0 +1,110 @@
+"""What the peers of a channel explain of it: peer support, replacement weights, and removal one by one."""
+
+from dataclasses import dataclass
+
+import torch
+
+from channelscope.errors import InputError, ShapeError
+from channelscope.formulas.gaussian import correlation, solve
+from channelscope.formulas.hull import Hulls, hulls
+from channelscope.formulas.support import RIDGE, support
+from channelscope.types import Float, Int, Tensor
+
+__all__ = ["RIDGE", "Elimination", "Hulls", "backward_elimination", "hulls", "peers_matrix", "replacement", "support"]
+
+
+def replacement(
+    covariance: Float[Tensor, "channels channels"],
+    mean: Float[Tensor, "channels"],
+    target: int,
+    members: list[int] | Int[Tensor, "members"],
+    ridge: float = 0.0,
+) -> tuple[Float[Tensor, "members"], Float[Tensor, ""]]:
+    """Weights and intercept of the best linear prediction of a channel from some peers.
+
+        Ŷ_i = a'Y_M + b        a = (Σ_MM + λI)⁻¹ Σ_Mi        b = μ_i − a'μ_M
+
+    λ is `ridge` times the mean variance of the members. No members: the mean alone. Padding (−1) in `members` is ignored.
+
+    Raises   ShapeError if the channel is its own member, SingularError if the members have no inverse and ridge is 0.
+    Source   Safaai et al. 2026 (peer replacement); checked by tests/pencil.py::replacement
+    """
+    peers = torch.as_tensor(members, dtype=torch.long, device=covariance.device)
+    peers = peers[peers >= 0]
+    if bool((peers == target).any()):
+        raise ShapeError(f"channel {target} is among the members that should replace it: leave it out")
+    weights = peers_matrix(covariance, torch.tensor([target], device=peers.device), peers, ridge)[0]
+    return weights, mean[target] - weights @ mean[peers]
+
+
+def peers_matrix(
+    covariance: Float[Tensor, "channels channels"],
+    dropped: Int[Tensor, "dropped"],
+    kept: Int[Tensor, "kept"],
+    ridge: float = RIDGE,
+) -> Float[Tensor, "dropped kept"]:
+    """Linear prediction of the dropped channels from the kept ones.
+
+        A = Σ_DK (Σ_KK + λI)⁻¹
+
+    λ is `ridge` times the mean variance of the kept channels, so it has the layer's own unit. Silent dropped channels get zeros:
+    there is nothing to predict.
+
+    Raises   SingularError if Σ_KK has no inverse and ridge is 0, InputError if ridge is negative.
+    Source   Hoerl & Kennard 1970; checked by tests/pencil.py::peers_matrix
+    """
+    if ridge < 0:
+        raise InputError(f"ridge is a share of the mean variance, at least 0, received {ridge:g}")
+    inner = covariance[kept][:, kept].clone()
+    inner.diagonal().add_(ridge * inner.diagonal().mean())
+    if ridge == 0 or not bool((inner.diagonal() > 0).all()):
+        return solve(inner, covariance[kept][:, dropped]).T
+    return torch.linalg.solve(inner, covariance[kept][:, dropped]).T
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """The order in which channels of a layer can be done without, and what each removal costs."""
+
+    order: Int[Tensor, "channels"]
+    """channels, first removed first"""
+    cost: Float[Tensor, "channels"]
+    """cost of each channel (by channel, not by place) at its removal: weight × residual variance; `cost[order]` never falls"""
+
+
+def backward_elimination(
+    covariance: Float[Tensor, "channels channels"], weights: Float[Tensor, "channels"], ridge: float = RIDGE
+) -> Elimination:
+    """Remove, one after the other, the channel that costs least given the peers that are left.
+
+        cost_i = weight_i · Var(Y_i) · (1 − E_i)        E_i = explained variance given the channels left
+
+    With weight_i = |W_next[:, i]|² the cost is the mean squared change of the consumers (by tap) when i is replaced by its
+    linear prediction. One inverse for the layer; removing j updates it by P ← P − P_:j P_j: / P_jj, so O(C³) in all. `ridge` is
+    on the correlation scale, as in `support`. Silent channels are removed first and cost nothing.
+
+    Raises   SingularError if ridge is 0 and channels determine each other; InputError for negative weights.
+    Source   Cotter, Kreutz-Delgado, Rao 2001 (backward elimination by Schur updates); checked by tests/pencil.py::backward_elimination
+    """
+    if not bool((weights >= 0).all()):
+        raise InputError("weights are squared norms of outgoing weights, at least 0 and not nan")
+    variance = covariance.diagonal()
+    alive = (variance > 0).nonzero().flatten()
+    silent = (~(variance > 0)).nonzero().flatten()
+    rho = correlation(covariance[alive][:, alive])
+    rho.diagonal().add_(ridge)
+    inverse = solve(rho, torch.eye(len(alive), dtype=rho.dtype, device=rho.device))
+    scale = (weights * variance)[alive]
+    gone = torch.zeros(len(alive), dtype=torch.bool, device=rho.device)
+    order, spent = [], torch.zeros_like(scale)
+    for _ in range(len(alive)):
+        cost = (scale * (1 / inverse.diagonal() - ridge)).clamp(min=0).masked_fill(gone, torch.inf)
+        pick = cost.argmin()
+        spent[pick], gone[pick] = cost[pick], True
+        order.append(pick)
+        row = inverse[pick].clone()
+        inverse.addr_(row, row / row[pick], alpha=-1)
+        inverse.diagonal()[gone] = 1  # a removed channel has an empty row; its diagonal is not divided by
+    whole = torch.zeros_like(variance)
+    whole[alive] = spent
+    return Elimination(torch.cat([silent, alive[torch.stack(order)] if order else alive]), whole)

@@ -1,0 +1,248 @@
+"""How sure: jackknife, bootstrap, permutations, and the summaries they are applied to."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import stats
+
+from channelscope.errors import InputError, SampleError, ShapeError
+from channelscope.types import Float, Tensor
+
+EXHAUSTIVE = 2**12
+"""Sign patterns up to which all are tried instead of a sample of them."""
+
+TIE = 1e-12
+"""Relative difference below which two permuted statistics are the same sum added up in another order."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number, how sure it is, and from how many independent units; plain floats."""
+
+    value: float
+    """the estimate"""
+    low: float
+    """lower end; nan where no interval can be given"""
+    high: float
+    """upper end"""
+    n: int
+    """independent units behind it (images, groups, layers, seeds), never pixels"""
+    method: str
+    """how the ends were found, in words for tables"""
+    level: float = 0.95
+    """coverage aimed at"""
+
+    def __str__(self) -> str:
+        """'0.312 [0.270, 0.354]'."""
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+    def __contains__(self, number: float) -> bool:
+        """Whether a number lies between the ends, ends included."""
+        return self.low <= number <= self.high
+
+
+@dataclass(frozen=True)
+class Jackknife:
+    """A statistic of any shape with its delete-a-group standard error."""
+
+    value: Float[Tensor, "..."]
+    """the statistic of all groups together"""
+    corrected: Float[Tensor, "..."]
+    """value without its first-order bias: G·value − (G − 1)·mean of the replicates"""
+    standard_error: Float[Tensor, "..."]
+    """square root of (G − 1)/G times the replicates' sum of squared deviations"""
+    groups: int
+    """number of groups G"""
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Value ± Student's t quantile (G − 1 degrees of freedom) × standard error, for a statistic that is one number."""
+        value, reach = float(self.value), float(stats.t.ppf((1 + level) / 2, self.groups - 1)) * float(self.standard_error)
+        return Interval(value, value - reach, value + reach, self.groups, f"jackknife over {self.groups} groups of images", level)
+
+
+def jackknife(value: Float[Tensor, "..."], replicates: Float[Tensor, "groups ..."]) -> Jackknife:
+    """Delete-a-group jackknife: `replicates[g]` is the statistic computed without group g.
+
+        se² = (G − 1)/G · Σ_g (θ_(g) − θ̄)²
+
+    Groups are of (nearly) equal size and independent of each other, such as shards of images.
+
+    Raises   SampleError below two groups, ShapeError if the replicates have another shape than the value.
+    Undefined (nan) where the value or any replicate is nan or infinite.
+    Source   Efron & Tibshirani 1993, chapter 11; Kott 2001 (groups); checked by tests/pencil.py::jackknife
+    """
+    value, replicates = torch.as_tensor(value).double(), torch.as_tensor(replicates).double()
+    groups = len(replicates)
+    if groups < 2:
+        raise SampleError(f"a jackknife needs at least 2 groups, received {groups}: keep shards in the profile (shards=10)")
+    if replicates.shape[1:] != value.shape:
+        raise ShapeError(f"replicates of shape {tuple(replicates.shape[1:])} for a value of shape {tuple(value.shape)}")
+    center = replicates.mean(0)
+    error = ((groups - 1) / groups * (replicates - center).square().sum(0)).sqrt()
+    return Jackknife(value, groups * value - (groups - 1) * center, error, groups)
+
+
+def shard_weights(shards: int, draws: int, seed: int = 0) -> Float[Tensor, "draws shards"]:
+    """How often each shard enters each bootstrap sample: rows of `shards` draws with replacement.
+
+    A profile of draw b is the sum of the shards' moments, each as often as its weight.
+    Returns  whole numbers that sum to `shards` in each row.
+    Source   Efron & Tibshirani 1993, chapter 6; checked by tests/formulas/test_resampling.py
+    """
+    if shards < 2:
+        raise SampleError(f"a bootstrap over shards needs at least 2 of them, received {shards}")
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(shards, (draws, shards), generator=generator)
+    return torch.zeros(draws, shards, dtype=torch.float64).scatter_add(1, picks, torch.ones(draws, shards, dtype=torch.float64))
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    *columns: Float[Tensor, "n"],
+    strata: Tensor | None = None,
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a statistic over resampled rows; the same rows of every column, within strata if given.
+
+    Draws on which the statistic is undefined (nan) are left out; above half of them the ends are nan.
+
+    Source   Efron & Tibshirani 1993, chapter 13; checked by tests/formulas/test_resampling.py
+    """
+    n = len(columns[0])
+    labels = np.zeros(n, dtype=int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+    if any(len(column) != n for column in columns) or len(labels) != n:
+        raise ShapeError(f"columns of different length: {[len(column) for column in columns]}, strata {len(labels)}")
+    value = float(statistic(*columns))
+    rows = [np.flatnonzero(labels == label) for label in range(labels.max(initial=-1) + 1)]
+    generator = np.random.default_rng(seed)
+    results = np.empty(draws)
+    for draw in range(draws):
+        chosen = torch.from_numpy(np.concatenate([generator.choice(stratum, len(stratum)) for stratum in rows])) if n else []
+        results[draw] = float(statistic(*(column[chosen] for column in columns)))
+    kept = results[~np.isnan(results)]
+    low, high = _percentiles(kept if 2 * len(kept) >= draws else kept[:0], level)
+    within = "" if strata is None else f" within {len(rows)} strata"
+    return Interval(value, low, high, n, f"bootstrap{within}, {draws:,} draws", level)
+
+
+def bootstrap_mean(values: Float[Tensor, "n"], draws: int = 10_000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean over independent units (layers, seeds) with its percentile bootstrap interval; nan values are left out.
+
+    Below two values the ends are nan.
+    Source   Efron & Tibshirani 1993, chapter 13; checked by tests/formulas/test_resampling.py
+    """
+    kept = torch.as_tensor(values).double().flatten().cpu().numpy()
+    kept = kept[~np.isnan(kept)]
+    value = float(kept.mean()) if len(kept) else float("nan")
+    picks = np.random.default_rng(seed).integers(len(kept), size=(draws, len(kept))) if len(kept) > 1 else np.empty((0, 1), dtype=int)
+    low, high = _percentiles(kept[picks].mean(1), level)
+    return Interval(value, low, high, len(kept), f"bootstrap, {draws:,} draws", level)
+
+
+def permutation_p(
+    observed: Float[Tensor, "..."], null: Float[Tensor, "permutations ..."], side: Literal["greater", "less", "both"] = "greater"
+) -> Float[Tensor, "..."]:
+    """Permutation p-value: p = (1 + hits) / (1 + permutations), so never zero.
+
+    A hit is a permuted value at least as extreme as the observed one; "both" compares distances from the null's mean.
+
+    Undefined (nan) where the observed or a permuted value is nan.
+    Source   Phipson & Smyth 2010; checked by tests/pencil.py::permutation_p
+    """
+    if side not in ("greater", "less", "both"):
+        raise InputError(f'side is "greater", "less" or "both", received {side!r}')
+    observed, null = torch.as_tensor(observed).double(), torch.as_tensor(null).double()
+    if side == "both":
+        observed, null = (observed - null.mean(0)).abs(), (null - null.mean(0)).abs()
+    elif side == "less":
+        observed, null = -observed, -null
+    slack = TIE * observed.abs().nan_to_num(posinf=0)
+    hits = (null >= observed - slack).sum(0)
+    unknown = observed.isnan() | null.isnan().any(0)
+    return ((1 + hits) / (1 + len(null))).double().masked_fill(unknown, torch.nan)
+
+
+def sign_flip(differences: Float[Tensor, "n"], permutations: int = 10_000, seed: int = 0) -> float:
+    """Two-sided sign-flip permutation p-value for paired differences with mean zero.
+
+    Every sign pattern is tried when there are at most 2¹² (then p is exact, and at least 2/2ⁿ: .0625 with five pairs); otherwise a
+    seeded sample of them, p = (1 + hits)/(1 + permutations). Each difference is one independent cluster, such as a training seed.
+
+    Raises   SampleError without differences.
+    Undefined (nan) if a difference is nan.
+    Source   Fisher 1935, section 21; Phipson & Smyth 2010; checked by tests/pencil.py::sign_flip
+    """
+    pairs = torch.as_tensor(differences).double().flatten().cpu().numpy()
+    if len(pairs) == 0:
+        raise SampleError("a sign-flip test needs at least one paired difference")
+    if np.isnan(pairs).any():
+        return float("nan")
+    bound = abs(pairs.sum()) - TIE * np.abs(pairs).sum()
+    if 2 ** len(pairs) <= EXHAUSTIVE:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(pairs))))
+        return float((np.abs(signs @ pairs) >= bound).mean())
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(permutations, len(pairs)))
+    return float((1 + (np.abs(signs @ pairs) >= bound).sum()) / (1 + permutations))
+
+
+def holm(p: Float[Tensor, "tests"]) -> Float[Tensor, "tests"]:
+    """Holm's step-down adjusted p-values; nan stays nan and is not counted as a test.
+
+    Source   Holm 1979; checked by tests/pencil.py::holm
+    """
+    p = torch.as_tensor(p).double()
+    asked = (~p.isnan()).nonzero().flatten()
+    order = asked[p[asked].argsort()]
+    factor = torch.arange(len(order), 0, -1, dtype=torch.float64, device=p.device)
+    adjusted = p.clone()
+    adjusted[order] = (factor * p[order]).cummax(0).values.clamp(max=1) if len(order) else p[order]
+    return adjusted
+
+
+def effect_size(differences: Float[Tensor, "n"]) -> float:
+    """Paired effect size, Cohen's d_z: mean difference over the standard deviation of the differences (n − 1).
+
+    Undefined (nan) below two pairs and where all differences are equal.
+    Source   Cohen 1988, section 2.3.5; checked by tests/pencil.py::effect_size
+    """
+    pairs = torch.as_tensor(differences).double().flatten()
+    if len(pairs) < 2 or bool((pairs == pairs[0]).all()):
+        return float("nan")
+    return float(pairs.mean() / pairs.std())
+
+
+def flops_auc(removed: Float[Tensor, "budgets"], accuracy: Float[Tensor, "budgets"], upto: float | None = None) -> float:
+    """FLOPs-AUC: mean accuracy over the removed-MACs fraction from 0 (the unpruned network) to `upto`.
+
+    Trapezoid area under the curve divided by its span; `upto` is the largest budget that every compared score reached (by
+    default this curve's last), and the curve is interpolated there.
+
+    Returns  the unit of `accuracy`.
+    Raises   InputError without the unpruned point, for repeated or missing numbers, or if the curve ends before `upto`.
+    Source   Safaai et al. 2026; checked by tests/pencil.py::flops_auc
+    """
+    x, y = (torch.as_tensor(column).double().flatten().cpu().numpy() for column in (removed, accuracy))
+    if len(x) != len(y):
+        raise ShapeError(f"{len(x)} budgets and {len(y)} accuracies")
+    order = np.argsort(x)
+    x, y = x[order], y[order]
+    if len(x) < 2 or np.isnan(x).any() or np.isnan(y).any() or x[0] != 0 or (np.diff(x) <= 0).any():
+        raise InputError(f"expected different removed fractions from 0 (the unpruned network) on, without nan; received {x.tolist()}")
+    end = float(x[-1]) if upto is None else upto
+    if not 0 < end <= x[-1]:
+        raise InputError(f"the curve ends at {x[-1]:g} removed; choose upto within (0, {x[-1]:g}], received {end:g}")
+    inside = x < end
+    return float(np.trapezoid(np.append(y[inside], np.interp(end, x, y)), np.append(x[inside], end)) / end)
+
+
+def _percentiles(draws: np.ndarray, level: float) -> tuple[float, float]:
+    if len(draws) == 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
