@@ -55,7 +55,7 @@ class Record:
             yield f"{prefix}{name}.mean", moments.mean
             yield f"{prefix}{name}.scatter", triangle(moments.scatter)
         if self.classes is not None:
-            yield f"{prefix}classes.counts", self.classes.counts
+            yield f"{prefix}classes.counts", self.classes.counts.clone()
             offsets = self.classes.means - self.pooled.mean[: self.channels]
             yield f"{prefix}classes.offsets", torch.where(self.classes.counts[:, None] > 0, offsets, 0.0).float()
         for name in ("sensitivity", "maps"):

@@ -1,0 +1,29 @@
+"""channelscope: what the channels of a vision network know, what they share, and which it could do without."""
+
+from channelscope import scores, zoo
+from channelscope.collect import collect
+from channelscope.errors import ChannelscopeError
+from channelscope.evaluate import evaluate
+from channelscope.net.find import sites
+from channelscope.ranking import Ranking
+from channelscope.site import Site
+from channelscope.stats.moments import Moments
+from channelscope.stats.profile import Profile
+from channelscope.store import load, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChannelscopeError",
+    "Moments",
+    "Profile",
+    "Ranking",
+    "Site",
+    "collect",
+    "evaluate",
+    "load",
+    "save",
+    "scores",
+    "sites",
+    "zoo",
+]

@@ -1,0 +1,169 @@
+"""Layer: one site's record under stated conventions, with what several scores need computed once."""
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from channelscope.errors import InputError, SampleError
+from channelscope.formulas.gaussian import Gaussian
+from channelscope.formulas.information import correlation_information, gaussian_bias, label_pairs, label_singles, pair_information
+from channelscope.site import Site
+from channelscope.stats.moments import Moments
+from channelscope.stats.profile import Profile
+from channelscope.stats.record import Record
+from channelscope.types import Float, Tensor
+
+
+@dataclass(frozen=True)
+class Convention:
+    """The choices every score of a table shares; printed with it."""
+
+    target: str = "margin"
+    """margin, correct_logit, top_margin, or label"""
+    target_readout: Literal["pooled", "positions"] = "pooled"
+    """one sample per image, or the local axis's positions with the target repeated (pseudo-replicated)"""
+    shrinkage: float | Literal["oas"] | None = None
+    """of the correlation matrices: a number, oas, or none"""
+    noise: float | Literal["median"] = "median"
+    """noise variance of input capture: the layer's median variance, or a number"""
+    preset: Literal["default", "paper"] = "default"
+    """paper: the published conventions (|ρ| clipped at 0.999, division by C, ten largest excesses of fifty, repeated targets)"""
+
+    @classmethod
+    def split(cls, options: dict[str, Any]) -> tuple["Convention", dict[str, Any]]:
+        """Separate the convention's fields from a formula's own options."""
+        names = {field.name for field in fields(cls)}
+        convention = cls(**{key: value for key, value in options.items() if key in names})
+        if convention.preset == "paper":
+            convention = replace(convention, target_readout="positions")
+        return convention, {key: value for key, value in options.items() if key not in names}
+
+    @property
+    def paper(self) -> bool:
+        """Whether the published conventions are asked for."""
+        return self.preset == "paper"
+
+
+class Layer:
+    """One site of a profile as the formulas see it."""
+
+    def __init__(self, profile: Profile, site: Site, record: Record, convention: Convention):
+        self.profile, self.site, self.record, self.convention = profile, site, record, convention
+        self.channels = site.channels
+        self.weights = profile.weights[site.name]
+
+    @property
+    def images(self) -> int:
+        """Independent samples: images, never pixels."""
+        return self.record.images
+
+    @cached_property
+    def law(self) -> Gaussian:
+        """The channels at the read point, local readout; counted in images."""
+        return Gaussian.fit(_counted(self.record.read, self.images)[: self.channels], self.convention.shrinkage)
+
+    @cached_property
+    def variance(self) -> Float[Tensor, "channels"]:
+        """Output variances, nan where silent."""
+        return self.law.variance.masked_fill(self.law.silent, torch.nan)
+
+    @cached_property
+    def rho(self) -> Float[Tensor, "channels channels"]:
+        """Correlations of the channels at the local readout, nan where silent."""
+        return self.law.correlation
+
+    @cached_property
+    def joint(self) -> Gaussian:
+        """The channels joined with the target as last coordinate, at the target's readout."""
+        if self.convention.target not in self.profile.targets:
+            raise InputError(
+                f"the profile has no target '{self.convention.target}'; it has {', '.join(self.profile.targets)}"
+                + ("" if self.record.classes is None else ", label")
+            )
+        column = self.channels + self.profile.targets.index(self.convention.target)
+        moments = self.record.pooled if self.convention.target_readout == "pooled" else self.record.read
+        index = torch.tensor([*range(self.channels), column])
+        return Gaussian.fit(moments[index], self.convention.shrinkage)
+
+    @cached_property
+    def target_rho(self) -> Float[Tensor, "channels"]:
+        """Correlation of each channel with the target."""
+        return self.joint.correlation[-1, :-1]
+
+    @cached_property
+    def peer_rho(self) -> Float[Tensor, "channels channels"]:
+        """Correlations of the channels at the target's readout."""
+        return self.joint.correlation[:-1, :-1]
+
+    @cached_property
+    def single(self) -> Float[Tensor, "channels"]:
+        """Information of each channel about the target, uncorrected."""
+        if self.convention.target == "label":
+            total, within = self._label
+            return label_singles(total.diagonal(), within.diagonal())
+        return correlation_information(self.target_rho)
+
+    @cached_property
+    def pair(self) -> Float[Tensor, "channels channels"]:
+        """Information of each pair of channels about the target, uncorrected."""
+        return label_pairs(*self._label) if self.convention.target == "label" else pair_information(self.target_rho, self.peer_rho)
+
+    @cached_property
+    def _label(self) -> tuple[Tensor, Tensor]:
+        classes = self.record.classes
+        if classes is None:
+            raise InputError("the label target needs labels, and the profile was collected without: use target='top_margin'")
+        if self.images < 2 * self.profile.classes:
+            raise SampleError(
+                f"the label target needs at least {2 * self.profile.classes:,} images (two for each of {self.profile.classes:,} classes), "
+                f"the profile has {self.images:,}: profile more images or use target='margin'"
+            )
+        pooled = self.record.pooled[: self.channels]
+        silent = Gaussian.fit(pooled).silent
+        mask = silent[:, None] | silent[None, :]
+        return tuple(part.covariance.masked_fill(mask, torch.nan) for part in (pooled, classes.within(pooled)))  # type: ignore[return-value]
+
+    @property
+    def samples(self) -> float:
+        """Samples the target information is estimated from."""
+        return self.record.pooled.count if self.convention.target_readout == "pooled" else self.record.read.count
+
+    def bias(self, coordinates: int) -> float:
+        """Gaussian bias of an information with this many coordinates."""
+        classes = self.profile.classes if self.convention.target == "label" else None
+        return gaussian_bias(coordinates, self.samples, classes)
+
+    def enough_for_peers(self) -> None:
+        """Refuse a regression on all peers from fewer images than channels, unless shrinkage was asked for."""
+        if self.images < self.channels and self.convention.shrinkage is None:
+            raise SampleError(
+                f"{self.images:,} images are too few to regress each of {self.channels:,} channels on its peers: "
+                "profile more images or pass shrinkage='oas'"
+            )
+
+    def reasons(self, values: np.ndarray) -> dict[int, str]:
+        """Why values are nan or inf, channel by channel."""
+        silent = self.law.silent.numpy()
+        notes = {}
+        for channel in np.flatnonzero(~np.isfinite(values)).tolist():
+            if np.isinf(values[channel]):
+                notes[channel] = self._copies(channel)
+            else:
+                notes[channel] = "silent: it does not vary over the images" if silent[channel] else "undefined here"
+        return notes
+
+    def _copies(self, channel: int) -> str:
+        same = torch.isinf(correlation_information(self.rho[channel]))
+        same[channel] = False
+        peers = same.nonzero()[:, 0].tolist()
+        if peers:
+            return f"exact copy of {', '.join(map(str, peers[:5]))} (up to scale and float32 resolution)"
+        return "determines the target up to float32 resolution"
+
+
+def _counted(moments: Moments, images: int) -> Moments:
+    """The same covariance, counted as that many samples: positions of one image are not independent."""
+    return Moments(float(images), moments.mean, moments.scatter * (images / moments.count)) if moments.count else moments
