@@ -3,15 +3,21 @@
 from channelscope.net.identity import weights_hash
 from channelscope.zoo import toys
 from channelscope.zoo.data import Images, ImageSource, read_images
+from channelscope.zoo.history import Epoch, History
 from channelscope.zoo.loading import load
 from channelscope.zoo.models import Card, card, names, network
+from channelscope.zoo.schedule import Schedule, recipe
 from channelscope.zoo.split import Split
+from channelscope.zoo.train import train
 from channelscope.zoo.weights import load_weights, read_weights, save_weights
 
 __all__ = [
     "Card",
+    "Epoch",
+    "History",
     "ImageSource",
     "Images",
+    "Schedule",
     "Split",
     "card",
     "load",
@@ -20,7 +26,9 @@ __all__ = [
     "network",
     "read_images",
     "read_weights",
+    "recipe",
     "save_weights",
     "toys",
+    "train",
     "weights_hash",
 ]

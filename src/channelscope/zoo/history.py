@@ -1,0 +1,118 @@
+"""History: what happened in a training run, and the folder it left."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from channelscope.errors import FormatError
+
+FORMAT = 1
+LOG = "training.json"
+TRAINED = "trained.safetensors"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training images; epoch 0 is the initialization, of which only the validation is known."""
+
+    epoch: int
+    """0 for the initialization, then 1, 2, …"""
+    lr: float
+    """learning rate of the epoch's last step"""
+    train_loss: float
+    """mean cross-entropy in nats over the augmented training images, while they were learned from"""
+    train_accuracy: float
+    """fraction of them right, while they were learned from"""
+    validation_loss: float
+    """mean cross-entropy in nats over the validation images, after the epoch"""
+    validation_accuracy: float
+    """fraction of the validation images right, after the epoch"""
+    seconds: float
+    """wall-clock time"""
+
+
+@dataclass(frozen=True)
+class History:
+    """A training run: its folder, its epochs, and the test accuracy that is measured once, at its end."""
+
+    folder: Path
+    """where the checkpoints are"""
+    network: str
+    """the network's name"""
+    start: str
+    """`weights_hash` of the initialization"""
+    settings: Mapping[str, Any]
+    """the schedule and the images, as plain data"""
+    epochs: tuple[Epoch, ...]
+    """epochs 0, 1, …, in order"""
+    test_loss: float = math.nan
+    """mean cross-entropy in nats of the best epoch's weights on the test images; nan until the run is finished"""
+    test_accuracy: float = math.nan
+    """fraction of the test images the best epoch's weights get right; nan until the run is finished"""
+    test_images: int = 0
+    """number of test images; 0 until the run is finished"""
+
+    @property
+    def best(self) -> int:
+        """The epoch with the highest validation accuracy, the earliest of equals."""
+        return max(self.epochs, key=lambda epoch: (epoch.validation_accuracy, -epoch.epoch)).epoch
+
+    @property
+    def trained(self) -> Path:
+        """Weights of the best epoch."""
+        return self.folder / TRAINED
+
+    def checkpoint(self, epoch: int) -> Path:
+        """Weights after an epoch; 0 is the initialization."""
+        return self.folder / f"epoch_{epoch:03d}.safetensors"
+
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """Epoch → weights, for the epochs whose weights are on disk."""
+        return {record.epoch: path for record in self.epochs if (path := self.checkpoint(record.epoch)).exists()}
+
+    def write(self) -> None:
+        """Put the log into the folder; the file appears whole or not at all."""
+        data = {**asdict(self), "format": FORMAT, "best": self.best}
+        del data["folder"]
+        part = self.folder / f"{LOG}.part"
+        part.write_text(json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n")
+        os.replace(part, self.folder / LOG)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "History":
+        """The log a training run left in its folder.
+
+        Raises   FormatError if there is none, or it is damaged or of another version.
+        """
+        path = Path(folder) / LOG
+        if not path.is_file():
+            raise FormatError(f"{path}: expected the log of a training run, found nothing there")
+        try:
+            data = json.loads(path.read_text())
+            if data["format"] != FORMAT:
+                raise FormatError(
+                    f"{path}: expected format {FORMAT}, found {data['format']}; train again, or use the version that wrote it"
+                )
+            epochs = tuple(Epoch(**{name: _number(value) for name, value in record.items()}) for record in data["epochs"])
+            test = {name: _number(data[name]) for name in ("test_loss", "test_accuracy", "test_images")}
+            return cls(path.parent, data["network"], data["start"], data["settings"], epochs, **test)
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{path}: damaged log of a training run ({type(error).__name__}: {error})") from error
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no nan: undefined numbers are written as null."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,66 @@
+"""Schedule: how long and how a network is trained, and the recipes that are known to work."""
+
+import math
+from dataclasses import dataclass, replace
+
+from channelscope.errors import InputError
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5 / 10_000
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with Nesterov momentum .9 and weight decay 5/10,000, cosine learning rate, random crops and flips.
+
+    Source   the reference training of small-image networks; Loshchilov & Hutter 2017 for the cosine
+    """
+
+    epochs: int = 200
+    """passes over the training images"""
+    lr: float = 0.1
+    """learning rate of the first step; it falls to zero along half a cosine"""
+    batch_size: int = 128
+    """images per step, at most; the images of an epoch are divided evenly"""
+    pad: int = 4
+    """black pixels added on every side before a random crop back to the image's size; 0 for no cropping"""
+    flip: bool = True
+    """whether half of the images are mirrored left to right"""
+    every: int = 1
+    """epochs between checkpoints; the initialization and the last epoch are always kept"""
+    seed: int = 0
+    """order of the images, crops, flips and dropout"""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        for name, value, least in (
+            ("epochs", self.epochs, 1),
+            ("batch_size", self.batch_size, 2),
+            ("pad", self.pad, 0),
+            ("every", self.every, 1),
+        ):
+            if value < least:
+                raise InputError(f"expected {name} of at least {least}, received {value}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise InputError(f"expected a positive learning rate, received {self.lr}")
+
+    def rate(self, progress: float) -> float:
+        """Learning rate after a share (0..1) of all steps."""
+        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def keeps(self, epoch: int) -> bool:
+        """Whether the weights after an epoch stay on disk; epoch 0 is the initialization."""
+        return epoch % self.every == 0 or epoch == self.epochs
+
+
+DIGITS = Schedule(epochs=12, lr=0.1, batch_size=64, pad=1, flip=False)
+"""8×8 digits in a quarter of a minute: half a pixel's stroke is moved by a crop, and a mirrored digit is none"""
+RATES = {"vgg": 0.05, "mobilenet": 0.01, "alexnet": 0.01, "squeezenet": 0.01, "convnext": 0.01}
+"""learning rate by the word in the network's name; residual networks and the rest take .1"""
+
+
+def recipe(network: str, data: str) -> Schedule:
+    """The schedule a network is trained with on a data set unless asked otherwise."""
+    schedule = DIGITS if data == "digits" else Schedule()
+    rate = next((rate for word, rate in RATES.items() if word in network.lower()), schedule.lr)
+    return replace(schedule, lr=rate)

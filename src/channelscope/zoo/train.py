@@ -1,0 +1,204 @@
+"""train: from an initialization to trained weights, in steps that can be interrupted, resumed and repeated."""
+
+import json
+import math
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from channelscope.errors import DataError, FormatError, MismatchError, NumericError
+from channelscope.net.identity import weights_hash
+from channelscope.zoo.augment import augmented
+from channelscope.zoo.data import Images
+from channelscope.zoo.history import LOG, Epoch, History
+from channelscope.zoo.models import Card
+from channelscope.zoo.schedule import MOMENTUM, WEIGHT_DECAY, Schedule
+from channelscope.zoo.split import Split
+from channelscope.zoo.weights import load_weights, save_weights
+
+RESUME = "resume.safetensors"
+
+
+def train(
+    model: nn.Module,
+    images: Images,
+    out: str | Path,
+    schedule: Schedule | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> History:
+    """Train a network on the training images, choose its best epoch on the validation images, test it once.
+
+    Leaves in `out`: epoch_000.safetensors (the initialization), the checkpoints of the schedule, trained.safetensors (the
+    best epoch), and training.json. A run that was interrupted goes on after its last whole epoch when it is called
+    again with the same network, images and schedule; on a CPU the result is the same to the bit, as is that of a second run.
+    On a CUDA device products are taken in bfloat16. The network is left with the best epoch's weights, in eval mode.
+
+    Returns  the `History` of the run.
+    Raises   DataError without training or validation images; MismatchError if `out` holds another run;
+             NumericError if the loss stops being a number.
+    """
+    schedule = schedule or Schedule()
+    for split in (images.train, images.validation):
+        if len(split) < 2:
+            raise DataError(f"{images.source.data}: expected {split.name} images, received {len(split)}; the set cannot be trained on")
+    history = _begun(model, images, Path(out), schedule)
+    device = torch.device(device)
+    model.to(device)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.SGD(model.parameters(), schedule.lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
+    history = _resumed(history, model, optimizer)
+    if len(history.epochs) <= schedule.epochs:
+        with _bar(progress) as bar:
+            task = bar.add_task("training", total=schedule.epochs, completed=len(history.epochs) - 1, said="")
+            for epoch in range(len(history.epochs), schedule.epochs + 1):
+                record = _epoch(model, optimizer, images, schedule, epoch)
+                history = replace(history, epochs=(*history.epochs, record))
+                _keep(history, model, optimizer, schedule)
+                said = f"loss {record.train_loss:.3f}  validation {record.validation_accuracy:.1%} of {len(images.validation):,}"
+                bar.update(task, advance=1, said=said)
+    load_weights(model, history.trained)
+    model.eval()
+    if not history.test_images and len(images.test):
+        loss, accuracy = measured(model, images.test)
+        history = replace(history, test_loss=loss, test_accuracy=accuracy, test_images=len(images.test))
+        history.write()
+    (history.folder / RESUME).unlink(missing_ok=True)
+    return history
+
+
+@torch.inference_mode()
+def measured(model: nn.Module, split: Split) -> tuple[float, float]:
+    """Mean cross-entropy [nats] and fraction right on a split, in eval mode and float32, on the network's device."""
+    model.eval()
+    device = _device(model)
+    loss, right = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
+    for x, y, _ in split:
+        logits, y = model(x.to(device)), y.to(device)
+        loss += F.cross_entropy(logits, y, reduction="sum")
+        right += (logits.argmax(1) == y).sum()
+    return float(loss) / len(split), int(right) / len(split)
+
+
+def _begun(model: nn.Module, images: Images, folder: Path, schedule: Schedule) -> History:
+    """The run of that folder: a new one with its initialization measured, or the one that was interrupted."""
+    card = vars(model).get("card")
+    name = card.name if isinstance(card, Card) else type(model).__name__
+    settings = {"schedule": asdict(schedule), "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "images": images.describe()}
+    new = History(folder, name, weights_hash(model), settings, ())
+    if (folder / LOG).exists():
+        old = History.read(folder)
+        for what, there, here in (
+            ("network", old.network, new.network),
+            ("initialization", old.start, new.start),
+            *((key, old.settings.get(key), value) for key, value in settings.items()),
+        ):
+            if there != here:
+                raise MismatchError(f"{folder} holds another training run: its {what} is {there}, this one's {here}; choose another folder")
+        return old
+    loss, accuracy = measured(model, images.validation)
+    new = replace(new, epochs=(Epoch(0, 0.0, math.nan, math.nan, loss, accuracy, 0.0),))
+    save_weights(model.state_dict(), new.checkpoint(0))
+    save_weights(model.state_dict(), new.trained)
+    new.write()
+    return new
+
+
+def _resumed(history: History, model: nn.Module, optimizer: torch.optim.SGD) -> History:
+    """Put weights and momentum of the last whole epoch into place, with what was logged up to it."""
+    path = history.folder / RESUME
+    if not path.exists():
+        return history  # nothing but the initialization was done, or everything
+    try:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            records = json.loads((file.metadata() or {})["epochs"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise FormatError(f"{path}: damaged ({error}); delete the folder and train again") from error
+    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        if f"momentum.{name}" in state:
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(state[f"momentum.{name}"])
+    history = replace(history, epochs=tuple(Epoch(**record) for record in records))
+    _publish(history, model)
+    return history
+
+
+def _epoch(model: nn.Module, optimizer: torch.optim.SGD, images: Images, schedule: Schedule, epoch: int) -> Epoch:
+    """One pass over the training images in the order that seed and epoch give."""
+    started, device = time.perf_counter(), _device(model)
+    draw = torch.Generator().manual_seed(schedule.seed * 1_000_003 + epoch)
+    steps = torch.randperm(len(images.train), generator=draw).tensor_split(-(-len(images.train) // schedule.batch_size))
+    loss, right = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
+    model.train()
+    rate = schedule.lr
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=draw)))  # dropout and stochastic depth
+        for step, places in enumerate(steps):
+            rate = schedule.rate((epoch - 1 + step / len(steps)) / schedule.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            pixels = augmented(images.train.pixels(places).to(device), schedule.pad, schedule.flip, draw)
+            some, hits = _step(model, optimizer, images.train.normalized(pixels), images.train.labels[places].to(device))
+            loss, right = loss + some * len(places), right + hits
+    total = len(images.train)
+    if not math.isfinite(float(loss)):
+        raise NumericError(f"epoch {epoch}: the loss is {float(loss)}; start again in another folder with a smaller lr than {schedule.lr}")
+    validation = measured(model, images.validation)
+    return Epoch(epoch, rate, float(loss) / total, int(right) / total, *validation, time.perf_counter() - started)
+
+
+def _step(model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """One descent; the batch's mean loss and how many were right, left on the device."""
+    on_gpu = x.device.type == "cuda"
+    if on_gpu:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=on_gpu):
+        logits = model(x)
+    loss = F.cross_entropy(logits.float(), y)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), (logits.detach().argmax(1) == y).sum()
+
+
+def _keep(history: History, model: nn.Module, optimizer: torch.optim.SGD, schedule: Schedule) -> None:
+    """Checkpoint, then what resuming starts from, then what follows from that: a kill at any moment loses one epoch at most."""
+    state, epoch = model.state_dict(), history.epochs[-1].epoch
+    if schedule.keeps(epoch):
+        save_weights(state, history.checkpoint(epoch))
+    tensors = {f"model.{name}": value for name, value in state.items()}
+    for name, value in model.named_parameters():
+        if "momentum_buffer" in optimizer.state[value]:
+            tensors[f"momentum.{name}"] = optimizer.state[value]["momentum_buffer"]
+    records = json.dumps([asdict(record) for record in history.epochs])
+    save_weights(tensors, history.folder / RESUME, {"epochs": records})
+    _publish(history, model)
+
+
+def _publish(history: History, model: nn.Module) -> None:
+    if history.best == history.epochs[-1].epoch:
+        save_weights(model.state_dict(), history.trained)
+    history.write()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _bar(shown: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    return Progress(*columns, disable=not shown)
