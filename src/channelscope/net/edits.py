@@ -113,9 +113,14 @@ def _graph(model: nn.Module, marked: Subset, example: Tensor | tuple[Tensor, ...
     if example is None:
         if not marked.sites or not marked.input_shape:
             raise InputError("silence: a subset of channels needs its sites and input shape, as cut() and Subset.everything() give it")
-        like = next(model.parameters(), torch.zeros(()))
-        example = torch.zeros(1, *marked.input_shape, device=like.device, dtype=like.dtype)
+        example = blank(model, marked.input_shape)
     return trace(model, example)
+
+
+def blank(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """A batch of one zero image, of the network's type and on its device."""
+    like = next(model.parameters(), torch.zeros(()))
+    return torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
 
 
 @contextmanager

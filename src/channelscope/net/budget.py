@@ -1,0 +1,176 @@
+"""Budget: from a score to the channels kept, at the same cost for every score."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from channelscope.errors import BudgetError, InputError, MismatchError
+from channelscope.net.cost import Ledger, cost
+from channelscope.net.edits import blank
+from channelscope.net.groups import Groups, groups
+from channelscope.net.subset import Subset
+from channelscope.ranking import Ranking
+
+Allocation = Literal["global", "uniform"] | Ranking
+Normalize = Literal["mean", "none", "zscore"]
+Reduce = Literal["mean", "sum", "max"]
+
+
+def cut(
+    ranking: Ranking,
+    model: nn.Module | Groups,
+    macs: float = 0.5,
+    allocation: Allocation = "global",
+    normalize: Normalize = "mean",
+    reduce: Reduce = "mean",
+    cap: float = 0.95,
+) -> Subset:
+    """The channels to keep so that the network costs at most a fraction `macs` of its multiply-adds.
+
+    Groups are removed in the order of their scores until the budget holds; then the next-ranked removed groups that
+    still fit come back. What is kept is within one cheapest removed group of the budget, from below. Groups whose
+    channels are all silent (nan) go first; inf is the extreme it is.
+
+    model       the network, or its `groups` when several scores are cut
+    allocation  global: one threshold over scores normalized within their layers; uniform: the same fraction of every
+                layer; another ranking: as many channels in each layer as that one keeps globally, chosen by this one
+    normalize   by the layer's mean absolute value (mean), by its mean and deviation (zscore), or not at all (none)
+    reduce      a group's score from its members'
+    cap         largest fraction of a site's channels that may go; a layer is never emptied
+
+    Raises   BudgetError, naming the smallest budget that can be met; MismatchError if the ranking is of another network.
+    Source   SPEC section 7
+    """
+    if not 0 < macs <= 1:
+        raise InputError(f"macs: expected a fraction of the multiply-adds above 0 and at most 1, received {macs}")
+    if not 0 <= cap <= 1:
+        raise InputError(f"cap: expected a fraction from 0 to 1, received {cap}")
+    found = model if isinstance(model, Groups) else groups(model, blank(model, ranking.input_shape))
+    scores = group_scores(ranking, found, normalize, reduce)
+    other = cost(found.graph.model, found.image).other
+    if isinstance(allocation, Ranking):
+        pattern = found.kept(cut(allocation, found, macs, "global", normalize, reduce, cap))
+        return found.subset(_as(scores, pattern, found))
+    if allocation not in ("global", "uniform"):
+        raise InputError(f"allocation: expected 'global', 'uniform' or another Ranking, received {allocation!r}")
+    if allocation == "uniform":
+        scores = _quantiles(scores, found)
+    return found.subset(_fill(scores, found, macs, cap, other))
+
+
+def group_scores(ranking: Ranking, found: Groups, normalize: Normalize = "mean", reduce: Reduce = "mean") -> np.ndarray:
+    """One number per group, larger is kept: its members' scores, normalized within their layers, then reduced.
+
+    Members without a value (nan) are left out of the reduction.
+
+    Returns  float64 (groups,); nan where no member has a value.
+    """
+    values = np.full(len(found.owner), np.nan)
+    names = {site.name for site in ranking.sites}
+    missing = [site.name for site in found.sites if site.name not in names]
+    if missing:
+        raise MismatchError(f"ranking '{ranking.name}' is of another network, or of only some sites: it has no values for {missing[0]}")
+    for site in found.sites:
+        here = ranking.keep_order(site.name)
+        if len(here) != site.channels:
+            raise MismatchError(f"ranking '{ranking.name}' has {len(here)} channels at {site.name}, the network {site.channels}")
+        start = found.offsets[site.name]
+        values[start : start + site.channels] = _normalized(here, normalize)
+    inside = (found.owner >= 0) & ~np.isnan(values)
+    owner, values = found.owner[inside], values[inside]
+    members = np.bincount(owner, minlength=len(found))
+    if reduce == "max":
+        result = np.full(len(found), -np.inf)
+        np.maximum.at(result, owner, values)
+    elif reduce in ("mean", "sum"):
+        result = np.zeros(len(found))
+        np.add.at(result, owner, values)
+        if reduce == "mean":
+            result = result / np.maximum(members, 1)
+    else:
+        raise InputError(f"reduce: expected 'mean', 'sum' or 'max', received {reduce!r}")
+    return np.where(members > 0, result, np.nan)
+
+
+def _normalized(values: np.ndarray, how: Normalize) -> np.ndarray:
+    if how == "none":
+        return values
+    finite = values[np.isfinite(values)]
+    if how == "mean":
+        scale = np.abs(finite).mean() if len(finite) else 1.0
+        return values / scale if scale > 0 else values
+    if how == "zscore":
+        spread = finite.std() if len(finite) else 1.0
+        return (values - finite.mean()) / spread if spread > 0 else np.where(np.isfinite(values), 0.0, values)
+    raise InputError(f"normalize: expected 'mean', 'none' or 'zscore', received {how!r}")
+
+
+def _families(found: Groups) -> list[np.ndarray]:
+    """Groups that differ only in which channels they hold, not in which layers."""
+    table = defaultdict(list)
+    for index, group in enumerate(found.found):
+        table[tuple(name for name, _ in group.members)].append(index)
+    return [np.array(family) for family in table.values()]
+
+
+def _worst_first(scores: np.ndarray) -> np.ndarray:
+    """Order of removal: silent groups, then from the lowest score; ties in channel order."""
+    return np.lexsort((np.arange(len(scores)), np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf), ~np.isnan(scores)))
+
+
+def _quantiles(scores: np.ndarray, found: Groups) -> np.ndarray:
+    """Each group's place among its like, from 0 to 1: a threshold on these takes the same fraction everywhere."""
+    result = np.empty(len(scores))
+    for family in _families(found):
+        result[family[_worst_first(scores[family])]] = (np.arange(len(family)) + 0.5) / len(family)
+    return result
+
+
+def _as(scores: np.ndarray, pattern: np.ndarray, found: Groups) -> np.ndarray:
+    """As many groups of each family as `pattern` keeps, the best by these scores."""
+    kept = np.zeros(len(scores), dtype=bool)
+    for family in _families(found):
+        order = family[_worst_first(scores[family])]
+        kept[order[len(order) - pattern[family].sum() :]] = True
+    return kept
+
+
+def _fill(scores: np.ndarray, found: Groups, fraction: float, cap: float, other: int) -> np.ndarray:
+    ledger = Ledger(found, other)
+    full = ledger.total
+    spare = {site.name: min(int(cap * site.channels), site.channels - 1) for site in found.sites}
+    sizes = [Counter(name for name, _ in group.members) for group in found.found]
+    kept = np.ones(len(found), dtype=bool)
+    removed: list[int] = []
+    for group in _worst_first(scores).tolist():
+        if ledger.total <= fraction * full:
+            break
+        if all(spare[name] >= count for name, count in sizes[group].items()):
+            for name, count in sizes[group].items():
+                spare[name] -= count
+            ledger.remove(group)
+            kept[group] = False
+            removed.append(group)
+    if ledger.total > fraction * full:
+        raise BudgetError(
+            f"macs: {fraction:g} of {full:,} multiply-adds cannot be met; the smallest budget is {_rounded_up(ledger.total / full)} "
+            f"(at most {cap:g} of each site's channels may go, and {_some(found.whole)} kept whole)"
+        )
+    for group in reversed(removed):
+        if ledger.add(group) and ledger.total > fraction * full:
+            ledger.remove(group)
+        else:
+            kept[group] = True
+    return kept
+
+
+def _rounded_up(fraction: float) -> str:
+    return f"{np.ceil(fraction * 1000) / 1000:.3f}"
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return f"{', '.join(names[:3])} and {len(names) - 3} more sites are" if len(names) > 3 else f"{', '.join(names) or 'no site'} is"

@@ -1,0 +1,45 @@
+"""Pruning, slower and less complicated."""
+
+import numpy as np
+
+
+def chain_macs(found, kept: dict[str, list[bool]]) -> int:
+    """MACs of a plain chain of convolutions, from the channel counts alone."""
+    total, inputs = 0, 3
+    for layer in found.layers:
+        outputs = sum(kept[layer.name]) if layer.name in kept else len(layer.outputs)
+        total += inputs * outputs * layer.taps * layer.positions
+        inputs = outputs
+    return total
+
+
+def cut_slowly(ranking, found, fraction: float, allocation: str, normalize: str, cap: float = 0.95) -> dict[str, list[bool]]:
+    """`cut` for a chain, where every channel is a group: remove one after the other, recount everything each time."""
+    kept = {site.name: [True] * site.channels for site in found.sites}
+    full = chain_macs(found, kept)
+    queue = []
+    for depth, site in enumerate(found.sites):
+        if site.name in found.whole:
+            continue
+        values = ranking[site.name] if ranking.keeps == "high" else -ranking[site.name]
+        if normalize == "mean":
+            values = values / np.mean(np.abs(values))
+        if normalize == "zscore":
+            values = (values - np.mean(values)) / np.std(values)
+        if allocation == "uniform":
+            order = sorted(range(site.channels), key=lambda c, v=values: v[c])
+            values = [(order.index(c) + 0.5) / site.channels for c in range(site.channels)]
+        queue += [(float(values[c]), depth, c, site.name) for c in range(site.channels)]
+    removed = []
+    for _, _, channel, name in sorted(queue):
+        if chain_macs(found, kept) <= fraction * full:
+            break
+        size = len(kept[name])
+        if kept[name].count(False) + 1 <= min(int(cap * size), size - 1):
+            kept[name][channel] = False
+            removed.append((name, channel))
+    for name, channel in reversed(removed):
+        kept[name][channel] = True
+        if chain_macs(found, kept) > fraction * full:
+            kept[name][channel] = False
+    return kept
