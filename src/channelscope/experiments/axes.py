@@ -17,7 +17,7 @@ LOCAL = ("capture", "overlap", "support", "rayleigh")
 TARGET = ("relevance", "excess")
 
 
-def axes(profile: Profile, local: Sequence[str] = LOCAL, target: Sequence[str] = TARGET, **options) -> dict[str, pd.DataFrame]:
+def axes(profile: Profile, local_axis: Sequence[str] = LOCAL, target_axis: Sequence[str] = TARGET, **options) -> dict[str, pd.DataFrame]:
     """Rank correlation of every local quantity with every target quantity, layer by layer and over layers.
 
     Returns  `alignment`: one row per site and pair, Spearman's rho over the site's channels with a jackknife interval over
@@ -26,15 +26,15 @@ def axes(profile: Profile, local: Sequence[str] = LOCAL, target: Sequence[str] =
     A layer whose score is refused for want of images has nan there.
     """
     convention, _ = Convention.split(options)
-    whole = {name: [] for name in (*local, *target)}
+    whole = {name: [] for name in (*local_axis, *target_axis)}
     rows = []
     for site in profile.sites:
         with at(site.name):
-            values, replicates = _values(profile, site, convention, named((*local, *target)))
+            values, replicates = _values(profile, site, convention, named((*local_axis, *target_axis)))
         for name, column in values.items():
             whole[name].append(column)
-        for one in local:
-            for other in target:
+        for one in local_axis:
+            for other in target_axis:
                 rho = spearman(values[one], values[other])
                 low, high = _interval(rho, [spearman(each[one], each[other]) for each in replicates])
                 rows.append(

@@ -94,10 +94,10 @@ def triangle(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d(d+1)/2"]:
 def square(packed: Float[Tensor, "d(d+1)/2"]) -> Float[Tensor, "d d"]:
     """Inverse of `triangle`, float64."""
     d = (int((8 * len(packed) + 1) ** 0.5) - 1) // 2
-    matrix = torch.zeros(d * d, dtype=torch.float64)
-    matrix[_upper(d)] = packed.double()
-    matrix = matrix.view(d, d)
-    return matrix + matrix.triu(1).T
+    matrix = torch.empty(d * d, dtype=torch.float64)
+    upper = _upper(d)
+    matrix[upper % d * d + upper // d] = matrix[upper] = packed.double()
+    return matrix.view(d, d)
 
 
 @lru_cache(maxsize=16)

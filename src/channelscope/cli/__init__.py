@@ -1,0 +1,33 @@
+"""The command line: `channelscope COMMAND --help` explains each."""
+
+import sys
+
+import typer
+
+from channelscope.cli import measure
+from channelscope.cli.flags import command
+from channelscope.cli.sources import console
+from channelscope.errors import ChannelscopeError
+
+app = typer.Typer(
+    name="channelscope",
+    help="What the channels of a vision network know, what they share, and which of them it could do without.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for each in (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report):
+    app.command(name=each.__name__)(command(each))
+
+
+def main() -> None:
+    """Run the command line: status 0 when it worked, 2 with one clear sentence when the input is at fault."""
+    try:
+        app()
+    except ChannelscopeError as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted; what is resumable goes on when the command is given again")
+        sys.exit(130)

@@ -1,0 +1,124 @@
+"""flags: command-line flags derived from a function's signature; dataclass parameters become one flag a field."""
+
+import ast
+import inspect
+import types
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from functools import lru_cache, wraps
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+PLAIN = (str, int, float, bool, Path)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A function of plain parameters that typer can read, calling `function` with its dataclasses put together again.
+
+    A parameter annotated with a dataclass is replaced by that dataclass's fields; a field without a default is an
+    argument. Types typer does not know (tuples of numbers, a number or a word) are read from text. Help comes from the
+    line below a field, or from the line of the function's docstring that begins with the parameter's name.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, type] = {}
+    flat: list[inspect.Parameter] = []
+    readers: dict[str, Callable[[Any], Any]] = {}
+    help_lines = _parameter_lines(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint = hints[name]
+        if is_dataclass(hint):
+            groups[name] = hint  # type: ignore[assignment]
+            own = get_type_hints(hint)
+            for field in fields(hint):
+                default = field.default if field.default is not MISSING else inspect.Parameter.empty
+                flat.append(_flag(field.name, own[field.name], default, field_lines(hint)[field.name], readers))  # type: ignore[arg-type]
+        else:
+            flat.append(_flag(name, hint, parameter.default, help_lines.get(name, ""), readers))
+    flat.sort(key=lambda each: each.default is not inspect.Parameter.empty)
+
+    @wraps(function)
+    def run(**given: Any) -> None:
+        values = {name: readers.get(name, _same)(value) for name, value in given.items()}
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})  # type: ignore[arg-type]
+        function(**values)
+
+    run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in flat}
+    run.__doc__ = _summary(function)
+    return run
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _flag(name: str, hint: Any, default: Any, line: str, readers: dict[str, Callable[[Any], Any]]) -> inspect.Parameter:
+    kind, reader = _simple(hint)
+    if reader is not None:
+        readers[name] = reader
+        default = _text(default)
+    if default is inspect.Parameter.empty:
+        note = typer.Argument(help=line, show_default=False)
+    else:
+        names = [f"--{name.replace('_', '-')}"] + ([f"--no-{name.replace('_', '-')}"] if kind is bool and default is True else [])
+        note = typer.Option("/".join(names), help=line, show_default=default not in (None, False))
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, note])
+
+
+def _simple(hint: Any) -> tuple[Any, Callable[[Any], Any] | None]:
+    """The type typer is shown, and how its value becomes what the function wants."""
+    if hint in PLAIN or get_origin(hint) is Literal or hint == list[Path] or hint == list[str]:
+        return hint, None
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    inner = [part for part in parts if part is not type(None)]
+    if len(inner) == 1 and (inner[0] in PLAIN or get_origin(inner[0]) is Literal):
+        return hint, None
+    return str | None, _number_or_word if float in inner else _words
+
+
+def _number_or_word(text: str | None) -> Any:
+    """'0.3' → 0.3, 'oas' → 'oas'."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _words(text: str | None) -> Any:
+    """'0.5,0.4' → (0.5, 0.4), 'l1,l2' → ('l1', 'l2')."""
+    return None if text is None else tuple(_number_or_word(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _text(default: Any) -> Any:
+    if isinstance(default, tuple | list):
+        return ",".join(map(str, default))
+    return default if default is None or default is inspect.Parameter.empty else str(default)
+
+
+def _summary(function: Callable) -> str:
+    return (inspect.getdoc(function) or "").split("\n\n")[0]
+
+
+def _parameter_lines(function: Callable) -> dict[str, str]:
+    """Docstring lines 'name  text' of the parameters."""
+    names = inspect.signature(function).parameters
+    lines = [line.strip().partition("  ") for line in (inspect.getdoc(function) or "").splitlines()]
+    return {head: text.strip() for head, _, text in lines if head in names and text}
+
+
+@lru_cache
+def field_lines(kind: type) -> dict[str, str]:
+    """The string below each field of a dataclass."""
+    lines: dict[str, str] = {field.name: "" for field in fields(kind)}  # type: ignore[arg-type]
+    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
+    for field, below in pairwise(body):
+        named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            lines[field.target.id] = str(below.value.value)  # type: ignore[union-attr]
+    return lines

@@ -1,0 +1,174 @@
+"""Commands that measure: train, profile, merge, scores, axes, report, demo."""
+
+import time
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import pandas as pd
+from torch import distributed, nn
+
+from channelscope import scores as scoring
+from channelscope import store, tables, zoo
+from channelscope.cli.folder import Folder
+from channelscope.cli.sources import Convention, Measure, Network, console, opened, profiled, world
+from channelscope.collect import collect
+from channelscope.collect.gather import gather, share
+from channelscope.experiments.axes import axes as alignment
+from channelscope.experiments.groups import groups as groupings
+from channelscope.report import html
+from channelscope.stats.profile import Profile
+from channelscope.zoo import Images, ImageSource
+
+
+def train(network: Network, source: ImageSource, out: Path, epochs: int | None = None, lr: float | None = None, every: int = 1) -> None:
+    """Train a network, keep a checkpoint per epoch, and choose the best one on the validation images.
+
+    out     folder for the checkpoints, trained.safetensors and training.json; an interrupted run goes on from there
+    epochs  passes over the training images; by default the recipe's
+    lr      first learning rate; by default the recipe's
+    every   epochs between checkpoints
+    """
+    model, images = opened(network, source)
+    schedule = replace(zoo.recipe(network.model, source.data), every=every, seed=source.seed)
+    schedule = replace(schedule, epochs=epochs or schedule.epochs, lr=lr or schedule.lr)
+    history = zoo.train(model, images, out, schedule, network.device)
+    best = history.epochs[history.best]
+    console.print(f"best epoch {best.epoch}: validation accuracy {best.validation_accuracy:.1%} of {len(images.validation):,} images")
+    print(history.trained)
+
+
+def profile(network: Network, source: ImageSource, measure: Measure, out: Path) -> None:
+    """Collect the statistics of every channel in one pass over the calibration images.
+
+    out  file for the profile; an interrupted pass goes on from OUT.unfinished
+    """
+    model, images = opened(network, source)
+    if world() > 1:
+        _profile_share(model, images, measure, out)
+        return
+    found = profiled(model, images, measure, unfinished=_beside(out, ".unfinished"))
+    _said(found)
+    print(store.save(found, out))
+
+
+def _profile_share(model: nn.Module, images: Images, measure: Measure, out: Path) -> None:
+    """This process's share of the pass; rank 0 adds all shares up and writes them."""
+    distributed.init_process_group("gloo")
+    try:
+        rank = distributed.get_rank()
+        batches = share(images.calibration, rank, distributed.get_world_size())
+        unfinished = _beside(out, f".unfinished.{rank}")
+        own = collect(model, batches, measure.readout, measure.shards, images.source.seed, measure.sensitivity, measure.maps, unfinished)
+        found = gather(own)
+        if found is not None:
+            _said(found)
+            print(store.save(found, out))
+    finally:
+        distributed.destroy_process_group()
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def merge(profiles: list[Path], out: Path) -> None:
+    """Add profiles of disjoint images of the same network into one.
+
+    profiles  profile files
+    out       file for their sum
+    """
+    found = reduce(add, (store.load(path) for path in profiles))
+    _said(found)
+    print(store.save(found, out))
+
+
+def scores(profile: Path, convention: Convention, out: Path, names: str = ",".join(scoring.STANDARD), errors: bool = False) -> None:
+    """Write the scores of every channel of a profile as a table.
+
+    profile  profile file
+    out      table to write: CSV, or Parquet by its ending
+    names    scores, separated by commas; `all` for every one
+    errors   add the standard error of each score over image shards
+    """
+    found = store.load(profile)
+    wanted = list(scoring.REGISTRY) if names == "all" else [name.strip() for name in names.split(",")]
+    frame = scoring.table(found, wanted, errors, **convention.options())
+    for reason in frame.attrs["refused"].values():
+        console.print(f"[yellow]left out[/] {reason}")
+    print(tables.write(tables.described(frame, frame.attrs), out))
+
+
+def axes(
+    network: Network,
+    source: ImageSource,
+    measure: Measure,
+    convention: Convention,
+    out: Path = Path("runs/axes"),
+    profile: Path | None = None,
+) -> None:
+    """Measure both axes of every channel, test their alignment layer by layer, and write a report.
+
+    out      folder for the tables and report.html
+    profile  a profile collected before, instead of a new pass
+    """
+    begun = time.monotonic()
+    model, images = opened(network, source)
+    found = profiled(model, images, measure, profile, _beside(out / "network.profile", ".unfinished"))
+    if profile is None:
+        store.save(found, out / "network.profile")
+    _said(found)
+    folder = Folder(out)
+    folder.write_stage(found, "trained", two_axes(found, convention))
+    folder.write_facts(found, images, convention, f"Two axes of {network.model}", seconds=time.monotonic() - begun)
+    console.print(folder.headline())
+    print(html.write(out))
+
+
+def two_axes(found: Profile, convention: Convention) -> dict[str, pd.DataFrame]:
+    """Channels, alignment and groupings of one profile."""
+    options = convention.options()
+    return {"channels": scoring.table(found, **options), **alignment(found, **options), "groups": groupings(found, **options)}
+
+
+def report(folder: Path) -> None:
+    """Write the report of a run folder again from its tables.
+
+    folder  run folder, such as runs/demo
+    """
+    print(html.write(folder))
+
+
+def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None:
+    """Train a small residual network on scanned digits, profile it before and after, and write a report.
+
+    out     folder for everything it makes
+    epochs  passes over the training images
+    seed    of the initialization and the training
+    """
+    begun = time.monotonic()
+    network, source = Network("resnet20"), ImageSource("digits", seed=seed)
+    model, images = opened(network, source)
+    schedule = replace(zoo.recipe("resnet20", "digits"), epochs=epochs, seed=seed)
+    history = zoo.train(model, images, out, schedule)
+    folder, convention = Folder(out), Convention()
+    for stage, weights in (("initialization", out / "epoch_000.safetensors"), ("trained", history.trained)):
+        model, images = opened(replace(network, weights=weights), source)
+        found = profiled(model, images, Measure(), note=f"profile at {stage}")
+        store.save(found, out / f"{stage}.profile")
+        folder.write_stage(found, stage, two_axes(found, convention))
+    folder.write_facts(found, images, convention, "ResNet-20 on scanned digits", model=model, seconds=time.monotonic() - begun)
+    console.print(folder.headline())
+    page = html.write(out)
+    console.print(f"the report is at [bold]{page}[/]: open it in a browser")
+    print(page)
+
+
+def _said(found: Profile) -> None:
+    accuracy = f"; {found.tally}" if found.tally.images else ""
+    console.print(
+        f"{found.network}: {len(found.sites)} sites, {sum(s.channels for s in found.sites):,} channels, {found.images:,} images{accuracy}"
+    )
+    for name, reason in found.skipped.items():
+        console.print(f"  skipped {name}: {reason}", style="dim")

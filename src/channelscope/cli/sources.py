@@ -1,0 +1,124 @@
+"""What every command is given: a network with its images, and how to measure it."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from channelscope import store, zoo
+from channelscope.collect import collect
+from channelscope.errors import MismatchError
+from channelscope.net.identity import weights_hash
+from channelscope.stats.profile import Profile
+from channelscope.zoo import Images, ImageSource
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which network, with which weights, on which device."""
+
+    model: str
+    """resnet18 (zoo), timm:NAME, torchvision:NAME or path/to/file.py:Class"""
+    weights: Path | None = None
+    """weights file: safetensors, or a state dict saved by torch"""
+    device: str = "cpu"
+    """where it runs: cpu, cuda, cuda:1, …"""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the pass over the calibration images keeps."""
+
+    readout: str = "positions(16)"
+    """samples of the local axis: positions(16), positions(all) or pooled"""
+    shards: int = 10
+    """groups of images kept apart for intervals; 0 for none"""
+    sensitivity: bool = False
+    """also sum first-order effects on the loss, for the gradient scores"""
+    maps: bool = False
+    """also sum feature-map ranks and independences, for HRank and CHIP (slow)"""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """The choices all scores share."""
+
+    target: Literal["margin", "correct_logit", "top_margin", "label"] = "margin"
+    """what the target axis is about"""
+    target_readout: Literal["pooled", "positions"] = "pooled"
+    """one sample per image, or positions with the target repeated"""
+    shrinkage: str | float | None = None
+    """of correlation matrices: a number from 0 to 1, or oas"""
+    noise: str | float = "median"
+    """noise variance of input capture: median (of the layer), or a number"""
+    preset: Literal["default", "paper"] = "default"
+    """paper: the conventions of the published code"""
+
+    def options(self) -> dict:
+        """Keyword arguments for scores and experiments."""
+        return dict(self.__dict__)
+
+
+def opened(network: Network, source: ImageSource) -> tuple[nn.Module, Images]:
+    """The network and its images."""
+    torch.manual_seed(source.seed)
+    model, images = zoo.load(network.model, source, network.weights, network.device, source.seed)
+    model.__dict__["channelscope_name"] = network.model
+    return model, images
+
+
+def profiled(
+    model: nn.Module, images: Images, measure: Measure, given: Path | None = None, unfinished: Path | None = None, note: str = "profile"
+) -> Profile:
+    """The profile in a file, checked against the network, or a new one over the calibration images."""
+    if given is not None:
+        profile = store.load(given)
+        if profile.weights_hash != weights_hash(model):
+            raise MismatchError(
+                f"the profile {given} is of {profile.network} with weights {profile.weights_hash[:12]}, "
+                f"the network given has weights {weights_hash(model)[:12]}: collect it again"
+            )
+        return profile
+    batches = images.calibration
+    with bar(note, -(-len(batches) // batches.batch_size)) as step:
+        return collect(
+            model,
+            watched(batches, step),
+            measure.readout,
+            measure.shards,
+            images.source.seed,
+            measure.sensitivity,
+            measure.maps,
+            unfinished,
+        )
+
+
+@contextmanager
+def bar(note: str, total: int) -> Iterator:
+    """A progress bar with time left on standard error; yields the function that moves it one step."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(note, total=total)
+        yield lambda: progress.advance(task)
+
+
+def watched(batches: Iterable, step) -> Iterator:
+    """The batches, moving the bar after each."""
+    for batch in batches:
+        yield batch
+        step()
+
+
+def world() -> int:
+    """Processes started by torchrun; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
