@@ -115,8 +115,10 @@ def _made(name: str, options: dict[str, Any], classes: int, channels: int, size:
 
 
 def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tuple[nn.Module, Intake]:
-    import timm
-
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"timm:{name}: {error.name} is not installed; pip install 'channelscope[timm]'") from error
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5])
         raise InputError(f"timm has no network '{name}'" + (f"; it has {near}" if near else ""))

@@ -25,7 +25,10 @@ def hub(name: str, image_column: str | None = None, label_column: str | None = N
 
     Raises   DataError if there is no such set, or its columns are not clear.
     """
-    tables = _local(Path(name)) if Path(name).is_dir() else _remote(name)
+    try:
+        tables = _local(Path(name).expanduser()) if Path(name).expanduser().is_dir() else _remote(name)
+    except ImportError as error:
+        raise DataError(f"hf:{name}: {error.name} is not installed; pip install 'channelscope[hf]'") from error
     first = next(iter(tables.values()))
     features = _features(first)
     image = _column(first, features, image_column, "image", IMAGE_NAMES, _holds_pictures)

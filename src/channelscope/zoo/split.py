@@ -50,7 +50,10 @@ class Album:
         """Channels, height and width that every picture has after the fit."""
         if self.fit.size is not None:
             return (self.channels, *self.fit.size)
-        width, height = next(self.size(row) for row in range(len(self)) if self._readable(row))
+        row = next((row for row in range(len(self)) if self._readable(row)), None)
+        if row is None:
+            raise DataError(f"{self.shelves.name}: none of the {len(self)} images can be decoded")
+        width, height = self.size(row)
         return (self.channels, height, width)
 
     def read(self, rows: Int[Tensor, "images"]) -> Tensor:
@@ -160,8 +163,8 @@ class Split:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches in order: float32 images (B, C, H, W), int64 labels (B,), int64 indices (B,)."""
-        for places in torch.arange(len(self)).split(self.batch_size):
-            yield self.batch(places)
+        for start in range(0, len(self), self.batch_size):
+            yield self.batch(torch.arange(start, min(start + self.batch_size, len(self))))
 
     def batch(self, places: Int[Tensor, "images"]) -> Batch:
         """The images at some places of the split, normalized, with labels and indices."""

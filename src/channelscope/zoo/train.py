@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -201,4 +202,4 @@ def _bar(shown: bool) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
     )
-    return Progress(*columns, disable=not shown)
+    return Progress(*columns, console=Console(stderr=True), disable=not shown)
