@@ -1,0 +1,85 @@
+"""Flags are the signature: dataclass fields, defaults, help, and the types the command line has no word for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from channelscope.cli.flags import command, field_lines
+
+
+@dataclass(frozen=True)
+class Animal:
+    """A test dataclass."""
+
+    name: str
+    """what it is called"""
+    legs: int = 4
+    """how many legs"""
+    scale: tuple[float, ...] | None = None
+    """three numbers"""
+    mix: float | Literal["oas"] | None = None
+    """a number or a word"""
+    tame: bool = True
+    """whether it bites"""
+
+
+def show(animal: Animal, out: Path, kind: Literal["a", "b"] = "a", names: tuple[str, ...] = ("x", "y")) -> None:
+    """Print an animal.
+
+    More text that is not the summary.
+
+    out    where it goes
+    kind   which kind
+    """
+    print(repr(animal), out, kind, names)
+
+
+@pytest.fixture
+def invoke():
+    app = typer.Typer()
+    app.command()(command(show))
+    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+
+
+def test_fields_become_flags_and_come_back_as_the_dataclass(invoke):
+    result = invoke("cat", "there", "--legs", "3", "--scale", "0.5,0.25,1", "--mix", "oas", "--no-tame", "--kind", "b")
+    assert result.exit_code == 0, result.output
+    assert repr(Animal("cat", 3, (0.5, 0.25, 1.0), "oas", False)) in result.output
+    assert "there b ('x', 'y')" in result.output
+
+
+def test_defaults_are_the_signatures(invoke):
+    result = invoke("cat", "there")
+    assert repr(Animal("cat")) in result.output
+    assert "there a ('x', 'y')" in result.output
+
+
+def test_a_number_stays_a_number(invoke):
+    assert "mix=0.25" in invoke("cat", "there", "--mix", "0.25").output
+
+
+def test_help_comes_from_the_source(invoke):
+    text = " ".join(invoke("--help").output.replace("│", " ").split())
+    for words in ("Print an animal.", "how many legs", "where it goes", "which kind"):
+        assert words in text
+    assert "More text" not in text
+
+
+def test_missing_arguments_and_wrong_types_are_usage_errors(invoke):
+    assert invoke("cat").exit_code == 2
+    assert invoke("cat", "there", "--legs", "many").exit_code == 2
+    assert invoke("cat", "there", "--kind", "c").exit_code == 2
+
+
+def test_field_lines_are_the_strings_below_the_fields():
+    assert field_lines(Animal) == {
+        "name": "what it is called",
+        "legs": "how many legs",
+        "scale": "three numbers",
+        "mix": "a number or a word",
+        "tame": "whether it bites",
+    }
