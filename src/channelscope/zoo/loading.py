@@ -36,7 +36,8 @@ def load(
         load_weights(made, weights)
     intake = card(made).intake
     fits = intake.fit is not None and intake.fit.size is not None and (intake.enlarge or size >= min(intake.fit.size))
-    images = read_images(source, intake.fit if fits else None, intake.normalization, found)
+    own = intake.normalization
+    images = read_images(source, intake.fit if fits else None, own if own and len(own[0]) == channels else None, found)
     _agree(made, images, model)
     return made.to(device), images
 

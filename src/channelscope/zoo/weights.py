@@ -35,7 +35,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         reason = _first_line(error)
         raise WeightsError(f"{path}: not a state dictionary that can be read safely ({reason}); save it as safetensors") from error
     state = _unwrapped(found)
-    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+    named = isinstance(state, dict) and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    if not named or not state:
         kind = f"a dictionary with keys {', '.join(map(str, list(state)[:NAMED]))}" if isinstance(state, dict) else type(found).__name__
         raise WeightsError(f"{path}: expected named tensors, received {kind}; save model.state_dict()")
     half = (torch.float16, torch.bfloat16)
@@ -52,7 +53,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     state = read_weights(path)
     own = model.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    extra = [name for name in state if name not in own]
+    extra = sorted(name for name in state if name not in own)
     reshaped = [
         f"{name} (network {tuple(own[name].shape)}, file {tuple(state[name].shape)})"
         for name in own

@@ -1,0 +1,202 @@
+"""Weights on disk: what is read, what is refused, and that nothing half-fitting is loaded."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from channelscope.errors import WeightsError
+from channelscope.net.identity import weights_hash
+from channelscope.zoo.weights import load_weights, read_weights, save_weights
+
+
+def net(width=4, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(width * 36, 5))
+
+
+@pytest.fixture
+def source():
+    return net(seed=1)
+
+
+def same(state, model):
+    assert state.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(state[name], value), name
+
+
+def test_safetensors_come_back(tmp_path, source):
+    save_weights(source.state_dict(), tmp_path / "w.safetensors")
+    same(read_weights(tmp_path / "w.safetensors"), source)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}, lambda state: {"model": {"net": state}}]
+)
+def test_pytorch_files_come_back_wherever_the_state_is(tmp_path, source, wrap):
+    torch.save(wrap(source.state_dict()), tmp_path / "w.pth")
+    same(read_weights(tmp_path / "w.pth"), source)
+
+
+def test_the_prefix_of_a_parallel_network_is_dropped(tmp_path, source):
+    torch.save({f"module.{name}": value for name, value in source.state_dict().items()}, tmp_path / "w.pt")
+    same(read_weights(tmp_path / "w.pt"), source)
+
+
+def test_a_prefix_that_not_all_names_have_stays(tmp_path):
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w.pt")
+    assert set(read_weights(tmp_path / "w.pt")) == {"module.a", "b"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_becomes_single_and_nothing_else_changes(tmp_path, dtype):
+    state = {"a": torch.randn(3).to(dtype), "b": torch.randn(3).double(), "n": torch.tensor(7)}
+    save_weights(state, tmp_path / "w.safetensors")
+    found = read_weights(tmp_path / "w.safetensors")
+    assert {name: value.dtype for name, value in found.items()} == {"a": torch.float32, "b": torch.float64, "n": torch.int64}
+    assert torch.equal(found["a"], state["a"].float())
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match=r"none\.safetensors: expected a weights file .* found nothing there"):
+        read_weights(tmp_path / "none.safetensors")
+    with pytest.raises(WeightsError, match="found nothing there"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 0.5])
+def test_a_truncated_safetensors_file_is_refused(tmp_path, source, keep):
+    path = tmp_path / "w.safetensors"
+    save_weights(source.state_dict(), path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(WeightsError, match="corrupt safetensors file"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"no weights at all", b"PK\x03\x04 half a zip"])
+def test_a_corrupt_pytorch_file_is_refused(tmp_path, data):
+    (tmp_path / "w.pth").write_bytes(data)
+    with pytest.raises(WeightsError, match="not a state dictionary that can be read safely"):
+        read_weights(tmp_path / "w.pth")
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize(
+    "save", [lambda thing, path: torch.save(thing, path), lambda thing, path: path.write_bytes(pickle.dumps(thing, 2))]
+)
+def test_a_pickle_is_never_run(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
+    save({"state_dict": Evil()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="save it as safetensors"):
+        read_weights(tmp_path / "w.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_whole_network_is_no_state_dictionary(tmp_path, source):
+    torch.save(source, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="not a state dictionary"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("thing", "said"),
+    [
+        ({}, "a dictionary with keys"),
+        ({"epoch": 3, "best": 0.5}, "a dictionary with keys epoch, best"),
+        ([torch.ones(1)], "list"),
+        (torch.ones(1), "Tensor"),
+        ({1: torch.ones(1)}, "a dictionary with keys 1"),
+    ],
+)
+def test_other_things_are_no_state_dictionary(tmp_path, thing, said):
+    torch.save(thing, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=f"expected named tensors, received {said}"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_weights_are_loaded_and_the_network_returned(tmp_path, source):
+    save_weights(source.state_dict(), tmp_path / "w.safetensors")
+    model = net()
+    assert load_weights(model, tmp_path / "w.safetensors") is model
+    assert weights_hash(model) == weights_hash(source)
+
+
+def refused(tmp_path, state, match):
+    save_weights(state, tmp_path / "w.safetensors")
+    model = net()
+    before = weights_hash(model)
+    with pytest.raises(WeightsError, match=match):
+        load_weights(model, tmp_path / "w.safetensors")
+    assert weights_hash(model) == before, "all or nothing"
+
+
+def test_missing_tensors_are_named(tmp_path, source):
+    state = source.state_dict()
+    del state["3.bias"], state["0.weight"]
+    refused(tmp_path, state, r"does not fit Sequential \(9 tensors\): 2 missing in the file: 0\.weight, 3\.bias$")
+
+
+def test_left_over_tensors_are_named_three_of_them(tmp_path, source):
+    state = {**source.state_dict(), **{f"9.{k}": torch.ones(1) for k in "abcde"}}
+    refused(tmp_path, state, r"5 not in the network: 9\.a, 9\.b, 9\.c, …$")
+
+
+def test_tensors_of_another_shape_are_named_with_both_shapes(tmp_path):
+    refused(tmp_path, net(width=6).state_dict(), r"7 of another shape: 0\.weight \(network \(4, 3, 3, 3\), file \(6, 3, 3, 3\)\), .*, …")
+
+
+def test_all_troubles_are_told_at_once(tmp_path, source):
+    state = {f"net.{name}": value for name, value in source.state_dict().items()}
+    refused(tmp_path, state, r"8 missing in the file: 0\.weight.*; 9 not in the network: net\.0\.bias, net\.0\.weight, net\.1\.bias, …$")
+
+
+def test_the_batch_count_that_no_forward_pass_reads_may_be_missing(tmp_path, source):
+    state = source.state_dict()
+    del state["1.num_batches_tracked"]
+    save_weights(state, tmp_path / "w.safetensors")
+    model = load_weights(net(), tmp_path / "w.safetensors")
+    assert torch.equal(model[0].weight, source[0].weight)
+
+
+def test_saving_makes_the_folder_and_leaves_no_part(tmp_path, source):
+    path = tmp_path / "deep" / "er" / "w.safetensors"
+    save_weights(source.state_dict(), path, {"epoch": "3"})
+    assert [entry.name for entry in path.parent.iterdir()] == ["w.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, source, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    save_weights({"a": torch.ones(2)}, path)
+
+    def broken(tensors, part, metadata):
+        part.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("channelscope.zoo.weights.save_file", broken)
+    with pytest.raises(OSError, match="disk full"):
+        save_weights({"a": torch.zeros(2)}, path)
+    assert torch.equal(load_file(path)["a"], torch.ones(2))
+
+
+def test_shared_and_permuted_tensors_can_be_saved(tmp_path):
+    shared = torch.randn(4, 3, 2, 2)
+    state = {"a": shared, "b": shared, "c": shared.to(memory_format=torch.channels_last), "d": shared.permute(1, 0, 2, 3)}
+    save_weights(state, tmp_path / "w.safetensors")
+    found = read_weights(tmp_path / "w.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert found["c"].is_contiguous()
+
+
+def test_files_of_other_writers_are_read(tmp_path):
+    save_file({"a": torch.arange(3.0)}, tmp_path / "w.safetensors")
+    assert read_weights(str(tmp_path / "w.safetensors"))["a"].tolist() == [0, 1, 2]
