@@ -47,7 +47,7 @@ class Gaussian:
         so the result does not depend on the channels' units and a silent channel stays silent.
 
         Raises   SampleError below two samples, InputError for any other shrinkage.
-        Source   Chen, Wiesel, Eldar, Hero 2010 (OAS); checked by tests/pencil.py::oas
+        Source   Chen, Wiesel, Eldar, Hero 2010, equation 23 (OAS); checked by tests/pencil.py::oas
         """
         if moments.count < 2:
             raise SampleError(f"a covariance needs at least 2 samples, received {moments.count:g}: profile more images")
@@ -169,9 +169,12 @@ def _oas(law: Gaussian) -> float:
     """Oracle-approximating shrinkage of the correlation matrix of the coordinates that vary."""
     rho = law.correlation[~law.silent][:, ~law.silent]
     size = len(rho)
-    spread = float(rho.square().mean()) if size else 0.0
-    excess = (law.count + 1) * (spread - 1 / size) if size else 0.0
-    return min(1.0, (spread + 1) / excess) if excess > 0 else 1.0
+    if size < 2:
+        return 0.0
+    square = float(rho.square().sum())
+    above = (1 - 2 / size) * square + size**2
+    below = (law.count + 1 - 2 / size) * (square - size)
+    return 1.0 if above >= below else above / below
 
 
 def _deficit(covariance: Tensor, count: float | None) -> str:

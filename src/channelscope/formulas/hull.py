@@ -70,7 +70,7 @@ def hulls(
     explained = torch.full((len(rho), max_size), torch.nan, dtype=torch.float64, device=rho.device)
     complete = torch.zeros(len(rho), dtype=torch.bool, device=rho.device)
     for block in torch.arange(len(alive), device=rho.device).split(BLOCK):
-        growth = _Growth(law, block, ridge, min(max_size, len(alive) - 1), pool)
+        growth = _Growth(law, block, ridge, min(max_size, max(len(alive) - 1, 0)), pool)
         for step in range(growth.steps):
             pick, going = growth.choose(order, goal[block])
             if not bool(going.any()):

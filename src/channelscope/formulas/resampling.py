@@ -112,18 +112,21 @@ def bootstrap(
 
     Draws on which the statistic is undefined (nan) are left out; above half of them the ends are nan.
 
+    Raises   SampleError without rows, ShapeError for columns of different length.
     Source   Efron & Tibshirani 1993, chapter 13; checked by tests/formulas/test_resampling.py
     """
     n = len(columns[0])
     labels = np.zeros(n, dtype=int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
     if any(len(column) != n for column in columns) or len(labels) != n:
         raise ShapeError(f"columns of different length: {[len(column) for column in columns]}, strata {len(labels)}")
+    if n == 0:
+        raise SampleError("a bootstrap of no rows: nothing to resample")
     value = float(statistic(*columns))
-    rows = [np.flatnonzero(labels == label) for label in range(labels.max(initial=-1) + 1)]
+    rows = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
     generator = np.random.default_rng(seed)
     results = np.empty(draws)
     for draw in range(draws):
-        chosen = torch.from_numpy(np.concatenate([generator.choice(stratum, len(stratum)) for stratum in rows])) if n else []
+        chosen = torch.from_numpy(np.concatenate([generator.choice(stratum, len(stratum)) for stratum in rows]))
         results[draw] = float(statistic(*(column[chosen] for column in columns)))
     kept = results[~np.isnan(results)]
     low, high = _percentiles(kept if 2 * len(kept) >= draws else kept[:0], level)

@@ -16,8 +16,9 @@ def support(rho: Float[Tensor, "channels channels"], ridge: float = RIDGE) -> Fl
         P = (R + λI)⁻¹        E_i = 1 + λ − 1/P_ii
 
     One inverse for the layer. With λ > 0 this is r'(R_peers + λI)⁻¹r, a little below the explained variance. With λ = 0 and a
-    singular R the eigenvalues stand in for the inverse: 1/P_ii is then exactly the residual variance, zero for whoever takes part in
-    a linear dependence, and E_i = 1 wherever at most the share EXACT is left.
+    singular R the eigenvalues stand in for the inverse: those below EXACT/C, which float32 statistics cannot tell from zero, span the
+    linear dependences. A channel that takes part in one (with more than the share EXACT) is determined by its peers, E_i = 1 sharp, and
+    so is a copy; the others are computed without them, which is the limit λ → 0.
 
     Returns  0..1; nan for silent channels (nan in R), which are nobody's peers.
     Raises   InputError if ridge is negative.
@@ -31,8 +32,8 @@ def support(rho: Float[Tensor, "channels channels"], ridge: float = RIDGE) -> Fl
     lower, failed = torch.linalg.cholesky_ex(inner)
     if failed or bool((lower.diagonal().square() <= EXACT).any()):
         values, vectors = torch.linalg.eigh(inner)
-        floor = torch.finfo(torch.float64).eps * len(inner)
-        left = 1 / vectors.square().mv(1 / values.clamp(min=floor))
+        weights, null = vectors.square(), values <= EXACT / len(inner)
+        left = (1 / weights[:, ~null].mv(1 / values[~null])).masked_fill(weights[:, null].sum(1) > EXACT, ridge)
     else:
         left = 1 / torch.cholesky_inverse(lower).diagonal()
     share = left - ridge

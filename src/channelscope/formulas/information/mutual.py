@@ -1,13 +1,15 @@
 """Mutual information of Gaussian variables in nats, and what a finite sample adds to it."""
 
+import math
+
 import torch
 
 from channelscope.errors import InputError, ShapeError, SingularError
 from channelscope.formulas.gaussian import EXACT, Gaussian, cholesky
 from channelscope.types import Float, Index, Tensor
 
-CEILING = 3.1073040492110957
-"""−½ ln(1 − 0.999²): the cap, in nats, of an information that is averaged, clustered or mixed (the paper clips |ρ| at 0.999)."""
+CEILING = -math.log1p(-(0.999**2)) / 2
+"""−½ ln(1 − 0.999²) = 3.1076: the cap, in nats, of an information that is averaged, clustered or mixed (the paper clips |ρ| at 0.999)."""
 
 
 def correlation_information(rho: Float[Tensor, "..."], ceiling: float | None = None) -> Float[Tensor, "..."]:
