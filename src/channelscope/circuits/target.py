@@ -1,0 +1,213 @@
+"""Target: a feature in a traced network, with the kernels it depends on."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.func import functional_call
+
+from channelscope.circuits.feature import LOGIT, Feature
+from channelscope.circuits.provenance import wire
+from channelscope.circuits.wiring import Marks, Wiring
+from channelscope.errors import InputError, SampleError, ShapeError, SiteError
+from channelscope.net.edits import masked
+from channelscope.net.find import in_graph
+from channelscope.net.graph import Graph, evaluating, trace
+from channelscope.net.subset import Subset
+from channelscope.types import Float, Int, Tensor
+
+CHUNK = 32
+"""Images per batch where a tensor of images is given instead of batches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A feature located in a network: where it is read, and which kernels can reach it."""
+
+    graph: Graph
+    """the traced network; shares the model's parameters"""
+    feature: Feature
+    """what is looked at"""
+    step: str
+    """the step whose value holds the feature"""
+    axis: int
+    """which axis of that value holds the channels, counted without the batch"""
+    wiring: Wiring = field(repr=False)
+    """channels and kernels upstream of the step"""
+    relevant: Marks = field(repr=False)
+    """layer → bool (outputs, inputs): kernels on a path from the images to the feature"""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.graph.model
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers with relevant kernels, in execution order."""
+        return tuple(self.relevant)
+
+    @property
+    def kernels(self) -> int:
+        """Number of relevant kernels."""
+        return sum(int(marks.sum()) for marks in self.relevant.values())
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """Nodes of the wiring that make the feature."""
+        return self.wiring.target[list(self.feature.channels)]
+
+    @cached_property
+    def smallest(self) -> int:
+        """Number of kernels on the shortest path from the images to the feature."""
+        return int(self.wiring.hops()[self.seeds].min())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    def everything(self) -> dict[str, Tensor]:
+        """Marks of all kernels of the relevant layers."""
+        return {layer: torch.ones_like(marks) for layer, marks in self.relevant.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The relevant layers' weights, detached; they stay as they are when the network is masked."""
+        return {layer: self.graph.modules[layer].weight.detach() for layer in self.relevant}  # type: ignore[union-attr,operator]
+
+    def run(self, images: Tensor, want: tuple[str, ...], weights: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """Values of some steps, with other `weights` in the place of some layers' own if they are given."""
+        if weights is None:
+            return self.graph.run(images, want=want, pure=True)
+        named = {f"model.{layer}.weight": weight for layer, weight in weights.items()}
+        return functional_call(_Shell(self.graph), named, (images, want))
+
+    def map(self, images: Float[Tensor, "images C H W"], weights: Mapping[str, Tensor] | None = None) -> Float[Tensor, "images positions"]:
+        """The feature at every position, of the network as it is now or with other weights."""
+        return self.feature.map(self.run(images, (self.step,), weights)[0], self.axis)
+
+    def places(self, values: Float[Tensor, "images positions"]) -> Int[Tensor, "images chosen"]:
+        """The positions that count, by the feature's rule, as flat indices."""
+        return self.feature.places(values, self.spatial)
+
+    def chosen(self, images: Tensor) -> Int[Tensor, "images chosen"]:
+        """The positions that count in some images; only the maximum needs a pass."""
+        if self.feature.positions == "max":
+            return self.places(self.map(images))
+        return self.places(torch.empty(len(images), math.prod(self.spatial), device=images.device))
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Sizes of the position axes."""
+        shape = list(self.graph.shapes[self.step][1:])
+        del shape[self.axis]
+        return tuple(shape)
+
+    @contextmanager
+    def without(self, marks: Marks) -> Iterator[None]:
+        """While inside, the network is in evaluation mode and the marked kernels are zero."""
+        with evaluating(self.model), masked(self.model, Subset(dict(marks))):
+            yield
+
+
+class _Shell(nn.Module):
+    """The network as a module whose forward pass is the traced graph, so that its weights can be exchanged for a call."""
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.model = graph.model
+        self.graph = graph
+
+    def forward(self, images: Tensor, want: tuple[str, ...]) -> tuple[Tensor, ...]:
+        return self.graph.run(images, want=want, pure=True)
+
+
+def locate(model: nn.Module | Graph, feature: Feature | str, example: Tensor | None = None) -> Target:
+    """Find a feature in a network, with everything it depends on.
+
+    example   a batch of at least one image, to trace the network with; not needed for a `Graph`
+
+    Raises   SiteError, with near matches, if there is no such layer; InputError if it has no such channel or position;
+             TracingError if the forward pass cannot be followed.
+    Source   SPEC section 8; Hamblin, Konkle, Alvarez 2022 (relevant kernels)
+    """
+    feature = Feature.parse(feature)
+    if not isinstance(model, Graph):
+        if example is None:
+            raise InputError("locate: expected an example batch to trace the network with, received none")
+        model = trace(model, example)
+    node = _node(model, feature)
+    shape = model.shapes.get(node.name, ())[1:]
+    if not shape:
+        raise ShapeError(f"feature {feature}: expected a tensor of channels at {feature.layer}, found shape {shape}")
+    linear = node.op == "call_module" and isinstance(model.modules[str(node.target)], nn.Linear)
+    axis = len(shape) - 1 if linear or feature.layer == LOGIT else 0
+    blank = torch.zeros(1, *shape)
+    feature.places(feature.map(blank, axis), tuple(size for place, size in enumerate(shape) if place != axis))
+    wiring = wire(model, node.name, axis)
+    marks = wiring.through(wiring.everything(), wiring.target[list(feature.channels)])
+    relevant = {layer: kernels for layer, kernels in marks.items() if bool(kernels.any())}
+    if not relevant:
+        raise InputError(f"feature {feature}: no kernel leads from the images to it; it is made of constants")
+    return Target(model, feature, node.name, axis, wiring, relevant)
+
+
+def _node(graph: Graph, feature: Feature) -> fx.Node:
+    if feature.layer == LOGIT:
+        made = next(node for node in graph.steps.nodes if node.op == "output").args[0]
+        if not isinstance(made, fx.Node) or made.name not in graph.shapes:
+            raise SiteError("the network's output is not one tensor: name the layer that makes the logit instead")
+        return made
+    found = [node for node in graph.steps.nodes if node.op == "call_module" and node.target == feature.layer]
+    if len(found) > 1:
+        raise SiteError(f"{feature.layer} is called {len(found)} times in one pass: its channels are not one place")
+    if found:
+        return found[0]
+    names = [str(node.target) for node in graph.steps.nodes if node.op == "call_module"]
+    near = get_close_matches(feature.layer, names, n=4, cutoff=0.3)
+    raise SiteError(f"no layer is called '{feature.layer}'; near matches: {', '.join(near) or 'none'} (logit is the network's output)")
+
+
+def batches(images: Tensor | Iterable, device: torch.device | str = "cpu") -> Iterator[Float[Tensor, "images C H W"]]:
+    """Batches of images on a device, from a tensor, an iterable of tensors or one of (images, labels, …).
+
+    Raises   SampleError if there are none.
+    Source   the library's convention for batches
+    """
+    count = 0
+    for batch in images.split(CHUNK) if isinstance(images, Tensor) else images:
+        pictures = batch if isinstance(batch, Tensor) else batch[0]
+        count += len(pictures)
+        yield pictures.to(device)
+    if not count:
+        raise SampleError("expected at least one image, received none")
+
+
+@torch.no_grad()
+def activity(target: Target, images: Tensor | Iterable) -> tuple[float, float]:
+    """Smallest and largest value of the feature over some images, where its consumers see it (after its own activation).
+
+    Raises   SampleError if the feature is the same everywhere: it never activates on these images.
+    Source   SPEC section 8; the cut point of SPEC section 2
+    """
+    sites = {site.name: site for site in in_graph(target.graph)}
+    site = sites.get(target.feature.layer)
+    step = site.cut if site else target.step
+    ends: list[tuple[float, float]] = []
+    with evaluating(target.model):
+        for pictures in batches(images, target.device):
+            read, cut = target.graph.run(pictures, want=(target.step, step), pure=True)
+            values = target.feature.map(cut, target.axis)
+            places = target.places(target.feature.map(read, target.axis))
+            chosen = values.gather(1, places)
+            ends.append((float(chosen.min()), float(chosen.max())))
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    if not low < high:
+        raise SampleError(f"feature {target.feature} never activates on these images: it is {low:.4g} everywhere; pass other images")
+    return low, high

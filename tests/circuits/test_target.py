@@ -1,0 +1,134 @@
+"""A feature is found in a network by the names the library uses everywhere, or the error says what is there."""
+
+import pytest
+import torch
+from torch import nn
+
+from channelscope.circuits.target import activity, batches, locate
+from channelscope.errors import InputError, SampleError, SiteError, TracingError
+from channelscope.net.graph import trace
+from pencil_circuits import network, pictures
+
+
+@torch.no_grad()
+def test_the_feature_is_the_layers_own_output():
+    model, images = network("residual"), pictures()
+    seen = {}
+    handle = model.two.register_forward_hook(lambda _, __, out: seen.update(two=out.clone()))
+    model(images)
+    handle.remove()
+    target = locate(model, "two:1", images)
+    assert torch.allclose(target.map(images), seen["two"][:, 1].flatten(1))
+    assert target.spatial == (8, 8)
+    assert torch.equal(locate(model, "two:1@max", images).chosen(images), target.map(images).argmax(1, keepdim=True))
+    assert locate(model, "two:1@2,3", images).chosen(images).tolist() == [[19]] * 5
+
+
+@torch.no_grad()
+def test_logits_and_any_other_step_can_be_features():
+    model, images = network("chain"), pictures()
+    graph = trace(model, images)
+    assert torch.allclose(locate(graph, "logit:2").map(images), model(images)[:, 2:])
+    assert locate(graph, "logit:2").relevant.keys() == locate(graph, "head:2").relevant.keys()
+    pooled = locate(graph, "pool:1")
+    assert pooled.layers == ("a", "b")
+    assert pooled.spatial == (2, 2)
+    assert torch.equal(pooled.relevant["b"], torch.tensor([False, True, False, False])[:, None].expand(4, 4))
+
+
+def test_other_weights_for_one_call_leave_no_trace():
+    model, images = network("residual"), pictures()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    target = locate(model, "last:0", images)
+    plain = target.map(images).detach()
+    doubled = {layer: weight * 2 for layer, weight in target.weights().items()}
+    assert not torch.allclose(target.map(images, doubled), plain)
+    with target.without({layer: marks for layer, marks in target.relevant.items()}):
+        assert not torch.allclose(target.map(images), plain)
+    assert torch.equal(target.map(images), plain)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_direction_depends_on_all_its_channels():
+    model, images = network("dense"), pictures()
+    target = locate(model, "two:0", images)
+    graph = target.graph
+    from_file = locate(graph, target.feature.direction("two", torch.tensor([0.5, -1.0])))
+    assert from_file.relevant["two"].all()
+    assert not target.relevant["two"].all()
+
+
+def test_near_matches_are_listed():
+    model, images = network("residual"), pictures()
+    with pytest.raises(SiteError, match="no layer is called 'thre'; near matches: three"):
+        locate(model, "thre:0", images)
+    with pytest.raises(InputError, match="last has channels 0 to 1"):
+        locate(model, "last:2", images)
+    with pytest.raises(InputError, match="2×2 positions"):
+        locate(model, "last:1@5,5", images)
+    with pytest.raises(InputError, match="example"):
+        locate(model, "last:1")
+
+
+def test_control_flow_that_cannot_be_followed_says_where():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.conv(x) if x.sum() > 0 else x
+
+    with pytest.raises(TracingError, match=r"test_target\.py:\d+ \(forward\)"):
+        locate(Branching(), "conv:0", pictures())
+
+
+def test_a_feature_without_kernels_is_refused():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.ones(1, 2, 8, 8))
+            self.conv = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.conv(self.shift) + x.mean()
+
+    with pytest.raises(InputError, match="made of constants"):
+        locate(Constant(), "conv:0", pictures())
+
+
+def test_a_layer_called_twice_is_not_one_place():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x))
+
+    with pytest.raises(SiteError, match="called 2 times"):
+        locate(Twice(), "conv:0", pictures())
+
+
+def test_activity_is_seen_where_consumers_look():
+    model, images = network("chain"), pictures()
+    target = locate(model, "a:1", images)
+    low, high = activity(target, images)
+    assert low == 0 < high
+    with torch.no_grad():
+        model.a.bias[1] = -100
+    with pytest.raises(SampleError, match="a:1 never activates on these images"):
+        activity(target, images)
+    with torch.no_grad():
+        model.head.weight[0] = 0
+    with pytest.raises(SampleError, match="never activates"):
+        activity(locate(model, "logit:0", images), images)
+
+
+def test_batches_of_every_kind():
+    images = pictures(70)
+    assert [len(batch) for batch in batches(images)] == [32, 32, 6]
+    assert [len(batch) for batch in batches([images[:3], images[3:5]])] == [3, 2]
+    assert [len(batch) for batch in batches([(images[:3], torch.zeros(3)), (images[3:4], torch.zeros(1), torch.zeros(1))])] == [3, 1]
+    with pytest.raises(SampleError, match="at least one image"):
+        list(batches([]))

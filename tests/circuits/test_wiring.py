@@ -1,0 +1,156 @@
+"""Who feeds whom is known for chains, sums, concatenations, shuffles and gates: checked by changing one channel at a time."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from channelscope.circuits.provenance import wire
+from channelscope.circuits.target import locate
+from channelscope.net.graph import trace
+from channelscope.zoo import network as published
+from networks import built
+from pencil_circuits import LAST, NETWORKS, network, pictures
+
+
+def step_of(graph, layer: str) -> str:
+    return next(node.name for node in graph.steps.nodes if node.target == layer)
+
+
+def influences(graph, source: str, sink: str) -> np.ndarray:
+    """Which output channels of one layer change the input channels of another when no other layer passes anything on."""
+    between = [node.name for node in graph.steps.nodes if isinstance(graph.modules.get(str(node.target)), nn.Conv2d | nn.Linear)]
+    inputs = graph.nodes[sink].all_input_nodes[0].name
+    found = []
+    channels = graph.shapes[source][1]
+    for channel in [None, *range(channels)]:
+        noise = torch.Generator().manual_seed(0)
+
+        def fresh(value, noise=noise):
+            return torch.rand(value.shape, generator=noise) + 1
+
+        def changed(value, noise=noise, channel=channel):
+            value = torch.rand(value.shape, generator=noise) + 1
+            if channel is not None:
+                value[:, channel] += 1
+            return value
+
+        after = {name: changed if name == source else fresh for name in between}
+        maps = graph.run(pictures(1), after=after, want=inputs, pure=True)
+        found.append(maps[0].flatten(1).sum(1) if maps.dim() > 2 else maps[0])
+    return np.stack([(row != found[0]).numpy() for row in found[1:]], axis=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_direct_wires_are_what_changing_a_channel_shows(name):
+    graph = trace(network(name), pictures(2))
+    wiring = wire(graph, step_of(graph, LAST[name]))
+    calls = list(wiring.calls)
+    nothing = {call.layer: torch.zeros(call.sources.shape, dtype=torch.bool) for call in calls}
+    for early, late in [(a, b) for n, b in enumerate(calls) for a in calls[:n]]:
+        truth = influences(graph, early.step, late.step)
+        groups = graph.modules[late.layer].groups if isinstance(graph.modules[late.layer], nn.Conv2d) else 1
+        outputs, inputs = late.sources.shape
+        for channel in range(groups * inputs):
+            group, column = divmod(channel, inputs)
+            need = wiring.needed(nothing, late.sources[group * (outputs // groups), column : column + 1])
+            assert (need[early.outputs] >= truth[channel]).all()
+            if name != "gated":  # a normalization over channels is taken to mix everything
+                assert (need[early.outputs] == truth[channel]).all()
+
+
+def test_relevant_kernels_of_alexnet():
+    model = published("alexnet", 10, 3, 96)
+    graph = trace(model, torch.zeros(1, 3, 96, 96))
+    for layer, kernels in (("features.6", 12_672), ("features.8", 86_592), ("features.10", 184_768)):
+        target = locate(graph, f"{layer}:5")
+        assert target.kernels == kernels
+        assert target.smallest == len(target.layers)
+    assert target.layers == ("features.0", "features.3", "features.6", "features.8", "features.10")
+    assert not target.relevant["features.10"][4].any()
+    assert target.relevant["features.10"][5].all()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "googlenet", "regnety_002", "convnext_tiny"])
+def test_published_networks_are_wired_from_image_to_logit(name):
+    model, shape = built(name)
+    target = locate(model, "logit:3", torch.zeros(2, *shape))
+    assert target.relevant[target.layers[0]].all()
+    assert int(target.relevant[target.layers[-1]].any(1).sum()) == 1
+    assert not target.wiring.skipped
+    assert target.smallest >= 2
+
+
+def test_a_residual_path_is_shorter_than_the_network():
+    target = locate(network("residual"), "last:0", pictures(1))
+    assert target.smallest == 3  # stem, projected shortcut, last
+    assert len(target.layers) == 7
+    assert locate(network("inception"), "last:0", pictures(1)).smallest == 2  # stem, pooled branch, last
+
+
+def test_flattening_gives_every_pixel_its_channel():
+    graph = trace(network("chain"), pictures(2))
+    wiring = wire(graph, step_of(graph, "head"))
+    head, conv = list(wiring.calls)[-1], list(wiring.calls)[-2]
+    assert (head.sources == np.repeat(conv.outputs, 4)).all()
+
+
+def test_the_first_channels_of_concatenations_and_chunks():
+    graph = trace(network("dense"), pictures(2))
+    wiring = wire(graph, step_of(graph, "narrow"))
+    stem, one, two, narrow = wiring.calls
+    assert (narrow.sources[0] == np.concatenate([stem.outputs, one.outputs, two.outputs])).all()
+    graph = trace(network("gated"), pictures(2))
+    wiring = wire(graph, step_of(graph, "last"))
+    stem, _, excite, left, right, _ = wiring.calls
+    nothing = {call.layer: torch.zeros(call.sources.shape, dtype=torch.bool) for call in wiring.calls}
+    need = wiring.needed(nothing, left.sources[0])
+    assert need[stem.outputs].tolist() == need[excite.outputs].tolist() == [True, True, False, False]
+    need = wiring.needed(nothing, right.sources[0])
+    assert need[stem.outputs].tolist() == [False, False, True, True]
+
+
+def test_padding_in_space_and_over_channels():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 3, 1), nn.Conv2d(5, 1, 1)
+
+        def forward(self, x):
+            x = nn.functional.pad(self.a(x), (1, 0, 2, 0), value=-7.0)
+            return self.b(nn.functional.pad(x, (0, 0, 0, 0, 1, 1)))
+
+    target = locate(Padded(), "b:0", pictures(1))
+    assert target.relevant["b"].tolist() == [[False, True, True, True, False]]  # the first and last channel are constants
+    assert target.kernels == 6 + 3
+
+
+def test_a_layer_used_twice_counts_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 1, 1)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(torch.relu(self.a(x)))))
+
+    target = locate(Twice(), "b:0", pictures(1))
+    assert target.layers == ("a", "b")
+    assert len(list(target.wiring.calls)) == 3
+    assert target.smallest == 3
+    assert target.kernels == 6
+
+
+def test_layers_without_kernels_are_named():
+    class Transposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.up, self.b = nn.Conv2d(2, 3, 1), nn.ConvTranspose2d(3, 4, 2, 2), nn.Conv2d(4, 1, 1)
+
+        def forward(self, x):
+            return self.b(self.up(self.a(x)))
+
+    target = locate(Transposed(), "b:0", pictures(1))
+    assert "ConvTranspose2d" in target.wiring.skipped["up"]
+    assert target.kernels == 6 + 4
