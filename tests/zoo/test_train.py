@@ -1,0 +1,300 @@
+"""Training: the steps are those of the book, runs repeat to the bit, and a kill at any moment costs one epoch at most."""
+
+import copy
+import dataclasses
+import importlib
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import channelscope.zoo as zoo
+import pencil_zoo as pencil
+from channelscope.errors import DataError, FormatError, MismatchError, NumericError
+from channelscope.zoo.data import ImageSource, read_images
+from channelscope.zoo.history import History
+from channelscope.zoo.schedule import Schedule
+from channelscope.zoo.train import RESUME, measured, train
+from zoo.shelves import made
+
+training = importlib.import_module("channelscope.zoo.train")  # the package's attribute of that name is the function
+SHORT = Schedule(epochs=3, lr=0.05, batch_size=16, pad=1, flip=True)
+LABELS = [row % 3 for row in range(60)]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return read_images(ImageSource(batch_size=16), found=made(LABELS, classes=3, part="train"))
+
+
+def net(seed=0, dropout=0.0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        )
+
+
+def run(images, out, schedule=SHORT, **options):
+    model = net(**options)
+    return model, train(model, images, out, schedule, progress=False)
+
+
+def same_run(one, two):
+    """Equal in everything but folder and time."""
+
+    def timeless(history):
+        records = [dataclasses.replace(record, seconds=0.0) for record in history.epochs]
+        return repr(
+            (history.network, history.start, history.settings, records, history.test_loss, history.test_accuracy, history.test_images)
+        )
+
+    assert timeless(one) == timeless(two)
+    for epoch, path in one.checkpoints.items():
+        assert path.read_bytes() == two.checkpoint(epoch).read_bytes(), f"epoch {epoch}"
+    assert one.trained.read_bytes() == two.trained.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    return run(images, folder, dropout=0.3)
+
+
+def test_what_a_run_leaves(finished):
+    model, history = finished
+    names = sorted(path.name for path in history.folder.iterdir())
+    assert names == [*(f"epoch_{k:03d}.safetensors" for k in range(4)), "trained.safetensors", "training.json"]
+    assert [record.epoch for record in history.epochs] == [0, 1, 2, 3]
+    assert not model.training
+    assert history.network == "Sequential"
+
+
+def test_epoch_zero_is_the_initialization(finished):
+    _, history = finished
+    start = net(dropout=0.3)
+    assert history.start == zoo.weights_hash(start)
+    assert zoo.weights_hash(zoo.load_weights(net(seed=5), history.checkpoint(0))) == history.start
+    assert math.isnan(history.epochs[0].train_loss)
+
+
+def test_the_trained_weights_are_the_best_epochs_by_validation(finished, images):
+    model, history = finished
+    assert history.trained.read_bytes() == history.checkpoint(history.best).read_bytes()
+    best = max(record.validation_accuracy for record in history.epochs)
+    assert measured(model, images.validation)[1] == best == history.epochs[history.best].validation_accuracy
+
+
+def test_every_checkpoint_is_as_accurate_as_the_log_says(finished, images):
+    _, history = finished
+    for record in history.epochs:
+        model = zoo.load_weights(net().eval(), history.checkpoint(record.epoch))
+        assert measured(model, images.validation) == (record.validation_loss, record.validation_accuracy)
+
+
+def test_the_test_images_are_used_once_at_the_end(finished, images):
+    model, history = finished
+    assert (history.test_loss, history.test_accuracy) == measured(model, images.test)
+    assert history.test_images == len(images.test)
+    unfinished = json.loads((history.folder / "training.json").read_text())
+    assert unfinished["test_accuracy"] == history.test_accuracy
+
+
+def test_the_log_is_the_history(finished):
+    _, history = finished
+    assert repr(History.read(history.folder)) == repr(history)
+
+
+def test_a_second_run_is_the_same_to_the_bit(finished, images, tmp_path):
+    same_run(finished[1], run(images, tmp_path, dropout=0.3)[1])
+
+
+def test_the_global_generator_is_left_alone_and_does_not_matter(finished, images, tmp_path):
+    torch.manual_seed(99)
+    expected = torch.rand(2)
+    torch.manual_seed(99)
+    same_run(finished[1], run(images, tmp_path, dropout=0.3)[1])
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 0.01}, {"batch_size": 8}, {"pad": 0}, {"flip": False}])
+def test_another_schedule_is_another_run(finished, images, tmp_path, change):
+    _, history = run(images, tmp_path, dataclasses.replace(SHORT, **change), dropout=0.3)
+    assert history.checkpoint(1).read_bytes() != finished[1].checkpoint(1).read_bytes()
+    assert history.checkpoint(0).read_bytes() == finished[1].checkpoint(0).read_bytes()
+
+
+class Killed(BaseException):
+    """What a signal would raise."""
+
+
+STAGES = ["save_weights", "_publish", "_epoch"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("moment", [1, 2, 4, 6, 9])
+def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_end(finished, images, tmp_path, monkeypatch, stage, moment):
+    calls, real = [], getattr(training, stage)
+
+    def deadly(*args, **options):
+        calls.append(stage)
+        if len(calls) == moment:
+            raise Killed
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, stage, deadly)
+        try:
+            run(images, tmp_path, dropout=0.3)
+        except Killed:
+            assert not list(tmp_path.glob("*.part"))
+        else:
+            assert len(calls) < moment
+    same_run(finished[1], run(images, tmp_path, dropout=0.3)[1])
+
+
+def test_a_finished_run_is_not_run_again(finished, images, tmp_path, monkeypatch):
+    run(images, tmp_path, dropout=0.3)
+    monkeypatch.setattr(training, "_epoch", None)
+    model, again = run(images, tmp_path, dropout=0.3)
+    same_run(finished[1], again)
+    assert measured(model, images.test)[1] == again.test_accuracy
+
+
+def test_a_folder_with_another_run_is_refused(images, tmp_path):
+    run(images, tmp_path)
+    for other, said in (
+        (lambda: run(images, tmp_path, seed=1), "its initialization is"),
+        (lambda: run(images, tmp_path, dataclasses.replace(SHORT, epochs=9)), "its schedule is"),
+        (lambda: train(net(), dataclasses.replace(images, skipped=3), tmp_path, SHORT, progress=False), "its images is"),
+    ):
+        with pytest.raises(MismatchError, match=f"holds another training run: {said}.* choose another folder"):
+            other()
+
+
+def test_a_damaged_resume_file_is_refused(images, tmp_path):
+    run(images, tmp_path)
+    (tmp_path / RESUME).write_bytes(b"half")
+    with pytest.raises(FormatError, match=r"resume\.safetensors: damaged"):
+        run(images, tmp_path)
+
+
+def test_fewer_checkpoints_can_be_kept(images, tmp_path):
+    _, history = run(images, tmp_path, dataclasses.replace(SHORT, epochs=5, every=2))
+    assert list(history.checkpoints) == [0, 2, 4, 5]
+    assert history.trained.exists()
+
+
+def test_a_set_without_training_images_is_refused(tmp_path):
+    images = read_images(ImageSource(), found=made(LABELS, classes=3, part="validation"))
+    with pytest.raises(DataError, match="expected train images, received 0"):
+        train(net(), images, tmp_path / "out", SHORT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_no_number_is_refused(images, tmp_path):
+    with pytest.raises(NumericError, match=r"epoch 1: the loss is (nan|inf); .* smaller lr than 1e\+30"):
+        run(images, tmp_path, dataclasses.replace(SHORT, lr=1e30))
+    assert not (tmp_path / RESUME).exists()
+
+
+def test_measured_is_the_cross_entropy_and_the_share_that_is_right(images):
+    model = net()
+    loss, accuracy = measured(model, images.test)
+    with torch.no_grad():
+        logits = torch.cat([model(x) for x, _, _ in images.test]).double().tolist()
+    labels = images.test.labels.tolist()
+    assert loss == pytest.approx(pencil.cross_entropy(logits, labels), abs=1e-6)
+    right = [max(range(3), key=row.__getitem__) == label for row, label in zip(logits, labels, strict=True)]
+    assert accuracy == sum(right) / len(right)
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_what_is_measured_does_not_depend_on_the_batches(images, size):
+    model = net()
+    assert measured(model, images.test.batched(size)) == pytest.approx(measured(model, images.test), abs=1e-6)
+
+
+def test_the_steps_are_sgd_with_nesterov_momentum_and_weight_decay(images, tmp_path):
+    """Logistic regression, whole-set steps: every epoch is one step whose gradient is known in closed form."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    with torch.no_grad():
+        model[1].weight.normal_(0, 0.01, generator=torch.Generator().manual_seed(0))
+        model[1].bias.zero_()
+    start = copy.deepcopy(model).double()
+    schedule = Schedule(epochs=4, lr=0.01, batch_size=1000, pad=0, flip=False)
+    history = train(model, images, tmp_path, schedule, progress=False)
+    x, y, _ = images.train.batch(torch.arange(len(images.train)))
+    x, y = x.flatten(1).double().numpy(), y.numpy()
+    flat = np.concatenate([start[1].weight.detach().numpy(), start[1].bias.detach().numpy()[:, None]], 1)
+
+    def gradient(weights):
+        _, dw, db = pencil.softmax_gradient(weights[:, :-1], weights[:, -1], x, y)
+        return np.concatenate([dw, db[:, None]], 1)
+
+    rates = [pencil.cosine(0.01, done, 4) for done in range(4)]
+    expected = pencil.nesterov(flat, [gradient] * 4, rates, 0.9, 5e-4)
+    last = zoo.read_weights(history.checkpoint(4))
+    np.testing.assert_allclose(last["1.weight"].numpy(), expected[:, :-1], atol=1e-5)
+    np.testing.assert_allclose(last["1.bias"].numpy(), expected[:, -1], atol=1e-5)
+    assert [record.lr for record in history.epochs[1:]] == pytest.approx(rates)
+    first = pencil.softmax_gradient(flat[:, :-1], flat[:, -1], x, y)[0]
+    assert history.epochs[1].train_loss == pytest.approx(first, abs=1e-5)
+
+
+def test_an_epoch_shows_every_training_image_once(images, tmp_path, monkeypatch):
+    shown, real = [], type(images.train).pixels
+
+    def watched(split, places):
+        if split.name == "train":
+            shown.append(places.tolist())
+        return real(split, places)
+
+    monkeypatch.setattr(type(images.train), "pixels", watched)
+    run(images, tmp_path, dataclasses.replace(SHORT, epochs=2))
+    assert [len(places) for places in shown] == [15, 14, 14] * 2, "divided evenly, no batch of one image"
+    for epoch in (shown[:3], shown[3:]):
+        assert sorted(itertools.chain(*epoch)) == list(range(43))
+    assert shown[:3] != shown[3:]
+
+
+def test_the_card_names_the_run(images, tmp_path):
+    model = zoo.network("resnet20(width=2)", 3, 3, 8)
+    assert train(model, images, tmp_path, dataclasses.replace(SHORT, epochs=1), progress=False).network == "resnet20(width=2)"
+
+
+def test_a_network_learns_what_can_be_learned(tmp_path):
+    """Brightness is the label; a small network finds it in a few epochs."""
+    shelves = made([row % 2 for row in range(120)], part="train")
+    bright = dataclasses.replace(shelves.parts[0], fetch=lambda row: np.full((8, 8, 3), 60 + 100 * (row % 2) + row % 30, np.uint8))
+    images = read_images(ImageSource(), found=dataclasses.replace(shelves, parts=(bright,)))
+    history = train(net(), images, tmp_path, dataclasses.replace(SHORT, epochs=6, lr=0.2), progress=False)
+    assert history.test_accuracy == 1
+    assert history.epochs[-1].train_loss < history.epochs[1].train_loss
+
+
+def test_progress_is_shown_on_standard_error(images, tmp_path, capsys):
+    train(net(), images, tmp_path, dataclasses.replace(SHORT, epochs=1))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "training" in said.err
+
+
+@pytest.mark.slow
+def test_the_digits_are_learned(tmp_path):
+    model, images = zoo.load("resnet20", "digits")
+    history = train(model, images, tmp_path, zoo.recipe("resnet20", "digits"), progress=False)
+    assert history.test_accuracy > 0.97
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_learns_in_bfloat16(tmp_path):
+    model, images = zoo.load("resnet20", "digits", device="cuda")
+    history = train(model, images, tmp_path, zoo.recipe("resnet20", "digits"), "cuda", progress=False)
+    assert history.test_accuracy > 0.95
+    assert next(model.parameters()).is_cuda
+    assert zoo.read_weights(history.trained)["conv1.weight"].dtype == torch.float32
