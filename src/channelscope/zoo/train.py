@@ -138,6 +138,7 @@ def _epoch(model: nn.Module, optimizer: torch.optim.SGD, images: Images, schedul
     draw = torch.Generator().manual_seed(schedule.seed * 1_000_003 + epoch)
     steps = torch.randperm(len(images.train), generator=draw).tensor_split(-(-len(images.train) // schedule.batch_size))
     loss, right = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
+    labels = images.train.labels
     model.train()
     rate = schedule.lr
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -147,7 +148,7 @@ def _epoch(model: nn.Module, optimizer: torch.optim.SGD, images: Images, schedul
             for group in optimizer.param_groups:
                 group["lr"] = rate
             pixels = augmented(images.train.pixels(places).to(device), schedule.pad, schedule.flip, draw)
-            some, hits = _step(model, optimizer, images.train.normalized(pixels), images.train.labels[places].to(device))
+            some, hits = _step(model, optimizer, images.train.normalized(pixels), labels[places].to(device))
             loss, right = loss + some * len(places), right + hits
     total = len(images.train)
     if not math.isfinite(float(loss)):
