@@ -78,7 +78,7 @@ def nats_of_gap(gap: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     Returns  nats, ≥ 0.
     Source   Cover & Thomas 2006, section 8.5; checked by tests/pencil.py::correlation_information
     """
-    return gap.clamp(EXACT, 1).log().div(2).abs().masked_fill(gap <= EXACT, torch.inf)
+    return gap.clamp(EXACT, 1).log_().div_(2).abs_().masked_fill_(gap <= EXACT, torch.inf)
 
 
 def _half_logdet(law: Gaussian) -> Tensor:

@@ -137,7 +137,7 @@ def sample_triples(channels: Int[Tensor, "channels"], n: int, seed: int = 0) -> 
 def _pair(a: Tensor, b: Tensor, rho: Tensor, best: Tensor) -> Tensor:
     """Information of pairs with target correlations a and b and mutual correlation ρ; at least `best`, the better half's."""
     apart = 1 - rho.square()
-    gap = (apart - a.square() - b.square() + 2 * a * b * rho) / apart
+    gap = torch.addcmul(apart, a * b, rho, value=2).sub_(a.square() + b.square()).div_(apart)
     return torch.where(apart <= EXACT, best, torch.maximum(nats_of_gap(gap), best))  # a maximum for rounding only
 
 
