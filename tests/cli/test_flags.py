@@ -46,20 +46,20 @@ def invoke():
 
 
 def test_fields_become_flags_and_come_back_as_the_dataclass(invoke):
-    result = invoke("cat", "there", "--legs", "3", "--scale", "0.5,0.25,1", "--mix", "oas", "--no-tame", "--kind", "b")
+    result = invoke("cat", "--out", "there", "--legs", "3", "--scale", "0.5,0.25,1", "--mix", "oas", "--no-tame", "--kind", "b")
     assert result.exit_code == 0, result.output
     assert repr(Animal("cat", 3, (0.5, 0.25, 1.0), "oas", False)) in result.output
     assert "there b ('x', 'y')" in result.output
 
 
 def test_defaults_are_the_signatures(invoke):
-    result = invoke("cat", "there")
+    result = invoke("cat", "--out", "there")
     assert repr(Animal("cat")) in result.output
     assert "there a ('x', 'y')" in result.output
 
 
 def test_a_number_stays_a_number(invoke):
-    assert "mix=0.25" in invoke("cat", "there", "--mix", "0.25").output
+    assert "mix=0.25" in invoke("cat", "--out", "there", "--mix", "0.25").output
 
 
 def test_help_comes_from_the_source(invoke):
@@ -71,8 +71,8 @@ def test_help_comes_from_the_source(invoke):
 
 def test_missing_arguments_and_wrong_types_are_usage_errors(invoke):
     assert invoke("cat").exit_code == 2
-    assert invoke("cat", "there", "--legs", "many").exit_code == 2
-    assert invoke("cat", "there", "--kind", "c").exit_code == 2
+    assert invoke("cat", "--out", "there", "--legs", "many").exit_code == 2
+    assert invoke("cat", "--out", "there", "--kind", "c").exit_code == 2
 
 
 def test_field_lines_are_the_strings_below_the_fields():

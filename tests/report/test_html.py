@@ -113,7 +113,8 @@ def test_a_missing_table_is_named_and_no_page_is_left(tmp_path):
 
 def test_further_tables_become_sections(tmp_path):
     place = tiny(tmp_path)
-    tables.write(pd.DataFrame({"depth": [0, 1], "gap": [0.125, float("nan")]}), place / "graphs.csv")
+    gap = {"gap": tables.Column("", meaning="difference")}
+    tables.write(tables.table([{"depth": 0, "gap": 0.125}, {"depth": 1, "gap": float("nan")}], "graphs", gap), place / "graphs.csv")
     text = html.write(place).read_text(encoding="utf-8")
     assert "Are overlap and synergy organized in communities?" in text
     assert "<td>0.125</td>" in text

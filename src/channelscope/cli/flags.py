@@ -13,13 +13,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 PLAIN = (str, int, float, bool, Path)
+OPTIONS = ("out",)
+"""Parameters that are flags even without a default, and then have to be given."""
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """A function of plain parameters that typer can read, calling `function` with its dataclasses put together again.
 
     A parameter annotated with a dataclass is replaced by that dataclass's fields; a field without a default is an
-    argument. Types typer does not know (tuples of numbers, a number or a word) are read from text. Help comes from the
+    argument, unless it is one of OPTIONS. Types typer does not know (tuples of numbers, a number or a word) are read from text. Help comes from the
     line below a field, or from the line of the function's docstring that begins with the parameter's name.
     """
     hints = get_type_hints(function, include_extras=True)
@@ -61,11 +63,11 @@ def _flag(name: str, hint: Any, default: Any, line: str, readers: dict[str, Call
     if reader is not None:
         readers[name] = reader
         default = _text(default)
-    if default is inspect.Parameter.empty:
+    if default is inspect.Parameter.empty and name not in OPTIONS:
         note = typer.Argument(help=line, show_default=False)
     else:
         names = [f"--{name.replace('_', '-')}"] + ([f"--no-{name.replace('_', '-')}"] if kind is bool and default is True else [])
-        note = typer.Option("/".join(names), help=line, show_default=default not in (None, False))
+        note = typer.Option("/".join(names), help=line, show_default=default not in (None, False, inspect.Parameter.empty))
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, note])
 
 

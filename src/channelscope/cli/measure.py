@@ -95,8 +95,7 @@ def scores(profile: Path, convention: Convention, out: Path, names: str = ",".jo
     found = store.load(profile)
     wanted = list(scoring.REGISTRY) if names == "all" else [name.strip() for name in names.split(",")]
     frame = scoring.table(found, wanted, errors, **convention.options())
-    for reason in frame.attrs["refused"].values():
-        console.print(f"[yellow]left out[/] {reason}")
+    _left_out(frame)
     print(tables.write(tables.described(frame, frame.attrs), out))
 
 
@@ -129,7 +128,9 @@ def axes(
 def two_axes(found: Profile, convention: Convention) -> dict[str, pd.DataFrame]:
     """Channels, alignment and groupings of one profile."""
     options = convention.options()
-    return {"channels": scoring.table(found, **options), **alignment(found, **options), "groups": groupings(found, **options)}
+    channels = scoring.table(found, **options)
+    _left_out(channels)
+    return {"channels": channels, **alignment(found, **options), "groups": groupings(found, **options)}
 
 
 def report(folder: Path) -> None:
@@ -163,6 +164,12 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
     page = html.write(out)
     console.print(f"the report is at [bold]{page}[/]: open it in a browser")
     print(page)
+
+
+def _left_out(frame: pd.DataFrame) -> None:
+    """Say which scores were refused, and where."""
+    for place, reason in frame.attrs["refused"].items():
+        console.print(f"[yellow]left out[/] {place}: {reason}")
 
 
 def _said(found: Profile) -> None:

@@ -56,7 +56,7 @@ def _columns(layer: Layer, wanted: list[Score], refused: dict[str, str]) -> tupl
             columns[one.name], why = one.of(layer)
         except SampleError as error:
             columns[one.name], why = np.full(layer.channels, np.nan), {}
-            refused[one.name] = f"{layer.site.name}: {error}"
+            refused[f"{one.name} at {layer.site.name}"] = str(error)
         for channel, reason in why.items():
             notes.setdefault(channel, f"{one.name}: {reason}")
     return columns, notes

@@ -1,0 +1,158 @@
+"""The command line as a user meets it: each command runs, and every bad input is one sentence and status 2."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from channelscope import cli, store, tables, zoo
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with an untrained digits network and its profile."""
+    folder = tmp_path_factory.mktemp("cli")
+    model, _ = zoo.load("resnet20", "digits")
+    zoo.save_weights(model.state_dict(), folder / "net.safetensors")
+    assert run("profile", "resnet20", "--out", folder / "net.profile", "--images", "120", "--weights", folder / "net.safetensors") == 0
+    return folder
+
+
+def run(*arguments) -> int:
+    """Exit status of the command line in this process."""
+    before = sys.argv
+    sys.argv = ["channelscope", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def refused(capsys, *arguments) -> str:
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return " ".join(said.split())
+
+
+def test_help_names_every_command(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for name in ("demo", "train", "profile", "merge", "scores", "axes", "report"):
+        assert name in text
+
+
+def test_profile_scores_and_merge(place, capsys):
+    assert store.load(place / "net.profile").images == 120
+    assert run("scores", place / "net.profile", "--out", place / "scores.csv", "--errors") == 0
+    frame = tables.read(place / "scores.csv")
+    assert {"site", "channel", "capture", "capture_se", "relevance"} <= set(frame)
+    assert run("merge", place / "net.profile", place / "net.profile", "--out", place / "twice.profile") == 0
+    assert store.load(place / "twice.profile").images == 240
+
+
+def test_axes_writes_a_report_that_report_writes_again(place, capsys):
+    out = place / "axes"
+    arguments = [
+        "axes",
+        "resnet20",
+        "--weights",
+        place / "net.safetensors",
+        "--images",
+        "120",
+        "--out",
+        out,
+        "--profile",
+        place / "net.profile",
+    ]
+    assert run(*arguments) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert json.loads((out / "run.json").read_text())["images"] == 120
+    first = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    assert run("report", out) == 0
+    assert (out / "report.html").read_bytes() == first
+
+
+def test_missing_and_corrupt_weights(place, capsys, tmp_path):
+    out = tmp_path / "x.profile"
+    assert "found nothing there" in refused(capsys, "profile", "resnet20", "--out", out, "--weights", tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"not weights")
+    assert "bad.safetensors" in refused(capsys, "profile", "resnet20", "--out", out, "--weights", tmp_path / "bad.safetensors")
+    assert not list(tmp_path.glob("*.profile*"))
+
+
+def test_a_state_dict_that_does_not_fit_names_keys(place, capsys, tmp_path):
+    weights = load_file(place / "net.safetensors")
+    first = sorted(weights)[0]
+    del weights[first]
+    save_file(weights, tmp_path / "short.safetensors")
+    assert first in refused(capsys, "profile", "resnet20", "--out", tmp_path / "x.profile", "--weights", tmp_path / "short.safetensors")
+
+
+def test_a_pickle_that_is_no_state_dict(capsys, tmp_path):
+    torch.save(["not", "a", "state", "dict"], tmp_path / "list.pt")
+    assert "expected named tensors, received list" in refused(
+        capsys, "profile", "resnet20", "--out", tmp_path / "x.profile", "--weights", tmp_path / "list.pt"
+    )
+
+
+def test_a_corrupt_image_is_named_or_counted(capsys, tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for number in range(30):
+            Image.new("RGB", (32, 32), (number, 9 * number % 255, 77)).save(tmp_path / "set" / label / f"{number}.png")
+    for number in range(10, 20):
+        (tmp_path / "set" / "cat" / f"{number}.png").write_bytes(b"\x89PNG broken")
+    arguments = ["profile", "resnet20", "--out", tmp_path / "x.profile", "--data", f"folder:{tmp_path / 'set'}"]
+    assert re.search(r"cat/1\d\.png", refused(capsys, *arguments))
+    assert run(*arguments, "--skip-corrupt") == 0
+
+
+def test_empty_and_unknown_data(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refused(capsys, "profile", "resnet20", "--out", tmp_path / "x.profile", "--data", f"folder:{tmp_path / 'empty'}")
+    assert "digits" in refused(capsys, "profile", "resnet20", "--out", tmp_path / "x.profile", "--data", "mnist")
+
+
+def test_an_unknown_network_lists_what_there_is(capsys, tmp_path):
+    assert "resnet20" in refused(capsys, "profile", "resnet19", "--out", tmp_path / "x.profile")
+
+
+def test_a_profile_of_other_weights_is_refused(place, capsys, tmp_path):
+    said = refused(capsys, "axes", "resnet20", "--seed", "3", "--profile", place / "net.profile", "--out", tmp_path / "out")
+    assert "collect it again" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_truncated_and_foreign_profiles(place, capsys, tmp_path):
+    whole = (place / "net.profile").read_bytes()
+    (tmp_path / "cut.profile").write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in refused(capsys, "scores", tmp_path / "cut.profile", "--out", tmp_path / "s.csv")
+    shutil.copy(place / "net.safetensors", tmp_path / "weights.profile")
+    assert "not a profile" in refused(capsys, "scores", tmp_path / "weights.profile", "--out", tmp_path / "s.csv")
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_unknown_scores_and_targets(place, capsys, tmp_path):
+    assert "there are: rayleigh" in refused(capsys, "scores", place / "net.profile", "--out", tmp_path / "s.csv", "--names", "magic")
+    assert "margin" in refused(capsys, "scores", place / "net.profile", "--out", tmp_path / "s.csv", "--target", "magic").replace("'", "")
+
+
+def test_too_few_images_are_said_where_they_are_too_few(place, capsys, tmp_path):
+    assert run("profile", "resnet20", "--out", tmp_path / "few.profile", "--images", "30") == 0
+    assert run("scores", tmp_path / "few.profile", "--out", tmp_path / "s.csv") == 0
+    assert "layer2.0.conv1: 30 images are too few to regress each of 32 channels" in " ".join(capsys.readouterr().err.split())
+    assert tables.read(tmp_path / "s.csv").query("site == 'layer3.0.conv1'")["support"].isna().all()
+
+
+def test_a_folder_without_a_run(capsys, tmp_path):
+    assert "run.json" in refused(capsys, "report", tmp_path)
