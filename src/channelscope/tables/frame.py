@@ -1,0 +1,198 @@
+"""frame: a table is a pandas frame whose attrs say what each column is; on disk a CSV or Parquet file and a JSON beside it."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pandas.api import types
+
+from channelscope.errors import FormatError, InputError
+from channelscope.tables.column import Column
+from channelscope.tables.columns import COLUMNS
+
+FORMAT = 1
+DERIVED = {"_se": "standard error of", "_low": "lower end of the 95 % interval of", "_high": "upper end of the 95 % interval of"}
+
+Columns = Mapping[str, Column | Mapping[str, Any]]
+
+
+def table(
+    rows: pd.DataFrame | Iterable[Mapping[str, Any]], name: str, columns: Columns | None = None, provenance: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
+    """A frame that describes itself: attrs["name"], attrs["columns"][column] = {unit, digits, meaning, source, …}, attrs["provenance"].
+
+    Columns the library knows (`COLUMNS`) need no description; NAME_se, NAME_low and NAME_high take theirs from NAME.
+
+    Raises   InputError for a column that nobody describes, or one that holds lists or mixed types.
+    """
+    frame = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    return described(frame, {"name": name, "columns": columns or {}, "provenance": dict(provenance or {})})
+
+
+def described(frame: pd.DataFrame, attrs: Mapping[Any, Any]) -> pd.DataFrame:
+    """The frame with every column described, from attrs["columns"], from attrs["units"], or by its name.
+
+    Whatever else attrs holds becomes provenance: what the numbers were made from.
+    """
+    name = str(attrs.get("name", "table"))
+    if not frame.columns.is_unique:
+        raise InputError(f"table '{name}' has two columns of one name: {', '.join(map(str, frame.columns[frame.columns.duplicated()]))}")
+    given, units = attrs.get("columns", {}), attrs.get("units", {})
+    rest = {key: value for key, value in attrs.items() if key not in ("name", "columns", "units", "provenance")}
+    clean = pd.DataFrame({column: _clean(values, name) for column, values in frame.items()}, index=frame.index)
+    clean.attrs = {
+        "name": name,
+        "columns": {str(column): _description(str(column), given, units, name) for column in frame.columns},
+        "provenance": {**attrs.get("provenance", {}), **rest},
+    }
+    return clean
+
+
+def _description(column: str, given: Columns, units: Mapping[str, str], table_name: str) -> dict[str, Any]:
+    if column in given:
+        stated = given[column]
+        return stated.as_dict() if isinstance(stated, Column) else dict(stated)
+    if column in COLUMNS:
+        return COLUMNS[column].as_dict()
+    for ending, words in DERIVED.items():
+        stem = column.removesuffix(ending)
+        if stem != column and (stem in COLUMNS or stem in given or stem in units):
+            whole = _description(stem, given, units, table_name)
+            return {"unit": whole["unit"], "digits": whole.get("digits", 3), "meaning": f"{words} {whole['meaning'] or stem}"}
+    if column in units:
+        return Column(units[column], meaning=column.replace("_", " ")).as_dict()
+    raise InputError(
+        f"nothing describes column '{column}' of table '{table_name}': "
+        f'pass columns={{"{column}": Column(unit="…", digits=3, meaning="…", source="…")}}'
+    )
+
+
+def _clean(values: pd.Series, table_name: str) -> pd.Series:
+    """One plain type per column: numbers, whole numbers, truth values or text (missing text is '')."""
+    if types.is_bool_dtype(values) or types.is_numeric_dtype(values):
+        return values
+    present = values.dropna()
+    if all(isinstance(value, str) for value in present):
+        return values.astype(object).where(values.notna(), "").astype("str")
+    kinds = sorted({type(value).__name__ for value in present})
+    raise InputError(
+        f"column '{values.name}' of table '{table_name}' holds {', '.join(kinds)}: "
+        "a column is either numbers or text; write lists as text, such as '3 17 44'"
+    )
+
+
+def write(frame: pd.DataFrame, path: str | Path) -> Path:
+    """Write a described frame as CSV, or as Parquet when the path ends in .parquet, and its description beside it.
+
+    Numbers come back to the bit from `read`. Nothing half-written is left: both files appear whole or not at all.
+
+    Raises   InputError for another ending, an undescribed column, or Parquet without pyarrow.
+    """
+    path = Path(path)
+    frame = described(frame, {"name": path.stem, **frame.attrs})
+    _suited(path)
+    plain = frame.reset_index(drop=True)
+    header = {
+        "format": FORMAT,
+        **frame.attrs,
+        "rows": len(frame),
+        "types": {str(column): _kind(values) for column, values in frame.items()},
+    }
+    plain.attrs = {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half, half_beside = _partial(path), _partial(beside(path))
+    try:
+        if path.suffix == ".parquet":
+            plain.to_parquet(half, index=False)
+        else:
+            plain.to_csv(half, index=False, na_rep="nan")
+        half_beside.write_text(json.dumps(header, indent=1, ensure_ascii=False, default=str) + "\n")
+        os.replace(half_beside, beside(path))
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
+        half_beside.unlink(missing_ok=True)
+    return path
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """Read what `write` wrote, described.
+
+    Raises   FormatError if either file is missing, damaged, of another version, or the two do not belong together.
+    """
+    path = Path(path)
+    _suited(path)
+    for needed in (path, beside(path)):
+        if not needed.is_file():
+            raise FormatError(f"no file at {needed}: a table is {path.name} and {beside(path).name}, written together by tables.write")
+    try:
+        header = json.loads(beside(path).read_text())
+        if header.get("format") != FORMAT:
+            raise FormatError(f"{path} has table format {header.get('format')}, this version reads {FORMAT}: write it again")
+        frame = _parsed(path, header["types"])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise FormatError(f"{path} is damaged or not a table: {error}") from error
+    if len(frame) != header["rows"] or list(frame.columns) != list(header["types"]):
+        raise FormatError(
+            f"{path} has {len(frame):,} rows, {beside(path).name} says {header['rows']:,}: one of them is cut short or changed"
+        )
+    frame.attrs = {key: header[key] for key in ("name", "columns", "provenance")}
+    return frame
+
+
+def write_json(facts: Mapping[str, Any], path: str | Path) -> Path:
+    """Write facts as JSON, all or nothing; nan becomes null."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = _partial(path)
+    plain = {key: None if isinstance(value, float) and value != value else value for key, value in facts.items()}
+    try:
+        half.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
+    return path
+
+
+def beside(path: Path) -> Path:
+    """The file that describes the columns of a table on disk."""
+    return path.with_name(path.stem + ".columns.json")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _kind(values: pd.Series) -> str:
+    if types.is_bool_dtype(values):
+        return "truth"
+    if types.is_integer_dtype(values):
+        return "integer"
+    return "number" if types.is_numeric_dtype(values) else "text"
+
+
+def _parsed(path: Path, kinds: Mapping[str, str]) -> pd.DataFrame:
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    if not kinds:
+        return pd.DataFrame()
+    # every cell arrives as text, so that a note that reads "nan" or "1e3" stays a note
+    cells = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return pd.DataFrame({column: _typed(values, kinds[str(column)]) for column, values in cells.items()})
+
+
+def _typed(values: pd.Series, kind: str) -> pd.Series:
+    if kind == "truth":
+        return values == "True"
+    return values if kind == "text" else values.astype("int64" if kind == "integer" else "float64")
+
+
+def _suited(path: Path) -> None:
+    if path.suffix not in (".csv", ".parquet"):
+        raise InputError(f"a table ends in .csv or .parquet, not '{path.suffix}': {path}")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise InputError(f"{path.name} needs pyarrow: pip install 'channelscope[parquet]', or write {path.stem}.csv")

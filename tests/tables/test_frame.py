@@ -1,0 +1,177 @@
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channelscope import tables
+from channelscope.errors import FormatError, InputError
+from channelscope.tables import Column
+
+ROWS = [
+    {"site": "nan", "channel": 0, "capture": 0.1 + 0.2, "note": None, "kept": True},
+    {"site": 'a,"b"\nc', "channel": 1, "capture": math.inf, "note": "1e3", "kept": False},
+    {"site": "conv1", "channel": 2, "capture": math.nan, "note": "silent: no variance", "kept": True},
+]
+KEPT = {"kept": Column(meaning="whether the channel is kept", source="this test")}
+
+
+def example() -> pd.DataFrame:
+    return tables.table(ROWS, "channels", KEPT, {"network": "toy", "images": 40})
+
+
+def test_a_table_says_what_its_columns_are():
+    frame = example()
+    assert frame.attrs["name"] == "channels"
+    assert frame.attrs["provenance"] == {"network": "toy", "images": 40}
+    capture = frame.attrs["columns"]["capture"]
+    assert (capture["unit"], capture["digits"], capture["keeps"]) == ("nats", 3, "high")
+    assert "Safaai" in capture["source"]
+    assert frame.attrs["columns"]["kept"]["meaning"] == "whether the channel is kept"
+
+
+def test_missing_text_is_empty_and_missing_numbers_stay_nan():
+    frame = example()
+    assert list(frame["note"]) == ["", "1e3", "silent: no variance"]
+    assert math.isnan(frame["capture"][2])
+
+
+def test_derived_columns_take_their_unit_from_the_quantity():
+    frame = tables.table([{"capture_se": 0.1, "support_low": 0.2, "support_high": 0.3}], "errors")
+    assert frame.attrs["columns"]["capture_se"]["unit"] == "nats"
+    assert frame.attrs["columns"]["capture_se"]["meaning"].startswith("standard error of how much")
+    assert frame.attrs["columns"]["support_low"]["unit"] == "fraction"
+
+
+def test_a_score_table_brings_its_own_units():
+    frame = pd.DataFrame({"site": ["conv1"], "chip": [0.5], "chip_se": [0.1]})
+    got = tables.described(frame, {"name": "scores", "units": {"chip": "rank"}, "keeps": {"chip": "high"}})
+    assert got.attrs["columns"]["chip"]["unit"] == "rank"
+    assert got.attrs["columns"]["chip_se"]["unit"] == "rank"
+    assert got.attrs["provenance"] == {"keeps": {"chip": "high"}}
+
+
+def test_a_column_that_nobody_describes_is_refused():
+    with pytest.raises(InputError, match=r"nothing describes column 'surprise' of table 'x'.*columns="):
+        tables.table([{"surprise": 1.0}], "x")
+
+
+def test_lists_and_mixtures_are_refused():
+    with pytest.raises(InputError, match=r"column 'members' of table 'x' holds list: .*write lists as text"):
+        tables.table([{"members": [1, 2]}], "x")
+    with pytest.raises(InputError, match="holds float, str"):
+        tables.table([{"note": "silent"}, {"note": 3.0}], "x")
+
+
+def test_two_columns_of_one_name_are_refused():
+    with pytest.raises(InputError, match="two columns of one name: site"):
+        tables.described(pd.DataFrame([["a", "b"]], columns=["site", "site"]), {"name": "x"})
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_what_is_written_is_read_back_to_the_bit(tmp_path, ending):
+    frame = example()
+    path = tables.write(frame, tmp_path / "deep" / f"channels.{ending}")
+    back = tables.read(path)
+    pd.testing.assert_frame_equal(back, frame, check_exact=True)
+    assert back.attrs == frame.attrs
+    assert sorted(each.name for each in path.parent.iterdir()) == sorted([f"channels.{ending}", "channels.columns.json"])
+
+
+@given(
+    st.lists(st.tuples(st.floats(), st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\r\x00")), st.booleans()), max_size=5)
+)
+def test_any_values_survive_the_disk(tmp_path_factory, rows):
+    frame = tables.table([{"capture": a, "note": b, "kept": c} for a, b, c in rows], "x", KEPT)
+    back = tables.read(tables.write(frame, tmp_path_factory.mktemp("t") / "x.csv"))
+    assert len(back) == len(rows)
+    for column in frame.columns:
+        one, other = frame[column].to_numpy(), back[column].to_numpy()
+        assert all(a == b or (a != a and b != b) for a, b in zip(one, other, strict=True))
+
+
+def test_an_empty_table_survives(tmp_path):
+    frame = tables.table(pd.DataFrame({"site": pd.Series([], dtype=str), "reason": pd.Series([], dtype=str)}), "skipped")
+    back = tables.read(tables.write(frame, tmp_path / "skipped.csv"))
+    assert list(back.columns) == ["site", "reason"]
+    assert len(back) == 0
+
+
+def test_a_frame_without_a_name_takes_that_of_its_file(tmp_path):
+    assert tables.read(tables.write(pd.DataFrame({"rho": [0.5]}), tmp_path / "pairs.csv")).attrs["name"] == "pairs"
+
+
+def test_the_index_is_not_data(tmp_path):
+    frame = example().iloc[[2, 0]]
+    assert list(tables.read(tables.write(frame, tmp_path / "x.csv"))["channel"]) == [2, 0]
+
+
+def test_a_failed_write_leaves_the_earlier_table_and_nothing_else(tmp_path):
+    path = tables.write(example(), tmp_path / "x.csv")
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    broken = example()
+    broken.attrs["provenance"] = {("not", "a", "key"): 1}
+    with pytest.raises(TypeError):
+        tables.write(broken, path)
+    with pytest.raises(InputError):
+        tables.write(example().assign(surprise=1.0), path)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+def test_other_endings_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"ends in \.csv or \.parquet, not '\.xlsx'"):
+        tables.write(example(), tmp_path / "x.xlsx")
+
+
+def test_parquet_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'channelscope\[parquet\]', or write x\.csv"):
+        tables.write(example(), tmp_path / "x.parquet")
+
+
+def test_a_table_that_is_not_there(tmp_path):
+    with pytest.raises(FormatError, match="no file at"):
+        tables.read(tmp_path / "x.csv")
+    path = tables.write(example(), tmp_path / "x.csv")
+    tables.frame.beside(path).unlink()
+    with pytest.raises(FormatError, match=r"no file at .*x\.columns\.json"):
+        tables.read(path)
+
+
+def test_a_cut_or_foreign_table_is_refused(tmp_path):
+    path = tables.write(example(), tmp_path / "x.csv")
+    whole = path.read_text()
+    path.write_text(whole[: whole.index("conv1")])
+    with pytest.raises(FormatError, match=r"has 2 rows, x\.columns\.json says 3"):
+        tables.read(path)
+    path.write_text(whole.replace("channel", "kanal"))
+    with pytest.raises(FormatError, match="damaged or not a table"):
+        tables.read(path)
+    path.write_text(whole)
+    about = tables.frame.beside(path)
+    header = json.loads(about.read_text())
+    about.write_text(json.dumps(header | {"format": 99}))
+    with pytest.raises(FormatError, match="has table format 99, this version reads 1"):
+        tables.read(path)
+    about.write_text("{")
+    with pytest.raises(FormatError, match="damaged"):
+        tables.read(path)
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path):
+    path = tables.write(example(), tmp_path / "x.parquet")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FormatError, match="damaged"):
+        tables.read(path)
+
+
+def test_facts_are_written_whole(tmp_path):
+    path = tables.write_json({"accuracy": math.nan, "title": "R̄"}, tmp_path / "run.json")
+    assert json.loads(path.read_text()) == {"accuracy": None, "title": "R̄"}
+    with pytest.raises(TypeError):
+        tables.write_json({"bad": np.ones(2)}, path)
+    assert json.loads(path.read_text())["title"] == "R̄"
+    assert [each.name for each in tmp_path.iterdir()] == ["run.json"]
