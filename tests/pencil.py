@@ -224,3 +224,97 @@ def flops_auc(removed, accuracy):
     for i in range(len(removed) - 1):
         area += (removed[i + 1] - removed[i]) * (accuracy[i] + accuracy[i + 1]) / 2
     return area / removed[-1]
+
+
+def linear_axes(weight, covariance, cross, target_variance, noise):
+    """Both informations of one linear channel and their gradients by central differences."""
+
+    def capture_of(w):
+        return 0.5 * math.log(1 + w @ covariance @ w / noise)
+
+    def relevance_of(w):
+        return correlation_information(w @ cross / math.sqrt(w @ covariance @ w * target_variance))
+
+    def slope(function):
+        step = 1e-6 * np.linalg.norm(weight)
+        return np.array([(function(weight + step * e) - function(weight - step * e)) / (2 * step) for e in np.eye(len(weight))])
+
+    return capture_of(weight), relevance_of(weight), slope(capture_of), slope(relevance_of)
+
+
+def cosine(a, b, metric):
+    return a @ metric @ b / math.sqrt((a @ metric @ a) * (b @ metric @ b))
+
+
+def strongest_edges(pairs, share, ceiling):
+    """Weight of each kept pair."""
+    positive = {(i, j): min(pairs[i, j], ceiling) for i, j in itertools.combinations(range(len(pairs)), 2) if pairs[i, j] > 0}
+    ordered = sorted(positive, key=lambda edge: (-positive[edge], edge))
+    return {edge: positive[edge] for edge in ordered[: math.ceil(round(share * len(ordered), 9))]}
+
+
+def modularity(edges, members):
+    """Newman's sum over ordered pairs of channels in the same community: (A_ij − k_i k_j / 2m) / 2m."""
+    adjacency, nodes = {}, sorted({node for edge in edges for node in edge})
+    for (i, j), weight in edges.items():
+        adjacency[i, j] = adjacency[j, i] = weight
+    degree = {i: sum(adjacency.get((i, j), 0.0) for j in nodes) for i in nodes}
+    total = sum(degree.values())
+    same = [(i, j) for group in members for i in group for j in group]
+    return sum(adjacency.get((i, j), 0.0) - degree[i] * degree[j] / total for i, j in same) / total
+
+
+def ranks(values):
+    """Mean place of equal values, counting from 1."""
+    return np.array([1 + sum(v < x for v in values) + (sum(v == x for v in values) - 1) / 2 for x in values])
+
+
+def pearson(a, b):
+    a, b = a - a.mean(), b - b.mean()
+    return a @ b / math.sqrt((a @ a) * (b @ b))
+
+
+def spearman(x, y):
+    return pearson(ranks(x), ranks(y))
+
+
+def partial_spearman(x, y, covariates):
+    """Correlation of what a regression on the covariates' ranks leaves of the ranks."""
+    design = np.column_stack([ranks(column) for column in covariates.T] + [np.ones(len(x))])
+    left = [ranks(v) - design @ np.linalg.lstsq(design, ranks(v), rcond=None)[0] for v in (x, y)]
+    return pearson(*left)
+
+
+def within_cells(x, y, cells, least):
+    """Weighted mean over cells of the rank correlation, and of the gap between the upper and the lower half."""
+    total = rho = gap = 0.0
+    for cell in set(cells.tolist()) - {-1}:
+        a, b = x[cells == cell], y[cells == cell]
+        if len(a) >= least:
+            middle = np.median(a)
+            rho += (len(a) - 1) * spearman(a, b)
+            gap += (len(a) - 1) * (b[a > middle].mean() - b[a < middle].mean())
+            total += len(a) - 1
+    return rho / total, gap / total
+
+
+def rand_index(one, other):
+    """Adjusted Rand index by looking at every couple."""
+    couples = list(itertools.combinations(range(len(one)), 2))
+    first, second = ([labels[i] == labels[j] for i, j in couples] for labels in (one, other))
+    both = sum(a and b for a, b in zip(first, second, strict=True))
+    chance = sum(first) * sum(second) / len(couples)
+    return (both - chance) / ((sum(first) + sum(second)) / 2 - chance)
+
+
+def silhouette(points, labels):
+    """Mean over points of (b − a)/max(a, b): mean distance to the nearest other group against the own one."""
+    scores = []
+    for i in range(len(points)):
+        distance = [math.dist(points[i], p) for p in points]
+        own = [distance[j] for j in range(len(points)) if labels[j] == labels[i] and j != i]
+        others = set(labels) - {labels[i]}
+        b = min(np.mean([distance[j] for j in range(len(points)) if labels[j] == group]) for group in others)
+        a = np.mean(own) if own else 0.0
+        scores.append((b - a) / max(a, b) if own else 0.0)
+    return float(np.mean(scores))

@@ -1,0 +1,120 @@
+"""The two axes of a linear Gaussian channel Y = w'X as directions in weight space: their gradients never work against each other."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from channelscope.errors import ShapeError
+from channelscope.formulas.gaussian import EXACT
+from channelscope.formulas.information import capture as input_capture
+from channelscope.formulas.information import correlation_information
+from channelscope.types import Float, Tensor
+
+
+@dataclass(frozen=True)
+class LinearAxes:
+    """Both informations of some linear channels and their gradients with respect to the weights, one row per channel."""
+
+    capture: Float[Tensor, "channels"]
+    """I_X = ½ ln(1 + D/s²), nats"""
+    relevance: Float[Tensor, "channels"]
+    """I_T = −½ ln(1 − b²/(D v_T)), nats"""
+    capture_gradient: Float[Tensor, "channels inputs"]
+    """∇I_X = Σw/(s² + D), s² held fixed; nats per unit weight"""
+    residual: Float[Tensor, "channels inputs"]
+    """g = c − (b/D) Σw: covariance of the inputs with the part of the target that the channel does not predict"""
+    task_gradient: Float[Tensor, "channels inputs"]
+    """∇I_T = b/(D v_T − b²) · g; nats per unit weight"""
+
+    @property
+    def cosine(self) -> Float[Tensor, "channels"]:
+        """Euclidean cosine of the two directions Σw and g: 0 for an isotropic input, otherwise a measure of anisotropy."""
+        return cosine(self.capture_gradient, self.residual)
+
+
+def linear_axes(
+    weights: Float[Tensor, "channels inputs"],
+    product: Float[Tensor, "channels inputs"],
+    cross: Float[Tensor, "inputs"],
+    target_variance: float,
+    noise: float | Literal["median"] = "median",
+) -> LinearAxes:
+    """Gaussian linear analysis of the channels with weights w, from `product` = Σw, `cross` = c = Cov(X, T) and v_T = Var T.
+
+        D = w'Σw        b = w'c        g = c − (b/D) Σw
+
+    Two identities hold whatever Σ and c: w'g = 0 (the task information does not see the length of w), and (Σw)'Σ⁻¹g = 0 (in
+    the metric of the input the two gradients are orthogonal). Σ itself is never needed: for a convolution Σw is a pass over patches.
+
+    Raises   ShapeError if the shapes do not fit.
+    Undefined (nan) where D is 0; the task gradient also where the channel determines the target.
+    Source   Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md; checked by tests/pencil.py::linear_axes
+    """
+    if weights.shape != product.shape or weights.shape[-1] != len(cross):
+        shapes = ", ".join(str(tuple(each.shape)) for each in (weights, product, cross))
+        raise ShapeError(f"expected weights and products (channels, inputs) and a cross-covariance (inputs,), received {shapes}")
+    weights, product, cross = weights.double(), product.double(), cross.double()
+    power = (weights * product).sum(-1)
+    power = power.masked_fill(power <= 0, torch.nan)
+    shared = weights @ cross
+    level = float(power.nanquantile(0.5)) if noise == "median" else float(noise)
+    residual = cross - (shared / power)[:, None] * product
+    left = power * target_variance - shared.square()
+    pull = shared / left.masked_fill(left <= EXACT * power * target_variance, torch.nan)
+    return LinearAxes(
+        capture=input_capture(power, noise),
+        relevance=correlation_information(shared / (power * target_variance).sqrt()),
+        capture_gradient=product / (level + power)[:, None],
+        residual=residual,
+        task_gradient=pull[:, None] * residual,
+    )
+
+
+def cosine(
+    a: Float[Tensor, "channels inputs"], b: Float[Tensor, "channels inputs"], metric: Float[Tensor, "inputs inputs"] | None = None
+) -> Float[Tensor, "channels"]:
+    """Cosine of two directions per row, Euclidean or in a metric M: a'Mb / √(a'Ma · b'Mb).
+
+    With M = Σ⁻¹ the two gradients of `linear_axes` have cosine 0.
+    Undefined (nan) where a direction is zero.
+    Source   Golub & Van Loan 2013, section 2.3; checked by tests/pencil.py::cosine
+    """
+    left = a if metric is None else a @ metric
+    right = b if metric is None else b @ metric
+    scale = ((left * a).sum(-1) * (right * b).sum(-1)).sqrt()
+    return (left * b).sum(-1) / scale.masked_fill(scale == 0, torch.nan)
+
+
+def information_step(
+    weights: Float[Tensor, "channels inputs"],
+    covariance: Float[Tensor, "inputs inputs"],
+    cross: Float[Tensor, "inputs"],
+    target_variance: float,
+    rate: float,
+) -> Float[Tensor, "channels inputs"]:
+    """One Euler step of every channel along its task gradient: w ← w + rate · ∇I_T.
+
+    The flow keeps |w| (w'g = 0) and ends at w ∝ Σ⁻¹c, so the capture it leaves behind has nothing to do with the one it began with.
+    Source   Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md; checked by tests/formulas/test_gradients.py
+    """
+    return weights + rate * linear_axes(weights, weights @ covariance, cross, target_variance).task_gradient
+
+
+def network_step(
+    weights: Float[Tensor, "channels inputs"],
+    readout: Float[Tensor, "channels"],
+    covariance: Float[Tensor, "inputs inputs"],
+    cross: Float[Tensor, "inputs"],
+    rate: float,
+) -> tuple[Float[Tensor, "channels inputs"], Float[Tensor, "channels"]]:
+    """One gradient-descent step of a linear network T̂ = Σ_i a_i w_i'X on its expected squared error ½ E(T − T̂)².
+
+        r = c − Σ W'a        W ← W + rate · a r'        a ← a + rate · W r
+
+    The flow keeps W W' − a a' (balancedness).
+    Returns  new weights and new readout.
+    Source   Saxe, McClelland, Ganguli 2014; checked by tests/formulas/test_gradients.py
+    """
+    missing = cross - covariance @ (weights.T @ readout)
+    return weights + rate * torch.outer(readout, missing), readout + rate * (weights @ missing)

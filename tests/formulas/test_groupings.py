@@ -1,0 +1,120 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pencil
+from channelscope.errors import InputError, SampleError, ShapeError
+from channelscope.formulas.groupings import grouping, rand_index, rand_null, silhouette, stability, standardized
+
+LABELS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=4, max_size=14)
+
+
+def clouds(n=40, seed=0, apart=8.0):
+    """Four clouds of n channels each in two features of very different units."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(4).repeat(n)
+    centers = apart * torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    points = centers[label] + torch.randn(4 * n, 2, generator=generator)
+    return points.double() * torch.tensor([1.0, 1e4], dtype=torch.float64), label
+
+
+def test_planted_groups_are_found_whatever_the_units():
+    features, label = clouds()
+    found = grouping(features)
+    assert rand_index(found, label) == 1
+    assert torch.equal(found, grouping(features))
+    assert rand_index(grouping(features * torch.tensor([1e6, -1.0]) + 5), label) == 1
+    assert stability(features) > 0.5
+    assert silhouette(features, found) > 0.6
+
+
+def test_silent_channels_have_no_group():
+    features, label = clouds(10)
+    features[3, 1] = math.nan
+    found = grouping(features)
+    assert found[3] == -1
+    assert sorted(found.unique().tolist()) == [-1, 0, 1, 2, 3]
+    assert rand_index(found, label) == 1
+    assert math.isfinite(silhouette(features, found))
+    assert standardized(features)[3].isnan().all()
+
+
+def test_standardized():
+    features, _ = clouds(10)
+    features = torch.cat([features, torch.full((40, 1), 7.0, dtype=torch.float64)], 1)
+    scaled = standardized(features)
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(3, dtype=torch.float64))
+    assert scaled.std(0, correction=0).tolist() == pytest.approx([1, 1, 0])
+    features[0, 0] = math.inf
+    with pytest.raises(InputError, match="cap"):
+        standardized(features)
+
+
+def test_too_few_channels_for_the_groups():
+    with pytest.raises(SampleError, match="4 groups need"):
+        grouping(torch.tensor([[1.0], [1.0], [2.0], [2.0], [3.0]]))
+    assert len(grouping(torch.tensor([[1.0], [1.0], [2.0], [2.0], [3.0]]), 3).unique()) == 3
+    with pytest.raises(SampleError, match="2 seeds"):
+        stability(torch.randn(20, 2), 2, [0])
+
+
+@given(LABELS)
+@settings(deadline=None)
+def test_rand_index_twin(pairs):
+    one, other = (torch.tensor([pair[side] for pair in pairs]) for side in (0, 1))
+    value = rand_index(one, other)
+    trivial = [len(labels.unique()) in (1, len(labels)) for labels in (one, other)]
+    if not all(trivial):
+        assert value == pytest.approx(pencil.rand_index(one.tolist(), other.tolist()))
+    renamed = torch.tensor([5, 9, 2, 7])[other]
+    assert rand_index(one, renamed) == pytest.approx(value)
+
+
+def test_rand_index_edge_cases():
+    one = torch.tensor([0, 0, 1, 1, -1, 1])
+    assert rand_index(one, one) == 1
+    assert rand_index(one, torch.tensor([0, 0, 1, 1, 0, -1])) == 1
+    assert math.isnan(rand_index(torch.tensor([0, -1]), torch.tensor([0, 1])))
+    with pytest.raises(ShapeError, match="6 and 2"):
+        rand_index(one, one[:2])
+
+
+def test_rand_null_is_what_shuffling_gives():
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randint(3, (2, 30), generator=generator)
+    null = rand_null(one, other, 400, seed=1)
+    assert null.shape == (400,)
+    assert float(null.mean()) == pytest.approx(0, abs=0.01)
+    assert torch.equal(null, rand_null(one, other, 400, seed=1))
+    slow = np.random.default_rng(0)
+    byhand = [pencil.rand_index(one.tolist(), slow.permutation(other.numpy()).tolist()) for _ in range(400)]
+    assert float(null.std()) == pytest.approx(np.std(byhand), rel=0.2)
+    assert float(null.max()) < 0.5
+
+
+def test_rand_null_leaves_ungrouped_channels_out():
+    one = torch.tensor([0, 0, 1, 1, -1, 2, 2])
+    null = rand_null(one, one, 50)
+    assert bool(null.isfinite().all())
+    assert float(null.max()) <= 1 + 1e-12
+    assert rand_null(torch.zeros(5, dtype=torch.long), torch.zeros(5, dtype=torch.long), 3).tolist() == [1, 1, 1]
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_silhouette_twin(seed):
+    features, _ = clouds(4, seed, apart=2.0)
+    label = torch.randint(3, (16,), generator=torch.Generator().manual_seed(seed))
+    label[:3] = torch.arange(3)
+    expected = pencil.silhouette(standardized(features).tolist(), label.tolist())
+    assert silhouette(features, label) == pytest.approx(expected, abs=1e-9)
+
+
+def test_silhouette_of_one_group_is_undefined():
+    features, _ = clouds(3)
+    assert math.isnan(silhouette(features, torch.zeros(12, dtype=torch.long)))
+    assert math.isnan(silhouette(features, torch.arange(12)))
