@@ -223,10 +223,10 @@ def test_the_steps_are_sgd_with_nesterov_momentum_and_weight_decay(images, tmp_p
     """Logistic regression, whole-set steps: every epoch is one step whose gradient is known in closed form."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     with torch.no_grad():
-        model[1].weight.normal_(0, 0.01, generator=torch.Generator().manual_seed(0))
+        model[1].weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
         model[1].bias.zero_()
     start = copy.deepcopy(model).double()
-    schedule = Schedule(epochs=4, lr=0.01, batch_size=1000, pad=0, flip=False)
+    schedule = Schedule(epochs=4, lr=0.1, batch_size=1000, pad=0, flip=False)
     history = train(model, images, tmp_path, schedule, progress=False)
     x, y, _ = images.train.batch(torch.arange(len(images.train)))
     x, y = x.flatten(1).double().numpy(), y.numpy()
@@ -236,7 +236,7 @@ def test_the_steps_are_sgd_with_nesterov_momentum_and_weight_decay(images, tmp_p
         _, dw, db = pencil.softmax_gradient(weights[:, :-1], weights[:, -1], x, y)
         return np.concatenate([dw, db[:, None]], 1)
 
-    rates = [pencil.cosine(0.01, done, 4) for done in range(4)]
+    rates = [pencil.cosine(0.1, done, 4) for done in range(4)]
     expected = pencil.nesterov(flat, [gradient] * 4, rates, 0.9, 5e-4)
     last = zoo.read_weights(history.checkpoint(4))
     np.testing.assert_allclose(last["1.weight"].numpy(), expected[:, :-1], atol=1e-5)
