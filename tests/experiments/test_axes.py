@@ -1,0 +1,76 @@
+"""Alignment: the right pairs, honest intervals, and the pooled value told apart from the within-layer one."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from channelscope import collect, scores, zoo
+from channelscope.experiments.axes import axes
+from channelscope.stats.profile import Profile
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    model, images = zoo.load("resnet20", zoo.ImageSource("digits", images=250))
+    return collect(model, images.calibration)
+
+
+@pytest.fixture(scope="module")
+def found(profile):
+    return axes(profile)
+
+
+def test_every_pair_at_every_site(profile, found):
+    frame = found["alignment"]
+    assert len(frame) == len(profile.sites) * 4 * 2
+    assert (frame["images"] == 250).all()
+
+
+def test_rho_is_spearmans(profile, found):
+    frame = found["alignment"].set_index(["site", "local", "target"])
+    for site in profile.sites[::5]:
+        expected = stats.spearmanr(scores.capture(profile)[site.name], scores.excess(profile)[site.name]).statistic
+        assert frame.loc[(site.name, "capture", "excess"), "rho"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_intervals_hold_the_estimate_and_stay_within_one(found):
+    frame = found["alignment"]
+    assert (frame["low"] <= frame["rho"] + 1e-9).all()
+    assert (frame["rho"] <= frame["high"] + 1e-9).all()
+    assert frame["low"].min() >= -1
+    assert frame["high"].max() <= 1
+
+
+def test_mean_is_over_layers_not_over_channels(found):
+    frame = found["alignment"]
+    for row in found["alignment_mean"].itertuples():
+        own = frame[(frame["local"] == row.local) & (frame["target"] == row.target)]
+        assert row.rho == pytest.approx(own["rho"].mean())
+        assert row.n == len(own)
+
+
+def test_pooled_ranks_all_channels_together(profile, found):
+    one, other = (
+        np.concatenate([ranking[s.name] for s in profile.sites]) for ranking in (scores.rayleigh(profile), scores.relevance(profile))
+    )
+    row = found["alignment_mean"].set_index(["local", "target"]).loc[("rayleigh", "relevance")]
+    assert row["pooled"] == pytest.approx(stats.spearmanr(one, other).statistic, abs=1e-9)
+
+
+def test_without_shards_there_is_no_interval_over_images():
+    model, images = zoo.load("resnet20", zoo.ImageSource("digits", images=120))
+    frame = axes(collect(model, images.calibration, shards=0), ("capture",), ("relevance",))["alignment"]
+    assert frame["low"].isna().all()
+    assert frame["rho"].notna().all()
+
+
+def test_a_score_against_itself_is_one(profile):
+    frame = axes(profile, ("capture",), ("capture",))["alignment"]
+    assert frame["rho"].to_numpy() == pytest.approx(1)
+
+
+def test_refused_layers_are_nan_and_left_out_of_the_mean():
+    model, images = zoo.load("resnet20", zoo.ImageSource("digits", images=40))
+    found = axes(collect(model, images.calibration, shards=4), ("support",), ("relevance",))
+    assert found["alignment"]["rho"].isna().sum() == 7  # the stage of 64 channels
+    assert found["alignment_mean"]["n"].item() == 14
