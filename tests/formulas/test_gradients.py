@@ -157,7 +157,7 @@ def test_information_flow_ends_at_the_regression():
     sigma = torch.diag(torch.linspace(0.5, 2, 6, dtype=torch.float64))
     cross = sigma @ beta
     for _ in range(600):
-        weights = information_step(weights, sigma, cross, 1.5 * float(beta @ cross), 0.05)
+        weights = information_step(weights, sigma, cross, 1.5 * float(beta @ cross), 0.2)
     assert float(cosine(weights, beta.expand_as(weights)).abs().min()) > 0.999
 
 

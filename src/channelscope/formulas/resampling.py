@@ -116,7 +116,7 @@ def bootstrap(
     Source   Efron & Tibshirani 1993, chapter 13; checked by tests/formulas/test_resampling.py
     """
     n = len(columns[0])
-    labels = np.zeros(n, dtype=int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+    labels = np.zeros(n, dtype=int) if strata is None else np.unique(torch.as_tensor(strata).cpu(), return_inverse=True)[1]
     if any(len(column) != n for column in columns) or len(labels) != n:
         raise ShapeError(f"columns of different length: {[len(column) for column in columns]}, strata {len(labels)}")
     if n == 0:
