@@ -197,3 +197,82 @@ def network(name: str, seed: int = 0) -> nn.Module:
 def pictures(count: int = 5, seed: int = 0, size: int = 8) -> torch.Tensor:
     """Random images with two channels."""
     return torch.randn(count, 2, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+class Planted(nn.Module):
+    """Feature c:0 is relu(a0) − relu(a1) passed through b, nothing else; `truth` marks its kernels.
+
+    Everything else is bait: large kernels that read a channel which is always zero, large kernels whose channel the feature
+    weighs with zero, and a channel whose two large inputs cancel on every image.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.truth = {name: torch.zeros(module.weight.shape[:2], dtype=torch.bool) for name, module in self.named_children()}
+        for module in (self.a, self.b, self.c):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            self._wire("a", 0, 0, 1.0)
+            self._wire("a", 1, 1, 1.0)
+            self._wire("b", 0, 0, 0.5)
+            self._wire("b", 1, 1, 0.5)
+            self._wire("c", 0, 0, 1.0)
+            self._wire("c", 0, 1, -1.0)
+            self.a.weight[2] = 9.0  # bait: channel 2 is always zero …
+            self.a.bias[2] = -1e4
+            self.b.weight[:, 2] = 9.0  # … and these read it
+            self.a.weight[3, 2, 1, 1] = 9.0  # bait: channel 3 feeds only b3, which c:0 does not read
+            self.b.weight[3, 3, 1, 1] = 9.0
+            self.c.weight[1, 3] = 9.0
+            self.c.weight[1, 0] = 9.0  # bait: another feature's kernel
+
+    def _wire(self, layer: str, row: int, column: int, weight: float) -> None:
+        module = self.get_submodule(layer)
+        middle = module.weight.shape[2] // 2
+        module.weight[row, column, middle, middle] = weight
+        self.truth[layer][row, column] = True
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+class Polysemantic(nn.Module):
+    """Unit c:0 answers to two causes, each by its own path: a0 → b0 and a1 → b1; c:1 and c:2 tell the causes apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        for module in (self.a, self.b, self.c):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            for cause in (0, 1):
+                self.a.weight[cause, cause, 1, 1] = 1
+                self.b.weight[cause, cause] = 1
+                self.c.weight[0, cause] = 1
+                self.c.weight[1 + cause, cause] = 1
+            self.a.weight[2] = 0.01
+            self.b.weight[2, 2] = 0.1
+            self.c.weight[0, 2] = 0.1
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+    def truth(self, cause: int) -> dict[str, torch.Tensor]:
+        """Kernels of one cause's path."""
+        marks = {name: torch.zeros(module.weight.shape[:2], dtype=torch.bool) for name, module in self.named_children()}
+        marks["a"][cause, cause] = marks["b"][cause, cause] = marks["c"][0, cause] = True
+        return marks
+
+
+def causes(count: int = 12, seed: int = 0) -> torch.Tensor:
+    """Images of the polysemantic unit: the first half holds one bright pixel in channel 0, the second half in channel 1."""
+    source = np.random.default_rng(seed)
+    images = np.zeros((count, 2, 8, 8))
+    for image in range(count):
+        row, column = source.integers(1, 7, 2)
+        images[image, image // (count // 2), row, column] = source.uniform(5, 9)
+        images[image] += source.uniform(0, 0.2, (2, 8, 8))
+    return torch.tensor(images, dtype=torch.float32)

@@ -43,7 +43,7 @@ def test_other_weights_for_one_call_leave_no_trace():
     plain = target.map(images).detach()
     doubled = {layer: weight * 2 for layer, weight in target.weights().items()}
     assert not torch.allclose(target.map(images, doubled), plain)
-    with target.without({layer: marks for layer, marks in target.relevant.items()}):
+    with target.without(target.relevant):
         assert not torch.allclose(target.map(images), plain)
     assert torch.equal(target.map(images), plain)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

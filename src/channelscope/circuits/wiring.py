@@ -109,7 +109,7 @@ class Wiring:
     def _kernels(self, marks: Marks, alive) -> dict[str, Tensor]:
         found = {call.layer: torch.zeros(call.sources.shape, dtype=torch.bool) for call in self.calls}
         for call in self.calls:
-            found[call.layer] |= torch.from_numpy(np.ascontiguousarray(alive(call)))
+            found[call.layer] |= torch.from_numpy(np.array(alive(call)))
         return {layer: kernels & marks[layer] for layer, kernels in found.items()}
 
     def hops(self) -> np.ndarray:

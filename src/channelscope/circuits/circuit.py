@@ -1,0 +1,133 @@
+"""Circuit: the kernels that are kept, among those a feature depends on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from channelscope.circuits.feature import Feature
+from channelscope.circuits.target import Target
+from channelscope.circuits.wiring import Marks
+from channelscope.errors import InputError, MismatchError
+from channelscope.net.subset import Subset
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Circuit(Subset):
+    """A `Subset` over the kernels a feature depends on: `&`, `|`, `~` and `.fraction` stay among these.
+
+    `~circuit` is what the circuit leaves out, so `silence(model, ~circuit)` runs the circuit and `silence(model, circuit)`
+    the network without it; kernels the feature does not depend on are never marked.
+    """
+
+    relevant: Marks = field(default_factory=dict)
+    """layer → bool (outputs, inputs per group): kernels on a path from the images to the feature"""
+    feature: Feature | None = None
+    """what the circuit computes"""
+
+    def __post_init__(self) -> None:
+        """Refuse marks on kernels the feature does not depend on."""
+        super().__post_init__()
+        if set(self.relevant) != set(self.marks):
+            raise MismatchError("a circuit needs marks for exactly the layers its feature depends on")
+        object.__setattr__(self, "relevant", MappingProxyType(dict(self.relevant)))
+        for layer, marks in self.marks.items():
+            stray = int((marks & ~self.relevant[layer]).sum())
+            if stray:
+                raise MismatchError(f"circuit at {layer}: {stray} marked kernels do not reach the feature")
+
+    @classmethod
+    def of_target(cls, target: Target, marks: Marks) -> "Circuit":
+        """The circuit of a target with these kernels."""
+        return cls({layer: marks[layer] & relevant for layer, relevant in target.relevant.items()}, (), (), target.relevant, target.feature)
+
+    @classmethod
+    def whole(cls, target: Target) -> "Circuit":
+        """All kernels the feature depends on."""
+        return cls.of_target(target, target.relevant)
+
+    @property
+    def total(self) -> int:
+        """Number of relevant kernels."""
+        return sum(int(marks.sum()) for marks in self.relevant.values())
+
+    def __repr__(self) -> str:
+        """Counts, not tensors."""
+        return f"Circuit({self.count} of {self.total} kernels of {self.feature} at {len(self)} layers)"
+
+    def _with(self, marks: Mapping[str, Tensor]) -> "Circuit":
+        return Circuit({layer: kernels & self.relevant[layer] for layer, kernels in marks.items()}, (), (), self.relevant, self.feature)
+
+    def overlap(self, other: "Circuit") -> dict[str, float]:
+        """Intersection over union per layer, and of all kernels under ''; nan where neither has a kernel."""
+        both, either = self & other, self | other
+        shares = {"": both.count / either.count if either.count else float("nan")}
+        for layer in self:
+            union = int(either[layer].sum())
+            shares[layer] = int(both[layer].sum()) / union if union else float("nan")
+        return shares
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON."""
+        return {
+            "feature": self.feature.as_dict() if self.feature else None,
+            "kernels": self.count,
+            "relevant_kernels": self.total,
+            "circuit": Subset(self.marks).as_dict()["marks"],
+            "relevant": {layer: _rows(marks) for layer, marks in self.relevant.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Circuit":
+        """Inverse of `as_dict`."""
+        marks = Subset.from_dict({"marks": data["circuit"], "sites": [], "input_shape": []}).marks
+        relevant = {layer: _marks(rows, tuple(marks[layer].shape)) for layer, rows in data["relevant"].items()}
+        return cls(marks, (), (), relevant, Feature.from_dict(data["feature"]) if data["feature"] else None)
+
+
+def _rows(marks: Tensor) -> dict[str, Any]:
+    """Marks that are a grid of outputs × inputs, or all that differ from it."""
+    rows, columns = marks.any(1), marks.any(0)
+    if torch.equal(marks, rows[:, None] & columns):
+        return {"outputs": rows.nonzero().flatten().tolist(), "inputs": columns.nonzero().flatten().tolist()}
+    return {"marked": marks.flatten().nonzero().flatten().tolist()}
+
+
+def _marks(data: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+    marks = torch.zeros(shape, dtype=torch.bool)
+    if "marked" in data:
+        marks.view(-1)[torch.tensor(data["marked"], dtype=torch.long)] = True
+    else:
+        marks[torch.tensor(data["outputs"])[:, None], torch.tensor(data["inputs"])] = True
+    return marks
+
+
+def trim(circuit: Circuit, target: Target, rule: str = "backward") -> Circuit:
+    """Drop dead ends.
+
+    backward   kernels that feed only channels without a surviving way to the feature: exact, outputs unchanged to the bit
+    full       also kernels of channels without a surviving input, as published: not exact, for act(bias) is lost
+    none       leave the circuit as it is
+
+    Source   SPEC section 8; Hamblin, Konkle, Alvarez 2022
+    """
+    if rule not in ("backward", "full", "none"):
+        raise InputError(f"dead ends: expected backward, full or none, received '{rule}'")
+    if rule == "none":
+        return circuit
+    wiring = target.wiring
+    marks = {layer: circuit.marks.get(layer, torch.zeros_like(every)) for layer, every in wiring.everything().items()}
+    alive = wiring.leading(marks, target.seeds) if rule == "backward" else wiring.through(marks, target.seeds)
+    return Circuit.of_target(target, alive)
+
+
+def union(circuits: "list[Circuit]") -> Circuit:
+    """Kernels of any of the circuits.
+
+    Source   SPEC section 8 (unions of sub-feature circuits)
+    """
+    return reduce(lambda one, other: one._with((one | other).marks), circuits)

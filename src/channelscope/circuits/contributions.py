@@ -1,0 +1,186 @@
+"""What each kernel contributes to the feature: closed forms over one layer's inputs X, output gradients G and weights.
+
+Kernel (o, i) puts the map A[o,i] = W[o,i] ∗ X[i] into output channel o, and dJ = Σ A·G. Every function takes one batch and
+returns sums over its images, so that results add up whatever the batches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.types import Float, Tensor
+
+CHUNK = 2**21
+"""Numbers in one block of contribution maps; a block stays in the processor's cache."""
+BLOCK = 2**24
+"""Numbers in one block of unfolded input windows or of per-image weight gradients."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A layer's weights and how they move over its input."""
+
+    weight: Float[Tensor, "outputs inputs *kernel"]
+    """the kernels (detached; stays as it was when the network is masked)"""
+    kernel: tuple[int, int]
+    """spatial size, (1, 1) for a linear layer"""
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """left, right, top, bottom"""
+    mode: str = "constant"
+    """padding mode of torch.nn.functional.pad"""
+    groups: int = 1
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Geometry":
+        """Weights and geometry of a 2-D convolution or linear layer."""
+        weight = module.weight.detach()  # type: ignore[union-attr,operator]
+        if not isinstance(module, nn.Conv2d):
+            return cls(weight, (1, 1))
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        return cls(weight, _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation), _pads(module), mode, module.groups)
+
+    def windows(self, inputs: Tensor) -> Float[Tensor, "images groups inputs taps positions"]:
+        """The input values under each tap of each kernel."""
+        if self.weight.dim() == 2:
+            rows = inputs.reshape(len(inputs), -1, inputs.shape[-1]).transpose(1, 2)
+            return rows[:, None, :, None, :]
+        maps = F.pad(inputs, self.pads, mode=self.mode) if any(self.pads) else inputs
+        taps = self.kernel[0] * self.kernel[1]
+        if taps == 1:
+            columns = maps[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
+        else:
+            columns = F.unfold(maps, self.kernel, self.dilation, 0, self.stride)
+        return columns.reshape(len(maps), self.groups, self.weight.shape[1], taps, -1)
+
+    def outputs(self, gradients: Tensor) -> Float[Tensor, "images groups outputs positions"]:
+        """Output gradients with one axis of positions, split into groups."""
+        if self.weight.dim() == 2:
+            return gradients.reshape(len(gradients), -1, gradients.shape[-1]).transpose(1, 2)[:, None]
+        return gradients.flatten(2).reshape(len(gradients), self.groups, -1, gradients[0, 0].numel())
+
+    def split(self, inputs: Tensor, gradients: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows and gradients in blocks of images that fit in memory."""
+        positions = gradients[0].numel() // self.weight.shape[0]
+        windows = self.weight.shape[1] * self.groups * self.kernel[0] * self.kernel[1] * positions
+        step = max(1, BLOCK // max(1, windows, self.weight.numel()))
+        for x, g in zip(inputs.split(step), gradients.split(step), strict=True):
+            yield self.windows(x), self.outputs(g)
+
+    @property
+    def rows(self) -> Float[Tensor, "groups outputs inputs taps"]:
+        """The weights with one axis of taps, split into groups."""
+        taps = self.kernel[0] * self.kernel[1]
+        return self.weight.reshape(self.groups, -1, self.weight.shape[1], taps)
+
+
+def gate(inputs: Tensor, gradients: Tensor, layer: Geometry) -> tuple[Tensor, Tensor]:
+    """Effect of scaling each kernel: |Σ_positions A·G| summed over images, and the same without the absolute value.
+
+    Σ_positions A·G = Σ_taps w · dJ_b/dw, so one matrix product per image takes the place of the contribution maps.
+
+    Returns  float64 (outputs, inputs per group), twice.
+    Source   SPEC section 8 (gate); checked by tests/pencil_circuits.py::gate
+    """
+    if layer.kernel == (1, 1) and gradients[0].numel() == layer.weight.shape[0] and layer.groups == 1:
+        x, g = inputs.reshape(len(inputs), -1), gradients.reshape(len(gradients), -1)  # one position: |A·G| is a product of sizes
+        weight = layer.weight.flatten(1).double()
+        return (g.abs().T @ x.abs()).double() * weight.abs(), (g.T @ x).double() * weight
+    size, signed = _zeros(layer), _zeros(layer)
+    for effect in _effects(inputs, gradients, layer):
+        size += effect.abs().sum(0, dtype=torch.float64)
+        signed += effect.sum(0, dtype=torch.float64)
+    return size, signed
+
+
+def _effects(inputs: Tensor, gradients: Tensor, layer: Geometry) -> Iterator[Float[Tensor, "images outputs inputs"]]:
+    """Σ_positions A·G of every image and kernel."""
+    for x, g in layer.split(inputs, gradients):
+        if layer.kernel == (1, 1):
+            yield (g @ x.squeeze(3).transpose(-1, -2)).flatten(1, 2) * layer.weight.flatten(1)
+            continue
+        slopes = g @ x.flatten(2, 3).transpose(-1, -2)
+        slopes = slopes.reshape(len(x), *layer.rows.shape)
+        yield slopes.mul_(layer.rows).sum(-1).flatten(1, 2)
+
+
+def snip(inputs: Tensor, gradients: Tensor, layer: Geometry, per_batch: bool = False) -> Tensor:
+    """SNIP: |w · dJ_b/dw| of each weight, mean over the kernel, summed over images.
+
+    per_batch   take the absolute value after summing the batch, as the published scripts do; depends on the batch size
+
+    Returns  float64 (outputs, inputs per group).
+    Source   Lee, Ajanthan, Torr 2019; Hamblin, Konkle, Alvarez 2022; checked by tests/pencil_circuits.py::snip
+    """
+    total, batch = _zeros(layer), torch.zeros_like(layer.rows)
+    for x, g in layer.split(inputs, gradients):
+        slopes = (g @ x.flatten(2, 3).transpose(-1, -2)).reshape(len(x), *layer.rows.shape).mul_(layer.rows)
+        if per_batch:
+            batch += slopes.sum(0)
+        else:
+            total += slopes.abs_().mean(-1).sum(0, dtype=torch.float64).flatten(0, 1)
+    return batch.abs().mean(-1).double().flatten(0, 1) if per_batch else total
+
+
+def actgrad(inputs: Tensor, gradients: Tensor, layer: Geometry) -> Tensor:
+    """ActGrad: mean over positions of |A·G|, summed over images; never more than one block of maps in memory.
+
+    Returns  float64 (outputs, inputs per group).
+    Source   Hamblin, Konkle, Alvarez 2022; checked by tests/pencil_circuits.py::actgrad
+    """
+    total = _zeros(layer)
+    for x, g in layer.split(inputs, gradients):
+        sizes = g.abs()
+        if layer.kernel == (1, 1):
+            part = (sizes @ x.abs().squeeze(3).transpose(-1, -2)).flatten(1, 2) * layer.weight.flatten(1).abs()
+            total += part.sum(0, dtype=torch.float64) / g.shape[-1]
+            continue
+        for image in range(len(x)):
+            for group in range(layer.groups):
+                block = slice(group * sizes.shape[2], (group + 1) * sizes.shape[2])
+                total[block] += _positions(x[image, group], sizes[image, group], layer.rows[group]) / g.shape[-1]
+    return total
+
+
+def _positions(x: Tensor, sizes: Tensor, weights: Tensor) -> Tensor:
+    """Σ over positions of |A|·|G| of one image and group, a block of input channels at a time.
+
+    x (inputs, taps, positions), sizes (outputs, positions), weights (outputs, inputs, taps)
+    """
+    step = max(1, CHUNK // sizes.numel())
+    parts = []
+    for start in range(0, len(x), step):
+        maps = torch.bmm(weights[:, start : start + step].transpose(0, 1), x[start : start + step]).abs_()
+        parts.append((maps.transpose(0, 1) @ sizes[:, :, None]).squeeze(-1))
+    return torch.cat(parts, dim=1)
+
+
+def magnitude(layer: Geometry) -> Tensor:
+    """Mean |w| over the kernel, the same for every feature.
+
+    Returns  float64 (outputs, inputs per group).
+    Source   SPEC section 8 (control); checked by tests/pencil_circuits.py::magnitude
+    """
+    return layer.weight.double().abs().flatten(2).mean(2) if layer.weight.dim() > 2 else layer.weight.double().abs()
+
+
+def _zeros(layer: Geometry) -> Tensor:
+    return torch.zeros(layer.weight.shape[:2], dtype=torch.float64, device=layer.weight.device)
+
+
+def _pair(value) -> tuple[int, int]:
+    return (int(value[0]), int(value[1]))
+
+
+def _pads(module: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Left, right, top and bottom padding, 'same' and 'valid' resolved."""
+    if isinstance(module.padding, str):
+        reach = zip(module.dilation, module.kernel_size, strict=True)
+        rows, columns = (step * (size - 1) if module.padding == "same" else 0 for step, size in reach)
+        return (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    rows, columns = _pair(module.padding)
+    return (columns, columns, rows, rows)

@@ -1,0 +1,175 @@
+"""Saliency: how much each kernel matters to a feature, summed over images; measured by one forward and backward pass."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from channelscope.circuits.contributions import Geometry
+from channelscope.circuits.target import Target
+from channelscope.errors import InputError, MismatchError, NumericError
+from channelscope.net.graph import evaluating
+from channelscope.types import Float, Int, Tensor
+
+Reduce = Literal["sum", "mean"]
+Path = Literal["gates", "inputs"]
+PATH_POINTS = 8
+"""Points of a path over which gradients are averaged, at the middles of equal steps from 0 to 1."""
+Rule = Callable[[Tensor, Tensor, Geometry], "Tensor | tuple[Tensor, Tensor]"]
+
+
+@dataclass(frozen=True, eq=False)
+class Saliency:
+    """One number per relevant kernel, ≥ 0; sums over images, so that saliencies of disjoint image sets add up."""
+
+    target: Target
+    """the feature and its network"""
+    criterion: str
+    """how it was measured"""
+    values: Mapping[str, Float[Tensor, "outputs inputs"]]
+    """layer → float64, 0 at kernels that are not relevant"""
+    images: int
+    """how many images were summed over"""
+    signed: Mapping[str, Float[Tensor, "outputs inputs"]] | None = None
+    """layer → summed effect with its sign: positive kernels drive the feature, negative ones hold it down"""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be ranked."""
+        for layer, values in self.values.items():
+            if not bool(values.isfinite().all()):
+                raise NumericError(f"saliency ({self.criterion}) of {self.target.feature} at {layer} is not finite: check the images")
+
+    def __add__(self, other: "Saliency") -> "Saliency":
+        """Saliency over the union of two disjoint image sets."""
+        if self.target is not other.target or self.criterion != other.criterion:
+            raise MismatchError("cannot add saliencies of different features, networks or criteria")
+        return replace(
+            self,
+            values={layer: values + other.values[layer] for layer, values in self.values.items()},
+            images=self.images + other.images,
+            signed=None if self.signed is None or other.signed is None else {n: v + other.signed[n] for n, v in self.signed.items()},
+        )
+
+    def __getitem__(self, layer: str) -> Float[Tensor, "outputs inputs"]:
+        """Values of one layer."""
+        return self.values[layer]
+
+    def flat(self) -> Float[Tensor, "kernels"]:
+        """Values of the relevant kernels, layer by layer in execution order, then by output and input channel."""
+        return torch.cat([self.values[layer][marks] for layer, marks in self.target.relevant.items()])
+
+    def normalized(self, norm: Literal["none", "l1", "l2"] = "none") -> "Saliency":
+        """Values of each layer divided by their sum (l1) or Euclidean norm (l2); a layer of zeros stays as it is."""
+        if norm == "none":
+            return self
+        if norm not in ("l1", "l2"):
+            raise InputError(f"normalization of layers: expected none, l1 or l2, received '{norm}'")
+        sizes = {layer: float(values.norm(p=1 if norm == "l1" else 2)) for layer, values in self.values.items()}
+        return replace(self, values={layer: values / sizes[layer] if sizes[layer] else values for layer, values in self.values.items()})
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How the gradients of a saliency are measured."""
+
+    reduce: Reduce = "sum"
+    """how the feature's positions become one value per image"""
+    path: Path | None = None
+    """average the gradient over a path: all kernels scaled from 0 to 1 (gates) or the images scaled from 0 to 1 (inputs)"""
+
+    def __post_init__(self) -> None:
+        """Refuse words that mean nothing."""
+        if self.reduce not in ("sum", "mean"):
+            raise InputError(f"reduce: expected sum or mean, received '{self.reduce}'")
+        if self.path not in (None, "gates", "inputs"):
+            raise InputError(f"path: expected gates or inputs, received '{self.path}'")
+
+
+Batch = tuple[Tensor, Tensor]
+"""Images, and the positions of the feature that count in each."""
+
+
+@torch.no_grad()
+def prepared(target: Target, images) -> list[Batch]:
+    """Batches with the positions that count in each image, by the unmasked network.
+
+    Source   SPEC section 8 (rule for positions)
+    """
+    with evaluating(target.model):
+        return [(pictures, target.chosen(pictures)) for pictures in images]
+
+
+def slopes(
+    target: Target,
+    images: Tensor,
+    places: Int[Tensor, "images chosen"],
+    weights: Mapping[str, Tensor] | None = None,
+    reduce: Reduce = "sum",
+) -> list[tuple[str, Tensor, Tensor]]:
+    """For every use of every relevant layer: the layer, its inputs X, and the gradient G of the feature at its outputs.
+
+    Source   SPEC section 8: G = dJ_b/dz
+    """
+    calls = [call for call in target.wiring.calls if call.layer in target.relevant]
+    ins = tuple(target.graph.nodes[call.step].all_input_nodes[0].name for call in calls)
+    outs = tuple(call.step for call in calls)
+    with torch.enable_grad():
+        values = target.run(images.detach().requires_grad_(), (target.step, *ins, *outs), weights)
+        read, inputs, outputs = values[0], values[1 : 1 + len(calls)], values[1 + len(calls) :]
+        chosen = target.feature.map(read, target.axis).gather(1, places)
+        value = chosen.sum() if reduce == "sum" else chosen.mean(1).sum()
+        gradients = torch.autograd.grad(value, outputs, allow_unused=True, materialize_grads=True)
+    return [(call.layer, x.detach(), g) for call, x, g in zip(calls, inputs, gradients, strict=True)]
+
+
+def measure(
+    target: Target, batches: list[Batch], criterion: str, rule: Rule, how: Pass, marks: Mapping[str, Tensor] | None = None
+) -> Saliency:
+    """Saliency of every relevant kernel by one rule, summed over batches; the network keeps only `marks` meanwhile.
+
+    Kernels that are masked are scored as well, for they may come back.
+
+    Source   SPEC section 8
+    """
+    own = target.weights()
+    layers = {layer: Geometry.of(target.graph.modules[layer]) for layer in target.relevant}
+    weights = None if marks is None else {layer: own[layer] * _like(marks[layer], own[layer]) for layer in own}
+    totals = {layer: torch.zeros(values.shape[:2], dtype=torch.float64, device=values.device) for layer, values in own.items()}
+    signs = {layer: torch.zeros_like(values) for layer, values in totals.items()}
+    has_sign = False
+    with evaluating(target.model):
+        for images, places in batches:
+            for layer, x, g in _path(target, images, places, own if weights is None else weights, weights is None, how):
+                found = rule(x, g, layers[layer])
+                if isinstance(found, tuple):
+                    has_sign = True
+                    signs[layer] += found[1]
+                    found = found[0]
+                totals[layer] += found
+    count = sum(len(images) for images, _ in batches)
+    return Saliency(target, criterion, _relevant(target, totals), count, _relevant(target, signs) if has_sign else None)
+
+
+def _path(target: Target, images: Tensor, places: Tensor, weights: Mapping[str, Tensor], plain: bool, how: Pass):
+    """Inputs and gradients of every layer; along a path, the gradients' average."""
+    first = slopes(target, images, places, None if plain else weights, how.reduce)
+    if how.path is None:
+        return first
+    mean = [torch.zeros_like(g) for _, _, g in first]
+    for point in range(PATH_POINTS):
+        share = (point + 0.5) / PATH_POINTS
+        scaled = {layer: weight * share for layer, weight in weights.items()} if how.path == "gates" else weights
+        pictures = images * share if how.path == "inputs" else images
+        for total, (_, _, g) in zip(mean, slopes(target, pictures, places, scaled, how.reduce), strict=True):
+            total += g / PATH_POINTS
+    return [(layer, x, g) for (layer, x, _), g in zip(first, mean, strict=True)]
+
+
+def _like(marks: Tensor, weight: Tensor) -> Tensor:
+    return marks.to(weight).view(*marks.shape, *[1] * (weight.dim() - 2))
+
+
+def _relevant(target: Target, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, zero where kernels are not relevant."""
+    return {layer: torch.where(marks, values[layer].cpu(), 0.0) for layer, marks in target.relevant.items()}

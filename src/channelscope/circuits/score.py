@@ -1,0 +1,133 @@
+"""score: the saliency of every kernel by any criterion, through one interface."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from channelscope.circuits import contributions
+from channelscope.circuits.contributions import Geometry
+from channelscope.circuits.gates import Training, learn
+from channelscope.circuits.saliency import Batch, Pass, Path, Reduce, Rule, Saliency, measure, prepared
+from channelscope.circuits.select import count, schedule, top
+from channelscope.circuits.target import Target, batches
+from channelscope.errors import InputError
+from channelscope.types import Tensor
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to score kernels."""
+
+    name: str
+    """name in tables and on the command line"""
+    rule: Rule | None
+    """layer inputs, output gradients and geometry → sums over the batch; None where no image is needed or gates are learned"""
+    iterated: bool
+    """whether kernels are dropped in ten rounds, scored again each time; the result is for one size"""
+    meaning: str
+    """what the number is"""
+    source: str
+    """where the definition comes from"""
+
+    @property
+    def sized(self) -> bool:
+        """Whether the saliency is made for one number of kernels."""
+        return self.iterated or self.name == "learned"
+
+
+PAPER = "Hamblin, Konkle, Alvarez 2022"
+CRITERIA = {
+    criterion.name: criterion
+    for criterion in (
+        Criterion("gate", contributions.gate, False, "Σ over images of |Σ over positions of A·G|", "SPEC section 8"),
+        Criterion("actgrad", contributions.actgrad, False, "Σ over images of the mean over positions of |A·G|", PAPER),
+        Criterion("snip", contributions.snip, False, "Σ over images of the kernel's mean |w·dJ/dw|", "Lee, Ajanthan, Torr 2019"),
+        Criterion("snip_batch", partial(contributions.snip, per_batch=True), False, "mean |w·dJ/dw|, summed by batch first", PAPER),
+        Criterion("force", contributions.snip, True, "SNIP on the FORCE schedule", "de Jorge et al. 2021"),
+        Criterion("iterated_gate", contributions.gate, True, "gate on the FORCE schedule", "SPEC section 8"),
+        Criterion("iterated_actgrad", contributions.actgrad, True, "ActGrad on the FORCE schedule", "SPEC section 8"),
+        Criterion("learned", None, False, "openness of gates trained on the feature's error", "Louizos, Welling, Kingma 2018"),
+        Criterion("magnitude", None, False, "mean |w| of the kernel", "control"),
+        Criterion("random", None, False, "uniform noise, seeded", "control"),
+    )
+}
+"""every criterion by name"""
+
+
+def score(
+    target: Target,
+    images: Tensor | Iterable,
+    criterion: str = "gate",
+    keep: float | int | None = None,
+    *,
+    reduce: Reduce = "sum",
+    path: Path | None = None,
+    seed: int = 0,
+    training: Training | None = None,
+) -> Saliency:
+    """Saliency of every relevant kernel of a feature.
+
+    keep       size of the circuit, for criteria that are made for one size (force, iterated_…, learned)
+    reduce     how the feature's positions become one value per image
+    path       average gradients while all kernels (gates) or the images (inputs) are scaled from 0 to 1
+    seed       of random
+    training   of learned
+
+    Raises   InputError for an unknown criterion or a missing size; SampleError without images.
+    Source   SPEC section 8; each criterion cites its own
+    """
+    kind = named(criterion)
+    if kind.sized and keep is None:
+        raise InputError(f"criterion {criterion} scores kernels for one circuit size: pass keep")
+    if criterion in ("magnitude", "random"):
+        return control(target, criterion, seed)
+    ready = prepared(target, batches(images, target.device))
+    how = Pass(reduce, path)
+    if criterion == "learned":
+        size = count(target, keep)  # type: ignore[arg-type]
+        return learn(target, ready, size, measure(target, ready, "gate", contributions.gate, how), training)
+    if kind.iterated:
+        return iterated(target, ready, kind, count(target, keep), how)  # type: ignore[arg-type]
+    return measure(target, ready, criterion, kind.rule, how)  # type: ignore[arg-type]
+
+
+def named(criterion: str) -> Criterion:
+    """The criterion of that name.
+
+    Raises   InputError with the names there are.
+    Source   SPEC section 8
+    """
+    if criterion not in CRITERIA:
+        raise InputError(f"unknown criterion '{criterion}': expected one of {', '.join(CRITERIA)}")
+    return CRITERIA[criterion]
+
+
+def iterated(target: Target, ready: list[Batch], kind: Criterion, keep: int, how: Pass) -> Saliency:
+    """Scores of the last of ten rounds, each measured in the network that the round before has left; the dropped may return.
+
+    Source   de Jorge et al. 2021; SPEC section 8 (iterated selection works with every criterion)
+    """
+    marks, found = None, None
+    for size in schedule(target.kernels, keep):
+        found = measure(target, ready, kind.name, kind.rule, how, marks)  # type: ignore[arg-type]
+        marks = target.everything()
+        chosen = top(found, size)
+        marks = {layer: chosen[layer] | ~target.relevant[layer] for layer in marks}
+    assert found is not None
+    return found
+
+
+def control(target: Target, criterion: str, seed: int = 0) -> Saliency:
+    """Magnitude or random scores: no image is looked at.
+
+    Source   SPEC section 8 (controls)
+    """
+    noise = torch.Generator().manual_seed(seed)
+    make: dict[str, Callable[[str], Tensor]] = {
+        "magnitude": lambda layer: contributions.magnitude(Geometry.of(target.graph.modules[layer])).cpu(),
+        "random": lambda layer: torch.rand(target.relevant[layer].shape, generator=noise, dtype=torch.float64),
+    }
+    values = {layer: torch.where(marks, make[criterion](layer), 0.0) for layer, marks in target.relevant.items()}
+    return Saliency(target, criterion, values, 0)

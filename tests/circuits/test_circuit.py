@@ -1,0 +1,139 @@
+"""A circuit is a subset over the relevant kernels; dropping dead ends changes nothing, and drops all there is."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from channelscope.circuits.circuit import Circuit, trim, union
+from channelscope.circuits.score import control
+from channelscope.circuits.select import top
+from channelscope.circuits.target import locate
+from channelscope.errors import InputError, MismatchError
+from channelscope.net.edits import silence
+from pencil_circuits import LAST, NETWORKS, network, pictures
+
+IMAGES = pictures(3)
+TARGETS = {name: locate(network(name), f"{LAST[name]}:1", IMAGES) for name in NETWORKS}
+
+
+def some(name: str, fraction: float, seed: int) -> Circuit:
+    return top(control(TARGETS[name], "random", seed), fraction)
+
+
+@torch.no_grad()
+def run(circuit: Circuit, target) -> torch.Tensor:
+    with silence(target.model, ~circuit):
+        return target.map(IMAGES)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(list(NETWORKS)), st.floats(0.05, 0.95), st.integers(0, 30))
+def test_boolean_algebra_stays_among_relevant_kernels(name, fraction, seed):
+    a, b = some(name, fraction, seed), some(name, fraction, seed + 1)
+    whole = Circuit.whole(TARGETS[name])
+    assert ~(a & b) == ~a | ~b
+    assert ~~a == a
+    assert (a | ~a) == whole
+    assert whole.fraction == 1
+    assert (a & ~a).count == 0
+    assert a.count + (~a).count == a.total == TARGETS[name].kernels
+    assert isinstance(a & b, Circuit)
+    assert (a & b).feature == TARGETS[name].feature
+    assert union([a, b, a]) == a | b
+    assert Circuit.from_dict(json.loads(json.dumps(a.as_dict()))) == a
+    assert Circuit.from_dict(json.loads(json.dumps(a.as_dict()))).total == a.total
+
+
+def test_the_whole_circuit_is_the_network():
+    for target in TARGETS.values():
+        assert torch.equal(run(Circuit.whole(target), target), target.map(IMAGES))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(NETWORKS)), st.floats(0.02, 0.9), st.integers(0, 60))
+def test_dropping_dead_ends_backward_leaves_outputs_bit_identical(name, fraction, seed):
+    circuit, target = some(name, fraction, seed), TARGETS[name]
+    trimmed = trim(circuit, target)
+    assert torch.equal(run(circuit, target), run(trimmed, target))
+    assert (trimmed & circuit) == trimmed
+    assert trim(trimmed, target) == trimmed
+    assert (trim(circuit, target, "full") & trimmed) == trim(circuit, target, "full")
+    assert trim(circuit, target, "none") is circuit
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(["residual", "dense", "inception", "chain"]), st.floats(0.1, 0.5), st.integers(0, 60))
+def test_dead_ends_against_brute_force(name, fraction, seed):
+    """A kept kernel is a dead end exactly if no weights and no images make the feature notice that it is gone."""
+    circuit, target = some(name, fraction, seed), TARGETS[name]
+    trimmed = trim(circuit, target)
+    noise = torch.Generator().manual_seed(seed)
+    model = target.model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    noticed = {layer: torch.zeros_like(marks) for layer, marks in circuit.marks.items()}
+    try:
+        for parameter in model.parameters():  # positive weights: nothing is cut by an activation, nothing cancels
+            parameter.data = torch.rand(parameter.shape, generator=noise, dtype=torch.float64) + 0.5
+        model.double()
+        images = torch.rand(1, 2, 8, 8, generator=noise, dtype=torch.float64) + 0.5
+        with torch.no_grad():
+            for layer, row, column in [(n, *k) for n, marks in circuit.marks.items() for k in marks.nonzero().tolist()]:
+                fewer = {n: marks.clone() for n, marks in circuit.marks.items()}
+                fewer[layer][row, column] = False
+                with silence(model, ~circuit):
+                    with_it = target.map(images)
+                with silence(model, ~circuit._with(fewer)):
+                    noticed[layer][row, column] = not torch.equal(target.map(images), with_it)
+    finally:
+        model.float()
+        model.load_state_dict(before)
+    for layer, marks in trimmed.marks.items():
+        assert torch.equal(marks, noticed[layer])
+
+
+def test_full_removal_is_what_is_left_of_whole_paths():
+    target = TARGETS["chain"]
+    circuit = Circuit.whole(target)
+    marks = {layer: kernels.clone() for layer, kernels in circuit.marks.items()}
+    marks["a"][2] = False  # nothing feeds channel 2 of a
+    marks["c"][:, 1] = False  # nothing reads channel 1 of b
+    circuit = circuit._with(marks)
+    backward, full = trim(circuit, target), trim(circuit, target, "full")
+    assert not backward["b"][1].any()
+    assert backward["b"][0].all()
+    assert full["b"][0].tolist() == [True, True, False, True]
+    assert not torch.equal(run(full, target), run(circuit, target))  # the bias of channel 2 is lost
+
+
+def test_nothing_is_left_where_nothing_leads():
+    target = TARGETS["dense"]
+    circuit = Circuit.whole(target)
+    marks = {layer: kernels.clone() & (layer != "head") for layer, kernels in circuit.marks.items()}
+    assert trim(circuit._with(marks), target).count == 0
+
+
+def test_overlap_by_layer():
+    target = TARGETS["chain"]
+    whole = Circuit.whole(target)
+    half = whole._with({layer: marks.clone() & (layer != "a") for layer, marks in whole.marks.items()})
+    shares = whole.overlap(half)
+    assert shares["a"] == 0
+    assert shares["b"] == 1
+    assert shares[""] == half.count / whole.count
+    assert half.overlap(half)["a"] != half.overlap(half)["a"]  # nan: neither has a kernel there
+
+
+def test_what_is_no_circuit_is_refused():
+    target = TARGETS["chain"]
+    with pytest.raises(MismatchError, match="do not reach the feature"):
+        Circuit(target.everything(), (), (), target.relevant, target.feature)
+    with pytest.raises(MismatchError, match="exactly the layers"):
+        Circuit({"a": target.relevant["a"]}, (), (), target.relevant, target.feature)
+    with pytest.raises(MismatchError, match="not of the same network"):
+        Circuit.whole(target) & Circuit.whole(TARGETS["dense"])
+    with pytest.raises(InputError, match="backward, full or none"):
+        trim(Circuit.whole(target), target, "forward")
+    assert repr(Circuit.whole(target)) == f"Circuit({target.kernels} of {target.kernels} kernels of head:1 at 4 layers)"

@@ -1,0 +1,88 @@
+"""Learned gates: the relaxation against its definition, and the best small circuit where all can be tried."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import pencil_circuits as pencil
+from channelscope.circuits.gates import Training, opening, openness
+from channelscope.circuits.score import score
+from channelscope.circuits.select import top
+from channelscope.circuits.target import locate
+from pencil_circuits import network, pictures
+
+
+@pytest.mark.parametrize("odds", [-3.0, -0.5, 0.0, 0.7, 4.0])
+def test_hard_concrete(odds):
+    for noise in (0.01, 0.2, 0.5, 0.9, 0.999):
+        assert float(opening(torch.tensor(odds), torch.tensor(noise))) == pytest.approx(pencil.opening(odds, noise), abs=1e-5)
+    assert float(openness(torch.tensor(odds))) == pytest.approx(pencil.openness(odds), abs=0.005)
+
+
+def test_gates_are_exactly_shut_or_open():
+    noise = torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    values = opening(torch.zeros(2000), noise)
+    assert (values == 0).any()
+    assert (values == 1).any()
+    assert values.min() >= 0
+    assert values.max() <= 1
+
+
+def error(target, images, marks) -> float:
+    y = target.map(images)
+    with target.without({layer: target.relevant[layer] & ~marks[layer] for layer in target.relevant}):
+        guess = target.map(images)
+    return pencil.fidelity(y.flatten().numpy(), guess.flatten().numpy())[1]
+
+
+class Sum(nn.Module):
+    """One layer of eight channels that almost cancel in pairs; what matters is the pair, not the single kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(8, 1, 1, bias=False)
+        self.a.weight.data = torch.tensor([3.0, -3, 1.5, 1.2, 0.2, 0.2, 0.1, 0.1]).view(1, 8, 1, 1)
+
+    def forward(self, x):
+        return self.a(x)
+
+
+@torch.no_grad()
+def test_the_best_circuit_of_all():
+    """Inputs 0 and 1 are nearly equal, so their large kernels cancel: the gate criterion keeps both, training drops them."""
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randn(24, 8, 3, 3, generator=noise)
+    images[:, 1] = images[:, 0] + 0.05 * images[:, 1]
+    target = locate(Sum(), "a:0", images)
+    best = min(
+        (error(target, images, {"a": torch.tensor([[i in chosen for i in range(8)]])}), chosen)
+        for chosen in itertools.combinations(range(8), 2)
+    )
+    assert best[1] == (2, 3)
+    gate = top(score(target, images), 2)
+    assert gate["a"][0].tolist() == [True, True] + [False] * 6
+    learned = top(score(target, images, "learned", keep=2, training=Training(steps=300)), 2)
+    assert tuple(learned["a"][0].nonzero().flatten().tolist()) == best[1]
+    assert error(target, images, learned.marks) == pytest.approx(best[0])
+    assert best[0] < 0.05 < 0.5 < error(target, images, gate.marks)
+
+
+@torch.no_grad()
+def test_training_improves_on_its_start():
+    images = pictures(16)
+    target = locate(network("residual"), "last:0", images)
+    learned = top(score(target, images, "learned", keep=0.15, training=Training(steps=150)), 0.15)
+    gate = top(score(target, images), 0.15)
+    assert learned.count == gate.count
+    assert error(target, images, learned.marks) < error(target, images, gate.marks)
+
+
+def test_training_is_seeded():
+    images = pictures(4)
+    target = locate(network("chain"), "c:0", images)
+    one = score(target, images, "learned", keep=6, training=Training(steps=5))
+    assert torch.equal(one.flat(), score(target, images, "learned", keep=6, training=Training(steps=5)).flat())
+    assert not torch.equal(one.flat(), score(target, images, "learned", keep=6, training=Training(steps=5, seed=1)).flat())
+    assert one.signed is not None

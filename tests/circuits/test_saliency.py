@@ -1,0 +1,220 @@
+"""Saliency: batches do not matter, image sets add up, masked kernels are scored as well, and every option means what it says."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pencil_circuits as pencil
+from channelscope.circuits.gates import Training
+from channelscope.circuits.saliency import PATH_POINTS, Saliency, prepared, slopes
+from channelscope.circuits.score import CRITERIA, score
+from channelscope.circuits.select import top
+from channelscope.circuits.target import locate
+from channelscope.errors import InputError, MismatchError, NumericError, SampleError
+from channelscope.net.graph import trace
+from pencil_circuits import LAST, NETWORKS, network, pictures
+
+DIRECT = ("gate", "actgrad", "snip")
+
+
+def close(a: Saliency, b: Saliency, tolerance: float = 1e-6) -> None:
+    a_flat, b_flat = a.flat(), b.flat()
+    assert float((a_flat - b_flat).abs().max()) <= tolerance * float(a_flat.max())
+
+
+@pytest.mark.parametrize("criterion", [*DIRECT, "force", "iterated_gate", "iterated_actgrad", "magnitude", "random"])
+@pytest.mark.parametrize("name", ["residual", "gated"])
+def test_no_criterion_depends_on_the_batch_size(criterion, name):
+    images = pictures(9)
+    target = locate(network(name), f"{LAST[name]}:1", images)
+    whole = score(target, images, criterion, keep=12)
+    for size in (1, 4):
+        parts = score(target, list(images.split(size)), criterion, keep=12)
+        close(whole, parts)
+        assert top(whole, 12) == top(parts, 12)
+
+
+def test_the_published_snip_does_depend_on_it():
+    images = pictures(8)
+    target = locate(network("chain"), "c:1", images)
+    assert not torch.allclose(score(target, images, "snip_batch").flat(), score(target, images.split(2), "snip_batch").flat(), rtol=0.01)
+    close(score(target, images.split(1), "snip_batch"), score(target, images, "snip"))
+
+
+@pytest.mark.parametrize("criterion", DIRECT)
+def test_disjoint_images_add_up(criterion):
+    images = pictures(7)
+    target = locate(network("dense"), "narrow:2@max", images)
+    parts = score(target, images[:3], criterion) + score(target, images[3:], criterion)
+    close(score(target, images, criterion), parts)
+    assert parts.images == 7
+    with pytest.raises(MismatchError, match="different features"):
+        parts + score(target, images, "random")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_whole_pass_is_the_pencil_twin(name):
+    """Gate and SNIP of every layer from weight gradients of one image at a time, by autograd on the untraced network."""
+    model, images = network(name), pictures(4)
+    target = locate(model, f"{LAST[name]}:1", images)
+
+    def value(net, image):
+        out = {}
+        handle = net.get_submodule(LAST[name]).register_forward_hook(lambda _, __, y: out.update(y=y))
+        net(image)
+        handle.remove()
+        return out["y"][:, 1].sum()
+
+    found, twin = score(target, images, "snip"), score(target, images, "gate")
+    for layer in target.layers:
+        np.testing.assert_allclose(found[layer], pencil.snip(model, layer, value, images), rtol=2e-4, atol=1e-6)
+        weight = model.get_parameter(f"{layer}.weight")
+        products = [weight.detach() * torch.autograd.grad(value(model, images[b : b + 1]), weight)[0] for b in range(4)]
+        effects = torch.stack([p.flatten(2).sum(2) if p.dim() > 2 else p for p in products]).double()
+        np.testing.assert_allclose(twin[layer], effects.abs().sum(0), rtol=2e-4, atol=1e-5)
+        np.testing.assert_allclose(twin.signed[layer], effects.sum(0), rtol=2e-4, atol=1e-5)
+
+
+def test_actgrad_of_the_whole_pass():
+    model, images = network("chain").double(), pictures(3).double()
+    target = locate(model, "c:0@max", images)
+    found = score(target, images, "actgrad")
+    for layer, x, g in slopes(target, images, target.chosen(images)):
+        conv = model.get_submodule(layer)
+        maps = pencil.contribution_maps(x.numpy(), conv.weight.detach().numpy(), conv.stride, conv.dilation, conv.padding, conv.groups)
+        np.testing.assert_allclose(found[layer], pencil.actgrad(maps, g.numpy()), rtol=1e-6, atol=1e-12)
+
+
+def test_force_is_snip_on_the_mask():
+    """The last round by autograd on the mask itself: |w · dJ/d(w·m)| of kernels that are masked is not zero."""
+    model, images = network("chain"), pictures(4)
+    target = locate(model, "c:1", images)
+    kept = target.kernels // 3
+    found = score(target, images, "force", keep=kept)
+    marks = target.relevant
+    for size in pencil.schedule(target.kernels, kept)[:-1]:
+        marks = top(on_mask(target, images, marks), size).marks
+    close(found, on_mask(target, images, marks), 1e-5)
+    masked = ~torch.cat([marks[layer][target.relevant[layer]] for layer in target.layers])
+    assert float(found.flat()[masked].max()) > 0
+
+
+def on_mask(target, images, marks) -> Saliency:
+    values = {layer: torch.zeros(relevant.shape, dtype=torch.float64) for layer, relevant in target.relevant.items()}
+    own = target.weights()
+    for b in range(len(images)):
+        held = {n: (w * (marks[n] | ~target.relevant[n])[:, :, None, None]).requires_grad_() for n, w in own.items()}
+        grads = torch.autograd.grad(target.map(images[b : b + 1], held).sum(), list(held.values()))
+        for (layer, weight), grad in zip(own.items(), grads, strict=True):
+            values[layer] += (weight * grad).abs().mean((2, 3)).double() * target.relevant[layer]
+    return Saliency(target, "twin", values, len(images))
+
+
+def test_kernels_that_are_not_relevant_score_zero():
+    images = pictures(3)
+    target = locate(network("inception"), "three:0", images)
+    for criterion in CRITERIA:
+        found = score(target, images, criterion, keep=5, training=Training(steps=3))
+        for layer, marks in target.relevant.items():
+            assert not found[layer][~marks].any()
+        assert found.flat().numel() == target.kernels
+        assert found.flat().min() >= 0
+
+
+def test_positions_and_their_reduction():
+    images = pictures(4)
+    model = network("residual")
+    graph = trace(model, images)
+    everywhere = score(locate(graph, "last:1"), images)
+    mean = score(locate(graph, "last:1"), images, reduce="mean")
+    close(everywhere, Saliency(everywhere.target, "gate", {n: v * 4 for n, v in mean.values.items()}, 4))
+    units = [score(locate(graph, f"last:1@{r},{c}"), images) for r in range(2) for c in range(2)]
+    summed = sum(unit.signed["stem"] for unit in units)
+    assert torch.allclose(everywhere.signed["stem"], summed, atol=1e-4)
+    best = locate(graph, "last:1@max")
+    (ready,) = prepared(best, [images])
+    for image in range(4):
+        place = ready[1][image].item()
+        unit = score(locate(graph, f"last:1@{place // 2},{place % 2}"), images[image : image + 1])
+        one = score(best, images[image : image + 1])
+        assert torch.allclose(unit.flat(), one.flat())
+
+
+@pytest.mark.parametrize("path", ["gates", "inputs"])
+def test_paths_average_the_gradient(path):
+    """A square: the gradient grows along the path, so the average over it is half (inputs) of the gradient at its end."""
+
+    class Square(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)
+
+        def forward(self, x):
+            return self.b(self.a(x) ** 2)
+
+    torch.manual_seed(0)
+    images = pictures(3)
+    target = locate(Square(), "b:0", images)
+    end, mean = score(target, images), score(target, images, path=path)
+    shares = (torch.arange(PATH_POINTS) + 0.5) / PATH_POINTS
+    factor = {"inputs": shares.mean(), "gates": (shares**2).mean()}[path]
+    assert torch.allclose(mean["a"], end["a"] * factor.double(), rtol=1e-4)
+    assert torch.allclose(mean["b"], end["b"], rtol=1e-4)
+
+
+def test_normalization_of_layers():
+    target = locate(network("chain"), "head:0", pictures(3))
+    found = score(target, pictures(3))
+    assert found.normalized() is found
+    for norm, power in (("l1", 1), ("l2", 2)):
+        for values in found.normalized(norm).values.values():
+            assert abs(float(values.norm(p=power)) - 1) < 1e-12
+    with pytest.raises(InputError, match="none, l1 or l2"):
+        found.normalized("max")
+
+
+def test_controls():
+    images = pictures(2)
+    target = locate(network("chain"), "c:0", images)
+    assert torch.equal(score(target, images, "random", seed=3).flat(), score(target, images, "random", seed=3).flat())
+    assert not torch.equal(score(target, images, "random", seed=3).flat(), score(target, images, "random", seed=4).flat())
+    weight = target.graph.modules["b"].weight.detach().numpy()
+    np.testing.assert_allclose(score(target, images, "magnitude")["b"], pencil.magnitude(weight), rtol=1e-6)
+
+
+def test_the_model_is_left_as_it_was():
+    model, images = network("residual").train(), pictures(4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    target = locate(model, "last:0", images)
+    for criterion in CRITERIA:
+        score(target, images, criterion, keep=9, training=Training(steps=3))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_frozen_networks_can_be_scored():
+    images = pictures(3)
+    free = score(locate(network("dense"), "head:0", images), images)
+    frozen = score(locate(network("dense").requires_grad_(False), "head:0", images), images)
+    assert torch.equal(free.flat(), frozen.flat())
+    learned = score(locate(network("dense").requires_grad_(False), "head:0", images), images, "learned", keep=5, training=Training(steps=3))
+    assert learned.flat().isfinite().all()
+
+
+def test_bad_input():
+    images = pictures(2)
+    target = locate(network("chain"), "c:0", images)
+    with pytest.raises(InputError, match="unknown criterion 'taylor': expected one of gate, actgrad"):
+        score(target, images, "taylor")
+    with pytest.raises(InputError, match="pass keep"):
+        score(target, images, "force")
+    with pytest.raises(InputError, match="sum or mean"):
+        score(target, images, reduce="max")
+    with pytest.raises(InputError, match="gates or inputs"):
+        score(target, images, path="weights")
+    with pytest.raises(SampleError, match="at least one image"):
+        score(target, [])
+    with pytest.raises(NumericError, match=r"saliency \(gate\) of c:0 at a is not finite"):
+        score(target, images * float("nan"))

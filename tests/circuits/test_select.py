@@ -1,0 +1,148 @@
+"""Selection: exactly so many kernels, stable ties, the FORCE schedule to the number, and circuits that never fall apart."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import pencil_circuits as pencil
+from channelscope.circuits.circuit import trim
+from channelscope.circuits.saliency import Saliency
+from channelscope.circuits.score import control, score
+from channelscope.circuits.select import count, grown, order, reaching, schedule, top
+from channelscope.circuits.target import locate
+from channelscope.errors import BudgetError
+from pencil_circuits import LAST, NETWORKS, network, pictures
+
+TARGETS = {name: locate(network(name), f"{LAST[name]}:1", pictures(2)) for name in NETWORKS}
+
+
+def test_the_published_schedule():
+    assert schedule(74, 15) == [64, 54, 46, 40, 34, 29, 25, 21, 18, 15]
+
+
+@given(st.integers(1, 500), st.integers(0, 5000))
+def test_schedules_end_at_the_size_asked_for(keep, more):
+    found = schedule(keep + more, keep)
+    assert found == pencil.schedule(keep + more, keep)
+    assert found[-1] == keep
+    assert found == sorted(found, reverse=True)
+    assert len(found) == 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(list(NETWORKS)), st.floats(0.001, 1), st.integers(0, 50))
+def test_exactly_so_many_kernels(name, fraction, seed):
+    target = TARGETS[name]
+    found = top(control(target, "random", seed), fraction)
+    assert found.count == count(target, fraction) == max(1, round(fraction * target.kernels))
+    assert found.total == target.kernels
+    whole = top(control(target, "random", seed), found.count)
+    assert whole == found
+
+
+def test_ties_go_to_the_first():
+    target = TARGETS["chain"]
+    even = Saliency(target, "even", {layer: marks.double() for layer, marks in target.relevant.items()}, 1)
+    found = top(even, 5)
+    assert found["a"].flatten().nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
+    assert found.count == 5
+    assert order(torch.tensor([1.0, 2, 2, 0, 2])).tolist() == [1, 2, 4, 0, 3]
+
+
+def test_the_largest_are_kept():
+    target = TARGETS["residual"]
+    scores = control(target, "random")
+    found = top(scores, 20)
+    kept = torch.cat([scores[layer][found[layer]] for layer in found])
+    left = torch.cat([scores[layer][(~found)[layer]] for layer in found])
+    assert kept.min() > left.max()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(list(NETWORKS)), st.floats(0.05, 1))
+def test_fewest_kernels_that_reach_a_share(name, share):
+    scores = control(TARGETS[name], "random")
+    found = reaching(scores, share)
+    held = sum(float(scores[layer][found[layer]].sum()) for layer in found)
+    assert held >= share * float(scores.flat().sum()) * (1 - 1e-12)
+    if found.count > 1:
+        fewer = top(scores, found.count - 1)
+        assert sum(float(scores[layer][fewer[layer]].sum()) for layer in fewer) < share * float(scores.flat().sum())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(NETWORKS)), st.floats(0, 1), st.integers(0, 20))
+def test_grown_circuits_have_no_dead_ends(name, fraction, seed):
+    target = TARGETS[name]
+    size = target.smallest + round(fraction * (target.kernels - target.smallest))
+    found = grown(control(target, "random", seed), size)
+    assert trim(found, target, "full") == found
+    assert target.smallest <= found.count <= size
+    assert size - found.count <= len(list(target.wiring.calls))
+    if name == "chain":
+        assert found.count == size or size - found.count < 3
+    if fraction == 1:
+        assert found.count == target.kernels
+
+
+def test_growing_prefers_the_better_kernels():
+    """Without bottlenecks, growing and taking the largest agree on almost everything."""
+    target = TARGETS["residual"]
+    scores = score(target, pictures(4))
+    found, best = grown(scores, 0.6), top(scores, 0.6)
+    assert found.overlap(best)[""] > 0.8
+    assert found.count == best.count
+
+
+def test_layer_collapse_is_prevented():
+    """Magnitudes that leave a whole layer out: `top` has no path left, `grown` has."""
+    target = TARGETS["chain"]
+    values = {layer: marks.double() * (0.001 if layer == "b" else 1) for layer, marks in target.relevant.items()}
+    scores = Saliency(target, "skewed", values, 1)
+    assert not top(scores, 10)["b"].any()
+    found = grown(scores, 10)
+    assert found["b"].any()
+    assert found.count == 10
+    assert trim(top(scores, 10), target, "full").count == 0
+
+
+def test_two_separate_paths_cannot_be_split():
+    """Only 4 or 8 kernels form live circuits; a budget of 6 gives 4."""
+
+    class Lanes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(2, 2, 1, groups=2) for _ in range(3))
+            self.d = nn.Conv2d(2, 1, 1)
+
+        def forward(self, x):
+            return self.d(torch.relu(self.c(torch.relu(self.b(torch.relu(self.a(x)))))))
+
+    target = locate(Lanes(), "d:0", pictures(1))
+    assert target.smallest == 4
+    assert grown(control(target, "random"), 6).count == 4
+    assert grown(control(target, "random"), 8).count == 8
+
+
+def test_too_small_a_size_says_the_smallest():
+    target = TARGETS["residual"]
+    with pytest.raises(BudgetError, match="no path from the images has 2 kernels; the smallest circuit has 3"):
+        grown(control(target, "random"), 2)
+    assert grown(control(target, "random"), 3).count == 3
+
+
+@pytest.mark.parametrize("keep", [0, -1, 0.0, 1.5, 10**6, True])
+def test_sizes_that_make_no_sense(keep):
+    with pytest.raises(BudgetError, match="keep: expected 1 to"):
+        top(control(TARGETS["chain"], "random"), keep)
+
+
+def test_shares_that_make_no_sense():
+    target = TARGETS["chain"]
+    with pytest.raises(BudgetError, match="share"):
+        reaching(control(target, "random"), 0.0)
+    nothing = Saliency(target, "zero", {layer: torch.zeros(marks.shape) for layer, marks in target.relevant.items()}, 1)
+    with pytest.raises(BudgetError, match="positive total"):
+        reaching(nothing, 0.5)
