@@ -10,7 +10,7 @@ from channelscope.zoo.models import network
 from channelscope.zoo.stems import ARCHITECTURES, first_conv, new_stem, recolor
 from channelscope.zoo.torchvision_cpu import models
 
-LIGHT = [name for name in ARCHITECTURES if name not in ("vgg16_bn", "resnet50", "resnet34", "convnext_tiny")]
+LIGHT = [name for name in ARCHITECTURES if name not in ("vgg16_bn", "resnet50", "resnet34", "convnext_tiny", "alexnet")]
 HEAVY = [name for name in ARCHITECTURES if name not in LIGHT]
 
 
@@ -33,7 +33,7 @@ def sizes(model, channels, size):
 
 
 @pytest.mark.parametrize("name", LIGHT)
-@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32), (3, 64)])
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 64)])
 def test_small_images_give_logits(name, channels, size):
     seen, logits = sizes(network(name, 7, channels, size), channels, size)
     assert logits.shape == (1, 7)

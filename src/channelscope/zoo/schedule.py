@@ -54,7 +54,7 @@ class Schedule:
 
 
 DIGITS = Schedule(epochs=12, lr=0.1, batch_size=64, pad=1, flip=False)
-"""8×8 digits in a quarter of a minute: half a pixel's stroke is moved by a crop, and a mirrored digit is none"""
+"""8×8 digits in a quarter of a minute: crops move a digit by one pixel at most, and a mirrored digit is none"""
 RATES = {"vgg": 0.05, "mobilenet": 0.01, "alexnet": 0.01, "squeezenet": 0.01, "convnext": 0.01}
 """learning rate by the word in the network's name; residual networks and the rest take .1"""
 
