@@ -95,7 +95,7 @@ def information_step(
 ) -> Float[Tensor, "channels inputs"]:
     """One Euler step of every channel along its task gradient: w ← w + rate · ∇I_T.
 
-    The flow keeps |w| (w'g = 0) and ends at w ∝ Σ⁻¹c, so the capture it leaves behind has nothing to do with the one it began with.
+    The flow keeps |w| (w'g = 0) and ends at w ∝ Σ⁻¹c, where every channel of the same length captures the same.
     Source   Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md; checked by tests/formulas/test_gradients.py
     """
     return weights + rate * linear_axes(weights, weights @ covariance, cross, target_variance).task_gradient
