@@ -1,16 +1,15 @@
 """collect: one pass over the calibration images, everything the scores need."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from channelscope import store
 from channelscope.collect.watch import Watch
-from channelscope.errors import DataError, MismatchError
+from channelscope.errors import DataError, InputError, MismatchError
 from channelscope.net.find import sites
 from channelscope.net.graph import evaluating
 from channelscope.net.readout import Readout
@@ -40,17 +39,19 @@ def collect(
     Raises   DataError for images or labels the network cannot take, NumericError for activations that are not
              finite (the site is named), SiteError for a network without sites.
     """
+    if shards < 0:
+        raise InputError(f"shards must be 0 (none) or more, received {shards}")
     stream = _numbered(batches)
     first = next(stream, None)
     if first is None:
         raise DataError("there are no images to profile: the batches are empty")
-    device = next(model.parameters()).device
+    device = next(model.parameters(), first[0]).device
     found = sites(model, first[0][:1].to(device))
-    labeled = first[1] is not None and bool((first[1] >= 0).any())
-    if sensitivity and not labeled:
+    extras = {"labels": _labeled(first[1]), "sensitivity": sensitivity, "maps": maps}
+    if sensitivity and not extras["labels"]:
         raise DataError("sensitivity=True needs labels, and the images have none")
-    watch = Watch(found, Readout.parse(readout), shards, seed, labeled, sensitivity, maps)
-    earlier = store.load(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None
+    watch = Watch(found, first[0][:1].to(device), Readout.parse(readout), shards, seed, frozenset(name for name in extras if extras[name]))
+    earlier = store.load(checkpoint) + watch.profile() if checkpoint is not None and Path(checkpoint).exists() else None
     skip, clock = earlier.images if earlier else 0, store.Clock()
     with evaluating(model), torch.set_grad_enabled(sensitivity):
         for images, labels, index in chain([first], stream):
@@ -59,30 +60,36 @@ def collect(
                 continue
             if skip:
                 raise MismatchError(f"the checkpoint {checkpoint} ends inside a batch: resume with the batch size it was begun with")
+            if tuple(images.shape[1:]) != watch.input_shape:
+                raise DataError(f"all images must have the shape of the first, {watch.input_shape}, received {tuple(images.shape[1:])}")
             watch.batch(images.to(device), labels if labels is None else labels.to(device), index.to(device))
             if checkpoint is not None and clock.due():
-                store.save(_joined(earlier, watch.profile(model)), checkpoint)
-    profile = _joined(earlier, watch.profile(model) if watch.images else None)
+                store.save(_joined(earlier, watch.profile()), checkpoint)
+    profile = _joined(earlier, watch.profile())
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
     return profile
 
 
-def _joined(earlier: Profile | None, later: Profile | None) -> Profile:
-    if earlier is None or later is None:
-        return earlier or later  # type: ignore[return-value]
-    return earlier + later
+def _joined(earlier: Profile | None, later: Profile) -> Profile:
+    return later if earlier is None else earlier + later
 
 
-def _numbered(batches: Iterable) -> Any:
-    """Batches as (images, labels, index) with the running count where no index was given."""
+def _labeled(labels: Tensor | None) -> bool:
+    return labels is not None and bool((labels >= 0).any())
+
+
+def _numbered(batches: Iterable) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """Batches as (images, labels, index) with the running count where no index was given; empty ones are left out."""
     seen = 0
     for batch in batches:
-        if isinstance(batch, Tensor):
-            batch = (batch, None)
-        images, labels, *rest = batch
+        images, labels, *rest = (batch, None) if isinstance(batch, Tensor) else batch
         if images.dim() != 4:
             raise DataError(f"a batch of images must be batch × channels × height × width, received shape {tuple(images.shape)}")
         index = rest[0] if rest else torch.arange(seen, seen + len(images))
+        for name, column in (("labels", labels), ("index", index)):
+            if column is not None and column.shape != (len(images),):
+                raise DataError(f"{len(images)} images need as many {name}, received shape {tuple(column.shape)}")
         seen += len(images)
-        yield images, labels, index
+        if len(images):
+            yield images, labels, index

@@ -39,21 +39,26 @@ class Readout:
         """The text `parse` reads."""
         return "pooled" if self.kind == "pooled" else f"positions({self.count or 'all'})"
 
-    def rows(
-        self, maps: Tensor, axis: int, where: Int[Tensor, "images positions"] | None = None, room: int = 0
-    ) -> Float[Tensor, "samples channels+room"]:
-        """Samples of a batch of maps, image by image; `axis` holds the channels, counted without the batch axis.
+    def of(self, positions: int) -> int:
+        """Samples of an image that has so many positions."""
+        return 1 if self.kind == "pooled" else min(self.count or positions, positions)
 
-        A new tensor, so that later in-place changes of the maps do not reach it, with `room` columns left to fill.
+    def samples(
+        self, maps: Tensor, axis: int, where: Int[Tensor, "images positions"] | None = None
+    ) -> Float[Tensor, "images samples channels"]:
+        """Samples of each image of a batch of maps; `axis` holds the channels, counted without the batch axis.
+
+        A new tensor, but where every position is a sample: then a view, which later in-place changes of the maps reach.
         """
-        flat = positions_last(maps, axis)
+        flat = channels_last(maps, axis)
         if self.kind == "pooled":
-            flat = flat.mean(2, keepdim=True)
-        if where is not None:
-            flat = flat.gather(2, where[:, None, :].expand(-1, flat.shape[1], -1))
-        samples = flat.new_empty(len(flat) * flat.shape[2], flat.shape[1] + room)
-        samples[:, : flat.shape[1]].view(len(flat), flat.shape[2], -1).copy_(flat.transpose(1, 2))
-        return samples
+            return flat.mean(1, keepdim=True)
+        if where is None:
+            return flat
+        if flat.is_contiguous():
+            first = torch.arange(0, len(flat) * flat.shape[1], flat.shape[1], device=where.device)
+            return flat.flatten(0, 1).index_select(0, (where + first[:, None]).flatten()).unflatten(0, where.shape)
+        return flat.transpose(1, 2).gather(2, where[:, None, :].expand(-1, flat.shape[2], -1)).transpose(1, 2)
 
     def where(self, index: Int[Tensor, "images"], positions: int, seed: int) -> Int[Tensor, "images positions"] | None:
         """The positions each image gives, or None when it gives all."""
@@ -62,9 +67,9 @@ class Readout:
         return draw(index, positions, self.count, seed)
 
 
-def positions_last(maps: Tensor, axis: int) -> Float[Tensor, "images channels positions"]:
-    """Images × channels × positions, whichever axis held the channels."""
-    return maps.movedim(axis + 1, 1).flatten(2) if maps.dim() > 2 else maps[:, :, None]
+def channels_last(maps: Tensor, axis: int) -> Float[Tensor, "images positions channels"]:
+    """Images × positions × channels, whichever axis held the channels; a view, unless positions cannot be one axis."""
+    return maps.movedim(axis + 1, -1).flatten(1, -2) if maps.dim() > 2 else maps[:, None]
 
 
 def draw(index: Int[Tensor, "images"], positions: int, count: int, seed: int) -> Int[Tensor, "images count"]:

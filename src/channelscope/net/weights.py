@@ -24,7 +24,7 @@ def weight_facts(found: Sites) -> dict[str, dict[str, Tensor]]:
 
 def _facts(graph: Graph, site: Site) -> dict[str, Tensor]:
     rows = weight_rows(graph.modules[site.name])
-    facts = {"l1": rows.abs().sum(1), "l2": rows.norm(dim=1), "distances": torch.cdist(rows, rows).sum(1)}
+    facts = {"l1": rows.abs().sum(1), "l2": rows.norm(dim=1), "distances": _distances(rows)}
     norm = graph.modules.get(site.norm) if site.norm else None
     if norm is not None and isinstance(norm.weight, Tensor):
         facts["gamma"] = norm.weight.detach().double().cpu().clone()
@@ -34,15 +34,21 @@ def _facts(graph: Graph, site: Site) -> dict[str, Tensor]:
     return facts
 
 
+def _distances(rows: Tensor) -> Tensor:
+    """Sum of the Euclidean distances of each row to all rows."""
+    squares = rows.square().sum(1)
+    return (squares[:, None] + squares - 2 * rows @ rows.T).clamp(min=0).sqrt().fill_diagonal_(0).sum(1)
+
+
 def cut_affine(graph: Graph, site: Site) -> tuple[Tensor, Tensor]:
     """Factor and shift (C,) that take the read point of an affine site to its cut point, in evaluation mode."""
     norm = graph.modules.get(site.norm) if site.norm else None
-    if norm is None:
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
         return torch.ones(site.channels, dtype=torch.float64), torch.zeros(site.channels, dtype=torch.float64)
-    mean, spread = norm.running_mean.double().cpu(), (norm.running_var.double().cpu() + norm.eps).sqrt()  # type: ignore[union-attr,operator]
-    factor = 1 / spread if norm.weight is None else norm.weight.detach().double().cpu() / spread  # type: ignore[operator]
-    shift = -mean * factor
-    return factor, shift if norm.bias is None else shift + norm.bias.detach().double().cpu()  # type: ignore[operator]
+    factor = (norm.running_var.double().cpu() + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight.detach().double().cpu()
+    shift = -norm.running_mean.double().cpu() * factor
+    return factor, shift if norm.bias is None else shift + norm.bias.detach().double().cpu()
 
 
 def consumers(graph: Graph, site: Site) -> list[str]:

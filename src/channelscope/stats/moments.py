@@ -7,6 +7,12 @@ import torch
 from channelscope.errors import ShapeError
 from channelscope.types import Float, Index, Tensor
 
+SPLIT = 256
+"""Coordinates from which on a symmetric product is cheaper in four blocks, one of them copied."""
+
+NEAR = 256
+"""Rows from which a mean is guessed before it is known."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -34,7 +40,10 @@ class Moments:
         Source   Chan, Golub, LeVeque 1983; checked by tests/pencil.py::moments
         """
         rows = samples if samples.dtype == torch.float64 else samples.float()
-        return centred(rows.clone())
+        if len(rows) == 0:
+            return cls.zero(rows.shape[1])
+        away, mean, rest = centred(rows)
+        return cls(float(len(rows)), mean, gram(away).addr_(rest, rest, alpha=-1 / len(rows)).double())
 
     def __add__(self, other: "Moments") -> "Moments":
         """Moments of the union of two disjoint sample sets (Chan, Golub, LeVeque 1983)."""
@@ -45,7 +54,7 @@ class Moments:
             return self
         gap = other.mean - self.mean
         mean = self.mean + gap * (other.count / count)
-        scatter = self.scatter + other.scatter + torch.outer(gap, gap) * (self.count * other.count / count)
+        scatter = (self.scatter + other.scatter).addr_(gap, gap, alpha=self.count * other.count / count)
         return Moments(count, mean, scatter)
 
     def __getitem__(self, index: Index) -> "Moments":
@@ -71,26 +80,29 @@ class Moments:
         return self.scatter.diagonal() / self.count
 
 
-def centred(rows: Float[Tensor, "samples d"]) -> Moments:
-    """Moments of a block of samples whose memory may be overwritten; what rounding the mean left behind is put right."""
-    if len(rows) == 0:
-        return Moments.zero(rows.shape[1])
-    middle = rows.mean(0)
-    rows.sub_(middle)
-    residue = rows.sum(0)
-    scatter = gram(rows).addr_(residue, residue, alpha=-1 / len(rows))
-    return Moments(float(len(rows)), middle.double() + residue.double() / len(rows), scatter.double())
+def centred(
+    rows: Float[Tensor, "samples d"], out: Float[Tensor, "samples d"] | None = None
+) -> tuple[Float[Tensor, "samples d"], Float[Tensor, "d"], Float[Tensor, "d"]]:
+    """Rows less a point near their mean; the mean itself in float64; and what the rows still sum to.
+
+    The point is the mean of some hundred rows, which saves reading all of them twice; the sums put right what it misses.
+    """
+    middle = rows[:: max(1, len(rows) // NEAR)].mean(0)
+    away = torch.sub(rows, middle, out=out)
+    rest = rows.new_ones(len(rows)) @ away
+    return away, middle.double() + rest.double() / len(rows), rest
 
 
-def gram(rows: Float[Tensor, "samples d"]) -> Float[Tensor, "d d"]:
+def gram(rows: Float[Tensor, "samples d"], out: Float[Tensor, "d d"] | None = None) -> Float[Tensor, "d d"]:
     """rows' rows, each off-diagonal block computed once."""
     d = rows.shape[1]
-    if d < 256:
-        return rows.T @ rows
-    half = d // 2
+    out = rows.new_empty(d, d) if out is None else out
+    if d < SPLIT:
+        return torch.mm(rows.T, rows, out=out) if out.is_contiguous() else out.copy_(rows.T @ rows)
+    half = d // 128 * 64  # blocks that begin at whole cache lines
     left, right = rows[:, :half], rows[:, half:]
-    product = rows.new_empty(d, d)
-    product[:half, :half], product[half:, half:] = gram(left), gram(right)
-    product[:half, half:] = left.T @ right
-    product[half:, :half] = product[:half, half:].T
-    return product
+    gram(left, out[:half, :half])
+    gram(right, out[half:, half:])
+    out[:half, half:] = left.T @ right
+    out[half:, :half] = out[:half, half:].T
+    return out

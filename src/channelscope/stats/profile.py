@@ -63,7 +63,7 @@ class Profile:
         """Statistics of one site: over all images, or over one shard of them."""
         name = site if isinstance(site, str) else site.name
         prefix = f"{'total' if shard is None else shard}/{name}/"
-        if f"{prefix}cut.count" not in self.tensors:
+        if f"{prefix}pooled.count" not in self.tensors:
             self.site(name)
             raise SampleError(f"the profile has no shard {shard}: it was collected with shards={self.shards}")
         return Record.unpack(self.tensors, prefix)

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
+from channelscope.errors import ShapeError
 from channelscope.stats.classes import Classes
 from channelscope.stats.maps import Maps
 from channelscope.stats.moments import Moments
@@ -17,15 +18,18 @@ from channelscope.types import Float, Tensor
 class Record:
     """Statistics of one site over one set of images; `+` merges disjoint image sets.
 
-    The moments at the read point are joined with the target columns: channels first, then targets.
+    The moments at the read point are joined with the target columns: channels first, then targets. What follows from other
+    parts is not kept twice.
     """
 
-    read: Moments
-    """read point, local readout (positions of each image), channels and targets (repeated for each position)"""
     pooled: Moments
     """read point, one sample per image (average over positions), channels and targets"""
-    cut: Moments
-    """cut point, positions of each image, channels"""
+    own_read: Moments | None
+    """`read`, or None where it is `pooled`: a pooled readout, or one position per image"""
+    own_cut: Moments | None
+    """`cut`, or None where it follows from `read` by `affine`"""
+    affine: Float[Tensor, "2 channels"] | None = None
+    """factor and shift that take the read point to the cut point; None if more than that lies between, or other positions are read"""
     classes: Classes | None = None
     """class counts and means of the pooled samples; None without labels"""
     sensitivity: Sensitivity | None = None
@@ -33,14 +37,31 @@ class Record:
     maps: Maps | None = None
     """sums of feature-map ranks and independences, when asked for"""
 
+    @property
+    def read(self) -> Moments:
+        """Read point, local readout (positions of each image), channels and targets (repeated for each position)."""
+        return self.pooled if self.own_read is None else self.own_read
+
+    @cached_property
+    def cut(self) -> Moments:
+        """Cut point, positions of each image, channels."""
+        if self.own_cut is not None:
+            return self.own_cut
+        if self.affine is None:
+            raise ShapeError("a record needs moments at the cut point, or the affine map that leads there")
+        return self.read[: self.affine.shape[1]].scaled(*self.affine)
+
     def __add__(self, other: "Record") -> "Record":
         """Statistics of the union of two disjoint image sets."""
-        return Record(*(_plus(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)))
+        parts: dict = {
+            field.name: _plus(getattr(self, field.name), getattr(other, field.name)) for field in fields(self) if field.name != "affine"
+        }
+        return Record(**parts, affine=self.affine)
 
     @property
     def channels(self) -> int:
         """Number of channels."""
-        return len(self.cut)
+        return len(self.cut) if self.affine is None else self.affine.shape[1]
 
     @property
     def images(self) -> int:
@@ -49,11 +70,13 @@ class Record:
 
     def pack(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """Named tensors that hold the record: scatters as float32 triangles, class means as float32 offsets."""
-        for name in ("read", "pooled", "cut"):
-            moments: Moments = getattr(self, name)
-            yield f"{prefix}{name}.count", torch.tensor(moments.count, dtype=torch.float64)
-            yield f"{prefix}{name}.mean", moments.mean
-            yield f"{prefix}{name}.scatter", triangle(moments.scatter)
+        for name, moments in (("read", self.own_read), ("pooled", self.pooled), ("cut", self.own_cut)):
+            if moments is not None:
+                yield f"{prefix}{name}.count", torch.tensor(moments.count, dtype=torch.float64)
+                yield f"{prefix}{name}.mean", moments.mean.clone()
+                yield f"{prefix}{name}.scatter", triangle(moments.scatter)
+        if self.affine is not None:
+            yield f"{prefix}affine", self.affine.clone()
         if self.classes is not None:
             yield f"{prefix}classes.counts", self.classes.counts.clone()
             offsets = self.classes.means - self.pooled.mean[: self.channels]
@@ -67,13 +90,14 @@ class Record:
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], prefix: str) -> "Record":
         """Inverse of `pack`, up to its rounding."""
-        parts = {}
-        for name in ("read", "pooled", "cut"):
+        parts: dict = {"own_read": None, "own_cut": None, "affine": tensors.get(f"{prefix}affine")}
+        for name, field in (("read", "own_read"), ("pooled", "pooled"), ("cut", "own_cut")):
             head = f"{prefix}{name}."
-            parts[name] = Moments(float(tensors[f"{head}count"]), tensors[f"{head}mean"], square(tensors[f"{head}scatter"]))
+            if f"{head}count" in tensors:
+                parts[field] = Moments(float(tensors[f"{head}count"]), tensors[f"{head}mean"], square(tensors[f"{head}scatter"]))
         if f"{prefix}classes.counts" in tensors:
-            counts = tensors[f"{prefix}classes.counts"]
-            means = tensors[f"{prefix}classes.offsets"].double() + parts["pooled"].mean[: len(parts["cut"])]
+            counts, offsets = tensors[f"{prefix}classes.counts"], tensors[f"{prefix}classes.offsets"].double()
+            means = offsets + parts["pooled"].mean[: offsets.shape[1]]
             parts["classes"] = Classes(counts, torch.where(counts[:, None] > 0, means, 0.0))
         for name, kind in (("sensitivity", Sensitivity), ("maps", Maps)):
             if f"{prefix}{name}.images" in tensors:
@@ -86,21 +110,28 @@ def _plus(a, b):
     return None if a is None or b is None else a + b
 
 
-def triangle(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d(d+1)/2"]:
-    """Upper triangle of a symmetric matrix, row by row, float32."""
-    return matrix.reshape(-1)[_upper(len(matrix))].float()
+def triangle(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "pairs"]:
+    """Upper triangle of a symmetric matrix, row by row, float32: d(d + 1)/2 numbers."""
+    return matrix.float().flatten().index_select(0, _upper(len(matrix)))
 
 
-def square(packed: Float[Tensor, "d(d+1)/2"]) -> Float[Tensor, "d d"]:
+def square(packed: Float[Tensor, "pairs"]) -> Float[Tensor, "d d"]:
     """Inverse of `triangle`, float64."""
     d = (int((8 * len(packed) + 1) ** 0.5) - 1) // 2
-    matrix = torch.empty(d * d, dtype=torch.float64)
-    upper = _upper(d)
-    matrix[upper % d * d + upper // d] = matrix[upper] = packed.double()
-    return matrix.view(d, d)
+    return packed.double().index_select(0, _everywhere(d)).view(d, d)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def _upper(d: int) -> Tensor:
+    """Where the numbers of a triangle lie in its matrix."""
     rows, columns = torch.triu_indices(d, d)
     return rows * d + columns
+
+
+@lru_cache(maxsize=8)
+def _everywhere(d: int) -> Tensor:
+    """Where the numbers of a matrix lie in its triangle."""
+    place = torch.empty(d * d, dtype=torch.long)
+    place[_upper(d)] = torch.arange(d * (d + 1) // 2)
+    place = place.view(d, d).triu()
+    return (place + place.triu(1).T).flatten()

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import norm
 from torch.nn import functional as F
 
+from channelscope.errors import DataError
 from channelscope.types import Float, Int, Tensor
 
 
@@ -28,7 +29,11 @@ class Tally:
 
     @classmethod
     def of(cls, logits: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> "Tally":
-        """Tally of one batch."""
+        """Tally of one batch.
+
+        Raises   DataError for labels outside the classes.
+        """
+        _check(labels, logits.shape[1])
         values = logits.detach().double()
         loss = F.cross_entropy(values, labels, reduction="none")
         gap = margin(values, labels)
@@ -73,13 +78,23 @@ class Tally:
     def __str__(self) -> str:
         """Accuracy with its interval and the loss, on one line."""
         low, high = self.accuracy_interval()
-        return f"accuracy {self.accuracy:.1%} [{low:.1%}, {high:.1%}], loss {self.loss:.3f} ± {self.loss_error:.3f} nats, {self.images:,.0f} images"
+        loss = f"loss {self.loss:.3f} ± {self.loss_error:.3f} nats"
+        return f"accuracy {self.accuracy:.1%} [{low:.1%}, {high:.1%}], {loss}, {self.images:,.0f} images"
 
 
 def _error(total: float, squares: float, count: float) -> float:
     if count < 2:
         return float("nan")
     return (max(squares - total * total / count, 0.0) / (count - 1) / count) ** 0.5
+
+
+def _check(labels: Int[Tensor, "images"], classes: int) -> None:
+    """Refuse labels that are not classes: DataError."""
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise DataError(
+            f"labels must lie in 0 … {classes - 1} for a network of {classes} classes, "
+            f"received {int(labels.min())} … {int(labels.max())}: check the data set, or give every image a label"
+        )
 
 
 def margin(logits: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> Float[Tensor, "images"]:
