@@ -62,6 +62,20 @@ def test_undefined_is_nan(columns):
     assert partial_correlation(columns).isnan()
 
 
+def test_exact_dependence_is_one_in_size():
+    a = torch.randn(12, dtype=torch.float64)
+    assert partial_correlation(torch.stack([a, -3 * a], 1)).item() == pytest.approx(-1)
+    b = torch.randn(12, dtype=torch.float64)
+    assert partial_correlation(torch.stack([a, a + b, b], 1)).item() == pytest.approx(1)
+
+
+def test_columns_given_twice_or_constant_change_nothing():
+    columns = torch.randn(15, 3, dtype=torch.float64)
+    expected = partial_correlation(columns)
+    torch.testing.assert_close(partial_correlation(torch.cat([columns, columns[:, 2:]], 1)), expected)
+    torch.testing.assert_close(partial_correlation(torch.cat([columns, torch.ones(15, 1)], 1)), expected)
+
+
 def test_one_sample_that_is_undefined_leaves_the_others_alone():
     columns = torch.randn(3, 10, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     alone = partial_correlation(columns)

@@ -14,32 +14,29 @@ DETERMINED = 1e-9
 def partial_correlation(columns: Float[Tensor, "... n k"]) -> Float[Tensor, "..."]:
     """Correlation of the first two of k columns once the other k − 2 are known.
 
-        ρ_12·rest = −P_12 / √(P_11 P_22)        P = R⁻¹, R the correlation matrix of the columns
+        ρ_12·rest = S_12 / √(S_11 S_22)        S = R_12,12 − R_12,rest R_rest⁻¹ R_rest,12
 
     With k = 2 it is the plain correlation. On ranks (`ranked`) it is Kendall's partial rank correlation in Spearman's form.
 
     Returns  −1 … 1, one value per leading index.
     Raises   ShapeError below two columns.
-    Undefined (nan) where a column is constant or determined by the others, and with fewer than k + 1 rows.
+    Undefined (nan) where one of the two is constant or determined by the others, and with fewer than k + 1 rows.
     Source   Anderson 2003, section 2.5.3; checked by tests/pencil_experiments.py::partial_correlation
     """
     n, k = columns.shape[-2:]
     if k < 2:
         raise ShapeError(f"a correlation needs two columns, received {k}")
     centred = columns.double() - columns.double().mean(-2, keepdim=True)
-    spread = centred.norm(dim=-2, keepdim=True)
-    scaled = centred / spread.masked_fill(spread == 0, torch.nan)
+    scaled = centred / centred.norm(dim=-2, keepdim=True)
     rho = scaled.transpose(-1, -2) @ scaled
-    eye = torch.eye(k, dtype=torch.float64, device=rho.device)
-    defined = ~rho.isnan().any(-1).any(-1)
-    rho = torch.where(defined[..., None, None], rho, eye)
-    lower, failed = torch.linalg.cholesky_ex(rho)
-    defined &= (failed == 0) & (lower.diagonal(dim1=-2, dim2=-1).square() > DETERMINED).all(-1)
-    if n < k + 1:
-        defined = torch.zeros_like(defined)
-    inverse = torch.cholesky_inverse(torch.where(defined[..., None, None], lower, eye))
-    value = -inverse[..., 0, 1] / (inverse[..., 0, 0] * inverse[..., 1, 1]).sqrt()
-    return value.masked_fill(~defined, torch.nan)
+    left = rho[..., :2, :2]
+    if k > 2:
+        known, cross = rho[..., 2:, 2:].nan_to_num(nan=0), rho[..., :2, 2:].nan_to_num(nan=0)  # a constant says nothing
+        left = left - cross @ torch.linalg.pinv(known, rtol=DETERMINED, hermitian=True) @ cross.transpose(-1, -2)
+    spread = left.diagonal(dim1=-2, dim2=-1)
+    value = (left[..., 0, 1] / spread.prod(-1).sqrt()).clamp(-1, 1)
+    undefined = ~(spread > DETERMINED).all(-1)
+    return value.masked_fill(undefined, torch.nan) if n > k else torch.full_like(value, torch.nan)
 
 
 def ranked(values: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:

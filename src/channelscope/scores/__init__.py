@@ -1,6 +1,7 @@
 """Scores: one number per channel from a profile; `scores.NAME(profile)` gives a Ranking."""
 
 from channelscope.scores.capture import capture, rayleigh
+from channelscope.scores.compactness import compactness
 from channelscope.scores.excess import excess, triplets
 from channelscope.scores.gradient import fisher, taylor_activation, taylor_weight
 from channelscope.scores.layer import Convention, Layer
@@ -26,6 +27,7 @@ __all__ = [
     "capture",
     "capture_overlap",
     "chip",
+    "compactness",
     "excess",
     "fisher",
     "fpgm",

@@ -1,0 +1,139 @@
+"""hulls: how many peers does it take to stand in for a channel? (local axis)"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+
+from channelscope.errors import at
+from channelscope.formulas.regression import RIDGE, Hulls
+from channelscope.formulas.regression import hulls as grown
+from channelscope.formulas.resampling import Interval, jackknife
+from channelscope.scores import Convention, Layer
+from channelscope.site import Site
+from channelscope.stats.profile import Profile
+from channelscope.types import Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a replaceability hull is complete, and how it grows."""
+
+    max_size: int = 10
+    """most members of a hull"""
+    threshold: float = 0.95
+    """a hull is complete at this share of the channel's peer support"""
+    absolute: bool = False
+    """complete at `threshold` itself instead, whatever all peers together reach"""
+    order: Literal["forward", "prefix"] = "forward"
+    """forward: each member is the one that explains most; prefix: peers by |ρ| alone, as in the published code"""
+    pool: int | None = None
+    """only this many peers, those with the largest |ρ|, are candidates; by default all"""
+    ridge: float = RIDGE
+    """ridge of the regressions, on the correlation scale"""
+
+    def __call__(self, layer: Layer) -> Hulls:
+        """The hulls of one layer.
+
+        Raises   SampleError with fewer images than channels and no shrinkage.
+        """
+        layer.enough_for_peers()
+        return grown(
+            layer.rho, self.max_size, self.threshold, relative=not self.absolute, ridge=self.ridge, order=self.order, pool=self.pool
+        )
+
+
+def hulls(profile: Profile, rule: Rule | None = None, **options) -> dict[str, pd.DataFrame]:
+    """Replaceability hulls of all channels, from the profile alone.
+
+    options  fields of the scores' convention that matter here: shrinkage
+
+    Returns  `hulls`: one row per channel: size, members in the order they were added, saturated (threshold not reached),
+             support, compactness (support/size); `hull_curve`: explained variance by number of members, mean over a layer's
+             channels (a hull already complete stays where it is); `hull_layers`: mean size, saturated fraction and mean
+             compactness of each layer with jackknife intervals over image shards.
+    """
+    rule = rule or Rule()
+    convention, _ = Convention.split(options)
+    channels, curves, layers = [], [], []
+    for site in profile.sites:
+        with at(site.name):
+            found = rule(Layer(profile, site, profile.record(site), convention))
+            left_out = profile.leaving_one_out(site) if profile.shards > 1 else []
+            again = [rule(Layer(profile, site, record, convention)) for record in left_out]
+        channels.append(_channels(site, found))
+        curves.append(_curve(site, found))
+        layers.append({"site": site.name, "depth": site.depth, "channels": site.channels, **_summary(found, again)})
+    return {
+        "hulls": _named("hulls", pd.concat(channels, ignore_index=True), support="fraction", compactness="fraction/member"),
+        "hull_curve": _named("hull_curve", pd.concat(curves, ignore_index=True), explained="fraction"),
+        "hull_layers": _named("hull_layers", pd.DataFrame(layers), saturated="fraction", compactness="fraction/member"),
+    }
+
+
+def _channels(site: Site, found: Hulls) -> pd.DataFrame:
+    members = [" ".join(str(peer) for peer in row if peer >= 0) for row in found.members.tolist()]
+    return pd.DataFrame(
+        {
+            "site": site.name,
+            "depth": site.depth,
+            "channel": range(site.channels),
+            "size": found.size.numpy(),
+            "members": members,
+            "saturated": found.saturated.numpy(),
+            "explained": explained(found).numpy(),
+            "support": found.support.numpy(),
+            "compactness": found.compactness.numpy(),
+        }
+    )
+
+
+def explained(found: Hulls) -> Tensor:
+    """Explained variance with all members of each hull; 0 for an empty hull, nan for a silent channel."""
+    last = found.explained.gather(1, (found.size - 1).clamp(min=0)[:, None])[:, 0]
+    return torch.where(found.size > 0, last, torch.where(found.support.isnan(), torch.nan, 0.0))
+
+
+def _curve(site: Site, found: Hulls) -> pd.DataFrame:
+    steps = found.explained.shape[1]
+    final = explained(found)[:, None].expand(-1, steps)
+    reached = torch.where(torch.arange(steps) < found.size[:, None], found.explained, final)
+    return pd.DataFrame(
+        {
+            "site": site.name,
+            "depth": site.depth,
+            "size": range(1, steps + 1),
+            "explained": reached.nanmean(0).numpy(),
+            "n": int((~found.support.isnan()).sum()),
+        }
+    )
+
+
+SUMMARIES: dict[str, Callable[[Hulls], Tensor]] = {
+    "size": lambda found: found.size[~found.support.isnan()].double().mean(),
+    "saturated": lambda found: found.saturated[~found.support.isnan()].double().mean(),
+    "compactness": lambda found: found.compactness.nanmean(),
+}
+"""what is said of a layer: means over the channels that vary"""
+
+
+def _summary(found: Hulls, again: list[Hulls]) -> dict[str, float]:
+    row = {}
+    for name, summary in SUMMARIES.items():
+        value = summary(found)
+        interval = _interval(value, [summary(each) for each in again])
+        row |= {name: float(value), f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return row
+
+
+def _interval(value: Tensor, replicates: list[Tensor]) -> Interval:
+    if not replicates:
+        return Interval(float(value), float("nan"), float("nan"), 0, "no shards")
+    return jackknife(value, torch.stack(replicates)).interval()
+
+
+def _named(name: str, frame: pd.DataFrame, **units: str) -> pd.DataFrame:
+    frame.attrs |= {"name": name, "units": units}
+    return frame

@@ -1,0 +1,107 @@
+"""Plan: which channels are lesioned, and what stands in for them."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from channelscope.errors import InputError, at
+from channelscope.experiments.hulls import Rule
+from channelscope.experiments.lesion.stand_in import StandIn
+from channelscope.net.find import named
+from channelscope.scores import Convention, Layer
+from channelscope.site import Site
+from channelscope.stats.profile import Profile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which channels are lesioned and how."""
+
+    channels: int = 200
+    """channels to lesion, spread evenly over the layers"""
+    all: bool = False
+    """lesion every channel"""
+    controls: int = 200
+    """of these, how many also get the controls: as many random peers, and the mean"""
+    silence: Literal["zero", "mean"] = "zero"
+    """what a lesioned channel shows: nothing, or its mean over the calibration images"""
+    sites: tuple[str, ...] | None = None
+    """sites to lesion; by default every one"""
+    groups: int = 10
+    """groups of evaluation images (index mod groups) that are resampled for intervals"""
+    draws: int = 500
+    """resamples behind each interval"""
+    seed: int = 0
+    """of the drawn channels, the random peers and the resampling"""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        for name, value, least in (
+            ("channels", self.channels, 1),
+            ("controls", self.controls, 0),
+            ("groups", self.groups, 2),
+            ("draws", self.draws, 1),
+        ):
+            if value < least:
+                raise InputError(f"lesion: expected {name} of at least {least}, received {value}")
+
+    def chosen(self, profile: Profile) -> tuple[Site, ...]:
+        """The sites to lesion, in execution order; SiteError lists near matches of a name that is none."""
+        if self.sites is None:
+            return profile.sites
+        names = {named(profile.sites, name).name for name in self.sites}
+        return tuple(site for site in profile.sites if site.name in names)
+
+    def stand_ins(self, profile: Profile, rule: Rule, convention: Convention) -> dict[str, list[StandIn]]:
+        """Site → every intervention on it: silence and hull for each drawn channel, random peers and mean for the controls."""
+        sites = self.chosen(profile)
+        sizes = [site.channels for site in sites]
+        lesioned = sizes if self.all else spread(sizes, self.channels)
+        controlled = np.minimum(spread(sizes, self.controls), lesioned)
+        plan = {}
+        for site, count, controls in zip(sites, lesioned, controlled, strict=True):
+            with at(site.name):
+                order = torch.randperm(site.channels, generator=_generator(self.seed, site.name)).tolist()[:count]
+                plan[site.name] = self._at(profile, site, order, set(order[:controls]), rule, convention)
+        return {name: each for name, each in plan.items() if each}
+
+    def _at(self, profile: Profile, site: Site, order: list[int], controls: set[int], rule: Rule, convention: Convention) -> list[StandIn]:
+        if not order:
+            return []
+        record = profile.record(site)
+        cut, found = record.cut, rule(Layer(profile, site, record, convention))
+        loud = set((cut.variance > 0).nonzero()[:, 0].tolist())
+        every = []
+        for channel in sorted(order):
+            hull = StandIn.predicting("hull", cut, channel, [peer for peer in found.members[channel].tolist() if peer >= 0], rule.ridge)
+            mean = float(cut.mean[channel])
+            every += [StandIn("silence", channel, intercept=mean if self.silence == "mean" else 0.0), hull]
+            if channel in controls:
+                peers = sorted(loud - {channel})
+                draw = torch.randperm(len(peers), generator=_generator(self.seed, f"{site.name}/{channel}"))
+                random = [peers[place] for place in draw[: len(hull.members)].tolist()]
+                every.append(StandIn.predicting("random", cut, channel, random, rule.ridge))
+                every.append(StandIn("mean", channel, intercept=mean))
+        return every
+
+
+def spread(sizes: list[int], total: int) -> list[int]:
+    """How many of `total` each layer gets: equally many, no more than it has; what is left over goes to layers spaced evenly."""
+    total = min(total, sum(sizes))
+    level = 0
+    while sum(min(size, level + 1) for size in sizes) <= total and level < max(sizes):
+        level += 1
+    counts = [min(size, level) for size in sizes]
+    room = [place for place, size in enumerate(sizes) if size > level]
+    left = total - sum(counts)
+    for step in range(left):
+        counts[room[step * len(room) // left]] += 1
+    return counts
+
+
+def _generator(seed: int, place: str) -> torch.Generator:
+    own = int.from_bytes(hashlib.sha256(f"{seed}/{place}".encode()).digest()[:7], "big")
+    return torch.Generator().manual_seed(own)

@@ -1,0 +1,43 @@
+"""A progress bar with the time left, and how many batches there are to come."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+
+from channelscope.errors import DataError
+from channelscope.types import Int, Tensor
+
+
+@contextmanager
+def bar(note: str, total: int | None, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error where that is a terminal; yields the function that moves it by some steps."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty())) as progress:
+        task = progress.add_task(note, total=total)
+        yield lambda steps: progress.advance(task, steps)
+
+
+def how_many(batches: Iterable) -> int | None:
+    """Number of batches, where that can be known without reading them."""
+    if isinstance(batches, list | tuple | DataLoader):
+        return len(batches)
+    size = vars(batches).get("batch_size") if isinstance(batches, Sized) else None
+    return -(-len(batches) // size) if size else None  # type: ignore[arg-type]
+
+
+def numbered(batches: Iterable) -> Iterator[tuple[Tensor, Tensor, Int[Tensor, "images"]]]:
+    """Batches as (images, labels, index), with the running count where no index was given.
+
+    Raises   DataError where there are no labels.
+    """
+    seen = 0
+    for images, labels, *rest in batches:
+        if labels is None:
+            raise DataError("these images have no labels, and what is measured on them needs labels")
+        yield images, labels, rest[0] if rest else torch.arange(seen, seen + len(images))
+        seen += len(images)

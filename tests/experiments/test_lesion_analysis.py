@@ -1,0 +1,217 @@
+"""What is said of damage: against loops, on planted cohorts, with intervals that cover."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import pencil_experiments as pencil
+from channelscope.experiments.lesion.analysis import ALL, analyzed, correlations
+from channelscope.experiments.lesion.damage import QUANTITIES, Damage
+from channelscope.experiments.lesion.plan import Plan
+from channelscope.experiments.lesion.resample import Resamples, harms, summary
+from channelscope.experiments.lesion.stand_in import StandIn
+
+SCORES = ("relevance", "capture", "overlap", "support", "compactness", "excess", "unique")
+GROUPS = 5
+PLAN = Plan(groups=GROUPS, draws=60)
+
+
+def cohort(layers=4, channels=24, seed=0, noise=0.02, made=None):
+    """Channels whose damage is a known function of their scores, and the tables a lesion study would have left."""
+    source = np.random.default_rng(seed)
+    stand_ins, damage, rows = {}, {}, []
+    for layer in range(layers):
+        site = f"layer{layer}"
+        scores = {name: source.uniform(size=channels) for name in SCORES}
+        silent, hull = made(scores, source) if made else (1 + scores["capture"], 0.25 * (1 + scores["capture"]))
+        stand_ins[site], harms = [], []
+        for channel in range(channels):
+            for name, value in (("silence", silent[channel]), ("hull", hull[channel]), ("random", 0.5), ("mean", 1.0)):
+                if name in ("silence", "hull") or channel % 2:
+                    stand_ins[site].append(StandIn(name, channel))
+                    harms.append(value + noise * source.standard_normal((len(QUANTITIES), 4 * GROUPS)))
+        damage[site] = Damage.of(torch.tensor(np.array(harms)), torch.arange(4 * GROUPS) % GROUPS, GROUPS)
+        mean = damage[site].mean.numpy()
+        places = {(each.name, each.channel): place for place, each in enumerate(stand_ins[site])}
+        for channel in range(channels):
+            row = {"site": site, "depth": layer, "channel": channel} | {name: scores[name][channel] for name in SCORES}
+            for place, quantity in enumerate(QUANTITIES):
+                row[quantity] = mean[places["silence", channel], place]
+                row[f"repaid_hull_{quantity}"] = 1 - mean[places["hull", channel], place] / row[quantity]
+            rows.append(row)
+    frame = pd.DataFrame(rows)
+    frame.attrs["scores"] = list(SCORES)
+    return frame, stand_ins, damage
+
+
+@pytest.fixture(scope="module")
+def study():
+    frame, stand_ins, damage = cohort()
+    frame.loc[[2, 7], "overlap"] = np.nan
+    frame.loc[3, "overlap"] = np.inf
+    frame.loc[[5, 6], "repaid_hull_loss"] = np.nan
+    return frame, analyzed(frame, stand_ins, damage, PLAN)
+
+
+def one(frame, **where):
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    assert len(frame) == 1
+    return frame.iloc[0]
+
+
+class TestCorrelations:
+    @pytest.mark.parametrize("outcome", ["damage_loss", "damage_kl", "repaid_hull_loss"])
+    @pytest.mark.parametrize("score", ["capture", "overlap", "unique"])
+    def test_mean_over_layers_of_spearman(self, study, outcome, score):
+        frame, tables = study
+        column = outcome.removeprefix("damage_")
+        expected = pencil.mean_spearman([(own[score].to_numpy(), own[column].to_numpy()) for _, own in frame.groupby("site")])
+        row = one(tables["correlations"], outcome=outcome, score=score)
+        assert row.rho == pytest.approx(expected, abs=1e-9)
+        assert row.low <= row.rho <= row.high or abs(row.rho) > 0.9
+        assert row.n == int((~(frame[score].isna() | frame[column].isna())).sum())
+
+    def test_the_pooled_value_stands_beside(self, study):
+        frame, tables = study
+        row = one(tables["correlations"], outcome="damage_loss", score="relevance")
+        assert row.pooled == pytest.approx(pencil.mean_spearman([(frame.relevance, frame.loss)]))
+
+    def test_what_made_the_damage_is_found_and_the_rest_is_not(self, study):
+        _, tables = study
+        own = tables["correlations"].query("outcome == 'damage_loss'").set_index("score")
+        assert own.loc["capture", "rho"] > 0.95
+        assert own.loc["capture", "low"] > 0.8
+        for name in ("relevance", "excess", "unique"):
+            assert own.loc[name, "low"] < 0.1
+            assert own.loc[name, "high"] > -0.1
+
+
+class TestRepaid:
+    def test_ratio_of_sums(self, study):
+        frame, tables = study
+        row = one(tables["repaid"], site="layer1", quantity="loss", stand_in="hull", baseline="silence", channels="all")
+        own = frame[frame.site == "layer1"]
+        hull = (1 - own.repaid_hull_loss) * own.loss
+        known = ~hull.isna()
+        assert row.n == 24
+        assert row.damage == pytest.approx(own.loss.mean())
+        assert row.repaid == pytest.approx(1 - hull[known].sum() / own.loss[known].sum(), abs=0.01)
+        assert row.repaid == pytest.approx(0.75, abs=0.01)
+        assert row.low <= row.repaid <= row.high
+
+    def test_controls_are_compared_on_the_same_channels(self, study):
+        _, tables = study
+        own = tables["repaid"].query("site == @ALL and quantity == 'kl'").set_index(["stand_in", "baseline", "channels"])
+        assert own.loc[("hull", "silence", "all"), "n"] == 96
+        controls = own.drop(("hull", "silence", "all"))
+        assert (controls.n == 48).all()
+        assert own.loc[("mean", "silence", "controls"), "repaid"] == pytest.approx(1 - 1 / 1.5, abs=0.05)
+        assert own.loc[("random", "mean", "controls"), "repaid"] == pytest.approx(0.5, abs=0.02)
+        assert own.loc[("hull", "mean", "controls"), "repaid"] == pytest.approx(1 - 0.25 * 1.5, abs=0.05)
+
+    def test_all_layers_is_the_ratio_of_all_sums(self, study):
+        _, tables = study
+        own = tables["repaid"].query("quantity == 'loss' and stand_in == 'hull' and channels == 'all'")
+        layers, whole = own[own.site != ALL], own[own.site == ALL].iloc[0]
+        weights = layers.damage * layers.n
+        assert whole.repaid == pytest.approx((layers.repaid * weights).sum() / weights.sum())
+
+
+class TestMatched:
+    def test_confounding_by_capture_goes_away_inside_the_bins(self):
+        """Damage follows capture, and overlap follows capture too: overlap looks harmful until capture is matched."""
+
+        def made(scores, source):
+            scores["overlap"] = scores["capture"] + 0.15 * source.uniform(size=len(scores["capture"]))
+            return 1 + scores["capture"], np.full(len(scores["capture"]), 0.5)
+
+        frame, stand_ins, damage = cohort(6, 60, 1, made=made)
+        tables = analyzed(frame, stand_ins, damage, PLAN)
+        plain = one(tables["correlations"], outcome="damage_loss", score="overlap").rho
+        inside = one(tables["matched"], outcome="damage_loss", score="overlap", bin="all")
+        assert plain > 0.9
+        assert inside.rho < plain - 0.1
+        partial = one(tables["partial"], outcome="damage_loss", score="overlap")
+        assert partial.low < 0 < partial.high or abs(partial.rho) < 0.1
+
+    def test_an_effect_at_equal_information_stays(self):
+        def made(scores, _):
+            return 2 + scores["capture"] + scores["relevance"] - scores["support"], np.ones(len(scores["support"]))
+
+        frame, stand_ins, damage = cohort(5, 40, 2, made=made)
+        tables = analyzed(frame, stand_ins, damage, PLAN)
+        assert one(tables["matched"], outcome="damage_kl", score="support", bin="all").high < -0.3
+        partial = one(tables["partial"], outcome="damage_kl", score="support")
+        assert partial.high < -0.5
+        assert partial.rho < partial.plain
+
+    def test_the_mean_over_bins_is_by_their_number_of_channels(self, study):
+        _, tables = study
+        own = tables["matched"].query("outcome == 'damage_loss' and score == 'support'")
+        cells, whole = own[own.bin != "all"], own[own.bin == "all"].iloc[0]
+        assert len(cells) == 9
+        assert whole.n == cells[cells.rho.notna()].n.sum()
+        assert whole.rho == pytest.approx(np.average(cells.rho.dropna(), weights=cells.n[cells.rho.notna()]))
+
+
+class TestPartial:
+    def test_mean_over_layers_of_residual_correlations(self, study):
+        frame, tables = study
+        row = one(tables["partial"], outcome="repaid_hull_loss", score="support")
+        expected = []
+        for _, own in frame.dropna(subset="repaid_hull_loss").groupby("site"):
+            ranks = np.array([pencil.ranked(own[name].tolist()) for name in ("repaid_hull_loss", "support", "relevance", "capture")])
+            expected.append(pencil.partial_correlation(ranks.T))
+        assert row.rho == pytest.approx(np.mean(expected), abs=1e-6)
+        assert (row.layers, row.n) == (4, 94)
+
+    def test_a_layer_in_which_what_is_given_determines_the_damage_is_left_out(self):
+        frame, stand_ins, damage = cohort(3, noise=0.0)
+        row = one(analyzed(frame, stand_ins, damage, PLAN)["partial"], outcome="damage_kl", score="support")
+        assert (row.layers, row.n) == (0, 0)
+        assert np.isnan(row.rho)
+
+    def test_small_layers_have_none(self):
+        frame, stand_ins, damage = cohort(2, 6)
+        assert analyzed(frame, stand_ins, damage, PLAN)["partial"].rho.isna().all()
+
+
+class TestResamples:
+    def test_draw_zero_is_the_data(self):
+        resamples = Resamples.of(4, 10, 0)
+        assert resamples.weights[0].tolist() == [1, 1, 1, 1]
+        assert resamples.picks(5)[0].tolist() == [0, 1, 2, 3, 4]
+        assert (resamples.weights.sum(1) == 4).all()
+        assert resamples.picks(5).shape == (11, 5)
+        assert not torch.equal(resamples.picks(5, 0), resamples.picks(5, 1))
+
+    def test_damage_of_draw_zero_is_the_mean(self):
+        damage = Damage.of(torch.randn(3, 4, 20, dtype=torch.float64), torch.arange(20) % 4, 4)
+        torch.testing.assert_close(Resamples.of(4, 5, 0).damage(damage)[:, 0].T, damage.mean)
+
+    def test_a_draw_of_images_is_a_weighted_mean(self):
+        resamples = Resamples.of(4, 5, 3)
+        harms = torch.randn(2, 4, 20, dtype=torch.float64)
+        owners = torch.arange(20) % 4
+        weights = resamples.weights[2][owners]
+        expected = (harms * weights).sum(2) / weights.sum()
+        torch.testing.assert_close(resamples.damage(Damage.of(harms, owners, 4))[:, 2].T, expected)
+
+    def test_percentiles_and_when_there_are_none(self):
+        said = summary(torch.arange(102.0, dtype=torch.float64) - 1)
+        assert list(said.values()) == pytest.approx([-1, 2.5, 97.5])
+        lost = torch.full((11,), torch.nan)
+        lost[:5] = 1
+        assert np.isnan(summary(lost)["low"])
+
+    def test_intervals_cover_a_known_correlation(self):
+        """Damage is capture plus as much noise of its own: Spearman's rho of the two is .69 over all channels there could be."""
+        hits = 0
+        for seed in range(12):
+            frame, stand_ins, damage = cohort(2, 30, seed, made=lambda s, source: (3 + s["capture"] + source.uniform(size=30), np.ones(30)))
+            resamples = Resamples.of(GROUPS, 80, seed)
+            rows = {row["outcome"]: row for row in correlations(["capture"], harms(frame, stand_ins, damage, resamples), resamples)}
+            hits += rows["damage_kl"]["low"] <= 0.69 <= rows["damage_kl"]["high"]
+        assert hits >= 9
