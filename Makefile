@@ -35,8 +35,8 @@ test-slow: $(READY)  ## full-width networks
 	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)  ## ruff and pyright
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 bench: $(READY)  ## every benchmark table, ratios of medians taken in one run

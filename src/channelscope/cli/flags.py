@@ -21,8 +21,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     """A function of plain parameters that typer can read, calling `function` with its dataclasses put together again.
 
     A parameter annotated with a dataclass is replaced by that dataclass's fields; a field without a default is an
-    argument, unless it is one of OPTIONS. Types typer does not know (tuples of numbers, a number or a word) are read from text. Help comes from the
-    line below a field, or from the line of the function's docstring that begins with the parameter's name.
+    argument, unless it is one of OPTIONS. Types typer does not know (tuples of numbers, a number or a word) are read
+    from text. Help comes from the line below a field, or from the line of the function's docstring that begins with the
+    parameter's name.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, type] = {}
