@@ -57,4 +57,5 @@ class Site:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Site":
         """Inverse of `as_dict`; lists become tuples again."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        return cls(**plain)

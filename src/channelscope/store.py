@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -81,5 +82,5 @@ def load(path: str | Path) -> Profile:
         site, fact = name.removeprefix(WEIGHTS).rsplit("/", 1)
         weights.setdefault(site, {})[fact] = tensors.pop(name)
     sites = tuple(Site.from_dict(site) for site in header["sites"])
-    plain = {name: tuple(header[name]) if isinstance(header[name], list) else header[name] for name in PLAIN}
+    plain: dict[str, Any] = {name: tuple(header[name]) if isinstance(header[name], list) else header[name] for name in PLAIN}
     return Profile(**plain, sites=sites, skipped=header["skipped"], tally=Tally(**header["tally"]), weights=weights, tensors=tensors)

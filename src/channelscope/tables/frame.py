@@ -29,7 +29,7 @@ def table(
 
     Raises   InputError for a column that nobody describes, or one that holds lists or mixed types.
     """
-    frame = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    frame = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows)).copy()
     return described(frame, {"name": name, "columns": columns or {}, "provenance": dict(provenance or {})})
 
 
