@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_aggregate, map_arg
 from torch.fx.proxy import TraceError
 
 from channelscope.errors import InputError, TracingError
@@ -94,7 +94,7 @@ class Graph:
         return self._plans[key]
 
     def _step(self, node: fx.Node, values: Mapping[str, Any], pure: bool) -> Any:
-        args, kwargs = (fx.node.map_arg(part, lambda n: values[n.name]) for part in (node.args, node.kwargs))
+        args, kwargs = (map_arg(part, lambda n: values[n.name]) for part in (node.args, node.kwargs))
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             with out_of_place(module) if pure else _as_is():
