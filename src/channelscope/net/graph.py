@@ -94,7 +94,8 @@ class Graph:
         return self._plans[key]
 
     def _step(self, node: fx.Node, values: Mapping[str, Any], pure: bool) -> Any:
-        args, kwargs = (map_arg(part, lambda n: values[n.name]) for part in (node.args, node.kwargs))
+        args: Any = map_arg(node.args, lambda parent: values[parent.name])
+        kwargs: Any = map_arg(node.kwargs, lambda parent: values[parent.name])
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             with out_of_place(module) if pure else _as_is():

@@ -1,6 +1,7 @@
 """Figures of a run folder as PNG and SVG: alignment by depth, two-axis maps, groupings."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from channelscope.report.quantities import BY_NAME
 
 COLORS = {0: "#9aa3ad", 1: "#2563a8"}
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9, "svg.hashsalt": "channelscope"}
+STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9, "svg.hashsalt": "channelscope"}
 
 
 def alignment(frame: pd.DataFrame, local: str = "capture", target: str = "relevance") -> Figure:
