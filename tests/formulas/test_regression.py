@@ -158,6 +158,15 @@ def test_absolute_threshold_that_cannot_be_reached_saturates():
     assert hulls(rho, 3, 0.9).compactness.isnan().tolist() == [False, False, True, True]
 
 
+def test_a_target_that_is_stuck_never_takes_itself_while_others_go_on():
+    stuck = laws.with_copy(torch.tensor([[1.0, 0.6], [0.6, 1.0]], dtype=torch.float64), 1)
+    half = 0.5**0.5
+    going = torch.tensor([[1.0, half, half], [half, 1, 0], [half, 0, 1]], dtype=torch.float64)
+    result = hulls(torch.block_diag(stuck, going), 2, 0.9, relative=False, ridge=0.0, pool=2)
+    assert result.members.tolist()[:4] == [[1, -1], [2, -1], [1, -1], [4, 5]]
+    assert result.saturated.tolist()[:4] == [True, False, False, False]
+
+
 def test_absolute_threshold_on_a_real_law_matches_the_curve():
     rho = random_rho(9, 2, factors=3)
     whole, part = hulls(rho, 8, 1.0, ridge=0.0), hulls(rho, 8, 0.6, relative=False, ridge=0.0)
