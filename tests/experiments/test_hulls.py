@@ -174,4 +174,4 @@ def test_nonsense_is_refused(network):
 def test_tables_name_themselves_and_their_units(network):
     tables = hulls(network)
     assert {name: frame.attrs["name"] for name, frame in tables.items()} == {name: name for name in tables}
-    assert tables["hulls"].attrs["units"]["support"] == "fraction"
+    assert tables["hulls"].attrs["columns"]["support"]["unit"] == "fraction"

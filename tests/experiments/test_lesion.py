@@ -113,7 +113,7 @@ class TestPlanted:
         own = row(tables["channels"], channel=dead)
         assert own[list(QUANTITIES)].tolist() == [0, 0, 0, 0]
         assert np.isnan(own.repaid_hull_loss)
-        assert any("1 of 4 channels are silent" in line for line in tables["lesions"].attrs["said"])
+        assert any("1 of 4 channels are silent" in line for line in tables["said"].said)
 
     def test_a_residual_lesion_says_who_sees_it(self):
         readers = of(zoo.toys.residual_pair(), rule=Rule())["readers"].set_index("site")
@@ -333,7 +333,7 @@ class TestBadInput:
             lesion(model, profile, few, Plan(channels=2), progress=False)
 
     def test_too_few_images_for_the_damage_are_said(self, measured):
-        said = " ".join(measured["lesions"].attrs["said"])
+        said = " ".join(measured["said"].said)
         assert "60 images are too few for" in said
         assert "images" in said.split("would stand out")[-1]
 

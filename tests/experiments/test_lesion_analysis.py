@@ -40,9 +40,7 @@ def cohort(layers=4, channels=24, seed=0, noise=0.02, made=None):
                 row[quantity] = mean[places["silence", channel], place]
                 row[f"repaid_hull_{quantity}"] = 1 - mean[places["hull", channel], place] / row[quantity]
             rows.append(row)
-    frame = pd.DataFrame(rows)
-    frame.attrs["scores"] = list(SCORES)
-    return frame, stand_ins, damage
+    return pd.DataFrame(rows), stand_ins, damage
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +89,7 @@ class TestCorrelations:
 class TestRepaid:
     def test_ratio_of_sums(self, study):
         frame, tables = study
-        row = one(tables["repaid"], site="layer1", quantity="loss", stand_in="hull", baseline="silence", channels="all")
+        row = one(tables["repaid"], site="layer1", quantity="loss", stand_in="hull", baseline="silence", which="all")
         own = frame[frame.site == "layer1"]
         hull = (1 - own.repaid_hull_loss) * own.loss
         known = ~hull.isna()
@@ -103,7 +101,7 @@ class TestRepaid:
 
     def test_controls_are_compared_on_the_same_channels(self, study):
         _, tables = study
-        own = tables["repaid"].query("site == @ALL and quantity == 'kl'").set_index(["stand_in", "baseline", "channels"])
+        own = tables["repaid"].query("site == @ALL and quantity == 'kl'").set_index(["stand_in", "baseline", "which"])
         assert own.loc[("hull", "silence", "all"), "n"] == 96
         controls = own.drop(("hull", "silence", "all"))
         assert (controls.n == 48).all()
@@ -113,7 +111,7 @@ class TestRepaid:
 
     def test_all_layers_is_the_ratio_of_all_sums(self, study):
         _, tables = study
-        own = tables["repaid"].query("quantity == 'loss' and stand_in == 'hull' and channels == 'all'")
+        own = tables["repaid"].query("quantity == 'loss' and stand_in == 'hull' and which == 'all'")
         layers, whole = own[own.site != ALL], own[own.site == ALL].iloc[0]
         weights = layers.damage * layers.n
         assert whole.repaid == pytest.approx((layers.repaid * weights).sum() / weights.sum())

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from channelscope.errors import at
+from channelscope.experiments.columns import table
 from channelscope.formulas.regression import RIDGE, Hulls
 from channelscope.formulas.regression import hulls as grown
 from channelscope.formulas.resampling import Interval, jackknife
@@ -67,9 +68,9 @@ def hulls(profile: Profile, rule: Rule | None = None, **options) -> dict[str, pd
         curves.append(_curve(site, found))
         layers.append({"site": site.name, "depth": site.depth, "channels": site.channels, **_summary(found, again)})
     return {
-        "hulls": _named("hulls", pd.concat(channels, ignore_index=True), support="fraction", compactness="fraction/member"),
-        "hull_curve": _named("hull_curve", pd.concat(curves, ignore_index=True), explained="fraction"),
-        "hull_layers": _named("hull_layers", pd.DataFrame(layers), saturated="fraction", compactness="fraction/member"),
+        "hulls": table("hulls", pd.concat(channels, ignore_index=True)),
+        "hull_curve": table("hull_curve", pd.concat(curves, ignore_index=True)),
+        "hull_layers": table("hull_layers", layers),
     }
 
 
@@ -132,8 +133,3 @@ def _interval(value: Tensor, replicates: list[Tensor]) -> Interval:
     if not replicates:
         return Interval(float(value), float("nan"), float("nan"), 0, "no shards")
     return jackknife(value, torch.stack(replicates)).interval()
-
-
-def _named(name: str, frame: pd.DataFrame, **units: str) -> pd.DataFrame:
-    frame.attrs |= {"name": name, "units": units}
-    return frame

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from channelscope import scores
+from channelscope.experiments.columns import table
 from channelscope.experiments.lesion.damage import Damage
 from channelscope.experiments.lesion.frames import CONTROLS
 from channelscope.experiments.lesion.plan import Plan
@@ -39,12 +41,12 @@ def analyzed(
     Scores are taken as known: their own error, of the calibration images, is in their own tables.
     """
     resamples = Resamples.of(plan.groups, plan.draws, plan.seed)
-    layers, names = harms(channels, stand_ins, damage, resamples), channels.attrs["scores"]
+    layers, names = harms(channels, stand_ins, damage, resamples), [name for name in channels.columns if name in scores.REGISTRY]
     return {
-        "repaid": _table("repaid", repaid(layers, resamples), repaid="fraction"),
-        "correlations": _table("lesion_correlations", correlations(names, layers, resamples)),
-        "matched": _table("lesion_matched", matched(layers, resamples)),
-        "partial": _table("lesion_partial", partial(layers, resamples)),
+        "repaid": table("repaid", repaid(layers, resamples)),
+        "correlations": table("lesion_correlations", correlations(names, layers, resamples)),
+        "matched": table("lesion_matched", matched(layers, resamples)),
+        "partial": table("lesion_partial", partial(layers, resamples)),
     }
 
 
@@ -77,7 +79,7 @@ def _repaid(site: str, quantity: str, compared: tuple[str, str, str], n: int, su
         "quantity": quantity,
         "stand_in": name,
         "baseline": baseline,
-        "channels": which,
+        "which": which,
         "repaid": said["value"],
         "low": said["low"],
         "high": said["high"],
@@ -120,13 +122,13 @@ def matched(layers: list[Harms], resamples: Resamples) -> Iterator[dict]:
     """
     for outcome, values in _damages(layers):
         for name in PEERS:
-            scores, percentiles, harm = _percentiles(layers, values, name)
+            own, percentiles, harm = _percentiles(layers, values, name)
             cells = (percentiles * BINS).long().clamp(max=BINS - 1)
             total, count = torch.zeros(2, len(resamples.weights), dtype=torch.float64), 0
             for cell in np.ndindex(BINS, BINS):
                 inside = (cells == torch.tensor(cell)[:, None]).all(0)
                 n = int(inside.sum())
-                rho = resamples.correlation(harm[:, inside], scores[inside], stratum=BINS * cell[0] + cell[1])
+                rho = resamples.correlation(harm[:, inside], own[inside], stratum=BINS * cell[0] + cell[1])
                 if not rho[0].isnan():
                     total, count = total + n * torch.stack([rho.nan_to_num(nan=0), ~rho.isnan()]), count + n
                 yield _matched(outcome, name, f"{MATCH[0]} {cell[0] + 1}/{BINS}, {MATCH[1]} {cell[1] + 1}/{BINS}", rho, n)
@@ -211,9 +213,3 @@ def _mean(layers: list[Float[Tensor, "draws"]]) -> Float[Tensor, "draws"]:
 
 def _known(*columns: Tensor) -> Bool[Tensor, "channels"]:
     return ~torch.stack([column.isnan() for column in columns]).any(0)
-
-
-def _table(name: str, rows: Iterator[dict], **units: str) -> pd.DataFrame:
-    frame = pd.DataFrame(list(rows))
-    frame.attrs |= {"name": name, "units": units}
-    return frame

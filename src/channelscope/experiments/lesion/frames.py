@@ -1,12 +1,14 @@
 """What lesions did, as tables."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from channelscope import scores
 from channelscope.errors import DataError, SampleError
+from channelscope.experiments.columns import table
 from channelscope.experiments.lesion.damage import QUANTITIES, Damage
 from channelscope.experiments.lesion.stand_in import StandIn
 from channelscope.net.find import Sites
@@ -23,7 +25,7 @@ KEYS = ["site", "depth", "channel"]
 def frames(
     found: Sites, profile: Profile, stand_ins: Mapping[str, list[StandIn]], damage: Mapping[str, Damage], **options
 ) -> dict[str, pd.DataFrame]:
-    """`lesions`, one row per channel and intervention; `channels`, one row per channel; `readers`, one row per site.
+    """`lesions`, one row per channel and intervention; `channels`, one row per channel; `readers`, one row per site; `said`.
 
     Raises   DataError without images, SampleError with fewer images than groups.
     """
@@ -31,11 +33,12 @@ def frames(
     lesions = pd.concat([_lesions(found[name], every, damage[name]) for name, every in stand_ins.items()], ignore_index=True)
     values = scores.table(profile, applicable(profile), **options)
     channels = _channels(lesions).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
-    units = {f"{name}{end}": unit for name, unit in QUANTITIES.items() for end in ("", "_se")}
-    lesions.attrs |= {"name": "lesions", "units": units, "images": _images(damage), "said": _said(channels, _images(damage))}
-    channels.attrs |= {"name": "lesioned_channels", "units": units | values.attrs["units"], "assumption": values.attrs["assumption"]}
-    channels.attrs["scores"] = [name for name in values.columns if name in scores.REGISTRY]
-    return {"lesions": lesions, "channels": channels, "readers": _readers(found, list(stand_ins))}
+    return {
+        "lesions": table("lesions", lesions, images=_images(damage)),
+        "channels": table("lesioned_channels", channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
+        "readers": table("readers", _readers(found, list(stand_ins))),
+        "said": table("said", [{"said": line} for line in _said(channels, _images(damage))]),
+    }
 
 
 def applicable(profile: Profile) -> list[str]:
@@ -77,7 +80,7 @@ def _channels(lesions: pd.DataFrame) -> pd.DataFrame:
     return silent.reset_index()
 
 
-def _readers(found: Sites, names: list[str]) -> pd.DataFrame:
+def _readers(found: Sites, names: list[str]) -> list[dict[str, Any]]:
     """Which layers see a lesion, and whether in a residual sum: the shortcut then still carries what it carries."""
     rows = []
     for name in names:
@@ -85,9 +88,7 @@ def _readers(found: Sites, names: list[str]) -> pd.DataFrame:
         summed = [each.layer for each in every if each.summed]
         note = f"tied into a residual sum: seen through it by {', '.join(summed)}" if summed else ""
         rows.append({"site": name, "depth": found[name].depth, "readers": " ".join(each.layer for each in every), "note": note})
-    frame = pd.DataFrame(rows)
-    frame.attrs["name"] = "readers"
-    return frame
+    return rows
 
 
 def _images(damage: Mapping[str, Damage]) -> int:

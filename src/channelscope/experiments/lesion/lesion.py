@@ -54,8 +54,8 @@ def lesion(
 
     Returns  `lesions`: one row per channel and intervention, damage with standard errors over images; `channels`: one row per
              channel: damage of silence, repaid, and every score; `repaid`: one row per layer, stand-in and quantity, as ratio
-             of sums; `correlations`, `matched`, `partial`: damage and repaid against the scores. `attrs["said"]` of `lesions`
-             holds what a reader must be told, such as too few images.
+             of sums; `correlations`, `matched`, `partial`: damage and repaid against the scores. `readers`: which layers see
+             each lesion; `said`: what a reader must be told, such as too few images.
     Raises   MismatchError if the profile is of another network or `unfinished` of another run; SiteError for a site that does
              not exist; SampleError with fewer images than groups.
     """
