@@ -41,7 +41,7 @@ def main(name: str = "resnet20", images: int = 125) -> None:
             ratios.append(whole / reused)
             lesions = CHANNELS * len(found)
             print(
-                f"{name}: {lesions} lesions of {images} images, whole network {whole:6.2f} s, from the site {reused:6.2f} s: {ratios[-1]:.2f}×"
+                f"{name}: {lesions} lesions of {images} images, all of it {whole:6.2f} s, from the site {reused:6.2f} s: {ratios[-1]:.2f}×"
             )
     print(f"{name}: {sorted(ratios)[len(ratios) // 2]:.2f}× (median of {REPEATS}; at least 1.6 is asked for), logits within {furthest:.1e}")
 
