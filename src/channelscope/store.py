@@ -1,4 +1,4 @@
-"""store: profiles on disk — one safetensors file with a JSON header, format 1."""
+"""store: profiles on disk — one safetensors file with a JSON header, format 2."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import Tally
 
-FORMAT = 1
+FORMAT = 2
 PLAIN = ("network", "weights_hash", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards", "images")
 WEIGHTS = "weights/"
 

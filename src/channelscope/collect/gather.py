@@ -23,7 +23,7 @@ def gather(profile: Profile) -> Profile | None:
     """
     rank, world = distributed.get_rank(), distributed.get_world_size()
     facts: list = [None] * world
-    distributed.all_gather_object(facts, (profile.images, profile.tally))
+    distributed.all_gather_object(facts, (profile.images, profile.tally, {name: value.shape for name, value in profile.tensors.items()}))
     names = sorted(profile.tensors)
     if rank:
         for name in names:
@@ -31,10 +31,10 @@ def gather(profile: Profile) -> Profile | None:
         return None
     total = profile
     for other in range(1, world):
+        images, tally, shapes = facts[other]
         tensors = {}
         for name in names:
-            tensors[name] = torch.empty_like(profile.tensors[name])
+            tensors[name] = torch.empty(shapes[name], dtype=profile.tensors[name].dtype)
             distributed.recv(tensors[name], other)
-        images, tally = facts[other]
         total = total + replace(profile, images=images, tally=tally, tensors=tensors)
     return total

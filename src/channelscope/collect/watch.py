@@ -18,7 +18,7 @@ from channelscope.net.readout import Readout, channels_last
 from channelscope.net.weights import cut_affine, weight_facts
 from channelscope.site import Site
 from channelscope.stats.accumulator import Accumulator
-from channelscope.stats.classes import Classes
+from channelscope.stats.classes import ClassSums
 from channelscope.stats.maps import Maps
 from channelscope.stats.moments import Moments
 from channelscope.stats.profile import Profile
@@ -42,8 +42,7 @@ class Watch:
         self.layout = layout(found.graph, image)
         self.affine = {site.name: torch.stack(cut_affine(found.graph, site)) for site in found if site.affine and self._same(site)}
         self.sums = {site.name: self._accumulators(site) for site in found}
-        self.class_sums: dict[str, tuple[Tensor, Tensor]] = {}
-        self.class_counts = torch.zeros(max(shards, 1) * self.classes, dtype=torch.float64)
+        self.class_sums = ClassSums(self.classes, max(shards, 1))
         self.extras: dict[tuple[str, str, int], Any] = {}
 
     def _same(self, site: Site) -> bool:
@@ -79,7 +78,7 @@ class Watch:
             self.tally = self.tally + Tally.of(logits, shown.labels)
             if self.sensitivity:
                 self._add_gradients(shown, logits, shown.labels)
-            self._add_classes(shown, shown.labels)
+            self.class_sums.add(shown.owners, shown.labels, shown.pooled)
         targets = columns(logits.detach(), shown.labels)
         for points in self.sums.values():
             for sums in points.values():
@@ -110,16 +109,6 @@ class Watch:
             grid = grid if grid.dim() == 4 else grid.flatten(2)[:, :, None] if grid.dim() > 2 else grid[:, :, None, None]
             for shard, own in shown.spans:
                 self._grow((site.name, "maps", shard), Maps.of(grid[own].cpu()))
-
-    def _add_classes(self, shown: Shown, labels: Tensor) -> None:
-        keys = shown.owners.to(labels.device) * self.classes + labels
-        self.class_counts += torch.bincount(keys, minlength=len(self.class_counts)).cpu()
-        for name, pooled in shown.pooled.items():
-            rows = pooled.double()
-            if name not in self.class_sums:
-                self.class_sums[name] = (rows.mean(0), rows.new_zeros(len(self.class_counts), rows.shape[1]))
-            origin, sums = self.class_sums[name]
-            sums.index_add_(0, keys, rows - origin)
 
     def _add_gradients(self, shown: Shown, logits: Tensor, labels: Tensor) -> None:
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
@@ -178,12 +167,8 @@ class Watch:
 
     def _parts(self, site: Site, shard: int) -> dict[str, Any]:
         parts: dict[str, Any] = {}
-        if self.labeled and site.name in self.class_sums:
-            own = slice(shard * self.classes, (shard + 1) * self.classes)
-            origin, sums = (part.cpu() for part in self.class_sums[site.name])
-            parts["classes"] = Classes.from_sums(self.class_counts[own], sums[own], origin)
-        elif self.labeled:
-            parts["classes"] = Classes.zero(self.classes, site.channels)
+        if self.labeled:
+            parts["classes"] = self.class_sums.of(site.name, shard, site.channels)
         if self.sensitivity:
             parts["sensitivity"] = self.extras.get((site.name, "sensitivity", shard), Sensitivity.zero(site.channels))
         if self.maps:

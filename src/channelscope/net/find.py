@@ -28,6 +28,20 @@ CHANNELWISE_FUNCTIONS = {
 }  # fmt: skip
 CHANNELWISE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_", "contiguous", "clone"}
 
+PASSING = (nn.Flatten, nn.Softmax, nn.LogSoftmax, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
+PASSING_METHODS = {"flatten", "view", "reshape", "squeeze", "softmax", "log_softmax", "mean"}
+PASSING_FUNCTIONS = {
+    torch.flatten,
+    torch.squeeze,
+    torch.mean,
+    F.softmax,
+    F.log_softmax,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+    operator.getitem,
+}
+"""What may lie between a layer and the network's output when the layer's channels are that output."""
+
 
 @dataclass(frozen=True)
 class Sites:
@@ -82,15 +96,16 @@ def in_graph(graph: Graph) -> Sites:
         kind = _kind(module)
         if kind is None:
             continue
-        reason = _unfit(graph, node, module, calls[node.target])
+        reason = _unfit(graph, node, module, kind, calls[node.target])
         if reason:
             skipped[str(node.target)] = reason
         else:
             found.append(_site(graph, node, module, kind, len(found)))
     used = {str(target) for target in calls}
     for name, module in graph.modules.items():
-        if _kind(module) and name not in used and not any(name.startswith(f"{leaf}.") for leaf in used):
-            skipped[name] = "not called as a module in the forward pass"
+        if _kind(module) and name not in used:
+            within = [leaf for leaf in used if name.startswith(f"{leaf}.")]
+            skipped[name] = f"inside {within[0]}, which is followed as one step" if within else "not called as a module in the forward pass"
     if not found:
         raise SiteError("the network has no convolution or linear layer whose channels can be told apart; " + _reasons(skipped))
     return Sites(tuple(found), skipped, graph)
@@ -110,28 +125,30 @@ def _kind(module: nn.Module) -> Kind | None:
     return None
 
 
-def _unfit(graph: Graph, node: fx.Node, module: nn.Module, calls: int) -> str:
+def _unfit(graph: Graph, node: fx.Node, module: nn.Module, kind: Kind, calls: int) -> str:
     """Why a layer's channels are not a site; empty when they are."""
     if calls > 1:
         return f"called {calls} times in one pass: its channels are not one place"
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return "transposed convolution"
-    if _is_output(node):
+    if _is_output(graph, node, len(graph.shapes[node.name]) - 2 if kind == "linear" else 0):
         return "its outputs are the network's own outputs, not channels inside it"
-    if node.name not in graph.shapes:
-        return "its output is not a tensor"
     return ""
 
 
-def _is_output(node: fx.Node) -> bool:
-    """Whether the node's value leaves the network with nothing but reshaping or scaling after it."""
-    passing = {torch.flatten, torch.squeeze, F.softmax, F.log_softmax, operator.getitem}
-    for user in node.users:
-        if user.op == "output":
-            return True
-        if (user.op == "call_method" and user.target in {"flatten", "view", "squeeze", "softmax"}) or user.target in passing:
-            return _is_output(user)
-    return False
+def _is_output(graph: Graph, node: fx.Node, axis: int) -> bool:
+    """Whether the node's value leaves the network with nothing but activations, pooling and reshaping after it."""
+    return any(
+        user.op == "output" or ((_passing(graph, user) or _channelwise(graph, user, node, axis)) and _is_output(graph, user, axis))
+        for user in node.users
+    )
+
+
+def _passing(graph: Graph, user: fx.Node) -> bool:
+    """Whether a step only pools or reshapes, so that channels stay the same outputs."""
+    if user.op == "call_module":
+        return isinstance(graph.modules[str(user.target)], PASSING)
+    return user.target in (PASSING_METHODS if user.op == "call_method" else PASSING_FUNCTIONS)
 
 
 def _site(graph: Graph, node: fx.Node, module: nn.Module, kind: Kind, depth: int) -> Site:

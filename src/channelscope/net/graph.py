@@ -4,24 +4,27 @@ Tracing follows one example: shapes and Python control flow on them are resolved
 compared with the network on a batch of another size, so that a graph that would be wrong is refused.
 """
 
+import inspect
 import operator
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate, map_arg
+from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
 
 from channelscope.errors import InputError, TracingError
+from channelscope.net import tracer
+from channelscope.net.tracer import Tracer, execute
 
 Change = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
 
-LEAVES = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 FAILURES = (TraceError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
 OUT_OF_PLACE = {
     operator.iadd: operator.add,
@@ -63,6 +66,9 @@ class Graph:
         """
         after, given = after or {}, given or {}
         wanted = (want,) if isinstance(want, str) else want
+        unknown = [name for name in (*after, *given, *wanted) if name not in self.nodes]
+        if unknown:
+            raise InputError(f"the graph has no step '{unknown[0]}'; near matches: {', '.join(get_close_matches(unknown[0], self.nodes))}")
         values: dict[str, Any] = dict(given)
         values.update(zip(self.inputs, inputs, strict=False))
         for node, finished in self._plan(tuple(given), wanted):
@@ -113,26 +119,15 @@ class Graph:
         return execute(self.model, node.op, node_target, args, kwargs)
 
 
-def execute(model: nn.Module, op: str, target: Any, args: tuple, kwargs: dict) -> Any:
-    """Carry out one step of a traced graph on concrete values."""
-    if op == "get_attr":
-        value: Any = model
-        for part in str(target).split("."):
-            value = getattr(value, part)
-        return value
-    if op == "call_function":
-        return target(*args, **kwargs)
-    if op == "call_method":
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    if op == "call_module":
-        return model.get_submodule(target)(*args, **kwargs)
-    return args[0]  # output
-
-
 def _pure_target(node: fx.Node) -> Any:
-    if node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
-        return str(node.target)[:-1]
-    return OUT_OF_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target  # type: ignore[arg-type]
+    """The step's ordinary form where it works in place: relu for relu_, add for iadd."""
+    if node.op not in ("call_method", "call_function"):
+        return node.target
+    name = str(node.target if node.op == "call_method" else node.target.__name__)  # type: ignore[union-attr]
+    if not name.endswith("_") or name.endswith("__"):
+        return OUT_OF_PLACE.get(node.target, node.target)  # type: ignore[arg-type]
+    plain = name[:-1]
+    return plain if node.op == "call_method" else vars(torch).get(plain) or vars(nn.functional)[plain]
 
 
 @contextmanager
@@ -171,24 +166,28 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     Raises   InputError if the network cannot run on the example; TracingError, naming the line, if its control flow
              depends on values that change from image to image, or on the batch size.
     """
+    if "forward" in vars(model):
+        raise TracingError(
+            "the network's forward pass is replaced for the moment, by an edit such as silence(…) or by hand: trace it outside"
+        )
     inputs = example if isinstance(example, tuple) else (example,)
+    single = tuple(part[:1] if part.dim() > 1 else part for part in inputs)
     doubled = tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs)
-    with evaluating(model), torch.no_grad():
+    following = Tracer(doubled)
+    with evaluating(model), unmarked(model) as marks, torch.no_grad():
         try:
-            expected = model(*(part[:1] if part.dim() > 1 else part for part in inputs))
+            expected = model(*single)
         except FAILURES as error:
             shapes = ", ".join("×".join(map(str, part.shape[1:])) for part in inputs)
             raise InputError(f"the network cannot run on images of shape {shapes}: {str(error).splitlines()[0]}") from error
-        tracer = _Tracer(doubled)
         try:
-            steps = tracer.trace(model)
+            steps = following.trace(model, _defaults(model, len(inputs)))
         except FAILURES as error:
             raise TracingError(f"the forward pass cannot be followed at {_where(error)}: {str(error).splitlines()[0]}") from error
-        finally:
-            constants = {name: model.__dict__.pop(name) for name in list(model.__dict__) if name.startswith("_tensor_constant")}
-        graph = Graph(model, steps, tracer.shapes, constants)
+        constants = {name: value for name, value in marks().items() if name.startswith("_tensor_constant")}
+        graph = Graph(model, steps, following.shapes, constants)
         try:
-            received = graph.run(*(part[:1] if part.dim() > 1 else part for part in inputs))
+            received = graph.run(*single)
         except FAILURES as error:
             raise TracingError(f"the traced network fails on another batch size: {str(error).splitlines()[0]}") from error
     if not _same(expected, received):
@@ -196,9 +195,32 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     return graph
 
 
+def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
+    """Parameters of the forward pass that no input is given for, at their defaults."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[given:]
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
+@contextmanager
+def unmarked(model: nn.Module) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Take back every attribute that a pass sets on the model or a part of it; inside, the call lists those new on the model."""
+    stores = [vars(module) for module in model.modules()]
+    stores += [value for store in stores for value in store.values() if isinstance(value, dict)]
+    before = [dict(store) for store in stores]
+    try:
+        yield lambda: {name: value for name, value in vars(model).items() if name not in before[0]}
+    finally:
+        for store, old in zip(stores, before, strict=True):
+            store.clear()
+            store.update(old)
+
+
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
+        if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        scale = float(a.abs().nan_to_num(posinf=0).max()) if a.numel() else 0.0
+        return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
     if isinstance(a, Mapping):
         return isinstance(b, Mapping) and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, Iterable) and not isinstance(a, str):
@@ -208,75 +230,6 @@ def _same(a: Any, b: Any) -> bool:
 
 def _where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "torch" not in frame.filename.split("/") and frame.filename != __file__]
+    own = [frame for frame in frames if "torch" not in Path(frame.filename).parts and frame.filename not in (__file__, tracer.__file__)]
     frame = own[-1] if own else frames[-1]
     return f"{frame.filename}:{frame.lineno} ({frame.name})"
-
-
-class _Proxy(fx.Proxy):
-    def __len__(self) -> int:
-        return len(self.tracer.values[self.node])  # type: ignore[attr-defined]
-
-    def __index__(self) -> int:
-        return operator.index(self.tracer.values[self.node])  # type: ignore[attr-defined]
-
-    __int__ = __index__
-
-
-class _Tracer(fx.Tracer):
-    """Symbolic tracer that carries the example's values along."""
-
-    def __init__(self, example: tuple[Tensor, ...]):
-        timm = sys.modules.get("timm.layers")  # a network made of its parts has imported it
-        functions = tuple(timm.get_notrace_functions()) if timm else ()
-        self.notrace: tuple[type, ...] = tuple(timm.get_notrace_modules()) if timm else ()
-        super().__init__(autowrap_functions=functions)
-        self.example = iter(example)
-        self.values: dict[fx.Node, Any] = {}
-        self.executing = False
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {node.name: tuple(value.shape) for node, value in self.values.items() if isinstance(value, Tensor)}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LEAVES + self.notrace) or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> fx.Proxy:  # type: ignore[override]
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        if kind == "placeholder":
-            value = next(self.example, args[0] if args else None)
-        else:
-            args, kwargs = (map_aggregate(part, self._value) for part in (proxy.node.args, proxy.node.kwargs))
-            self.executing = True
-            try:
-                value = execute(self.root, kind, target, args, kwargs)
-            finally:
-                self.executing = False
-        self.values[proxy.node] = value
-        return proxy
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        return forward(*args, **kwargs) if self.executing else super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self.executing else super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def _value(self, part: Any) -> Any:
-        if not isinstance(part, fx.Node):
-            return part
-        if part not in self.values and part.op == "get_attr":
-            self.values[part] = execute(self.root, "get_attr", part.target, (), {})
-        return self.values[part]
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        value = self.values[obj.node]
-        if isinstance(value, Tensor):
-            raise TraceError("the pass branches on the value of a tensor, which changes from image to image")
-        return bool(value)
-
-    def iter(self, obj: fx.Proxy) -> Iterator:
-        return iter([obj[position] for position in range(len(self.values[obj.node]))])  # type: ignore[index]

@@ -69,7 +69,7 @@ class Record:
         return round(self.pooled.count)
 
     def pack(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        """Named tensors that hold the record: scatters as float32 triangles, class means as float32 offsets."""
+        """Named tensors that hold the record: scatters as float32 triangles, means of the classes seen as float32 offsets."""
         for name, moments in (("read", self.own_read), ("pooled", self.pooled), ("cut", self.own_cut)):
             if moments is not None:
                 yield f"{prefix}{name}.count", torch.tensor(moments.count, dtype=torch.float64)
@@ -80,7 +80,7 @@ class Record:
         if self.classes is not None:
             yield f"{prefix}classes.counts", self.classes.counts.clone()
             offsets = self.classes.means - self.pooled.mean[: self.channels]
-            yield f"{prefix}classes.offsets", torch.where(self.classes.counts[:, None] > 0, offsets, 0.0).float()
+            yield f"{prefix}classes.offsets", offsets[self.classes.counts > 0].float()
         for name in ("sensitivity", "maps"):
             part = getattr(self, name)
             if part is not None:
@@ -97,8 +97,9 @@ class Record:
                 parts[field] = Moments(float(tensors[f"{head}count"]), tensors[f"{head}mean"], square(tensors[f"{head}scatter"]))
         if f"{prefix}classes.counts" in tensors:
             counts, offsets = tensors[f"{prefix}classes.counts"], tensors[f"{prefix}classes.offsets"].double()
-            means = offsets + parts["pooled"].mean[: offsets.shape[1]]
-            parts["classes"] = Classes(counts, torch.where(counts[:, None] > 0, means, 0.0))
+            means = counts.new_zeros(len(counts), offsets.shape[1])
+            means[counts > 0] = offsets + parts["pooled"].mean[: offsets.shape[1]]
+            parts["classes"] = Classes(counts, means)
         for name, kind in (("sensitivity", Sensitivity), ("maps", Maps)):
             if f"{prefix}{name}.images" in tensors:
                 values = [tensors[f"{prefix}{name}.{field.name}"] for field in fields(kind)]

@@ -73,7 +73,7 @@ class Tally:
         n, p = self.images, self.accuracy
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-        return max(0.0, middle - half), min(1.0, middle + half)
+        return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
 
     def __str__(self) -> str:
         """Accuracy with its interval and the loss, on one line."""

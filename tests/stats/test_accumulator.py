@@ -1,0 +1,179 @@
+"""The accumulator gives each shard the moments of its own samples, whatever the batches and blocks."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from channelscope.stats import accumulator
+from channelscope.stats.accumulator import Accumulator
+from channelscope.stats.moments import Moments
+
+
+def batches(sizes, each, channels, shards, seed=0):
+    """Batches of (samples, columns, spans), sorted by shard, with some shards missing from some batches."""
+    generator = torch.Generator().manual_seed(seed)
+    for size in sizes:
+        owners = torch.randint(shards, (size,), generator=generator).sort().values
+        spans, start = [], 0
+        for shard, count in enumerate(torch.bincount(owners, minlength=shards).tolist()):
+            if count:
+                spans.append((shard, slice(start, start + count)))
+            start += count
+        samples = torch.randn(size, each, channels, generator=generator) * 2 + 10
+        yield samples, torch.randn(size, 3, generator=generator), spans
+
+
+def joined(samples, columns):
+    _, each, channels = samples.shape
+    rows = samples.reshape(-1, channels).double()
+    return torch.cat([rows, columns.double().repeat_interleave(each, 0)], 1)
+
+
+def expected(parts, shards, targets):
+    rows = {shard: [] for shard in range(shards)}
+    for samples, columns, spans in parts:
+        for shard, own in spans:
+            rows[shard].append(joined(samples[own], columns[own, :targets]))
+    width = parts[0][0].shape[2] + targets
+    return [Moments.of(torch.cat([torch.zeros(0, width, dtype=torch.float64), *rows[shard]])) for shard in range(shards)]
+
+
+def close(found, wanted):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.count == other.count
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(one.scatter, other.scatter, rtol=1e-5, atol=1e-6 * max(1.0, float(other.scatter.abs().max())))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 7]),
+    st.sampled_from([0, 3]),
+    st.integers(),
+)
+def test_every_shard_has_its_own_moments(sizes, each, shards, targets, seed):
+    parts = list(batches(sizes, each, 5, shards, seed))
+    sums = Accumulator(5, targets, shards)
+    for samples, columns, spans in parts:
+        sums.add(samples, spans)
+        sums.close(columns)
+    close(sums.finish(), expected(parts, shards, targets))
+
+
+@pytest.mark.parametrize("targets", [0, 3])
+@pytest.mark.parametrize("block", [1, 40, 10_000])
+def test_the_block_size_changes_nothing(monkeypatch, block, targets):
+    parts = list(batches([8, 8, 30, 1], 4, 6, 3))
+    sums = Accumulator(6, targets, 3)
+    sums._block = block
+    for samples, columns, spans in parts:
+        sums.add(samples.clone(), spans, lent=True)
+        sums.close(columns)
+    close(sums.finish(), expected(parts, 3, targets))
+
+
+@pytest.mark.parametrize("block", [1, 10_000])
+def test_lent_memory_may_change_afterwards(block):
+    parts = list(batches([8, 8], 4, 6, 2))
+    wanted = expected(parts, 2, 0)
+    sums = Accumulator(6, 0, 2)
+    sums._block = block
+    for samples, columns, spans in parts:
+        sums.add(samples, spans, lent=True)
+        samples.zero_()
+        sums.close(columns)
+    close(sums.finish(), wanted)
+
+
+@pytest.mark.parametrize("block", [1, 10_000])
+def test_lent_memory_is_not_written_to(block):
+    ((samples, columns, spans),) = batches([8], 4, 6, 2)
+    before = samples.clone()
+    sums = Accumulator(6, 0, 2)
+    sums._block = block
+    sums.add(samples, spans, lent=True)
+    sums.close(columns)
+    sums.finish()
+    assert torch.equal(samples, before)
+
+
+def test_a_view_with_positions_first_or_last_is_the_same():
+    ((samples, columns, spans),) = batches([8], 4, 6, 2)
+    other = samples.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not other.is_contiguous()
+    for block in (1, 10_000):
+        found = []
+        for each in (samples, other):
+            sums = Accumulator(6, 0, 2)
+            sums._block = block
+            sums.add(each, spans, lent=True)
+            sums.close(columns)
+            found.append(sums.finish())
+        close(*found)
+
+
+def test_memory_does_not_grow_with_the_images():
+    sums = Accumulator(4, 3, 2)
+    sums._block = 64
+    most = 0
+    for samples, columns, spans in batches([10] * 50, 4, 4, 2):
+        sums.add(samples, spans)
+        sums.close(columns)
+        most = max(most, sum(part.numel() for part in sums._samples))
+    assert most <= (64 + 40) * 4
+    assert sum(part.count for part in sums.finish()) == 50 * 10 * 4
+
+
+@pytest.mark.parametrize("channels", [1, 64, 2048, 100_000])
+def test_the_block_is_bounded_in_bytes(channels):
+    sums = Accumulator(channels, 0, 1)
+    assert sums._block >= 256
+    assert sums._block * channels * 4 <= max(accumulator.BLOCK_BYTES, 256 * channels * 4)
+
+
+def test_finishing_twice_or_midway_is_harmless():
+    parts = list(batches([8, 9], 2, 5, 3))
+    sums = Accumulator(5, 3, 3)
+    samples, columns, spans = parts[0]
+    sums.add(samples, spans)
+    sums.close(columns)
+    close(sums.finish(), expected(parts[:1], 3, 3))
+    close(sums.finish(), expected(parts[:1], 3, 3))
+    samples, columns, spans = parts[1]
+    sums.add(samples, spans)
+    sums.close(columns)
+    close(sums.finish(), expected(parts, 3, 3))
+
+
+def test_shards_without_samples_are_zero():
+    sums = Accumulator(4, 1, 3)
+    sums.add(torch.ones(2, 1, 4), [(1, slice(0, 2))])
+    sums.close(torch.ones(2, 1))
+    assert [part.count for part in sums.finish()] == [0, 2, 0]
+    assert all(len(part) == 5 for part in sums.finish())
+
+
+def test_double_precision_samples_stay_double():
+    x = torch.randn(40, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e6
+    sums = Accumulator(3, 0, 1)
+    sums.add(x, [(0, slice(0, 40))])
+    sums.close(torch.zeros(40, 1))
+    (found,) = sums.finish()
+    torch.testing.assert_close(found.scatter, Moments.of(x[:, 0]).scatter, rtol=1e-9, atol=1e-9)
+
+
+def test_shards_far_apart_keep_their_digits():
+    """Blocks whose means differ by thousands of standard deviations still merge to float32 precision."""
+    generator = torch.Generator().manual_seed(0)
+    sums, rows = Accumulator(3, 0, 1), []
+    sums._block = 1
+    for shift in (0.0, 1000.0, -500.0):
+        x = torch.randn(200, 2, 3, generator=generator) + shift
+        rows.append(x.reshape(-1, 3).double())
+        sums.add(x, [(0, slice(0, 200))])
+        sums.close(torch.zeros(200, 0))
+    close(sums.finish(), [Moments.of(torch.cat(rows))])

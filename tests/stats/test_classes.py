@@ -1,0 +1,108 @@
+"""Class counts and means add, and give the pooled within-class scatter exactly."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pencil_stats
+from channelscope.errors import ShapeError
+from channelscope.stats.classes import Classes, ClassSums
+from channelscope.stats.moments import Moments
+
+SEEDS = st.integers(0, 10_000)
+
+
+def labeled(n, classes=5, d=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=generator)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64) + labels[:, None], labels
+
+
+def close(a, b):
+    assert torch.equal(a.counts, b.counts)
+    torch.testing.assert_close(a.means, b.means, rtol=1e-10, atol=1e-10)
+
+
+def test_counts_and_means_are_the_definition():
+    x, y = labeled(40, classes=6)
+    y[y == 4] = 3
+    counts, means = pencil_stats.class_means(x.numpy(), y.numpy(), 6)
+    found = Classes.of(x, y, 6)
+    np.testing.assert_array_equal(found.counts, counts)
+    np.testing.assert_allclose(found.means, means)
+    assert found.counts[4] == 0
+    assert not found.means[4].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), SEEDS)
+def test_addition_is_associative_and_commutative_with_a_zero(sizes, seed):
+    x, y = labeled(sum(sizes), seed=seed)
+    a, b, c = (Classes.of(rows, labels, 5) for rows, labels in zip(x.split(sizes), y.split(sizes), strict=True))
+    close((a + b) + c, a + (b + c))
+    close(a + b, b + a)
+    close(a + Classes.zero(5, 3), a)
+    close(Classes.zero(5, 3) + a, a)
+    close(a + b + c, Classes.of(x, y, 5))
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEEDS, st.integers(2, 60))
+def test_the_within_scatter_is_the_definition(seed, n):
+    x, y = labeled(n, seed=seed)
+    within = Classes.of(x, y, 5).within(Moments.of(x))
+    np.testing.assert_allclose(within.scatter, pencil_stats.within_scatter(x.numpy(), y.numpy()), atol=1e-9)
+    assert within.count == n
+    assert not within.mean.any()
+
+
+def test_within_never_exceeds_total():
+    x, y = labeled(60)
+    total = Moments.of(x)
+    gap = total.scatter - Classes.of(x, y, 5).within(total).scatter
+    assert float(torch.linalg.eigvalsh(gap).min()) > -1e-9
+
+
+def test_one_class_has_all_the_scatter_and_one_sample_a_class_none():
+    x, _ = labeled(12)
+    total = Moments.of(x)
+    torch.testing.assert_close(Classes.of(x, torch.zeros(12, dtype=torch.long), 1).within(total).scatter, total.scatter)
+    each = Classes.of(x, torch.arange(12), 12).within(total).scatter
+    torch.testing.assert_close(each, torch.zeros(3, 3, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 3), SEEDS)
+def test_growing_sums_give_every_site_and_shard_its_classes(sizes, shards, seed):
+    x, y = labeled(sum(sizes), seed=seed)
+    owners = torch.randint(shards, (len(x),), generator=torch.Generator().manual_seed(seed))
+    sums = ClassSums(5, shards)
+    for rows, labels, owner in zip(x.split(sizes), y.split(sizes), owners.split(sizes), strict=True):
+        sums.add(owner, labels, {"a": rows, "b": -2 * rows})
+    for shard in range(shards):
+        own = owners == shard
+        close(sums.of("a", shard, 3), Classes.of(x[own], y[own], 5))
+        close(sums.of("b", shard, 3), Classes.of(-2 * x[own], y[own], 5))
+
+
+def test_room_is_made_for_the_classes_that_are_seen():
+    sums = ClassSums(1_000, 10)
+    sums.add(torch.tensor([0, 3]), torch.tensor([5, 999]), {"a": torch.randn(2, 4)})
+    assert sums._sums["a"][1].numel() <= 4 * 4
+    assert sums.of("a", 3, 4).counts[999] == 1
+    assert not sums.of("a", 1, 4).counts.any()
+
+
+def test_sums_of_classes_far_from_zero_keep_their_digits():
+    x, y = labeled(2_000, seed=3)
+    sums = ClassSums(5, 1)
+    for rows, labels in zip((x + 1e6).split(100), y.split(100), strict=True):
+        sums.add(torch.zeros_like(labels), labels, {"a": rows})
+    torch.testing.assert_close(sums.of("a", 0, 3).means - 1e6, Classes.of(x, y, 5).means, rtol=0, atol=1e-8)
+
+
+def test_classes_of_different_sizes_do_not_add():
+    with pytest.raises(ShapeError, match="class means"):
+        Classes.zero(5, 3) + Classes.zero(4, 3)
