@@ -1,117 +1,189 @@
-"""The page in a real headless Chromium: it draws, sorts, filters, pins, and asks the network for nothing."""
+"""The page in a real headless Chromium: it draws, sorts, filters, keeps channels, and asks the network for nothing."""
 
 import json
-import re
-import shutil
-import subprocess
+import math
 
 import pytest
 
-from channelscope.report import html
-from report.folders import tiny
+from channelscope import tables
+from channelscope.report import write
+from report.chromium import Chromium
+from report.folders import large, tiny
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 pytestmark = [pytest.mark.browser]
-
-PROBE = """
-<script>
-window.problems = [];
-window.addEventListener("error", (event) => problems.push(String(event.message)));
-document.addEventListener("securitypolicyviolation", (event) => problems.push("blocked " + event.blockedURI));
-</script>
-"""
-ACT = """
-<script>
-setTimeout(async () => {
-  const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-  const found = {};
-  const table = document.getElementById("table");
-  const column = (i) => [...table.tBodies[0].rows].map((row) => row.cells[i].textContent);
-  found.plots = document.querySelectorAll(".stages .plot .scatterlayer .point").length;
-  found.lines = document.querySelectorAll("#alignment .scatterlayer .trace").length;
-  found.rows = table.tBodies[0].rows.length;
-  [...table.tHead.rows[0].cells].find((cell) => cell.textContent.startsWith("Input capture")).click();
-  found.descending = column(2);
-  [...table.tHead.rows[0].cells].find((cell) => cell.textContent.startsWith("Input capture")).click();
-  found.ascending = column(2);
-  const site = document.getElementById("site");
-  site.value = "conv1";
-  site.dispatchEvent(new Event("change"));
-  await wait(300);
-  document.querySelector(".stages .plot[data-stage=trained]").emit("plotly_click", { points: [{ customdata: 4 }] });
-  await wait(300);
-  found.pinned = document.getElementById("pinned").textContent;
-  found.marked = [...document.querySelectorAll("tr.pin")].map((row) => row.cells[0].textContent + ":" + row.cells[1].textContent);
-  found.sizes = [...document.querySelectorAll(".stages .plot")].map((plot) => plot.data[0].marker.size.filter((size) => size > 8).length);
-  document.querySelector("tr.pin").click();
-  await wait(300);
-  found.unpinned = document.querySelectorAll("tr.pin").length;
-  const filter = document.getElementById("filter");
-  filter.value = "layer1.0.conv1:3";
-  filter.dispatchEvent(new Event("input"));
-  found.filtered = table.tBodies[0].rows.length;
-  found.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
-  found.overflow = document.documentElement.scrollWidth - window.innerWidth;
-  found.problems = problems;
-  const out = document.createElement("pre");
-  out.id = "found";
-  out.textContent = JSON.stringify(found);
-  document.body.append(out);
-}, 500);
-</script>
-"""
-
-
-def opened(page, folder, size="1280,2400"):
-    text = page.read_text(encoding="utf-8").replace("<style>", PROBE + "<style>", 1).replace("</body>", ACT + "</body>", 1)
-    probed = folder / "probed.html"
-    probed.write_text(text, encoding="utf-8")
-    command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={folder / 'profile'}", f"--window-size={size}"]
-    command += ["--virtual-time-budget=15000", "--dump-dom", f"file://{probed}"]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    return json.loads(
-        re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&")
-    )
+COLUMN = "[...document.querySelectorAll('#channel-table tbody tr')].map((row) => row.cells[{}].textContent)"
+MAPS = "[...document.querySelectorAll('#mapping .plot')]"
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    assert CHROMIUM, "these tests need Debian's chromium: make test-browser installs it"
-    folder = tiny(tmp_path_factory.mktemp("browser"))
-    return opened(html.write(folder), folder)
+def report(tmp_path_factory):
+    return write(tiny(tmp_path_factory.mktemp("run")))
 
 
-def test_it_opens_without_errors_or_requests(found):
-    assert found["problems"] == []
-    assert [name for name in found["requests"] if not name.startswith(("data:", "blob:"))] == []
+@pytest.fixture
+def page(report, tmp_path):
+    with Chromium(tmp_path) as browser:
+        browser.open(report)
+        yield browser
+        assert browser.problems == []
+        assert browser.requests == [report.resolve().as_uri()]
 
 
-def test_maps_and_curves_are_drawn(found):
-    assert found["plots"] == 16  # two stages of the middle layer, eight channels each
-    assert found["lines"] == 2
-    assert found["rows"] == 14
+def heading(page, name):
+    page.click(f"#channel-table th[data-column={name}] button")
 
 
-def test_sorting_puts_undefined_values_last(found):
-    for order, reverse in (("ascending", False), ("descending", True)):
-        values = found[order]
-        assert values[-1] == "undefined"
-        numbers = [float(value) for value in values[:-1]]
-        assert numbers == sorted(numbers, reverse=reverse)
+def test_everything_is_drawn_without_an_error_or_a_request(page):
+    page.run("channelscope.drawAll()")
+    page.settle()
+    assert page.run("document.querySelectorAll('.plot').length") == page.run("document.querySelectorAll('.plot .main-svg').length / 3 * 1")
+    assert page.run(f"{MAPS}.map((plot) => plot.data[0].x.length)") == [6, 6]
+    assert page.run("document.querySelectorAll('#alignment .panels')[0].querySelectorAll('.scatterlayer .trace').length") == 8
 
 
-def test_a_click_marks_the_channel_everywhere_and_again_releases_it(found):
-    assert found["pinned"].startswith("conv1:4 · Rayleigh quotient") or found["pinned"].startswith("conv1:4 · Input capture")
-    assert found["marked"] == ["conv1:4"]
-    assert found["sizes"] == [1, 1]
-    assert found["unpinned"] == 0
+def test_plots_wait_until_they_are_near(report, tmp_path):
+    with Chromium(tmp_path, height=500) as page:
+        page.open(report)
+        assert not page.run("Boolean(document.querySelector('#groups .main-svg'))")
+        page.show("#groups .plot")
+        page.show("#groups .plot")
+        assert page.run("Boolean(document.querySelector('#groups .main-svg'))")
 
 
-def test_the_filter_finds_one_channel(found):
-    assert found["filtered"] == 1
+def test_a_click_on_a_point_keeps_the_channel_everywhere(page):
+    page.run("channelscope.drawAll()")
+    point = f"{MAPS}[1].querySelectorAll('.scatterlayer .point')[4]"
+    page.mouse(*page.middle(point))
+    page.mouse(*page.middle(point), click=True)
+    assert page.run("[...channelscope.state.pins.values()]") == [{"site": "layer1.0.conv1", "channel": 4, "letter": "A"}]
+    assert page.run(f"{MAPS}.map((plot) => plot.data[1].text)") == [["<b>A</b>"], ["<b>A</b>"]]
+    assert page.run("[...document.querySelectorAll('tr.pinned')].map((row) => row.cells[1].textContent + row.cells[2].textContent)") == [
+        "layer1.0.conv14"
+    ]
+    assert page.run("document.querySelector('#alignment .plot').layout.annotations.map((each) => each.text)") == ["<b>A</b>"]
+    assert page.run("document.querySelector('#pins .chip a').textContent") == "layer1.0.conv1, channel 4"
+    page.mouse(*page.middle(point), click=True)
+    assert page.run("channelscope.state.pins.size") == 0
+    assert page.run("document.getElementById('pins').hidden")
 
 
-def test_a_narrow_window_does_not_scroll_sideways(tmp_path):
-    folder = tiny(tmp_path)
-    assert opened(html.write(folder), folder, "500,2400")["overflow"] <= 0
+def test_hover_tells_the_numbers(page):
+    page.mouse(*page.middle(f"{MAPS}[1].querySelectorAll('.scatterlayer .point')[1]"))
+    page.run("new Promise((done) => setTimeout(done, 300))")
+    told = page.run("document.querySelector('#mapping .hoverlayer').textContent")
+    assert "layer1.0.conv1" in told
+    assert "channel 1" in told
+    assert "input capture [nats]: 0.500" in told
+
+
+def test_the_keyboard_keeps_a_channel_and_escape_lets_go(page):
+    page.run("document.querySelector('#channel-table tbody tr:nth-child(2) .keep').focus()")
+    page.key("Enter", 13)
+    assert page.run("[...channelscope.state.pins.values()].map((each) => each.site + ':' + each.channel)") == ["conv1:1"]
+    assert page.run("channelscope.state.site") == "conv1"
+    assert page.run("document.activeElement.textContent") == "A"
+    page.run("document.querySelector('#pins summary').click()")
+    assert "an exact copy" not in page.run("document.querySelector('#pins').textContent").replace("overlap: an exact copy of channel 2", "")
+    assert page.run("document.querySelectorAll('#pins thead th').length") == 2
+    page.key("Escape", 27)
+    assert page.run("channelscope.state.pins.size") == 0
+
+
+def test_sorting_puts_undefined_values_last_both_ways(page):
+    heading(page, "capture")
+    down = page.run(COLUMN.format(4))
+    assert page.run("document.querySelector('#channel-table th[data-column=capture]').getAttribute('aria-sort')") == "descending"
+    heading(page, "capture")
+    up = page.run(COLUMN.format(4))
+    assert down[-1] == up[-1] == "undefined"
+    assert [float(each) for each in down[:-1]] == sorted((float(each) for each in down[:-1]), reverse=True)
+    assert [float(each) for each in up[:-1]] == sorted(float(each) for each in up[:-1])
+
+
+def test_infinity_sorts_as_the_largest(page):
+    page.run("(() => { const box = [...document.querySelectorAll('#channel-table select')][0]; box.value = ''; box.onchange(); })()")
+    heading(page, "overlap")
+    assert page.run(COLUMN.format(5))[0] == "∞"
+
+
+def test_words_and_comparisons_filter(page):
+    def rows(words):
+        page.run(
+            f"(() => {{ const box = document.querySelector('#channel-table input'); box.value = {json.dumps(words)}; box.oninput(); }})()"
+        )
+        return page.run("document.querySelectorAll('#channel-table tbody tr').length")
+
+    assert rows("") == 10
+    assert rows("layer1") == 6
+    assert rows("layer1 capture>0.5") == 3
+    assert rows("capture<=0.5 channel=1") == 2
+    assert rows("silent") == 1
+    assert rows("nothing like it") == 0
+    assert page.run("document.querySelector('#channel-table [role=status]').textContent") == "0 of 0 rows (20 without filters)"
+
+
+def test_choosing_a_layer_changes_every_map(page):
+    page.click("#mapping .thumb:nth-child(1)")
+    assert page.run(f"{MAPS}.map((plot) => plot.data[0].x.length)") == [4, 4]
+    assert page.run("document.getElementById('layer').value") == "conv1"
+    assert "0.25 [0.10, 0.40] (n = 4 channels)" in page.run("document.querySelector('#mapping figcaption').textContent")
+    assert page.run("document.querySelector('[aria-label=\"Layer before\"]').disabled")
+
+
+def test_undefined_and_infinite_channels_have_lanes_of_their_own(page):
+    page.run("channelscope.select('conv1')")
+    page.run("(() => { const box = document.querySelectorAll('#mapping select')[1]; box.value = 'overlap'; box.onchange(); })()")
+    symbols = page.run(f"{MAPS}[0].data[0].marker.symbol")
+    assert symbols == ["circle", "triangle-up", "circle", "circle"]
+    assert page.run(f"{MAPS}[0].data[0].x[1] > Math.max(...[0, 2, 3].map((i) => {MAPS}[0].data[0].x[i]))")
+    page.run("channelscope.select('layer1.0.conv1')")
+    page.run("(() => { const box = document.querySelectorAll('#mapping select')[1]; box.value = 'capture'; box.onchange(); })()")
+    assert page.run(f"{MAPS}[1].data[0].marker.symbol").count("x-thin") == 1
+    assert "undefined (cross)" in page.run("document.querySelector('#mapping > .caption').textContent")
+
+
+def test_folded_pairs_and_numbers_open(page):
+    page.click("#alignment .charts details summary")
+    page.settle()
+    assert page.run("document.querySelectorAll('#alignment .charts details .main-svg').length") > 0
+    page.click("#alignment > details > summary")
+    assert "0.250 [0.100, 0.400]" in page.run("document.querySelector('#alignment > details').textContent")
+
+
+@pytest.mark.parametrize("digits", [0, 2, 3])
+def test_the_page_rounds_as_the_library_does(page, digits):
+    values = [0.0, 0.23, -0.23, 0.9996, 0.99999999, 1.0, 0.0004, -0.00004, 3.2e-9, 1234.567, 98765.4321, math.pi]
+    for value in values:
+        for top in (None, 1.0):
+            said = page.run(f"channelscope.shown({value!r}, {digits}, {json.dumps(top)})")
+            assert said == tables.shown(value, digits, top)
+    assert page.run("channelscope.shown(NaN)") == tables.shown(math.nan)
+    assert page.run("channelscope.shown(-Infinity)") == tables.shown(-math.inf)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1280, True)])
+def test_it_fits_narrow_windows_and_the_dark(report, tmp_path, width, dark):
+    with Chromium(tmp_path, width, dark=dark) as page:
+        page.open(report)
+        page.run("channelscope.drawAll()")
+        page.settle()
+        assert page.run("document.documentElement.scrollWidth") <= width
+        paper = page.run("getComputedStyle(document.body).backgroundColor")
+        assert (paper == "rgb(17, 20, 23)") == dark
+        assert page.problems == []
+
+
+def test_five_thousand_channels_stay_quick(tmp_path):
+    report = write(large(tmp_path, widths=(512,) * 5))
+    with Chromium(tmp_path) as page:
+        page.open(report)
+        assert page.run(f"{MAPS}[0].data[0].x.length") == 512
+        heading(page, "relevance")
+        assert page.run("document.querySelector('#channel-table [role=status]').textContent") == "50 of 2,560 rows (5,120 without filters)"
+        assert (
+            page.run(
+                "(() => { const begun = performance.now(); channelscope.pin('layer1.0.conv1', 5); return performance.now() - begun; })()"
+            )
+            < 5000
+        )
+        assert page.problems == []

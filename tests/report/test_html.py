@@ -1,6 +1,7 @@
 """The page: complete, self-contained, and true to its tables."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -9,130 +10,196 @@ import pytest
 
 from channelscope import tables
 from channelscope.errors import FormatError
-from channelscope.report import html
-from channelscope.report.quantities import MAIN, QUANTITIES, diagram
-from report.folders import tiny
+from channelscope.report import Run, html, write
+from channelscope.tables import QUANTITIES, Column
+from report.folders import FACTS, LOCAL, TARGET, large, means, tiny, written
+from report.golden import GOLD, data, made
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tiny(tmp_path_factory.mktemp("run"))
-    html.write(place)
+    write(place)
     return place
 
 
 @pytest.fixture(scope="module")
 def page(folder):
-    return (folder / "report.html").read_text(encoding="utf-8")
+    return (folder / "report.html").read_text()
 
 
 def embedded(page):
-    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
+    return json.loads(data(page))
 
 
 class Tags(HTMLParser):
-    def __init__(self):
+    def __init__(self, page):
         super().__init__()
         self.found = []
+        self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
 
 
-def test_nothing_is_loaded_from_elsewhere(page):
-    tags = Tags()
-    tags.feed(page)
+@pytest.mark.parametrize("name", ["skeleton.html", "sentences.txt"])
+def test_the_tiny_report_is_as_it_was(name, tmp_path):
+    now = made(tmp_path)[name]
+    assert now == (GOLD / name).read_text(), "if this change is meant: python tests/report/golden.py, and read the difference"
+
+
+def test_nothing_is_loaded_from_elsewhere(folder):
+    tags = Tags(html.page(Run.read(folder), plotly=""))
     for tag, attributes in tags.found:
         assert tag not in {"iframe", "object", "embed"}
-        assert "src" not in attributes
-        assert attributes.get("href", "data:").startswith("data:")
+        assert attributes.get("src", "data:").startswith("data:")
+        assert attributes.get("href", "#").startswith(("#", "data:"))
     policy = next(a["content"] for t, a in tags.found if a.get("http-equiv") == "Content-Security-Policy")
-    assert "default-src 'none'" in policy
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+
+
+def test_every_id_is_there_once_and_every_link_has_its_end(folder):
+    tags = Tags(html.page(Run.read(folder), plotly=""))
+    ids = [a["id"] for _, a in tags.found if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for t, a in tags.found if t == "a"} <= set(ids)
 
 
 def test_the_answer_comes_first(page):
-    head = page[: page.index("Two axes, channel by channel")]
-    assert "The two axes are weakly aligned" in head
-    assert "0.25 [0.15, 0.35]" in head
-    assert "n = 2 layers" in head
+    head = page[page.index("<h1>") : page.index('id="map"')]
+    assert "Here the two axes are moderately aligned" in head
+    assert "0.30 [0.20, 0.40] (n\u00a0=\u00a02 layers)" in head
+    assert head.index("mean Spearman 0.30") < head.index("At initialization the same mean was 0.60")
 
 
-def test_every_channel_of_every_stage_is_there(page):
-    data = embedded(page)
-    assert list(data["sites"]) == ["conv1", "layer1.0.conv1"]
-    for site, n in (("conv1", 6), ("layer1.0.conv1", 8)):
-        for stage in ("initialization", "trained"):
-            assert len(data["sites"][site]["stages"][stage]["capture"]) == n
+def test_cards_place_their_bars_on_the_scale(folder):
+    card = html._cards(Run.read(folder))[0]
+    assert (card["local"], card["target"]) == ("input capture", "task information")
+    before, after = card["bars"]
+    assert (before["at"], before["left"], before["width"]) == (80.0, 75.0, 10.0)
+    assert (after["at"], after["text"], after["count"]) == (65.0, "0.30 [0.20, 0.40]", "n = 2 layers")
+
+
+def test_every_channel_of_every_stage_is_there_to_eight_digits(page):
+    frame = embedded(page)["frames"]["channels"]
+    assert len(frame["data"]["site"]) == 20
+    assert frame["data"]["relevance"][0] == 0.08
+    assert frame["columns"]["capture"]["unit"] == "nats"
 
 
 def test_nan_and_infinity_are_told_apart_and_explained(page):
-    own = embedded(page)["sites"]["conv1"]["stages"]
-    assert own["initialization"]["overlap"][1] == "inf"
-    assert "exact copy of 2" in own["initialization"]["note"][1]
-    assert own["trained"]["capture"][3] is None
-    assert "silent" in own["trained"]["note"][3]
+    channels = embedded(page)["frames"]["channels"]["data"]
+    assert channels["overlap"][1] == "inf"
+    assert "exact copy" in channels["note"][1]
+    assert channels["capture"][16] == "nan"
+    assert "silent" in channels["note"][16]
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (math.nan, "nan"),
+        (0.123456789123, 0.12345679),
+        (0.99999999999, 0.99999999999),
+        (7, 7),
+        (0.0, 0.0),
+    ],
+)
+def test_numbers_in_the_page_do_not_round_to_whole_ones(value, plain):
+    assert html._number(value) == plain
 
 
 def test_what_was_skipped_and_the_quantities_close_the_page(page):
     assert "<code>fc</code>" in page
-    foot = page[page.index("The quantities") :]
-    for quantity in QUANTITIES:
+    foot = page[page.index('id="quantities"') :]
+    for quantity in QUANTITIES.values():
         assert quantity.title in foot
-        assert quantity.keeps in ("high", "low")
+        assert quantity.readout.replace("'", "&#39;") in foot
+    assert "channelscope axes tiny --data noise" in foot
 
 
 def test_text_from_tables_cannot_become_markup(tmp_path):
     place = tiny(tmp_path)
-    tables.write(pd.DataFrame([{"site": "<b>x</b>", "reason": "</script><script>alert(1)</script>"}]), place / "skipped.csv")
+    evil = "</script><script>alert(1)</script>"
+    tables.write(tables.table([{"site": "<b>x</b>", "reason": evil}], "skipped"), place / "skipped.csv")
     channels = tables.read(place / "channels.csv")
-    channels["note"] = "</script><script>alert(2)</script>"
+    channels["note"] = evil
     tables.write(channels, place / "channels.csv")
-    text = html.write(place).read_text(encoding="utf-8")
+    tables.write_json(FACTS | {"title": evil, "network": evil}, place / "run.json")
+    text = html.page(Run.read(place), plotly="")
     assert "<script>alert" not in text
     assert "&lt;b&gt;x" in text
 
 
-def test_figures_are_png_and_svg(folder):
-    for name in ("alignment", "two-axis-maps", "groups"):
-        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (folder / "figures" / f"{name}.svg").read_text()
-
-
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(FormatError, match=r"no run at .* expected a folder with run\.json"):
-        html.write(tmp_path)
+        write(tmp_path)
 
 
-def test_a_missing_table_is_named_and_no_page_is_left(tmp_path):
+def test_a_damaged_file_is_named_and_the_earlier_page_stays(tmp_path):
     place = tiny(tmp_path)
-    (place / "groups.csv").unlink()
+    (place / "report.html").write_text("earlier")
+    whole = (place / "groups.csv").read_text()
+    (place / "groups.csv").write_text(whole[:200])
     with pytest.raises(FormatError, match=r"groups\.csv"):
-        html.write(place)
-    assert not list(place.glob("report.html*"))
+        write(place)
+    (place / "groups.csv").write_text(whole)
+    (place / "run.json").write_text("{")
+    with pytest.raises(FormatError, match=r"run\.json is damaged"):
+        write(place)
+    assert (place / "report.html").read_text() == "earlier"
+    assert not list(place.glob("*.partial"))
 
 
-def test_further_tables_become_sections(tmp_path):
+def test_the_page_can_go_elsewhere(folder, tmp_path):
+    assert write(folder, tmp_path / "deep" / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_tables_that_no_section_knows_are_shown(tmp_path):
     place = tiny(tmp_path)
-    gap = {"gap": tables.Column("", meaning="difference")}
-    tables.write(tables.table([{"depth": 0, "gap": 0.125}, {"depth": 1, "gap": float("nan")}], "graphs", gap), place / "graphs.csv")
-    text = html.write(place).read_text(encoding="utf-8")
-    assert "Are overlap and synergy organized in communities?" in text
-    assert "<td>0.125</td>" in text
-    assert "<td>undefined</td>" in text
+    gap = {"gap": Column("", meaning="difference", source="this test")}
+    tables.write(tables.table([{"depth": 0, "gap": 0.125}, {"depth": 1, "gap": math.nan}], "own_idea", gap), place / "own_idea.csv")
+    text = html.page(Run.read(place), plotly="")
+    assert "<h2>Own idea</h2>" in text
+    assert embedded(text)["frames"]["own_idea"]["data"]["gap"] == [0.125, "nan"]
 
 
-def test_the_diagram_names_the_four_main_quantities():
-    drawing = diagram()
-    assert len(MAIN) == 4
-    for words in ("input capture", "peer overlap", "task information", "target excess"):
-        assert words in drawing
+def test_a_run_of_something_else_needs_no_channels(tmp_path):
+    place = written(tmp_path, {"title": "Only theory"}, theory=pd.DataFrame({"site": ["conv1"], "rho": [0.1]}))
+    text = html.page(Run.read(place), plotly="")
+    assert "<h1>Only theory</h1>" in text
+    assert 'id="map"' not in text
+    assert 'id="theory"' in text
 
 
-def test_a_single_stage_needs_no_before(tmp_path):
+def test_a_single_stage_speaks_of_no_other(tmp_path):
+    text = html.page(Run.read(large(tmp_path, widths=(8, 8), stages=1)), plotly="")
+    assert "nitialization" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert embedded(text)["stages"] == ["trained"]
+
+
+def test_an_unlabeled_run(tmp_path):
     place = tiny(tmp_path)
-    for name in ("channels", "alignment", "alignment_mean", "groups"):
-        frame = tables.read(place / f"{name}.csv")
-        tables.write(frame[frame["stage"] == "trained"], place / f"{name}.csv")
-    facts = json.loads((place / "run.json").read_text())
-    tables.write_json(facts | {"stages": ["trained"]}, place / "run.json")
-    assert "At initialization" not in html.write(place).read_text(encoding="utf-8")
+    tables.write_json(FACTS | {"labeled": False, "accuracy": math.nan, "target": "top_margin"}, place / "run.json")
+    text = html.page(Run.read(place), plotly="")
+    assert "The images carry no labels" in text
+    assert "Accuracy" not in text[: text.index("<script")]
+
+
+def test_no_interval_is_said_in_the_cards(tmp_path):
+    place = tiny(tmp_path)
+    rows = means(*(("trained", local, target, 0.5, math.nan, math.nan) for local in LOCAL for target in TARGET), n=1)
+    tables.write(rows, place / "alignment_mean.csv")
+    text = html.page(Run.read(place), plotly="")
+    assert "0.50 [no interval]" in text
+    assert "where no interval could be had, it says so" in text
+
+
+def test_five_thousand_channels_are_written_quickly(tmp_path):
+    run = Run.read(large(tmp_path, widths=(512,) * 5))
+    text = html.page(run, plotly="")
+    assert len(embedded(text)["frames"]["channels"]["data"]["site"]) == 5120
+    assert len(text) < 2_500_000

@@ -1,107 +1,262 @@
-"""What the report says, case by case."""
+"""What the report says, in every case it may have to say it."""
+
+import math
+import re
 
 import pandas as pd
 import pytest
 
-from channelscope.report import text
-from report.folders import FACTS, pairs
+from channelscope import tables
+from channelscope.report import Run, text
+from channelscope.report.sections.axes import by_depth, changes, layers
+from channelscope.report.sections.groups import grouping
+from report.folders import FACTS, means, tiny
 
-NAN, INF = float("nan"), float("inf")
+NAN = math.nan
+TRAINED = {"stages": ["trained"]}
+BOTH = {"stages": ["initialization", "trained"]}
+PAIR = ("trained", "capture", "relevance")
 
 
 @pytest.mark.parametrize(
-    ("value", "digits", "expected"),
+    ("rho", "words"),
     [
-        (0.256, 2, "0.26"),
-        (-0.256, 2, "−0.26"),
-        (0.9999, 2, ">0.99"),
-        (1.0, 2, "1.00"),
-        (1.004, 2, "1.00"),
-        (-0.001, 2, "0.00"),
-        (NAN, 2, "undefined"),
-        (INF, 2, "∞"),
-        (-INF, 2, "−∞"),
-        (3.14159, 3, "3.142"),
+        (0.05, "almost unrelated, slightly aligned"),
+        (-0.06, "almost unrelated, slightly opposed"),
+        (0.1, "weakly aligned"),
+        (0.29, "weakly aligned"),
+        (0.3, "moderately aligned"),
+        (0.69, "clearly aligned"),
+        (0.9, "strongly aligned"),
+        (1.0, "strongly aligned"),
+        (-0.2, "weakly opposed"),
+        (-0.8, "strongly opposed"),
     ],
 )
-def test_numbers_are_shown_honestly(value, digits, expected):
-    assert text.shown(value, digits) == expected
+def test_words_for_the_size_of_a_correlation(rho, words):
+    assert text.strength(rho) == words
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
-    [(0.5, "50.0 %"), (1.0, "100.0 %"), (0.99999, ">99.9 %"), (0.00001, "<0.1 %"), (0.0, "0.0 %"), (NAN, "undefined")],
-)
-def test_hundred_percent_is_printed_only_when_true(value, expected):
-    assert text.share(value) == expected
-
-
-def test_interval():
-    assert text.interval(0.2, 0.1, 0.3) == "0.20 [0.10, 0.30]"
-    assert text.interval(0.2, NAN, NAN) == "0.20 (no interval)"
-
-
-def row(rho, low, high, n=19):
-    return {"local": "capture", "target": "relevance", "rho": rho, "low": low, "high": high, "n": n}
-
-
-@pytest.mark.parametrize(
-    ("rho", "low", "high", "words"),
+    ("rho", "low", "high", "sentence"),
     [
-        (0.05, 0.02, 0.08, "hardly aligned"),
-        (0.21, 0.12, 0.30, "weakly aligned"),
-        (-0.4, -0.5, -0.3, "moderately opposed"),
-        (0.9, 0.8, 0.95, "strongly aligned"),
-        (0.05, -0.02, 0.12, "no consistent alignment"),
+        (
+            0.21,
+            0.12,
+            0.30,
+            "Within layers, input capture and task information are weakly aligned: mean Spearman 0.21 [0.12, 0.30] (n = 19 layers).",
+        ),
+        (
+            -0.6,
+            -0.7,
+            -0.5,
+            "Within layers, input capture and task information are clearly opposed: mean Spearman −0.60 [−0.70, −0.50] (n = 19 layers).",
+        ),
+        (
+            0.04,
+            -0.05,
+            0.12,
+            "Within layers, input capture and task information are not visibly aligned: "
+            "mean Spearman 0.04 [−0.05, 0.12] (n = 19 layers), an interval that covers 0.",
+        ),
+        (
+            0.5,
+            NAN,
+            NAN,
+            "Within layers, input capture and task information have a mean Spearman correlation of 0.50 [no interval] (n = 19 layers): "
+            "too few layers for an interval.",
+        ),
+        (NAN, NAN, NAN, "The alignment of input capture and task information is undefined: no layer has two or more channels with both."),
     ],
 )
-def test_strength_and_direction_in_words(rho, low, high, words):
-    sentence = text.aligned(row(rho, low, high))
-    assert words in sentence
-    assert text.interval(rho, low, high) in sentence
-    assert "19 layers" in sentence
+def test_the_answer(rho, low, high, sentence):
+    assert text.answer(means((*PAIR, rho, low, high)), TRAINED) == sentence
 
 
-def test_an_interval_over_zero_is_never_called_aligned():
-    assert "aligned" not in text.aligned(row(0.3, -0.01, 0.6)).replace("alignment", "")
+def test_one_layer_is_singular():
+    assert "(n = 1 layer)" in text.answer(means((*PAIR, 0.5, NAN, NAN), n=1), TRAINED)
 
 
-def test_one_layer_and_none():
-    assert "1 layer." in text.aligned(row(0.2, NAN, NAN, n=1))
-    assert "cannot be compared" in text.aligned(row(NAN, NAN, NAN, n=0))
+def test_an_interval_that_ends_at_zero_covers_it():
+    assert "covers 0" in text.answer(means((*PAIR, 0.2, 0.0, 0.4)), TRAINED)
 
 
-def test_answer_tells_before_and_after():
-    frame = pd.DataFrame(pairs(0.1, -0.1, 0.3, "initialization") + pairs(0.25, 0.15, 0.35))
-    said = text.answer(frame, FACTS)
-    assert "weakly aligned within layers: mean Spearman 0.25 [0.15, 0.35]" in said
-    assert said.endswith("At initialization it was 0.10 [−0.10, 0.30].")
-    assert text.verdict(frame, FACTS) == "The two axes are weakly aligned"
+def test_without_alignment_it_says_so():
+    assert text.answer(None, TRAINED) == "Alignment of the two axes was not measured in this run."
+    assert text.verdict(None, TRAINED) == "Whether the two axes are aligned was not measured"
+    assert text.pairs(None, TRAINED) == text.pooled(None, TRAINED) == text.training(None, BOTH) == []
 
 
-def test_answer_of_one_stage_says_nothing_of_another():
-    said = text.answer(pd.DataFrame(pairs(0.25, 0.15, 0.35)), FACTS | {"stages": ["trained"]})
-    assert "initialization" not in said
+def test_the_answer_is_about_the_last_stage():
+    frame = means(("initialization", "capture", "relevance", 0.9, 0.8, 1.0), (*PAIR, 0.2, 0.1, 0.3))
+    assert "weakly aligned" in text.answer(frame, BOTH)
+    assert "weakly aligned" in text.answer(frame, {}), "without facts, the last stage of the table"
 
 
-def test_verdict_when_zero_is_included():
-    assert text.verdict(pd.DataFrame(pairs(0.1, -0.1, 0.3)), FACTS) == "The two axes are not aligned"
+@pytest.mark.parametrize(
+    ("rows", "heading"),
+    [
+        ([(0.2, 0.1, 0.3), (0.05, -0.1, 0.2)], "Here the two axes are weakly aligned"),
+        ([(0.2, 0.1, 0.3), (-0.6, -0.7, -0.5)], "Here the two axes are clearly opposed"),
+        ([(0.2, -0.1, 0.5), (0.05, -0.1, 0.2)], "Here the two axes are not visibly aligned"),
+        ([(0.2, 0.1, 0.3), (0.9, -0.1, 1.0)], "Here the two axes are weakly aligned"),
+        ([(0.2, NAN, NAN)], "How the two axes are aligned here is not sure: there is no interval"),
+        ([(NAN, NAN, NAN)], "Whether the two axes are aligned was not measured"),
+    ],
+)
+def test_the_heading_follows_the_strongest_sure_pair(rows, heading):
+    pairs = [("capture", "relevance"), ("overlap", "relevance")]
+    frame = means(*(("trained", *pair, *row) for pair, row in zip(pairs, rows, strict=False)))
+    assert text.verdict(frame, TRAINED) == heading
 
 
-def test_groupings_are_counted_against_chance():
-    frame = pd.DataFrame({"stage": "trained", "ari": [0.1, 0.3, NAN], "p": [0.2, 0.01, NAN]})
-    said = text.grouped(frame, "trained")
-    assert "in 1 of 2 layers" in said
-    assert "0.1 would by chance" in said
-    assert "0.20" in said
+def test_other_pairs_do_not_make_the_heading():
+    frame = means((*PAIR, 0.05, -0.1, 0.2), ("trained", "rayleigh", "unique", 0.9, 0.8, 1.0))
+    assert text.verdict(frame, TRAINED) == "Here the two axes are not visibly aligned"
 
 
-def test_groupings_without_layers():
-    assert "enough channels" in text.grouped(pd.DataFrame({"stage": ["trained"]}), "trained")
+def test_what_the_other_pairs_add():
+    strongest = ("trained", "overlap", "excess", -0.5, -0.6, -0.4)
+    assert text.pairs(means((*PAIR, 0.2, -0.1, 0.5), strongest), TRAINED) == [
+        "Of the 2 pairs below, the strongest is peer overlap with target excess, −0.50 [−0.60, −0.40] (n = 19 layers); "
+        "1 of their intervals covers 0."
+    ]
+    assert text.pairs(means((*PAIR, 0.7, 0.6, 0.8), strongest), TRAINED) == [
+        "Of the 2 pairs below, this one is the strongest; none of their intervals cover 0."
+    ]
+    covered = means((*PAIR, 0.1, -0.1, 0.3), ("trained", "overlap", "excess", 0.05, -0.1, 0.2))
+    assert text.pairs(covered, TRAINED) == ["The intervals of all 2 pairs cover 0; this one is the strongest."]
+    assert text.pairs(means((*PAIR, 0.1, -0.1, 0.3)), TRAINED) == []
 
 
-def test_what_was_measured_names_split_and_n():
-    said = text.measured(FACTS)
-    assert "120 calibration images" in said
-    assert "test accuracy 90.0 % [85.0 %, 94.0 %] on 60 images" in said
-    assert "accuracy" not in text.measured(FACTS | {"labeled": False})
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (
+            (0.7, 0.6, 0.8),
+            (0.2, 0.1, 0.3),
+            "was 0.70 [0.60, 0.80] (n = 19 layers): training lowered it by 0.50, and the two intervals do not overlap.",
+        ),
+        ((0.2, 0.1, 0.3), (0.7, 0.6, 0.8), "training raised it by 0.50, and the two intervals do not overlap."),
+        ((0.3, 0.1, 0.5), (0.2, 0.1, 0.3), "; the two intervals overlap, so a change with training is not established."),
+        ((0.3, NAN, NAN), (0.2, 0.1, 0.3), "; without intervals the change cannot be judged."),
+    ],
+)
+def test_what_training_did(before, after, said):
+    frame = means(("initialization", "capture", "relevance", *before), (*PAIR, *after))
+    (sentence,) = text.training(frame, BOTH)
+    assert sentence.startswith("At initialization the same mean was ")
+    assert sentence.endswith(said)
+
+
+def test_training_needs_two_measured_stages():
+    one = means((*PAIR, 0.2, 0.1, 0.3))
+    assert text.training(one, TRAINED) == text.training(one, BOTH) == []
+    assert text.training(means(("initialization", "capture", "relevance", NAN, NAN, NAN), (*PAIR, 0.2, 0.1, 0.3)), BOTH) == []
+
+
+def test_the_pooled_value_never_stands_alone():
+    (sentence,) = text.pooled(means((*PAIR, 0.2, 0.1, 0.3), pooled=0.45), TRAINED)
+    assert sentence.startswith("Over the channels of all layers at once it is 0.45, which mixes")
+    assert text.pooled(means((*PAIR, NAN, NAN, NAN), pooled=0.45), TRAINED) == []
+    assert text.pooled(means((*PAIR, 0.2, 0.1, 0.3), pooled=NAN), TRAINED) == []
+
+
+def alignment(*rows: tuple[str, float, float, float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"stage": "trained", "site": site, "local": "capture", "target": "relevance", "rho": rho, "low": low, "high": high, "n": 64}
+            for site, rho, low, high in rows
+        ]
+    )
+
+
+def test_layers_from_least_to_most():
+    said = layers(alignment(("a", 0.5, 0.4, 0.6), ("b", -0.1, -0.3, 0.1), ("c", NAN, NAN, NAN)), TRAINED)
+    assert said == [
+        "Layer by layer, input capture and task information correlate from −0.10 [−0.30, 0.10] (n = 64 channels) in b "
+        "to 0.50 [0.40, 0.60] (n = 64 channels) in a.",
+        "In 1 of 2 layers the interval over images leaves out 0.",
+    ]
+
+
+def test_layers_without_shards_have_no_intervals():
+    (said,) = layers(alignment(("a", 0.5, NAN, NAN), ("b", -0.1, NAN, NAN)), TRAINED)
+    assert said.endswith("There are no intervals over images: the profile has no shards.")
+    assert layers(alignment(("a", 0.5, 0.4, 0.6)), TRAINED) == []
+    assert layers(None, TRAINED) == []
+
+
+def test_groupings():
+    rows = [{"stage": "trained", "ari": ari, "null_high": 0.1} for ari in (0.5, 0.05, -0.02, NAN)]
+    said = grouping(pd.DataFrame(rows), TRAINED)
+    assert "median adjusted Rand index of 0.05 (range −0.02 to 0.50, n = 3 layers)" in said[0]
+    assert said[1] == "In 1 of 3 layers they agree more than 95 % of shuffled groupings; chance alone would give about 0.2."
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame({"stage": ["trained"], "ari": [NAN], "null_high": [NAN]})])
+def test_groupings_of_narrow_layers(frame):
+    assert grouping(frame, TRAINED) == ["No layer has enough channels to be grouped."]
+    assert grouping(pd.DataFrame({"stage": ["trained"], "n": [3]}), TRAINED) == []
+    assert grouping(None, TRAINED) == []
+
+
+def test_what_was_measured():
+    said = " ".join(text.network(FACTS))
+    assert said == (
+        "tiny on 120 images of noise. Target: the logit margin: the label's logit minus the largest other one. "
+        "Accuracy 90.0 % [85.0 %, 94.0 %] (n = 60 test images)."
+    )
+
+
+def test_accuracy_of_one_is_printed_only_when_true():
+    assert "Accuracy 99.9 % [no interval] (n = 60 test images)." in text.network(FACTS | {"accuracy": 0.9999, "accuracy_low": None})
+    assert "Accuracy 100.0 %" in " ".join(text.network(FACTS | {"accuracy": 1.0}))
+
+
+def test_unlabeled_images():
+    said = text.network(FACTS | {"labeled": False, "accuracy": None, "target": "top_margin"})
+    assert "Target: the margin between the first and the second logit, which needs no labels." in said
+    assert "The images carry no labels, so the network's accuracy is not known." in said
+    assert not any(sentence.startswith("Accuracy") for sentence in said)
+
+
+def test_bare_facts_are_enough():
+    assert text.network({}) == ["The network on images of unnamed data.", "Target: not stated."]
+
+
+def test_undefined_channels_are_counted():
+    frame = pd.DataFrame({"capture": [NAN, 1.0, 2.0], "overlap": [1.0, math.inf, 2.0], "note": ["silent", "copy", ""]})
+    (said,) = text.undefined(frame)
+    assert said.startswith("1 of 3 rows have an undefined value and 1 of 3 rows have an infinite one; the note column says why.")
+    assert text.undefined(frame.iloc[2:]) == ["Every quantity of all 1 channels is a finite number."]
+    assert text.undefined(None) == []
+
+
+def test_changes_with_training(tmp_path):
+    run = Run.read(tiny(tmp_path))
+    (said,) = changes(by_depth(run), run.facts)
+    assert said == (
+        "From initialization to trained, the median channel's input capture rose in 1 of 2 layers, peer overlap in 0 of 2, "
+        "task information in 2 of 2, target excess in 2 of 2."
+    )
+    assert changes(by_depth(run), TRAINED) == []
+
+
+def test_every_correlation_on_the_first_screen_has_n_and_interval(tmp_path):
+    run = Run.read(tiny(tmp_path))
+    for sentence in text.first_screen(run)[:3]:
+        for number in re.findall(r"−?0\.\d+ \[.*?\]( \(n = \d+ layers\))?", sentence):
+            assert number
+
+
+def test_names_that_are_not_quantities_are_readable():
+    assert text.title("capture") == "input capture"
+    assert text.title("taylor_weights") == "taylor weights"
+
+
+def test_estimates_come_from_frames_without_stages_too():
+    frame = tables.table([{"local": "capture", "target": "relevance", "rho": 0.2, "low": 0.1, "high": 0.3, "n": 4}], "alignment_mean")
+    found = text.estimate(frame, "trained", ("capture", "relevance"))
+    assert str(found) == "0.20 [0.10, 0.30] (n = 4 layers)"
+    assert text.estimate(frame, "trained", ("overlap", "relevance")) is None

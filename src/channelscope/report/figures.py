@@ -1,88 +1,181 @@
-"""Figures of a run folder as PNG and SVG: alignment by depth, two-axis maps, groupings."""
+"""figures: the report's charts as PNG and SVG, for papers and slides."""
 
+import math
+import os
+from base64 import b64encode
+from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from channelscope.report.quantities import BY_NAME
+from channelscope.errors import FormatError
+from channelscope.report import text
+from channelscope.report.chart import Chart
+from channelscope.report.run import Run, where
+from channelscope.report.sections import sections
+from channelscope.tables import QUANTITIES
 
-COLORS = {0: "#9aa3ad", 1: "#2563a8"}
-STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9, "svg.hashsalt": "channelscope"}
-
-
-def alignment(frame: pd.DataFrame, local: str = "capture", target: str = "relevance") -> Figure:
-    """Spearman's rho of two quantities by depth, with intervals, one line per stage."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-        axes = figure.subplots()
-        pairs = frame[(frame["local"] == local) & (frame["target"] == target)]
-        for number, (stage, rows) in enumerate(pairs.groupby("stage", sort=False)):
-            color = COLORS[1 if number == pairs["stage"].nunique() - 1 else 0]
-            errors = np.abs(rows[["low", "high"]].to_numpy() - rows[["rho"]].to_numpy()).T
-            axes.errorbar(rows["depth"] + 0.15 * number, rows["rho"], errors, fmt="o-", ms=3.5, lw=1, capsize=2, color=color, label=stage)
-        axes.axhline(0, color="#555", lw=0.7)
-        axes.set(ylim=(-1, 1), xlabel="depth (site in execution order)", ylabel="Spearman's ρ")
-        axes.set_title(
-            f"{BY_NAME[local].title} and {BY_NAME[target].title.lower()}, 95 % jackknife intervals over image shards", loc="left"
-        )
-        axes.legend(frameon=False)
-        return figure
-
-
-def maps(channels: pd.DataFrame, local: str = "capture", target: str = "relevance", most: int = 12) -> Figure:
-    """Two-axis map of up to `most` depth-spaced layers of the last stage."""
-    last = channels[channels["stage"] == channels["stage"].iloc[-1]]
-    sites = list(dict.fromkeys(last["site"]))
-    chosen = [sites[i] for i in np.unique(np.linspace(0, len(sites) - 1, min(most, len(sites))).astype(int))]
-    columns = min(4, len(chosen))
-    rows = -(-len(chosen) // columns)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(2.4 * columns, 2.1 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for place in axes.flat[len(chosen) :]:
-            place.set_axis_off()
-        for place, site in zip(axes.flat, chosen, strict=False):
-            own = last[last["site"] == site].replace([np.inf, -np.inf], np.nan)
-            place.scatter(own[local], own[target], s=8, color=COLORS[1], alpha=0.6, linewidths=0)
-            place.set_title(f"{site} (n = {own[[local, target]].dropna().shape[0]})", loc="left", fontsize=8)
-        figure.supxlabel(f"{BY_NAME[local].title} [nats]", fontsize=9)
-        figure.supylabel(f"{BY_NAME[target].title} [nats]", fontsize=9)
-        return figure
+COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
+BEFORE = "#8a929c"
+MARKERS = "osD^xP*v"
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "#8a929c",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "channelscope",
+    "svg.fonttype": "none",
+}
+MOST_COLUMNS = 6
+KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
-def groups(frame: pd.DataFrame) -> Figure:
-    """Adjusted Rand index of the two groupings by depth against its permutation null."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.8), layout="constrained")
-        axes = figure.subplots()
-        last = frame[frame["stage"] == frame["stage"].iloc[-1]]
-        if "ari" in last:
-            axes.fill_between(last["depth"], last["null_mean"], last["null_high"], color="#ddd", label="chance: mean to 95th percentile")
-            axes.plot(last["depth"], last["ari"], "o", ms=4, color=COLORS[1], label="measured")
-            axes.legend(frameon=False)
-        axes.axhline(0, color="#555", lw=0.7)
-        axes.set(xlabel="depth (site in execution order)", ylabel="adjusted Rand index")
-        axes.set_title("Do channels that are alike locally fall together on the target axis?", loc="left")
-        return figure
-
-
-def write(tables: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
-    """Write every figure the tables allow, PNG and SVG."""
+def write(run: Run, folder: str | Path) -> list[Path]:
+    """Write every chart of the run, and the two-axis map of its last stage, as PNG and SVG."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {}
-    if "alignment" in tables:
-        drawn["alignment"] = alignment(tables["alignment"])
-    if "channels" in tables:
-        drawn["two-axis-maps"] = maps(tables["channels"])
-    if "groups" in tables:
-        drawn["groups"] = groups(tables["groups"])
+    paths: list[Path] = []
+    with rc_context(STYLE):
+        for section, frame in sections(run):
+            for drawing in section.drawings(run):
+                paths += _save(drawing.figure, folder / drawing.name) if isinstance(drawing.figure, Figure) else []
+            for index, chart in enumerate(each for each in section.charts if each.suits(frame)):
+                name = section.table + (f"_{index + 1}" if index else "")
+                paths += _save(drawn(chart, frame, run.stages), folder / name)
+        channels = run.table("channels")
+        if channels is not None and {"capture", "relevance"} <= set(channels.columns):
+            paths += _save(two_axis_map(channels, run.stages[-1] if run.stages else ""), folder / "map")
+    return paths
+
+
+def embedded(figure: Figure | Path) -> str:
+    """A picture as an address that holds the picture itself."""
+    if isinstance(figure, Figure):
+        buffer = BytesIO()
+        with rc_context(STYLE):
+            FigureCanvasAgg(figure)
+            figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return f"data:image/svg+xml;base64,{b64encode(buffer.getvalue()).decode()}"
+    if figure.suffix not in KINDS:
+        raise FormatError(f"{figure} is no picture that a page can hold: expected {' or '.join(KINDS)}")
+    return f"data:{KINDS[figure.suffix]};base64,{b64encode(figure.read_bytes()).decode()}"
+
+
+def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figure:
+    """One declared chart: a panel for each of its first panel values."""
+    panels = [column for column in chart.panels if column in frame.columns]
+    for column, values in chart.only.items():
+        if column in frame.columns:
+            frame = frame.loc[frame[column].isin(values)]
+    groups: list[tuple[Any, pd.DataFrame]] = list(frame.groupby(panels, sort=False)) if panels else [((), frame)]
+    wide = min(len(groups), 2)
+    tall = math.ceil(len(groups) / wide)
+    figure = Figure(figsize=(3.6 * wide + (1.6 if wide == 1 else 0), 2.3 * tall + 0.5))
+    axes = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=not chart.free)
+    series = list(frame[chart.by].unique()) if chart.by in frame.columns else [""]
+    for place, (values, rows) in zip(axes.flat, groups, strict=False):
+        _panel(place, chart, rows, series, list(stages))
+        place.set_title(" with ".join(text.title(str(value)) for value in values))
+    for place in axes.flat[len(groups) :]:
+        place.set_visible(False)
+    if len(series) > 1:
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(series))
+    figure.suptitle(chart.title, fontsize=9.5, fontweight="bold")
+    return figure
+
+
+def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: list[str]) -> None:
+    if chart.zero:
+        place.axhline(0, color="#8a929c", linewidth=0.7, zorder=0)
+    if set(chart.band) <= set(rows.columns):
+        known = rows.sort_values(chart.x)
+        place.fill_between(known[chart.x], known[chart.band[0]], known[chart.band[1]], color="#dfe3e8", linewidth=0, zorder=0)
+    for index, name in enumerate(series):
+        own = rows.loc[rows[chart.by] == name] if chart.by in rows.columns else rows
+        own = own.sort_values(chart.x) if chart.kind == "line" else own
+        earlier = len(stages) > 1 and name in stages and name != stages[-1]
+        marker = MARKERS[0 if name in stages else index % len(MARKERS)]
+        color = BEFORE if earlier else COLORS[0 if name in stages else index % len(COLORS)]
+        bars = None
+        if {chart.low, chart.high} <= set(own.columns):
+            bars = np.abs(np.stack([own[chart.y] - own[chart.low], own[chart.high] - own[chart.y]]))
+        place.errorbar(
+            own[chart.x],
+            own[chart.y],
+            yerr=bars,
+            label=str(name),
+            color=color,
+            linestyle="-" if chart.kind == "line" else "none",
+            linewidth=0.8,
+            elinewidth=0.8,
+            marker=marker,
+            markersize=3.2,
+            markerfacecolor="white" if earlier else color,
+        )
+    place.set_xlabel("depth (layer in execution order)" if chart.x == "depth" else named(rows, chart.x))
+    place.set_ylabel(chart.label or named(rows, chart.y))
+    if chart.x in rows.columns and pd.api.types.is_integer_dtype(rows[chart.x]):
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+    place.label_outer()
+
+
+def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str = "relevance") -> Figure:
+    """Every layer's channels on one local and one target quantity; what is not finite is left out and counted."""
+    rows = where(channels, stage=stage)
+    layers = list(rows.groupby("site", sort=False))
+    wide = min(len(layers), MOST_COLUMNS)
+    tall = math.ceil(len(layers) / wide)
+    figure = Figure(figsize=(1.5 * wide + 0.6, 1.45 * tall + 0.7))
+    axes = figure.subplots(tall, wide, squeeze=False)
+    for place, (site, layer) in zip(axes.flat, layers, strict=False):
+        finite = layer[np.isfinite(layer[x]) & np.isfinite(layer[y])]
+        place.scatter(finite[x], finite[y], s=5, color=COLORS[0], alpha=0.6, linewidths=0, rasterized=True)
+        left = len(layer) - len(finite)
+        place.set_title(f"{site}\nn = {len(finite)}" + (f", {left} not finite" if left else ""), fontsize=6)
+        place.tick_params(labelsize=5.5)
+        place.locator_params(nbins=3)
+    for place in axes.flat[len(layers) :]:
+        place.set_visible(False)
+    figure.supxlabel(named(rows, x))
+    figure.supylabel(named(rows, y))
+    figure.suptitle(f"Channels of each layer{', ' + stage if stage else ''}", fontsize=9.5, fontweight="bold")
+    return figure
+
+
+def named(frame: pd.DataFrame, column: str) -> str:
+    """A column's axis title with its unit."""
+    unit = frame.attrs.get("columns", {}).get(column, {}).get("unit") or (QUANTITIES[column].unit if column in QUANTITIES else "")
+    return text.title(column) + (f" [{unit}]" if unit else "")
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # both files are laid out at once
     paths = []
-    for name, figure in drawn.items():
-        for ending in ("png", "svg"):
-            paths.append(folder / f"{name}.{ending}")
-            figure.savefig(paths[-1], dpi=150, metadata={"Date": None} if ending == "svg" else None)
+    for ending in (".png", ".svg"):
+        path = stem.with_name(stem.name + ending)
+        half = path.with_name(f"{stem.name}.partial{ending}")
+        try:
+            figure.savefig(half, dpi=200, metadata={"Date": None} if ending == ".svg" else None)
+            os.replace(half, path)
+        finally:
+            half.unlink(missing_ok=True)
+        paths.append(path)
     return paths

@@ -1,4 +1,4 @@
-"""html: a run folder's tables as one page that opens without a network."""
+"""html: the report as one file that opens offline; nothing in it asks the network for anything."""
 
 import json
 import math
@@ -7,100 +7,182 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from channelscope import tables
-from channelscope.errors import FormatError
-from channelscope.report import figures, text
-from channelscope.report.quantities import BY_NAME, MAIN, QUANTITIES, diagram
-from channelscope.report.sections import extra_sections
+from channelscope.report import diagram, figures, text
+from channelscope.report.run import Run
+from channelscope.report.section import Section
+from channelscope.report.sections import sections
+from channelscope.tables import HEADLINE, QUANTITIES, interval, shown
 
-NAMES = ("channels", "alignment", "alignment_mean", "groups", "skipped")
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("data.js", "pins.js", "plot.js", "map.js", "table.js", "main.js")
+MADE = {
+    "command": "command",
+    "network": "network",
+    "weights": "hash of the weights",
+    "data": "images",
+    "readout": "local readout",
+    "target": "target",
+    "assumption": "assumption",
+    "seed": "seed",
+    "version": "channelscope",
+    "date": "date",
+    "seconds": "run time",
+}
 
 
-def write(folder: str | Path) -> Path:
-    """Write report.html and figures/ of a run folder from its tables; returns the page's path.
+def write(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of a run folder: one HTML file, and its charts as PNG and SVG in folder/figures.
 
-    Raises   FormatError if the folder has no run.json or lacks a table.
+    out      the HTML file; by default report.html in the folder
+    Returns  the HTML file. It appears whole or not at all.
+    Raises   FormatError if the folder is no run folder, or for a damaged file in it.
     """
-    folder = Path(folder)
-    if not (folder / "run.json").is_file():
-        raise FormatError(f"no run at {folder}: expected a folder with run.json, such as `channelscope axes … --out {folder}` writes")
-    facts = json.loads((folder / "run.json").read_text())
-    found = {name: tables.read(folder / f"{name}.csv") for name in NAMES}
-    figures.write(found, folder / "figures")
-    partial = folder / "report.html.partial"
-    partial.write_text(page(found, facts, extra_sections(folder)), encoding="utf-8")
-    os.replace(partial, folder / "report.html")
-    return folder / "report.html"
+    run = Run.read(folder)
+    path = Path(out) if out else run.folder / "report.html"
+    whole = page(run, get_plotlyjs())
+    figures.write(run, run.folder / "figures")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(path.name + ".partial")
+    try:
+        half.write_text(whole)
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
+    return path
 
 
-def page(found: dict[str, pd.DataFrame], facts: dict[str, Any], extras: list[dict[str, Any]]) -> str:
-    """The whole page as text."""
-    environment = Environment(loader=PackageLoader("channelscope.report"), undefined=StrictUndefined, autoescape=True)
-    environment.filters |= {"shown": text.shown, "share": text.share}
-    stage = facts["stages"][-1]
-    means = found["alignment_mean"]
+def page(run: Run, plotly: str) -> str:
+    """The report's HTML with the given chart library inlined."""
+    parts = sections(run)
+    shown_parts = [_part(section, frame, run) for section, frame in parts]
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["together"] = _together
+    channels, skipped = run.table("channels"), run.table("skipped")
+    facts = {"title": "", "version": ""} | dict(run.facts)
+    means = run.table("alignment_mean")
+    cards = _cards(run)
+    contents = [("map", "Map")] if channels is not None else []
+    contents += [(section.table, section.title) for section, _ in parts]
+    contents += ([("channels", "Channels")] if channels is not None else []) + [("skipped", "Skipped"), ("quantities", "Quantities")]
     return environment.get_template("page.html.j2").render(
         facts=facts,
-        verdict=text.verdict(means, facts),
-        answer=text.answer(means, facts),
-        pairs=[_spoken(row) for row in means[means["stage"] == stage].to_dict("records")],
-        measured=text.measured(facts),
-        grouped=text.grouped(found["groups"], stage),
-        quantities=QUANTITIES,
-        main=MAIN,
-        diagram=Markup(diagram()),
-        skipped=found["skipped"].to_dict("records"),
-        extras=extras,
-        data=Markup(_json(payload(found, facts))),
-        plotly=Markup(get_plotlyjs()),
+        css=Markup((TEMPLATES / "page.css").read_text()),
+        contents=contents,
+        verdict=text.verdict(means, facts) if means is not None else facts["title"] or "Report",
+        first_screen=text.first_screen(run) if means is not None else [part["sentences"][0] for part in shown_parts if part["sentences"]],
+        cards=cards,
+        unsure=any(bar["left"] is None for card in cards for bar in card["bars"]),
+        network=text.network(facts),
+        has_channels=channels is not None,
+        parts=shown_parts,
+        undefined=text.undefined(channels),
+        skipped=[] if skipped is None else list(zip(skipped["site"], skipped["reason"], strict=True)),
+        drawing=Markup(diagram.svg()),
+        quantities=list(QUANTITIES.values()),
+        made=_made(facts),
+        data=Markup(_embedded(_data(run, parts))),
+        plotly=Markup(plotly),
+        script=Markup("\n".join((TEMPLATES / name).read_text() for name in SCRIPTS)),
     )
 
 
-def _spoken(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the answer's table, its pair by their titles."""
-    one, other = BY_NAME[row["local"]], BY_NAME[row["target"]]
-    return row | {"one": one.title, "other": other.title, "interval": text.interval(row["rho"], row["low"], row["high"])}
+def _together(sentence: str) -> str:
+    """The sentence with its counts kept on one line."""
+    return sentence.replace("n = ", "n\u00a0=\u00a0")
 
 
-def payload(found: dict[str, pd.DataFrame], facts: dict[str, Any]) -> dict[str, Any]:
-    """What the page's script draws: channels by stage and site, alignment and groupings by depth."""
-    channels = found["channels"]
-    columns = [quantity.name for quantity in QUANTITIES if quantity.name in channels]
-    sites: dict[str, dict[str, Any]] = {}
-    for (stage, site), own in channels.groupby(["stage", "site"], sort=False):
-        values = {name: own[name].tolist() for name in columns} | {"note": own["note"].fillna("").tolist()}
-        sites.setdefault(str(site), {"depth": int(own["depth"].iloc[0]), "kind": own["kind"].iloc[0], "stages": {}})["stages"][stage] = (
-            values
-        )
+def _part(section: Section, frame: pd.DataFrame, run: Run) -> dict[str, Any]:
+    charts = [chart for chart in section.charts if chart.suits(frame)]
+    rows = f"{len(frame):,} {'row' if len(frame) == 1 else 'rows'}"
     return {
-        "stages": facts["stages"],
-        "images": facts["images"],
-        "columns": columns,
-        "quantities": {
-            q.name: {"title": q.title, "symbol": q.symbol, "axis": q.axis, "digits": q.digits, "span": q.span} for q in QUANTITIES
-        },
-        "sites": sites,
-        "alignment": found["alignment"].to_dict("records"),
-        "groups": found["groups"].to_dict("records"),
+        "id": section.table,
+        "title": section.title,
+        "question": section.question,
+        "sentences": section.answer(run),
+        "charts": charts,
+        "drawings": [(drawing, figures.embedded(drawing.figure)) for drawing in section.drawings(run)],
+        "rows": rows,
     }
 
 
-def _json(value: Any) -> str:
-    """JSON that may stand inside a script element; nan is null and infinity the string 'inf'."""
-    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+def _cards(run: Run) -> list[dict[str, Any]]:
+    """The headline pairs with one bar per stage; positions are percentages of a scale from −1 to 1."""
+    means, cards = run.table("alignment_mean"), []
+    for pair in text.PAIRS:
+        found = [(stage, text.estimate(means, stage, pair)) for stage in run.stages]
+        bars = [_bar(stage, each) for stage, each in found if each is not None]
+        if bars:
+            cards.append({"local": text.title(pair[0]), "target": text.title(pair[1]), "bars": bars})
+    return cards
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return ("inf" if value > 0 else "-inf") if math.isinf(value) else float(f"{value:.6g}")
-    return value
+def _bar(stage: str, found: text.Estimate) -> dict[str, Any]:
+    known = math.isfinite(found.low) and math.isfinite(found.high)
+    return {
+        "stage": stage,
+        "text": interval(found.value, found.low, found.high, top=1.0),
+        "count": f"n = {found.layers} {'layer' if found.layers == 1 else 'layers'}",
+        "at": _place(found.value) if math.isfinite(found.value) else None,
+        "left": _place(found.low) if known else None,
+        "width": round(50 * (found.high - found.low), 2) if known else None,
+    }
+
+
+def _place(rho: float) -> float:
+    return round(50 * (1 + rho), 2)
+
+
+def _made(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    values = {key: facts[key] for key in MADE if facts.get(key) not in (None, "")}
+    if "seconds" in values:
+        values["seconds"] = f"{shown(float(values['seconds']), 0)} s"
+    return [(MADE[key], str(value)) for key, value in values.items()]
+
+
+def _data(run: Run, parts: list[tuple[Section, pd.DataFrame]]) -> dict[str, Any]:
+    frames = {section.table: frame for section, frame in parts}
+    channels = run.table("channels")
+    if channels is not None:
+        frames["channels"] = channels
+    return {
+        "stages": list(run.stages),
+        "headline": HEADLINE,
+        "quantities": {each.name: {"title": each.title, "symbol": each.symbol, "axis": each.axis} for each in QUANTITIES.values()},
+        "frames": {name: _frame(frame) for name, frame in frames.items()},
+        "sections": [
+            {"table": section.table, "value": section.value, "charts": [chart.as_dict() for chart in section.charts if chart.suits(frame)]}
+            for section, frame in parts
+        ],
+    }
+
+
+def _frame(frame: pd.DataFrame) -> dict[str, Any]:
+    """Columns and values for the page; the full meaning of the quantities stands in their own table."""
+    columns, data = {}, {}
+    for name, values in frame.items():
+        about = frame.attrs["columns"][name]
+        number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+        columns[name] = {key: about[key] for key in ("unit", "digits", "meaning", "high") if key in about} | {"number": number}
+        data[name] = [_number(value) for value in values.tolist()] if number else [str(value) for value in values]
+        if pd.api.types.is_integer_dtype(values):
+            columns[name]["digits"] = 0
+    return {"columns": columns, "data": data}
+
+
+def _number(value: float) -> float | str:
+    """Eight significant digits, unless they would say a whole number that it is not; what JSON has no number for as a word."""
+    if isinstance(value, int):
+        return value
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    short = float(f"{value:.8g}")
+    return value if short == round(short) else short
+
+
+def _embedded(data: dict[str, Any]) -> str:
+    """JSON that can stand inside a script element."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

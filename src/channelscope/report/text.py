@@ -1,113 +1,196 @@
-"""The sentences of a report: pure functions of its tables."""
+"""text: the report's sentences, pure functions of facts and tables. No number without n and, where there is one, its interval."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from itertools import product
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from channelscope.report.quantities import BY_NAME
+from channelscope.report.run import Run, where
+from channelscope.tables import HEADLINE, QUANTITIES, interval, percent, shown
 
-STRENGTHS = ((0.1, "hardly"), (0.3, "weakly"), (0.5, "moderately"), (1.01, "strongly"))
-
-
-def shown(value: float, digits: int = 2) -> str:
-    """A number as a reader should see it: nan is 'undefined', inf '∞', and rounding never turns almost into exactly.
-
-    `shown(0.9999)` is '>0.99', never '1.00'.
-    """
-    if value != value:
-        return "undefined"
-    if value in (float("inf"), float("-inf")):
-        return "∞" if value > 0 else "−∞"
-    text = f"{value:.{digits}f}"
-    if float(text) == 1 and value < 1:
-        return f">{1 - 10**-digits:.{digits}f}"
-    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
+PAIRS = tuple(product(HEADLINE[:2], HEADLINE[2:]))
+"""(local, target) of the four headline pairs; the first one is the answer's"""
+STRENGTHS = ((0.3, "weakly"), (0.5, "moderately"), (0.7, "clearly"), (float("inf"), "strongly"))
+"""words for the size of a correlation, by upper limit"""
+UNRELATED = 0.1
+"""correlations smaller than this are called almost unrelated, however sure their sign"""
+TARGETS = {
+    "margin": "the logit margin: the label's logit minus the largest other one",
+    "correct_logit": "the label's logit",
+    "top_margin": "the margin between the first and the second logit, which needs no labels",
+    "label": "the class label",
+}
 
 
-def share(value: float, digits: int = 1) -> str:
-    """A fraction as percent; 100 % and 0 % are printed only when exactly true."""
-    if value != value:
-        return "undefined"
-    text = f"{100 * value:.{digits}f}"
-    if float(text) == 100 and value < 1:
-        return f">{100 - 10**-digits:.{digits}f} %"
-    if float(text) == 0 and value > 0:
-        return f"<{10**-digits:.{digits}f} %"
-    return f"{text} %"
+class Estimate(NamedTuple):
+    """A mean rank correlation over layers, with its interval."""
+
+    value: float
+    low: float
+    high: float
+    layers: int
+    pooled: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether it has an interval and the interval leaves out 0."""
+        return bool(self.low > 0 or self.high < 0)
+
+    def __str__(self) -> str:
+        return interval(self.value, self.low, self.high, self.layers, "layers", top=1.0)
 
 
-def interval(value: float, low: float, high: float, digits: int = 2) -> str:
-    """'0.21 [0.12, 0.30]', or the number with 'no interval'."""
-    if low != low or high != high:
-        return f"{shown(value, digits)} (no interval)"
-    return f"{shown(value, digits)} [{shown(low, digits)}, {shown(high, digits)}]"
+def title(name: str) -> str:
+    """What people call a quantity."""
+    return QUANTITIES[name].title if name in QUANTITIES else name.replace("_", " ")
 
 
-def aligned(row: Mapping[str, Any]) -> str:
-    """One pair of quantities in one sentence."""
-    one, other = BY_NAME[row["local"]].title, BY_NAME[row["target"]].title
-    n = int(row["n"])
-    numbers = f"mean Spearman {interval(row['rho'], row['low'], row['high'])} over {n} layer{'s' if n != 1 else ''}"
-    if row["rho"] != row["rho"]:
-        return f"{one} and {other.lower()} cannot be compared: no layer has both."
-    if row["low"] <= 0 <= row["high"]:
-        return f"{one} and {other.lower()} show no consistent alignment within layers: {numbers}, an interval that includes zero."
-    strength = next(word for limit, word in STRENGTHS if abs(row["rho"]) < limit)
-    direction = "opposed" if row["rho"] < 0 else "aligned"
-    return f"{one} and {other.lower()} are {strength} {direction} within layers: {numbers}."
+def strength(rho: float) -> str:
+    """How strong a correlation is and which way it goes: "weakly aligned", "strongly opposed", "almost unrelated, slightly opposed"."""
+    way = "aligned" if rho >= 0 else "opposed"
+    if abs(rho) < UNRELATED:
+        return f"almost unrelated, slightly {way}"
+    return f"{next(word for limit, word in STRENGTHS if abs(rho) < limit)} {way}"
 
 
-def answer(alignment_mean: pd.DataFrame, facts: Mapping[str, Any]) -> str:
-    """The report's first sentence: are the two axes aligned in this network, by how much, how sure."""
-    stage = facts["stages"][-1]
-    return aligned(_pair(alignment_mean, stage, "capture", "relevance")) + _change(alignment_mean, facts["stages"])
+def estimate(means: pd.DataFrame | None, stage: str, pair: tuple[str, str]) -> Estimate | None:
+    """One pair's mean over layers at one stage; None if it was not measured."""
+    if means is None:
+        return None
+    for row in where(means, stage=stage, local=pair[0], target=pair[1]).to_dict("records"):
+        return Estimate(row["rho"], row["low"], row["high"], int(row["n"]), row.get("pooled", np.nan))
+    return None
 
 
-def _pair(frame: pd.DataFrame, stage: str, local: str, target: str) -> dict[str, Any]:
-    chosen = frame[(frame["stage"] == stage) & (frame["local"] == local) & (frame["target"] == target)]
-    return chosen.iloc[0].to_dict()
+def verdict(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
+    """The heading: are the two axes aligned here? Judged by the strongest of the headline pairs that is sure."""
+    known = [each for each in _headline(means, last(means, facts)).values() if np.isfinite(each.value)]
+    sure = [each for each in known if each.sure]
+    if not known:
+        return "Whether the two axes are aligned was not measured"
+    if all(np.isnan(each.low) for each in known):
+        return "How the two axes are aligned here is not sure: there is no interval"
+    if not sure:
+        return "Here the two axes are not visibly aligned"
+    strongest = max(sure, key=lambda each: abs(each.value))
+    return f"Here the two axes are {strength(strongest.value)}"
 
 
-def _change(frame: pd.DataFrame, stages: list[str]) -> str:
+def answer(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
+    """The answer in one sentence, about input capture and task information."""
+    stage = last(means, facts)
+    found = _headline(means, stage)
+    if not found:
+        return "Alignment of the two axes was not measured in this run."
+    pair = next(iter(found))
+    return _sentence(pair, found[pair])
+
+
+def _sentence(pair: tuple[str, str], found: Estimate) -> str:
+    names = f"{title(pair[0])} and {title(pair[1])}"
+    if np.isnan(found.value):
+        return f"The alignment of {names} is undefined: no layer has two or more channels with both."
+    if np.isnan(found.low):
+        return f"Within layers, {names} have a mean Spearman correlation of {found}: too few layers for an interval."
+    if not found.sure:
+        return f"Within layers, {names} are not visibly aligned: mean Spearman {found}, an interval that covers 0."
+    return f"Within layers, {names} are {strength(found.value)}: mean Spearman {found}."
+
+
+def pairs(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
+    """What the other headline pairs add."""
+    found = _headline(means, last(means, facts))
+    known = {pair: each for pair, each in found.items() if np.isfinite(each.value)}
+    if len(known) < 2:
+        return []
+    first = next(iter(found))
+    pair = max(known, key=lambda each: abs(known[each].value))
+    covering = sum(not each.sure and np.isfinite(each.low) for each in known.values())
+    which = "this one is the strongest" if pair == first else f"the strongest is {title(pair[0])} with {title(pair[1])}, {known[pair]}"
+    if covering == len(known):
+        return [f"The intervals of all {len(known)} pairs cover 0; {which}."]
+    cover = "covers" if covering == 1 else "cover"
+    return [f"Of the {len(known)} pairs below, {which}; {covering or 'none'} of their intervals {cover} 0."]
+
+
+def training(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
+    """What training did to the first headline pair; nothing when only one stage was measured."""
+    stages = tuple(facts.get("stages") or ())
     if len(stages) < 2:
-        return ""
-    before = _pair(frame, stages[0], "capture", "relevance")
-    return f" At {stages[0]} it was {interval(before['rho'], before['low'], before['high'])}."
+        return []
+    before, after = (estimate(means, stage, PAIRS[0]) for stage in (stages[0], stages[-1]))
+    if before is None or after is None or np.isnan(before.value) or np.isnan(after.value):
+        return []
+    start = f"At {stages[0]} the same mean was {before}"
+    if np.isnan(before.low) or np.isnan(after.low):
+        return [f"{start}; without intervals the change cannot be judged."]
+    if before.low <= after.high and after.low <= before.high:
+        return [f"{start}; the two intervals overlap, so a change with training is not established."]
+    word = "lowered" if after.value < before.value else "raised"
+    return [f"{start}: training {word} it by {shown(abs(after.value - before.value), 2)}, and the two intervals do not overlap."]
 
 
-def verdict(alignment_mean: pd.DataFrame, facts: Mapping[str, Any]) -> str:
-    """Two or three words over the answer."""
-    row = _pair(alignment_mean, facts["stages"][-1], "capture", "relevance")
-    if row["rho"] != row["rho"]:
-        return "Not measurable here"
-    if row["low"] <= 0 <= row["high"]:
-        return "The two axes are not aligned"
-    strength = next(word for limit, word in STRENGTHS if abs(row["rho"]) < limit)
-    return f"The two axes are {strength} {'opposed' if row['rho'] < 0 else 'aligned'}"
+def pooled(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
+    """The pooled correlation, never without the within-layer one it stands below."""
+    found = estimate(means, last(means, facts), PAIRS[0])
+    if found is None or np.isnan(found.pooled) or np.isnan(found.value):
+        return []
+    value = shown(found.pooled, 2, top=1.0)
+    return [f"Over the channels of all layers at once it is {value}, which mixes differences between layers with differences within them."]
 
 
-def grouped(groups: pd.DataFrame, stage: str) -> str:
-    """What the groupings say."""
-    if "ari" not in groups:
-        return "No layer has enough channels to be grouped."
-    own = groups[(groups["stage"] == stage) & groups["ari"].notna()]
-    if own.empty:
-        return "No layer has enough channels to be grouped."
-    above = int((own["p"] < 0.05).sum())
-    expected = 0.05 * len(own)
-    return (
-        f"Grouping each layer's channels once by local and once by target quantities, the two groupings agree beyond chance "
-        f"(p < .05, permutation of channels) in {above} of {len(own)} layers; {expected:.1f} would by chance alone. "
-        f"The median adjusted Rand index is {shown(own['ari'].median())} (1 is identical, 0 is chance)."
-    )
+def network(facts: Mapping[str, Any]) -> list[str]:
+    """What was measured, on what, and how good the network is."""
+    images = f"{facts['images']:,} images" if facts.get("images") else "images"
+    said = [f"{facts.get('network', 'The network')} on {images} of {facts.get('data', 'unnamed data')}."]
+    target = TARGETS.get(str(facts.get("target")), str(facts.get("target", "not stated")))
+    said.append(f"Target: {target}.")
+    if not facts.get("labeled", True):
+        said.append("The images carry no labels, so the network's accuracy is not known.")
+    elif facts.get("accuracy") is not None:
+        said.append(f"Accuracy {_accuracy(facts)}.")
+    return said
 
 
-def measured(facts: Mapping[str, Any]) -> str:
-    """What was measured, on what."""
-    parts = [f"{facts['network']} on {facts['data']}", f"{facts['images']:,} calibration images"]
-    if facts.get("labeled") and facts.get("accuracy") is not None:
-        split, n = facts.get("accuracy_split", "calibration"), facts.get("accuracy_images", facts["images"])
-        low, high = share(facts["accuracy_low"]), share(facts["accuracy_high"])
-        parts.append(f"{split} accuracy {share(facts['accuracy'])} [{low}, {high}] on {n:,} images")
-    return "; ".join(parts)
+def _accuracy(facts: Mapping[str, Any]) -> str:
+    low, high, n = (facts.get(key) for key in ("accuracy_low", "accuracy_high", "accuracy_images"))
+    bounds = f" [{percent(low)}, {percent(high)}]" if low is not None and high is not None else " [no interval]"
+    split = f" {facts['accuracy_split']}" if facts.get("accuracy_split") else ""
+    count = f" (n = {n or facts.get('images', 0):,}{split} images)"
+    return f"{percent(facts['accuracy'])}{bounds}{count}"
+
+
+def undefined(channels: pd.DataFrame | None) -> list[str]:
+    """How many channels have a value that is not a finite number, and where the reasons are."""
+    if channels is None:
+        return []
+    columns = [name for name in QUANTITIES if name in channels.columns]
+    values = channels[columns].to_numpy(float)
+    missing, endless = int(np.isnan(values).any(1).sum()), int(np.isinf(values).any(1).sum())
+    if not missing + endless:
+        return [f"Every quantity of all {len(channels):,} channels is a finite number."]
+    parts = [
+        f"{count:,} of {len(channels):,} rows have {word}"
+        for count, word in ((missing, "an undefined value"), (endless, "an infinite one"))
+        if count
+    ]
+    return [" and ".join(parts) + "; the note column says why. They are drawn at the edges of the map."]
+
+
+def first_screen(run: Run) -> list[str]:
+    """The sentences under the heading, the answer first."""
+    means, facts = run.table("alignment_mean"), run.facts
+    return [answer(means, facts), *training(means, facts), *pairs(means, facts), *pooled(means, facts)]
+
+
+def _headline(means: pd.DataFrame | None, stage: str) -> dict[tuple[str, str], Estimate]:
+    found = {pair: estimate(means, stage, pair) for pair in PAIRS}
+    return {pair: each for pair, each in found.items() if each is not None}
+
+
+def last(frame: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
+    """The last stage that was measured."""
+    stages: Iterable[str] = facts.get("stages") or (frame["stage"].unique() if frame is not None and "stage" in frame.columns else ("",))
+    return list(stages)[-1]

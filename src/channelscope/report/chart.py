@@ -1,0 +1,55 @@
+"""chart: what a plot shows, declared once and drawn twice (in the page, and as PNG and SVG)."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+Kind = Literal["line", "scatter"]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of one table. Columns that the table does not have are left out; without x or y there is no chart."""
+
+    title: str
+    """what it shows"""
+    x: str
+    """column on the horizontal axis"""
+    y: str
+    """column on the vertical axis"""
+    kind: Kind = "line"
+    """line joins the rows of a series in order of x; scatter does not"""
+    by: str = ""
+    """column whose values are the series, told apart by color and marker"""
+    panels: tuple[str, ...] = ()
+    """columns whose values each get a panel of their own"""
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """column → the values drawn first; panels of other values are folded away"""
+    low: str = ""
+    """column with the lower end of y's interval"""
+    high: str = ""
+    """column with the upper end"""
+    band: tuple[str, str] = ("", "")
+    """columns of a reference drawn as a grey band, such as a null distribution"""
+    count: str = "n"
+    """column that says what y is made of …"""
+    of: str = ""
+    """… and what it counts, in the plural"""
+    label: str = ""
+    """axis title of y, if not the column's own"""
+    zero: bool = False
+    """draw the zero line"""
+    free: bool = False
+    """each panel has its own vertical scale"""
+    caption: str = ""
+    """how to read it, and what the intervals are"""
+
+    def suits(self, frame: pd.DataFrame) -> bool:
+        """Whether the table has what the chart needs, with a number to draw."""
+        return {self.x, self.y} <= set(frame.columns) and bool(frame[self.y].notna().any())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dictionary for the page."""
+        return asdict(self)

@@ -1,0 +1,172 @@
+// plot: the declared charts, drawn when they come into view, in the page's colors.
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const SERIES = ["--s0", "--s1", "--s2", "--s3", "--s4", "--s5", "--s6", "--s7"];
+const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "pentagon", "cross", "star"];
+const CONFIG = { responsive: true, displayModeBar: false, doubleClick: "reset" };
+const DRAWN = [];
+
+function style(series, all) {
+  const index = all.indexOf(series);
+  if (DATA.stages.length > 1 && DATA.stages.includes(series)) {
+    const last = series === DATA.stages.at(-1);
+    return { color: css(last ? "--after" : "--before"), symbol: last ? "circle" : "circle-open" };
+  }
+  return { color: css(SERIES[index % SERIES.length]), symbol: SYMBOLS[index % SYMBOLS.length] };
+}
+
+function axis(text, more = {}) {
+  return { title: { text: escaped(text), font: { size: 12.5 }, standoff: 8 }, gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true, tickfont: { size: 11.5 }, ...more };
+}
+
+function layout(x, y, more = {}) {
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: getComputedStyle(document.body).fontFamily, color: css("--soft"), size: 12 },
+    margin: { l: 50, r: 14, t: 10, b: 40 }, hovermode: "closest", dragmode: "zoom", showlegend: false, xaxis: x, yaxis: y,
+    hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--faint"), font: { color: css("--ink"), size: 12.5 }, align: "left" }, ...more,
+  };
+}
+
+// draw now if near the screen, otherwise when it comes near; again when the theme changes
+function lazily(element, draw) {
+  const entry = { element, draw, done: false };
+  DRAWN.push(entry);
+  WATCH.observe(element);
+}
+const WATCH = new IntersectionObserver((seen) => {
+  for (const { target, isIntersecting } of seen) {
+    const entry = DRAWN.find((each) => each.element === target);
+    if (isIntersecting && entry && !entry.done) { entry.done = true; entry.draw(); }
+  }
+}, { rootMargin: "400px" });
+const redraw = () => DRAWN.filter((each) => each.done).forEach((each) => each.draw());
+const drawAll = () => DRAWN.filter((each) => !each.done).forEach((each) => { each.done = true; each.draw(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+
+function chartRange(chart, frame, rows) {
+  const columns = [chart.y, chart.low, chart.high, ...chart.band].filter((name) => frame.columns[name]);
+  const values = columns.flatMap((name) => rows.map((row) => frame.data[name][row])).filter(Number.isFinite);
+  if (chart.zero) values.push(0);
+  if (!values.length) return undefined;
+  const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+  const room = 0.07 * (high - low || Math.abs(high) || 1);
+  return [low - room, high + room];
+}
+
+function hover(chart, frame, row) {
+  const lines = [];
+  if (frame.data.site) lines.push(`<b>${escaped(frame.data.site[row])}</b>${frame.data.channel ? `, channel ${frame.data.channel[row]}` : ""}`);
+  if (chart.by && frame.columns[chart.by]) lines.push(escaped(frame.data[chart.by][row]));
+  if (frame.columns[chart.x].number) lines.push(`${escaped(named(frame, chart.x))}: ${cell(frame, chart.x, row)}`);
+  lines.push(`${escaped(chart.label || named(frame, chart.y))}: ${withInterval(frame, chart.y, row, chart.low === "low" ? chart.y : "")}`);
+  const count = frame.data[chart.count]?.[row];
+  if (count !== undefined && chart.of) lines.push(`n = ${plural(count, chart.of)}${frame.data.images && chart.of !== "images" ? `, ${plural(frame.data.images[row], "images")}` : ""}`);
+  return lines.join("<br>");
+}
+
+function traces(chart, frame, rows, series) {
+  const drawn = [];
+  if (chart.kind === "line" && frame.columns[chart.band[0]]) {
+    const known = rows.filter((row) => !Number.isNaN(frame.data[chart.band[1]][row])).sort((a, b) => frame.data[chart.x][a] - frame.data[chart.x][b]);
+    for (const end of chart.band) {
+      drawn.push({ x: known.map((row) => frame.data[chart.x][row]), y: known.map((row) => frame.data[end][row]), mode: "lines", line: { width: 0 }, hoverinfo: "skip",
+        fill: end === chart.band[1] ? "tonexty" : "none", fillcolor: css("--line") });
+    }
+  }
+  series.forEach((name, index) => {
+    const own = rows.filter((row) => !chart.by || !frame.columns[chart.by] || frame.data[chart.by][row] === name);
+    if (chart.kind === "line" && frame.columns[chart.x].number) own.sort((a, b) => frame.data[chart.x][a] - frame.data[chart.x][b]);
+    if (!own.length) return;
+    const { color, symbol } = style(name, series);
+    const value = own.map((row) => frame.data[chart.y][row]);
+    const shift = chart.kind === "line" && chart.x === "depth" && series.length > 1 ? 0.22 * (index / (series.length - 1) - 0.5) : 0;
+    const trace = { x: own.map((row) => (shift ? frame.data[chart.x][row] + shift : frame.data[chart.x][row])), y: value, mode: chart.kind === "line" ? "lines+markers" : "markers",
+      marker: { color, symbol, size: 6.5, line: { width: symbol.endsWith("open") ? 1.5 : 0.5, color: symbol.endsWith("open") ? color : css("--panel") } }, line: { color, width: 1.2 },
+      text: own.map((row) => hover(chart, frame, row)), customdata: own, hovertemplate: "%{text}<extra></extra>" };
+    if (frame.columns[chart.low] && frame.columns[chart.high]) {
+      trace.error_y = { type: "data", symmetric: false, array: own.map((row, i) => frame.data[chart.high][row] - value[i]), arrayminus: own.map((row, i) => value[i] - frame.data[chart.low][row]), thickness: 1.2, width: 0, color };
+    }
+    drawn.push(trace);
+  });
+  return drawn;
+}
+
+function marks(chart, frame, rows) {
+  const kept = [...STATE.pins.values()];
+  const shapes = [];
+  if (chart.zero) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, layer: "below", line: { color: css("--faint"), width: 1 } });
+  const annotations = [];
+  if (chart.x === "depth" && frame.data.site) {
+    const depths = new Map(rows.map((row) => [frame.data.site[row], frame.data.depth[row]]));
+    if (depths.has(STATE.site)) shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: depths.get(STATE.site), x1: depths.get(STATE.site), layer: "below", line: { color: css("--local"), width: 6 }, opacity: 0.16 });
+    const letters = new Map();
+    for (const each of kept.filter((one) => depths.has(one.site))) letters.set(each.site, (letters.get(each.site) ?? "") + each.letter);
+    for (const [site, letter] of letters) {
+      annotations.push({ x: depths.get(site), y: 1, yref: "paper", yanchor: "bottom", text: `<b>${letter}</b>`, showarrow: false, font: { color: css("--pin"), size: 12 } });
+      shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: depths.get(site), x1: depths.get(site), line: { color: css("--pin"), width: 1, dash: "dot" } });
+    }
+  } else if (frame.data.channel && frame.data.site) {
+    for (const each of kept) for (const row of rows.filter((one) => frame.data.site[one] === each.site && frame.data.channel[one] === each.channel)) {
+      annotations.push({ x: frame.data[chart.x][row], y: frame.data[chart.y][row], text: `<b>${each.letter}</b>`, arrowcolor: css("--pin"), arrowwidth: 1.5, arrowhead: 6, ax: 14, ay: -18, font: { color: css("--pin"), size: 13 } });
+    }
+  }
+  return { shapes, annotations };
+}
+
+function drawPanel(div, chart, frame, rows, series, range) {
+  const numeric = frame.columns[chart.x].number;
+  const x = axis(chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x), numeric ? {} : { type: "category" });
+  const y = axis(chart.label || named(frame, chart.y), { range });
+  Plotly.react(div, traces(chart, frame, rows, series), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
+  if (!div.dataset.live) {
+    div.dataset.live = "yes";
+    div.on("plotly_click", ({ points }) => {
+      const row = points[0].customdata;
+      if (frame.data.site) select(frame.data.site[row]);
+      if (frame.data.site && frame.data.channel) pin(frame.data.site[row], frame.data.channel[row]);
+    });
+    const again = () => Plotly.relayout(div, marks(chart, frame, rows));
+    on("pins", again);
+    on("site", again);
+  }
+}
+
+// one figure per combination of the panel columns; those the chart does not ask for first are folded away
+function addChart(root, chart, frame) {
+  const columns = chart.panels.filter((name) => frame.columns[name]);
+  const series = chart.by && frame.columns[chart.by] ? unique(frame.data[chart.by]) : [""];
+  const groups = new Map();
+  for (let row = 0; row < frame.length; row++) {
+    const label = columns.map((name) => title(String(frame.data[name][row]))).join(" with ");
+    const first = columns.every((name) => !chart.only[name] || chart.only[name].includes(frame.data[name][row]));
+    if (!groups.has(label)) groups.set(label, { rows: [], first });
+    groups.get(label).rows.push(row);
+  }
+  const all = [...Array(frame.length).keys()];
+  const shared = chart.free ? null : chartRange(chart, frame, all);
+  const legend = make("div", { className: "legend" });
+  if (series.length > 1) for (const name of series) {
+    const { color, symbol } = style(name, series);
+    const dot = make("b");
+    dot.style.borderColor = color;
+    dot.style.background = symbol.endsWith("open") ? "transparent" : color;
+    legend.append(make("span", {}, dot, String(name)));
+  }
+  root.append(make("div", { className: "charthead" }, make("h3", { textContent: chart.title }), legend));
+  const folded = [...groups].filter(([, group]) => !group.first);
+  const place = (target, list) => {
+    const panels = make("div", { className: list.length === 1 ? "panels one" : "panels" });
+    target.append(panels);
+    for (const [label, { rows }] of list) {
+      const div = make("div", { className: "plot" });
+      panels.append(make("figure", {}, label ? make("figcaption", { textContent: label }) : null, div));
+      lazily(div, () => drawPanel(div, chart, frame, rows, series, shared ?? chartRange(chart, frame, rows)));
+    }
+  };
+  place(root, [...groups].filter(([, group]) => group.first));
+  if (chart.caption) root.append(make("p", { className: "caption", textContent: chart.caption }));
+  if (folded.length) {
+    const more = make("details", {}, make("summary", { textContent: plural(folded.length, "more pairs") }));
+    root.append(more);
+    place(more, folded);
+  }
+}
