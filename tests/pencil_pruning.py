@@ -43,3 +43,14 @@ def cut_slowly(ranking, found, fraction: float, allocation: str, normalize: str,
         if chain_macs(found, kept) > fraction * full:
             kept[name][channel] = False
     return kept
+
+
+def ridge_slowly(x: np.ndarray, t: np.ndarray, prior: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge toward a prior as ordinary least squares on samples with pseudo-samples appended."""
+    x_mean, t_mean = x.mean(0), t.mean(0)
+    centred = x - x_mean
+    load = share * np.mean(np.diag(centred.T @ centred))
+    rows = np.vstack([centred, np.sqrt(load) * np.eye(x.shape[1])])
+    goal = np.vstack([t - t_mean, np.sqrt(load) * prior.T])
+    weights = np.linalg.lstsq(rows, goal, rcond=None)[0].T
+    return weights, t_mean - weights @ x_mean

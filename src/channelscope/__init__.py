@@ -4,8 +4,14 @@ from channelscope import scores, zoo
 from channelscope.collect import collect
 from channelscope.errors import ChannelscopeError
 from channelscope.evaluate import evaluate
+from channelscope.net.budget import cut
+from channelscope.net.edits import silence
 from channelscope.net.find import sites
+from channelscope.net.groups import Group, groups
+from channelscope.net.subset import Subset
+from channelscope.net.surgery import shrink
 from channelscope.ranking import Ranking
+from channelscope.repair import repair
 from channelscope.site import Site
 from channelscope.stats.moments import Moments
 from channelscope.stats.profile import Profile
@@ -15,15 +21,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ChannelscopeError",
+    "Group",
     "Moments",
     "Profile",
     "Ranking",
     "Site",
+    "Subset",
     "collect",
+    "cut",
     "evaluate",
+    "groups",
     "load",
+    "repair",
     "save",
     "scores",
+    "shrink",
+    "silence",
     "sites",
     "zoo",
 ]

@@ -29,13 +29,21 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None) -> nn.Mo
         if not kept.input_shape:
             raise InputError("shrink: the subset needs the input shape, as cut() and Subset.everything() give it")
         found = groups(model, blank(model, kept.input_shape))
-    alive = np.append(found.kept(kept), True)[found.owner]
-    keep = torch.from_numpy(np.append(alive, True))  # the last is for FIXED, which is −1
+    keep = survivors(found, kept)
     small = copy.deepcopy(model)
     for layer in found.layers:
         shrink_layer(small.get_submodule(layer.name), layer, keep)
     _compare(small, model, kept, found)
     return small
+
+
+def survivors(found: Groups, kept: Subset) -> Tensor:
+    """Which channel numbers stay: bool (all channels + 1,), True at −1, the number of what cannot be removed.
+
+    Raises   InputError if a group is split or a channel cannot be removed; MismatchError if the subset is of another network.
+    """
+    alive = np.append(found.kept(kept), True)[found.owner]
+    return torch.from_numpy(np.append(alive, True))
 
 
 def shrink_layer(module: nn.Module, layer: Layer, keep: Tensor) -> None:

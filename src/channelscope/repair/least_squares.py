@@ -1,0 +1,111 @@
+"""Least squares: every layer of the smaller network re-fitted, in forward order, to what the original computes there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from channelscope.errors import SampleError
+from channelscope.net.groups import Groups
+from channelscope.net.readout import draw
+from channelscope.repair.carried import Carried
+from channelscope.repair.layers import Place, affine, calls, places, write
+from channelscope.repair.normal import Normal, held_out
+from channelscope.repair.patches import exact, patches, rows, width
+from channelscope.types import Bool, Int, Tensor
+
+SHARES = (0.01, 0.1, 1.0, 10.0)
+"""Ridge penalties that are tried, as shares of the mean variance of what a layer reads."""
+WIDEST = 8192
+"""Inputs times kernel size beyond which the normal equations (512 MiB) are not formed."""
+
+
+class Fit:
+    """Both networks over the same images, and the regression of each layer of the smaller one in turn."""
+
+    def __init__(
+        self, found: Groups, alive: Bool[Tensor, "channels"], small: Carried, original: Carried, positions: int, ridge: float | None
+    ):
+        if small.images < 2:
+            raise SampleError("repair: least_squares needs at least two images, for one half judges the fit to the other")
+        self.found, self.alive, self.small, self.original = found, alive, small, original
+        self.positions, self.ridge = positions, ridge
+        self.skipped: dict[str, str] = {}
+
+    def run(self) -> Iterator[tuple[str, float, float]]:
+        """Re-fit layer after layer; gives name, error before and after, on images the fit has not seen."""
+        for place in places(self.found.graph, self.found.layers):
+            module = self.small.graph.modules[place.layer.name]
+            reason = self._unfit(place, module)
+            if reason:
+                self.skipped[place.layer.name] = reason
+                continue
+            summed = place.total is not None and self.small.place[str(place.rest)] < self.small.place[place.layer.node]
+            goal = str(place.total) if summed else place.layer.node
+            self.original.hold(goal)
+            targets = self.original(goal)
+            halves = self._halves(place, module, summed, targets)
+            self.original.release(goal)
+            yield place.layer.name, *self._solve(place, module, halves)
+
+    def _unfit(self, place: Place, module: nn.Module) -> str:
+        if isinstance(module, nn.modules.conv._ConvTransposeNd):
+            return "transposed convolution: weights stay as inherited"
+        if "weight" not in module._parameters or calls(self.small.graph, place.layer.name) > 1:
+            return "its weights are used in several places or computed: they stay as inherited"
+        if width(module) > WIDEST:
+            return f"it reads {width(module):,} values at once, more than {WIDEST:,}: weights stay as inherited"
+        if not exact(module, self.small(place.source)[0][:1]):
+            return "its input cannot be read as patches: weights stay as inherited"
+        return ""
+
+    def _halves(self, place: Place, module: Any, summed: bool, targets: list[Tensor]) -> tuple[Normal, Normal]:
+        """Normal equations of every other image, and of the others."""
+        outputs = self.alive[place.layer.outputs].nonzero().flatten()
+        axis = -1 if place.layer.linear else 1
+        groups = 1 if place.layer.linear else module.groups
+        norm = affine(self.original.graph.modules[place.norm]) if place.norm and not summed else None
+        halves: list[Normal | None] = [None, None]
+        start = 0
+        sources = self.small(place.source)
+        rests = self.small(str(place.rest)) if summed else sources
+        for source, rest, target in zip(sources, rests, targets, strict=True):
+            target = target.index_select(axis, outputs.to(target.device))
+            if norm is not None:
+                factor, shift = (part[outputs].to(target).view(1, -1, *[1] * (target.dim() - 2)) for part in norm)
+                target = target * factor + shift
+            target = target - rest if summed else target
+            for half in range(min(len(source), 2)):
+                where = self._where(torch.arange(start + half, start + len(source), 2), tuple(target.shape[1:]), axis)
+                taken = patches(module, source[half::2], tuple(target.shape[1:]), where)
+                part = Normal.of(taken, rows(target[half::2], groups, place.layer.linear, where))
+                before = halves[half]
+                halves[half] = part if before is None else before + part
+            start += len(source)
+        first, second = halves
+        assert first is not None
+        assert second is not None
+        return first, second
+
+    def _where(self, images: Int[Tensor, "images"], shape: tuple[int, ...], axis: int) -> Int[Tensor, "images positions"] | None:
+        count = torch.Size(shape).numel() // shape[axis if axis < 0 else 0]
+        return None if count <= self.positions else draw(images, count, self.positions, seed=0)
+
+    def _solve(self, place: Place, module: Any, halves: tuple[Normal, Normal]) -> tuple[float, float]:
+        norm: Any = self.small.graph.modules[place.norm] if place.norm else None
+        if norm is None and module.bias is None:
+            halves = halves[0].uncentred(), halves[1].uncentred()
+        total = halves[0] + halves[1]
+        inherited = module.weight.detach().double().flatten(1)
+        if norm is not None:
+            inherited = inherited * affine(norm)[0][:, None]
+        inherited = inherited.view(len(total.xx), -1, inherited.shape[1])
+        shares = SHARES if self.ridge is None else (2 * self.ridge,)
+        errors = held_out(halves, inherited, shares)
+        best = int(errors.argmin())
+        fitted = total.ridge(inherited, shares[best] / 2)  # twice the images of a half, against the same penalty
+        mean, variance = total.output(fitted)
+        write(module, norm, fitted.flatten(0, 1), total.constant(fitted).flatten(), mean.flatten(), variance.flatten())
+        scale = (total.tt / total.count).mean()  # where the target never varies, the fractions are nan
+        return float(total.error(inherited).mean() / scale), float(errors[best] / scale)

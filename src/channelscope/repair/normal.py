@@ -1,0 +1,105 @@
+"""Normal equations: everything a linear regression needs to know of its samples, added up batch by batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from channelscope.types import Float, Tensor
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Second-order statistics of inputs x and targets t, separately for each group of a layer; they add."""
+
+    count: int
+    """number of samples"""
+    x_mean: Float[Tensor, "groups inputs"]
+    """mean input, float64"""
+    t_mean: Float[Tensor, "groups outputs"]
+    """mean target, float64"""
+    xx: Float[Tensor, "groups inputs inputs"]
+    """centred scatter of the inputs, float64"""
+    xt: Float[Tensor, "groups inputs outputs"]
+    """centred cross scatter, float64"""
+    tt: Float[Tensor, "groups outputs"]
+    """centred squares of the targets, float64"""
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "groups samples inputs"], t: Float[Tensor, "groups samples outputs"]) -> "Normal":
+        """Statistics of one batch: centred, multiplied in the samples' precision, kept in float64."""
+        x_mean, t_mean = x.mean(1, keepdim=True), t.mean(1, keepdim=True)
+        x, t = x - x_mean, t - t_mean
+        xx, xt = x.transpose(1, 2) @ x, x.transpose(1, 2) @ t
+        return cls(x.shape[1], x_mean[:, 0].double(), t_mean[:, 0].double(), xx.double(), xt.double(), t.square().sum(1).double())
+
+    def __add__(self, other: "Normal") -> "Normal":
+        """Statistics of the union of two disjoint sample sets (Chan, Golub, LeVeque 1983)."""
+        count = self.count + other.count
+        dx, dt = other.x_mean - self.x_mean, other.t_mean - self.t_mean
+        factor = self.count * other.count / count
+        return Normal(
+            count,
+            self.x_mean + dx * (other.count / count),
+            self.t_mean + dt * (other.count / count),
+            self.xx + other.xx + factor * dx[:, :, None] * dx[:, None, :],
+            self.xt + other.xt + factor * dx[:, :, None] * dt[:, None, :],
+            self.tt + other.tt + factor * dt.square(),
+        )
+
+    def uncentred(self) -> "Normal":
+        """The same samples about zero: for layers that have no constant to fit."""
+        zero = torch.zeros_like
+        return Normal(
+            self.count,
+            zero(self.x_mean),
+            zero(self.t_mean),
+            self.xx + self.count * self.x_mean[:, :, None] * self.x_mean[:, None, :],
+            self.xt + self.count * self.x_mean[:, :, None] * self.t_mean[:, None, :],
+            self.tt + self.count * self.t_mean.square(),
+        )
+
+    def error(self, weights: Float[Tensor, "groups outputs inputs"]) -> Float[Tensor, "groups outputs"]:
+        """Mean squared error of weights · x + the best constant, per output."""
+        cross = (weights * self.xt.transpose(1, 2)).sum(2)
+        return (self.tt - 2 * cross + ((weights @ self.xx) * weights).sum(2)).clamp(min=0) / self.count
+
+    def ridge(self, prior: Float[Tensor, "groups outputs inputs"], share: float) -> Float[Tensor, "groups outputs inputs"]:
+        """The weights that minimize the squared error plus λ |weights − prior|².
+
+            W = W₀ + (T − W₀X) X' (XX' + λI)⁻¹        λ = share × mean diagonal of XX'
+
+        Source   Hoerl & Kennard 1970, shrunk toward a prior instead of zero
+        """
+        diagonal = self.xx.diagonal(dim1=1, dim2=2)
+        level = diagonal.mean(1)
+        load = torch.where(level > 0, share * level, 1.0)  # inputs that never vary teach nothing: the prior stays
+        inner = self.xx + torch.diag_embed(load[:, None].expand_as(diagonal))
+        gap = self.xt - self.xx @ prior.transpose(1, 2)
+        return prior + torch.cholesky_solve(gap, torch.linalg.cholesky(inner)).transpose(1, 2)
+
+    def constant(self, weights: Float[Tensor, "groups outputs inputs"]) -> Float[Tensor, "groups outputs"]:
+        """The best constant to add to weights · x."""
+        return self.t_mean - (weights @ self.x_mean[:, :, None])[:, :, 0]
+
+    def output(self, weights: Float[Tensor, "groups outputs inputs"]) -> tuple[Tensor, Tensor]:
+        """Mean and variance of weights · x, per output."""
+        variance = ((weights @ self.xx) * weights).sum(2) / self.count
+        return (weights @ self.x_mean[:, :, None])[:, :, 0], variance.clamp(min=0)
+
+    def single(self) -> "Normal":
+        """The same in float32, for trial fits."""
+        return Normal(self.count, *(part.float() for part in (self.x_mean, self.t_mean, self.xx, self.xt, self.tt)))
+
+
+def held_out(
+    halves: tuple[Normal, Normal], prior: Float[Tensor, "groups outputs inputs"], shares: Sequence[float]
+) -> Float[Tensor, "shares"]:
+    """Mean squared error of ridge fits toward a prior on the half they have not seen, for each share; both ways round.
+
+    Source   Stone 1974 (cross-validation); solved in float32, which is enough to choose by
+    """
+    first, second = (half.single() for half in halves)
+    prior = prior.float()
+    errors = [second.error(first.ridge(prior, share)).mean() + first.error(second.ridge(prior, share)).mean() for share in shares]
+    return torch.stack(errors).double() / 2

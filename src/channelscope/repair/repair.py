@@ -1,0 +1,137 @@
+"""repair: make up for removed channels without training and without labels."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from channelscope.errors import InputError, MismatchError, SampleError
+from channelscope.net.edits import blank
+from channelscope.net.graph import evaluating, trace
+from channelscope.net.groups import Groups, groups
+from channelscope.net.subset import Subset
+from channelscope.net.surgery import survivors
+from channelscope.repair.batchnorm import batchnorm
+from channelscope.repair.carried import Carried
+from channelscope.repair.least_squares import Fit
+from channelscope.repair.peers import peers
+from channelscope.stats.profile import Profile
+
+Method = Literal["least_squares", "peers", "batchnorm", "none"]
+CHUNK = 100
+"""Images carried forward together; an even number, for every other image belongs to the other half."""
+PEERS_RIDGE = 0.01
+PROFILE = "; or, for peers, the original's profile"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a repair did."""
+
+    method: str
+    """the method, and whether normalizations were re-estimated after it"""
+    images: int
+    """calibration images used"""
+    errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """layer → squared error of its (normalized) output before its re-fit, and after it on images it was not fitted to, as fractions
+    of the target's variance; nan where that is zero"""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """layer → why it was left as it was"""
+
+
+def repair(
+    small: nn.Module,
+    model: nn.Module | Groups,
+    kept: Subset,
+    source: Iterable | Profile | None = None,
+    method: Method = "least_squares",
+    ridge: float | None = None,
+    positions: int = 64,
+) -> Report:
+    """Change the weights of `small`, in place, so that it comes closer to the network it was cut from.
+
+    least_squares   every layer is re-fitted in forward order, by ridge regression toward its inherited weights, so that what
+                    it gives out from the already repaired layers before it is what the original gives out there; a layer
+                    that is added to a sum also makes up for the error of the other terms
+    peers           kept channels supply what removed ones supplied, by linear prediction; with images, batch normalizations
+                    are re-estimated afterwards
+    batchnorm       batch normalizations are re-estimated only
+    none            nothing
+
+    model       the original network, or its `groups`
+    kept        the channels `small` was made of: small = shrink(model, kept)
+    source      batches of (images, …), labels are not looked at; or, for peers, the original's profile alone
+    ridge       λ as a share of the mean variance of what a layer reads; None: the one of .005, .05, .5 and 5 that predicts each
+                layer best on images not fitted to, for peers 0.01
+    positions   positions an image gives to the regressions, drawn by its index
+
+    All images' activations at the current layer are held in memory, of both networks.
+
+    Raises   MismatchError if small, model, kept and profile do not belong together; InputError for an unknown method, or
+             one that lacks its source.
+    Source   He, Zhang, Sun 2017 (least squares); SPEC section 7
+    """
+    if method not in get_args(Method):
+        raise InputError(f"method: expected least_squares, peers, batchnorm or none, received '{method}'")
+    if ridge is not None and not ridge > 0:
+        raise InputError(f"ridge: expected a share above 0, received {ridge:g}")
+    if method == "none":
+        return Report("none", 0)
+    found = model if isinstance(model, Groups) else groups(model, _example(model, kept))
+    keep = _agree(small, found, kept)
+    if isinstance(source, Profile) and method == "peers":
+        skipped = peers(small, found, keep, source, PEERS_RIDGE if ridge is None else ridge, positions)
+        return Report("peers", source.images, skipped=skipped)
+    if source is None or isinstance(source, Profile):
+        raise InputError(f"repair: {method} needs calibration images, batches of (images, …){PROFILE if method == 'peers' else ''}")
+    batches = _batches(source, found)
+    with torch.no_grad(), evaluating(small), evaluating(found.graph.model):
+        original = Carried(found.graph, batches)
+        skipped = peers(small, found, keep, original, PEERS_RIDGE if ridge is None else ridge, positions) if method == "peers" else {}
+        carried = Carried(trace(small, tuple(part[:1] for part in batches[0])), batches)
+        if method == "least_squares":
+            fit = Fit(found, keep, carried, original, positions, ridge)
+            errors = {name: (before, after) for name, before, after in fit.run()}
+            return Report("least_squares", carried.images, errors, fit.skipped)
+        skipped |= batchnorm(carried)
+    return Report("peers + batchnorm" if method == "peers" else "batchnorm", carried.images, skipped=skipped)
+
+
+def _example(model: nn.Module, kept: Subset) -> Tensor:
+    if not kept.input_shape:
+        raise InputError("repair: the subset needs the input shape, as cut() and Subset.everything() give it")
+    return blank(model, kept.input_shape)
+
+
+def _agree(small: nn.Module, found: Groups, kept: Subset) -> Tensor:
+    """`survivors`, after refusing a smaller network that was not made of these channels."""
+    keep = survivors(found, kept)
+    modules = dict(small.named_modules())
+    for layer in found.layers:
+        weight: Any = modules[layer.name].weight if layer.name in modules else None
+        expected = int(keep[layer.outputs].sum())
+        if weight is not None and layer.taps and weight.shape[0] != expected and layer.name in found.offsets:
+            raise MismatchError(
+                f"repair: {layer.name} has {weight.shape[0]} outputs, the subset keeps {expected}: small = shrink(model, kept)"
+            )
+        if layer.name not in modules:
+            raise MismatchError(f"repair: the smaller network has no layer {layer.name}: it was not cut from this one")
+    return keep
+
+
+def _batches(source: Iterable, found: Groups) -> list[tuple[Tensor, ...]]:
+    """All images, in chunks of equal size whatever the batches were."""
+    inputs = len(found.graph.inputs)
+    device = next(found.graph.model.parameters()).device
+    columns: list[list[Tensor]] = [[] for _ in range(inputs)]
+    for batch in source:
+        parts = batch if isinstance(batch, tuple | list) else (batch,)
+        first = parts[0] if isinstance(parts[0], tuple | list) else parts[:1] if inputs == 1 else parts[:inputs]
+        for column, part in zip(columns, first, strict=True):
+            column.append(part.to(device))
+    if not columns[0]:
+        raise SampleError("repair: there are no images: the batches are empty")
+    chunks = [torch.cat(column).split(CHUNK) for column in columns]
+    return list(zip(*chunks, strict=True))
