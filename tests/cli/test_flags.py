@@ -83,3 +83,35 @@ def test_field_lines_are_the_strings_below_the_fields():
         "mix": "a number or a word",
         "tame": "whether it bites",
     }
+
+
+@dataclass(frozen=True)
+class Trip:
+    """Another test dataclass."""
+
+    stops: tuple[str, ...] | None = None
+    """where to halt"""
+    legs: int = 4
+    """parts of the way"""
+
+
+def travel(animal: Animal, trip: Trip, out: Path) -> None:
+    """Take an animal along.
+
+    out  where to
+    """
+    print(repr(animal), repr(trip), out)
+
+
+def test_a_field_of_two_dataclasses_is_one_flag_for_both():
+    app = typer.Typer()
+    app.command()(command(travel))
+    result = CliRunner().invoke(app, ["cat", "--legs", "2", "--out", "there"])
+    assert repr(Animal("cat", 2)) in result.output
+    assert repr(Trip(legs=2)) in result.output
+
+
+def test_words_stay_words_even_if_they_look_like_numbers():
+    app = typer.Typer()
+    app.command()(command(travel))
+    assert repr(Trip(stops=("0", "1.0"))) in CliRunner().invoke(app, ["cat", "--stops", "0, 1.0", "--out", "there"]).output

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from channelscope.cli import measure
+from channelscope.cli import intervene, measure
 from channelscope.cli.flags import command
 from channelscope.cli.sources import console
 from channelscope.errors import ChannelscopeError
@@ -17,8 +17,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for each in (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report):
+MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report)
+INTERVENE = (intervene.lesion, intervene.hulls)
+for each in (*MEASURE, *INTERVENE):
     app.command(name=each.__name__)(command(each))
+
+INTERRUPTED = 130
+"""exit status that typer makes of Ctrl-C"""
 
 
 def main() -> None:
@@ -28,6 +33,7 @@ def main() -> None:
     except ChannelscopeError as error:
         console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("interrupted; what is resumable goes on when the command is given again")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            console.print("interrupted; what is resumable goes on when the command is given again")
+        raise

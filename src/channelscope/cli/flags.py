@@ -21,9 +21,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     """A function of plain parameters that typer can read, calling `function` with its dataclasses put together again.
 
     A parameter annotated with a dataclass is replaced by that dataclass's fields; a field without a default is an
-    argument, unless it is one of OPTIONS. Types typer does not know (tuples of numbers, a number or a word) are read
-    from text. Help comes from the line below a field, or from the line of the function's docstring that begins with the
-    parameter's name.
+    argument, unless it is one of OPTIONS. A field that two dataclasses have, such as the seed, is one flag for both. Types
+    typer does not know (tuples of numbers or words, a number or a word) are read from text. Help comes from the line below
+    a field, or from the line of the function's docstring that begins with the parameter's name.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, type] = {}
@@ -35,9 +35,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         if is_dataclass(hint):
             groups[name] = hint  # type: ignore[assignment]
             own = get_type_hints(hint)
-            for field in fields(hint):
+            lines = field_lines(hint)
+            for field in (each for each in fields(hint) if each.name not in {flag.name for flag in flat}):
                 default = field.default if field.default is not MISSING else inspect.Parameter.empty
-                flat.append(_flag(field.name, own[field.name], default, field_lines(hint)[field.name], readers))  # type: ignore[arg-type]
+                flat.append(_flag(field.name, own[field.name], default, lines[field.name], readers))  # type: ignore[arg-type]
         else:
             flat.append(_flag(name, hint, parameter.default, help_lines.get(name, ""), readers))
     flat.sort(key=lambda each: each.default is not inspect.Parameter.empty)
@@ -45,9 +46,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(**given: Any) -> None:
         values = {name: readers.get(name, _same)(value) for name, value in given.items()}
-        for name, kind in groups.items():
-            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})  # type: ignore[arg-type]
-        function(**values)
+        made = {name: kind(**{field.name: values[field.name] for field in fields(kind)}) for name, kind in groups.items()}  # type: ignore[arg-type]
+        function(**made, **{name: value for name, value in values.items() if name in hints and name not in made})
 
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in flat}
@@ -80,7 +80,9 @@ def _simple(hint: Any) -> tuple[Any, Callable[[Any], Any] | None]:
     inner = [part for part in parts if part is not type(None)]
     if len(inner) == 1 and (inner[0] in PLAIN or get_origin(inner[0]) is Literal):
         return hint, None
-    return str | None, _number_or_word if float in inner else _words
+    if float in inner:
+        return str | None, _number_or_word
+    return str | None, _numbers if any({int, float} & set(get_args(part)) for part in inner) else _words
 
 
 def _number_or_word(text: str | None) -> Any:
@@ -94,8 +96,13 @@ def _number_or_word(text: str | None) -> Any:
 
 
 def _words(text: str | None) -> Any:
-    """'0.5,0.4' → (0.5, 0.4), 'l1,l2' → ('l1', 'l2')."""
-    return None if text is None else tuple(_number_or_word(part.strip()) for part in text.split(",") if part.strip())
+    """'l1,l2' → ('l1', 'l2')."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str | None) -> Any:
+    """'0.5,0.4' → (0.5, 0.4); what is no number stays a word."""
+    return None if text is None else tuple(_number_or_word(part) for part in _words(text))
 
 
 def _text(default: Any) -> Any:
