@@ -65,12 +65,12 @@ class Addition:
             )
 
     def write(self, profile: Profile, title: str, frames: Mapping[str, pd.DataFrame], **facts: Any) -> Path:
-        """Write every table under its own name, run.json if there is none yet, and the report where the folder has its channels."""
+        """Write every table under its own name, run.json if there is none yet, and the report of all that lies in the folder."""
         for frame in frames.values():
             tables.write(frame, self.path / f"{frame.attrs['name']}.csv")
         if not self.facts.exists():
             tables.write_json(self._facts(profile, title) | facts, self.facts)
-        return html.write(self.path) if (self.path / "channels.csv").exists() else self.path
+        return html.write(self.path)
 
     def _facts(self, profile: Profile, title: str) -> dict[str, Any]:
         return {
