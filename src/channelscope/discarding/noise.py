@@ -1,0 +1,118 @@
+"""Noise that spends one budget of feature change where it buys the most entropy: reverse water-filling with caps."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from channelscope.errors import NumericError, ShapeError
+from channelscope.types import Bool, Float, Tensor
+
+GAUSSIAN_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
+"""entropy in nats of a normal variable of standard deviation 1"""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The noise that maximizes mean entropy while the linearized feature change stays within the budget."""
+
+    sigma: Float[Tensor, "images cells"]
+    """standard deviation of the noise in each cell, in the unit of the pixels; 0 in cells that are left out"""
+    capped: Bool[Tensor, "images cells"]
+    """True where the cap, not the budget, holds the noise back"""
+    level: Float[Tensor, "images"]
+    """θ: the budget that each value of an uncapped cell spends; infinite where the budget cannot be spent"""
+
+    @property
+    def reached(self) -> Bool[Tensor, "images"]:
+        """True where the budget is spent; False where even the caps change the feature by less than it."""
+        return self.level.isfinite()
+
+
+def entropy(sigma: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Differential entropy of Gaussian noise: H = ln σ + ½ ln(2πe).
+
+    Returns  nats per value; −inf where there is no noise.
+    Source   Ma et al. 2022 (arXiv 1906.04109), equation 2; checked by tests/discarding/test_noise.py
+    """
+    return sigma.log() + GAUSSIAN_ENTROPY
+
+
+def mean_entropy(sigma: Float[Tensor, "images cells"], values: Float[Tensor, "cells"]) -> Float[Tensor, "images"]:
+    """Mean of H over the values of an image, cells without values left out.
+
+    Returns  nats per value.
+    Source   Ma et al. 2022, equation 3; checked by tests/discarding/test_noise.py
+    """
+    used = values > 0
+    return (entropy(sigma[:, used]) * values[used]).sum(1) / values.sum()
+
+
+def capacity(sensitivity: Float[Tensor, "images cells"], cap: Float[Tensor, "cells"]) -> Float[Tensor, "images"]:
+    """The largest feature change the caps allow: Σ cap² g, infinite without caps.
+
+    Source   SPEC section 9 (reverse water-filling); checked by tests/discarding/test_noise.py
+    """
+    return _breakpoints(sensitivity, cap).sum(1)
+
+
+def allocation(
+    sensitivity: Float[Tensor, "images cells"],
+    budget: Float[Tensor, "images"],
+    cap: Float[Tensor, "cells"],
+    values: Float[Tensor, "cells"],
+) -> Allocation:
+    """Reverse water-filling: maximize Σ n_i ln σ_i subject to Σ σ_i² g_i ≤ ε and σ_i ≤ cap_i.
+
+        σ_i² = min(cap_i², θ n_i / g_i)        θ from  Σ min(cap_i² g_i, θ n_i) = ε
+
+    `sensitivity` is g_i, the squared response of the feature to unit noise in cell i, summed over its n_i values; θ is
+    exact: the sum is piecewise linear in it, with one kink per cell. Cells without values (n_i = 0) get no noise.
+
+    Returns  an Allocation; where Σ cap² g < ε every cell sits at its cap and `reached` is False.
+    Raises   NumericError for negative or non-finite sensitivities, or for a cell that the feature does not see
+             (g_i = 0) and no cap holds: its entropy has no maximum. ShapeError if the cells do not match.
+    Source   Cover & Thomas 2006, section 10.3.3 (reverse water-filling); checked by tests/pencil_discarding.py::allocation
+    """
+    if not sensitivity.shape[1:] == cap.shape == values.shape:
+        raise ShapeError(
+            f"expected one cap and one count per cell, received {sensitivity.shape[1]} cells, {len(cap)} caps, {len(values)} counts"
+        )
+    _refuse(sensitivity, cap, values)
+    used = values > 0
+    spend = _breakpoints(sensitivity, cap).double() * used
+    weight = values.double()
+    kink = torch.where(used, spend / weight, -torch.inf)
+    order = kink.argsort(1)
+    spent = spend.gather(1, order).cumsum(1)
+    before = spent.roll(1, 1).index_fill(1, torch.zeros(1, dtype=torch.long, device=spent.device), 0)
+    weights = weight.expand_as(spend).gather(1, order)
+    left = weights.flip(1).cumsum(1).flip(1)
+    theta = (budget.double()[:, None] - before) / left
+    fits = (theta <= kink.gather(1, order)) & (weights > 0)
+    first = fits.int().argmax(1, keepdim=True)
+    level = torch.where(fits.any(1), theta.gather(1, first)[:, 0], torch.inf)
+    capped = (kink <= level[:, None]) & used
+    free = (level[:, None] * weight / sensitivity).sqrt()
+    sigma = torch.where(capped, cap.double(), free)
+    return Allocation(torch.where(used, sigma, 0).to(sensitivity.dtype), capped, level)
+
+
+def _breakpoints(sensitivity: Tensor, cap: Tensor) -> Tensor:
+    """What each cell would spend at its cap; nothing where the feature does not see it."""
+    return torch.where(sensitivity > 0, cap.square() * sensitivity, 0)
+
+
+def _refuse(sensitivity: Tensor, cap: Tensor, values: Tensor) -> None:
+    if not bool(((sensitivity >= 0) & sensitivity.isfinite()).all()):
+        raise NumericError(
+            "expected finite sensitivities of at least 0: the network's gradients are not finite, or the noise is far too large"
+        )
+    blind = (sensitivity == 0) & cap.isinf() & (values > 0)
+    if bool(blind.any()):
+        image, cell = (int(number) for number in blind.nonzero()[0])
+        count = int(blind[image].sum())
+        raise NumericError(
+            f"image {image} of the batch: the feature does not see {count} cells (the first is {cell}), so their noise has no limit; "
+            "pass caps (the data's standard deviation), or a deeper layer"
+        )

@@ -1,0 +1,251 @@
+"""The noise of most entropy that keeps a layer's feature: one fixed point, a few passes (fast) or until it stands (exact)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from channelscope.discarding.constraint import PLANS, Constraint, Mode, Plan
+from channelscope.discarding.jacobian import Draws, Scene
+from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, mean_entropy
+from channelscope.discarding.shrinkage import shortfall, shrunk
+from channelscope.types import Bool, Float, Tensor
+
+ROUND, FINAL, CHECK, REFINE = 1_000, 10_000, 20_000, 30_000  # where the numbers of a stage's draws start: no stage sees another's noise
+EVIDENCE = 3.0
+"""standard deviations by which curvature must stand out of its noise before it moves the noise found"""
+JUMP = 20.0
+"""largest factor by which the level of isotropic noise moves at once"""
+STEP = 0.01
+"""first step size of Adam, in nats"""
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The noise found for a batch of images, and how sure it is."""
+
+    sigma: Float[Tensor, "images cells"]
+    """standard deviation of the noise, 0 in cells that are left out"""
+    cid: Float[Tensor, "images"]
+    """largest mean entropy in nats per value: that of `sigma` plus `gap`"""
+    error: Float[Tensor, "images"]
+    """standard error of `cid`, from the draws that set the level"""
+    gap: Float[Tensor, "images"]
+    """entropy in nats that better-known noise could still gain, estimated; included in `cid`"""
+    uniform: Float[Tensor, "images"]
+    """entropy in nats of isotropic noise under the same constraint"""
+    ratio: Float[Tensor, "images"]
+    """E|Δf|² over ε on fresh noise: 1 where the constraint is met"""
+    ratio_error: Float[Tensor, "images"]
+    """standard error of `ratio`"""
+    capped: Float[Tensor, "images"]
+    """share of the cells held by their cap"""
+    unseen: Float[Tensor, "images"]
+    """share of the cells that do not reach the feature: outside its receptive field"""
+    reached: Bool[Tensor, "images"]
+    """False where the feature changes by less than ε with every cell at its cap"""
+    passes: int
+    """passes per image, forward and backward, the check included"""
+    freedom: int
+    """degrees of freedom of the two standard errors"""
+
+
+def optimum(scene: Scene, constraint: Constraint, cap: Float[Tensor, "cells"], mode: Mode | Plan = "fast") -> Optimum:
+    """Noise per cell that maximizes mean entropy subject to E|f(x + σe) − f(x)|² = κ σ_f² and σ ≤ cap.
+
+    At the optimum every cell that no cap holds adds the same share n_i to the response, so σ_i² = θ n_i / γ_i with the
+    effective sensitivity γ_i = ½ ∂E|Δf|²/∂ln σ_i / σ_i². For a linear feature γ is the squared Jacobian column g (the
+    linearized optimum); elsewhere it differs by curvature. Each round measures both at the present noise, takes from γ
+    what stands out against g, and allocates again; then θ alone is rescaled.
+
+    fast    one round at isotropic noise, 20 passes an image, the check on fresh noise included
+    exact   further rounds at the noise found, until nothing is left to gain: `gap` is measured on fresh noise
+
+    Returns  an Optimum; where the constraint cannot be reached every cell is at its cap and `reached` is False.
+    Raises   NumericError if the gradients are not finite, or a cell without a cap is not seen.
+    Source   Ma et al. 2022, equations 2–4 (the problem); the solution is ours; checked by tests/pencil_discarding.py
+    """
+    plan = PLANS[mode] if isinstance(mode, str) else mode
+    search = _Search(scene, constraint, cap, plan)
+    search.explore()
+    for number, draws in enumerate(plan.rounds[1:], start=1):
+        search.repeat(draws, ROUND * number)
+    if plan.adam:
+        search.descend(plan.adam)
+    search.rescale()
+    return search.check()
+
+
+class _Search:
+    """The state of one optimization: what was measured so far, the noise it implies, and its level."""
+
+    def __init__(self, scene: Scene, constraint: Constraint, cap: Tensor, plan: Plan):
+        self.scene, self.constraint, self.plan = scene, constraint, plan
+        self.cap = cap.to(scene.images)
+        self.images = len(scene.images)
+        cost = 2 if constraint.local else 1
+        self.final, self.fresh = plan.final // cost, plan.check // cost
+        self.epsilon = self._each(constraint.kappa * (constraint.variance or 1.0))
+
+    def explore(self) -> None:
+        """First round: isotropic noise; under `data` its level follows the responses."""
+        plan, scene, local = self.plan, self.scene, self.constraint.local
+        level = start = self._each(self.constraint.noise)
+        first = response = None if local else scene.respond(self._isotropic(start), 0)
+        levels, draws = [], []
+        for draw in range(plan.rounds[0]):
+            if response is not None:
+                level = level * (self.epsilon / response).sqrt().clamp(1 / JUMP, JUMP)
+            levels.append(level)
+            draws.append(scene.probe(self._isotropic(level), draw, plan.probes, plan.curvature))
+            response = None if local else draws[-1].response[0]
+        if first is None or scene.linear is not None:
+            self.power = torch.ones_like(self.epsilon)
+        else:  # the same noise at two levels: a linear feature has power 1 whatever the draw
+            self.power = _power(start, first, levels[0], draws[0].response[0])
+        self._learn(draws)
+        if local:
+            self.epsilon = self.constraint.kappa * self.draws.response.mean(0)
+        unit = (self.draws.response / torch.stack(levels).square() ** self.power).mean(0)
+        self.uniform = 0.5 * (self.epsilon / unit).log() / self.power + GAUSSIAN_ENTROPY
+        self._allocate(self.power * self.epsilon)
+
+    def repeat(self, draws: int, first: int) -> None:
+        """A further round, at the noise found so far."""
+        fresh = [self.scene.probe(self.sigma, first + draw, self.plan.probes, self.plan.curvature) for draw in range(draws)]
+        self._learn(fresh if first == ROUND else [self.draws, *fresh])  # isotropic noise was another place
+        self._allocate(self.power * self.epsilon)
+
+    def descend(self, pairs: int) -> None:
+        """Adam on ln σ, antithetic pairs: ascend mean entropy − ½ ln E|Δf|², which is level-free where the power is 1."""
+        share = self.scene.values / self.scene.values.sum()
+        log_sigma = self.sigma.log().requires_grad_()
+        adam = torch.optim.Adam([log_sigma], lr=STEP)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, pairs)
+        used = self.scene.values > 0
+        for pair in range(pairs):
+            sigma = torch.where(used, torch.minimum(log_sigma.detach().exp(), self.cap), 0)
+            both = self.scene.pull(sigma, REFINE + pair) + self.scene.pull(sigma, REFINE + pair, mirrored=True)
+            spent = both.effective.mean(0) * sigma.square()
+            log_sigma.grad = torch.where(used, spent / spent.sum(1, keepdim=True) - share, 0)
+            adam.step()
+            schedule.step()
+        self.sensitivity = torch.where(used, self.scene.values / (2 * log_sigma.detach()).exp(), 0)
+        self._allocate(self.power * self.epsilon)
+
+    def rescale(self) -> None:
+        """Set θ so that the constraint holds on fresh draws."""
+        ratios, references = [], []
+        for draw in range(self.final):
+            if draw == max(1, self.final // 3):
+                self._allocate(self._level(ratios, references))
+            ratios.append(self.scene.respond(self.sigma, FINAL + draw) / self.budget**self.power)
+            references.append(self._reference(FINAL + draw))
+        self._allocate(self._level(ratios, references))
+        _, self.residue = _ratio(torch.stack(ratios), torch.stack(references))
+
+    def check(self) -> Optimum:
+        """The constraint, and where asked the distance from the optimum, on noise nobody has seen."""
+        plan, scene, draws = self.plan, self.scene, range(CHECK, CHECK + self.fresh)
+        references = torch.stack([self._reference(draw) for draw in draws])
+        pulls = [scene.pull(self.sigma, draw) for draw in draws] if plan.curvature else []
+        again = not pulls or scene.linear is not None
+        responses = (
+            torch.stack([scene.respond(self.sigma, draw) for draw in draws]) if again else torch.cat([pull.response for pull in pulls])
+        )
+        ratio, fresh = _ratio(responses, references)
+        spread = (torch.cat([self.residue, fresh]).square().sum(0) / (self.final + self.fresh - 2)).sqrt()
+        free = 1 - self.capped.float().mean(1)
+        gap = (self._unspent(torch.cat([pull.effective for pull in pulls])) if pulls else self._missed()).clamp(min=0) * free
+        return Optimum(
+            sigma=self.sigma,
+            cid=mean_entropy(self.sigma, scene.values) + gap,
+            error=torch.where(self.reached, spread / self.final**0.5 / 2 / self.power, 0),
+            gap=gap,
+            uniform=self.uniform,
+            ratio=ratio / (self.constraint.kappa if self.constraint.local else 1),
+            ratio_error=ratio * spread / self.fresh**0.5 / (self.constraint.kappa if self.constraint.local else 1),
+            capped=1 - free,
+            unseen=(~self.seen & (scene.values > 0)).float().mean(1),
+            reached=self.reached,
+            passes=scene.passes,
+            freedom=self.final + self.fresh - 2,
+        )
+
+    def _learn(self, draws: list[Draws]) -> None:
+        """Sensitivities from probes; from them, as far as it stands out, the effective sensitivities."""
+        self.draws = sum(draws[1:], start=draws[0])
+        squares = _cycles(self.draws.sensitivity, self.scene.size)
+        self.seen = (squares > 0).any(0) & (self.scene.values > 0)
+        values = self.scene.values.expand(self.images, -1)
+        plain = self._map(shrunk, squares, values)
+        bent = values
+        if len(self.draws.effective) > 1:
+            self.power = (self.draws.spent.mean(0) / self.draws.response.mean(0)).clamp(0.2, 2)
+            relative = self.draws.effective * values / plain.where(self.seen, 1)
+            rising = (relative.mean(0).sum(1) > 0)[:, None]
+            bent = torch.where(rising, self._map(shrunk, relative, values, EVIDENCE), values)
+        self.sensitivity = torch.where(self.seen, plain * bent / values, 0)
+
+    def _map(self, estimate: Callable[..., Tensor], samples: Tensor, start: Tensor, *options: float) -> Tensor:
+        """An estimate on the grid of cells, flattened again."""
+        grid = self.scene.cells.grid
+        return estimate(samples.unflatten(-1, grid), start.unflatten(-1, grid), self.seen.unflatten(-1, grid), *options).flatten(1)
+
+    def _allocate(self, budget: Tensor) -> None:
+        found = allocation(self.sensitivity, budget, self.cap, self.scene.values)
+        self.sigma, self.capped, self.reached, self.budget = found.sigma, found.capped, found.reached, budget
+
+    def _level(self, ratios: list[Tensor], isotropic: list[Tensor]) -> Tensor:
+        """The budget at which the response E|Δf|² = a · budget^power meets the constraint."""
+        scale = torch.stack(ratios).mean(0) / torch.stack(isotropic).mean(0)
+        target = self.constraint.kappa if self.constraint.local else 1.0
+        return (target / scale) ** (1 / self.power)
+
+    def _reference(self, draw: int) -> Tensor:
+        """What the response is compared with: ε, or under `local` the response to the same draw's isotropic noise."""
+        return self.scene.respond(self._isotropic(self._each(self.constraint.noise)), draw) if self.constraint.local else self.epsilon
+
+    def _unspent(self, effective: Tensor) -> Tensor:
+        """¼ of the variance over free cells of what a value adds to the response, its noise left out (products of two draws)."""
+        free = self.seen & ~self.capped
+        share = (effective * self.sigma.square() / self.scene.values.clamp(min=1)).where(free, 0)
+        mean = share.sum(2).mean(0) / free.sum(1).clamp(min=1)
+        off = (share / mean[:, None] - 1).where(free, 0)
+        draws = len(off)
+        products = (off.sum(0).square() - off.square().sum(0)) / (draws * (draws - 1))
+        return products.sum(1) / free.sum(1).clamp(min=1) / 4
+
+    def _missed(self) -> Tensor:
+        """What the map's own noise costs; nothing where the probes span the feature."""
+        if self.scene.linear is not None:
+            return torch.zeros_like(self.epsilon)
+        values = self.scene.values.expand(self.images, -1)
+        return self._map(shortfall, self.draws.sensitivity, values)[:, 0]
+
+    def _isotropic(self, level: Tensor) -> Tensor:
+        return torch.where(self.scene.values > 0, torch.minimum(level[:, None], self.cap), 0)
+
+    def _each(self, value: float) -> Tensor:
+        return torch.full((self.images,), value, device=self.scene.images.device)
+
+
+def _power(level: Tensor, response: Tensor, other: Tensor, other_response: Tensor) -> Tensor:
+    """Exponent p of E|Δf|² ~ (σ²)^p between two levels of isotropic noise; 1 where they are too close to tell."""
+    apart = 2 * (other / level).log()
+    told = apart.abs() > 0.5
+    return torch.where(told, (other_response / response).log() / apart.where(told, 1), 1).clamp(0.2, 2)
+
+
+def _cycles(samples: Tensor, size: int) -> Tensor:
+    """Means over whole cycles of orthogonal probes, where there are any: each cycle has met every direction once."""
+    cycles = len(samples) // size
+    if cycles == 0 or size == 1:
+        return samples
+    return samples[: cycles * size].unflatten(0, (cycles, size)).mean(1)
+
+
+def _ratio(responses: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Ratio of the means of two rows of draws, and each draw's relative departure from it."""
+    ratio = responses.mean(0) / references.mean(0)
+    return ratio, responses / responses.mean(0) - references / references.mean(0)

@@ -1,0 +1,42 @@
+"""Constraints: what leaves them undefined is refused."""
+
+import math
+
+import pytest
+
+from channelscope.discarding.constraint import PLANS, Constraint
+from channelscope.errors import InputError
+
+
+def test_defaults_and_normalizers():
+    assert not Constraint("data", 0.1, 3.0).local
+    assert Constraint("local", 1.5).local
+    assert Constraint("local", 1.5).noise == 0.01
+
+
+@pytest.mark.parametrize("kappa", [0.0, -1.0, math.nan])
+def test_kappa_must_be_positive(kappa):
+    with pytest.raises(InputError, match="κ"):
+        Constraint("local", kappa)
+
+
+@pytest.mark.parametrize("variance", [None, 0.0, math.nan])
+def test_a_feature_without_variance_has_no_cid(variance):
+    with pytest.raises(InputError, match="does not vary has no CID"):
+        Constraint("data", 0.1, variance)
+
+
+def test_unknown_normalizers_are_refused():
+    with pytest.raises(InputError, match='"data" or "local", received \'global\''):
+        Constraint("global", 0.1, 1.0)  # type: ignore[arg-type]
+
+
+def test_plans_keep_their_promise_of_passes():
+    """A clean pass and one for the level; each draw a forward pass and its probes; rescaling and check; curvature one more each."""
+
+    def cost(plan):
+        curved = sum(plan.rounds) + plan.check if plan.curvature else 0
+        return 2 + sum(plan.rounds) * (1 + plan.probes) + plan.final + plan.check + curved
+
+    assert cost(PLANS["fast"]) <= 20
+    assert cost(PLANS["exact"]) <= 30 * cost(PLANS["fast"])

@@ -1,0 +1,143 @@
+"""Scenes: what noisy passes measure, against Jacobians known in full."""
+
+import pytest
+import torch
+from torch import nn
+
+from channelscope.discarding.cells import Cells
+from channelscope.discarding.jacobian import FULL, Dice, Scene, normal, signs
+from channelscope.errors import NumericError
+
+SHAPE = (2, 4, 4)
+VALUES = 32
+
+
+def linear(size, seed=0):
+    """A linear feature of the images and its matrix (size, values)."""
+    matrix = torch.randn(size, VALUES, generator=torch.Generator().manual_seed(seed))
+    return (lambda images: images.flatten(1) @ matrix.T), matrix
+
+
+def scene(feature, images=2, cells=None, varies=None, seed=0):
+    batch = torch.rand(images, *SHAPE, generator=torch.Generator().manual_seed(5))
+    varies = torch.ones(SHAPE, dtype=torch.bool) if varies is None else varies
+    return Scene(feature, batch, cells or Cells.of((4, 4)), varies, Dice(seed, torch.arange(images)))
+
+
+def per_cell(matrix, cells=None):
+    """Squared Jacobian column norms summed over each cell's values."""
+    return (cells or Cells.of((4, 4))).sum(matrix.square().sum(0).view(SHAPE).sum(0))
+
+
+def test_random_numbers_belong_to_the_image():
+    both = normal(Dice(3, torch.tensor([7, 9])).roll(4), (5,))
+    assert torch.equal(both[1], normal(Dice(3, torch.tensor([9])).roll(4), (5,))[0])
+    for other in (Dice(3, torch.tensor([8])).roll(4), Dice(2, torch.tensor([7])).roll(4), Dice(3, torch.tensor([7])).roll(5)):
+        assert not torch.equal(both[0], normal(other, (5,))[0])
+
+
+def test_signs_are_fair_and_only_signs():
+    drawn = signs(Dice(0, torch.arange(4)).roll(0), 4_000)
+    assert drawn.abs().eq(1).all()
+    assert drawn.mean().abs() < 0.05
+
+
+def test_one_cycle_of_orthogonal_probes_knows_a_linear_feature():
+    feature, matrix = linear(5)
+    seen = scene(feature)
+    sigma = torch.full((2, 16), 0.1)
+    draws = [seen.probe(sigma, draw) for draw in range(5)]
+    mean = torch.cat([each.sensitivity for each in draws]).mean(0)
+    torch.testing.assert_close(mean, per_cell(matrix).expand(2, -1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen.linear.flatten(2), matrix.expand(2, -1, -1), rtol=1e-4, atol=1e-4)
+    exact = (sigma.square() * per_cell(matrix)).sum(1)
+    torch.testing.assert_close(seen.respond(sigma, 99), exact, rtol=1e-4, atol=1e-6)  # nothing random is left
+
+
+def test_sign_probes_are_unbiased_where_the_feature_is_large():
+    feature, matrix = linear(FULL + 40)
+    seen = scene(feature)
+    draws = [seen.probe(torch.full((2, 16), 0.1), draw, probes=8) for draw in range(25)]
+    samples = torch.cat([each.sensitivity for each in draws])
+    error = samples.std(0) / len(samples) ** 0.5
+    assert ((samples.mean(0) - per_cell(matrix)).abs() < 4.5 * error).all()
+    assert seen.linear is None
+
+
+def test_response_and_effective_sensitivity_of_a_linear_feature():
+    feature, matrix = linear(FULL + 40)
+    seen = scene(feature, images=1)
+    sigma = torch.linspace(0.05, 0.2, 16)[None]
+    draws = [seen.pull(sigma, draw) + seen.pull(sigma, draw, mirrored=True) for draw in range(250)]
+    response = torch.cat([each.response for each in draws])
+    exact = (sigma.square() * per_cell(matrix)).sum()
+    assert abs(float(response.mean() - exact)) < 4.5 * float(response.std()) / 250**0.5
+    effective = torch.cat([each.effective for each in draws])[:, 0]
+    error = effective.std(0) / 250**0.5
+    assert ((effective.mean(0) - per_cell(matrix)).abs() < 4.5 * error).all()
+    spent = torch.cat([each.spent for each in draws])
+    torch.testing.assert_close(spent, response, rtol=1e-4, atol=1e-6)  # a linear feature's shares make up the whole
+
+
+def test_effective_sensitivity_follows_curvature():
+    """f = x² on one value: E|Δf|² = 4x²σ² + 3σ⁴, so ½ dE/dln σ / σ² = 4x² + 6σ²."""
+    images, dice = torch.full((1, 1, 1, 1), 0.3), Dice(0, torch.zeros(1, dtype=torch.long))
+    many = FULL + 1
+    seen = Scene(lambda x: x.square().expand(-1, many, -1, -1) / many**0.5, images, Cells.of((1, 1)), torch.ones(1, 1, 1).bool(), dice)
+    sigma = torch.full((1, 1), 0.4)
+    draws = [seen.pull(sigma, draw) for draw in range(1_000)]
+    effective = torch.cat([each.effective for each in draws]).flatten()
+    assert abs(float(effective.mean()) - (4 * 0.09 + 6 * 0.16)) < 4.5 * float(effective.std()) / 1_000**0.5
+
+
+def test_constant_values_get_no_noise():
+    feature, matrix = linear(5)
+    varies = torch.ones(SHAPE, dtype=torch.bool)
+    varies[:, 0, 0] = False
+    varies[1, 2, 2] = False
+    seen = scene(feature, varies=varies)
+    assert seen.values[0] == 0
+    assert seen.values[10] == 1
+    draws = [seen.probe(torch.full((2, 16), 0.1), draw) for draw in range(5)]
+    expected = Cells.of((4, 4)).sum((matrix.square().sum(0).view(SHAPE) * varies).sum(0))
+    torch.testing.assert_close(torch.cat([each.sensitivity for each in draws]).mean(0)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cells_of_several_pixels_add_up():
+    feature, matrix = linear(5)
+    cells = Cells.of((4, 4), 2)
+    seen = scene(feature, cells=cells)
+    draws = [seen.probe(torch.full((2, 4), 0.1), draw) for draw in range(5)]
+    assert seen.values.tolist() == [8, 8, 8, 8]
+    torch.testing.assert_close(torch.cat([d.sensitivity for d in draws]).mean(0)[0], per_cell(matrix, cells), rtol=1e-4, atol=1e-4)
+
+
+def test_every_pass_is_counted():
+    feature, _ = linear(FULL + 1)
+    seen = scene(feature)
+    assert seen.passes == 1
+    seen.probe(torch.full((2, 16), 0.1), 0, probes=3)
+    assert seen.passes == 1 + 1 + 3
+    seen.probe(torch.full((2, 16), 0.1), 3, probes=1, curvature=True)
+    assert seen.passes == 5 + 1 + 1 + 1
+    seen.pull(torch.full((2, 16), 0.1), 1)
+    assert seen.passes == 10
+    seen.respond(torch.full((2, 16), 0.1), 2)
+    assert seen.passes == 11
+
+
+def test_batching_changes_nothing():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 40, 3, padding=1), nn.Tanh()).requires_grad_(False)
+    images = torch.rand(3, *SHAPE)
+    sigma = torch.rand(3, 16) * 0.1 + 0.05
+    cells, varies = Cells.of((4, 4)), torch.ones(SHAPE).bool()
+    both = Scene(net, images, cells, varies, Dice(1, torch.arange(3))).probe(sigma, 0, 2, curvature=True)
+    alone = Scene(net, images[2:], cells, varies, Dice(1, torch.tensor([2]))).probe(sigma[2:], 0, 2, curvature=True)
+    for name in ("response", "sensitivity", "effective"):
+        torch.testing.assert_close(vars(both)[name][:, 2:], vars(alone)[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_feature_that_is_not_finite_is_refused():
+    with pytest.raises(NumericError, match="not finite"):
+        scene(lambda images: images.flatten(1) / 0)

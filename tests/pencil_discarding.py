@@ -1,0 +1,133 @@
+"""Discarding once more in plain numpy and loops: slower and less complicated, written from the definition."""
+
+import math
+
+import numpy as np
+
+
+def entropy(deviation):
+    """Differential entropy of a normal variable by numerical integration of −p ln p."""
+    edges = np.linspace(-12 * deviation, 12 * deviation, 20_001)
+    density = np.exp(-0.5 * (edges / deviation) ** 2) / (deviation * math.sqrt(2 * math.pi))
+    positive = density > 0
+    terms = np.zeros_like(density)
+    terms[positive] = -density[positive] * np.log(density[positive])
+    return float(np.trapezoid(terms, edges))
+
+
+def allocation(sensitivity, budget, cap, values):
+    """Reverse water-filling by bisection on the water level, one cell at a time."""
+
+    def at(level):
+        chosen = []
+        for g, c, n in zip(sensitivity, cap, values, strict=True):
+            if n == 0:
+                chosen.append(0.0)
+            elif g == 0:
+                chosen.append(c)
+            else:
+                chosen.append(min(c, math.sqrt(level * n / g)))
+        return np.array(chosen)
+
+    def spent(sigma):
+        return sum(g * s**2 for g, s in zip(sensitivity, sigma, strict=True) if g > 0)
+
+    everything = np.array([c if n else 0.0 for c, n in zip(cap, values, strict=True)])
+    if all(math.isfinite(c) for c in everything) and spent(everything) < budget:
+        return everything
+    low, high = 0.0, 1.0
+    while spent(at(high)) < budget:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(at(middle)) < budget else (low, middle)
+    return at(high)
+
+
+def cell_sums(plane, grid):
+    """Sum over the pixels of each cell: pixel (r, c) lies in cell (⌊r·rows/height⌋, ⌊c·columns/width⌋)."""
+    height, width = plane.shape
+    sums = np.zeros(grid)
+    for row in range(height):
+        for column in range(width):
+            sums[row * grid[0] // height, column * grid[1] // width] += plane[row, column]
+    return sums
+
+
+def blurred(plane, width):
+    """Gaussian blur that loses what would come from outside, by a double loop over pixels."""
+    if width == 0:
+        return plane.copy()
+    reach = min(int(3 * width) + 1, max(plane.shape))
+    steps = np.arange(-reach, reach + 1)
+    kernel = np.exp(-0.5 * (steps / width) ** 2)
+    kernel /= kernel.sum()
+    out = np.zeros_like(plane)
+    for r in range(plane.shape[0]):
+        for c in range(plane.shape[1]):
+            for dr, wr in zip(steps, kernel, strict=True):
+                for dc, wc in zip(steps, kernel, strict=True):
+                    if 0 <= r + dr < plane.shape[0] and 0 <= c + dc < plane.shape[1]:
+                        out[r, c] += wr * wc * plane[r + dr, c + dc]
+    return out
+
+
+def shrunk(samples, start, seen, evidence=0.0):
+    """A mean of noisy maps of one image, shrunk toward a start scale by scale; arrays (draws, rows, columns)."""
+    samples = samples * seen
+    total = samples.mean(0).sum()
+    field = start * seen
+    field = field * total / field.sum()
+    count = max(int(seen.sum()), 1)
+    widths = [2.0**power for power in range(15, -2, -1) if 4 * 2**power <= max(seen.shape)] + [0.0]
+    coarser = None
+    for width in widths:
+        below = blurred(field, width)
+        ratios = np.array([np.divide(blurred(one, width), below, out=np.zeros_like(below), where=seen) for one in samples])
+        details = []
+        for ratio in ratios:
+            if coarser is None:
+                background = np.ones_like(ratio)
+            else:
+                background = np.divide(blurred(ratio, coarser), blurred(seen.astype(float), coarser), out=np.zeros_like(ratio), where=seen)
+            details.append(np.where(seen, ratio - background, 0))
+        details = np.array(details)
+        scatter = (details.mean(0) ** 2).sum() / count
+        noise = details.var(0, ddof=1).sum() / count / len(details) if len(details) > 1 else 0.0
+        believed = scatter > noise * (1 + evidence * math.sqrt(2 / count))
+        weight = 1 - noise / scatter if believed else 0.0
+        field = field * np.maximum(1 + weight * (ratios.mean(0) - 1), 0.1)
+        field = field * total / field.sum()
+        coarser = width
+    return field
+
+
+def optimum_by_adam(feature, image, budget, cap, steps=4000, pairs=8, seed=0):
+    """The published way: Adam on ln σ of every pixel with antithetic noise, then one common factor until the budget is met.
+
+    `feature(images)` returns the features and a function that pulls vectors back to the images. The gradient is that of
+    mean ln σ − ½ ln E|Δf|²; caps are kept by clipping.
+    """
+    random = np.random.default_rng(seed)
+    size = image.size
+    log_sigma = np.full(size, math.log(0.01))
+    first, second = np.zeros(size), np.zeros(size)
+    clean = feature(image[None])[0][0]
+
+    def response(sigma, count):
+        unit = random.standard_normal((count, size))
+        noisy = image.reshape(1, -1) + np.concatenate([unit, -unit]) * sigma
+        values, pull = feature(noisy.reshape(-1, *image.shape))
+        change = values - clean
+        return (change**2).sum(1).mean(), (pull(change).reshape(len(noisy), -1) * np.concatenate([unit, -unit]) * sigma).mean(0)
+
+    for step in range(1, steps + 1):
+        _, share = response(np.minimum(np.exp(log_sigma), cap), pairs)
+        gradient = share / share.sum() - 1 / size
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        rate = 0.03 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        log_sigma -= rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-12)
+    sigma = np.exp(log_sigma)
+    for _ in range(12):
+        sigma = np.minimum(sigma * math.sqrt(budget / response(np.minimum(sigma, cap), 2000)[0]), cap)
+    return sigma
