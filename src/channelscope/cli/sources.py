@@ -72,9 +72,7 @@ class Convention:
 def opened(network: Network, source: ImageSource) -> tuple[nn.Module, Images]:
     """The network and its images."""
     torch.manual_seed(source.seed)
-    model, images = zoo.load(network.model, source, network.weights, network.device, source.seed)
-    model.__dict__["channelscope_name"] = network.model
-    return model, images
+    return zoo.load(network.model, source, network.weights, network.device, source.seed)
 
 
 def profiled(

@@ -138,7 +138,7 @@ class Watch:
             for shard in range(self.shards):
                 tensors.update(shards[shard].pack(f"{shard}/{site.name}/"))
         return Profile(
-            network=model.__dict__.get("channelscope_name", type(model).__name__),
+            network=vars(model)["card"].name if "card" in vars(model) else type(model).__name__,
             weights_hash=weights_hash(model),
             input_shape=self.input_shape,
             classes=self.classes,
@@ -203,6 +203,6 @@ def _finite(values: Tensor, place: str, index: Tensor) -> None:
     """Refuse nan and infinity, naming the place and the first images."""
     fine = values.isfinite().flatten(1)
     if not bool(fine.all()):
-        images = index.to(values.device)[~fine.all(1)].tolist()
+        images = sorted(index.to(values.device)[~fine.all(1)].tolist())
         listed = ", ".join(map(str, images[:5])) + (", …" if len(images) > 5 else "")
         raise NumericError(f"at {place}: activations are not finite (nan or infinity) for {len(images)} images of the batch: {listed}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from channelscope.net.graph import Graph
+from channelscope.net.graph import Graph, evaluating
 
 
 def layout(graph: Graph, image: Tensor) -> torch.memory_format:
@@ -16,7 +16,7 @@ def layout(graph: Graph, image: Tensor) -> torch.memory_format:
     if image.dim() != 4 or image.device.type != "cpu":
         return torch.contiguous_format
     try:
-        with torch.no_grad():
+        with evaluating(graph.model), torch.no_grad():
             graph.run(image.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
         return torch.contiguous_format

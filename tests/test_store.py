@@ -1,0 +1,114 @@
+"""Profiles on disk: what is read is what was written, and nothing else is read."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from channelscope import collect, store
+from channelscope.errors import FormatError
+from channelscope.store import Clock, load, save
+
+
+@pytest.fixture(scope="module")
+def profile():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3))
+    return collect(model, [(torch.randn(20, 1, 6, 6), torch.arange(20) % 3)], shards=4, sensitivity=True, maps=True)
+
+
+@pytest.fixture
+def file(profile, tmp_path):
+    return save(profile, tmp_path / "net.profile")
+
+
+def same(a, b) -> None:
+    for name in ("network", "weights_hash", "input_shape", "classes", "sites", "readout", "cut_readout", "targets", "seed", "shards"):
+        assert getattr(a, name) == getattr(b, name), name
+    assert a.images == b.images
+    assert a.tally == b.tally
+    assert dict(a.skipped) == dict(b.skipped)
+    for mine, theirs in ((a.tensors, b.tensors), *((a.weights[site.name], b.weights[site.name]) for site in a.sites)):
+        assert set(mine) == set(theirs)
+        for name, value in mine.items():
+            assert value.dtype == theirs[name].dtype
+            assert torch.equal(value, theirs[name]), name
+
+
+def test_load_after_save_is_the_identity(profile, file):
+    same(load(file), profile)
+
+
+def test_saving_what_was_loaded_writes_the_same_bytes(file, tmp_path):
+    assert save(load(file), tmp_path / "again.profile").read_bytes() == file.read_bytes()
+
+
+def test_a_profile_without_shards_or_labels_comes_back(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.ReLU(), nn.Linear(64, 3))
+    bare = collect(model, [torch.randn(6, 1, 6, 6)], "pooled", shards=0)
+    same(load(save(bare, tmp_path / "deep" / "er" / "net.profile")), bare)
+
+
+def test_sums_of_loaded_profiles_are_sums_of_profiles(profile, file):
+    same(load(file) + load(file), profile + profile)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FormatError, match=r"no profile at .*: write one with `channelscope profile"):
+        load(tmp_path / "none.profile")
+    with pytest.raises(FormatError, match="no profile at"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file(file, share):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(FormatError, match="damaged or not a profile"):
+        load(file)
+
+
+def test_other_files(tmp_path):
+    (tmp_path / "text").write_text("not a profile, but long enough to be one")
+    with pytest.raises(FormatError, match="damaged or not a profile"):
+        load(tmp_path / "text")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    with pytest.raises(FormatError, match="safetensors file but not a profile"):
+        load(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("version", [1, 99, None])
+def test_another_version_of_the_format(file, version):
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["channelscope"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    header["format"] = version
+    save_file(tensors, file, metadata={"channelscope": json.dumps(header)})
+    with pytest.raises(FormatError, match=f"format {version}, this version reads {store.FORMAT}: collect it again"):
+        load(file)
+
+
+def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(profile, file, monkeypatch):
+    before = file.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(profile + profile, file)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == ["net.profile"]
+
+
+def test_the_clock_is_due_once_an_interval():
+    assert Clock(0.0).due()
+    clock = Clock(3600)
+    assert not clock.due()
+    clock.last -= 3601
+    assert clock.due()
+    assert not clock.due()
