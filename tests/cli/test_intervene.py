@@ -7,47 +7,17 @@ import sys
 import pandas as pd
 import pytest
 
-from channelscope import cli, store, tables, zoo
+from channelscope import store, tables, zoo
 from channelscope.experiments.lesion import Plan, lesion
+from cli.commands import refused, run, small_network
 
 LESION = sys.modules["channelscope.experiments.lesion.lesion"]
 FEW = ("--images", "80", "--evaluated", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
 
 
-def run(*arguments) -> int:
-    """Exit status of the command line in this process."""
-    before = sys.argv
-    sys.argv = ["channelscope", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return 0
-
-
-def refused(capsys, *arguments) -> str:
-    assert run(*arguments) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return " ".join(said.split())
-
-
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
-    """A file with a small residual network, its weights and its profile."""
-    folder = tmp_path_factory.mktemp("small")
-    (folder / "net.py").write_text(
-        "from channelscope.zoo.resnet import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
-        "        super().__init__(8, classes=10, channels=1, width=4)\n"
-    )
-    name = f"{folder / 'net.py'}:Net"
-    model, _ = zoo.load(name, "digits")
-    zoo.save_weights(model.state_dict(), folder / "net.safetensors")
-    given = (name, "--weights", folder / "net.safetensors")
-    assert run("profile", *given, "--images", "80", "--sensitivity", "--out", folder / "net.profile") == 0
-    return given, folder / "net.profile"
+    return small_network(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")

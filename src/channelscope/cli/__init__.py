@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from channelscope.cli import intervene, measure
+from channelscope.cli import explain, intervene, measure
 from channelscope.cli.flags import command
 from channelscope.cli.sources import console
 from channelscope.errors import ChannelscopeError
@@ -19,7 +19,8 @@ app = typer.Typer(
 )
 MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report)
 INTERVENE = (intervene.lesion, intervene.hulls)
-for each in (*MEASURE, *INTERVENE):
+EXPLAIN = (explain.graphs,)
+for each in (*MEASURE, *INTERVENE, *EXPLAIN):
     app.command(name=each.__name__)(command(each))
 
 INTERRUPTED = 130

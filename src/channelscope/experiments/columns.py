@@ -10,6 +10,7 @@ from channelscope.tables import Column
 
 HERE = "this library"
 PAPER = "Safaai et al. 2026"
+LOCAL, TARGET = ("capture", "overlap"), ("relevance", "excess")
 
 
 def _text(meaning: str) -> Column:
@@ -73,7 +74,20 @@ COLUMNS: Mapping[str, Column] = {
     "peer": _count("the other channel of the edge"),
     "weight": Column("nats", 3, "weight of the edge", HERE, 0.0),
     "run": _text("training run"),
-    "value": Column("", 4, "mean over the runs", HERE),
+    "value": Column("", 4, "mean over the runs of the mean over layers", HERE),
+    "hull_size": Column("members", 3, "peers in a channel's replaceability hull", PAPER, 0.0),
+    "triple": Column("nats", 4, "S3: what three channels say about the target beyond their best pair", PAPER, 0.0),
+    "ratio": Column("", 3, "S3/S2: triplet excess over the pair excess inside the same triples", PAPER, 0.0),
+    "modularity_r": _index("modularity of the R-graph", PAPER),
+    "modularity_s": _index("modularity of the S-graph", PAPER),
+    "gap": Column("", 3, "modularity of the R-graph minus that of the S-graph", PAPER),
+    **{f"{one}_{other}": _index(f"Spearman's rho of {one} and {other} over a layer's channels") for one in LOCAL for other in TARGET},
+    "first": Column("", 4, "mean over the runs at the first epoch", HERE),
+    "last": Column("", 4, "mean over the runs at the last epoch", HERE),
+    "change": Column("", 4, "last minus first epoch, paired within runs", HERE),
+    "published_first": Column("", 3, "as published, at the start of training", PAPER),
+    "published_last": Column("", 3, "as published, at the end of training", PAPER),
+    "verdict": _text("whether the published direction holds, is reversed, or is open (the interval over runs has zero inside)"),
     "upstream": _text("quantity of the channels that are read"),
     "downstream": _text("quantity of the channels that read them"),
     "axes": _text("from which axis to which"),
