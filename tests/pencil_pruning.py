@@ -54,3 +54,21 @@ def ridge_slowly(x: np.ndarray, t: np.ndarray, prior: np.ndarray, share: float) 
     goal = np.vstack([t - t_mean, np.sqrt(load) * prior.T])
     weights = np.linalg.lstsq(rows, goal, rcond=None)[0].T
     return weights, t_mean - weights @ x_mean
+
+
+def elimination_slowly(covariance, metric, weights, owner, outputs, gone) -> dict[int, float]:
+    """Half the weighted error that each group's removal adds, every regression solved anew on the inputs left."""
+
+    def refit(without: list[int]) -> np.ndarray:
+        keep = ~np.isin(owner, without)
+        fitted = np.zeros_like(weights)
+        fitted[:, keep] = np.linalg.solve(covariance[np.ix_(keep, keep)], covariance[keep] @ weights.T).T
+        return fitted
+
+    rows = ~np.isin(outputs, gone)
+    before = refit(gone)
+    costs = {}
+    for group in sorted(set(owner[owner >= 0].tolist()) - set(gone)):
+        change = (refit([*gone, group]) - before)[rows]
+        costs[group] = 0.5 * np.trace(metric[np.ix_(rows, rows)] @ change @ covariance @ change.T)
+    return costs

@@ -37,6 +37,8 @@ class Ranking:
     """local, target, both, size, gradient, published or control"""
     source: str = ""
     """where the definition comes from"""
+    comparable: bool = False
+    """whether values of different layers can be compared as they are; if not, cut() normalizes them within layers"""
 
     def __post_init__(self) -> None:
         """Refuse values that do not match the sites."""

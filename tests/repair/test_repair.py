@@ -340,7 +340,7 @@ def test_bad_input():
         repair(small, found, kept, [images], ridge=0.0)
     with pytest.raises(SampleError, match="at least two images"):
         repair(small, found, kept, [images[:1]])
-    with pytest.raises(SampleError, match="no images"):
+    with pytest.raises(SampleError, match="no calibration images"):
         repair(small, found, kept, [])
     with pytest.raises(MismatchError, match=r"the subset keeps \d+"):
         repair(model, found, kept, [images])

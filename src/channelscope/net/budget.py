@@ -24,7 +24,7 @@ def cut(
     model: nn.Module | Groups,
     macs: float = 0.5,
     allocation: Allocation = "global",
-    normalize: Normalize = "mean",
+    normalize: Normalize | None = None,
     reduce: Reduce = "mean",
     cap: float = 0.95,
 ) -> Subset:
@@ -37,7 +37,8 @@ def cut(
     model       the network, or its `groups` when several scores are cut
     allocation  global: one threshold over scores normalized within their layers; uniform: the same fraction of every
                 layer; another ranking: as many channels in each layer as that one keeps globally, chosen by this one
-    normalize   by the layer's mean absolute value (mean), by its mean and deviation (zscore), or not at all (none)
+    normalize   by the layer's mean absolute value (mean), by its mean and deviation (zscore), or not at all (none); by default
+                mean, and none for a ranking that is comparable between layers
     reduce      a group's score from its members'
     cap         largest fraction of a site's channels that may go; a layer is never emptied
 
@@ -61,13 +62,14 @@ def cut(
     return found.subset(_fill(scores, found, macs, cap, other))
 
 
-def group_scores(ranking: Ranking, found: Groups, normalize: Normalize = "mean", reduce: Reduce = "mean") -> np.ndarray:
+def group_scores(ranking: Ranking, found: Groups, normalize: Normalize | None = None, reduce: Reduce = "mean") -> np.ndarray:
     """One number per group, larger is kept: its members' scores, normalized within their layers, then reduced.
 
     Members without a value (nan) are left out of the reduction.
 
     Returns  float64 (groups,); nan where no member has a value.
     """
+    how: Normalize = normalize or ("none" if ranking.comparable else "mean")
     values = np.full(len(found.owner), np.nan)
     names = {site.name for site in ranking.sites}
     missing = [site.name for site in found.sites if site.name not in names]
@@ -78,7 +80,7 @@ def group_scores(ranking: Ranking, found: Groups, normalize: Normalize = "mean",
         if len(here) != site.channels:
             raise MismatchError(f"ranking '{ranking.name}' has {len(here)} channels at {site.name}, the network {site.channels}")
         start = found.offsets[site.name]
-        values[start : start + site.channels] = _normalized(here, normalize)
+        values[start : start + site.channels] = _normalized(here, how)
     inside = (found.owner >= 0) & ~np.isnan(values)
     owner, values = found.owner[inside], values[inside]
     members = np.bincount(owner, minlength=len(found))

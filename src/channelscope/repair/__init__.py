@@ -1,5 +1,6 @@
-"""Repair without training: re-fitted consumers, peers standing in, re-estimated normalizations."""
+"""Repair without training: re-fitted layers, peers standing in, re-estimated normalizations, and a ranking made for them."""
 
-from channelscope.repair.repair import Report, repair
+from channelscope.repair.reconstruction import reconstruction
+from channelscope.repair.repair import Method, Report, repair
 
-__all__ = ["Report", "repair"]
+__all__ = ["Method", "Report", "reconstruction", "repair"]

@@ -7,21 +7,19 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from channelscope.errors import InputError, MismatchError, SampleError
-from channelscope.net.edits import blank
+from channelscope.errors import InputError, MismatchError
 from channelscope.net.graph import evaluating, trace
 from channelscope.net.groups import Groups, groups
 from channelscope.net.subset import Subset
 from channelscope.net.surgery import survivors
 from channelscope.repair.batchnorm import batchnorm
+from channelscope.repair.calibration import chunks, example
 from channelscope.repair.carried import Carried
 from channelscope.repair.least_squares import Fit
 from channelscope.repair.peers import peers
 from channelscope.stats.profile import Profile
 
 Method = Literal["least_squares", "peers", "batchnorm", "none"]
-CHUNK = 100
-"""Images carried forward together; an even number, for every other image belongs to the other half."""
 PEERS_RIDGE = 0.01
 PROFILE = "; or, for peers, the original's profile"
 
@@ -79,14 +77,14 @@ def repair(
         raise InputError(f"ridge: expected a share above 0, received {ridge:g}")
     if method == "none":
         return Report("none", 0)
-    found = model if isinstance(model, Groups) else groups(model, _example(model, kept))
+    found = model if isinstance(model, Groups) else groups(model, example(model, kept))
     keep = _agree(small, found, kept)
     if isinstance(source, Profile) and method == "peers":
         skipped = peers(small, found, keep, source, PEERS_RIDGE if ridge is None else ridge, positions)
         return Report("peers", source.images, skipped=skipped)
     if source is None or isinstance(source, Profile):
         raise InputError(f"repair: {method} needs calibration images, batches of (images, …){PROFILE if method == 'peers' else ''}")
-    batches = _batches(source, found)
+    batches = chunks(source, found)
     with torch.no_grad(), evaluating(small), evaluating(found.graph.model):
         original = Carried(found.graph, batches)
         skipped = peers(small, found, keep, original, PEERS_RIDGE if ridge is None else ridge, positions) if method == "peers" else {}
@@ -97,12 +95,6 @@ def repair(
             return Report("least_squares", carried.images, errors, fit.skipped)
         skipped |= batchnorm(carried)
     return Report("peers + batchnorm" if method == "peers" else "batchnorm", carried.images, skipped=skipped)
-
-
-def _example(model: nn.Module, kept: Subset) -> Tensor:
-    if not kept.input_shape:
-        raise InputError("repair: the subset needs the input shape, as cut() and Subset.everything() give it")
-    return blank(model, kept.input_shape)
 
 
 def _agree(small: nn.Module, found: Groups, kept: Subset) -> Tensor:
@@ -119,19 +111,3 @@ def _agree(small: nn.Module, found: Groups, kept: Subset) -> Tensor:
         if layer.name not in modules:
             raise MismatchError(f"repair: the smaller network has no layer {layer.name}: it was not cut from this one")
     return keep
-
-
-def _batches(source: Iterable, found: Groups) -> list[tuple[Tensor, ...]]:
-    """All images, in chunks of equal size whatever the batches were."""
-    inputs = len(found.graph.inputs)
-    device = next(found.graph.model.parameters()).device
-    columns: list[list[Tensor]] = [[] for _ in range(inputs)]
-    for batch in source:
-        parts = batch if isinstance(batch, tuple | list) else (batch,)
-        first = parts[0] if isinstance(parts[0], tuple | list) else parts[:1] if inputs == 1 else parts[:inputs]
-        for column, part in zip(columns, first, strict=True):
-            column.append(part.to(device))
-    if not columns[0]:
-        raise SampleError("repair: there are no images: the batches are empty")
-    chunks = [torch.cat(column).split(CHUNK) for column in columns]
-    return list(zip(*chunks, strict=True))

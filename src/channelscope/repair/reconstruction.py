@@ -1,0 +1,207 @@
+"""Reconstruction: the order in which channels can go when what reads them is re-fitted, and what each removal costs."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.net.cost import Ledger
+from channelscope.net.coupling import Layer
+from channelscope.net.edits import Change
+from channelscope.net.graph import evaluating
+from channelscope.net.groups import Groups, groups
+from channelscope.net.readout import draw
+from channelscope.ranking import Ranking
+from channelscope.repair.calibration import chunks, example
+from channelscope.repair.normal import Normal
+from channelscope.repair.patches import patches, width
+from channelscope.types import Float, Int, Tensor
+
+WIDEST = 8192
+"""Inputs times kernel size beyond which a consumer's covariance is not formed, and its share of the cost not counted."""
+
+
+def reconstruction(
+    model: nn.Module | Groups, images: Iterable, ridge: float = 0.01, exponent: float = 1.5, positions: int = 64, seed: int = 0
+) -> Ranking:
+    """A ranking made for repair: groups are removed one by one, always the one that then costs least.
+
+        cost = Σ over consumers of tr( A_b' G A_b [P_bb]⁻¹ )        chosen: least cost / MACs saved^exponent
+
+    A are a consumer's weights re-fitted to the inputs that are left, P = (C + λI)⁻¹ of the covariance C of what it reads, b the
+    columns that read the group, and G the second moments of the output's gradient, for labels drawn from the network's own
+    probabilities: the cost is the KL divergence of the output, to second order, if every consumer is re-fitted. Outputs of a
+    consumer that have gone themselves no longer count. Neither labels nor training; one forward and one backward pass.
+
+    model      the network, or its `groups`
+    images     batches of (images, …)
+    exponent   1 would be right if costs added up; a channel of a residual sum has many consumers, each of which repairs what
+               those before it left, so its cost is overestimated, and 1.5 makes up for that (docs/results-repair.md)
+
+    Returns  the place in the order of removal, 0 for the first to go and 1 for the last; comparable between layers. Channels that
+             cannot be removed are infinite.
+    Source   optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric
+    """
+    found = model if isinstance(model, Groups) else groups(model, example(model, images))
+    consumers = _consumers(found, images, ridge, positions, seed)
+    order = _order(found, consumers, exponent)
+    place = np.append(np.empty(len(found)), np.inf)
+    place[order] = np.arange(len(found)) / max(len(found) - 1, 1)
+    values = {site.name: place[found.owner[found.offsets[site.name] : found.offsets[site.name] + site.channels]] for site in found.sites}
+    notes = {name: {int(channel): found.whole[name] for channel in np.flatnonzero(np.isinf(values[name]))} for name in found.whole}
+    shape = tuple(found.image[0].shape[1:])
+    name = f"reconstruction(ridge={ridge:g}, exponent={exponent:g})"
+    return Ranking(name, "", "high", values, found.sites, shape, notes, "local", "Hassibi & Stork 1993", comparable=True)
+
+
+class Consumer:
+    """One layer that reads groups, its weights re-fitted to whatever inputs are left."""
+
+    def __init__(self, layer: Layer, owner: np.ndarray, weights: Tensor, covariance: Tensor, metric: Tensor, ridge: float):
+        taps = weights.shape[1] // len(layer.inputs)
+        columns = np.repeat(_owners(layer.inputs, owner), taps)
+        load = ridge * covariance.diagonal().mean()
+        if load == 0:
+            load = load + 1  # nothing it reads ever varies: every input costs nothing
+        self.inverse = torch.linalg.inv(covariance + load * torch.eye(len(covariance), dtype=covariance.dtype))
+        self.weights, self.metric = weights.clone(), metric
+        self.weighted = metric @ weights
+        members, sizes = np.unique(columns[columns >= 0], return_counts=True)
+        self.blocks = [
+            (members[sizes == size], torch.from_numpy(np.stack([np.flatnonzero(columns == each) for each in members[sizes == size]])))
+            for size in np.unique(sizes)
+        ]
+        outputs = _owners(layer.outputs, owner)
+        self.rows = {int(group): torch.from_numpy(np.flatnonzero(outputs == group)) for group in np.unique(outputs[outputs >= 0])}
+
+    @property
+    def groups(self) -> set[int]:
+        """The groups whose removal changes this layer."""
+        return {*self.rows, *(int(member) for members, _ in self.blocks for member in members)}
+
+    def costs(self, groups: int) -> np.ndarray:
+        """What removing each of so many groups would cost, the inputs left re-fitted; 0 for those it does not read [nats]."""
+        result = np.zeros(groups)
+        for members, at in self.blocks:  # (members, columns of each)
+            inner = self.inverse[at[:, :, None], at[:, None, :]]
+            squares = torch.einsum("obi,obj->bij", self.weights[:, at], self.weighted[:, at])
+            result[members] = torch.linalg.solve(inner, squares).diagonal(dim1=1, dim2=2).sum(1).numpy() / 2
+        return result
+
+    def remove(self, group: int) -> None:
+        """Take a group's inputs and outputs away and re-fit the weights on the inputs that are left."""
+        if group in self.rows:
+            rows = self.rows[group]
+            self.weighted -= self.metric[:, rows] @ self.weights[rows]
+            self.weights[rows] = 0
+        for index, (members, at) in enumerate(self.blocks):
+            here = members == group
+            if here.any():
+                gone = at[int(here.argmax())]
+                step = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])
+                self.weights.addmm_(self.weights[:, gone], step, alpha=-1)
+                self.weighted.addmm_(self.weighted[:, gone], step, alpha=-1)
+                self.inverse.addmm_(self.inverse[:, gone], step, alpha=-1)
+                self.blocks[index] = (members[~here], at[torch.from_numpy(~here)])
+
+
+def _owners(numbers: Int[Tensor, "channels"], owner: np.ndarray) -> np.ndarray:
+    return np.where(numbers.numpy() >= 0, owner[numbers.numpy()], -1)
+
+
+def _order(found: Groups, consumers: list[Consumer], exponent: float) -> list[int]:
+    """Groups, first removed first."""
+    ledger = Ledger(found)
+    reading: dict[int, list[Consumer]] = defaultdict(list)
+    for consumer in consumers:
+        for group in consumer.groups:
+            reading[group].append(consumer)
+    share = {consumer: consumer.costs(len(found)) for consumer in consumers}
+    cost = np.sum(list(share.values()), axis=0) if share else np.zeros(len(found))
+    families: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, group in enumerate(found.found):
+        families[tuple(name for name, _ in group.members)].append(index)
+    left = np.ones(len(found), dtype=bool)
+    order: list[int] = []
+    while left.any():
+        saved = np.ones(len(found))
+        for members in families.values():
+            inside = [member for member in members if left[member]]
+            if inside:
+                saved[inside] = max(ledger.remove(inside[0]), 1)
+                ledger.add(inside[0])
+        price = np.where(left, cost.clip(min=0) / saved**exponent, np.inf)
+        pick = int(price.argmin())
+        ledger.remove(pick)
+        left[pick] = False
+        order.append(pick)
+        for consumer in reading[pick]:
+            consumer.remove(pick)
+            before, share[consumer] = share[consumer], consumer.costs(len(found))
+            cost += share[consumer] - before
+    return order
+
+
+def _consumers(found: Groups, images: Iterable, ridge: float, positions: int, seed: int) -> list[Consumer]:
+    """Every layer that reads removable channels, with the statistics of what it reads and of its output's gradient."""
+    graph = found.graph
+    modules: dict[str, Any] = graph.modules
+    layers = [layer for layer in found.layers if layer.taps and layer.groups == 1 and bool((layer.inputs >= 0).any())]
+    turned = nn.modules.conv._ConvTransposeNd
+    layers = [layer for layer in layers if width(modules[layer.name]) <= WIDEST and not isinstance(modules[layer.name], turned)]
+    sources = {layer.name: graph.nodes[layer.node].all_input_nodes[0].name for layer in layers}
+    reads: dict[str, Normal] = {}
+    metrics: dict[str, Tensor] = {}
+    total = 0
+    draws = torch.Generator().manual_seed(seed)
+    with evaluating(graph.model):
+        for batch in chunks(images, found):
+            values, gradients = _both_ways(found, batch, [layer.node for layer in layers], list(sources.values()), draws)
+            index = torch.arange(total, total + len(batch[0]))
+            total += len(index)
+            for layer in layers:
+                module, gradient = modules[layer.name], gradients[layer.node]
+                flat = gradient.reshape(-1, gradient.shape[-1]) if layer.linear else gradient.movedim(1, -1).reshape(-1, gradient.shape[1])
+                metrics[layer.name] = metrics.get(layer.name, 0) + (flat.T @ flat).double().cpu()  # type: ignore[operator]
+                count = flat.shape[0] // len(index)
+                where = None if count <= positions else draw(index, count, positions, seed)
+                taken = patches(module, values[sources[layer.name]], tuple(gradient.shape[1:]), where)
+                part = Normal.of(taken, taken[:, :, :0])
+                reads[layer.name] = reads[layer.name] + part if layer.name in reads else part
+    return [
+        Consumer(
+            layer,
+            found.owner,
+            modules[layer.name].weight.detach().double().cpu().flatten(1),
+            reads[layer.name].xx[0].cpu() / reads[layer.name].count,
+            metrics[layer.name] / total,
+            ridge,
+        )
+        for layer in layers
+    ]
+
+
+def _both_ways(
+    found: Groups, batch: tuple[Tensor, ...], outputs: list[str], inputs: list[str], draws: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Float[Tensor, "..."]]]:
+    """Values of some steps, and the gradients of the loss there for labels drawn from the network's own probabilities."""
+    values: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Change:
+        def watch(value: Tensor) -> None:
+            values[name] = value
+
+        return watch
+
+    with torch.enable_grad():
+        given = tuple(part.detach().clone().requires_grad_(part.is_floating_point()) for part in batch)
+        logits = found.graph.run(*given, after={name: keep(name) for name in dict.fromkeys((*outputs, *inputs))}, pure=True)
+        chances = logits.detach().softmax(1).cpu()
+        labels = torch.multinomial(chances, 1, generator=draws).flatten().to(logits.device)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        gradients = torch.autograd.grad(loss, [values[name] for name in outputs], materialize_grads=True)
+    return {name: values[name].detach() for name in inputs}, dict(zip(outputs, gradients, strict=True))

@@ -1,0 +1,124 @@
+"""Reconstruction: costs are what brute-force refits cost, and redundant channels go first."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope import cut, repair, shrink
+from channelscope.errors import SampleError
+from channelscope.net.coupling import Layer
+from channelscope.net.groups import groups
+from channelscope.repair.reconstruction import Consumer, reconstruction
+from networks import built
+from pencil_pruning import elimination_slowly
+
+IMAGES = torch.randn(80, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+class Twins(nn.Module):
+    """Channel 4 of the first layer is a copy of channel 1; channel 2 is read by nobody; channel 5 is not removable alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.head(F.relu(self.second(F.relu(self.first(x)))).mean((2, 3)))
+
+
+def twins() -> nn.Module:
+    torch.manual_seed(3)
+    model = Twins()
+    model.first.weight.data[4] = model.first.weight[1]
+    model.first.bias.data[4] = model.first.bias[1]
+    model.second.weight.data[:, 2] = 0
+    model.head.weight.data *= 5
+    return model.eval().requires_grad_(False)
+
+
+def test_a_copy_and_a_channel_nobody_reads_go_first():
+    model = twins()
+    ranking = reconstruction(model, IMAGES.split(30), exponent=1.0)
+    first = np.argsort(ranking["first"])
+    assert first[0] == 2
+    assert first[1] in (1, 4)
+    assert ranking.comparable
+    values = np.concatenate([ranking["first"], ranking["second"]])
+    np.testing.assert_allclose(np.sort(values), np.arange(11) / 10)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_cut_takes_it_as_it_is():
+    model = twins()
+    found = groups(model, IMAGES[:1])
+    ranking = reconstruction(found, IMAGES.split(30))
+    kept = cut(ranking, found, macs=0.6)
+    alive = found.kept(kept)
+    order = np.argsort(np.concatenate([ranking["first"], ranking["second"]]))
+    removed = np.flatnonzero(~alive[order])
+    small = shrink(model, kept, found)
+    before = float((small(IMAGES) - model(IMAGES)).square().mean())
+    repair(small, found, kept, IMAGES.split(40))
+    assert float((small(IMAGES) - model(IMAGES)).square().mean()) < 0.5 * before
+    assert removed[0] == 0
+
+
+def layer(inputs, outputs, taps=1) -> Layer:
+    return Layer("x", "x", torch.tensor(inputs), torch.tensor(outputs), taps, 1)
+
+
+@pytest.mark.parametrize("taps", [1, 4])
+def test_costs_are_those_of_refits_by_brute_force(taps):
+    """Weighted error of ridge regressions on what is left, done anew for every candidate, in plain numpy."""
+    draw = np.random.default_rng(0)
+    width = 5 * taps
+    root, weights, gradient = draw.normal(size=(width, width)), draw.normal(size=(3, width)), draw.normal(size=(3, 3))
+    covariance, metric = root @ root.T, gradient @ gradient.T
+    owner = np.array([0, 1, 2, 1, -1, 3, 4, 5])  # inputs 1 and 3 are one group, input 4 cannot go
+    consumer = Consumer(layer([0, 1, 2, 3, 4], [5, 6, 7]), owner, *map(torch.tensor, (weights, covariance, metric)), 0.1)
+    loaded = covariance + 0.1 * np.mean(np.diag(covariance)) * np.eye(width)
+    groups_of = np.repeat(owner[:5], taps)
+    outputs = owner[5:]
+    gone: list[int] = []
+    for pick in (2, 4, 1):
+        expected = elimination_slowly(loaded, metric, weights, groups_of, outputs, gone)
+        received = consumer.costs(6)
+        assert set(np.flatnonzero(received)) == {group for group, value in expected.items() if value}
+        for group, value in expected.items():
+            assert received[group] == pytest.approx(value, rel=1e-8, abs=1e-10)
+        consumer.remove(pick)
+        gone.append(pick)
+    assert np.flatnonzero(consumer.costs(6)).tolist() == [0]
+
+
+def test_inputs_that_never_vary_cost_nothing():
+    owner = np.arange(4)
+    consumer = Consumer(layer([0, 1], [2, 3]), owner, torch.ones(2, 2).double(), torch.zeros(2, 2).double(), torch.eye(2).double(), 0.1)
+    assert np.isfinite(consumer.costs(4)).all()
+
+
+@pytest.mark.parametrize("name", [pytest.param("mobilenet_v2", marks=pytest.mark.slow), "densenet121", "convnext_tiny"])
+def test_every_architecture_gets_a_whole_order(name):
+    model, shape = built(name)
+    found = groups(model, torch.zeros(1, *shape))
+    ranking = reconstruction(found, [torch.randn(6, *shape, generator=torch.Generator().manual_seed(0))], positions=4)
+    for site in found.sites:
+        values = ranking[site.name]
+        owner = found.owner[found.offsets[site.name] : found.offsets[site.name] + site.channels]
+        assert (np.isinf(values) == (owner < 0)).all()
+        assert set(ranking.notes.get(site.name, {})) == set(np.flatnonzero(owner < 0))
+    assert cut(ranking, found, 0.6).fraction < 1
+
+
+def test_the_same_seed_gives_the_same_order():
+    first, second = (reconstruction(twins(), IMAGES.split(size)) for size in (30, 80))
+    assert all(np.array_equal(first[name], second[name]) for name in first.values)
+    assert first.name == "reconstruction(ridge=0.01, exponent=1.5)"
+
+
+def test_without_images():
+    with pytest.raises(SampleError, match="no calibration images"):
+        reconstruction(twins(), [])
