@@ -11,6 +11,8 @@ import pencil_circuits as pencil
 from channelscope.circuits import contributions
 from channelscope.circuits.contributions import Geometry, actgrad, gate, magnitude, snip
 
+EVEN = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # PyTorch says that it has to copy
+
 
 @st.composite
 def layers(draw, modes=("zeros",)):
@@ -36,6 +38,7 @@ def weight_gradients(module: nn.Module, x: torch.Tensor, g: torch.Tensor) -> tor
     return torch.stack([torch.autograd.grad((module(x[b : b + 1]) * g[b : b + 1]).sum(), module.weight)[0] for b in range(len(x))])
 
 
+@EVEN
 @settings(max_examples=60, deadline=None)
 @given(layers(modes=("zeros", "circular", "reflect", "replicate")))
 def test_gate_identity(case):
@@ -46,6 +49,7 @@ def test_gate_identity(case):
     assert torch.allclose(signed, products.sum(0), rtol=1e-9, atol=1e-10)
 
 
+@EVEN
 @settings(max_examples=25, deadline=None)
 @given(layers())
 def test_rules_are_their_pencil_twins(case):

@@ -9,7 +9,7 @@ import torch
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.saliency import Saliency
 from channelscope.circuits.target import Target
-from channelscope.circuits.wiring import Call
+from channelscope.circuits.wiring import Call, Join
 from channelscope.errors import BudgetError
 from channelscope.types import Float, Tensor
 
@@ -99,7 +99,7 @@ def grown(saliency: Saliency, keep: float | int) -> Circuit:
         )
     growth = _Growth(saliency)
     growth.run(budget)
-    return Circuit.of_target(target, growth.marks())
+    return Circuit.of_target(target, {layer: torch.from_numpy(taken) for layer, taken in growth.taken.items()})
 
 
 class _Growth:
@@ -117,11 +117,16 @@ class _Growth:
                     self.maker[node] = (part, row)
                 else:
                     self.members[node] = part.members[row]
+        self.joins = [part for part in wiring.parts if isinstance(part, Join)]
         self.hops = wiring.hops()
         self.fed = np.zeros(wiring.size, dtype=bool)
         self.fed[wiring.images] = True
+        self.summed = np.zeros(wiring.size, dtype=bool)
+        for join in self.joins:
+            self.summed[join.members] = True
+        self._spread()
         self.open = np.zeros(wiring.size, dtype=bool)
-        self.taken: dict[str, set[tuple[int, int]]] = {layer: set() for layer in self.target.relevant}
+        self.taken = {layer: np.zeros(relevant.shape, dtype=bool) for layer, relevant in self.target.relevant.items()}
         self.queue: list[tuple[float, int, int]] = []
         self.ranks: dict[int, np.ndarray] = {}
         self.size = 0
@@ -149,7 +154,7 @@ class _Growth:
         """Take a kernel and what feeds it if the budget has room; False if it has not."""
         call, row, column = kernel
         source = int(call.sources[row, column])
-        if (row, column) in self.taken[call.layer] or not np.isfinite(self.hops[source]):
+        if self.taken[call.layer][row, column] or not np.isfinite(self.hops[source]):
             return True
         way = self._way(source, budget - self.size - 1)
         if (way or self.fed[source]) and self.size < budget:
@@ -209,9 +214,8 @@ class _Growth:
 
     def _take(self, way: list[tuple[Call, int, int]]) -> None:
         for call, row, column in reversed(way):
-            if (row, column) not in self.taken[call.layer]:
-                self.taken[call.layer].add((row, column))
-                self.size += 1
+            self.size += not self.taken[call.layer][row, column]
+            self.taken[call.layer][row, column] = True
             self._reach(int(call.sources[row, column]))
             self._feed(int(call.outputs[row]))
 
@@ -220,13 +224,10 @@ class _Growth:
         if self.fed[node]:
             return
         self.fed[node] = True
-        for part in self.target.wiring.parts:
-            if not isinstance(part, Call):
-                self.fed[part.outputs] |= self.fed[part.members].any(1)
+        if self.summed[node]:
+            self._spread()
 
-    def marks(self) -> dict[str, Tensor]:
-        marks = {layer: torch.zeros_like(relevant) for layer, relevant in self.target.relevant.items()}
-        for layer, taken in self.taken.items():
-            for row, column in taken:
-                marks[layer][row, column] = True
-        return marks
+    def _spread(self) -> None:
+        """Sums and mixtures are fed by any of their members."""
+        for join in self.joins:
+            self.fed[join.outputs] |= self.fed[join.members].any(1)

@@ -15,6 +15,9 @@ from channelscope.types import Bool, Tensor
 Marks = Mapping[str, Tensor]
 """layer → bool (outputs, inputs per group), on the CPU: which kernels are there"""
 
+SHOWN = 4
+"""Channels of a sum or mixture that are named."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -69,6 +72,16 @@ class Wiring:
         """Layers with kernels, in execution order."""
         return tuple(dict.fromkeys(call.layer for call in self.calls))
 
+    def names(self) -> list[str]:
+        """What each node is called: layer:channel, image:channel, or the channels it joins."""
+        names = ["constant"] * self.size
+        for channel, node in enumerate(self.images.tolist()):
+            names[node] = f"image:{channel}"
+        for part in self.parts:
+            for row, node in enumerate(part.outputs.tolist()):
+                names[node] = f"{part.layer}:{row}" if isinstance(part, Call) else _joined([names[each] for each in part.members[row]])
+        return names
+
     def everything(self) -> dict[str, Bool[Tensor, "outputs inputs"]]:
         """Marks of all kernels."""
         return {call.layer: torch.ones(call.sources.shape, dtype=torch.bool) for call in self.calls}
@@ -122,3 +135,8 @@ class Wiring:
             else:
                 hops[part.outputs] = 1 + hops[part.sources].min(1)
         return hops
+
+
+def _joined(names: list[str]) -> str:
+    shown = list(dict.fromkeys(names))
+    return " + ".join(shown) if len(shown) <= SHOWN else f"{' + '.join(shown[:SHOWN])} + … ({len(shown)} channels)"

@@ -1,0 +1,107 @@
+"""Choice: how a circuit is chosen, from the criterion to the treatment of dead ends; one place for the command and for Python."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce as fold
+from operator import add
+from typing import Literal
+
+import torch
+
+from channelscope.circuits.circuit import Circuit, trim
+from channelscope.circuits.saliency import Path, Reduce, Saliency
+from channelscope.circuits.score import control, named, score
+from channelscope.circuits.select import count, grown, top
+from channelscope.circuits.target import Target, batches
+from channelscope.errors import BudgetError
+from channelscope.formulas.resampling import shard_weights
+from channelscope.types import Float, Tensor
+
+SHARDS = 16
+"""Groups of images whose saliencies are kept apart, for bootstraps over images."""
+DRAWS = 50
+"""Bootstrap samples behind a stability."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a circuit is chosen."""
+
+    criterion: str = "gate"
+    """gate, actgrad, snip, snip_batch, force, iterated_gate, iterated_actgrad, learned, magnitude or random"""
+    keep: str = "0.1"
+    """size of the circuit: a fraction of the relevant kernels (0.1), or a number of kernels (210)"""
+    reduce: Reduce = "sum"
+    """how the feature's positions become one value per image"""
+    layer_norm: Literal["none", "l1", "l2"] = "none"
+    """divide the scores of each layer by their sum (l1) or Euclidean norm (l2)"""
+    path: Path | None = None
+    """average gradients while all kernels (gates) or the images (inputs) are scaled from 0 to 1"""
+    live: bool = False
+    """keep only kernels on live paths, grown from the feature, so that no layer is left out"""
+    dead_ends: Literal["backward", "full", "none"] = "backward"
+    """kernels that lead nowhere: backward drops them (exact), full drops also those nothing leads to (as published), none"""
+
+    def __post_init__(self) -> None:
+        """Refuse what no network could do."""
+        named(self.criterion)
+        size(self.keep)
+
+    def kernels(self, target: Target) -> int:
+        """Size of the circuit.
+
+        Raises   BudgetError, with the smallest size there is, if no path from the images to the feature fits.
+        """
+        wanted = count(target, size(self.keep))
+        if wanted < target.smallest:
+            raise BudgetError(
+                f"feature {target.feature}: keep={self.keep} is {wanted} of {target.kernels:,} kernels, and no path from the images "
+                f"is that short; the smallest circuit has {target.smallest} kernels (a fraction of {target.smallest / target.kernels:.2g})"
+            )
+        return wanted
+
+    def parts(self, target: Target, images: Tensor | Iterable, seed: int = 0) -> list[Saliency]:
+        """Saliencies of up to 16 groups of images, which add up; a single one where a criterion needs all images at once."""
+        if self.criterion in ("magnitude", "random"):
+            return [control(target, self.criterion, seed)]
+        pictures = list(batches(images, target.device))
+        options = {"keep": self.kernels(target), "reduce": self.reduce, "path": self.path, "seed": seed}
+        if named(self.criterion).sized:
+            return [score(target, pictures, self.criterion, **options)]
+        together = torch.cat(pictures)
+        step = max(1, -(-len(together) // SHARDS))
+        return [score(target, group, self.criterion, **options) for group in together.split(step)]
+
+    def saliency(self, parts: list[Saliency]) -> Saliency:
+        """The sum of the parts, normalized as asked."""
+        return fold(add, parts).normalized(self.layer_norm)
+
+    def circuit(self, saliency: Saliency, keep: int | float | None = None) -> Circuit:
+        """The kernels that are kept, dead ends dropped; of another size if one is given."""
+        target = saliency.target
+        wanted = self.kernels(target) if keep is None else keep
+        return trim((grown if self.live else top)(saliency, wanted), target, self.dead_ends)
+
+    def stability(self, parts: list[Saliency], circuit: Circuit, seed: int = 0) -> Float[Tensor, "draws"]:
+        """Intersection over union of the circuit with those of bootstrapped images; empty where the parts are too few to draw from."""
+        if len(parts) < 2:
+            return torch.zeros(0, dtype=torch.float64)
+        shares = []
+        for weights in shard_weights(len(parts), DRAWS, seed).tolist():
+            drawn = [part for part, times in zip(parts, weights, strict=True) for _ in range(int(times))]
+            shares.append(circuit.overlap(self.circuit(self.saliency(drawn)))[""])
+        return torch.tensor(shares, dtype=torch.float64)
+
+
+def size(text: str) -> float | int:
+    """'0.1' is a fraction of the relevant kernels, '210' a number of kernels.
+
+    Raises   BudgetError if it is neither.
+    Source   SPEC section 8: sizes are fractions of relevant kernels kept
+    """
+    if re.fullmatch(r"\d+", text.strip()):
+        return int(text)
+    if re.fullmatch(r"\d*\.\d+|\d+\.", text.strip()):
+        return float(text)
+    raise BudgetError(f"keep: expected a fraction such as 0.1 or a number of kernels such as 210, received '{text}'")

@@ -1,0 +1,188 @@
+"""The command `circuit` as a user meets it: what it leaves, and what it refuses without leaving anything."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from channelscope import cli, tables
+from channelscope.circuits import recipe
+from channelscope.circuits.target import locate
+from channelscope.net.edits import silence
+
+NETWORKS = '''
+import torch
+from torch import nn
+
+
+class Small(nn.Module):
+    """Two convolutions and a head."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
+
+
+class Branching(Small):
+    def forward(self, x):
+        return super().forward(x) if x.mean() > 0 else super().forward(-x)
+
+
+class Dead(Small):
+    def forward(self, x):
+        self.b.bias.data.fill_(-1e6)
+        return super().forward(x)
+'''
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("net") / "nets.py"
+    path.write_text(NETWORKS)
+    return path
+
+
+def run(*arguments) -> int:
+    """Exit status of the command line in this process."""
+    before = sys.argv
+    sys.argv = ["channelscope", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def refused(capsys, out, *arguments) -> str:
+    assert run(*arguments, "--out", out, "--images", "8", "--held-out", "8") == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert not out.exists()
+    return " ".join(said.split())
+
+
+@pytest.fixture(scope="module")
+def found(file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "circuit"
+    arguments = ["circuit", f"{file}:Small", "--feature", "b:3", "--images", "24", "--held-out", "16", "--keep", "0.3", "--out", out]
+    assert run(*arguments) == 0
+    return out
+
+
+def small(file) -> torch.nn.Module:
+    space: dict = {}
+    exec(file.read_text(), space)
+    return space["Small"]().eval()
+
+
+@torch.no_grad()
+def test_the_module_it_leaves_is_the_masked_network(found, file):
+    circuit, alone, about = recipe.read(found)
+    model, images = small(file), torch.randn(5, 1, 8, 8)
+    with silence(model, ~circuit):
+        expected = locate(model, "b:3", images).map(images)
+    assert torch.allclose(alone(images).flatten(1), expected, atol=1e-6)
+    assert about["criterion"] == "gate"
+    assert len(about["weights"]) == 64
+
+
+def test_the_tables_it_leaves(found):
+    names = {path.stem for path in found.glob("*.csv")}
+    assert names == {"circuit", "circuit_curve", "circuit_layers", "circuit_channels", "circuit_kernels"}
+    row = tables.read(found / "circuit.csv").iloc[0]
+    assert row["feature"] == "b:3"
+    assert row["relevant"] == 6 + 6
+    assert row["asked"] == 4
+    assert (row["scored"], row["images"]) == (24, 16)
+    facts = json.loads((found / "run.json").read_text())
+    assert facts["held_out"] == "validation"
+    assert facts["title"].startswith("Circuit of b:3 in ")
+    assert facts["kernels"] == row["kernels"]
+
+
+def test_it_says_how_well_the_circuit_does(file, capsys, tmp_path):
+    arguments = ["--images", "8", "--held-out", "8", "--criterion", "iterated_gate", "--keep", "6", "--live", "--out", tmp_path / "x"]
+    assert run("circuit", f"{file}:Small", "--feature", "logit:3@all", *arguments) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == str(tmp_path / "x" / "circuit.json")
+    assert "of 62 kernels" in said.err
+    assert "as many random kernels" in said.err
+    assert "the network without them" in said.err
+
+
+def test_directions_and_units_are_features(file, tmp_path):
+    np.save(tmp_path / "vector.npy", np.linspace(-1, 1, 8))
+    for name, feature in (("direction", f"b:{tmp_path / 'vector.npy'}@max"), ("unit", "b:3@4,5"), ("center", "b:2@center")):
+        out = tmp_path / name
+        assert run("circuit", f"{file}:Small", "--feature", feature, "--images", "8", "--held-out", "8", "--keep", "0.5", "--out", out) == 0
+        assert tables.read(out / "circuit.csv")["r"][0] > 0.2
+
+
+def test_a_constant_circuit_is_said(file, capsys, tmp_path):
+    arguments = ["--criterion", "random", "--seed", "1", "--keep", "2", "--images", "8", "--held-out", "8", "--out", tmp_path / "x"]
+    assert run("circuit", f"{file}:Small", "--feature", "b:0", *arguments) == 0
+    row = tables.read(tmp_path / "x" / "circuit.csv").iloc[0]
+    if np.isnan(row["r"]):
+        assert "r does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ("bb:3", "no layer is called 'bb'; near matches: b"),
+        ("b:8", "b has channels 0 to 7"),
+        ("b:3@9,9", "b has 8×8 positions, and 9,9 is none of them"),
+        ("b", "feature: expected layer3.1.conv1:7"),
+        ("b:nothing.npy", "there is no file nothing.npy"),
+        ("b:3@top", "expected all, max, center or row,column"),
+        ("logit:10", "logit has channels 0 to 9"),
+    ],
+)
+def test_features_that_do_not_exist(feature, message, file, capsys, tmp_path):
+    assert message in refused(capsys, tmp_path / "out", "circuit", f"{file}:Small", "--feature", feature)
+
+
+def test_a_direction_of_another_layer(file, capsys, tmp_path):
+    np.save(tmp_path / "short.npy", np.ones(3))
+    said = refused(capsys, tmp_path / "out", "circuit", f"{file}:Small", "--feature", f"b:{tmp_path / 'short.npy'}")
+    assert "expected a direction of 8 numbers, received 3" in said
+
+
+def test_a_feature_that_never_activates(file, capsys, tmp_path):
+    said = refused(capsys, tmp_path / "out", "circuit", f"{file}:Dead", "--feature", "b:3", "--keep", "0.5")
+    assert "never activates on these images: it is 0 everywhere" in said
+
+
+def test_sizes_that_cannot_be(file, capsys, tmp_path):
+    for keep, message in (
+        ("1", "the smallest circuit has 2 kernels"),
+        ("0.01", "the smallest circuit has 2 kernels"),
+        ("13", "expected 1 to 12 kernels"),
+        ("2.0", "above 0 and up to 1.0"),
+        ("most", "a fraction such as 0.1"),
+    ):
+        assert message in refused(capsys, tmp_path / "out", "circuit", f"{file}:Small", "--feature", "b:3", "--keep", keep)
+
+
+def test_control_flow_is_located(file, capsys, tmp_path):
+    said = refused(capsys, tmp_path / "out", "circuit", f"{file}:Branching", "--feature", "b:3")
+    assert "nets.py:21" in said
+    assert "branches on the value of a tensor" in said
+
+
+def test_unknown_criteria_list_what_there_is(file, capsys, tmp_path):
+    said = refused(capsys, tmp_path / "out", "circuit", f"{file}:Small", "--feature", "b:3", "--criterion", "shapley")
+    assert "expected one of gate, actgrad, snip" in said
+
+
+def test_a_command_without_a_feature(file, capsys, tmp_path):
+    assert "--feature" in refused(capsys, tmp_path / "out", "circuit", f"{file}:Small")

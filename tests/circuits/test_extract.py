@@ -1,0 +1,221 @@
+"""Extraction: the stand-alone circuit computes what the masked network computes, is smaller, and survives the disk."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from channelscope.circuits import extract as room
+from channelscope.circuits import recipe
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.extract import extract
+from channelscope.circuits.layout import layout
+from channelscope.circuits.score import control
+from channelscope.circuits.select import grown, top
+from channelscope.circuits.target import Target, locate
+from channelscope.errors import FormatError, InputError, MismatchError
+from networks import built
+from pencil_circuits import LAST, NETWORKS, Planted, network, pictures
+
+IMAGES = pictures(3)
+TARGETS = {name: locate(network(name), f"{LAST[name]}:1", IMAGES) for name in NETWORKS}
+
+
+@torch.no_grad()
+def masked(target: Target, circuit: Circuit, images: torch.Tensor) -> torch.Tensor:
+    with target.without((~circuit).marks):
+        return target.map(images)
+
+
+def size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@torch.no_grad()
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(NETWORKS)), st.floats(0.02, 1), st.integers(0, 60), st.booleans())
+def test_masked_is_extracted(name, fraction, seed, live):
+    target = TARGETS[name]
+    scores = control(target, "random", seed)
+    circuit = grown(scores, max(target.smallest, round(fraction * target.kernels))) if live else top(scores, fraction)
+    small = extract(circuit, target)
+    expected = masked(target, circuit, IMAGES)
+    assert torch.allclose(small(IMAGES).reshape(3, -1), expected, rtol=1e-5, atol=1e-5)
+    assert size(small) <= size(target.model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "convnext_tiny", "regnety_002"])
+def test_published_networks(name, tmp_path):
+    model, shape = built(name)
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    target = locate(model, "logit:3", images)
+    circuit = top(control(target, "magnitude"), 0.2)
+    small = extract(circuit, target)
+    expected = masked(target, circuit, images)
+    assert torch.allclose(small(images)[:, None], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert size(small) < size(model)
+    recipe.write(tmp_path, circuit, small)
+    again, reread, _ = recipe.read(tmp_path)
+    assert again == circuit
+    assert torch.equal(reread(images), small(images))
+
+
+@torch.no_grad()
+def test_only_what_is_needed_is_left():
+    model = Planted().eval()
+    images = torch.randn(4, 3, 8, 8)
+    target = locate(model, "c:0", images)
+    truth = Circuit.of_target(target, model.truth)
+    small = extract(truth, target)
+    assert [tuple(p.shape) for p in small.parameters()] == [(2, 3, 3, 3), (2,), (2, 2, 3, 3), (2,), (1, 2, 1, 1), (1,)]
+    assert torch.equal(small(images), model(images)[:, 0])
+    assert not any(parameter.requires_grad for parameter in small.parameters())
+
+
+@torch.no_grad()
+def test_a_direction_is_projected():
+    target = TARGETS["residual"]
+    both = locate(target.graph, target.feature.direction("last", torch.tensor([0.5, -2.0])))
+    small = extract(Circuit.whole(both), both)
+    maps = both.model(IMAGES)
+    assert torch.allclose(small(IMAGES), 0.5 * maps[:, 0] - 2 * maps[:, 1], atol=1e-5)
+
+
+def test_flattened_channels_leave_in_blocks():
+    target = TARGETS["chain"]
+    circuit = Circuit.whole(target)
+    marks = {layer: kernels.clone() for layer, kernels in circuit.marks.items()}
+    marks["head"][1, 4:8] = False  # all four positions of channel 1
+    kept = layout(circuit._with(marks), target)
+    assert kept["c"].tolist() == [True, False, True]
+    assert kept["flat"].tolist() == [True] * 4 + [False] * 4 + [True] * 4
+    marks["head"][1, 5] = True
+    assert layout(circuit._with(marks), target)["c"].all()
+
+
+def test_the_network_is_left_as_it_was():
+    target = TARGETS["residual"]
+    before = {name: value.clone() for name, value in target.model.state_dict().items()}
+    extract(top(control(target, "random"), 0.3), target)
+    assert all(torch.equal(value, before[name]) for name, value in target.model.state_dict().items())
+
+
+def test_a_wrong_extraction_is_never_handed_out(monkeypatch):
+    target = TARGETS["chain"]
+    right = room.alive
+    monkeypatch.setattr(room, "alive", lambda circuit, target: {n: marks ^ (n == "b") for n, marks in right(circuit, target).items()})
+    with pytest.raises(MismatchError, match="away from the masked network"):
+        extract(top(control(target, "random"), 0.8), target)
+
+
+# ---- on disk ----------------------------------------------------------------------------------------------------------------
+
+
+def saved(tmp_path, name: str = "gated"):
+    target = TARGETS[name]
+    circuit = top(control(target, "random"), 0.6)
+    small = extract(circuit, target)
+    recipe.write(tmp_path, circuit, small, {"weights": "abc", "kept": 0.6})
+    return circuit, small
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_circuit_survives_the_disk(name, tmp_path):
+    circuit, small = saved(tmp_path, name)
+    again, reread, about = recipe.read(tmp_path)
+    assert again == circuit
+    assert again.feature == circuit.feature
+    assert torch.equal(reread(IMAGES), small(IMAGES))
+    assert about == {"weights": "abc", "kept": 0.6}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circuit.json", "circuit.safetensors"]
+
+
+def edited(tmp_path, change) -> None:
+    data = json.loads((tmp_path / "circuit.json").read_text())
+    change(data)
+    (tmp_path / "circuit.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(format=2), "expected format 1, found 2"),
+        (lambda data: data["steps"][-2].update(op="call_function", target="torch.load"), "torch.load, which no circuit needs"),
+        (lambda data: data["steps"][-2].update(op="call_function", target="os.system"), "os.system, which no circuit needs"),
+        (lambda data: data["steps"][-2].update(op="call_method", target="numpy"), "method numpy, which no circuit needs"),
+        (lambda data: data["steps"][-2].update(op="call_function", target="getattr", args=[1, "__class__"]), "attribute __class__"),
+        (lambda data: data["modules"]["stem"].update({"class": "parallel"}), "torch.nn does not have"),
+        (lambda data: data["modules"]["stem"]["options"].update(in_channels=7), "do not fit together"),
+        (lambda data: data["steps"][1]["args"][0].update(step="nowhere"), "do not fit together"),
+        (lambda data: data["steps"][1].update(args=[{"file": "x"}]), "kind file"),
+        (lambda data: data.pop("circuit"), "do not fit together"),
+    ],
+)
+def test_damaged_and_malicious_files_are_refused(change, message, tmp_path):
+    saved(tmp_path)
+    edited(tmp_path, change)
+    with pytest.raises(FormatError, match=message):
+        recipe.read(tmp_path)
+
+
+def test_missing_and_cut_files_are_refused(tmp_path):
+    with pytest.raises(FormatError, match="expected a circuit"):
+        recipe.read(tmp_path)
+    saved(tmp_path)
+    (tmp_path / "circuit.safetensors").write_bytes((tmp_path / "circuit.safetensors").read_bytes()[:50])
+    with pytest.raises(FormatError, match="expected a circuit"):
+        recipe.read(tmp_path)
+
+
+class Own(nn.Linear):
+    """Does what its parent does."""
+
+
+class Doubling(nn.Linear):
+    """A forward pass of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x).tanh()
+
+
+class Choosing(nn.Linear):
+    """A forward pass that nobody can write down as steps."""
+
+    def forward(self, x):
+        return super().forward(x) if x.sum() < 1e9 else x
+
+
+class Special(nn.Module):
+    def __init__(self, kind: type[nn.Linear]):
+        super().__init__()
+        self.conv, self.own = nn.Conv2d(2, 2, 1), kind(8, 8)
+
+    def forward(self, x):
+        return torch.erfinv(self.own(self.conv(x)).tanh())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [Own, Doubling])
+def test_modules_that_torch_does_not_have_are_written_as_their_steps(kind, tmp_path):
+    target = locate(Special(kind).eval(), "own:0", IMAGES)
+    small = extract(Circuit.whole(target), target)
+    assert {type(module) for module in small.modules()}.isdisjoint({Doubling})
+    recipe.write(tmp_path, Circuit.whole(target), small)
+    _, again, _ = recipe.read(tmp_path)
+    assert torch.equal(again(IMAGES).flatten(1), target.map(IMAGES))
+
+
+def test_what_a_recipe_cannot_hold_is_said(tmp_path):
+    target = locate(Special(Own).eval(), "logit:0", IMAGES)
+    small = extract(Circuit.whole(target), target)
+    with pytest.raises(InputError, match="erfinv"):
+        recipe.write(tmp_path, Circuit.whole(target), small)
+    target = locate(Special(Choosing).eval(), "own:0", IMAGES)
+    with pytest.raises(InputError, match="own is a Choosing, which a recipe cannot hold"):
+        recipe.write(tmp_path, Circuit.whole(target), extract(Circuit.whole(target), target))
+    assert not list(tmp_path.iterdir())
