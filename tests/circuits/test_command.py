@@ -176,7 +176,7 @@ def test_sizes_that_cannot_be(file, capsys, tmp_path):
 def test_control_flow_is_located(file, capsys, tmp_path):
     said = refused(capsys, tmp_path / "out", "circuit", f"{file}:Branching", "--feature", "b:3")
     assert "nets.py:21" in said
-    assert "branches on the value of a tensor" in said
+    assert "values of a tensor" in said
 
 
 def test_unknown_criteria_list_what_there_is(file, capsys, tmp_path):
