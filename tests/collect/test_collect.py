@@ -238,14 +238,14 @@ def test_maps_are_summed_on_request():
     assert WHOLE.record("0").maps is None
 
 
-class Stopped(RuntimeError):
+class StoppedError(RuntimeError):
     pass
 
 
 def broken_off(after: int):
     for number, batch in enumerate(batches(size=8)):
         if number == after:
-            raise Stopped
+            raise StoppedError
         yield batch
 
 
@@ -253,7 +253,7 @@ def broken_off(after: int):
 def test_an_interrupted_pass_goes_on_and_gives_the_same(tmp_path, monkeypatch, after):
     monkeypatch.setattr(store, "Clock", lambda: Clock(0.0))
     kept = tmp_path / "unfinished"
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         collect(MODEL, broken_off(after), shards=5, checkpoint=kept)
     assert store.load(kept).images == 8 * after
     same(WHOLE, collect(MODEL, batches(size=8), shards=5, checkpoint=kept))
@@ -296,7 +296,7 @@ def test_bad_batches():
         collect(MODEL, [(PIXELS, LABELS), (PIXELS[:, :, :8], LABELS)])
     with pytest.raises(InputError, match="cannot run on images of shape 1×9×9"):
         collect(MODEL, [(PIXELS[:, :1], LABELS)])
-    with pytest.raises(DataError, match="labels must lie in 0 … 3 .* received 2 … 5"):
+    with pytest.raises(DataError, match=r"labels must lie in 0 … 3 .* received 2 … 5"):
         collect(MODEL, [(PIXELS, LABELS + 2)])
     with pytest.raises(InputError, match="shards must be 0"):
         collect(MODEL, batches(), shards=-1)

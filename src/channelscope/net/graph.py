@@ -5,7 +5,6 @@ compared with the network on a batch of another size, so that a graph that would
 """
 
 import inspect
-import operator
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,18 +19,12 @@ from torch.fx.proxy import TraceError
 
 from channelscope.errors import InputError, TracingError
 from channelscope.net import tracer
-from channelscope.net.tracer import Tracer, execute
+from channelscope.net.tracer import OUT_OF_PLACE, Tracer, execute
 
 Change = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
 
 FAILURES = (TraceError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
-OUT_OF_PLACE = {
-    operator.iadd: operator.add,
-    operator.imul: operator.mul,
-    operator.isub: operator.sub,
-    operator.itruediv: operator.truediv,
-}
 
 
 class Graph:
@@ -191,7 +184,10 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         except FAILURES as error:
             raise TracingError(f"the traced network fails on another batch size: {str(error).splitlines()[0]}") from error
     if not _same(expected, received):
-        raise TracingError("the traced network computes something else on another batch size: its forward pass depends on it")
+        raise TracingError(
+            "the traced network computes something else on another batch: its forward pass depends on the batch size, "
+            "or changes a tensor through a view of it"
+        )
     return graph
 
 

@@ -11,6 +11,13 @@ from torch.fx.proxy import TraceError
 
 LEAVES = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 """Modules that are one step each; so are all of torch.nn, but not what derives from it elsewhere."""
+OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.imul: operator.mul,
+    operator.isub: operator.sub,
+    operator.itruediv: operator.truediv,
+}
+"""Python's augmented assignments, which change a tensor, and their ordinary forms."""
 READING = {"item", "tolist", "numpy"}
 """Methods that turn a tensor into values of one example."""
 
@@ -59,6 +66,7 @@ class Tracer(fx.Tracer):
         self.example = iter(example)
         self.values: dict[fx.Node, Any] = {}
         self.read_out: set[fx.Node] = set()
+        self.changed: dict[fx.Node, fx.Node] = {}
         self.executing = False
 
     @property
@@ -81,17 +89,34 @@ class Tracer(fx.Tracer):
         if kind == "placeholder":
             value = next(self.example, args[0] if args else None)
         else:
-            args, kwargs = (map_aggregate(part, self._value) for part in (node.args, node.kwargs))
+            given: Any = map_aggregate(node.args, self._value)
+            named: Any = map_aggregate(node.kwargs, self._value)
             self.executing = True
             try:
-                value = execute(self.root, kind, target, args, kwargs)
+                value = execute(self.root, kind, target, given, named)
             finally:
                 self.executing = False
+            if node.args and isinstance(node.args[0], fx.Node) and self._in_place(kind, target, kwargs):
+                self.changed[node.args[0]] = node
         self.values[node] = value
         taken = kind == "call_method" and target in READING
         if not isinstance(value, Tensor) and (taken or any(parent in self.read_out for parent in node.all_input_nodes)):
             self.read_out.add(node)
         return proxy
+
+    def create_arg(self, a: Any) -> Any:
+        """What a step is given: of a tensor that was changed in place, its latest state, whoever holds it."""
+        given = super().create_arg(a)
+        while isinstance(given, fx.Node) and given in self.changed:
+            given = self.changed[given]
+        return given
+
+    def _in_place(self, kind: str, target: Any, kwargs: dict) -> bool:
+        """Whether a step changes its first argument: y.relu_(), y += 1, F.relu(y, inplace=True), ReLU(inplace=True)."""
+        if kind == "call_module":
+            return bool(vars(self.root.get_submodule(target)).get("inplace"))
+        name = str(target if kind == "call_method" else target.__name__)
+        return target in OUT_OF_PLACE or bool(kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """A module called while a step is carried out runs as it is."""
