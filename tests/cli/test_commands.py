@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from channelscope import cli, store, tables, zoo
@@ -156,3 +157,97 @@ def test_too_few_images_are_said_where_they_are_too_few(place, capsys, tmp_path)
 
 def test_a_folder_without_a_run(capsys, tmp_path):
     assert "run.json" in refused(capsys, "report", tmp_path)
+
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Plain(nn.Sequential):
+    def __init__(self, num_classes=10, in_channels=1):
+        super().__init__(nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
+class Flat(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(nn.Flatten(), nn.Linear(32 * 32, num_classes))
+
+
+class Fixed(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.ReLU(), nn.Linear(4 * 62 * 62, num_classes))
+
+
+class Four(Plain):
+    def __init__(self, num_classes=10):
+        super().__init__(4)
+
+
+class Color(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
+class Broken(Plain):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        nn.init.constant_(self[0].weight, float("nan"))
+
+
+class Branching(Plain):
+    def forward(self, x):
+        return super().forward(x if x.mean() > 0 else -x)
+"""
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    file = tmp_path_factory.mktemp("nets") / "nets.py"
+    file.write_text(NETS)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Flat", "has no convolution or linear layer whose channels can be told apart"),
+        ("Fixed", "cannot take images of shape"),
+        ("Color", "to have 3 channels, but got 1 channels instead"),
+        ("Four", "labels"),
+        ("Broken", "at 0: activations are not finite"),
+        ("Branching", "nets.py:39 (forward): the pass depends in Python on the values of a tensor"),
+    ],
+)
+def test_networks_that_cannot_be_profiled(nets, capsys, tmp_path, name, said):
+    out = tmp_path / "x.profile"
+    assert said in refused(capsys, "profile", f"{nets}:{name}", "--out", out, "--images", "60", "--size", "32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_of_other_sizes_in_one_folder_are_brought_to_one(nets, capsys, tmp_path):
+    for label, side in (("cat", 32), ("dog", 48)):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (side, side), (number * 9, 33, side)).save(tmp_path / "set" / label / f"{number}.png")
+    arguments = ["profile", f"{nets}:Plain", "--out", tmp_path / "x.profile", "--data", f"folder:{tmp_path / 'set'}"]
+    assert "size" in refused(capsys, *arguments)
+    assert not (tmp_path / "x.profile").exists()
+    assert run(*arguments, "--size", "24") == 0
+    assert store.load(tmp_path / "x.profile").input_shape == (3, 24, 24)
+
+
+def test_profiles_of_different_networks_do_not_merge(place, nets, capsys, tmp_path):
+    assert run("profile", f"{nets}:Plain", "--out", tmp_path / "other.profile", "--images", "60", "--size", "32") == 0
+    said = refused(capsys, "merge", place / "net.profile", tmp_path / "other.profile", "--out", tmp_path / "both.profile")
+    assert "profiles can only be added when their weights_hash agree" in said
+    assert not (tmp_path / "both.profile").exists()
+
+
+def test_a_profile_of_another_format_version(place, capsys, tmp_path):
+    with safe_open(place / "net.profile", "pt") as file:
+        header = json.loads(file.metadata()["channelscope"]) | {"format": 99}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, tmp_path / "new.profile", metadata={"channelscope": json.dumps(header)})
+    assert "format 99, this version reads" in refused(capsys, "scores", tmp_path / "new.profile", "--out", tmp_path / "s.csv")
+    assert not (tmp_path / "s.csv").exists()
