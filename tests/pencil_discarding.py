@@ -1,8 +1,10 @@
 """Discarding once more in plain numpy and loops: slower and less complicated, written from the definition."""
 
+import itertools
 import math
 
 import numpy as np
+from scipy import stats
 
 
 def entropy(deviation):
@@ -72,7 +74,7 @@ def blurred(plane, width):
     return out
 
 
-def shrunk(samples, start, seen, evidence=0.0):
+def shrunk(samples, start, seen, chance=1.0):
     """A mean of noisy maps of one image, shrunk toward a start scale by scale; arrays (draws, rows, columns)."""
     samples = samples * seen
     total = samples.mean(0).sum()
@@ -93,9 +95,14 @@ def shrunk(samples, start, seen, evidence=0.0):
             details.append(np.where(seen, ratio - background, 0))
         details = np.array(details)
         scatter = (details.mean(0) ** 2).sum() / count
-        noise = details.var(0, ddof=1).sum() / count / len(details) if len(details) > 1 else 0.0
-        believed = scatter > noise * (1 + evidence * math.sqrt(2 / count))
-        weight = 1 - noise / scatter if believed else 0.0
+        pairs = np.array([(one * other).sum() / count for one, other in itertools.combinations(details, 2)])
+        if len(details) == 1:
+            weight = 1.0
+        else:
+            limit = 0.0
+            if chance < 1:
+                limit = stats.t.isf(chance, len(pairs) - 1) * pairs.std(ddof=1) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.inf
+            weight = pairs.mean() / scatter if pairs.mean() > limit else 0.0
         field = field * np.maximum(1 + weight * (ratios.mean(0) - 1), 0.1)
         field = field * total / field.sum()
         coarser = width

@@ -50,11 +50,9 @@ class Plan:
     """passes on which the constraint is checked on fresh noise; a draw takes one (two under the local normalizer)"""
     curvature: bool = False
     """also measure effective sensitivities, in the rounds and on the check's draws; one more pass each"""
-    adam: int = 0
-    """antithetic pairs of a descent by Adam after the rounds"""
 
 
 PLANS: dict[str, Plan] = {
-    "fast": Plan((1,), 7, 6, 4),
+    "fast": Plan((2,), 4, 6, 2),
     "exact": Plan((4, 40, 80), 1, 60, 40, curvature=True),
 }

@@ -11,13 +11,11 @@ from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, mean_ent
 from channelscope.discarding.shrinkage import shortfall, shrunk
 from channelscope.types import Bool, Float, Tensor
 
-ROUND, FINAL, CHECK, REFINE = 1_000, 10_000, 20_000, 30_000  # where the numbers of a stage's draws start: no stage sees another's noise
-EVIDENCE = 3.0
-"""standard deviations by which curvature must stand out of its noise before it moves the noise found"""
+ROUND, FINAL, CHECK = 1_000, 10_000, 20_000  # where the numbers of a stage's draws start: no stage sees another's noise
+CHANCE = 0.001
+"""probability below which curvature is not put down to chance, scale by scale"""
 JUMP = 20.0
 """largest factor by which the level of isotropic noise moves at once"""
-STEP = 0.01
-"""first step size of Adam, in nats"""
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,6 @@ def optimum(scene: Scene, constraint: Constraint, cap: Float[Tensor, "cells"], m
     search.explore()
     for number, draws in enumerate(plan.rounds[1:], start=1):
         search.repeat(draws, ROUND * number)
-    if plan.adam:
-        search.descend(plan.adam)
     search.rescale()
     return search.check()
 
@@ -86,6 +82,7 @@ class _Search:
         cost = 2 if constraint.local else 1
         self.final, self.fresh = plan.final // cost, plan.check // cost
         self.epsilon = self._each(constraint.kappa * (constraint.variance or 1.0))
+        self.trust = self._each(1.0)
 
     def explore(self) -> None:
         """First round: isotropic noise; under `data` its level follows the responses."""
@@ -116,23 +113,6 @@ class _Search:
         self._learn(fresh if first == ROUND else [self.draws, *fresh])  # isotropic noise was another place
         self._allocate(self.power * self.epsilon)
 
-    def descend(self, pairs: int) -> None:
-        """Adam on ln σ, antithetic pairs: ascend mean entropy − ½ ln E|Δf|², which is level-free where the power is 1."""
-        share = self.scene.values / self.scene.values.sum()
-        log_sigma = self.sigma.log().requires_grad_()
-        adam = torch.optim.Adam([log_sigma], lr=STEP)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, pairs)
-        used = self.scene.values > 0
-        for pair in range(pairs):
-            sigma = torch.where(used, torch.minimum(log_sigma.detach().exp(), self.cap), 0)
-            both = self.scene.pull(sigma, REFINE + pair) + self.scene.pull(sigma, REFINE + pair, mirrored=True)
-            spent = both.effective.mean(0) * sigma.square()
-            log_sigma.grad = torch.where(used, spent / spent.sum(1, keepdim=True) - share, 0)
-            adam.step()
-            schedule.step()
-        self.sensitivity = torch.where(used, self.scene.values / (2 * log_sigma.detach()).exp(), 0)
-        self._allocate(self.power * self.epsilon)
-
     def rescale(self) -> None:
         """Set θ so that the constraint holds on fresh draws."""
         ratios, references = [], []
@@ -141,8 +121,8 @@ class _Search:
                 self._allocate(self._level(ratios, references))
             ratios.append(self.scene.respond(self.sigma, FINAL + draw) / self.budget**self.power)
             references.append(self._reference(FINAL + draw))
-        self._allocate(self._level(ratios, references))
         _, self.residue = _ratio(torch.stack(ratios), torch.stack(references))
+        self._allocate(self._level(ratios, references))
 
     def check(self) -> Optimum:
         """The constraint, and where asked the distance from the optimum, on noise nobody has seen."""
@@ -160,7 +140,7 @@ class _Search:
         return Optimum(
             sigma=self.sigma,
             cid=mean_entropy(self.sigma, scene.values) + gap,
-            error=torch.where(self.reached, spread / self.final**0.5 / 2 / self.power, 0),
+            error=torch.where(self.reached, self._error(spread), 0),
             gap=gap,
             uniform=self.uniform,
             ratio=ratio / (self.constraint.kappa if self.constraint.local else 1),
@@ -171,6 +151,12 @@ class _Search:
             passes=scene.passes,
             freedom=self.final + self.fresh - 2,
         )
+
+    def _error(self, spread: Tensor) -> Tensor:
+        """Standard error of the level in nats, and of the gap where it is estimated from a few probes."""
+        level = self.trust.sqrt() * spread / self.final**0.5 / 2 / self.power
+        guessed = 0 if self.plan.curvature else self._missed() / len(self.draws.sensitivity) ** 0.5
+        return (level.square() + guessed**2).sqrt()
 
     def _learn(self, draws: list[Draws]) -> None:
         """Sensitivities from probes; from them, as far as it stands out, the effective sensitivities."""
@@ -184,8 +170,9 @@ class _Search:
             self.power = (self.draws.spent.mean(0) / self.draws.response.mean(0)).clamp(0.2, 2)
             relative = self.draws.effective * values / plain.where(self.seen, 1)
             rising = (relative.mean(0).sum(1) > 0)[:, None]
-            bent = torch.where(rising, self._map(shrunk, relative, values, EVIDENCE), values)
+            bent = torch.where(rising, self._map(shrunk, relative, values, CHANCE), values)
         self.sensitivity = torch.where(self.seen, plain * bent / values, 0)
+        self._gap: Tensor | None = None
 
     def _map(self, estimate: Callable[..., Tensor], samples: Tensor, start: Tensor, *options: float) -> Tensor:
         """An estimate on the grid of cells, flattened again."""
@@ -196,11 +183,24 @@ class _Search:
         found = allocation(self.sensitivity, budget, self.cap, self.scene.values)
         self.sigma, self.capped, self.reached, self.budget = found.sigma, found.capped, found.reached, budget
 
-    def _level(self, ratios: list[Tensor], isotropic: list[Tensor]) -> Tensor:
+    def _level(self, ratios: list[Tensor], references: list[Tensor]) -> Tensor:
         """The budget at which the response E|Δf|² = a · budget^power meets the constraint."""
-        scale = torch.stack(ratios).mean(0) / torch.stack(isotropic).mean(0)
+        scale = torch.stack(ratios).mean(0) / torch.stack(references).mean(0)
+        if self.constraint.local and not self.plan.curvature and self.scene.linear is None:
+            scale = self._believed(scale, len(ratios))
         target = self.constraint.kappa if self.constraint.local else 1.0
         return (target / scale) ** (1 / self.power)
+
+    def _believed(self, scale: Tensor, draws: int) -> Tensor:
+        """The measured scale, drawn toward the linearized one as far as its own noise asks (empirical Bayes).
+
+        A few noisy responses say less about a small change than the probes do; at small noise both mean the same.
+        """
+        predicted = (1 + 4 * self._missed()) / (self.constraint.noise**2 * self.sensitivity.sum(1))
+        away = (scale / predicted).log()
+        noise = self.residue.square().sum(0) / (draws - 1) / draws if draws == self.final > 1 else away.square()
+        self.trust = torch.where(away.square() > noise, 1 - noise / away.square().where(away != 0, 1), 0)
+        return predicted * (self.trust * away).exp()
 
     def _reference(self, draw: int) -> Tensor:
         """What the response is compared with: ε, or under `local` the response to the same draw's isotropic noise."""
@@ -220,8 +220,10 @@ class _Search:
         """What the map's own noise costs; nothing where the probes span the feature."""
         if self.scene.linear is not None:
             return torch.zeros_like(self.epsilon)
-        values = self.scene.values.expand(self.images, -1)
-        return self._map(shortfall, self.draws.sensitivity, values)[:, 0]
+        if self._gap is None:
+            values = self.scene.values.expand(self.images, -1)
+            self._gap = self._map(shortfall, self.draws.sensitivity, values)[:, 0].clamp(min=0)
+        return self._gap
 
     def _isotropic(self, level: Tensor) -> Tensor:
         return torch.where(self.scene.values > 0, torch.minimum(level[:, None], self.cap), 0)

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch
+from scipy import stats
 from torch.nn import functional as F
 
 from channelscope.types import Bool, Float, Tensor
@@ -15,7 +16,7 @@ def shrunk(
     samples: Float[Tensor, "draws images rows columns"],
     start: Float[Tensor, "images rows columns"],
     seen: Bool[Tensor, "images rows columns"],
-    evidence: float = 0.0,
+    chance: float = 1.0,
 ) -> Float[Tensor, "images rows columns"]:
     """The mean of noisy maps, shrunk toward a start scale by scale.
 
@@ -25,8 +26,9 @@ def shrunk(
 
         prediction ← prediction · (1 + w d)        w = max(0, 1 − noise / mean d²)
 
-    Draws without scatter are returned as they are, and so is a single draw, whose noise is unknown. `evidence` is the
-    number of standard deviations by which a scale's scatter must exceed its noise before it is believed at all.
+    Draws without scatter are returned as they are, and so is a single draw, whose noise is unknown. With `chance` below 1 a
+    scale is believed only if the details of different draws agree: the mean of their products over all pairs of draws must
+    exceed what chance gives them with that probability (a t test; the noise may be correlated from cell to cell).
 
     Returns  the map, with the sum that was measured; zero in cells not `seen`.
     Source   Efron & Morris 1973 (empirical Bayes) on the scales of Burt & Adelson 1983; checked by tests/pencil_discarding.py::shrunk
@@ -39,11 +41,7 @@ def shrunk(
         ratio = (blurred(samples, scale) / blurred(field, scale).where(seen, 1)).where(seen, 0)
         background = blurred(ratio, coarser) / blurred(seen.to(ratio), coarser).where(seen, 1) if coarser < torch.inf else 1.0
         detail = (ratio - background).where(seen, 0)
-        mean = detail.mean(0)
-        scatter = mean.square().sum((1, 2)) / count
-        noise = (detail.var(0).sum((1, 2)) / count / len(detail)) if len(detail) > 1 else torch.zeros_like(scatter)
-        believed = scatter > noise * (1 + evidence * (2 / count).sqrt())
-        weight = torch.where(believed, 1 - noise / scatter.where(believed, 1), 0)
+        weight = _weight(detail.flatten(2).transpose(0, 1), count, chance)
         field = _scaled(field * (1 + weight[:, None, None] * (ratio.mean(0) - 1)).clamp(min=LEAST), total)
     return field
 
@@ -100,6 +98,24 @@ def blurred(maps: Float[Tensor, "... rows columns"], width: float) -> Float[Tens
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     flat = F.conv2d(flat, kernel[None, None, None, :], padding=(0, reach))
     return F.conv2d(flat, kernel[None, None, :, None], padding=(reach, 0)).reshape(maps.shape)
+
+
+def _weight(detail: Float[Tensor, "images draws cells"], count: Tensor, chance: float) -> Tensor:
+    """Share of the mean detail's square that different draws agree on; 0 where they do not, 1 for a single draw."""
+    draws = detail.shape[1]
+    scatter = detail.mean(1).square().sum(1) / count
+    if draws == 1:
+        return (scatter > 0).to(scatter)
+    products = detail @ detail.transpose(1, 2) / count[:, None, None]
+    first, second = torch.triu_indices(draws, draws, 1, device=detail.device)
+    pairs = products[:, first, second]
+    agreed = pairs.mean(1)
+    limit = 0.0
+    if chance < 1 and len(first) > 1:
+        limit = float(stats.t.isf(chance, len(first) - 1)) * pairs.std(1) / len(first) ** 0.5
+    elif chance < 1:
+        limit = torch.inf
+    return torch.where(agreed > limit, agreed / scatter.where(scatter > 0, 1), 0)
 
 
 def _scaled(field: Tensor, total: Tensor) -> Tensor:
