@@ -97,3 +97,41 @@ def mean_spearman(groups):
             if np.ptp(one) and np.ptp(other):
                 values.append(np.corrcoef(one, other)[0, 1])
     return float(np.mean(values)) if values else float("nan")
+
+
+def influence(weight, groups, spread, seen):
+    """|W[j, i]|₁ · σ of the channel behind input i, summed over the inputs that show the channel; seen[i] is that channel."""
+    outputs, per_group = weight.shape[:2]
+    found = np.zeros((len(spread), outputs))
+    for j in range(outputs):
+        group = j // (outputs // groups)
+        for place in range(per_group):
+            channel = seen[group * per_group + place]
+            found[channel, j] += np.abs(weight[j, place]).sum() * spread[channel]
+    return found
+
+
+def upstream_mean(strength, values):
+    """What reaches each reader: the mean of what it reads, weighted by influence, reader by reader."""
+    return [sum(w * q for w, q in zip(column, values, strict=True)) / sum(column) for column in strength.T]
+
+
+def patches(images, kernel, stride, padding, dilation):
+    """What a convolution sees: (images, positions, channels, taps), zeros outside, by cutting out one window after the other."""
+    padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    reach = dilation * (kernel - 1) + 1
+    rows, columns = (range(0, size - reach + 1, stride) for size in padded.shape[2:])
+    windows = [padded[:, :, r : r + reach : dilation, c : c + reach : dilation] for r in rows for c in columns]
+    return np.stack(windows, 1).reshape(len(images), len(windows), images.shape[1], kernel * kernel)
+
+
+def directions(samples, weights, target):
+    """Cosine of Σw and g = c − (b/D) Σw for each row of weights, with Σ formed in full, and |w'g| over |w| |g|."""
+    centred, gap = samples - samples.mean(0), target - target.mean()
+    covariance, cross = centred.T @ centred / len(samples), centred.T @ gap / len(samples)
+    found = []
+    for w in weights:
+        pull = covariance @ w
+        rest = cross - (w @ cross) / (w @ pull) * pull
+        found.append((pull @ rest / np.linalg.norm(pull) / np.linalg.norm(rest), abs(w @ rest) / np.linalg.norm(w) / np.linalg.norm(rest)))
+    return np.array(found).T

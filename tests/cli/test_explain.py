@@ -32,3 +32,45 @@ class TestGraphs:
         _, profile = network
         assert "share is within (0, 1], received 2" in refused(capsys, "graphs", profile, "--share", "2", "--out", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+class TestPropagation:
+    def test_tables_and_the_report(self, network, tmp_path, capsys):
+        given, profile = network
+        arguments = ("--images", "80", "--profile", profile, "--permutations", "20", "--out", tmp_path)
+        assert run("propagation", *given, *arguments) == 0
+        assert "report.html" in capsys.readouterr().out
+        assert {path.stem for path in tmp_path.glob("*.csv")} == {"propagation", "propagation_mean", "propagation_axes"}
+        frame = tables.read(tmp_path / "propagation_axes.csv")
+        assert len(frame) == 4
+        assert frame.p.between(1 / 21, 1).all()
+
+    def test_a_profile_of_other_weights(self, network, capsys, tmp_path):
+        (name, *_), profile = network
+        said = refused(capsys, "propagation", name, "--seed", "3", "--profile", profile, "--out", tmp_path / "out")
+        assert "the network given has weights" in said
+        assert not (tmp_path / "out").exists()
+
+
+class TestTheory:
+    def test_tables_and_the_report(self, network, tmp_path, capsys):
+        given, profile = network
+        assert run("theory", *given, "--images", "80", "--profile", profile, "--out", tmp_path) == 0
+        assert "report.html" in capsys.readouterr().out
+        assert {path.stem for path in tmp_path.glob("*.csv")} == {"theory", "theory_layers", "theory_skipped", "simulation"}
+        layers = tables.read(tmp_path / "theory_layers.csv")
+        assert len(layers) == len(store.load(profile).sites)
+        assert layers.identity.max() < 1e-3
+
+    def test_one_site_pooled(self, network, tmp_path):
+        given, profile = network
+        chosen = ("--readout", "pooled", "--sites", "conv1")
+        assert run("theory", *given, "--images", "80", "--profile", profile, *chosen, "--out", tmp_path) == 0
+        assert set(tables.read(tmp_path / "theory.csv").site) == {"conv1"}
+
+    def test_a_site_or_readout_that_is_none(self, network, capsys, tmp_path):
+        given, profile = network
+        arguments = ("theory", *given, "--images", "80", "--profile", profile, "--out", tmp_path / "out")
+        assert "near matches: conv1" in refused(capsys, *arguments, "--sites", "conv0")
+        assert "pooled" in refused(capsys, *arguments, "--readout", "all")
+        assert not (tmp_path / "out").exists()

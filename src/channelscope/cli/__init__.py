@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report)
 INTERVENE = (intervene.lesion, intervene.hulls)
-EXPLAIN = (explain.graphs,)
+EXPLAIN = (explain.graphs, explain.propagation, explain.theory)
 CIRCUITS = (circuit.circuit,)
 for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS):
     app.command(name=each.__name__)(command(each))

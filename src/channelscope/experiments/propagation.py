@@ -1,0 +1,179 @@
+"""propagation: is what a channel is on one axis handed on to the channels that read it, and does it stay on its axis? (H3)"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import nn
+
+from channelscope.errors import SampleError, at
+from channelscope.experiments.columns import table
+from channelscope.experiments.traced import traced
+from channelscope.formulas.information import CEILING
+from channelscope.formulas.partial import partial_correlation, ranked
+from channelscope.formulas.resampling import bootstrap_mean, permutation_p
+from channelscope.net.readers import readers, reading
+from channelscope.scores import Convention, Layer, capture, excess, overlap, relevance
+from channelscope.site import Site
+from channelscope.stats.profile import Profile
+from channelscope.types import Bool, Float, Tensor
+
+LOCAL, TARGET = ("capture", "overlap"), ("relevance", "excess")
+QUANTITIES = (*LOCAL, *TARGET)
+LEAST = 8
+"""Channels below which a layer has no partial correlation with two quantities held equal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """One layer that reads another."""
+
+    site: Site
+    """the layer that is read"""
+    reader: Site
+    """the layer that reads"""
+    summed: bool
+    """whether through a residual sum"""
+    influence: Float[Tensor, "channels readers"]
+    """|W[j, i]|₁ · standard deviation of channel i at its cut point"""
+
+
+def propagation(model: nn.Module, profile: Profile, permutations: int = 200, seed: int = 0, **options) -> dict[str, pd.DataFrame]:
+    """Partial rank correlation of each layer's quantities with the influence-weighted mean of what it reads.
+
+    For every channel j of a reading layer the upstream mean of a quantity is Σ_i influence_ij q_i / Σ_i influence_ij. A
+    correlation holds the two upstream means of the other axis equal, so that what reaches j along one axis is not credited to
+    the other. The null shuffles which upstream channel has which quantities: the weights and all marginals stay.
+
+    Returns  `propagation`: one row per link and pair of quantities; `propagation_mean`: mean over links with a bootstrap
+             interval over links and the permutation p of that mean; `propagation_axes`: the same for the four ways from axis to
+             axis.
+    Raises   MismatchError if the profile is of another network or other weights.
+    """
+    convention, _ = Convention.split(options)
+    values = _values(profile, convention)
+    rows, drawn = [], []
+    for number, link in enumerate(links(model, profile)):
+        upstream, downstream = values[link.site.name], values[link.reader.name]
+        source = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        for (one, other), (rho, plain, n) in _correlations(link.influence, upstream, downstream, permutations, source).items():
+            rows.append(
+                {
+                    "site": link.site.name,
+                    "depth": link.site.depth,
+                    "reader": link.reader.name,
+                    "note": "through a residual sum" if link.summed else "",
+                    "upstream": one,
+                    "downstream": other,
+                    "axes": _axes(one, other),
+                    "rho": float(rho[0]),
+                    "plain": plain,
+                    "null_mean": float(rho[1:].mean()),
+                    "p": float(permutation_p(rho[0].abs(), rho[1:].abs())),
+                    "n": n,
+                }
+            )
+            drawn.append(rho)
+    if not rows:
+        raise SampleError(
+            f"no layer reads another one channel by channel with at least {LEAST} channels on both sides: there is nothing to follow"
+        )
+    frame, every = pd.DataFrame(rows), torch.stack(drawn)
+    return {
+        "propagation": table("propagation", frame),
+        "propagation_mean": table("propagation_mean", _means(frame, every, ["axes", "upstream", "downstream"])),
+        "propagation_axes": table("propagation_axes", _means(frame, every, ["axes"])),
+    }
+
+
+def links(model: nn.Module, profile: Profile) -> Iterator[Link]:
+    """Every pair of sites of which one reads the other with no layer in between, found in the traced graph.
+
+    Readers whose inputs each mix several channels of the site, as behind a LayerNorm, are left out.
+    """
+    found = traced(model, profile)
+    images = torch.randn(2, *profile.input_shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
+    known = {site.name: site for site in profile.sites}
+    for site in profile.sites:
+        every = [each for each in readers(found.graph, site) if each.layer in known]
+        marks = reading(found, site, images) if every else {}
+        spread = profile.record(site).cut.variance.sqrt()
+        for each in every:
+            if bool((marks[each.layer].sum(0) <= 1).all()):
+                strength = _strength(found.graph.modules[each.layer], marks[each.layer])
+                yield Link(site, known[each.layer], each.summed, spread[:, None] * strength)
+
+
+def _strength(module: nn.Module, marks: Bool[Tensor, "channels inputs"]) -> Float[Tensor, "channels readers"]:
+    """Summed absolute weights from each channel of a site to each output of its reader."""
+    weight: Tensor = module.weight.detach().double().cpu()  # type: ignore[assignment,union-attr]
+    norms = weight.abs().flatten(2).sum(2) if weight.dim() > 2 else weight.abs()
+    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
+    if groups > 1:
+        blocks = norms.view(groups, -1, norms.shape[1])
+        norms = torch.block_diag(*blocks)
+    return marks.double() @ norms.T
+
+
+def _values(profile: Profile, convention: Convention) -> dict[str, Float[Tensor, "channels quantities"]]:
+    """Site → the four quantities of its channels; nan where they are undefined."""
+    values = {}
+    for site in profile.sites:
+        with at(site.name):
+            layer = Layer(profile, site, profile.record(site), convention)
+            own = [capture.formula(layer), overlap.formula(layer, ceiling=CEILING), relevance.formula(layer), excess.formula(layer)]
+            values[site.name] = torch.stack([each.double() for each in own], 1)
+    return values
+
+
+def _correlations(
+    influence: Tensor, upstream: Tensor, downstream: Tensor, permutations: int, source: torch.Generator
+) -> dict[tuple[str, str], tuple[Float[Tensor, "draws"], float, int]]:
+    """Pair of quantities → partial correlation (draw 0: the data; then shuffled), the plain one, and the channels behind them."""
+    there = ~upstream.isnan().any(1)
+    values, weights = upstream[there], influence[there]
+    reached = (weights.sum(0) > 0) & ~downstream.isnan().any(1)
+    n = int(reached.sum())
+    if min(n, len(values)) < LEAST:
+        return {}
+    share = weights[:, reached] / weights[:, reached].sum(0)
+    orders = torch.stack([torch.arange(len(values)), *(torch.randperm(len(values), generator=source) for _ in range(permutations))])
+    means = ranked((share.T @ values[orders]).transpose(1, 2))
+    own = ranked(downstream[reached].T)
+    found = {}
+    for (i, one), (j, other) in itertools.product(enumerate(QUANTITIES), enumerate(QUANTITIES)):
+        held = [k for k, name in enumerate(QUANTITIES) if (name in LOCAL) != (one in LOCAL)]
+        columns = torch.stack([means[:, i], own[j].expand(len(means), n), *(means[:, k] for k in held)], 2)
+        rho, plain = partial_correlation(columns), float(partial_correlation(columns[0, :, :2]))
+        if not rho.isnan().any():
+            found[one, other] = (rho, plain, n)
+    return found
+
+
+def _axes(one: str, other: str) -> str:
+    return f"{'local' if one in LOCAL else 'target'} → {'local' if other in LOCAL else 'target'}"
+
+
+def _means(frame: pd.DataFrame, drawn: Float[Tensor, "rows draws"], by: list[str]) -> list[dict]:
+    """Means over links of what `by` has in common, with an interval over links and the p-value of the mean."""
+    rows = []
+    for key, places in frame.groupby(by, sort=False).indices.items():
+        own, chosen = frame.iloc[places], drawn[torch.as_tensor(places)]
+        by_link = own.groupby(["site", "reader"], sort=False)["rho"].mean()
+        ends = bootstrap_mean(torch.tensor(by_link.to_numpy()))
+        null = chosen.mean(0)
+        rows.append(
+            {
+                **dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True)),
+                "rho": float(by_link.mean()),
+                "low": ends.low,
+                "high": ends.high,
+                "plain": float(own["plain"].mean()),
+                "null_mean": float(null[1:].mean()),
+                "p": float(permutation_p(null[0].abs(), null[1:].abs())),
+                "n": len(by_link),
+            }
+        )
+    return rows

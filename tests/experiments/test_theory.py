@@ -1,0 +1,230 @@
+"""Gradient directions on networks: against covariances formed in full, both identities, and what cannot be followed."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import pencil_experiments as pencil
+from channelscope import zoo
+from channelscope.collect import collect
+from channelscope.errors import DataError, InputError, MismatchError, SiteError
+from channelscope.experiments.theory import theory
+from channelscope.net.patches import followable, patch_products, pooled_patches
+from channelscope.zoo.resnet import SmallResNet
+
+
+class Net(nn.Module):
+    """A strided, padded convolution, a grouped and dilated one, and a hidden linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 5, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(5, 10, 2, groups=5, dilation=2)
+        self.hidden, self.fc = nn.Linear(10, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.grouped(self.first(x).relu()).relu()
+        return self.fc(self.hidden(x.mean((2, 3))).relu())
+
+
+def images(n=60, side=9, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(n, 2, side, side, generator=source).cumsum(2) / 2
+    return [(pixels, torch.randint(3, (n,), generator=source), torch.arange(n))]
+
+
+@pytest.fixture(scope="module")
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = Net().eval()
+    batches = images()
+    return model, collect(model, batches, shards=0), batches
+
+
+def inputs_of(model, pixels):
+    """The input of each layer, by hooks."""
+    seen = {}
+    handles = [
+        module.register_forward_hook(lambda _, given, __, name=name: seen.update({name: given[0]}))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    with torch.no_grad():
+        logits = model(pixels)
+    for handle in handles:
+        handle.remove()
+    return seen, logits
+
+
+def margins(logits, labels):
+    values = logits.double().numpy()
+    return np.array([z[y] - max(v for c, v in enumerate(z) if c != y) for z, y in zip(values, labels.tolist(), strict=True)])
+
+
+def expected(model, pixels, labels, name, readout):
+    """Cosines of every channel of one layer with all patches written out."""
+    seen, logits = inputs_of(model, pixels)
+    target, module = margins(logits, labels), model.get_submodule(name)
+    if isinstance(module, nn.Linear):
+        return pencil.directions(seen[name].double().numpy(), module.weight.detach().double().numpy(), target)[0]
+    windows = pencil.patches(seen[name].double().numpy(), module.kernel_size[0], module.stride[0], module.padding[0], module.dilation[0])
+    if readout == "pooled":
+        windows = windows.mean(1, keepdims=True)
+    repeated = np.repeat(target, windows.shape[1])
+    weights, cosines = module.weight.detach().double().flatten(1).numpy(), []
+    inner, outer = windows.shape[2] // module.groups, len(weights) // module.groups
+    for group in range(module.groups):
+        own = windows[:, :, group * inner : (group + 1) * inner].reshape(len(repeated), -1)
+        cosines.append(pencil.directions(own, weights[group * outer : (group + 1) * outer], repeated)[0])
+    return np.concatenate(cosines)
+
+
+class TestAgainstFullCovariances:
+    @pytest.mark.parametrize("readout", ["positions", "pooled"])
+    @pytest.mark.parametrize("name", ["first", "grouped", "hidden"])
+    def test_cosines(self, network, name, readout):
+        model, profile, batches = network
+        frame = theory(model, profile, batches, readout=readout, progress=False)["theory"]
+        own = frame[frame.site == name]
+        known = own.cosine.notna().to_numpy()
+        assert known.sum() >= 0.6 * len(own)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            full = expected(model, *batches[0][:2], name, readout)
+        np.testing.assert_allclose(own.cosine.to_numpy()[known], full[known], atol=1e-4)
+
+    def test_whatever_the_batches(self, network):
+        model, profile, batches = network
+        parts = [tuple(part[start : start + 25] for part in batches[0]) for start in (0, 25, 50)]
+        one, other = (theory(model, profile, each, progress=False)["theory"] for each in (batches, parts))
+        pd.testing.assert_frame_equal(one.drop(columns="identity"), other.drop(columns="identity"), rtol=1e-3, atol=1e-5)
+
+
+class TestIdentities:
+    def test_a_channels_target_direction_never_changes_its_length(self):
+        """w'g = 0 in every layer of a residual network, to the precision of float32 products."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = SmallResNet(8, classes=10, channels=1, width=8).eval()
+        batches = list(zoo.read_images("digits").calibration.take(100))
+        profile = collect(model, batches, shards=0)
+        tables = theory(model, profile, batches, progress=False)
+        assert len(tables["theory_layers"]) == len(profile.sites)
+        assert tables["theory_layers"].identity.max() < 1e-4
+        assert tables["theory_layers"].cosine.between(0, 1).all()
+        assert (tables["theory_layers"].cosine_low <= tables["theory_layers"].cosine).all()
+
+    @pytest.mark.parametrize("scale", [1.0, 3.0])
+    def test_an_isotropic_input_gives_right_angles(self, scale):
+        """Toys mix orthonormal planes: their covariance is a multiple of the identity."""
+        toy = zoo.toys.independent_channels()
+        batches = [(scale * pixels, *rest) for pixels, *rest in toy.batches]
+        profile = collect(toy.model, batches, shards=0)
+        frame = theory(toy.model, profile, batches, progress=False)["theory"]
+        assert frame.cosine.abs().max() < 1e-5
+
+    def test_an_anisotropic_input_does_not(self, network):
+        model, profile, batches = network
+        assert theory(model, profile, batches, progress=False)["theory_layers"].cosine.iloc[0] > 0.05
+
+
+class TestPatches:
+    @pytest.mark.parametrize(
+        ("options", "side"),
+        [({"kernel_size": 3, "padding": 1}, 6), ({"kernel_size": 3, "stride": 2}, 7), ({"kernel_size": 2, "dilation": 2, "groups": 2}, 6)],
+    )
+    def test_products_and_means_are_those_of_windows(self, options, side):
+        module = nn.Conv2d(4, 6, **options)
+        pixels = torch.randn(3, 4, side, side)
+        outputs = module(pixels).detach()
+        windows = pencil.patches(pixels.double().numpy(), module.kernel_size[0], module.stride[0], module.padding[0], module.dilation[0])
+        groups, inner, outer = module.groups, 4 // module.groups, 6 // module.groups
+        found, means = patch_products(module, pixels, outputs), pooled_patches(module, pixels, tuple(outputs.shape[2:]))
+        for group in range(groups):
+            own = windows[:, :, group * inner : (group + 1) * inner].reshape(3, windows.shape[1], -1)
+            np.testing.assert_allclose(means[:, group].numpy(), own.mean(1), atol=1e-6)
+            flat = outputs[:, group * outer : (group + 1) * outer].flatten(2).double().numpy()
+            np.testing.assert_allclose(
+                found[group * outer : (group + 1) * outer].numpy(), np.einsum("bop,bpt->ot", flat, own), rtol=1e-4, atol=1e-4
+            )
+
+    def test_same_padding_is_followed_where_it_is_even(self):
+        even, uneven = nn.Conv2d(2, 3, 3, padding="same"), nn.Conv2d(2, 3, 2, padding="same")
+        assert followable(even) == ""
+        assert "both sides" in followable(uneven)
+        pixels = torch.randn(2, 2, 5, 5)
+        outputs = even(pixels).detach()
+        explicit = nn.Conv2d(2, 3, 3, padding=1)
+        torch.testing.assert_close(patch_products(even, pixels, outputs), patch_products(explicit, pixels, outputs))
+
+    def test_what_cannot_be_followed_says_why(self):
+        assert "reflect" in followable(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"))
+        assert "Conv1d" in followable(nn.Conv1d(2, 3, 3))
+        assert followable(nn.Linear(2, 3)) == ""
+        assert followable(nn.Conv2d(2, 3, 3, padding="valid")) == ""
+
+    def test_token_layouts_are_flattened(self):
+        module, tokens = nn.Linear(3, 2), torch.randn(4, 5, 3)
+        outputs = torch.randn(4, 5, 2)
+        expected = torch.einsum("bpo,bpt->ot", outputs, tokens).double()
+        torch.testing.assert_close(patch_products(module, tokens, outputs), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(pooled_patches(module, tokens, ()), tokens.mean(1)[:, None])
+
+
+class TestBadInput:
+    def test_other_weights(self, network):
+        _, profile, batches = network
+        with pytest.raises(MismatchError, match="weights"):
+            theory(Net().eval(), profile, batches, progress=False)
+
+    def test_a_site_that_is_none(self, network):
+        with pytest.raises(SiteError, match="near matches: first"):
+            theory(*network, sites=("frist",), progress=False)
+
+    def test_one_site_alone(self, network):
+        frame = theory(*network, sites=("hidden",), progress=False)["theory"]
+        assert set(frame.site) == {"hidden"}
+
+    def test_a_readout_that_is_none(self, network):
+        with pytest.raises(InputError, match='"positions" or "pooled"'):
+            theory(*network, readout="all", progress=False)
+
+    def test_no_images_and_no_labels(self, network):
+        model, profile, batches = network
+        with pytest.raises(DataError, match="no images"):
+            theory(model, profile, [], progress=False)
+        with pytest.raises(DataError, match="labels"):
+            theory(model, profile, [(batches[0][0], None)], progress=False)
+
+    def test_a_profile_without_labels(self, network):
+        model, _, batches = network
+        with pytest.raises(DataError, match="collected without labels"):
+            theory(model, collect(model, [(batches[0][0], None)], shards=0), batches, progress=False)
+
+    def test_layers_that_cannot_be_followed_are_listed(self):
+        class Mirrored(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.mirrored, self.plain = nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(4, 4, 1)
+                self.fc = nn.Linear(4, 3)
+
+            def forward(self, x):
+                return self.fc(self.plain(self.mirrored(x).relu()).relu().mean((2, 3)))
+
+        model, batches = Mirrored().eval(), images()
+        profile = collect(model, batches, shards=0)
+        tables = theory(model, profile, batches, progress=False)
+        assert tables["theory_skipped"].to_dict("records") == [{"site": "mirrored", "reason": "it pads with reflect"}]
+        with pytest.raises(SiteError, match="mirrored: it pads with reflect"):
+            theory(model, profile, batches, sites=("mirrored",), progress=False)
+
+
+def test_a_dead_channel_has_no_direction():
+    toy = zoo.toys.dead_channel()
+    profile = collect(toy.model, toy.batches, shards=0)
+    frame = theory(toy.model, profile, toy.batches, progress=False)["theory"].set_index("channel")
+    assert math.isnan(frame.loc[toy.truth["dead"][0], "cosine"])
