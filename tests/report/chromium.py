@@ -102,6 +102,14 @@ class Chromium:
             raise AssertionError(details.get("exception", {}).get("description", details["text"]))
         return answer["result"].get("value")
 
+    def wait(self, script: str, frames: int = 200) -> Any:
+        """Value of an expression as soon as it is true; the last one if it never is."""
+        value = self.run(script)
+        while not value and frames:
+            self.settle()
+            value, frames = self.run(script), frames - 1
+        return value
+
     def settle(self) -> None:
         """Wait for two frames and a moment."""
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))")

@@ -69,8 +69,7 @@ def test_a_click_on_a_point_keeps_the_channel_everywhere(page):
 
 def test_hover_tells_the_numbers(page):
     page.mouse(*page.middle(f"{MAPS}[1].querySelectorAll('.scatterlayer .point')[1]"))
-    page.run("new Promise((done) => setTimeout(done, 300))")
-    told = page.run("document.querySelector('#mapping .hoverlayer').textContent")
+    told = page.wait("[...document.querySelectorAll('#mapping .hoverlayer')].map((each) => each.textContent).join('')")
     assert "layer1.0.conv1" in told
     assert "channel 1" in told
     assert "input capture [nats]: 0.500" in told

@@ -10,7 +10,7 @@ import pytest
 
 from channelscope import tables
 from channelscope.errors import FormatError
-from channelscope.report import Run, html, write
+from channelscope.report import Run, Section, html, sections, write
 from channelscope.tables import QUANTITIES, Column
 from report.folders import FACTS, LOCAL, TARGET, large, means, tiny, written
 from report.golden import GOLD, data, made
@@ -77,6 +77,7 @@ def test_cards_place_their_bars_on_the_scale(folder):
     card = html._cards(Run.read(folder))[0]
     assert (card["local"], card["target"]) == ("input capture", "task information")
     before, after = card["bars"]
+    assert card["reach"] == "1"
     assert (before["at"], before["left"], before["width"]) == (80.0, 75.0, 10.0)
     assert (after["at"], after["text"], after["count"]) == (65.0, "0.30 [0.20, 0.40]", "n = 2 layers")
 
@@ -203,3 +204,38 @@ def test_five_thousand_channels_are_written_quickly(tmp_path):
     text = html.page(run, plotly="")
     assert len(embedded(text)["frames"]["channels"]["data"]["site"]) == 5120
     assert len(text) < 2_500_000
+
+
+def test_small_correlations_get_a_finer_scale_that_all_cards_share(tmp_path):
+    place = tiny(tmp_path)
+    rows = means(*(("trained", local, target, 0.1, -0.1, 0.4) for local in LOCAL for target in TARGET))
+    tables.write(rows, place / "alignment_mean.csv")
+    cards = html._cards(Run.read(place))
+    assert {card["reach"] for card in cards} == {"0.5"}
+    (bar,) = cards[0]["bars"]
+    assert (bar["at"], bar["left"], bar["width"]) == (60.0, 40.0, 50.0)
+
+
+def test_refused_scores_stand_under_what_was_skipped(tmp_path):
+    place = tiny(tmp_path)
+    channels = tables.read(place / "channels.csv")
+    channels.attrs["provenance"]["refused"] = {"support at conv1": "120 images are too few"}
+    tables.write(channels, place / "channels.csv")
+    text = html.page(Run.read(place), plotly="")
+    skipped = text[text.index('id="skipped"') :]
+    assert "<td>120 images are too few</td>" in skipped
+    assert "<code>conv1</code>" in skipped
+
+
+def test_symbols_are_set_as_the_paper_writes_them(page):
+    assert "I<sub>X</sub>" in page
+    assert html._lowered("min(I_T, I_T) <") == "min(I<sub>T</sub>, I<sub>T</sub>) &lt;"
+
+
+def test_without_alignment_the_title_heads_and_the_sections_answer(tmp_path, monkeypatch):
+    section = Section("theory", "Theory", "?", answer=lambda run: [f"{len(run.tables)} table.", "More."])
+    monkeypatch.setattr(sections, "SECTIONS", (section,))
+    place = written(tmp_path, {"title": "Only theory"}, theory=pd.DataFrame({"site": ["conv1"], "rho": [0.1]}))
+    text = html.page(Run.read(place), plotly="")
+    assert "<h1>Only theory</h1>" in text
+    assert text.index('<p class="lead">1 table.</p>') < text.index("<h2>Theory</h2>")

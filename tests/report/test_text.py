@@ -97,14 +97,23 @@ def test_the_answer_is_about_the_last_stage():
     ("rows", "heading"),
     [
         ([(0.2, 0.1, 0.3), (0.05, -0.1, 0.2)], "Here the two axes are weakly aligned"),
-        ([(0.2, 0.1, 0.3), (-0.6, -0.7, -0.5)], "Here the two axes are clearly opposed"),
+        (
+            [(0.2, 0.1, 0.3), (-0.6, -0.7, -0.5)],
+            "Here the two axes are weakly aligned in one pair of quantities and clearly opposed in another",
+        ),
         ([(0.2, -0.1, 0.5), (0.05, -0.1, 0.2)], "Here the two axes are not visibly aligned"),
         ([(0.2, 0.1, 0.3), (0.9, -0.1, 1.0)], "Here the two axes are weakly aligned"),
+        ([(0.2, 0.1, 0.3), (0.25, 0.1, 0.4)], "Here the two axes are weakly aligned"),
+        ([(-0.05, -0.08, -0.02), (0.02, -0.1, 0.1)], "Here the two axes are almost unrelated, slightly opposed"),
+        ([(0.2, 0.1, 0.3), (0.4, 0.3, 0.5)], "Here the two axes are weakly to moderately aligned"),
+        ([(0.06, 0.03, 0.09), (0.102, 0.06, 0.15)], "Here the two axes are almost unrelated, at most weakly aligned"),
+        ([(0.02, -0.1, 0.1), (-0.4, -0.5, -0.3)], "Here the two axes are not visibly aligned, at most moderately opposed"),
+        ([(0.02, -0.1, 0.1), (-0.05, -0.08, -0.02)], "Here the two axes are almost unrelated"),
         ([(0.2, NAN, NAN)], "How the two axes are aligned here is not sure: there is no interval"),
         ([(NAN, NAN, NAN)], "Whether the two axes are aligned was not measured"),
     ],
 )
-def test_the_heading_follows_the_strongest_sure_pair(rows, heading):
+def test_the_heading_says_the_answer_and_the_strongest_sure_pair(rows, heading):
     pairs = [("capture", "relevance"), ("overlap", "relevance")]
     frame = means(*(("trained", *pair, *row) for pair, row in zip(pairs, rows, strict=False)))
     assert text.verdict(frame, TRAINED) == heading
@@ -191,7 +200,7 @@ def test_groupings():
     rows = [{"stage": "trained", "ari": ari, "null_high": 0.1} for ari in (0.5, 0.05, -0.02, NAN)]
     said = grouping(pd.DataFrame(rows), TRAINED)
     assert "median adjusted Rand index of 0.05 (range −0.02 to 0.50, n = 3 layers)" in said[0]
-    assert said[1] == "In 1 of 3 layers they agree more than 95 % of shuffled groupings; chance alone would give about 0.2."
+    assert said[1] == "In 1 of 3 layers they agree more than 95 % of shuffled groupings; by chance about 0.2 would."
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame({"stage": ["trained"], "ari": [NAN], "null_high": [NAN]})])
@@ -228,7 +237,9 @@ def test_bare_facts_are_enough():
 def test_undefined_channels_are_counted():
     frame = pd.DataFrame({"capture": [NAN, 1.0, 2.0], "overlap": [1.0, math.inf, 2.0], "note": ["silent", "copy", ""]})
     (said,) = text.undefined(frame)
-    assert said.startswith("1 of 3 rows have an undefined value and 1 of 3 rows have an infinite one; the note column says why.")
+    assert said.startswith("Not a finite number, of 3 rows: input capture in 1 (undefined); peer overlap in 1 (infinite). The note column")
+    both = pd.DataFrame({"capture": [NAN, 1.0], "overlap": [NAN, 2.0], "support": [NAN, NAN]})
+    assert "peer support in 2 (undefined); input capture and peer overlap in 1 (undefined)." in text.undefined(both)[0]
     assert text.undefined(frame.iloc[2:]) == ["Every quantity of all 1 channels is a finite number."]
     assert text.undefined(None) == []
 
@@ -237,8 +248,7 @@ def test_changes_with_training(tmp_path):
     run = Run.read(tiny(tmp_path))
     (said,) = changes(by_depth(run), run.facts)
     assert said == (
-        "From initialization to trained, the median channel's input capture rose in 1 of 2 layers, peer overlap in 0 of 2, "
-        "task information in 2 of 2, target excess in 2 of 2."
+        "From initialization to trained, the median channel's peer overlap rose in 0 of 2 layers, task information in 2 of 2, target excess in 2 of 2."
     )
     assert changes(by_depth(run), TRAINED) == []
 
@@ -260,3 +270,10 @@ def test_estimates_come_from_frames_without_stages_too():
     found = text.estimate(frame, "trained", ("capture", "relevance"))
     assert str(found) == "0.20 [0.10, 0.30] (n = 4 layers)"
     assert text.estimate(frame, "trained", ("overlap", "relevance")) is None
+
+
+def test_refused_scores_are_listed_with_their_layers():
+    frame = pd.DataFrame({"site": ["a"]})
+    assert text.refused(frame) == text.refused(None) == []
+    frame.attrs["provenance"] = {"refused": {"support at a": "too few images", "support at b": "too few again", "label": "no classes"}}
+    assert text.refused(frame) == [("peer support", ["a", "b"], "too few images"), ("label", ["all layers"], "no classes")]

@@ -42,7 +42,7 @@ def lesion(
     found = addition.profiled(model, images, profile)
     frames = lesioned(model, found, held_out, plan, rule, out / "lesion.unfinished", **convention.options())
     facts = {"data": source.data, "target": convention.target, "assumption": assumption(found, Shared(**convention.options()))}
-    page = addition.write(found, f"Lesions of {network.model}", frames, **facts)
+    page = addition.write(found, f"Lesions of {network.title}", frames, **facts)
     for line in frames["said"]["said"]:
         console.print(f"[yellow]note[/] {line}", soft_wrap=True)
     console.print(_repaid(frames["repaid"]))

@@ -120,7 +120,7 @@ def axes(
     _said(found)
     folder = Folder(out)
     folder.write_stage(found, "trained", two_axes(found, convention))
-    folder.write_facts(found, images, convention, f"Two axes of {network.model}", seconds=time.monotonic() - begun)
+    folder.write_facts(found, images, convention, f"Two axes of {network.title}", seconds=time.monotonic() - begun)
     console.print(folder.headline())
     print(html.write(out))
 

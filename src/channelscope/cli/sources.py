@@ -34,6 +34,11 @@ class Network:
     device: str = "cpu"
     """where it runs: cpu, cuda, cuda:1, …"""
 
+    @property
+    def title(self) -> str:
+        """Its name without the folder of its file."""
+        return self.model.rsplit("/", 1)[-1]
+
 
 @dataclass(frozen=True)
 class Measure:

@@ -10,7 +10,7 @@ ROWS = (94, 142, 190, 238, 286)
 """top of each channel drawn in the layer"""
 CHANNEL = 2
 """which of them is the one measured"""
-LEFT, RIGHT = 306, 446
+LEFT, RIGHT = 352, 492
 """edges of the channels"""
 STYLE = """
 .quantities-drawing { --ink: #16191d; --soft: #565d66; --line: #c9cfd6; --paper: #ffffff; --blue: #0a5fb4; --orange: #b8420a; --blue-wash: #eef4fb; --orange-wash: #fcf1ea; }
@@ -117,30 +117,27 @@ def _scene() -> list[str]:
 def _links() -> list[str]:
     middle = ROWS[CHANNEL] + 18
     arcs = [
-        _path(
-            f"M{RIGHT + 2} {middle + (5 if row > CHANNEL else -5)} C{RIGHT + 62} {middle} {RIGHT + 62} {top + 18} {RIGHT + 3} {top + 18}",
-            "local",
-            "both",
-        )
-        for row, top in enumerate(ROWS)
+        _path(f"M{LEFT - 3} {middle + side} C{LEFT - reach} {middle + side} {LEFT - reach} {top + 18} {LEFT - 3} {top + 18}", "local", "")
+        for (row, top), reach in zip(enumerate(ROWS), (94, 62, 0, 62, 94), strict=True)
+        for side in (9 if row > CHANNEL else -9,)
         if row != CHANNEL
     ]
-    peer = ROWS[CHANNEL + 1] + 18
+    peer, meeting = ROWS[CHANNEL + 1] + 18, middle + 42
     return [
-        _path(f"M130 {middle} H{LEFT - 4}", "local"),
-        _number(212, middle - 18, 1, "blue"),
-        _text(212, middle + 24, "how much it takes in", "soft", "middle"),
+        _path(f"M130 {middle} H{LEFT - 5}", "local"),
+        _number(190, middle - 20, 1, "blue"),
+        _text(190, middle + 26, "how much it takes in", "soft", "middle"),
         *arcs,
-        _number(522, 118, 2, "blue"),
-        _text(522, 150, "shared", "soft", "middle"),
-        _path(f"M{RIGHT + 6} {middle} C600 {middle} 640 {middle} 794 {middle - 14}", "target"),
-        _number(676, middle - 24, 3, "orange"),
-        _text(676, middle - 46, "what it says alone", "soft", "middle"),
-        f'<path d="M{RIGHT + 6} {middle + 8} C560 {middle + 10} 560 {middle + 40} 600 {middle + 40} M{RIGHT + 6} {peer} '
-        f'C560 {peer} 560 {middle + 42} 600 {middle + 40}" class="line target" stroke-dasharray="5 4"/>',
-        _path(f"M600 {middle + 40} C680 {middle + 40} 720 {middle + 30} 794 {middle + 14}", "target", "end", "5 4"),
-        _number(676, middle + 62, 4, "orange"),
-        _text(676, middle + 92, "what only the pair says", "soft", "middle"),
+        _number(214, 112, 2, "blue"),
+        _text(214, 142, "shared with peers", "soft", "middle"),
+        _path(f"M{RIGHT + 5} {middle} C640 {middle} 680 {middle} 794 {middle - 14}", "target"),
+        _number(676, middle - 26, 3, "orange"),
+        _text(676, middle - 48, "what it says alone", "soft", "middle"),
+        _path(f"M{RIGHT + 5} {middle + 10} C580 {middle + 12} 570 {meeting} 612 {meeting}", "target", "", "5 4"),
+        _path(f"M{RIGHT + 5} {peer} C560 {peer} 570 {meeting} 612 {meeting}", "target", "", "5 4"),
+        _path(f"M612 {meeting} C690 {meeting} 720 {middle + 32} 794 {middle + 16}", "target", "end", "5 4"),
+        _number(676, middle + 66, 4, "orange"),
+        _text(676, middle + 96, "what only the pair says", "soft", "middle"),
     ]
 
 
@@ -151,10 +148,16 @@ def _number(x: float, y: float, number: int, color: str) -> str:
     )
 
 
+def _name(x: float, y: float, quantity: Quantity, color: str) -> str:
+    stem, _, below = quantity.symbol.partition("_")
+    lowered = f'<tspan dy="4" font-size="11">{below}</tspan>' if below else ""
+    return f'<text x="{x:g}" y="{y:g}" class="name {color}">{quantity.title}  {stem}{lowered}</text>'
+
+
 def _card(quantity: Quantity, number: int, x: float) -> str:
     color = "blue" if quantity.axis == "local" else "orange"
     top = 372
-    lines = [_number(x + 14, top + 16, number, color), _text(x + 34, top + 21, f"{quantity.title}  {quantity.symbol}", f"name {color}")]
+    lines = [_number(x + 14, top + 16, number, color), _name(x + 34, top + 21, quantity, color)]
     y = top + 48
     for words in textwrap.wrap(quantity.meaning.split(";")[0], 31):
         lines.append(_text(x + 2, y, words))

@@ -3,12 +3,13 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from channelscope.report import diagram, figures, text
@@ -19,6 +20,8 @@ from channelscope.tables import HEADLINE, QUANTITIES, interval, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("data.js", "pins.js", "plot.js", "map.js", "table.js", "main.js")
+SCALES = (0.5, 1.0)
+"""largest correlation on the scale of the cards: the smallest of these that holds every interval"""
 MADE = {
     "command": "command",
     "network": "network",
@@ -60,7 +63,7 @@ def page(run: Run, plotly: str) -> str:
     parts = sections(run)
     shown_parts = [_part(section, frame, run) for section, frame in parts]
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["together"] = _together
+    environment.filters |= {"together": _together, "lowered": _lowered}
     channels, skipped = run.table("channels"), run.table("skipped")
     facts = {"title": "", "version": ""} | dict(run.facts)
     means = run.table("alignment_mean")
@@ -75,11 +78,13 @@ def page(run: Run, plotly: str) -> str:
         verdict=text.verdict(means, facts) if means is not None else facts["title"] or "Report",
         first_screen=text.first_screen(run) if means is not None else [part["sentences"][0] for part in shown_parts if part["sentences"]],
         cards=cards,
+        several=len(run.stages) > 1,
         unsure=any(bar["left"] is None for card in cards for bar in card["bars"]),
         network=text.network(facts),
         has_channels=channels is not None,
         parts=shown_parts,
         undefined=text.undefined(channels),
+        refused=text.refused(channels),
         skipped=[] if skipped is None else list(zip(skipped["site"], skipped["reason"], strict=True)),
         drawing=Markup(diagram.svg()),
         quantities=list(QUANTITIES.values()),
@@ -93,6 +98,11 @@ def page(run: Run, plotly: str) -> str:
 def _together(sentence: str) -> str:
     """The sentence with its counts kept on one line."""
     return sentence.replace("n = ", "n\u00a0=\u00a0")
+
+
+def _lowered(formula: str) -> Markup:
+    """The formula with what stands behind an underscore set below the line."""
+    return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", str(escape(formula))))
 
 
 def _part(section: Section, frame: pd.DataFrame, run: Run) -> dict[str, Any]:
@@ -110,30 +120,32 @@ def _part(section: Section, frame: pd.DataFrame, run: Run) -> dict[str, Any]:
 
 
 def _cards(run: Run) -> list[dict[str, Any]]:
-    """The headline pairs with one bar per stage; positions are percentages of a scale from −1 to 1."""
+    """The headline pairs with one bar per stage; positions are percentages of a scale that all cards share."""
     means, cards = run.table("alignment_mean"), []
-    for pair in text.PAIRS:
-        found = [(stage, text.estimate(means, stage, pair)) for stage in run.stages]
-        bars = [_bar(stage, each) for stage, each in found if each is not None]
+    found = {pair: [(stage, each) for stage in run.stages if (each := text.estimate(means, stage, pair))] for pair in text.PAIRS}
+    ends = [abs(end) for bars in found.values() for _, each in bars for end in (each.value, each.low, each.high) if math.isfinite(end)]
+    reach = next(limit for limit in SCALES if limit >= max(ends, default=0) or limit == SCALES[-1])
+    for (local, target), bars in found.items():
         if bars:
-            cards.append({"local": text.title(pair[0]), "target": text.title(pair[1]), "bars": bars})
+            drawn = [_bar(stage, each, reach) for stage, each in bars]
+            cards.append({"local": text.title(local), "target": text.title(target), "bars": drawn, "reach": f"{reach:g}"})
     return cards
 
 
-def _bar(stage: str, found: text.Estimate) -> dict[str, Any]:
+def _bar(stage: str, found: text.Estimate, reach: float) -> dict[str, Any]:
     known = math.isfinite(found.low) and math.isfinite(found.high)
     return {
         "stage": stage,
         "text": interval(found.value, found.low, found.high, top=1.0),
         "count": f"n = {found.layers} {'layer' if found.layers == 1 else 'layers'}",
-        "at": _place(found.value) if math.isfinite(found.value) else None,
-        "left": _place(found.low) if known else None,
-        "width": round(50 * (found.high - found.low), 2) if known else None,
+        "at": _place(found.value, reach) if math.isfinite(found.value) else None,
+        "left": _place(found.low, reach) if known else None,
+        "width": round(50 * (found.high - found.low) / reach, 2) if known else None,
     }
 
 
-def _place(rho: float) -> float:
-    return round(50 * (1 + rho), 2)
+def _place(rho: float, reach: float) -> float:
+    return round(50 * (1 + rho / reach), 2)
 
 
 def _made(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -65,17 +65,33 @@ def estimate(means: pd.DataFrame | None, stage: str, pair: tuple[str, str]) -> E
 
 
 def verdict(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
-    """The heading: are the two axes aligned here? Judged by the strongest of the headline pairs that is sure."""
-    known = [each for each in _headline(means, last(means, facts)).values() if np.isfinite(each.value)]
-    sure = [each for each in known if each.sure]
+    """The heading: are the two axes aligned here? The answer's pair first, then the strongest of the headline pairs that is sure."""
+    found = _headline(means, last(means, facts))
+    known = [each for each in found.values() if np.isfinite(each.value)]
     if not known:
         return "Whether the two axes are aligned was not measured"
     if all(np.isnan(each.low) for each in known):
         return "How the two axes are aligned here is not sure: there is no interval"
-    if not sure:
-        return "Here the two axes are not visibly aligned"
-    strongest = max(sure, key=lambda each: abs(each.value))
-    return f"Here the two axes are {strength(strongest.value)}"
+    sure = [each for each in known if each.sure]
+    first = next(iter(found.values()))
+    strongest = max(sure, key=lambda each: abs(each.value)).value if sure else np.nan
+    return f"Here the two axes are {_overall(first.value if first.sure else np.nan, strongest)}"
+
+
+def _overall(first: float, strongest: float) -> str:
+    """Two correlations in one phrase; nan for one whose sign is not sure."""
+    if np.isnan(strongest):
+        return "not visibly aligned"
+    if np.isnan(first) and abs(strongest) < UNRELATED:
+        return "almost unrelated"
+    if abs(strongest) < UNRELATED or first == strongest:
+        return strength(strongest)
+    if np.isnan(first) or abs(first) < UNRELATED:
+        return f"{'not visibly aligned' if np.isnan(first) else 'almost unrelated'}, at most {strength(strongest)}"
+    one, other = strength(first), strength(strongest)
+    if first * strongest < 0:
+        return f"{one} in one pair of quantities and {other} in another"
+    return other if one == other else f"{one.split()[0]} to {other}"
 
 
 def answer(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
@@ -163,20 +179,38 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
 
 
 def undefined(channels: pd.DataFrame | None) -> list[str]:
-    """How many channels have a value that is not a finite number, and where the reasons are."""
+    """How many channels have a value that is not a finite number, quantity by quantity, and where the reasons are."""
     if channels is None:
         return []
     columns = [name for name in QUANTITIES if name in channels.columns]
-    values = channels[columns].to_numpy(float)
-    missing, endless = int(np.isnan(values).any(1).sum()), int(np.isinf(values).any(1).sum())
-    if not missing + endless:
+    parts = []
+    for word, test in (("undefined", np.isnan), ("infinite", np.isinf)):
+        counts = {name: int(test(channels[name].to_numpy(float)).sum()) for name in columns}
+        alike: dict[int, list[str]] = {}
+        for name, count in counts.items():
+            if count:
+                alike.setdefault(count, []).append(title(name))
+        parts += [f"{_listed(names)} in {count:,}" + f" ({word})" for count, names in sorted(alike.items(), reverse=True)]
+    if not parts:
         return [f"Every quantity of all {len(channels):,} channels is a finite number."]
-    parts = [
-        f"{count:,} of {len(channels):,} rows have {word}"
-        for count, word in ((missing, "an undefined value"), (endless, "an infinite one"))
-        if count
+    return [
+        f"Not a finite number, of {len(channels):,} rows: {'; '.join(parts)}. "
+        "The note column or the list of what was skipped says why; in the map such channels stand at the edge."
     ]
-    return [" and ".join(parts) + "; the note column says why. They are drawn at the edges of the map."]
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def refused(channels: pd.DataFrame | None) -> list[tuple[str, list[str], str]]:
+    """Scores that were refused: what people call the score, the layers, and the reason in the first of them."""
+    stated = {} if channels is None else channels.attrs.get("provenance", {}).get("refused", {})
+    found: dict[str, tuple[list[str], str]] = {}
+    for place, reason in stated.items():
+        name, _, site = place.partition(" at ")
+        found.setdefault(name, ([], reason))[0].append(site or "all layers")
+    return [(title(name), sites, reason) for name, (sites, reason) in found.items()]
 
 
 def first_screen(run: Run) -> list[str]:

@@ -62,12 +62,15 @@ def spoken(row: Mapping[str, Any]) -> str:
 
 
 def changes(by_depth: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
-    """In how many layers training raised the median channel's quantity; nothing when only one stage was measured."""
+    """In how many layers training raised the median channel's quantity; nothing when only one stage was measured.
+
+    Input capture is left out: it compares within a layer only.
+    """
     stages = tuple(facts.get("stages") or ())
     if by_depth is None or len(stages) < 2:
         return []
     said: list[str] = []
-    for quantity in by_depth["quantity"].unique():
+    for quantity in (each for each in by_depth["quantity"].unique() if not each.startswith(text.title("capture"))):
         before, after = (where(by_depth, quantity=quantity, stage=stage).set_index("site")["median"] for stage in (stages[0], stages[-1]))
         rise = np.asarray(after.sub(before).dropna())
         if len(rise):
@@ -94,7 +97,8 @@ ALIGNMENT = Section(
             of="channels",
             label="Spearman ρ",
             zero=True,
-            caption="Bars are 95 % intervals over images (jackknife over shards of the images). Click a layer to show it in the map.",
+            caption="Bars are 95 % intervals over images (jackknife over shards of the images). "
+            "The shaded layer is the one in the map; click a point to show its layer there.",
         ),
     ),
     lambda run: layers(run.table("alignment"), run.facts),
@@ -116,7 +120,8 @@ DEPTH = Section(
             high="high",
             of="channels",
             free=True,
-            caption="Bars span the middle half of the layer's channels (quartiles); they are spread, not uncertainty.",
+            caption="Bars span the middle half of the layer's channels (quartiles); they are spread, not uncertainty. "
+            "Input capture is measured against its layer's median variance, so its median is ½ ln 2 everywhere unless the noise is fixed.",
         ),
     ),
     lambda run: changes(by_depth(run), run.facts),

@@ -28,7 +28,7 @@ def grouping(frame: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
     return [
         f"Groups of channels by local and by target quantities agree with a median adjusted Rand index of {middle} "
         f"(range {least} to {most}, n = {count}); 0 is chance, 1 is the same groups.",
-        f"In {above} of {count} they agree more than 95 % of shuffled groupings; chance alone would give about {chance}.",
+        f"In {above} of {count} they agree more than 95 % of shuffled groupings; by chance about {chance} would.",
     ]
 
 

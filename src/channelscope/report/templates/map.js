@@ -132,7 +132,7 @@ function drawStage({ stage, div, caption }, frame, rows, ends, tint) {
     div.dataset.live = "yes";
     div.on("plotly_click", ({ points: [point] }) => pin(frame.data.site[point.customdata], frame.data.channel[point.customdata]));
   }
-  caption.replaceChildren(make("span", { textContent: stage || STATE.site }), make("small", { textContent: correlation(stage, rows.length) }));
+  caption.replaceChildren(make("span", { textContent: stage ? `${STATE.site}, ${stage}` : STATE.site }), make("small", { textContent: correlation(stage, rows.length) }));
 }
 
 // with the same scales at every stage, both stages need the lanes that either needs
