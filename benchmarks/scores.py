@@ -1,4 +1,4 @@
-"""Whole-layer formulas against loops over channels and pairs, at 512 channels; ratios of medians of interleaved runs."""
+"""Whole-layer formulas against loops over channels and pairs, and all scores of a network against its forward pass; ratios of medians."""
 
 import statistics
 import time
@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import torch
 
+from channelscope import collect, scores, zoo
 from channelscope.formulas.information import correlation_information, excess, pair_information
 from channelscope.formulas.support import RIDGE, support
 
 CHANNELS, ROUNDS, PAIRS, SOLVES = 512, 5, 2000, 40
+UNCOLLECTED = ("bn_scale", "taylor_weight", "taylor_activation", "fisher", "hrank", "chip")
+"""Scores that need a pass of another kind, or a normalization behind every site."""
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -21,6 +24,37 @@ def seconds(run: Callable[[], object]) -> float:
 def main() -> None:
     torch.set_num_threads(2)
     torch.manual_seed(0)
+    formulas()
+    network()
+
+
+def network() -> None:
+    """Scores of ResNet-18 from its profile against the forward pass of 100 images."""
+    model = zoo.network("resnet18", 100, 3, 32).eval()
+    images, labels = torch.randn(640, 3, 32, 32), torch.arange(640) % 100
+    profile = collect(model, zip(images.split(128), labels.split(128), strict=True))
+    every = [name for name in scores.REGISTRY if name not in UNCOLLECTED]
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(images[:100])
+
+    runs = {
+        "forward pass of 100 images": forward,
+        f"the {len(scores.STANDARD)} scores of a table": lambda: scores.table(profile),
+        f"{len(every)} scores, hulls and elimination among them": lambda: scores.table(profile, every),
+    }
+    times = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    bare = statistics.median(times["forward pass of 100 images"])
+    for name, spent in times.items():
+        print(f"ResNet-18: {name:46s} {statistics.median(spent):6.2f} s   {statistics.median(spent) / bare:5.2f}×")
+
+
+def formulas() -> None:
+    """Target excess and peer support of one layer against loops."""
     rho = torch.corrcoef(torch.randn(CHANNELS + 1, 4000, dtype=torch.float64))
     target, peers = rho[-1, :-1], rho[:-1, :-1].contiguous()
 

@@ -94,17 +94,19 @@ def backward_elimination(
     rho = correlation(covariance[alive][:, alive])
     rho.diagonal().add_(ridge)
     inverse = solve(rho, torch.eye(len(alive), dtype=rho.dtype, device=rho.device))
-    scale = (weights * variance)[alive]
-    gone = torch.zeros(len(alive), dtype=torch.bool, device=rho.device)
+    left, scale = torch.arange(len(alive), device=rho.device), (weights * variance)[alive]
     order, spent = [], torch.zeros_like(scale)
-    for _ in range(len(alive)):
-        cost = (scale * (1 / inverse.diagonal() - ridge)).clamp(min=0).masked_fill(gone, torch.inf)
-        pick = cost.argmin()
-        spent[pick], gone[pick] = cost[pick], True
-        order.append(pick)
-        row = inverse[pick].clone()
-        inverse.addr_(row, row / row[pick], alpha=-1)
-        inverse.diagonal()[gone] = 1  # a removed channel has an empty row; its diagonal is not divided by
+    while len(left):
+        gone = torch.zeros(len(left), dtype=torch.bool, device=rho.device)
+        for _ in range(-(-len(left) // 4)):  # then the rows and columns of what has gone are dropped
+            cost = (scale[left] * (1 / inverse.diagonal() - ridge)).clamp(min=0).masked_fill(gone, torch.inf)
+            pick = int(cost.argmin())
+            spent[left[pick]], gone[pick] = cost[pick], True
+            order.append(left[pick])
+            row = inverse[pick] / inverse[pick, pick].sqrt()
+            inverse.addr_(row, row, alpha=-1)
+            inverse[pick, pick] = 1  # a removed channel has an empty row; its diagonal is not divided by
+        left, inverse = left[~gone], inverse[~gone][:, ~gone].contiguous()
     whole = torch.zeros_like(variance)
     whole[alive] = spent
     return Elimination(torch.cat([silent, alive[torch.stack(order)] if order else alive]), whole)
