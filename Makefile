@@ -20,7 +20,7 @@ demo: $(READY)  ## train, profile and report on scanned digits, about two minute
 	$(BIN)/channelscope demo --out runs/demo
 
 test: $(READY)  ## the default suite: no data, no browser, no network
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-data: $(READY)  ## tests on the real images and networks of ../shared/data
 	$(BIN)/python -m pytest -m data
