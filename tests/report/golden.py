@@ -33,7 +33,7 @@ def data(page: str) -> str:
 def sentences(run: Run) -> str:
     """Everything the report says in words."""
     said = [text.verdict(run.table("alignment_mean"), run.facts), *text.first_screen(run), *text.network(run.facts)]
-    for section, _ in sections(run):
+    for section in sections(run):
         said += [f"## {section.title}", section.question, *section.answer(run)]
     return "\n".join([*said, "## channels", *text.undefined(run.table("channels"))]) + "\n"
 

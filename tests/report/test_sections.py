@@ -15,13 +15,13 @@ def run(tmp_path_factory):
 
 
 def test_sections_appear_in_order_when_the_run_has_their_table(run):
-    assert [section.table for section, _ in sections.sections(run)] == ["alignment", "by_depth", "groups"]
+    assert [section.table for section in sections.sections(run)] == ["alignment", "by_depth", "groups"]
 
 
 def test_a_later_table_finds_its_section(run):
     frame = tables.table([{"site": "conv1", "rho": 0.5}], "zebra")
     more = Run(run.folder, run.facts, {**run.tables, "zebra": frame})
-    assert [section.title for section, _ in sections.sections(more)] == [
+    assert [section.title for section in sections.sections(more)] == [
         "Alignment by depth",
         "Quantities by depth",
         "Groupings",

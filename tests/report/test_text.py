@@ -248,7 +248,8 @@ def test_changes_with_training(tmp_path):
     run = Run.read(tiny(tmp_path))
     (said,) = changes(by_depth(run), run.facts)
     assert said == (
-        "From initialization to trained, the median channel's peer overlap rose in 0 of 2 layers, task information in 2 of 2, target excess in 2 of 2."
+        "From initialization to trained, the median channel's peer overlap rose in 0 of 2 layers, "
+        "task information in 2 of 2, target excess in 2 of 2."
     )
     assert changes(by_depth(run), TRAINED) == []
 

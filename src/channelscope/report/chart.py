@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-Kind = Literal["line", "scatter"]
+Kind = Literal["line", "scatter", "rows"]
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,17 @@ class Chart:
     y: str
     """column on the vertical axis"""
     kind: Kind = "line"
-    """line joins the rows of a series in order of x; scatter does not"""
+    """line joins the rows of a series in order of x; scatter does not; rows writes the values of x one below the other, largest y first"""
     by: str = ""
     """column whose values are the series, told apart by color and marker"""
     panels: tuple[str, ...] = ()
     """columns whose values each get a panel of their own"""
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """column → the values drawn first; panels of other values are folded away"""
+    where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """column → the values that are drawn at all"""
+    table: str = ""
+    """which of the section's tables; by default the first"""
     low: str = ""
     """column with the lower end of y's interval"""
     high: str = ""
@@ -46,9 +50,15 @@ class Chart:
     caption: str = ""
     """how to read it, and what the intervals are"""
 
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of the table that are drawn."""
+        for column, values in self.where.items():
+            frame = frame.loc[frame[column].isin(values)] if column in frame.columns else frame
+        return frame
+
     def suits(self, frame: pd.DataFrame) -> bool:
         """Whether the table has what the chart needs, with a number to draw."""
-        return {self.x, self.y} <= set(frame.columns) and bool(frame[self.y].notna().any())
+        return {self.x, self.y} <= set(frame.columns) and bool(self.rows(frame)[self.y].notna().any())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionary for the page."""

@@ -51,10 +51,10 @@ def write(run: Run, folder: str | Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     with rc_context(STYLE):
-        for section, frame in sections(run):
+        for section in sections(run):
             for drawing in section.drawings(run):
                 paths += _save(drawing.figure, folder / drawing.name) if isinstance(drawing.figure, Figure) else []
-            for index, chart in enumerate(each for each in section.charts if each.suits(frame)):
+            for index, (chart, frame) in enumerate(section.charted(run)):
                 name = section.table + (f"_{index + 1}" if index else "")
                 paths += _save(drawn(chart, frame, run.stages), folder / name)
         channels = run.table("channels")
@@ -78,6 +78,7 @@ def embedded(figure: Figure | Path) -> str:
 
 def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figure:
     """One declared chart: a panel for each of its first panel values."""
+    frame = chart.rows(frame)
     panels = [column for column in chart.panels if column in frame.columns]
     for column, values in chart.only.items():
         if column in frame.columns:
@@ -85,8 +86,11 @@ def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figu
     groups: list[tuple[Any, pd.DataFrame]] = list(frame.groupby(panels, sort=False)) if panels else [((), frame)]
     wide = min(len(groups), 2)
     tall = math.ceil(len(groups) / wide)
-    figure = Figure(figsize=(3.6 * wide + (1.6 if wide == 1 else 0), 2.3 * tall + 0.5))
-    axes = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=not chart.free)
+    high = 0.8 + 0.17 * frame[chart.x].nunique() if chart.kind == "rows" else 2.3
+    figure = Figure(figsize=(3.6 * wide + (1.6 if wide == 1 else 0), high * tall + 0.5))
+    axes = figure.subplots(
+        tall, wide, squeeze=False, sharex=chart.kind != "rows" or not chart.free, sharey=chart.kind == "rows" or not chart.free
+    )
     series = list(frame[chart.by].unique()) if chart.by in frame.columns else [""]
     for place, (values, rows) in zip(axes.flat, groups, strict=False):
         _panel(place, chart, rows, series, list(stages))
@@ -102,35 +106,43 @@ def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figu
 
 def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: list[str]) -> None:
     if chart.zero:
-        place.axhline(0, color="#8a929c", linewidth=0.7, zorder=0)
+        (place.axvline if chart.kind == "rows" else place.axhline)(0, color="#8a929c", linewidth=0.7, zorder=0)
     if set(chart.band) <= set(rows.columns):
         known = rows.sort_values(chart.x)
         place.fill_between(known[chart.x], known[chart.band[0]], known[chart.band[1]], color="#dfe3e8", linewidth=0, zorder=0)
+    lying = chart.kind == "rows"
+    order = rows.groupby(chart.x)[chart.y].max().sort_values().index if lying else None
     for index, name in enumerate(series):
         own = rows.loc[rows[chart.by] == name] if chart.by in rows.columns else rows
         own = own.sort_values(chart.x) if chart.kind == "line" else own
         earlier = len(stages) > 1 and name in stages and name != stages[-1]
-        marker = MARKERS[0 if name in stages else index % len(MARKERS)]
         color = BEFORE if earlier else COLORS[0 if name in stages else index % len(COLORS)]
         bars = None
         if {chart.low, chart.high} <= set(own.columns):
             bars = np.abs(np.stack([own[chart.y] - own[chart.low], own[chart.high] - own[chart.y]]))
+        at = own[chart.x] if order is None else order.get_indexer(own[chart.x]) - 0.5 * index / len(series)
         place.errorbar(
-            own[chart.x],
-            own[chart.y],
-            yerr=bars,
+            *((own[chart.y], at) if lying else (at, own[chart.y])),
+            **{"xerr" if lying else "yerr": bars},
             label=str(name),
             color=color,
             linestyle="-" if chart.kind == "line" else "none",
             linewidth=0.8,
             elinewidth=0.8,
-            marker=marker,
+            marker=MARKERS[0 if name in stages else index % len(MARKERS)],
             markersize=3.2,
             markerfacecolor="white" if earlier else color,
         )
-    place.set_xlabel("depth (layer in execution order)" if chart.x == "depth" else named(rows, chart.x))
-    place.set_ylabel(chart.label or named(rows, chart.y))
-    if chart.x in rows.columns and pd.api.types.is_integer_dtype(rows[chart.x]):
+    _titled(place, chart, rows)
+    if order is not None:
+        place.set_yticks(range(len(order)), [text.title(str(each)) for each in order])
+
+
+def _titled(place: Axes, chart: Chart, rows: pd.DataFrame) -> None:
+    value = chart.label or named(rows, chart.y)
+    place.set_xlabel(value if chart.kind == "rows" else "depth (layer in execution order)" if chart.x == "depth" else named(rows, chart.x))
+    place.set_ylabel("" if chart.kind == "rows" else value)
+    if chart.kind != "rows" and pd.api.types.is_integer_dtype(rows[chart.x]):
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
     place.label_outer()
 

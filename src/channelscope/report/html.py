@@ -20,6 +20,8 @@ from channelscope.tables import HEADLINE, QUANTITIES, interval, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("data.js", "pins.js", "plot.js", "map.js", "table.js", "main.js")
+MOST_ROWS = 20_000
+"""longest table in the page that no chart needs"""
 SCALES = (0.5, 1.0)
 """largest correlation on the scale of the cards: the smallest of these that holds every interval"""
 MADE = {
@@ -61,7 +63,7 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
 def page(run: Run, plotly: str) -> str:
     """The report's HTML with the given chart library inlined."""
     parts = sections(run)
-    shown_parts = [_part(section, frame, run) for section, frame in parts]
+    shown_parts = [_part(section, run) for section in parts]
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"together": _together, "lowered": _lowered}
     channels, skipped = run.table("channels"), run.table("skipped")
@@ -69,7 +71,7 @@ def page(run: Run, plotly: str) -> str:
     means = run.table("alignment_mean")
     cards = _cards(run)
     contents = [("map", "Map")] if channels is not None else []
-    contents += [(section.table, section.title) for section, _ in parts]
+    contents += [(section.table, section.title) for section in parts]
     contents += ([("channels", "Channels")] if channels is not None else []) + [("skipped", "Skipped"), ("quantities", "Quantities")]
     return environment.get_template("page.html.j2").render(
         facts=facts,
@@ -105,18 +107,28 @@ def _lowered(formula: str) -> Markup:
     return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", str(escape(formula))))
 
 
-def _part(section: Section, frame: pd.DataFrame, run: Run) -> dict[str, Any]:
-    charts = [chart for chart in section.charts if chart.suits(frame)]
-    rows = f"{len(frame):,} {'row' if len(frame) == 1 else 'rows'}"
+def _part(section: Section, run: Run) -> dict[str, Any]:
     return {
         "id": section.table,
         "title": section.title,
         "question": section.question,
         "sentences": section.answer(run),
-        "charts": charts,
+        "plain": not section.charts,
         "drawings": [(drawing, figures.embedded(drawing.figure)) for drawing in section.drawings(run)],
-        "rows": rows,
+        "tables": [_fold(name, frame, section) for name, frame in section.frames(run).items()],
     }
+
+
+def _fold(name: str, frame: pd.DataFrame, section: Section) -> dict[str, Any]:
+    """What stands above a table that is folded away."""
+    count = f"{len(frame):,} {'row' if len(frame) == 1 else 'rows'}"
+    title = "The numbers" if name == section.table else f"More numbers: {name.replace('_', ' ')}"
+    return {"name": name, "summary": f"{title} ({count})", "left_out": _long(section, name, frame)}
+
+
+def _long(section: Section, name: str, frame: pd.DataFrame) -> bool:
+    """Whether a table is too long for the page; those that charts are drawn of are always there."""
+    return len(frame) > MOST_ROWS and name not in {chart.table or section.table for chart in section.charts}
 
 
 def _cards(run: Run) -> list[dict[str, Any]]:
@@ -155,8 +167,8 @@ def _made(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(MADE[key], str(value)) for key, value in values.items()]
 
 
-def _data(run: Run, parts: list[tuple[Section, pd.DataFrame]]) -> dict[str, Any]:
-    frames = {section.table: frame for section, frame in parts}
+def _data(run: Run, parts: list[Section]) -> dict[str, Any]:
+    frames = {name: frame for section in parts for name, frame in section.frames(run).items() if not _long(section, name, frame)}
     channels = run.table("channels")
     if channels is not None:
         frames["channels"] = channels
@@ -166,8 +178,11 @@ def _data(run: Run, parts: list[tuple[Section, pd.DataFrame]]) -> dict[str, Any]
         "quantities": {each.name: {"title": each.title, "symbol": each.symbol, "axis": each.axis} for each in QUANTITIES.values()},
         "frames": {name: _frame(frame) for name, frame in frames.items()},
         "sections": [
-            {"table": section.table, "value": section.value, "charts": [chart.as_dict() for chart in section.charts if chart.suits(frame)]}
-            for section, frame in parts
+            {
+                "value": section.value,
+                "charts": [chart.as_dict() | {"table": chart.table or section.table} for chart, _ in section.charted(run)],
+            }
+            for section in parts
         ],
     }
 

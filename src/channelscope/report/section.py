@@ -31,7 +31,7 @@ def _none(run: Run) -> list:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report about one table of the run folder."""
+    """A part of the report about one table of the run folder, or several that belong together."""
 
     table: str
     """name of the run's table; the section appears when the run has it"""
@@ -45,6 +45,8 @@ class Section:
     """the sentences that answer, every number with n and interval"""
     drawings: Callable[[Run], list[Drawing]] = _none
     """further pictures, below the charts"""
+    more: tuple[str, ...] = ()
+    """further tables that belong here"""
     value: str = ""
     """column that the table's low and high belong to; the three are shown as one"""
     derive: Callable[[Run], pd.DataFrame | None] | None = None
@@ -53,3 +55,14 @@ class Section:
     def frame(self, run: Run) -> pd.DataFrame | None:
         """The section's table in this run, if it has one."""
         return self.derive(run) if self.derive else run.table(self.table)
+
+    def frames(self, run: Run) -> dict[str, pd.DataFrame]:
+        """The section's tables in this run by name, its own first."""
+        found = {self.table: self.frame(run)} | {name: run.table(name) for name in self.more}
+        return {name: frame for name, frame in found.items() if frame is not None}
+
+    def charted(self, run: Run) -> list[tuple[Chart, pd.DataFrame]]:
+        """The charts this run has numbers for, each with its table."""
+        frames = self.frames(run)
+        found = [(chart, frames.get(chart.table or self.table)) for chart in self.charts]
+        return [(chart, frame) for chart, frame in found if frame is not None and chart.suits(frame)]

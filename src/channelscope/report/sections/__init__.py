@@ -7,14 +7,14 @@ To add one (ten lines of code; sections/groups.py is a short example):
    with columns site and channel gets hover, keep and highlight for free. `stage`, `depth`, `n` and `images` mean what they say.
 2. In sections/lesion.py write `LESION = Section("lesion", title, question, charts, answer)`. Charts are declared, not drawn:
    `Chart(title, x="support", y="repaid", kind="scatter", by="stage", panels=("site",), low="repaid_low", high="repaid_high", of="images")`
-   becomes an interactive plot in the page and PNG and SVG files. Answer is a function from `Run` to sentences; `run.table(NAME)` is a frame
-   or None, `run.facts` is run.json; write every number with `tables.interval(value, low, high, n, "channels")`, and say what did not work.
+   becomes an interactive plot in the page and PNG and SVG files; kind="rows" is for named things with intervals, one below the other.
+   `more=("lesion_layers",)` are further tables of the section; `Chart(…, table="lesion_layers")` is drawn from one of them.
+   Answer is a function from `Run` to sentences; `run.table(NAME)` is a frame or None, `run.facts` is run.json; write every number with
+   `tables.interval(value, low, high, n, "channels")`, and say what did not work.
 3. What no chart can show (a graph, pictures): `drawings=` a function from `Run` to `[Drawing(name, title, figure, caption)]`, where figure
    is a matplotlib Figure or a PNG or SVG file. A table made from others of the run: `derive=`, a function from `Run` to a described frame.
 4. Put it into `SECTIONS` below, where a reader would look for it, and test the sentences in tests/report/sections/test_lesion.py.
 """
-
-import pandas as pd
 
 from channelscope.report.run import Run
 from channelscope.report.section import Section
@@ -32,9 +32,8 @@ OWN = {"channels", "alignment_mean", "skipped"}
 """tables that have a place of their own on the page"""
 
 
-def sections(run: Run) -> list[tuple[Section, pd.DataFrame]]:
-    """The sections of this run with their tables; tables that no section knows come last, each under its own name."""
-    claimed = {each.table for each in SECTIONS} | OWN
+def sections(run: Run) -> list[Section]:
+    """The sections this run has something for; tables that no section knows come last, each under its own name."""
+    claimed = {name for each in SECTIONS for name in (each.table, *each.more)} | OWN
     rest = [Section(name, name.replace("_", " ").capitalize(), "") for name in run.tables if name not in claimed]
-    found = [(section, section.frame(run)) for section in (*SECTIONS, *rest)]
-    return [(section, frame) for section, frame in found if frame is not None]
+    return [section for section in (*SECTIONS, *rest) if section.frame(run) is not None]

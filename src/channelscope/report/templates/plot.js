@@ -63,6 +63,13 @@ function hover(chart, frame, row) {
   return lines.join("<br>");
 }
 
+// categories of a chart of rows, the largest value on top
+function ladder(chart, frame, rows) {
+  const most = new Map();
+  for (const row of rows) { const name = frame.data[chart.x][row], value = frame.data[chart.y][row]; if (!(value <= (most.get(name) ?? -Infinity))) most.set(name, Number.isNaN(value) ? -Infinity : value); }
+  return [...most.keys()].sort((a, b) => most.get(a) - most.get(b)).map((name) => title(String(name)));
+}
+
 function traces(chart, frame, rows, series) {
   const drawn = [];
   if (chart.kind === "line" && frame.columns[chart.band[0]]) {
@@ -85,6 +92,10 @@ function traces(chart, frame, rows, series) {
     if (frame.columns[chart.low] && frame.columns[chart.high]) {
       trace.error_y = { type: "data", symmetric: false, array: own.map((row, i) => frame.data[chart.high][row] - value[i]), arrayminus: own.map((row, i) => value[i] - frame.data[chart.low][row]), thickness: 1.2, width: 0, color };
     }
+    if (chart.kind === "rows") {
+      [trace.x, trace.y] = [value, own.map((row) => title(String(frame.data[chart.x][row])))];
+      [trace.error_x, trace.error_y] = [trace.error_y, undefined];
+    }
     drawn.push(trace);
   });
   return drawn;
@@ -93,7 +104,8 @@ function traces(chart, frame, rows, series) {
 function marks(chart, frame, rows) {
   const kept = [...STATE.pins.values()];
   const shapes = [];
-  if (chart.zero) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, layer: "below", line: { color: css("--faint"), width: 1 } });
+  if (chart.zero && chart.kind === "rows") shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: 0, x1: 0, layer: "below", line: { color: css("--faint"), width: 1 } });
+  else if (chart.zero) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, layer: "below", line: { color: css("--faint"), width: 1 } });
   const annotations = [];
   if (chart.x === "depth" && frame.data.site) {
     const depths = new Map(rows.map((row) => [frame.data.site[row], frame.data.depth[row]]));
@@ -113,9 +125,10 @@ function marks(chart, frame, rows) {
 }
 
 function drawPanel(div, chart, frame, rows, series, range) {
-  const numeric = frame.columns[chart.x].number;
-  const x = axis(chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x), numeric ? {} : { type: "category" });
-  const y = axis(chart.label || named(frame, chart.y), { range });
+  const numeric = frame.columns[chart.x].number, lying = chart.kind === "rows";
+  const value = chart.label || named(frame, chart.y);
+  const x = lying ? axis(value, { range }) : axis(chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x), numeric ? {} : { type: "category" });
+  const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: ladder(chart, frame, rows) }) : axis(value, { range });
   Plotly.react(div, traces(chart, frame, rows, series), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
   if (!div.dataset.live) {
     div.dataset.live = "yes";
@@ -133,15 +146,17 @@ function drawPanel(div, chart, frame, rows, series, range) {
 // one figure per combination of the panel columns; those the chart does not ask for first are folded away
 function addChart(root, chart, frame) {
   const columns = chart.panels.filter((name) => frame.columns[name]);
-  const series = chart.by && frame.columns[chart.by] ? unique(frame.data[chart.by]) : [""];
+  const split = chart.by && frame.columns[chart.by];
   const groups = new Map();
-  for (let row = 0; row < frame.length; row++) {
+  const wanted = Object.entries(chart.where).filter(([name]) => frame.columns[name]);
+  const all = [...Array(frame.length).keys()].filter((row) => wanted.every(([name, values]) => values.includes(frame.data[name][row])));
+  for (const row of all) {
     const label = columns.map((name) => title(String(frame.data[name][row]))).join(" with ");
     const first = columns.every((name) => !chart.only[name] || chart.only[name].includes(frame.data[name][row]));
     if (!groups.has(label)) groups.set(label, { rows: [], first });
     groups.get(label).rows.push(row);
   }
-  const all = [...Array(frame.length).keys()];
+  const series = split ? unique(all.map((row) => frame.data[chart.by][row])) : [""];
   const shared = chart.free ? null : chartRange(chart, frame, all);
   const legend = make("div", { className: "legend" });
   if (series.length > 1) for (const name of series) {
@@ -158,6 +173,7 @@ function addChart(root, chart, frame) {
     target.append(panels);
     for (const [label, { rows }] of list) {
       const div = make("div", { className: "plot" });
+      if (chart.kind === "rows") div.style.height = `${80 + 22 * unique(rows.map((row) => frame.data[chart.x][row])).length}px`;
       panels.append(make("figure", {}, label ? make("figcaption", { textContent: label }) : null, div));
       lazily(div, () => drawPanel(div, chart, frame, rows, series, shared ?? chartRange(chart, frame, rows)));
     }
@@ -165,7 +181,7 @@ function addChart(root, chart, frame) {
   place(root, [...groups].filter(([, group]) => group.first));
   if (chart.caption) root.append(make("p", { className: "caption", textContent: chart.caption }));
   if (folded.length) {
-    const more = make("details", {}, make("summary", { textContent: plural(folded.length, "more pairs") }));
+    const more = make("details", {}, make("summary", { textContent: folded.length === 1 ? "1 more" : `${folded.length} more` }));
     root.append(more);
     place(more, folded);
   }
