@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from channelscope.cli import circuit, explain, intervene, measure
+from channelscope.cli import circuit, explain, follow, intervene, measure
 from channelscope.cli.flags import command
 from channelscope.cli.sources import console
 from channelscope.errors import ChannelscopeError
@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report)
 INTERVENE = (intervene.lesion, intervene.hulls)
-EXPLAIN = (explain.graphs, explain.propagation, explain.theory)
+EXPLAIN = (explain.graphs, explain.propagation, explain.theory, follow.trajectory)
 CIRCUITS = (circuit.circuit,)
 for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS):
     app.command(name=each.__name__)(command(each))

@@ -1,4 +1,4 @@
-"""Commands that ask how channels hang together, and what pulls them apart: graphs, propagation, theory, simulation."""
+"""Commands that ask how channels hang together, and what pulls them apart: graphs, propagation, theory."""
 
 from pathlib import Path
 

@@ -1,0 +1,84 @@
+"""The command that follows a network over its training: trajectory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from channelscope import store, zoo
+from channelscope.cli.addition import Addition
+from channelscope.cli.sources import Convention, bar, console
+from channelscope.collect import collect
+from channelscope.errors import MismatchError, SampleError
+from channelscope.experiments.hulls import Rule
+from channelscope.experiments.trajectory import trajectory as followed
+from channelscope.net.identity import weights_hash
+from channelscope.stats.profile import Profile
+from channelscope.zoo import History, ImageSource
+
+Stage = tuple[str, int, Path]
+"""run, epoch, weights"""
+
+
+def trajectory(
+    runs: list[Path],
+    convention: Convention,
+    rule: Rule,
+    out: Path,
+    images: int = 2000,
+    layers: int = 6,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Follow hulls, synergy, communities and the alignment of the axes over the checkpoints of one or more training runs.
+
+    runs    folders that `channelscope train` left, as a rule of several seeds
+    out     folder for the tables, the profiles and report.html; an interrupted call goes on from there
+    images  calibration images, the same for every checkpoint and run
+    layers  layers to look at, evenly spaced in depth
+    seed    which calibration images are drawn
+    device  where it runs: cpu, cuda, cuda:1, …
+    """
+    histories = [History.read(run) for run in runs]
+    source = _source(histories, images, seed)
+    pairs = zip(runs, histories, strict=True)
+    stages = [(run.name or str(run), epoch, path) for run, one in pairs for epoch, path in one.checkpoints.items()]
+    if not stages:
+        raise SampleError(f"no checkpoint in {', '.join(map(str, runs))}: train with --every 1 to keep one per epoch")
+    addition = Addition(out)
+    profiles = dict(_profiles(stages, histories[0].network, source, device, out / "profiles"))
+    frames = followed(((run, epoch, profiles[run, epoch]) for run, epoch, _ in stages), layers, rule, **convention.options())
+    last = profiles[stages[-1][0], stages[-1][1]]
+    for row in frames["trajectory_change"].query("verdict != ''").itertuples():
+        console.print(f"{row.quantity}: {row.first:.3f} → {row.last:.3f} over {row.n} runs, the published direction {row.verdict}")
+    print(addition.write(last, f"Training of {last.network}", frames, data=source.data, target=convention.target))
+
+
+def _source(histories: list[History], images: int, seed: int) -> ImageSource:
+    """The images of the runs, normalized as they were in training.
+
+    Raises   MismatchError if the runs are of different networks or images.
+    """
+    kinds = {(one.network, one.settings["images"]["data"]) for one in histories}
+    if len(kinds) > 1:
+        raise MismatchError(f"the runs are of different things: {'; '.join(f'{network} on {data}' for network, data in sorted(kinds))}")
+    told = histories[0].settings["images"]
+    return ImageSource(told["data"], images=images, seed=seed, mean=tuple(told["mean"]), std=tuple(told["std"]))
+
+
+def _profiles(
+    stages: list[Stage], network: str, source: ImageSource, device: str, folder: Path
+) -> Iterator[tuple[tuple[str, int], Profile]]:
+    """The profile of every checkpoint, kept in a folder; one that is there already is read."""
+    with bar("checkpoints", len(stages)) as step:
+        for run, epoch, weights in stages:
+            model, images = zoo.load(network, source, weights, device)
+            path = folder / f"{run}_{weights.stem}.profile"
+            if path.exists():
+                found = store.load(path)
+                if (found.weights_hash, found.images, found.seed) != (weights_hash(model), len(images.calibration), source.seed):
+                    raise MismatchError(f"{path} is of other weights or images than {weights}: delete it, or give another --out")
+            else:
+                model.__dict__["channelscope_name"] = network
+                found = collect(model, images.calibration, shards=0, seed=source.seed)
+                store.save(found, path)
+            yield (run, epoch), found
+            step()

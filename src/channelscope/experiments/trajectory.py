@@ -1,0 +1,132 @@
+"""trajectory: how hulls, synergy, communities and the alignment of the axes change over training. (H2)"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from channelscope.errors import SampleError, at
+from channelscope.experiments.columns import table
+from channelscope.experiments.graphs import matrices
+from channelscope.experiments.hulls import Rule
+from channelscope.formulas.graph import communities
+from channelscope.formulas.information import CEILING
+from channelscope.formulas.ranks import spearman
+from channelscope.scores import Convention, Layer, capture, excess, overlap, relevance
+from channelscope.scores.excess import triplets
+from channelscope.site import Site
+from channelscope.stats.profile import Profile
+
+PUBLISHED = {"hull_size": (3.08, 4.27), "saturated": (0.067, 0.195), "ratio": (0.192, 0.381), "capture_relevance": (0.71, 0.22)}
+"""quantity → at the start and at the end of training, as published (Safaai et al. 2026: six layers, 2,000 images)"""
+LOCAL, TARGET = {"capture": capture, "overlap": overlap}, {"relevance": relevance, "excess": excess}
+
+
+def trajectory(
+    stages: Iterable[tuple[str, int, Profile]], layers: int | None = 6, rule: Rule | None = None, triples: int = 2000, **options
+) -> dict[str, pd.DataFrame]:
+    """Every quantity at every checkpoint of one or more training runs, as curves with bands over the runs.
+
+    stages   (run, epoch, profile), epoch 0 being the initialization: a trajectory is a list of profiles, of the same images
+    layers   so many layers, evenly spaced in depth; None for all
+    rule     how hulls grow
+    triples  sampled triples of channels behind S3
+    options  the scores' convention: target, shrinkage, …
+
+    Returns  `trajectory_layers`: one row per run, epoch and layer; `trajectory`: one row per epoch and quantity, the mean over
+             runs of the mean over layers, with a 95 % Student interval over runs; `trajectory_change`: first against last epoch,
+             paired within runs, beside what was published.
+    Raises   SampleError without stages.
+    """
+    rule = rule or Rule()
+    convention, _ = Convention.split(options)
+    rows = []
+    for run, epoch, profile in stages:
+        for site in spaced(profile.sites, layers):
+            with at(f"epoch {epoch} of {run}, {site.name}"):
+                layer = Layer(profile, site, profile.record(site), convention)
+                where = {"run": str(run), "epoch": epoch, "site": site.name, "depth": site.depth}
+                rows.append(where | {"accuracy": profile.tally.accuracy} | _quantities(layer, rule, triples))
+    if not rows:
+        raise SampleError("a trajectory needs at least one checkpoint, received none")
+    frame = pd.DataFrame(rows)
+    means = frame.drop(columns=["site", "depth"]).groupby(["run", "epoch"], sort=False).mean()
+    return {
+        "trajectory_layers": table("trajectory_layers", frame),
+        "trajectory": table("trajectory", _curves(means)),
+        "trajectory_change": table("trajectory_change", _changes(means)),
+    }
+
+
+def spaced(sites: tuple[Site, ...], layers: int | None) -> list[Site]:
+    """So many sites, the first, the last, and evenly spaced in depth between them."""
+    if layers is None or layers >= len(sites):
+        return list(sites)
+    return [sites[place] for place in np.linspace(0, len(sites) - 1, layers).round().astype(int)]
+
+
+def _quantities(layer: Layer, rule: Rule, triples: int) -> dict[str, float]:
+    hulls = rule(layer)
+    alive = ~hulls.support.isnan()
+    triple, ratio = triplets(layer, triples)
+    sharing, together = (communities(pairs).modularity for pairs in matrices(layer).values())
+    found = {
+        "hull_size": float(hulls.size[alive].double().mean()),
+        "saturated": float(hulls.saturated[alive].double().mean()),
+        "support": float(hulls.support.nanmean()),
+        "triple": triple,
+        "ratio": ratio,
+        "modularity_r": sharing,
+        "modularity_s": together,
+        "gap": sharing - together,
+    }
+    for one, local in LOCAL.items():
+        for other, target in TARGET.items():
+            values = local.formula(layer, ceiling=CEILING) if one == "overlap" else local.formula(layer)
+            found[f"{one}_{other}"] = float(spearman(values, target.formula(layer)))
+    return found
+
+
+def _curves(means: pd.DataFrame) -> Iterator[dict]:
+    for epoch, own in means.groupby("epoch"):
+        for quantity in means.columns:
+            yield {"epoch": epoch, "quantity": quantity, **_band(own[quantity].to_numpy())}
+
+
+def _changes(means: pd.DataFrame) -> Iterator[dict]:
+    """Last minus first epoch of each run; the direction holds where the interval over runs leaves out zero on the published side."""
+    runs = [own.droplevel("run").sort_index() for _, own in means.groupby("run", sort=False)]
+    first, last = (pd.DataFrame([own.iloc[place] for own in runs]).reset_index(drop=True) for place in (0, -1))
+    for quantity in means.columns:
+        change = _band((last[quantity] - first[quantity]).to_numpy())
+        start, end = PUBLISHED.get(quantity, (float("nan"), float("nan")))
+        yield {
+            "quantity": quantity,
+            "first": float(first[quantity].mean()),
+            "last": float(last[quantity].mean()),
+            "change": change["value"],
+            "change_low": change["low"],
+            "change_high": change["high"],
+            "n": change["n"],
+            "published_first": start,
+            "published_last": end,
+            "verdict": _verdict(change, end - start),
+        }
+
+
+def _verdict(change: dict[str, float], published: float) -> str:
+    if np.isnan(published):
+        return ""
+    if not change["low"] * change["high"] > 0:
+        return "open"
+    return "holds" if change["value"] * published > 0 else "reversed"
+
+
+def _band(values: np.ndarray) -> dict[str, float]:
+    """Mean over runs with its Student interval; nan values are left out."""
+    values = values[~np.isnan(values)]
+    n = len(values)
+    mean = float(values.mean()) if n else float("nan")
+    reach = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
+    return {"value": mean, "low": mean - reach, "high": mean + reach, "n": n}
