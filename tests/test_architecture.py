@@ -27,10 +27,12 @@ MAY = {
 }
 MEETING = PLAIN | {"stats", "formulas", "net", "scores", "collect", "evaluate", "repair", "store"}
 MAY["circuits"] = MAY["discarding"] = MAY["experiments"] = MEETING
-MAY["study"] = MEETING | {"circuits", "discarding", "experiments", "zoo"}
+MAY["prune"] = MEETING | {"zoo"}
+MAY["benchmark"] = MEETING | {"zoo", "prune"}
+MAY["study"] = MEETING | {"circuits", "discarding", "experiments", "zoo", "prune", "benchmark"}
 MAY["report"] = PLAIN
 MAY["cli"] = MAY["study"] | {"study", "report"}
-MAY["__init__"] = MAY["study"] | {"circuits", "discarding", "experiments", "zoo", "study"}
+MAY["__init__"] = MAY["study"] | {"circuits", "discarding", "experiments", "zoo", "prune", "benchmark", "study"}
 MAY["__main__"] = {"cli"}
 
 EXTRAS = {"timm", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_pruning"}

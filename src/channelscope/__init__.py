@@ -10,6 +10,7 @@ from channelscope.net.find import sites
 from channelscope.net.groups import Group, groups
 from channelscope.net.subset import Subset
 from channelscope.net.surgery import shrink
+from channelscope.prune import export, load_pruned, prune, save_pruned
 from channelscope.ranking import Ranking
 from channelscope.repair import repair
 from channelscope.site import Site
@@ -30,10 +31,14 @@ __all__ = [
     "collect",
     "cut",
     "evaluate",
+    "export",
     "groups",
     "load",
+    "load_pruned",
+    "prune",
     "repair",
     "save",
+    "save_pruned",
     "scores",
     "shrink",
     "silence",

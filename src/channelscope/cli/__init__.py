@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from channelscope.cli import circuit, explain, follow, intervene, measure
+from channelscope.cli import circuit, explain, follow, intervene, measure, pruning
 from channelscope.cli.flags import command
 from channelscope.cli.sources import console
 from channelscope.errors import ChannelscopeError
@@ -21,7 +21,8 @@ MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.
 INTERVENE = (intervene.lesion, intervene.hulls)
 EXPLAIN = (explain.graphs, explain.propagation, explain.theory, follow.trajectory)
 CIRCUITS = (circuit.circuit,)
-for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS):
+PRUNING = (pruning.prune,)
+for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING):
     app.command(name=each.__name__)(command(each))
 
 INTERRUPTED = 130

@@ -20,11 +20,13 @@ from channelscope.report.run import Run
 from channelscope.report.section import Section
 from channelscope.report.sections.axes import ALIGNMENT, DEPTH
 from channelscope.report.sections.groups import GROUPS
+from channelscope.report.sections.pruning import PRUNING
 
 SECTIONS: tuple[Section, ...] = (
     ALIGNMENT,
     DEPTH,
     GROUPS,
+    PRUNING,
 )
 """Every section a report may have, in order."""
 

@@ -1,0 +1,115 @@
+"""Pruners side by side: torch-pruning's importances through its own pruner, and ours, at the same multiply-adds.
+
+    python benchmarks/pruners.py RESULTS.jsonl [--budgets .7,.5] [--seeds 0,1,2] [--tests 10000] [--only ours,taylor,fpgm,l1,l2,bn]
+
+The CIFAR-100 network of ../shared/data, 1,000 calibration images, no training. Theirs: global pruning, the classifier's outputs
+kept, small steps until the budget holds; Taylor has the labels of the same images. Each is measured as it is, with
+BatchNorm re-estimated on the calibration images, and with our least squares where the subset can be told from the result.
+Ours: `reconstruction` and least squares. A result already in the file is not measured again, so an interrupted run goes on.
+"""
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch_pruning
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope import cut, evaluate, groups, repair, shrink, zoo
+from channelscope.net.cost import cost
+from channelscope.repair import reconstruction
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+CALIBRATION, STEPS = 1000, 400
+THEIRS = {
+    "taylor": torch_pruning.importance.TaylorImportance,
+    "fpgm": torch_pruning.importance.FPGMImportance,
+    "l1": lambda: torch_pruning.importance.MagnitudeImportance(p=1),
+    "l2": lambda: torch_pruning.importance.MagnitudeImportance(p=2),
+    "bn": torch_pruning.importance.BNScaleImportance,
+}
+
+
+def opened(seed: int) -> tuple[nn.Module, zoo.Images]:
+    source = zoo.ImageSource(f"hf:{DATA / 'cifar100'}", 250, seed, CALIBRATION, mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276))
+    weights = DATA / "weights" / "cifar100_resnetsmall20.safetensors"
+    return zoo.load(f"{DATA / 'archs.py'}:ResNetSmall", source, weights)
+
+
+def theirs(model: nn.Module, images: zoo.Images, name: str, budget: float) -> nn.Module:
+    """torch-pruning's own pruner, stepped until the network costs at most the budget."""
+    small = copy.deepcopy(model).requires_grad_(True)
+    example = next(iter(images.calibration))[0][:1]
+    head = [module for module in small.modules() if isinstance(module, nn.Linear)][-1]
+    if name == "taylor":
+        for pixels, labels, *_ in images.calibration:
+            F.cross_entropy(small(pixels), labels).backward()
+    options = {"pruning_ratio": 0.9, "max_pruning_ratio": 0.95, "iterative_steps": STEPS, "global_pruning": True}
+    pruner = torch_pruning.pruner.MetaPruner(small, example, THEIRS[name](), ignored_layers=[head], **options)
+    full = cost(model, example).total_macs
+    while cost(small, example).total_macs > budget * full:
+        pruner.step()
+    return small.eval().requires_grad_(False)
+
+
+def re_estimated(model: nn.Module, images: zoo.Images) -> nn.Module:
+    """BatchNorm statistics as the average over the calibration batches, by PyTorch's own means."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    model.train()
+    with torch.no_grad():
+        for pixels, *_ in images.calibration:
+            model(pixels)
+    return model.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--budgets", default=".7,.5")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--tests", type=int, default=10_000)
+    parser.add_argument("--only", default="ours," + ",".join(THEIRS))
+    asked = parser.parse_args()
+    done = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    seen = {(row["pruner"], row["budget"], row["repair"], row["seed"], row["images"]) for row in done}
+    for seed in map(int, asked.seeds.split(",")):
+        model, images = opened(seed)
+        test = images.test.take(asked.tests)
+        example = next(iter(images.calibration))[0][:1]
+        full = cost(model, example).total_macs
+        ranked = None
+        for name in asked.only.split(","):
+            for budget in map(float, asked.budgets.split(",")):
+                wanted = ["least_squares"] if name == "ours" else ["none", "batchnorm"]
+                missing = [each for each in wanted if (name, budget, each, seed, asked.tests) not in seen]
+                if not missing:
+                    continue
+                begun = time.process_time()
+                if name == "ours":
+                    found = groups(model, example)
+                    ranked = ranked or reconstruction(found, images.calibration)
+                    kept = cut(ranked, found, budget)
+                    small = shrink(model, kept, found)
+                    repair(small, found, kept, images.calibration)
+                else:
+                    small = theirs(model, images, name, budget)
+                for each in missing:
+                    tally = evaluate(re_estimated(small, images) if each == "batchnorm" else small, test)
+                    low, high = tally.accuracy_interval()
+                    row = {"pruner": name, "budget": budget, "repair": each, "seed": seed, "images": asked.tests}
+                    row |= {"accuracy": tally.accuracy, "low": low, "high": high, "loss": tally.loss}
+                    row |= {"macs": cost(small, example).total_macs / full, "seconds": time.process_time() - begun}
+                    with asked.results.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Commands that make networks smaller: prune."""
+
+import copy
+import math
+import time
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from torch import nn
+
+from channelscope import scores as scoring
+from channelscope import tables, zoo
+from channelscope.cli.folder import VERSION
+from channelscope.cli.sources import Network, console, opened
+from channelscope.collect import collect
+from channelscope.errors import InputError
+from channelscope.net.edits import blank
+from channelscope.net.groups import Groups, groups
+from channelscope.net.identity import weights_hash
+from channelscope.net.surgery import shrink
+from channelscope.prune import export as exporting
+from channelscope.prune import prune as pruning
+from channelscope.prune import save_pruned
+from channelscope.prune.summary import COLUMNS, summary
+from channelscope.ranking import Ranking
+from channelscope.repair import Method, reconstruction
+from channelscope.report import html
+from channelscope.zoo import Images, ImageSource
+
+SLOWER = 10
+"""Fine-tuning begins with a tenth of the rate the network is trained with."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes, and what is done about it."""
+
+    score: str = "reconstruction"
+    """any score, or reconstruction: the order in which layers can best be re-fitted to what is left"""
+    macs: float = 0.5
+    """multiply-adds to keep, as a fraction"""
+    allocation: Literal["global", "uniform"] = "global"
+    """one threshold for the network, or the same fraction of every layer"""
+    repair: Method = "least_squares"
+    """none, batchnorm, peers or least_squares"""
+
+
+def prune(
+    network: Network,
+    source: ImageSource,
+    plan: Plan,
+    out: Path,
+    export: Literal["onnx", "pt2"] | None = None,
+    finetune: int = 0,
+) -> None:
+    """Make a smaller network that does as well as it can, without training, and save it.
+
+    out       folder for weights, recipe, summary and report; a pruned network that is there is replaced when this one is whole
+    export    also write the network in a format that runs without this library, and compare its outputs
+    finetune  epochs of training afterwards, at a tenth of the usual rate; an interrupted one goes on from OUT.finetune
+    """
+    begun = time.monotonic()
+    model, images = opened(network, source)
+    test = images.test if len(images.test) else images.validation
+    if not len(test):
+        raise InputError(f"{source.data}: there are no labeled images to evaluate on")
+    found = groups(model, blank(model, images.image_shape))
+    ranking = ranked(plan.score, found, images)
+    undefined_said(ranking)
+    made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair)
+    networks = {"original": model, "pruned": shrink(model, made.kept, found).eval(), "repaired": made.model}
+    if plan.repair == "none":
+        networks["pruned"] = networks.pop("repaired")
+    small = made.model
+    if finetune:
+        small = networks["fine-tuned"] = tuned(small, images, network, finetune, out.with_name(out.name + ".finetune"))
+    frame = summary(networks, test, images.image_shape)
+    facts = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
+    facts |= {"undefined": sum(len(each) for each in ranking.notes.values()), "skipped": dict(made.report.skipped)}
+
+    def also(folder: Path) -> None:
+        described = tables.described(frame, {"name": "pruning", "columns": COLUMNS, "split": test.name, **facts})
+        tables.write(described, folder / "pruning.csv")
+        about = {"title": f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds", "network": network.model}
+        about |= facts | {"version": VERSION, "date": date.today().isoformat(), "weights": weights_hash(model)}
+        tables.write_json(about | {"seconds": round(time.monotonic() - begun, 1)}, folder / "run.json")
+        html.write(folder)
+        if export:
+            exporting(small, folder / f"network.{export}", images.image_shape)
+
+    save_pruned(small, model, made.kept, out, facts, also)
+    console.print(headline(frame), highlight=False, soft_wrap=True)
+    print(out)
+
+
+def ranked(name: str, found: Groups, images: Images) -> Ranking:
+    """The ranking of that name, from the calibration images."""
+    if name == "reconstruction":
+        return reconstruction(found, images.calibration, seed=images.source.seed)
+    (score,) = scoring.named(name)
+    profile = collect(
+        found.graph.model,
+        images.calibration,
+        shards=0,
+        seed=images.source.seed,
+        sensitivity=score.axis == "gradient",
+        maps=name in ("hrank", "chip"),
+    )
+    return score(profile)
+
+
+def undefined_said(ranking: Ranking) -> None:
+    """Say which channels have no value, and that they go first."""
+    lost = {site: [channel for channel, value in enumerate(ranking[site]) if math.isnan(value)] for site in ranking.values}
+    lost = {site: channels for site, channels in lost.items() if channels}
+    if lost:
+        site, channels = next(iter(lost.items()))
+        reason = ranking.notes.get(site, {}).get(channels[0], "undefined")
+        console.print(
+            f"{ranking.name}: {sum(map(len, lost.values()))} channels in {len(lost)} layers have no value and go first, such as "
+            f"{site}[{channels[0]}]: {reason}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def tuned(small: nn.Module, images: Images, network: Network, epochs: int, folder: Path) -> nn.Module:
+    """The network after some epochs of training."""
+    schedule = zoo.recipe(network.model, images.source.data)
+    schedule = replace(schedule, epochs=epochs, lr=schedule.lr / SLOWER, every=epochs, seed=images.source.seed)
+    trained = copy.deepcopy(small).requires_grad_(True)
+    zoo.train(trained, images, folder, schedule, network.device)
+    return trained
+
+
+def headline(frame: pd.DataFrame) -> str:
+    """The answer in two sentences."""
+    rows = [row._asdict() for row in frame.itertuples(index=False)]
+    first, last = rows[0], rows[-1]
+    said = ", ".join(f"{row['state']} {row['accuracy']:.1%} [{row['accuracy_low']:.1%}, {row['accuracy_high']:.1%}]" for row in rows)
+    return (
+        f"accuracy on {last['images']:,} images: {said}\n{last['macs']:,} of {first['macs']:,} multiply-adds ({last['kept']:.1%}), "
+        f"{last['parameters']:,} of {first['parameters']:,} parameters, {last['latency']:.1f} of {first['latency']:.1f} ms an image"
+    )

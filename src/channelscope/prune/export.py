@@ -1,0 +1,67 @@
+"""export: a network in a format that runs without this library, compared after it is written."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from channelscope.errors import InputError, MismatchError
+from channelscope.net.graph import evaluating
+
+TOLERANCE = 0.001
+"""Largest difference of the outputs as a fraction of the largest of them: other runtimes sum in another order."""
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
+
+
+def export(model: nn.Module, path: str | Path, image_shape: tuple[int, ...]) -> float:
+    """Write `model` as ONNX (.onnx) or as a PyTorch export (.pt2), for batches of any size; appears whole or not at all.
+
+    The file is read back and run on two and on three random images.
+
+    Returns  largest difference from the model's own outputs, as a fraction of the largest of them.
+    Raises   InputError for another ending or a missing extra; MismatchError if the outputs differ, and nothing is written.
+    """
+    path = Path(path)
+    if path.suffix not in (".onnx", ".pt2"):
+        raise InputError(f"an export ends in .onnx or .pt2, not '{path.suffix}': {path}")
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None] if path.suffix == ".onnx" else []
+    if missing:
+        raise InputError(f"{path.name} needs {', '.join(missing)}: pip install 'channelscope[onnx]', or export as .pt2")
+    like = next(model.parameters())
+    images = torch.randn(3, *image_shape, generator=torch.Generator().manual_seed(0)).to(like)
+    half = path.with_name(f"{path.stem}.partial{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with evaluating(model), torch.no_grad():
+            run = _onnx(model, half, images[:2]) if path.suffix == ".onnx" else _pt2(model, half, images[:2])
+            apart = max(_apart(run(part), model(part)) for part in (images[:2], images))
+        if not apart <= TOLERANCE:
+            raise MismatchError(f"{path.name}: the exported network's outputs are {apart:.2g} (relative) away from the model's")
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
+    return apart
+
+
+def _apart(received: Tensor, expected: Tensor) -> float:
+    return float((received.cpu() - expected.cpu()).abs().max() / expected.abs().max())
+
+
+def _pt2(model: nn.Module, path: Path, images: Tensor) -> Any:
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("images")},))
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def _onnx(model: nn.Module, path: Path, images: Tensor) -> Any:
+    import onnxruntime
+
+    torch.onnx.export(
+        model, (images,), str(path), dynamic_shapes=({0: torch.export.Dim("images")},), external_data=False, verbose=False, dynamo=True
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda part: torch.from_numpy(session.run(None, {name: part.cpu().numpy()})[0])

@@ -1,0 +1,124 @@
+"""Folder: a pruned network on disk, written whole or not at all, and loaded only if it is what its recipe says."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from channelscope.errors import FormatError, InputError, MismatchError, WeightsError
+from channelscope.net.edits import blank
+from channelscope.net.graph import evaluating
+from channelscope.net.groups import groups
+from channelscope.net.identity import weights_hash
+from channelscope.net.subset import Subset
+from channelscope.net.surgery import shrink
+from channelscope.prune.recipe import Factory, Recipe
+from channelscope.zoo.models import Card, network
+from channelscope.zoo.weights import load_weights, save_weights
+
+RECIPE, WEIGHTS, CHECK = "recipe.json", "weights.safetensors", "check.safetensors"
+CHECKED = 4
+"""Random images whose logits are stored."""
+TOLERANCE = 0.001
+"""Largest difference of the stored logits, as a fraction of the largest of them: other processors round differently."""
+
+
+def save_pruned(
+    small: nn.Module,
+    model: nn.Module,
+    kept: Subset,
+    folder: str | Path,
+    made: Mapping[str, Any] | None = None,
+    also: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write `small` = shrink(model, kept), repaired or trained since, so that `load_pruned` can rebuild it; no pickle.
+
+    The folder holds weights.safetensors, recipe.json and check.safetensors (random images and their logits). It is made
+    beside its place and moved there when it is whole: if anything fails, a full disk included, what was there before stays.
+
+    made   score, budget and whatever else the recipe should say; plain values
+    also   writes further files into the folder it is given
+
+    Raises   InputError if the folder holds something else than a pruned network.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
+        raise InputError(f"{folder} holds something else than a pruned network (there is no {RECIPE} in it): choose another folder")
+    factory = _factory(model, kept)
+    half, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    try:
+        save_weights(small.state_dict(), half / WEIGHTS)
+        images = torch.randn(CHECKED, *kept.input_shape, generator=torch.Generator().manual_seed(0))
+        save_file({"images": images, "logits": _logits(small, images)}, half / CHECK)
+        Recipe(kept, weights_hash(model), weights_hash(small), factory, dict(made or {})).write(half / RECIPE)
+        if also is not None:
+            also(half)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(half, folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}): what was there before is as it was") from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The pruned network of a folder, in evaluation mode, after its stored logits have come out again.
+
+    model   the unpruned network, with any weights, where the recipe names no factory; it stays as it is
+
+    Raises   FormatError, naming the file that is missing or damaged; MismatchError if the weights are not those of the recipe
+             or give other logits; InputError if the recipe names no factory and no network is given.
+    """
+    folder = Path(folder)
+    recipe = Recipe.read(folder / RECIPE)
+    if model is None:
+        if recipe.factory is None:
+            raise InputError(f"{folder / RECIPE} names no factory: the network was not made by the zoo; pass it as model=")
+        model = network(recipe.factory.name, recipe.factory.classes, recipe.factory.channels, recipe.factory.image_size)
+    found = groups(model, blank(model, recipe.kept.input_shape))
+    small = shrink(model, recipe.kept, found).eval()
+    try:
+        load_weights(small, folder / WEIGHTS)
+    except WeightsError as error:
+        raise FormatError(f"{folder / WEIGHTS} is damaged, or of another network than {RECIPE} says: {error}") from error
+    if weights_hash(small) != recipe.pruned:
+        raise MismatchError(
+            f"{folder / WEIGHTS} has weights {weights_hash(small)[:12]}, {RECIPE} is for weights {recipe.pruned[:12]}: "
+            "one of the two files is from another run"
+        )
+    try:
+        stored = load_file(folder / CHECK)
+        images, expected = stored["images"], stored["logits"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise FormatError(f"{folder / CHECK} is missing or damaged ({error}): save the network again") from error
+    received = _logits(small, images)
+    apart = float((received - expected).abs().max() / expected.abs().max()) if received.shape == expected.shape else float("inf")
+    if not apart <= TOLERANCE:
+        raise MismatchError(f"{folder}: the network gives logits {apart:.2g} (relative) away from those stored in {CHECK}; prune again")
+    return small
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    like = next(model.parameters())
+    with evaluating(model):
+        return model(images.to(like)).float().cpu()
+
+
+def _factory(model: nn.Module, kept: Subset) -> Factory | None:
+    card = vars(model).get("card")
+    return Factory(card.name, card.classes, card.channels, min(kept.input_shape[1:])) if isinstance(card, Card) else None

@@ -1,0 +1,121 @@
+"""prune as a user meets it: one command leaves a whole folder, and every bad input is one sentence and status 2."""
+
+import errno
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from channelscope import load_pruned, tables, zoo
+from channelscope.prune import folder as folders
+from cli.commands import refused, run, small_network
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A small network on disk, trained a little, and what prune makes of it."""
+    path = tmp_path_factory.mktemp("pruning")
+    given, _ = small_network(path)
+    assert run("prune", *given, "--images", "100", "--macs", "0.6", "--out", path / "small", "--export", "pt2") == 0
+    return path, given
+
+
+def test_one_command_leaves_a_whole_folder(place):
+    path, _ = place
+    files = {each.name for each in (path / "small").iterdir()}
+    assert files >= {"weights.safetensors", "recipe.json", "check.safetensors", "pruning.csv", "run.json", "report.html", "network.pt2"}
+    frame = tables.read(path / "small" / "pruning.csv").set_index("state")
+    assert list(frame.index) == ["original", "pruned", "repaired"]
+    assert frame.loc["repaired", "kept"] <= 0.6
+    assert frame.loc["repaired", "macs"] == frame.loc["pruned", "macs"]
+    small = load_pruned(path / "small")
+    assert sum(each.numel() for each in small.parameters()) == frame.loc["repaired", "parameters"]
+    recipe = json.loads((path / "small" / "recipe.json").read_text())
+    assert recipe["made"]["score"] == "reconstruction"
+    assert recipe["made"]["repair"] == "least_squares"
+    exported = torch.export.load(path / "small" / "network.pt2").module()
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images), small(images), rtol=1e-3, atol=1e-4)
+    page = (path / "small" / "report.html").read_text()
+    assert "smaller network" in page
+    assert "repaired" in page
+
+
+@pytest.mark.parametrize(
+    ("score", "repair", "allocation"), [("l2", "none", "uniform"), ("taylor_weight", "batchnorm", "global"), ("capture", "peers", "global")]
+)
+def test_every_choice_runs(place, score, repair, allocation, capsys):
+    path, given = place
+    options = ("--score", score, "--repair", repair, "--allocation", allocation)
+    assert run("prune", *given, "--images", "60", "--macs", "0.7", *options, "--out", path / score) == 0
+    states = list(tables.read(path / score / "pruning.csv")["state"])
+    assert states == (["original", "pruned"] if repair == "none" else ["original", "pruned", "repaired"])
+    assert "multiply-adds" in capsys.readouterr().err
+    load_pruned(path / score)
+
+
+def test_fine_tuning_trains_and_replaces(place):
+    path, given = place
+    before = load_file(path / "small" / "weights.safetensors")
+    assert run("prune", *given, "--images", "60", "--macs", "0.6", "--finetune", "1", "--out", path / "small") == 0
+    frame = tables.read(path / "small" / "pruning.csv").set_index("state")
+    assert list(frame.index) == ["original", "pruned", "repaired", "fine-tuned"]
+    assert frame.loc["fine-tuned", "loss"] < frame.loc["repaired", "loss"]
+    assert not torch.equal(load_file(path / "small" / "weights.safetensors")["conv1.weight"], before["conv1.weight"])
+    load_pruned(path / "small")
+
+
+def test_silent_channels_are_said_and_go_first(place, capsys):
+    path, given = place
+    state = load_file(path / "net.safetensors")
+    state["layer1.0.conv1.weight"][2] = 0
+    save_file(state, path / "silent.safetensors")
+    arguments = (given[0], "--weights", path / "silent.safetensors", "--images", "60", "--macs", "0.9")
+    assert run("prune", *arguments, "--score", "overlap", "--repair", "none", "--out", path / "silent") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "have no value and go first, such as layer1.0.conv1[2]" in said
+    kept = json.loads((path / "silent" / "recipe.json").read_text())["kept"]["marks"]["layer1.0.conv1"]["marked"]
+    assert 2 not in kept
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--macs", "0.001"), "cannot be met; the smallest budget is 0."),
+        (("--macs", "1.5"), "expected a fraction of the multiply-adds"),
+        (("--score", "beauty"), "no score is called beauty"),
+        (("--repair", "magic"), "magic"),
+    ],
+)
+def test_bad_input_leaves_nothing(place, capsys, options, message):
+    path, given = place
+    assert message in refused(capsys, "prune", *given, "--images", "60", "--out", path / "bad", *options)
+    assert not list(path.glob("bad*"))
+
+
+def test_a_full_disk_and_a_foreign_folder(place, capsys, monkeypatch):
+    path, given = place
+    (path / "thesis").mkdir(exist_ok=True)
+    (path / "thesis" / "thesis.txt").write_text("three years")
+    options = ("--images", "60", "--score", "l1", "--repair", "none")
+    assert "holds something else" in refused(capsys, "prune", *given, *options, "--out", path / "thesis")
+    before = {each.name: each.read_bytes() for each in (path / "small").iterdir() if each.is_file()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders, "save_file", full)
+    assert "No space left on device" in refused(capsys, "prune", *given, *options, "--out", path / "small")
+    assert {each.name: each.read_bytes() for each in (path / "small").iterdir() if each.is_file()} == before
+
+
+def test_the_file_of_the_network_may_move(place, tmp_path):
+    path, given = place
+    model, _ = zoo.load(given[0], "digits")
+    (path / "net.py").rename(tmp_path / "net.py")
+    try:
+        load_pruned(path / "small", model)
+    finally:
+        (tmp_path / "net.py").rename(path / "net.py")

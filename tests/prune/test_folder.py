@@ -1,0 +1,167 @@
+"""A pruned network comes back as it was, or not at all; what was there before survives whatever fails."""
+
+import errno
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from channelscope import cut, groups, load_pruned, save_pruned, shrink, zoo
+from channelscope.errors import FormatError, InputError, MismatchError
+from channelscope.prune import folder as folders
+from channelscope.prune import prune
+from channelscope.prune.recipe import Factory, Recipe
+from channelscope.ranking import Ranking
+
+IMAGES = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+def control(found, seed=0) -> Ranking:
+    draw = np.random.default_rng(seed)
+    values = {site.name: draw.random(site.channels) for site in found.sites}
+    return Ranking("random", "", "high", values, found.sites, tuple(found.image[0].shape[1:]))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    model = zoo.network("resnet20(width=4)", classes=5, channels=3, image_size=16, seed=1)
+    found = groups(model, IMAGES[:1])
+    return model, found, prune(control(found), found, [IMAGES], macs=0.5)
+
+
+@pytest.fixture
+def saved(whole, tmp_path):
+    model, _, made = whole
+    return save_pruned(made.model, model, made.kept, tmp_path / "small", {"score": "random", "macs": 0.5})
+
+
+@torch.no_grad()
+def test_it_comes_back_from_its_factory_to_the_bit(whole, saved):
+    made = whole[2]
+    again = load_pruned(saved)
+    assert torch.equal(again(IMAGES), made.model(IMAGES))
+    assert not again.training
+    recipe = Recipe.read(saved / "recipe.json")
+    assert recipe.factory == Factory("resnet20(width=4)", 5, 3, 16)
+    assert recipe.kept == made.kept
+    assert recipe.made == {"score": "random", "macs": 0.5}
+    assert recipe.versions["torch"] == torch.__version__
+    assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors", ".safetensors"]
+
+
+@torch.no_grad()
+def test_a_network_of_ones_own_is_passed_in(tmp_path):
+    def make(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(6 * 14 * 14, 2)).eval()
+
+    model = make(0)
+    found = groups(model, IMAGES[:1])
+    kept = cut(control(found), found, 0.6)
+    small = shrink(model, kept, found)
+    save_pruned(small, model, kept, tmp_path / "own")
+    with pytest.raises(InputError, match="names no factory"):
+        load_pruned(tmp_path / "own")
+    fresh = make(9)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    assert torch.equal(load_pruned(tmp_path / "own", fresh)(IMAGES), small(IMAGES))
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "weights.safetensors", "check.safetensors"])
+@pytest.mark.parametrize("how", ["cut short", "gone", "noise"])
+def test_a_damaged_file_is_named(saved, name, how):
+    path = saved / name
+    content = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if how == "cut short" else b"\x00\x01noise" * 20)
+    with pytest.raises(FormatError, match=name):
+        load_pruned(saved)
+
+
+def test_recipes_and_weights_of_different_runs_are_told_apart(whole, saved, tmp_path):
+    model, found, made = whole
+    other = save_pruned(shrink(model, made.kept, found), model, made.kept, tmp_path / "other")
+    shutil.copy(other / "weights.safetensors", saved)
+    with pytest.raises(MismatchError, match=r"is for weights .*another run"):
+        load_pruned(saved)
+    wider = prune(control(found), found, method="none", macs=0.8)
+    third = save_pruned(wider.model, model, wider.kept, tmp_path / "third")
+    shutil.copy(third / "weights.safetensors", saved)
+    with pytest.raises(FormatError, match=r"weights\.safetensors is damaged, or of another network"):
+        load_pruned(saved)
+
+
+def test_a_network_that_computes_something_else_is_refused(saved):
+    stored = folders.load_file(saved / "check.safetensors")
+    folders.save_file({"images": stored["images"], "logits": stored["logits"] * 1.01}, saved / "check.safetensors")
+    with pytest.raises(MismatchError, match=r"0\.0099 \(relative\) away"):
+        load_pruned(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 7}, "format 7, this version reads 1"),
+        ({"kept": {"marks": {}}}, "damaged"),
+        ({"surprise": 1}, "damaged"),
+        ({"factory": {"name": "resnet20"}}, "damaged"),
+        ({"factory": {"name": "nothing", "classes": 5, "channels": 3, "image_size": 16}}, "unknown network 'nothing'"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense(saved, change, message):
+    path = saved / "recipe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises((FormatError, InputError), match=message):
+        load_pruned(saved)
+
+
+@pytest.mark.parametrize("fails", ["save_weights", "save_file"])
+def test_a_full_disk_leaves_the_previous_result(whole, saved, monkeypatch, fails):
+    model, found, made = whole
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders, fails, full)
+    with pytest.raises(InputError, match=r"No space left on device.*as it was"):
+        save_pruned(shrink(model, made.kept, found), model, made.kept, saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_an_interruption_at_the_last_moment_leaves_the_previous_result(whole, saved, monkeypatch):
+    model, found, made = whole
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    replace = folders.os.replace
+
+    def stopped(source, target):
+        if str(source).endswith(".partial"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(folders.os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        save_pruned(shrink(model, made.kept, found), model, made.kept, saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_a_new_result_replaces_the_old_one_and_brings_its_own_files(whole, saved):
+    model, found, made = whole
+    save_pruned(shrink(model, made.kept, found), model, made.kept, saved, also=lambda path: (path / "note.txt").write_text("new"))
+    assert (saved / "note.txt").read_text() == "new"
+    assert load_pruned(saved).conv1.out_channels == int(made.kept["conv1"].sum())
+
+
+def test_a_folder_of_something_else_is_not_touched(whole, tmp_path):
+    model, _, made = whole
+    (tmp_path / "thesis.txt").write_text("three years")
+    with pytest.raises(InputError, match="holds something else"):
+        save_pruned(made.model, model, made.kept, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "three years"
