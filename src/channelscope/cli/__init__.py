@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from channelscope.cli import circuit, explain, follow, intervene, measure, pruning
+from channelscope.cli import circuit, discarding, explain, follow, intervene, measure, pruning
 from channelscope.cli.flags import command
 from channelscope.cli.sources import console
 from channelscope.errors import ChannelscopeError
@@ -22,7 +22,8 @@ INTERVENE = (intervene.lesion, intervene.hulls)
 EXPLAIN = (explain.graphs, explain.propagation, explain.theory, follow.trajectory)
 CIRCUITS = (circuit.circuit,)
 PRUNING = (pruning.prune,)
-for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING):
+DISCARDING = (discarding.discard,)
+for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING, *DISCARDING):
     app.command(name=each.__name__)(command(each))
 
 INTERRUPTED = 130

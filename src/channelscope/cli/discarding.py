@@ -1,0 +1,155 @@
+"""Commands about what layers throw away: discard."""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+from channelscope import tables
+from channelscope.cli.addition import Addition
+from channelscope.cli.circuit import about
+from channelscope.cli.sources import Network, bar, console, opened
+from channelscope.discarding import frames
+from channelscope.discarding.discard import Backdrop, Discarded
+from channelscope.discarding.discard import discard as discarded
+from channelscope.discarding.kept import Kept, digest
+from channelscope.discarding.rule import Rule
+from channelscope.discarding.view import View
+from channelscope.errors import DataError
+from channelscope.net.identity import weights_hash
+from channelscope.report import html
+from channelscope.tables import interval
+from channelscope.zoo import Images, ImageSource, Split
+
+BATCH = 16
+"""Images run at once: gradients of every step up to a layer are kept meanwhile."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a network is compared with, under the same rule and on the same images."""
+
+    compare: str | None = None
+    """another network, or the folder of an earlier run of this command"""
+    compare_weights: Path | None = None
+    """weights file of the other network"""
+    compare_layers: str | None = None
+    """its layers, separated by commas; by default those of the same names"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A network with the layers, images and rule of a run."""
+
+    network: Network
+    layers: str
+    images: Images
+    split: Split
+    rule: Rule
+
+    def answer(self, model: nn.Module, out: Path) -> tuple[pd.DataFrame, list[Discarded]]:
+        """The table by image, and the maps; parts that lie in the folder are not computed again."""
+        calibration = self.images.calibration.batched(min(self.images.source.batch_size, 4 * BATCH))
+        view = View(model, self.images.image_shape, *self.images.normalization, device=self.network.device)
+        layers = view.layers(_names(self.layers))
+        kept = Kept(out, self._facts(model))
+        with bar("data", -(-len(calibration) // calibration.batch_size)) as step:
+            backdrop = Backdrop.over(view, calibration, layers, step)
+        found = []
+        with bar("discard", -(-len(self.split) // self.split.batch_size) * len(layers)) as step:
+            for each in discarded(view, self.split, backdrop, layers, self.rule, kept, self.images.source.seed):
+                found.append(each)
+                step()
+        return frames.by_image(found, self.rule, self.network.model), found
+
+    def _facts(self, model: nn.Module) -> dict:
+        mean, std = self.images.normalization
+        return {
+            "weights": weights_hash(model),
+            "rule": self.rule.convention() | {"mode": self.rule.mode},
+            "seed": self.images.source.seed,
+            "data images": digest(self.images.calibration.indices),
+            "mean": mean,
+            "std": std,
+        }
+
+
+def discard(
+    network: Network, source: ImageSource, rule: Rule, compared: Compared, out: Path, layers: str = "", evaluated: int = 32
+) -> None:
+    """Measure how much of each pixel's information every layer throws away (CID), as maps, layer curves and tables.
+
+    out        folder for the tables, maps and report.html; an interrupted run goes on from there
+    layers     module paths or steps, separated by commas; by default four, evenly spaced
+    evaluated  test images to look at
+    """
+    begun = time.monotonic()
+    if evaluated < 1:
+        raise DataError(f"expected --evaluated of at least 1, received {evaluated}")
+    model, images = opened(network, source)
+    split = images.test.take(evaluated).batched(min(source.batch_size, BATCH))
+    Addition(out).agrees(weights_hash(model))
+    question = Question(network, layers, images, split, rule)
+    mine, _ = question.answer(model, out / "maps")
+    written = [mine]
+    if compared.compare is not None:
+        other = _other(question, source, compared, out)
+        written = [tables.described(pd.concat([mine, other], ignore_index=True), mine.attrs), frames.difference(mine, other)]
+    written.insert(1, frames.by_layer(written[0]))
+    for frame in written:
+        tables.write(frame, out / f"{frame.attrs['name']}.csv")
+    if not (out / "run.json").exists():
+        facts = {"title": f"What {network.model} discards", "weights": weights_hash(model), "rule": _said(rule)}
+        tables.write_json(about(network, images, begun) | facts, out / "run.json")
+    for line in _headline(written):
+        console.print(line, highlight=False, soft_wrap=True)
+    print(html.write(out))
+
+
+def _other(question: Question, source: ImageSource, compared: Compared, out: Path) -> pd.DataFrame:
+    """The other network's table: read from an earlier run's folder, or measured on the same images."""
+    assert compared.compare is not None
+    folder = Path(compared.compare)
+    if (folder / "discarded.csv").is_file():
+        found = tables.read(folder / "discarded.csv")
+        first = found.network.iloc[0]
+        facts = json.loads((folder / "run.json").read_text())
+        label = first if first != question.network.model else f"{first} ({str(facts.get('weights', folder))[:8]})"
+        return tables.described(found[found.network == first].assign(network=label), found.attrs)
+    network = replace(question.network, model=compared.compare, weights=compared.compare_weights)
+    model, images = opened(network, source)
+    if images.image_shape != question.images.image_shape:
+        raise DataError(
+            f"{network.model} sees images of {images.image_shape}, {question.network.model} of {question.images.image_shape}: pass --size"
+        )
+    split = images.test.take(len(question.split)).batched(question.split.batch_size)
+    layers = question.layers if compared.compare_layers is None else compared.compare_layers
+    frame, _ = Question(network, layers, images, split, question.rule).answer(model, out / "maps_compared")
+    label = network.model if network.model != question.network.model else f"{network.model} ({weights_hash(model)[:8]})"
+    return tables.described(frame.assign(network=label), frame.attrs)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _said(rule: Rule) -> str:
+    convention = rule.convention()
+    return f"{rule.mode}; normalizer {rule.normalizer}, κ = {convention['kappa']}, cap {'on' if rule.cap else 'off'}, grid {rule.side}"
+
+
+def _headline(written: list[pd.DataFrame]) -> list[str]:
+    """Each layer's mean CID, and the difference where there is one."""
+    lines = []
+    for row in written[1].to_dict("records"):
+        cid = interval(row["cid"], row["cid_low"], row["cid_high"], int(row["n"]), "images")
+        said = "" if row["converged"] == 1 else f"; {row['converged']:.0%} of the images converged"
+        said += f"; {int(row['unreached'])} images out of reach" if row["unreached"] else ""
+        lines.append(f"{row['network']} {row['layer']}: CID {cid} nats{said}")
+    for row in written[2].to_dict("records") if len(written) > 2 else []:
+        change = interval(row["difference"], row["difference_low"], row["difference_high"], int(row["n"]), "images")
+        lines.append(f"{row['other']} less {row['network']} at {row['layer']}: {change} nats")
+    return lines

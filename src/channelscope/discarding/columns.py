@@ -1,0 +1,47 @@
+"""columns: what the columns of the discarding tables mean."""
+
+from collections.abc import Mapping
+
+from channelscope.tables import Column
+
+HERE = "this library"
+MA = "Ma et al. 2022"
+
+
+def _text(meaning: str) -> Column:
+    return Column(meaning=meaning, source=HERE)
+
+
+def _nats(meaning: str, source: str = HERE, low: float | None = None) -> Column:
+    return Column("nats/value", 3, meaning, source, low)
+
+
+def _part(meaning: str) -> Column:
+    return Column("fraction", 3, meaning, HERE, 0.0, 1.0)
+
+
+COLUMNS: Mapping[str, Column] = {
+    "network": _text("the network"),
+    "other": _text("the network it is compared with"),
+    "layer": _text("layer, by module path or step of the traced pass"),
+    "other_layer": _text("layer of the other network"),
+    "depth": Column("", 0, "position of the layer in execution order", HERE, 0.0),
+    "image": Column("", 0, "index of the image in its data set", HERE, 0.0),
+    "cid": _nats("information discarding: largest mean entropy of pixel noise (pixels of 0 to 1) that keeps the feature", MA),
+    "cid_other": _nats("CID of the other network", MA),
+    "difference": _nats("CID of the other network less CID of this one"),
+    "gain": _nats("CID less the entropy of uniform noise under the same constraint: how uneven the sensitivity is"),
+    "gap": _nats("entropy that better-known noise could still gain, estimated; included in the CID", low=0.0),
+    "error": _nats("standard error of the CID, from the draws that set the noise level", low=0.0),
+    "ratio": Column("ε", 3, "E|Δf|² on fresh noise over what is allowed", HERE, 0.0),
+    "ratio_se": Column("ε", 3, "standard error of that ratio", HERE, 0.0),
+    "capped": _part("cells whose noise is held by the data's standard deviation"),
+    "unseen": _part("cells that do not reach the feature: outside its receptive field, or dead"),
+    "reached": _text("whether the constraint can be reached at all"),
+    "converged": _part("whether, or in what share of images, constraint, level and optimum are known within 2 % and 0.02 nats"),
+    "unreached": Column("images", 0, "images whose constraint cannot be reached; left out of the means", HERE, 0.0),
+    "note": _text("what keeps the CID from having converged"),
+    "passes": Column("passes", 0, "passes forward and backward per image, the check included", HERE, 0.0),
+    "seconds": Column("s", 3, "wall-clock time per image", HERE, 0.0),
+    "n": Column("images", 0, "images behind the row", HERE, 0.0),
+}

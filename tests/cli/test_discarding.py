@@ -1,0 +1,137 @@
+"""discard as a user runs it, and what is refused."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from channelscope import tables, zoo
+from cli.commands import refused, run
+
+FEW = ("--images", "60", "--evaluated", "4")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A small network on digits with two sets of weights."""
+    folder = tmp_path_factory.mktemp("nets")
+    (folder / "net.py").write_text(
+        "from channelscope.zoo.resnet import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
+        "        super().__init__(8, classes=10, channels=1, width=4)\n"
+    )
+    name = f"{folder / 'net.py'}:Net"
+    for seed in (0, 1):
+        model, _ = zoo.load(name, "digits", seed=seed)
+        zoo.save_weights(model.state_dict(), folder / f"{seed}.safetensors")
+    return name, folder
+
+
+@pytest.fixture(scope="module")
+def done(network, tmp_path_factory):
+    name, folder = network
+    out = tmp_path_factory.mktemp("done") / "out"
+    other = ("--compare", name, "--compare-weights", folder / "1.safetensors")
+    assert run("discard", name, "--weights", folder / "0.safetensors", *FEW, "--layers", "layer1,layer3", *other, "--out", out) == 0
+    return out
+
+
+class TestDiscard:
+    def test_tables_maps_and_report(self, done):
+        assert {path.stem for path in done.glob("*.csv")} == {"discarded", "discarded_layers", "discarded_difference"}
+        frame = tables.read(done / "discarded.csv")
+        assert len(frame) == 2 * 2 * 4
+        assert frame.passes.max() <= 20
+        assert {path.parent.name for path in (done / "maps").rglob("*.safetensors")} == {"layer1", "layer3"}
+        assert "<html" in (done / "report.html").read_text()
+        assert "κ = 0.1" in json.loads((done / "run.json").read_text())["rule"]
+
+    def test_differences_are_paired_and_have_intervals(self, done):
+        frame = tables.read(done / "discarded_difference.csv")
+        assert frame.layer.tolist() == ["layer1", "layer3"]
+        assert frame.n.tolist() == [4, 4]
+        assert (frame.difference_low < frame.difference).all()
+        assert (frame.network != frame.other).all()
+
+    def test_the_answer_is_printed(self, network, tmp_path, capsys):
+        name, _ = network
+        assert run("discard", name, *FEW, "--layers", "layer2", "--normalizer", "local", "--out", tmp_path / "out") == 0
+        said = capsys.readouterr()
+        assert "layer2: CID" in said.err
+        assert "(n = 4 images)" in said.err
+        assert said.out.strip().endswith("report.html")
+
+    def test_an_interrupted_run_goes_on(self, network, done, tmp_path, monkeypatch):
+        name, folder = network
+        out = tmp_path / "out"
+        arguments = ("discard", name, "--weights", folder / "0.safetensors", *FEW, "--layers", "layer1,layer3", "--out", out)
+        from channelscope.discarding import discard as module
+
+        with monkeypatch.context() as patch:
+            calls, optimum = [], module.optimum
+
+            def failing(*given):
+                if calls:
+                    raise KeyboardInterrupt
+                calls.append(1)
+                return optimum(*given)
+
+            patch.setattr(module, "optimum", failing)
+            assert run(*arguments) == 130
+        assert [path.name for path in out.iterdir()] == ["maps"]
+        assert run(*arguments) == 0
+        mine = tables.read(out / "discarded.csv")
+        whole = tables.read(done / "discarded.csv")
+        whole = whole[whole.network == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(mine.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=False, rtol=1e-6)
+
+    def test_an_earlier_run_can_be_compared_with(self, network, done, tmp_path):
+        name, folder = network
+        arguments = ("discard", name, "--weights", folder / "1.safetensors", *FEW, "--layers", "layer1,layer3", "--mode", "fast")
+        assert run(*arguments, "--compare", done, "--out", tmp_path / "out") == 0
+        mine = tables.read(tmp_path / "out" / "discarded_difference.csv")
+        other = tables.read(done / "discarded_difference.csv")
+        assert mine.difference.to_numpy() == pytest.approx(-other.difference.to_numpy(), abs=1e-4)
+
+    def test_exact_mode_and_a_grid(self, network, tmp_path):
+        name, _ = network
+        few = ("--images", "60", "--evaluated", "1", "--layers", "layer3")
+        assert run("discard", name, *few, "--mode", "exact", "--side", "2", "--out", tmp_path / "out") == 0
+        frame = tables.read(tmp_path / "out" / "discarded.csv")
+        assert frame.passes.max() <= 600
+
+
+class TestDiscardRefuses:
+    def test_mixed_normalizers_and_kappas(self, network, done, tmp_path, capsys):
+        name, _ = network
+        arguments = ("discard", name, *FEW, "--layers", "layer1,layer3", "--compare", done)
+        said = refused(capsys, *arguments, "--normalizer", "local", "--out", tmp_path / "a")
+        assert "differ in normalizer (local and data), kappa (1.5 and 0.1)" in said
+        assert "kappa (0.2 and 0.1)" in refused(capsys, *arguments, "--kappa", "0.2", "--out", tmp_path / "b")
+        assert not list(tmp_path.rglob("*.csv"))
+
+    def test_a_folder_of_another_rule_or_other_weights(self, network, done, capsys):
+        name, folder = network
+        before = (done / "discarded.csv").read_bytes()
+        own = ("discard", name, "--weights", folder / "0.safetensors", *FEW, "--layers", "layer1,layer3", "--out", done)
+        assert "differ in rule" in refused(capsys, *own, "--kappa", "0.3")
+        other = ("discard", name, "--weights", folder / "1.safetensors", *FEW, "--out", done)
+        assert "holds a run of" in refused(capsys, *other)
+        assert (done / "discarded.csv").read_bytes() == before
+
+    def test_layers_that_are_none(self, network, tmp_path, capsys):
+        name, _ = network
+        assert "near matches: layer" in refused(capsys, "discard", name, *FEW, "--layers", "layer9", "--out", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_numbers_that_make_no_sense(self, network, tmp_path, capsys):
+        name, _ = network
+        for flags, said in (
+            (("--kappa", "0"), "κ above zero"),
+            (("--noise", "-1"), "noise level above zero"),
+            (("--side", "0"), "at least one cell"),
+            (("--evaluated", "0"), "--evaluated of at least 1"),
+            (("--evaluated", "99999"), "asked for 99999"),
+            (("--images", "1", "--evaluated", "2"), "at least 2 images"),
+        ):
+            assert said in refused(capsys, "discard", name, *flags, "--out", tmp_path / "out")
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,72 @@
+"""Views: pixels in, the layer asked for out."""
+
+import pytest
+import torch
+from torch import nn
+
+from channelscope.discarding.view import SPACED, View
+from channelscope.errors import InputError, SiteError
+from channelscope.zoo import network as zoo_network
+from discarding import small
+
+
+def test_pixels_undo_the_normalization():
+    view, (images, _, _) = small.view(), small.batches(3)[0]
+    torch.testing.assert_close(view.pixels(images), small.pixels(3))
+
+
+def test_a_layer_is_a_modules_output_or_a_step():
+    model, (images, _, _) = small.network(), small.batches(3)[0]
+    view = small.view(model)
+    seen = {}
+    handle = model.down.register_forward_hook(lambda _, __, output: seen.update(down=output))
+    model(images)
+    handle.remove()
+    down, logits = view.layers(["down", "head"])
+    torch.testing.assert_close(view.feature(down)(view.pixels(images)), seen["down"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(view.features(view.pixels(images), [logits])[0], model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_ends_with_its_last_step_and_nothing_in_place_spoils_it():
+    model = small.network()
+    view = small.view(model)
+    (block,) = view.layers(["block"])
+    images = small.batches(3)[0][0]
+    stem = torch.relu(model.stem(images))
+    torch.testing.assert_close(view.feature(block)(view.pixels(images)), torch.relu(model.block[0](stem)), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_come_in_order_of_depth():
+    names = [layer.name for layer in small.view().layers(["head", "stem", "down"])]
+    assert names == ["stem", "down", "head"]
+
+
+def test_spaced_layers_are_passed_by_everything():
+    """Inside the residual block the shortcut goes past, so no layer is chosen there."""
+    found = small.view().layers()
+    assert len(found) == SPACED
+    assert not {layer.name for layer in found} & {"block", "block.0", "block.1"}
+    assert [layer.depth for layer in found] == sorted(layer.depth for layer in found)
+
+
+def test_spaced_layers_of_a_residual_network():
+    model = zoo_network("resnet20", 10, 3, 32, 0)
+    assert len(View(model, (3, 32, 32), (0.0,) * 3, (1.0,) * 3).layers()) == SPACED
+
+
+def test_unknown_layers_name_near_matches():
+    with pytest.raises(SiteError, match="no layer is called 'dawn'; near matches: down"):
+        small.view().layers(["dawn"])
+    with pytest.raises(SiteError, match="there are: "):
+        small.view().layers(["zzzzzz"])
+
+
+def test_the_same_place_twice_is_refused():
+    with pytest.raises(InputError, match="two that are the same place"):
+        small.view().layers(["block", "block.1"])
+
+
+def test_a_network_without_maps_needs_names():
+    view = View(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), small.SHAPE, (0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(SiteError, match="name the layers"):
+        view.layers()
