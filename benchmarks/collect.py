@@ -18,13 +18,14 @@ def main() -> None:
         (torch.randn(BATCH, 3, 32, 32), torch.randint(0, 100, (BATCH,)), torch.arange(BATCH) + start) for start in range(0, IMAGES, BATCH)
     ]
 
-    def bare() -> None:
+    def bare(layout: torch.memory_format) -> None:
         with torch.no_grad():
             for images, *_ in batches:
-                model(images)
+                model(images.contiguous(memory_format=layout))
 
     runs = {
-        "bare forward pass": bare,
+        "bare forward pass": lambda: bare(torch.contiguous_format),
+        "the same, channels last": lambda: bare(torch.channels_last),
         "collect, positions(16)": lambda: collect(model, batches),
         "collect, positions(all)": lambda: collect(model, batches, "positions(all)"),
     }

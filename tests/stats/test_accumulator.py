@@ -53,7 +53,7 @@ def close(found, wanted):
     st.integers(1, 5),
     st.sampled_from([1, 2, 7]),
     st.sampled_from([0, 3]),
-    st.integers(),
+    st.integers(0, 10_000),
 )
 def test_every_shard_has_its_own_moments(sizes, each, shards, targets, seed):
     parts = list(batches(sizes, each, 5, shards, seed))
@@ -177,3 +177,27 @@ def test_shards_far_apart_keep_their_digits():
         sums.add(x, [(0, slice(0, 200))])
         sums.close(torch.zeros(200, 0))
     close(sums.finish(), [Moments.of(torch.cat(rows))])
+
+
+@pytest.mark.parametrize("drift", [0.0, 3.0, 30.0])
+def test_images_in_an_order_that_drifts_away_lose_nothing_that_matters(drift):
+    """Samples are measured from where the first ones were: standard deviation 2, means that move by `drift` a batch."""
+    parts = [(samples + drift * number, columns, spans) for number, (samples, columns, spans) in enumerate(batches([40] * 10, 4, 6, 2))]
+    sums = Accumulator(6, 3, 2)
+    sums._block = 64
+    for samples, columns, spans in parts:
+        sums.add(samples, spans)
+        sums.close(columns)
+    for one, other in zip(sums.finish(), expected(parts, 2, 3), strict=True):
+        scale = other.scatter.diagonal().sqrt()
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(one.scatter / torch.outer(scale, scale), other.scatter / torch.outer(scale, scale), rtol=0, atol=2e-6)
+
+
+def test_looking_does_not_end_the_collection():
+    parts = list(batches([8, 8, 30], 4, 6, 3))
+    sums = Accumulator(6, 3, 3)
+    for number, (samples, columns, spans) in enumerate(parts):
+        sums.add(samples, spans)
+        sums.close(columns)
+        close(sums.finish(), expected(parts[: number + 1], 3, 3))

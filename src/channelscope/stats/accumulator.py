@@ -5,11 +5,11 @@ from typing import TypeAlias
 
 import torch
 
-from channelscope.stats.moments import Moments, centred, gram
+from channelscope.stats.moments import Moments, gram, near
 from channelscope.types import Float, Tensor
 
 BLOCK = 32768
-"""Samples gathered before they are multiplied: merging a shard costs as much as the products of some hundred samples."""
+"""Samples gathered before they are multiplied: adding to a shard costs as much as the products of some hundred samples."""
 BLOCK_BYTES = 16 * 2**20
 """Most memory the gathered samples of one accumulator take."""
 
@@ -20,13 +20,18 @@ Spans: TypeAlias = Sequence[tuple[int, slice]]
 class Accumulator:
     """Collects samples of `channels`, and target columns that are the same for all samples of an image.
 
-    A batch is `add`ed, then `close`d: the targets are known when the forward pass has ended. Blocks are centred, multiplied
-    in the samples' precision and merged in float64, shard by shard (Chan, Golub, LeVeque 1983).
+    A batch is `add`ed, then `close`d: the targets are known when the forward pass has ended. Samples are measured from one
+    point, the mean of the first of them, multiplied in their own precision and summed in float64; `finish` moves the
+    moments from that point to each shard's mean.
     """
 
     def __init__(self, channels: int, targets: int, shards: int):
         self.channels, self.targets = channels, targets
-        self._shards: list[Moments | None] = [None] * shards
+        self._counts = [0] * shards
+        self._sums: list[Tensor | None] = [None] * shards
+        self._products: list[Tensor | None] = [None] * shards
+        self._origin: Tensor | None = None
+        self._aside: Tensor | None = None
         self._block = max(256, min(BLOCK, BLOCK_BYTES // (4 * channels)))
         self._samples: list[Tensor] = []
         self._columns: list[Tensor] = []
@@ -37,9 +42,12 @@ class Accumulator:
         """Take over the samples of a batch; `lent` memory is about to change and is copied, or used up at once."""
         images, self._each, _ = samples.shape
         samples = samples if samples.dtype == torch.float64 else samples.float()
+        if self._origin is None:
+            self._origin = near(samples.flatten(0, 1))
         if not self.targets and images * self._each >= self._block:
             for shard, own in spans:
-                self._merge(shard, *_product(samples[own].flatten(0, 1)))
+                away = samples[own].flatten(0, 1) - self._origin
+                self._merge(shard, len(away), away.sum(0), gram(away))
             return
         self._samples.append(samples.clone() if lent else samples)
         self._spans.append(spans)
@@ -48,59 +56,55 @@ class Accumulator:
     def close(self, columns: Float[Tensor, "images targets"]) -> None:
         """End a batch with its targets; a full block is multiplied."""
         if len(self._columns) < len(self._samples):
+            if self._aside is None:
+                self._aside = near(columns.to(self._samples[0].dtype))
             self._columns.append(columns)
         if self._waiting >= self._block:
             self.flush()
 
     def flush(self) -> None:
-        """Merge what is waiting."""
+        """Multiply and add what is waiting."""
         owned: dict[int, list[tuple[int, slice]]] = {}
         for batch, spans in enumerate(self._spans):
             for shard, own in spans:
                 owned.setdefault(shard, []).append((batch, own))
         for shard, parts in owned.items():
-            rows = torch.cat([self._samples[batch][own] for batch, own in parts]).flatten(0, 1)
+            away = torch.cat([self._samples[batch][own] for batch, own in parts]).sub_(self._origin).flatten(0, 1)
             if self.targets:
-                sides = torch.cat([self._columns[batch][own] for batch, own in parts]).to(rows.dtype)
-                self._merge(shard, *_joint_product(rows, sides.repeat_interleave(self._each, 0)))
+                sides = torch.cat([self._columns[batch][own] for batch, own in parts]).to(away.dtype) - self._aside
+                self._merge(shard, len(away), *_joined(away, sides.repeat_interleave(self._each, 0)))
             else:
-                self._merge(shard, *_product(rows, out=rows))
+                self._merge(shard, len(away), away.sum(0), gram(away))
         self._samples, self._columns, self._spans, self._waiting = [], [], [], 0
 
-    def _merge(self, shard: int, n: int, mean: Float[Tensor, "d"], product: Float[Tensor, "d d"]) -> None:
+    def _merge(self, shard: int, n: int, sums: Float[Tensor, "d"], product: Float[Tensor, "d d"]) -> None:
         """Add a block to a shard, in place: this runs for every site, shard and block."""
-        total = self._shards[shard]
-        if total is None:
-            self._shards[shard] = Moments(float(n), mean, product.double())
-            return
-        count = total.count + n
-        gap = mean - total.mean
-        slope = gap.to(product.dtype)
-        total.scatter.add_(product.addr_(slope, slope, alpha=total.count * n / count))
-        self._shards[shard] = Moments(count, total.mean + gap * (n / count), total.scatter)
+        self._counts[shard] += n
+        old, whole = self._sums[shard], self._products[shard]
+        self._sums[shard] = sums.double() if old is None else old.add_(sums)
+        self._products[shard] = product.double() if whole is None else whole.add_(product)
 
     def finish(self) -> list[Moments]:
-        """Moments of every shard, channels first, then targets."""
+        """Moments of every shard, channels first, then targets; more may be added afterwards."""
         self.flush()
-        d = self.channels + self.targets
-        return [Moments.zero(d) if part is None else Moments(part.count, part.mean.cpu(), part.scatter.cpu()) for part in self._shards]
+        return [self._moments(*part) for part in zip(self._counts, self._sums, self._products, strict=True)]
+
+    def _moments(self, n: int, sums: Tensor | None, product: Tensor | None) -> Moments:
+        if sums is None or product is None or self._origin is None:
+            return Moments.zero(self.channels + self.targets)
+        origin = torch.cat([self._origin, self._aside]) if self.targets and self._aside is not None else self._origin
+        scatter = torch.addr(product, sums, sums, alpha=-1 / n)
+        return Moments(float(n), (origin.double() + sums / n).cpu(), scatter.cpu())
 
 
-def _product(rows: Float[Tensor, "samples d"], out: Tensor | None = None) -> tuple[int, Float[Tensor, "d"], Float[Tensor, "d d"]]:
-    """Number, mean and scatter of a block, the scatter in the samples' precision; `out` may be the rows themselves."""
-    away, mean, rest = centred(rows, out)
-    return len(rows), mean, gram(away).addr_(rest, rest, alpha=-1 / len(rows))
-
-
-def _joint_product(
-    rows: Float[Tensor, "samples channels"], sides: Float[Tensor, "samples targets"]
-) -> tuple[int, Float[Tensor, "d"], Float[Tensor, "d d"]]:
-    """The same for rows joined with side columns; the rows are overwritten."""
-    (away, mean, rest), (aside, side_mean, side_rest) = centred(rows, rows), centred(sides)
-    n, c, rest = len(rows), rows.shape[1], torch.cat([rest, side_rest])
-    product = rows.new_empty(len(rest), len(rest))
+def _joined(
+    away: Float[Tensor, "samples channels"], aside: Float[Tensor, "samples targets"]
+) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
+    """Sums and products of rows joined with side columns."""
+    c = away.shape[1]
+    product = away.new_empty(c + aside.shape[1], c + aside.shape[1])
     gram(away, product[:c, :c])
     product[c:, :c] = aside.T @ away
     product[:c, c:] = product[c:, :c].T
     product[c:, c:] = aside.T @ aside
-    return n, torch.cat([mean, side_mean]), product.addr_(rest, rest, alpha=-1 / n)
+    return torch.cat([away.sum(0), aside.sum(0)]), product

@@ -42,8 +42,11 @@ class Moments:
         rows = samples if samples.dtype == torch.float64 else samples.float()
         if len(rows) == 0:
             return cls.zero(rows.shape[1])
-        away, mean, rest = centred(rows)
-        return cls(float(len(rows)), mean, gram(away).addr_(rest, rest, alpha=-1 / len(rows)).double())
+        point = near(rows)
+        away = rows - point
+        rest = away.sum(0)
+        scatter = gram(away).addr_(rest, rest, alpha=-1 / len(rows)).double()
+        return cls(float(len(rows)), point.double() + rest.double() / len(rows), scatter)
 
     def __add__(self, other: "Moments") -> "Moments":
         """Moments of the union of two disjoint sample sets (Chan, Golub, LeVeque 1983)."""
@@ -80,17 +83,9 @@ class Moments:
         return self.scatter.diagonal() / self.count
 
 
-def centred(
-    rows: Float[Tensor, "samples d"], out: Float[Tensor, "samples d"] | None = None
-) -> tuple[Float[Tensor, "samples d"], Float[Tensor, "d"], Float[Tensor, "d"]]:
-    """Rows less a point near their mean; the mean itself in float64; and what the rows still sum to.
-
-    The point is the mean of some hundred rows, which saves reading all of them twice; the sums put right what it misses.
-    """
-    middle = rows[:: len(rows) // NEAR | 1].mean(0)  # an odd step meets every column of a map
-    away = torch.sub(rows, middle, out=out)
-    rest = away.sum(0)
-    return away, middle.double() + rest.double() / len(rows), rest
+def near(rows: Float[Tensor, "samples d"]) -> Float[Tensor, "d"]:
+    """A point near the mean, from some hundred of the rows: samples are measured from it, and sums put right what it misses."""
+    return rows[:: len(rows) // NEAR | 1].mean(0)  # an odd step meets every column of a map
 
 
 def gram(rows: Float[Tensor, "samples d"], out: Float[Tensor, "d d"] | None = None) -> Float[Tensor, "d d"]:
