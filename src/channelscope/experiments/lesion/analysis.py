@@ -66,16 +66,17 @@ def repaid(layers: list[Harms], resamples: Resamples) -> Iterator[dict]:
                 sums = torch.stack([column[:, there].gather(1, picks).sum(1) for column in columns])
                 total, count = total + sums, count + n
                 if n:
-                    yield _repaid(layer.site, quantity, (name, baseline, which), n, sums)
+                    yield _repaid((layer.site, float(layer.columns["depth"][0])), quantity, (name, baseline, which), n, sums)
             if count:
-                yield _repaid(ALL, quantity, (name, baseline, which), count, total)
+                yield _repaid((ALL, float("nan")), quantity, (name, baseline, which), count, total)
 
 
-def _repaid(site: str, quantity: str, compared: tuple[str, str, str], n: int, sums: Tensor) -> dict:
+def _repaid(place: tuple[str, float], quantity: str, compared: tuple[str, str, str], n: int, sums: Tensor) -> dict:
     name, baseline, which = compared
     said = summary(1 - sums[0] / sums[1])
     return {
-        "site": site,
+        "site": place[0],
+        "depth": place[1],
         "quantity": quantity,
         "stand_in": name,
         "baseline": baseline,

@@ -19,13 +19,25 @@ To add one (ten lines of code; sections/groups.py is a short example):
 from channelscope.report.run import Run
 from channelscope.report.section import Section
 from channelscope.report.sections.axes import ALIGNMENT, DEPTH
+from channelscope.report.sections.graphs import GRAPHS
 from channelscope.report.sections.groups import GROUPS
+from channelscope.report.sections.hulls import HULLS
+from channelscope.report.sections.lesion import LESION
+from channelscope.report.sections.propagation import PROPAGATION
 from channelscope.report.sections.pruning import PRUNING
+from channelscope.report.sections.theory import THEORY
+from channelscope.report.sections.trajectory import TRAJECTORY
 
 SECTIONS: tuple[Section, ...] = (
     ALIGNMENT,
     DEPTH,
     GROUPS,
+    LESION,
+    HULLS,
+    GRAPHS,
+    PROPAGATION,
+    TRAJECTORY,
+    THEORY,
     PRUNING,
 )
 """Every section a report may have, in order."""

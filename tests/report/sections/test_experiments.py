@@ -1,0 +1,223 @@
+"""What the sections of the experiments say, from tables with known numbers."""
+
+import numpy as np
+import pytest
+
+from channelscope import tables
+from channelscope.experiments.columns import table
+from channelscope.report import figures
+from channelscope.report.html import write
+from channelscope.report.run import Run
+from channelscope.report.sections import SECTIONS, graphs, hulls, lesion, propagation, theory, trajectory
+
+FACTS = {"title": "Tiny", "network": "tiny", "data": "noise", "images": 100, "weights": "0" * 64}
+
+
+def run(folder, *frames):
+    """A run folder with these tables, read back."""
+    for frame in frames:
+        tables.write(frame, folder / f"{frame.attrs['name']}.csv")
+    tables.write_json(FACTS, folder / "run.json")
+    return Run.read(folder)
+
+
+def repaid():
+    rows = []
+    for site, depth in (("all layers", np.nan), ("conv1", 0)):
+        for name, which, value in (("hull", "all", 0.5), ("hull", "controls", 0.6), ("random", "controls", 0.2), ("mean", "controls", 0.1)):
+            row = {"site": site, "depth": depth, "quantity": "kl", "stand_in": name, "baseline": "silence", "which": which}
+            rows.append({**row, "repaid": value, "low": value - 0.1, "high": value + 0.1, "n": 40, "damage": 0.3})
+    return table("repaid", rows)
+
+
+def correlations():
+    values = {"l2": 0.7, "overlap": -0.4, "capture": 0.1, "relevance": 0.05}
+    rows = [
+        {
+            "outcome": outcome,
+            "score": name,
+            "rho": sign * rho,
+            "low": sign * rho - 0.05,
+            "high": sign * rho + 0.05,
+            "layers": 3,
+            "n": 40,
+            "pooled": 0.1,
+        }
+        for outcome, sign in (("damage_kl", 1), ("repaid_hull_kl", -1))
+        for name, rho in values.items()
+    ]
+    return table("lesion_correlations", rows)
+
+
+def partial():
+    row = {"outcome": "damage_kl", "given": "relevance capture", "plain": -0.4, "layers": 3, "n": 40}
+    known = {"overlap": -0.3, "support": np.nan, "excess": 0.2}
+    rows = [{**row, "score": name, "rho": rho, "low": rho - 0.1, "high": rho + 0.1} for name, rho in known.items()]
+    return table("lesion_partial", rows)
+
+
+class TestLesion:
+    def test_what_is_repaid_with_its_controls(self, tmp_path):
+        (said,) = lesion.answer(run(tmp_path, repaid()))
+        assert said == (
+            "Of the divergence that silencing causes, hulls repay 0.50 [0.40, 0.60] (n = 40 channels), among the channels with "
+            "controls they repay 0.60 [0.50, 0.70] (n = 40 channels), as many random peers 0.20 [0.10, 0.30] (n = 40 channels), "
+            "and the mean 0.10 [0.00, 0.20] (n = 40 channels)."
+        )
+
+    def test_the_scores_that_knew_strongest_first_whatever_their_sign(self, tmp_path):
+        damage, shares = lesion.answer(run(tmp_path, correlations()))
+        assert damage.startswith("Damage goes most with ")
+        places = [damage.index(words) for words in ("0.70 [0.65, 0.75]", "−0.40 [−0.45, −0.35]", "0.10 [0.05, 0.15]")]
+        assert places == sorted(places)
+        assert shares.startswith("What hulls repay goes most with ")
+
+    def test_peers_beyond_what_a_channel_says(self, tmp_path):
+        (said,) = lesion.answer(run(tmp_path, partial()))
+        assert "held equal, damage goes with peer overlap −0.30 [−0.40, −0.20] (n = 40 channels)." in said
+        assert "support" not in said
+
+    def test_what_a_reader_must_be_told_comes_last(self, tmp_path):
+        told = table("said", [{"said": "40 images are too few for 3 channels"}])
+        assert lesion.answer(run(tmp_path, repaid(), told))[-1] == "40 images are too few for 3 channels."
+
+    def test_nothing_is_said_of_nothing(self, tmp_path):
+        assert lesion.answer(run(tmp_path)) == []
+
+
+class TestHulls:
+    def channels(self, *sizes):
+        rows = [
+            {"site": "a", "depth": 0, "channel": place, "size": size, "support": 0.5 if size else np.nan, "saturated": size == 10}
+            for place, size in enumerate(sizes)
+        ]
+        return table("hulls", rows)
+
+    def test_sizes_and_saturation(self, tmp_path):
+        said = hulls.answer(run(tmp_path, self.channels(1, 2, 10, 3)))
+        assert said == [
+            "A hull has 4.00 members on average (n = 4 channels); 25.0 % of the hulls are full before they reach their threshold."
+        ]
+
+    def test_silent_channels_are_counted_apart(self, tmp_path):
+        assert "1 channel does not vary and has no hull." in hulls.answer(run(tmp_path, self.channels(1, 0, 2)))
+
+    def test_layers(self, tmp_path):
+        frame = table(
+            "hull_layers", [{"site": name, "depth": depth, "size": size} for depth, (name, size) in enumerate((("a", 2.5), ("b", 4.0)))]
+        )
+        said = hulls.answer(run(tmp_path, self.channels(1, 2), frame))
+        assert said[-1] == "Layer by layer the mean size goes from 2.50 in a to 4.00 in b."
+
+
+def drawn_graphs():
+    nodes = [
+        {"site": site, "depth": depth, "graph": graph, "channel": channel, "community": channel // 2, "x": channel * 0.1, "y": depth * 0.2}
+        for depth, site in enumerate(("a", "b", "c", "d"))
+        for graph in ("R", "S")
+        for channel in range(4)
+    ]
+    edges = [
+        {
+            "site": node["site"],
+            "depth": node["depth"],
+            "graph": node["graph"],
+            "channel": node["channel"],
+            "peer": node["channel"] + 1,
+            "weight": 1.0,
+        }
+        for node in nodes
+        if node["channel"] % 2 == 0
+    ]
+    return table("graph_nodes", nodes), table("graph_edges", edges)
+
+
+class TestGraphs:
+    def test_modularity_with_its_interval(self, tmp_path):
+        rows = [{"graph": "R", "modularity": 0.4, "modularity_low": 0.3, "modularity_high": 0.5, "rho": -0.9, "n": 5}]
+        (said,) = graphs.answer(run(tmp_path, table("graph_depth", rows)))
+        assert said == "Modularity of what channels share (R): 0.40 [0.30, 0.50] (n = 5 layers); Spearman's ρ with depth −0.90."
+
+    def test_both_graphs_of_three_layers_are_drawn(self, tmp_path):
+        (drawing,) = graphs.drawings(run(tmp_path, *drawn_graphs()))
+        titles = [axes.get_title() for axes in drawing.figure.axes]
+        assert titles == ["a, R", "c, R", "d, R", "a, S", "c, S", "d, S"]
+        assert all(len(axes.collections) == 2 for axes in drawing.figure.axes)
+
+    def test_without_graphs_there_is_no_drawing(self, tmp_path):
+        assert graphs.drawings(run(tmp_path)) == []
+        assert graphs.answer(run(tmp_path)) == []
+
+
+def test_propagation_names_the_four_ways(tmp_path):
+    rows = [{"axes": "local → target", "rho": 0.1, "low": 0.0, "high": 0.2, "plain": 0.1, "null_mean": 0.0, "p": 0.02, "n": 7}]
+    (said,) = propagation.answer(run(tmp_path, table("propagation_axes", rows)))
+    assert (
+        said == "From local to target: mean partial rank correlation 0.10 [0.00, 0.20] (n = 7 links), p = 0.020 against shuffled channels."
+    )
+    assert propagation.answer(run(tmp_path / "none")) == []
+
+
+class TestTheory:
+    def layers(self):
+        rows = [
+            {
+                "site": name,
+                "depth": depth,
+                "cosine": value,
+                "cosine_low": value - 0.1,
+                "cosine_high": value + 0.1,
+                "identity": 0.0001,
+                "n": 9,
+            }
+            for depth, (name, value) in enumerate((("a", 0.5), ("b", 0.2), ("c", 0.3)))
+        ]
+        return table("theory_layers", rows)
+
+    def test_the_range_over_layers_and_the_identity(self, tmp_path):
+        said = theory.answer(run(tmp_path, self.layers()))
+        assert said[0] == (
+            "The mean |cosine| of the two directions goes from 0.20 [0.10, 0.30] (n = 9 channels) in b to 0.50 [0.40, 0.60] "
+            "(n = 9 channels) in a; the median layer has 0.30 (n = 3 layers)."
+        )
+        assert said[1].startswith("The identity w'g = 0 holds to 0.0001")
+
+    def test_the_simulation_from_start_to_end(self, tmp_path):
+        rows = [
+            {"system": "network", "step": step, "alignment": value, "alignment_low": value - 0.1, "alignment_high": value + 0.1, "n": 5}
+            for step, value in ((0, 0.6), (10, 0.2), (20, 0.0))
+        ]
+        (said,) = theory.answer(run(tmp_path, table("simulation", rows)))
+        assert "alignment 0.60 [0.50, 0.70] (n = 5 starts) at the start, 0.00 [−0.10, 0.10] (n = 5 starts) after 20 steps" in said
+
+
+class TestTrajectory:
+    @pytest.mark.parametrize(
+        ("verdict", "words"), [("holds", "the direction holds."), ("reversed", "is reversed."), ("open", "is open, for")]
+    )
+    def test_each_direction_is_told_plainly(self, tmp_path, verdict, words):
+        row = {"quantity": "hull_size", "first": 3.0, "last": 4.0, "change": 1.0, "change_low": 0.5, "change_high": 1.5, "n": 3}
+        frame = table("trajectory_change", [{**row, "published_first": 3.08, "published_last": 4.27, "verdict": verdict}])
+        (said,) = trajectory.answer(run(tmp_path, frame))
+        assert "Mean hull size goes from 3.000 to 4.000, a change of 1.000 [0.500, 1.500] (n = 3 runs); published 3.080 to 4.270" in said
+        assert words in said
+
+    def test_what_was_not_published_is_not_judged(self, tmp_path):
+        row = {"quantity": "gap", "first": 0.1, "last": 0.2, "change": 0.1, "change_low": np.nan, "change_high": np.nan, "n": 1}
+        frame = table("trajectory_change", [{**row, "published_first": np.nan, "published_last": np.nan, "verdict": ""}])
+        assert trajectory.answer(run(tmp_path, frame)) == []
+
+
+def test_a_folder_with_every_table_becomes_one_page(tmp_path):
+    """Charts are drawn from the tables as they are, and the graphs as a picture."""
+    whole = run(tmp_path, repaid(), correlations(), partial(), *drawn_graphs(), TestTheory().layers())
+    page = write(tmp_path).read_text()
+    for words in ("Rank correlation with the damage of silencing", "Repaid share of the damage", "Angle of the two directions"):
+        assert words in page
+    names = {path.name for path in figures.write(whole, tmp_path / "figures")}
+    assert {"lesion_correlations.svg", "theory_layers.png"} <= names
+
+
+def test_every_section_claims_its_tables_once():
+    claimed = [name for section in SECTIONS for name in (section.table, *section.more)]
+    assert len(claimed) == len(set(claimed))
