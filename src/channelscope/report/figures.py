@@ -123,7 +123,8 @@ def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: 
         at = own[chart.x] if order is None else order.get_indexer(own[chart.x]) - 0.5 * index / len(series)
         place.errorbar(
             *((own[chart.y], at) if lying else (at, own[chart.y])),
-            **{"xerr" if lying else "yerr": bars},
+            xerr=bars if lying else None,
+            yerr=None if lying else bars,
             label=str(name),
             color=color,
             linestyle="-" if chart.kind == "line" else "none",

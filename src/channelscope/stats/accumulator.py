@@ -30,8 +30,7 @@ class Accumulator:
         self._counts = [0] * shards
         self._sums: list[Tensor | None] = [None] * shards
         self._products: list[Tensor | None] = [None] * shards
-        self._origin: Tensor | None = None
-        self._aside: Tensor | None = None
+        self._origin = self._aside = torch.empty(0)
         self._block = max(256, min(BLOCK, BLOCK_BYTES // (4 * channels)))
         self._samples: list[Tensor] = []
         self._columns: list[Tensor] = []
@@ -42,7 +41,7 @@ class Accumulator:
         """Take over the samples of a batch; `lent` memory is about to change and is copied, or used up at once."""
         images, self._each, _ = samples.shape
         samples = samples if samples.dtype == torch.float64 else samples.float()
-        if self._origin is None:
+        if not len(self._origin):
             self._origin = near(samples.flatten(0, 1))
         if not self.targets and images * self._each >= self._block:
             for shard, own in spans:
@@ -56,7 +55,7 @@ class Accumulator:
     def close(self, columns: Float[Tensor, "images targets"]) -> None:
         """End a batch with its targets; a full block is multiplied."""
         if len(self._columns) < len(self._samples):
-            if self._aside is None:
+            if not len(self._aside):
                 self._aside = near(columns.to(self._samples[0].dtype))
             self._columns.append(columns)
         if self._waiting >= self._block:
@@ -90,9 +89,9 @@ class Accumulator:
         return [self._moments(*part) for part in zip(self._counts, self._sums, self._products, strict=True)]
 
     def _moments(self, n: int, sums: Tensor | None, product: Tensor | None) -> Moments:
-        if sums is None or product is None or self._origin is None:
+        if sums is None or product is None:
             return Moments.zero(self.channels + self.targets)
-        origin = torch.cat([self._origin, self._aside]) if self.targets and self._aside is not None else self._origin
+        origin = torch.cat([self._origin, self._aside]) if self.targets else self._origin
         scatter = torch.addr(product, sums, sums, alpha=-1 / n)
         return Moments(float(n), (origin.double() + sums / n).cpu(), scatter.cpu())
 
