@@ -6,7 +6,8 @@ import math
 import pytest
 
 from channelscope import tables
-from channelscope.report import write
+from channelscope.report import Chart, Section, sections, write
+from channelscope.tables import Column
 from report.chromium import Chromium
 from report.folders import large, tiny
 
@@ -185,4 +186,25 @@ def test_five_thousand_channels_stay_quick(tmp_path):
             )
             < 5000
         )
+        assert page.problems == []
+
+
+def test_charts_of_rows_and_bars_of_standard_errors(tmp_path):
+    place = tiny(tmp_path)
+    columns = {name: Column(meaning=name, source="this test") for name in ("score", "gap")}
+    rows = [{"score": "capture", "gap": 0.5, "gap_se": 0.1}, {"score": "overlap", "gap": 0.8, "gap_se": 0.2}]
+    tables.write(tables.table(rows, "named", columns), place / "named.csv")
+    section = Section("named", "Named", "?", (Chart("Gaps", "score", "gap", kind="rows", zero=True),))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sections, "SECTIONS", (section,))
+        report = write(place)
+    with Chromium(tmp_path) as page:
+        page.open(report)
+        page.run("channelscope.drawAll()")
+        plot = "document.querySelector('#named .plot')"
+        assert page.run(f"{plot}.data[0].y") == ["input capture", "peer overlap"]
+        assert page.run(f"{plot}.data[0].error_x.array") == pytest.approx([0.196, 0.392])
+        assert page.run(f"{plot}.layout.yaxis.categoryarray") == ["input capture", "peer overlap"]
+        page.click("#named > details summary")
+        assert "0.500 [0.304, 0.696]" in page.run("document.querySelector('#named > details').textContent")
         assert page.problems == []

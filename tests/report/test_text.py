@@ -278,3 +278,8 @@ def test_refused_scores_are_listed_with_their_layers():
     assert text.refused(frame) == text.refused(None) == []
     frame.attrs["provenance"] = {"refused": {"support at a": "too few images", "support at b": "too few again", "label": "no classes"}}
     assert text.refused(frame) == [("peer support", ["a", "b"], "too few images"), ("label", ["all layers"], "no classes")]
+
+
+def test_other_values_have_names_too():
+    assert text.title("capture_relevance") == "input capture with task information"
+    assert text.title("damage_kl") == "damage by silence, as divergence of the output"

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+NORMAL = 1.96
+"""standard errors to either end of a 95 % interval"""
 Kind = Literal["line", "scatter", "rows"]
 
 
@@ -32,7 +34,7 @@ class Chart:
     table: str = ""
     """which of the section's tables; by default the first"""
     low: str = ""
-    """column with the lower end of y's interval"""
+    """column with the lower end of y's interval; without it, 1.96 of y's standard errors where the table has them as NAME_se"""
     high: str = ""
     """column with the upper end"""
     band: tuple[str, str] = ("", "")
@@ -55,6 +57,15 @@ class Chart:
         for column, values in self.where.items():
             frame = frame.loc[frame[column].isin(values)] if column in frame.columns else frame
         return frame
+
+    def interval(self, frame: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:
+        """Both ends of y's interval, if the table has one."""
+        if {self.low, self.high} <= set(frame.columns):
+            return frame[self.low], frame[self.high]
+        if f"{self.y}_se" in frame.columns:
+            reach = NORMAL * frame[f"{self.y}_se"]
+            return frame[self.y] - reach, frame[self.y] + reach
+        return None
 
     def suits(self, frame: pd.DataFrame) -> bool:
         """Whether the table has what the chart needs, with a number to draw."""

@@ -118,8 +118,8 @@ def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: 
         earlier = len(stages) > 1 and name in stages and name != stages[-1]
         color = BEFORE if earlier else COLORS[0 if name in stages else index % len(COLORS)]
         bars = None
-        if {chart.low, chart.high} <= set(own.columns):
-            bars = np.abs(np.stack([own[chart.y] - own[chart.low], own[chart.high] - own[chart.y]]))
+        if ends := chart.interval(own):
+            bars = np.abs(np.stack([own[chart.y] - ends[0], ends[1] - own[chart.y]]))
         at = own[chart.x] if order is None else order.get_indexer(own[chart.x]) - 0.5 * index / len(series)
         place.errorbar(
             *((own[chart.y], at) if lying else (at, own[chart.y])),

@@ -175,6 +175,7 @@ def _data(run: Run, parts: list[Section]) -> dict[str, Any]:
     return {
         "stages": list(run.stages),
         "headline": HEADLINE,
+        "titles": text.TITLES,
         "quantities": {each.name: {"title": each.title, "symbol": each.symbol, "axis": each.axis} for each in QUANTITIES.values()},
         "frames": {name: _frame(frame) for name, frame in frames.items()},
         "sections": [

@@ -24,6 +24,21 @@ TARGETS = {
 }
 
 
+TITLES = {
+    "kl": "divergence of the output",
+    "loss": "rise of the loss",
+    "damage_kl": "damage by silence, as divergence of the output",
+    "damage_loss": "damage by silence, as rise of the loss",
+    "repaid_hull_kl": "repaid by the hull, as divergence of the output",
+    "repaid_hull_loss": "repaid by the hull, as rise of the loss",
+    "ratio": "triplet over pair excess",
+    "gap": "gap between the modularities of the R-graph and the S-graph",
+    "modularity_r": "modularity of the R-graph",
+    "modularity_s": "modularity of the S-graph",
+} | {f"{local}_{target}": f"{QUANTITIES[local].title} with {QUANTITIES[target].title}" for local, target in PAIRS}
+"""what people call other columns and values"""
+
+
 class Estimate(NamedTuple):
     """A mean rank correlation over layers, with its interval."""
 
@@ -44,7 +59,7 @@ class Estimate(NamedTuple):
 
 def title(name: str) -> str:
     """What people call a quantity."""
-    return QUANTITIES[name].title if name in QUANTITIES else name.replace("_", " ")
+    return QUANTITIES[name].title if name in QUANTITIES else TITLES.get(name, name.replace("_", " "))
 
 
 def strength(rho: float) -> str:

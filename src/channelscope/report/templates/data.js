@@ -29,7 +29,7 @@ function shown(value, digits = 3, top = null) {
   return value < 0 ? "−" + text : text;
 }
 
-const title = (name) => QUANTITIES[name]?.title ?? name.replaceAll("_", " ");
+const title = (name) => QUANTITIES[name]?.title ?? DATA.titles[name] ?? name.replaceAll("_", " ");
 const unit = (frame, name) => frame.columns[name]?.unit ?? "";
 const named = (frame, name) => title(name) + (unit(frame, name) ? ` [${unit(frame, name)}]` : "");
 const top1 = (frame, name) => (frame.columns[name]?.high === 1 ? 1 : null);
@@ -39,6 +39,10 @@ const escaped = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", 
 
 // "0.23 [0.18, 0.28]": a value with the interval that the frame has for it, if any
 function bounds(frame, name, value) {
+  if (frame.columns[`${name}_se`] && !frame.columns[`${name}_low`]) {
+    for (const [end, sign] of [["low", -1], ["high", 1]]) frame.data[`${name}_${end}`] ??= frame.data[name].map((value, row) => value + sign * 1.96 * frame.data[`${name}_se`][row]);
+    return [`${name}_low`, `${name}_high`];
+  }
   if (frame.columns[`${name}_low`]) return [`${name}_low`, `${name}_high`];
   return name === value && frame.columns.low ? ["low", "high"] : null;
 }

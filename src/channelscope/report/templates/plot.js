@@ -89,8 +89,10 @@ function traces(chart, frame, rows, series) {
     const trace = { x: own.map((row) => (shift ? frame.data[chart.x][row] + shift : frame.data[chart.x][row])), y: value, mode: chart.kind === "line" ? "lines+markers" : "markers",
       marker: { color, symbol, size: 6.5, line: { width: symbol.endsWith("open") ? 1.5 : 0.5, color: symbol.endsWith("open") ? color : css("--panel") } }, line: { color, width: 1.2 },
       text: own.map((row) => hover(chart, frame, row)), customdata: own, hovertemplate: "%{text}<extra></extra>" };
-    if (frame.columns[chart.low] && frame.columns[chart.high]) {
-      trace.error_y = { type: "data", symmetric: false, array: own.map((row, i) => frame.data[chart.high][row] - value[i]), arrayminus: own.map((row, i) => value[i] - frame.data[chart.low][row]), thickness: 1.2, width: 0, color };
+    const ends = frame.columns[chart.low] && frame.columns[chart.high] ? [chart.low, chart.high] : bounds(frame, chart.y, "");
+    if (ends) {
+      const [low, high] = ends.map((end) => own.map((row) => frame.data[end][row]));
+      trace.error_y = { type: "data", symmetric: false, array: high.map((end, i) => end - value[i]), arrayminus: low.map((end, i) => value[i] - end), thickness: 1.2, width: 0, color };
     }
     if (chart.kind === "rows") {
       [trace.x, trace.y] = [value, own.map((row) => title(String(frame.data[chart.x][row])))];
