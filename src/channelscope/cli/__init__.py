@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from channelscope.cli import circuit, discarding, explain, follow, intervene, measure, pruning
+from channelscope.cli import circuit, comparing, discarding, explain, follow, intervene, measure, pruning
 from channelscope.cli.flags import command
 from channelscope.cli.sources import console
 from channelscope.errors import ChannelscopeError
@@ -21,7 +21,7 @@ MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.
 INTERVENE = (intervene.lesion, intervene.hulls)
 EXPLAIN = (explain.graphs, explain.propagation, explain.theory, follow.trajectory)
 CIRCUITS = (circuit.circuit,)
-PRUNING = (pruning.prune,)
+PRUNING = (pruning.prune, comparing.benchmark)
 DISCARDING = (discarding.discard,)
 for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING, *DISCARDING):
     app.command(name=each.__name__)(command(each))

@@ -19,6 +19,7 @@ To add one (ten lines of code; sections/groups.py is a short example):
 from channelscope.report.run import Run
 from channelscope.report.section import Section
 from channelscope.report.sections.axes import ALIGNMENT, DEPTH
+from channelscope.report.sections.benchmark import BENCHMARK
 from channelscope.report.sections.graphs import GRAPHS
 from channelscope.report.sections.groups import GROUPS
 from channelscope.report.sections.hulls import HULLS
@@ -39,6 +40,7 @@ SECTIONS: tuple[Section, ...] = (
     TRAJECTORY,
     THEORY,
     PRUNING,
+    BENCHMARK,
 )
 """Every section a report may have, in order."""
 

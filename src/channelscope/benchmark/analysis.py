@@ -1,0 +1,188 @@
+"""analysis: curves, areas, paired differences and the factorial, from which images each pruned network got right."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from channelscope import scores as scoring
+from channelscope.benchmark.cell import ORIGINAL, RECONSTRUCTION, Cell
+from channelscope.errors import SampleError
+from channelscope.formulas.ranks import spearman
+from channelscope.formulas.resampling import bootstrap_mean, effect_size, flops_auc, holm, sign_flip
+from channelscope.stats.tally import Tally
+
+DRAWS = 1000
+FEWEST = 4
+"""Scores that two rules must share for a rank correlation between them."""
+Rule = tuple[str, str, int]
+"""allocation, repair, epochs of fine-tuning"""
+
+
+@dataclass(frozen=True)
+class Area:
+    """A score under one rule: its curves, as one number an image and seed."""
+
+    score: str
+    """the score"""
+    rule: Rule
+    """allocation, repair, epochs"""
+    seeds: tuple[int, ...]
+    """in which order `images` has them"""
+    images: np.ndarray
+    """float64 (seeds, images): each image's share of the FLOPs-AUC, which is their mean"""
+
+    @property
+    def auc(self) -> float:
+        """FLOPs-AUC, the mean over seeds."""
+        return float(self.images.mean())
+
+
+def analysis(done: Mapping[Cell, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
+    """Tables of a benchmark: benchmark (every cell), auc, paired, factorial and agreement.
+
+    Raises   SampleError without a measured cell, or without the unpruned network.
+    """
+    if ORIGINAL not in done or len(done) < 2:
+        raise SampleError("nothing has been measured yet: the unpruned network and at least one cell are needed")
+    found = areas(done)
+    return {
+        "benchmark": curves(done),
+        "benchmark_auc": _aucs(found),
+        "benchmark_paired": paired(found),
+        "benchmark_factorial": _factorial(found),
+        "benchmark_agreement": agreement(found),
+    }
+
+
+def axis(score: str) -> str:
+    """Which question a score asks."""
+    return "repair" if score == RECONSTRUCTION else scoring.REGISTRY[score].axis
+
+
+def curves(done: Mapping[Cell, Mapping[str, Any]]) -> pd.DataFrame:
+    """One row a cell, the unpruned network first."""
+    rows = []
+    for cell in (ORIGINAL, *sorted(set(done) - {ORIGINAL})):
+        row = done[cell]
+        low, high = Tally(float(row["images"]), float(row["hits"].sum())).accuracy_interval()
+        about = {"score": cell.score or "unpruned", "axis": axis(cell.score) if cell.score else "", **_named(cell)}
+        numbers = {"accuracy": row["accuracy"], "accuracy_low": low, "accuracy_high": high, "loss": row["loss"], "images": row["images"]}
+        rows.append({**about, **numbers, "kept": row["kept"], "parameters": row["parameters"], "note": row["reason"]})
+    return pd.DataFrame(rows)
+
+
+def _named(cell: Cell) -> dict[str, Any]:
+    return {"seed": cell.seed, "allocation": cell.allocation, "repair": cell.repair, "epochs": cell.epochs, "budget": cell.budget}
+
+
+def areas(done: Mapping[Cell, Mapping[str, Any]]) -> list[Area]:
+    """Every score under every rule for which all budgets of that rule were met, over the seeds that have them all."""
+    rules: dict[Rule, set[float]] = {}
+    curve: dict[tuple[str, Rule, int], dict[float, np.ndarray]] = {}
+    for cell, row in done.items():
+        if cell == ORIGINAL or not row["images"]:
+            continue
+        rule = (cell.allocation, cell.repair, cell.epochs)
+        rules.setdefault(rule, set()).add(cell.budget)
+        curve.setdefault((cell.score, rule, cell.seed), {})[cell.budget] = row["hits"]
+    whole = done[ORIGINAL]["hits"].astype(float)
+    found: dict[tuple[str, Rule], dict[int, np.ndarray]] = {}
+    for (score, rule, seed), hits in curve.items():
+        if set(hits) == rules[rule]:
+            budgets = sorted(hits, reverse=True)
+            removed = torch.tensor([0.0, *(1 - budget for budget in budgets)], dtype=torch.float64)
+            points = np.stack([whole, *(hits[budget].astype(float) for budget in budgets)])
+            weights = [flops_auc(removed, unit) for unit in torch.eye(len(removed), dtype=torch.float64)]  # the area is linear in the curve
+            found.setdefault((score, rule), {})[seed] = np.array(weights) @ points
+    return [Area(score, rule, tuple(seeds), np.stack(list(seeds.values()))) for (score, rule), seeds in sorted(found.items())]
+
+
+def _aucs(found: list[Area]) -> pd.DataFrame:
+    rows = []
+    for area in found:
+        images = bootstrap_mean(torch.from_numpy(area.images.mean(0)), DRAWS)
+        spread = float(area.images.mean(1).std(ddof=1)) if len(area.seeds) > 1 else float("nan")
+        numbers = {"auc": area.auc, "auc_low": images.low, "auc_high": images.high, "spread": spread}
+        rows.append({"score": area.score, "axis": axis(area.score), **_ruled(area.rule), **numbers, **_counted(area)})
+    columns = ["score", "axis", "allocation", "repair", "epochs", "auc", "auc_low", "auc_high", "spread", "n", "images"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["allocation", "repair", "epochs", "auc"], ascending=[True, True, True, False])
+
+
+def _ruled(rule: Rule) -> dict[str, Any]:
+    return dict(zip(("allocation", "repair", "epochs"), rule, strict=True))
+
+
+def _counted(area: Area) -> dict[str, int]:
+    return {"n": len(area.seeds), "images": area.images.shape[1]}
+
+
+def paired(found: list[Area]) -> pd.DataFrame:
+    """Every pair of scores under the same rule, on the same images and seeds; Holm's correction is over a rule's pairs."""
+    rows = []
+    for rule, members in itertools.groupby(sorted(found, key=lambda area: area.rule), key=lambda area: area.rule):
+        pairs = []
+        for one, two in itertools.combinations(sorted(members, key=lambda area: -area.auc), 2):
+            seeds = [seed for seed in one.seeds if seed in two.seeds]
+            if seeds:
+                gap = one.images[[one.seeds.index(seed) for seed in seeds]] - two.images[[two.seeds.index(seed) for seed in seeds]]
+                pairs.append({"first": one.score, "second": two.score, **_ruled(rule), **_difference(gap)})
+        adjusted = holm(torch.tensor([pair["p"] for pair in pairs], dtype=torch.float64)).tolist()
+        rows += [{**pair, "p_holm": value} for pair, value in zip(pairs, adjusted, strict=True)]
+    head = ["first", "second", "allocation", "repair", "epochs"]
+    return pd.DataFrame(
+        rows, columns=[*head, "difference", "difference_low", "difference_high", "p", "p_holm", "p_seeds", "effect", "n", "images"]
+    )
+
+
+def _difference(gap: np.ndarray) -> dict[str, Any]:
+    """Of (seeds, images): mean, its interval and p over images, and what the seeds say."""
+    images, seeds = torch.from_numpy(gap.mean(0)), torch.from_numpy(gap.mean(1))
+    interval = bootstrap_mean(images, DRAWS)
+    several = len(seeds) > 1
+    return {
+        "difference": float(gap.mean()),
+        "difference_low": interval.low,
+        "difference_high": interval.high,
+        "p": sign_flip(images, DRAWS),
+        "p_seeds": sign_flip(seeds) if several else float("nan"),
+        "effect": effect_size(seeds) if several else float("nan"),
+        "n": len(seeds),
+        "images": len(images),
+    }
+
+
+def _factorial(found: list[Area]) -> pd.DataFrame:
+    """Mean area of the scores on each axis under each rule."""
+    rows = []
+    grouped = sorted(found, key=lambda area: (axis(area.score), area.rule))
+    for (kind, rule), members in itertools.groupby(grouped, key=lambda area: (axis(area.score), area.rule)):
+        inside = list(members)
+        interval = bootstrap_mean(torch.from_numpy(np.mean([area.images.mean(0) for area in inside], axis=0)), DRAWS)
+        numbers = {"auc": interval.value, "auc_low": interval.low, "auc_high": interval.high}
+        rows.append({"axis": kind, **_ruled(rule), **numbers, "scores": len(inside), "images": inside[0].images.shape[1]})
+    return pd.DataFrame(rows, columns=["axis", "allocation", "repair", "epochs", "auc", "auc_low", "auc_high", "scores", "images"])
+
+
+def agreement(found: list[Area]) -> pd.DataFrame:
+    """Spearman correlation of the scores' areas between every two rules: near 1, the ranking of scores is not the rule's doing."""
+    table: dict[Rule, dict[str, float]] = {}
+    for area in found:
+        table.setdefault(area.rule, {})[area.score] = area.auc
+    rows = []
+    for one, two in itertools.combinations(sorted(table), 2):
+        shared = sorted(set(table[one]) & set(table[two]))
+        if len(shared) >= FEWEST:
+            values = [torch.tensor([table[rule][score] for score in shared], dtype=torch.float64) for rule in (one, two)]
+            rows.append({"first": rule_name(one), "second": rule_name(two), "spearman": float(spearman(*values)), "scores": len(shared)})
+    return pd.DataFrame(rows, columns=["first", "second", "spearman", "scores"])
+
+
+def rule_name(rule: Rule) -> str:
+    """A rule in words."""
+    allocation, repair, epochs = rule
+    return f"{allocation}, {repair}" + (f", {epochs} epochs" if epochs else "")

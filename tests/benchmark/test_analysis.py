@@ -1,0 +1,124 @@
+"""The statistics of a benchmark, on results with planted differences and against plain arithmetic."""
+
+import math
+
+import numpy as np
+import pytest
+
+from channelscope import tables
+from channelscope.benchmark.analysis import agreement, analysis, areas, paired, rule_name
+from channelscope.benchmark.cell import ORIGINAL, Cell
+from channelscope.benchmark.columns import COLUMNS
+from channelscope.errors import SampleError
+
+IMAGES = 400
+BUDGETS = (0.8, 0.5, 0.3)
+CHANCES = {"l2": 0.6, "l1": 0.55, "capture": 0.75, "random": 0.3, "relevance": 0.4}
+
+
+def row(hits):
+    return {"accuracy": float(hits.mean()), "loss": 1.0, "kept": 0.5, "parameters": 10, "images": len(hits), "hits": hits, "reason": ""}
+
+
+def planted(seeds=(0, 1, 2), scores=CHANCES, rules=(("global", "none"),)):
+    draw = np.random.default_rng(0)
+    done = {ORIGINAL: row(draw.random(IMAGES) < 0.9)}
+    for seed in seeds:
+        for score, chance in scores.items():
+            for allocation, repair in rules:
+                for budget in BUDGETS:
+                    done[Cell(seed, score, budget, allocation, repair)] = row(draw.random(IMAGES) < chance * budget**0.3)
+    return done
+
+
+def area_slowly(done, score, seed):
+    """The trapezoid over 1, .8, .5, .3 kept, by hand."""
+    y = [done[ORIGINAL]["accuracy"], *(done[Cell(seed, score, budget, "global", "none")]["accuracy"] for budget in BUDGETS)]
+    return (0.2 * (y[0] + y[1]) / 2 + 0.3 * (y[1] + y[2]) / 2 + 0.2 * (y[2] + y[3]) / 2) / 0.7
+
+
+def test_areas_are_trapezoids_of_the_mean_accuracy():
+    done = planted()
+    for area in areas(done):
+        assert area.images.shape == (3, IMAGES)
+        for place, seed in enumerate(area.seeds):
+            assert area.images[place].mean() == pytest.approx(area_slowly(done, area.score, seed))
+    frame = analysis(done)["benchmark_auc"]
+    assert list(frame["score"]) == ["capture", "l2", "l1", "relevance", "random"]
+    assert (frame["auc_low"] < frame["auc"]).all()
+    assert (frame["auc"] < frame["auc_high"]).all()
+    assert (frame["n"] == 3).all()
+    assert (frame["spread"] > 0).all()
+
+
+def test_differences_are_paired_and_corrected():
+    frame = analysis(planted())["benchmark_paired"].set_index(["first", "second"])
+    assert len(frame) == 10
+    clear = frame.loc[("capture", "random")]
+    assert clear["difference_low"] > 0
+    assert clear["p_holm"] < 0.05
+    assert clear["p_seeds"] == pytest.approx(0.25)  # three seeds cannot say more
+    assert clear["effect"] > 1
+    assert (frame["p_holm"] >= frame["p"]).all()
+    assert (frame["difference"] >= 0).all()
+
+
+def test_equal_scores_do_not_differ():
+    done = planted(scores={"l2": 0.5})
+    done |= {Cell(cell.seed, "l1", *list(cell.as_dict().values())[2:]): value for cell, value in done.items() if cell.score}
+    (only,) = paired(areas(done)).to_dict("records")
+    assert only["difference"] == 0
+    assert only["p"] == 1
+    assert math.isnan(only["effect"])
+
+
+def test_one_seed_has_no_statistics_over_seeds():
+    frames = analysis(planted(seeds=(4,)))
+    assert frames["benchmark_auc"]["spread"].isna().all()
+    assert frames["benchmark_paired"][["p_seeds", "effect"]].isna().all().all()
+    assert frames["benchmark_paired"]["p"].notna().all()
+
+
+def test_a_curve_with_a_hole_is_left_out():
+    done = planted()
+    lost = Cell(1, "l1", 0.5, "global", "none")
+    nothing = {"images": 0, "hits": np.zeros(0, dtype=bool), "accuracy": math.nan, "reason": "cannot be met"}
+    done[lost] = {**row(np.ones(1, dtype=bool)), **nothing}
+    found = {area.score: area.seeds for area in areas(done)}
+    assert found["l1"] == (0, 2)
+    assert found["l2"] == (0, 1, 2)
+    frames = analysis(done)
+    assert frames["benchmark"]["note"].str.contains("cannot").sum() == 1
+    pairs = frames["benchmark_paired"]
+    assert set(pairs[(pairs["first"] == "l1") | (pairs["second"] == "l1")]["n"]) == {2}
+
+
+def test_rules_that_rank_alike_agree():
+    rules = (("global", "none"), ("uniform", "none"), ("global", "least_squares"))
+    found = areas(planted(rules=rules))
+    frame = agreement(found)
+    assert len(frame) == 3
+    assert (frame["spearman"] > 0.8).all()
+    assert set(frame["scores"]) == {5}
+    assert rule_name(("global", "none", 3)) == "global, none, 3 epochs"
+    factorial = analysis(planted(rules=rules))["benchmark_factorial"]
+    assert set(factorial["axis"]) == {"size", "local", "target", "control"}
+    sizes = factorial[factorial["axis"] == "size"]
+    assert set(sizes["scores"]) == {2}
+    assert len(sizes) == 3
+
+
+def test_every_column_is_described_and_comes_back(tmp_path):
+    rules = (("global", "none"), ("uniform", "none"))
+    for name, frame in analysis(planted(rules=rules)).items():
+        path = tables.write(tables.described(frame, {"name": name, "columns": COLUMNS}), tmp_path / f"{name}.csv")
+        again = tables.read(path)
+        assert len(again) == len(frame) > 0
+        assert set(frame.columns) <= set(COLUMNS)
+
+
+def test_nothing_to_analyze():
+    with pytest.raises(SampleError, match="nothing has been measured"):
+        analysis({})
+    with pytest.raises(SampleError, match="unpruned"):
+        analysis({Cell(0, "l2", 0.5, "global", "none"): row(np.ones(3, dtype=bool))})

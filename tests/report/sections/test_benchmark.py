@@ -1,0 +1,53 @@
+"""The section on compared scores names the best under each rule and says how sure that is."""
+
+import numpy as np
+
+from channelscope import tables
+from channelscope.benchmark.analysis import analysis
+from channelscope.benchmark.cell import ORIGINAL, Cell
+from channelscope.benchmark.columns import COLUMNS
+from channelscope.report import html
+from channelscope.report.run import Run
+from channelscope.report.sections.benchmark import BENCHMARK, compared
+
+CHANCES = {"l2": 0.6, "l1": 0.5, "capture": 0.8, "random": 0.2}
+
+
+def folder(path):
+    draw = np.random.default_rng(0)
+
+    def row(chance):
+        hits = draw.random(200) < chance
+        about = {"loss": 1.0, "kept": 0.5, "parameters": 10, "images": 200, "hits": hits, "reason": ""}
+        return {"accuracy": float(hits.mean()), **about}
+
+    done = {ORIGINAL: row(0.9)}
+    for score, chance in CHANCES.items():
+        for repair in ("none", "batchnorm"):
+            done |= {Cell(0, score, budget, "global", repair): row(chance) for budget in (0.8, 0.5)}
+    for name, frame in analysis(done).items():
+        tables.write(tables.described(frame, {"name": name, "columns": COLUMNS}), path / f"{name}.csv")
+    tables.write_json({"title": "compared", "network": "net"}, path / "run.json")
+    return path
+
+
+def test_sentences(tmp_path):
+    said = compared(Run.read(folder(tmp_path)))
+    assert len(said) == 4
+    assert "capture has the largest area of 4 scores, 0." in said[0]
+    assert "(n = 200 images), mean of 1 seeds" in said[0]
+    assert "of 12 pairs of scores differ" in said[2]
+    assert "'global, batchnorm' and 'global, none'" in said[3]
+
+
+def test_the_page_has_charts_of_named_rows(tmp_path):
+    run = Run.read(folder(tmp_path))
+    assert len(BENCHMARK.charted(run)) == 3
+    page = html.write(tmp_path).read_text()
+    assert BENCHMARK.title in page
+    assert "FLOPs-AUC" in page
+
+
+def test_without_the_table_there_is_nothing_to_say(tmp_path):
+    tables.write_json({"title": "compared", "network": "net"}, tmp_path / "run.json")
+    assert compared(Run.read(tmp_path)) == []
