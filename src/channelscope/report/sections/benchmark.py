@@ -29,9 +29,9 @@ def compared(run: Run) -> list[str]:
         )
     if agreement is not None and len(agreement):
         least = agreement.loc[agreement["spearman"].idxmin()]
-        middle = shown(float(agreement["spearman"].median()), 2)
+        middle, lowest = (shown(float(value), 2) for value in (agreement["spearman"].median(), least["spearman"]))
         said.append(
-            f"Between rules the scores' areas correlate with a median Spearman of {middle}; least, {shown(float(least['spearman']), 2)} over "
+            f"Between rules the scores' areas correlate with a median Spearman of {middle}; least, {lowest} over "
             f"{least['scores']} scores, between '{least['first']}' and '{least['second']}'."
         )
     return said
