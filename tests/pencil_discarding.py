@@ -138,3 +138,18 @@ def optimum_by_adam(feature, image, budget, cap, steps=4000, pairs=8, seed=0):
     for _ in range(12):
         sigma = np.minimum(sigma * math.sqrt(budget / response(np.minimum(sigma, cap), 2000)[0]), cap)
     return sigma
+
+
+def concentration(plane, inside):
+    """Mean over pixels outside less mean over pixels inside, one pixel at a time; arrays (rows, columns)."""
+    within, beside = [], []
+    for r in range(plane.shape[0]):
+        for c in range(plane.shape[1]):
+            (within if inside[r, c] else beside).append(plane[r, c])
+    return sum(beside) / len(beside) - sum(within) / len(within)
+
+
+def share_about_the_foreground(plane, whole, inside):
+    """Σ over the foreground of (input entropy − H) over the same sum over all pixels: what ρ stands for."""
+    kept = whole - plane
+    return kept[inside].sum() / kept.sum()

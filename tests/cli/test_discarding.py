@@ -1,9 +1,14 @@
 """discard as a user runs it, and what is refused."""
 
+import io
 import json
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from channelscope import tables, zoo
 from cli.commands import refused, run
@@ -135,3 +140,66 @@ class TestDiscardRefuses:
         ):
             assert said in refused(capsys, "discard", name, *flags, "--out", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+class TestDiscardFurther:
+    def test_a_decoder_gives_reconstruction_uncertainty(self, network, tmp_path):
+        name, _ = network
+        arguments = ("--images", "60", "--evaluated", "2", "--layers", "layer1,layer2", "--side", "4", "--decoder", "ridge")
+        assert run("discard", name, *arguments, "--out", tmp_path / "out") == 0
+        frame = tables.read(tmp_path / "out" / "reconstruction.csv")
+        assert frame.layer.tolist() == ["layer1", "layer2"]
+        assert (frame.ru >= frame.ru_clean).all()
+
+    def test_boxes_where_there_are_none(self, network, tmp_path, capsys):
+        name, _ = network
+        said = refused(capsys, "discard", name, *FEW, "--boxes", "--out", tmp_path / "out")
+        assert "expected a column 'boxes'" in said
+        assert not (tmp_path / "out").exists()
+
+    def test_boxes_of_a_data_set(self, tmp_path):
+        name, weights = boxed(tmp_path)
+        few = ("--images", "12", "--evaluated", "6", "--layers", "layer1", "--side", "4")
+        assert (
+            run("discard", name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", *few, "--boxes", "--out", tmp_path / "out") == 0
+        )
+        frame = tables.read(tmp_path / "out" / "concentration.csv")
+        assert frame.concentration.notna().sum() == 5
+        assert "no foreground" in frame[frame.concentration.isna()].note.item()
+        assert tables.read(tmp_path / "out" / "concentration_layers.csv").n.item() == 5
+
+    def test_a_pruned_network_beside_its_original(self, network, tmp_path):
+        name, folder = network
+        own = (name, "--weights", folder / "0.safetensors", "--images", "60")
+        assert run("prune", *own, "--score", "l2", "--macs", "0.6", "--out", tmp_path / "small") == 0
+        few = ("--evaluated", "2", "--layers", "layer1,layer3", "--side", "4", "--compare", tmp_path / "small")
+        assert run("discard", *own, *few, "--out", tmp_path / "out") == 0
+        frame = tables.read(tmp_path / "out" / "discarded_difference.csv")
+        assert frame.other.unique().tolist() == [f"{name} pruned to small"]
+        assert frame.difference.notna().all()
+
+
+def boxed(folder, count=18):
+    """A data set of squares on noise with their boxes, one image without, and a network for it."""
+    pictures = []
+    for number in range(count):
+        array = np.random.default_rng(number).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+        array[4:10, 5:12] = 40 * (number % 5)
+        stream = io.BytesIO()
+        Image.fromarray(array).save(stream, "PNG")
+        pictures.append({"bytes": stream.getvalue(), "path": f"{number}.png"})
+    boxes = [[[5.0, 4.0, 12.0, 10.0]] for _ in range(count)]
+    (folder / "set").mkdir()
+    made = pa.table({"image": pictures, "label": [number % 2 for number in range(count)], "boxes": boxes})
+    pq.write_table(made, folder / "set" / "validation.parquet")
+    (folder / "net.py").write_text(
+        "from channelscope.zoo.resnet import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
+        "        super().__init__(8, classes=2, channels=3, width=4)\n"
+    )
+    name = f"{folder / 'net.py'}:Net"
+    model, images = zoo.load(name, zoo.ImageSource(f"hf:{folder / 'set'}", images=12))
+    zoo.save_weights(model.state_dict(), folder / "w.safetensors")
+    row = int(images.test.rows[0])
+    boxes[row] = []
+    pq.write_table(made.set_column(2, "boxes", pa.array(boxes, pa.list_(pa.list_(pa.float64())))), folder / "set" / "validation.parquet")
+    return name, folder / "w.safetensors"

@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from torch import nn
@@ -12,14 +13,18 @@ from channelscope import tables
 from channelscope.cli.addition import Addition
 from channelscope.cli.circuit import about
 from channelscope.cli.sources import Network, bar, console, opened
-from channelscope.discarding import frames
+from channelscope.discarding import concentration, frames
+from channelscope.discarding.cells import Cells
 from channelscope.discarding.discard import Backdrop, Discarded
 from channelscope.discarding.discard import discard as discarded
 from channelscope.discarding.kept import Kept, digest
+from channelscope.discarding.restore import restored
 from channelscope.discarding.rule import Rule
 from channelscope.discarding.view import View
 from channelscope.errors import DataError
 from channelscope.net.identity import weights_hash
+from channelscope.prune import load_pruned
+from channelscope.prune.folder import RECIPE
 from channelscope.report import html
 from channelscope.tables import interval
 from channelscope.zoo import Images, ImageSource, Split
@@ -33,11 +38,23 @@ class Compared:
     """What a network is compared with, under the same rule and on the same images."""
 
     compare: str | None = None
-    """another network, or the folder of an earlier run of this command"""
+    """another network, a folder that `prune` made of this one, or the folder of an earlier run of this command"""
     compare_weights: Path | None = None
     """weights file of the other network"""
     compare_layers: str | None = None
     """its layers, separated by commas; by default those of the same names"""
+
+
+@dataclass(frozen=True)
+class Further:
+    """What else is asked about the maps."""
+
+    boxes: bool = False
+    """is what is kept on the object? With the data's boxes: concentration, ρ and knowledge points"""
+    margin: float = 0.2
+    """nats below the background's mean at which a cell is a knowledge point"""
+    decoder: Literal["none", "ridge", "trained"] = "none"
+    """how much of the image can be had back: a linear decoder, or also a network trained on top of it"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +67,7 @@ class Question:
     split: Split
     rule: Rule
 
-    def answer(self, model: nn.Module, out: Path) -> tuple[pd.DataFrame, list[Discarded]]:
+    def answer(self, model: nn.Module, out: Path) -> "Answer":
         """The table by image, and the maps; parts that lie in the folder are not computed again."""
         calibration = self.images.calibration.batched(min(self.images.source.batch_size, 4 * BATCH))
         view = View(model, self.images.image_shape, *self.images.normalization, device=self.network.device)
@@ -63,7 +80,7 @@ class Question:
             for each in discarded(view, self.split, backdrop, layers, self.rule, kept, self.images.source.seed):
                 found.append(each)
                 step()
-        return frames.by_image(found, self.rule, self.network.model), found
+        return Answer(self, view, backdrop, found, frames.by_image(found, self.rule, self.network.model))
 
     def _facts(self, model: nn.Module) -> dict:
         mean, std = self.images.normalization
@@ -77,8 +94,42 @@ class Question:
         }
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a question led to."""
+
+    question: Question
+    view: View
+    backdrop: Backdrop
+    found: list[Discarded]
+    frame: pd.DataFrame
+
+    def boxed(self, margin: float) -> list[pd.DataFrame]:
+        """Concentration by image and by layer."""
+        split, rule = self.question.split, self.question.rule
+        cells = Cells.of((split.image_shape[1], split.image_shape[2]), rule.side)
+        cap, varies = replace(rule, cap=True).caps(self.backdrop.pixels, cells)
+        boxes = dict(zip(split.indices.tolist(), split.extra("boxes"), strict=True))
+        frame = concentration.table(self.found, boxes, cells, cap, varies, margin)
+        return [frame, concentration.by_layer(frame)]
+
+    def decoded(self, train: bool) -> pd.DataFrame:
+        """Reconstruction uncertainty by layer."""
+        calibration, split = self.question.images.calibration.batched(BATCH), self.question.split
+        layers = list({each.layer.step: each.layer for each in self.found}.values())
+        with bar("decode", len(layers)) as step:
+            return restored(self.view, calibration, split, layers, self.found, train, step)
+
+
 def discard(
-    network: Network, source: ImageSource, rule: Rule, compared: Compared, out: Path, layers: str = "", evaluated: int = 32
+    network: Network,
+    source: ImageSource,
+    rule: Rule,
+    compared: Compared,
+    further: Further,
+    out: Path,
+    layers: str = "",
+    evaluated: int = 32,
 ) -> None:
     """Measure how much of each pixel's information every layer throws away (CID), as maps, layer curves and tables.
 
@@ -92,14 +143,19 @@ def discard(
     model, images = opened(network, source)
     split = images.test.take(evaluated).batched(min(source.batch_size, BATCH))
     Addition(out).agrees(weights_hash(model))
+    if further.boxes:
+        split.extra("boxes")  # refused now rather than after the work
     question = Question(network, layers, images, split, rule)
-    mine, _ = question.answer(model, out / "maps")
+    answer = question.answer(model, out / "maps")
+    mine = answer.frame
     written = [mine]
     if compared.compare is not None:
         other = _other(question, source, compared, out)
         written = [tables.described(pd.concat([mine, other], ignore_index=True), mine.attrs), frames.difference(mine, other)]
     written.insert(1, frames.by_layer(written[0]))
-    for frame in written:
+    extra = answer.boxed(further.margin) if further.boxes else []
+    extra += [answer.decoded(further.decoder == "trained")] if further.decoder != "none" else []
+    for frame in (*written, *extra):
         tables.write(frame, out / f"{frame.attrs['name']}.csv")
     if not (out / "run.json").exists():
         facts = {"title": f"What {network.model} discards", "weights": weights_hash(model), "rule": _said(rule)}
@@ -119,15 +175,18 @@ def _other(question: Question, source: ImageSource, compared: Compared, out: Pat
         facts = json.loads((folder / "run.json").read_text())
         label = first if first != question.network.model else f"{first} ({str(facts.get('weights', folder))[:8]})"
         return tables.described(found[found.network == first].assign(network=label), found.attrs)
-    network = replace(question.network, model=compared.compare, weights=compared.compare_weights)
+    pruned = (folder / RECIPE).is_file()
+    network = question.network if pruned else replace(question.network, model=compared.compare, weights=compared.compare_weights)
     model, images = opened(network, source)
+    if pruned:
+        model, network = load_pruned(folder, model), replace(network, model=f"{network.model} pruned to {folder.name}")
     if images.image_shape != question.images.image_shape:
         raise DataError(
             f"{network.model} sees images of {images.image_shape}, {question.network.model} of {question.images.image_shape}: pass --size"
         )
     split = images.test.take(len(question.split)).batched(question.split.batch_size)
     layers = question.layers if compared.compare_layers is None else compared.compare_layers
-    frame, _ = Question(network, layers, images, split, question.rule).answer(model, out / "maps_compared")
+    frame = Question(network, layers, images, split, question.rule).answer(model, out / "maps_compared").frame
     label = network.model if network.model != question.network.model else f"{network.model} ({weights_hash(model)[:8]})"
     return tables.described(frame.assign(network=label), frame.attrs)
 

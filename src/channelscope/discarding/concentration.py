@@ -1,0 +1,151 @@
+"""Concentration: is what a layer kept on the object? From boxes, and what follows from it under stated constants."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from channelscope import tables
+from channelscope.discarding.cells import Cells
+from channelscope.discarding.columns import COLUMNS
+from channelscope.discarding.discard import Discarded
+from channelscope.discarding.frames import t_interval
+from channelscope.discarding.noise import entropy
+from channelscope.errors import DataError, ShapeError
+from channelscope.types import Bool, Float, Tensor
+
+Box = Sequence[float]
+"""x0, y0, x1, y1 in pixels of the image as the network sees it"""
+
+
+def mask(boxes: Iterable[Box], plane: tuple[int, int]) -> Bool[Tensor, "height width"]:
+    """Pixels whose center lies in any of the boxes.
+
+    Raises   DataError for a box that is turned around, or wholly outside the image.
+    Source   SPEC section 9 (foreground from boxes)
+    """
+    rows, columns = torch.arange(plane[0]) + 0.5, torch.arange(plane[1]) + 0.5
+    found = torch.zeros(plane, dtype=torch.bool)
+    for box in boxes:
+        x0, y0, x1, y1 = (float(number) for number in box)
+        if not (x0 <= x1 and y0 <= y1):
+            raise DataError(f"expected a box x0 y0 x1 y1 with x0 ≤ x1 and y0 ≤ y1, received {x0:g} {y0:g} {x1:g} {y1:g}")
+        inside = ((rows >= y0) & (rows < y1))[:, None] & ((columns >= x0) & (columns < x1))
+        if not bool(inside.any()):
+            raise DataError(f"the box {x0:g} {y0:g} {x1:g} {y1:g} lies outside the image of {plane[1]}×{plane[0]} pixels, or has no pixel")
+        found |= inside
+    return found
+
+
+def concentration(
+    entropies: Float[Tensor, "... cells"], foreground: Float[Tensor, "cells"], background: Float[Tensor, "cells"]
+) -> Float[Tensor, "..."]:
+    """Mean H over the background less mean H over the foreground; positive where the object is kept better.
+
+    `foreground` and `background` count each cell's varying values inside and outside of the boxes.
+
+    Returns  nats per value; nan where either has none.
+    Source   Ma et al. 2022 (arXiv 1906.04109), section 3; checked by tests/pencil_discarding.py::concentration
+    """
+    if not entropies.shape[-1:] == foreground.shape == background.shape:
+        raise ShapeError(f"expected one count per cell, received {entropies.shape[-1]} cells and {len(foreground)} counts")
+    return _mean(entropies, background) - _mean(entropies, foreground)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What turns a CID and a concentration into ρ; properties of the image and the data, not of the network."""
+
+    c1: float
+    """share of the foreground, n_f / n"""
+    c2: float
+    """2 n_f n_b / n²"""
+    c3: float
+    """2 (n_f / n) (C₄ − mean entropy of a foreground value)"""
+    c4: float
+    """mean entropy of a value of the input, in nats"""
+
+    @classmethod
+    def of(cls, cap: Float[Tensor, "cells"], foreground: Float[Tensor, "cells"], background: Float[Tensor, "cells"]) -> "Constants":
+        """Under the assumption that values are independent and normal with the data's standard deviation."""
+        inside, outside = float(foreground.sum()), float(background.sum())
+        whole, own = entropy(cap.double()), foreground + background
+        c4 = float(_mean(whole, own))
+        share = inside / (inside + outside)
+        return cls(share, 2 * share * (1 - share), 2 * share * (c4 - float(_mean(whole, foreground))), c4)
+
+    def rho(self, cid: float, found: float) -> float:
+        """ρ = C₁ + (C₂ · concentration − C₃) / (2 (C₄ − CID)): the part of what was kept that is about the foreground."""
+        return self.c1 + (self.c2 * found - self.c3) / (2 * (self.c4 - cid)) if self.c4 > cid else math.nan
+
+
+def knowledge_points(
+    entropies: Float[Tensor, "cells"], foreground: Float[Tensor, "cells"], background: Float[Tensor, "cells"], margin: float
+) -> tuple[int, int]:
+    """Cells kept better than the background's mean by a margin in nats: how many lie on the object, how many beside it.
+
+    Source   Cheng, Rao, Chen, Zhang 2020 (arXiv 2003.03622)
+    """
+    kept = entropies < _mean(entropies, background) - margin
+    return int((kept & (foreground >= background) & (foreground > 0)).sum()), int((kept & (background > foreground)).sum())
+
+
+def table(
+    found: Iterable[Discarded],
+    boxes: Mapping[int, Sequence[Box]],
+    cells: Cells,
+    cap: Float[Tensor, "cells"],
+    varies: Bool[Tensor, "C H W"],
+    margin: float,
+) -> pd.DataFrame:
+    """One row per image and layer: concentration, ρ with its constants, and knowledge points. Images without a box say so.
+
+    Source   SPEC section 9; checked by tests/discarding/test_concentration.py
+    """
+    counts = varies.sum(0)
+    rows = []
+    for each in found:
+        for place, image in enumerate(each.index.tolist()):
+            row = {"layer": each.layer.name, "depth": each.layer.depth, "image": image, "cid": float(each.numbers["cid"][place])}
+            try:
+                rows.append(row | _row(each, place, mask(boxes[image], cells.plane), (cells, cap, counts), margin) | {"note": ""})
+            except DataError as error:
+                rows.append(row | {"note": str(error)})
+    return tables.described(
+        pd.DataFrame(rows).sort_values(["depth", "image"], ignore_index=True), {"name": "concentration", "columns": COLUMNS}
+    )
+
+
+def by_layer(images: pd.DataFrame) -> pd.DataFrame:
+    """Mean concentration and ρ of each layer with t intervals over the images that have both parts.
+
+    Source   Student 1908
+    """
+    rows = []
+    for layer, own in images.groupby("layer", sort=False):
+        known = own.dropna(subset="concentration")
+        row = {"layer": layer, "depth": own.depth.iloc[0], "n": len(known)}
+        for name in ("concentration", "rho", "c1"):
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), t_interval(known[name]), strict=True))
+        rows.append(row)
+    return tables.described(pd.DataFrame(rows), {**images.attrs, "name": "concentration_layers", "columns": COLUMNS})
+
+
+def _row(each: Discarded, place: int, inside: Tensor, data: tuple[Cells, Tensor, Tensor], margin: float) -> dict[str, float | int]:
+    cells, cap, counts = data
+    foreground, background = cells.sum((counts * inside).float()), cells.sum((counts * ~inside).float())
+    if not bool(background.sum() > 0) or not bool(foreground.sum() > 0):
+        raise DataError("the boxes leave no foreground or no background: concentration is undefined")
+    maps = each.entropy[place]
+    value = float(concentration(maps, foreground, background))
+    constants = Constants.of(cap, foreground, background)
+    on, beside = knowledge_points(maps, foreground, background, margin)
+    rho = constants.rho(float(each.numbers["cid"][place]), value)
+    return {"concentration": value, "rho": rho, **vars(constants), "points_on": on, "points_beside": beside}
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    used = weights > 0
+    return (values[..., used] * weights[used]).sum(-1) / weights.sum()

@@ -1,0 +1,89 @@
+"""restore: how much of each image every layer's feature still gives back, under the noise that the feature survives."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import pandas as pd
+import torch
+
+from channelscope import tables
+from channelscope.discarding.cells import Cells
+from channelscope.discarding.columns import COLUMNS
+from channelscope.discarding.discard import Discarded
+from channelscope.discarding.frames import t_interval
+from channelscope.discarding.jacobian import Dice, normal
+from channelscope.discarding.reconstruction import Ridge, trained, uncertainty
+from channelscope.discarding.view import Layer, View
+from channelscope.errors import at
+from channelscope.types import Tensor
+
+DRAWS = 8
+"""noises of an image"""
+FIRST = 50_000
+"""number of the first: noise that the optimum has not seen"""
+
+
+def restored(
+    view: View,
+    calibration: Iterable[Sequence[Tensor]],
+    batches: Iterable[Sequence[Tensor]],
+    layers: Sequence[Layer],
+    found: Sequence[Discarded],
+    train: bool,
+    step: Callable[[], None],
+) -> pd.DataFrame:
+    """One row per layer and decoder: RU with a t interval over images, with the feature's noise and without; variance and bias.
+
+    Decoders are fitted on calibration images without noise. `found` is in the order of batches, layers within a batch.
+
+    Raises   ShapeError at a layer whose feature is no map that divides the image.
+    Source   Ma et al. 2022, section 3 (reconstruction uncertainty); checked by tests/discarding/test_restore.py
+    """
+    rows = []
+    for layer in layers:
+        with at(layer.name):
+            linear = Ridge(_pairs(view, calibration, layer))
+        decoders: dict[str, Callable[[Tensor], Tensor]] = {"ridge": linear}
+        if train:
+            decoders["trained"] = trained(linear, lambda layer=layer: _pairs(view, calibration, layer))
+        own = [each for each in found if each.layer == layer]
+        for name, decode in decoders.items():
+            rows.append({"layer": layer.name, "depth": layer.depth, "decoder": name} | _row(view, decode, layer, batches, own))
+        step()
+    return tables.described(pd.DataFrame(rows), {"name": "reconstruction", "columns": COLUMNS, "draws": DRAWS})
+
+
+def _pairs(view: View, batches: Iterable[Sequence[Tensor]], layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, *_ in batches:
+        pixels = view.pixels(images)
+        yield view.features(pixels, [layer])[0], pixels
+
+
+def _row(
+    view: View, decode: Callable[[Tensor], Tensor], layer: Layer, batches: Iterable[Sequence[Tensor]], found: Sequence[Discarded]
+) -> dict[str, float | int]:
+    noisy, clean, spread, off = [], [], [], []
+    for (images, _, index), each in zip(batches, found, strict=True):
+        pixels = view.pixels(images)
+        cells = Cells.of((view.shape[1], view.shape[2]), _side(each.sigma.shape[1], view))
+        deviation = cells.spread(each.sigma)[:, None].to(pixels)
+        noise = [deviation * normal(Dice(0, index).roll(FIRST + draw), view.shape).to(pixels) for draw in range(DRAWS)]
+        with_noise = uncertainty(decode, view.feature(layer), pixels, noise)
+        without = uncertainty(decode, view.feature(layer), pixels, [torch.zeros_like(deviation)])
+        noisy.append(with_noise.ru.mean((1, 2, 3)))
+        clean.append(without.ru.mean((1, 2, 3)))
+        spread.append(with_noise.variance.mean((1, 2, 3)))
+        off.append(with_noise.bias.mean((1, 2, 3)))
+    ru = pd.Series(torch.cat(noisy).tolist())
+    return {
+        "n": len(ru),
+        **dict(zip(("ru", "ru_low", "ru_high"), t_interval(ru), strict=True)),
+        "ru_clean": float(torch.cat(clean).mean()),
+        "variance": float(torch.cat(spread).mean()),
+        "bias": float(torch.cat(off).mean()),
+    }
+
+
+def _side(count: int, view: View) -> int:
+    """Cells along a side, from their number."""
+    height, width = view.shape[1:]
+    return next(side for side in range(1, max(height, width) + 1) if min(side, height) * min(side, width) == count)

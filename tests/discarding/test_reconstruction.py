@@ -1,0 +1,84 @@
+"""Decoders: what is linear comes back, what is lost does not, and errors split into variance and bias."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.discarding.noise import GAUSSIAN_ENTROPY
+from channelscope.discarding.reconstruction import Ridge, trained, uncertainty
+from channelscope.errors import ShapeError
+
+
+def images(count=24, side=8, seed=0):
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def pairs(feature, batches=3):
+    return [(feature(part), part) for part in images().split(24 // batches)]
+
+
+def invertible(x):
+    """All that is in each 2 × 2 block, in another basis."""
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1)))[0]
+    return torch.einsum("oc,bchw->bohw", turn, F.pixel_unshuffle(x, 2)) + 0.3
+
+
+def test_what_a_linear_map_keeps_comes_back():
+    decode = Ridge(pairs(invertible))
+    fresh = images(4, seed=9)
+    assert (decode(invertible(fresh)) - fresh).square().mean() < 1e-4 * fresh.var()
+
+
+def test_the_fit_is_ridge_regression():
+    """Against one least-squares problem with the penalty as further rows."""
+    feature = lambda x: torch.tanh(F.avg_pool2d(x, 4))  # noqa: E731
+    decode = Ridge(pairs(feature))
+    maps = F.unfold(feature(images()), 3, padding=1).transpose(1, 2).flatten(0, 1).double()
+    rows = torch.cat([maps, torch.ones(len(maps), 1).double()], 1)
+    target = F.pixel_unshuffle(images(), 4).flatten(2).transpose(1, 2).flatten(0, 1).double()
+    penalty = (1e-3 * maps.square().sum(0).mean()).sqrt()
+    wider = torch.cat([rows, penalty * torch.eye(rows.shape[1])[:-1].double()])
+    expected = torch.linalg.lstsq(wider, torch.cat([target, torch.zeros(rows.shape[1] - 1, 48).double()])).solution
+    torch.testing.assert_close(decode.weights.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_batches_change_nothing():
+    one, many = Ridge(pairs(invertible, 1)), Ridge(pairs(invertible, 4))
+    torch.testing.assert_close(one.weights, many.weights, rtol=1e-4, atol=1e-4)
+
+
+def test_training_starts_at_the_linear_decoder_and_gets_better_where_the_feature_bends():
+    feature = lambda x: F.pixel_unshuffle(x - 0.5, 2) ** 3 * 8  # noqa: E731
+    linear = Ridge(pairs(feature))
+    better = trained(linear, lambda: pairs(feature, 6))
+    maps, truth = feature(images()), images()
+    assert (better(maps) - truth).square().mean() < 0.9 * (linear(maps) - truth).square().mean()
+    again = trained(linear, lambda: pairs(feature, 6))
+    torch.testing.assert_close(again(maps), better(maps))
+
+
+def test_error_is_variance_and_squared_bias():
+    """The identity decoded by itself plus 0.1: the variance is the noise's, the bias 0.1."""
+    noise = [0.2 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(400)]
+    found = uncertainty(lambda f: f + 0.1, lambda x: x, images(2), noise)
+    assert float(found.variance.mean()) == pytest.approx(0.04, rel=0.02)
+    assert float(found.bias.mean()) == pytest.approx(0.01, rel=0.05)
+    assert float(found.ru.mean()) == pytest.approx(0.5 * math.log(0.05) + GAUSSIAN_ENTROPY, abs=0.02)
+
+
+def test_without_noise_there_is_no_variance():
+    found = uncertainty(lambda f: 0 * f, lambda x: x, images(2), [torch.zeros(1)])
+    assert found.variance.eq(0).all()
+    torch.testing.assert_close(found.bias, images(2).square())
+
+
+@pytest.mark.parametrize(("feature", "said"), [
+    (lambda x: x.flatten(1), "needs maps"),
+    (nn.AdaptiveAvgPool2d(3), "received 3×3 of 8×8"),
+])  # fmt: skip
+def test_features_that_are_no_maps_of_the_image(feature, said):
+    with pytest.raises(ShapeError, match=said):
+        Ridge(pairs(feature))

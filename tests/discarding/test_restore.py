@@ -1,0 +1,41 @@
+"""RU of a network's layers: deeper gives back less, and noise the feature survives costs little."""
+
+import pytest
+
+from channelscope.discarding.discard import Backdrop, discard
+from channelscope.discarding.restore import restored
+from channelscope.discarding.rule import Rule
+from channelscope.errors import ShapeError
+from discarding import small
+
+
+def found(layers, train=False, side=56):
+    view = small.view()
+    chosen = view.layers(layers)
+    calibration, batches = small.batches(120, 40, 7), small.batches(6, 3)
+    backdrop = Backdrop.over(view, calibration, chosen, lambda: None)
+    parts = list(discard(view, batches, backdrop, chosen, Rule(side=side)))
+    steps = []
+    frame = restored(view, calibration, batches, chosen, parts, train, lambda: steps.append(1))
+    assert len(steps) == len(chosen)
+    return frame
+
+
+def test_a_strided_layer_gives_back_less_than_the_first():
+    frame = found(["stem", "down"]).set_index("layer")
+    assert frame.n.tolist() == [6, 6]
+    assert frame.ru["stem"] < frame.ru["down"]
+    assert (frame.ru_clean < frame.ru).all()
+    assert (frame.ru_low < frame.ru).all()
+    assert (frame.variance > 0).all()
+
+
+def test_a_trained_decoder_stands_beside_the_linear_one_and_cells_may_be_coarse():
+    frame = found(["down"], train=True, side=2)
+    assert frame.decoder.tolist() == ["ridge", "trained"]
+    assert frame.ru.notna().all()
+
+
+def test_a_vector_is_no_map():
+    with pytest.raises(ShapeError, match="at head: a decoder needs maps"):
+        found(["head"])
