@@ -25,28 +25,31 @@ def control(found, seed=0) -> Ranking:
 
 
 @torch.no_grad()
-def assert_two_roads_meet(model, found, budgets, allocations):
+def assert_two_roads_meet(model, found, pairs):
     images = torch.randn(2, *found.image[0].shape[1:], generator=torch.Generator().manual_seed(1))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     whole, full = model(images), cost(model, found.image).total_macs
-    for budget in budgets:
-        for allocation in allocations:
-            kept = cut(control(found), found, budget, allocation)
-            small = shrink(model, kept, found)
-            with silence(found.graph, ~kept):
-                silenced = model(images)
-            assert float((small(images) - silenced).abs().max()) <= 1e-4 * float(silenced.abs().max())
-            assert float((whole - silenced).abs().max()) > 0.02 * float(whole.abs().max())
-            assert 0.98 * budget <= cost(small, found.image).total_macs / full <= budget
-            assert not any(parameter.requires_grad for parameter in small.parameters())
+    for budget, allocation in pairs:
+        kept = cut(control(found), found, budget, allocation)
+        small = shrink(model, kept, found)
+        with silence(found.graph, ~kept):
+            silenced = model(images)
+        assert float((small(images) - silenced).abs().max()) <= 1e-4 * float(silenced.abs().max())
+        assert float((whole - silenced).abs().max()) > 0.02 * float(whole.abs().max())
+        assert 0.95 * budget <= cost(small, found.image).total_macs / full <= budget
+        assert not any(parameter.requires_grad for parameter in small.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+LEAST = {"densenet121": 0.5, "convnext_tiny": 0.5}
+"""What is kept whole with a reason costs more than .3 in the narrow versions."""
 
 
 @pytest.mark.parametrize("name", NARROW)
 def test_two_roads_one_answer(name):
     model, shape = built(name)
     found = groups(model, torch.zeros(1, *shape))
-    assert_two_roads_meet(model, found, [0.5], ["global", "uniform"] if name == "resnet18" else ["global"])
+    assert_two_roads_meet(model, found, [(0.7, "uniform"), (LEAST.get(name, 0.3), "global")])
 
 
 @pytest.mark.slow
@@ -54,7 +57,7 @@ def test_two_roads_one_answer(name):
 def test_two_roads_one_answer_at_full_width(name):
     model, shape = built(name, FULL)
     found = groups(model, torch.zeros(1, *shape))
-    assert_two_roads_meet(model, found, [0.7, 0.3], ["global", "uniform"])
+    assert_two_roads_meet(model, found, [(budget, allocation) for budget in (0.7, 0.3) for allocation in ("global", "uniform")])
 
 
 class Everything(nn.Module):
