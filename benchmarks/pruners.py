@@ -1,11 +1,11 @@
 """Pruners side by side: torch-pruning's importances through its own pruner, and ours, at the same multiply-adds.
 
-    python benchmarks/pruners.py RESULTS.jsonl [--budgets .7,.5] [--seeds 0,1,2] [--tests 10000] [--only ours,taylor,fpgm,l1,l2,bn]
+    python benchmarks/pruners.py [RESULTS.jsonl] [--budgets .7,.5] [--seeds 0,1,2] [--tests 10000] [--only ours,taylor,fpgm,l1,l2,bn]
 
 The CIFAR-100 network of ../shared/data, 1,000 calibration images, no training. Theirs: global pruning, the classifier's outputs
-kept, small steps until the budget holds; Taylor has the labels of the same images. Each is measured as it is, with
-BatchNorm re-estimated on the calibration images, and with our least squares where the subset can be told from the result.
-Ours: `reconstruction` and least squares. A result already in the file is not measured again, so an interrupted run goes on.
+kept, small steps until the budget holds; Taylor has the labels of the same images. Each is measured as it is, and with
+BatchNorm re-estimated on the calibration images. Ours: `reconstruction` and least squares, without labels. A result already in the
+file is not measured again, so an interrupted run goes on.
 """
 
 import argparse
@@ -71,12 +71,16 @@ def re_estimated(model: nn.Module, images: zoo.Images) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="?", default=Path("runs/pruners.jsonl"))
     parser.add_argument("--budgets", default=".7,.5")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tests", type=int, default=10_000)
     parser.add_argument("--only", default="ours," + ",".join(THEIRS))
     asked = parser.parse_args()
+    if not DATA.is_dir():
+        print(f"pruners: not measured, for there are no images in {DATA}")
+        return
+    asked.results.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
     seen = {(row["pruner"], row["budget"], row["repair"], row["seed"], row["images"]) for row in done}
     for seed in map(int, asked.seeds.split(",")):
