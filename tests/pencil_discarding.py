@@ -153,3 +153,40 @@ def share_about_the_foreground(plane, whole, inside):
     """Σ over the foreground of (input entropy − H) over the same sum over all pixels: what ρ stands for."""
     kept = whole - plane
     return kept[inside].sum() / kept.sum()
+
+
+def box(plane, level):
+    """The box around the largest connected part above a quantile, by flood filling."""
+    above = plane >= np.quantile(plane, level)
+    seen, best = np.zeros_like(above), []
+    for start in zip(*np.nonzero(above), strict=True):
+        stack, part = [start], []
+        while stack:
+            r, c = stack.pop()
+            if 0 <= r < above.shape[0] and 0 <= c < above.shape[1] and above[r, c] and not seen[r, c]:
+                seen[r, c] = True
+                part.append((r, c))
+                stack += [(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)]
+        if len(part) > len(best):
+            best = part
+    rows, columns = zip(*best, strict=True)
+    return min(columns), min(rows), max(columns) + 1, max(rows) + 1
+
+
+def descriptive_accuracy(probability, image, relevance, other, side, shares):
+    """Probability after the most relevant cells of one image (C, H, W) take the other image's values, cell by cell."""
+    height, width = relevance.shape
+    cell = {(r, c): (r * side // height, c * side // width) for r in range(height) for c in range(width)}
+    sums = {}
+    for place, own in cell.items():
+        sums[own] = sums.get(own, 0.0) + float(relevance[place])
+    order = sorted(sums, key=lambda own: (-sums[own], own))
+    curve = []
+    for share in shares:
+        gone = set(order[: round(share * len(order))])
+        changed = image.copy()
+        for (r, c), own in cell.items():
+            if own in gone:
+                changed[:, r, c] = other[:, r, c]
+        curve.append(probability(changed))
+    return curve

@@ -179,8 +179,8 @@ class TestDiscardFurther:
         assert frame.difference.notna().all()
 
 
-def boxed(folder, count=18):
-    """A data set of squares on noise with their boxes, one image without, and a network for it."""
+def boxed(folder, count=18, empty=True):
+    """A data set of squares on noise with their boxes, one image without where that is wanted, and a network for it."""
     pictures = []
     for number in range(count):
         array = np.random.default_rng(number).integers(0, 255, (16, 16, 3)).astype(np.uint8)
@@ -199,7 +199,34 @@ def boxed(folder, count=18):
     name = f"{folder / 'net.py'}:Net"
     model, images = zoo.load(name, zoo.ImageSource(f"hf:{folder / 'set'}", images=12))
     zoo.save_weights(model.state_dict(), folder / "w.safetensors")
-    row = int(images.test.rows[0])
-    boxes[row] = []
+    if empty:
+        boxes[int(images.test.rows[0])] = []
     pq.write_table(made.set_column(2, "boxes", pa.array(boxes, pa.list_(pa.list_(pa.float64())))), folder / "set" / "validation.parquet")
     return name, folder / "w.safetensors"
+
+
+class TestFaithfulness:
+    def test_tables_and_report(self, tmp_path, capsys):
+        name, weights = boxed(tmp_path, empty=False)
+        own = (name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", "--images", "9", "--layer", "layer2", "--side", "4")
+        assert run("faithfulness", *own, "--evaluated", "4", "--tuned", "4", "--out", tmp_path / "out") == 0
+        found = tables.read(tmp_path / "out" / "localization.csv")
+        assert found.method.tolist() == ["cid", "gradient", "integrated_gradients", "gradcam", "lrp", "random", "center"]
+        assert found.iou.between(0, 1).all()
+        curves = tables.read(tmp_path / "out" / "descriptive_accuracy.csv")
+        assert curves.groupby("baseline").size().to_dict() == {"zero": 7, "blur": 7}
+        assert "cid: mean IoU" in capsys.readouterr().err
+        said = refused(capsys, "faithfulness", *own, "--evaluated", "1", "--out", tmp_path / "no")
+        assert "at least 2" in said
+
+    def test_an_image_without_a_box_is_refused(self, tmp_path, capsys):
+        name, weights = boxed(tmp_path)
+        own = (name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", "--images", "9", "--layer", "layer2")
+        said = refused(capsys, "faithfulness", *own, "--evaluated", "9", "--tuned", "9", "--out", tmp_path / "out")
+        assert "1 of 9" in said
+        assert "images have no box inside the image" in said
+        assert not (tmp_path / "out").exists()
+
+    def test_data_without_boxes(self, network, tmp_path, capsys):
+        name, _ = network
+        assert "column 'boxes'" in refused(capsys, "faithfulness", name, "--evaluated", "4", "--tuned", "4", "--out", tmp_path / "out")

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from channelscope.cli import circuit, comparing, discarding, explain, follow, intervene, measure, pruning
+from channelscope.cli import circuit, comparing, discarding, explain, faithful, follow, intervene, measure, pruning
 from channelscope.cli.flags import command
 from channelscope.cli.sources import console
 from channelscope.errors import ChannelscopeError
@@ -22,7 +22,7 @@ INTERVENE = (intervene.lesion, intervene.hulls)
 EXPLAIN = (explain.graphs, explain.propagation, explain.theory, follow.trajectory)
 CIRCUITS = (circuit.circuit,)
 PRUNING = (pruning.prune, comparing.benchmark)
-DISCARDING = (discarding.discard,)
+DISCARDING = (discarding.discard, faithful.faithfulness)
 for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING, *DISCARDING):
     app.command(name=each.__name__)(command(each))
 

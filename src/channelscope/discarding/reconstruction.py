@@ -59,8 +59,8 @@ class Trained(nn.Module):
         self.enter = nn.Conv2d(channels, HIDDEN, 1)
         self.blocks = nn.ModuleList(_residue() for _ in range(BLOCKS))
         self.leave = nn.Conv2d(HIDDEN, colors * ridge.block**2, 1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)  # before training it is the linear decoder
+        for start in self.leave.parameters():
+            nn.init.zeros_(start)  # before training it is the linear decoder
 
     def forward(self, features: Tensor) -> Tensor:
         """Reconstructed images."""

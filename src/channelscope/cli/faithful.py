@@ -1,0 +1,111 @@
+"""Commands that judge maps: faithfulness."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from channelscope import tables
+from channelscope.cli.addition import Addition
+from channelscope.cli.circuit import about
+from channelscope.cli.discarding import BATCH
+from channelscope.cli.sources import Network, bar, console, opened
+from channelscope.discarding import faithfulness as judged
+from channelscope.discarding.attribution import attributions
+from channelscope.discarding.cells import Cells
+from channelscope.discarding.discard import Backdrop, discard
+from channelscope.discarding.rule import Rule
+from channelscope.discarding.view import Layer, View
+from channelscope.errors import DataError, NumericError
+from channelscope.net.identity import weights_hash
+from channelscope.report import html
+from channelscope.tables import interval
+from channelscope.zoo import Images, ImageSource, Split
+
+
+def faithfulness(
+    network: Network, source: ImageSource, rule: Rule, out: Path, layer: str = "", evaluated: int = 64, tuned: int = 32
+) -> None:
+    """Judge CID maps against gradient, integrated gradients, Grad-CAM and LRP: descriptive accuracy, and finding the object.
+
+    Needs captum and zennit (the extra `attribution`) and images with boxes.
+
+    out        folder for the tables and report.html
+    layer      module whose CID and Grad-CAM are taken; by default the third of four evenly spaced ones
+    evaluated  test images judged
+    tuned      calibration images on which each method's threshold is chosen
+    """
+    begun = time.monotonic()
+    if min(evaluated, tuned) < 2:
+        raise DataError(f"expected --evaluated and --tuned of at least 2, received {evaluated} and {tuned}")
+    model, images = opened(network, source)
+    Addition(out).agrees(weights_hash(model))
+    size = min(source.batch_size, BATCH)
+    splits = images.calibration.take(tuned).batched(size), images.test.take(evaluated).batched(size)
+    boxes = [_boxed(split) for split in splits]
+    view = View(model, images.image_shape, *images.normalization, device=network.device)
+    chosen = view.layers([layer])[0] if layer else view.layers()[2]
+    with bar("maps", sum(-(-len(split) // size) for split in splits)) as step:
+        methods = _methods(model, view, images, chosen, rule)
+        tuning, _ = _judged(model, methods, splits[0], step, curves=False)
+        maps, curves = _judged(model, methods, splits[1], step, curves=True)
+    frames = [judged.descriptive(curves), judged.localization(tuning, boxes[0], maps, boxes[1])]
+    for frame in frames:
+        tables.write(frame, out / f"{frame.attrs['name']}.csv")
+    if not (out / "run.json").exists():
+        facts = {"title": f"Faithfulness of maps of {network.model}", "weights": weights_hash(model), "layer": chosen.name}
+        tables.write_json(about(network, images, begun) | facts, out / "run.json")
+    for row in frames[1].to_dict("records"):
+        found = interval(row["iou"], row["iou_low"], row["iou_high"], int(row["n"]), "images")
+        console.print(f"{row['method']}: mean IoU {found}", highlight=False, soft_wrap=True)
+    print(html.write(out))
+
+
+def _boxed(split: Split) -> list:
+    """The boxes of a split, every image having one."""
+    boxes = split.extra("boxes")
+    without = [index for index, own in zip(split.indices.tolist(), boxes, strict=True) if not any(b[2] > b[0] and b[3] > b[1] for b in own)]
+    if without:
+        few = ", ".join(map(str, without[:5]))
+        raise DataError(f"{len(without)} of {len(boxes)} {split.name} images have no box inside the image ({few}, …): leave them out")
+    return boxes
+
+
+def _methods(model: nn.Module, view: View, images: Images, layer: Layer, rule: Rule) -> dict[str, Callable]:
+    """Name → map from (images, target, index)."""
+    given = attributions(model, layer.name)
+    backdrop = Backdrop.over(view, images.calibration.batched(2 * BATCH), [layer], lambda: None)
+    cells = Cells.of((view.shape[1], view.shape[2]), rule.side)
+
+    def cid(batch: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        (found,) = discard(view, [(batch, target, index)], backdrop, [layer], rule)
+        return -cells.spread(found.entropy.clamp(min=found.entropy[found.entropy.isfinite()].min()))
+
+    def random(batch: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        return torch.stack([torch.rand(batch.shape[2:], generator=torch.Generator().manual_seed(int(one))) for one in index])
+
+    others = {name: lambda batch, target, index, method=method: method(batch, target) for name, method in given.items()}
+    return {"cid": cid, **others, "random": random, "center": lambda batch, target, index: judged.center(batch)}
+
+
+def _judged(
+    model: nn.Module, methods: dict[str, Callable], split: Split, step: Callable[[], None], curves: bool
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
+    """Smoothed maps of every method, and the curves of descriptive accuracy where they are asked for."""
+    maps: dict[str, list[Tensor]] = {name: [] for name in methods}
+    found: dict[tuple[str, str], list[Tensor]] = {}
+    for batch, _, index in split:
+        with torch.no_grad():
+            target = model(batch).argmax(1)
+        for name, method in methods.items():
+            relevance = method(batch, target, index)
+            if not bool(relevance.isfinite().all()):
+                raise NumericError(f"the map of {name} is not finite: check the network, or name another layer")
+            maps[name].append(judged.smooth(relevance.float()))
+            for baseline in ("zero", "blur") if curves else ():
+                curve = judged.descriptive_accuracy(model, batch, target, relevance, baseline)
+                found.setdefault((name, baseline), []).append(curve)
+        step()
+    return {name: torch.cat(parts) for name, parts in maps.items()}, {key: torch.cat(parts) for key, parts in found.items()}

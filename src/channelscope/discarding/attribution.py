@@ -1,0 +1,92 @@
+"""Attribution: maps of relevance by other methods, from captum and zennit (an extra), for comparison."""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.errors import InputError, SiteError
+from channelscope.net.graph import out_of_place
+from channelscope.types import Float, Int, Tensor
+
+STEPS = 16
+"""points of the path of integrated gradients"""
+
+Attribution = Callable[[Float[Tensor, "images C H W"], Int[Tensor, "images"]], Float[Tensor, "images H W"]]
+"""normalized images and a class for each → how much each pixel speaks for it"""
+
+
+def available() -> None:
+    """Refuse where the extra is not installed.
+
+    Raises   InputError that says how to install it.
+    Source   pyproject.toml, extra `attribution`
+    """
+    missing = [name for name in ("captum", "zennit") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"comparisons need {' and '.join(missing)}: pip install 'channelscope[attribution]'")
+
+
+def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:
+    """Gradient, integrated gradients, Grad-CAM at a layer, and LRP, by name.
+
+    Raises   SiteError if the layer is no module; InputError without captum or zennit.
+    Source   Simonyan et al. 2014; Sundararajan et al. 2017; Selvaraju et al. 2017; Montavon et al. 2019 (epsilon-plus-flat)
+    """
+    available()
+    if layer not in dict(model.named_modules()):
+        raise SiteError(f"Grad-CAM needs a module, and '{layer}' is a step of the pass: name a module")
+    methods = {
+        "gradient": lambda images, target: _captum(model, "Saliency", images, target, abs=False).abs().amax(1),
+        "integrated_gradients": lambda images, target: _captum(model, "IntegratedGradients", images, target, n_steps=STEPS).abs().sum(1),
+        "gradcam": lambda images, target: gradcam(model, layer, images, target),
+        "lrp": lambda images, target: lrp(model, images, target),
+    }
+    return {name: _frozen(model, method) for name, method in methods.items()}
+
+
+def gradcam(model: nn.Module, layer: str, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
+    """Grad-CAM at a module, enlarged to the image.
+
+    Source   Selvaraju et al. 2017, by captum's LayerGradCam
+    """
+    from captum.attr import LayerGradCam
+
+    found = LayerGradCam(model, model.get_submodule(layer)).attribute(images, target=target, relu_attributions=True)
+    assert isinstance(found, Tensor)
+    return F.interpolate(found, images.shape[2:], mode="bilinear", align_corners=False)[:, 0].detach()
+
+
+def lrp(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
+    """Layer-wise relevance propagation, epsilon-plus-flat, batch normalizations merged into their convolutions.
+
+    Source   Montavon et al. 2019, by zennit's EpsilonPlusFlat
+    """
+    from zennit.attribution import Gradient
+    from zennit.canonizers import SequentialMergeBatchNorm
+    from zennit.composites import EpsilonPlusFlat
+
+    with Gradient(model, EpsilonPlusFlat(canonizers=[SequentialMergeBatchNorm()])) as attributor:
+        logits, relevance = attributor(images.clone().requires_grad_(), lambda out: F.one_hot(target, out.shape[1]).to(out))
+    del logits
+    return relevance.sum(1).detach()
+
+
+def _captum(model: nn.Module, name: str, images: Tensor, target: Tensor, **options: object) -> Tensor:
+    from captum import attr
+
+    method = {"Saliency": attr.Saliency, "IntegratedGradients": attr.IntegratedGradients}[name](model)
+    found = method.attribute(images.clone().requires_grad_(), target=target, **options)
+    return found.detach()
+
+
+def _frozen(model: nn.Module, method: Attribution) -> Attribution:
+    """The method on a network whose activations leave their inputs alone, given back as it was."""
+
+    def run(images: Tensor, target: Tensor) -> Tensor:
+        with out_of_place(model), torch.enable_grad():
+            return method(images, target)
+
+    return run

@@ -1,0 +1,68 @@
+"""Other methods: what they must give on a network that is linear in its input, and the network as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+from channelscope.discarding import attribution as room
+from channelscope.errors import InputError, SiteError
+from channelscope.net.identity import weights_hash
+
+pytest.importorskip("captum")
+pytest.importorskip("zennit")
+
+
+def network():
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    ]
+    model = nn.Sequential(*layers)
+    model[1].running_mean.normal_()
+    return model.eval()
+
+
+IMAGES, TARGET = torch.rand(3, 3, 8, 8), torch.tensor([0, 3, 1])
+
+
+def test_every_method_gives_a_finite_map_and_leaves_the_network_alone():
+    model = network()
+    before, hooks = weights_hash(model), sum(len(part._forward_hooks) for part in model.modules())
+    for name, method in room.attributions(model, "0").items():
+        found = method(IMAGES, TARGET)
+        assert found.shape == (3, 8, 8), name
+        assert found.isfinite().all(), name
+        assert not found.requires_grad
+    assert weights_hash(model) == before
+    assert sum(len(part._forward_hooks) for part in model.modules()) == hooks
+    assert model[2].inplace
+
+
+def test_the_gradient_is_the_gradient():
+    model = network()
+    images = IMAGES.clone().requires_grad_()
+    logits = model(images).gather(1, TARGET[:, None]).sum()
+    (expected,) = torch.autograd.grad(logits, images)
+    torch.testing.assert_close(room.attributions(model, "0")["gradient"](IMAGES, TARGET), expected.abs().amax(1))
+
+
+def test_gradcam_by_hand():
+    """ReLU of the channel-weighted map; weights are the mean gradients."""
+    model = network()
+    maps = model[:3](IMAGES).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model[3:](maps).gather(1, TARGET[:, None]).sum(), maps)
+    expected = (slope.mean((2, 3), keepdim=True) * maps).sum(1).relu().detach()
+    torch.testing.assert_close(room.gradcam(model, "2", IMAGES, TARGET), expected)
+
+
+def test_what_is_missing_or_no_module_is_said(monkeypatch):
+    with pytest.raises(SiteError, match="'relu_3' is a step"):
+        room.attributions(network(), "relu_3")
+    monkeypatch.setattr(room.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"need captum and zennit: pip install 'channelscope\[attribution\]'"):
+        room.attributions(network(), "0")

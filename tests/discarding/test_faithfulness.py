@@ -1,0 +1,91 @@
+"""Descriptive accuracy on a network whose evidence is known, and tables of both judgments."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import pencil_discarding as pencil
+from channelscope import tables
+from channelscope.discarding import faithfulness as room
+from channelscope.discarding.shrinkage import blurred
+
+
+def corner(images):
+    """Logits that see the top left quarter only."""
+    own = images[:, :, :14, :14].mean((1, 2, 3))
+    return torch.stack([8 * own, torch.zeros_like(own)], 1)
+
+
+def images(count=4):
+    return torch.rand(count, 3, 28, 28, generator=torch.Generator().manual_seed(0)) + 0.2
+
+
+def evidence(count=4):
+    found = torch.zeros(count, 28, 28)
+    found[:, :14, :14] = 1
+    return found
+
+
+TARGET = torch.zeros(4, dtype=torch.long)
+
+
+@pytest.mark.parametrize("baseline", ["zero", "blur"])
+def test_curves_agree_with_cell_by_cell(baseline):
+    relevance = torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(1))
+    found = room.descriptive_accuracy(corner, images(), TARGET, relevance, baseline)
+    other = torch.zeros_like(images()) if baseline == "zero" else blurred(images(), room.BLUR)
+
+    def probability(image):
+        return float(corner(torch.tensor(image)[None]).softmax(1)[0, 0])
+
+    for place in range(2):
+        given = images()[place].numpy(), relevance[place].numpy(), other[place].numpy()
+        expected = pencil.descriptive_accuracy(probability, *given, room.SIDE, room.SHARES)
+        assert np.allclose(found[place], expected, atol=1e-5)
+
+
+def test_the_map_of_the_evidence_beats_its_opposite_and_chance():
+    def value(relevance):
+        return float(room.area(room.descriptive_accuracy(corner, images(), TARGET, relevance, "zero")).mean())
+
+    chance = torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(2))
+    assert value(evidence()) < value(chance) < value(-evidence())
+
+
+def test_the_curve_begins_at_the_networks_own_probability_and_ends_without_evidence():
+    curve = room.descriptive_accuracy(corner, images(), TARGET, evidence(), "zero")
+    torch.testing.assert_close(curve[:, 0], corner(images()).softmax(1)[:, 0])
+    torch.testing.assert_close(curve[:, -1], torch.full((4,), 0.5))
+
+
+def test_area_of_a_constant():
+    torch.testing.assert_close(room.area(torch.full((2, len(room.SHARES)), 0.4)), torch.full((2,), 0.4))
+
+
+def test_tables_have_paired_differences(tmp_path):
+    flat = torch.full((4, len(room.SHARES)), 0.4)
+    frame = room.descriptive({("cid", "zero"): flat, ("random", "zero"): flat + 0.1})
+    assert frame.area.tolist() == pytest.approx([0.4, 0.5])
+    assert math.isnan(frame.less_cid[0])
+    assert frame.less_cid[1] == pytest.approx(0.1)
+    tables.write(frame, tmp_path / "d.csv")
+    assert len(tables.read(tmp_path / "d.csv")) == 2
+
+
+def test_localization_finds_what_is_there():
+    boxes = [[(0, 0, 14, 14)]] * 4
+    good = evidence() + 0.01 * torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(3))
+    maps = {"cid": good, "opposite": -good, "center": room.center(images())}
+    frame = room.localization(maps, boxes, maps, boxes).set_index("method")
+    assert frame.iou["cid"] > 0.9
+    assert frame.found["cid"] == 1
+    assert frame.less_cid["opposite"] < -0.3
+    assert frame.iou["center"] < frame.iou["cid"]
+
+
+def test_smoothing_keeps_constants_inside_and_the_center_is_the_maximum():
+    torch.testing.assert_close(room.smooth(torch.ones(1, 60, 60))[0, 25:35, 25:35], torch.ones(10, 10))
+    middle = room.center(torch.zeros(1, 3, 9, 9))[0]
+    assert middle.argmax() == 40
