@@ -90,3 +90,12 @@ def test_a_table_too_long_for_the_page_is_pointed_to(run, monkeypatch):
     page = html.page(long, plotly="")
     assert "More numbers: absent (21,000 rows): in absent.csv of the run folder." in page
     assert "absent" not in data(page)
+
+
+def test_many_series_go_from_light_to_dark_and_only_the_ends_are_named():
+    rows = [{"score": f"s{number:02}", "rho": 0.1 * number, "which": str(number)} for number in range(12)]
+    figure = figures.drawn(Chart("x", "score", "rho", by="which"), described(rows))
+    (place,) = (each for each in figure.axes if each.get_visible())
+    shades = [sum(container.lines[0].get_color()[:3]) for container in place.containers]
+    assert shades == sorted(shades, reverse=True)
+    assert [each.get_text() for each in figure.legends[0].get_texts()] == ["0", "… 11"]

@@ -169,11 +169,11 @@ def test_tables_that_no_section_knows_are_shown(tmp_path):
 
 
 def test_a_run_of_something_else_needs_no_channels(tmp_path):
-    place = written(tmp_path, {"title": "Only theory"}, theory=pd.DataFrame({"site": ["conv1"], "rho": [0.1]}))
+    place = written(tmp_path, {"title": "Only theory"}, theory_layers=pd.DataFrame({"site": ["conv1"], "rho": [0.1]}))
     text = html.page(Run.read(place), plotly="")
     assert "<h1>Only theory</h1>" in text
     assert 'id="map"' not in text
-    assert 'id="theory"' in text
+    assert 'id="theory_layers"' in text
 
 
 def test_a_single_stage_speaks_of_no_other(tmp_path):
@@ -239,3 +239,9 @@ def test_without_alignment_the_title_heads_and_the_sections_answer(tmp_path, mon
     text = html.page(Run.read(place), plotly="")
     assert "<h1>Only theory</h1>" in text
     assert text.index('<p class="lead">1 table.</p>') < text.index("<h2>Theory</h2>")
+
+
+def test_headings_do_not_say_where_a_file_lies(tmp_path):
+    place = tiny(tmp_path)
+    tables.write_json(FACTS | {"title": "Two axes of ../nets/my.py:Net and hf:org/name"}, place / "run.json")
+    assert '<p class="eyebrow">Two axes of my.py:Net and hf:org/name</p>' in html.page(Run.read(place), plotly="")

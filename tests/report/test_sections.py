@@ -66,3 +66,10 @@ def test_rows_are_chosen_by_the_columns_there_are():
 
 def test_facts_survive(run):
     assert run.facts == FACTS
+
+
+def test_one_of_its_tables_is_enough_for_a_section(run, monkeypatch):
+    section = Section("absent", "A", "?", more=("groups",))
+    monkeypatch.setattr(sections, "SECTIONS", (section,))
+    assert section in sections.sections(run)
+    assert list(section.frames(run)) == ["groups"]

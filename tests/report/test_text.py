@@ -231,7 +231,7 @@ def test_unlabeled_images():
 
 
 def test_bare_facts_are_enough():
-    assert text.network({}) == ["The network on images of unnamed data.", "Target: not stated."]
+    assert text.network({}) == ["The network on images."]
 
 
 def test_undefined_channels_are_counted():

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -20,6 +21,7 @@ from channelscope.errors import FormatError
 from channelscope.report import text
 from channelscope.report.chart import Chart
 from channelscope.report.run import Run, where
+from channelscope.report.section import Drawing, Section
 from channelscope.report.sections import sections
 from channelscope.tables import QUANTITIES
 
@@ -41,6 +43,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "channelscope",
     "svg.fonttype": "none",
 }
+GRADIENT = LinearSegmentedColormap.from_list("depth", ["#d3dfee", "#08306b"])
 MOST_COLUMNS = 6
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -52,7 +55,7 @@ def write(run: Run, folder: str | Path) -> list[Path]:
     paths: list[Path] = []
     with rc_context(STYLE):
         for section in sections(run):
-            for drawing in section.drawings(run):
+            for drawing in drawings(section, run):
                 paths += _save(drawing.figure, folder / drawing.name) if isinstance(drawing.figure, Figure) else []
             for index, (chart, frame) in enumerate(section.charted(run)):
                 name = section.table + (f"_{index + 1}" if index else "")
@@ -61,6 +64,12 @@ def write(run: Run, folder: str | Path) -> list[Path]:
         if channels is not None and {"capture", "relevance"} <= set(channels.columns):
             paths += _save(two_axis_map(channels, run.stages[-1] if run.stages else ""), folder / "map")
     return paths
+
+
+def drawings(section: Section, run: Run) -> list[Drawing]:
+    """A section's drawings, in the report's style."""
+    with rc_context(STYLE):
+        return section.drawings(run)
 
 
 def embedded(figure: Figure | Path) -> str:
@@ -99,7 +108,9 @@ def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figu
         place.set_visible(False)
     if len(series) > 1:
         handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(series))
+        if len(series) > len(COLORS):
+            handles, labels = handles[:: len(handles) - 1], [labels[0], f"… {labels[-1]}"]
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(chart.title, fontsize=9.5, fontweight="bold")
     return figure
 
@@ -116,7 +127,7 @@ def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: 
         own = rows.loc[rows[chart.by] == name] if chart.by in rows.columns else rows
         own = own.sort_values(chart.x) if chart.kind == "line" else own
         earlier = len(stages) > 1 and name in stages and name != stages[-1]
-        color = BEFORE if earlier else COLORS[0 if name in stages else index % len(COLORS)]
+        color = BEFORE if earlier else _color(0 if name in stages else index, len(series))
         bars = None
         if ends := chart.interval(own):
             bars = np.abs(np.stack([own[chart.y] - ends[0], ends[1] - own[chart.y]]))
@@ -130,13 +141,18 @@ def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: 
             linestyle="-" if chart.kind == "line" else "none",
             linewidth=0.8,
             elinewidth=0.8,
-            marker=MARKERS[0 if name in stages else index % len(MARKERS)],
+            marker=MARKERS[0 if name in stages or len(series) > len(COLORS) else index % len(MARKERS)],
             markersize=3.2,
             markerfacecolor="white" if earlier else color,
         )
     _titled(place, chart, rows)
     if order is not None:
         place.set_yticks(range(len(order)), [text.title(str(each)) for each in order])
+
+
+def _color(index: int, count: int) -> Any:
+    """Few series are told apart by hue, many from light to dark."""
+    return COLORS[index] if count <= len(COLORS) else GRADIENT(0.2 + 0.8 * index / (count - 1))
 
 
 def _titled(place: Axes, chart: Chart, rows: pd.DataFrame) -> None:

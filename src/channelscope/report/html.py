@@ -18,6 +18,8 @@ from channelscope.report.section import Section
 from channelscope.report.sections import sections
 from channelscope.tables import HEADLINE, QUANTITIES, interval, shown
 
+FOLDERS = re.compile(r"\S*/(?=[^/\s]+\.py:)")
+"""where a network's file lies, which a heading need not say"""
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("data.js", "pins.js", "plot.js", "map.js", "table.js", "main.js")
 MOST_ROWS = 20_000
@@ -68,6 +70,7 @@ def page(run: Run, plotly: str) -> str:
     environment.filters |= {"together": _together, "lowered": _lowered}
     channels, skipped = run.table("channels"), run.table("skipped")
     facts = {"title": "", "version": ""} | dict(run.facts)
+    facts["title"] = FOLDERS.sub("", facts["title"])
     means = run.table("alignment_mean")
     cards = _cards(run)
     contents = [("map", "Map")] if channels is not None else []
@@ -114,7 +117,7 @@ def _part(section: Section, run: Run) -> dict[str, Any]:
         "question": section.question,
         "sentences": section.answer(run),
         "plain": not section.charts,
-        "drawings": [(drawing, figures.embedded(drawing.figure)) for drawing in section.drawings(run)],
+        "drawings": [(drawing, figures.embedded(drawing.figure)) for drawing in figures.drawings(section, run)],
         "tables": [_fold(name, frame, section) for name, frame in section.frames(run).items()],
     }
 

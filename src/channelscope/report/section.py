@@ -34,7 +34,7 @@ class Section:
     """A part of the report about one table of the run folder, or several that belong together."""
 
     table: str
-    """name of the run's table; the section appears when the run has it"""
+    """name of the run's table; the section appears when the run has it, or one of `more`"""
     title: str
     """heading"""
     question: str

@@ -175,9 +175,10 @@ def pooled(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
 def network(facts: Mapping[str, Any]) -> list[str]:
     """What was measured, on what, and how good the network is."""
     images = f"{facts['images']:,} images" if facts.get("images") else "images"
-    said = [f"{facts.get('network', 'The network')} on {images} of {facts.get('data', 'unnamed data')}."]
-    target = TARGETS.get(str(facts.get("target")), str(facts.get("target", "not stated")))
-    said.append(f"Target: {target}.")
+    data = f" of {facts['data']}" if facts.get("data") else ""
+    said = [f"{facts.get('network', 'The network')} on {images}{data}."]
+    if facts.get("target"):
+        said.append(f"Target: {TARGETS.get(str(facts['target']), str(facts['target']))}.")
     if not facts.get("labeled", True):
         said.append("The images carry no labels, so the network's accuracy is not known.")
     elif facts.get("accuracy") is not None:

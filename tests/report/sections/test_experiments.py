@@ -93,21 +93,23 @@ class TestHulls:
         ]
         return table("hulls", rows)
 
-    def test_sizes_and_saturation(self, tmp_path):
+    def test_hulls_that_are_full(self, tmp_path):
         said = hulls.answer(run(tmp_path, self.channels(1, 2, 10, 3)))
-        assert said == [
-            "A hull has 4.00 members on average (n = 4 channels); 25.0 % of the hulls are full before they reach their threshold."
-        ]
+        assert said == ["1 of 4 hulls (25.0 %) are full before they reach their threshold."]
 
     def test_silent_channels_are_counted_apart(self, tmp_path):
         assert "1 channel does not vary and has no hull." in hulls.answer(run(tmp_path, self.channels(1, 0, 2)))
 
-    def test_layers(self, tmp_path):
-        frame = table(
-            "hull_layers", [{"site": name, "depth": depth, "size": size} for depth, (name, size) in enumerate((("a", 2.5), ("b", 4.0)))]
+    def test_layers_have_intervals_and_n(self, tmp_path):
+        rows = [
+            {"site": name, "depth": depth, "channels": 8, "size": size, "size_low": size - 0.5, "size_high": size + 0.5}
+            for depth, (name, size) in enumerate((("a", 2.5), ("b", 4.0), ("c", 3.0)))
+        ]
+        said = hulls.answer(run(tmp_path, self.channels(1, 2), table("hull_layers", rows)))
+        assert said[0] == (
+            "Mean number of members of a hull: 3.00 [2.50, 3.50] (n = 8 channels) in c, the median layer; "
+            "from 2.50 [2.00, 3.00] (n = 8 channels) in a to 4.00 [3.50, 4.50] (n = 8 channels) in b."
         )
-        said = hulls.answer(run(tmp_path, self.channels(1, 2), frame))
-        assert said[-1] == "Layer by layer the mean size goes from 2.50 in a to 4.00 in b."
 
 
 def drawn_graphs():

@@ -52,4 +52,4 @@ def sections(run: Run) -> list[Section]:
     """The sections this run has something for; tables that no section knows come last, each under its own name."""
     claimed = {name for each in SECTIONS for name in (each.table, *each.more)} | OWN
     rest = [Section(name, name.replace("_", " ").capitalize(), "") for name in run.tables if name not in claimed]
-    return [section for section in (*SECTIONS, *rest) if section.frame(run) is not None]
+    return [section for section in (*SECTIONS, *rest) if section.frames(run)]

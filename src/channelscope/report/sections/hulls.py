@@ -5,20 +5,20 @@ import pandas as pd
 from channelscope.report.chart import Chart
 from channelscope.report.run import Run
 from channelscope.report.section import Section
-from channelscope.tables import percent, shown
+from channelscope.tables import interval, percent
 
 
 def answer(run: Run) -> list[str]:
-    """Sizes, and how many hulls reach their threshold."""
+    """Where hulls are small and where large, and how many reach their threshold."""
     frame = run.table("hulls")
     if frame is None:
         return []
     known = frame.dropna(subset=["support"])
-    silent = len(frame) - len(known)
+    silent, full = len(frame) - len(known), int(known["saturated"].sum())
     said = [
-        f"A hull has {shown(float(known['size'].mean()), 2)} members on average (n = {len(known):,} channels); "
-        f"{percent(float(known['saturated'].astype(float).mean()))} of the hulls are full before they reach their threshold.",
         _layers(run.table("hull_layers")),
+        f"{full:,} of {len(known):,} hulls ({percent(full / len(known)) if len(known) else 'none'}) are full before they reach "
+        f"their threshold.",
     ]
     if silent:
         said.append(
@@ -28,13 +28,15 @@ def answer(run: Run) -> list[str]:
 
 
 def _layers(layers: pd.DataFrame | None) -> str:
-    if layers is None or not layers["size"].notna().any():
+    rows = [] if layers is None else layers.dropna(subset=["size"]).sort_values("size").to_dict("records")
+    if not rows:
         return ""
-    least, most = (layers.loc[place] for place in (layers["size"].idxmin(), layers["size"].idxmax()))
-    return (
-        f"Layer by layer the mean size goes from {shown(float(least['size']), 2)} in {least['site']} "
-        f"to {shown(float(most['size']), 2)} in {most['site']}."
-    )
+    least, middle, most = (f"{_size(row)} in {row['site']}" for row in (rows[0], rows[len(rows) // 2], rows[-1]))
+    return f"Mean number of members of a hull: {middle}, the median layer; from {least} to {most}."
+
+
+def _size(row: dict) -> str:
+    return interval(row["size"], row["size_low"], row["size_high"], int(row["channels"]), "channels")
 
 
 HULLS = Section(

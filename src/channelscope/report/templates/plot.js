@@ -5,12 +5,20 @@ const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "pentagon", 
 const CONFIG = { responsive: true, displayModeBar: false, doubleClick: "reset" };
 const DRAWN = [];
 
+// a color between two colors written #rrggbb
+function blend(from, to, part) {
+  const mixed = [1, 3, 5].map((at) => Math.round((1 - part) * parseInt(from.slice(at, at + 2), 16) + part * parseInt(to.slice(at, at + 2), 16)));
+  return `#${mixed.map((each) => each.toString(16).padStart(2, "0")).join("")}`;
+}
+
+// stages are told apart by time, few series by hue and marker, many from light to dark
 function style(series, all) {
   const index = all.indexOf(series);
   if (DATA.stages.length > 1 && DATA.stages.includes(series)) {
     const last = series === DATA.stages.at(-1);
     return { color: css(last ? "--after" : "--before"), symbol: last ? "circle" : "circle-open" };
   }
+  if (all.length > SERIES.length) return { color: blend(css("--low"), css("--high"), 0.2 + (0.8 * index) / (all.length - 1)), symbol: "circle" };
   return { color: css(SERIES[index % SERIES.length]), symbol: SYMBOLS[index % SYMBOLS.length] };
 }
 
@@ -161,7 +169,8 @@ function addChart(root, chart, frame) {
   const series = split ? unique(all.map((row) => frame.data[chart.by][row])) : [""];
   const shared = chart.free ? null : chartRange(chart, frame, all);
   const legend = make("div", { className: "legend" });
-  if (series.length > 1) for (const name of series) {
+  if (series.length > SERIES.length) legend.append(make("span", { className: "colors" }, String(series[0]), make("i"), String(series.at(-1))));
+  else if (series.length > 1) for (const name of series) {
     const { color, symbol } = style(name, series);
     const dot = make("b");
     dot.style.borderColor = color;
