@@ -125,6 +125,8 @@ def test_layer_means_and_their_intervals(network):
         assert layers.loc[site, "compactness"] == pytest.approx(own.compactness.mean())
     assert (layers.size_low <= layers["size"]).all()
     assert (layers["size"] <= layers.size_high).all()
+    assert (layers.saturated_low >= 0).all()
+    assert (layers.saturated_high <= 1).all()
 
 
 def test_without_shards_there_is_no_interval():

@@ -90,6 +90,7 @@ COLUMNS: Mapping[str, Column] = {
     "verdict": _text("whether the published direction holds, is reversed, or is open (the interval over runs has zero inside)"),
     "upstream": _text("quantity of the channels that are read"),
     "downstream": _text("quantity of the channels that read them"),
+    "pair": _text("from which quantity to which"),
     "axes": _text("from which axis to which"),
     "reader": _text("the layer that reads"),
     "cosine": _index("Euclidean cosine of the two gradient directions", PAPER),

@@ -1,5 +1,6 @@
 """hulls: how many peers does it take to stand in for a channel? (local axis)"""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -125,7 +126,8 @@ def _summary(found: Hulls, again: list[Hulls]) -> dict[str, float]:
     for name, summary in SUMMARIES.items():
         value = summary(found)
         interval = _interval(value, [summary(each) for each in again])
-        row |= {name: float(value), f"{name}_low": interval.low, f"{name}_high": interval.high}
+        most = 1.0 if name == "saturated" else math.inf
+        row |= {name: float(value), f"{name}_low": max(interval.low, 0.0), f"{name}_high": min(interval.high, most)}
     return row
 
 

@@ -67,6 +67,7 @@ def propagation(model: nn.Module, profile: Profile, permutations: int = 200, see
                     "note": "through a residual sum" if link.summed else "",
                     "upstream": one,
                     "downstream": other,
+                    "pair": f"{one} → {other}",
                     "axes": _axes(one, other),
                     "rho": float(rho[0]),
                     "plain": plain,
@@ -83,7 +84,7 @@ def propagation(model: nn.Module, profile: Profile, permutations: int = 200, see
     frame, every = pd.DataFrame(rows), torch.stack(drawn)
     return {
         "propagation": table("propagation", frame),
-        "propagation_mean": table("propagation_mean", _means(frame, every, ["axes", "upstream", "downstream"])),
+        "propagation_mean": table("propagation_mean", _means(frame, every, ["axes", "pair", "upstream", "downstream"])),
         "propagation_axes": table("propagation_axes", _means(frame, every, ["axes"])),
     }
 
