@@ -103,6 +103,8 @@ def test_the_tables_it_leaves(found):
     assert row["relevant"] == 6 + 6
     assert row["asked"] == 4
     assert (row["scored"], row["images"]) == (24, 16)
+    for name in ("circuit.html", "circuit.svg", "circuit.png"):
+        assert (found / name).stat().st_size > 2000
     facts = json.loads((found / "run.json").read_text())
     assert facts["held_out"] == "validation"
     assert facts["title"].startswith("Circuit of b:3 in ")
@@ -113,7 +115,7 @@ def test_it_says_how_well_the_circuit_does(file, capsys, tmp_path):
     arguments = ["--images", "8", "--held-out", "8", "--criterion", "iterated_gate", "--keep", "6", "--live", "--out", tmp_path / "x"]
     assert run("circuit", f"{file}:Small", "--feature", "logit:3@all", *arguments) == 0
     said = capsys.readouterr()
-    assert said.out.strip() == str(tmp_path / "x" / "circuit.json")
+    assert said.out.strip() == str(tmp_path / "x" / "circuit.html")
     assert "of 62 kernels" in said.err
     assert "as many random kernels" in said.err
     assert "the network without them" in said.err
@@ -185,4 +187,42 @@ def test_unknown_criteria_list_what_there_is(file, capsys, tmp_path):
 
 
 def test_a_command_without_a_feature(file, capsys, tmp_path):
-    assert "--feature" in refused(capsys, tmp_path / "out", "circuit", f"{file}:Small")
+    assert "pass --feature, such as layer3" in refused(capsys, tmp_path / "out", "circuit", f"{file}:Small")
+
+
+@pytest.mark.parametrize("pictures", ["visualized", "none"])
+def test_pictures_of_either_kind(pictures, file, tmp_path, monkeypatch):
+    monkeypatch.setattr("channelscope.circuits.picture.STEPS", 2)
+    arguments = ["--images", "8", "--held-out", "8", "--keep", "0.5", "--criterion", "actgrad", "--pictures", pictures, "--out", tmp_path]
+    assert run("circuit", f"{file}:Small", "--feature", "b:3", *arguments) == 0
+    page = (tmp_path / "circuit.html").read_text()
+    assert ('class="picture"' in page) == (pictures == "visualized")
+    assert tables.read(tmp_path / "circuit_kernels.csv")["effect"].notna().all()  # signs, though ActGrad has none
+
+
+# ---- --compare --------------------------------------------------------------------------------------------------------------
+
+
+def test_criteria_are_compared_on_drawn_features(file, capsys, tmp_path):
+    arguments = ["--compare", "--features", "3", "--criteria", "gate,magnitude", "--sizes", "0.5,0.2", "--images", "8", "--held-out", "8"]
+    assert run("circuit", f"{file}:Small", *arguments, "--out", tmp_path) == 0
+    medians = tables.read(tmp_path / "circuit_medians.csv")
+    assert list(zip(medians["criterion"], medians["kept"], strict=True)) == [
+        ("gate", 0.5),
+        ("magnitude", 0.5),
+        ("gate", 0.2),
+        ("magnitude", 0.2),
+    ]
+    assert (medians["n"] == 3).all()
+    assert tables.read(tmp_path / "circuit_compare.csv")["feature"].nunique() == 3
+    assert not (tmp_path / "compare.unfinished").exists()
+    assert "gate" in capsys.readouterr().err
+
+
+def test_comparisons_that_cannot_be(file, capsys, tmp_path):
+    for more, message in (
+        (["--features", "3", "--criteria", "gate,shapley"], "received shapley"),
+        (["--features", "90"], "expected 90 channels that activate on these images, found 8"),
+        (["--features", "b:1 b:99"], "b has channels 0 to 7"),
+    ):
+        assert message in refused(capsys, tmp_path / "out", "circuit", f"{file}:Small", "--compare", *more)

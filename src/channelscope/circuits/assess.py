@@ -24,10 +24,11 @@ SEEDS = 3
 """random circuits behind a control"""
 
 
-def assess(choice: Choice, parts: list[Saliency], held: HeldOut, seed: int = 0, sizes: Sequence[float] = SIZES) -> dict[str, pd.DataFrame]:
+def assess(choice: Choice, parts: list[Saliency], held: HeldOut, seed: int = 0, signs: Saliency | None = None) -> dict[str, pd.DataFrame]:
     """Judge the circuit of a choice on held-out images.
 
     parts  saliencies of groups of images, as `choice.parts` gives them
+    signs  their sum with signed effects, where the criterion measures none
 
     Returns  `circuit`, one row: size, r, error, what is left without it, random circuits of its size, stability over images;
              `circuit_curve`, one row a size; `circuit_layers`, one row a layer; `circuit_channels`, one row a channel of the
@@ -36,13 +37,13 @@ def assess(choice: Choice, parts: list[Saliency], held: HeldOut, seed: int = 0, 
     """
     saliency = choice.saliency(parts)
     circuit, target = choice.circuit(saliency), saliency.target
-    curve = _curve(choice, saliency, held, sizes)
+    curve = _curve(choice, saliency, held)
     found = {
         "circuit": pd.DataFrame([_summary(choice, parts, circuit, held, seed) | {"r_area": area(curve["kept"], curve["r"])}]),
         "circuit_curve": curve,
-        "circuit_layers": _layers(circuit, saliency),
+        "circuit_layers": _layers(circuit, signs or saliency),
         "circuit_channels": _channels(circuit, target),
-        "circuit_kernels": kernels(circuit, saliency),
+        "circuit_kernels": kernels(circuit, signs or saliency),
     }
     facts = {"feature": str(target.feature), "criterion": choice.criterion, "held-out images": held.images, "seed": seed}
     return {name: tables.table(frame, name, CIRCUIT_COLUMNS, facts) for name, frame in found.items()}
@@ -85,9 +86,9 @@ def _ends(draws: torch.Tensor) -> list[float]:
     return draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist() if len(draws) else [float("nan")] * 2
 
 
-def _curve(choice: Choice, saliency: Saliency, held: HeldOut, sizes: Sequence[float]) -> pd.DataFrame:
+def _curve(choice: Choice, saliency: Saliency, held: HeldOut) -> pd.DataFrame:
     rows = []
-    for share in sizes:
+    for share in SIZES:
         if share * held.target.kernels < held.target.smallest:
             continue  # no path from the images is that short
         circuit = choice.circuit(saliency, float(share))

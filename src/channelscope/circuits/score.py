@@ -1,7 +1,7 @@
 """score: the saliency of every kernel by any criterion, through one interface."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -91,6 +91,16 @@ def score(
     if kind.iterated:
         return iterated(target, ready, kind, count(target, keep), how)  # type: ignore[arg-type]
     return measure(target, ready, criterion, kind.rule, how)  # type: ignore[arg-type]
+
+
+def signed(saliency: Saliency, images: Tensor | Iterable) -> Saliency:
+    """The saliency with signed effects: those it has, or the gate criterion's, which take one more pass.
+
+    Source   SPEC section 8 (signed sums split a circuit into excitatory and inhibitory kernels)
+    """
+    if saliency.signed is not None:
+        return saliency
+    return replace(saliency, signed=score(saliency.target, images, "gate").signed)
 
 
 def named(criterion: str) -> Criterion:

@@ -1,26 +1,35 @@
 """Commands about circuits: circuit, subcircuits."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
 from channelscope import tables
-from channelscope.circuits import recipe
+from channelscope.circuits import diagram, recipe
 from channelscope.circuits.assess import assess
 from channelscope.circuits.choice import Choice
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.compare import COMPARED, SIZES, compare, drawn
+from channelscope.circuits.drawing import drawing
 from channelscope.circuits.extract import extract
+from channelscope.circuits.feature import EXAMPLES
 from channelscope.circuits.fidelity import HeldOut
+from channelscope.circuits.picture import Palette, patches, visualizations
+from channelscope.circuits.score import signed
 from channelscope.circuits.target import Target, activity, batches, locate
 from channelscope.cli.folder import VERSION
 from channelscope.cli.sources import Network, console, opened
+from channelscope.errors import InputError
 from channelscope.net.edits import blank
 from channelscope.net.graph import trace
 from channelscope.net.identity import weights_hash
 from channelscope.zoo import Images, ImageSource
+from channelscope.zoo.split import Split
 
 SCORED = 64
 """Images that kernels are scored on where the user says nothing."""
@@ -28,42 +37,111 @@ BATCH = 32
 """Images run at once: contributions and gradients of every layer are kept meanwhile."""
 
 
-def circuit(network: Network, source: ImageSource, choice: Choice, feature: list[str], out: Path, held_out: int = 128) -> None:
+@dataclass(frozen=True)
+class Comparison:
+    """Criteria against each other, instead of one circuit."""
+
+    compare: bool = False
+    """compare criteria on many features and sizes, instead of finding one circuit"""
+    criteria: tuple[str, ...] = COMPARED
+    """criteria to compare"""
+    sizes: tuple[float, ...] = SIZES
+    """shares of the relevant kernels to compare them at"""
+    features: str = "20"
+    """how many channels to draw, spread over the layers; or their names, separated by spaces"""
+
+
+def circuit(
+    network: Network,
+    source: ImageSource,
+    choice: Choice,
+    comparison: Comparison,
+    out: Path,
+    feature: str = "",
+    held_out: int = 128,
+    pictures: Literal["patches", "visualized", "none"] = "patches",
+) -> None:
     """Find the kernels that one feature needs, run them as a network of their own, and judge it on held-out images.
 
     Kernels are scored on calibration images (64 of them, if --images does not say otherwise).
 
+    out       folder for the circuit (circuit.json and circuit.safetensors), its tables, and the report
     feature   layer3.1.conv1:7, a unit layer3.1.conv1:7@4,5, its maximum …:7@max, a direction layer3.1.conv1:vector.npy or logit:3
-    out       folder for the circuit (circuit.json and circuit.safetensors) and its tables
     held_out  images the circuit is judged on, from the validation images (the test images where there are none)
+    pictures  of channels in the diagram: the image patches that drive them most, images made to drive them (slow), or none
     """
     begun = time.monotonic()
-    model, images = opened(network, replace(source, images=source.images or SCORED, batch_size=min(source.batch_size, BATCH)))
-    target = located(model, images, feature[0])
+    model, images = prepared(network, source)
+    if comparison.compare:
+        compared(model, images, network, comparison, out, held_out)
+        return
+    target = located(model, images, feature)
     choice.kernels(target)
     scored = list(batches(images.calibration, target.device))
     activity(target, scored)
-    judged, held = judging(target, images, held_out)
+    split = judging(images, held_out)
+    held = HeldOut.of(target, split)
     parts = choice.parts(target, scored, source.seed)
-    found = choice.circuit(choice.saliency(parts))
+    saliency = choice.saliency(parts)
+    found, signs = choice.circuit(saliency), signed(saliency, scored)
     small = extract(found, target)
-    frames = assess(choice, parts, held, source.seed)
+    frames = assess(choice, parts, held, source.seed, signs)
+    said = headline(frames["circuit"].iloc[0].to_dict())
+    drawn, shots = drawing(found, signs), pictured(found, target, images, scored, pictures)
     recipe.write(out, found, small, {"network": network.model, "weights": weights_hash(model), "criterion": choice.criterion})
-    facts = {"title": f"Circuit of {target.feature} in {network.model}", "held_out": judged, "kernels": found.count}
+    facts = {"title": f"Circuit of {target.feature} in {network.model}", "held_out": split.name, "kernels": found.count}
     written(out, frames, facts | about(network, images, begun))
-    console.print(headline(frames["circuit"].iloc[0].to_dict()), highlight=False, soft_wrap=True)
-    print(out / recipe.RECIPE)
+    console.print(said, highlight=False, soft_wrap=True)
+    print(diagram.write(out, drawn, shots, f"{target.feature} of {network.model}", said))
+
+
+def compared(model: nn.Module, images: Images, network: Network, comparison: Comparison, out: Path, held_out: int) -> None:
+    """Compare criteria on drawn or given features; an interrupted comparison goes on from OUT/compare.unfinished."""
+    begun = time.monotonic()
+    graph = trace(model, blank(model, images.image_shape))
+    scored, split = list(batches(images.calibration, network.device)), judging(images, held_out)
+    wanted = comparison.features
+    features = drawn(graph, scored, int(wanted), images.source.seed) if wanted.isdigit() else wanted.split()
+    frames = compare(graph, features, scored, split, comparison.criteria, comparison.sizes, out / "compare.unfinished", images.source.seed)
+    title = f"Criteria for circuits of {len(features)} features in {network.model}"
+    written(out, frames, {"title": title, "held_out": split.name} | about(network, images, begun))
+    for row in frames["circuit_medians"].to_dict("records"):
+        mark = " *" if row["best"] else ""
+        console.print(
+            f"{row['criterion']:16s} {row['kept']:<5g} |r| {row['median_r']:.3f} [{row['median_r_low']:.3f}, {row['median_r_high']:.3f}] "
+            f"error {row['median_error']:.3f}{mark}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    print(out / "circuit_medians.csv")
+
+
+def pictured(found: Circuit, target: Target, images: Images, scored: list[Tensor], how: str) -> diagram.Pictures:
+    """Pictures of the circuit's channels, as asked for."""
+    palette = Palette(*images.normalization)
+    if how == "none":
+        return {}
+    return patches(found, target, scored, palette) if how == "patches" else visualizations(found, target, palette, images.source.seed)
+
+
+def prepared(network: Network, source: ImageSource) -> tuple[nn.Module, Images]:
+    """The network, and few enough images a batch that what happens in every layer can be kept."""
+    return opened(network, replace(source, images=source.images or SCORED, batch_size=min(source.batch_size, BATCH)))
 
 
 def located(model: nn.Module, images: Images, feature: str) -> Target:
     """The feature in the network, found without looking at an image."""
+    if not feature:
+        raise InputError(f"circuit: pass --feature, such as {EXAMPLES}")
     return locate(trace(model, blank(model, images.image_shape)), feature)
 
 
-def judging(target: Target, images: Images, count: int) -> tuple[str, HeldOut]:
-    """The held-out images, and which split they are from."""
+def judging(images: Images, count: int) -> Split:
+    """The held-out images: validation images, or test images where there are none."""
+    if count < 1:
+        raise InputError(f"held-out: expected at least 1 image, received {count}")
     split = images.validation if len(images.validation) else images.test
-    return split.name, HeldOut.of(target, split.take(min(count, len(split))))
+    return split.take(min(count, len(split)))
 
 
 def about(network: Network, images: Images, begun: float) -> dict:

@@ -1,0 +1,252 @@
+"""drawing: where the channels and kernels of a circuit lie on a page — columns by depth, rows by what they are connected to."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.saliency import Saliency
+from channelscope.circuits.wiring import Join, Wiring
+
+HEIGHT = 860
+"""Pixels that a column may be high before it is folded into several."""
+SIDES = ((60, 72), (160, 44), (400, 32))
+"""Up to so many kernels, a picture's side in pixels …"""
+SMALLEST = 22
+"""… and with more."""
+GAP, BETWEEN, MARGIN, HEAD = 8, 88, 28, 46
+"""Pixels between pictures, between columns, around everything, and above the columns for their names."""
+SWEEPS = 4
+"""Passes that move channels next to what they are connected to."""
+
+
+@dataclass(eq=False)
+class Node:
+    """A channel, an image channel, or the sum of several channels."""
+
+    name: str
+    """layer:channel, image:channel, or the names of the channels that are summed"""
+    kind: str
+    """channel, image or sum"""
+    depth: int
+    """column"""
+    group: str
+    """layer"""
+    feature: bool = False
+    """whether it is (part of) what the circuit computes"""
+    x: float = 0.0
+    """left edge, pixels"""
+    y: float = 0.0
+    """top edge, pixels"""
+    side: float = 0.0
+    """pixels"""
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """A kernel, or (without weights) the way of a channel into a sum."""
+
+    source: int
+    """place among the nodes"""
+    target: int
+    """place among the nodes"""
+    saliency: float = 0.0
+    """over the largest of the circuit"""
+    effect: float = 0.0
+    """signed, over the largest of the circuit; 0 where no sign is measured"""
+    kernel: np.ndarray | None = None
+    """its weights (rows, columns)"""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A circuit on a page."""
+
+    nodes: list[Node]
+    """channels"""
+    edges: list[Edge]
+    """kernels, the weakest first, so that the strongest lie on top"""
+    titles: list[tuple[float, str]] = field(default_factory=list)
+    """left edge of each column, and the layers in it"""
+    width: float = 0.0
+    """pixels"""
+    height: float = 0.0
+    """pixels"""
+
+    @property
+    def kernels(self) -> int:
+        """Number of kernels drawn."""
+        return sum(edge.kernel is not None for edge in self.edges)
+
+
+def drawing(circuit: Circuit, saliency: Saliency) -> Drawing:
+    """Place the channels of a circuit: a column for each number of layers passed, sums between the columns.
+
+    Source   SPEC section 8 (diagram); rows by barycenters (Sugiyama, Tagawa, Toda 1981)
+    """
+    network = _Network(circuit, saliency)
+    network.read()
+    nodes, edges = network.nodes, sorted(network.edges, key=lambda edge: edge.saliency)
+    side = next((size for most, size in SIDES if circuit.count <= most), SMALLEST)
+    columns = _ordered(nodes, edges)
+    titles, width = _placed(columns, side)
+    _sums(nodes, edges, side)
+    height = max(node.y + node.side for node in nodes) + MARGIN
+    return Drawing(nodes, edges, titles, width, height)
+
+
+class _Network:
+    """The circuit as nodes and edges; sums of which only one member is left are that member."""
+
+    def __init__(self, circuit: Circuit, saliency: Saliency):
+        self.circuit, self.saliency, self.target = circuit, saliency, saliency.target
+        self.wiring: Wiring = saliency.target.wiring
+        self.names = self.wiring.names()
+        self.place: dict[int, int] = {}
+        self.nodes: list[Node] = []
+        self.edges: list[Edge] = []
+        joins = [part for part in self.wiring.parts if isinstance(part, Join)]
+        self.members = {int(node): join.members[row] for join in joins for row, node in enumerate(join.outputs)}
+        self.images = set(self.wiring.images.tolist())
+        self.live: set[int] = set()
+        self.depth: dict[str, int] = {}
+
+    def read(self) -> None:
+        largest = max((float(values.abs().max()) for values in self.saliency.values.values()), default=0.0) or 1.0
+        signed = self.saliency.signed or {}
+        strongest = max((float(values.abs().max()) for values in signed.values()), default=0.0) or 1.0
+        for call in self.wiring.calls:
+            if call.layer not in self.circuit:
+                continue
+            weights = self.target.graph.modules[call.layer].weight.detach().cpu()  # type: ignore[union-attr,operator]
+            for row, column in self.circuit[call.layer].nonzero().tolist():
+                source, reader = self._source(int(call.sources[row, column])), self._channel(int(call.outputs[row]), call.layer)
+                score = float(self.saliency[call.layer][row, column]) / largest
+                effect = float(signed[call.layer][row, column]) / strongest if signed else 0.0
+                kernel = weights[row, column].reshape(-1, weights.shape[-1] if weights.dim() == 4 else 1).numpy()
+                self.edges.append(Edge(source, reader, score, effect, kernel))
+                self.depth[call.layer] = max(self.depth.get(call.layer, 0), self.nodes[source].depth + 1)
+            for node in self.nodes:
+                node.depth = self.depth.get(node.group, node.depth)
+        for seed in self.target.seeds.tolist():
+            self.nodes[self._source(seed)].feature = True
+        self._settle()
+
+    def _settle(self) -> None:
+        """What nothing feeds (a constant, in this circuit) lies one column before its first reader."""
+        fed = {edge.target for edge in self.edges}
+        for place, node in enumerate(self.nodes):
+            if place not in fed and node.kind != "image" and node.group not in self.depth:
+                node.depth = max(0, min((self.nodes[edge.target].depth for edge in self.edges if edge.source == place), default=1) - 1)
+
+    def _channel(self, node: int, group: str) -> int:
+        if node not in self.place:
+            self.live.add(node)
+            self._add(node, Node(self.names[node], "channel", self.depth.get(group, 0), group))
+        return self.place[node]
+
+    def _source(self, node: int) -> int:
+        """What a kernel reads: a channel, an image channel, or a sum of channels of the circuit."""
+        members = sorted(self._makers(node))
+        if len(members) == 1:
+            node = members[0]
+        if node in self.place:
+            return self.place[node]
+        name = self.names[node]
+        if node in self.members:
+            self._add(node, Node(" + ".join(self.names[each] for each in members) or f"{name} (constant here)", "sum", 0, ""))
+            self.edges += [Edge(self._source(each), self.place[node]) for each in members]
+            self.nodes[self.place[node]].depth = max((self.nodes[self.place[each]].depth for each in members), default=0)
+        elif node in self.images:
+            self._add(node, Node(name, "image", 0, "image"))
+        else:
+            group = name.rpartition(":")[0]
+            self._add(node, Node(name, "channel", self.depth.get(group, 0), group))
+        return self.place[node]
+
+    def _add(self, node: int, drawn: Node) -> None:
+        self.place[node] = len(self.nodes)
+        self.nodes.append(drawn)
+
+    def _makers(self, node: int) -> set[int]:
+        """The channels of the circuit, and image channels, that a node is a sum of."""
+        found, stack, seen = set(), [node], set()
+        while stack:
+            each = stack.pop()
+            if each in seen:
+                continue
+            seen.add(each)
+            if each in self.members:
+                stack += self.members[each].tolist()
+            elif each in self.live or each in self.images:
+                found.add(each)
+        return found
+
+
+def _ordered(nodes: list[Node], edges: list[Edge]) -> list[list[Node]]:
+    """Columns of channels, each sorted by layer and then by the mean place of what its channels are connected to."""
+    drawn = [node for node in nodes if node.kind != "sum"]
+    columns = [[node for node in drawn if node.depth == depth] for depth in range(max(node.depth for node in drawn) + 1)]
+    beside: dict[int, list[int]] = {place: [] for place in range(len(nodes))}
+    for edge in edges:
+        beside[edge.source].append(edge.target)
+        beside[edge.target].append(edge.source)
+    number = {id(node): place for place, node in enumerate(nodes)}
+    row = dict.fromkeys(range(len(nodes)), 0.5)
+    for sweep in range(SWEEPS):
+        for column in columns if sweep % 2 == 0 else reversed(columns):
+            mean: Mapping[int, float] = {
+                id(node): float(np.mean([row[other] for other in beside[number[id(node)]]] or [0.5])) for node in column
+            }
+            column.sort(key=lambda node: (node.group, mean[id(node)], number[id(node)]))
+            row |= {number[id(node)]: (place + 0.5) / len(column) for place, node in enumerate(column)}
+        row |= {
+            place: float(np.mean([row[each] for each in beside[place]] or [0.5])) for place, node in enumerate(nodes) if node.kind == "sum"
+        }
+    return columns
+
+
+def _placed(columns: list[list[Node]], side: int) -> tuple[list[tuple[float, str]], float]:
+    """Coordinates of the channels; a column that is too high is folded. Returns the titles and the width."""
+    fit = max(1, (HEIGHT - HEAD - 2 * MARGIN) // (side + GAP))
+    longest = min(fit, max(len(column) for column in columns))
+    titles, x = [], float(2 * MARGIN)
+    for column in columns:
+        if not column:
+            continue
+        folds = math.ceil(len(column) / fit)
+        high = math.ceil(len(column) / folds)
+        top = MARGIN + HEAD + (longest - high) * (side + GAP) / 2
+        for place, node in enumerate(column):
+            node.side = side
+            node.x, node.y = x + (place // high) * (side + GAP), top + (place % high) * (side + GAP)
+        titles.append((x, ", ".join(dict.fromkeys(node.group for node in column))))
+        x += folds * (side + GAP) - GAP + BETWEEN
+    return titles, x - BETWEEN + MARGIN
+
+
+def _sums(nodes: list[Node], edges: list[Edge], side: int) -> None:
+    """Sums lie to the right of their last member, those without one to the left of their first reader; as near as there is room
+    to the mean height of what they are connected to."""
+    size = side / 3
+    columns: dict[float, list[tuple[float, Node]]] = {}
+    for place, node in enumerate(nodes):
+        if node.kind == "sum":
+            members = [nodes[edge.source] for edge in edges if edge.target == place]
+            readers = [nodes[edge.target] for edge in edges if edge.source == place]
+            rights = [other.x + side for other in nodes if other.kind != "sum" and other.depth == node.depth]
+            node.side = size
+            node.x = max(rights) + BETWEEN / 4 if members else min(other.x for other in readers) - size - GAP
+            wanted = float(np.mean([other.y + other.side / 2 for other in members or readers])) - size / 2
+            columns.setdefault(node.x, []).append((wanted, node))
+    for column in columns.values():
+        column.sort(key=lambda pair: pair[0])
+        placed: list[float] = []
+        for wanted, _ in column:
+            placed.append(max(wanted, placed[-1] + size + 2) if placed else wanted)
+        shift = float(np.mean([wanted - y for (wanted, _), y in zip(column, placed, strict=True)]))
+        shift = max(shift, MARGIN + HEAD - placed[0])
+        for (_, node), y in zip(column, placed, strict=True):
+            node.y = y + shift

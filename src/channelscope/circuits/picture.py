@@ -1,0 +1,179 @@
+"""Pictures of the channels of a circuit: the image patches that drive them most, or images made to drive them."""
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.receptive import Field, fields
+from channelscope.circuits.target import Target, batches
+from channelscope.net.find import in_graph
+from channelscope.types import Float
+
+PATCHES = 6
+"""Patches kept for each channel."""
+SIDE = 64
+"""Pixels of a picture's side."""
+STEPS = 64
+"""Gradient steps of a feature visualization."""
+RATE = 0.05
+JITTER = 4
+"""Pixels by which an image is moved at random before each step, so that no pattern depends on its exact place."""
+
+Pictures = Mapping[str, tuple[bytes, ...]]
+"""channel → PNG files, the strongest first; none for a channel that is the same everywhere"""
+
+
+@dataclass(frozen=True)
+class Palette:
+    """How pixels were normalized, to show them as they were."""
+
+    mean: tuple[float, ...]
+    """subtracted from pixels in 0..1"""
+    std: tuple[float, ...]
+    """divides after the subtraction"""
+
+    def shown(self, image: Float[Tensor, "C H W"]) -> Image.Image:
+        """A normalized image as a picture."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        pixels = (image.cpu() * std + mean).clamp(0, 1).mul(255).round().byte().numpy()
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels[:3], 0, 2))
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where the channels of one layer are looked at."""
+
+    layer: str
+    """module path"""
+    step: str
+    """the step that the layer's readers see, after normalization and activation where these belong to the layer"""
+    channels: tuple[int, ...]
+    """channels of the circuit"""
+    axis: int
+    """axis of the channels, without the batch"""
+    field: Field | None
+    """what a position sees; None for the whole image"""
+
+
+def spots(circuit: Circuit, target: Target) -> list[Spot]:
+    """The layers of a circuit with the channels that have kernels in it.
+
+    Source   SPEC section 8 (diagram: nodes are channels)
+    """
+    sites = {site.name: site for site in in_graph(target.graph)}
+    seen = fields(target.graph, target.step)
+    found = []
+    for call in target.wiring.calls:
+        if call.layer not in circuit or not bool(circuit[call.layer].any()):
+            continue
+        site = sites.get(call.layer)
+        inside = site is not None and site.cut in seen
+        step, axis = (site.cut, site.axis) if site is not None and inside else (call.step, _axis(target, call.step))
+        found.append(Spot(call.layer, step, tuple(circuit[call.layer].any(1).nonzero().flatten().tolist()), axis, seen.get(step)))
+    return found
+
+
+def _axis(target: Target, step: str) -> int:
+    shape = target.graph.shapes[step]
+    return 0 if len(shape) in (2, 4) else len(shape) - 2
+
+
+@torch.no_grad()
+def patches(circuit: Circuit, target: Target, images: Tensor | Iterable, palette: Palette) -> dict[str, tuple[bytes, ...]]:
+    """For each channel, what it saw in the images that drove it most, inside the circuit; one patch an image.
+
+    Source   SPEC section 8 (diagram: top image patches, cropped to the receptive field)
+    """
+    where, pictures = spots(circuit, target), list(batches(images, target.device))
+    best: dict[Spot, list[tuple[Tensor, Tensor]]] = {spot: [] for spot in where}
+    with target.without((~circuit).marks):
+        for each in pictures:
+            for spot, maps in zip(where, target.run(each, tuple(spot.step for spot in where)), strict=True):
+                best[spot].append(_columns(maps, spot).max(2))
+    together, found = torch.cat(pictures), {}
+    for spot in where:
+        values, places = (torch.cat([part[kind] for part in best[spot]]).T for kind in (0, 1))
+        for row, channel in enumerate(spot.channels):
+            own = values[row]
+            constant = not float(own.max()) > float(own.min())
+            ranked = [] if constant else own.argsort(descending=True, stable=True)[:PATCHES].tolist()
+            shots = [_crop(together[image], spot, int(places[row, image]), target, palette) for image in ranked]
+            found[f"{spot.layer}:{channel}"] = tuple(_png(shot) for shot in shots)
+    return found
+
+
+def _columns(maps: Tensor, spot: Spot) -> Float[Tensor, "images channels positions"]:
+    """The spot's channels, with one axis of positions."""
+    own = maps.movedim(spot.axis + 1, 1)[:, list(spot.channels)]
+    return own.reshape(*own.shape[:2], -1)
+
+
+def _crop(image: Tensor, spot: Spot, place: int, target: Target, palette: Palette) -> Image.Image:
+    shown = palette.shown(image)
+    if spot.field is None:
+        return shown
+    columns = target.graph.shapes[spot.step][3]
+    top, bottom = spot.field[0].pixels(place // columns, shown.height)
+    left, right = spot.field[1].pixels(place % columns, shown.width)
+    return shown.crop((left, top, right, bottom))
+
+
+def _png(picture: Image.Image) -> bytes:
+    """A square picture in 128 colors at most, which is a third of the bytes."""
+    file = io.BytesIO()
+    side = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC if max(picture.size) > SIDE else Image.Resampling.NEAREST)
+    side.convert("RGB").quantize(128).save(file, "png", optimize=True)
+    return file.getvalue()
+
+
+def visualizations(circuit: Circuit, target: Target, palette: Palette, seed: int = 0) -> dict[str, tuple[bytes, ...]]:
+    """For each channel, an image made to drive it at the center of its map, inside the circuit; cropped to what it sees there.
+
+    The image is a sum of waves whose amplitudes fall with frequency, as those of natural images do, moved a little at random
+    before each of 64 steps of Adam.
+
+    Source   Olah, Mordvintsev, Schubert 2017 (feature visualization)
+    """
+    found: dict[str, tuple[bytes, ...]] = {}
+    with target.without((~circuit).marks):
+        for spot in spots(circuit, target):
+            made = _ascended(spot, target, palette, seed)
+            center = _center(target.graph.shapes[spot.step])
+            for channel, image in zip(spot.channels, made, strict=True):
+                found[f"{spot.layer}:{channel}"] = (_png(_crop(image, spot, center, target, palette)),)
+    return found
+
+
+def _ascended(spot: Spot, target: Target, palette: Palette, seed: int) -> Float[Tensor, "channels C H W"]:
+    shape = target.graph.shapes[target.graph.inputs[0]][1:]
+    height, width = shape[1:]
+    noise = torch.Generator().manual_seed(seed)
+    across, down = torch.fft.rfftfreq(width), torch.fft.fftfreq(height)[:, None]
+    falling = 1 / (across.square() + down.square()).sqrt().clamp(min=1 / max(height, width))
+    waves = torch.randn(len(spot.channels), *shape[:1], *falling.shape, 2, generator=noise).mul_(0.01).requires_grad_()
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (palette.mean, palette.std))
+    optimizer = torch.optim.Adam([waves], lr=RATE)
+
+    def painted() -> Tensor:
+        pixels = torch.fft.irfft2(torch.view_as_complex(waves) * falling, s=(height, width), norm="ortho")
+        return (torch.sigmoid(pixels) - mean) / std
+
+    rows, place = torch.arange(len(spot.channels)), _center(target.graph.shapes[spot.step])
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            below, right = torch.randint(-JITTER, JITTER + 1, (2,), generator=noise).tolist()
+            (maps,) = target.run(painted().roll((below, right), (2, 3)).to(target.device), (spot.step,))
+            driven = _columns(maps, spot)[rows, rows, place].sum()
+            (waves.grad,) = torch.autograd.grad(-driven, waves)
+            optimizer.step()
+    return painted().detach()
+
+
+def _center(shape: tuple[int, ...]) -> int:
+    return (shape[2] // 2) * shape[3] + shape[3] // 2 if len(shape) == 4 else 0

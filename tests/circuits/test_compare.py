@@ -1,0 +1,137 @@
+"""Criteria against each other: rows are single circuits, medians are medians, and an interrupted run goes on."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from channelscope.circuits import compare as room
+from channelscope.circuits.choice import Choice
+from channelscope.circuits.compare import compare, drawn, medians
+from channelscope.circuits.fidelity import HeldOut
+from channelscope.circuits.target import locate
+from channelscope.errors import InputError, SampleError, SiteError
+from channelscope.net.graph import trace
+from pencil_circuits import Planted, network, pictures
+
+IMAGES, HELD = pictures(6), pictures(6, seed=1)
+GRAPH = trace(network("residual"), IMAGES)
+FEATURES = ["two:1", "last:0", "last:1"]
+CRITERIA = ("gate", "force", "magnitude")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return compare(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3))
+
+
+def test_rows_are_single_circuits(found):
+    frame = found["circuit_compare"]
+    assert len(frame) == 3 * 3 * 2
+    for row in frame.to_dict("records"):
+        target = locate(GRAPH, row["feature"])
+        choice = Choice(row["criterion"], str(row["kept"]))
+        circuit = choice.circuit(choice.saliency(choice.parts(target, IMAGES)))
+        assert row["kernels"] == circuit.count
+        assert row["error"] == pytest.approx(HeldOut.of(target, HELD).fidelity(circuit).error.value, rel=1e-4)
+
+
+def test_medians_over_features(found):
+    frame, table = found["circuit_compare"], found["circuit_medians"]
+    assert len(table) == 6
+    for row in table.to_dict("records"):
+        own = frame[(frame["criterion"] == row["criterion"]) & (frame["kept"] == row["kept"])]
+        assert row["median_r"] == pytest.approx(np.median(own["r"].abs().fillna(0)))
+        assert row["median_error"] == pytest.approx(own["error"].median())
+        assert row["median_r_low"] <= row["median_r"] <= row["median_r_high"]
+        assert row["n"] == 3
+    for _, part in table.groupby("kept"):
+        leader = part.loc[part["median_r"].idxmax()]
+        assert leader["best"] == 1
+        assert leader["behind"] == 0
+
+
+def rows(values: dict[str, list[float]]) -> pd.DataFrame:
+    made = [
+        {"feature": f"a:{n}", "criterion": name, "kept": 0.5, "r": r, "error": 1.0}
+        for name, each in values.items()
+        for n, r in enumerate(each)
+    ]
+    return pd.DataFrame(made)
+
+
+def test_a_tie_is_a_tie_and_a_lead_is_a_lead():
+    noise = np.random.default_rng(0).normal(0, 0.01, 15)
+    table = medians(rows({"a": list(0.9 + noise), "b": list(0.9 - noise), "c": list(0.5 + noise)})).set_index("criterion")
+    assert table["best"].to_dict() == {"a": 1, "b": 1, "c": 0}
+    assert table.loc["c", "behind"] == pytest.approx(0.4, abs=0.03)
+    assert table.loc["c", "behind_low"] > 0.3
+
+
+def test_constants_count_as_nothing_and_signs_do_not():
+    table = medians(rows({"a": [float("nan"), float("nan"), 0.8], "b": [-0.9, 0.1, 0.2]})).set_index("criterion")
+    assert table.loc["a", "median_r"] == 0
+    assert table.loc["b", "median_r"] == pytest.approx(0.2)
+
+
+def test_sizes_below_every_path_are_rows_without_a_number():
+    found = compare(GRAPH, ["last:0"], IMAGES, HELD, ("gate",), (0.01,))
+    row = found["circuit_compare"].iloc[0]
+    assert row["kernels"] == 0
+    assert np.isnan(row["r"])
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, found):
+    path, done = tmp_path / "run" / "compare.unfinished", []
+    right = room.measured
+
+    def stopping(held, circuit):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(circuit)
+        return right(held, circuit)
+
+    monkeypatch.setattr(room, "measured", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        compare(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3), path)
+    assert len(path.read_text().splitlines()) == 1 + 5
+    monkeypatch.setattr(room, "measured", lambda held, circuit: done.append(circuit) or right(held, circuit))
+    again = compare(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3), path)
+    assert len(done) == 18  # nothing twice
+    assert not path.exists()
+    pd.testing.assert_frame_equal(again["circuit_compare"], found["circuit_compare"], rtol=1e-6)
+
+
+def test_a_ledger_of_other_images_is_refused(tmp_path):
+    path = tmp_path / "compare.unfinished"
+    path.write_text(json.dumps({"weights": "other"}) + "\n")
+    with pytest.raises(InputError, match="of another network, other images or another seed"):
+        compare(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6,), path)
+
+
+def test_features_are_drawn_from_all_depths():
+    chosen = drawn(GRAPH, IMAGES, 6, seed=0)
+    assert len(set(chosen)) == 6
+    assert chosen == drawn(GRAPH, IMAGES, 6, seed=0)
+    assert chosen != drawn(GRAPH, IMAGES, 6, seed=1)
+    assert not any(feature.startswith("stem:") for feature in chosen)
+    assert len({feature.partition(":")[0] for feature in chosen}) >= 4
+
+
+def test_dead_channels_are_not_drawn():
+    model = Planted().eval()
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    graph = trace(model, images)
+    assert "b:2" not in drawn(graph, images, 3)  # always zero
+    with pytest.raises(SampleError, match="expected 50 channels"):
+        drawn(graph, images, 50)
+
+
+def test_what_does_not_exist_is_refused():
+    for criteria, sizes, features in ((("gate", "magic"), (0.5,), FEATURES), ((), (0.5,), FEATURES), (("gate",), (), FEATURES)):
+        with pytest.raises(InputError, match="criteria among gate, actgrad"):
+            compare(GRAPH, features, IMAGES, HELD, criteria, sizes)
+    with pytest.raises(SiteError, match="no layer is called 'lost'"):
+        compare(GRAPH, ["lost:1"], IMAGES, HELD)

@@ -1,0 +1,110 @@
+"""The three files of a diagram: self-contained, well-formed, and with every kernel and channel in them."""
+
+import io
+import json
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from channelscope.circuits import diagram
+from channelscope.circuits.diagram import BLUE, GREY, MANY, RED, color, heat
+from circuits.diagrams import small, wide
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small(tmp_path_factory.mktemp("diagram")).parent
+
+
+def test_nothing_but_the_three_files_is_left(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["circuit.html", "circuit.png", "circuit.svg"]
+
+
+def test_the_page_needs_nothing_else(folder):
+    page = (folder / "circuit.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:)[^\"]+\"", page.replace('href="data:', 'href="data:'))
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+    assert "A &lt;small&gt; circuit" in page
+    assert "twelve &amp; no more" in page
+
+
+def test_the_data_is_in_the_page(folder):
+    page = (folder / "circuit.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script id="circuit" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
+    assert sum(not edge["link"] for edge in data["edges"]) == 12
+    assert [node["name"] for node in data["nodes"] if node["feature"]] == ["last:1"]
+    channels = [node for node in data["nodes"] if node["kind"] == "channel"]
+    assert any(len(node["pictures"]) > 1 for node in channels)
+
+
+def test_the_drawing_is_well_formed(folder):
+    root = ElementTree.parse(folder / "circuit.svg").getroot()
+    width, height = (float(size) for size in root.get("viewBox").split()[2:])
+    ways = root.findall(f".//{SVG}g[@data-edge]")
+    assert len([way for way in ways if "link" not in way.get("class")]) == 12
+    for way in ways:
+        assert re.match(r"rgb\(\d+,\d+,\d+\)", way.find(f"{SVG}path").get("stroke"))
+    for image in root.iter(f"{SVG}image"):
+        assert image.get("href").startswith("data:image/png;base64,")
+        assert 0 <= float(image.get("x")) <= width
+        assert 0 <= float(image.get("y")) <= height
+    assert root.get("class") == "diagram"  # so few that heat maps are shown
+
+
+def test_the_picture_is_the_drawing(folder):
+    with Image.open(folder / "circuit.png") as shown:
+        pixels = np.asarray(shown.convert("RGB")).astype(int)
+    root = ElementTree.parse(folder / "circuit.svg").getroot()
+    width, height = (float(size) for size in root.get("viewBox").split()[2:])
+    assert pixels.shape[:2] == pytest.approx((2 * height, 2 * width), abs=2)
+    red, blue = ((pixels == end).all(2).sum() for end in (RED, BLUE))
+    assert red + blue > 0
+    assert ((pixels == 255).all(2).mean()) > 0.3
+
+
+@pytest.mark.parametrize("kernels", [30, 300])
+def test_heat_maps_are_shown_where_there_is_room(kernels, tmp_path):
+    drawn, shots = wide(kernels)
+    diagram.write(tmp_path, drawn, shots, "wide", "")
+    root = ElementTree.parse(tmp_path / "circuit.svg").getroot()
+    assert (root.get("class") == "diagram many") == (kernels > MANY)
+    assert len(root.findall(f".//{SVG}image[@class='kernel']")) == kernels
+    assert (tmp_path / "circuit.html").stat().st_size < 1.5e6
+
+
+def test_without_pictures_channels_are_blank(tmp_path):
+    drawn, _ = wide(30)
+    diagram.write(tmp_path, drawn, {}, "bare", "")
+    root = ElementTree.parse(tmp_path / "circuit.svg").getroot()
+    assert len(root.findall(f".//{SVG}rect[@class='blank']")) == sum(node.kind != "sum" for node in drawn.nodes)
+
+
+def test_colors_are_symmetric_and_grey_at_zero():
+    assert color(0.0) == color(float("nan")) == GREY
+    assert color(1.0) == RED
+    assert color(-1.0) == BLUE
+    for share in (0.1, 0.5, 0.9):
+        for sign, end in ((1, RED), (-1, BLUE)):
+            assert np.allclose(color(sign * share), np.array(GREY) + share**0.5 * np.subtract(end, GREY), atol=0.5)
+
+
+def test_heat_maps_are_symmetric_in_the_largest_weight():
+    shown = np.asarray(heat(np.array([[2.0, -2.0], [0.0, 1.0]])))
+    assert tuple(shown[0, 0]) == RED
+    assert tuple(shown[0, 1]) == BLUE
+    assert tuple(shown[1, 0]) == (255, 255, 255)
+    assert shown[1, 1, 1] == pytest.approx((255 + RED[1]) / 2, abs=1)
+    assert np.asarray(heat(np.zeros((3, 3)))).min() == 255
+
+
+def test_png_pictures_survive():
+    drawn, shots = wide(30)
+    file = io.BytesIO()
+    diagram.png(drawn, shots).save(file, "png")
+    assert len(file.getvalue()) > 10_000

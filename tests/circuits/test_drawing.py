@@ -1,0 +1,114 @@
+"""Where things lie: every kernel is drawn once, from left to right, and nothing lies on anything else."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from channelscope.circuits.circuit import Circuit, trim
+from channelscope.circuits.drawing import HEIGHT, Drawing, drawing
+from channelscope.circuits.score import control, score, signed
+from channelscope.circuits.select import top
+from channelscope.circuits.target import locate
+from pencil_circuits import LAST, NETWORKS, Planted, network, pictures
+
+IMAGES = pictures(4)
+SIGNED = {name: score(locate(network(name), f"{LAST[name]}:1", IMAGES), IMAGES) for name in NETWORKS}
+
+
+def drawn(name: str, fraction: float, seed: int) -> tuple[Circuit, Drawing]:
+    target = SIGNED[name].target
+    circuit = trim(top(control(target, "random", seed), fraction), target)
+    return circuit, drawing(circuit, SIGNED[name])
+
+
+CASES = (st.sampled_from(list(NETWORKS)), st.floats(0.1, 1), st.integers(0, 20))
+
+
+@settings(max_examples=25, deadline=None)
+@given(*CASES)
+def test_every_kernel_is_drawn_once_and_leads_to_the_right(name, fraction, seed):
+    circuit, page = drawn(name, fraction, seed)
+    assert page.kernels == circuit.count
+    assert len({node.name for node in page.nodes if node.kind != "sum"}) == sum(node.kind != "sum" for node in page.nodes)
+    for edge in page.edges:
+        source, reader = page.nodes[edge.source], page.nodes[edge.target]
+        assert source.x + source.side < reader.x
+        assert 0 <= edge.saliency <= 1
+        assert -1 <= edge.effect <= 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(*CASES)
+def test_nothing_lies_on_anything_else_or_off_the_page(name, fraction, seed):
+    _, page = drawn(name, fraction, seed)
+    boxes = [(node.x, node.y, node.x + node.side, node.y + node.side, node.kind) for node in page.nodes]
+    for number, (left, top_, right, bottom, kind) in enumerate(boxes):
+        assert left >= 0
+        assert right <= page.width
+        assert 0 <= top_ < bottom <= page.height
+        for other in boxes[:number]:
+            if other[4] == kind:
+                assert left >= other[2] or right <= other[0] or top_ >= other[3] or bottom <= other[1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(*CASES)
+def test_names_are_those_of_the_circuit(name, fraction, seed):
+    circuit, page = drawn(name, fraction, seed)
+    channels = {node.name for node in page.nodes if node.kind == "channel"}
+    assert {f"{layer}:{row}" for layer in circuit for row in circuit[layer].any(1).nonzero().flatten().tolist()} <= channels
+    assert [node.name for node in page.nodes if node.feature] == [f"{LAST[name]}:1"]
+    columns = {node.group: node.depth for node in page.nodes if node.kind == "channel" and node.group in circuit}
+    for node in page.nodes:
+        if node.kind == "channel" and node.group in columns:
+            assert node.depth == columns[node.group]  # a layer is one column
+
+
+def test_the_planted_circuit_as_drawn():
+    model = Planted().eval()
+    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    target = locate(model, "c:0", images)
+    page = drawing(Circuit.of_target(target, model.truth), score(target, images))
+    ways = {(page.nodes[e.source].name, page.nodes[e.target].name): e for e in page.edges}
+    assert set(ways) == {("image:0", "a:0"), ("image:1", "a:1"), ("a:0", "b:0"), ("a:1", "b:1"), ("b:0", "c:0"), ("b:1", "c:0")}
+    assert ways["b:0", "c:0"].effect > 0 > ways["b:1", "c:0"].effect
+    assert ways["b:0", "c:0"].kernel.tolist() == [[1.0]]
+    assert ways["a:0", "b:0"].kernel.shape == (3, 3)
+    assert [text for _, text in page.titles] == ["image", "a", "b", "c"]
+    rows = {node.name: node.y for node in page.nodes}
+    assert (rows["a:0"] < rows["a:1"]) == (rows["b:0"] < rows["b:1"])  # ways do not cross
+
+
+def test_sums_stand_between_columns_only_where_two_members_are_left():
+    target = SIGNED["residual"].target
+    whole = drawing(Circuit.whole(target), SIGNED["residual"])
+    sums = [node for node in whole.nodes if node.kind == "sum"]
+    assert {frozenset(node.name.split(" + ")) for node in sums} >= {frozenset({"stem:0", "two:0"})}
+    marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
+    marks["two"][:] = False
+    alone = drawing(trim(Circuit.of_target(target, marks), target), SIGNED["residual"])
+    assert not any("two" in node.name for node in alone.nodes)
+    assert any(alone.nodes[edge.source].name == "stem:0" and alone.nodes[edge.target].group == "three" for edge in alone.edges)
+
+
+def test_high_columns_are_folded():
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 90, 1), torch.nn.Conv2d(90, 1, 1)).eval()
+    images = torch.randn(2, 2, 4, 4)
+    target = locate(model, "1:0", images)
+    page = drawing(Circuit.whole(target), score(target, images))
+    assert page.kernels == 270
+    assert page.height <= HEIGHT
+    assert len({node.x for node in page.nodes if node.group == "0"}) > 1
+
+
+def test_signs_are_measured_where_a_criterion_has_none():
+    target = SIGNED["chain"].target
+    plain = score(target, IMAGES, "actgrad")
+    both = signed(plain, IMAGES)
+    assert plain.signed is None
+    for layer in target.layers:
+        assert torch.equal(both[layer], plain[layer])
+        assert torch.equal(both.signed[layer], SIGNED["chain"].signed[layer])
+    assert signed(both, IMAGES) is both
+    grey = drawing(Circuit.whole(target), plain)
+    assert {edge.effect for edge in grey.edges} == {0.0}

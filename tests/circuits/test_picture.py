@@ -1,0 +1,129 @@
+"""Pictures: the patch that a channel saw where it was driven most, and images made to drive it."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from channelscope.circuits import picture
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.picture import PATCHES, SIDE, Palette, patches, spots, visualizations
+from channelscope.circuits.score import control
+from channelscope.circuits.select import top
+from channelscope.circuits.target import locate
+from pencil_circuits import LAST, NETWORKS, Planted, Polysemantic, causes, network, pictures
+
+GRAY = Palette((0.5,), (0.25,))
+COLOR = Palette((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+class Two(nn.Module):
+    """One 3×3 kernel that looks for a bright pixel in channel 0, one that looks in channel 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 2, 3, padding=1, bias=False), nn.Conv2d(2, 1, 1, bias=False)
+        nn.init.zeros_(self.a.weight)
+        self.a.weight.data[0, 0] = self.a.weight.data[1, 1] = 1.0
+        nn.init.ones_(self.b.weight)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+def opened(file: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(file)) as shown:
+        assert shown.size == (SIDE, SIDE)
+        return np.asarray(shown.convert("RGB")).astype(float)
+
+
+def bright(images: int, channel: int) -> torch.Tensor:
+    """Dark images with one bright pixel each, brighter from image to image."""
+    made = torch.zeros(images, 3, 12, 12)
+    for number in range(images):
+        made[number, channel, 2 + number % 8, 3] = (number + 1) / images
+    return made
+
+
+def test_palettes_undo_the_normalization():
+    image = torch.tensor([[[0.0, 2.0], [-2.0, 9.0]]])
+    assert np.asarray(GRAY.shown(image)).tolist() == [[128, 255], [0, 255]]
+    assert GRAY.shown(image).mode == "L"
+    assert COLOR.shown(torch.zeros(3, 4, 5)).size == (5, 4)
+
+
+def test_patches_are_what_the_channel_saw():
+    model, images = Two().eval(), torch.cat([bright(8, 0), bright(8, 1)])
+    target = locate(model, "b:0", images)
+    found = patches(Circuit.whole(target), target, images, COLOR)
+    assert set(found) == {"a:0", "a:1", "b:0"}
+    red, green = opened(found["a:0"][0]).mean((0, 1)), opened(found["a:1"][0]).mean((0, 1))
+    assert red[0] > 20 > red[1]  # one of nine pixels is fully red
+    assert green[1] > 20 > green[0]
+    strength = [opened(file)[..., 0].max() for file in found["a:0"]]
+    assert len(strength) == PATCHES
+    assert strength == sorted(strength, reverse=True)
+
+
+def test_channels_that_are_constant_in_the_circuit_have_no_patch():
+    model, images = Two().eval(), torch.cat([bright(4, 0), bright(4, 1)])
+    target = locate(model, "b:0", images)
+    marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
+    marks["a"][0] = False  # channel 0 is there, and nothing comes in
+    marks["a"][0, 2] = True
+    found = patches(Circuit.of_target(target, marks), target, images, COLOR)
+    assert found["a:0"] == ()
+    assert len(found["a:1"]) == PATCHES
+
+
+def test_patches_come_from_the_circuit_not_the_network():
+    """Unit c:0 of the polysemantic network shows one cause each in the circuit of that cause."""
+    model, images = Polysemantic().eval(), causes()
+    target = locate(model, "c:0@max", images)
+    palette = Palette((0.0, 0.0), (10.0, 10.0))
+    for cause in (0, 1):
+        shown = patches(Circuit.of_target(target, model.truth(cause)), target, torch.cat([images, images[:, :1]], 1)[:, :2], palette)
+        assert set(shown) == {f"a:{cause}", f"b:{cause}", "c:0"}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_channel_of_a_circuit_has_a_place(name):
+    images = pictures(4)
+    target = locate(network(name), f"{LAST[name]}:1", images)
+    circuit = top(control(target, "random", 2), 0.5)
+    named = {f"{spot.layer}:{channel}" for spot in spots(circuit, target) for channel in spot.channels}
+    assert named == {f"{layer}:{row}" for layer in circuit for row in circuit[layer].any(1).nonzero().flatten().tolist()}
+    assert set(patches(circuit, target, images, Palette((0.5,) * 2, (0.25,) * 2))) == named
+
+
+def test_channels_are_looked_at_where_their_readers_see_them():
+    target = locate(network("residual"), "last:1", pictures(2))
+    steps = {spot.layer: spot.step for spot in spots(Circuit.whole(target), target)}
+    assert steps["one"] == "relu"
+    assert steps["stem"] != "stem"  # after normalization and activation
+    assert steps["last"] == "last"
+
+
+@pytest.mark.parametrize("cause", [0, 1])
+def test_visualizations_drive_their_channel(cause, monkeypatch):
+    monkeypatch.setattr(picture, "STEPS", 24)
+    model = Two().eval()
+    target = locate(model, "b:0", torch.zeros(1, 3, 12, 12))
+    found = visualizations(Circuit.whole(target), target, COLOR)
+    assert set(found) == {"a:0", "a:1", "b:0"}
+    shown = opened(found[f"a:{cause}"][0]).mean((0, 1))
+    assert shown[cause] > 180
+    assert shown[cause] > shown[1 - cause] + 30
+    assert visualizations(Circuit.whole(target), target, COLOR) == found  # seeded
+
+
+def test_the_network_is_left_as_it_was():
+    model = Planted().eval()
+    images = torch.randn(2, 3, 8, 8)
+    target = locate(model, "c:0", images)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    patches(top(control(target, "random"), 0.4), target, images, COLOR)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,88 @@
+"""What a position sees, against gradients of networks in which nothing is ever cut off."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.circuits.receptive import Reach, fields
+from channelscope.net.graph import trace
+from pencil_circuits import network
+
+
+def seen(model: nn.Module, size: int, row: int, column: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First row and column of the image with a gradient, and the ones after the last; all weights made positive first."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.abs() + 0.1
+    image = torch.rand(1, 2, size, size, dtype=torch.float64, requires_grad=True)
+    model.double()(image)[0, :, row, column].sum().backward()
+    touched = image.grad[0].abs().sum(0) > 0
+    rows, columns = touched.any(1).nonzero().flatten().tolist(), touched.any(0).nonzero().flatten().tolist()
+    return (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 2, (3, 5), stride=(2, 1), padding=(1, 0)), nn.Conv2d(2, 2, 3, dilation=2, padding="same")
+
+    def forward(self, x):
+        x = F.avg_pool2d(torch.relu(self.a(x)), 2)
+        return F.avg_pool2d(self.b(x), 3, stride=1, padding=1)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 5, padding=2), nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x):
+        return torch.cat([self.a(x) + self.c(x), self.b(x)], 1)
+
+
+CHAINS = {
+    "conv": lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1)),
+    "strides": lambda: nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU(), nn.AvgPool2d(3, 2), nn.Conv2d(3, 2, 2, dilation=2)),
+    "depthwise": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 1, 1), nn.BatchNorm2d(4).eval(), nn.Conv2d(4, 4, 5, 1, 2, groups=4)),
+    "functional": Functional,
+    "branches": Branches,
+}
+
+
+@pytest.mark.parametrize("place", [(0, 0), (2, 1), (2, 2)])
+@pytest.mark.parametrize("name", CHAINS)
+def test_fields_are_where_gradients_reach(name, place):
+    torch.manual_seed(0)
+    model = CHAINS[name]().eval()
+    graph = trace(model, torch.zeros(1, 2, 24, 24))
+    last = next(node for node in graph.steps.nodes if node.op == "output").args[0].name
+    rows, columns = fields(graph, last)[last]
+    found = rows.pixels(place[0], 24), columns.pixels(place[1], 24)
+    exact = seen(model, 24, *place)
+    assert found == exact
+
+
+def test_after_a_head_the_whole_image_is_seen():
+    graph = trace(network("chain"), torch.zeros(1, 2, 8, 8))
+    found = fields(graph, "head")
+    assert found["head"] is None
+    assert found["flat"] is None
+    assert found["c"] == (Reach(4, -2, 4), Reach(4, -2, 4))
+    gated = trace(network("gated"), torch.zeros(1, 2, 8, 8))
+    last = [node.name for node in gated.steps.nodes][-2]
+    assert fields(gated, last)[last] is None  # squeeze and excitation looks everywhere
+
+
+def test_what_is_not_known_to_stay_in_place_sees_everything():
+    graph = trace(nn.Conv2d(2, 3, 3, padding=1), torch.zeros(1, 2, 8, 8))  # a functional convolution
+    last = [node.name for node in graph.steps.nodes][-2]
+    assert fields(graph, last)[last] is None
+
+
+def test_windows_stay_inside_the_image():
+    reach = Reach().through(7, 2, 3, 1)
+    assert reach == Reach(2, -3, 3)
+    assert reach.pixels(0, 10) == (0, 4)
+    assert reach.pixels(2, 10) == (1, 8)
+    assert reach.pixels(4, 10) == (5, 10)
+    assert reach.pixels(9, 10) == (9, 10)  # far outside, still a pixel
