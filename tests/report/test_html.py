@@ -169,11 +169,12 @@ def test_tables_that_no_section_knows_are_shown(tmp_path):
 
 
 def test_a_run_of_something_else_needs_no_channels(tmp_path):
-    place = written(tmp_path, {"title": "Only theory"}, theory_layers=pd.DataFrame({"site": ["conv1"], "rho": [0.1]}))
+    place = written(tmp_path, {"title": "Only theory"}, angles=pd.DataFrame({"site": ["conv1"], "rho": [0.1]}))
     text = html.page(Run.read(place), plotly="")
     assert "<h1>Only theory</h1>" in text
     assert 'id="map"' not in text
-    assert 'id="theory_layers"' in text
+    assert 'id="angles"' in text
+    assert 'id="skipped"' not in text, "what was not recorded is not said to be nothing"
 
 
 def test_a_single_stage_speaks_of_no_other(tmp_path):

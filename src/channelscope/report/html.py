@@ -75,7 +75,11 @@ def page(run: Run, plotly: str) -> str:
     cards = _cards(run)
     contents = [("map", "Map")] if channels is not None else []
     contents += [(section.table, section.title) for section in parts]
-    contents += ([("channels", "Channels")] if channels is not None else []) + [("skipped", "Skipped"), ("quantities", "Quantities")]
+    contents += (
+        ([("channels", "Channels")] if channels is not None else [])
+        + ([("skipped", "Skipped")] if "skipped" in run.tables else [])
+        + [("quantities", "Quantities")]
+    )
     return environment.get_template("page.html.j2").render(
         facts=facts,
         css=Markup((TEMPLATES / "page.css").read_text()),
@@ -90,6 +94,7 @@ def page(run: Run, plotly: str) -> str:
         parts=shown_parts,
         undefined=text.undefined(channels),
         refused=text.refused(channels),
+        has_skipped="skipped" in run.tables,
         skipped=[] if skipped is None else list(zip(skipped["site"], skipped["reason"], strict=True)),
         drawing=Markup(diagram.svg()),
         quantities=list(QUANTITIES.values()),
