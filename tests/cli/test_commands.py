@@ -44,11 +44,15 @@ def refused(capsys, *arguments) -> str:
     return " ".join(said.split())
 
 
-def test_help_names_every_command(capsys):
+def test_help_explains_every_command_in_a_whole_sentence(capsys):
     assert run("--help") == 0
-    text = capsys.readouterr().out
-    for name in ("demo", "train", "profile", "merge", "scores", "axes", "report"):
-        assert name in text
+    text = " ".join(capsys.readouterr().out.split()).replace("Grad- CAM", "Grad-CAM")
+    for each in cli.app.registered_commands:
+        sentence = " ".join(each.callback.__doc__.split("\n\n")[0].split())
+        assert f"{each.name} {sentence}" in text
+        assert sentence.endswith(".")
+    for name in ("demo", "train", "profile", "merge", "scores", "axes", "report", "lesion", "prune", "circuit", "discard"):
+        assert f" {name} " in text
 
 
 def test_profile_scores_and_merge(place, capsys):

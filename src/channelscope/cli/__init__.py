@@ -3,14 +3,26 @@
 import sys
 
 import typer
+from typer.core import TyperGroup
 
 from channelscope.cli import circuit, comparing, discarding, explain, faithful, follow, intervene, measure, pruning
 from channelscope.cli.flags import command
 from channelscope.cli.sources import console
 from channelscope.errors import ChannelscopeError
 
+
+class WholeSentences(TyperGroup):
+    """A list of commands whose sentences are wrapped where click would cut them off."""
+
+    def format_commands(self, ctx: typer.Context, formatter) -> None:  # type: ignore[override]
+        """Write every command with its sentence."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)])
+
+
 app = typer.Typer(
     name="channelscope",
+    cls=WholeSentences,
     help="What the channels of a vision network know, what they share, and which of them it could do without.",
     no_args_is_help=True,
     add_completion=False,
