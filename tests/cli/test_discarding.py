@@ -42,12 +42,14 @@ def done(network, tmp_path_factory):
 
 class TestDiscard:
     def test_tables_maps_and_report(self, done):
-        assert {path.stem for path in done.glob("*.csv")} == {"discarded", "discarded_layers", "discarded_difference"}
+        assert {path.stem for path in done.glob("*.csv")} == {"discarded", "discarded_layers", "discarded_difference", "discarded_edges"}
         frame = tables.read(done / "discarded.csv")
         assert len(frame) == 2 * 2 * 4
         assert frame.passes.max() <= 20
         assert {path.parent.name for path in (done / "maps").rglob("*.safetensors")} == {"layer1", "layer3"}
-        assert "<html" in (done / "report.html").read_text()
+        page = (done / "report.html").read_text()
+        assert "What layers throw away" in page
+        assert (done / "figures" / "discarded_maps.png").exists()
         assert "κ = 0.1" in json.loads((done / "run.json").read_text())["rule"]
 
     def test_differences_are_paired_and_have_intervals(self, done):

@@ -17,6 +17,7 @@ from channelscope.discarding import concentration, frames
 from channelscope.discarding.cells import Cells
 from channelscope.discarding.discard import Backdrop, Discarded
 from channelscope.discarding.discard import discard as discarded
+from channelscope.discarding.edges import edges
 from channelscope.discarding.kept import Kept, digest
 from channelscope.discarding.restore import restored
 from channelscope.discarding.rule import Rule
@@ -113,6 +114,11 @@ class Answer:
         frame = concentration.table(self.found, boxes, cells, cap, varies, margin)
         return [frame, concentration.by_layer(frame)]
 
+    def pictured(self) -> pd.DataFrame:
+        """What is there at the places that are kept."""
+        split = self.question.split
+        return edges(self.view, split, self.found, Cells.of((split.image_shape[1], split.image_shape[2]), self.question.rule.side))
+
     def decoded(self, train: bool) -> pd.DataFrame:
         """Reconstruction uncertainty by layer."""
         calibration, split = self.question.images.calibration.batched(BATCH), self.question.split
@@ -153,7 +159,7 @@ def discard(
         other = _other(question, source, compared, out)
         written = [tables.described(pd.concat([mine, other], ignore_index=True), mine.attrs), frames.difference(mine, other)]
     written.insert(1, frames.by_layer(written[0]))
-    extra = answer.boxed(further.margin) if further.boxes else []
+    extra = [answer.pictured()] + (answer.boxed(further.margin) if further.boxes else [])
     extra += [answer.decoded(further.decoder == "trained")] if further.decoder != "none" else []
     for frame in (*written, *extra):
         tables.write(frame, out / f"{frame.attrs['name']}.csv")

@@ -51,6 +51,7 @@ COLUMNS: Mapping[str, Column] = {
     "c4": _nats("C₄: entropy of an input value, taken as normal with the data's standard deviation"),
     "points_on": Column("cells", 0, "cells on the object kept better than the background's mean by the margin", HERE, 0.0),
     "points_beside": Column("cells", 0, "cells beside the object kept as well", HERE, 0.0),
+    "of": _text("edges (brightness gradient) or color (distance from gray)"),
     "method": _text("whose map: cid, another method, random, or center (a map that only knows that objects are in the middle)"),
     "baseline": _text("what replaces a cell: zero (the mean color) or its blurred self"),
     "area": Column("probability", 3, "area under the class's probability over the cells taken away; low is better", HERE, 0.0, 1.0),

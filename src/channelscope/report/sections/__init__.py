@@ -20,6 +20,7 @@ from channelscope.report.run import Run
 from channelscope.report.section import Section
 from channelscope.report.sections.axes import ALIGNMENT, DEPTH
 from channelscope.report.sections.benchmark import BENCHMARK
+from channelscope.report.sections.discarding import DISCARDED, FAITHFUL
 from channelscope.report.sections.graphs import GRAPHS
 from channelscope.report.sections.groups import GROUPS
 from channelscope.report.sections.hulls import HULLS
@@ -41,6 +42,8 @@ SECTIONS: tuple[Section, ...] = (
     THEORY,
     PRUNING,
     BENCHMARK,
+    DISCARDED,
+    FAITHFUL,
 )
 """Every section a report may have, in order."""
 

@@ -1,0 +1,164 @@
+"""What layers discard: maps on one scale, layer curves, and what the maps are worth."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from safetensors import safe_open
+
+from channelscope.report.chart import Chart
+from channelscope.report.run import Run
+from channelscope.report.section import Drawing, Section
+from channelscope.tables import interval, shown
+
+MOST = 6
+"""images drawn"""
+
+
+def said(run: Run) -> list[str]:
+    """CID of the first and the last layer, what has not converged, differences, and where the object is kept."""
+    layers = run.table("discarded_layers")
+    if layers is None:
+        return []
+    sentences = []
+    for network, own in layers.groupby("network", sort=False):
+        ends = [own.iloc[0], own.iloc[-1]] if len(own) > 1 else [own.iloc[0]]
+        parts = [f"{row.layer} {interval(row.cid, row.cid_low, row.cid_high, int(row.n), 'images')}" for row in ends]
+        sentences.append(f"Mean CID of {network}: {', '.join(parts)} nats per value; a larger number means that more was thrown away.")
+        doubtful = own[own.converged < 1]
+        if len(doubtful):
+            worst = doubtful.loc[doubtful.converged.idxmin()]
+            sentences.append(
+                f"Not converged for every image in {len(doubtful)} of {len(own)} layers (least in {worst.layer}: "
+                f"{shown(100 * worst.converged, 0)} % of the images); such maps are marked, and the table says why."
+            )
+        if own.unreached.sum():
+            sentences.append(f"For {int(own.unreached.sum())} pairs of image and layer the constraint is out of reach; they are left out.")
+    return sentences + _compared(run.table("discarded_difference")) + _kept(run.table("concentration_layers"))
+
+
+def _compared(frame: pd.DataFrame | None) -> list[str]:
+    if frame is None:
+        return []
+    clear = frame[(frame.difference_low > 0) | (frame.difference_high < 0)]
+    row = frame.loc[frame.difference.abs().idxmax()]
+    change = interval(row.difference, row.difference_low, row.difference_high, int(row.n), "images")
+    return [
+        f"{row.other} against {row.network}: the largest difference is {change} nats per value at {row.layer}; "
+        f"in {len(clear)} of {len(frame)} layers the interval excludes zero."
+    ]
+
+
+def _kept(frame: pd.DataFrame | None) -> list[str]:
+    if frame is None:
+        return []
+    row = frame.iloc[-1]
+    value = interval(row.concentration, row.concentration_low, row.concentration_high, int(row.n), "images")
+    return [f"At {row.layer} the background has {value} nats per value more noise than the boxes; above zero, the object is kept."]
+
+
+def judged(run: Run) -> list[str]:
+    """Where CID wins and where it does not."""
+    found, curves = run.table("localization"), run.table("descriptive_accuracy")
+    sentences = []
+    if found is not None:
+        own = found[found.method == "cid"].iloc[0]
+        better = found[found.less_cid_low > 0].method.tolist()
+        sentences.append(
+            f"Boxes from CID overlap the object's with a mean IoU of {interval(own.iou, own.iou_low, own.iou_high, int(own.n), 'images')}; "
+            + (f"clearly better: {', '.join(better)}." if better else "no other map is clearly better.")
+        )
+    for baseline, rows in curves.groupby("baseline", sort=False) if curves is not None else ():
+        own = rows[rows.method == "cid"].iloc[0]
+        better = rows[rows.less_cid_high < 0].method.tolist()
+        value = interval(own.area, own.area_low, own.area_high, int(own.n), "images", 3)
+        sentences.append(
+            f"Descriptive accuracy with {baseline} as baseline (low is better): {value} for CID; "
+            + (f"clearly lower: {', '.join(better)}." if better else "no other map is clearly lower.")
+        )
+    return sentences
+
+
+def drawings(run: Run) -> list[Drawing]:
+    """The maps of the first images, all layers on one scale of nats."""
+    found = []
+    for folder, title in (("maps", "What is discarded, image by image"), ("maps_compared", "The other network, on its own maps")):
+        parts = {path.name: _first(path) for path in sorted((run.folder / folder).glob("*")) if list(path.glob("*.safetensors"))}
+        if parts:
+            caption = (
+                "Entropy of the noise that each place tolerates in nats per value, on one scale: bright places are not needed. "
+                "A star marks a map that has not converged."
+            )
+            found.append(Drawing(f"discarded_{folder}", title, _grid(parts, run.table("discarded")), caption))
+    return found
+
+
+def _first(layer: Path) -> dict[str, np.ndarray]:
+    """The first batch of a layer: images (n, H, W, 3) in 0..1, maps (n, rows, columns), indices."""
+    with safe_open(min(layer.glob("*.safetensors")), "np") as opened:
+        pixels, values, index = (opened.get_tensor(name)[:MOST] for name in ("pixels", "entropy", "index"))
+        side = json.loads(opened.metadata()["facts"])["rule"]["side"]
+    height, width = pixels.shape[2:]
+    maps = np.where(np.isfinite(values), values, np.nan).reshape(len(values), min(side, height), min(side, width))
+    color = np.repeat(pixels, 3, 1) if pixels.shape[1] == 1 else pixels
+    return {"pixels": color.transpose(0, 2, 3, 1), "maps": maps, "index": index}
+
+
+def _grid(parts: dict[str, dict[str, np.ndarray]], table: pd.DataFrame | None) -> Figure:
+    depth = {} if table is None else dict(zip(table.layer, table.depth, strict=True))
+    layers = sorted(parts, key=lambda name: depth.get(name, 0))
+    low = min(float(np.nanmin(parts[name]["maps"])) for name in layers)
+    high = max(float(np.nanmax(parts[name]["maps"])) for name in layers)
+    count = len(parts[layers[0]]["maps"])
+    doubtful = set() if table is None else {(row.layer, row.image) for row in table[~table.converged].itertuples()}
+    with rc_context({"font.size": 8}):
+        figure = Figure(figsize=(1.5 * (len(layers) + 1) + 0.6, 1.6 * count), layout="constrained")
+        axes = figure.subplots(count, len(layers) + 1, squeeze=False)
+        drawn = None
+        for row in range(count):
+            axes[row, 0].imshow(parts[layers[0]]["pixels"][row])
+            axes[row, 0].set_title(f"image {parts[layers[0]]['index'][row]}", fontsize=7)
+            for column, name in enumerate(layers, start=1):
+                drawn = axes[row, column].imshow(parts[name]["maps"][row], vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
+                star = " *" if (name, int(parts[name]["index"][row])) in doubtful else ""
+                axes[row, column].set_title((name if row == 0 else "") + star, fontsize=7)
+        for place in axes.flat:
+            place.set_axis_off()
+        assert drawn is not None
+        figure.colorbar(drawn, ax=axes, shrink=0.6, label="H [nats/value]")
+        return figure
+
+
+DISCARDED = Section(
+    "discarded_layers",
+    "What layers throw away",
+    "How much of each pixel's information has a layer discarded when it computed its feature, and where?",
+    (
+        Chart("Discarded by depth", "depth", "cid", by="network", low="cid_low", high="cid_high", of="images", label="CID [nats/value]",
+              caption="Mean over images with 95 % t intervals. The curve is what was measured: it is not forced to rise."),
+        Chart("Is the object kept?", "depth", "concentration", low="concentration_low", high="concentration_high", of="images", zero=True,
+              table="concentration_layers", caption="Noise tolerated in the background less noise tolerated inside the boxes."),
+        Chart("Edges or color?", "depth", "rho", by="of", low="rho_low", high="rho_high", of="images", zero=True, table="discarded_edges",
+              caption="Rank correlation within images between what is kept (−H) and how strong edges, or colors, are there."),
+        Chart("What can be had back", "depth", "ru", by="decoder", low="ru_low", high="ru_high", of="images", table="reconstruction",
+              caption="Reconstruction uncertainty under the noise that the feature survives."),
+    ),
+    said,
+    drawings,
+    more=("discarded_difference", "concentration_layers", "discarded_edges", "reconstruction", "discarded", "concentration"),
+)  # fmt: skip
+
+FAITHFUL = Section(
+    "localization",
+    "What the maps are worth",
+    "Does the class score fall where a map says the evidence is, and does the map find the object? CID beside other methods.",
+    (
+        Chart("Finding the object", "method", "iou", "rows", low="iou_low", high="iou_high", of="images",
+              caption="Mean IoU with 95 % t intervals; thresholds were chosen on other images; `center` knows no image."),
+    ),
+    judged,
+    more=("descriptive_accuracy",),
+)  # fmt: skip

@@ -1,0 +1,52 @@
+"""Edges and color: measured on pictures where they are known."""
+
+import pytest
+import torch
+
+from channelscope.discarding.cells import Cells
+from channelscope.discarding.discard import NUMBERS, Discarded
+from channelscope.discarding.edges import colorfulness, edge_strength, edges
+from channelscope.discarding.view import Layer
+from discarding import small
+
+
+def test_a_step_has_an_edge_and_gray_has_no_color():
+    picture = torch.zeros(1, 3, 8, 8)
+    picture[..., 4:] = 0.5
+    found = edge_strength(picture)[0]
+    assert found[:, 3:5].eq(0.25).all()
+    assert found[:, :3].eq(0).all()
+    assert colorfulness(picture).eq(0).all()
+
+
+def test_color_is_the_distance_from_gray():
+    picture = torch.zeros(1, 3, 2, 2)
+    picture[:, 0] = 0.9
+    assert float(colorfulness(picture)[0, 0, 0]) == pytest.approx(0.9 * 2**0.5 / 3)
+    assert edge_strength(picture).eq(0).all()
+
+
+def discarded(sigma, layer="a"):
+    count = len(sigma)
+    numbers = {name: torch.zeros(count) for name in NUMBERS}
+    return Discarded(Layer(layer, layer, 1), torch.arange(count), sigma, numbers, torch.ones(count).bool(), 20, 6, 0.1)
+
+
+def test_a_map_that_keeps_edges_says_so():
+    view, batches, cells = small.view(), small.batches(4, 2), Cells.of((8, 8))
+    parts = []
+    for images, *_ in batches:
+        strength = cells.sum(edge_strength(view.pixels(images)))
+        parts += [discarded(1 / (1 + strength)), discarded(1 + strength, "b")]
+    frame = edges(view, batches, parts, cells).set_index(["layer", "of"])
+    assert frame.rho["a", "edges"] == pytest.approx(1)
+    assert frame.rho["b", "edges"] == pytest.approx(-1)
+    assert abs(frame.rho["a", "color"]) < 0.5
+    assert (frame.n == 4).all()
+
+
+def test_a_flat_map_has_no_rank_correlation():
+    view, batches = small.view(), small.batches(2, 2)
+    frame = edges(view, batches, [discarded(torch.ones(2, 64))], Cells.of((8, 8)))
+    assert frame.n.tolist() == [0, 0]
+    assert frame.rho.isna().all()

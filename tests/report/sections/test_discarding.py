@@ -1,0 +1,97 @@
+"""What the section on discarding says, from tables with known numbers, and that maps share one scale."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from channelscope import tables
+from channelscope.discarding.columns import COLUMNS
+from channelscope.report.run import Run
+from channelscope.report.sections import discarding
+
+
+def run(folder, **frames):
+    for name, rows in frames.items():
+        tables.write(tables.table(rows, name, COLUMNS), folder / f"{name}.csv")
+    tables.write_json({"title": "t"}, folder / "run.json")
+    return Run.read(folder)
+
+
+def layers(converged=1.0, unreached=0):
+    rows = []
+    for depth, name in enumerate(("first", "last")):
+        row = {
+            "network": "net",
+            "layer": name,
+            "depth": depth,
+            "n": 8,
+            "cid": -3.0 + depth,
+            "cid_low": -3.2 + depth,
+            "cid_high": -2.8 + depth,
+        }
+        rows.append(row | {"converged": converged if depth else 1.0, "unreached": unreached * depth})
+    return rows
+
+
+def test_the_ends_are_said_with_intervals(tmp_path):
+    (sentence,) = discarding.said(run(tmp_path, discarded_layers=layers()))
+    assert "first −3.00 [−3.20, −2.80] (n = 8 images), last −2.00" in sentence
+
+
+def test_what_has_not_converged_or_is_out_of_reach_is_said(tmp_path):
+    sentences = discarding.said(run(tmp_path, discarded_layers=layers(0.25, 2)))
+    assert "in 1 of 2 layers (least in last: 25 % of the images)" in sentences[1]
+    assert "For 2 pairs" in sentences[2]
+
+
+def test_differences_and_the_object(tmp_path):
+    difference = [{"network": "a", "other": "b", "layer": "x", "other_layer": "x", "depth": 1, "n": 8, "cid": -3.0, "cid_other": -2.5,
+                   "difference": 0.5, "difference_low": 0.4, "difference_high": 0.6}]  # fmt: skip
+    kept = [{"layer": "x", "depth": 1, "n": 7, "concentration": 0.2, "concentration_low": 0.1, "concentration_high": 0.3}]
+    sentences = discarding.said(run(tmp_path, discarded_layers=layers(), discarded_difference=difference, concentration_layers=kept))
+    assert "b against a: the largest difference is 0.50 [0.40, 0.60] (n = 8 images)" in sentences[1]
+    assert "in 1 of 1 layers the interval excludes zero" in sentences[1]
+    assert "0.20 [0.10, 0.30] (n = 7 images)" in sentences[2]
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.05, "clearly better: gradcam"), (-0.05, "no other map is clearly better")])
+def test_losing_is_said(tmp_path, low, said):
+    rows = [
+        {"method": "cid", "n": 9, "iou": 0.4, "iou_low": 0.3, "iou_high": 0.5, "less_cid": np.nan, "less_cid_low": np.nan},
+        {"method": "gradcam", "n": 9, "iou": 0.5, "iou_low": 0.4, "iou_high": 0.6, "less_cid": 0.1, "less_cid_low": low},
+    ]
+    curves = [{"method": "cid", "baseline": "zero", "n": 9, "area": 0.3, "area_low": 0.2, "area_high": 0.4, "less_cid_high": np.nan}]
+    sentences = discarding.judged(run(tmp_path, localization=rows, descriptive_accuracy=curves))
+    assert said in sentences[0]
+    assert "0.300 [0.200, 0.400] (n = 9 images) for CID; no other map is clearly lower" in sentences[1]
+
+
+def test_all_maps_share_one_scale_and_doubtful_ones_have_a_star(tmp_path):
+    for place, layer in enumerate(("deep", "shallow")):
+        values = torch.full((2, 16), -3.0 - place)
+        values[0, 0] = -torch.inf
+        (tmp_path / "maps" / layer).mkdir(parents=True)
+        part = {"entropy": values, "pixels": torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "index": torch.tensor([4, 7])}
+        save_file(part, tmp_path / "maps" / layer / "0000.safetensors", {"facts": '{"rule": {"side": 4}}'})
+    rows = [
+        {"layer": name, "depth": depth, "image": image, "converged": image == 4}
+        for depth, name in ((1, "shallow"), (2, "deep"))
+        for image in (4, 7)
+    ]
+    (drawing,) = discarding.drawings(run(tmp_path, discarded=rows))
+    panels = [axes for axes in drawing.figure.axes if axes.images]
+    assert len(panels) >= 6
+    shown = [axes.images[0] for axes in panels if axes.images[0].get_array().shape == (4, 4)]
+    scales = {picture.get_clim() for picture in shown}
+    assert scales == {(-4.0, -3.0)}
+    titles = [axes.get_title() for axes in panels]
+    assert titles[:3] == ["image 4", "shallow", "deep"]
+    assert titles[4:6] == [" *", " *"]
+
+
+def test_nothing_to_say_without_tables(tmp_path):
+    found = run(tmp_path)
+    assert discarding.said(found) == []
+    assert discarding.judged(found) == []
+    assert discarding.drawings(found) == []
