@@ -119,6 +119,13 @@ def test_the_same_seed_gives_the_same_order():
     assert first.name == "reconstruction(ridge=0.01, exponent=1.5)"
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_nearly_the_same_order():
+    here, there = reconstruction(twins(), IMAGES.split(30), positions=9), reconstruction(twins().cuda(), IMAGES.split(30), positions=9)
+    for name in here.values:
+        assert np.corrcoef(here[name], there[name])[0, 1] > 0.99
+
+
 def test_without_images():
     with pytest.raises(SampleError, match="no calibration images"):
         reconstruction(twins(), [])

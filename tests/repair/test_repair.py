@@ -327,6 +327,20 @@ def test_none_does_nothing():
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["batchnorm", "peers", "least_squares"])
+def test_a_gpu_gives_the_same(method):
+    model, _, kept, images = pruned()
+    results = []
+    for device in ("cpu", "cuda"):
+        there = groups(copy.deepcopy(model).to(device), images[:1].to(device))
+        small = shrink(there.graph.model, kept, there)
+        repair(small, there, kept, images[:100].split(50), method=method, ridge=0.1, positions=16)
+        with torch.no_grad():
+            results.append(small(images[200:].to(device)).cpu())
+    torch.testing.assert_close(results[1], results[0], rtol=1e-2, atol=1e-2 * float(results[0].abs().max()))
+
+
 def test_bad_input():
     model, found, kept, images = pruned()
     small = shrink(model, kept, found)

@@ -77,7 +77,8 @@ class Fit:
                 target = target * factor + shift
             target = target - rest if summed else target
             for half in range(min(len(source), 2)):
-                where = self._where(torch.arange(start + half, start + len(source), 2), tuple(target.shape[1:]), axis)
+                images = torch.arange(start + half, start + len(source), 2, device=target.device)
+                where = self._where(images, tuple(target.shape[1:]), axis)
                 taken = patches(module, source[half::2], tuple(target.shape[1:]), where)
                 part = Normal.of(taken, rows(target[half::2], groups, place.layer.linear, where))
                 before = halves[half]

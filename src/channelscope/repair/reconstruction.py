@@ -161,7 +161,7 @@ def _consumers(found: Groups, images: Iterable, ridge: float, positions: int, se
     with evaluating(graph.model):
         for batch in chunks(images, found):
             values, gradients = _both_ways(found, batch, [layer.node for layer in layers], list(sources.values()), draws)
-            index = torch.arange(total, total + len(batch[0]))
+            index = torch.arange(total, total + len(batch[0]), device=batch[0].device)
             total += len(index)
             for layer in layers:
                 module, gradient = modules[layer.name], gradients[layer.node]

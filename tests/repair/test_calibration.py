@@ -1,0 +1,62 @@
+"""Calibration images in any of the forms users have them in."""
+
+import pytest
+import torch
+from torch import nn
+
+from channelscope.errors import InputError, SampleError
+from channelscope.net.groups import groups
+from channelscope.net.subset import Subset
+from channelscope.repair.calibration import CHUNK, chunks, example
+
+IMAGES = torch.arange(230.0)[:, None, None, None].expand(230, 3, 4, 4)
+FOUND = groups(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1), nn.Flatten()), IMAGES[:1])
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 230])
+def test_chunks_are_equal_whatever_the_batches(size):
+    for wrapped in (
+        lambda batch: batch,
+        lambda batch: (batch,),
+        lambda batch: [batch, torch.zeros(len(batch))],
+        lambda batch: (batch, None, torch.arange(len(batch))),
+    ):
+        made = chunks((wrapped(batch) for batch in IMAGES.split(size)), FOUND)
+        assert [len(chunk[0]) for chunk in made] == [CHUNK, CHUNK, 30]
+        assert torch.equal(torch.cat([chunk[0] for chunk in made]), IMAGES)
+
+
+def test_two_inputs_come_as_a_pair():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x, y):
+            return self.c(self.a(x) + self.b(y)).mean((2, 3))
+
+    found = groups(Two(), (IMAGES[:1], IMAGES[:1]))
+    made = chunks([((IMAGES[:120], -IMAGES[:120]), torch.zeros(120))], found)
+    assert [tuple(len(part) for part in chunk) for chunk in made] == [(100, 100), (20, 20)]
+    assert torch.equal(made[0][1], -made[0][0])
+
+
+def test_halves_stay_halves():
+    assert CHUNK % 2 == 0
+
+
+def test_no_images():
+    with pytest.raises(SampleError, match="no calibration images"):
+        chunks([], FOUND)
+    with pytest.raises(SampleError, match="no calibration images"):
+        example(FOUND.graph.model, iter([]))
+
+
+def test_examples_are_blank_and_of_the_right_shape():
+    model = FOUND.graph.model
+    assert example(model, [(IMAGES[:3], None)]).shape == (1, 3, 4, 4)
+    assert not example(model, [IMAGES[:3]]).any()
+    subset = Subset.everything(FOUND.sites, (3, 4, 4))
+    assert example(model, subset).shape == (1, 3, 4, 4)
+    with pytest.raises(InputError, match="input shape"):
+        example(model, Subset({name: subset[name] for name in subset}))
