@@ -226,3 +226,25 @@ def test_comparisons_that_cannot_be(file, capsys, tmp_path):
         (["--features", "b:1 b:99"], "b has channels 0 to 7"),
     ):
         assert message in refused(capsys, tmp_path / "out", "circuit", f"{file}:Small", "--compare", *more)
+
+
+# ---- subcircuits ------------------------------------------------------------------------------------------------------------
+
+
+def test_subcircuits_of_one_feature(file, capsys, tmp_path):
+    arguments = ["--feature", "b:3", "--images", "60", "--strongest", "24", "--clusters", "2", "--keep", "0.5", "--out", tmp_path]
+    assert run("subcircuits", f"{file}:Small", *arguments) == 0
+    assert "groups of" in capsys.readouterr().err
+    for name in ("0", "1", "mixed", "union"):
+        circuit, _, _ = recipe.read(tmp_path / f"circuit_{name}")
+        assert 0 < circuit.count <= circuit.total
+    assert len(tables.read(tmp_path / "subcircuits.csv")) == 24
+    assert set(tables.read(tmp_path / "subcircuit_curves.csv")["judged_on"]) == {0, 1}
+
+
+def test_subcircuits_that_cannot_be(file, capsys, tmp_path):
+    for more, message in ((["--clusters", "80"], "a cluster would be empty"), (["--strongest", "900"], "expected at least 900 images")):
+        arguments = ["--feature", "b:3", "--keep", "0.5", "--images", "70", "--out", tmp_path / "out", *more]
+        assert run("subcircuits", f"{file}:Small", *arguments) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "out").exists()

@@ -53,6 +53,7 @@ CIRCUIT_COLUMNS: Mapping[str, Column] = {
     "image": Column("", 0, "index of the image in its data set's fixed shuffle", HERE, 0.0),
     "activation": Column("", 4, "the feature at the position of its maximum", HERE),
     "position": _text("row,column of the feature's maximum"),
+    "peak_error": Column("", 3, "Σ|ŷ − y|/Σ|y| at each image's original maximum: 0 exact, 1 what silence reaches", HERE, 0.0),
     "median_r": Column("", 3, "median of |r| over features", HERE, 0.0, 1.0),
     "median_error": Column("", 3, "median of the error over features", HERE, 0.0),
     "best": Column("", 0, "whether the criterion's median |r| is the highest, or not worse than the highest beyond chance", HERE),

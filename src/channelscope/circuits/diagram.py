@@ -201,8 +201,8 @@ def png(drawn: Drawing, pictures: Pictures) -> Image.Image:
         curve = [tuple(SCALE * part for part in _on(bends, step / POINTS)) for step in range(POINTS + 1)]
         pen.line(curve, color(edge.effect), max(1, round(_width(edge) * SCALE)), joint="curve")
         if edge.kernel is not None and edge.kernel.size > 1 and drawn.kernels <= MANY:
-            corner = tuple(round(part * SCALE) for part in _heat_place(drawn, place))
-            page.paste(heat(edge.kernel).resize((HEAT * SCALE, HEAT * SCALE), Image.Resampling.NEAREST), corner)
+            x, y = (round(part * SCALE) for part in _heat_place(drawn, place))
+            page.paste(heat(edge.kernel).resize((HEAT * SCALE, HEAT * SCALE), Image.Resampling.NEAREST), (x, y))
     for node in drawn.nodes:
         box = [round(part * SCALE) for part in (node.x, node.y, node.x + node.side, node.y + node.side)]
         if node.kind == "sum":
@@ -211,7 +211,9 @@ def png(drawn: Drawing, pictures: Pictures) -> Image.Image:
             continue
         pen.rectangle(box, "#e4e4e4")
         if pictures.get(node.name):
-            page.paste(Image.open(io.BytesIO(pictures[node.name][0])).convert("RGB").resize((box[2] - box[0], box[3] - box[1])), box[:2])
+            page.paste(
+                Image.open(io.BytesIO(pictures[node.name][0])).convert("RGB").resize((box[2] - box[0], box[3] - box[1])), (box[0], box[1])
+            )
         pen.rectangle(box, None, "#111" if node.feature else "#444", (3 if node.feature else 1) * SCALE)
         pen.text(((box[0] + box[2]) / 2, box[3] - 2 * SCALE), _short(node), "#333", font, "ms", stroke_width=SCALE, stroke_fill="white")
     return page

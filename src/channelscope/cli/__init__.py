@@ -32,7 +32,7 @@ app = typer.Typer(
 MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report)
 INTERVENE = (intervene.lesion, intervene.hulls)
 EXPLAIN = (explain.graphs, explain.propagation, explain.theory, follow.trajectory)
-CIRCUITS = (circuit.circuit,)
+CIRCUITS = (circuit.circuit, circuit.subcircuits)
 PRUNING = (pruning.prune, comparing.benchmark)
 DISCARDING = (discarding.discard, faithful.faithfulness)
 for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING, *DISCARDING):

@@ -21,6 +21,9 @@ from channelscope.circuits.feature import EXAMPLES
 from channelscope.circuits.fidelity import HeldOut
 from channelscope.circuits.picture import Palette, patches, visualizations
 from channelscope.circuits.score import signed
+from channelscope.circuits.subfeature import clusters as grouped
+from channelscope.circuits.subfeature import peaks
+from channelscope.circuits.subfeature import subcircuits as told_apart
 from channelscope.circuits.target import Target, activity, batches, locate
 from channelscope.cli.folder import VERSION
 from channelscope.cli.sources import Network, console, opened
@@ -33,6 +36,8 @@ from channelscope.zoo.split import Split
 
 SCORED = 64
 """Images that kernels are scored on where the user says nothing."""
+SEARCHED = 1000
+"""Images that the strongest are looked for among where the user says nothing."""
 BATCH = 32
 """Images run at once: contributions and gradients of every layer are kept meanwhile."""
 
@@ -93,6 +98,37 @@ def circuit(
     written(out, frames, facts | about(network, images, begun))
     console.print(said, highlight=False, soft_wrap=True)
     print(diagram.write(out, drawn, shots, f"{target.feature} of {network.model}", said))
+
+
+def subcircuits(
+    network: Network, source: ImageSource, choice: Choice, feature: str, out: Path, strongest: int = 64, clusters: int | None = None
+) -> None:
+    """Group a feature's strongest images by what its layer does there, and find one circuit for each group.
+
+    The strongest images are taken from the calibration images (1,000 of them, if --images does not say otherwise).
+
+    feature    layer3.1.conv1:7, or a direction layer3.1.conv1:vector.npy
+    out        folder for a circuit a group, their union, a control scored on images of all groups, and the tables
+    strongest  how many of the images that drive the feature most are grouped
+    clusters   number of groups; by default the one with the clearest separation (silhouette)
+    """
+    begun = time.monotonic()
+    model, images = prepared(network, replace(source, images=source.images or SEARCHED))
+    target = located(model, images, feature)
+    choice.kernels(target)
+    found = peaks(target, images.calibration, strongest)
+    labels = grouped(found, clusters, source.seed)
+    circuits, frames = told_apart(target, found, labels, choice, source.seed)
+    modules = {name: extract(each, target) for name, each in circuits.items()}
+    for name, each in circuits.items():
+        recipe.write(out / f"circuit_{name}", each, modules[name], {"network": network.model, "weights": weights_hash(model)})
+    written(out, frames, {"title": f"Sub-features of {target.feature} in {network.model}"} | about(network, images, begun))
+    whole = frames["subcircuit_overlap"].query("site == ''")
+    sizes = ", ".join(f"{int((labels == group).sum())}" for group in range(int(labels.max()) + 1))
+    console.print(
+        f"{target.feature}: groups of {sizes} images; circuits overlap by {whole['overlap'].mean():.3f} on average", highlight=False
+    )
+    print(out / "subcircuit_curves.csv")
 
 
 def compared(model: nn.Module, images: Images, network: Network, comparison: Comparison, out: Path, held_out: int) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 PLAIN = (str, int, float, bool, Path)
-OPTIONS = ("out",)
+OPTIONS = ("out", "feature")
 """Parameters that are flags even without a default, and then have to be given."""
 
 

@@ -1,0 +1,119 @@
+"""Sub-features: the polysemantic unit falls apart into its causes, with one circuit for each."""
+
+import pytest
+import torch
+
+from channelscope.circuits.choice import Choice
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.subfeature import clusters, peak_error, peaks, subcircuits
+from channelscope.circuits.target import locate
+from channelscope.errors import InputError, SampleError
+from pencil_circuits import Polysemantic, causes
+
+MODEL = Polysemantic().eval()
+IMAGES = causes(24)
+TARGET = locate(MODEL, "c:0@max", IMAGES)
+PEAKS = peaks(TARGET, IMAGES, 20)
+CAUSE = (PEAKS.numbers >= 12).long()
+"""the cause of each of the strongest images"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    return subcircuits(TARGET, PEAKS, clusters(PEAKS), Choice(keep="3"))
+
+
+@torch.no_grad()
+def test_peaks_are_the_strongest_images_at_their_maximum():
+    maps = TARGET.map(IMAGES)
+    best = maps.amax(1).sort(descending=True)
+    assert torch.equal(PEAKS.values, best.values[:20])
+    assert torch.equal(PEAKS.images, IMAGES[PEAKS.numbers])
+    assert torch.equal(maps[PEAKS.numbers, PEAKS.places], PEAKS.values)
+    whole = MODEL(IMAGES).flatten(2)
+    assert torch.equal(PEAKS.vectors, whole[PEAKS.numbers, :, PEAKS.places])
+
+
+def test_batches_make_no_difference():
+    parts = peaks(TARGET, IMAGES.split(5), 20)
+    assert torch.equal(parts.numbers, PEAKS.numbers)
+    assert torch.allclose(parts.vectors, PEAKS.vectors)
+
+
+def test_groups_are_the_causes():
+    for labels in (clusters(PEAKS), clusters(PEAKS, 2), clusters(PEAKS, 2, seed=5)):
+        assert labels[0] == 0  # numbered by their strongest image
+        agreed = labels == (CAUSE[0] != CAUSE).long()
+        assert agreed.all()
+
+
+def test_one_circuit_for_each_cause(found):
+    circuits, _ = found
+    truths = [Circuit.of_target(TARGET, MODEL.truth(cause)) for cause in (0, 1)]
+    first = int(CAUSE[0])
+    assert circuits["0"] == truths[first]
+    assert circuits["1"] == truths[1 - first]
+    assert circuits["union"] == truths[0] | truths[1]
+    assert set(circuits) == {"0", "1", "mixed", "union"}
+
+
+def test_circuits_keep_their_own_cause_and_lose_the_other(found):
+    circuits, _ = found
+    groups = [(CAUSE[0] == CAUSE).nonzero().flatten(), (CAUSE[0] != CAUSE).nonzero().flatten()]
+    for own in (0, 1):
+        assert peak_error(TARGET, circuits[str(own)], PEAKS, groups[own]) < 0.05
+        assert peak_error(TARGET, circuits[str(own)], PEAKS, groups[1 - own]) > 0.8
+        assert peak_error(TARGET, circuits["union"], PEAKS, groups[own]) < 0.05
+
+
+def test_curves_of_every_circuit_on_every_group(found):
+    _, frames = found
+    curves = frames["subcircuit_curves"]
+    assert set(curves["scored_on"]) == {"0", "1", "mixed"}
+    half = curves[curves["kept"] == 0.5].set_index(["scored_on", "judged_on"])["peak_error"]
+    assert half["0", 0] < 0.05
+    assert half["1", 1] < 0.05
+    assert half["mixed", 0] < 0.05
+    assert curves["peak_error"].notna().all()
+    judged = frames["subcircuits"].query("scored_on == ''").groupby("cluster").size()
+    assert curves.drop_duplicates("judged_on").set_index("judged_on")["images"].to_dict() == judged.to_dict()
+
+
+def test_overlap_by_layer(found):
+    circuits, frames = found
+    table = frames["subcircuit_overlap"]
+    assert table["site"].tolist() == ["", "a", "b", "c"]
+    assert (table["overlap"] == 0).all()  # the two paths share nothing
+    assert circuits["0"].overlap(circuits["1"])[""] == 0
+
+
+def test_images_say_where_they_belong(found):
+    _, frames = found
+    table = frames["subcircuits"]
+    assert table["image"].tolist() == PEAKS.numbers.tolist()
+    assert table["activation"].is_monotonic_decreasing
+    assert all(len(spot.split(",")) == 2 for spot in table["position"])
+
+
+def test_labels_of_the_user():
+    own = subcircuits(TARGET, PEAKS, CAUSE, Choice(keep="3"))[0]
+    assert own["0"] == Circuit.of_target(TARGET, MODEL.truth(0))
+    with pytest.raises(InputError, match="one label from 0 on"):
+        subcircuits(TARGET, PEAKS, CAUSE[:5])
+    with pytest.raises(InputError, match="without a gap"):
+        subcircuits(TARGET, PEAKS, CAUSE * 2)
+
+
+def test_clusters_that_would_be_empty_or_too_small():
+    with pytest.raises(SampleError, match="received 21: a cluster would be empty"):
+        clusters(PEAKS, 21)
+    with pytest.raises(SampleError, match="received 1"):
+        clusters(PEAKS, 1)
+    alone = torch.zeros(20, dtype=torch.long)
+    alone[3] = 1
+    with pytest.raises(InputError, match="cluster 1 is too small"):
+        subcircuits(TARGET, PEAKS, alone)
+    with pytest.raises(SampleError, match="at least 25 images"):
+        peaks(TARGET, IMAGES, 25)
+    with pytest.raises(SampleError, match="never activates"):
+        peaks(TARGET, torch.zeros(4, 2, 8, 8), 2)
