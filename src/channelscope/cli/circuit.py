@@ -70,7 +70,7 @@ def circuit(
 
     Kernels are scored on calibration images (64 of them, if --images does not say otherwise).
 
-    out       folder for the circuit (circuit.json and circuit.safetensors), its tables, and the report
+    out       folder for the circuit (circuit.json and circuit.safetensors), its tables, and the diagram (circuit.html, .svg, .png)
     feature   layer3.1.conv1:7, a unit layer3.1.conv1:7@4,5, its maximum …:7@max, a direction layer3.1.conv1:vector.npy or logit:3
     held_out  images the circuit is judged on, from the validation images (the test images where there are none)
     pictures  of channels in the diagram: the image patches that drive them most, images made to drive them (slow), or none

@@ -20,6 +20,7 @@ from channelscope.report.run import Run
 from channelscope.report.section import Section
 from channelscope.report.sections.axes import ALIGNMENT, DEPTH
 from channelscope.report.sections.benchmark import BENCHMARK
+from channelscope.report.sections.circuits import CIRCUIT, COMPARISON, SUBCIRCUITS
 from channelscope.report.sections.discarding import DISCARDED, FAITHFUL
 from channelscope.report.sections.graphs import GRAPHS
 from channelscope.report.sections.groups import GROUPS
@@ -44,6 +45,9 @@ SECTIONS: tuple[Section, ...] = (
     BENCHMARK,
     DISCARDED,
     FAITHFUL,
+    CIRCUIT,
+    COMPARISON,
+    SUBCIRCUITS,
 )
 """Every section a report may have, in order."""
 

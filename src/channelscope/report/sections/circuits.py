@@ -1,0 +1,116 @@
+"""Circuits: the kernels one feature needs, how the criteria compare, and what a feature answers to."""
+
+from channelscope.report.chart import Chart
+from channelscope.report.run import Run
+from channelscope.report.section import Drawing, Section
+from channelscope.tables import interval, shown
+
+
+def found(run: Run) -> list[str]:
+    """How well the circuit does, against chance and against what is left without it."""
+    frame = run.table("circuit")
+    if frame is None:
+        return []
+    row = frame.iloc[0]
+    said = [
+        f"{row['kernels']:,} of the {row['relevant']:,} kernels that {row['feature']} depends on follow it with r = "
+        f"{interval(row['r'], row['r_low'], row['r_high'], row['images'], 'held-out images')} and a normalized error of "
+        f"{interval(row['error'], row['error_low'], row['error_high'], row['images'], 'held-out images')}.",
+        f"As many random kernels reach r = {shown(row['random_r'], 2)} and an error of {shown(row['random_error'], 2)}; "
+        f"the network without the circuit has an error of {shown(row['rest_error'], 2)}.",
+    ]
+    if row["stability"] == row["stability"]:
+        share = interval(row["stability"], row["stability_low"], row["stability_high"], row["scored"], "images")
+        said.append(f"Circuits of resampled images share {share} of its kernels.")
+    return said
+
+
+def drawn(run: Run) -> list[Drawing]:
+    """The diagram, which circuit.html shows with everything that can be clicked."""
+    path = run.folder / "circuit.png"
+    if not path.is_file():
+        return []
+    return [Drawing("circuit", "The circuit", path, "Red kernels raise the feature, blue ones lower it; circuit.html answers to clicks.")]
+
+
+def compared(run: Run) -> list[str]:
+    """Which criteria are the best or not worse beyond chance, size by size."""
+    frame = run.table("circuit_medians")
+    if frame is None:
+        return []
+    said = []
+    for kept, part in frame.groupby("kept", sort=False):
+        top = part.loc[part["median_r"].idxmax()]
+        tied = [name for name, best in zip(part["criterion"], part["best"], strict=True) if best and name != top["criterion"]]
+        others = f"; not worse beyond chance: {', '.join(tied)}" if tied else ""
+        value = interval(top["median_r"], top["median_r_low"], top["median_r_high"], top["n"], "features")
+        said.append(f"At {kept:g} of the kernels {top['criterion']} has the highest median |r|, {value}{others}.")
+    return said
+
+
+def told_apart(run: Run) -> list[str]:
+    """How far the groups' circuits differ."""
+    overlap, images = run.table("subcircuit_overlap"), run.table("subcircuits")
+    if overlap is None or images is None:
+        return []
+    shared = shown(float(overlap[overlap["site"] == ""]["overlap"].mean()), 2)
+    sizes = ", ".join(str(count) for count in images.groupby("cluster").size())
+    return [f"The strongest images fall into groups of {sizes}; the circuits of two groups share {shared} of their kernels."]
+
+
+CIRCUIT = Section(
+    "circuit",
+    "A circuit",
+    "Which kernels does this feature need, and how well do they compute it alone?",
+    (
+        Chart(
+            "Correlation by size", "kept", "r", low="r_low", high="r_high", of="images", count="images", table="circuit_curve", zero=True
+        ),
+        Chart("Error by size", "kept", "error", low="error_low", high="error_high", of="images", count="images", table="circuit_curve"),
+    ),
+    found,
+    drawn,
+    more=("circuit_curve", "circuit_layers", "circuit_channels", "circuit_kernels"),
+    value="r",
+)
+
+COMPARISON = Section(
+    "circuit_medians",
+    "Criteria for circuits",
+    "Which score of kernels keeps a feature best, at which size?",
+    (
+        Chart(
+            "Median |r| over features",
+            "kept",
+            "median_r",
+            by="criterion",
+            low="median_r_low",
+            high="median_r_high",
+            of="features",
+            caption="Whiskers are 95 % bootstrap intervals over features; a circuit that computes a constant counts as 0.",
+        ),
+    ),
+    compared,
+    more=("circuit_compare",),
+    value="median_r",
+)
+
+SUBCIRCUITS = Section(
+    "subcircuit_curves",
+    "Sub-features",
+    "Does the feature answer to several things, each with kernels of its own?",
+    (
+        Chart(
+            "Error at the peaks",
+            "kept",
+            "peak_error",
+            by="scored_on",
+            panels=("judged_on",),
+            of="images",
+            count="images",
+            caption="Each line is a circuit scored on one group of images; each panel is the group it is judged on.",
+        ),
+    ),
+    told_apart,
+    more=("subcircuits", "subcircuit_overlap"),
+)
