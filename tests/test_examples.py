@@ -27,9 +27,9 @@ def test_the_lines_on_the_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, _ = zoo.load("resnet20", "digits")
     zoo.save_weights(model.state_dict(), tmp_path / "runs/demo/trained.safetensors")
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     names: dict = {}
-    exec(compile(block, page, "exec"), names)
+    exec(compile("\n".join(blocks), page, "exec"), names)
     assert names["ranking"].unit == "nats"
     assert names["profile"].images == 1294
     assert len(names["frame"]) == 784
