@@ -44,7 +44,8 @@ def main() -> None:
             ratio = torch.cat([each.ratio for each in fast])
             print(
                 f"| {layer.name} | {normalizer} | {exact.cid.mean():.3f} ({exact.gap.mean():.4f}) | "
-                f"{(cids.mean(0) - exact.cid).abs().mean():.3f} | {cids.std(0).mean():.3f} | {sum(maps) / len(maps):.2f} ({min(maps):.2f}) | "
+                f"{(cids.mean(0) - exact.cid).abs().mean():.3f} | {cids.std(0).mean():.3f} | "
+                f"{sum(maps) / len(maps):.2f} ({min(maps):.2f}) | "
                 f"{ratio.mean():.3f} ± {ratio.std() / len(ratio) ** 0.5:.3f} | {exact.ratio.mean():.3f} ± "
                 f"{exact.ratio_error.square().sum().sqrt() / IMAGES:.3f} | {fast[0].passes} / {exact.passes} |",
                 flush=True,
