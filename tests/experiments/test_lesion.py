@@ -17,7 +17,10 @@ from channelscope.experiments.lesion import Plan, lesion
 from channelscope.experiments.lesion.damage import QUANTITIES, Damage, harm
 from channelscope.experiments.lesion.plan import spread
 from channelscope.experiments.lesion.stand_in import StandIn
+from channelscope.net.groups import groups
 from channelscope.net.identity import weights_hash
+from channelscope.net.subset import Subset
+from channelscope.net.surgery import shrink
 from channelscope.stats.moments import Moments
 from channelscope.zoo.resnet import SmallResNet
 
@@ -137,6 +140,21 @@ class TestEngine:
                 np.testing.assert_allclose([found[name] for name in QUANTITIES], expected.mean(1), atol=2e-5)
                 errors = expected.std(1, ddof=1) / len(labels) ** 0.5
                 np.testing.assert_allclose([found[f"{name}_se"] for name in QUANTITIES], errors, rtol=1e-3, atol=1e-6)
+
+    def test_silence_does_what_removal_does(self, network, measured):
+        """The normalization behind the channel goes with it: the smaller network loses exactly what the lesion says."""
+        model, _, batches = network
+        images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
+        found = groups(model, images[:1])
+        lesions = measured["lesions"]
+        own = lesions[(lesions.site == "layer3.0.conv1") & (lesions.intervention == "silence")]
+        for channel in own.channel[:3]:
+            kept = Subset.everything(found.sites, tuple(images.shape[1:]))
+            rest = torch.arange(len(kept["layer3.0.conv1"])) != channel
+            kept = Subset({**kept.marks, "layer3.0.conv1": rest}, kept.sites, kept.input_shape)
+            with torch.no_grad():
+                expected = harm(model(images), shrink(model, kept, found)(images), labels).mean(1)
+            np.testing.assert_allclose(row(own, channel=channel)[list(QUANTITIES)].to_numpy(float), expected, atol=2e-5)
 
     def test_the_model_is_left_as_it_was(self, network):
         model, profile, batches = network
