@@ -12,7 +12,7 @@ from channelscope.net.subset import Subset
 from channelscope.net.surgery import shrink
 from channelscope.prune import export, load_pruned, prune, save_pruned
 from channelscope.ranking import Ranking
-from channelscope.repair import repair
+from channelscope.repair import reconstruction, repair
 from channelscope.site import Site
 from channelscope.stats.moments import Moments
 from channelscope.stats.profile import Profile
@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "load_pruned",
     "prune",
+    "reconstruction",
     "repair",
     "save",
     "save_pruned",
