@@ -66,7 +66,7 @@ THEORY = Section(
             low="alignment_low",
             high="alignment_high",
             of="starts",
-            label="Spearman ρ of input capture and task information",
+            label="Spearman ρ of capture and task",
             zero=True,
             caption="Gaussian input with one strong direction that carries most of the target. Bars are 95 % intervals over random starts.",
         ),
