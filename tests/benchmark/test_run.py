@@ -1,5 +1,6 @@
 """A benchmark measures every cell once, whatever interrupts it, and refuses to mix two runs."""
 
+import importlib.util
 import os
 import signal
 import sqlite3
@@ -172,6 +173,12 @@ def test_workers_that_keep_dying_are_said(bench, monkeypatch):
     monkeypatch.setattr(engine_room, "ProcessPoolExecutor", Pool)
     with pytest.raises(ChannelscopeError, match="died 3 times without a result"):
         list(engine_room.run(bench, [(ORIGINAL, {})], "workers"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="the extra is there")
+def test_a_missing_ray_is_named(bench):
+    with pytest.raises(InputError, match=r"channelscope\[ray\]"):
+        list(engine_room.run(bench, [(ORIGINAL, {})], "ray"))
 
 
 @pytest.mark.slow

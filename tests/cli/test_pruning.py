@@ -119,3 +119,16 @@ def test_the_file_of_the_network_may_move(place, tmp_path):
         load_pruned(path / "small", model)
     finally:
         (tmp_path / "net.py").rename(path / "net.py")
+
+
+def test_a_network_of_two_inputs_is_refused_in_one_sentence(place, capsys):
+    path, _ = place
+    (path / "two.py").write_text(
+        "from torch import nn\n\n\nclass Two(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)\n\n"
+        "    def forward(self, x, y):\n        return self.b((self.a(x) + self.a(y)).mean((2, 3)))\n"
+    )
+    said = refused(capsys, "prune", f"{path / 'two.py'}:Two", "--images", "60", "--out", path / "bad")
+    assert "cannot take images of shape (1, 8, 8)" in said
+    assert "missing 1 required positional argument" in said
+    assert not (path / "bad").exists()

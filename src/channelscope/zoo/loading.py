@@ -48,7 +48,7 @@ def _agree(model: nn.Module, images: Images, name: str) -> None:
     try:
         with torch.inference_mode():
             logits = model(torch.zeros(2, *shape))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"network '{name}' cannot take images of shape {shape} ({reason}); pass size, or choose another network") from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
