@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from channelscope import cli, store, tables, zoo
+from cli.commands import refused, run
 
 
 @pytest.fixture(scope="module")
@@ -22,26 +22,6 @@ def place(tmp_path_factory):
     zoo.save_weights(model.state_dict(), folder / "net.safetensors")
     assert run("profile", "resnet20", "--out", folder / "net.profile", "--images", "120", "--weights", folder / "net.safetensors") == 0
     return folder
-
-
-def run(*arguments) -> int:
-    """Exit status of the command line in this process."""
-    before = sys.argv
-    sys.argv = ["channelscope", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return 0
-
-
-def refused(capsys, *arguments) -> str:
-    assert run(*arguments) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return " ".join(said.split())
 
 
 def test_help_explains_every_command_in_a_whole_sentence(capsys):
