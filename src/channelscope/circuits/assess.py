@@ -33,7 +33,7 @@ def assess(choice: Choice, parts: list[Saliency], held: HeldOut, seed: int = 0, 
     Returns  `circuit`, one row: size, r, error, what is left without it, random circuits of its size, stability over images;
              `circuit_curve`, one row a size; `circuit_layers`, one row a layer; `circuit_channels`, one row a channel of the
              circuit; `circuit_kernels`, one row a kernel.
-    Source   SPEC section 8 (evaluation)
+    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
     """
     saliency = choice.saliency(parts)
     circuit, target = choice.circuit(saliency), saliency.target
@@ -74,7 +74,7 @@ def _summary(choice: Choice, parts: list[Saliency], circuit: Circuit, held: Held
 def measured(held: HeldOut, circuit: Circuit) -> dict[str, float]:
     """r and error of a circuit with their intervals, as columns of a table.
 
-    Source   SPEC section 8 (evaluation)
+    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
     """
     found = held.fidelity(circuit)
     r, error = found.r, found.error
@@ -100,7 +100,7 @@ def area(kept: Sequence[float], r: Sequence[float]) -> float:
     """Area under r over ln(kept), divided by the span of ln(kept): the mean of r over log sizes.
 
     Sizes at which r is undefined count as 0: such a circuit computes a constant.
-    Source   SPEC section 8 (area under the curve over log size)
+    Source   Hamblin, Konkle, Alvarez 2022 (area under the curve over log size)
     """
     order = np.argsort(kept)
     x, y = np.log(np.asarray(kept, dtype=float)[order]), np.nan_to_num(np.asarray(r, dtype=float)[order], nan=0.0)
@@ -149,7 +149,7 @@ def _channels(circuit: Circuit, target: Target) -> pd.DataFrame:
 def kernels(circuit: Circuit, saliency: Saliency) -> pd.DataFrame:
     """One row for each kernel of a circuit, the strongest first.
 
-    Source   SPEC section 8; `effect` is the signed gate sum
+    Source   Hamblin, Konkle, Alvarez 2022; `effect` is the signed gate sum
     """
     target, rows = saliency.target, []
     names = target.wiring.names()

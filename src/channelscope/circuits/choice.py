@@ -98,7 +98,7 @@ def size(text: str) -> float | int:
     """'0.1' is a fraction of the relevant kernels, '210' a number of kernels.
 
     Raises   BudgetError if it is neither.
-    Source   SPEC section 8: sizes are fractions of relevant kernels kept
+    Source   Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept
     """
     if re.fullmatch(r"\d+", text.strip()):
         return int(text)

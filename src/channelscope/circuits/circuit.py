@@ -113,7 +113,7 @@ def trim(circuit: Circuit, target: Target, rule: str = "backward") -> Circuit:
     full       also kernels of channels without a surviving input, as published: not exact, for act(bias) is lost
     none       leave the circuit as it is
 
-    Source   SPEC section 8; Hamblin, Konkle, Alvarez 2022
+    Source   Hamblin, Konkle, Alvarez 2022
     """
     if rule not in ("backward", "full", "none"):
         raise InputError(f"dead ends: expected backward, full or none, received '{rule}'")
@@ -128,6 +128,6 @@ def trim(circuit: Circuit, target: Target, rule: str = "backward") -> Circuit:
 def union(circuits: "list[Circuit]") -> Circuit:
     """Kernels of any of the circuits.
 
-    Source   SPEC section 8 (unions of sub-feature circuits)
+    Source   Hamblin, Konkle, Alvarez 2022 (unions of sub-feature circuits)
     """
     return reduce(lambda one, other: one._with((one | other).marks), circuits)

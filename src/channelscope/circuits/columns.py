@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from channelscope.tables import Column
 
-HERE = "SPEC section 8"
+HERE = "Hamblin, Konkle, Alvarez 2022"
 R = Column("", 3, "Pearson correlation of circuit and feature over held-out images × positions", HERE, -1.0, 1.0)
 ERROR = Column("", 3, "Σ(ŷ − y)²/Σ(y − ȳ)² on held-out images: 0 exact, 1 the feature's mean", HERE, 0.0)
 

@@ -36,7 +36,7 @@ def drawn(graph: Graph, images: Tensor | Iterable, count: int, seed: int = 0) ->
     The first layer is left out, for its kernels are all there is to find.
 
     Raises   SampleError if fewer channels than asked for are active.
-    Source   SPEC section 8 (many features); the draw is this library's
+    Source   Hamblin, Konkle, Alvarez 2022 (many features); the draw is this library's
     """
     pictures, noise = list(batches(images)), np.random.default_rng(seed)
     layers = [(site.name, noise.permutation(site.channels).tolist()) for site in in_graph(graph)][1:]
@@ -77,7 +77,7 @@ def compare(
     Returns  `circuit_compare`, one row per feature, criterion and size; `circuit_medians`, one row per criterion and size:
              medians of |r| and of the error over features, and how far behind the best criterion it is.
     Raises   InputError for criteria that do not exist; the errors of `locate` and `activity` for features that cannot be used.
-    Source   SPEC section 8 (evaluation)
+    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
     """
     unknown = [name for name in criteria if name not in CRITERIA]
     if unknown or not criteria or not sizes or not features:
@@ -128,7 +128,7 @@ def medians(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     `behind` is the median of paired differences in |r| to the criterion with the highest median at that size; `best` is 1
     where its interval reaches zero.
 
-    Source   SPEC section 8 (medians over features with intervals)
+    Source   Hamblin, Konkle, Alvarez 2022 (medians over features with intervals)
     """
     rows = []
     for size, part in frame.groupby("kept", sort=False):

@@ -84,7 +84,7 @@ def gate(inputs: Tensor, gradients: Tensor, layer: Geometry) -> tuple[Tensor, Te
     Σ_positions A·G = Σ_taps w · dJ_b/dw, so one matrix product per image takes the place of the contribution maps.
 
     Returns  float64 (outputs, inputs per group), twice.
-    Source   SPEC section 8 (gate); checked by tests/pencil_circuits.py::gate
+    Source   Hamblin, Konkle, Alvarez 2022 (gate); checked by tests/pencil_circuits.py::gate
     """
     if layer.kernel == (1, 1) and gradients[0].numel() == layer.weight.shape[0] and layer.groups == 1:
         x, g = inputs.reshape(len(inputs), -1), gradients.reshape(len(gradients), -1)  # one position: |A·G| is a product of sizes
@@ -163,7 +163,7 @@ def magnitude(layer: Geometry) -> Tensor:
     """Mean |w| over the kernel, the same for every feature.
 
     Returns  float64 (outputs, inputs per group).
-    Source   SPEC section 8 (control); checked by tests/pencil_circuits.py::magnitude
+    Source   Hamblin, Konkle, Alvarez 2022 (control); checked by tests/pencil_circuits.py::magnitude
     """
     return layer.weight.double().abs().flatten(2).mean(2) if layer.weight.dim() > 2 else layer.weight.double().abs()
 

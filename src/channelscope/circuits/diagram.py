@@ -36,7 +36,7 @@ def write(folder: Path, drawn: Drawing, pictures: Pictures, title: str, said: st
     pictures  channel → PNG files, the strongest first
     said      what is drawn, in a sentence
 
-    Source   SPEC section 8 (diagram); red raises the feature, blue lowers it, zero and unknown are grey
+    Source   Hamblin, Konkle, Alvarez 2022 (diagram); red raises the feature, blue lowers it, zero and unknown are grey
     """
     environment = Environment(loader=PackageLoader("channelscope.circuits"), undefined=StrictUndefined, autoescape=True)
     drawing = environment.get_template("circuit.svg.j2").render(_svg(drawn, pictures, title))
@@ -56,7 +56,7 @@ def write(folder: Path, drawn: Drawing, pictures: Pictures, title: str, said: st
 def color(effect: float) -> tuple[int, int, int]:
     """Red for kernels that raise the feature, blue for those that lower it, grey at zero; symmetric, by the root of the size.
 
-    Source   SPEC section 8 (symmetric red-blue colors)
+    Source   Hamblin, Konkle, Alvarez 2022 (symmetric red-blue colors)
     """
     strength = abs(effect) ** 0.5 if effect == effect else 0.0
     end = RED if effect > 0 else BLUE
@@ -67,7 +67,7 @@ def color(effect: float) -> tuple[int, int, int]:
 def heat(kernel: np.ndarray) -> Image.Image:
     """A kernel's weights as pixels: red is positive, blue negative, white zero; symmetric in its own largest weight.
 
-    Source   SPEC section 8 (kernel heat maps)
+    Source   Hamblin, Konkle, Alvarez 2022 (kernel heat maps)
     """
     largest = float(np.abs(kernel).max()) or 1.0
     share = (kernel / largest)[..., None]
@@ -190,7 +190,7 @@ def _data(drawn: Drawing, pictures: Pictures) -> str:
 def png(drawn: Drawing, pictures: Pictures) -> Image.Image:
     """The drawing as pixels, two for each of its own.
 
-    Source   SPEC section 8 (static drawings)
+    Source   Hamblin, Konkle, Alvarez 2022 (static drawings)
     """
     page = Image.new("RGB", (round(drawn.width * SCALE), round(drawn.height * SCALE)), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(9 * SCALE)

@@ -84,7 +84,7 @@ class Drawing:
 def drawing(circuit: Circuit, saliency: Saliency) -> Drawing:
     """Place the channels of a circuit: a column for each number of layers passed, sums between the columns.
 
-    Source   SPEC section 8 (diagram); rows by barycenters (Sugiyama, Tagawa, Toda 1981)
+    Source   Hamblin, Konkle, Alvarez 2022 (diagram); rows by barycenters (Sugiyama, Tagawa, Toda 1981)
     """
     network = _Network(circuit, saliency)
     network.read()

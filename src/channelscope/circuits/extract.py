@@ -45,7 +45,7 @@ def extract(circuit: Circuit, target: Target) -> Extract:
     network on noise before it is handed out.
 
     Raises   MismatchError if it computes something else.
-    Source   SPEC section 8 (extraction)
+    Source   Hamblin, Konkle, Alvarez 2022 (extraction)
     """
     circuit = trim(circuit, target)
     kept = layout(circuit, target)

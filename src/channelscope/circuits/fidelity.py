@@ -71,7 +71,7 @@ def correlation(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
     """Pearson's r from the sums of a Fidelity.
 
     Undefined (nan) where either side does not vary.
-    Source   SPEC section 8 (evaluation); checked by tests/pencil_circuits.py::fidelity
+    Source   Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity
     """
     n, y, g, yy, gg, yg, _ = sums.unbind(-1)
     across, own, guess = yg - y * g / n, yy - y * y / n, gg - g * g / n
@@ -83,7 +83,7 @@ def normalized_error(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
     """Σ(ŷ − y)²/Σ(y − ȳ)² from the sums of a Fidelity.
 
     Undefined (nan) where the feature does not vary.
-    Source   SPEC section 8 (evaluation); checked by tests/pencil_circuits.py::fidelity
+    Source   Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity
     """
     n, y, _, yy, _, _, off = sums.unbind(-1)
     own = yy - y * y / n

@@ -63,7 +63,7 @@ def learn(target: Target, batches: list[Batch], keep: int, start: Saliency, how:
 
     The gates begin at the log of the start saliency over its k-th largest value, so that about k of them are open.
 
-    Source   SPEC section 8 (learned gates); Louizos, Welling, Kingma 2018
+    Source   Hamblin, Konkle, Alvarez 2022 (learned gates); Louizos, Welling, Kingma 2018
     """
     how = how or Training()
     values = start.flat()

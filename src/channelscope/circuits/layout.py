@@ -27,7 +27,7 @@ SPATIAL = {2, 3, -1, -2}
 def layout(circuit: Circuit, target: Target) -> Kept:
     """Channels of every step that the circuit's smaller network has; steps without an axis of channels are left out.
 
-    Source   SPEC section 8 (extraction)
+    Source   Hamblin, Konkle, Alvarez 2022 (extraction)
     """
     plan = _Plan(circuit, target)
     changed = True
@@ -42,7 +42,7 @@ def layout(circuit: Circuit, target: Target) -> Kept:
 def alive(circuit: Circuit, target: Target) -> dict[str, torch.Tensor]:
     """Kernels of the masked network: those of the circuit, and those the feature's images never reach (constants pass them).
 
-    Source   SPEC section 8: biases and normalizations stay
+    Source   Hamblin, Konkle, Alvarez 2022: biases and normalizations stay
     """
     every = target.wiring.everything()
     return {

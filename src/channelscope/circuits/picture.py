@@ -64,7 +64,7 @@ class Spot:
 def spots(circuit: Circuit, target: Target) -> list[Spot]:
     """The layers of a circuit with the channels that have kernels in it.
 
-    Source   SPEC section 8 (diagram: nodes are channels)
+    Source   Hamblin, Konkle, Alvarez 2022 (diagram: nodes are channels)
     """
     sites = {site.name: site for site in in_graph(target.graph)}
     seen = fields(target.graph, target.step)
@@ -88,7 +88,7 @@ def _axis(target: Target, step: str) -> int:
 def patches(circuit: Circuit, target: Target, images: Tensor | Iterable, palette: Palette) -> dict[str, tuple[bytes, ...]]:
     """For each channel, what it saw in the images that drove it most, inside the circuit; one patch an image.
 
-    Source   SPEC section 8 (diagram: top image patches, cropped to the receptive field)
+    Source   Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field)
     """
     where, pictures = spots(circuit, target), list(batches(images, target.device))
     best: dict[Spot, list[tuple[Tensor, Tensor]]] = {spot: [] for spot in where}

@@ -29,7 +29,7 @@ ORDINARY = (nn.Conv2d.forward, nn.Linear.forward)
 def kernels_in(module: nn.Module) -> bool:
     """Whether a module's kernels can be told apart: an ordinary 2-D convolution or linear layer.
 
-    Source   SPEC section 8: a kernel is a 2-D slice W[o,i] of a convolution, or one weight of a linear layer
+    Source   Hamblin, Konkle, Alvarez 2022: a kernel is a 2-D slice W[o,i] of a convolution, or one weight of a linear layer
     """
     return isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward in ORDINARY
 
@@ -51,7 +51,7 @@ def upstream(graph: Graph, target: str) -> list[fx.Node]:
 def wire(graph: Graph, target: str, axis: int = 0) -> Wiring:
     """The wiring of a traced network from its images up to step `target`, whose channels are on `axis` (without the batch).
 
-    Source   SPEC section 8 (relevant kernels: those on a path from the input to the feature), for any traced graph
+    Source   Hamblin, Konkle, Alvarez 2022 (relevant kernels: those on a path from the input to the feature), for any traced graph
     """
     nodes = upstream(graph, target)
     names = tuple(node.name for node in nodes)

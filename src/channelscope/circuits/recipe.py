@@ -34,7 +34,7 @@ def write(folder: Path, circuit: Circuit, small: Extract, about: dict[str, Any] 
     about   further facts for the reader, such as the hash of the network's weights; plain JSON values
 
     Raises   InputError if a step cannot be written down.
-    Source   SPEC section 8 (extraction); the file format is this library's
+    Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
     """
     steps = [_step(node) for node in small.body.graph.nodes]
     modules = {str(n.target): _module(str(n.target), small.body) for n in small.body.graph.nodes if n.op == "call_module"}
@@ -64,7 +64,7 @@ def read(folder: Path) -> tuple[Circuit, Extract, dict[str, Any]]:
     """The circuit, its stand-alone module and the further facts of a folder.
 
     Raises   FormatError if the files are missing, damaged, of another format, or call anything but tensor functions.
-    Source   SPEC section 8 (extraction); the file format is this library's
+    Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
     """
     try:
         recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))

@@ -94,7 +94,7 @@ Batch = tuple[Tensor, Tensor]
 def prepared(target: Target, images) -> list[Batch]:
     """Batches with the positions that count in each image, by the unmasked network.
 
-    Source   SPEC section 8 (rule for positions)
+    Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
     """
     with evaluating(target.model):
         return [(pictures, target.chosen(pictures)) for pictures in images]
@@ -109,7 +109,7 @@ def slopes(
 ) -> list[tuple[str, Tensor, Tensor]]:
     """For every use of every relevant layer: the layer, its inputs X, and the gradient G of the feature at its outputs.
 
-    Source   SPEC section 8: G = dJ_b/dz
+    Source   Hamblin, Konkle, Alvarez 2022; G = dJ_b/dz
     """
     calls = [call for call in target.wiring.calls if call.layer in target.relevant]
     ins = tuple(target.graph.nodes[call.step].all_input_nodes[0].name for call in calls)
@@ -130,7 +130,7 @@ def measure(
 
     Kernels that are masked are scored as well, for they may come back.
 
-    Source   SPEC section 8
+    Source   Hamblin, Konkle, Alvarez 2022
     """
     own = target.weights()
     layers = {layer: Geometry.of(target.graph.modules[layer]) for layer in target.relevant}

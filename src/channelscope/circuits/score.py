@@ -41,13 +41,13 @@ PAPER = "Hamblin, Konkle, Alvarez 2022"
 CRITERIA = {
     criterion.name: criterion
     for criterion in (
-        Criterion("gate", contributions.gate, False, "Σ over images of |Σ over positions of A·G|", "SPEC section 8"),
+        Criterion("gate", contributions.gate, False, "Σ over images of |Σ over positions of A·G|", "Hamblin, Konkle, Alvarez 2022"),
         Criterion("actgrad", contributions.actgrad, False, "Σ over images of the mean over positions of |A·G|", PAPER),
         Criterion("snip", contributions.snip, False, "Σ over images of the kernel's mean |w·dJ/dw|", "Lee, Ajanthan, Torr 2019"),
         Criterion("snip_batch", partial(contributions.snip, per_batch=True), False, "mean |w·dJ/dw|, summed by batch first", PAPER),
         Criterion("force", contributions.snip, True, "SNIP on the FORCE schedule", "de Jorge et al. 2021"),
-        Criterion("iterated_gate", contributions.gate, True, "gate on the FORCE schedule", "SPEC section 8"),
-        Criterion("iterated_actgrad", contributions.actgrad, True, "ActGrad on the FORCE schedule", "SPEC section 8"),
+        Criterion("iterated_gate", contributions.gate, True, "gate on the FORCE schedule", "Hamblin, Konkle, Alvarez 2022"),
+        Criterion("iterated_actgrad", contributions.actgrad, True, "ActGrad on the FORCE schedule", "Hamblin, Konkle, Alvarez 2022"),
         Criterion("learned", None, False, "openness of gates trained on the feature's error", "Louizos, Welling, Kingma 2018"),
         Criterion("magnitude", None, False, "mean |w| of the kernel", "control"),
         Criterion("random", None, False, "uniform noise, seeded", "control"),
@@ -76,7 +76,7 @@ def score(
     training   of learned
 
     Raises   InputError for an unknown criterion or a missing size; SampleError without images.
-    Source   SPEC section 8; each criterion cites its own
+    Source   each criterion cites its own
     """
     kind = named(criterion)
     if kind.sized and keep is None:
@@ -96,7 +96,7 @@ def score(
 def signed(saliency: Saliency, images: Tensor | Iterable) -> Saliency:
     """The saliency with signed effects: those it has, or the gate criterion's, which take one more pass.
 
-    Source   SPEC section 8 (signed sums split a circuit into excitatory and inhibitory kernels)
+    Source   Hamblin, Konkle, Alvarez 2022 (signed sums split a circuit into excitatory and inhibitory kernels)
     """
     if saliency.signed is not None:
         return saliency
@@ -107,7 +107,7 @@ def named(criterion: str) -> Criterion:
     """The criterion of that name.
 
     Raises   InputError with the names there are.
-    Source   SPEC section 8
+    Source   Hamblin, Konkle, Alvarez 2022
     """
     if criterion not in CRITERIA:
         raise InputError(f"unknown criterion '{criterion}': expected one of {', '.join(CRITERIA)}")
@@ -117,7 +117,7 @@ def named(criterion: str) -> Criterion:
 def iterated(target: Target, ready: list[Batch], kind: Criterion, keep: int, how: Pass) -> Saliency:
     """Scores of the last of ten rounds, each measured in the network that the round before has left; the dropped may return.
 
-    Source   de Jorge et al. 2021; SPEC section 8 (iterated selection works with every criterion)
+    Source   de Jorge et al. 2021; Hamblin, Konkle, Alvarez 2022 (iterated selection works with every criterion)
     """
     marks, found = None, None
     for size in schedule(target.kernels, keep):
@@ -132,7 +132,7 @@ def iterated(target: Target, ready: list[Batch], kind: Criterion, keep: int, how
 def control(target: Target, criterion: str, seed: int = 0) -> Saliency:
     """Magnitude or random scores: no image is looked at.
 
-    Source   SPEC section 8 (controls)
+    Source   Hamblin, Konkle, Alvarez 2022 (controls)
     """
     noise = torch.Generator().manual_seed(seed)
     make: dict[str, Callable[[str], Tensor]] = {

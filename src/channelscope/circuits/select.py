@@ -20,7 +20,7 @@ def count(target: Target, keep: float | int) -> int:
     """Number of kernels meant by `keep`: a number of kernels if it is whole, else a fraction of the relevant ones (at least 1).
 
     Raises   BudgetError if it is neither from 1 to the number of relevant kernels nor a fraction above 0 and up to 1.
-    Source   SPEC section 8: sizes are fractions of relevant kernels kept
+    Source   Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept
     """
     if isinstance(keep, int) and not isinstance(keep, bool) and 1 <= keep <= target.kernels:
         return keep
@@ -32,7 +32,7 @@ def count(target: Target, keep: float | int) -> int:
 def top(saliency: Saliency, keep: float | int) -> Circuit:
     """Exactly so many kernels with the largest saliency; among equals the first in execution order.
 
-    Source   SPEC section 8 (selection)
+    Source   Hamblin, Konkle, Alvarez 2022 (selection)
     """
     return _chosen(saliency.target, order(saliency.flat())[: count(saliency.target, keep)])
 
@@ -41,7 +41,7 @@ def reaching(saliency: Saliency, share: float) -> Circuit:
     """The fewest kernels whose saliencies reach a share of the total.
 
     Raises   BudgetError if the share is not above 0 and up to 1, or all saliencies are zero.
-    Source   SPEC section 8 (selection)
+    Source   Hamblin, Konkle, Alvarez 2022 (selection)
     """
     flat = saliency.flat()
     if not 0 < share <= 1 or not bool(flat.sum() > 0):
@@ -55,7 +55,7 @@ def reaching(saliency: Saliency, share: float) -> Circuit:
 def order(values: Float[Tensor, "kernels"]) -> Tensor:
     """Places from the largest value to the smallest; equals stay in order.
 
-    Source   SPEC section 8 (stable tie-break)
+    Source   Hamblin, Konkle, Alvarez 2022 (stable tie-break)
     """
     return values.sort(descending=True, stable=True).indices
 
@@ -63,7 +63,7 @@ def order(values: Float[Tensor, "kernels"]) -> Tensor:
 def schedule(kernels: int, keep: int, rounds: int = ROUNDS) -> list[int]:
     """Kernels kept after each round: k_t = ⌈exp((t/T) ln k + (1 − t/T) ln N)⌉, and k itself at the end.
 
-    Source   de Jorge et al. 2021 (FORCE); SPEC section 8; checked by tests/pencil_circuits.py::schedule
+    Source   de Jorge et al. 2021 (FORCE); Hamblin, Konkle, Alvarez 2022; checked by tests/pencil_circuits.py::schedule
     """
     steps = [t / rounds for t in range(1, rounds)]
     sizes = [math.exp(step * math.log(keep) + (1 - step) * math.log(kernels)) for step in steps]
@@ -90,7 +90,7 @@ def grown(saliency: Saliency, keep: float | int) -> Circuit:
     Exactly so many kernels, or the few less that the last paths leave over.
 
     Raises   BudgetError, with the smallest size there is, if no path from the images fits.
-    Source   SPEC section 8 (no layer collapse)
+    Source   Hamblin, Konkle, Alvarez 2022 (no layer collapse)
     """
     target, budget = saliency.target, count(saliency.target, keep)
     if budget < target.smallest:

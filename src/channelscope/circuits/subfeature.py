@@ -48,7 +48,7 @@ def peaks(target: Target, images: Tensor | Iterable, count: int) -> Peaks:
     """The `count` images with the highest maxima of the feature.
 
     Raises   SampleError with fewer images, or if the feature is the same on all of them.
-    Source   SPEC section 8 (sub-feature circuits)
+    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
     """
     pictures = list(batches(images, target.device))
     activity(target, pictures)
@@ -71,7 +71,7 @@ def clusters(found: Peaks, count: int | None = None, seed: int = 0) -> Int[Tenso
     """Group of each image by its activation vector (k-means on vectors of length 1); the number by the best silhouette if not given.
 
     Raises   SampleError if there are fewer different vectors than groups: a group would be empty.
-    Source   SPEC section 8 (clustered by the activation vector at the position of the maximum); Rousseeuw 1987
+    Source   Hamblin, Konkle, Alvarez 2022 (clustered by the activation vector at the position of the maximum); Rousseeuw 1987
     """
     vectors = (found.vectors / found.vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(found.vectors.dtype).tiny)).double().numpy()
     different = len(np.unique(vectors.round(9), axis=0))
@@ -100,7 +100,7 @@ def subcircuits(
     Returns  circuits by group ('0', '1', …, 'mixed', 'union'); tables `subcircuits` (images), `subcircuit_curves` (error of the
              circuit of one group on the images of another, by size) and `subcircuit_overlap` (by layer; '' for all kernels).
     Raises   InputError if labels do not fit, or a group has fewer than two images.
-    Source   SPEC section 8 (sub-feature circuits); Hamblin, Konkle, Alvarez 2022
+    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits); Hamblin, Konkle, Alvarez 2022
     """
     choice = choice or Choice()
     if len(labels) != len(found.images) or sorted(set(labels.tolist())) != list(range(int(labels.max()) + 1)):
@@ -133,7 +133,7 @@ def subcircuits(
 def peak_error(target: Target, circuit: Subset, found: Peaks, members: Int[Tensor, "chosen"]) -> float:
     """Σ|ŷ − y|/Σ|y| over some of the peaks, each at its place in the unmasked network: 0 is exact, 1 what silence reaches.
 
-    Source   SPEC section 8 (preservation curves: error at each image's original maximum position)
+    Source   Hamblin, Konkle, Alvarez 2022 (preservation curves: error at each image's original maximum position)
     """
     with target.without((~circuit).marks):
         maps = target.map(found.images[members].to(target.device))

@@ -135,7 +135,7 @@ def locate(model: nn.Module | Graph, feature: Feature | str, example: Tensor | N
 
     Raises   SiteError, with near matches, if there is no such layer; InputError if it has no such channel or position;
              TracingError if the forward pass cannot be followed.
-    Source   SPEC section 8; Hamblin, Konkle, Alvarez 2022 (relevant kernels)
+    Source   Hamblin, Konkle, Alvarez 2022 (relevant kernels)
     """
     feature = Feature.parse(feature)
     if not isinstance(model, Graph):
@@ -194,7 +194,7 @@ def activity(target: Target, images: Tensor | Iterable) -> tuple[float, float]:
     """Smallest and largest value of the feature over some images, where its consumers see it (after its own activation).
 
     Raises   SampleError if the feature is the same everywhere: it never activates on these images.
-    Source   SPEC section 8; the cut point of SPEC section 2
+    Source   Hamblin, Konkle, Alvarez 2022; cut points as in docs/how-it-works.md
     """
     sites = {site.name: site for site in in_graph(target.graph)}
     site = sites.get(target.feature.layer)

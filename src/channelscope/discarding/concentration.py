@@ -24,7 +24,7 @@ def mask(boxes: Iterable[Box], plane: tuple[int, int]) -> Bool[Tensor, "height w
     """Pixels whose center lies in any of the boxes.
 
     Raises   DataError for a box that is turned around, or wholly outside the image.
-    Source   SPEC section 9 (foreground from boxes)
+    Source   Ma et al. 2022 (foreground from boxes)
     """
     rows, columns = torch.arange(plane[0]) + 0.5, torch.arange(plane[1]) + 0.5
     found = torch.zeros(plane, dtype=torch.bool)
@@ -102,7 +102,7 @@ def table(
 ) -> pd.DataFrame:
     """One row per image and layer: concentration, ρ with its constants, and knowledge points. Images without a box say so.
 
-    Source   SPEC section 9; checked by tests/discarding/test_concentration.py
+    Source   Ma et al. 2022; checked by tests/discarding/test_concentration.py
     """
     counts = varies.sum(0)
     rows = []

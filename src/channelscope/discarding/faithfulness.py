@@ -68,7 +68,7 @@ def area(curves: Float[Tensor, "images shares"]) -> Float[Tensor, "images"]:
 def descriptive(curves: Mapping[tuple[str, str], Float[Tensor, "images shares"]]) -> pd.DataFrame:
     """One row per method and baseline: mean area with a t interval, and its paired difference from CID's.
 
-    Source   SPEC section 9 (descriptive accuracy)
+    Source   Ma et al. 2022 (descriptive accuracy)
     """
     rows = []
     for (method, baseline), curve in curves.items():
@@ -89,7 +89,7 @@ def localization(
     """One row per method: mean IoU and accuracy at IoU .5 with t intervals, at the threshold that is best on the tuning images.
 
     Raises   DataError for an image without a box.
-    Source   Zhou et al. 2016; SPEC section 9 (weakly supervised localization)
+    Source   Zhou et al. 2016; Ma et al. 2022 (weakly supervised localization)
     """
     scores = {}
     levels = {name: threshold(tuned[name], tuned_boxes) for name in maps}
@@ -117,6 +117,6 @@ def center(images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]
 def smooth(relevance: Float[Tensor, "images H W"]) -> Float[Tensor, "images H W"]:
     """A map blurred by a few pixels, so that a threshold leaves parts and not grains; the same for all methods.
 
-    Source   SPEC section 9 (localization)
+    Source   Ma et al. 2022 (localization)
     """
     return blurred(relevance, SMOOTH)

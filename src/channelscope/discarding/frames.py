@@ -20,7 +20,7 @@ RATIO, NATS = 0.02, 0.02
 def by_image(found: Iterable[Discarded], rule: Rule, network: str) -> pd.DataFrame:
     """One row per image and layer: CID with its interval, the constraint on fresh noise, the cost, and what is wrong if anything is.
 
-    Source   SPEC section 9 (convergence report); checked by tests/discarding/test_frames.py
+    Source   Ma et al. 2022 (convergence report); checked by tests/discarding/test_frames.py
     """
     rows = [row for each in found for row in _rows(each, rule, network)]
     rows.sort(key=lambda row: (row["depth"], row["image"]))
@@ -52,7 +52,7 @@ def difference(images: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """CID of another network less CID of this one, layer by layer in order of depth, paired over images, with t intervals.
 
     Raises   MismatchError if the two tables mix normalizers, κ, caps, cells or images, or have other numbers of layers.
-    Source   SPEC section 9 (comparability)
+    Source   Ma et al. 2022 (comparability)
     """
     here, there = (frame.attrs["provenance"]["convention"] for frame in (images, other))
     differ = [f"{key} ({here[key]} and {there.get(key)})" for key in here if here[key] != there.get(key)]

@@ -55,7 +55,7 @@ def threshold(relevance: Float[Tensor, "images height width"], boxes: Sequence[S
     """The level whose boxes overlap best on average, to be chosen on images that are not reported.
 
     Raises   ShapeError if maps and boxes do not match; DataError for an image without a box.
-    Source   SPEC section 9 (threshold chosen on a held-out split)
+    Source   Ma et al. 2022 (threshold chosen on a held-out split)
     """
     if len(relevance) != len(boxes) or not len(boxes):
         raise ShapeError(f"expected boxes for each of {len(relevance)} maps, received {len(boxes)}")

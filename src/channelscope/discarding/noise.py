@@ -51,7 +51,7 @@ def mean_entropy(sigma: Float[Tensor, "images cells"], values: Float[Tensor, "ce
 def capacity(sensitivity: Float[Tensor, "images cells"], cap: Float[Tensor, "cells"]) -> Float[Tensor, "images"]:
     """The largest feature change the caps allow: Σ cap² g, infinite without caps.
 
-    Source   SPEC section 9 (reverse water-filling); checked by tests/discarding/test_noise.py
+    Source   Ma et al. 2022 (reverse water-filling); checked by tests/discarding/test_noise.py
     """
     return _breakpoints(sensitivity, cap).sum(1)
 

@@ -43,7 +43,7 @@ def cut(
     cap         largest fraction of a site's channels that may go; a layer is never emptied
 
     Raises   BudgetError, naming the smallest budget that can be met; MismatchError if the ranking is of another network.
-    Source   SPEC section 7
+    Source   docs/how-to/pruning.md (the protocol of comparison)
     """
     if not 0 < macs <= 1:
         raise InputError(f"macs: expected a fraction of the multiply-adds above 0 and at most 1, received {macs}")

@@ -56,7 +56,7 @@ def peers(
     Returns  layer → why it was left as it was. Grouped layers go with their group; of what several sites were added into, a
              profile has no covariance.
     Raises   MismatchError if the profile is of other weights.
-    Source   SPEC section 7
+    Source   docs/how-to/pruning.md (the protocol of comparison)
     """
     if isinstance(source, Profile) and source.weights_hash != weights_hash(found.graph.model):
         raise MismatchError("repair: the profile was measured on other weights than the original network's; collect it again")

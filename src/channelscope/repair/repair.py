@@ -69,7 +69,7 @@ def repair(
 
     Raises   MismatchError if small, model, kept and profile do not belong together; InputError for an unknown method, or
              one that lacks its source.
-    Source   He, Zhang, Sun 2017 (least squares); SPEC section 7
+    Source   He, Zhang, Sun 2017 (least squares)
     """
     if method not in get_args(Method):
         raise InputError(f"method: expected least_squares, peers, batchnorm or none, received '{method}'")
