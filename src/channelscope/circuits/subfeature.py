@@ -100,7 +100,7 @@ def subcircuits(
     Returns  circuits by group ('0', '1', …, 'mixed', 'union'); tables `subcircuits` (images), `subcircuit_curves` (error of the
              circuit of one group on the images of another, by size) and `subcircuit_overlap` (by layer; '' for all kernels).
     Raises   InputError if labels do not fit, or a group has fewer than two images.
-    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits); Hamblin, Konkle, Alvarez 2022
+    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
     """
     choice = choice or Choice()
     if len(labels) != len(found.images) or sorted(set(labels.tolist())) != list(range(int(labels.max()) + 1)):
