@@ -28,11 +28,10 @@ MAY = {
 MEETING = PLAIN | {"stats", "formulas", "net", "scores", "collect", "evaluate", "repair", "store"}
 MAY["circuits"] = MAY["discarding"] = MAY["experiments"] = MEETING
 MAY["prune"] = MEETING | {"zoo"}
-MAY["benchmark"] = MEETING | {"zoo", "prune"}
-MAY["study"] = MEETING | {"circuits", "discarding", "experiments", "zoo", "prune", "benchmark"}
+MAY["study"] = MEETING | {"circuits", "discarding", "experiments", "zoo", "prune"}
 MAY["report"] = PLAIN
 MAY["cli"] = MAY["study"] | {"study", "report"}
-MAY["__init__"] = MAY["study"] | {"circuits", "discarding", "experiments", "zoo", "prune", "benchmark", "study"}
+MAY["__init__"] = MAY["study"] | {"circuits", "discarding", "experiments", "zoo", "prune", "study"}
 MAY["__main__"] = {"cli"}
 
 EXTRAS = {"timm", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_pruning"}

@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from channelscope import tables
-from channelscope.benchmark import Bench, Grid, analysis
-from channelscope.benchmark import benchmark as measured
-from channelscope.benchmark.columns import COLUMNS
-from channelscope.benchmark.engines import Engine
 from channelscope.cli.folder import VERSION
 from channelscope.cli.sources import Network, console
 from channelscope.experiments.progress import bar
 from channelscope.report import html
+from channelscope.study import Bench, Grid, analysis
+from channelscope.study import benchmark as measured
+from channelscope.study.columns import COLUMNS
+from channelscope.study.engines import Engine
 from channelscope.zoo import ImageSource
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 
 from channelscope import tables
-from channelscope.benchmark.analysis import analysis
-from channelscope.benchmark.cell import ORIGINAL, Cell
-from channelscope.benchmark.columns import COLUMNS
 from channelscope.report import html
 from channelscope.report.run import Run
 from channelscope.report.sections.benchmark import BENCHMARK, compared
+from channelscope.study.analysis import analysis
+from channelscope.study.cell import ORIGINAL, Cell
+from channelscope.study.columns import COLUMNS
 
 CHANCES = {"l2": 0.6, "l1": 0.5, "capture": 0.8, "random": 0.2}
 

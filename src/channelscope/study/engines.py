@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from channelscope.benchmark.bench import Bench, measure
-from channelscope.benchmark.cell import Cell
 from channelscope.errors import ChannelscopeError, InputError
 from channelscope.ranking import Ranking
+from channelscope.study.bench import Bench, measure
+from channelscope.study.cell import Cell
 
 Engine = Literal["process", "workers", "ray"]
 Task = tuple[Cell, Mapping[str, Ranking]]

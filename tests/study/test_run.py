@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from channelscope import zoo
-from channelscope.benchmark import Bench, Grid, benchmark
-from channelscope.benchmark import engines as engine_room
-from channelscope.benchmark.bench import judged
-from channelscope.benchmark.cell import ORIGINAL, SCRATCH, Cell, allocated_as
-from channelscope.benchmark.results import Results
 from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError
 from channelscope.scores import Score
+from channelscope.study import Bench, Grid, benchmark
+from channelscope.study import engines as engine_room
+from channelscope.study.bench import judged
+from channelscope.study.cell import ORIGINAL, SCRATCH, Cell, allocated_as
+from channelscope.study.results import Results
 from channelscope.zoo import ImageSource
 
 NET = "resnet20(width=2)"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from channelscope import tables
-from channelscope.benchmark.analysis import agreement, analysis, areas, paired, rule_name
-from channelscope.benchmark.cell import ORIGINAL, Cell
-from channelscope.benchmark.columns import COLUMNS
 from channelscope.errors import SampleError
+from channelscope.study.analysis import agreement, analysis, areas, paired, rule_name
+from channelscope.study.cell import ORIGINAL, Cell
+from channelscope.study.columns import COLUMNS
 
 IMAGES = 400
 BUDGETS = (0.8, 0.5, 0.3)

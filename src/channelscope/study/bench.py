@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from channelscope import zoo
-from channelscope.benchmark.cell import ORIGINAL, SCRATCH, Cell, allocated_as
 from channelscope.errors import BudgetError, DataError
 from channelscope.net.budget import cut
 from channelscope.net.cost import cost
@@ -26,6 +25,7 @@ from channelscope.net.surgery import shrink
 from channelscope.prune.prune import prune
 from channelscope.ranking import Ranking
 from channelscope.stats.tally import Tally
+from channelscope.study.cell import ORIGINAL, SCRATCH, Cell, allocated_as
 from channelscope.zoo import Images, ImageSource
 from channelscope.zoo.split import Split
 

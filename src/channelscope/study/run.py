@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from channelscope import scores as scoring
-from channelscope.benchmark.bench import Bench
-from channelscope.benchmark.cell import ORIGINAL, RECONSTRUCTION, Grid, allocated_as
-from channelscope.benchmark.engines import Engine, Task
-from channelscope.benchmark.engines import run as engine_run
-from channelscope.benchmark.results import Results
 from channelscope.collect import collect
 from channelscope.errors import InputError, SampleError, SingularError
 from channelscope.net.identity import weights_hash
 from channelscope.ranking import Ranking
 from channelscope.repair import reconstruction
+from channelscope.study.bench import Bench
+from channelscope.study.cell import ORIGINAL, RECONSTRUCTION, Grid, allocated_as
+from channelscope.study.engines import Engine, Task
+from channelscope.study.engines import run as engine_run
+from channelscope.study.results import Results
 
 FILE = "results.sqlite"
 NEEDING_MAPS = ("hrank", "chip")

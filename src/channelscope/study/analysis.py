@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 
 from channelscope import scores as scoring
-from channelscope.benchmark.cell import ORIGINAL, RECONSTRUCTION, Cell
 from channelscope.errors import SampleError
 from channelscope.formulas.ranks import spearman
 from channelscope.formulas.resampling import bootstrap_mean, effect_size, flops_auc, holm, sign_flip
 from channelscope.stats.tally import Tally
+from channelscope.study.cell import ORIGINAL, RECONSTRUCTION, Cell
 
 DRAWS = 1000
 FEWEST = 4

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from channelscope.benchmark.cell import Cell
 from channelscope.errors import FormatError, MismatchError
 from channelscope.ranking import Ranking
 from channelscope.site import Site
+from channelscope.study.cell import Cell
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS facts (facts TEXT NOT NULL);
