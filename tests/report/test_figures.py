@@ -123,3 +123,28 @@ def test_a_drawing_is_a_picture_in_the_page_and_two_files(run, tmp_path, monkeyp
 def test_a_file_that_is_no_picture_is_refused(tmp_path):
     with pytest.raises(FormatError, match=r"expected \.svg or \.png"):
         figures.embedded(tmp_path / "picture.pdf")
+
+
+def named_values() -> pd.DataFrame:
+    """Three scores under two rules, in opposite orders."""
+    frame = pd.DataFrame({"score": ["a", "b", "c"] * 2, "rule": ["x"] * 3 + ["y"] * 3, "value": [1.0, 2.0, 3.0, 30.0, 20.0, 10.0]})
+    column = Column("", 2, "a value", "this test")
+    described = {name: Column("", None, name, "this test") for name in ("score", "rule")} | {"value": column}
+    return tables.described(frame, {"name": "values", "columns": described})
+
+
+def test_rows_of_every_panel_lie_at_their_own_names():
+    figure = figures.drawn(Chart("Values", x="score", y="value", kind="rows", panels=("rule",)), named_values())
+    first, second = drawn_axes(figure)
+    at = {label.get_text().lower(): place for place, label in zip(first.get_yticks(), first.get_yticklabels(), strict=True)}
+    for axes, expected in ((first, {"a": 1, "b": 2, "c": 3}), (second, {"a": 30, "b": 20, "c": 10})):
+        points = dict(zip(axes.lines[-1].get_ydata(), axes.lines[-1].get_xdata(), strict=True))
+        assert {name: points[at[name]] for name in expected} == expected
+
+
+def test_panels_with_scales_of_their_own_show_them():
+    frame = named_values().assign(depth=[0, 1, 2] * 2)
+    frame.attrs = named_values().attrs
+    figure = figures.drawn(Chart("Values", x="depth", y="value", kind="line", panels=("rule",), free=True), frame)
+    figure.canvas.draw()
+    assert all(any(label.get_text() for label in axes.get_yticklabels()) for axes in drawn_axes(figure))

@@ -101,8 +101,9 @@ def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figu
         tall, wide, squeeze=False, sharex=chart.kind != "rows" or not chart.free, sharey=chart.kind == "rows" or not chart.free
     )
     series = list(frame[chart.by].unique()) if chart.by in frame.columns else [""]
+    order = frame.groupby(chart.x)[chart.y].max().sort_values().index if chart.kind == "rows" else None
     for place, (values, rows) in zip(axes.flat, groups, strict=False):
-        _panel(place, chart, rows, series, list(stages))
+        _panel(place, chart, rows, series, list(stages), order)
         place.set_title(" with ".join(text.title(str(value)) for value in values))
     for place in axes.flat[len(groups) :]:
         place.set_visible(False)
@@ -115,14 +116,13 @@ def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figu
     return figure
 
 
-def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: list[str]) -> None:
+def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: list[str], order: pd.Index | None) -> None:
     if chart.zero:
         (place.axvline if chart.kind == "rows" else place.axhline)(0, color="#8a929c", linewidth=0.7, zorder=0)
     if set(chart.band) <= set(rows.columns):
         known = rows.sort_values(chart.x)
         place.fill_between(known[chart.x], known[chart.band[0]], known[chart.band[1]], color="#dfe3e8", linewidth=0, zorder=0)
     lying = chart.kind == "rows"
-    order = rows.groupby(chart.x)[chart.y].max().sort_values().index if lying else None
     for index, name in enumerate(series):
         own = rows.loc[rows[chart.by] == name] if chart.by in rows.columns else rows
         own = own.sort_values(chart.x) if chart.kind == "line" else own
@@ -161,7 +161,8 @@ def _titled(place: Axes, chart: Chart, rows: pd.DataFrame) -> None:
     place.set_ylabel("" if chart.kind == "rows" else value)
     if chart.kind != "rows" and pd.api.types.is_integer_dtype(rows[chart.x]):
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
-    place.label_outer()
+    if chart.kind == "rows" or not chart.free:
+        place.label_outer()
 
 
 def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str = "relevance") -> Figure:
