@@ -7,7 +7,7 @@ import torch
 
 from channelscope import collect, zoo
 
-IMAGES, BATCH, ROUNDS = 4096, 128, 3
+IMAGES, BATCH, ROUNDS = 2048, 128, 3
 
 
 def main() -> None:
