@@ -1,16 +1,16 @@
 """The command `circuit` as a user meets it: what it leaves, and what it refuses without leaving anything."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from channelscope import cli, tables
+from channelscope import tables
 from channelscope.circuits import recipe
 from channelscope.circuits.target import locate
 from channelscope.net.edits import silence
+from cli.commands import run
 
 NETWORKS = '''
 import torch
@@ -47,19 +47,6 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("net") / "nets.py"
     path.write_text(NETWORKS)
     return path
-
-
-def run(*arguments) -> int:
-    """Exit status of the command line in this process."""
-    before = sys.argv
-    sys.argv = ["channelscope", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return 0
 
 
 def refused(capsys, out, *arguments) -> str:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from channelscope import load_pruned, tables, zoo
+from channelscope.net.identity import weights_hash
 from channelscope.prune import folder as folders
 from cli.commands import refused, run, small_network
 
@@ -116,9 +117,10 @@ def test_the_file_of_the_network_may_move(place, tmp_path):
     model, _ = zoo.load(given[0], "digits")
     (path / "net.py").rename(tmp_path / "net.py")
     try:
-        load_pruned(path / "small", model)
+        found = load_pruned(path / "small", model)
     finally:
         (tmp_path / "net.py").rename(path / "net.py")
+    assert weights_hash(found) == weights_hash(load_pruned(path / "small"))
 
 
 def test_a_network_of_two_inputs_is_refused_in_one_sentence(place, capsys):

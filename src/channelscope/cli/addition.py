@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 from torch import nn
 
 from channelscope import store, tables
-from channelscope.cli.folder import VERSION
+from channelscope.cli.folder import provenance
 from channelscope.cli.sources import Measure, profiled
 from channelscope.errors import FormatError, MismatchError
 from channelscope.report import html
@@ -80,8 +79,5 @@ class Addition:
             "labeled": bool(profile.tally.images),
             "readout": profile.readout,
             "seed": profile.seed,
-            "version": VERSION,
-            "seconds": round(time.monotonic() - self.begun, 1),
-            "date": date.today().isoformat(),
             "weights": profile.weights_hash,
-        }
+        } | provenance(self.begun)

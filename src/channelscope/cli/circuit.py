@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +24,7 @@ from channelscope.circuits.subfeature import clusters as grouped
 from channelscope.circuits.subfeature import peaks
 from channelscope.circuits.subfeature import subcircuits as told_apart
 from channelscope.circuits.target import Target, activity, batches, locate
-from channelscope.cli.folder import VERSION
+from channelscope.cli.folder import provenance
 from channelscope.cli.sources import Network, console, opened
 from channelscope.errors import InputError
 from channelscope.net.edits import blank
@@ -187,10 +186,7 @@ def about(network: Network, images: Images, begun: float) -> dict:
         "data": images.source.data,
         "images": len(images.calibration),
         "seed": images.source.seed,
-        "version": VERSION,
-        "date": date.today().isoformat(),
-        "seconds": round(time.monotonic() - begun, 1),
-    }
+    } | provenance(begun)
 
 
 def written(out: Path, frames: dict[str, pd.DataFrame], facts: dict) -> None:

@@ -39,7 +39,7 @@ def benchmark(
     begun = time.monotonic()
     bench = Bench(network.model, network.weights, source, tests, network.device)
     with bar("cells", None) as step:
-        results = measured(bench, grid, out, engine, workers, address, lambda done, total: step(1))
+        results = measured(bench, grid, out, engine, workers, address, lambda done, total: step())
     done = results.done()
     facts = results.facts | {"version": VERSION, "date": date.today().isoformat(), "network": network.model}
     frames = analysis(done)

@@ -12,7 +12,7 @@ from torch import nn
 from channelscope import tables
 from channelscope.cli.addition import Addition
 from channelscope.cli.circuit import about
-from channelscope.cli.sources import Network, bar, console, opened
+from channelscope.cli.sources import Network, console, opened
 from channelscope.discarding import concentration, frames
 from channelscope.discarding.cells import Cells
 from channelscope.discarding.discard import Backdrop, Discarded
@@ -23,6 +23,7 @@ from channelscope.discarding.restore import restored
 from channelscope.discarding.rule import Rule
 from channelscope.discarding.view import View
 from channelscope.errors import DataError
+from channelscope.experiments.progress import bar
 from channelscope.net.identity import weights_hash
 from channelscope.prune import load_pruned
 from channelscope.prune.folder import RECIPE

@@ -11,7 +11,7 @@ from channelscope import tables
 from channelscope.cli.addition import Addition
 from channelscope.cli.circuit import about
 from channelscope.cli.discarding import BATCH
-from channelscope.cli.sources import Network, bar, console, opened
+from channelscope.cli.sources import Network, console, opened
 from channelscope.discarding import faithfulness as judged
 from channelscope.discarding.attribution import attributions
 from channelscope.discarding.cells import Cells
@@ -19,6 +19,7 @@ from channelscope.discarding.discard import Backdrop, discard
 from channelscope.discarding.rule import Rule
 from channelscope.discarding.view import Layer, View
 from channelscope.errors import DataError, NumericError
+from channelscope.experiments.progress import bar
 from channelscope.net.identity import weights_hash
 from channelscope.report import html
 from channelscope.tables import interval

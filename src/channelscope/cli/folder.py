@@ -1,8 +1,11 @@
 """Folder: a run's tables and facts on disk, from which the report is written."""
 
 import json
+import time
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import nn
@@ -16,7 +19,12 @@ from channelscope.scores.table import assumption
 from channelscope.stats.profile import Profile
 from channelscope.zoo import Images
 
-VERSION = "0.1.0"
+VERSION = version("channelscope")
+
+
+def provenance(begun: float) -> dict[str, Any]:
+    """What every run.json says of the run itself; `begun` is the monotonic time of its beginning."""
+    return {"version": VERSION, "date": date.today().isoformat(), "seconds": round(time.monotonic() - begun, 1)}
 
 
 class Folder:
@@ -43,7 +51,7 @@ class Folder:
             tables.write(tables.described(whole, {**attrs, "name": name}), self.path / f"{name}.csv")
 
     def write_facts(
-        self, profile: Profile, images: Images, convention: Convention, title: str, model: nn.Module | None = None, seconds: float = 0.0
+        self, profile: Profile, images: Images, convention: Convention, title: str, begun: float, model: nn.Module | None = None
     ) -> None:
         """Write run.json: what was measured, on what, under which assumptions.
 
@@ -66,13 +74,10 @@ class Folder:
             "target": convention.target,
             "assumption": assumption(profile, Shared(**convention.options())),
             "seed": images.source.seed,
-            "version": VERSION,
             "stages": self.stages,
-            "seconds": round(seconds, 1),
-            "date": date.today().isoformat(),
             "weights": profile.weights_hash,
         }
-        tables.write_json(facts, self.path / "run.json")
+        tables.write_json(facts | provenance(begun), self.path / "run.json")
 
     def headline(self) -> str:
         """The answer in one sentence."""

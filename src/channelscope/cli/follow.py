@@ -5,10 +5,11 @@ from pathlib import Path
 
 from channelscope import store, zoo
 from channelscope.cli.addition import Addition
-from channelscope.cli.sources import Convention, bar, console
+from channelscope.cli.sources import Convention, console
 from channelscope.collect import collect
 from channelscope.errors import MismatchError, SampleError
 from channelscope.experiments.hulls import Rule
+from channelscope.experiments.progress import bar
 from channelscope.experiments.trajectory import trajectory as followed
 from channelscope.net.identity import weights_hash
 from channelscope.stats.profile import Profile
@@ -77,7 +78,6 @@ def _profiles(
                 if (found.weights_hash, found.images, found.seed) != (weights_hash(model), len(images.calibration), source.seed):
                     raise MismatchError(f"{path} is of other weights or images than {weights}: delete it, or give another --out")
             else:
-                model.__dict__["channelscope_name"] = network
                 found = collect(model, images.calibration, shards=0, seed=source.seed)
                 store.save(found, path)
             yield (run, epoch), found

@@ -120,7 +120,7 @@ def axes(
     _said(found)
     folder = Folder(out)
     folder.write_stage(found, "trained", two_axes(found, convention))
-    folder.write_facts(found, images, convention, f"Two axes of {network.title}", seconds=time.monotonic() - begun)
+    folder.write_facts(found, images, convention, f"Two axes of {network.title}", begun)
     console.print(folder.headline())
     print(html.write(out))
 
@@ -159,7 +159,7 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
         found = profiled(model, images, Measure(), note=f"profile at {stage}")
         store.save(found, out / f"{stage}.profile")
         folder.write_stage(found, stage, two_axes(found, convention))
-    folder.write_facts(found, images, convention, "ResNet-20 on scanned digits", model=model, seconds=time.monotonic() - begun)
+    folder.write_facts(found, images, convention, "ResNet-20 on scanned digits", begun, model)
     console.print(folder.headline())
     page = html.write(out)
     console.print(f"the report is at [bold]{page}[/]: open it in a browser")

@@ -4,7 +4,6 @@ import copy
 import math
 import time
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from channelscope import scores as scoring
 from channelscope import tables, zoo
-from channelscope.cli.folder import VERSION
+from channelscope.cli.folder import provenance
 from channelscope.cli.sources import Network, console, opened
 from channelscope.collect import collect
 from channelscope.errors import InputError
@@ -85,8 +84,8 @@ def prune(
         described = tables.described(frame, {"name": "pruning", "columns": COLUMNS, "split": test.name, **facts})
         tables.write(described, folder / "pruning.csv")
         about = {"title": f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds", "network": network.model}
-        about |= facts | {"version": VERSION, "date": date.today().isoformat(), "weights": weights_hash(model)}
-        tables.write_json(about | {"seconds": round(time.monotonic() - begun, 1)}, folder / "run.json")
+        about |= facts | {"weights": weights_hash(model)} | provenance(begun)
+        tables.write_json(about, folder / "run.json")
         html.write(folder)
         if export:
             exporting(small, folder / f"network.{export}", images.image_shape)

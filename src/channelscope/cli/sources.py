@@ -1,21 +1,19 @@
 """What every command is given: a network with its images, and how to measure it."""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from channelscope import store, zoo
 from channelscope.collect import collect
 from channelscope.errors import MismatchError
+from channelscope.experiments.progress import bar
 from channelscope.net.identity import weights_hash
 from channelscope.stats.profile import Profile
 from channelscope.zoo import Images, ImageSource
@@ -104,15 +102,6 @@ def profiled(
             measure.maps,
             unfinished,
         )
-
-
-@contextmanager
-def bar(note: str, total: int) -> Iterator:
-    """A progress bar with time left on standard error; yields the function that moves it one step."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(note, total=total)
-        yield lambda: progress.advance(task)
 
 
 def watched(batches: Iterable, step) -> Iterator:

@@ -14,12 +14,12 @@ from channelscope.types import Int, Tensor
 
 
 @contextmanager
-def bar(note: str, total: int | None, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error where that is a terminal; yields the function that moves it by some steps."""
+def bar(note: str, total: int | None, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """A bar on standard error where that is a terminal; yields the function that moves it, by one step where none are named."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty())) as progress:
         task = progress.add_task(note, total=total)
-        yield lambda steps: progress.advance(task, steps)
+        yield lambda steps=1: progress.advance(task, steps)
 
 
 def how_many(batches: Iterable) -> int | None:
