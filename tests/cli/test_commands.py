@@ -235,3 +235,8 @@ def test_a_profile_of_another_format_version(place, capsys, tmp_path):
     save_file(tensors, tmp_path / "new.profile", metadata={"channelscope": json.dumps(header)})
     assert "format 99, this version reads" in refused(capsys, "scores", tmp_path / "new.profile", "--out", tmp_path / "s.csv")
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_what_is_said_is_said_to_the_letter(tmp_path, capsys):
+    name = f"{tmp_path}/[timm] :two: nets.py:Net"
+    assert name.removesuffix(":Net") in refused(capsys, "axes", name)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from channelscope import load_pruned, tables, zoo
+from channelscope.errors import FormatError
 from channelscope.net.identity import weights_hash
 from channelscope.prune import folder as folders
 from cli.commands import refused, run, small_network
@@ -123,14 +124,48 @@ def test_the_file_of_the_network_may_move(place, tmp_path):
     assert weights_hash(found) == weights_hash(load_pruned(path / "small"))
 
 
-def test_a_network_of_two_inputs_is_refused_in_one_sentence(place, capsys):
-    path, _ = place
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory):
+    """A network of two images, and a file with the second."""
+    path = tmp_path_factory.mktemp("guided")
     (path / "two.py").write_text(
-        "from torch import nn\n\n\nclass Two(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)\n\n"
-        "    def forward(self, x, y):\n        return self.b((self.a(x) + self.a(y)).mean((2, 3)))\n"
+        "import torch\nfrom torch import nn\n\n\nclass Two(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b, self.c = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 10)\n\n"
+        "    def forward(self, x, y):\n        return self.c(torch.relu(self.b(torch.relu(self.a(x) + self.a(y)))).mean((2, 3)))\n"
     )
-    said = refused(capsys, "prune", f"{path / 'two.py'}:Two", "--images", "60", "--out", path / "bad")
-    assert "cannot take images of shape (1, 8, 8)" in said
-    assert "missing 1 required positional argument" in said
+    save_file({"y": torch.rand(1, 1, 8, 8)}, path / "y.safetensors")
+    return path, f"{path / 'two.py'}:Two"
+
+
+def test_a_network_of_two_inputs_takes_an_example(guided):
+    path, name = guided
+    example = ("--example", path / "y.safetensors")
+    assert run("axes", name, *example, "--images", "80", "--out", path / "axes") == 0
+    assert set(tables.read(path / "axes" / "channels.csv")["site"]) == {"b"}
+    assert run("prune", name, *example, "--images", "60", "--macs", "0.6", "--export", "pt2", "--out", path / "small") == 0
+    small = load_pruned(path / "small")
+    assert torch.equal(zoo.fixed_inputs(small)["y"], load_file(path / "y.safetensors")["y"])
+    options = ("--scores", "l1", "--budgets", "0.6", "--repairs", "none", "--images", "60", "--tests", "40")
+    assert run("benchmark", name, *example, *options, "--finetune", "1", "--out", path / "bench") == 0
+    assert "scratch" in set(tables.read(path / "bench" / "benchmark.csv")["repair"])
+
+
+def test_a_network_of_two_inputs_without_them_is_refused_in_one_sentence(guided, capsys):
+    path, name = guided
+    said = refused(capsys, "prune", name, "--images", "60", "--out", path / "bad")
+    assert "the forward pass of Two takes images and y; the example lacks y: pass a file of named tensors (--example)" in said
+    save_file({"z": torch.rand(1, 1, 8, 8)}, path / "z.safetensors")
+    assert "has z" in refused(capsys, "prune", name, "--example", path / "z.safetensors", "--images", "60", "--out", path / "bad")
+    save_file({"y": torch.rand(1, 1, 5, 5)}, path / "y5.safetensors")
+    assert "(1, 8, 8)" in refused(capsys, "prune", name, "--example", path / "y5.safetensors", "--images", "60", "--out", path / "bad")
+    assert "nothing there" in refused(capsys, "prune", name, "--example", path / "no.safetensors", "--out", path / "bad")
     assert not (path / "bad").exists()
+
+
+def test_a_folder_without_its_example_is_refused(guided, tmp_path):
+    path, name = guided
+    options = ("--images", "60", "--repair", "none", "--score", "l1", "--out", tmp_path / "small")
+    assert run("prune", name, "--example", path / "y.safetensors", *options) == 0
+    (tmp_path / "small" / "example.safetensors").unlink()
+    with pytest.raises(FormatError, match="example\\.safetensors is missing"):
+        load_pruned(tmp_path / "small")

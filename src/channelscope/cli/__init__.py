@@ -3,6 +3,7 @@
 import sys
 
 import typer
+from rich.text import Text
 from typer.core import TyperGroup
 
 from channelscope.cli import circuit, comparing, discarding, explain, faithful, follow, intervene, measure, pruning
@@ -47,7 +48,7 @@ def main() -> None:
     try:
         app()
     except ChannelscopeError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble(("error:", "bold red"), f" {error}"))
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:

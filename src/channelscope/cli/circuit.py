@@ -95,7 +95,7 @@ def circuit(
     recipe.write(out, found, small, {"network": network.model, "weights": weights_hash(model), "criterion": choice.criterion})
     facts = {"title": f"Circuit of {target.feature} in {network.model}", "held_out": split.name, "kernels": found.count}
     written(out, frames, facts | about(network, images, begun))
-    console.print(said, highlight=False, soft_wrap=True)
+    console.print(said)
     print(diagram.write(out, drawn, shots, f"{target.feature} of {network.model}", said))
 
 
@@ -124,9 +124,7 @@ def subcircuits(
     written(out, frames, {"title": f"Sub-features of {target.feature} in {network.model}"} | about(network, images, begun))
     whole = frames["subcircuit_overlap"].query("site == ''")
     sizes = ", ".join(f"{int((labels == group).sum())}" for group in range(int(labels.max()) + 1))
-    console.print(
-        f"{target.feature}: groups of {sizes} images; circuits overlap by {whole['overlap'].mean():.3f} on average", highlight=False
-    )
+    console.print(f"{target.feature}: groups of {sizes} images; circuits overlap by {whole['overlap'].mean():.3f} on average")
     print(out / "subcircuit_curves.csv")
 
 
@@ -145,8 +143,6 @@ def compared(model: nn.Module, images: Images, network: Network, comparison: Com
         console.print(
             f"{row['criterion']:16s} {row['kept']:<5g} |r| {row['median_r']:.3f} [{row['median_r_low']:.3f}, {row['median_r_high']:.3f}] "
             f"error {row['median_error']:.3f}{mark}",
-            highlight=False,
-            soft_wrap=True,
         )
     print(out / "circuit_medians.csv")
 

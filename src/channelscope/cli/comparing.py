@@ -37,7 +37,7 @@ def benchmark(
     address  of a running Ray cluster
     """
     begun = time.monotonic()
-    bench = Bench(network.model, network.weights, source, tests, network.device)
+    bench = Bench(network.model, network.weights, source, tests, network.device, network.example)
     with bar("cells", None) as step:
         results = measured(bench, grid, out, engine, workers, address, lambda done, total: step())
     done = results.done()
@@ -48,7 +48,7 @@ def benchmark(
     about = {"title": f"Scores compared on {network.model}", "seconds": round(time.monotonic() - begun, 1)}
     tables.write_json(facts | about, out / "run.json")
     path = html.write(out)
-    console.print(headline(frames["benchmark_auc"]), highlight=False, soft_wrap=True)
+    console.print(headline(frames["benchmark_auc"]))
     print(path)
 
 

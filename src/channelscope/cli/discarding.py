@@ -168,7 +168,7 @@ def discard(
         facts = {"title": f"What {network.model} discards", "weights": weights_hash(model), "rule": _said(rule)}
         tables.write_json(about(network, images, begun) | facts, out / "run.json")
     for line in _headline(written):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
     print(html.write(out))
 
 

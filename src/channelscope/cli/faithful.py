@@ -60,7 +60,7 @@ def faithfulness(
         tables.write_json(about(network, images, begun) | facts, out / "run.json")
     for row in frames[1].to_dict("records"):
         found = interval(row["iou"], row["iou_low"], row["iou_high"], int(row["n"]), "images")
-        console.print(f"{row['method']}: mean IoU {found}", highlight=False, soft_wrap=True)
+        console.print(f"{row['method']}: mean IoU {found}")
     print(html.write(out))
 
 

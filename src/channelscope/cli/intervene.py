@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+from rich.text import Text
 
 from channelscope import store
 from channelscope.cli.addition import Addition
@@ -44,7 +45,7 @@ def lesion(
     facts = {"data": source.data, "target": convention.target, "assumption": assumption(found, Shared(**convention.options()))}
     page = addition.write(found, f"Lesions of {network.title}", frames, **facts)
     for line in frames["said"]["said"]:
-        console.print(f"[yellow]note[/] {line}", soft_wrap=True)
+        console.print(Text.assemble(("note ", "yellow"), line))
     console.print(_repaid(frames["repaid"]))
     print(page)
 

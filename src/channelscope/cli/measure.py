@@ -7,6 +7,7 @@ from operator import add
 from pathlib import Path
 
 import pandas as pd
+from rich.text import Text
 from torch import distributed, nn
 
 from channelscope import scores as scoring
@@ -162,14 +163,14 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
     folder.write_facts(found, images, convention, "ResNet-20 on scanned digits", begun, model)
     console.print(folder.headline())
     page = html.write(out)
-    console.print(f"the report is at [bold]{page}[/]: open it in a browser")
+    console.print(Text.assemble("the report is at ", (str(page), "bold"), ": open it in a browser"))
     print(page)
 
 
 def _left_out(frame: pd.DataFrame) -> None:
     """Say which scores were refused, and where."""
     for place, reason in frame.attrs["refused"].items():
-        console.print(f"[yellow]left out[/] {place}: {reason}")
+        console.print(Text.assemble(("left out ", "yellow"), f"{place}: {reason}"))
 
 
 def _said(found: Profile) -> None:

@@ -91,7 +91,7 @@ def prune(
             exporting(small, folder / f"network.{export}", images.image_shape)
 
     save_pruned(small, model, made.kept, out, facts, also)
-    console.print(headline(frame), highlight=False, soft_wrap=True)
+    console.print(headline(frame))
     print(out)
 
 
@@ -121,8 +121,6 @@ def undefined_said(ranking: Ranking) -> None:
         console.print(
             f"{ranking.name}: {sum(map(len, lost.values()))} channels in {len(lost)} layers have no value and go first, such as "
             f"{site}[{channels[0]}]: {reason}",
-            highlight=False,
-            soft_wrap=True,
         )
 
 

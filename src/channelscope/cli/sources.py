@@ -18,7 +18,7 @@ from channelscope.net.identity import weights_hash
 from channelscope.stats.profile import Profile
 from channelscope.zoo import Images, ImageSource
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Network:
     """weights file: safetensors, or a state dict saved by torch"""
     device: str = "cpu"
     """where it runs: cpu, cuda, cuda:1, …"""
+    example: Path | None = None
+    """safetensors file with the further inputs of a network that needs more than images, by the names of its forward pass"""
 
     @property
     def title(self) -> str:
@@ -75,7 +77,7 @@ class Convention:
 def opened(network: Network, source: ImageSource) -> tuple[nn.Module, Images]:
     """The network and its images."""
     torch.manual_seed(source.seed)
-    return zoo.load(network.model, source, network.weights, network.device, source.seed)
+    return zoo.load(network.model, source, network.weights, network.device, source.seed, network.example)
 
 
 def profiled(

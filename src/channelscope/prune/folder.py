@@ -19,10 +19,11 @@ from channelscope.net.identity import weights_hash
 from channelscope.net.subset import Subset
 from channelscope.net.surgery import shrink
 from channelscope.prune.recipe import Factory, Recipe
+from channelscope.zoo.example import fix_inputs, fixed_inputs
 from channelscope.zoo.models import Card, network
 from channelscope.zoo.weights import load_weights, save_weights
 
-RECIPE, WEIGHTS, CHECK = "recipe.json", "weights.safetensors", "check.safetensors"
+RECIPE, WEIGHTS, CHECK, EXAMPLE = "recipe.json", "weights.safetensors", "check.safetensors", "example.safetensors"
 CHECKED = 4
 """Random images whose logits are stored."""
 TOLERANCE = 0.001
@@ -39,8 +40,9 @@ def save_pruned(
 ) -> Path:
     """Write `small` = shrink(model, kept), repaired or trained since, so that `load_pruned` can rebuild it; no pickle.
 
-    The folder holds weights.safetensors, recipe.json and check.safetensors (random images and their logits). It is made
-    beside its place and moved there when it is whole: if anything fails, a full disk included, what was there before stays.
+    The folder holds weights.safetensors, recipe.json, check.safetensors (random images and their logits) and, where the
+    network needs more than images, example.safetensors. It is made beside its place and moved there when it is whole: if
+    anything fails, a full disk included, what was there before stays.
 
     made   score, budget and whatever else the recipe should say; plain values
     also   writes further files into the folder it is given
@@ -59,6 +61,8 @@ def save_pruned(
         images = torch.randn(CHECKED, *kept.input_shape, generator=torch.Generator().manual_seed(0))
         save_file({"images": images, "logits": _logits(small, images)}, half / CHECK)
         Recipe(kept, weights_hash(model), weights_hash(small), factory, dict(made or {})).write(half / RECIPE)
+        if factory is not None and factory.inputs:
+            save_file(fixed_inputs(small), half / EXAMPLE)
         if also is not None:
             also(half)
         shutil.rmtree(old, ignore_errors=True)
@@ -88,7 +92,7 @@ def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module
     if model is None:
         if recipe.factory is None:
             raise InputError(f"{folder / RECIPE} names no factory: the network was not made by the zoo; pass it as model=")
-        model = network(recipe.factory.name, recipe.factory.classes, recipe.factory.channels, recipe.factory.image_size)
+        model = _manufactured(recipe.factory, folder)
     found = groups(model, blank(model, recipe.kept.input_shape))
     small = shrink(model, recipe.kept, found).eval()
     try:
@@ -121,4 +125,16 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
 
 def _factory(model: nn.Module, kept: Subset) -> Factory | None:
     card = vars(model).get("card")
-    return Factory(card.name, card.classes, card.channels, min(kept.input_shape[1:])) if isinstance(card, Card) else None
+    if not isinstance(card, Card):
+        return None
+    return Factory(card.name, card.classes, card.channels, min(kept.input_shape[1:]), tuple(fixed_inputs(model)))
+
+
+def _manufactured(factory: Factory, folder: Path) -> nn.Module:
+    model = network(factory.name, factory.classes, factory.channels, factory.image_size)
+    if not factory.inputs:
+        return model
+    try:
+        return fix_inputs(model, load_file(folder / EXAMPLE))
+    except (SafetensorError, OSError, InputError) as error:
+        raise FormatError(f"{folder / EXAMPLE} is missing or damaged ({error}): prune again") from error

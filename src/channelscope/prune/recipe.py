@@ -27,6 +27,8 @@ class Factory:
     """channels of its images"""
     image_size: int
     """shorter side of its images in pixels"""
+    inputs: tuple[str, ...] = ()
+    """further inputs of its forward pass, whose values lie beside the recipe"""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,14 @@ class Recipe:
             if version != FORMAT:
                 raise FormatError(f"{path} has format {version}, this version reads {FORMAT}: prune again")
             factory = plain.pop("factory")
-            return cls(Subset.from_dict(plain.pop("kept")), factory=Factory(**factory) if factory else None, **plain)
+            return cls(Subset.from_dict(plain.pop("kept")), factory=_factory(factory) if factory else None, **plain)
         except FileNotFoundError as error:
             raise FormatError(f"{path}: expected the recipe of a pruned network, found nothing there") from error
         except FormatError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ChannelscopeError) as error:
             raise FormatError(f"{path} is damaged ({type(error).__name__}: {error}): prune again") from error
+
+
+def _factory(plain: Mapping[str, Any]) -> Factory:
+    return Factory(**{**plain, "inputs": tuple(plain.get("inputs", ()))})

@@ -47,6 +47,8 @@ class Bench:
     """first so many of the test images; None for all"""
     device: str = "cpu"
     """where it runs"""
+    example: Path | None = None
+    """file of the network's further inputs"""
 
     def open(self, seed: int) -> tuple[Groups, Images]:
         """Groups of the network, and its images with the calibration images of that seed; the last is remembered."""
@@ -63,7 +65,7 @@ class Bench:
 @lru_cache(maxsize=1)
 def _opened(bench: Bench, seed: int) -> tuple[Groups, Images]:
     torch.manual_seed(seed)
-    model, images = zoo.load(bench.model, replace(bench.source, seed=seed), bench.weights, bench.device, seed)
+    model, images = zoo.load(bench.model, replace(bench.source, seed=seed), bench.weights, bench.device, seed, bench.example)
     return groups(model, blank(model, images.image_shape)), images
 
 
@@ -96,7 +98,8 @@ def _made(bench: Bench, cell: Cell, rankings: Mapping[str, Ranking], found: Grou
     allocation: Any = rankings[other] if other else cell.allocation
     if cell.repair == SCRATCH:
         card = zoo.card(found.graph.model)
-        fresh = zoo.network(card.name, card.classes, card.channels, min(images.image_shape[1:]), cell.seed).to(bench.device)
+        fresh = zoo.network(card.name, card.classes, card.channels, min(images.image_shape[1:]), cell.seed)
+        fresh = zoo.fix_inputs(fresh, zoo.fixed_inputs(found.graph.model)).to(bench.device)
         kept = cut(rankings[cell.score], found, cell.budget, allocation)
         return _trained(shrink(fresh, kept), bench, cell, images, 1)
     small = prune(rankings[cell.score], found, images.calibration, cell.budget, allocation, cell.repair).model  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from channelscope.net.identity import weights_hash
 from channelscope.zoo import toys
 from channelscope.zoo.data import Images, ImageSource, read_images
+from channelscope.zoo.example import fix_inputs, fixed_inputs
 from channelscope.zoo.history import Epoch, History
 from channelscope.zoo.loading import load
 from channelscope.zoo.models import Card, card, names, network
@@ -20,6 +21,8 @@ __all__ = [
     "Schedule",
     "Split",
     "card",
+    "fix_inputs",
+    "fixed_inputs",
     "load",
     "load_weights",
     "names",

@@ -7,6 +7,7 @@ from torch import nn
 
 from channelscope.errors import DataError
 from channelscope.zoo.data import Images, ImageSource, native_shape, read_images, shelves
+from channelscope.zoo.example import fix_inputs, read_example
 from channelscope.zoo.models import card, network
 from channelscope.zoo.weights import load_weights
 
@@ -17,12 +18,16 @@ def load(
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    example: str | Path | None = None,
 ) -> tuple[nn.Module, Images]:
     """A network in eval mode and the divided images, in the size and normalization it wants.
 
     The network gets the data's number of classes and channels, and a stem for small images where they are (zoo/stems.py).
     Images larger than the network's own input size are resized and cropped to it. Without weights it is initialized from
     `seed`.
+
+    example  file of named tensors (safetensors): the further inputs of a network whose forward pass needs more than images
+             (zoo/example.py); the same for every image
 
     Returns  the network, on the device, and its `Images`.
     Raises   InputError, WeightsError or DataError; DataError also where network and images do not fit each other.
@@ -34,6 +39,7 @@ def load(
     made = network(model, len(found.class_names), channels, size, seed)
     if weights is not None:
         load_weights(made, weights)
+    fix_inputs(made, read_example(example) if example is not None else {})
     intake = card(made).intake
     fits = intake.fit is not None and intake.fit.size is not None and (intake.enlarge or size >= min(intake.fit.size))
     own = intake.normalization
