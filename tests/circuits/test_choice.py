@@ -101,3 +101,19 @@ def test_what_is_planted_is_stable_and_what_is_random_is_not():
     noise = Choice(keep="0.2")
     own = Choice("random").parts(TARGET, IMAGES, 0) + Choice("random").parts(TARGET, IMAGES, 1)
     assert float(noise.stability(own, noise.circuit(noise.saliency(own))).mean()) < 0.9
+
+
+def test_all_images_at_once_are_the_sum_of_the_parts():
+    for criterion in ("gate", "actgrad", "random", "iterated_gate"):
+        choice = Choice(criterion, layer_norm="l1")
+        whole, parts = choice.scored(TARGET, IMAGES, 3), choice.saliency(choice.parts(TARGET, IMAGES, 3))
+        assert whole.images == parts.images
+        assert torch.allclose(whole.flat(), parts.flat(), rtol=1e-6)
+
+
+def test_snip_by_batch_sums_the_batches_it_is_given():
+    choice = Choice("snip_batch")
+    assert len(choice.parts(TARGET, [IMAGES[:12], IMAGES[12:]])) == 2
+    one, two = choice.scored(TARGET, [IMAGES]), choice.scored(TARGET, [IMAGES[:12], IMAGES[12:]])
+    assert bool((two.flat() >= one.flat() * (1 - 1e-6)).all())
+    assert not torch.allclose(one.flat(), two.flat())

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from channelscope.circuits.target import activity, batches, locate
+from channelscope.circuits.target import CHUNK, PIXELS, activity, batches, locate
 from channelscope.errors import InputError, SampleError, SiteError, TracingError
 from channelscope.net.graph import trace
 from pencil_circuits import network, pictures
@@ -132,3 +133,34 @@ def test_batches_of_every_kind():
     assert [len(batch) for batch in batches([(images[:3], torch.zeros(3)), (images[3:4], torch.zeros(1), torch.zeros(1))])] == [3, 1]
     with pytest.raises(SampleError, match="at least one image"):
         list(batches([]))
+
+
+class Viewed(nn.Module):
+    """Takes rows, columns and channels for one axis, as many small networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(3 * 64, 4)
+
+    def forward(self, x):
+        return self.last(F.relu(self.first(x)).view(-1, 3 * 64))
+
+
+def test_images_lie_channels_last_unless_the_network_cannot_view_them_so():
+    target = locate(network("residual"), "last:1", pictures())
+    assert target.memory == torch.channels_last
+    assert all(part.is_contiguous(memory_format=torch.channels_last) for part in target.batches(pictures()))
+    viewed = locate(Viewed(), "last:1", pictures())
+    assert viewed.memory == torch.contiguous_format
+    assert locate(viewed.model, "first:1", pictures()).memory == torch.channels_last  # the view is behind the feature
+    values = torch.cat([viewed.map(part) for part in viewed.batches(pictures())])
+    assert torch.allclose(values, viewed.model(pictures())[:, 1:2])
+
+
+def test_few_images_are_run_at_once():
+    target = locate(network("residual"), "last:1", pictures())
+    assert [len(part) for part in target.batches(pictures(CHUNK + 3))] == [CHUNK, 3]
+    assert [len(part) for part in target.batches([pictures(2), pictures(3)])] == [2, 3]
+    large = torch.zeros(3, 2, 512, PIXELS // 1024)
+    assert [len(part) for part in target.batches(large)] == [2, 1]
+    assert [len(part) for part in target.batches(torch.zeros(2, 2, 1024, PIXELS // 1000))] == [1, 1]

@@ -62,16 +62,25 @@ class Choice:
         return wanted
 
     def parts(self, target: Target, images: Tensor | Iterable, seed: int = 0) -> list[Saliency]:
-        """Saliencies of up to 16 groups of images, which add up; a single one where a criterion needs all images at once."""
+        """Saliencies of groups of images, which add up: up to 16, the batches as given for snip_batch, and a single one
+        where a criterion needs all images at once."""
         if self.criterion in ("magnitude", "random"):
             return [control(target, self.criterion, seed)]
-        pictures = list(batches(images, target.device))
-        options = {"keep": self.kernels(target), "reduce": self.reduce, "path": self.path, "seed": seed}
+        if self.criterion == "snip_batch":
+            return [self._scored(target, batch, seed) for batch in batches(images, target.device)]
+        pictures = list(target.batches(images))
         if named(self.criterion).sized:
-            return [score(target, pictures, self.criterion, **options)]
+            return [self._scored(target, pictures, seed)]
         together = torch.cat(pictures)
         step = max(1, -(-len(together) // SHARDS))
-        return [score(target, group, self.criterion, **options) for group in together.split(step)]
+        return [self._scored(target, group, seed) for group in together.split(step)]
+
+    def scored(self, target: Target, images: Tensor | Iterable, seed: int = 0) -> Saliency:
+        """Saliency over all images at once: the sum of the parts, normalized as asked."""
+        return self._scored(target, images, seed).normalized(self.layer_norm)
+
+    def _scored(self, target: Target, images: Tensor | Iterable, seed: int) -> Saliency:
+        return score(target, images, self.criterion, self.kernels(target), reduce=self.reduce, path=self.path, seed=seed)
 
     def saliency(self, parts: list[Saliency]) -> Saliency:
         """The sum of the parts, normalized as asked."""

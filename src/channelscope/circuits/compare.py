@@ -117,7 +117,7 @@ def _feature(target: Target, scored: list[Tensor], judged: list[Tensor], wanted:
             yield row | {"kernels": 0, **dict.fromkeys(ROWS[5:11], float("nan"))}  # no path is that short
             continue
         if CRITERIA[criterion].sized or criterion not in known:
-            known[criterion] = choice.saliency(choice.parts(target, scored, seed))
+            known[criterion] = choice.scored(target, scored, seed)
         circuit = choice.circuit(known[criterion])
         yield row | {"kernels": circuit.count, **measured(held, circuit)}
 

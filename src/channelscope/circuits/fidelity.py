@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from channelscope.circuits.saliency import Batch, prepared
-from channelscope.circuits.target import Target, activity, batches
+from channelscope.circuits.saliency import Batch
+from channelscope.circuits.target import Target, extremes, readings
 from channelscope.errors import ShapeError
 from channelscope.formulas.resampling import Interval, shard_weights
-from channelscope.net.graph import evaluating
 from channelscope.net.subset import Subset
 from channelscope.types import Float, Tensor
 
@@ -108,11 +107,9 @@ class HeldOut:
 
         Raises   SampleError without images, or if the feature is the same on all of them.
         """
-        pictures = list(batches(images, target.device))
-        activity(target, pictures)
-        ready = prepared(target, pictures)
-        with evaluating(target.model):
-            return cls(target, ready, [target.map(each).gather(1, places) for each, places in ready])
+        found = list(readings(target, images))
+        extremes(target, [seen for *_, seen in found])
+        return cls(target, [(pictures, places) for pictures, places, *_ in found], [values for _, _, values, _ in found])
 
     @property
     def images(self) -> int:

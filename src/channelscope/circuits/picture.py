@@ -11,7 +11,7 @@ from torch import Tensor
 
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.receptive import Field, fields
-from channelscope.circuits.target import Target, batches
+from channelscope.circuits.target import Target
 from channelscope.net.find import in_graph
 from channelscope.types import Float
 
@@ -90,7 +90,7 @@ def patches(circuit: Circuit, target: Target, images: Tensor | Iterable, palette
 
     Source   Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field)
     """
-    where, pictures = spots(circuit, target), list(batches(images, target.device))
+    where, pictures = spots(circuit, target), list(target.batches(images))
     best: dict[Spot, list[tuple[Tensor, Tensor]]] = {spot: [] for spot in where}
     with target.without((~circuit).marks):
         for each in pictures:

@@ -83,7 +83,8 @@ def score(
         raise InputError(f"criterion {criterion} scores kernels for one circuit size: pass keep")
     if criterion in ("magnitude", "random"):
         return control(target, criterion, seed)
-    ready = prepared(target, batches(images, target.device))
+    whole = criterion == "snip_batch"  # sums each batch as it is given
+    ready = prepared(target, batches(images, target.device) if whole else target.batches(images))
     how = Pass(reduce, path)
     if criterion == "learned":
         size = count(target, keep)  # type: ignore[arg-type]

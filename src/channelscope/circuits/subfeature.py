@@ -14,7 +14,7 @@ from channelscope.circuits.choice import Choice
 from channelscope.circuits.circuit import Circuit, union
 from channelscope.circuits.columns import CIRCUIT_COLUMNS
 from channelscope.circuits.saliency import Saliency
-from channelscope.circuits.target import Target, activity, batches
+from channelscope.circuits.target import Target, activity
 from channelscope.errors import InputError, SampleError
 from channelscope.net.graph import evaluating
 from channelscope.net.subset import Subset
@@ -50,7 +50,7 @@ def peaks(target: Target, images: Tensor | Iterable, count: int) -> Peaks:
     Raises   SampleError with fewer images, or if the feature is the same on all of them.
     Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
     """
-    pictures = list(batches(images, target.device))
+    pictures = list(target.batches(images))
     activity(target, pictures)
     found: list[tuple[Tensor, ...]] = []
     with evaluating(target.model):

@@ -23,7 +23,10 @@ from channelscope.net.subset import Subset
 from channelscope.types import Float, Int, Tensor
 
 CHUNK = 32
-"""Images per batch where a tensor of images is given instead of batches."""
+"""Most images run at once: contributions and gradients of every layer are kept meanwhile."""
+IMAGE = ("channels", "rows", "columns")
+PIXELS = 2**19
+"""Most pixels run at once; the maps of more do not stay in the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,29 @@ class Target:
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.model.parameters()).device
+
+    @cached_property
+    def memory(self) -> torch.memory_format:
+        """How images lie in memory: channels last, in which pooling and convolutions are quicker, unless the network cannot view it so."""
+        shape = self.graph.shapes[self.graph.inputs[0]][1:]
+        if len(shape) != len(IMAGE):
+            return torch.contiguous_format
+        trial = torch.zeros(2, *shape).to(next(self.model.parameters())).contiguous(memory_format=torch.channels_last)
+        try:
+            with evaluating(self.model), torch.no_grad():
+                self.graph.run(trial, want=(self.step,), pure=True)
+        except RuntimeError:  # a view that takes rows and columns for one axis
+            return torch.contiguous_format
+        return torch.channels_last
+
+    def batches(self, images: Tensor | Iterable) -> Iterator[Float[Tensor, "images C H W"]]:
+        """Images as the network runs them quickest: on its device, few at a time, laid out as `memory` says.
+
+        Raises   SampleError if there are none.
+        """
+        for pictures in batches(images, self.device):
+            for part in pictures.split(max(1, min(CHUNK, PIXELS // max(1, pictures[0, 0].numel())))):
+                yield part.contiguous(memory_format=self.memory)
 
     def everything(self) -> dict[str, Tensor]:
         """Marks of all kernels of the relevant layers."""
@@ -196,18 +222,32 @@ def activity(target: Target, images: Tensor | Iterable) -> tuple[float, float]:
     Raises   SampleError if the feature is the same everywhere: it never activates on these images.
     Source   Hamblin, Konkle, Alvarez 2022; cut points as in docs/how-it-works.md
     """
-    sites = {site.name: site for site in in_graph(target.graph)}
-    site = sites.get(target.feature.layer)
-    step = site.cut if site else target.step
-    ends: list[tuple[float, float]] = []
-    with evaluating(target.model):
-        for pictures in batches(images, target.device):
-            read, cut = target.graph.run(pictures, want=(target.step, step), pure=True)
-            values = target.feature.map(cut, target.axis)
-            places = target.places(target.feature.map(read, target.axis))
-            chosen = values.gather(1, places)
-            ends.append((float(chosen.min()), float(chosen.max())))
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return extremes(target, [seen for *_, seen in readings(target, images)])
+
+
+def extremes(target: Target, values: list[Tensor]) -> tuple[float, float]:
+    """Smallest and largest of the feature's values, batch by batch.
+
+    Raises   SampleError if they are all the same.
+    Source   definition
+    """
+    low, high = min(float(each.min()) for each in values), max(float(each.max()) for each in values)
     if not low < high:
         raise SampleError(f"feature {target.feature} never activates on these images: it is {low:.4g} everywhere; pass other images")
     return low, high
+
+
+@torch.no_grad()
+def readings(target: Target, images: Tensor | Iterable) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Batches of images, the positions that count, the feature there, and what its consumers see of it there; one pass.
+
+    Raises   SampleError without images.
+    Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
+    """
+    site = next((site for site in in_graph(target.graph) if site.name == target.feature.layer), None)
+    with evaluating(target.model):
+        for pictures in target.batches(images):
+            read, cut = target.graph.run(pictures, want=(target.step, site.cut if site else target.step), pure=True)
+            maps = target.feature.map(read, target.axis)
+            places = target.places(maps)
+            yield pictures, places, maps.gather(1, places), target.feature.map(cut, target.axis).gather(1, places)

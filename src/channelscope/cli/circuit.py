@@ -37,8 +37,6 @@ SCORED = 64
 """Images that kernels are scored on where the user says nothing."""
 SEARCHED = 1000
 """Images that the strongest are looked for among where the user says nothing."""
-BATCH = 32
-"""Images run at once: contributions and gradients of every layer are kept meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,8 @@ def pictured(found: Circuit, target: Target, images: Images, scored: list[Tensor
 
 
 def prepared(network: Network, source: ImageSource) -> tuple[nn.Module, Images]:
-    """The network, and few enough images a batch that what happens in every layer can be kept."""
-    return opened(network, replace(source, images=source.images or SCORED, batch_size=min(source.batch_size, BATCH)))
+    """The network and few images, for whatever happens in every layer is looked at."""
+    return opened(network, replace(source, images=source.images or SCORED))
 
 
 def located(model: nn.Module, images: Images, feature: str) -> Target:
