@@ -199,7 +199,10 @@ class _Trail:
 
     def _label_or_index(self, node: fx.Node) -> Any:
         value = self.values[node.name]
-        return value if isinstance(value, Tensor) and not value.is_floating_point() else self.labels[node.name]
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            return value
+        label = self.labels[node.name]
+        return label.contiguous() if isinstance(label, Tensor) else label  # a view is allowed where it was on the value
 
     def _met(self, node: fx.Node, value: Tensor, inputs: list[Tensor]) -> Tensor:
         """Labels that meet element by element: constants give way, two different nodes are joined."""
