@@ -1,7 +1,6 @@
 """store: profiles on disk — one safetensors file with a JSON header, format 2."""
 
 import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from channelscope.errors import FormatError
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import Tally
+from channelscope.tables import whole
 
 FORMAT = 2
 PLAIN = ("network", "weights_hash", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards", "images")
@@ -48,13 +48,8 @@ def save(profile: Profile, path: str | Path) -> Path:
     tensors = dict(profile.tensors)
     for site, facts in profile.weights.items():
         tensors |= {f"{WEIGHTS}{site}/{name}": values for name, values in facts.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata={"channelscope": json.dumps(header)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as half:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, half, metadata={"channelscope": json.dumps(header)})
     return path
 
 

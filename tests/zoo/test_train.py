@@ -151,7 +151,7 @@ def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_end(finished, images
         try:
             run(images, tmp_path, dropout=0.3)
         except Killed:
-            assert not list(tmp_path.glob("*.part"))
+            assert not list(tmp_path.glob("*.partial*"))
         else:
             assert len(calls) < moment
     same_run(finished[1], run(images, tmp_path, dropout=0.3)[1])

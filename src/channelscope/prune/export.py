@@ -1,7 +1,6 @@
 """export: a network in a format that runs without this library, compared after it is written."""
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from channelscope.errors import InputError, MismatchError
 from channelscope.net.graph import evaluating
+from channelscope.tables import whole
 
 TOLERANCE = 0.001
 """Largest difference of the outputs as a fraction of the largest of them: other runtimes sum in another order."""
@@ -32,17 +32,12 @@ def export(model: nn.Module, path: str | Path, image_shape: tuple[int, ...]) -> 
         raise InputError(f"{path.name} needs {', '.join(missing)}: pip install 'channelscope[onnx]', or export as .pt2")
     like = next(model.parameters())
     images = torch.randn(3, *image_shape, generator=torch.Generator().manual_seed(0)).to(like)
-    half = path.with_name(f"{path.stem}.partial{path.suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole(path) as half:
         with evaluating(model), torch.no_grad():
             run = _onnx(model, half, images[:2]) if path.suffix == ".onnx" else _pt2(model, half, images[:2])
             apart = max(_apart(run(part), model(part)) for part in (images[:2], images))
         if not apart <= TOLERANCE:
             raise MismatchError(f"{path.name}: the exported network's outputs are {apart:.2g} (relative) away from the model's")
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
     return apart
 
 

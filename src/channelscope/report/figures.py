@@ -1,7 +1,6 @@
 """figures: the report's charts as PNG and SVG, for papers and slides."""
 
 import math
-import os
 from base64 import b64encode
 from collections.abc import Iterable
 from io import BytesIO
@@ -23,7 +22,7 @@ from channelscope.report.chart import Chart
 from channelscope.report.run import Run, where
 from channelscope.report.section import Drawing, Section
 from channelscope.report.sections import sections
-from channelscope.tables import QUANTITIES
+from channelscope.tables import QUANTITIES, whole
 
 COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
 BEFORE = "#8a929c"
@@ -201,11 +200,7 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
     paths = []
     for ending in (".png", ".svg"):
         path = stem.with_name(stem.name + ending)
-        half = path.with_name(f"{stem.name}.partial{ending}")
-        try:
+        with whole(path) as half:
             figure.savefig(half, dpi=200, metadata={"Date": None} if ending == ".svg" else None)
-            os.replace(half, path)
-        finally:
-            half.unlink(missing_ok=True)
         paths.append(path)
     return paths

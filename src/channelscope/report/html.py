@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from channelscope.report import diagram, figures, text
 from channelscope.report.run import Run
 from channelscope.report.section import Section
 from channelscope.report.sections import sections
-from channelscope.tables import HEADLINE, QUANTITIES, interval, shown
+from channelscope.tables import HEADLINE, QUANTITIES, interval, shown, whole
 
 FOLDERS = re.compile(r"\S*/(?=[^/\s]+\.py:)")
 """where a network's file lies, which a heading need not say"""
@@ -50,15 +49,10 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     """
     run = Run.read(folder)
     path = Path(out) if out else run.folder / "report.html"
-    whole = page(run, get_plotlyjs())
+    written = page(run, get_plotlyjs())
     figures.write(run, run.folder / "figures")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(path.name + ".partial")
-    try:
-        half.write_text(whole)
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
+    with whole(path) as half:
+        half.write_text(written)
     return path
 
 

@@ -5,6 +5,7 @@ from channelscope.tables.columns import COLUMNS
 from channelscope.tables.frame import described, read, table, write, write_json
 from channelscope.tables.quantities import HEADLINE, QUANTITIES
 from channelscope.tables.rounding import interval, percent, shown
+from channelscope.tables.whole import whole
 
 __all__ = [
     "COLUMNS",
@@ -18,6 +19,7 @@ __all__ = [
     "read",
     "shown",
     "table",
+    "whole",
     "write",
     "write_json",
 ]

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pandas.api import types
 from channelscope.errors import FormatError, InputError
 from channelscope.tables.column import Column
 from channelscope.tables.columns import COLUMNS
+from channelscope.tables.whole import whole
 
 FORMAT = 1
 DERIVED = {"_se": "standard error of", "_low": "lower end of the 95 % interval of", "_high": "upper end of the 95 % interval of"}
@@ -103,19 +103,12 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
         "types": {str(column): _kind(values) for column, values in frame.items()},
     }
     plain.attrs = {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half, half_beside = _partial(path), _partial(beside(path))
-    try:
+    with whole(path) as half, whole(beside(path)) as half_beside:
         if path.suffix == ".parquet":
             plain.to_parquet(half, index=False)
         else:
             plain.to_csv(half, index=False, na_rep="nan")
         half_beside.write_text(json.dumps(header, indent=1, ensure_ascii=False, default=str) + "\n")
-        os.replace(half_beside, beside(path))
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
-        half_beside.unlink(missing_ok=True)
     return path
 
 
@@ -147,24 +140,15 @@ def read(path: str | Path) -> pd.DataFrame:
 def write_json(facts: Mapping[str, Any], path: str | Path) -> Path:
     """Write facts as JSON, all or nothing; nan becomes null."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = _partial(path)
     plain = {key: None if isinstance(value, float) and value != value else value for key, value in facts.items()}
-    try:
+    with whole(path) as half:
         half.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
     return path
 
 
 def beside(path: Path) -> Path:
     """The file that describes the columns of a table on disk."""
     return path.with_name(path.stem + ".columns.json")
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
 
 
 def _kind(values: pd.Series) -> str:

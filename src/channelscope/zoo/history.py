@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from channelscope.errors import FormatError
+from channelscope.tables import whole
 
 FORMAT = 1
 LOG = "training.json"
@@ -79,9 +79,8 @@ class History:
         """Put the log into the folder; the file appears whole or not at all."""
         data = {**asdict(self), "format": FORMAT, "best": self.best}
         del data["folder"]
-        part = self.folder / f"{LOG}.part"
-        part.write_text(json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n")
-        os.replace(part, self.folder / LOG)
+        with whole(self.folder / LOG) as half:
+            half.write_text(json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, folder: str | Path) -> "History":

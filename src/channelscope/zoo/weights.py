@@ -1,6 +1,5 @@
 """Weights on disk: read without running anything, and loaded only where every tensor fits."""
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from channelscope.errors import WeightsError
+from channelscope.tables import whole
 
 NESTED = ("state_dict", "model", "model_state_dict", "net")
 NAMED = 3
@@ -69,12 +69,9 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
 
 def save_weights(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    save_file(plain, part, dict(metadata or {}))
-    os.replace(part, path)
+    with whole(Path(path)) as half:
+        save_file(plain, half, dict(metadata or {}))
 
 
 def _unwrapped(found: Any) -> Any:

@@ -1,0 +1,36 @@
+"""What is written beside and moved is there in full or not at all."""
+
+import pytest
+
+from channelscope.tables import whole
+
+
+def test_it_appears_at_the_end_of_the_block(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    with whole(path) as half:
+        half.write_text("a,b\n")
+        assert not path.exists()
+        assert half.suffix == ".csv"
+    assert path.read_text() == "a,b\n"
+    assert [each.name for each in path.parent.iterdir()] == ["table.csv"]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("before")
+
+    def half_written():
+        with whole(path) as half:
+            half.write_text("hal")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        half_written()
+    assert path.read_text() == "before"
+    assert [each.name for each in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_block_that_writes_nothing_fails(tmp_path):
+    with pytest.raises(FileNotFoundError), whole(tmp_path / "table.csv"):
+        pass
+    assert not list(tmp_path.iterdir())
