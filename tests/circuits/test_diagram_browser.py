@@ -56,6 +56,18 @@ def test_a_click_isolates_a_kernel(pages):
     assert page.run(OFF) == [0, 0]
 
 
+def test_heat_maps_come_where_a_click_has_isolated_their_kernels(pages):
+    page, (_, wide_page) = pages
+    page.open(wide_page)
+    shown = "[...document.querySelectorAll('image.late')].filter((each) => getComputedStyle(each).display !== 'none').length"
+    assert page.run(shown) == 0
+    page.run("isolate('node', circuit.nodes.findIndex((node) => node.feature))")
+    read = page.run("circuit.edges.filter((edge) => circuit.nodes[edge.to].feature).length")
+    assert page.run(shown) == read > 0
+    page.key("Escape", 27)
+    assert page.run(shown) == 0
+
+
 def test_sliders_change_what_is_shown(pages):
     page, (_, wide_page) = pages
     page.open(wide_page)

@@ -1,11 +1,13 @@
 """Where things lie: every kernel is drawn once, from left to right, and nothing lies on anything else."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channelscope.circuits.circuit import Circuit, trim
-from channelscope.circuits.drawing import HEIGHT, Drawing, drawing
+from channelscope.circuits.drawing import HEIGHT, LETTER, LINE, Drawing, drawing
 from channelscope.circuits.score import control, score, signed
 from channelscope.circuits.select import top
 from channelscope.circuits.target import locate
@@ -74,7 +76,7 @@ def test_the_planted_circuit_as_drawn():
     assert ways["b:0", "c:0"].effect > 0 > ways["b:1", "c:0"].effect
     assert ways["b:0", "c:0"].kernel.tolist() == [[1.0]]
     assert ways["a:0", "b:0"].kernel.shape == (3, 3)
-    assert [text for _, text in page.titles] == ["image", "a", "b", "c"]
+    assert [lines for _, lines in page.titles] == [("image",), ("a",), ("b",), ("c",)]
     rows = {node.name: node.y for node in page.nodes}
     assert (rows["a:0"] < rows["a:1"]) == (rows["b:0"] < rows["b:1"])  # ways do not cross
 
@@ -89,6 +91,23 @@ def test_sums_stand_between_columns_only_where_two_members_are_left():
     alone = drawing(trim(Circuit.of_target(target, marks), target), SIGNED["residual"])
     assert not any("two" in node.name for node in alone.nodes)
     assert any(alone.nodes[edge.source].name == "stem:0" and alone.nodes[edge.target].group == "three" for edge in alone.edges)
+
+
+def test_titles_have_room():
+    """Every line of a column's title is as wide as its letters, on the page, and beside the next column's."""
+    for name in NETWORKS:
+        circuit = Circuit.whole(SIGNED[name].target)
+        page = drawing(circuit, SIGNED[name])
+        spans = [(x - LETTER * max(map(len, lines)) / 2, x + LETTER * max(map(len, lines)) / 2) for x, lines in page.titles]
+        assert spans[0][0] >= 0
+        assert spans[-1][1] <= page.width
+        assert all(before[1] < after[0] for before, after in pairwise(spans))
+        groups = {node.group for node in page.nodes if node.kind != "sum"}
+        assert [line for _, lines in page.titles for line in lines if line in groups] == [
+            line for _, lines in page.titles for line in lines
+        ]
+        top = min(node.y for node in page.nodes if node.kind != "sum")
+        assert top >= LINE * max(len(lines) for _, lines in page.titles)
 
 
 def test_high_columns_are_folded():

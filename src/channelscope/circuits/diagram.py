@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
-from channelscope.circuits.drawing import Drawing, Edge, Node
+from channelscope.circuits.drawing import LINE, Drawing, Edge, Node
 
 MANY = 60
 """Kernels above which their heat maps are shown only where a click has isolated them."""
@@ -24,7 +24,10 @@ SCALE = 2
 """Pixels of the PNG for each of the drawing."""
 POINTS = 24
 """Straight pieces of a curve in the PNG."""
-HEAT = 14
+HEAT = 20
+"""Pixels of a heat map's side."""
+LARGE, SMALL, ROOMY = 11, 9, 32
+"""Pixels of letters, and of the pictures from which on numbers are large."""
 FILES = ("circuit.html", "circuit.svg", "circuit.png")
 
 Pictures = Mapping[str, tuple[bytes, ...]]
@@ -33,7 +36,7 @@ Pictures = Mapping[str, tuple[bytes, ...]]
 def write(folder: Path, drawn: Drawing, pictures: Pictures, title: str, said: str) -> Path:
     """Write circuit.html, circuit.svg and circuit.png; returns the page's path.
 
-    pictures  channel → PNG files, the strongest first
+    pictures  channel → image files, the strongest first
     said      what is drawn, in a sentence
 
     Source   Hamblin, Konkle, Alvarez 2022 (diagram); red raises the feature, blue lowers it, zero and unknown are grey
@@ -44,7 +47,7 @@ def write(folder: Path, drawn: Drawing, pictures: Pictures, title: str, said: st
         title=title, said=said, drawing=Markup(drawing), data=Markup(_data(drawn, pictures)), kernels=drawn.kernels
     )
     file = io.BytesIO()
-    png(drawn, pictures).save(file, "png", optimize=True)
+    png(drawn, pictures).save(file, "png")
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip(FILES, (page.encode(), drawing.encode(), file.getvalue()), strict=True):
         half = folder / f"{name}.partial"
@@ -114,15 +117,25 @@ def _svg(drawn: Drawing, pictures: Pictures, title: str) -> dict[str, Any]:
                 "color": "rgb({},{},{})".format(*color(edge.effect)),
                 "width": f"{_width(edge):.2f}",
                 "words": _words(drawn, edge),
-                "heat": _coded(heat(edge.kernel)) if edge.kernel is not None and edge.kernel.size > 1 else "",
+                "heat": _heat(edge) if drawn.kernels <= MANY else "",
                 "x": f"{x:.1f}",
                 "y": f"{y:.1f}",
             }
         )
-    titles = [{"x": f"{x:.0f}", "y": 20 + 12 * (place % 3), "text": text} for place, (x, text) in enumerate(drawn.titles)]
+    titles = [{"x": f"{x:.0f}", "y": y, "text": text} for x, y, text in _titles(drawn)]
     nodes = [_node(node, place, pictures) for place, node in enumerate(drawn.nodes)]
     size = {"width": f"{drawn.width:.0f}", "height": f"{drawn.height:.0f}"}
-    return {"title": title, "edges": edges, "nodes": nodes, "titles": titles, "many": drawn.kernels > MANY, **size}
+    return {"title": title, "edges": edges, "nodes": nodes, "titles": titles, "heat": HEAT, **size}
+
+
+def _titles(drawn: Drawing) -> list[tuple[float, float, str]]:
+    """Middle, base line and text of every line above a column; the last lines are level."""
+    most = max(len(lines) for _, lines in drawn.titles)
+    return [(x, 20 + LINE * (most - len(lines) + row), text) for x, lines in drawn.titles for row, text in enumerate(lines)]
+
+
+def _heat(edge: Edge) -> str:
+    return _coded(heat(edge.kernel), "png") if edge.kernel is not None and edge.kernel.size > 1 else ""
 
 
 def _node(node: Node, place: int, pictures: Pictures) -> dict[str, Any]:
@@ -134,9 +147,10 @@ def _node(node: Node, place: int, pictures: Pictures) -> dict[str, Any]:
         "name": node.name,
         "short": _short(node),
         "feature": node.feature,
-        "picture": base64.b64encode(own[0]).decode() if own else "",
+        "picture": _coded(_shown(own[0], node), "jpeg") if own else "",
+        "font": LARGE if node.side >= ROOMY else SMALL,
         **{name: f"{value:.1f}" for name, value in {"x": node.x, "y": node.y, "side": node.side, "cx": cx, "cy": cy, "r": r}.items()},
-        "below": f"{node.y + node.side - 2:.1f}",
+        "below": f"{node.y + node.side + 11:.1f}",
         "plus": f"M{cx - r / 2:.1f} {cy:.1f}h{r:.1f}M{cx:.1f} {cy - r / 2:.1f}v{r:.1f}",
     }
 
@@ -156,10 +170,15 @@ def _words(drawn: Drawing, edge: Edge) -> str:
     return f"{way}: saliency {edge.saliency:.3g}, effect {edge.effect:+.3g} (of the largest)"
 
 
-def _coded(picture: Image.Image) -> str:
+def _coded(picture: Image.Image, kind: str) -> str:
     file = io.BytesIO()
-    picture.save(file, "png")
+    picture.save(file, kind, optimize=True)
     return base64.b64encode(file.getvalue()).decode()
+
+
+def _shown(picture: bytes, node: Node) -> Image.Image:
+    """A channel's picture in the size it is drawn in."""
+    return Image.open(io.BytesIO(picture)).convert("RGB").resize((round(node.side * SCALE),) * 2)
 
 
 def _data(drawn: Drawing, pictures: Pictures) -> str:
@@ -180,7 +199,7 @@ def _data(drawn: Drawing, pictures: Pictures) -> str:
             "link": edge.kernel is None,
             "saliency": edge.saliency,
             "effect": edge.effect,
-            "words": _words(drawn, edge),
+            "heat": _heat(edge) if drawn.kernels > MANY else "",
         }
         for edge in drawn.edges
     ]
@@ -193,9 +212,9 @@ def png(drawn: Drawing, pictures: Pictures) -> Image.Image:
     Source   Hamblin, Konkle, Alvarez 2022 (static drawings)
     """
     page = Image.new("RGB", (round(drawn.width * SCALE), round(drawn.height * SCALE)), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(9 * SCALE)
-    for place, (x, text) in enumerate(drawn.titles):
-        pen.text((x * SCALE, (10 + 12 * (place % 3)) * SCALE), text, "#555", ImageFont.load_default(10 * SCALE))
+    pen = ImageDraw.Draw(page)
+    for x, y, text in _titles(drawn):
+        pen.text((x * SCALE, y * SCALE), text, "#444", ImageFont.load_default(LARGE * SCALE), "ms")
     for place, edge in enumerate(drawn.edges):
         bends = _bends(drawn, edge)
         curve = [tuple(SCALE * part for part in _on(bends, step / POINTS)) for step in range(POINTS + 1)]
@@ -203,17 +222,23 @@ def png(drawn: Drawing, pictures: Pictures) -> Image.Image:
         if edge.kernel is not None and edge.kernel.size > 1 and drawn.kernels <= MANY:
             x, y = (round(part * SCALE) for part in _heat_place(drawn, place))
             page.paste(heat(edge.kernel).resize((HEAT * SCALE, HEAT * SCALE), Image.Resampling.NEAREST), (x, y))
+            pen.rectangle((x, y, x + HEAT * SCALE, y + HEAT * SCALE), None, "#999")
     for node in drawn.nodes:
-        box = [round(part * SCALE) for part in (node.x, node.y, node.x + node.side, node.y + node.side)]
-        if node.kind == "sum":
-            pen.ellipse(box, "white", "#777", SCALE)
-            pen.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), "+", "#777", font, "mm")
-            continue
-        pen.rectangle(box, "#e4e4e4")
-        if pictures.get(node.name):
-            page.paste(
-                Image.open(io.BytesIO(pictures[node.name][0])).convert("RGB").resize((box[2] - box[0], box[3] - box[1])), (box[0], box[1])
-            )
-        pen.rectangle(box, None, "#111" if node.feature else "#444", (3 if node.feature else 1) * SCALE)
-        pen.text(((box[0] + box[2]) / 2, box[3] - 2 * SCALE), _short(node), "#333", font, "ms", stroke_width=SCALE, stroke_fill="white")
+        _stamp(page, pen, node, pictures.get(node.name, ()))
     return page
+
+
+def _stamp(page: Image.Image, pen: ImageDraw.ImageDraw, node: Node, shots: tuple[bytes, ...]) -> None:
+    """One channel as pixels: a circle for a color of the image, a plus for a sum, else its picture with its number below."""
+    box = [round(part * SCALE) for part in (node.x, node.y, node.x + node.side, node.y + node.side)]
+    across, down = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    font = ImageFont.load_default((LARGE if node.side >= ROOMY else SMALL) * SCALE)
+    if node.kind != "channel":
+        pen.ellipse(box, "white" if node.kind == "sum" else "#e4e4e4", "#777", SCALE)
+        pen.text((across, down), "+" if node.kind == "sum" else _short(node), "#333", font, "mm")
+        return
+    pen.rectangle(box, "#e4e4e4")
+    if shots:
+        page.paste(_shown(shots[0], node), (box[0], box[1]))
+    pen.rectangle(box, None, "#111" if node.feature else "#444", (3 if node.feature else 1) * SCALE)
+    pen.text((across, box[3] + 11 * SCALE), _short(node), "#333", font, "ms", stroke_width=SCALE, stroke_fill="white")

@@ -16,8 +16,10 @@ SIDES = ((60, 72), (160, 44), (400, 32))
 """Up to so many kernels, a picture's side in pixels …"""
 SMALLEST = 22
 """… and with more."""
-GAP, BETWEEN, MARGIN, HEAD = 8, 88, 28, 46
-"""Pixels between pictures, between columns, around everything, and above the columns for their names."""
+GAP, BELOW, BETWEEN, MARGIN = 8, 15, 72, 28
+"""Pixels between pictures of a row, below each for its number, between columns, and around everything."""
+LINE, LETTER = 13, 6.2
+"""Pixels of a line of a column's title, and of a letter in it."""
 SWEEPS = 4
 """Passes that move channels next to what they are connected to."""
 
@@ -68,8 +70,8 @@ class Drawing:
     """channels"""
     edges: list[Edge]
     """kernels, the weakest first, so that the strongest lie on top"""
-    titles: list[tuple[float, str]] = field(default_factory=list)
-    """left edge of each column, and the layers in it"""
+    titles: list[tuple[float, tuple[str, ...]]] = field(default_factory=list)
+    """middle of each column, and the layers in it"""
     width: float = 0.0
     """pixels"""
     height: float = 0.0
@@ -91,9 +93,9 @@ def drawing(circuit: Circuit, saliency: Saliency) -> Drawing:
     nodes, edges = network.nodes, sorted(network.edges, key=lambda edge: edge.saliency)
     side = next((size for most, size in SIDES if circuit.count <= most), SMALLEST)
     columns = _ordered(nodes, edges)
-    titles, width = _placed(columns, side)
-    _sums(nodes, edges, side)
-    height = max(node.y + node.side for node in nodes) + MARGIN
+    titles, width, top = _placed(columns, side)
+    _sums(nodes, edges, side, top)
+    height = max(node.y + node.side for node in nodes) + BELOW + MARGIN
     return Drawing(nodes, edges, titles, width, height)
 
 
@@ -208,26 +210,29 @@ def _ordered(nodes: list[Node], edges: list[Edge]) -> list[list[Node]]:
     return columns
 
 
-def _placed(columns: list[list[Node]], side: int) -> tuple[list[tuple[float, str]], float]:
-    """Coordinates of the channels; a column that is too high is folded. Returns the titles and the width."""
-    fit = max(1, (HEIGHT - HEAD - 2 * MARGIN) // (side + GAP))
+def _placed(columns: list[list[Node]], side: int) -> tuple[list[tuple[float, tuple[str, ...]]], float, float]:
+    """Coordinates of the channels; a column that is too high is folded. Returns the titles, the width, and where pictures begin."""
+    columns = [column for column in columns if column]
+    names = [tuple(dict.fromkeys(node.group for node in column)) for column in columns]
+    head = MARGIN + LINE * max(len(lines) for lines in names)
+    fit = max(1, (HEIGHT - head - 2 * MARGIN) // (side + BELOW))
     longest = min(fit, max(len(column) for column in columns))
-    titles, x = [], float(2 * MARGIN)
-    for column in columns:
-        if not column:
-            continue
+    titles, right, written = [], float(2 * MARGIN - BETWEEN), 0.0
+    for column, lines in zip(columns, names, strict=True):
         folds = math.ceil(len(column) / fit)
         high = math.ceil(len(column) / folds)
-        top = MARGIN + HEAD + (longest - high) * (side + GAP) / 2
+        wide, text = folds * (side + GAP) - GAP, LETTER * max(map(len, lines))
+        middle = max(right + BETWEEN + wide / 2, written + LINE + text / 2)
+        top = head + (longest - high) * (side + BELOW) / 2
         for place, node in enumerate(column):
             node.side = side
-            node.x, node.y = x + (place // high) * (side + GAP), top + (place % high) * (side + GAP)
-        titles.append((x, ", ".join(dict.fromkeys(node.group for node in column))))
-        x += folds * (side + GAP) - GAP + BETWEEN
-    return titles, x - BETWEEN + MARGIN
+            node.x, node.y = middle - wide / 2 + (place // high) * (side + GAP), top + (place % high) * (side + BELOW)
+        titles.append((middle, lines))
+        right, written = middle + wide / 2, middle + text / 2
+    return titles, max(right, written) + MARGIN, head
 
 
-def _sums(nodes: list[Node], edges: list[Edge], side: int) -> None:
+def _sums(nodes: list[Node], edges: list[Edge], side: int, top: float) -> None:
     """Sums lie to the right of their last member, those without one to the left of their first reader; as near as there is room
     to the mean height of what they are connected to."""
     size = side / 3
@@ -238,7 +243,7 @@ def _sums(nodes: list[Node], edges: list[Edge], side: int) -> None:
             readers = [nodes[edge.target] for edge in edges if edge.source == place]
             rights = [other.x + side for other in nodes if other.kind != "sum" and other.depth == node.depth]
             node.side = size
-            node.x = max(rights) + BETWEEN / 4 if members else min(other.x for other in readers) - size - GAP
+            node.x = max(rights) + BETWEEN / 4 if members else min(other.x for other in readers) - size - GAP / 2
             wanted = float(np.mean([other.y + other.side / 2 for other in members or readers])) - size / 2
             columns.setdefault(node.x, []).append((wanted, node))
     for column in columns.values():
@@ -247,6 +252,6 @@ def _sums(nodes: list[Node], edges: list[Edge], side: int) -> None:
         for wanted, _ in column:
             placed.append(max(wanted, placed[-1] + size + 2) if placed else wanted)
         shift = float(np.mean([wanted - y for (wanted, _), y in zip(column, placed, strict=True)]))
-        shift = max(shift, MARGIN + HEAD - placed[0])
+        shift = max(shift, top - placed[0])
         for (_, node), y in zip(column, placed, strict=True):
             node.y = y + shift

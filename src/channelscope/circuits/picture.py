@@ -19,6 +19,8 @@ PATCHES = 6
 """Patches kept for each channel."""
 SIDE = 64
 """Pixels of a picture's side."""
+QUALITY = 70
+"""Of a picture's compression, from 0 to 100; a patch takes about 400 bytes."""
 STEPS = 64
 """Gradient steps of a feature visualization."""
 RATE = 0.05
@@ -26,7 +28,7 @@ JITTER = 4
 """Pixels by which an image is moved at random before each step, so that no pattern depends on its exact place."""
 
 Pictures = Mapping[str, tuple[bytes, ...]]
-"""channel → PNG files, the strongest first; none for a channel that is the same everywhere"""
+"""channel → WebP files, the strongest first; none for a channel that is the same everywhere"""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def patches(circuit: Circuit, target: Target, images: Tensor | Iterable, palette
             constant = not float(own.max()) > float(own.min())
             ranked = [] if constant else own.argsort(descending=True, stable=True)[:PATCHES].tolist()
             shots = [_crop(together[image], spot, int(places[row, image]), target, palette) for image in ranked]
-            found[f"{spot.layer}:{channel}"] = tuple(_png(shot) for shot in shots)
+            found[f"{spot.layer}:{channel}"] = tuple(_coded(shot) for shot in shots)
     return found
 
 
@@ -115,20 +117,19 @@ def _columns(maps: Tensor, spot: Spot) -> Float[Tensor, "images channels positio
 
 
 def _crop(image: Tensor, spot: Spot, place: int, target: Target, palette: Palette) -> Image.Image:
-    shown = palette.shown(image)
     if spot.field is None:
-        return shown
-    columns = target.graph.shapes[spot.step][3]
-    top, bottom = spot.field[0].pixels(place // columns, shown.height)
-    left, right = spot.field[1].pixels(place % columns, shown.width)
-    return shown.crop((left, top, right, bottom))
+        return palette.shown(image)
+    columns, (height, width) = target.graph.shapes[spot.step][3], image.shape[1:]
+    top, bottom = spot.field[0].pixels(place // columns, height)
+    left, right = spot.field[1].pixels(place % columns, width)
+    return palette.shown(image[:, top:bottom, left:right])
 
 
-def _png(picture: Image.Image) -> bytes:
-    """A square picture in 128 colors at most, which is a third of the bytes."""
+def _coded(picture: Image.Image) -> bytes:
+    """A square picture in few bytes, for a large circuit has thousands."""
     file = io.BytesIO()
     side = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC if max(picture.size) > SIDE else Image.Resampling.NEAREST)
-    side.convert("RGB").quantize(128).save(file, "png", optimize=True)
+    side.convert("RGB").save(file, "webp", quality=QUALITY)
     return file.getvalue()
 
 
@@ -146,7 +147,7 @@ def visualizations(circuit: Circuit, target: Target, palette: Palette, seed: int
             made = _ascended(spot, target, palette, seed)
             center = _center(target.graph.shapes[spot.step])
             for channel, image in zip(spot.channels, made, strict=True):
-                found[f"{spot.layer}:{channel}"] = (_png(_crop(image, spot, center, target, palette)),)
+                found[f"{spot.layer}:{channel}"] = (_coded(_crop(image, spot, center, target, palette)),)
     return found
 
 
