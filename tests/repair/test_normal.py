@@ -40,7 +40,7 @@ def test_ridge_toward_a_prior_is_the_augmented_least_squares():
     x, t, prior = samples()
     statistics = Normal.of(x, t)
     for share in (0.0, 0.03, 1.0):
-        fitted = statistics.ridge(prior, share)
+        (fitted,) = statistics.ridge(prior, (share,))
         for group in range(2):
             weights, constant = ridge_slowly(x[group].numpy(), t[group].numpy(), prior[group].numpy(), share)
             np.testing.assert_allclose(fitted[group].numpy(), weights, rtol=1e-7, atol=1e-9)
@@ -49,9 +49,9 @@ def test_ridge_toward_a_prior_is_the_augmented_least_squares():
 
 def test_a_strong_ridge_keeps_the_prior_and_so_does_a_constant_input():
     x, t, prior = samples()
-    torch.testing.assert_close(Normal.of(x, t).ridge(prior, 1e9), prior, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(next(Normal.of(x, t).ridge(prior, (1e9,))), prior, rtol=1e-6, atol=1e-6)
     still = Normal.of(torch.ones_like(x), t)
-    assert torch.equal(still.ridge(prior, 0.03), prior)
+    assert torch.equal(next(still.ridge(prior, (0.03,))), prior)
 
 
 def test_errors_and_outputs_are_those_of_the_samples():
@@ -63,13 +63,13 @@ def test_errors_and_outputs_are_those_of_the_samples():
     product = x @ prior.transpose(1, 2)
     torch.testing.assert_close(mean, product.mean(1))
     torch.testing.assert_close(variance, product.var(1, correction=0))
-    fitted = statistics.ridge(prior, 0.01)
+    (fitted,) = statistics.ridge(prior, (0.01,))
     assert bool((statistics.error(fitted) <= statistics.error(prior)).all())
 
 
 def test_without_a_constant_the_samples_are_taken_about_zero():
     x, t, prior = samples()
-    fitted = Normal.of(x, t).uncentred().ridge(prior, 0.0)
+    (fitted,) = Normal.of(x, t).uncentred().ridge(prior, (0.0,))
     for group in range(2):
         expected = np.linalg.lstsq(x[group].numpy(), t[group].numpy(), rcond=None)[0].T
         np.testing.assert_allclose(fitted[group].numpy(), expected, rtol=1e-7, atol=1e-8)

@@ -105,7 +105,7 @@ class Fit:
         shares = SHARES if self.ridge is None else (2 * self.ridge,)
         errors = held_out(halves, inherited, shares)
         best = int(errors.argmin())
-        fitted = total.ridge(inherited, shares[best] / 2)  # twice the images of a half, against the same penalty
+        (fitted,) = total.ridge(inherited, (shares[best] / 2,))  # twice the images of a half, against the same penalty
         mean, variance = total.output(fitted)
         write(module, norm, fitted.flatten(0, 1), total.constant(fitted).flatten(), mean.flatten(), variance.flatten())
         scale = (total.tt / total.count).mean()  # where the target never varies, the fractions are nan

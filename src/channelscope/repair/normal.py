@@ -1,6 +1,6 @@
 """Normal equations: everything a linear regression needs to know of its samples, added up batch by batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,19 +64,22 @@ class Normal:
         cross = (weights * self.xt.transpose(1, 2)).sum(2)
         return (self.tt - 2 * cross + ((weights @ self.xx) * weights).sum(2)).clamp(min=0) / self.count
 
-    def ridge(self, prior: Float[Tensor, "groups outputs inputs"], share: float) -> Float[Tensor, "groups outputs inputs"]:
-        """The weights that minimize the squared error plus λ |weights − prior|².
+    def ridge(
+        self, prior: Float[Tensor, "groups outputs inputs"], shares: Sequence[float]
+    ) -> Iterator[Float[Tensor, "groups outputs inputs"]]:
+        """For each share the weights that minimize the squared error plus λ |weights − prior|².
 
             W = W₀ + (T − W₀X) X' (XX' + λI)⁻¹        λ = share × mean diagonal of XX'
 
         Source   Hoerl & Kennard 1970, shrunk toward a prior instead of zero
         """
-        diagonal = self.xx.diagonal(dim1=1, dim2=2)
-        level = diagonal.mean(1)
-        load = torch.where(level > 0, share * level, 1.0)  # inputs that never vary teach nothing: the prior stays
-        inner = self.xx + torch.diag_embed(load[:, None].expand_as(diagonal))
+        level = self.xx.diagonal(dim1=1, dim2=2).mean(1)
         gap = self.xt - self.xx @ prior.transpose(1, 2)
-        return prior + torch.cholesky_solve(gap, torch.linalg.cholesky(inner)).transpose(1, 2)
+        for share in shares:
+            load = torch.where(level > 0, share * level, 1.0)  # inputs that never vary teach nothing: the prior stays
+            inner = self.xx.clone()
+            inner.diagonal(dim1=1, dim2=2).add_(load[:, None])
+            yield prior + torch.cholesky_solve(gap, torch.linalg.cholesky(inner)).transpose(1, 2)
 
     def constant(self, weights: Float[Tensor, "groups outputs inputs"]) -> Float[Tensor, "groups outputs"]:
         """The best constant to add to weights · x."""
@@ -101,5 +104,5 @@ def held_out(
     """
     first, second = (half.single() for half in halves)
     prior = prior.float()
-    errors = [second.error(first.ridge(prior, share)).mean() + first.error(second.ridge(prior, share)).mean() for share in shares]
-    return torch.stack(errors).double() / 2
+    ways = [[judge.error(fit).mean() for fit in taught.ridge(prior, shares)] for taught, judge in ((first, second), (second, first))]
+    return torch.tensor(ways, dtype=torch.float64).mean(0)
