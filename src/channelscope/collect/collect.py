@@ -41,7 +41,7 @@ def collect(
     """
     if shards < 0:
         raise InputError(f"shards must be 0 (none) or more, received {shards}")
-    stream = _numbered(batches)
+    stream = numbered(batches)
     first = next(stream, None)
     if first is None:
         raise DataError("there are no images to profile: the batches are empty")
@@ -79,8 +79,11 @@ def _labeled(labels: Tensor | None) -> bool:
     return labels is not None and bool((labels >= 0).any())
 
 
-def _numbered(batches: Iterable) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """Batches as (images, labels, index) with the running count where no index was given; empty ones are left out."""
+def numbered(batches: Iterable) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """Batches as (images, labels, index) with the running count where no index was given; empty ones are left out.
+
+    Raises   DataError for images, labels or an index of the wrong shape.
+    """
     seen = 0
     for batch in batches:
         images, labels, *rest = (batch, None) if isinstance(batch, Tensor) else batch

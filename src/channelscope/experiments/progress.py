@@ -4,11 +4,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
+from channelscope.collect.collect import numbered
 from channelscope.errors import DataError
 from channelscope.types import Int, Tensor
 
@@ -30,14 +30,12 @@ def how_many(batches: Iterable) -> int | None:
     return -(-len(batches) // size) if size else None  # type: ignore[arg-type]
 
 
-def numbered(batches: Iterable) -> Iterator[tuple[Tensor, Tensor, Int[Tensor, "images"]]]:
-    """Batches as (images, labels, index), with the running count where no index was given.
+def labeled(batches: Iterable) -> Iterator[tuple[Tensor, Tensor, Int[Tensor, "images"]]]:
+    """Batches as (images, labels, index), with the running count where no index was given; empty ones are left out.
 
     Raises   DataError where there are no labels.
     """
-    seen = 0
-    for images, labels, *rest in batches:
+    for images, labels, index in numbered(batches):
         if labels is None:
             raise DataError("these images have no labels, and what is measured on them needs labels")
-        yield images, labels, rest[0] if rest else torch.arange(seen, seen + len(images))
-        seen += len(images)
+        yield images, labels, index

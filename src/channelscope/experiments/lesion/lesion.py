@@ -18,7 +18,7 @@ from channelscope.experiments.lesion.frames import frames
 from channelscope.experiments.lesion.ledger import Ledger, digest
 from channelscope.experiments.lesion.plan import Plan
 from channelscope.experiments.lesion.stand_in import StandIn
-from channelscope.experiments.progress import bar, how_many, numbered
+from channelscope.experiments.progress import bar, how_many, labeled
 from channelscope.experiments.traced import traced
 from channelscope.net.find import Sites
 from channelscope.net.graph import evaluating
@@ -75,7 +75,7 @@ def _lesioned(found: Sites, stand_ins: Plans, batches: Iterable, ledger: Ledger,
     device = next(found.graph.model.parameters()).device
     total, lesions = how_many(batches), sum(len(each) for each in stand_ins.values())
     with evaluating(found.graph.model), torch.no_grad(), bar("lesions", total and total * lesions, progress) as step:
-        for number, (images, labels, index) in enumerate(numbered(batches)):
+        for number, (images, labels, index) in enumerate(labeled(batches)):
             mark = digest(images, labels)
             known = ledger.known(number, mark)
             step(sum(len(stand_ins[name]) for name in known))
