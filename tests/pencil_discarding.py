@@ -4,7 +4,7 @@ import itertools
 import math
 
 import numpy as np
-from scipy import stats
+from scipy import optimize
 
 
 def entropy(deviation):
@@ -74,15 +74,15 @@ def blurred(plane, width):
     return out
 
 
-def shrunk(samples, start, seen, chance=1.0):
-    """A mean of noisy maps of one image, shrunk toward a start scale by scale; arrays (draws, rows, columns)."""
+def shrunk(samples, start, seen):
+    """A mean of noisy maps of one image, shrunk toward a start scale by scale, and its doubt; arrays (draws, rows, columns)."""
     samples = samples * seen
     total = samples.mean(0).sum()
     field = start * seen
     field = field * total / field.sum()
     count = max(int(seen.sum()), 1)
     widths = [2.0**power for power in range(15, -2, -1) if 4 * 2**power <= max(seen.shape)] + [0.0]
-    coarser = None
+    coarser, doubt = None, 0.0
     for width in widths:
         below = blurred(field, width)
         ratios = np.array([np.divide(blurred(one, width), below, out=np.zeros_like(below), where=seen) for one in samples])
@@ -95,18 +95,27 @@ def shrunk(samples, start, seen, chance=1.0):
             details.append(np.where(seen, ratio - background, 0))
         details = np.array(details)
         scatter = (details.mean(0) ** 2).sum() / count
-        pairs = np.array([(one * other).sum() / count for one, other in itertools.combinations(details, 2)])
-        if len(details) == 1:
-            weight = 1.0
-        else:
-            limit = 0.0
-            if chance < 1:
-                limit = stats.t.isf(chance, len(pairs) - 1) * pairs.std(ddof=1) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.inf
-            weight = pairs.mean() / scatter if pairs.mean() > limit else 0.0
-        field = field * np.maximum(1 + weight * (ratios.mean(0) - 1), 0.1)
+        agreed = np.mean([(one * other).sum() / count for one, other in itertools.combinations(details, 2)] or [scatter])
+        weight = max(0.0, agreed / scatter)
+        doubt += weight * (scatter - agreed)
+        field = field * np.maximum(1 + weight * (ratios.mean(0) - 1), 0.5)
         field = field * total / field.sum()
         coarser = width
-    return field
+    return field, doubt
+
+
+def regressed(samples, start, features):
+    """Gamma regression of the mean map of one image on its features by a general solver; rows of cells, a penalty of one cell."""
+    ratio = samples.mean(0) / start
+    design = np.column_stack([np.ones(len(start)), features])
+
+    def equations(fit):
+        predicted = ratio.mean() * np.exp(design @ fit)
+        return design.T @ (ratio / predicted - 1) - np.concatenate([[0.0], fit[1:]])
+
+    solved = optimize.root(equations, np.zeros(design.shape[1]), tol=1e-12)
+    assert solved.success
+    return start * np.exp(design @ solved.x)
 
 
 def optimum_by_adam(feature, image, budget, cap, steps=4000, pairs=8, seed=0):

@@ -66,3 +66,12 @@ def test_what_is_missing_or_no_module_is_said(monkeypatch):
     monkeypatch.setattr(room.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"need captum and zennit: pip install 'channelscope\[attribution\]'"):
         room.attributions(network(), "0")
+
+
+def test_integrated_gradients_hold_one_point_of_the_path_in_memory():
+    """The network never sees more images at once than it was given."""
+    model, seen = network(), []
+    model.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    room.integrated_gradients(model, IMAGES, TARGET)
+    assert max(seen) == len(IMAGES)
+    assert len(seen) >= room.STEPS

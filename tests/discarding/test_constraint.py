@@ -32,11 +32,11 @@ def test_unknown_normalizers_are_refused():
 
 
 def test_plans_keep_their_promise_of_passes():
-    """A clean pass and one for the level; each draw a forward pass and its probes; rescaling and check; curvature one more each."""
+    """A clean pass and one for the level; a forward pass and its probes; three a draw; rescaling and check, the audit one more each."""
 
     def cost(plan):
-        curved = sum(plan.rounds) + plan.check if plan.curvature else 0
-        return 2 + sum(plan.rounds) * (1 + plan.probes) + plan.final + plan.check + curved
+        start = 2 + plan.start * (1 + plan.probes)
+        return start + 3 * sum(plan.rounds) + plan.final + plan.check * (2 if plan.audit else 1)
 
-    assert cost(PLANS["fast"]) <= 20
+    assert cost(PLANS["fast"]) == 20
     assert cost(PLANS["exact"]) <= 30 * cost(PLANS["fast"])

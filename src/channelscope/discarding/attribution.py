@@ -39,12 +39,35 @@ def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:
     if layer not in dict(model.named_modules()):
         raise SiteError(f"Grad-CAM needs a module, and '{layer}' is a step of the pass: name a module")
     methods = {
-        "gradient": lambda images, target: _captum(model, "Saliency", images, target, abs=False).abs().amax(1),
-        "integrated_gradients": lambda images, target: _captum(model, "IntegratedGradients", images, target, n_steps=STEPS).abs().sum(1),
+        "gradient": lambda images, target: gradient(model, images, target),
+        "integrated_gradients": lambda images, target: integrated_gradients(model, images, target),
         "gradcam": lambda images, target: gradcam(model, layer, images, target),
         "lrp": lambda images, target: lrp(model, images, target),
     }
     return {name: _frozen(model, method) for name, method in methods.items()}
+
+
+def gradient(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
+    """Largest absolute gradient over the colors.
+
+    Source   Simonyan et al. 2014, by captum's Saliency
+    """
+    from captum.attr import Saliency
+
+    return Saliency(model).attribute(images.clone().requires_grad_(), target=target, abs=True).amax(1).detach()
+
+
+def integrated_gradients(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
+    """Integrated gradients from the mean color, absolute, summed over the colors; one point of the path at a time.
+
+    Source   Sundararajan et al. 2017, by captum's IntegratedGradients
+    """
+    from captum.attr import IntegratedGradients
+
+    start = images.clone().requires_grad_()
+    found = IntegratedGradients(model).attribute(start, target=target, n_steps=STEPS, internal_batch_size=len(images))
+    assert isinstance(found, Tensor)
+    return found.abs().sum(1).detach()
 
 
 def gradcam(model: nn.Module, layer: str, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
@@ -72,14 +95,6 @@ def lrp(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "imag
         logits, relevance = attributor(images.clone().requires_grad_(), lambda out: F.one_hot(target, out.shape[1]).to(out))
     del logits
     return relevance.sum(1).detach()
-
-
-def _captum(model: nn.Module, name: str, images: Tensor, target: Tensor, **options: object) -> Tensor:
-    from captum import attr
-
-    method = {"Saliency": attr.Saliency, "IntegratedGradients": attr.IntegratedGradients}[name](model)
-    found = method.attribute(images.clone().requires_grad_(), target=target, **options)
-    return found.detach()
 
 
 def _frozen(model: nn.Module, method: Attribution) -> Attribution:

@@ -40,19 +40,21 @@ class Constraint:
 class Plan:
     """How many noisy passes go where."""
 
-    rounds: tuple[int, ...]
-    """draws of each round of the fixed point"""
+    start: int
+    """draws of isotropic noise"""
     probes: int
-    """random vectors probed at each draw, one pass backward each"""
+    """random vectors probed at each of them, one pass backward each"""
+    rounds: tuple[int, ...]
+    """draws of each round of the fixed point: a pass forward, a random vector probed, and the feature's own change pulled back"""
     final: int
     """passes on which the noise level is rescaled; a draw takes one (two under the local normalizer)"""
     check: int
     """passes on which the constraint is checked on fresh noise; a draw takes one (two under the local normalizer)"""
-    curvature: bool = False
-    """also measure effective sensitivities, in the rounds and on the check's draws; one more pass each"""
+    audit: bool = False
+    """measure the distance from the optimum on the check's draws; one more pass each"""
 
 
 PLANS: dict[str, Plan] = {
-    "fast": Plan((2,), 4, 6, 2),
-    "exact": Plan((4, 40, 80), 1, 60, 40, curvature=True),
+    "fast": Plan(1, 2, (4,), 1, 2),
+    "exact": Plan(2, 4, (16, 24, 32, 32, 40), 60, 40, audit=True),
 }

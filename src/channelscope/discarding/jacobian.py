@@ -68,6 +68,11 @@ class Draws:
         """All passes of both."""
         return Draws(*(torch.cat([vars(self)[name], vars(other)[name]]) for name in vars(self)))
 
+    @property
+    def probed(self) -> "Draws":
+        """What the probes measured alone."""
+        return Draws(self.response[:0], self.spent[:0], self.sensitivity, self.effective[:0])
+
 
 class Scene:
     """A batch of images in front of one layer: adds noise, watches the feature, counts its passes."""

@@ -1,19 +1,25 @@
 """The noise of most entropy that keeps a layer's feature: one fixed point, a few passes (fast) or until it stands (exact)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from channelscope.discarding.constraint import PLANS, Constraint, Mode, Plan
+from channelscope.discarding.guide import guide, regressed
 from channelscope.discarding.jacobian import Draws, Scene
 from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, mean_entropy
-from channelscope.discarding.shrinkage import shortfall, shrunk
+from channelscope.discarding.shrinkage import shrunk
 from channelscope.types import Bool, Float, Tensor
 
 ROUND, FINAL, CHECK = 1_000, 10_000, 20_000  # where the numbers of a stage's draws start: no stage sees another's noise
-CHANCE = 0.001
-"""probability below which curvature is not put down to chance, scale by scale"""
+WINDOW = 3
+"""rounds whose draws are believed: older ones were taken at other noise"""
+MORE = 2
+"""further probes under the local normalizer, which knows the level to start at and takes its references from the rounds' draws"""
+STEP = 4.0
+"""largest factor by which the noise power of a cell moves in a round"""
+LOW, NEAR = -0.8, 0.01
+"""departures of a share from the mean: below the first its logarithm is not followed, within the second it is a parabola"""
 JUMP = 20.0
 """largest factor by which the level of isotropic noise moves at once"""
 
@@ -66,7 +72,7 @@ def optimum(scene: Scene, constraint: Constraint, cap: Float[Tensor, "cells"], m
     plan = PLANS[mode] if isinstance(mode, str) else mode
     search = _Search(scene, constraint, cap, plan)
     search.explore()
-    for number, draws in enumerate(plan.rounds[1:], start=1):
+    for number, draws in enumerate(plan.rounds, start=1):
         search.repeat(draws, ROUND * number)
     search.rescale()
     return search.check()
@@ -80,9 +86,11 @@ class _Search:
         self.cap = cap.to(scene.images)
         self.images = len(scene.images)
         cost = 2 if constraint.local else 1
+        self.paired = constraint.local and not plan.audit
         self.final, self.fresh = plan.final // cost, plan.check // cost
+        self.told: list[Tensor] = []
         self.epsilon = self._each(constraint.kappa * (constraint.variance or 1.0))
-        self.trust = self._each(1.0)
+        self.guide = guide(scene.images, scene.cells)
 
     def explore(self) -> None:
         """First round: isotropic noise; under `data` its level follows the responses."""
@@ -90,17 +98,18 @@ class _Search:
         level = start = self._each(self.constraint.noise)
         first = response = None if local else scene.respond(self._isotropic(start), 0)
         levels, draws = [], []
-        for draw in range(plan.rounds[0]):
+        for draw in range(plan.start):
             if response is not None:
                 level = level * (self.epsilon / response).sqrt().clamp(1 / JUMP, JUMP)
             levels.append(level)
-            draws.append(scene.probe(self._isotropic(level), draw, plan.probes, plan.curvature))
+            draws.append(scene.probe(self._isotropic(level), draw, plan.probes + MORE * self.paired))
             response = None if local else draws[-1].response[0]
         if first is None or scene.linear is not None:
             self.power = torch.ones_like(self.epsilon)
         else:  # the same noise at two levels: a linear feature has power 1 whatever the draw
             self.power = _power(start, first, levels[0], draws[0].response[0])
-        self._learn(draws)
+        self.history = [sum(draws[1:], start=draws[0])]
+        self._learn(self.history[0])
         if local:
             self.epsilon = self.constraint.kappa * self.draws.response.mean(0)
         unit = (self.draws.response / torch.stack(levels).square() ** self.power).mean(0)
@@ -109,9 +118,28 @@ class _Search:
 
     def repeat(self, draws: int, first: int) -> None:
         """A further round, at the noise found so far."""
-        fresh = [self.scene.probe(self.sigma, first + draw, self.plan.probes, self.plan.curvature) for draw in range(draws)]
-        self._learn(fresh if first == ROUND else [self.draws, *fresh])  # isotropic noise was another place
-        self._allocate(self.power * self.epsilon)
+        fresh = self._draws(range(first, first + draws))
+        numbers = range(first + draws - len(fresh.response), first + draws)
+        references = torch.stack([self._reference(draw) if self.paired else self.epsilon for draw in numbers])
+        self.power = (fresh.spent.mean(0) / fresh.response.mean(0)).clamp(0.2, 2)
+        self.history = [*self.history, fresh][-WINDOW:]
+        self._learn(sum(self.history[1:], start=self.history[0]))
+        self._restrain()
+        spent = (self.sensitivity * self.sigma.square()).sum(1)
+        ratio, self.residue = _ratio(fresh.response, references)
+        self.told = [ratio / spent**self.power] * (0 if self.plan.audit else len(numbers))
+        self._allocate(self._level([], []) if self.told else self.power * self.epsilon)
+
+    def _draws(self, numbers: range) -> Draws:
+        """The draws of a round. From the one at which the Jacobian becomes known, only those that it has made quiet are believed."""
+        drawn: list[Draws] = []
+        for draw in numbers:
+            loud = self.scene.linear is None
+            found = self.scene.pull(self.sigma, draw) if self.paired else self.scene.probe(self.sigma, draw, 1, curvature=True)
+            if loud and self.scene.linear is not None:
+                drawn, self.history = ([each.probed for each in before] for before in (drawn, self.history))
+            drawn.append(found)
+        return sum(drawn[1:], start=drawn[0])
 
     def rescale(self) -> None:
         """Set θ so that the constraint holds on fresh draws."""
@@ -121,22 +149,24 @@ class _Search:
                 self._allocate(self._level(ratios, references))
             ratios.append(self.scene.respond(self.sigma, FINAL + draw) / self.budget**self.power)
             references.append(self._reference(FINAL + draw))
-        _, self.residue = _ratio(torch.stack(ratios), torch.stack(references))
-        self._allocate(self._level(ratios, references))
+        if self.final:
+            _, residue = _ratio(torch.stack(ratios), torch.stack(references))
+            self.residue = torch.cat([self.residue, residue]) if self.told else residue
+            self._allocate(self._level(ratios, references))
 
     def check(self) -> Optimum:
         """The constraint, and where asked the distance from the optimum, on noise nobody has seen."""
         plan, scene, draws = self.plan, self.scene, range(CHECK, CHECK + self.fresh)
         references = torch.stack([self._reference(draw) for draw in draws])
-        pulls = [scene.pull(self.sigma, draw) for draw in draws] if plan.curvature else []
+        pulls = [scene.pull(self.sigma, draw) for draw in draws] if plan.audit else []
         again = not pulls or scene.linear is not None
         responses = (
             torch.stack([scene.respond(self.sigma, draw) for draw in draws]) if again else torch.cat([pull.response for pull in pulls])
         )
         ratio, fresh = _ratio(responses, references)
-        spread = (torch.cat([self.residue, fresh]).square().sum(0) / (self.final + self.fresh - 2)).sqrt()
+        spread = (torch.cat([self.residue, fresh]).square().sum(0) / self._freedom()).sqrt()
         free = 1 - self.capped.float().mean(1)
-        gap = (self._unspent(torch.cat([pull.effective for pull in pulls])) if pulls else self._missed()).clamp(min=0) * free
+        gap = (self._unspent(torch.cat([pull.effective for pull in pulls])) if pulls else self.missed).clamp(min=0) * free
         return Optimum(
             sigma=self.sigma,
             cid=mean_entropy(self.sigma, scene.values) + gap,
@@ -149,81 +179,83 @@ class _Search:
             unseen=(~self.seen & (scene.values > 0)).float().mean(1),
             reached=self.reached,
             passes=scene.passes,
-            freedom=self.final + self.fresh - 2,
+            freedom=self._freedom(),
         )
 
-    def _error(self, spread: Tensor) -> Tensor:
-        """Standard error of the level in nats, and of the gap where it is estimated from a few probes."""
-        level = self.trust.sqrt() * spread / self.final**0.5 / 2 / self.power
-        guessed = 0 if self.plan.curvature else self._missed() / len(self.draws.sensitivity) ** 0.5
-        return (level.square() + guessed**2).sqrt()
+    def _freedom(self) -> int:
+        """Degrees of freedom of the scatter of responses: each group of draws less its mean."""
+        return sum(max(0, draws - 1) for draws in (len(self.told), self.final, self.fresh))
 
-    def _learn(self, draws: list[Draws]) -> None:
-        """Sensitivities from probes; from them, as far as it stands out, the effective sensitivities."""
-        self.draws = sum(draws[1:], start=draws[0])
+    def _error(self, spread: Tensor) -> Tensor:
+        """Standard error of the level in nats, and of the gap where it is only estimated."""
+        level = spread / (len(self.told) + self.final) ** 0.5 / 2 / self.power
+        return (level.square() + (0 if self.plan.audit else self.missed / 2) ** 2).sqrt()
+
+    def _learn(self, draws: Draws) -> None:
+        """Sensitivities from probes and the picture; from them, as far as it stands out, the effective sensitivities."""
+        self.draws = draws
         squares = _cycles(self.draws.sensitivity, self.scene.size)
         self.seen = (squares > 0).any(0) & (self.scene.values > 0)
         values = self.scene.values.expand(self.images, -1)
-        plain = self._map(shrunk, squares, values)
+        plain, doubt = self._map(squares, values, guided=self.scene.linear is None)
         bent = values
         if len(self.draws.effective) > 1:
-            self.power = (self.draws.spent.mean(0) / self.draws.response.mean(0)).clamp(0.2, 2)
             relative = self.draws.effective * values / plain.where(self.seen, 1)
+            bent, more = self._map(relative, values)
             rising = (relative.mean(0).sum(1) > 0)[:, None]
-            bent = torch.where(rising, self._map(shrunk, relative, values, CHANCE), values)
+            bent, doubt = torch.where(rising, bent, values), doubt + more
         self.sensitivity = torch.where(self.seen, plain * bent / values, 0)
-        self._gap: Tensor | None = None
+        self.missed = doubt / 4
 
-    def _map(self, estimate: Callable[..., Tensor], samples: Tensor, start: Tensor, *options: float) -> Tensor:
-        """An estimate on the grid of cells, flattened again."""
+    def _restrain(self) -> None:
+        """Let no cell's σ² move by more than a factor STEP at once: what is measured holds near the noise it was measured at."""
+        if self.scene.linear is None:
+            share = self.sensitivity * self.sigma.square() / self.scene.values.clamp(min=1)
+            free = self.seen & ~self.capped
+            mean = (share.where(free, 0).sum(1) / free.sum(1).clamp(min=1))[:, None]
+            bounded = torch.minimum(torch.maximum(share, mean / STEP), mean * STEP)
+            self.sensitivity = self.sensitivity * torch.where(self.seen, bounded / share.where(self.seen, 1), 1)
+
+    def _map(self, samples: Tensor, start: Tensor, guided: bool = False) -> tuple[Tensor, Tensor]:
+        """An estimate on the grid of cells, flattened again, and its mean squared relative error."""
         grid = self.scene.cells.grid
-        return estimate(samples.unflatten(-1, grid), start.unflatten(-1, grid), self.seen.unflatten(-1, grid), *options).flatten(1)
+        samples, start, seen = samples.unflatten(-1, grid), start.unflatten(-1, grid), self.seen.unflatten(-1, grid)
+        if guided:
+            start = regressed(samples, start, seen, self.guide)
+        if guided and len(samples) == 1:
+            return start.flatten(1), torch.zeros_like(self.epsilon)
+        field, doubt = shrunk(samples, start, seen)
+        return field.flatten(1), doubt
 
     def _allocate(self, budget: Tensor) -> None:
         found = allocation(self.sensitivity, budget, self.cap, self.scene.values)
         self.sigma, self.capped, self.reached, self.budget = found.sigma, found.capped, found.reached, budget
 
     def _level(self, ratios: list[Tensor], references: list[Tensor]) -> Tensor:
-        """The budget at which the response E|Δf|² = a · budget^power meets the constraint."""
-        scale = torch.stack(ratios).mean(0) / torch.stack(references).mean(0)
-        if self.constraint.local and not self.plan.curvature and self.scene.linear is None:
-            scale = self._believed(scale, len(ratios))
+        """The budget at which the response E|Δf|² = a · budget^power meets the constraint; the round's draws have their say."""
+        measured = [torch.stack(ratios).mean(0) / torch.stack(references).mean(0)] * len(ratios) if ratios else []
+        scale = torch.stack([*self.told, *measured]).log().mean(0).exp()
         target = self.constraint.kappa if self.constraint.local else 1.0
         return (target / scale) ** (1 / self.power)
-
-    def _believed(self, scale: Tensor, draws: int) -> Tensor:
-        """The measured scale, drawn toward the linearized one as far as its own noise asks (empirical Bayes).
-
-        A few noisy responses say less about a small change than the probes do; at small noise both mean the same.
-        """
-        predicted = (1 + 4 * self._missed()) / (self.constraint.noise**2 * self.sensitivity.sum(1))
-        away = (scale / predicted).log()
-        noise = self.residue.square().sum(0) / (draws - 1) / draws if draws == self.final > 1 else away.square()
-        self.trust = torch.where(away.square() > noise, 1 - noise / away.square().where(away != 0, 1), 0)
-        return predicted * (self.trust * away).exp()
 
     def _reference(self, draw: int) -> Tensor:
         """What the response is compared with: ε, or under `local` the response to the same draw's isotropic noise."""
         return self.scene.respond(self._isotropic(self._each(self.constraint.noise)), draw) if self.constraint.local else self.epsilon
 
     def _unspent(self, effective: Tensor) -> Tensor:
-        """¼ of the variance over free cells of what a value adds to the response, its noise left out (products of two draws)."""
+        """Entropy that equal shares of the budget would gain, over the free cells: mean of ½ (s − 1 − ln s), s a share over the mean.
+
+        (s − 1)² has no noise in it where two draws are multiplied; the curve of the logarithm is taken at the mean of all.
+        """
         free = self.seen & ~self.capped
         share = (effective * self.sigma.square() / self.scene.values.clamp(min=1)).where(free, 0)
         mean = share.sum(2).mean(0) / free.sum(1).clamp(min=1)
         off = (share / mean[:, None] - 1).where(free, 0)
-        draws = len(off)
-        products = (off.sum(0).square() - off.square().sum(0)) / (draws * (draws - 1))
-        return products.sum(1) / free.sum(1).clamp(min=1) / 4
-
-    def _missed(self) -> Tensor:
-        """What the map's own noise costs; nothing where the probes span the feature."""
-        if self.scene.linear is not None:
-            return torch.zeros_like(self.epsilon)
-        if self._gap is None:
-            values = self.scene.values.expand(self.images, -1)
-            self._gap = self._map(shortfall, self.draws.sensitivity, values)[:, 0].clamp(min=0)
-        return self._gap
+        draws, total = len(off), off.sum(0)
+        squares = (total.square() - off.square().sum(0)) / (draws * (draws - 1))
+        at = (total / draws).clamp(min=LOW)
+        bend = torch.where(at.abs() < NEAR, 1, 2 * (at - at.log1p()) / at.square().where(at.abs() >= NEAR, 1))
+        return (squares * bend).sum(1) / free.sum(1).clamp(min=1) / 4
 
     def _isotropic(self, level: Tensor) -> Tensor:
         return torch.where(self.scene.values > 0, torch.minimum(level[:, None], self.cap), 0)

@@ -3,12 +3,11 @@
 from itertools import pairwise
 
 import torch
-from scipy import stats
 from torch.nn import functional as F
 
 from channelscope.types import Bool, Float, Tensor
 
-LEAST = 0.1
+LEAST = 0.5
 """smallest factor by which one scale may lower a cell: samples that can be negative must not make a map vanish"""
 
 
@@ -16,9 +15,8 @@ def shrunk(
     samples: Float[Tensor, "draws images rows columns"],
     start: Float[Tensor, "images rows columns"],
     seen: Bool[Tensor, "images rows columns"],
-    chance: float = 1.0,
-) -> Float[Tensor, "images rows columns"]:
-    """The mean of noisy maps, shrunk toward a start scale by scale.
+) -> tuple[Float[Tensor, "images rows columns"], Float[Tensor, "images"]]:
+    """The mean of noisy maps, shrunk toward a start scale by scale, and how far off it still is.
 
     At each scale, from a quarter of the map down to single cells, the detail d is what the ratio of measured to predicted
     (both blurred) has beyond the next coarser scale; it is kept by the share of its scatter that is not noise, which is
@@ -26,53 +24,26 @@ def shrunk(
 
         prediction ← prediction · (1 + w d)        w = max(0, 1 − noise / mean d²)
 
-    Draws without scatter are returned as they are, and so is a single draw, whose noise is unknown. With `chance` below 1 a
-    scale is believed only if the details of different draws agree: the mean of their products over all pairs of draws must
-    exceed what chance gives them with that probability (a t test; the noise may be correlated from cell to cell).
+    Draws without scatter are returned as they are, and so is a single draw, whose noise is unknown.
 
-    Returns  the map, with the sum that was measured; zero in cells not `seen`.
+    Returns  the map, with the sum that was measured, zero in cells not `seen`; and what the noise leaves of its mean squared
+             relative error, Σ w · noise over the scales (posterior variances): a lower bound, for what is too faint to be told
+             from the noise is not in it; 0 for a single draw.
     Source   Efron & Morris 1973 (empirical Bayes) on the scales of Burt & Adelson 1983; checked by tests/pencil_discarding.py::shrunk
     """
     samples = samples.where(seen, 0)
     total = samples.mean(0).sum((1, 2), keepdim=True)
     field = _scaled(torch.where(seen, start, 0).to(samples.dtype), total)
     count = seen.sum((1, 2)).clamp(min=1)
+    doubt = torch.zeros_like(total[:, 0, 0])
     for coarser, scale in pairwise([torch.inf, *scales(*seen.shape[1:])]):
         ratio = (blurred(samples, scale) / blurred(field, scale).where(seen, 1)).where(seen, 0)
         background = blurred(ratio, coarser) / blurred(seen.to(ratio), coarser).where(seen, 1) if coarser < torch.inf else 1.0
         detail = (ratio - background).where(seen, 0)
-        weight = _weight(detail.flatten(2).transpose(0, 1), count, chance)
+        weight, noise = _weight(detail.flatten(2).transpose(0, 1), count)
+        doubt = doubt + weight * noise
         field = _scaled(field * (1 + weight[:, None, None] * (ratio.mean(0) - 1)).clamp(min=LEAST), total)
-    return field
-
-
-def shortfall(
-    samples: Float[Tensor, "draws images rows columns"],
-    start: Float[Tensor, "images rows columns"],
-    seen: Bool[Tensor, "images rows columns"],
-) -> Float[Tensor, "images 1"]:
-    """Entropy in nats that noise allocated by the shrunk map misses, because the map is not known better.
-
-        ¼ mean over the cells of (g/ĝ − 1)²
-
-    to second order; (g/ĝ)² is the product of two draws that ĝ was made without (three draws are left out in turn), so that
-    neither the draws' noise nor fitting to it enters. Slightly too large, for the map in use was made from all draws.
-
-    Returns  nats per value; nan below five draws.
-    Source   second order of reverse water-filling, leave-three-out; checked by tests/discarding/test_shrinkage.py
-    """
-    draws = len(samples)
-    if draws < 5:
-        return torch.full_like(samples[0, :, :1, 0], torch.nan)
-    count = seen.sum((1, 2)).clamp(min=1)
-    products = torch.zeros_like(samples[0, :, 0, 0])
-    for first in range(draws):
-        turned = samples.roll(-first, 0)
-        ratio = (turned[:3] / shrunk(turned[3:], start, seen).where(seen, 1)).where(seen, 0)
-        mean = ratio.sum((0, 2, 3)) / 3 / count
-        off = (ratio / mean[:, None, None] - 1).where(seen, 0)
-        products += (off.sum(0).square() - off.square().sum(0)).sum((1, 2)) / 6 / count
-    return products[:, None] / draws / 4
+    return field, doubt
 
 
 def scales(rows: int, columns: int) -> list[float]:
@@ -100,22 +71,14 @@ def blurred(maps: Float[Tensor, "... rows columns"], width: float) -> Float[Tens
     return F.conv2d(flat, kernel[None, None, :, None], padding=(reach, 0)).reshape(maps.shape)
 
 
-def _weight(detail: Float[Tensor, "images draws cells"], count: Tensor, chance: float) -> Tensor:
-    """Share of the mean detail's square that different draws agree on; 0 where they do not, 1 for a single draw."""
+def _weight(detail: Float[Tensor, "images draws cells"], count: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the mean detail's square that different draws agree on, and the rest; a single draw is taken as it is."""
     draws = detail.shape[1]
     scatter = detail.mean(1).square().sum(1) / count
     if draws == 1:
-        return (scatter > 0).to(scatter)
-    products = detail @ detail.transpose(1, 2) / count[:, None, None]
-    first, second = torch.triu_indices(draws, draws, 1, device=detail.device)
-    pairs = products[:, first, second]
-    agreed = pairs.mean(1)
-    limit = 0.0
-    if chance < 1 and len(first) > 1:
-        limit = float(stats.t.isf(chance, len(first) - 1)) * pairs.std(1) / len(first) ** 0.5
-    elif chance < 1:
-        limit = torch.inf
-    return torch.where(agreed > limit, agreed / scatter.where(scatter > 0, 1), 0)
+        return (scatter > 0).to(scatter), torch.zeros_like(scatter)
+    noise = (detail.square().sum((1, 2)) / count / draws - scatter) / (draws - 1)
+    return (1 - noise / scatter.where(scatter > 0, 1)).clamp(min=0) * (scatter > 0), noise
 
 
 def _scaled(field: Tensor, total: Tensor) -> Tensor:
