@@ -219,6 +219,17 @@ def test_sign_flip_least_p_and_sampling():
         sign_flip(torch.tensor([]))
 
 
+@pytest.mark.parametrize("count", [5, 40])
+def test_sign_flips_of_many_tests_are_those_of_each(count):
+    many = torch.randn(2, 3, count, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.2
+    many[1, 2, 0] = math.nan
+    received = sign_flip(many, 3000)
+    assert received.shape == (2, 3)
+    for place in np.ndindex(2, 3):
+        assert float(received[place]) == pytest.approx(float(sign_flip(many[place], 3000)), nan_ok=True)
+    assert received.isnan().sum() == 1
+
+
 # ---------------------------------------------------------------- many tests, effects, areas
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from channelscope import tables
 from channelscope.errors import SampleError
+from channelscope.scores import REGISTRY
 from channelscope.study.analysis import agreement, analysis, areas, paired, rule_name
 from channelscope.study.cell import ORIGINAL, Cell
 from channelscope.study.columns import COLUMNS
@@ -61,6 +62,15 @@ def test_differences_are_paired_and_corrected():
     assert clear["effect"] > 1
     assert (frame["p_holm"] >= frame["p"]).all()
     assert (frame["difference"] >= 0).all()
+
+
+def test_what_is_clear_stays_clear_among_many_pairs():
+    names = [name for name in REGISTRY if name != "random"][:15]
+    many = paired(areas(planted(scores={"random": 0.2, **dict.fromkeys(names, 0.8)}))).set_index(["first", "second"])
+    assert len(many) == 120
+    clear = many[[second == "random" for _, second in many.index]]
+    assert (clear["p_holm"] <= 0.01).all()
+    assert (many.drop(clear.index)["p_holm"] > 0.05).mean() > 0.9
 
 
 def test_equal_scores_do_not_differ():

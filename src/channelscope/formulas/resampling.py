@@ -13,6 +13,7 @@ from channelscope.errors import InputError, SampleError, ShapeError
 from channelscope.types import Float, Tensor
 
 EXHAUSTIVE = 2**12
+PATTERNS = 1024
 """Sign patterns up to which all are tried instead of a sample of them."""
 
 TIE = 1e-12
@@ -171,27 +172,34 @@ def permutation_p(
     return ((1 + hits) / (1 + len(null))).double().masked_fill(unknown, torch.nan)
 
 
-def sign_flip(differences: Float[Tensor, "n"], permutations: int = 10_000, seed: int = 0) -> float:
-    """Two-sided sign-flip permutation p-value for paired differences with mean zero.
+def sign_flip(differences: Float[Tensor, "... n"], permutations: int = 10_000, seed: int = 0) -> Float[Tensor, "..."]:
+    """Two-sided sign-flip permutation p-values for paired differences with mean zero, of one test or of many.
 
     Every sign pattern is tried when there are at most 2¹² (then p is exact, and at least 2/2ⁿ: .0625 with five pairs); otherwise a
-    seeded sample of them, p = (1 + hits)/(1 + permutations). Each difference is one independent cluster, such as a training seed.
+    seeded sample of them, p = (1 + hits)/(1 + permutations); no p is smaller than 1/(1 + permutations), so take many more of them
+    than there are tests. Each difference is one independent cluster, such as an image or a training seed; all tests flip the same ones.
 
     Raises   SampleError without differences.
-    Undefined (nan) if a difference is nan.
+    Undefined (nan) for a test in which a difference is nan.
     Source   Fisher 1935, section 21; Phipson & Smyth 2010; checked by tests/pencil.py::sign_flip
     """
-    pairs = torch.as_tensor(differences).double().flatten().cpu().numpy()
-    if len(pairs) == 0:
+    given = torch.as_tensor(differences).double().cpu()
+    count = given.shape[-1]
+    if count == 0:
         raise SampleError("a sign-flip test needs at least one paired difference")
-    if np.isnan(pairs).any():
-        return float("nan")
-    bound = abs(pairs.sum()) - TIE * np.abs(pairs).sum()
-    if 2 ** len(pairs) <= EXHAUSTIVE:
-        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(pairs))))
-        return float((np.abs(signs @ pairs) >= bound).mean())
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(permutations, len(pairs)))
-    return float((1 + (np.abs(signs @ pairs) >= bound).sum()) / (1 + permutations))
+    pairs = given.reshape(-1, count).numpy()
+    bound = np.abs(pairs.sum(1)) - TIE * np.abs(pairs).sum(1)
+    if 2**count <= EXHAUSTIVE:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
+        p = (np.abs(signs @ pairs.T) >= bound).mean(0)
+    else:
+        draws = np.random.default_rng(seed)
+        hits = np.zeros(len(pairs))
+        for start in range(0, permutations, PATTERNS):
+            coins = draws.integers(0, 2, size=(min(PATTERNS, permutations - start), count), dtype=np.int8)
+            hits += (np.abs((2.0 * coins - 1) @ pairs.T) >= bound).sum(0)
+        p = (1 + hits) / (1 + permutations)
+    return torch.from_numpy(np.where(np.isnan(pairs).any(1), np.nan, p)).reshape(given.shape[:-1])
 
 
 def holm(p: Float[Tensor, "tests"]) -> Float[Tensor, "tests"]:

@@ -17,6 +17,8 @@ from channelscope.stats.tally import Tally
 from channelscope.study.cell import ORIGINAL, RECONSTRUCTION, Cell
 
 DRAWS = 1000
+FLIPS = 200
+"""Sign patterns for every test among which Holm corrects, so that the smallest corrected p is .005."""
 FEWEST = 4
 """Scores that two rules must share for a rank correlation between them."""
 Rule = tuple[str, str, int]
@@ -125,14 +127,17 @@ def paired(found: list[Area]) -> pd.DataFrame:
     """Every pair of scores under the same rule, on the same images and seeds; Holm's correction is over a rule's pairs."""
     rows = []
     for rule, members in itertools.groupby(sorted(found, key=lambda area: area.rule), key=lambda area: area.rule):
-        pairs = []
+        pairs, gaps = [], []
         for one, two in itertools.combinations(sorted(members, key=lambda area: -area.auc), 2):
             seeds = [seed for seed in one.seeds if seed in two.seeds]
             if seeds:
                 gap = one.images[[one.seeds.index(seed) for seed in seeds]] - two.images[[two.seeds.index(seed) for seed in seeds]]
                 pairs.append({"first": one.score, "second": two.score, **_ruled(rule), **_difference(gap)})
-        adjusted = holm(torch.tensor([pair["p"] for pair in pairs], dtype=torch.float64)).tolist()
-        rows += [{**pair, "p_holm": value} for pair, value in zip(pairs, adjusted, strict=True)]
+                gaps.append(gap.mean(0))
+        if pairs:
+            p = sign_flip(torch.from_numpy(np.stack(gaps)), max(DRAWS, FLIPS * len(gaps)))
+            numbers = zip(pairs, p.tolist(), holm(p).tolist(), strict=True)
+            rows += [{**pair, "p": value, "p_holm": corrected} for pair, value, corrected in numbers]
     head = ["first", "second", "allocation", "repair", "epochs"]
     return pd.DataFrame(
         rows, columns=[*head, "difference", "difference_low", "difference_high", "p", "p_holm", "p_seeds", "effect", "n", "images"]
@@ -148,8 +153,7 @@ def _difference(gap: np.ndarray) -> dict[str, Any]:
         "difference": float(gap.mean()),
         "difference_low": interval.low,
         "difference_high": interval.high,
-        "p": sign_flip(images, DRAWS),
-        "p_seeds": sign_flip(seeds) if several else float("nan"),
+        "p_seeds": float(sign_flip(seeds)) if several else float("nan"),
         "effect": effect_size(seeds) if several else float("nan"),
         "n": len(seeds),
         "images": len(images),
