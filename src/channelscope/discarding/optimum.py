@@ -16,10 +16,12 @@ WINDOW = 3
 """rounds whose draws are believed: older ones were taken at other noise"""
 MORE = 2
 """further probes under the local normalizer, which knows the level to start at and takes its references from the rounds' draws"""
-STEP = 4.0
+STEP = 2.0
 """largest factor by which the noise power of a cell moves in a round"""
 LOW, NEAR = -0.8, 0.01
 """departures of a share from the mean: below the first its logarithm is not followed, within the second it is a parabola"""
+BELIEVED = 0.1
+"""nats of the gap that a CID takes in at most: beyond, a second order says no more how far the optimum is"""
 JUMP = 20.0
 """largest factor by which the level of isotropic noise moves at once"""
 
@@ -31,7 +33,7 @@ class Optimum:
     sigma: Float[Tensor, "images cells"]
     """standard deviation of the noise, 0 in cells that are left out"""
     cid: Float[Tensor, "images"]
-    """largest mean entropy in nats per value: that of `sigma` plus `gap`"""
+    """largest mean entropy in nats per value: that of `sigma` plus `gap`, of which 0.1 is believed at most"""
     error: Float[Tensor, "images"]
     """standard error of `cid`, from the draws that set the level"""
     gap: Float[Tensor, "images"]
@@ -127,7 +129,7 @@ class _Search:
         self._restrain()
         spent = (self.sensitivity * self.sigma.square()).sum(1)
         ratio, self.residue = _ratio(fresh.response, references)
-        self.told = [ratio / spent**self.power] * (0 if self.plan.audit else len(numbers))
+        self.told = [ratio / spent**self.power] * (len(numbers) if self.paired else 0)
         self._allocate(self._level([], []) if self.told else self.power * self.epsilon)
 
     def _draws(self, numbers: range) -> Draws:
@@ -169,7 +171,7 @@ class _Search:
         gap = (self._unspent(torch.cat([pull.effective for pull in pulls])) if pulls else self.missed).clamp(min=0) * free
         return Optimum(
             sigma=self.sigma,
-            cid=mean_entropy(self.sigma, scene.values) + gap,
+            cid=mean_entropy(self.sigma, scene.values) + gap.clamp(max=BELIEVED),
             error=torch.where(self.reached, self._error(spread), 0),
             gap=gap,
             uniform=self.uniform,
@@ -205,16 +207,16 @@ class _Search:
             rising = (relative.mean(0).sum(1) > 0)[:, None]
             bent, doubt = torch.where(rising, bent, values), doubt + more
         self.sensitivity = torch.where(self.seen, plain * bent / values, 0)
-        self.missed = doubt / 4
+        self.missed = doubt.log1p() / 4  # the mean of ½ (s − 1 − ln s) for a log-normal share s of that variance
 
     def _restrain(self) -> None:
-        """Let no cell's σ² move by more than a factor STEP at once: what is measured holds near the noise it was measured at."""
-        if self.scene.linear is None:
+        """Let the σ² of no cell below its cap move by more than STEP at once: what is measured holds near its own noise."""
+        if self.plan.audit or self.scene.linear is None:
             share = self.sensitivity * self.sigma.square() / self.scene.values.clamp(min=1)
             free = self.seen & ~self.capped
             mean = (share.where(free, 0).sum(1) / free.sum(1).clamp(min=1))[:, None]
             bounded = torch.minimum(torch.maximum(share, mean / STEP), mean * STEP)
-            self.sensitivity = self.sensitivity * torch.where(self.seen, bounded / share.where(self.seen, 1), 1)
+            self.sensitivity = self.sensitivity * torch.where(free, bounded / share.where(free, 1), 1)
 
     def _map(self, samples: Tensor, start: Tensor, guided: bool = False) -> tuple[Tensor, Tensor]:
         """An estimate on the grid of cells, flattened again, and its mean squared relative error."""
