@@ -99,3 +99,30 @@ def test_many_series_go_from_light_to_dark_and_only_the_ends_are_named():
     shades = [sum(container.lines[0].get_color()[:3]) for container in place.containers]
     assert shades == sorted(shades, reverse=True)
     assert [each.get_text() for each in figure.legends[0].get_texts()] == ["0", "… 11"]
+
+
+RUNS = [
+    {"rule": rule, "epochs": epochs, "seed": 0, "score": score, "axis": axis, "budget": budget, "accuracy": 0.5}
+    for rule, epochs in (("global", 0), ("global", 3), ("uniform", 0), ("", 0))
+    for score, axis in (("l1", "size"), ("l2", "size"), ("capture", "local"))
+    for budget in (0.5, 0.8)
+]
+
+
+def test_panels_name_numbers_that_vary_and_leave_out_rows_without_a_value():
+    chart = Chart("x", "budget", "accuracy", by="score", panels=("rule", "epochs", "seed", "absent"))
+    found = chart.divided(described(RUNS))
+    assert [title for title, _ in found] == ["global, epochs 0", "global, epochs 3", "uniform, epochs 0"]
+    assert [len(rows) for _, rows in found] == [6, 6, 6]
+    assert [title for title, _ in Chart("x", "budget", "accuracy").divided(described(RUNS))] == [""]
+    (only,) = Chart("x", "budget", "accuracy", panels=("seed",)).divided(described(RUNS))
+    assert only[0] == ""
+
+
+def test_series_of_a_kind_share_their_color():
+    chart = Chart("x", "budget", "accuracy", by="score", color="axis", panels=("rule", "epochs"))
+    figure = figures.drawn(chart, described(RUNS))
+    for place in [each for each in figure.axes if each.get_visible()]:
+        one, two, other = (container.lines[0].get_color() for container in place.containers)
+        assert one == two != other
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["size", "local"]

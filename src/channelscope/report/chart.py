@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from channelscope.report import text
+
 NORMAL = 1.96
 """standard errors to either end of a 95 % interval"""
 Kind = Literal["line", "scatter", "rows"]
@@ -25,8 +27,10 @@ class Chart:
     """line joins the rows of a series in order of x; scatter does not; rows writes the values of x one below the other, largest y first"""
     by: str = ""
     """column whose values are the series, told apart by color and marker"""
+    color: str = ""
+    """column that gives the series their colors, where they belong to fewer kinds than there are series; by default `by`"""
     panels: tuple[str, ...] = ()
-    """columns whose values each get a panel of their own"""
+    """columns whose values each get a panel of their own; numbers are named only where they vary, and rows without a value have no panel"""
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """column → the values drawn first; panels of other values are folded away"""
     where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -57,6 +61,21 @@ class Chart:
         for column, values in self.where.items():
             frame = frame.loc[frame[column].isin(values)] if column in frame.columns else frame
         return frame
+
+    def divided(self, frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+        """The rows of every panel, with its title."""
+        columns = [column for column in self.panels if column in frame.columns]
+        if not columns:
+            return [("", frame)]
+        frame = frame.loc[frame[columns].ne("").all(axis=1)]
+        told = [column for column in columns if pd.api.types.is_numeric_dtype(frame[column]) and frame[column].nunique() > 1]
+        words = [column for column in columns if not pd.api.types.is_numeric_dtype(frame[column])]
+        found = []
+        for _, rows in frame.groupby(columns, sort=False):
+            first = rows.iloc[0]
+            title = " with ".join(text.title(str(first[column])) for column in words)
+            found.append((", ".join([*([title] if title else []), *(f"{text.title(column)} {first[column]}" for column in told)]), rows))
+        return found
 
     def interval(self, frame: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:
         """Both ends of y's interval, if the table has one."""

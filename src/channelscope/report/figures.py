@@ -87,11 +87,10 @@ def embedded(figure: Figure | Path) -> str:
 def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figure:
     """One declared chart: a panel for each of its first panel values."""
     frame = chart.rows(frame)
-    panels = [column for column in chart.panels if column in frame.columns]
     for column, values in chart.only.items():
         if column in frame.columns:
             frame = frame.loc[frame[column].isin(values)]
-    groups: list[tuple[Any, pd.DataFrame]] = list(frame.groupby(panels, sort=False)) if panels else [((), frame)]
+    groups = chart.divided(frame)
     wide = min(len(groups), 2)
     tall = math.ceil(len(groups) / wide)
     high = 0.8 + 0.17 * frame[chart.x].nunique() if chart.kind == "rows" else 2.3
@@ -99,23 +98,30 @@ def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figu
     axes = figure.subplots(
         tall, wide, squeeze=False, sharex=chart.kind != "rows" or not chart.free, sharey=chart.kind == "rows" or not chart.free
     )
-    series = list(frame[chart.by].unique()) if chart.by in frame.columns else [""]
+    hue = chart.color if chart.color in frame.columns else chart.by
+    whole = pd.concat([rows for _, rows in groups])
+    series, hues = (list(whole[column].unique()) if column in whole.columns else [""] for column in (chart.by, hue))
     order = frame.groupby(chart.x)[chart.y].max().sort_values().index if chart.kind == "rows" else None
-    for place, (values, rows) in zip(axes.flat, groups, strict=False):
-        _panel(place, chart, rows, series, list(stages), order)
-        place.set_title(" with ".join(text.title(str(value)) for value in values))
+    for place, (title, rows) in zip(axes.flat, groups, strict=False):
+        _panel(place, chart, rows, (series, hues), list(stages), order)
+        place.set_title(title)
     for place in axes.flat[len(groups) :]:
         place.set_visible(False)
-    if len(series) > 1:
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        if len(series) > len(COLORS):
+    if len(hues) > 1:
+        found: dict[str, Any] = {}
+        for place in axes.flat[: len(groups)]:
+            found |= dict(zip(*reversed(place.get_legend_handles_labels()), strict=True))
+        labels = [str(name) for name in hues if str(name) in found]
+        handles = [found[name] for name in labels]
+        if len(hues) > len(COLORS):
             handles, labels = handles[:: len(handles) - 1], [labels[0], f"… {labels[-1]}"]
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(chart.title, fontsize=9.5, fontweight="bold")
     return figure
 
 
-def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: list[str], order: pd.Index | None) -> None:
+def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, told: tuple[list, list], stages: list[str], order: pd.Index | None) -> None:
+    series, hues = told
     if chart.zero:
         (place.axvline if chart.kind == "rows" else place.axhline)(0, color="#8a929c", linewidth=0.7, zorder=0)
     if set(chart.band) <= set(rows.columns):
@@ -125,8 +131,12 @@ def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: 
     for index, name in enumerate(series):
         own = rows.loc[rows[chart.by] == name] if chart.by in rows.columns else rows
         own = own.sort_values(chart.x) if chart.kind == "line" else own
+        if own.empty:
+            continue
+        kind = own[chart.color].iloc[0] if chart.color in own.columns else name
         earlier = len(stages) > 1 and name in stages and name != stages[-1]
-        color = BEFORE if earlier else _color(0 if name in stages else index, len(series))
+        hue = 0 if name in stages else hues.index(kind)
+        color = BEFORE if earlier else _color(hue, len(hues))
         bars = None
         if ends := chart.interval(own):
             bars = np.abs(np.stack([own[chart.y] - ends[0], ends[1] - own[chart.y]]))
@@ -135,12 +145,12 @@ def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, series: list, stages: 
             *((own[chart.y], at) if lying else (at, own[chart.y])),
             xerr=bars if lying else None,
             yerr=None if lying else bars,
-            label=str(name),
+            label=str(kind),
             color=color,
             linestyle="-" if chart.kind == "line" else "none",
             linewidth=0.8,
             elinewidth=0.8,
-            marker=MARKERS[0 if name in stages or len(series) > len(COLORS) else index % len(MARKERS)],
+            marker=MARKERS[0 if len(hues) > len(COLORS) else hue % len(MARKERS)],
             markersize=3.2,
             markerfacecolor="white" if earlier else color,
         )

@@ -35,7 +35,7 @@ def test_sentences(tmp_path):
     said = compared(Run.read(folder(tmp_path)))
     assert len(said) == 4
     assert "capture has the largest area of 4 scores, 0." in said[0]
-    assert "(n = 200 images), mean of 1 seeds" in said[0]
+    assert "(n = 200 images), one seed" in said[0]
     assert "of 12 pairs of scores differ" in said[2]
     assert "'global, batchnorm' and 'global, none'" in said[3]
 

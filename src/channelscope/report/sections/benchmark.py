@@ -18,9 +18,8 @@ def compared(run: Run) -> list[str]:
         best = rows.sort_values("auc", ascending=False).iloc[0]
         tuned = f", {rule[2]} epochs" if rule[2] else ""
         area = interval(best["auc"], best["auc_low"], best["auc_high"], best["images"], "images", 3)
-        said.append(
-            f"{rule[0]}, {rule[1]}{tuned}: {best['score']} has the largest area of {len(rows)} scores, {area}, mean of {best['n']} seeds."
-        )
+        seeds = "one seed" if best["n"] == 1 else f"mean of {best['n']} seeds"
+        said.append(f"{rule[0]}, {rule[1]}{tuned}: {best['score']} has the largest area of {len(rows)} scores, {area}, {seeds}.")
     if pairs is not None and len(pairs):
         clear = int((pairs["p_holm"] < CLEAR).sum())
         said.append(
@@ -58,6 +57,7 @@ BENCHMARK = Section(
             "budget",
             "accuracy",
             by="score",
+            color="axis",
             panels=("allocation", "repair", "epochs", "seed"),
             table="benchmark",
             low="accuracy_low",

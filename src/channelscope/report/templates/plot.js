@@ -63,7 +63,7 @@ function chartRange(chart, frame, rows) {
 function hover(chart, frame, row) {
   const lines = [];
   if (frame.data.site) lines.push(`<b>${escaped(frame.data.site[row])}</b>${frame.data.channel ? `, channel ${frame.data.channel[row]}` : ""}`);
-  if (chart.by && frame.columns[chart.by]) lines.push(escaped(frame.data[chart.by][row]));
+  if (chart.by && frame.columns[chart.by]) lines.push(escaped(frame.data[chart.by][row]) + (frame.columns[chart.color] ? ` (${escaped(frame.data[chart.color][row])})` : ""));
   if (frame.columns[chart.x].number) lines.push(`${escaped(named(frame, chart.x))}: ${cell(frame, chart.x, row)}`);
   lines.push(`${escaped(chart.label || named(frame, chart.y))}: ${withInterval(frame, chart.y, row, chart.low === "low" ? chart.y : "")}`);
   const count = frame.data[chart.count]?.[row];
@@ -78,7 +78,7 @@ function ladder(chart, frame, rows) {
   return [...most.keys()].sort((a, b) => most.get(a) - most.get(b)).map((name) => title(String(name)));
 }
 
-function traces(chart, frame, rows, series) {
+function traces(chart, frame, rows, { series, hues }) {
   const drawn = [];
   if (chart.kind === "line" && frame.columns[chart.band[0]]) {
     const known = rows.filter((row) => !Number.isNaN(frame.data[chart.band[1]][row])).sort((a, b) => frame.data[chart.x][a] - frame.data[chart.x][b]);
@@ -91,7 +91,7 @@ function traces(chart, frame, rows, series) {
     const own = rows.filter((row) => !chart.by || !frame.columns[chart.by] || frame.data[chart.by][row] === name);
     if (chart.kind === "line" && frame.columns[chart.x].number) own.sort((a, b) => frame.data[chart.x][a] - frame.data[chart.x][b]);
     if (!own.length) return;
-    const { color, symbol } = style(name, series);
+    const { color, symbol } = style(frame.columns[chart.color] ? frame.data[chart.color][own[0]] : name, hues);
     const value = own.map((row) => frame.data[chart.y][row]);
     const shift = chart.kind === "line" && chart.x === "depth" && series.length > 1 ? 0.22 * (index / (series.length - 1) - 0.5) : 0;
     const trace = { x: own.map((row) => (shift ? frame.data[chart.x][row] + shift : frame.data[chart.x][row])), y: value, mode: chart.kind === "line" ? "lines+markers" : "markers",
@@ -134,12 +134,12 @@ function marks(chart, frame, rows) {
   return { shapes, annotations };
 }
 
-function drawPanel(div, chart, frame, rows, series, range) {
+function drawPanel(div, chart, frame, rows, told, range) {
   const numeric = frame.columns[chart.x].number, lying = chart.kind === "rows";
   const value = chart.label || named(frame, chart.y);
   const x = lying ? axis(value, { range }) : axis(chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x), numeric ? {} : { type: "category" });
   const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: ladder(chart, frame, rows) }) : axis(value, { range });
-  Plotly.react(div, traces(chart, frame, rows, series), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
+  Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
   if (!div.dataset.live) {
     div.dataset.live = "yes";
     div.on("plotly_click", ({ points }) => {
@@ -159,19 +159,23 @@ function addChart(root, chart, frame) {
   const split = chart.by && frame.columns[chart.by];
   const groups = new Map();
   const wanted = Object.entries(chart.where).filter(([name]) => frame.columns[name]);
-  const all = [...Array(frame.length).keys()].filter((row) => wanted.every(([name, values]) => values.includes(frame.data[name][row])));
+  const all = [...Array(frame.length).keys()].filter((row) => wanted.every(([name, values]) => values.includes(frame.data[name][row])) && columns.every((name) => frame.data[name][row] !== ""));
+  const words = columns.filter((name) => !frame.columns[name].number);
+  const numbers = columns.filter((name) => frame.columns[name].number && unique(all.map((row) => frame.data[name][row])).length > 1);
   for (const row of all) {
-    const label = columns.map((name) => title(String(frame.data[name][row]))).join(" with ");
+    const told = words.map((name) => title(String(frame.data[name][row]))).join(" with ");
+    const label = [...(told ? [told] : []), ...numbers.map((name) => `${title(name)} ${frame.data[name][row]}`)].join(", ");
     const first = columns.every((name) => !chart.only[name] || chart.only[name].includes(frame.data[name][row]));
     if (!groups.has(label)) groups.set(label, { rows: [], first });
     groups.get(label).rows.push(row);
   }
   const series = split ? unique(all.map((row) => frame.data[chart.by][row])) : [""];
+  const hues = frame.columns[chart.color] ? unique(all.map((row) => frame.data[chart.color][row])) : series;
   const shared = chart.free ? null : chartRange(chart, frame, all);
   const legend = make("div", { className: "legend" });
-  if (series.length > SERIES.length) legend.append(make("span", { className: "colors" }, String(series[0]), make("i"), String(series.at(-1))));
-  else if (series.length > 1) for (const name of series) {
-    const { color, symbol } = style(name, series);
+  if (hues.length > SERIES.length) legend.append(make("span", { className: "colors" }, String(hues[0]), make("i"), String(hues.at(-1))));
+  else if (hues.length > 1) for (const name of hues) {
+    const { color, symbol } = style(name, hues);
     const dot = make("b");
     dot.style.borderColor = color;
     dot.style.background = symbol.endsWith("open") ? "transparent" : color;
@@ -186,7 +190,7 @@ function addChart(root, chart, frame) {
       const div = make("div", { className: "plot" });
       if (chart.kind === "rows") div.style.height = `${80 + 22 * unique(rows.map((row) => frame.data[chart.x][row])).length}px`;
       panels.append(make("figure", {}, label ? make("figcaption", { textContent: label }) : null, div));
-      lazily(div, () => drawPanel(div, chart, frame, rows, series, shared ?? chartRange(chart, frame, rows)));
+      lazily(div, () => drawPanel(div, chart, frame, rows, { series, hues }, shared ?? chartRange(chart, frame, rows)));
     }
   };
   place(root, [...groups].filter(([, group]) => group.first));
