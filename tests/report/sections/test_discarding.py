@@ -67,27 +67,46 @@ def test_losing_is_said(tmp_path, low, said):
     assert "0.300 [0.200, 0.400] (n = 9 images) for CID; no other map is clearly lower" in sentences[1]
 
 
-def test_all_maps_share_one_scale_and_doubtful_ones_have_a_star(tmp_path):
+def maps(folder, level):
     for place, layer in enumerate(("deep", "shallow")):
-        values = torch.full((2, 16), -3.0 - place)
+        values = torch.full((2, 16), level - place)
         values[0, 0] = -torch.inf
-        (tmp_path / "maps" / layer).mkdir(parents=True)
+        (folder / layer).mkdir(parents=True)
         part = {"entropy": values, "pixels": torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "index": torch.tensor([4, 7])}
-        save_file(part, tmp_path / "maps" / layer / "0000.safetensors", {"facts": '{"rule": {"side": 4}}'})
-    rows = [
-        {"layer": name, "depth": depth, "image": image, "converged": image == 4}
-        for depth, name in ((1, "shallow"), (2, "deep"))
-        for image in (4, 7)
-    ]
-    (drawing,) = discarding.drawings(run(tmp_path, discarded=rows))
+        save_file(part, folder / layer / "0000.safetensors", {"facts": '{"rule": {"side": 4}}'})
+
+
+def drawn(drawing):
     panels = [axes for axes in drawing.figure.axes if axes.images]
-    assert len(panels) >= 6
-    shown = [axes.images[0] for axes in panels if axes.images[0].get_array().shape == (4, 4)]
-    scales = {picture.get_clim() for picture in shown}
+    scales = {axes.images[0].get_clim() for axes in panels if axes.images[0].get_array().shape == (4, 4)}
+    return scales, [axes.get_title() for axes in panels]
+
+
+def rows(network, converged):
+    pairs = [(depth, name, image) for depth, name in ((1, "shallow"), (2, "deep")) for image in (4, 7)]
+    return [
+        {"network": network, "layer": name, "depth": depth, "image": image, "converged": image in converged} for depth, name, image in pairs
+    ]
+
+
+def test_all_maps_share_one_scale_and_doubtful_ones_have_a_star(tmp_path):
+    maps(tmp_path / "maps", -3.0)
+    (drawing,) = discarding.drawings(run(tmp_path, discarded=rows("net", [4])))
+    scales, titles = drawn(drawing)
     assert scales == {(-4.0, -3.0)}
-    titles = [axes.get_title() for axes in panels]
     assert titles[:3] == ["image 4", "shallow", "deep"]
     assert titles[4:6] == [" *", " *"]
+
+
+def test_two_networks_share_the_scale_and_not_the_stars(tmp_path):
+    maps(tmp_path / "maps", -3.0)
+    maps(tmp_path / "maps_compared", -1.0)
+    found = discarding.drawings(run(tmp_path, discarded=[*rows("net", [4, 7]), *rows("small", [7])]))
+    (scales, titles), (other_scales, other_titles) = (drawn(drawing) for drawing in found)
+    assert scales == other_scales == {(-4.0, -1.0)}
+    assert not any("*" in title for title in titles)
+    assert other_titles[:3] == ["image 4", "shallow *", "deep *"]
+    assert other_titles[4:6] == ["", ""]
 
 
 def test_nothing_to_say_without_tables(tmp_path):

@@ -83,17 +83,22 @@ def judged(run: Run) -> list[str]:
 
 
 def drawings(run: Run) -> list[Drawing]:
-    """The maps of the first images, all layers on one scale of nats."""
-    found = []
-    for folder, title in (("maps", "What is discarded, image by image"), ("maps_compared", "The other network, on its own maps")):
+    """The maps of the first images, all layers of all networks on one scale of nats."""
+    table = run.table("discarded")
+    networks = [] if table is None else list(dict.fromkeys(table.network))
+    grids = []
+    for folder, title in (("maps", "What is discarded, image by image"), ("maps_compared", "The other network, on the same scale")):
         parts = {path.name: _first(path) for path in sorted((run.folder / folder).glob("*")) if list(path.glob("*.safetensors"))}
         if parts:
-            caption = (
-                "Entropy of the noise that each place tolerates in nats per value, on one scale: bright places are not needed. "
-                "A star marks a map that has not converged."
-            )
-            found.append(Drawing(f"discarded_{folder}", title, _grid(parts, run.table("discarded")), caption))
-    return found
+            own = None if table is None else table[table.network == networks[min(len(grids), len(networks) - 1)]]
+            grids.append((folder, title, parts, own))
+    maps = [part["maps"] for _, _, parts, _ in grids for part in parts.values()]
+    scale = (min(float(np.nanmin(each)) for each in maps), max(float(np.nanmax(each)) for each in maps)) if maps else (0.0, 1.0)
+    caption = (
+        "Entropy of the noise that each place tolerates in nats per value, on one scale: bright places are not needed. "
+        "A star marks a map that has not converged."
+    )
+    return [Drawing(f"discarded_{folder}", title, _grid(parts, own, scale), caption) for folder, title, parts, own in grids]
 
 
 def _first(layer: Path) -> dict[str, np.ndarray]:
@@ -107,11 +112,10 @@ def _first(layer: Path) -> dict[str, np.ndarray]:
     return {"pixels": color.transpose(0, 2, 3, 1), "maps": maps, "index": index}
 
 
-def _grid(parts: dict[str, dict[str, np.ndarray]], table: pd.DataFrame | None) -> Figure:
+def _grid(parts: dict[str, dict[str, np.ndarray]], table: pd.DataFrame | None, scale: tuple[float, float]) -> Figure:
     depth = {} if table is None else dict(zip(table.layer, table.depth, strict=True))
     layers = sorted(parts, key=lambda name: depth.get(name, 0))
-    low = min(float(np.nanmin(parts[name]["maps"])) for name in layers)
-    high = max(float(np.nanmax(parts[name]["maps"])) for name in layers)
+    low, high = scale
     count = len(parts[layers[0]]["maps"])
     doubtful = set() if table is None else {(row.layer, row.image) for row in table[~table.converged].itertuples()}
     with rc_context({"font.size": 8}):
@@ -142,6 +146,7 @@ DISCARDED = Section(
         Chart("Is the object kept?", "depth", "concentration", low="concentration_low", high="concentration_high", of="images", zero=True,
               table="concentration_layers", caption="Noise tolerated in the background less noise tolerated inside the boxes."),
         Chart("Edges or color?", "depth", "rho", by="of", low="rho_low", high="rho_high", of="images", zero=True, table="discarded_edges",
+              label="Spearman's ρ",
               caption="Rank correlation within images between what is kept (−H) and how strong edges, or colors, are there."),
         Chart("What can be had back", "depth", "ru", by="decoder", low="ru_low", high="ru_high", of="images", table="reconstruction",
               caption="Reconstruction uncertainty under the noise that the feature survives."),
