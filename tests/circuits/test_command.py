@@ -219,7 +219,7 @@ def test_comparisons_that_cannot_be(file, capsys, tmp_path):
 
 
 def test_subcircuits_of_one_feature(file, capsys, tmp_path):
-    arguments = ["--feature", "b:3", "--images", "60", "--strongest", "24", "--clusters", "2", "--keep", "0.5", "--out", tmp_path]
+    arguments = ["--feature", "b:3", "--strongest", "24", "--clusters", "2", "--keep", "0.5", "--out", tmp_path]
     assert run("subcircuits", f"{file}:Small", *arguments) == 0
     assert "groups of" in capsys.readouterr().err
     for name in ("0", "1", "mixed", "union"):
@@ -235,3 +235,28 @@ def test_subcircuits_that_cannot_be(file, capsys, tmp_path):
         assert run("subcircuits", f"{file}:Small", *arguments) == 2
         assert message in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "out").exists()
+
+
+def test_sub_features_are_looked_for_inside_the_general_circuit(file, capsys, tmp_path):
+    given = ("subcircuits", f"{file}:Small", "--feature", "b:3", "--strongest", "20", "--clusters", "2", "--keep", "0.3")
+    assert run(*given, "--images", "60", "--general", "0.6", "--out", tmp_path / "inside") == 0
+    general = recipe.kernels(tmp_path / "inside" / "circuit_general")
+    for name in ("0", "1", "mixed", "union"):
+        assert recipe.kernels(tmp_path / "inside" / f"circuit_{name}") & general == recipe.kernels(tmp_path / "inside" / f"circuit_{name}")
+    curves = tables.read(tmp_path / "inside" / "subcircuit_curves.csv")
+    assert set(curves["scored_on"]) == {"0", "1", "mixed", "general"}
+    capsys.readouterr()
+    assert run(*given, "--images", "60", "--general", "0.01", "--out", tmp_path / "none") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "general: expected a share from keep=0.3 of the relevant kernels to 1, received 0.01" in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_every_run_says_which_weights_it_is_of(file, tmp_path):
+    given = ("circuit", f"{file}:Small", "--images", "20", "--held-out", "20", "--pictures", "none", "--keep", "0.3")
+    assert run(*given, "--feature", "b:3", "--out", tmp_path / "one") == 0
+    facts = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert facts["weights"] == json.loads((tmp_path / "one" / "circuit.json").read_text())["about"]["weights"]
+    few = ("--compare", "--criteria", "gate,random", "--sizes", "0.5,0.2", "--features", "b:3")
+    assert run(*given, *few, "--out", tmp_path / "two") == 0
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["weights"] == facts["weights"]

@@ -220,3 +220,21 @@ def test_what_a_recipe_cannot_hold_is_said(tmp_path):
     with pytest.raises(InputError, match="own is a Choosing, which a recipe cannot hold"):
         recipe.write(tmp_path, Circuit.whole(target), extract(Circuit.whole(target), target))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_kernels_can_be_read_without_the_module(tmp_path):
+    target = TARGETS["residual"]
+    circuit = top(control(target, "random", 3), 0.4)
+    recipe.write(tmp_path, circuit, extract(circuit, target))
+    (tmp_path / recipe.TENSORS).unlink()
+    read = recipe.kernels(tmp_path)
+    assert read == circuit
+    assert read.feature == target.feature
+    assert read.total == target.kernels
+    text = json.loads((tmp_path / recipe.RECIPE).read_text())
+    for change in ({"format": 9}, {"circuit": {}}, {"circuit": None}):
+        (tmp_path / recipe.RECIPE).write_text(json.dumps(text | change))
+        with pytest.raises(FormatError, match=str(tmp_path)):
+            recipe.kernels(tmp_path)
+    with pytest.raises(FormatError, match="expected a circuit"):
+        recipe.kernels(tmp_path / "none")

@@ -68,6 +68,17 @@ def test_patches_are_what_the_channel_saw():
     assert strength == sorted(strength, reverse=True)
 
 
+def test_a_large_circuit_has_fewer_patches_a_channel(monkeypatch):
+    """A page has to stay light enough to mail: so many pictures together, at least one a channel."""
+    model, images = Two().eval(), torch.cat([bright(8, 0), bright(8, 1)])
+    target = locate(model, "b:0", images)
+    for together, each in ((7, 2), (3, 1), (1, 1), (300, PATCHES)):
+        monkeypatch.setattr(picture, "TOGETHER", together)
+        found = patches(Circuit.whole(target), target, images, COLOR)
+        assert {len(files) for files in found.values()} == {each}
+        assert all(file[8:12] == b"WEBP" and len(file) < 2_000 for files in found.values() for file in files)
+
+
 def test_channels_that_are_constant_in_the_circuit_have_no_patch():
     model, images = Two().eval(), torch.cat([bright(4, 0), bright(4, 1)])
     target = locate(model, "b:0", images)

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import pencil_circuits as pencil
+from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.gates import Training
-from channelscope.circuits.saliency import PATH_POINTS, Saliency, prepared, slopes
+from channelscope.circuits.saliency import PATH_POINTS, Pass, Saliency, prepared, slopes
 from channelscope.circuits.score import CRITERIA, score
 from channelscope.circuits.select import top
 from channelscope.circuits.target import locate
@@ -33,6 +34,33 @@ def test_no_criterion_depends_on_the_batch_size(criterion, name):
         parts = score(target, list(images.split(size)), criterion, keep=12)
         close(whole, parts)
         assert top(whole, 12) == top(parts, 12)
+
+
+def test_gates_are_learned_alike_whatever_the_batches():
+    images = pictures(6)
+    target = locate(network("chain"), "c:1", images)
+    whole, parts = (score(target, each, "learned", keep=8, training=Training(steps=5)) for each in (images, images.split(2)))
+    assert torch.equal(whole.flat(), parts.flat())
+
+
+@pytest.mark.parametrize("criterion", [*DIRECT, "force", "iterated_gate", "learned", "magnitude", "random"])
+def test_kernels_can_be_scored_inside_a_circuit(criterion):
+    """The same as scoring the network whose other kernels are gone; and what is gone scores nothing."""
+    images = pictures(5)
+    target = locate(network("residual"), f"{LAST['residual']}:1", images)
+    room = top(score(target, images, "random", seed=4), 0.6)
+    few = Training(steps=5)
+    inside = score(target, images, criterion, keep=9, how=Pass(inside=room), training=few)
+    for layer in room:
+        assert not bool(inside[layer][~room[layer]].any())
+    if criterion in DIRECT:
+        with target.without((~room).marks):
+            there = score(target, images, criterion)
+        for layer in room:
+            assert torch.allclose(inside[layer][room[layer]], there[layer][room[layer]], rtol=1e-5, atol=1e-7)
+    assert (top(inside, 9) & room) == top(inside, 9) or int((inside.flat() > 0).sum()) < 9
+    everything = score(target, images, criterion, keep=9, how=Pass(inside=Circuit.whole(target)), training=few)
+    close(everything, score(target, images, criterion, keep=9, training=few))
 
 
 def test_the_published_snip_does_depend_on_it():
@@ -127,7 +155,7 @@ def test_positions_and_their_reduction():
     model = network("residual")
     graph = trace(model, images)
     everywhere = score(locate(graph, "last:1"), images)
-    mean = score(locate(graph, "last:1"), images, reduce="mean")
+    mean = score(locate(graph, "last:1"), images, how=Pass("mean"))
     close(everywhere, Saliency(everywhere.target, "gate", {n: v * 4 for n, v in mean.values.items()}, 4))
     units = [score(locate(graph, f"last:1@{r},{c}"), images) for r in range(2) for c in range(2)]
     summed = sum(unit.signed["stem"] for unit in units)
@@ -156,7 +184,7 @@ def test_paths_average_the_gradient(path):
     torch.manual_seed(0)
     images = pictures(3)
     target = locate(Square(), "b:0", images)
-    end, mean = score(target, images), score(target, images, path=path)
+    end, mean = score(target, images), score(target, images, how=Pass(path=path))
     shares = (torch.arange(PATH_POINTS) + 0.5) / PATH_POINTS
     factor = {"inputs": shares.mean(), "gates": (shares**2).mean()}[path]
     assert torch.allclose(mean["a"], end["a"] * factor.double(), rtol=1e-4)
@@ -211,9 +239,9 @@ def test_bad_input():
     with pytest.raises(InputError, match="pass keep"):
         score(target, images, "force")
     with pytest.raises(InputError, match="sum or mean"):
-        score(target, images, reduce="max")
+        score(target, images, how=Pass("max"))
     with pytest.raises(InputError, match="gates or inputs"):
-        score(target, images, path="weights")
+        score(target, images, how=Pass(path="weights"))
     with pytest.raises(SampleError, match="at least one image"):
         score(target, [])
     with pytest.raises(NumericError, match=r"saliency \(gate\) of c:0 at a is not finite"):

@@ -7,7 +7,7 @@ from channelscope.circuits.choice import Choice
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.subfeature import clusters, peak_error, peaks, subcircuits
 from channelscope.circuits.target import locate
-from channelscope.errors import InputError, SampleError
+from channelscope.errors import BudgetError, InputError, SampleError
 from pencil_circuits import Polysemantic, causes
 
 MODEL = Polysemantic().eval()
@@ -54,7 +54,7 @@ def test_one_circuit_for_each_cause(found):
     assert circuits["0"] == truths[first]
     assert circuits["1"] == truths[1 - first]
     assert circuits["union"] == truths[0] | truths[1]
-    assert set(circuits) == {"0", "1", "mixed", "union"}
+    assert set(circuits) == {"0", "1", "mixed", "union", "general"}
 
 
 def test_circuits_keep_their_own_cause_and_lose_the_other(found):
@@ -69,7 +69,8 @@ def test_circuits_keep_their_own_cause_and_lose_the_other(found):
 def test_curves_of_every_circuit_on_every_group(found):
     _, frames = found
     curves = frames["subcircuit_curves"]
-    assert set(curves["scored_on"]) == {"0", "1", "mixed"}
+    assert set(curves["scored_on"]) == {"0", "1", "mixed", "general"}
+    assert (curves[curves["scored_on"] == "general"]["peak_error"] < 0.05).all()
     half = curves[curves["kept"] == 0.5].set_index(["scored_on", "judged_on"])["peak_error"]
     assert half["0", 0] < 0.05
     assert half["1", 1] < 0.05
@@ -117,3 +118,22 @@ def test_clusters_that_would_be_empty_or_too_small():
         peaks(TARGET, IMAGES, 25)
     with pytest.raises(SampleError, match="never activates"):
         peaks(TARGET, torch.zeros(4, 2, 8, 8), 2)
+
+
+def test_groups_are_scored_inside_the_general_circuit():
+    circuits, frames = subcircuits(TARGET, PEAKS, CAUSE, Choice(keep="3"), general=0.4)
+    general = circuits["general"]
+    assert general.count <= round(0.4 * TARGET.kernels)
+    for name in ("0", "1", "mixed", "union"):
+        assert circuits[name] & general == circuits[name]
+    curves = frames["subcircuit_curves"]
+    assert curves.query("scored_on != 'general'")["kept"].max() <= 0.4
+    assert frames["subcircuit_curves"].attrs["provenance"]["general"] == 0.4
+    whole, _ = subcircuits(TARGET, PEAKS, CAUSE, Choice(keep="3"), general=1.0)
+    assert whole["0"] == circuits["0"]  # the planted paths are found either way
+
+
+@pytest.mark.parametrize("general", [0.05, 0.0, 1.5, float("nan")])
+def test_a_general_circuit_has_room_for_the_groups(general):
+    with pytest.raises(BudgetError, match="expected a share from keep=3 of the relevant kernels to 1"):
+        subcircuits(TARGET, PEAKS, CAUSE, Choice(keep="3"), general=general)

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 
 from channelscope.circuits.circuit import Circuit, trim
-from channelscope.circuits.saliency import Path, Reduce, Saliency
-from channelscope.circuits.score import control, named, score
+from channelscope.circuits.saliency import Pass, Path, Reduce, Saliency
+from channelscope.circuits.score import named, score
 from channelscope.circuits.select import count, grown, top
 from channelscope.circuits.target import Target, batches
 from channelscope.errors import BudgetError
@@ -61,26 +61,30 @@ class Choice:
             )
         return wanted
 
-    def parts(self, target: Target, images: Tensor | Iterable, seed: int = 0) -> list[Saliency]:
+    def parts(self, target: Target, images: Tensor | Iterable, seed: int = 0, inside: Circuit | None = None) -> list[Saliency]:
         """Saliencies of groups of images, which add up: up to 16, the batches as given for snip_batch, and a single one
-        where a criterion needs all images at once."""
+        where a criterion needs all images at once.
+
+        inside  score in the network that has only these of the relevant kernels; the others score 0
+        """
         if self.criterion in ("magnitude", "random"):
-            return [control(target, self.criterion, seed)]
+            return [self._scored(target, images, seed, inside)]
         if self.criterion == "snip_batch":
-            return [self._scored(target, batch, seed) for batch in batches(images, target.device)]
+            return [self._scored(target, batch, seed, inside) for batch in batches(images, target.device)]
         pictures = list(target.batches(images))
         if named(self.criterion).sized:
-            return [self._scored(target, pictures, seed)]
+            return [self._scored(target, pictures, seed, inside)]
         together = torch.cat(pictures)
         step = max(1, -(-len(together) // SHARDS))
-        return [self._scored(target, group, seed) for group in together.split(step)]
+        return [self._scored(target, group, seed, inside) for group in together.split(step)]
 
     def scored(self, target: Target, images: Tensor | Iterable, seed: int = 0) -> Saliency:
         """Saliency over all images at once: the sum of the parts, normalized as asked."""
-        return self._scored(target, images, seed).normalized(self.layer_norm)
+        return self._scored(target, images, seed, None).normalized(self.layer_norm)
 
-    def _scored(self, target: Target, images: Tensor | Iterable, seed: int) -> Saliency:
-        return score(target, images, self.criterion, self.kernels(target), reduce=self.reduce, path=self.path, seed=seed)
+    def _scored(self, target: Target, images: Tensor | Iterable, seed: int, inside: Circuit | None) -> Saliency:
+        size = self.kernels(target)
+        return score(target, images, self.criterion, size, how=Pass(self.reduce, self.path, inside), seed=seed)
 
     def saliency(self, parts: list[Saliency]) -> Saliency:
         """The sum of the parts, normalized as asked."""

@@ -178,7 +178,7 @@ def _coded(picture: Image.Image, kind: str) -> str:
 
 def _shown(picture: bytes, node: Node) -> Image.Image:
     """A channel's picture in the size it is drawn in."""
-    return Image.open(io.BytesIO(picture)).convert("RGB").resize((round(node.side * SCALE),) * 2)
+    return Image.open(io.BytesIO(picture)).convert("RGB").resize((round(node.side * SCALE), round(node.side * SCALE)))
 
 
 def _data(drawn: Drawing, pictures: Pictures) -> str:
@@ -197,8 +197,8 @@ def _data(drawn: Drawing, pictures: Pictures) -> str:
             "from": edge.source,
             "to": edge.target,
             "link": edge.kernel is None,
-            "saliency": edge.saliency,
-            "effect": edge.effect,
+            "saliency": round(edge.saliency, 5),
+            "effect": round(edge.effect, 5),
             "heat": _heat(edge) if drawn.kernels > MANY else "",
         }
         for edge in drawn.edges

@@ -1,11 +1,12 @@
 """learn: gates on every kernel, trained to keep the feature with few of them open (hard-concrete relaxation of L0)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from channelscope.circuits.saliency import Batch, Saliency
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.saliency import Batch, Saliency, among, like
 from channelscope.circuits.target import Target
 from channelscope.net.graph import evaluating
 from channelscope.types import Float, Tensor
@@ -56,11 +57,14 @@ def openness(odds: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.sigmoid(odds - TEMPERATURE * math.log(-low / high))
 
 
-def learn(target: Target, batches: list[Batch], keep: int, start: Saliency, how: Training | None = None) -> Saliency:
+def learn(
+    target: Target, batches: list[Batch], keep: int, start: Saliency, how: Training | None = None, inside: Circuit | None = None
+) -> Saliency:
     """Gates that minimize the feature's normalized error plus a penalty on open gates beyond `keep`; ranked by openness.
 
         Σ(ŷ − y)²/Σ(y − ȳ)² + λ · max(0, E[L0] − k)/k
 
+    With `inside`, the gates of all kernels outside that circuit are closed.
     The gates begin at the log of the start saliency over its k-th largest value, so that about k of them are open.
 
     Source   Hamblin, Konkle, Alvarez 2022 (learned gates); Louizos, Welling, Kingma 2018
@@ -73,7 +77,7 @@ def learn(target: Target, batches: list[Batch], keep: int, start: Saliency, how:
     optimizer = torch.optim.Adam([odds], lr=how.rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
     source = torch.Generator().manual_seed(how.seed)
-    own = target.weights()
+    own = {layer: weight if inside is None else weight * like(inside[layer], weight) for layer, weight in target.weights().items()}
     with evaluating(target.model), torch.enable_grad():
         truth = [_chosen(target, images, places, None) for images, places in batches]
         spread = torch.cat([values.flatten() for values in truth]).var(correction=0)
@@ -87,7 +91,8 @@ def learn(target: Target, batches: list[Batch], keep: int, start: Saliency, how:
             (odds.grad,) = torch.autograd.grad(error + how.penalty * crowd, odds)
             optimizer.step()
             falling.step()
-    return _ranked(target, odds.detach(), start)
+    found = _ranked(target, odds.detach(), start)
+    return found if inside is None else replace(found, values=among(inside.marks, found.values))
 
 
 def _chosen(target: Target, images: Tensor, places: Tensor, weights: dict[str, Tensor] | None) -> Tensor:

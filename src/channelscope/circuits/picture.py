@@ -15,8 +15,8 @@ from channelscope.circuits.target import Target
 from channelscope.net.find import in_graph
 from channelscope.types import Float
 
-PATCHES = 6
-"""Patches kept for each channel."""
+PATCHES, TOGETHER = 6, 1000
+"""Most patches kept for each channel, and for all channels of a circuit together: a page has to stay light enough to mail."""
 SIDE = 64
 """Pixels of a picture's side."""
 QUALITY = 70
@@ -99,12 +99,13 @@ def patches(circuit: Circuit, target: Target, images: Tensor | Iterable, palette
             for spot, maps in zip(where, target.run(each, tuple(spot.step for spot in where)), strict=True):
                 best[spot].append(_columns(maps, spot).max(2))
     together, found = torch.cat(pictures), {}
+    most = max(1, min(PATCHES, TOGETHER // sum(len(spot.channels) for spot in where)))
     for spot in where:
         values, places = (torch.cat([part[kind] for part in best[spot]]).T for kind in (0, 1))
         for row, channel in enumerate(spot.channels):
             own = values[row]
             constant = not float(own.max()) > float(own.min())
-            ranked = [] if constant else own.argsort(descending=True, stable=True)[:PATCHES].tolist()
+            ranked = [] if constant else own.argsort(descending=True, stable=True)[:most].tolist()
             shots = [_crop(together[image], spot, int(places[row, image]), target, palette) for image in ranked]
             found[f"{spot.layer}:{channel}"] = tuple(_coded(shot) for shot in shots)
     return found

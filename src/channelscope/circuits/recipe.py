@@ -66,18 +66,38 @@ def read(folder: Path) -> tuple[Circuit, Extract, dict[str, Any]]:
     Raises   FormatError if the files are missing, damaged, of another format, or call anything but tensor functions.
     Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
     """
+    recipe = _json(folder)
     try:
-        recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise FormatError(f"{folder}: expected a circuit ({RECIPE} and {TENSORS}): {error}") from error
-    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
-        raise FormatError(f"{folder}: expected format {FORMAT}, found {recipe.get('format') if isinstance(recipe, dict) else 'none'}")
     try:
         small = _rebuilt(recipe, tensors)
         return Circuit.from_dict(recipe["circuit"]), small, recipe["about"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{folder}: {RECIPE} and {TENSORS} do not fit together: {error}") from error
+
+
+def kernels(folder: Path) -> Circuit:
+    """The kernels of a circuit on disk, without its module.
+
+    Raises   FormatError if the file is missing, damaged or of another format.
+    Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
+    """
+    try:
+        return Circuit.from_dict(_json(folder)["circuit"])
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise FormatError(f"{folder / RECIPE} is damaged: {error}") from error
+
+
+def _json(folder: Path) -> dict[str, Any]:
+    try:
+        recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{folder}: expected a circuit ({RECIPE} and {TENSORS}): {error}") from error
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        raise FormatError(f"{folder}: expected format {FORMAT}, found {recipe.get('format') if isinstance(recipe, dict) else 'none'}")
+    return recipe
 
 
 def _rebuilt(recipe: dict[str, Any], tensors: dict[str, Tensor]) -> Extract:

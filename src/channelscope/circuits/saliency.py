@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.contributions import Geometry
 from channelscope.circuits.target import Target
 from channelscope.errors import InputError, MismatchError, NumericError
@@ -77,6 +78,8 @@ class Pass:
     """how the feature's positions become one value per image"""
     path: Path | None = None
     """average the gradient over a path: all kernels scaled from 0 to 1 (gates) or the images scaled from 0 to 1 (inputs)"""
+    inside: Circuit | None = None
+    """the network in which kernels are scored has only these of the relevant ones, and the others score 0"""
 
     def __post_init__(self) -> None:
         """Refuse words that mean nothing."""
@@ -132,9 +135,12 @@ def measure(
 
     Source   Hamblin, Konkle, Alvarez 2022
     """
-    own = target.weights()
+    own, allowed = target.weights(), how.inside.marks if how.inside else target.relevant
+    if how.inside is not None:
+        limits = {layer: how.inside[layer] | ~relevant for layer, relevant in target.relevant.items()}
+        marks = limits if marks is None else {layer: marks[layer] & limits[layer] for layer in limits}
     layers = {layer: Geometry.of(target.graph.modules[layer]) for layer in target.relevant}
-    weights = None if marks is None else {layer: own[layer] * _like(marks[layer], own[layer]) for layer in own}
+    weights = None if marks is None else {layer: own[layer] * like(marks[layer], own[layer]) for layer in own}
     totals = {layer: torch.zeros(values.shape[:2], dtype=torch.float64, device=values.device) for layer, values in own.items()}
     signs = {layer: torch.zeros_like(values) for layer, values in totals.items()}
     has_sign = False
@@ -148,7 +154,7 @@ def measure(
                     found = found[0]
                 totals[layer] += found
     count = sum(len(images) for images, _ in batches)
-    return Saliency(target, criterion, _relevant(target, totals), count, _relevant(target, signs) if has_sign else None)
+    return Saliency(target, criterion, among(allowed, totals), count, among(allowed, signs) if has_sign else None)
 
 
 def _path(target: Target, images: Tensor, places: Tensor, weights: Mapping[str, Tensor], plain: bool, how: Pass):
@@ -166,10 +172,17 @@ def _path(target: Target, images: Tensor, places: Tensor, weights: Mapping[str, 
     return [(layer, x, g) for (layer, x, _), g in zip(first, mean, strict=True)]
 
 
-def _like(marks: Tensor, weight: Tensor) -> Tensor:
+def like(marks: Tensor, weight: Tensor) -> Tensor:
+    """Marks of kernels as numbers that multiply a weight.
+
+    Source   definition
+    """
     return marks.to(weight).view(*marks.shape, *[1] * (weight.dim() - 2))
 
 
-def _relevant(target: Target, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, zero where kernels are not relevant."""
-    return {layer: torch.where(marks, values[layer].cpu(), 0.0) for layer, marks in target.relevant.items()}
+def among(allowed: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, zero at kernels that are not among the allowed.
+
+    Source   definition
+    """
+    return {layer: torch.where(marks, values[layer].cpu(), 0.0) for layer, marks in allowed.items()}

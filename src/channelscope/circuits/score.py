@@ -9,7 +9,7 @@ import torch
 from channelscope.circuits import contributions
 from channelscope.circuits.contributions import Geometry
 from channelscope.circuits.gates import Training, learn
-from channelscope.circuits.saliency import Batch, Pass, Path, Reduce, Rule, Saliency, measure, prepared
+from channelscope.circuits.saliency import Batch, Pass, Rule, Saliency, among, measure, prepared
 from channelscope.circuits.select import count, schedule, top
 from channelscope.circuits.target import Target, batches
 from channelscope.errors import InputError
@@ -37,6 +37,7 @@ class Criterion:
         return self.iterated or self.name == "learned"
 
 
+PLAIN = Pass()
 PAPER = "Hamblin, Konkle, Alvarez 2022"
 CRITERIA = {
     criterion.name: criterion
@@ -62,16 +63,14 @@ def score(
     criterion: str = "gate",
     keep: float | int | None = None,
     *,
-    reduce: Reduce = "sum",
-    path: Path | None = None,
+    how: Pass = PLAIN,
     seed: int = 0,
     training: Training | None = None,
 ) -> Saliency:
     """Saliency of every relevant kernel of a feature.
 
     keep       size of the circuit, for criteria that are made for one size (force, iterated_…, learned)
-    reduce     how the feature's positions become one value per image
-    path       average gradients while all kernels (gates) or the images (inputs) are scaled from 0 to 1
+    how        how gradients are measured: reduction over positions, path, and the circuit inside which kernels are scored
     seed       of random
     training   of learned
 
@@ -82,13 +81,18 @@ def score(
     if kind.sized and keep is None:
         raise InputError(f"criterion {criterion} scores kernels for one circuit size: pass keep")
     if criterion in ("magnitude", "random"):
-        return control(target, criterion, seed)
-    whole = criterion == "snip_batch"  # sums each batch as it is given
-    ready = prepared(target, batches(images, target.device) if whole else target.batches(images))
-    how = Pass(reduce, path)
+        found = control(target, criterion, seed)
+        return found if how.inside is None else replace(found, values=among(how.inside.marks, found.values))
+    if criterion == "snip_batch":  # sums each batch as it is given
+        given = batches(images, target.device)
+    elif criterion == "learned":  # takes a step a batch, whatever batches it is given
+        given = target.batches(torch.cat(list(target.batches(images))))
+    else:
+        given = target.batches(images)
+    ready = prepared(target, given)
     if criterion == "learned":
         size = count(target, keep)  # type: ignore[arg-type]
-        return learn(target, ready, size, measure(target, ready, "gate", contributions.gate, how), training)
+        return learn(target, ready, size, measure(target, ready, "gate", contributions.gate, how), training, how.inside)
     if kind.iterated:
         return iterated(target, ready, kind, count(target, keep), how)  # type: ignore[arg-type]
     return measure(target, ready, criterion, kind.rule, how)  # type: ignore[arg-type]

@@ -11,11 +11,12 @@ from sklearn.metrics import silhouette_score
 
 from channelscope import tables
 from channelscope.circuits.choice import Choice
-from channelscope.circuits.circuit import Circuit, union
+from channelscope.circuits.circuit import Circuit, trim, union
 from channelscope.circuits.columns import CIRCUIT_COLUMNS
 from channelscope.circuits.saliency import Saliency
+from channelscope.circuits.select import top
 from channelscope.circuits.target import Target, activity
-from channelscope.errors import InputError, SampleError
+from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.net.graph import evaluating
 from channelscope.net.subset import Subset
 from channelscope.types import Float, Int, Tensor
@@ -25,6 +26,8 @@ MOST = 6
 SIZES = (0.5, 0.3, 0.2, 0.1, 0.05)
 """shares of the relevant kernels at which circuits are judged on each other's images"""
 MIXED = "mixed"
+GENERAL = 0.5
+"""share of the relevant kernels in the general circuit that sub-features are looked for in"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +94,19 @@ def clusters(found: Peaks, count: int | None = None, seed: int = 0) -> Int[Tenso
 
 
 def subcircuits(
-    target: Target, found: Peaks, labels: Int[Tensor, "images"], choice: Choice | None = None, seed: int = 0
+    target: Target, found: Peaks, labels: Int[Tensor, "images"], choice: Choice | None = None, seed: int = 0, general: float = GENERAL
 ) -> tuple[dict[str, Circuit], dict[str, pd.DataFrame]]:
     """One circuit for each group of images, judged on the other images of every group, at each image's original maximum.
 
     Half of each group's images score the kernels, the other half judge; a control is scored on as many images of all groups.
 
-    Returns  circuits by group ('0', '1', …, 'mixed', 'union'); tables `subcircuits` (images), `subcircuit_curves` (error of the
+    general  share of the relevant kernels in the feature's general circuit, scored on images of all groups; the groups' kernels
+             are scored inside it. 1 scores them in the whole network
+
+    Returns  circuits by group ('0', '1', …, 'mixed', 'union', 'general'); tables `subcircuits` (images), `subcircuit_curves` (error of the
              circuit of one group on the images of another, by size) and `subcircuit_overlap` (by layer; '' for all kernels).
-    Raises   InputError if labels do not fit, or a group has fewer than two images.
+    Raises   InputError if labels do not fit, or a group has fewer than two images; BudgetError if the general circuit is smaller
+             than those of the groups.
     Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
     """
     choice = choice or Choice()
@@ -112,21 +119,26 @@ def subcircuits(
         raise InputError(
             f"cluster {small[0]} is too small: it takes one image to score kernels and one to judge; pass more images or fewer clusters"
         )
+    if not choice.kernels(target) / target.kernels <= general <= 1:
+        raise BudgetError(f"general: expected a share from keep={choice.keep} of the relevant kernels to 1, received {general}")
     scoring, judging = [members[::2] for members in groups], [members[1::2] for members in groups]
     every = torch.cat(scoring)
     mixed = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[: max(1, len(every) // len(groups))]]
     sets = {**{str(group): members for group, members in enumerate(scoring)}, MIXED: mixed}
-    saliencies = {name: choice.saliency(choice.parts(target, found.images[members], seed)) for name, members in sets.items()}
+    whole = choice.scored(target, found.images[every], seed)
+    room = top(whole, float(general))
+    parts = {name: choice.parts(target, found.images[members], seed, room) for name, members in sets.items()}
+    saliencies = {name: choice.saliency(each) for name, each in parts.items()}
     circuits = {name: choice.circuit(saliency) for name, saliency in saliencies.items()}
     alone = [circuits[str(group)] for group in range(len(groups))]
     frames = {
         "subcircuits": _images(target, found, labels, judging),
-        "subcircuit_curves": _curves(choice, saliencies, found, judging),
+        "subcircuit_curves": _curves(choice, saliencies, room, found, judging),
         "subcircuit_overlap": _overlap(alone),
     }
-    facts = {"feature": str(target.feature), "criterion": choice.criterion, "seed": seed}
+    facts = {"feature": str(target.feature), "criterion": choice.criterion, "seed": seed, "general": general}
     described = {name: tables.table(frame, name, CIRCUIT_COLUMNS, facts) for name, frame in frames.items()}
-    return circuits | {"union": union(alone)}, described
+    return circuits | {"union": union(alone), "general": trim(room, target)}, described
 
 
 @torch.no_grad()
@@ -151,15 +163,16 @@ def _images(target: Target, found: Peaks, labels: Tensor, judging: Sequence[Tens
     return pd.DataFrame(rows)
 
 
-def _curves(choice: Choice, saliencies: dict[str, Saliency], found: Peaks, judging: Sequence[Tensor]) -> pd.DataFrame:
-    rows = []
-    for name, saliency in saliencies.items():
-        target = saliency.target
-        for size in [size for size in SIZES if size * target.kernels >= target.smallest]:
-            circuit = choice.circuit(saliency, size)
-            for group, members in enumerate(judging):
-                row = {"scored_on": name, "judged_on": group, "kept": size, "kernels": circuit.count}
-                rows.append(row | {"peak_error": peak_error(target, circuit, found, members), "images": len(members)})
+def _curves(choice: Choice, saliencies: dict[str, Saliency], general: Circuit, found: Peaks, judging: Sequence[Tensor]) -> pd.DataFrame:
+    """The general circuit itself, and every group's circuits of the sizes it has room for."""
+    rows, target = [], next(iter(saliencies.values())).target
+    sizes = [size for size in SIZES if target.smallest <= size * target.kernels <= general.count]
+    judged = [("general", general.fraction, general)]
+    judged += [(name, size, choice.circuit(saliency, size)) for name, saliency in saliencies.items() for size in sizes]
+    for name, size, circuit in judged:
+        for group, members in enumerate(judging):
+            row = {"scored_on": name, "judged_on": group, "kept": size, "kernels": circuit.count}
+            rows.append(row | {"peak_error": peak_error(target, circuit, found, members), "images": len(members)})
     return pd.DataFrame(rows, columns=["scored_on", "judged_on", "kept", "kernels", "peak_error", "images"])
 
 

@@ -6,7 +6,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from channelscope.cli import circuit, comparing, discarding, explain, faithful, follow, intervene, measure, pruning
+from channelscope.cli import circuit, comparing, discarding, explain, faithful, follow, intervene, measure, pruning, why
 from channelscope.cli.flags import command
 from channelscope.cli.sources import console
 from channelscope.errors import ChannelscopeError
@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report)
 INTERVENE = (intervene.lesion, intervene.hulls)
-EXPLAIN = (explain.graphs, explain.propagation, explain.theory, follow.trajectory)
+EXPLAIN = (explain.graphs, explain.propagation, explain.theory, follow.trajectory, why.why)
 CIRCUITS = (circuit.circuit, circuit.subcircuits)
 PRUNING = (pruning.prune, comparing.benchmark)
 DISCARDING = (discarding.discard, faithful.faithfulness)

@@ -20,8 +20,8 @@ from channelscope.circuits.feature import EXAMPLES
 from channelscope.circuits.fidelity import HeldOut
 from channelscope.circuits.picture import Palette, patches, visualizations
 from channelscope.circuits.score import signed
+from channelscope.circuits.subfeature import GENERAL, peaks
 from channelscope.circuits.subfeature import clusters as grouped
-from channelscope.circuits.subfeature import peaks
 from channelscope.circuits.subfeature import subcircuits as told_apart
 from channelscope.circuits.target import Target, activity, batches, locate
 from channelscope.cli.folder import provenance
@@ -92,13 +92,20 @@ def circuit(
     drawn, shots = drawing(found, signs), pictured(found, target, images, scored, pictures)
     recipe.write(out, found, small, {"network": network.model, "weights": weights_hash(model), "criterion": choice.criterion})
     facts = {"title": f"Circuit of {target.feature} in {network.model}", "held_out": split.name, "kernels": found.count}
-    written(out, frames, facts | about(network, images, begun))
+    written(out, frames, facts | about(network, model, images, begun))
     console.print(said)
     print(diagram.write(out, drawn, shots, f"{target.feature} of {network.model}", said))
 
 
 def subcircuits(
-    network: Network, source: ImageSource, choice: Choice, feature: str, out: Path, strongest: int = 64, clusters: int | None = None
+    network: Network,
+    source: ImageSource,
+    choice: Choice,
+    feature: str,
+    out: Path,
+    strongest: int = 64,
+    clusters: int | None = None,
+    general: float = GENERAL,
 ) -> None:
     """Group a feature's strongest images by what its layer does there, and find one circuit for each group.
 
@@ -108,6 +115,7 @@ def subcircuits(
     out        folder for a circuit a group, their union, a control scored on images of all groups, and the tables
     strongest  how many of the images that drive the feature most are grouped
     clusters   number of groups; by default the one with the clearest separation (silhouette)
+    general    share of the relevant kernels in the feature's general circuit, inside which the groups' kernels are scored; 1 for all
     """
     begun = time.monotonic()
     model, images = prepared(network, replace(source, images=source.images or SEARCHED))
@@ -115,11 +123,11 @@ def subcircuits(
     choice.kernels(target)
     found = peaks(target, images.calibration, strongest)
     labels = grouped(found, clusters, source.seed)
-    circuits, frames = told_apart(target, found, labels, choice, source.seed)
+    circuits, frames = told_apart(target, found, labels, choice, source.seed, general)
     modules = {name: extract(each, target) for name, each in circuits.items()}
     for name, each in circuits.items():
         recipe.write(out / f"circuit_{name}", each, modules[name], {"network": network.model, "weights": weights_hash(model)})
-    written(out, frames, {"title": f"Sub-features of {target.feature} in {network.model}"} | about(network, images, begun))
+    written(out, frames, {"title": f"Sub-features of {target.feature} in {network.model}"} | about(network, model, images, begun))
     whole = frames["subcircuit_overlap"].query("site == ''")
     sizes = ", ".join(f"{int((labels == group).sum())}" for group in range(int(labels.max()) + 1))
     console.print(f"{target.feature}: groups of {sizes} images; circuits overlap by {whole['overlap'].mean():.3f} on average")
@@ -135,7 +143,7 @@ def compared(model: nn.Module, images: Images, network: Network, comparison: Com
     features = drawn(graph, scored, int(wanted), images.source.seed) if wanted.isdigit() else wanted.split()
     frames = compare(graph, features, scored, split, comparison.criteria, comparison.sizes, out / "compare.unfinished", images.source.seed)
     title = f"Criteria for circuits of {len(features)} features in {network.model}"
-    written(out, frames, {"title": title, "held_out": split.name} | about(network, images, begun))
+    written(out, frames, {"title": title, "held_out": split.name} | about(network, model, images, begun))
     for row in frames["circuit_medians"].to_dict("records"):
         mark = " *" if row["best"] else ""
         console.print(
@@ -173,10 +181,11 @@ def judging(images: Images, count: int) -> Split:
     return split.take(min(count, len(split)))
 
 
-def about(network: Network, images: Images, begun: float) -> dict:
+def about(network: Network, model: nn.Module, images: Images, begun: float) -> dict:
     """What every run folder says."""
     return {
         "network": network.model,
+        "weights": weights_hash(model),
         "data": images.source.data,
         "images": len(images.calibration),
         "seed": images.source.seed,

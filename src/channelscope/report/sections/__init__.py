@@ -30,8 +30,10 @@ from channelscope.report.sections.propagation import PROPAGATION
 from channelscope.report.sections.pruning import PRUNING
 from channelscope.report.sections.theory import THEORY
 from channelscope.report.sections.trajectory import TRAJECTORY
+from channelscope.report.sections.why import WHY
 
 SECTIONS: tuple[Section, ...] = (
+    WHY,
     ALIGNMENT,
     DEPTH,
     GROUPS,

@@ -1,0 +1,26 @@
+"""Commands that join runs into an answer: why."""
+
+from pathlib import Path
+
+from channelscope import tables
+from channelscope.cli.folder import VERSION
+from channelscope.cli.sources import console
+from channelscope.report import html
+from channelscope.study.why import why as joined
+
+
+def why(channel: str, runs: list[Path], out: Path) -> None:
+    """Say why a channel was kept, or not: its scores, its lesion, its stand-ins and the circuits it serves, from runs made before.
+
+    channel  layer:channel, such as layer3.0.conv2:17
+    runs     run folders of one network: of axes, lesion, hulls, prune, circuit or subcircuits
+    out      folder for the tables and report.html
+    """
+    frames = joined(channel, runs)
+    facts = {"title": f"Why {frames['why'].attrs['provenance']['channel']}?", "version": VERSION}
+    for name, frame in frames.items():
+        tables.write(frame, out / f"{name}.csv")
+    tables.write_json(facts | frames["why"].attrs["provenance"], out / "run.json")
+    for said in frames["why"]["said"]:
+        console.print(said)
+    print(html.write(out))

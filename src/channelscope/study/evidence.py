@@ -1,0 +1,221 @@
+"""evidence: what one run folder says about one channel of its network, in sentences."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from channelscope import tables
+from channelscope.circuits import recipe
+from channelscope.circuits.circuit import Circuit
+from channelscope.errors import FormatError
+from channelscope.prune.recipe import Recipe
+from channelscope.tables import percent, shown
+
+SURE = 2.0
+"""Standard errors by which a damage has to exceed zero to be called one."""
+NO_SCORES = ("depth", "channel")
+GROUP = "circuit_[0-9]*"
+"""folders of the circuits of a feature's groups of images"""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One run folder."""
+
+    path: Path
+    """where it is"""
+    facts: Mapping[str, Any]
+    """its run.json"""
+
+    @classmethod
+    def read(cls, path: Path) -> "Folder":
+        """Raises   FormatError if it is no run folder, or does not say which weights the network had."""
+        try:
+            facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FormatError(
+                f"{path}: expected a run folder with run.json, such as `channelscope axes … --out` writes: {error}"
+            ) from error
+        if not isinstance(facts, dict) or not facts.get("weights"):
+            raise FormatError(f"{path / 'run.json'} does not say which weights the network had: make the run again with this version")
+        return cls(path, facts)
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """One of its tables, None where it has none of that name."""
+        path = self.path / f"{name}.csv"
+        return tables.read(path) if path.is_file() else None
+
+    @cached_property
+    def circuits(self) -> dict[str, Circuit]:
+        """Its circuits by folder: its own, or those of a feature's groups of images."""
+        files = [*self.path.glob(recipe.RECIPE), *self.path.glob(f"{GROUP}/{recipe.RECIPE}")]
+        return {str(file.parent): recipe.kernels(file.parent) for file in sorted(files)}
+
+    @cached_property
+    def pruned(self) -> Recipe | None:
+        """How a pruned network was made, where this is one."""
+        path = self.path / "recipe.json"
+        return Recipe.read(path) if path.is_file() else None
+
+    def layers(self) -> dict[str, int]:
+        """Layers it knows, with their numbers of channels, as far as it knows them."""
+        found: dict[str, int] = {}
+        for frame in (self.table(name) for name in ("channels", "hulls", "lesions")):
+            if frame is not None:
+                for site, last in frame.groupby("site")["channel"].max().items():
+                    found[str(site)] = max(found.get(str(site), 0), int(last) + 1)
+        marks = [circuit.marks for circuit in self.circuits.values()] + ([self.pruned.kept.marks] if self.pruned else [])
+        for each in marks:
+            found |= {layer: len(rows) for layer, rows in each.items()}
+        return found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about the channel."""
+
+    kind: str
+    """pruning, lesions, circuits, scores or hulls"""
+    run: str
+    """folder it comes from"""
+    said: str
+    """the sentence"""
+    speaks_for: bool | None = None
+    """whether it is a reason to keep the channel: it was kept, its lesion does damage, a circuit has its kernels"""
+
+
+def pruning(run: Folder, layer: str, number: int) -> list[Finding]:
+    """Whether the channel is among those a pruning kept."""
+    if run.pruned is None:
+        return []
+    kept, made = run.pruned.kept, run.pruned.made
+    how = f"{run.path} (score {made.get('score')}, {percent(float(made.get('macs', float('nan'))), 0)} of the multiply-adds)"
+    if layer not in kept:
+        return [Finding("pruning", str(run.path), f"{how} had no choice about {layer}: all its channels are left.")]
+    marks = kept[layer]
+    own = bool(marks[number])
+    left = f"{int(marks.sum())} of the {counted(len(marks), 'channel')} of {layer} are left"
+    return [Finding("pruning", str(run.path), f"{how} {'kept' if own else 'removed'} it: {left}.", own)]
+
+
+def lesions(run: Folder, layer: str, number: int) -> list[Finding]:
+    """What happened when the channel was taken away, and what its stand-ins repaid."""
+    frame = run.table("lesions")
+    if frame is None:
+        return []
+    silenced = frame[frame["intervention"] == "silence"]
+    own = silenced[(silenced["site"] == layer) & (silenced["channel"] == number)]
+    if own.empty:
+        return []
+    row, peers = own.iloc[0], silenced[silenced["site"] == layer]["kl"]
+    place = f"{_ordinal(int((peers > row['kl']).sum()) + 1)} of the {counted(len(peers), 'lesioned channel')} of its layer"
+    said = (
+        f"Taken away in {run.path} ({frame.attrs['provenance'].get('images')} images), it changes the loss by {_sure(row, 'loss')} nats "
+        f"and the output by {_sure(row, 'kl')} nats of divergence, the {place}."
+    )
+    whole = run.table("lesioned_channels")
+    if whole is not None:
+        repaid = whole[(whole["site"] == layer) & (whole["channel"] == number)].iloc[0]
+        if repaid["repaid_hull_kl"] == repaid["repaid_hull_kl"]:
+            peers_in_place = counted(int(repaid["hull_size"]), "peer")
+            said += f" Put in its place, {peers_in_place} repay {percent(float(repaid['repaid_hull_kl']), 0)} of the divergence."
+    return [Finding("lesions", str(run.path), said, bool(row["loss"] > SURE * row["loss_se"]))]
+
+
+def serving(run: Folder, layer: str, number: int) -> list[Finding]:
+    """Which circuits have kernels that make the channel."""
+    found = []
+    for home, circuit in run.circuits.items():
+        own, every = (int(marks[layer][number].sum()) if layer in marks else 0 for marks in (circuit.marks, circuit.relevant))
+        head = f"The circuit of {circuit.feature} in {home} ({circuit.count:,} of {circuit.total:,} kernels{_fidelity(run, home)})"
+        speaks_for = None
+        if circuit.feature and circuit.feature.layer == layer and number in circuit.feature.channels:
+            said = f"{head} computes it."
+        elif not every:
+            said = f"{head} cannot have it: nothing leads from {layer}:{number} to the feature."
+        elif own:
+            said, speaks_for = f"{head} has {own} of its {counted(every, 'kernel')}{_weight(run, home, layer, number)}.", True
+        else:
+            said, speaks_for = f"{head} has none of its {counted(every, 'kernel')}.", False
+        found.append(Finding("circuits", home, said, speaks_for))
+    return found
+
+
+def _fidelity(run: Folder, home: str) -> str:
+    frame = run.table("circuit") if Path(home) == run.path else None
+    return "" if frame is None else f", r = {shown(float(frame.iloc[0]['r']), 3)}, error {shown(float(frame.iloc[0]['error']), 3)}"
+
+
+def _weight(run: Folder, home: str, layer: str, number: int) -> str:
+    """How much of the circuit's saliency the channel's kernels hold, and how many kernels read it."""
+    kernels, channels = (run.table(name) if Path(home) == run.path else None for name in ("circuit_kernels", "circuit_channels"))
+    if kernels is None or channels is None:
+        return ""
+    own, feeds = (frame[(frame["site"] == layer) & (frame["channel"] == number)] for frame in (kernels, channels))
+    share = percent(float(own["saliency"].sum() / kernels["saliency"].sum()))
+    return f", with {share} of the circuit's saliency; the circuit reads it by {counted(int(feeds['feeds'].iloc[0]), 'kernel')}"
+
+
+def standing(run: Folder, layer: str, number: int) -> list[dict[str, Any]]:
+    """Each score of the channel with its rank in the layer, 1 the largest; of the last stage where there are several."""
+    frame = run.table("channels")
+    if frame is None:
+        return []
+    if "stage" in frame.columns:
+        frame = frame[frame["stage"] == frame["stage"].iloc[-1]]
+    part = frame[frame["site"] == layer]
+    rows = []
+    for score in part.select_dtypes("number").columns.difference(NO_SCORES, sort=False):
+        values, own = part[score].dropna(), part.loc[part["channel"] == number, score]
+        if len(own) and own.iloc[0] == own.iloc[0]:
+            value, others = float(own.iloc[0]), max(1, len(values) - 1)
+            rank = {"rank": int((values > value).sum()) + 1, "of": len(values), "above": float((values < value).sum()) / others}
+            rows.append({"score": score, "value": value, **rank, "run": str(run.path)})
+    return rows
+
+
+def scores(run: Folder, layer: str, number: int) -> list[Finding]:
+    """Where the channel stands in its layer."""
+    rows = standing(run, layer, number)
+    if not rows:
+        return []
+    listed = ", ".join(f"{row['score']} {shown(row['value'], 3)} ({_ordinal(row['rank'])})" for row in rows)
+    return [
+        Finding("scores", str(run.path), f"Scores in {run.path}, among the {max(row['of'] for row in rows)} channels of {layer}: {listed}.")
+    ]
+
+
+def hulls(run: Folder, layer: str, number: int) -> list[Finding]:
+    """Which peers can stand in for the channel."""
+    frame = run.table("hulls")
+    own = None if frame is None else frame[(frame["site"] == layer) & (frame["channel"] == number)]
+    if own is None or own.empty:
+        return []
+    row = own.iloc[0]
+    peers = f"{counted(int(row['size']), 'peer')} ({', '.join(str(row['members']).split())})"
+    return [Finding("hulls", str(run.path), f"In {run.path}, {peers} make up {percent(float(row['explained']), 0)} of its variance.")]
+
+
+TELLERS: tuple[Callable[[Folder, str, int], list[Finding]], ...] = (pruning, lesions, serving, scores, hulls)
+
+
+def counted(count: int, noun: str) -> str:
+    """3 kernels, 1 kernel."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _sure(row: pd.Series, name: str) -> str:
+    return f"{shown(float(row[name]), 4)} (standard error {shown(float(row[f'{name}_se']), 4)})"
+
+
+def _ordinal(place: int) -> str:
+    """1 → largest, 2 → 2nd largest."""
+    if place == 1:
+        return "largest"
+    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f"{place}{ending} largest"
