@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_discarding as pencil
-from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, capacity, entropy, mean_entropy
+from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, capacity, entropy, mean_entropy, unspent
 from channelscope.errors import NumericError, ShapeError
 
 CELLS = 12
@@ -148,3 +148,29 @@ def test_entropy_is_the_integral(deviation):
 
 def test_no_noise_has_no_entropy():
     assert float(entropy(torch.tensor(0.0))) == -math.inf
+
+
+def test_unspent_entropy_is_jensens_gap_also_of_runaway_cells():
+    """Shares without noise: ½ (ln mean s − mean ln s), up to twenty times the mean."""
+    share = torch.linspace(0.3, 2, 64, dtype=torch.float64)
+    share[5] = 20.0
+    s = share / share.mean()
+    expected = 0.5 * (s - 1 - s.log()).mean()
+    found = unspent(share.expand(3, 1, 64), torch.ones(1, 64, dtype=torch.bool))
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_unspent_entropy_has_no_noise_in_it():
+    """Equal shares seen through noise larger than themselves: nothing to gain, on average over images."""
+    source = torch.Generator().manual_seed(0)
+    share = 1 + 1.5 * torch.randn(40, 50, 256, generator=source, dtype=torch.float64)
+    found = unspent(share, torch.ones(50, 256, dtype=torch.bool))
+    assert abs(float(found.mean())) < 3 * float(found.std()) / 50**0.5 + 0.002
+    assert float(found.std()) < 0.01
+
+
+def test_unspent_entropy_is_of_free_cells_alone():
+    share = torch.ones(2, 1, 8)
+    share[..., 4:] = 100.0
+    free = torch.arange(8)[None] < 4
+    assert float(unspent(share, free)) == 0.0

@@ -7,7 +7,7 @@ import torch
 from channelscope.discarding.constraint import PLANS, Constraint, Mode, Plan
 from channelscope.discarding.guide import guide, regressed
 from channelscope.discarding.jacobian import Draws, Scene
-from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, mean_entropy
+from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, mean_entropy, unspent
 from channelscope.discarding.shrinkage import shrunk
 from channelscope.types import Bool, Float, Tensor
 
@@ -18,8 +18,6 @@ MORE = 2
 """further probes under the local normalizer, which knows the level to start at and takes its references from the rounds' draws"""
 STEP = 2.0
 """largest factor by which the noise power of a cell moves in a round"""
-LOW, NEAR = -0.8, 0.01
-"""departures of a share from the mean: below the first its logarithm is not followed, within the second it is a parabola"""
 BELIEVED = 0.1
 """nats of the gap that a CID takes in at most: beyond, a second order says no more how far the optimum is"""
 JUMP = 20.0
@@ -37,7 +35,7 @@ class Optimum:
     error: Float[Tensor, "images"]
     """standard error of `cid`, from the draws that set the level"""
     gap: Float[Tensor, "images"]
-    """entropy in nats that better-known noise could still gain, estimated; included in `cid`"""
+    """entropy in nats that better-known noise could still gain, estimated"""
     uniform: Float[Tensor, "images"]
     """entropy in nats of isotropic noise under the same constraint"""
     ratio: Float[Tensor, "images"]
@@ -64,8 +62,8 @@ def optimum(scene: Scene, constraint: Constraint, cap: Float[Tensor, "cells"], m
     linearized optimum); elsewhere it differs by curvature. Each round measures both at the present noise, takes from γ
     what stands out against g, and allocates again; then θ alone is rescaled.
 
-    fast    one round at isotropic noise, 20 passes an image, the check on fresh noise included
-    exact   further rounds at the noise found, until nothing is left to gain: `gap` is measured on fresh noise
+    fast    isotropic noise, then one round at the noise found: 20 passes an image, the check on fresh noise included
+    exact   further rounds at the noise found: at most 600 passes; `gap` is measured on fresh noise
 
     Returns  an Optimum; where the constraint cannot be reached every cell is at its cap and `reached` is False.
     Raises   NumericError if the gradients are not finite, or a cell without a cap is not seen.
@@ -245,19 +243,8 @@ class _Search:
         return self.scene.respond(self._isotropic(self._each(self.constraint.noise)), draw) if self.constraint.local else self.epsilon
 
     def _unspent(self, effective: Tensor) -> Tensor:
-        """Entropy that equal shares of the budget would gain, over the free cells: mean of ½ (s − 1 − ln s), s a share over the mean.
-
-        (s − 1)² has no noise in it where two draws are multiplied; the curve of the logarithm is taken at the mean of all.
-        """
-        free = self.seen & ~self.capped
-        share = (effective * self.sigma.square() / self.scene.values.clamp(min=1)).where(free, 0)
-        mean = share.sum(2).mean(0) / free.sum(1).clamp(min=1)
-        off = (share / mean[:, None] - 1).where(free, 0)
-        draws, total = len(off), off.sum(0)
-        squares = (total.square() - off.square().sum(0)) / (draws * (draws - 1))
-        at = (total / draws).clamp(min=LOW)
-        bend = torch.where(at.abs() < NEAR, 1, 2 * (at - at.log1p()) / at.square().where(at.abs() >= NEAR, 1))
-        return (squares * bend).sum(1) / free.sum(1).clamp(min=1) / 4
+        """What the free cells would gain if each value spent the same."""
+        return unspent(effective * self.sigma.square() / self.scene.values.clamp(min=1), self.seen & ~self.capped)
 
     def _isotropic(self, level: Tensor) -> Tensor:
         return torch.where(self.scene.values > 0, torch.minimum(level[:, None], self.cap), 0)
