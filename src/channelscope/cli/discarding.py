@@ -165,8 +165,8 @@ def discard(
     for frame in (*written, *extra):
         tables.write(frame, out / f"{frame.attrs['name']}.csv")
     if not (out / "run.json").exists():
-        facts = {"title": f"What {network.model} discards", "weights": weights_hash(model), "rule": _said(rule)}
-        tables.write_json(about(network, images, begun) | facts, out / "run.json")
+        facts = {"title": f"What {network.model} discards", "rule": _said(rule)}
+        tables.write_json(about(network, model, images, begun) | facts, out / "run.json")
     for line in _headline(written):
         console.print(line)
     print(html.write(out))

@@ -56,8 +56,8 @@ def faithfulness(
     for frame in frames:
         tables.write(frame, out / f"{frame.attrs['name']}.csv")
     if not (out / "run.json").exists():
-        facts = {"title": f"Faithfulness of maps of {network.model}", "weights": weights_hash(model), "layer": chosen.name}
-        tables.write_json(about(network, images, begun) | facts, out / "run.json")
+        facts = {"title": f"Faithfulness of maps of {network.model}", "layer": chosen.name}
+        tables.write_json(about(network, model, images, begun) | facts, out / "run.json")
     for row in frames[1].to_dict("records"):
         found = interval(row["iou"], row["iou_low"], row["iou_high"], int(row["n"]), "images")
         console.print(f"{row['method']}: mean IoU {found}")
