@@ -56,5 +56,5 @@ class Plan:
 
 PLANS: dict[str, Plan] = {
     "fast": Plan(1, 3, (3,), 3, 2),
-    "exact": Plan(2, 4, (16, 24, 32, 32, 40), 60, 40, audit=True),
+    "exact": Plan(2, 4, (16, 24, 32, 32, 32), 60, 40, audit=True),
 }
