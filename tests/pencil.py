@@ -156,7 +156,7 @@ def hull(rho, target, max_size=10, threshold=0.95, ridge=1e-3, order="forward"):
             pick = max(left, key=lambda j: abs(rho[target, j]))
         members.append(pick)
         curve.append(ridge_explained(rho, target, members, ridge))
-        reached = curve[-1] >= goal - 1e-9
+        reached = curve[-1] >= goal - 2**-20  # what float32 statistics cannot tell apart
     return members, curve, reached
 
 

@@ -36,8 +36,8 @@ def test_a_click_isolates_a_channel_and_a_second_restores(pages):
     off = page.run(OFF)
     assert min(off) > 0
     read = page.run("circuit.edges.filter((edge) => circuit.nodes[edge.to].feature).length")
-    left = page.run("[...document.querySelectorAll('.way:not(.off):not(.link)')].every((way) => circuit.nodes[way.dataset.to].feature)")
-    assert left
+    ends = "[...document.querySelectorAll('.way:not(.off):not(.link)')].map((way) => circuit.edges[way.dataset.edge].to)"
+    assert page.run(f"{ends}.every((to) => circuit.nodes[to].feature)")
     assert page.run("document.querySelectorAll('.way:not(.off):not(.link)').length") == read
     assert page.run("document.querySelector('aside h2').textContent") == "last:1 (the feature)"
     assert page.run("document.querySelectorAll('aside img').length") > 0

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pencil
@@ -102,6 +102,7 @@ def test_support_invariances(seed):
 
 
 @given(SEEDS, st.sampled_from(["forward", "prefix"]), st.sampled_from([RIDGE, 0.0]), st.sampled_from([0.5, 0.9, 1.0]))
+@example(1236, "forward", RIDGE, 1.0)
 @settings(max_examples=40, deadline=None)
 def test_hull_is_the_greedy_least_squares_choice(seed, order, ridge, threshold):
     rho = random_rho(7, seed, factors=4)
