@@ -170,6 +170,19 @@ class TestDiscardFurther:
         assert "no foreground" in frame[frame.concentration.isna()].note.item()
         assert tables.read(tmp_path / "out" / "concentration_layers.csv").n.item() == 5
 
+    def test_masks_of_a_data_set_say_what_boxes_of_the_same_pixels_say(self, tmp_path, capsys):
+        name, weights = boxed(tmp_path, empty=False)
+        few = ("--data", f"hf:{tmp_path / 'set'}", "--images", "12", "--evaluated", "4", "--layers", "layer1", "--side", "4")
+        own = ("discard", name, "--weights", weights, *few)
+        assert run(*own, "--boxes", "--out", tmp_path / "boxes") == 0
+        assert run(*own, "--masks", "mask", "--out", tmp_path / "masks") == 0
+        one, other = (tables.read(tmp_path / folder / "concentration.csv") for folder in ("boxes", "masks"))
+        pd.testing.assert_frame_equal(one, other)
+        assert other.concentration.notna().all()
+        assert "an object has one outline" in refused(capsys, *own, "--boxes", "--masks", "mask", "--out", tmp_path / "no")
+        assert "expected a column 'outline'" in refused(capsys, *own, "--masks", "outline", "--out", tmp_path / "no")
+        assert not (tmp_path / "no").exists()
+
     def test_a_pruned_network_beside_its_original(self, network, tmp_path):
         name, folder = network
         own = (name, "--weights", folder / "0.safetensors", "--images", "60")
@@ -182,8 +195,12 @@ class TestDiscardFurther:
 
 
 def boxed(folder, count=18, empty=True):
-    """A data set of squares on noise with their boxes, one image without where that is wanted, and a network for it."""
+    """A data set of squares on noise with their boxes and masks, one image without a box where that is wanted, and a network."""
     pictures = []
+    outline, stream = np.zeros((16, 16), np.uint8), io.BytesIO()
+    outline[4:10, 5:12] = 1
+    Image.fromarray(outline).save(stream, "PNG")
+    masks = [{"bytes": stream.getvalue(), "path": "mask.png"}] * count
     for number in range(count):
         array = np.random.default_rng(number).integers(0, 255, (16, 16, 3)).astype(np.uint8)
         array[4:10, 5:12] = 40 * (number % 5)
@@ -192,7 +209,7 @@ def boxed(folder, count=18, empty=True):
         pictures.append({"bytes": stream.getvalue(), "path": f"{number}.png"})
     boxes = [[[5.0, 4.0, 12.0, 10.0]] for _ in range(count)]
     (folder / "set").mkdir()
-    made = pa.table({"image": pictures, "label": [number % 2 for number in range(count)], "boxes": boxes})
+    made = pa.table({"image": pictures, "label": [number % 2 for number in range(count)], "boxes": boxes, "mask": masks})
     pq.write_table(made, folder / "set" / "validation.parquet")
     (folder / "net.py").write_text(
         "from channelscope.zoo.resnet import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
@@ -210,20 +227,34 @@ def boxed(folder, count=18, empty=True):
 class TestFaithfulness:
     def test_tables_and_report(self, tmp_path, capsys):
         name, weights = boxed(tmp_path, empty=False)
-        own = (name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", "--images", "9", "--layer", "layer2", "--side", "4")
+        own = (name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", "--images", "9", "--layers", "layer2,layer1", "--side", "4")
         assert run("faithfulness", *own, "--evaluated", "4", "--tuned", "4", "--out", tmp_path / "out") == 0
         found = tables.read(tmp_path / "out" / "localization.csv")
-        assert found.method.tolist() == ["cid", "gradient", "integrated_gradients", "gradcam", "lrp", "random", "center"]
+        assert found.method.tolist() == [
+            "cid layer1",
+            "cid layer2",
+            "gradient",
+            "integrated_gradients",
+            "gradcam",
+            "lrp",
+            "random",
+            "center",
+        ]
         assert found.iou.between(0, 1).all()
         curves = tables.read(tmp_path / "out" / "descriptive_accuracy.csv")
-        assert curves.groupby("baseline").size().to_dict() == {"zero": 7, "blur": 7}
-        assert "cid: mean IoU" in capsys.readouterr().err
+        assert curves.groupby("baseline").size().to_dict() == {"zero": 8, "blur": 8}
+        assert found.converged[:2].between(0, 1).all()
+        assert found.converged[2:].isna().all()
+        told = capsys.readouterr().err
+        for row in found[:2].itertuples():
+            assert (f"{row.converged:.0%} of the images converged" in told) == (row.converged < 1)
+        assert "cid layer1: mean IoU" in told
         said = refused(capsys, "faithfulness", *own, "--evaluated", "1", "--out", tmp_path / "no")
         assert "at least 2" in said
 
     def test_an_image_without_a_box_is_refused(self, tmp_path, capsys):
         name, weights = boxed(tmp_path)
-        own = (name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", "--images", "9", "--layer", "layer2")
+        own = (name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", "--images", "9", "--layers", "layer2")
         said = refused(capsys, "faithfulness", *own, "--evaluated", "9", "--tuned", "9", "--out", tmp_path / "out")
         assert "1 of 9" in said
         assert "images have no box inside the image" in said

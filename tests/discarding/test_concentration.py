@@ -84,12 +84,15 @@ def discarded(count=3):
 
 
 def test_the_table_says_where_it_is_undefined():
-    boxes = {0: [(0, 0, 4, 3)], 1: [], 2: [(0, 0, 8, 6)]}
-    frame = room.table([discarded()], boxes, CELLS, torch.full((48,), 0.4), torch.ones(3, *PLANE).bool(), 0.2)
-    assert frame.concentration.notna().tolist() == [True, False, False]
+    boxes = {0: [(0, 0, 4, 3)], 1: [], 2: [(0, 0, 8, 6)], 3: [(20, 0, 24, 3)]}
+    frame = room.table(
+        [discarded(4)], lambda image: room.mask(boxes[image], PLANE), CELLS, torch.full((48,), 0.4), torch.ones(3, *PLANE).bool(), 0.2
+    )
+    assert frame.concentration.notna().tolist() == [True, False, False, False]
     assert frame.note.tolist()[0] == ""
     assert "no foreground or no background" in frame.note[1]
-    plane = discarded().entropy[0].view(PLANE).numpy()
+    assert "20 0 24 3 lies outside the image of 8×6" in frame.note[3]
+    plane = discarded(4).entropy[0].view(PLANE).numpy()
     inside = room.mask(boxes[0], PLANE).numpy()
     assert frame.concentration[0] == pytest.approx(pencil.concentration(plane, inside), abs=1e-5)
     layer = room.by_layer(frame).iloc[0]
@@ -98,8 +101,8 @@ def test_the_table_says_where_it_is_undefined():
 
 
 def test_means_over_images_have_intervals():
-    boxes = {image: [(0, 0, 4, 3)] for image in range(3)}
-    frame = room.table([discarded()], boxes, CELLS, torch.full((48,), 0.4), torch.ones(3, *PLANE).bool(), 0.2)
+    inside = room.mask([(0, 0, 4, 3)], PLANE)
+    frame = room.table([discarded()], lambda image: inside, CELLS, torch.full((48,), 0.4), torch.ones(3, *PLANE).bool(), 0.2)
     layer = room.by_layer(frame).iloc[0]
     assert layer.concentration_low < frame.concentration.mean() < layer.concentration_high
     assert layer.c1 == pytest.approx(0.25)

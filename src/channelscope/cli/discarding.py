@@ -2,12 +2,13 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
 from channelscope import tables
 from channelscope.cli.addition import Addition
@@ -29,7 +30,7 @@ from channelscope.prune import load_pruned
 from channelscope.prune.folder import RECIPE
 from channelscope.report import html
 from channelscope.tables import interval
-from channelscope.zoo import Images, ImageSource, Split
+from channelscope.zoo import Images, ImageSource, Split, masks
 
 BATCH = 16
 """Images run at once: gradients of every step up to a layer are kept meanwhile."""
@@ -53,10 +54,22 @@ class Further:
 
     boxes: bool = False
     """is what is kept on the object? With the data's boxes: concentration, ρ and knowledge points"""
+    masks: str | None = None
+    """the same with masks: a column of mask images, or folder:PATH with one at every picture's path; above zero is the object"""
     margin: float = 0.2
     """nats below the background's mean at which a cell is a knowledge point"""
     decoder: Literal["none", "ridge", "trained"] = "none"
     """how much of the image can be had back: a linear decoder, or also a network trained on top of it"""
+
+    def objects(self, split: Split) -> Callable[[int], Tensor] | None:
+        """Image → pixels of its object, where it was asked for; refused before the work where the data has none."""
+        if self.boxes and self.masks is not None:
+            raise DataError("expected --boxes or --masks, received both: an object has one outline")
+        indices, plane = split.indices.tolist(), (split.image_shape[1], split.image_shape[2])
+        if self.masks is not None:
+            return dict(zip(indices, masks(split, self.masks), strict=True)).__getitem__
+        boxes = dict(zip(indices, split.extra("boxes"), strict=True)) if self.boxes else None
+        return None if boxes is None else lambda image: concentration.mask(boxes[image], plane)
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class Question:
         """The table by image, and the maps; parts that lie in the folder are not computed again."""
         calibration = self.images.calibration.batched(min(self.images.source.batch_size, 4 * BATCH))
         view = View(model, self.images.image_shape, *self.images.normalization, device=self.network.device)
-        layers = view.layers(_names(self.layers))
+        layers = view.layers(names(self.layers))
         kept = Kept(out, self._facts(model))
         with bar("data", -(-len(calibration) // calibration.batch_size)) as step:
             backdrop = Backdrop.over(view, calibration, layers, step)
@@ -106,13 +119,12 @@ class Answer:
     found: list[Discarded]
     frame: pd.DataFrame
 
-    def boxed(self, margin: float) -> list[pd.DataFrame]:
+    def placed(self, inside: Callable[[int], Tensor], margin: float) -> list[pd.DataFrame]:
         """Concentration by image and by layer."""
         split, rule = self.question.split, self.question.rule
         cells = Cells.of((split.image_shape[1], split.image_shape[2]), rule.side)
         cap, varies = replace(rule, cap=True).caps(self.backdrop.pixels, cells)
-        boxes = dict(zip(split.indices.tolist(), split.extra("boxes"), strict=True))
-        frame = concentration.table(self.found, boxes, cells, cap, varies, margin)
+        frame = concentration.table(self.found, inside, cells, cap, varies, margin)
         return [frame, concentration.by_layer(frame)]
 
     def pictured(self) -> pd.DataFrame:
@@ -150,8 +162,7 @@ def discard(
     model, images = opened(network, source)
     split = images.test.take(evaluated).batched(min(source.batch_size, BATCH))
     Addition(out).agrees(weights_hash(model))
-    if further.boxes:
-        split.extra("boxes")  # refused now rather than after the work
+    objects = further.objects(split)
     question = Question(network, layers, images, split, rule)
     answer = question.answer(model, out / "maps")
     mine = answer.frame
@@ -160,12 +171,12 @@ def discard(
         other = _other(question, source, compared, out)
         written = [tables.described(pd.concat([mine, other], ignore_index=True), mine.attrs), frames.difference(mine, other)]
     written.insert(1, frames.by_layer(written[0]))
-    extra = [answer.pictured()] + (answer.boxed(further.margin) if further.boxes else [])
+    extra = [answer.pictured()] + (answer.placed(objects, further.margin) if objects else [])
     extra += [answer.decoded(further.decoder == "trained")] if further.decoder != "none" else []
     for frame in (*written, *extra):
         tables.write(frame, out / f"{frame.attrs['name']}.csv")
     if not (out / "run.json").exists():
-        facts = {"title": f"What {network.model} discards", "rule": _said(rule)}
+        facts = {"title": f"What {network.model} discards", "rule": said(rule)}
         tables.write_json(about(network, model, images, begun) | facts, out / "run.json")
     for line in _headline(written):
         console.print(line)
@@ -198,11 +209,13 @@ def _other(question: Question, source: ImageSource, compared: Compared, out: Pat
     return tables.described(frame.assign(network=label), frame.attrs)
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """Names separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _said(rule: Rule) -> str:
+def said(rule: Rule) -> str:
+    """A rule in a few words."""
     convention = rule.convention()
     return f"{rule.mode}; normalizer {rule.normalizer}, κ = {convention['kappa']}, cap {'on' if rule.cap else 'off'}, grid {rule.side}"
 
@@ -212,9 +225,9 @@ def _headline(written: list[pd.DataFrame]) -> list[str]:
     lines = []
     for row in written[1].to_dict("records"):
         cid = interval(row["cid"], row["cid_low"], row["cid_high"], int(row["n"]), "images")
-        said = "" if row["converged"] == 1 else f"; {row['converged']:.0%} of the images converged"
-        said += f"; {int(row['unreached'])} images out of reach" if row["unreached"] else ""
-        lines.append(f"{row['network']} {row['layer']}: CID {cid} nats{said}")
+        doubt = "" if row["converged"] == 1 else f"; {row['converged']:.0%} of the images converged"
+        doubt += f"; {int(row['unreached'])} images out of reach" if row["unreached"] else ""
+        lines.append(f"{row['network']} {row['layer']}: CID {cid} nats{doubt}")
     for row in written[2].to_dict("records") if len(written) > 2 else []:
         change = interval(row["difference"], row["difference_low"], row["difference_high"], int(row["n"]), "images")
         lines.append(f"{row['other']} less {row['network']} at {row['layer']}: {change} nats")

@@ -1,21 +1,26 @@
 """Commands that judge maps: faithfulness."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from channelscope import tables
 from channelscope.cli.addition import Addition
 from channelscope.cli.circuit import about
-from channelscope.cli.discarding import BATCH
+from channelscope.cli.discarding import BATCH, names, said
 from channelscope.cli.sources import Network, console, opened
 from channelscope.discarding import faithfulness as judged
+from channelscope.discarding import frames as discarded
 from channelscope.discarding.attribution import attributions
 from channelscope.discarding.cells import Cells
-from channelscope.discarding.discard import Backdrop, discard
+from channelscope.discarding.columns import COLUMNS
+from channelscope.discarding.discard import Backdrop, Discarded, discard
 from channelscope.discarding.rule import Rule
 from channelscope.discarding.view import Layer, View
 from channelscope.errors import DataError, NumericError
@@ -27,14 +32,14 @@ from channelscope.zoo import Images, ImageSource, Split
 
 
 def faithfulness(
-    network: Network, source: ImageSource, rule: Rule, out: Path, layer: str = "", evaluated: int = 64, tuned: int = 32
+    network: Network, source: ImageSource, rule: Rule, out: Path, layers: str = "", evaluated: int = 64, tuned: int = 32
 ) -> None:
     """Judge CID maps against gradient, integrated gradients, Grad-CAM and LRP: descriptive accuracy, and finding the object.
 
     Needs captum and zennit (the extra `attribution`) and images with boxes.
 
     out        folder for the tables and report.html
-    layer      module whose CID and Grad-CAM are taken; by default the third of four evenly spaced ones
+    layers     modules whose CID is judged, separated by commas; Grad-CAM is taken at the last; by default the third of four
     evaluated  test images judged
     tuned      calibration images on which each method's threshold is chosen
     """
@@ -47,20 +52,22 @@ def faithfulness(
     splits = images.calibration.take(tuned).batched(size), images.test.take(evaluated).batched(size)
     boxes = [_boxed(split) for split in splits]
     view = View(model, images.image_shape, *images.normalization, device=network.device)
-    chosen = view.layers([layer])[0] if layer else view.layers()[2]
+    chosen = view.layers(names(layers)) if layers else [view.layers()[2]]
+    methods = _methods(model, view, images, chosen, rule)
     with bar("maps", sum(-(-len(split) // size) for split in splits)) as step:
-        methods = _methods(model, view, images, chosen, rule)
         tuning, _ = _judged(model, methods, splits[0], step, curves=False)
         maps, curves = _judged(model, methods, splits[1], step, curves=True)
-    frames = [judged.descriptive(curves), judged.localization(tuning, boxes[0], maps, boxes[1])]
-    for frame in frames:
+    found = judged.localization(tuning, boxes[0], maps, boxes[1])
+    found = tables.described(found.assign(converged=_converged(methods, splits[1])), found.attrs | {"columns": COLUMNS})
+    for frame in (judged.descriptive(curves), found):
         tables.write(frame, out / f"{frame.attrs['name']}.csv")
     if not (out / "run.json").exists():
-        facts = {"title": f"Faithfulness of maps of {network.model}", "layer": chosen.name}
+        facts = {"title": f"Faithfulness of maps of {network.model}", "layers": [layer.name for layer in chosen], "rule": said(rule)}
         tables.write_json(about(network, model, images, begun) | facts, out / "run.json")
-    for row in frames[1].to_dict("records"):
-        found = interval(row["iou"], row["iou_low"], row["iou_high"], int(row["n"]), "images")
-        console.print(f"{row['method']}: mean IoU {found}")
+    for row in found.to_dict("records"):
+        overlap = interval(row["iou"], row["iou_low"], row["iou_high"], int(row["n"]), "images")
+        doubt = f"; {row['converged']:.0%} of the images converged" if row["converged"] < 1 else ""
+        console.print(f"{row['method']}: mean IoU {overlap}{doubt}")
     print(html.write(out))
 
 
@@ -74,21 +81,48 @@ def _boxed(split: Split) -> list:
     return boxes
 
 
-def _methods(model: nn.Module, view: View, images: Images, layer: Layer, rule: Rule) -> dict[str, Callable]:
-    """Name → map from (images, target, index)."""
-    given = attributions(model, layer.name)
-    backdrop = Backdrop.over(view, images.calibration.batched(2 * BATCH), [layer], lambda: None)
-    cells = Cells.of((view.shape[1], view.shape[2]), rule.side)
+@dataclass(frozen=True)
+class Cid:
+    """What a layer keeps (−H) as a map, and how sure each of the maps is."""
 
-    def cid(batch: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        (found,) = discard(view, [(batch, target, index)], backdrop, [layer], rule)
+    view: View
+    layer: Layer
+    backdrop: Backdrop
+    rule: Rule
+    found: list[Discarded] = field(default_factory=list)
+
+    def __call__(self, batch: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        """The map, finite also where a value never varies."""
+        (found,) = discard(self.view, [(batch, target, index)], self.backdrop, [self.layer], self.rule)
+        self.found.append(found)
+        cells = Cells.of((self.view.shape[1], self.view.shape[2]), self.rule.side)
         return -cells.spread(found.entropy.clamp(min=found.entropy[found.entropy.isfinite()].min()))
+
+    def converged(self, index: Tensor) -> float:
+        """Share of some images whose CID is known."""
+        frame = discarded.by_image(self.found, self.rule, "")
+        return float(frame[frame.image.isin(index.tolist())].converged.mean())
+
+
+def _methods(model: nn.Module, view: View, images: Images, layers: Sequence[Layer], rule: Rule) -> dict[str, Callable]:
+    """Name → map from (images, target, index)."""
+    given = attributions(model, layers[-1].name)
+    calibration = images.calibration.batched(2 * BATCH)
+    with bar("data", -(-len(calibration) // calibration.batch_size)) as step:
+        backdrop = Backdrop.over(view, calibration, layers, step)
+    backdrops = [Backdrop(backdrop.pixels, (feature,)) for feature in backdrop.features]
+    own = {f"cid {layer.name}": Cid(view, layer, each, rule) for layer, each in zip(layers, backdrops, strict=True)}
 
     def random(batch: Tensor, target: Tensor, index: Tensor) -> Tensor:
         return torch.stack([torch.rand(batch.shape[2:], generator=torch.Generator().manual_seed(int(one))) for one in index])
 
     others = {name: lambda batch, target, index, method=method: method(batch, target) for name, method in given.items()}
-    return {"cid": cid, **others, "random": random, "center": lambda batch, target, index: judged.center(batch)}
+    return {**own, **others, "random": random, "center": lambda batch, target, index: judged.center(batch)}
+
+
+def _converged(methods: dict[str, Callable], split: Split) -> pd.Series:
+    """Share of the images whose CID is known, method by method; nan for the others."""
+    return pd.Series([method.converged(split.indices) if isinstance(method, Cid) else math.nan for method in methods.values()])
 
 
 def _judged(

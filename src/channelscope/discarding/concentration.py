@@ -1,7 +1,7 @@
-"""Concentration: is what a layer kept on the object? From boxes, and what follows from it under stated constants."""
+"""Concentration: is what a layer kept on the object? From boxes or masks, and what follows from it under stated constants."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -44,7 +44,7 @@ def concentration(
 ) -> Float[Tensor, "..."]:
     """Mean H over the background less mean H over the foreground; positive where the object is kept better.
 
-    `foreground` and `background` count each cell's varying values inside and outside of the boxes.
+    `foreground` and `background` count each cell's varying values inside and outside of the object.
 
     Returns  nats per value; nan where either has none.
     Source   Ma et al. 2022 (arXiv 1906.04109), section 3; checked by tests/pencil_discarding.py::concentration
@@ -94,13 +94,15 @@ def knowledge_points(
 
 def table(
     found: Iterable[Discarded],
-    boxes: Mapping[int, Sequence[Box]],
+    inside: Callable[[int], Bool[Tensor, "height width"]],
     cells: Cells,
     cap: Float[Tensor, "cells"],
     varies: Bool[Tensor, "C H W"],
     margin: float,
 ) -> pd.DataFrame:
-    """One row per image and layer: concentration, ρ with its constants, and knowledge points. Images without a box say so.
+    """One row per image and layer: concentration, ρ with its constants, and knowledge points. Images without an object say so.
+
+    `inside` gives the pixels of an image's object; what it raises as DataError is the row's note.
 
     Source   Ma et al. 2022; checked by tests/discarding/test_concentration.py
     """
@@ -110,7 +112,7 @@ def table(
         for place, image in enumerate(each.index.tolist()):
             row = {"layer": each.layer.name, "depth": each.layer.depth, "image": image, "cid": float(each.numbers["cid"][place])}
             try:
-                rows.append(row | _row(each, place, mask(boxes[image], cells.plane), (cells, cap, counts), margin) | {"note": ""})
+                rows.append(row | _row(each, place, inside(image), (cells, cap, counts), margin) | {"note": ""})
             except DataError as error:
                 rows.append(row | {"note": str(error)})
     return tables.described(
@@ -137,7 +139,7 @@ def _row(each: Discarded, place: int, inside: Tensor, data: tuple[Cells, Tensor,
     cells, cap, counts = data
     foreground, background = cells.sum((counts * inside).float()), cells.sum((counts * ~inside).float())
     if not bool(background.sum() > 0) or not bool(foreground.sum() > 0):
-        raise DataError("the boxes leave no foreground or no background: concentration is undefined")
+        raise DataError("there is no foreground or no background: concentration is undefined")
     maps = each.entropy[place]
     value = float(concentration(maps, foreground, background))
     constants = Constants.of(cap, foreground, background)

@@ -6,6 +6,7 @@ from channelscope.zoo.data import Images, ImageSource, read_images
 from channelscope.zoo.example import fix_inputs, fixed_inputs
 from channelscope.zoo.history import Epoch, History
 from channelscope.zoo.loading import load
+from channelscope.zoo.masks import masks
 from channelscope.zoo.models import Card, card, names, network
 from channelscope.zoo.schedule import Schedule, recipe
 from channelscope.zoo.split import Split
@@ -25,6 +26,7 @@ __all__ = [
     "fixed_inputs",
     "load",
     "load_weights",
+    "masks",
     "names",
     "network",
     "read_images",

@@ -14,7 +14,8 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 def folder(root: Path) -> Shelves:
     """Pictures in ROOT/CLASS/, or in ROOT/PART/CLASS/ where PART is train, val, validation or test.
 
-    Classes are numbered in the alphabetical order of their folders, over all parts together.
+    Classes are numbered in the alphabetical order of their folders, over all parts together. The further column `path` is
+    each picture's path below ROOT.
 
     Raises   DataError if the folder is missing, or holds no picture in a class folder.
     """
@@ -25,18 +26,19 @@ def folder(root: Path) -> Shelves:
     if not by_part or len(by_part) < len(inner):
         by_part = {"all": root}
     names = tuple(sorted({path.name for base in by_part.values() for path in _folders(base)}))
-    parts = tuple(_shelf(part, base, names) for part, base in by_part.items())
+    parts = tuple(_shelf(part, root, base, names) for part, base in by_part.items())
     if not any(len(part) for part in parts):
         endings = " ".join(sorted(ENDINGS))
         raise DataError(f"{root}: expected pictures ({endings}) in one folder per class, found none in {len(names)} folders")
     return Shelves(f"folder:{root}", parts, names)
 
 
-def _shelf(part: str, base: Path, names: tuple[str, ...]) -> Shelf:
+def _shelf(part: str, root: Path, base: Path, names: tuple[str, ...]) -> Shelf:
     files = [(path, label) for label, name in enumerate(names) for path in _pictures(base / name)]
     paths = [path for path, _ in files]
     labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-    return Shelf(part, labels, lambda row: paths[row].read_bytes(), lambda row: str(paths[row]))
+    extra = {"path": lambda row: paths[row].relative_to(root)}
+    return Shelf(part, labels, lambda row: paths[row].read_bytes(), lambda row: str(paths[row]), extra)
 
 
 def _folders(base: Path) -> list[Path]:

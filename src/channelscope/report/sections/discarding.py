@@ -57,26 +57,31 @@ def _kept(frame: pd.DataFrame | None) -> list[str]:
         return []
     row = frame.iloc[-1]
     value = interval(row.concentration, row.concentration_low, row.concentration_high, int(row.n), "images")
-    return [f"At {row.layer} the background has {value} nats per value more noise than the boxes; above zero, the object is kept."]
+    return [f"At {row.layer} the background has {value} nats per value more noise than the object; above zero, the object is kept."]
 
 
 def judged(run: Run) -> list[str]:
-    """Where CID wins and where it does not."""
+    """Where CID (of the first layer) wins, where it does not, and whether it is known."""
     found, curves = run.table("localization"), run.table("descriptive_accuracy")
     sentences = []
     if found is not None:
-        own = found[found.method == "cid"].iloc[0]
+        own = found.iloc[0]
         better = found[found.less_cid_low > 0].method.tolist()
         sentences.append(
-            f"Boxes from CID overlap the object's with a mean IoU of {interval(own.iou, own.iou_low, own.iou_high, int(own.n), 'images')}; "
+            f"Boxes from {own.method} overlap the object's with a mean IoU of "
+            f"{interval(own.iou, own.iou_low, own.iou_high, int(own.n), 'images')}; "
             + (f"clearly better: {', '.join(better)}." if better else "no other map is clearly better.")
         )
+        sentences += [
+            f"{row.method} has converged for {shown(100 * row.converged, 0)} % of the images."
+            for row in found[found.converged < 1].itertuples()
+        ]
     for baseline, rows in curves.groupby("baseline", sort=False) if curves is not None else ():
-        own = rows[rows.method == "cid"].iloc[0]
+        own = rows.iloc[0]
         better = rows[rows.less_cid_high < 0].method.tolist()
         value = interval(own.area, own.area_low, own.area_high, int(own.n), "images", 3)
         sentences.append(
-            f"Descriptive accuracy with {baseline} as baseline (low is better): {value} for CID; "
+            f"Descriptive accuracy with {baseline} as baseline (low is better): {value} for {own.method}; "
             + (f"clearly lower: {', '.join(better)}." if better else "no other map is clearly lower.")
         )
     return sentences
@@ -144,7 +149,7 @@ DISCARDED = Section(
         Chart("Discarded by depth", "depth", "cid", by="network", low="cid_low", high="cid_high", of="images", label="CID [nats/value]",
               caption="Mean over images with 95 % t intervals. The curve is what was measured: it is not forced to rise."),
         Chart("Is the object kept?", "depth", "concentration", low="concentration_low", high="concentration_high", of="images", zero=True,
-              table="concentration_layers", caption="Noise tolerated in the background less noise tolerated inside the boxes."),
+              table="concentration_layers", caption="Noise tolerated in the background less noise tolerated on the object."),
         Chart("Edges or color?", "depth", "rho", by="of", low="rho_low", high="rho_high", of="images", zero=True, table="discarded_edges",
               label="Spearman's ρ",
               caption="Rank correlation within images between what is kept (−H) and how strong edges, or colors, are there."),
