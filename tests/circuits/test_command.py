@@ -9,6 +9,7 @@ import torch
 from channelscope import tables
 from channelscope.circuits import recipe
 from channelscope.circuits.target import locate
+from channelscope.cli.circuit import headline
 from channelscope.net.edits import silence
 from cli.commands import run
 
@@ -117,11 +118,21 @@ def test_directions_and_units_are_features(file, tmp_path):
 
 
 def test_a_constant_circuit_is_said(file, capsys, tmp_path):
-    arguments = ["--criterion", "random", "--seed", "1", "--keep", "2", "--images", "8", "--held-out", "8", "--out", tmp_path / "x"]
+    arguments = ["--criterion", "random", "--seed", "2", "--keep", "2", "--images", "8", "--held-out", "8", "--out", tmp_path / "x"]
     assert run("circuit", f"{file}:Small", "--feature", "b:0", *arguments) == 0
-    row = tables.read(tmp_path / "x" / "circuit.csv").iloc[0]
-    if np.isnan(row["r"]):
-        assert "r does not exist" in capsys.readouterr().err
+    assert np.isnan(tables.read(tmp_path / "x" / "circuit.csv")["r"][0])
+    assert tables.read(tmp_path / "x" / "circuit.csv")["kernels"][0] == 0  # dead ends were all there was
+    assert (tmp_path / "x" / "circuit.html").is_file()
+    assert "r does not exist: keep more, or pass --live" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_circuit_no_better_than_the_mean_is_said():
+    row = {"feature": "b:3", "kernels": 30, "relevant": 1200, "r": 0.2, "r_low": 0.1, "r_high": 0.3, "images": 9}
+    row |= {"random_r": 0.0, "random_error": 1.01, "rest_error": 1.0}
+    for error, poor in ((0.98, False), (1.2, True)):
+        said = headline(row | {"error": error, "error_low": error - 0.1, "error_high": error + 0.1})
+        assert said.startswith("b:3: 30 of 1,200 kernels (2.5 %) reach r = 0.200 [0.100, 0.300]")
+        assert ("no better than the feature's mean: keep more, or try --criterion learned" in said) == poor
 
 
 @pytest.mark.parametrize(
@@ -208,7 +219,13 @@ def test_criteria_are_compared_on_drawn_features(file, capsys, tmp_path):
 
 def test_comparisons_that_cannot_be(file, capsys, tmp_path):
     for more, message in (
-        (["--features", "3", "--criteria", "gate,shapley"], "received shapley"),
+        (["--features", "3", "--criteria", "gate,shapley"], "unknown criterion 'shapley': expected one of gate"),
+        (["--features", "3", "--sizes", "half"], "above 0 and up to 1.0; received half"),
+        (["--features", "3", "--sizes", "2,0.5"], "above 0 and up to 1.0; received 2.0"),
+        (["--features", "b:1 b:1"], "features, each once; received b:1, b:1"),
+        (["--features", "0"], "one or more features, each once; received none"),
+        (["--feature", "b:1"], "--compare takes --features, --criteria and --sizes; leave out --feature"),
+        (["--keep", "0.3"], "leave out --feature and what one circuit is chosen by"),
         (["--features", "90"], "expected 90 channels that activate on these images, found 8"),
         (["--features", "b:1 b:99"], "b has channels 0 to 7"),
     ):
@@ -230,8 +247,14 @@ def test_subcircuits_of_one_feature(file, capsys, tmp_path):
 
 
 def test_subcircuits_that_cannot_be(file, capsys, tmp_path):
-    for more, message in ((["--clusters", "80"], "a cluster would be empty"), (["--strongest", "900"], "expected at least 900 images")):
-        arguments = ["--feature", "b:3", "--keep", "0.5", "--images", "70", "--out", tmp_path / "out", *more]
+    for more, message in (
+        (["--clusters", "80"], "a cluster would be empty"),
+        (["--strongest", "900"], "expected at least 900 images"),
+        (["--strongest", "-5"], "expected at least 2 images to tell groups apart in, received -5"),
+        (["--feature", "b:3@center"], "leave out @ and what follows"),
+    ):
+        feature = [] if "--feature" in more else ["--feature", "b:3"]
+        arguments = [*feature, "--keep", "0.5", "--images", "70", "--out", tmp_path / "out", *more]
         assert run("subcircuits", f"{file}:Small", *arguments) == 2
         assert message in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "out").exists()
@@ -253,8 +276,8 @@ def test_sub_features_are_looked_for_inside_the_general_circuit(file, capsys, tm
 
 
 def test_every_run_says_which_weights_it_is_of(file, tmp_path):
-    given = ("circuit", f"{file}:Small", "--images", "20", "--held-out", "20", "--pictures", "none", "--keep", "0.3")
-    assert run(*given, "--feature", "b:3", "--out", tmp_path / "one") == 0
+    given = ("circuit", f"{file}:Small", "--images", "20", "--held-out", "20", "--pictures", "none")
+    assert run(*given, "--keep", "0.3", "--feature", "b:3", "--out", tmp_path / "one") == 0
     facts = json.loads((tmp_path / "one" / "run.json").read_text())
     assert facts["weights"] == json.loads((tmp_path / "one" / "circuit.json").read_text())["about"]["weights"]
     few = ("--compare", "--criteria", "gate,random", "--sizes", "0.5,0.2", "--features", "b:3")

@@ -130,8 +130,20 @@ def test_dead_channels_are_not_drawn():
 
 
 def test_what_does_not_exist_is_refused():
-    for criteria, sizes, features in ((("gate", "magic"), (0.5,), FEATURES), ((), (0.5,), FEATURES), (("gate",), (), FEATURES)):
-        with pytest.raises(InputError, match="criteria among gate, actgrad"):
+    with pytest.raises(InputError, match="unknown criterion 'magic': expected one of gate, actgrad"):
+        compare(GRAPH, FEATURES, IMAGES, HELD, ("gate", "magic"), (0.5,))
+    for what, features, criteria, sizes in (
+        ("features", (), ("gate",), (0.5,)),
+        ("features", ("two:1", "two:1"), ("gate",), (0.5,)),
+        ("criteria", FEATURES, (), (0.5,)),
+        ("criteria", FEATURES, ("gate", "gate"), (0.5,)),
+        ("sizes", FEATURES, ("gate",), ()),
+        ("sizes", FEATURES, ("gate",), (0.5, 0.5)),
+    ):
+        with pytest.raises(InputError, match=f"expected one or more {what}, each once"):
             compare(GRAPH, features, IMAGES, HELD, criteria, sizes)
+    for size in (2.0, 0.0, -0.1, float("nan"), "half"):
+        with pytest.raises(InputError, match=f"above 0 and up to 1.0; received {size}"):
+            compare(GRAPH, FEATURES, IMAGES, HELD, ("gate",), (0.5, size))
     with pytest.raises(SiteError, match="no layer is called 'lost'"):
         compare(GRAPH, ["lost:1"], IMAGES, HELD)

@@ -81,6 +81,28 @@ def test_the_planted_circuit_as_drawn():
     assert (rows["a:0"] < rows["a:1"]) == (rows["b:0"] < rows["b:1"])  # ways do not cross
 
 
+def test_columns_are_in_the_order_of_the_network():
+    """A channel that nothing feeds, a constant in this circuit, stands where its layer is, and its readers behind it."""
+    target = SIGNED["chain"].target
+    marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
+    marks["b"][:] = False  # channels of b are constants
+    marks["a"][:] = False
+    page = drawing(trim(Circuit.of_target(target, marks), target), SIGNED["chain"])
+    assert [lines for _, lines in page.titles] == [("b",), ("c",), ("head",)]
+    marks["a"], marks["b"][0, 0] = target.relevant["a"].clone(), True
+    page = drawing(trim(Circuit.of_target(target, marks), target), SIGNED["chain"])
+    assert [lines for _, lines in page.titles] == [("image",), ("a",), ("b",), ("c",), ("head",)]
+    residual = SIGNED["residual"].target
+    marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(residual).marks.items()}
+    marks["one"][:] = False  # nothing leads into the first branch
+    page = drawing(trim(Circuit.of_target(residual, marks), residual), SIGNED["residual"])
+    columns = {line: place for place, (_, lines) in enumerate(page.titles) for line in lines}
+    whole = drawing(Circuit.whole(residual), SIGNED["residual"])
+    order = [line for _, lines in whole.titles for line in lines if line in columns]
+    assert [columns[line] for line in order] == sorted(columns.values())
+    assert columns["stem"] < columns["one"] < columns["two"]
+
+
 def test_sums_stand_between_columns_only_where_two_members_are_left():
     target = SIGNED["residual"].target
     whole = drawing(Circuit.whole(target), SIGNED["residual"])

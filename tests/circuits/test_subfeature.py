@@ -84,7 +84,7 @@ def test_overlap_by_layer(found):
     circuits, frames = found
     table = frames["subcircuit_overlap"]
     assert table["site"].tolist() == ["", "a", "b", "c"]
-    assert (table["overlap"] == 0).all()  # the two paths share nothing
+    assert (table["shared"] == 0).all()  # the two paths share nothing
     assert circuits["0"].overlap(circuits["1"])[""] == 0
 
 
@@ -116,6 +116,10 @@ def test_clusters_that_would_be_empty_or_too_small():
         subcircuits(TARGET, PEAKS, alone)
     with pytest.raises(SampleError, match="at least 25 images"):
         peaks(TARGET, IMAGES, 25)
+    with pytest.raises(InputError, match="at least 2 images"):
+        peaks(TARGET, IMAGES, 1)
+    with pytest.raises(InputError, match=r"feature c:0@center: its strongest images are told by its maximum"):
+        peaks(locate(MODEL, "c:0@center", IMAGES), IMAGES, 4)
     with pytest.raises(SampleError, match="never activates"):
         peaks(TARGET, torch.zeros(4, 2, 8, 8), 2)
 

@@ -62,6 +62,17 @@ def test_the_null_is_a_band(run):
     assert (band[:, 1].min(), band[:, 1].max()) == (0.0, 0.2)
 
 
+def test_sizes_that_fall_by_factors_lie_on_a_logarithmic_axis():
+    frame = tables.table(
+        pd.DataFrame({"kept": [0.001, 0.01, 0.1, 0.5], "r": [0.1, 0.2, 0.5, 0.9]}), "sizes", dict.fromkeys(("kept", "r"), Column("", 3, ""))
+    )
+    (place,) = figures.drawn(Chart("r by size", "kept", "r", log=True), frame).axes
+    assert place.get_xscale() == "log"
+    place.figure.canvas.draw()
+    ticks = {label.get_text() for label in place.get_xticklabels()}
+    assert {"0.001", "0.002", "0.005", "0.1", "0.5"} <= ticks
+
+
 def test_axis_titles_have_units(run):
     figure = figures.drawn(Chart("x", "capture", "relevance", kind="scatter"), run.table("channels"))
     (axes,) = drawn_axes(figure)

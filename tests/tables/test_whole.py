@@ -30,6 +30,13 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["table.csv"]
 
 
+def test_whoever_may_read_a_new_file_may_read_it(tmp_path):
+    (tmp_path / "new").touch()
+    with whole(tmp_path / "tensors") as half:
+        half.touch(mode=0o600)  # as safetensors does
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_a_block_that_writes_nothing_fails(tmp_path):
     with pytest.raises(FileNotFoundError), whole(tmp_path / "table.csv"):
         pass

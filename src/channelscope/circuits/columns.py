@@ -49,7 +49,7 @@ CIRCUIT_COLUMNS: Mapping[str, Column] = {
     "judged_on": Column("", 0, "group whose images the circuit was judged on", HERE, 0.0),
     "scored_on": _text("images that the circuit's kernels were scored on"),
     "other": Column("", 0, "the other group", HERE, 0.0),
-    "overlap": _share("intersection over union of two circuits"),
+    "shared": _share("kernels of both circuits over kernels of either"),
     "image": Column("", 0, "index of the image in its data set's fixed shuffle", HERE, 0.0),
     "activation": Column("", 4, "the feature at the position of its maximum", HERE),
     "position": _text("row,column of the feature's maximum"),

@@ -16,7 +16,7 @@ from channelscope.circuits.assess import measured
 from channelscope.circuits.choice import Choice
 from channelscope.circuits.columns import CIRCUIT_COLUMNS
 from channelscope.circuits.fidelity import HeldOut
-from channelscope.circuits.score import CRITERIA
+from channelscope.circuits.score import CRITERIA, named
 from channelscope.circuits.target import Target, activity, batches, locate
 from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.formulas.resampling import Interval, bootstrap
@@ -76,14 +76,11 @@ def compare(
 
     Returns  `circuit_compare`, one row per feature, criterion and size; `circuit_medians`, one row per criterion and size:
              medians of |r| and of the error over features, and how far behind the best criterion it is.
-    Raises   InputError for criteria that do not exist; the errors of `locate` and `activity` for features that cannot be used.
+    Raises   InputError for criteria that do not exist, sizes that are no fractions, and what is given twice; the errors of
+             `locate` and `activity` for features that cannot be used.
     Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
     """
-    unknown = [name for name in criteria if name not in CRITERIA]
-    if unknown or not criteria or not sizes or not features:
-        raise InputError(
-            f"compare: expected features, sizes and criteria among {', '.join(CRITERIA)}; received {', '.join(unknown) or 'none'}"
-        )
+    _usable(features, criteria, sizes)
     scored, judged = list(batches(images)), list(batches(held_out))
     facts = {"features": list(features), "sizes": list(sizes), "criteria": list(criteria), "seed": seed}
     made = {"weights": weights_hash(graph.model), "seed": seed, "images": _digest([*scored, *judged])}
@@ -102,6 +99,17 @@ def compare(
     found = {"circuit_compare": frame, "circuit_medians": medians(frame, seed)}
     ledger.close()
     return {name: tables.table(each, name, CIRCUIT_COLUMNS, facts) for name, each in found.items()}
+
+
+def _usable(features: Sequence[str], criteria: Sequence[str], sizes: Sequence[float]) -> None:
+    for what, given in (("features", features), ("criteria", criteria), ("sizes", sizes)):
+        if not given or len(set(given)) < len(given):
+            raise InputError(f"compare: expected one or more {what}, each once; received {', '.join(map(str, given)) or 'none'}")
+    for name in criteria:
+        named(name)
+    for size in sizes:
+        if not isinstance(size, float) or not 0 < size <= 1:
+            raise InputError(f"compare: expected sizes as fractions of the relevant kernels, above 0 and up to 1.0; received {size}")
 
 
 def _feature(target: Target, scored: list[Tensor], judged: list[Tensor], wanted: list, seed: int) -> Iterator[dict[str, Any]]:

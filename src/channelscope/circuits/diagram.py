@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
 from channelscope.circuits.drawing import LINE, Drawing, Edge, Node
+from channelscope.tables import whole
 
 MANY = 60
 """Kernels above which their heat maps are shown only where a click has isolated them."""
@@ -48,11 +48,9 @@ def write(folder: Path, drawn: Drawing, pictures: Pictures, title: str, said: st
     )
     file = io.BytesIO()
     png(drawn, pictures).save(file, "png")
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip(FILES, (page.encode(), drawing.encode(), file.getvalue()), strict=True):
-        half = folder / f"{name}.partial"
-        half.write_bytes(content)
-        os.replace(half, folder / name)
+        with whole(folder / name) as half:
+            half.write_bytes(content)
     return folder / FILES[0]
 
 

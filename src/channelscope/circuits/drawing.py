@@ -32,10 +32,10 @@ class Node:
     """layer:channel, image:channel, or the names of the channels that are summed"""
     kind: str
     """channel, image or sum"""
-    depth: int
-    """column"""
     group: str
     """layer"""
+    depth: int = 0
+    """column"""
     feature: bool = False
     """whether it is (part of) what the circuit computes"""
     x: float = 0.0
@@ -84,7 +84,7 @@ class Drawing:
 
 
 def drawing(circuit: Circuit, saliency: Saliency) -> Drawing:
-    """Place the channels of a circuit: a column for each number of layers passed, sums between the columns.
+    """Place the channels of a circuit: a column for each depth of layers in the network, sums between the columns.
 
     Source   Hamblin, Konkle, Alvarez 2022 (diagram); rows by barycenters (Sugiyama, Tagawa, Toda 1981)
     """
@@ -113,7 +113,6 @@ class _Network:
         self.members = {int(node): join.members[row] for join in joins for row, node in enumerate(join.outputs)}
         self.images = set(self.wiring.images.tolist())
         self.live: set[int] = set()
-        self.depth: dict[str, int] = {}
 
     def read(self) -> None:
         largest = max((float(values.abs().max()) for values in self.saliency.values.values()), default=0.0) or 1.0
@@ -129,24 +128,32 @@ class _Network:
                 effect = float(signed[call.layer][row, column]) / strongest if signed else 0.0
                 kernel = weights[row, column].reshape(-1, weights.shape[-1] if weights.dim() == 4 else 1).numpy()
                 self.edges.append(Edge(source, reader, score, effect, kernel))
-                self.depth[call.layer] = max(self.depth.get(call.layer, 0), self.nodes[source].depth + 1)
-            for node in self.nodes:
-                node.depth = self.depth.get(node.group, node.depth)
         for seed in self.target.seeds.tolist():
             self.nodes[self._source(seed)].feature = True
-        self._settle()
+        depth = self._depths()
+        for node in self.nodes:
+            node.depth = depth.get(node.group, 0)
+        for edge in self.edges:
+            if edge.kernel is None:
+                self.nodes[edge.target].depth = max(self.nodes[edge.target].depth, self.nodes[edge.source].depth)
 
-    def _settle(self) -> None:
-        """What nothing feeds (a constant, in this circuit) lies one column before its first reader."""
-        fed = {edge.target for edge in self.edges}
-        for place, node in enumerate(self.nodes):
-            if place not in fed and node.kind != "image" and node.group not in self.depth:
-                node.depth = max(0, min((self.nodes[edge.target].depth for edge in self.edges if edge.source == place), default=1) - 1)
+    def _depths(self) -> dict[str, int]:
+        """Column of every layer with a channel in the drawing: as in the network, so that what is a constant here stands in its place."""
+        drawn, found = {node.group for node in self.nodes}, {}
+        level = np.zeros(self.wiring.size, dtype=np.int64)
+        for part in self.wiring.parts:
+            if isinstance(part, Join):
+                level[part.outputs] = level[part.members].max(1)
+            elif part.layer in drawn:
+                level[part.outputs] = found[part.layer] = int(level[part.sources].max()) + 1
+            else:
+                level[part.outputs] = level[part.sources].max(1)
+        return found
 
     def _channel(self, node: int, group: str) -> int:
         if node not in self.place:
             self.live.add(node)
-            self._add(node, Node(self.names[node], "channel", self.depth.get(group, 0), group))
+            self._add(node, Node(self.names[node], "channel", group))
         return self.place[node]
 
     def _source(self, node: int) -> int:
@@ -158,14 +165,12 @@ class _Network:
             return self.place[node]
         name = self.names[node]
         if node in self.members:
-            self._add(node, Node(" + ".join(self.names[each] for each in members) or f"{name} (constant here)", "sum", 0, ""))
+            self._add(node, Node(" + ".join(self.names[each] for each in members) or f"{name} (constant here)", "sum", ""))
             self.edges += [Edge(self._source(each), self.place[node]) for each in members]
-            self.nodes[self.place[node]].depth = max((self.nodes[self.place[each]].depth for each in members), default=0)
         elif node in self.images:
-            self._add(node, Node(name, "image", 0, "image"))
+            self._add(node, Node(name, "image", "image"))
         else:
-            group = name.rpartition(":")[0]
-            self._add(node, Node(name, "channel", self.depth.get(group, 0), group))
+            self._add(node, Node(name, "channel", name.rpartition(":")[0]))
         return self.place[node]
 
     def _add(self, node: int, drawn: Node) -> None:

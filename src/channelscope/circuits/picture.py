@@ -99,7 +99,7 @@ def patches(circuit: Circuit, target: Target, images: Tensor | Iterable, palette
             for spot, maps in zip(where, target.run(each, tuple(spot.step for spot in where)), strict=True):
                 best[spot].append(_columns(maps, spot).max(2))
     together, found = torch.cat(pictures), {}
-    most = max(1, min(PATCHES, TOGETHER // sum(len(spot.channels) for spot in where)))
+    most = max(1, min(PATCHES, TOGETHER // max(1, sum(len(spot.channels) for spot in where))))
     for spot in where:
         values, places = (torch.cat([part[kind] for part in best[spot]]).T for kind in (0, 1))
         for row, channel in enumerate(spot.channels):

@@ -3,7 +3,6 @@
 import inspect
 import json
 import operator
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from channelscope.circuits.extract import Extract, plain
 from channelscope.circuits.provenance import MEETING, MOVING, REDUCING
 from channelscope.errors import FormatError, InputError
 from channelscope.net.coupling import POOLS
+from channelscope.tables import whole
 
 FORMAT = 1
 RECIPE, TENSORS = "circuit.json", "circuit.safetensors"
@@ -47,17 +47,10 @@ def write(folder: Path, circuit: Circuit, small: Extract, about: dict[str, Any] 
         "channels": small.channels,
         "axis": small.axis,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in small.state_dict().items()}
-    halves = [folder / f"{name}.partial" for name in (TENSORS, RECIPE)]
-    try:
-        save_file(tensors, halves[0])
-        halves[1].write_text(json.dumps(recipe, ensure_ascii=False) + "\n", encoding="utf-8")
-        for half in halves:
-            os.replace(half, half.with_suffix(""))
-    finally:
-        for half in halves:
-            half.unlink(missing_ok=True)
+    with whole(folder / RECIPE) as half, whole(folder / TENSORS) as half_tensors:
+        half.write_text(json.dumps(recipe, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_file(tensors, half_tensors)
 
 
 def read(folder: Path) -> tuple[Circuit, Extract, dict[str, Any]]:

@@ -50,9 +50,14 @@ class Peaks:
 def peaks(target: Target, images: Tensor | Iterable, count: int) -> Peaks:
     """The `count` images with the highest maxima of the feature.
 
-    Raises   SampleError with fewer images, or if the feature is the same on all of them.
+    Raises   SampleError with fewer images, or if the feature is the same on all of them; InputError for fewer than two images,
+             or a feature at other positions than all or its maximum.
     Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
     """
+    if count < 2:
+        raise InputError(f"strongest: expected at least 2 images to tell groups apart in, received {count}")
+    if target.feature.positions not in ("all", "max"):
+        raise InputError(f"feature {target.feature}: its strongest images are told by its maximum; leave out @ and what follows")
     pictures = list(target.batches(images))
     activity(target, pictures)
     found: list[tuple[Tensor, ...]] = []
@@ -181,5 +186,5 @@ def _overlap(circuits: list[Circuit]) -> pd.DataFrame:
     for one in range(len(circuits)):
         for other in range(one + 1, len(circuits)):
             for layer, share in circuits[one].overlap(circuits[other]).items():
-                rows.append({"cluster": one, "other": other, "site": layer, "overlap": share})
-    return pd.DataFrame(rows, columns=["cluster", "other", "site", "overlap"])
+                rows.append({"cluster": one, "other": other, "site": layer, "shared": share})
+    return pd.DataFrame(rows, columns=["cluster", "other", "site", "shared"])

@@ -73,6 +73,11 @@ def circuit(
     pictures  of channels in the diagram: the image patches that drive them most, images made to drive them (slow), or none
     """
     begun = time.monotonic()
+    if comparison.compare and (feature or choice != Choice()):
+        raise InputError(
+            "circuit: --compare takes --features, --criteria and --sizes; leave out --feature and what one circuit is chosen by, "
+            "such as --criterion and --keep"
+        )
     model, images = prepared(network, source)
     if comparison.compare:
         compared(model, images, network, comparison, out, held_out)
@@ -94,7 +99,7 @@ def circuit(
     facts = {"title": f"Circuit of {target.feature} in {network.model}", "held_out": split.name, "kernels": found.count}
     written(out, frames, facts | about(network, model, images, begun))
     console.print(said)
-    print(diagram.write(out, drawn, shots, f"{target.feature} of {network.model}", said))
+    print(diagram.write(out, drawn, shots, f"{target.feature} of {Path(network.model).name}", said))
 
 
 def subcircuits(
@@ -130,7 +135,8 @@ def subcircuits(
     written(out, frames, {"title": f"Sub-features of {target.feature} in {network.model}"} | about(network, model, images, begun))
     whole = frames["subcircuit_overlap"].query("site == ''")
     sizes = ", ".join(f"{int((labels == group).sum())}" for group in range(int(labels.max()) + 1))
-    console.print(f"{target.feature}: groups of {sizes} images; circuits overlap by {whole['overlap'].mean():.3f} on average")
+    shared = tables.percent(float(whole["shared"].mean()))
+    console.print(f"{target.feature}: groups of {sizes} images; two groups' circuits share {shared} of their kernels on average")
     print(out / "subcircuit_curves.csv")
 
 
@@ -201,12 +207,15 @@ def written(out: Path, frames: dict[str, pd.DataFrame], facts: dict) -> None:
 
 def headline(row: dict) -> str:
     """The answer in a sentence or two."""
+    r, error = (tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], digits=3) for name in ("r", "error"))
     said = (
-        f"{row['feature']}: {row['kernels']:,} of {row['relevant']:,} kernels ({row['kernels'] / row['relevant']:.1%}) reach "
-        f"r = {row['r']:.3f} [{row['r_low']:.3f}, {row['r_high']:.3f}] and an error of {row['error']:.3g} "
-        f"[{row['error_low']:.3g}, {row['error_high']:.3g}] on {row['images']} held-out images; as many random kernels: "
-        f"r = {row['random_r']:.3f}, error {row['random_error']:.3g}; the network without them: error {row['rest_error']:.3g}"
+        f"{row['feature']}: {row['kernels']:,} of {row['relevant']:,} kernels ({tables.percent(row['kernels'] / row['relevant'])}) "
+        f"reach r = {r} and an error of {error} on {row['images']} held-out images; as many random kernels: "
+        f"r = {tables.shown(row['random_r'])}, error {tables.shown(row['random_error'])}; the network without them: "
+        f"error {tables.shown(row['rest_error'])}."
     )
     if row["r"] != row["r"]:
-        said += "\nthe circuit computes a constant, so r does not exist: keep more, or pass --live for kernels on live paths only"
+        return said + "\nThe circuit computes a constant, so r does not exist: keep more, or pass --live for kernels on live paths only."
+    if row["error"] >= 1:
+        return said + "\nAn error of 1 or more is no better than the feature's mean: keep more, or try --criterion learned."
     return said

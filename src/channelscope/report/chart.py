@@ -51,6 +51,8 @@ class Chart:
     """axis title of y, if not the column's own"""
     zero: bool = False
     """draw the zero line"""
+    log: bool = False
+    """the horizontal axis is logarithmic"""
     free: bool = False
     """each panel has its own vertical scale"""
     caption: str = ""

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from channelscope.errors import FormatError
 from channelscope.report import text
@@ -168,7 +168,12 @@ def _titled(place: Axes, chart: Chart, rows: pd.DataFrame) -> None:
     value = chart.label or named(rows, chart.y)
     place.set_xlabel(value if chart.kind == "rows" else "depth (layer in execution order)" if chart.x == "depth" else named(rows, chart.x))
     place.set_ylabel("" if chart.kind == "rows" else value)
-    if chart.kind != "rows" and pd.api.types.is_integer_dtype(rows[chart.x]):
+    if chart.log:
+        place.set_xscale("log")
+        place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        place.xaxis.set_major_formatter("{x:g}")
+        place.xaxis.set_minor_locator(NullLocator())
+    elif chart.kind != "rows" and pd.api.types.is_integer_dtype(rows[chart.x]):
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.kind == "rows" or not chart.free:
         place.label_outer()

@@ -67,12 +67,14 @@ def page(run: Run, plotly: str) -> str:
     facts["title"] = FOLDERS.sub("", facts["title"])
     means = run.table("alignment_mean")
     cards = _cards(run)
+    named = {name for frame in run.tables.values() for name in (*frame.columns, *frame.get("score", ()))}
+    quantities = list(QUANTITIES.values()) if named & set(QUANTITIES) else []
     contents = [("map", "Map")] if channels is not None else []
     contents += [(section.table, section.title) for section in parts]
     contents += (
         ([("channels", "Channels")] if channels is not None else [])
         + ([("skipped", "Skipped")] if "skipped" in run.tables else [])
-        + [("quantities", "Quantities")]
+        + ([("quantities", "Quantities")] if quantities else [])
     )
     return environment.get_template("page.html.j2").render(
         facts=facts,
@@ -91,7 +93,7 @@ def page(run: Run, plotly: str) -> str:
         has_skipped="skipped" in run.tables,
         skipped=[] if skipped is None else list(zip(skipped["site"], skipped["reason"], strict=True)),
         drawing=Markup(diagram.svg()),
-        quantities=list(QUANTITIES.values()),
+        quantities=quantities,
         made=_made(facts),
         data=Markup(_embedded(_data(run, parts))),
         plotly=Markup(plotly),

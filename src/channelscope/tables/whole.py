@@ -14,8 +14,12 @@ def whole(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f"{path.stem}.partial{path.suffix}")
+    half.touch()
+    mode = half.stat().st_mode
+    half.unlink()
     try:
         yield half
+        half.chmod(mode)  # as any new file: some libraries make theirs readable by nobody else
         os.replace(half, path)
     finally:
         half.unlink(missing_ok=True)

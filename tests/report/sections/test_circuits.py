@@ -29,7 +29,7 @@ def folder(path: Path) -> Path:
         medians.append(row | {"median_error": 0.5, "best": best})
     put(path, "circuit_medians", medians)
     put(path, "subcircuits", [{"cluster": n % 2, "image": n, "activation": 3.0, "position": "1,2"} for n in range(9)])
-    put(path, "subcircuit_overlap", [{"cluster": 0, "other": 1, "site": site, "overlap": 0.25} for site in ("", "a", "b")])
+    put(path, "subcircuit_overlap", [{"cluster": 0, "other": 1, "site": site, "shared": 0.25} for site in ("", "a", "b")])
     put(path, "subcircuit_curves", [{"scored_on": "0", "judged_on": 1, "kept": 0.2, "kernels": 9, "peak_error": 0.6, "images": 4}])
     tables.write_json({"title": "a circuit", "network": "net"}, path / "run.json")
     Image.new("RGB", (40, 30), "red").save(path / "circuit.png")
@@ -46,13 +46,14 @@ def test_sentences(tmp_path):
     assert compared(run) == [
         "At 0.1 of the kernels gate has the highest median |r|, 0.80 [0.75, 0.85] (n = 20 features); not worse beyond chance: actgrad."
     ]
-    assert told_apart(run) == ["The strongest images fall into groups of 5, 4; the circuits of two groups share 0.25 of their kernels."]
+    assert told_apart(run) == ["The strongest images fall into groups of 5 and 4; the circuits of two groups share 0.25 of their kernels."]
 
 
 def test_the_page_has_the_sections_and_the_diagram(tmp_path):
     page = html.write(folder(tmp_path)).read_text()
     for section in (CIRCUIT, COMPARISON):
         assert section.title in page
+    assert 'id="quantities"' not in page  # no table here has one of them
     run = Run.read(tmp_path)
     assert CIRCUIT.charts[0].suits(run.table("circuit_curve"))
     assert COMPARISON.charts[0].suits(run.table("circuit_medians"))

@@ -53,8 +53,8 @@ def told_apart(run: Run) -> list[str]:
     overlap, images = run.table("subcircuit_overlap"), run.table("subcircuits")
     if overlap is None or images is None:
         return []
-    shared = shown(float(overlap[overlap["site"] == ""]["overlap"].mean()), 2)
-    sizes = ", ".join(str(count) for count in images.groupby("cluster").size())
+    shared = shown(float(overlap[overlap["site"] == ""]["shared"].mean()), 2)
+    sizes = " and ".join(", ".join(map(str, images.groupby("cluster").size())).rsplit(", ", 1))
     return [f"The strongest images fall into groups of {sizes}; the circuits of two groups share {shared} of their kernels."]
 
 
@@ -64,9 +64,29 @@ CIRCUIT = Section(
     "Which kernels does this feature need, and how well do they compute it alone?",
     (
         Chart(
-            "Correlation by size", "kept", "r", low="r_low", high="r_high", of="images", count="images", table="circuit_curve", zero=True
+            "Correlation by size",
+            "kept",
+            "r",
+            low="r_low",
+            high="r_high",
+            of="images",
+            count="images",
+            table="circuit_curve",
+            zero=True,
+            log=True,
         ),
-        Chart("Error by size", "kept", "error", low="error_low", high="error_high", of="images", count="images", table="circuit_curve"),
+        Chart(
+            "Error by size",
+            "kept",
+            "error",
+            low="error_low",
+            high="error_high",
+            of="images",
+            count="images",
+            table="circuit_curve",
+            zero=True,
+            log=True,
+        ),
     ),
     found,
     drawn,
@@ -87,6 +107,9 @@ COMPARISON = Section(
             low="median_r_low",
             high="median_r_high",
             of="features",
+            label="median |r|",
+            zero=True,
+            log=True,
             caption="Whiskers are 95 % bootstrap intervals over features; a circuit that computes a constant counts as 0.",
         ),
     ),
@@ -108,7 +131,9 @@ SUBCIRCUITS = Section(
             panels=("judged_on",),
             of="images",
             count="images",
-            caption="Each line is a circuit scored on one group of images; each panel is the group it is judged on.",
+            zero=True,
+            log=True,
+            caption="Each line is a circuit scored on one group of images (mixed: of all), each panel the group it is judged on.",
         ),
     ),
     told_apart,

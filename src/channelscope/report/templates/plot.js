@@ -134,10 +134,19 @@ function marks(chart, frame, rows) {
   return { shapes, annotations };
 }
 
+// a logarithmic axis that says 1, 2 and 5 of every power of ten among the values
+function decades(values) {
+  const low = Math.min(...values), high = Math.max(...values), at = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+    at.push(...[1, 2, 5].map((step) => Number(`${step}e${power}`)).filter((each) => each >= low && each <= high));
+  }
+  return { type: "log", tickvals: at, ticktext: at.map(String) };
+}
+
 function drawPanel(div, chart, frame, rows, told, range) {
   const numeric = frame.columns[chart.x].number, lying = chart.kind === "rows";
   const value = chart.label || named(frame, chart.y);
-  const x = lying ? axis(value, { range }) : axis(chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x), numeric ? {} : { type: "category" });
+  const x = lying ? axis(value, { range }) : axis(chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x), chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" });
   const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: ladder(chart, frame, rows) }) : axis(value, { range });
   Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
   if (!div.dataset.live) {
