@@ -56,6 +56,11 @@ def ridge_slowly(x: np.ndarray, t: np.ndarray, prior: np.ndarray, share: float) 
     return weights, t_mean - weights @ x_mean
 
 
+def at_scale_slowly(weights: np.ndarray, x: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Weights whose outputs have the standard deviation of the target."""
+    return weights * (t.std(0) / (x @ weights.T).std(0))[:, None]
+
+
 def elimination_slowly(covariance, metric, weights, owner, outputs, gone) -> dict[int, float]:
     """Half the weighted error that each group's removal adds, every regression solved anew on the inputs left."""
 

@@ -12,8 +12,10 @@ from channelscope.net.groups import groups
 from channelscope.net.subset import Subset
 from channelscope.net.surgery import shrink
 from channelscope.repair import least_squares, repair
+from channelscope.repair.normal import Normal
 from networks import lively
-from pencil_pruning import ridge_slowly
+from pencil import peers_matrix
+from pencil_pruning import at_scale_slowly, ridge_slowly
 
 IMAGES = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(7))
 RIDGE = 0.05
@@ -65,54 +67,64 @@ def repaired():
 STAYING = torch.arange(6) != 2
 
 
+def supplied(weights: torch.Tensor, source: torch.Tensor, staying: torch.Tensor) -> np.ndarray:
+    """What the peers make of a layer's original weights: kept inputs stand in for the removed ones, at every tap."""
+    covariance = np.cov(rows(source).T) if source.dim() == 4 else np.cov(source.double().numpy().T)
+    gone, kept = (~staying).nonzero().flatten().tolist(), staying.nonzero().flatten().tolist()
+    taps = weights.double().flatten(2).numpy() if weights.dim() == 4 else weights.double().numpy()[:, :, None]
+    matrix = peers_matrix(covariance, gone, kept, least_squares.RIDGE)
+    return (taps[:, kept] + np.einsum("odt,dk->okt", taps[:, gone], matrix)).reshape(len(taps), -1)
+
+
 @torch.no_grad()
 def test_the_first_layer_reads_the_images(repaired):
     model, inherited, small, *_ = repaired
-    prior = inherited.stem.weight.flatten(1).double().numpy()
-    weights, constant = ridge_slowly(unfolded(IMAGES, 0), rows(model.stem(IMAGES)[:, STAYING]), prior, RIDGE)
+    x, t = unfolded(IMAGES, 0), rows(model.stem(IMAGES)[:, STAYING])
+    prior = at_scale_slowly(inherited.stem.weight.flatten(1).double().numpy(), x, t)
+    weights, constant = ridge_slowly(x, t, prior, RIDGE)
     np.testing.assert_allclose(small.stem.weight.flatten(1).numpy(), weights, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(small.stem.bias.numpy(), constant, rtol=1e-3, atol=1e-5)
 
 
 @torch.no_grad()
 def test_an_inner_layer_reads_the_repaired_network_and_aims_at_the_original(repaired):
-    model, inherited, small, _, before, after = repaired
-    target = rows(model.up(before["stem"])[:, 1:])
-    weights, constant = ridge_slowly(unfolded(after["stem"], 1), target, inherited.up.weight.flatten(1).double().numpy(), RIDGE)
+    model, _, small, _, before, after = repaired
+    x, t = unfolded(after["stem"], 1), rows(model.up(before["stem"])[:, 1:])
+    prior = at_scale_slowly(supplied(model.up.weight, before["stem"], STAYING)[1:], x, t)
+    weights, constant = ridge_slowly(x, t, prior, RIDGE)
     np.testing.assert_allclose(small.up.weight.flatten(1).numpy(), weights, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(small.up.bias.numpy(), constant, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
 def test_a_summed_layer_makes_up_for_the_other_term(repaired):
-    _, inherited, small, _, before, after = repaired
-    target = rows(before["total"][:, STAYING] - after["stem"])
-    factor = (inherited.norm.weight / (inherited.norm.running_var + inherited.norm.eps).sqrt()).double()
-    prior = (inherited.down.weight.flatten(1).double() * factor[:, None]).numpy()
-    weights, constant = ridge_slowly(unfolded(after["up"], 1), target, prior, RIDGE)
-    expected = unfolded(after["up"], 1) @ weights.T + constant
+    model, _, small, _, before, after = repaired
+    x, t = unfolded(after["up"], 1), rows(before["total"][:, STAYING] - after["stem"])
+    prior = at_scale_slowly(supplied(model.down.weight, before["up"], torch.arange(5) > 0)[STAYING.numpy()], x, t)
+    weights, constant = ridge_slowly(x, t, prior, RIDGE)
+    expected = x @ weights.T + constant
     np.testing.assert_allclose(rows(small.norm(small.down(after["up"]))), expected, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
 def test_the_head_reads_what_it_will_get_and_aims_at_the_logits(repaired):
-    _, inherited, small, _, before, after = repaired
-    prior = inherited.head.weight.double().numpy()
+    model, _, small, _, before, after = repaired
     x, t = after["pooled"].double().numpy(), before["logits"].double().numpy()
+    prior = at_scale_slowly(supplied(model.head.weight, before["pooled"], STAYING), x, t)
     weights, constant = ridge_slowly(x, t, prior, RIDGE)
     np.testing.assert_allclose(small.head.weight.numpy(), weights, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(small.head.bias.numpy(), constant, rtol=1e-3, atol=1e-4)
 
 
 def test_errors_are_fractions_of_what_there_was_to_explain(repaired):
-    _, inherited, _, report, before, after = repaired
+    model, inherited, _, report, before, after = repaired
     assert list(report.errors) == ["stem", "up", "down", "head"]
     x, t = after["pooled"].double().numpy(), before["logits"].double().numpy()
     rest = t - x @ inherited.head.weight.double().numpy().T
     assert report.errors["head"][0] == pytest.approx(rest.var(0).mean() / t.var(0).mean(), rel=1e-3)
-    held = []
+    prior, held = at_scale_slowly(supplied(model.head.weight, before["pooled"], STAYING), x, t), []
     for fit, judge in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
-        weights, _ = ridge_slowly(x[fit], t[fit], inherited.head.weight.double().numpy(), 2 * RIDGE)
+        weights, _ = ridge_slowly(x[fit], t[fit], prior, 2 * RIDGE)
         held.append((t[judge] - x[judge] @ weights.T).var(0).mean())
     assert report.errors["head"][1] == pytest.approx(np.mean(held) / t.var(0).mean(), rel=1e-2)
 
@@ -128,6 +140,16 @@ def test_the_penalty_is_the_one_that_predicts_best(repaired, monkeypatch):
         report = repair(shrink(model, kept, found), found, kept, IMAGES.split(5))
         errors[shares] = report.errors["stem"][1]
     assert errors[0.01, 0.1, 1.0, 10.0] <= min(errors[(0.01,)], errors[(10.0,)]) + 1e-12
+
+
+def test_weights_that_hardly_vary_are_stretched_by_no_more_than_a_bound(repaired):
+    """A thousandth of the target's spread is brought to four times itself, not to all of it."""
+    x, t = unfolded(IMAGES, 0), rows(repaired[0].stem(IMAGES))
+    small, wide = 1e-3 * repaired[0].stem.weight.flatten(1).double(), 2 * repaired[0].stem.weight.flatten(1).double()
+    normal = Normal.of(torch.from_numpy(x)[None], torch.from_numpy(t)[None])
+    torch.testing.assert_close(normal.at_scale(small[None], 4.0)[0], 4 * small)
+    torch.testing.assert_close(normal.at_scale(wide[None], 4.0)[0], wide / 2)
+    assert torch.equal(normal.at_scale(0 * wide[None], 4.0)[0], 0 * wide)
 
 
 def test_a_layer_that_reads_too_much_is_left_alone_with_a_reason(repaired, monkeypatch):

@@ -13,10 +13,13 @@ from channelscope.repair.carried import Carried
 from channelscope.repair.layers import Place, affine, calls, places, write
 from channelscope.repair.normal import Normal, held_out
 from channelscope.repair.patches import exact, patches, rows, width
-from channelscope.types import Bool, Int, Tensor
+from channelscope.repair.peers import RIDGE, supply
+from channelscope.types import Bool, Float, Int, Tensor
 
 SHARES = (0.01, 0.1, 1.0, 10.0)
 """Ridge penalties that are tried, as shares of the mean variance of what a layer reads."""
+STRETCH = 4.0
+"""The most by which a layer's prior is scaled up: what hardly varies tells little of its scale."""
 WIDEST = 8192
 """Inputs times kernel size beyond which the normal equations (512 MiB) are not formed."""
 
@@ -41,13 +44,15 @@ class Fit:
             if reason:
                 self.skipped[place.layer.name] = reason
                 continue
+            inherited = self._weights(place, module)
+            supply(self.small.graph.model, place, self.found, self.alive, self.original, RIDGE, self.positions)
             summed = place.total is not None and self.small.place[str(place.rest)] < self.small.place[place.layer.node]
             goal = str(place.total) if summed else place.layer.node
             self.original.hold(goal)
             targets = self.original(goal)
             halves = self._halves(place, module, summed, targets)
             self.original.release(goal)
-            yield place.layer.name, *self._solve(place, module, halves)
+            yield place.layer.name, *self._solve(place, module, inherited, halves)
 
     def _unfit(self, place: Place, module: nn.Module) -> str:
         if isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -93,19 +98,24 @@ class Fit:
         count = torch.Size(shape).numel() // shape[axis if axis < 0 else 0]
         return None if count <= self.positions else draw(images, count, self.positions, seed=0)
 
-    def _solve(self, place: Place, module: Any, halves: tuple[Normal, Normal]) -> tuple[float, float]:
+    def _weights(self, place: Place, module: Any) -> Float[Tensor, "groups outputs inputs"]:
+        """A layer's weights as it has them now, with the factor of its normalization."""
+        weights = module.weight.detach().double().flatten(1)
+        if place.norm is not None:
+            weights = weights * affine(self.small.graph.modules[place.norm])[0][:, None]
+        groups = 1 if place.layer.linear else module.groups
+        return weights.view(groups, -1, weights.shape[1])
+
+    def _solve(self, place: Place, module: Any, inherited: Tensor, halves: tuple[Normal, Normal]) -> tuple[float, float]:
         norm: Any = self.small.graph.modules[place.norm] if place.norm else None
         if norm is None and module.bias is None:
             halves = halves[0].uncentred(), halves[1].uncentred()
         total = halves[0] + halves[1]
-        inherited = module.weight.detach().double().flatten(1)
-        if norm is not None:
-            inherited = inherited * affine(norm)[0][:, None]
-        inherited = inherited.view(len(total.xx), -1, inherited.shape[1])
+        prior = total.at_scale(self._weights(place, module), STRETCH)
         shares = SHARES if self.ridge is None else (2 * self.ridge,)
-        errors = held_out(halves, inherited, shares)
+        errors = held_out(halves, prior, shares)
         best = int(errors.argmin())
-        (fitted,) = total.ridge(inherited, (shares[best] / 2,))  # twice the images of a half, against the same penalty
+        (fitted,) = total.ridge(prior, (shares[best] / 2,))  # twice the images of a half, against the same penalty
         mean, variance = total.output(fitted)
         write(module, norm, fitted.flatten(0, 1), total.constant(fitted).flatten(), mean.flatten(), variance.flatten())
         scale = (total.tt / total.count).mean()  # where the target never varies, the fractions are nan

@@ -90,6 +90,17 @@ class Normal:
         variance = ((weights @ self.xx) * weights).sum(2) / self.count
         return (weights @ self.x_mean[:, :, None])[:, :, 0], variance.clamp(min=0)
 
+    def at_scale(self, weights: Float[Tensor, "groups outputs inputs"], most: float) -> Float[Tensor, "groups outputs inputs"]:
+        """The weights, each output scaled (up by `most` at most) until weights · x varies as much as its target.
+
+        Re-estimating a batch normalization does this to the weights before it (Li et al. 2018, AdaBN). Least squares alone gives
+        an output the share R of its target's spread; shrunk toward weights that expect inputs at full spread, a deep network loses
+        it layer after layer.
+        """
+        variance = self.output(weights)[1]
+        factor = (self.tt / self.count / variance).sqrt().clamp(max=most)
+        return weights * torch.where(variance > 0, factor, 1.0)[:, :, None]
+
     def single(self) -> "Normal":
         """The same in float32, for trial fits."""
         return Normal(self.count, *(part.float() for part in (self.x_mean, self.t_mean, self.xx, self.xt, self.tt)))

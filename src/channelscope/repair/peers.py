@@ -24,6 +24,8 @@ BETWEEN = POOLS | {"flatten", "dropout", "contiguous", "mean"}
 """Functions and methods between a cut point and a consumer that leave channels apart; pooling is taken as if it were not there."""
 WIDEST = 8192
 """Inputs of a consumer beyond which their covariance (512 MiB) is not formed."""
+RIDGE = 0.01
+"""λ as a share of the mean variance of the kept channels."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +62,24 @@ def peers(
     """
     if isinstance(source, Profile) and source.weights_hash != weights_hash(found.graph.model):
         raise MismatchError("repair: the profile was measured on other weights than the original network's; collect it again")
-    skipped: dict[str, str] = {}
-    for place in places(found.graph, found.layers):
-        layer = place.layer
-        if bool(keep[layer.inputs].all()):
-            continue
-        if layer.groups > 1:
-            skipped[layer.name] = "grouped: it goes with its group"
-            continue
-        supply = (
-            _recorded(place, found, keep, source, ridge) if isinstance(source, Profile) else _seen(place, keep, source, ridge, positions)
-        )
-        if isinstance(supply, str):
-            skipped[layer.name] = supply
-        else:
-            _write(small, place, found, keep[layer.outputs].nonzero().flatten(), supply)
-    return skipped
+    reasons = {place.layer.name: supply(small, place, found, keep, source, ridge, positions) for place in places(found.graph, found.layers)}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def supply(
+    small: nn.Module, place: Place, found: Groups, keep: Bool[Tensor, "channels"], source: Profile | Carried, ridge: float, positions: int
+) -> str:
+    """The same for one consumer; returns why it was left as it was, or nothing."""
+    layer = place.layer
+    if bool(keep[layer.inputs].all()):
+        return ""
+    if layer.groups > 1:
+        return "grouped: it goes with its group"
+    made = _recorded(place, found, keep, source, ridge) if isinstance(source, Profile) else _seen(place, keep, source, ridge, positions)
+    if isinstance(made, str):
+        return made
+    _write(small, place, found, keep[layer.outputs].nonzero().flatten(), made)
+    return ""
 
 
 def _seen(place: Place, keep: Tensor, original: Carried, ridge: float, positions: int) -> Supply | str:

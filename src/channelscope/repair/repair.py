@@ -16,11 +16,10 @@ from channelscope.repair.batchnorm import batchnorm
 from channelscope.repair.calibration import chunks, example
 from channelscope.repair.carried import Carried
 from channelscope.repair.least_squares import Fit
-from channelscope.repair.peers import peers
+from channelscope.repair.peers import RIDGE, peers
 from channelscope.stats.profile import Profile
 
 Method = Literal["least_squares", "peers", "batchnorm", "none"]
-PEERS_RIDGE = 0.01
 PROFILE = "; or, for peers, the original's profile"
 
 
@@ -50,9 +49,10 @@ def repair(
 ) -> Report:
     """Change the weights of `small`, in place, so that it comes closer to the network it was cut from.
 
-    least_squares   every layer is re-fitted in forward order, by ridge regression toward its inherited weights, so that what
-                    it gives out from the already repaired layers before it is what the original gives out there; a layer
-                    that is added to a sum also makes up for the error of the other terms
+    least_squares   every layer is re-fitted in forward order, so that what it gives out from the already repaired layers
+                    before it is what the original gives out there; a layer that is added to a sum also makes up for the
+                    error of the other terms. The ridge regression is shrunk toward the weights that peers would give, each
+                    output at the spread of its target
     peers           kept channels supply what removed ones supplied, by linear prediction; with images, batch normalizations
                     are re-estimated afterwards
     batchnorm       batch normalizations are re-estimated only
@@ -80,14 +80,14 @@ def repair(
     found = model if isinstance(model, Groups) else groups(model, example(model, kept))
     keep = _agree(small, found, kept)
     if isinstance(source, Profile) and method == "peers":
-        skipped = peers(small, found, keep, source, PEERS_RIDGE if ridge is None else ridge, positions)
+        skipped = peers(small, found, keep, source, RIDGE if ridge is None else ridge, positions)
         return Report("peers", source.images, skipped=skipped)
     if source is None or isinstance(source, Profile):
         raise InputError(f"repair: {method} needs calibration images, batches of (images, …){PROFILE if method == 'peers' else ''}")
     batches = chunks(source, found)
     with torch.no_grad(), evaluating(small), evaluating(found.graph.model):
         original = Carried(found.graph, batches)
-        skipped = peers(small, found, keep, original, PEERS_RIDGE if ridge is None else ridge, positions) if method == "peers" else {}
+        skipped = peers(small, found, keep, original, RIDGE if ridge is None else ridge, positions) if method == "peers" else {}
         carried = Carried(trace(small, tuple(part[:1] for part in batches[0])), batches)
         if method == "least_squares":
             fit = Fit(found, keep, carried, original, positions, ridge)
