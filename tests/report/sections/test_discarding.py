@@ -57,31 +57,16 @@ def test_differences_and_the_object(tmp_path):
 
 @pytest.mark.parametrize(("low", "said"), [(0.05, "clearly better: gradcam"), (-0.05, "no other map is clearly better")])
 def test_losing_is_said(tmp_path, low, said):
+    known = {"n": 9, "iou_low": 0.3, "iou_high": 0.5}
     rows = [
-        {
-            "method": "cid",
-            "converged": 0.5,
-            "n": 9,
-            "iou": 0.4,
-            "iou_low": 0.3,
-            "iou_high": 0.5,
-            "less_cid": np.nan,
-            "less_cid_low": np.nan,
-        },
-        {
-            "method": "gradcam",
-            "converged": np.nan,
-            "n": 9,
-            "iou": 0.5,
-            "iou_low": 0.4,
-            "iou_high": 0.6,
-            "less_cid": 0.1,
-            "less_cid_low": low,
-        },
+        {"method": "cid", "iou": 0.4, "converged": 0.5, "less_cid_low": np.nan} | known,
+        {"method": "gradcam", "iou": 0.5, "converged": np.nan, "less_cid_low": low} | known,
+        {"method": "random", "iou": 0.25, "converged": np.nan, "less_cid_low": -1.0} | known,
     ]
     curves = [{"method": "cid", "baseline": "zero", "n": 9, "area": 0.3, "area_low": 0.2, "area_high": 0.4, "less_cid_high": np.nan}]
     sentences = discarding.judged(run(tmp_path, localization=rows, descriptive_accuracy=curves))
     assert said in sentences[0]
+    assert "(n = 9 images) (a random map: 0.25); " in sentences[0]
     assert sentences[1] == "cid has converged for 50 % of the images."
     assert "0.300 [0.200, 0.400] (n = 9 images) for cid; no other map is clearly lower" in sentences[2]
 

@@ -61,7 +61,7 @@ def _kept(frame: pd.DataFrame | None) -> list[str]:
 
 
 def judged(run: Run) -> list[str]:
-    """Where CID (of the first layer) wins, where it does not, and whether it is known."""
+    """Where CID (of the first layer) wins, where it does not, what chance reaches, and whether the CID is known."""
     found, curves = run.table("localization"), run.table("descriptive_accuracy")
     sentences = []
     if found is not None:
@@ -69,7 +69,7 @@ def judged(run: Run) -> list[str]:
         better = found[found.less_cid_low > 0].method.tolist()
         sentences.append(
             f"Boxes from {own.method} overlap the object's with a mean IoU of "
-            f"{interval(own.iou, own.iou_low, own.iou_high, int(own.n), 'images')}; "
+            f"{interval(own.iou, own.iou_low, own.iou_high, int(own.n), 'images')}{_chance(found, 'iou', 2)}; "
             + (f"clearly better: {', '.join(better)}." if better else "no other map is clearly better.")
         )
         sentences += [
@@ -81,10 +81,16 @@ def judged(run: Run) -> list[str]:
         better = rows[rows.less_cid_high < 0].method.tolist()
         value = interval(own.area, own.area_low, own.area_high, int(own.n), "images", 3)
         sentences.append(
-            f"Descriptive accuracy with {baseline} as baseline (low is better): {value} for {own.method}; "
+            f"Descriptive accuracy with {baseline} as baseline (low is better): {value} for {own.method}{_chance(rows, 'area', 3)}; "
             + (f"clearly lower: {', '.join(better)}." if better else "no other map is clearly lower.")
         )
     return sentences
+
+
+def _chance(frame: pd.DataFrame, column: str, digits: int) -> str:
+    """What a map that knows nothing reaches."""
+    own = frame[frame.method == "random"]
+    return f" (a random map: {shown(own[column].iloc[0], digits)})" if len(own) else ""
 
 
 def drawings(run: Run) -> list[Drawing]:
@@ -167,7 +173,10 @@ FAITHFUL = Section(
     "Does the class score fall where a map says the evidence is, and does the map find the object? CID beside other methods.",
     (
         Chart("Finding the object", "method", "iou", "rows", low="iou_low", high="iou_high", of="images",
-              caption="Mean IoU with 95 % t intervals; thresholds were chosen on other images; `center` knows no image."),
+              caption="Mean IoU with 95 % t intervals; thresholds were chosen on other images; center knows no image."),
+        Chart("Taking the evidence away", "method", "area", "rows", panels=("baseline",), low="area_low", high="area_high", of="images",
+              table="descriptive_accuracy", label="area [probability]",
+              caption="Class probability while the most relevant cells are replaced, averaged over the share replaced; low is better."),
     ),
     judged,
     more=("descriptive_accuracy",),
