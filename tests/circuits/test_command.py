@@ -127,11 +127,14 @@ def test_a_constant_circuit_is_said(file, capsys, tmp_path):
 
 
 def test_a_circuit_no_better_than_the_mean_is_said():
-    row = {"feature": "b:3", "kernels": 30, "relevant": 1200, "r": 0.2, "r_low": 0.1, "r_high": 0.3, "images": 9}
+    row = {"feature": "b:3", "kernels": 30, "asked": 30, "relevant": 1200, "r": 0.2, "r_low": 0.1, "r_high": 0.3, "images": 9}
     row |= {"random_r": 0.0, "random_error": 1.01, "rest_error": 1.0}
     for error, poor in ((0.98, False), (1.2, True)):
         said = headline(row | {"error": error, "error_low": error - 0.1, "error_high": error + 0.1})
         assert said.startswith("b:3: 30 of 1,200 kernels (2.5 %) reach r = 0.200 [0.100, 0.300]")
+        assert (
+            headline(row | {"asked": 60, "error": error, "error_low": error, "error_high": error})[:50].count("(2.5 %; 60 asked for)") == 1
+        )
         assert ("no better than the feature's mean: keep more, or try --criterion learned" in said) == poor
 
 

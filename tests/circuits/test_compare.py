@@ -97,6 +97,8 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, found):
     with pytest.raises(KeyboardInterrupt):
         compare(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3), path)
     assert len(path.read_text().splitlines()) == 1 + 5
+    with path.open("a") as file:
+        file.write('{"feature": "two:1", "crit')  # the machine went down in the middle of a line
     monkeypatch.setattr(room, "measured", lambda held, circuit: done.append(circuit) or right(held, circuit))
     again = compare(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3), path)
     assert len(done) == 18  # nothing twice

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channelscope.circuits.circuit import Circuit, trim
-from channelscope.circuits.drawing import HEIGHT, LETTER, LINE, Drawing, drawing
+from channelscope.circuits.drawing import BETWEEN, HEIGHT, LETTER, LINE, Drawing, drawing
 from channelscope.circuits.score import control, score, signed
 from channelscope.circuits.select import top
 from channelscope.circuits.target import locate
@@ -113,6 +113,23 @@ def test_sums_stand_between_columns_only_where_two_members_are_left():
     alone = drawing(trim(Circuit.of_target(target, marks), target), SIGNED["residual"])
     assert not any("two" in node.name for node in alone.nodes)
     assert any(alone.nodes[edge.source].name == "stem:0" and alone.nodes[edge.target].group == "three" for edge in alone.edges)
+
+
+def test_constant_sums_stand_between_the_columns():
+    """Nothing feeds them, and their kernels have room between the columns, also where a column is folded."""
+    target = SIGNED["residual"].target
+    for layers in (("stem", "one", "two"), ("stem", "one", "two", "three", "four", "short")):
+        marks = {layer: kernels.clone() & (layer not in layers) for layer, kernels in Circuit.whole(target).marks.items()}
+        page = drawing(trim(Circuit.of_target(target, marks), target), SIGNED["residual"])
+        sums = [place for place, node in enumerate(page.nodes) if "constant here" in node.name]
+        assert sums
+        for place in sums:
+            node = page.nodes[place]
+            readers = [page.nodes[edge.target] for edge in page.edges if edge.source == place]
+            assert node.x + node.side <= min(other.x for other in readers) - BETWEEN / 4
+            assert not any(
+                other.kind != "sum" and other.x - 1 < node.x + node.side and node.x < other.x + other.side for other in page.nodes
+            )
 
 
 def test_titles_have_room():

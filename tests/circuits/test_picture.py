@@ -131,6 +131,17 @@ def test_visualizations_drive_their_channel(cause, monkeypatch):
     assert visualizations(Circuit.whole(target), target, COLOR) == found  # seeded
 
 
+def test_channels_that_no_image_moves_are_not_visualized(monkeypatch):
+    monkeypatch.setattr(picture, "STEPS", 3)
+    target = locate(Two().eval(), "b:0", torch.zeros(1, 3, 12, 12))
+    marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
+    marks["a"][0] = False
+    marks["a"][0, 2] = True  # a kernel of zeros: channel 0 is a constant
+    found = visualizations(Circuit.of_target(target, marks), target, COLOR)
+    assert found["a:0"] == ()
+    assert len(found["a:1"]) == len(found["b:0"]) == 1
+
+
 def test_the_network_is_left_as_it_was():
     model = Planted().eval()
     images = torch.randn(2, 3, 8, 8)

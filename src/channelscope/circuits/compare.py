@@ -23,6 +23,7 @@ from channelscope.formulas.resampling import Interval, bootstrap
 from channelscope.net.find import in_graph
 from channelscope.net.graph import Graph
 from channelscope.net.identity import weights_hash
+from channelscope.tables import whole
 from channelscope.types import Float, Tensor
 
 COMPARED = ("gate", "actgrad", "snip", "force", "iterated_gate", "iterated_actgrad", "magnitude", "random")
@@ -175,15 +176,14 @@ class _Ledger:
         self.path, self.rows = path, {}
         if path is None:
             return
-        if path.is_file():
-            head, *lines = path.read_text(encoding="utf-8").splitlines()
-            if json.loads(head) != made:
-                raise InputError(f"{path} is of another network, other images or another seed: delete it, or choose another folder")
-            for line in lines:
-                self._keep(json.loads(line))
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(made) + "\n", encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        head, *lines = text[: text.rfind("\n") + 1].splitlines() or [json.dumps(made)]  # a line that was cut short is measured again
+        if json.loads(head) != made:
+            raise InputError(f"{path} is of another network, other images or another seed: delete it, or choose another folder")
+        for line in lines:
+            self._keep(json.loads(line))
+        with whole(path) as half:
+            half.write_text("".join(f"{line}\n" for line in (head, *lines)), encoding="utf-8")
 
     def add(self, row: dict[str, Any]) -> None:
         self._keep(row)

@@ -238,17 +238,18 @@ def _placed(columns: list[list[Node]], side: int) -> tuple[list[tuple[float, tup
 
 
 def _sums(nodes: list[Node], edges: list[Edge], side: int, top: float) -> None:
-    """Sums lie to the right of their last member, those without one to the left of their first reader; as near as there is room
-    to the mean height of what they are connected to."""
+    """Sums lie to the right of their last member's column, those without one before their first reader's; as near as there is
+    room to the mean height of what they are connected to."""
     size = side / 3
     columns: dict[float, list[tuple[float, Node]]] = {}
     for place, node in enumerate(nodes):
         if node.kind == "sum":
             members = [nodes[edge.source] for edge in edges if edge.target == place]
             readers = [nodes[edge.target] for edge in edges if edge.source == place]
-            rights = [other.x + side for other in nodes if other.kind != "sum" and other.depth == node.depth]
+            last = node.depth if members else min(other.depth for other in readers) - 1
+            rights = [other.x + side for other in nodes if other.kind != "sum" and other.depth <= last]
             node.side = size
-            node.x = max(rights) + BETWEEN / 4 if members else min(other.x for other in readers) - size - GAP / 2
+            node.x = (max(rights) if rights else min(other.x for other in readers) - BETWEEN) + BETWEEN / 4
             wanted = float(np.mean([other.y + other.side / 2 for other in members or readers])) - size / 2
             columns.setdefault(node.x, []).append((wanted, node))
     for column in columns.values():

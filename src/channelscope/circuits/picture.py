@@ -13,7 +13,7 @@ from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.receptive import Field, fields
 from channelscope.circuits.target import Target
 from channelscope.net.find import in_graph
-from channelscope.types import Float
+from channelscope.types import Bool, Float
 
 PATCHES, TOGETHER = 6, 1000
 """Most patches kept for each channel, and for all channels of a circuit together: a page has to stay light enough to mail."""
@@ -138,21 +138,22 @@ def visualizations(circuit: Circuit, target: Target, palette: Palette, seed: int
     """For each channel, an image made to drive it at the center of its map, inside the circuit; cropped to what it sees there.
 
     The image is a sum of waves whose amplitudes fall with frequency, as those of natural images do, moved a little at random
-    before each of 64 steps of Adam.
+    before each of 64 steps of Adam. A channel that no image moves, a constant in this circuit, has none.
 
     Source   Olah, Mordvintsev, Schubert 2017 (feature visualization)
     """
     found: dict[str, tuple[bytes, ...]] = {}
     with target.without((~circuit).marks):
         for spot in spots(circuit, target):
-            made = _ascended(spot, target, palette, seed)
+            made, moved = _ascended(spot, target, palette, seed)
             center = _center(target.graph.shapes[spot.step])
-            for channel, image in zip(spot.channels, made, strict=True):
-                found[f"{spot.layer}:{channel}"] = (_coded(_crop(image, spot, center, target, palette)),)
+            for channel, image, answers in zip(spot.channels, made, moved.tolist(), strict=True):
+                found[f"{spot.layer}:{channel}"] = (_coded(_crop(image, spot, center, target, palette)),) if answers else ()
     return found
 
 
-def _ascended(spot: Spot, target: Target, palette: Palette, seed: int) -> Float[Tensor, "channels C H W"]:
+def _ascended(spot: Spot, target: Target, palette: Palette, seed: int) -> tuple[Float[Tensor, "channels C H W"], Bool[Tensor, "channels"]]:
+    """An image for each channel, and whether the channel ever answered to it."""
     shape = target.graph.shapes[target.graph.inputs[0]][1:]
     height, width = shape[1:]
     noise = torch.Generator().manual_seed(seed)
@@ -167,14 +168,16 @@ def _ascended(spot: Spot, target: Target, palette: Palette, seed: int) -> Float[
         return (torch.sigmoid(pixels) - mean) / std
 
     rows, place = torch.arange(len(spot.channels)), _center(target.graph.shapes[spot.step])
+    moved = torch.zeros(len(rows), dtype=torch.bool)
     with torch.enable_grad():
         for _ in range(STEPS):
             below, right = torch.randint(-JITTER, JITTER + 1, (2,), generator=noise).tolist()
             (maps,) = target.run(painted().roll((below, right), (2, 3)).to(target.device), (spot.step,))
             driven = _columns(maps, spot)[rows, rows, place].sum()
             (waves.grad,) = torch.autograd.grad(-driven, waves)
+            moved |= waves.grad.flatten(1).any(1)
             optimizer.step()
-    return painted().detach()
+    return painted().detach(), moved
 
 
 def _center(shape: tuple[int, ...]) -> int:

@@ -53,12 +53,13 @@ def write(folder: Path, circuit: Circuit, small: Extract, about: dict[str, Any] 
         save_file(tensors, half_tensors)
 
 
-def read(folder: Path) -> tuple[Circuit, Extract, dict[str, Any]]:
+def read(folder: str | Path) -> tuple[Circuit, Extract, dict[str, Any]]:
     """The circuit, its stand-alone module and the further facts of a folder.
 
     Raises   FormatError if the files are missing, damaged, of another format, or call anything but tensor functions.
     Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
     """
+    folder = Path(folder)
     recipe = _json(folder)
     try:
         tensors = load_file(folder / TENSORS)

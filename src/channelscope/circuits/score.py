@@ -42,13 +42,13 @@ PAPER = "Hamblin, Konkle, Alvarez 2022"
 CRITERIA = {
     criterion.name: criterion
     for criterion in (
-        Criterion("gate", contributions.gate, False, "Σ over images of |Σ over positions of A·G|", "Hamblin, Konkle, Alvarez 2022"),
+        Criterion("gate", contributions.gate, False, "Σ over images of |Σ over positions of A·G|", PAPER),
         Criterion("actgrad", contributions.actgrad, False, "Σ over images of the mean over positions of |A·G|", PAPER),
         Criterion("snip", contributions.snip, False, "Σ over images of the kernel's mean |w·dJ/dw|", "Lee, Ajanthan, Torr 2019"),
         Criterion("snip_batch", partial(contributions.snip, per_batch=True), False, "mean |w·dJ/dw|, summed by batch first", PAPER),
         Criterion("force", contributions.snip, True, "SNIP on the FORCE schedule", "de Jorge et al. 2021"),
-        Criterion("iterated_gate", contributions.gate, True, "gate on the FORCE schedule", "Hamblin, Konkle, Alvarez 2022"),
-        Criterion("iterated_actgrad", contributions.actgrad, True, "ActGrad on the FORCE schedule", "Hamblin, Konkle, Alvarez 2022"),
+        Criterion("iterated_gate", contributions.gate, True, "gate on the FORCE schedule", PAPER),
+        Criterion("iterated_actgrad", contributions.actgrad, True, "ActGrad on the FORCE schedule", PAPER),
         Criterion("learned", None, False, "openness of gates trained on the feature's error", "Louizos, Welling, Kingma 2018"),
         Criterion("magnitude", None, False, "mean |w| of the kernel", "control"),
         Criterion("random", None, False, "uniform noise, seeded", "control"),

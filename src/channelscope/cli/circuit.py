@@ -208,8 +208,12 @@ def written(out: Path, frames: dict[str, pd.DataFrame], facts: dict) -> None:
 def headline(row: dict) -> str:
     """The answer in a sentence or two."""
     r, error = (tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], digits=3) for name in ("r", "error"))
+    share, asked = (
+        tables.percent(row["kernels"] / row["relevant"]),
+        f"; {row['asked']:,} asked for" if row["asked"] > row["kernels"] else "",
+    )
     said = (
-        f"{row['feature']}: {row['kernels']:,} of {row['relevant']:,} kernels ({tables.percent(row['kernels'] / row['relevant'])}) "
+        f"{row['feature']}: {row['kernels']:,} of {row['relevant']:,} kernels ({share}{asked}) "
         f"reach r = {r} and an error of {error} on {row['images']} held-out images; as many random kernels: "
         f"r = {tables.shown(row['random_r'])}, error {tables.shown(row['random_error'])}; the network without them: "
         f"error {tables.shown(row['rest_error'])}."

@@ -1,0 +1,43 @@
+"""The page on circuits: its commands exist and its lines run."""
+
+import re
+from pathlib import Path
+
+import torch
+import typer
+
+from channelscope.circuits import recipe
+from channelscope.circuits.extract import extract
+from channelscope.circuits.score import control
+from channelscope.circuits.select import top
+from channelscope.circuits.target import locate
+from channelscope.cli import app
+from channelscope.net.edits import silence
+from pencil_circuits import network, pictures
+
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "circuits.md").read_text()
+
+
+def test_the_commands_exist():
+    group = typer.main.get_command(app)
+    lines = [line.split() for line in PAGE.splitlines() if line.startswith("channelscope ")]
+    assert {"circuit", "subcircuits", "why", "report"} <= {words[1] for words in lines}
+    for _, name, *words in lines:
+        known = {option for parameter in group.commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known
+
+
+@torch.no_grad()
+def test_the_lines_run(tmp_path, monkeypatch):
+    target = locate(network("residual"), "last:1", pictures())
+    circuit = top(control(target, "random"), 0.4)
+    recipe.write(tmp_path / "runs" / "circuit", circuit, extract(circuit, target), {"criterion": "random"})
+    monkeypatch.chdir(tmp_path)
+    (lines,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: dict = {"model": target.model, "images": pictures()}
+    exec(lines, names)
+    assert names["circuit"] == circuit
+    assert names["about"] == {"criterion": "random"}
+    with silence(target.model, ~circuit):
+        expected = target.map(pictures())
+    assert torch.allclose(names["feature"].flatten(1), expected, atol=1e-5)
