@@ -160,15 +160,17 @@ class TestDiscardFurther:
         assert not (tmp_path / "out").exists()
 
     def test_boxes_of_a_data_set(self, tmp_path):
-        name, weights = boxed(tmp_path)
+        name, weights = boxed(tmp_path, outside=True)
         few = ("--images", "12", "--evaluated", "6", "--layers", "layer1", "--side", "4")
         assert (
             run("discard", name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", *few, "--boxes", "--out", tmp_path / "out") == 0
         )
         frame = tables.read(tmp_path / "out" / "concentration.csv")
-        assert frame.concentration.notna().sum() == 5
-        assert "no foreground" in frame[frame.concentration.isna()].note.item()
-        assert tables.read(tmp_path / "out" / "concentration_layers.csv").n.item() == 5
+        assert frame.concentration.notna().sum() == 4
+        notes = sorted(frame[frame.concentration.isna()].note)
+        assert "lies outside the image of 16×16 pixels" in notes[0]
+        assert "no foreground" in notes[1]
+        assert tables.read(tmp_path / "out" / "concentration_layers.csv").n.item() == 4
 
     def test_masks_of_a_data_set_say_what_boxes_of_the_same_pixels_say(self, tmp_path, capsys):
         name, weights = boxed(tmp_path, empty=False)
@@ -194,8 +196,8 @@ class TestDiscardFurther:
         assert frame.difference.notna().all()
 
 
-def boxed(folder, count=18, empty=True):
-    """A data set of squares on noise with their boxes and masks, one image without a box where that is wanted, and a network."""
+def boxed(folder, count=18, empty=True, outside=False):
+    """A data set of squares on noise with their boxes and masks, one image without a box, or with one outside, where wanted."""
     pictures = []
     outline, stream = np.zeros((16, 16), np.uint8), io.BytesIO()
     outline[4:10, 5:12] = 1
@@ -220,6 +222,8 @@ def boxed(folder, count=18, empty=True):
     zoo.save_weights(model.state_dict(), folder / "w.safetensors")
     if empty:
         boxes[int(images.test.rows[0])] = []
+    if outside:
+        boxes[int(images.test.rows[1])] = [[20.0, 20.0, 30.0, 30.0]]
     pq.write_table(made.set_column(2, "boxes", pa.array(boxes, pa.list_(pa.list_(pa.float64())))), folder / "set" / "validation.parquet")
     return name, folder / "w.safetensors"
 

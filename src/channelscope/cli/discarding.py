@@ -227,6 +227,7 @@ def _headline(written: list[pd.DataFrame]) -> list[str]:
         cid = interval(row["cid"], row["cid_low"], row["cid_high"], int(row["n"]), "images")
         doubt = "" if row["converged"] == 1 else f"; {row['converged']:.0%} of the images converged"
         doubt += f"; {int(row['unreached'])} images out of reach" if row["unreached"] else ""
+        doubt += f"; {row['unseen']:.0%} of the image does not reach it" if row["unseen"] else ""
         lines.append(f"{row['network']} {row['layer']}: CID {cid} nats{doubt}")
     for row in written[2].to_dict("records") if len(written) > 2 else []:
         change = interval(row["difference"], row["difference_low"], row["difference_high"], int(row["n"]), "images")

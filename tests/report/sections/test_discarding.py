@@ -18,7 +18,7 @@ def run(folder, **frames):
     return Run.read(folder)
 
 
-def layers(converged=1.0, unreached=0):
+def layers(converged=1.0, unreached=0, unseen=0.0):
     rows = []
     for depth, name in enumerate(("first", "last")):
         row = {
@@ -30,7 +30,7 @@ def layers(converged=1.0, unreached=0):
             "cid_low": -3.2 + depth,
             "cid_high": -2.8 + depth,
         }
-        rows.append(row | {"converged": converged if depth else 1.0, "unreached": unreached * depth})
+        rows.append(row | {"converged": converged if depth else 1.0, "unreached": unreached * depth, "unseen": unseen * depth})
     return rows
 
 
@@ -43,6 +43,11 @@ def test_what_has_not_converged_or_is_out_of_reach_is_said(tmp_path):
     sentences = discarding.said(run(tmp_path, discarded_layers=layers(0.25, 2)))
     assert "in 1 of 2 layers (least in last: 25 % of the images)" in sentences[1]
     assert "For 2 pairs" in sentences[2]
+
+
+def test_what_a_layer_cannot_see_is_said(tmp_path):
+    sentences = discarding.said(run(tmp_path, discarded_layers=layers(unseen=0.25)))
+    assert sentences[1].startswith("25 % of the image does not reach last: outside its receptive field")
 
 
 def test_differences_and_the_object(tmp_path):

@@ -35,6 +35,11 @@ def said(run: Run) -> list[str]:
                 f"Not converged for every image in {len(doubtful)} of {len(own)} layers (least in {worst.layer}: "
                 f"{shown(100 * worst.converged, 0)} % of the images); such maps are marked, and the table says why."
             )
+        sentences += [
+            f"{shown(100 * row.unseen, 0)} % of the image does not reach {row.layer}: outside its receptive field, or dead; noise sits "
+            "at its cap there."
+            for row in own[own.unseen > 0].itertuples()
+        ]
         if own.unreached.sum():
             sentences.append(f"For {int(own.unreached.sum())} pairs of image and layer the constraint is out of reach; they are left out.")
     return sentences + _compared(run.table("discarded_difference")) + _kept(run.table("concentration_layers"))
