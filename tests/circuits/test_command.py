@@ -11,6 +11,7 @@ from channelscope.circuits import recipe
 from channelscope.circuits.target import locate
 from channelscope.cli.circuit import headline
 from channelscope.net.edits import silence
+from channelscope.report import html
 from cli.commands import run
 
 NETWORKS = '''
@@ -247,6 +248,7 @@ def test_subcircuits_of_one_feature(file, capsys, tmp_path):
         assert 0 < circuit.count <= circuit.total
     assert len(tables.read(tmp_path / "subcircuits.csv")) == 24
     assert set(tables.read(tmp_path / "subcircuit_curves.csv")["judged_on"]) == {0, 1}
+    assert "The groups of images" in html.write(tmp_path).read_text()
 
 
 def test_subcircuits_that_cannot_be(file, capsys, tmp_path):

@@ -106,7 +106,7 @@ def patches(circuit: Circuit, target: Target, images: Tensor | Iterable, palette
             own = values[row]
             constant = not float(own.max()) > float(own.min())
             ranked = [] if constant else own.argsort(descending=True, stable=True)[:most].tolist()
-            shots = [_crop(together[image], spot, int(places[row, image]), target, palette) for image in ranked]
+            shots = [crop(together[image], spot, int(places[row, image]), target, palette) for image in ranked]
             found[f"{spot.layer}:{channel}"] = tuple(_coded(shot) for shot in shots)
     return found
 
@@ -117,7 +117,11 @@ def _columns(maps: Tensor, spot: Spot) -> Float[Tensor, "images channels positio
     return own.reshape(*own.shape[:2], -1)
 
 
-def _crop(image: Tensor, spot: Spot, place: int, target: Target, palette: Palette) -> Image.Image:
+def crop(image: Tensor, spot: Spot, place: int, target: Target, palette: Palette) -> Image.Image:
+    """What a position of a spot sees of an image; `place` is the flat position.
+
+    Source   Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field)
+    """
     if spot.field is None:
         return palette.shown(image)
     columns, (height, width) = target.graph.shapes[spot.step][3], image.shape[1:]
@@ -148,7 +152,7 @@ def visualizations(circuit: Circuit, target: Target, palette: Palette, seed: int
             made, moved = _ascended(spot, target, palette, seed)
             center = _center(target.graph.shapes[spot.step])
             for channel, image, answers in zip(spot.channels, made, moved.tolist(), strict=True):
-                found[f"{spot.layer}:{channel}"] = (_coded(_crop(image, spot, center, target, palette)),) if answers else ()
+                found[f"{spot.layer}:{channel}"] = (_coded(crop(image, spot, center, target, palette)),) if answers else ()
     return found
 
 

@@ -20,6 +20,7 @@ from channelscope.circuits.feature import EXAMPLES
 from channelscope.circuits.fidelity import HeldOut
 from channelscope.circuits.picture import Palette, patches, visualizations
 from channelscope.circuits.score import signed
+from channelscope.circuits.sheet import sheet
 from channelscope.circuits.subfeature import GENERAL, peaks
 from channelscope.circuits.subfeature import clusters as grouped
 from channelscope.circuits.subfeature import subcircuits as told_apart
@@ -117,7 +118,7 @@ def subcircuits(
     The strongest images are taken from the calibration images (1,000 of them, if --images does not say otherwise).
 
     feature    layer3.1.conv1:7, or a direction layer3.1.conv1:vector.npy
-    out        folder for a circuit a group, their union, a control scored on images of all groups, and the tables
+    out        folder for a circuit a group, their union, a control scored on images of all groups, the tables, and the groups' images
     strongest  how many of the images that drive the feature most are grouped
     clusters   number of groups; by default the one with the clearest separation (silhouette)
     general    share of the relevant kernels in the feature's general circuit, inside which the groups' kernels are scored; 1 for all
@@ -132,6 +133,9 @@ def subcircuits(
     modules = {name: extract(each, target) for name, each in circuits.items()}
     for name, each in circuits.items():
         recipe.write(out / f"circuit_{name}", each, modules[name], {"network": network.model, "weights": weights_hash(model)})
+    page = sheet(target, found, labels, Palette(*images.normalization))
+    with tables.whole(out / "groups.png") as half:
+        page.save(half)
     written(out, frames, {"title": f"Sub-features of {target.feature} in {network.model}"} | about(network, model, images, begun))
     whole = frames["subcircuit_overlap"].query("site == ''")
     sizes = ", ".join(f"{int((labels == group).sum())}" for group in range(int(labels.max()) + 1))

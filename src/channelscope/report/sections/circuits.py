@@ -58,6 +58,15 @@ def told_apart(run: Run) -> list[str]:
     return [f"The strongest images fall into groups of {sizes}; the circuits of two groups share {shared} of their kernels."]
 
 
+def grouped(run: Run) -> list[Drawing]:
+    """The strongest images of every group."""
+    path = run.folder / "groups.png"
+    if not path.is_file():
+        return []
+    said = "The strongest images of each group, cropped to what the feature sees at its maximum."
+    return [Drawing("groups", "The groups of images", path, said)]
+
+
 CIRCUIT = Section(
     "circuit",
     "A circuit",
@@ -137,5 +146,6 @@ SUBCIRCUITS = Section(
         ),
     ),
     told_apart,
+    grouped,
     more=("subcircuits", "subcircuit_overlap"),
 )
