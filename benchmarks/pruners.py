@@ -1,17 +1,19 @@
 """Pruners side by side: torch-pruning's importances through its own pruner, and ours, at the same multiply-adds.
 
-    python benchmarks/pruners.py [RESULTS.jsonl] [--budgets .7,.5] [--seeds 0,1,2] [--tests 10000] [--only ours,taylor,fpgm,l1,l2,bn]
+    python benchmarks/pruners.py [RESULTS.jsonl] [--network cifar100|lite0] [--budgets .7,.5] [--seeds 0,1,2] [--tests 10000]
+                                 [--only ours,taylor,fpgm,l1,l2,bn]
 
-The CIFAR-100 network of ../shared/data, 1,000 calibration images, no training. Theirs: global pruning, the classifier's outputs
-kept, small steps until the budget holds; Taylor has the labels of the same images. Each is measured as it is, and with
-BatchNorm re-estimated on the calibration images. Ours: `reconstruction` and least squares, without labels. A result already in the
-file is not measured again, so an interrupted run goes on.
+The CIFAR-100 network of ../shared/data with 1,000 calibration images, or EfficientNet-Lite0 with 200 of ImageNet; no training.
+Theirs: global pruning, the classifier's outputs kept, small steps until the budget holds; Taylor has the labels of the same
+images. Each is measured as it is, and with BatchNorm re-estimated on the calibration images. Ours: `reconstruction` and least
+squares, without labels. A result already in the file is not measured again, so an interrupted run goes on.
 """
 
 import argparse
 import copy
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +26,6 @@ from channelscope.net.cost import cost
 from channelscope.repair import reconstruction
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-CALIBRATION, STEPS = 1000, 400
 THEIRS = {
     "taylor": torch_pruning.importance.TaylorImportance,
     "fpgm": torch_pruning.importance.FPGMImportance,
@@ -34,13 +35,41 @@ THEIRS = {
 }
 
 
-def opened(seed: int) -> tuple[nn.Module, zoo.Images]:
-    source = zoo.ImageSource(f"hf:{DATA / 'cifar100'}", 250, seed, CALIBRATION, mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276))
-    weights = DATA / "weights" / "cifar100_resnetsmall20.safetensors"
-    return zoo.load(f"{DATA / 'archs.py'}:ResNetSmall", source, weights)
+@dataclass(frozen=True)
+class Network:
+    """A network, its images and weights in ../shared/data, and in how many steps torch-pruning takes its channels away."""
+
+    name: str
+    data: str
+    weights: str
+    calibration: int
+    batch_size: int
+    steps: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def opened(self, seed: int) -> tuple[nn.Module, zoo.Images]:
+        """The network with its weights, and images split by a seed."""
+        source = zoo.ImageSource(f"hf:{DATA / self.data}", self.batch_size, seed, self.calibration, mean=self.mean, std=self.std)
+        return zoo.load(self.name, source, DATA / "weights" / f"{self.weights}.safetensors")
 
 
-def theirs(model: nn.Module, images: zoo.Images, name: str, budget: float) -> nn.Module:
+NETWORKS = {
+    "cifar100": Network(
+        f"{DATA / 'archs.py'}:ResNetSmall",
+        "cifar100",
+        "cifar100_resnetsmall20",
+        1000,
+        250,
+        400,
+        (0.507, 0.487, 0.441),
+        (0.267, 0.256, 0.276),
+    ),
+    "lite0": Network("timm:tf_efficientnet_lite0.in1k", "ilsvrc_val400", "imagenet_efficientnet_lite0", 200, 25, 100),
+}
+
+
+def theirs(model: nn.Module, images: zoo.Images, name: str, budget: float, steps: int) -> nn.Module:
     """torch-pruning's own pruner, stepped until the network costs at most the budget."""
     small = copy.deepcopy(model).requires_grad_(True)
     example = next(iter(images.calibration))[0][:1]
@@ -48,7 +77,7 @@ def theirs(model: nn.Module, images: zoo.Images, name: str, budget: float) -> nn
     if name == "taylor":
         for pixels, labels, *_ in images.calibration:
             F.cross_entropy(small(pixels), labels).backward()
-    options = {"pruning_ratio": 0.9, "max_pruning_ratio": 0.95, "iterative_steps": STEPS, "global_pruning": True}
+    options = {"pruning_ratio": 0.9, "max_pruning_ratio": 0.95, "iterative_steps": steps, "global_pruning": True}
     pruner = torch_pruning.pruner.MetaPruner(small, example, THEIRS[name](), ignored_layers=[head], **options)
     full = cost(model, example).total_macs
     while cost(small, example).total_macs > budget * full:
@@ -72,6 +101,7 @@ def re_estimated(model: nn.Module, images: zoo.Images) -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=Path("runs/pruners.jsonl"))
+    parser.add_argument("--network", choices=NETWORKS, default="cifar100")
     parser.add_argument("--budgets", default=".7,.5")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tests", type=int, default=10_000)
@@ -82,9 +112,10 @@ def main() -> None:
         return
     asked.results.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
-    seen = {(row["pruner"], row["budget"], row["repair"], row["seed"], row["images"]) for row in done}
+    network = NETWORKS[asked.network]
+    seen = {(row["network"], row["pruner"], row["budget"], row["repair"], row["seed"], row["images"]) for row in done}
     for seed in map(int, asked.seeds.split(",")):
-        model, images = opened(seed)
+        model, images = network.opened(seed)
         test = images.test.take(asked.tests)
         example = next(iter(images.calibration))[0][:1]
         full = cost(model, example).total_macs
@@ -92,7 +123,7 @@ def main() -> None:
         for name in asked.only.split(","):
             for budget in map(float, asked.budgets.split(",")):
                 wanted = ["least_squares"] if name == "ours" else ["none", "batchnorm"]
-                missing = [each for each in wanted if (name, budget, each, seed, asked.tests) not in seen]
+                missing = [each for each in wanted if (asked.network, name, budget, each, seed, asked.tests) not in seen]
                 if not missing:
                     continue
                 begun = time.process_time()
@@ -103,11 +134,11 @@ def main() -> None:
                     small = shrink(model, kept, found)
                     repair(small, found, kept, images.calibration)
                 else:
-                    small = theirs(model, images, name, budget)
+                    small = theirs(model, images, name, budget, network.steps)
                 for each in missing:
                     tally = evaluate(re_estimated(small, images) if each == "batchnorm" else small, test)
                     low, high = tally.accuracy_interval()
-                    row = {"pruner": name, "budget": budget, "repair": each, "seed": seed, "images": asked.tests}
+                    row = {"network": asked.network, "pruner": name, "budget": budget, "repair": each, "seed": seed, "images": asked.tests}
                     row |= {"accuracy": tally.accuracy, "low": low, "high": high, "loss": tally.loss}
                     row |= {"macs": cost(small, example).total_macs / full, "seconds": time.process_time() - begun}
                     with asked.results.open("a") as file:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from channelscope.errors import FormatError, MismatchError
+from channelscope.tables import whole
 from channelscope.types import Tensor
 
 
@@ -51,15 +51,9 @@ class Kept:
         if self.path is None:
             self.memory[part] = dict(values)
             return
-        file = self._file(part)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        half = file.with_name(file.name + ".partial")
-        try:
-            plain = {name: value.cpu().contiguous() for name, value in values.items()}
-            save_file(plain, half, {"facts": json.dumps(self.facts | {"images": digest})})
-            os.replace(half, file)
-        finally:
-            half.unlink(missing_ok=True)
+        plain = {name: value.cpu().contiguous() for name, value in values.items()}
+        with whole(self._file(part)) as file:
+            save_file(plain, file, {"facts": json.dumps(self.facts | {"images": digest})})
 
     def _file(self, part: str) -> Path:
         assert self.path is not None
@@ -71,7 +65,7 @@ def digest(*tensors: Tensor) -> str:
 
     Source   SHA-256 over their bytes
     """
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for tensor in tensors:
-        whole.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return whole.hexdigest()[:16]
+        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return total.hexdigest()[:16]
