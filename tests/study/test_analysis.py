@@ -8,7 +8,7 @@ import pytest
 from channelscope import tables
 from channelscope.errors import SampleError
 from channelscope.scores import REGISTRY
-from channelscope.study.analysis import agreement, analysis, areas, paired, rule_name
+from channelscope.study.analysis import Rule, agreement, analysis, areas, paired
 from channelscope.study.cell import ORIGINAL, Cell
 from channelscope.study.columns import COLUMNS
 
@@ -110,7 +110,7 @@ def test_rules_that_rank_alike_agree():
     assert len(frame) == 3
     assert (frame["spearman"] > 0.8).all()
     assert set(frame["scores"]) == {5}
-    assert rule_name(("global", "none", 3)) == "global, none, 3 epochs"
+    assert str(Rule("global", "none", 3)) == "global, none, 3 epochs"
     factorial = analysis(planted(rules=rules))["benchmark_factorial"]
     assert set(factorial["axis"]) == {"size", "local", "target", "control"}
     sizes = factorial[factorial["axis"] == "size"]

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,16 +13,36 @@ from channelscope import scores as scoring
 from channelscope.errors import SampleError
 from channelscope.formulas.ranks import spearman
 from channelscope.formulas.resampling import bootstrap_mean, effect_size, flops_auc, holm, sign_flip
+from channelscope.repair import Method
 from channelscope.stats.tally import Tally
-from channelscope.study.cell import ORIGINAL, RECONSTRUCTION, Cell
+from channelscope.study.cell import ORIGINAL, RECONSTRUCTION, SCRATCH, Cell, allocated_as
 
 DRAWS = 1000
 FLIPS = 200
 """Sign patterns for every test among which Holm corrects, so that the smallest corrected p is .005."""
 FEWEST = 4
 """Scores that two rules must share for a rank correlation between them."""
-Rule = tuple[str, str, int]
-"""allocation, repair, epochs of fine-tuning"""
+STEPS = (*reversed(get_args(Method)), SCRATCH)
+"""repairs from none to the furthest-reaching"""
+
+
+class Rule(NamedTuple):
+    """What all scores are treated by."""
+
+    allocation: str
+    """global, uniform or as(SCORE)"""
+    repair: str
+    """none, batchnorm, peers, least_squares, or scratch"""
+    epochs: int
+    """of fine-tuning"""
+
+    @property
+    def place(self) -> tuple[bool, str, int, int]:
+        """Sorts rules as they are read: allocations of their own first, repairs from none up, before training and after."""
+        return bool(allocated_as(self.allocation)), self.allocation, STEPS.index(self.repair), self.epochs
+
+    def __str__(self) -> str:
+        return f"{self.allocation}, {self.repair}" + (f", {self.epochs} epochs" if self.epochs else "")
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ class Area:
     score: str
     """the score"""
     rule: Rule
-    """allocation, repair, epochs"""
+    """what the score was treated by"""
     seeds: tuple[int, ...]
     """in which order `images` has them"""
     images: np.ndarray
@@ -69,17 +89,18 @@ def axis(score: str) -> str:
 def curves(done: Mapping[Cell, Mapping[str, Any]]) -> pd.DataFrame:
     """One row a cell, the unpruned network first."""
     rows = []
-    for cell in (ORIGINAL, *sorted(set(done) - {ORIGINAL})):
+    for cell in (ORIGINAL, *sorted(set(done) - {ORIGINAL}, key=lambda cell: (cell.seed, cell.score, _rule(cell).place, cell.budget))):
         row = done[cell]
         low, high = Tally(float(row["images"]), float(row["hits"].sum())).accuracy_interval()
-        about = {"score": cell.score or "unpruned", "axis": axis(cell.score) if cell.score else "", **_named(cell)}
-        numbers = {"accuracy": row["accuracy"], "accuracy_low": low, "accuracy_high": high, "loss": row["loss"], "images": row["images"]}
-        rows.append({**about, **numbers, "kept": row["kept"], "parameters": row["parameters"], "note": row["reason"]})
+        about = {"score": cell.score or "unpruned", "axis": axis(cell.score) if cell.score else "", "seed": cell.seed}
+        about |= {**_rule(cell)._asdict(), "budget": cell.budget}
+        about |= {"accuracy": row["accuracy"], "accuracy_low": low, "accuracy_high": high, "loss": row["loss"], "images": row["images"]}
+        rows.append({**about, "kept": row["kept"], "parameters": row["parameters"], "note": row["reason"]})
     return pd.DataFrame(rows)
 
 
-def _named(cell: Cell) -> dict[str, Any]:
-    return {"seed": cell.seed, "allocation": cell.allocation, "repair": cell.repair, "epochs": cell.epochs, "budget": cell.budget}
+def _rule(cell: Cell) -> Rule:
+    return Rule(cell.allocation, cell.repair, cell.epochs)
 
 
 def areas(done: Mapping[Cell, Mapping[str, Any]]) -> list[Area]:
@@ -89,7 +110,7 @@ def areas(done: Mapping[Cell, Mapping[str, Any]]) -> list[Area]:
     for cell, row in done.items():
         if cell == ORIGINAL or not row["images"]:
             continue
-        rule = (cell.allocation, cell.repair, cell.epochs)
+        rule = _rule(cell)
         rules.setdefault(rule, set()).add(cell.budget)
         curve.setdefault((cell.score, rule, cell.seed), {})[cell.budget] = row["hits"]
     whole = done[ORIGINAL]["hits"].astype(float)
@@ -101,7 +122,8 @@ def areas(done: Mapping[Cell, Mapping[str, Any]]) -> list[Area]:
             points = np.stack([whole, *(hits[budget].astype(float) for budget in budgets)])
             weights = [flops_auc(removed, unit) for unit in torch.eye(len(removed), dtype=torch.float64)]  # the area is linear in the curve
             found.setdefault((score, rule), {})[seed] = np.array(weights) @ points
-    return [Area(score, rule, tuple(seeds), np.stack(list(seeds.values()))) for (score, rule), seeds in sorted(found.items())]
+    every = [Area(score, rule, tuple(seeds), np.stack(list(seeds.values()))) for (score, rule), seeds in found.items()]
+    return sorted(every, key=lambda area: (area.rule.place, -area.auc, area.score))
 
 
 def _aucs(found: list[Area]) -> pd.DataFrame:
@@ -110,13 +132,9 @@ def _aucs(found: list[Area]) -> pd.DataFrame:
         images = bootstrap_mean(torch.from_numpy(area.images.mean(0)), DRAWS)
         spread = float(area.images.mean(1).std(ddof=1)) if len(area.seeds) > 1 else float("nan")
         numbers = {"auc": area.auc, "auc_low": images.low, "auc_high": images.high, "spread": spread}
-        rows.append({"score": area.score, "axis": axis(area.score), **_ruled(area.rule), **numbers, **_counted(area)})
+        rows.append({"score": area.score, "axis": axis(area.score), **area.rule._asdict(), **numbers, **_counted(area)})
     columns = ["score", "axis", "allocation", "repair", "epochs", "auc", "auc_low", "auc_high", "spread", "n", "images"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["allocation", "repair", "epochs", "auc"], ascending=[True, True, True, False])
-
-
-def _ruled(rule: Rule) -> dict[str, Any]:
-    return dict(zip(("allocation", "repair", "epochs"), rule, strict=True))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _counted(area: Area) -> dict[str, int]:
@@ -126,13 +144,13 @@ def _counted(area: Area) -> dict[str, int]:
 def paired(found: list[Area]) -> pd.DataFrame:
     """Every pair of scores under the same rule, on the same images and seeds; Holm's correction is over a rule's pairs."""
     rows = []
-    for rule, members in itertools.groupby(sorted(found, key=lambda area: area.rule), key=lambda area: area.rule):
+    for rule, members in itertools.groupby(found, key=lambda area: area.rule):
         pairs, gaps = [], []
-        for one, two in itertools.combinations(sorted(members, key=lambda area: -area.auc), 2):
+        for one, two in itertools.combinations(members, 2):
             seeds = [seed for seed in one.seeds if seed in two.seeds]
             if seeds:
                 gap = one.images[[one.seeds.index(seed) for seed in seeds]] - two.images[[two.seeds.index(seed) for seed in seeds]]
-                pairs.append({"first": one.score, "second": two.score, **_ruled(rule), **_difference(gap)})
+                pairs.append({"first": one.score, "second": two.score, **rule._asdict(), **_difference(gap)})
                 gaps.append(gap.mean(0))
         if pairs:
             p = sign_flip(torch.from_numpy(np.stack(gaps)), max(DRAWS, FLIPS * len(gaps)))
@@ -163,12 +181,12 @@ def _difference(gap: np.ndarray) -> dict[str, Any]:
 def _factorial(found: list[Area]) -> pd.DataFrame:
     """Mean area of the scores on each axis under each rule."""
     rows = []
-    grouped = sorted(found, key=lambda area: (axis(area.score), area.rule))
+    grouped = sorted(found, key=lambda area: (axis(area.score), area.rule.place))
     for (kind, rule), members in itertools.groupby(grouped, key=lambda area: (axis(area.score), area.rule)):
         inside = list(members)
         interval = bootstrap_mean(torch.from_numpy(np.mean([area.images.mean(0) for area in inside], axis=0)), DRAWS)
         numbers = {"auc": interval.value, "auc_low": interval.low, "auc_high": interval.high}
-        rows.append({"axis": kind, **_ruled(rule), **numbers, "scores": len(inside), "images": inside[0].images.shape[1]})
+        rows.append({"axis": kind, **rule._asdict(), **numbers, "scores": len(inside), "images": inside[0].images.shape[1]})
     return pd.DataFrame(rows, columns=["axis", "allocation", "repair", "epochs", "auc", "auc_low", "auc_high", "scores", "images"])
 
 
@@ -178,15 +196,9 @@ def agreement(found: list[Area]) -> pd.DataFrame:
     for area in found:
         table.setdefault(area.rule, {})[area.score] = area.auc
     rows = []
-    for one, two in itertools.combinations(sorted(table), 2):
+    for one, two in itertools.combinations(table, 2):
         shared = sorted(set(table[one]) & set(table[two]))
         if len(shared) >= FEWEST:
             values = [torch.tensor([table[rule][score] for score in shared], dtype=torch.float64) for rule in (one, two)]
-            rows.append({"first": rule_name(one), "second": rule_name(two), "spearman": float(spearman(*values)), "scores": len(shared)})
+            rows.append({"first": str(one), "second": str(two), "spearman": float(spearman(*values)), "scores": len(shared)})
     return pd.DataFrame(rows, columns=["first", "second", "spearman", "scores"])
-
-
-def rule_name(rule: Rule) -> str:
-    """A rule in words."""
-    allocation, repair, epochs = rule
-    return f"{allocation}, {repair}" + (f", {epochs} epochs" if epochs else "")

@@ -1,5 +1,7 @@
 """Scores compared: which ranking keeps most accuracy at the same cost, and how sure that is."""
 
+import pandas as pd
+
 from channelscope.report.chart import Chart
 from channelscope.report.run import Run
 from channelscope.report.section import Section
@@ -13,13 +15,7 @@ def compared(run: Run) -> list[str]:
     areas, pairs, agreement = (run.table(f"benchmark_{name}") for name in ("auc", "paired", "agreement"))
     if areas is None:
         return []
-    said = []
-    for rule, rows in areas.groupby(["allocation", "repair", "epochs"], sort=False):
-        best = rows.sort_values("auc", ascending=False).iloc[0]
-        tuned = f", {rule[2]} epochs" if rule[2] else ""
-        area = interval(best["auc"], best["auc_low"], best["auc_high"], best["images"], "images", 3)
-        seeds = "one seed" if best["n"] == 1 else f"mean of {best['n']} seeds"
-        said.append(f"{rule[0]}, {rule[1]}{tuned}: {best['score']} has the largest area of {len(rows)} scores, {area}, {seeds}.")
+    said = _best(areas)
     if pairs is not None and len(pairs):
         clear = int((pairs["p_holm"] < CLEAR).sum())
         said.append(
@@ -34,6 +30,26 @@ def compared(run: Run) -> list[str]:
             f"{least['scores']} scores, between '{least['first']}' and '{least['second']}'."
         )
     return said
+
+
+def _best(areas: pd.DataFrame) -> list[str]:
+    """Which score has the largest area, a sentence for each that has it under some rule; the most frequent first."""
+    by_rule = areas.groupby(["allocation", "repair", "epochs"], sort=False)
+    best = areas.loc[by_rule["auc"].idxmax()]
+    said = []
+    for score in best["score"].value_counts(sort=True).index:
+        rows = best.loc[best["score"] == score].sort_values("auc")
+        ends = " to ".join(dict.fromkeys(_area(row) for row in (rows.iloc[0], rows.iloc[-1])))
+        where = "under every rule" if len(rows) == len(best) > 1 else f"under {len(rows)} of {len(best)} rules" if len(best) > 1 else ""
+        said.append(f"{score} has the largest area of {by_rule.size().max()} scores {where}: {ends}.".replace(" :", ":"))
+    return said
+
+
+def _area(row: pd.Series) -> str:
+    tuned = f", {row['epochs']} epochs" if row["epochs"] else ""
+    seeds = "one seed" if row["n"] == 1 else f"mean of {row['n']} seeds"
+    area = interval(row["auc"], row["auc_low"], row["auc_high"], row["images"], "images", 3)
+    return f"{area}, {seeds} ({row['allocation']}, {row['repair']}{tuned})"
 
 
 BENCHMARK = Section(
