@@ -108,3 +108,17 @@ def test_written_layers_compute_weights_times_x_plus_constant(bias, norm):
         seen = layer(X)
         torch.testing.assert_close(normal.running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(normal.running_var, seen.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_filters_before_a_normalization_keep_their_lengths():
+    layer, norm = nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3).eval()
+    before = layer.weight.flatten(1).norm(dim=1)
+    weights = torch.randn(3, 4, dtype=torch.float64) * torch.tensor([[0.01], [1.0], [0.0]])
+    product = torch.einsum("oi,nihw->nohw", weights, X.double())
+    write(layer, norm, weights, torch.zeros(3, dtype=torch.float64), product.mean((0, 2, 3)), product.var((0, 2, 3), correction=0))
+    after = layer.weight.flatten(1).norm(dim=1)
+    torch.testing.assert_close(after[:2], before[:2])
+    assert after[2] == 0
+    assert all(bool(value.isfinite().all()) for value in norm.state_dict().values())
+    torch.testing.assert_close(norm(layer(X)).double(), product, rtol=1e-3, atol=1e-5)

@@ -97,22 +97,25 @@ def write(
     """Make layer (and normalization) compute weights · x + constant; mean and variance are those of weights · x.
 
     A normalization keeps the statistics of what it now sees, as after an ordinary training step, and its scale and shift
-    make up for them.
+    make up for them. Filters before it keep their lengths: a normalization undoes any, but the step of a training that
+    follows is the learning rate over the squared length (van Laarhoven 2017).
     """
     if norm is None:
         module.weight.copy_(weights.view_as(module.weight))
         if module.bias is not None:
             module.bias.copy_(constant)
         return
-    deviation = (variance + norm.eps).sqrt()
     bias = torch.zeros_like(constant) if module.bias is None else module.bias.detach().double()
     if norm.weight is None:
-        weights, mean, deviation = weights.clone(), mean.clone(), torch.ones_like(deviation)
         norm.running_var.fill_(1 - norm.eps)
         norm.running_mean.copy_(bias - constant)
     else:
+        length = module.weight.detach().double().flatten(1).norm(dim=1) / weights.norm(dim=1)
+        length = torch.where(length.isfinite() & (length > 0), length, 1.0)
+        variance = variance * length**2
         norm.running_var.copy_(variance)
-        norm.running_mean.copy_(mean + bias)
-        norm.weight.copy_(deviation)
+        norm.running_mean.copy_(mean * length + bias)
+        norm.weight.copy_((variance + norm.eps).sqrt() / length)
+        weights = weights * length[:, None]
         norm.bias.copy_(constant + mean)
     module.weight.copy_(weights.view_as(module.weight))
