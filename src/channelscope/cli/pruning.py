@@ -1,9 +1,8 @@
 """Commands that make networks smaller: prune."""
 
-import copy
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -28,9 +27,6 @@ from channelscope.ranking import Ranking
 from channelscope.repair import Method, reconstruction
 from channelscope.report import html
 from channelscope.zoo import Images, ImageSource
-
-SLOWER = 10
-"""Fine-tuning begins with a tenth of the rate the network is trained with."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +122,8 @@ def undefined_said(ranking: Ranking) -> None:
 
 def tuned(small: nn.Module, images: Images, network: Network, epochs: int, folder: Path) -> nn.Module:
     """The network after some epochs of training."""
-    schedule = zoo.recipe(network.model, images.source.data)
-    schedule = replace(schedule, epochs=epochs, lr=schedule.lr / SLOWER, every=epochs, seed=images.source.seed)
-    trained = copy.deepcopy(small).requires_grad_(True)
-    zoo.train(trained, images, folder, schedule, network.device)
-    return trained
+    schedule = zoo.tuning(network.model, images.source.data, epochs, images.source.seed)
+    return zoo.finetune(small, images, folder, schedule, network.device)
 
 
 def headline(frame: pd.DataFrame) -> str:

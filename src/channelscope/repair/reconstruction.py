@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,42 +72,66 @@ class Consumer:
         self.weights, self.metric = weights.clone(), metric
         self.weighted = metric @ weights
         members, sizes = np.unique(columns[columns >= 0], return_counts=True)
-        self.blocks = [
-            (members[sizes == size], torch.from_numpy(np.stack([np.flatnonzero(columns == each) for each in members[sizes == size]])))
-            for size in np.unique(sizes)
-        ]
+        self.blocks: list[Block] = []
+        for size in np.unique(sizes):
+            inside = members[sizes == size]
+            at = torch.from_numpy(np.stack([np.flatnonzero(columns == each) for each in inside]))
+            self.blocks.append(Block(inside, at, self.weights.T[at] @ self.weighted.T[at].transpose(1, 2)))
         outputs = _owners(layer.outputs, owner)
         self.rows = {int(group): torch.from_numpy(np.flatnonzero(outputs == group)) for group in np.unique(outputs[outputs >= 0])}
 
     @property
     def groups(self) -> set[int]:
         """The groups whose removal changes this layer."""
-        return {*self.rows, *(int(member) for members, _ in self.blocks for member in members)}
+        return {*self.rows, *(int(member) for block in self.blocks for member in block.members)}
 
     def costs(self, groups: int) -> np.ndarray:
         """What removing each of so many groups would cost, the inputs left re-fitted; 0 for those it does not read [nats]."""
         result = np.zeros(groups)
-        for members, at in self.blocks:  # (members, columns of each)
-            inner = self.inverse[at[:, :, None], at[:, None, :]]
-            squares = torch.einsum("obi,obj->bij", self.weights[:, at], self.weighted[:, at])
-            result[members] = torch.linalg.solve(inner, squares).diagonal(dim1=1, dim2=2).sum(1).numpy() / 2
+        for block in self.blocks:
+            inner = self.inverse[block.at[:, :, None], block.at[:, None, :]]
+            result[block.members] = torch.linalg.solve(inner, block.squares).diagonal(dim1=1, dim2=2).sum(1).numpy() / 2
         return result
 
     def remove(self, group: int) -> None:
         """Take a group's inputs and outputs away and re-fit the weights on the inputs that are left."""
         if group in self.rows:
             rows = self.rows[group]
-            self.weighted -= self.metric[:, rows] @ self.weights[rows]
+            lost = self.weights[rows]
+            self._less(lost, self.weighted[rows], self.metric[rows][:, rows])
+            self.weighted.addmm_(self.metric[:, rows], lost, alpha=-1)
             self.weights[rows] = 0
-        for index, (members, at) in enumerate(self.blocks):
-            here = members == group
+        for index, block in enumerate(self.blocks):
+            here = block.members == group
             if here.any():
-                gone = at[int(here.argmax())]
+                gone = block.at[int(here.argmax())]
                 step = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])
-                self.weights.addmm_(self.weights[:, gone], step, alpha=-1)
-                self.weighted.addmm_(self.weighted[:, gone], step, alpha=-1)
+                weights, weighted = self.weights[:, gone], self.weighted[:, gone]
+                self._less(step, weights.T @ self.weighted, weights.T @ weighted)
+                self.weights.addmm_(weights, step, alpha=-1)
+                self.weighted.addmm_(weighted, step, alpha=-1)
                 self.inverse.addmm_(self.inverse[:, gone], step, alpha=-1)
-                self.blocks[index] = (members[~here], at[torch.from_numpy(~here)])
+                left = torch.from_numpy(~here)
+                self.blocks[index] = Block(block.members[~here], block.at[left], block.squares[left])
+
+    def _less(self, step: Tensor, cross: Tensor, inner: Tensor) -> None:
+        """A_b' G A_b of every block, when step' · cross + cross' · step − step' · inner · step is taken from A' G A."""
+        for block in self.blocks:
+            steps, crosses = step.T[block.at], cross.T[block.at]
+            part = steps @ (crosses - steps @ inner / 2).transpose(1, 2)
+            block.squares.sub_(part + part.transpose(1, 2))
+
+
+@dataclass(frozen=True)
+class Block:
+    """The groups that a consumer reads with equally many columns."""
+
+    members: np.ndarray
+    """(members,) groups"""
+    at: Int[Tensor, "members columns"]
+    """the columns of each"""
+    squares: Float[Tensor, "members columns columns"]
+    """A_b' G A_b of each"""
 
 
 def _owners(numbers: Int[Tensor, "channels"], owner: np.ndarray) -> np.ndarray:
@@ -125,15 +150,16 @@ def _order(found: Groups, consumers: list[Consumer], exponent: float) -> list[in
     families: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, group in enumerate(found.found):
         families[tuple(name for name, _ in group.members)].append(index)
+    kinds = [np.array(members) for members in families.values()]
     left = np.ones(len(found), dtype=bool)
     order: list[int] = []
     while left.any():
         saved = np.ones(len(found))
-        for members in families.values():
-            inside = [member for member in members if left[member]]
-            if inside:
-                saved[inside] = max(ledger.remove(inside[0]), 1)
-                ledger.add(inside[0])
+        for members in kinds:
+            inside = members[left[members]]
+            if len(inside):
+                saved[inside] = max(ledger.remove(int(inside[0])), 1)
+                ledger.add(int(inside[0]))
         price = np.where(left, cost.clip(min=0) / saved**exponent, np.inf)
         pick = int(price.argmin())
         ledger.remove(pick)

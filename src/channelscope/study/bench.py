@@ -1,6 +1,5 @@
 """Bench: the network and images of a benchmark, and the measurement of one cell; runs in any process."""
 
-import copy
 import math
 import tempfile
 import time
@@ -27,10 +26,8 @@ from channelscope.ranking import Ranking
 from channelscope.stats.tally import Tally
 from channelscope.study.cell import ORIGINAL, SCRATCH, Cell, allocated_as
 from channelscope.zoo import Images, ImageSource
+from channelscope.zoo.schedule import SLOWER
 from channelscope.zoo.split import Split
-
-SLOWER = 10
-"""Fine-tuning begins with a tenth of the rate the network is trained with; training from scratch with all of it."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +104,9 @@ def _made(bench: Bench, cell: Cell, rankings: Mapping[str, Ranking], found: Grou
 
 
 def _trained(small: nn.Module, bench: Bench, cell: Cell, images: Images, slower: int) -> nn.Module:
-    schedule = zoo.recipe(bench.model, bench.source.data)
-    schedule = replace(schedule, epochs=cell.epochs, lr=schedule.lr / slower, every=cell.epochs, seed=cell.seed)
-    trained = copy.deepcopy(small).requires_grad_(True)
+    schedule = zoo.tuning(bench.model, bench.source.data, cell.epochs, cell.seed, slower)
     with tempfile.TemporaryDirectory() as folder:
-        zoo.train(trained, images, folder, schedule, bench.device, progress=False)
-    return trained
+        return zoo.finetune(small, images, folder, schedule, bench.device, progress=False)
 
 
 @torch.no_grad()
