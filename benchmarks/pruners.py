@@ -21,9 +21,8 @@ import torch_pruning
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope import cut, evaluate, groups, repair, shrink, zoo
+from channelscope import evaluate, groups, prune, reconstructions, zoo
 from channelscope.net.cost import cost
-from channelscope.repair import reconstruction
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 THEIRS = {
@@ -129,18 +128,17 @@ def main() -> None:
                 begun = time.process_time()
                 if name == "ours":
                     found = groups(model, example)
-                    ranked = ranked or reconstruction(found, images.calibration)
-                    kept = cut(ranked, found, budget)
-                    small = shrink(model, kept, found)
-                    repair(small, found, kept, images.calibration)
+                    ranked = ranked or reconstructions(found, images.calibration)
+                    made = prune(ranked, found, images.calibration, budget)
+                    small, chosen = made.model, made.ranking.name
                 else:
-                    small = theirs(model, images, name, budget, network.steps)
+                    small, chosen = theirs(model, images, name, budget, network.steps), name
                 for each in missing:
                     tally = evaluate(re_estimated(small, images) if each == "batchnorm" else small, test)
                     low, high = tally.accuracy_interval()
                     row = {"network": asked.network, "pruner": name, "budget": budget, "repair": each, "seed": seed, "images": asked.tests}
                     row |= {"accuracy": tally.accuracy, "low": low, "high": high, "loss": tally.loss}
-                    row |= {"macs": cost(small, example).total_macs / full, "seconds": time.process_time() - begun}
+                    row |= {"macs": cost(small, example).total_macs / full, "ranking": chosen, "seconds": time.process_time() - begun}
                     with asked.results.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(row, flush=True)

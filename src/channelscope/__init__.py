@@ -12,7 +12,7 @@ from channelscope.net.subset import Subset
 from channelscope.net.surgery import shrink
 from channelscope.prune import export, load_pruned, prune, save_pruned
 from channelscope.ranking import Ranking
-from channelscope.repair import reconstruction, repair
+from channelscope.repair import reconstruction, reconstructions, repair
 from channelscope.site import Site
 from channelscope.stats.moments import Moments
 from channelscope.stats.profile import Profile
@@ -37,6 +37,7 @@ __all__ = [
     "load_pruned",
     "prune",
     "reconstruction",
+    "reconstructions",
     "repair",
     "save",
     "save_pruned",

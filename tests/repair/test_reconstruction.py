@@ -10,7 +10,7 @@ from channelscope import cut, repair, shrink
 from channelscope.errors import SampleError
 from channelscope.net.coupling import Layer
 from channelscope.net.groups import groups
-from channelscope.repair.reconstruction import Consumer, reconstruction
+from channelscope.repair.reconstruction import Consumer, reconstruction, reconstructions
 from networks import built
 from pencil_pruning import elimination_slowly
 
@@ -129,3 +129,13 @@ def test_a_gpu_gives_nearly_the_same_order():
 def test_without_images():
     with pytest.raises(SampleError, match="no calibration images"):
         reconstruction(twins(), [])
+
+
+def test_several_exponents_are_the_rankings_each_alone_gives():
+    model = twins()
+    together = reconstructions(model, [IMAGES], (0.5, 1.5))
+    for ranking, exponent in zip(together, (0.5, 1.5), strict=True):
+        alone = reconstruction(model, [IMAGES], exponent=exponent)
+        assert ranking.name == alone.name
+        for site, values in alone.values.items():
+            np.testing.assert_array_equal(ranking.values[site], values)

@@ -24,7 +24,7 @@ from channelscope.prune import prune as pruning
 from channelscope.prune import save_pruned
 from channelscope.prune.summary import COLUMNS, summary
 from channelscope.ranking import Ranking
-from channelscope.repair import Method, reconstruction
+from channelscope.repair import Method, reconstructions
 from channelscope.report import html
 from channelscope.zoo import Images, ImageSource
 
@@ -64,8 +64,8 @@ def prune(
         raise InputError(f"{source.data}: there are no labeled images to evaluate on")
     found = groups(model, blank(model, images.image_shape))
     ranking = ranked(plan.score, found, images)
-    undefined_said(ranking)
     made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair)
+    undefined_said(made.ranking)
     networks = {"original": model, "pruned": shrink(model, made.kept, found).eval(), "repaired": made.model}
     if plan.repair == "none":
         networks["pruned"] = networks.pop("repaired")
@@ -74,7 +74,11 @@ def prune(
         small = networks["fine-tuned"] = tuned(small, images, network, finetune, out.with_name(out.name + ".finetune"))
     frame = summary(networks, test, images.image_shape)
     facts = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
-    facts |= {"undefined": sum(len(each) for each in ranking.notes.values()), "skipped": dict(made.report.skipped)}
+    facts |= {
+        "ranking": made.ranking.name,
+        "undefined": sum(len(each) for each in made.ranking.notes.values()),
+        "skipped": dict(made.report.skipped),
+    }
 
     def also(folder: Path) -> None:
         described = tables.described(frame, {"name": "pruning", "columns": COLUMNS, "split": test.name, **facts})
@@ -91,10 +95,10 @@ def prune(
     print(out)
 
 
-def ranked(name: str, found: Groups, images: Images) -> Ranking:
-    """The ranking of that name, from the calibration images."""
+def ranked(name: str, found: Groups, images: Images) -> Ranking | list[Ranking]:
+    """The ranking of that name, from the calibration images; several where pruning is to choose."""
     if name == "reconstruction":
-        return reconstruction(found, images.calibration, seed=images.source.seed)
+        return reconstructions(found, images.calibration, seed=images.source.seed)
     (score,) = scoring.named(name)
     profile = collect(
         found.graph.model,

@@ -1,7 +1,8 @@
 """Reconstruction: the order in which channels can go when what reads them is re-fitted, and what each removal costs."""
 
+import copy
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from channelscope.repair.normal import Normal
 from channelscope.repair.patches import patches, width
 from channelscope.types import Float, Int, Tensor
 
+EXPONENTS = (1.5, 2.0)
 WIDEST = 8192
 """Inputs times kernel size beyond which a consumer's covariance is not formed, and its share of the cost not counted."""
 
@@ -47,9 +49,27 @@ def reconstruction(
              cannot be removed are infinite.
     Source   optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric
     """
+    return reconstructions(model, images, (exponent,), ridge, positions, seed)[0]
+
+
+def reconstructions(
+    model: nn.Module | Groups,
+    images: Iterable,
+    exponents: Sequence[float] = EXPONENTS,
+    ridge: float = 0.01,
+    positions: int = 64,
+    seed: int = 0,
+) -> list[Ranking]:
+    """One `reconstruction` for each exponent, from the same passes; `prune` can choose between them.
+
+    Which exponent is best depends on the network and on the budget (docs/results-repair.md).
+    """
     found = model if isinstance(model, Groups) else groups(model, example(model, images))
     consumers = _consumers(found, images, ridge, positions, seed)
-    order = _order(found, consumers, exponent)
+    return [_ranking(found, _order(found, [consumer.copy() for consumer in consumers], each), ridge, each) for each in exponents]
+
+
+def _ranking(found: Groups, order: list[int], ridge: float, exponent: float) -> Ranking:
     place = np.append(np.empty(len(found)), np.inf)
     place[order] = np.arange(len(found)) / max(len(found) - 1, 1)
     values = {site.name: place[found.owner[found.offsets[site.name] : found.offsets[site.name] + site.channels]] for site in found.sites}
@@ -79,6 +99,13 @@ class Consumer:
             self.blocks.append(Block(inside, at, self.weights.T[at] @ self.weighted.T[at].transpose(1, 2)))
         outputs = _owners(layer.outputs, owner)
         self.rows = {int(group): torch.from_numpy(np.flatnonzero(outputs == group)) for group in np.unique(outputs[outputs >= 0])}
+
+    def copy(self) -> "Consumer":
+        """One that can be taken apart without the other; what never changes is shared."""
+        other = copy.copy(self)
+        other.inverse, other.weights, other.weighted = self.inverse.clone(), self.weights.clone(), self.weighted.clone()
+        other.blocks = [Block(block.members, block.at, block.squares.clone()) for block in self.blocks]
+        return other
 
     @property
     def groups(self) -> set[int]:
