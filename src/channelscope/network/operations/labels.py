@@ -1,0 +1,79 @@
+"""Labels: int64 tensors in the shape of a value that hold, for each element, the number of the channel it belongs to."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FIXED = -1
+"""Number of what cannot be removed: the input image, constants, the outputs of a network."""
+FREE = -2
+"""Number of what follows any removal by itself, such as the zeros of a padding or a single number."""
+PARAMETERS = 1 << 40
+"""Numbers from here on are elements of parameters, below it are channels."""
+
+
+def full(shape: tuple[int, ...], number: int = FIXED) -> Tensor:
+    """Labels of this shape that all are the same number; they take no memory."""
+    return torch.full((1,) * len(shape), number, dtype=torch.long).expand(shape)
+
+
+def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """A value with `function` applied to its tensors; containers are rebuilt as tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, torch.Size):
+        return value
+    if isinstance(value, list):
+        return [mapped(function, part) for part in value]
+    if isinstance(value, tuple):
+        return tuple(mapped(function, part) for part in value)
+    if isinstance(value, Mapping):
+        return {name: mapped(function, part) for name, part in value.items()}
+    return value
+
+
+def fixed(value: Any) -> Any:
+    """Labels of a value that nothing can be removed from; what is not a tensor stays as it is."""
+    return mapped(lambda part: full(tuple(part.shape)), value)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors of a nested value, in order."""
+    found: list[Tensor] = []
+    mapped(found.append, value)
+    return found
+
+
+def channels_in(labels: Tensor) -> Tensor:
+    """Marks of the elements that belong to a channel: bool, in the shape of the labels."""
+    return (labels >= 0) & (labels < PARAMETERS)
+
+
+def compact(labels: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
+    """The labels with every axis along which they repeat themselves shortened to 1.
+
+    Examples
+    --------
+    >>> compact(torch.tensor([[4, 4, 4], [7, 7, 7]])).tolist()
+    [[4], [7]]
+    """
+    for axis in range(labels.dim()) if axes is None else axes:
+        if labels.shape[axis] > 1:
+            first = labels.narrow(axis, 0, 1)
+            if labels.stride(axis) == 0 or bool((labels == first).all()):
+                labels = first
+    return labels
+
+
+def varying(labels: Tensor) -> list[int]:
+    """Axes along which different numbers occur."""
+    return [axis for axis, size in enumerate(compact(labels).shape) if size > 1]
+
+
+def numbers_in(labels: Any) -> Tensor:
+    """The channel numbers that occur in a nested value of labels, sorted."""
+    parts = [compact(part).flatten() for part in tensors(labels)]
+    numbers = torch.cat(parts).unique() if parts else torch.empty(0, dtype=torch.long)
+    return numbers[channels_in(numbers)]

@@ -1,0 +1,218 @@
+"""Mixing: convolutions, transposed convolutions and linear layers, whose weights make new channels of others."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from channelscope.network.operations.labels import FIXED, PARAMETERS, channels_in, compact, full
+from channelscope.network.operations.operation import Geometry, Operation, Window, names, register
+from channelscope.network.operations.patches import CONVOLUTION, LINEAR
+from channelscope.network.operations.step import Operand, Step
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How a weight is laid out, and along which axis of the values the channels lie."""
+
+    axis: int
+    out: int
+    """axis of the weight along which its outputs lie"""
+    into: int
+    """axis of the weight along which its inputs lie"""
+    taps: int = 1
+    groups: int = 1
+    positions: int = 1
+
+
+def mix(step: Step, how: Mix, weight: Operand, bias: Operand | None) -> Tensor:
+    """Labels of the outputs of a layer: new channels, one for each row of the weight."""
+    walk, labels, shape = step.walk, step.labels(), tuple(step.value.shape)
+    short = compact(labels)
+    others = [axis for axis, size in enumerate(short.shape) if size > 1 and axis != how.axis]
+    if short.shape[how.axis] == 1 and others and step.carries(short) and (how.taps == 1 or max(others) < how.axis):
+        sizes = [shape[axis] if size == 1 else size for axis, size in enumerate(short.shape)]
+        return short.expand(sizes)  # it mixes positions, and channels lie along another axis
+    if how.taps > 1 and others and max(others) > how.axis:
+        step.hold(f"the kernels of {step.place} lie across its channels", labels)
+        return full(shape)
+    if _depends(step, weight):
+        step.hold(f"the weights of {step.place} depend on the image or on other layers")
+        return full(shape)
+    reads = step.channels(axis=how.axis, why=f"{step.place} reads several channels as one")
+    reads = torch.where(channels_in(reads), reads, FIXED)
+    if how.groups > 1 and not _learned(step, weight):
+        return _filtered(step, how, weight, reads)
+    key, name = _named(step, weight)
+    writes = walk.channels(key, name, shape[how.axis])
+    if how.groups > 1:
+        blocks = torch.cat([reads.view(how.groups, -1), writes.view(how.groups, -1)], 1)
+        for block in blocks:
+            walk.union.unite_all(block, f"{step.place} ties its groups' inputs to its outputs")
+    else:
+        walk.follow(weight, how.into, reads, step.node.name)
+    grouped_out = how.groups > 1 and how.out == 1
+    walk.follow(weight, 0 if grouped_out else how.out, reads if grouped_out else writes, step.node.name)
+    if bias is not None:
+        walk.follow(bias, 0, writes, step.node.name)
+    walk.add_layer(step, name, reads, writes, how)
+    return step.spread(writes, how.axis, shape)
+
+
+def _depends(step: Step, weight: Operand) -> bool:
+    if weight.node is None:
+        return False
+    return weight.node in step.walk.dynamic or step.carries(step.walk.labels[weight.node])
+
+
+def _learned(step: Step, weight: Operand) -> bool:
+    """Whether a weight is, or is computed from, parameters, and not from buffers and constants alone."""
+    seen, stack = set(), [weight.node] if weight.node is not None else []
+    paths = [] if weight.path is None else [weight.path]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack += node.all_input_nodes
+            paths += [str(node.target)] if node.op == "get_attr" else []
+    return any(path in step.walk.parameters for path in paths)
+
+
+def _filtered(step: Step, how: Mix, weight: Operand, reads: Tensor) -> Tensor:
+    """Each channel passes a filter of its own that is not learned, as in an anti-aliasing blur."""
+    shape = tuple(step.value.shape)
+    if shape[how.axis] != len(reads) or how.groups != len(reads):
+        step.hold(f"{step.place} filters its channels with fixed weights")
+        return full(shape)
+    step.walk.follow(weight, 0, reads, step.node.name)
+    step.walk.add_layer(step, step.place, reads, reads, how)
+    return step.spread(reads, how.axis, shape)
+
+
+def _named(step: Step, weight: Operand) -> tuple[str, str]:
+    """What tells a weight from others, and the name of its layer: a module's path where there is one."""
+    walk = step.walk
+    if weight.path is not None:
+        path = walk.source(weight.path).name
+        owner = path.rpartition(".")[0]
+        return path, str(step.node.target) if step.module is not None else owner if path.endswith(".weight") else path
+    assert weight.node is not None
+    labels = walk.labels[weight.node]
+    names_ = [source.name for source, _ in walk.sources.holding(labels.flatten())]
+    owner = walk.owner.get(step.node.name, "")
+    entry = walk.entry_of(owner)
+    name = owner if entry is not None and entry.weighted else names_[0].rpartition(".")[0] if names_ else step.node.name
+    return "+".join(names_) or step.node.name, name or step.node.name
+
+
+def _operands(step: Step) -> tuple[Operand, Operand | None] | None:
+    weight = step.operand("weight")
+    if weight is None:
+        return None
+    if weight.path is None and weight.node is not None and bool((step.walk.labels[weight.node] < PARAMETERS).all()):
+        step.walk.compute(weight.node)
+    bias = step.operand("bias")
+    if bias is not None and bias.node is not None and bias.path is None and bias.node in step.walk.dynamic:
+        return None
+    return weight, bias
+
+
+def _mixed(step: Step, how: Mix) -> Tensor:
+    found = _operands(step)
+    if found is None:
+        step.hold(f"the weights of {step.place} are not tensors of its own")
+        return full(tuple(step.value.shape))
+    return mix(step, how, *found)
+
+
+def _linear(step: Step) -> Tensor:
+    value = step.value
+    return _mixed(step, Mix(value.dim() - 1, 0, 1, positions=value.numel() // max(value.shape[-1], 1)))
+
+
+def _convolution(step: Step) -> Tensor:
+    value, weight = step.value, _weight(step)
+    axis = value.dim() - 1 - (weight.dim() - 2)
+    positions = value.numel() // max(value.shape[axis], 1)
+    return _mixed(step, Mix(axis, 0, 1, weight[0, 0].numel(), int(step.number("groups", 1)), positions))
+
+
+def _transposed(step: Step) -> Tensor:
+    labels, weight = step.labels(), _weight(step)
+    axis = labels.dim() - 1 - (weight.dim() - 2)
+    positions = labels.numel() // max(labels.shape[axis], 1)
+    return _mixed(step, Mix(axis, 1, 0, weight[0, 0].numel(), int(step.number("groups", 1)), positions))
+
+
+def _weight(step: Step) -> Tensor:
+    operand = step.operand("weight")
+    assert operand is not None
+    return operand.value
+
+
+def _linear_macs(step: Step) -> int:
+    return step.value.numel() * _weight(step).shape[-1]
+
+
+def _convolution_macs(step: Step) -> int:
+    return step.value.numel() * _weight(step)[0].numel()
+
+
+def _transposed_macs(step: Step) -> int:
+    source = step.walk.values[step.argument("input").name]
+    return source.numel() * _weight(step)[0].numel()
+
+
+def _adjust_linear(module: nn.Module, kept: int | None) -> None:
+    module.out_features, module.in_features = module.weight.shape  # type: ignore[assignment,union-attr,misc]
+
+
+def _adjust_convolution(module: nn.Module, kept: int | None) -> None:
+    rows, columns = module.weight.shape[:2]  # type: ignore[union-attr,index,misc]
+    if module.groups != 1:  # type: ignore[comparison-overlap]
+        module.groups = module.groups * rows // module.out_channels  # type: ignore[assignment,operator]
+    module.out_channels, module.in_channels = rows, columns * module.groups  # type: ignore[assignment,operator]
+
+
+def _adjust_transposed(module: nn.Module, kept: int | None) -> None:
+    rows, columns = module.weight.shape[:2]  # type: ignore[union-attr,index,misc]
+    if module.groups != 1:  # type: ignore[comparison-overlap]
+        module.groups = module.groups * rows // module.in_channels  # type: ignore[assignment,operator]
+    module.in_channels, module.out_channels = rows, columns * module.groups  # type: ignore[assignment,operator]
+
+
+def geometry(module: nn.Module) -> Geometry:
+    """How the kernels of a convolution move; padding 'same' and 'valid' resolved."""
+    kernel, dilation = tuple(module.kernel_size), tuple(module.dilation)  # type: ignore[arg-type]
+    if isinstance(module.padding, str):
+        total = [step * (size - 1) if module.padding == "same" else 0 for step, size in zip(dilation, kernel, strict=True)]
+        pads = tuple((amount // 2, amount - amount // 2) for amount in total)
+    else:
+        pads = tuple((int(amount), int(amount)) for amount in module.padding)  # type: ignore[union-attr]
+    mode = "constant" if module.padding_mode == "zeros" else str(module.padding_mode)
+    return Geometry(kernel, tuple(module.stride), dilation, pads, mode, int(module.groups))  # type: ignore[arg-type]
+
+
+def _flat(module: nn.Module) -> Geometry:
+    return Geometry()
+
+
+def _window(step: Step) -> Window | None:
+    if step.module is None:
+        return None
+    shape = geometry(step.module)
+    return tuple(zip(shape.kernel, shape.stride, (before for before, _ in shape.pads), shape.dilation, strict=True))
+
+
+register(Operation("linear", _linear, modules=(nn.Linear,), functions=names("linear"), arguments=("input", "weight", "bias"),
+    macs=_linear_macs, adjust=_adjust_linear, weighted=True, traces=True, geometry=_flat, layout=LINEAR))  # fmt: skip
+register(Operation("convolution", _convolution, modules=CONVOLUTIONS, functions=names("conv1d conv2d conv3d convolution"),
+    arguments=("input", "weight", "bias", "stride", "padding", "dilation", "groups"), macs=_convolution_macs, adjust=_adjust_convolution,
+    weighted=True, traces=True, window=_window, geometry=geometry, layout=CONVOLUTION))  # fmt: skip
+register(Operation("transposed convolution", _transposed, modules=TRANSPOSED,
+    functions=names("conv_transpose1d conv_transpose2d conv_transpose3d"),
+    arguments=("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"), macs=_transposed_macs,
+    adjust=_adjust_transposed, weighted=True, traces=True))  # fmt: skip

@@ -1,0 +1,147 @@
+"""Moves: reshaping, permuting, joining, splitting, indexing. They are carried out on the labels themselves."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from channelscope.network.operations.labels import channels_in, compact, fixed, mapped, tensors
+from channelscope.network.operations.opaque import kept_whole
+from channelscope.network.operations.operation import Operation, names, register
+from channelscope.network.operations.step import Step
+
+
+def labelled(labels: Any) -> bool:
+    """Whether a channel or an element of a parameter occurs in a nested value of labels."""
+    return any(bool((compact(part) >= 0).any()) for part in tensors(labels))
+
+
+def moved(step: Step) -> Any:
+    """The labels of the first argument, moved as the values are."""
+    walk, node = step.walk, step.node
+    if not any(labelled(walk.labels[parent]) for parent in node.all_input_nodes):
+        return fixed(step.value)
+    if _index_table(step):
+        return kept_whole(step)
+    try:
+        result = run(step, lambda parent: given(step, parent))
+    except (RuntimeError, TypeError, NotImplementedError):
+        try:  # some moves exist for floating point only; numbers of channels are exact there
+            result = run(step, lambda parent: mapped(lambda part: part.double(), given(step, parent)))
+        except (RuntimeError, TypeError, NotImplementedError):
+            return kept_whole(step)
+        result = mapped(lambda part: part.long(), result)
+    if step.entry.name == "split" and not _sizes_given(step):
+        _keep_equal(step, result)
+    return result
+
+
+def given(step: Step, parent: fx.Node) -> Any:
+    """What a move is carried out on: labels, but the values of indices."""
+    value = step.walk.values[parent.name]
+    index = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()) and parent is not step.argument("input")
+    return value if index else step.walk.labels[parent]
+
+
+def run(step: Step, take: Any) -> Any:
+    """A step carried out with other things in the place of its arguments."""
+    args: Any = map_arg(step.node.args, take)
+    kwargs: Any = map_arg(step.node.kwargs, take)
+    if step.module is not None:
+        return step.module(*args, **kwargs)
+    if step.node.op == "call_method":
+        return operator.methodcaller(str(step.node.target), *args[1:], **kwargs)(args[0])
+    return step.node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _index_table(step: Step) -> bool:
+    """Whether channels are picked by a tensor of positions, which would have to change with them."""
+    walk = step.walk
+    first = step.argument("input")
+    tables = [each for each in step.node.all_input_nodes if each is not first and _positions(walk.values[each.name])]
+    return bool(tables) and isinstance(first, fx.Node) and any(step.carries(part) for part in tensors(walk.labels[first])) and (
+        step.node not in walk.dynamic or _varies_where_indexed(step, first)
+    )  # fmt: skip
+
+
+def _positions(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
+
+
+def _varies_where_indexed(step: Step, first: fx.Node) -> bool:
+    labels = compact(step.walk.labels[first])
+    index = step.node.args[1] if step.spelled == "getitem" else None
+    if step.spelled in ("index_select", "gather", "take_along_dim"):
+        return labels.shape[int(step.number("dim", 0)) % labels.dim()] > 1
+    if not isinstance(index, tuple):
+        index = (index,)
+    axis = 0
+    for position, each in enumerate(index):
+        if each is Ellipsis:
+            axis = labels.dim() - (len(index) - position - 1)
+            continue
+        if each is None:
+            continue
+        if isinstance(each, fx.Node) and _positions(step.walk.values[each.name]) and axis < labels.dim() and labels.shape[axis] > 1:
+            return True
+        axis += 1
+    return False
+
+
+def _sizes_given(step: Step) -> bool:
+    sizes = next((size for size in map(step.number, ("sizes", "split_size", "split_size_or_sections")) if size is not None), None)
+    return isinstance(sizes, tuple | list)
+
+
+def _keep_equal(step: Step, parts: Any) -> None:
+    """Parts of equal length have to stay so: channels at the same place of each part go together."""
+    shapes = {tuple(part.shape) for part in parts}
+    if len(shapes) != 1 or not any(bool(channels_in(compact(part)).any()) for part in parts):
+        return
+    axis = int(step.number("dim", 0))
+    if all(compact(part).shape[axis] == 1 for part in parts):
+        return
+    walk = step.walk
+    rows = torch.stack([walk.along(part, axis, f"{step.place} treats several channels as one") for part in parts], 1)
+    for row in rows:
+        channels = row[channels_in(row)]
+        if len(channels) == len(row):
+            walk.union.unite_all(row, f"{step.place} makes parts of equal length")
+        else:
+            walk.hold(channels, f"{step.place} makes parts of equal length")
+
+
+def _written(step: Step) -> Any:
+    """A tensor written over a part of another: put(x, index, value)."""
+    walk, node = step.walk, step.node
+    if not any(labelled(walk.labels[parent]) for parent in node.all_input_nodes):
+        return fixed(step.value)
+    target, index, source = node.args[:3]
+    labels = walk.labels[target].clone()
+    if not isinstance(source, fx.Node) or not isinstance(walk.values[source.name], Tensor):
+        return walk.labels[target]
+    labels[step.of(index)] = walk.labels[source].long()
+    return labels
+
+
+def _size_like(step: Step) -> Any:
+    """A move whose second tensor only says the shape."""
+    return step.labels().reshape(step.value.shape) if step.spelled.endswith("_as") and step.spelled != "expand_as" else (
+        step.labels().expand(step.value.shape)
+    )  # fmt: skip
+
+
+register(Operation("move", moved, modules=(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Unfold),
+    functions=names("view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims t T mT adjoint cat concat "
+    "concatenate stack hstack vstack dstack unbind getitem squeeze unsqueeze expand repeat "
+    "repeat_interleave tile roll flip rot90 narrow select unfold pixel_shuffle pixel_unshuffle channel_shuffle "
+    "getattr broadcast_to native_channel_shuffle rearrange diagonal real imag ravel meshgrid"),
+    arguments=("input", "dim"), traces=True))  # fmt: skip
+register(Operation("split", moved, functions=names("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split"),
+    arguments=("input", "sizes", "dim"), traces=True))  # fmt: skip
+register(Operation("pick", moved, functions=names("index_select gather take_along_dim"), arguments=("input", "dim", "index"), traces=True))
+register(Operation("like", _size_like, functions=names("view_as reshape_as expand_as"), traces=True))
+register(Operation("put", _written, functions=names("put setitem"), traces=True))
+

@@ -1,0 +1,144 @@
+"""Pooling, resizing, reductions over axes, softmax and padding: positions are combined, channels stay apart."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from channelscope.network.operations.labels import FIXED, FREE, channels_in, compact, fixed, full
+from channelscope.network.operations.meeting import met
+from channelscope.network.operations.operation import Operation, Window, names, register
+from channelscope.network.operations.step import Step
+
+POOLS = (
+    nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._LPPoolNd,
+)  # fmt: skip
+EXACT = ("sum", "norm", "vector_norm", "count_nonzero")
+"""Reductions to which a channel that is zero adds nothing."""
+
+
+def _pooled(step: Step) -> Any:
+    value = step.value
+    labels = step.labels()
+    first = value[0] if isinstance(value, tuple) else value
+    axis = first.dim() - _spatial(step, first) - 1
+    numbers = step.channels(axis=axis, why=f"{step.place} pools several channels into one") if step.carries(labels) else None
+    result = full(tuple(first.shape)) if numbers is None else step.spread(numbers, axis, tuple(first.shape))
+    return tuple(result for _ in value) if isinstance(value, tuple) else result
+
+
+def _spatial(step: Step, value: Tensor) -> int:
+    """Number of spatial axes: what the name says, else all behind batch and channel."""
+    digits = [int(character) for character in step.spelled if character in "123"]
+    return digits[-1] if digits else value.dim() - 2
+
+
+def _both(value: Any) -> tuple[int, int]:
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def _pool_window(step: Step) -> Window | None:
+    """Size, stride, padding and dilation of a two-dimensional pool; None for one that adapts to its input."""
+    size = step.number("kernel_size")
+    if size is None:
+        return None
+    stride = step.number("stride")
+    values = size, size if stride in (None, []) else stride, step.number("padding", 0), step.number("dilation", 1)
+    return tuple(zip(*map(_both, values), strict=True))  # type: ignore[return-value]
+
+
+def _padded(step: Step) -> Tensor:
+    """Padding adds zeros that follow any removal; along the channels it is FIXED, and what is copied repeats its labels."""
+    labels, value = step.labels(), step.value
+    if labels.shape == value.shape:
+        return labels
+    amounts = step.number("pad", step.number("padding"))
+    amounts = [int(amount) for amount in (amounts if isinstance(amounts, tuple | list) else [amounts] * 2 * (labels.dim() - 2))]
+    mode, fill = step.number("mode", "constant"), step.number("value", 0)
+    short = compact(labels)
+    padded = [labels.dim() - 1 - index for index in range(len(amounts) // 2) if amounts[2 * index] or amounts[2 * index + 1]]
+    if all(short.shape[axis] == 1 for axis in padded):
+        return short.expand([value.shape[axis] if size == 1 else size for axis, size in enumerate(short.shape)])
+    if mode != "constant" or step.module is not None and not isinstance(step.module, nn.modules.padding._ConstantPadNd):
+        step.hold(f"{step.place} copies some of its channels")
+        return full(tuple(value.shape))
+    number = FREE if fill in (0, None) and not _beside(short, padded) else FIXED
+    return nn.functional.pad(labels, amounts, value=number)
+
+
+def _beside(short: Tensor, padded: list[int]) -> bool:
+    """Whether zeros are put beside the channels, as new channels."""
+    return any(short.shape[axis] > 1 for axis in padded)
+
+
+def _axes(step: Step, labels: Tensor) -> list[int]:
+    dims = step.number("dim", step.node.kwargs.get("axis"))
+    if step.spelled in ("norm", "vector_norm"):
+        dims = step.number("axes", step.node.kwargs.get("dim"))
+    chosen = range(labels.dim()) if dims is None or dims == () or dims == [] else [dims] if isinstance(dims, int) else dims
+    return [int(axis) % labels.dim() for axis in chosen]
+
+
+def _reduced(step: Step) -> Any:
+    """Reductions: over positions the channels stay; over channels a sum of squares or of values stays exact without them."""
+    value = step.value
+    if len(step.inputs()) > 1 and isinstance(value, Tensor) and step.spelled in ("max", "min"):
+        return met(step.walk, *step.inputs()[:2], step).expand(value.shape)
+    labels = step.labels()
+    axes = _axes(step, labels)
+    short = compact(labels)
+    outside = [axis for axis, size in enumerate(short.shape) if size > 1 and axis not in axes]
+    if any(short.shape[axis] > 1 for axis in axes) and step.carries(short):
+        if outside:
+            step.walk.together(labels, axes, f"{step.place} combines them")
+            short = torch.where(channels_in(short), step.walk.union.roots(short), short)
+        else:
+            if step.spelled == "mean":
+                step.walk.counted[step.node] = int(torch.tensor([labels.shape[axis] for axis in axes]).prod())
+            elif step.spelled not in EXACT:
+                step.hold(f"{step.place} reduces over its channels")
+            return fixed(value)
+    result = short
+    for axis in axes:
+        result = result.amax(axis, keepdim=True)
+    sizes = [1 if axis in axes else size for axis, size in enumerate(labels.shape)]
+    first = value if isinstance(value, Tensor) else value[0]
+    result = result.expand(sizes).reshape(first.shape)
+    return result if isinstance(value, Tensor) else tuple(result for _ in value)
+
+
+def _scanned(step: Step) -> Tensor:
+    step.walk.together(step.labels(), [int(step.number("dim", 0))], f"{step.place} adds them up one after the other")
+    return step.labels()
+
+
+def _softmax(step: Step) -> Tensor:
+    labels = step.labels()
+    axis = step.number("dim")
+    axis = (0 if labels.dim() in (0, 1, 3) else 1) if axis is None else axis
+    step.walk.together(labels, [int(axis)], f"{step.place} makes them compete")
+    return labels
+
+
+def _normalized(step: Step) -> Tensor:
+    """Division by a norm: zeros add nothing to it."""
+    return step.labels()
+
+
+register(Operation("pool", _pooled, modules=POOLS, functions=names(
+    "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d lp_pool3d"),
+    arguments=("input", "kernel_size", "stride", "padding", "dilation"), window=_pool_window))  # fmt: skip
+register(Operation("resize", _pooled, modules=(nn.Upsample,), functions=names("interpolate upsample grid_sample")))
+register(Operation("pad", _padded, modules=(nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d), functions=names("pad"),
+    arguments=("input", "pad", "mode", "value")))  # fmt: skip
+register(Operation("reduce", _reduced, functions=names(
+    "mean sum amax amin max min prod logsumexp var std std_mean var_mean median nanmean count_nonzero"), arguments=("input", "dim")))
+register(Operation("norm", _reduced, functions=names("norm vector_norm linalg_norm linalg_vector_norm"), arguments=("input", "p", "axes")))
+register(Operation("scan", _scanned, functions=names("cumsum cumprod cummax cummin logcumsumexp"), arguments=("input", "dim")))
+register(Operation("softmax", _softmax, modules=(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d),
+    functions=names("softmax log_softmax softmin _softmax"), arguments=("input", "dim"), local=True))  # fmt: skip
+register(Operation("normalize", _normalized, functions=names("normalize"), arguments=("input", "p", "dim", "eps"), local=True, traces=True))
+

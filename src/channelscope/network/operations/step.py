@@ -1,0 +1,138 @@
+"""Step: one step of a recorded pass as an entry of the table sees it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from channelscope.network.operations.labels import channels_in, compact
+from channelscope.network.operations.operation import Operation, spelling
+
+if TYPE_CHECKING:
+    from channelscope.network.channel_graph import ChannelGraph
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A tensor that a step uses as its weight, bias or scale."""
+
+    value: Tensor
+    path: str | None
+    """path of the parameter or buffer when it is one itself, None when it is computed"""
+    node: fx.Node | None
+    """the step that it comes from; None for a parameter of the called module"""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step: its arguments by name, their labels and values, and the walk it belongs to.
+
+    Parameters
+    ----------
+    walk
+        The channel graph that is being built.
+    node
+        The step of the recorded graph.
+    entry
+        Its entry in the table.
+    """
+
+    walk: "ChannelGraph"
+    node: fx.Node
+    entry: Operation
+
+    @property
+    def value(self) -> Any:
+        """The recorded value of the step."""
+        return self.walk.values[self.node.name]
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that the step calls; None for a function or method."""
+        return self.walk.modules[str(self.node.target)] if self.node.op == "call_module" else None
+
+    @property
+    def spelled(self) -> str:
+        """Name of the function or method, or of the module's class."""
+        return spelling(self.node) if self.module is None else type(self.module).__name__
+
+    @property
+    def place(self) -> str:
+        """What the step is called in reasons: a module's path, or the function and the module it is used in."""
+        if self.node.op == "call_module":
+            return str(self.node.target)
+        owner = self.walk.owner.get(self.node.name, "")
+        return f"{self.spelled}() in {owner}" if owner else f"{self.spelled}()"
+
+    @property
+    def static(self) -> bool:
+        """Whether the value is the same for every image."""
+        return self.node not in self.walk.dynamic
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """An argument as it stands in the graph: a step, a number or a container of them; a module's attribute by the same name."""
+        place = self.entry.arguments.index(name) if name in self.entry.arguments else len(self.node.args)
+        if self.module is not None and place > 0:
+            return self.module.__dict__.get(name, default)
+        if place < len(self.node.args):
+            return self.node.args[place]
+        if name in self.node.kwargs:
+            return self.node.kwargs[name]
+        return next(iter(self.node.all_input_nodes), default) if place == 0 else default
+
+    def number(self, name: str, default: Any = None) -> Any:
+        """The recorded value of an argument."""
+        return self.of(self.argument(name, default))
+
+    def of(self, argument: Any) -> Any:
+        """An argument with recorded values in the place of steps."""
+        return map_arg(argument, lambda node: self.walk.values[node.name])
+
+    def labels(self, name: str = "input") -> Tensor:
+        """Labels of an argument that is a tensor."""
+        return self.walk.labels[self.argument(name)]
+
+    def inputs(self) -> list[Tensor]:
+        """Labels of all tensors among the arguments, in order."""
+        nodes = [node for node in self.node.all_input_nodes if isinstance(self.walk.values[node.name], Tensor)]
+        return [self.walk.labels[node] for node in nodes]
+
+    def operand(self, name: str) -> Operand | None:
+        """A weight, bias or scale: an argument, or a parameter or buffer of the called module; None where there is none."""
+        if self.module is not None:
+            value = self.module._parameters.get(name)
+            value = self.module._buffers.get(name) if value is None else value
+            return Operand(value, f"{self.node.target}.{name}", None) if isinstance(value, Tensor) else None
+        node = self.argument(name)
+        if not isinstance(node, fx.Node) or not isinstance(self.walk.values[node.name], Tensor):
+            return None
+        path = str(node.target) if node.op == "get_attr" and node.target not in self.walk.constants else None
+        return Operand(self.walk.values[node.name], path, node)
+
+    def channels(self, name: str = "input", axis: int = 1, why: str = "") -> Tensor:
+        """One number for each place along an axis of an argument; channels that share a place are united."""
+        return self.walk.along(self.labels(name), axis, why or f"{self.place} treats several channels as one")
+
+    def follow(self, name: str, axis: int, numbers: Tensor) -> None:
+        """A parameter is cut along `axis` with these channels."""
+        operand = self.operand(name)
+        if operand is not None:
+            self.walk.follow(operand, axis, numbers, self.node.name)
+
+    def hold(self, reason: str, *labels: Tensor) -> None:
+        """Keep all channels of the given labels (of all arguments where none are given)."""
+        self.walk.hold(torch.cat([compact(part).flatten() for part in labels or self.inputs()]), reason)
+
+    def spread(self, numbers: Tensor, axis: int, shape: tuple[int, ...]) -> Tensor:
+        """Labels of a value whose channels lie along one axis."""
+        sizes = [1] * len(shape)
+        sizes[axis] = -1
+        return numbers.view(sizes).expand(shape)
+
+    def carries(self, labels: Tensor) -> bool:
+        """Whether any channel occurs in the labels."""
+        return bool(channels_in(compact(labels)).any())
+
+
