@@ -5,20 +5,22 @@ value; what a step does with the numbers is said by its entry in the table of op
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
-from channelscope.network.operations.labels import FIXED, FREE, PARAMETERS, channels_in, compact, fixed, full, mapped, numbers_in, tensors
-from channelscope.network.operations.meeting import met
+from channelscope.network.channel_labels import FIXED, FREE, PARAMETERS, channels_in, compact, fixed, full, mapped, numbers_in, tensors
+from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.mixing import Mix
 from channelscope.network.operations.opaque import computed
 from channelscope.network.operations.operation import Operation, of_module, of_step
-from channelscope.network.operations.sources import ADOPTED, Sources, agree
+from channelscope.network.sources import ADOPTED, Sources, agree
 from channelscope.network.operations.step import Operand, Step
-from channelscope.network.operations.union import Union
+from channelscope.network.union import Union
 
 Heads = Literal["whole", "widths"]
 """What attention can be narrowed by: whole heads, or the widths of queries, keys and values in every head."""
@@ -180,6 +182,35 @@ class ChannelGraph:
             return short.expand(part.shape)
 
         return mapped(regular, labels)
+
+    @cached_property
+    def groups(self) -> tuple[tuple[tuple[str, int], ...], ...]:
+        """Channels that can be removed, in groups that go together: (layer, channel) of each member, in execution order."""
+        members: dict[int, list[tuple[str, int]]] = defaultdict(list)
+        for name, (start, count) in self.sites.items():
+            for channel in range(count):
+                root = self.union.root(start + channel)
+                if root not in self.union.held:
+                    members[root].append((name, channel))
+        return tuple(tuple(group) for group in members.values())
+
+    @cached_property
+    def whole(self) -> dict[str, str]:
+        """Layer → how many of its channels cannot be removed, and why the first of them cannot."""
+        found: dict[str, str] = {}
+        for name, (start, count) in self.sites.items():
+            reasons = [reason for reason in (self.union.reason(number) for number in range(start, start + count)) if reason]
+            if reasons:
+                found[name] = f"{len(reasons)} of {count} channels: {reasons[0]}"
+        return found
+
+    def gone(self, groups: Iterable[int]) -> Tensor:
+        """Marks of the channels in these groups, bool (all channels,)."""
+        marks = torch.zeros(len(self.union.parent), dtype=torch.bool)
+        for index in groups:
+            for name, channel in self.groups[index]:
+                marks[self.sites[name][0] + channel] = True
+        return marks
 
     # what entries ask for
 

@@ -1,16 +1,17 @@
 """Moves: reshaping, permuting, joining, splitting, indexing. They are carried out on the labels themselves."""
 
-import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from channelscope.network.operations.labels import channels_in, compact, fixed, mapped, tensors
+from channelscope.network.channel_labels import channels_in, compact, fixed, mapped, tensors
 from channelscope.network.operations.opaque import kept_whole
 from channelscope.network.operations.operation import Operation, names, register
 from channelscope.network.operations.step import Step
+from channelscope.network.replay import call
 
 
 def labelled(labels: Any) -> bool:
@@ -45,15 +46,11 @@ def given(step: Step, parent: fx.Node) -> Any:
     return value if index else step.walk.labels[parent]
 
 
-def run(step: Step, take: Any) -> Any:
+def run(step: Step, take: Callable[[fx.Node], Any]) -> Any:
     """A step carried out with other things in the place of its arguments."""
     args: Any = map_arg(step.node.args, take)
     kwargs: Any = map_arg(step.node.kwargs, take)
-    if step.module is not None:
-        return step.module(*args, **kwargs)
-    if step.node.op == "call_method":
-        return operator.methodcaller(str(step.node.target), *args[1:], **kwargs)(args[0])
-    return step.node.target(*args, **kwargs)  # type: ignore[operator]
+    return call(step.node, step.walk.model, args, kwargs)
 
 
 def _index_table(step: Step) -> bool:
@@ -138,10 +135,9 @@ register(Operation("move", moved, modules=(nn.Flatten, nn.Unflatten, nn.PixelShu
     "concatenate stack hstack vstack dstack unbind getitem squeeze unsqueeze expand repeat "
     "repeat_interleave tile roll flip rot90 narrow select unfold pixel_shuffle pixel_unshuffle channel_shuffle "
     "getattr broadcast_to native_channel_shuffle rearrange diagonal real imag ravel meshgrid"),
-    arguments=("input", "dim"), traces=True))  # fmt: skip
+    arguments=("input", "dim"), traces=True, moves=True))  # fmt: skip
 register(Operation("split", moved, functions=names("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split"),
-    arguments=("input", "sizes", "dim"), traces=True))  # fmt: skip
-register(Operation("pick", moved, functions=names("index_select gather take_along_dim"), arguments=("input", "dim", "index"), traces=True))
-register(Operation("like", _size_like, functions=names("view_as reshape_as expand_as"), traces=True))
+    arguments=("input", "sizes", "dim"), traces=True, moves=True))  # fmt: skip
+register(Operation("pick", moved, functions=names("index_select gather take_along_dim"), arguments=("input", "dim", "index"), traces=True, moves=True))
+register(Operation("like", _size_like, functions=names("view_as reshape_as expand_as"), traces=True, moves=True))
 register(Operation("put", _written, functions=names("put setitem"), traces=True))
-

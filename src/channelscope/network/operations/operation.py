@@ -75,6 +75,8 @@ class Operation:
         Whether the step has outputs of its own: a new channel for each row of its weight.
     traces
         Whether the labels rule also follows elements of parameters, so that weights computed by such steps can be cut.
+    moves
+        Whether the step only moves elements, so that it can be carried out on labels.
     pointwise
         Whether every element of the value depends on the same element of the input alone.
     local
@@ -97,6 +99,7 @@ class Operation:
     weighted: bool = False
     pointwise: bool = False
     traces: bool = False
+    moves: bool = False
     local: bool = False
     window: Callable[["Step"], Window | None] | None = None
     geometry: Callable[[nn.Module], Geometry] | None = None

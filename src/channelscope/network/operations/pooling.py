@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from channelscope.network.operations.labels import FIXED, FREE, channels_in, compact, fixed, full
-from channelscope.network.operations.meeting import met
+from channelscope.network.channel_labels import FIXED, FREE, channels_in, compact, fixed, full
+from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.operation import Operation, Window, names, register
 from channelscope.network.operations.step import Step
 
@@ -134,11 +134,16 @@ register(Operation("resize", _pooled, modules=(nn.Upsample,), functions=names("i
 register(Operation("pad", _padded, modules=(nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd,
     nn.modules.padding._ReplicationPadNd, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d), functions=names("pad"),
     arguments=("input", "pad", "mode", "value")))  # fmt: skip
-register(Operation("reduce", _reduced, functions=names(
-    "mean sum amax amin max min prod logsumexp var std std_mean var_mean median nanmean count_nonzero"), arguments=("input", "dim")))
+register(
+    Operation(
+        "reduce",
+        _reduced,
+        functions=names("mean sum amax amin max min prod logsumexp var std std_mean var_mean median nanmean count_nonzero"),
+        arguments=("input", "dim"),
+    )
+)
 register(Operation("norm", _reduced, functions=names("norm vector_norm linalg_norm linalg_vector_norm"), arguments=("input", "p", "axes")))
 register(Operation("scan", _scanned, functions=names("cumsum cumprod cummax cummin logcumsumexp"), arguments=("input", "dim")))
 register(Operation("softmax", _softmax, modules=(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d),
     functions=names("softmax log_softmax softmin _softmax"), arguments=("input", "dim"), local=True))  # fmt: skip
 register(Operation("normalize", _normalized, functions=names("normalize"), arguments=("input", "p", "dim", "eps"), local=True, traces=True))
-

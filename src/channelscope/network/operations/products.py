@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from channelscope.network.operations.labels import FIXED, FREE, PARAMETERS, channels_in, compact, full
-from channelscope.network.operations.meeting import met, pairs_of
+from channelscope.network.channel_labels import FIXED, FREE, PARAMETERS, channels_in, compact, full
+from channelscope.network.operations.elementwise import met, pairs_of
 from channelscope.network.operations.mixing import Mix, mix
 from channelscope.network.operations.opaque import executed, kept_whole
 from channelscope.network.operations.operation import Operation, names, register

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from channelscope.network.operations.labels import channels_in, compact
+from channelscope.network.channel_labels import channels_in, compact
 from channelscope.network.operations.operation import Operation, spelling
 
 if TYPE_CHECKING:
@@ -134,5 +134,3 @@ class Step:
     def carries(self, labels: Tensor) -> bool:
         """Whether any channel occurs in the labels."""
         return bool(channels_in(compact(labels)).any())
-
-

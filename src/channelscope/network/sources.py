@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from channelscope.network.operations.labels import FIXED, FREE, PARAMETERS, channels_in, compact
+from channelscope.network.channel_labels import FIXED, FREE, PARAMETERS, channels_in, compact
 from channelscope.network.operations.step import Operand
-from channelscope.network.operations.union import Union
+from channelscope.network.union import Union
 
 Gone = Callable[[Tensor], Tensor]
 """Labels → which of them are removed, bool in the same shape."""

@@ -1,0 +1,324 @@
+"""Narrowing: the smaller network that computes what the silenced one computes.
+
+Every parameter and buffer of a deep copy is cut by its labels. The recorded steps are then run on it, and a number that
+no longer fits is corrected to what the labels say: where it came from an attribute, the attribute is set. A step whose
+numbers are written in the forward pass itself, or whose weights are computed from all channels, cannot be corrected in
+this way; the network is then returned as its recorded steps, with the same parameter names.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.nn.utils import parametrize
+
+from channelscope.errors import MismatchError
+from channelscope.network.attributes import settings
+from channelscope.network.channel_graph import ChannelGraph
+from channelscope.network.channel_labels import mapped, tensors
+from channelscope.network.operations.moves import given, run
+from channelscope.network.operations.numbers import Edit, Number, always, edit
+from channelscope.network.operations.operation import of_module
+from channelscope.network.operations.step import Step
+from channelscope.network.removal import Removal
+from channelscope.network.replay import attribute, call, out_of_place, plain, replay
+from channelscope.network.rewriting import rewritten
+
+TOLERANCE = torch.finfo(torch.float64).eps ** 0.5
+"""Largest difference between the smaller and the silenced network, relative to the largest output, in float64."""
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, ZeroDivisionError)
+
+
+@dataclass(eq=False)
+class Corrections:
+    """What has to change in the steps for the smaller network."""
+
+    edits: dict[fx.Node, Edit] = field(default_factory=dict)
+    """step → its corrected arguments"""
+    folded: dict[fx.Node, Tensor] = field(default_factory=dict)
+    """step that computes a weight → what is left of the weight as it was"""
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    """values of the steps in the smaller network, float64"""
+
+
+def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
+    """A network without the channels that go; the network of the graph stays as it is.
+
+    Parameters
+    ----------
+    graph
+        The channel graph of the network.
+    gone
+        Which channel numbers go, bool (all channels,).
+
+    Returns
+    -------
+    nn.Module
+        A deep copy of the network with smaller parameters, or its recorded steps where its own code has sizes written out.
+
+    Raises
+    ------
+    InputError
+        If a channel cannot be removed, or a group is split.
+    MismatchError
+        If the smaller network computes something else than the silenced one, or cannot run.
+    """
+    removal = Removal(graph, gone)
+    small = copy.deepcopy(graph.model)
+    cut(small, graph, removal)
+    exact = copy.deepcopy(graph.model).double()
+    image = tuple(plain(graph.values[node.name]) for node in graph.steps.nodes if node.op == "placeholder")
+    constants = {name: plain(value) for name, value in graph.constants.items()}
+    expected, _ = replay(graph.steps, exact, image, constants, lambda node, value: removal.masked(value, graph.labels[node]))
+    _, whole = replay(graph.steps, exact, image, constants)
+    found = correct(graph, removal, copy.deepcopy(small).double(), whole)
+    _unparametrize(small, graph, found)
+    left = _set(small, graph, found)
+    problem = ""
+    if not left:
+        problem = compared(small, image, expected)
+        if not problem:
+            return small
+    result = rewritten(graph, small, found.edits, found.folded, found.values)
+    problem = compared(result, image, expected)
+    if problem:
+        raise MismatchError(f"the smaller network {problem}; please report the network")
+    return result
+
+
+def silenced(graph: ChannelGraph, gone: Tensor, *inputs: Tensor) -> Any:
+    """The output of the network with zeros wherever something of the channels that go would be."""
+    removal = Removal(graph, gone)
+    return replay(graph.steps, graph.model, inputs, graph.constants, lambda node, value: removal.masked(value, graph.labels[node]))[0]
+
+
+def cut(small: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
+    """Cut every parameter and buffer of a copy of the network, and set the numbers of its modules."""
+    named = [*graph.model.named_parameters(remove_duplicate=False), *graph.model.named_buffers(remove_duplicate=False)]
+    smaller: dict[str, Tensor] = {}
+    touched: set[str] = set()
+    for path, tensor in named:
+        name = graph.canonical[id(tensor)]
+        if name not in graph.sources.found:
+            continue
+        value = smaller[name] if name in smaller else removal.parameter(name)
+        if value is None:
+            continue
+        owner, _, last = path.rpartition(".")
+        module = small.get_submodule(owner)
+        if last in module._parameters:
+            if name not in smaller:
+                value = nn.Parameter(value, requires_grad=tensor.requires_grad)
+            module._parameters[last] = value  # type: ignore[assignment]
+        else:
+            module._buffers[last] = value
+        smaller[name] = value
+        touched.add(owner)
+    kept = {str(node.target): graph.reads[node.name] for node in graph.steps.nodes if node.op == "call_module" and node.name in graph.reads}
+    for path, module in list(small.named_modules()):
+        entry = of_module(module)
+        if entry is None or entry.adjust is None or not (path in kept or any(each == path or each.startswith(f"{path}.") for each in touched)):
+            continue
+        other = entry.adjust(module, int((~removal.removed(kept[path])).sum()) if path in kept else None)
+        if other is not None:
+            owner, _, last = path.rpartition(".")
+            small.get_submodule(owner)._modules[last] = other
+
+
+def correct(graph: ChannelGraph, removal: Removal, small: nn.Module, whole: Mapping[fx.Node, Any]) -> Corrections:
+    """Run the recorded steps on the small parameters, in float64, and correct what does not fit.
+
+    Raises
+    ------
+    MismatchError
+        Naming the step, if nothing is known that would make it fit.
+    """
+    found = Corrections()
+    values = found.values
+    image = iter(whole[node] for node in graph.steps.nodes if node.op == "placeholder")
+
+    def now(argument: Any) -> Any:
+        return map_aggregate(argument, lambda part: values[part] if isinstance(part, fx.Node) else part)
+
+    with torch.no_grad(), out_of_place(small):
+        for node in graph.steps.nodes:
+            if node.op == "placeholder":
+                values[node] = next(image)
+            elif node.op == "get_attr":
+                constant = node.target in graph.constants
+                values[node] = plain(graph.constants[str(node.target)]) if constant else attribute(small, str(node.target))
+            elif node.op != "output":
+                values[node] = _corrected(graph.step(node), removal, small, whole[node], found, now)
+    return found
+
+
+def _corrected(step: Step, removal: Removal, small: nn.Module, before: Any, found: Corrections, now: Any) -> Any:
+    node, labels = step.node, step.walk.labels[step.node]
+    counted = always(step, removal, now) if tensors(before) and not step.static else None
+    problem, value = "", None
+    try:
+        value = carried_out(node, small, counted, now)
+    except FAILURES as error:
+        problem = str(error).splitlines()[0]
+    if not tensors(before) or isinstance(before, torch.Size):
+        if problem:
+            raise MismatchError(f"{step.place} cannot run on fewer channels: {problem}")
+        return value
+    if counted is not None:
+        found.edits[node] = counted
+    if step.static:
+        return _computed(step, removal, before, value, problem, found)
+    if not problem and _fits(value, before, labels, removal) and _same_order(step, removal, found):
+        return value
+    changed = edit(step, removal, now)
+    if changed is not None:
+        try:
+            value = carried_out(node, small, changed, now)
+        except FAILURES as error:
+            problem = str(error).splitlines()[0]
+        else:
+            if _fits(value, before, labels, removal):
+                found.edits[node] = changed
+                return value
+    shapes = tuple(removal.shape(part) for part in tensors(labels))
+    raise MismatchError(f"{step.place} cannot be made to fit fewer channels {shapes}: {problem or 'it has sizes written out'}")
+
+
+def carried_out(node: fx.Node, model: nn.Module, changed: Edit | None, now: Any) -> Any:
+    """The value of a step, with corrected arguments where there are any."""
+
+    def wanted(part: Any) -> Any:
+        if isinstance(part, Number):
+            return part.want
+        return slice(wanted(part.start), wanted(part.stop), wanted(part.step)) if isinstance(part, slice) else now(part)
+
+    args, kwargs = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
+    value = call(node, model, map_aggregate(args, wanted), map_aggregate(kwargs, wanted))
+    return value if changed is None or changed.factor == 1 else value * changed.factor
+
+
+def _fits(value: Any, before: Any, labels: Any, removal: Removal) -> bool:
+    parts, old, marks = tensors(value), tensors(before), tensors(labels)
+    if len(parts) != len(old) or len(old) != len(marks):
+        return False
+    return all(tuple(part.shape) == removal.shape(mark) for part, mark in zip(parts, marks, strict=True))
+
+
+def _same_order(step: Step, removal: Removal, found: Corrections) -> bool:
+    """Whether a move, carried out on the labels that are left, gives the labels that are left of its value."""
+    if not step.entry.moves or isinstance(step.value, torch.Size):
+        return True
+    labels = step.walk.labels
+
+    def left(parent: fx.Node) -> Any:
+        if not tensors(labels[parent]):
+            return found.values[parent]
+        taken = given(step, parent)
+        return mapped(lambda part: removal.restricted(part, part), taken) if taken is labels[parent] else found.values[parent]
+
+    try:
+        moved = run(step, left)
+    except FAILURES:
+        try:
+            moved = mapped(lambda part: part.long(), run(step, lambda parent: mapped(lambda part: part.double(), left(parent))))
+        except FAILURES:
+            return False
+    pairs = zip(tensors(moved), tensors(labels[step.node]), strict=True)
+    return all(bool((part == removal.restricted(mark, mark)).all()) for part, mark in pairs)
+
+
+def _computed(step: Step, removal: Removal, before: Any, value: Any, problem: str, found: Corrections) -> Any:
+    """A weight computed from parameters: as it comes out, or what is left of it as it was, where that is something else."""
+    walk, node = step.walk, step.node
+    if not isinstance(before, Tensor) or not before.is_floating_point():
+        if problem:
+            raise MismatchError(f"{step.place} cannot run on fewer channels: {problem}")
+        return value
+    if not problem and not any(user in walk.dynamic or user.op == "output" for user in node.users):
+        return value
+    rest = removal.restricted(before, walk.labels[node])
+    if problem or value.shape != rest.shape or not torch.allclose(value, rest, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+        if not bool(removal.removed(walk.labels[node]).any()) and rest.shape == before.shape and not problem and value.shape != rest.shape:
+            raise MismatchError(f"{step.place} computes {tuple(value.shape)} from fewer channels, expected {tuple(rest.shape)}")
+        found.folded[node] = rest
+        return rest
+    return value
+
+
+def _unparametrize(small: nn.Module, graph: ChannelGraph, found: Corrections) -> None:
+    """Weights of parametrized modules that are computed from all channels become plain parameters."""
+    for node, value in list(found.folded.items()):
+        owners = {graph.owner.get(user.name, "") for user in node.users if user in graph.dynamic}
+        if len(owners) != 1:
+            continue
+        (owner,) = owners
+        module = small.get_submodule(owner)
+        if not parametrize.is_parametrized(module):
+            continue
+        names = [name for name in module.parametrizations if attribute(graph.model, f"{owner}.{name}").shape == graph.values[node.name].shape]  # type: ignore[union-attr]
+        if len(names) != 1:
+            continue
+        like = attribute(graph.model, f"{owner}.{names[0]}")
+        module.parametrizations[names[0]]  # type: ignore[index]
+        _plain_parameter(module, names[0], nn.Parameter(value.to(like), requires_grad=like.requires_grad))
+        entry = of_module(module)
+        if entry is not None and entry.adjust is not None:
+            entry.adjust(module, None)
+        del found.folded[node]
+
+
+def _plain_parameter(module: nn.Module, name: str, value: nn.Parameter) -> None:
+    """Replace a parametrization by a parameter."""
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    del parametrizations[name]
+    if len(parametrizations) == 0:
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+    else:
+        delattr(type(module), name)
+    module.register_parameter(name, value)
+
+
+def _set(small: nn.Module, graph: ChannelGraph, found: Corrections) -> bool:
+    """Set the attributes that corrected numbers came from; returns whether anything is left that attributes cannot say."""
+    edits = [each for each in found.edits.values()]
+    solved = settings(graph, [number for each in edits for number in each.numbers()], found.values)
+    left = bool(found.folded) or any(each.factor != 1 for each in edits) or solved is None
+    for setting in solved or ():
+        setting.apply(small)
+    return left
+
+
+def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
+    """How the smaller network differs from the silenced one, over every tensor of its output in float64; empty when it does not."""
+    exact = copy.deepcopy(small).double().eval()
+    try:
+        with torch.no_grad():
+            received = exact(*image)
+    except FAILURES as error:
+        return f"cannot run: {str(error).splitlines()[0]}"
+    a, b = outputs(received), outputs(expected)
+    if len(a) != len(b):
+        return f"has {len(a)} outputs instead of {len(b)}"
+    for one, other in zip(a, b, strict=True):
+        if one.shape != other.shape:
+            return f"has an output of shape {tuple(one.shape)} instead of {tuple(other.shape)}"
+        scale = float(other.abs().nan_to_num(posinf=0).max()) if other.numel() else 0.0
+        if not torch.allclose(one, other, rtol=0, atol=TOLERANCE * scale, equal_nan=True):
+            error = float((one - other).abs().max()) / max(scale, torch.finfo(torch.float64).tiny)
+            return f"is {error:.2g} (relative) away from the silenced one"
+    return ""
+
+
+def outputs(value: Any) -> list[Tensor]:
+    """The floating-point tensors of a nested output, in order."""
+    if is_dataclass(value) and not isinstance(value, type) and not isinstance(value, Mapping):
+        value = {name: each for name, each in vars(value).items() if each is not None}
+    return [part for part in tensors(value) if part.is_floating_point()]
+
+
