@@ -58,8 +58,10 @@ def rewritten(
         copies[node] = steps.create_node(node.op, node.target, map_aggregate(args, copied), map_aggregate(kwargs, copied), node.name)  # type: ignore[arg-type]
         if changed is not None and changed.factor != 1:
             copies[node] = steps.call_function(operator.mul, (copies[node], changed.factor))
-    steps.eliminate_dead_code()
-    return fx.GraphModule(small, steps, type(small).__name__)
+    result = fx.GraphModule(small, steps, type(small).__name__)
+    result.graph.eliminate_dead_code()
+    result.recompile()
+    return result
 
 
 def _scaled(steps: fx.Graph, number: Number, copies: Mapping[fx.Node, fx.Node]) -> Any:

@@ -1,5 +1,7 @@
 """Random removals for the tests of the table of operations."""
 
+from collections import Counter, defaultdict
+
 import numpy as np
 import torch
 from torch import nn
@@ -11,17 +13,23 @@ def drawn(graph: ChannelGraph, fraction: float = 0.4, seed: int = 0, cap: float 
     """Marks of the channels of randomly drawn groups; no layer loses all its inputs or outputs."""
     draw = np.random.default_rng(seed)
     spare = {name: min(int(cap * count), count - 1) for name, (_, count) in graph.sites.items()}
+    inputs = [layer.inputs for layer in graph.layers if bool((layer.inputs >= 0).all())]
+    readers: dict[int, list[int]] = defaultdict(list)
+    for index, numbers in enumerate(inputs):
+        for number in numbers.unique().tolist():
+            readers[number].append(index)
+    left = [len(numbers.unique()) for numbers in inputs]
     chosen = []
     for index in draw.permutation(len(graph.groups)).tolist():
-        sizes: dict[str, int] = {}
-        for name, _ in graph.groups[index]:
-            sizes[name] = sizes.get(name, 0) + 1
-        if draw.random() < fraction and all(spare[name] >= count for name, count in sizes.items()):
-            trial = graph.gone([*chosen, index])
-            if all(not bool(trial[layer.inputs].all()) for layer in graph.layers if bool((layer.inputs >= 0).all())):
-                chosen.append(index)
-                for name, count in sizes.items():
-                    spare[name] -= count
+        group = graph.groups[index]
+        sizes = Counter(name for name, _ in group)
+        lost = Counter(reader for name, channel in group for reader in readers[graph.sites[name][0] + channel])
+        fits = all(spare[name] >= count for name, count in sizes.items()) and all(left[reader] > count for reader, count in lost.items())
+        if draw.random() < fraction and fits:
+            chosen.append(index)
+            spare = {name: count - sizes[name] for name, count in spare.items()}
+            for reader, count in lost.items():
+                left[reader] -= count
     return graph.gone(chosen)
 
 

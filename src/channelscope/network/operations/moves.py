@@ -50,6 +50,8 @@ def run(step: Step, take: Callable[[fx.Node], Any]) -> Any:
     """A step carried out with other things in the place of its arguments."""
     args: Any = map_arg(step.node.args, take)
     kwargs: Any = map_arg(step.node.kwargs, take)
+    if step.spelled == "view":
+        return args[0].reshape(*args[1:], **kwargs)
     return call(step.node, step.walk.model, args, kwargs)
 
 
