@@ -76,18 +76,28 @@ def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
     expected, _ = replay(graph.steps, exact, image, constants, lambda node, value: removal.masked(value, graph.labels[node]))
     _, whole = replay(graph.steps, exact, image, constants)
     found = correct(graph, removal, copy.deepcopy(small).double(), whole)
-    _unparametrize(small, graph, found)
-    left = _set(small, graph, found)
     problem = ""
-    if not left:
-        problem = compared(small, image, expected)
-        if not problem:
-            return small
-    result = rewritten(graph, small, found.edits, found.folded, found.values)
-    problem = compared(result, image, expected)
-    if problem:
-        raise MismatchError(f"the smaller network {problem}; please report the network")
-    return result
+    for finished in (_as_written, _as_recorded):
+        trial = finished(copy.deepcopy(small).double(), graph, found)
+        if trial is not None:
+            problem = compared(trial, image, expected)
+            if not problem:
+                return finished(small, graph, found) or small
+    raise MismatchError(f"the smaller network {problem}; please report the network")
+
+
+def _as_written(small: nn.Module, graph: ChannelGraph, found: Corrections) -> nn.Module | None:
+    """The small network with its own forward pass; None where that cannot be right."""
+    folded = _unparametrized(small, graph, found.folded)
+    solved = settings(graph, [number for each in found.edits.values() for number in each.numbers()], found.values)
+    for setting in solved or ():
+        setting.apply(small)
+    return None if folded or solved is None or any(each.factor != 1 for each in found.edits.values()) else small
+
+
+def _as_recorded(small: nn.Module, graph: ChannelGraph, found: Corrections) -> nn.Module:
+    """The small network as its recorded steps."""
+    return rewritten(graph, small, found.edits, found.folded, found.values)
 
 
 def silenced(graph: ChannelGraph, gone: Tensor, *inputs: Tensor) -> Any:
@@ -121,7 +131,11 @@ def cut(small: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
     kept = {str(node.target): graph.reads[node.name] for node in graph.steps.nodes if node.op == "call_module" and node.name in graph.reads}
     for path, module in list(small.named_modules()):
         entry = of_module(module)
-        if entry is None or entry.adjust is None or not (path in kept or any(each == path or each.startswith(f"{path}.") for each in touched)):
+        if (
+            entry is None
+            or entry.adjust is None
+            or not (path in kept or any(each == path or each.startswith(f"{path}.") for each in touched))
+        ):
             continue
         other = entry.adjust(module, int((~removal.removed(kept[path])).sum()) if path in kept else None)
         if other is not None:
@@ -249,9 +263,10 @@ def _computed(step: Step, removal: Removal, before: Any, value: Any, problem: st
     return value
 
 
-def _unparametrize(small: nn.Module, graph: ChannelGraph, found: Corrections) -> None:
-    """Weights of parametrized modules that are computed from all channels become plain parameters."""
-    for node, value in list(found.folded.items()):
+def _unparametrized(small: nn.Module, graph: ChannelGraph, folded: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
+    """Make weights of parametrized modules that are computed from all channels plain parameters; returns the weights that are left."""
+    left = dict(folded)
+    for node, value in folded.items():
         owners = {graph.owner.get(user.name, "") for user in node.users if user in graph.dynamic}
         if len(owners) != 1:
             continue
@@ -259,39 +274,32 @@ def _unparametrize(small: nn.Module, graph: ChannelGraph, found: Corrections) ->
         module = small.get_submodule(owner)
         if not parametrize.is_parametrized(module):
             continue
-        names = [name for name in module.parametrizations if attribute(graph.model, f"{owner}.{name}").shape == graph.values[node.name].shape]  # type: ignore[union-attr]
+        tables = module.parametrizations
+        assert isinstance(tables, nn.ModuleDict)
+        names = [name for name in tables if attribute(graph.model, f"{owner}.{name}").shape == graph.values[node.name].shape]
         if len(names) != 1:
             continue
-        like = attribute(graph.model, f"{owner}.{names[0]}")
-        module.parametrizations[names[0]]  # type: ignore[index]
+        like = next(tables[names[0]].parameters())
         _plain_parameter(module, names[0], nn.Parameter(value.to(like), requires_grad=like.requires_grad))
         entry = of_module(module)
         if entry is not None and entry.adjust is not None:
             entry.adjust(module, None)
-        del found.folded[node]
+        del left[node]
+    return left
 
 
 def _plain_parameter(module: nn.Module, name: str, value: nn.Parameter) -> None:
     """Replace a parametrization by a parameter."""
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
+    before = parametrize.type_before_parametrizations(module)
     del parametrizations[name]
     if len(parametrizations) == 0:
-        module.__class__ = parametrize.type_before_parametrizations(module)
+        module.__class__ = before
         del module.parametrizations
     else:
         delattr(type(module), name)
     module.register_parameter(name, value)
-
-
-def _set(small: nn.Module, graph: ChannelGraph, found: Corrections) -> bool:
-    """Set the attributes that corrected numbers came from; returns whether anything is left that attributes cannot say."""
-    edits = [each for each in found.edits.values()]
-    solved = settings(graph, [number for each in edits for number in each.numbers()], found.values)
-    left = bool(found.folded) or any(each.factor != 1 for each in edits) or solved is None
-    for setting in solved or ():
-        setting.apply(small)
-    return left
 
 
 def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
@@ -320,5 +328,3 @@ def outputs(value: Any) -> list[Tensor]:
     if is_dataclass(value) and not isinstance(value, type) and not isinstance(value, Mapping):
         value = {name: each for name, each in vars(value).items() if each is not None}
     return [part for part in tensors(value) if part.is_floating_point()]
-
-

@@ -95,7 +95,9 @@ class Removal:
         """Indices kept along each axis of a value with these labels."""
         short = compact(labels)
         keep = self.slices(self.removed(short), short == FREE)
-        return [index if size == length else torch.arange(length) for index, size, length in zip(keep, short.shape, labels.shape, strict=True)]
+        return [
+            index if size == length else torch.arange(length) for index, size, length in zip(keep, short.shape, labels.shape, strict=True)
+        ]
 
     def shape(self, labels: Tensor) -> tuple[int, ...]:
         """Shape that is left of a value with these labels."""

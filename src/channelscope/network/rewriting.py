@@ -70,5 +70,3 @@ def _scaled(steps: fx.Graph, number: Number, copies: Mapping[fx.Node, fx.Node]) 
         return number.want
     product = steps.call_function(operator.mul, (copies[number.given], number.want))
     return steps.call_function(operator.floordiv, (product, number.now))
-
-

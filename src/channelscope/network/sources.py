@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, fx
@@ -98,7 +99,14 @@ class Sources:
 
     def holding(self, numbers: Tensor) -> list[tuple[Source, Tensor]]:
         """The sources that some element numbers belong to, each with the marks of its numbers."""
-        marks = [(each, (numbers >= each.base) & (numbers < each.base + each.value.numel())) for each in self.found.values()]
+        if not numbers.numel() or int(numbers.max()) < PARAMETERS:
+            return []
+        known = numbers >= PARAMETERS
+        low, high = int(torch.where(known, numbers, self.next).min()), int(numbers.max())
+        between = [each for each in self.found.values() if each.base <= high and each.base + each.value.numel() > low]
+        if len(between) == 1:
+            return [(between[0], known)]
+        marks = [(each, (numbers >= each.base) & (numbers < each.base + each.value.numel())) for each in between]
         return [(each, mark) for each, mark in marks if bool(mark.any())]
 
     def tie(self, elements: Tensor, partners: Tensor, use: str) -> None:
@@ -111,6 +119,11 @@ class Sources:
         """Slices of an operand along `axis` go with one channel each; `labels` are those of a computed operand."""
         if labels is None:
             self.found[str(operand.path)].uses.setdefault(use, []).append(Axis(axis, numbers))
+            return
+        first = int(labels.flatten()[0])
+        same = [each for each in self.found.values() if each.base == first and each.value.shape == labels.shape]
+        if same and torch.equal(labels, same[0].numbers()):
+            same[0].uses.setdefault(use, []).append(Axis(axis, numbers))
             return
         sizes = [1] * labels.dim()
         sizes[axis] = -1
@@ -133,7 +146,7 @@ def agree(source: Source, union: Union) -> None:
         return
     for axis in range(source.value.dim()):
         columns = [table[axis] for table in tables if table is not None]
-        for first, other in zip(columns, columns[1:], strict=False):
+        for first, other in pairwise(columns):
             for a, b in torch.stack([first, other]).unique(dim=1).T.tolist():
                 union.unite(a, b, why)
 

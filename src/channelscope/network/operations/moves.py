@@ -140,6 +140,10 @@ register(Operation("move", moved, modules=(nn.Flatten, nn.Unflatten, nn.PixelShu
     arguments=("input", "dim"), traces=True, moves=True))  # fmt: skip
 register(Operation("split", moved, functions=names("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split"),
     arguments=("input", "sizes", "dim"), traces=True, moves=True))  # fmt: skip
-register(Operation("pick", moved, functions=names("index_select gather take_along_dim"), arguments=("input", "dim", "index"), traces=True, moves=True))
+register(
+    Operation(
+        "pick", moved, functions=names("index_select gather take_along_dim"), arguments=("input", "dim", "index"), traces=True, moves=True
+    )
+)
 register(Operation("like", _size_like, functions=names("view_as reshape_as expand_as"), traces=True, moves=True))
 register(Operation("put", _written, functions=names("put setitem"), traces=True))

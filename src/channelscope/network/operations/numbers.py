@@ -243,4 +243,3 @@ EDITS: dict[tuple[str, ...], Callable[[Step, "Removal", Now], Edit | None]] = {
     ("layer_norm", "rms_norm"): _normalized_shape,
 }
 """Spellings → how their numbers are corrected."""
-
