@@ -22,6 +22,7 @@ from channelscope.network.recorder import OWN, Recording
 from channelscope.network.recording import one_step, record
 from channelscope.network.state import evaluating as evaluating
 from channelscope.network.state import restored
+from channelscope.network.wrapper import unwrapped
 
 Change = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
@@ -194,6 +195,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     Raises   InputError if the network cannot run on the example; TracingError, naming the line, if its control flow
              depends on values that change from image to image, or on the batch size.
     """
+    model = unwrapped(model)
     if "forward" in vars(model):
         raise TracingError(
             "the network's forward pass is replaced for the moment, by an edit such as silence(…) or by hand: trace it outside"
@@ -217,6 +219,11 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
                 f"the traced network fails on another batch size{_difference(model, graph, other)}: {_sentence(error)}"
             ) from error
         if not _same(expected, received):
+            if not _same(expected, model(*other)):
+                raise TracingError(
+                    f"the network's output is random, though it is in evaluation mode{_random(graph)}: give F.dropout training=self.training, "
+                    "or take the noise out"
+                )
             raise TracingError(
                 f"the traced network computes something else on another batch{_difference(model, graph, other)}: "
                 "its forward pass depends on the batch size, or on what no step shows"
@@ -269,6 +276,12 @@ def _literal(recording: Recording) -> fx.Graph:
 
 def _exchanged(arguments: Any, node: fx.Node, value: Any) -> Any:
     return map_arg(arguments, lambda part: value if part is node else part)
+
+
+def _random(graph: Graph) -> str:
+    """Where the pass draws random numbers."""
+    places = [node.meta["place"] for node in graph.steps.nodes if node.meta.get("random")]
+    return f", at {places[0]}" if places else ""
 
 
 def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> str:

@@ -137,6 +137,7 @@ class Recorder:
             self.node(each)
             self.known.about_to_change(each)
         before = [(each, version(each)) for each in {id(each): each for each in (*given, *written)}.values()]
+        random = torch.random.get_rng_state()
         out = run()
         changed = [each for each, number in before if version(each) != number]
         if not nest.holds_tensor(out):
@@ -144,8 +145,8 @@ class Recorder:
             return out
         returned = {id(each) for each in nest.tensors(out)}
         node = self._noted(self.steps.create_node(call.op, call.target, args, kwargs), out, self._maker(call))
-        if call.writes:
-            node.meta["writes"] = True
+        node.meta["writes"] = call.writes
+        node.meta["random"] = not torch.equal(random, torch.random.get_rng_state())
         for each in changed:
             if id(each) in returned:
                 self.known.changed(each, node)

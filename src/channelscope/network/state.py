@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -113,10 +113,3 @@ def _uncompiled() -> Iterator[None]:
 def version(tensor: torch.Tensor) -> int:
     """How often a tensor was changed in place; 0 where PyTorch does not count."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def draws(call: Callable[[], Any]) -> tuple[Any, bool]:
-    """The call's result, and whether it used PyTorch's random numbers on the CPU."""
-    before = torch.random.get_rng_state()
-    result = call()
-    return result, not torch.equal(before, torch.random.get_rng_state())
