@@ -221,8 +221,8 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         if not _same(expected, received):
             if not _same(expected, model(*other)):
                 raise TracingError(
-                    f"the network's output is random, though it is in evaluation mode{_random(graph)}: give F.dropout training=self.training, "
-                    "or take the noise out"
+                    f"the network's output is random, though it is in evaluation mode{_random(graph)}: "
+                    "give F.dropout training=self.training, or take the noise out"
                 )
             raise TracingError(
                 f"the traced network computes something else on another batch{_difference(model, graph, other)}: "
