@@ -105,7 +105,7 @@ def test_operators_have_one_form(spellings):
 
 def test_options_that_change_the_arithmetic_stay():
     recording = replayed(lambda net, x: head(net, torch.add(x, x, alpha=3)[:, :1] + torch.div(net.conv(x), 0.1, rounding_mode="floor")))
-    assert torch.add in targets(recording) and torch.div in targets(recording)
+    assert {torch.add, torch.div} <= set(targets(recording))
 
 
 def augmented(net, x):
@@ -135,7 +135,8 @@ def test_values_are_those_of_their_step_although_the_network_wrote_over_them():
     recording = record(model, (images(),))
     with torch.no_grad():
         torch.testing.assert_close(recording.values["conv"], model.conv(images()))
-    assert recording.values["mul"].abs().max() == 0 and bool((recording.values["add"] == 1).all())
+    assert recording.values["mul"].abs().max() == 0
+    assert bool((recording.values["add"] == 1).all())
 
 
 def test_what_in_place_keeps_its_type_does_so_in_the_steps():
@@ -145,8 +146,7 @@ def test_what_in_place_keeps_its_type_does_so_in_the_steps():
 
 def followed_view(net, x):
     x = net.conv(x)
-    x = x.view(x.size(0), -1)
-    return x
+    return x.view(x.size(0), -1)
 
 
 def computed_pad(net, x):
@@ -321,7 +321,8 @@ def test_blocks_without_gradients_stay_so():
     model = Net(way).eval()
     steps = graph(model, record(model, (images(),)))
     steps.run(images()).sum().backward()
-    assert model.conv.weight.grad is None and model.shift.grad.abs().sum() > 0
+    assert model.conv.weight.grad is None
+    assert model.shift.grad.abs().sum() > 0
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -350,6 +351,13 @@ def test_parametrized_and_standardized_convolutions_are_entered():
         node.target for node in recording.steps.nodes if node.op == "get_attr" and isinstance(recording.values[node.name], torch.Tensor)
     }
     assert held == {"0.weight", "0.bias", "1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"}
+
+
+def test_a_layer_alone_is_its_function():
+    model = nn.Conv2d(3, 2, 3)
+    recording = record(model, (images(),))
+    assert [node.op for node in recording.steps.nodes] == ["placeholder", "get_attr", "get_attr", "call_function", "output"]
+    torch.testing.assert_close(graph(model, recording).run(images(3)), model(images(3)))
 
 
 def test_transformer_layers_are_entered_and_attention_is_one_step():
@@ -427,7 +435,7 @@ def writing(net, x):
     net.cache.append(x)
     net.table["x"] = x
     net.conv.training = True
-    torch.rand(1), random.random(), np.random.rand()  # noqa: B018
+    torch.rand(1), random.random(), np.random.rand()
     if net.fails:
         raise RuntimeError("cancelled")
     return head(net, net.conv(x))
@@ -450,13 +458,15 @@ def test_the_network_is_left_as_it_was(fails):
     for path, part in model.named_modules():
         assert vars(part).keys() == before[1][path].keys()
         assert all(vars(part)[key] is value for key, value in before[1][path].items())
-    assert model.cache == [] and model.table == {} and type(model.heads) is int
+    assert (model.cache, model.table, type(model.heads)) == ([], {}, int)
     assert [part.training for part in (model, model.conv, model.fc)] == [True, True, False]
     assert [part.requires_grad for part in (model.conv.weight, model.fc.weight)] == [False, True]
-    assert torch.equal(torch.get_rng_state(), numbers[0]) and random.getstate() == numbers[1]
+    assert torch.equal(torch.get_rng_state(), numbers[0])
+    assert random.getstate() == numbers[1]
     assert np.array_equal(np.random.get_state()[1], numbers[2])
     assert torch.equal(x, images())
-    assert nn.Module.__call__ is nn.Module._wrapped_call_impl and "super" not in vars(torch.autograd.function)
+    assert nn.Module.__call__ is nn.Module._wrapped_call_impl
+    assert "super" not in vars(torch.autograd.function)
 
 
 def test_a_lazy_network_is_refused_and_untouched():

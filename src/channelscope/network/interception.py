@@ -125,7 +125,7 @@ def intercepted(recorder: Recorder) -> Iterator[None]:
         path = recorder.paths.get(id(module))
         if path is None or recorder.inside or threading.get_ident() != thread:
             return original(module, *args, **kwargs)
-        if recorder.whole(module):
+        if path and recorder.whole(module):
             return recorder.module(path, module, original, args, kwargs)
         recorder.stack.append({**recorder.stack[-1], path: type(module)} if path else recorder.stack[-1])
         try:
