@@ -18,8 +18,9 @@ from torch.fx.node import map_arg
 
 from channelscope.errors import InputError, TracingError
 from channelscope.network import nest
+from channelscope.network.comparison import other_image, same
 from channelscope.network.recorder import OWN, Recording
-from channelscope.network.recording import one_step, record
+from channelscope.network.recording import literal, one_step, record
 from channelscope.network.state import evaluating as evaluating
 from channelscope.network.state import restored
 from channelscope.network.wrapper import unwrapped
@@ -201,7 +202,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
             "the network's forward pass is replaced for the moment, by an edit such as silence(…) or by hand: trace it outside"
         )
     inputs = example if isinstance(example, tuple) else (example,)
-    other = tuple(_other(part) for part in inputs)
+    other = tuple(other_image(part) for part in inputs)
     with restored(model), torch.no_grad():
         try:
             expected = model(*(part.clone() for part in other))
@@ -210,7 +211,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
             raise InputError(f"the network cannot run on images of shape {shapes}: {_sentence(error)}") from error
         recording = _recorded(model, tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs))
         shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
-        graph = Graph(model, _literal(recording), shapes, recording.constants, recording.output)
+        graph = Graph(model, literal(recording), shapes, recording.constants, recording.output)
         graph.options = _options(graph.signature, inputs)
         try:
             received = graph.run(*other, pure=True)
@@ -218,8 +219,8 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
             raise TracingError(
                 f"the traced network fails on another batch size{_difference(model, graph, other)}: {_sentence(error)}"
             ) from error
-        if not _same(expected, received):
-            if not _same(expected, model(*other)):
+        if not same(expected, received):
+            if not same(expected, model(*other)):
                 raise TracingError(
                     f"the network's output is random, though it is in evaluation mode{_random(graph)}: "
                     "give F.dropout training=self.training, or take the noise out"
@@ -229,17 +230,6 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
                 "its forward pass depends on the batch size, or on what no step shows"
             )
     return graph
-
-
-def _other(part: Tensor) -> Tensor:
-    """One image that is another than those recorded."""
-    if part.dim() < 2:
-        return part
-    image = part[:1].roll(1, -1)
-    if not image.is_floating_point():
-        return image
-    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
-    return image + noise * (image.std(correction=0) + (image == image.flatten()[0]).all())
 
 
 def _recorded(model: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
@@ -260,24 +250,6 @@ def _options(signature: inspect.Signature, inputs: tuple) -> dict[str, Any]:
     return {name: value for name, value in bound.arguments.items() if not nest.holds_tensor(value)}
 
 
-def _literal(recording: Recording) -> fx.Graph:
-    """The steps with numbers in the place of steps that compute them from attributes alone."""
-    steps, values = recording.steps, recording.values
-    for node in list(steps.nodes):
-        number = node.op in ("get_attr", "call_function") and not node.all_input_nodes and not nest.holds_tensor(values[node.name])
-        if number:
-            for user in list(node.users):
-                user.args = _exchanged(user.args, node, values[node.name])
-                user.kwargs = _exchanged(user.kwargs, node, values[node.name])
-            steps.erase_node(node)
-            del values[node.name], recording.owner[node.name]
-    return steps
-
-
-def _exchanged(arguments: Any, node: fx.Node, value: Any) -> Any:
-    return map_arg(arguments, lambda part: value if part is node else part)
-
-
 def _random(graph: Graph) -> str:
     """Where the pass draws random numbers."""
     places = [node.meta["place"] for node in graph.steps.nodes if node.meta.get("random")]
@@ -287,7 +259,7 @@ def _random(graph: Graph) -> str:
 def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> str:
     """Where a recording on other inputs first goes another way."""
     try:
-        steps = _literal(record(model, inputs, whole=_whole))
+        steps = literal(record(model, inputs, whole=_whole))
     except FAILURES:
         return ""
     for ours, theirs in zip(graph.steps.nodes, steps.nodes, strict=False):
@@ -296,20 +268,6 @@ def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> s
         if (ours.target, str(ours.args), str(ours.kwargs)) != (theirs.target, str(theirs.args), str(theirs.kwargs)):
             return f" at {ours.meta['place']}" if ours.meta["place"] else ""
     return ""
-
-
-def _same(a: Any, b: Any) -> bool:
-    a, b = nest.opened(a), nest.opened(b)
-    if isinstance(a, Tensor):
-        if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        scale = float(a.abs().nan_to_num(posinf=0).max()) if a.numel() else 0.0
-        return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, tuple | list):
-        return type(a) is type(b) and len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return type(a) is type(b) and a == b
 
 
 def _sentence(error: BaseException) -> str:

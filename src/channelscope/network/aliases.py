@@ -137,7 +137,7 @@ def _slice(part: Tensor, whole: Tensor) -> tuple[slice, ...] | None:
     if part.stride() != whole.stride() or len(axes) != 1:
         return None
     (axis,) = axes
-    start = (part.storage_offset() - whole.storage_offset()) // whole.stride(axis)
+    start = (int(part.storage_offset()) - int(whole.storage_offset())) // whole.stride(axis)
     return (*[slice(None)] * axis, slice(start, start + part.shape[axis]))
 
 

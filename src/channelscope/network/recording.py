@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.fx.node import map_arg
 
+from channelscope.network import nest
 from channelscope.network.interception import intercepted
 from channelscope.network.numbers import attributes
 from channelscope.network.recorder import Recorder, Recording
@@ -83,3 +85,21 @@ def record(
             stack.enter_context(intercepted(recorder))
             output = model(*args, **kwargs)
         return recorder.finished(output)
+
+
+def literal(recording: Recording) -> fx.Graph:
+    """The steps with numbers in the place of steps that compute them from attributes alone."""
+    steps, values = recording.steps, recording.values
+    for node in list(steps.nodes):
+        number = node.op in ("get_attr", "call_function") and not node.all_input_nodes and not nest.holds_tensor(values[node.name])
+        if number:
+            for user in list(node.users):
+                user.args = _exchanged(user.args, node, values[node.name])
+                user.kwargs = _exchanged(user.kwargs, node, values[node.name])
+            steps.erase_node(node)
+            del values[node.name], recording.owner[node.name]
+    return steps
+
+
+def _exchanged(arguments: Any, node: fx.Node, value: Any) -> Any:
+    return map_arg(arguments, lambda part: value if part is node else part)

@@ -50,8 +50,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _inside(model: nn.Module) -> nn.Module | None:
     if isinstance(model, WRAPPERS):
-        return model.module
+        return model.get_submodule("module")
     compiled = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled before this is imported
     if compiled is not None and isinstance(model, compiled.OptimizedModule):
-        return model._orig_mod
+        return model.get_submodule("_orig_mod")
     return None
