@@ -199,7 +199,7 @@ class Recorder:
         parents: list[fx.Node] = []
         map_arg((args, kwargs), parents.append)
         if out is not None and any(parent in self.pixels for parent in parents):
-            raise TracingError(f"Python uses the values of a tensor ({call.target}), which change from image to image")
+            raise TracingError("the pass depends in Python on the values of a tensor, which change from image to image")
 
     # Arguments
 
