@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from channelscope.net.graph import evaluating
 from channelscope.net.groups import Groups
 from channelscope.net.subset import Subset
+from channelscope.network.wrapper import unwrapped
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
 
     Source   torch.utils.flop_counter, halved, per layer and in total.
     """
+    model = unwrapped(model)
     image = tuple(part[:1] for part in (example if isinstance(example, tuple) else (example,)))
     weighted = {name: module for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)}
     macs: dict[str, int] = defaultdict(int)

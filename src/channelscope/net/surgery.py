@@ -12,6 +12,7 @@ from channelscope.net.edits import blank, silence
 from channelscope.net.graph import evaluating
 from channelscope.net.groups import Groups, groups
 from channelscope.net.subset import Subset
+from channelscope.network.wrapper import unwrapped
 
 
 def shrink(model: nn.Module, kept: Subset, found: Groups | None = None) -> nn.Module:
@@ -25,6 +26,7 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None) -> nn.Mo
     Raises   InputError if a group is split or a channel cannot be removed, with the reason; MismatchError if the subset
              is of another network, or the smaller network computes something else.
     """
+    model = unwrapped(model)
     if found is None:
         if not kept.input_shape:
             raise InputError("shrink: the subset needs the input shape, as cut() and Subset.everything() give it")
