@@ -110,9 +110,11 @@ class ChannelGraph:
         self.labels: dict[Any, Any] = {}
         self.adopted: dict[int, int] = {}
         self.canonical: dict[int, str] = {}
+        self.named: dict[str, Tensor] = {}
         for kind in (model.named_parameters, model.named_buffers):
             for path, tensor in kind(remove_duplicate=False):
                 self.canonical.setdefault(id(tensor), path)
+                self.named[path] = tensor
         self.dynamic = self._dynamic()
         for node in self.steps.nodes:
             self.labels[node] = self._label(node)
@@ -160,16 +162,13 @@ class ChannelGraph:
             return value
         if value.numel() == 1:
             return full(tuple(value.shape), FREE)
-        if node.target in self.constants or not (value.is_floating_point() or value.is_complex()):
+        if node.target not in self.named or not (value.is_floating_point() or value.is_complex()):
             return full(tuple(value.shape))
         return self.source(str(node.target)).numbers()
 
     def source(self, path: str) -> Any:
         """The source of a parameter or buffer, under the first of its names."""
-        module, _, name = path.rpartition(".")
-        owner = self.modules[module]
-        tensor = owner._parameters.get(name) if name in owner._parameters else owner._buffers[name]
-        assert isinstance(tensor, Tensor)
+        tensor = self.named[path]
         return self.sources.add(self.canonical[id(tensor)], tensor)
 
     def _regular(self, labels: Any) -> Any:

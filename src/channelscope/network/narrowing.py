@@ -8,7 +8,7 @@ this way; the network is then returned as its recorded steps, with the same para
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.fx.node import map_aggregate
 from torch.nn.utils import parametrize
 
 from channelscope.errors import MismatchError
+from channelscope.network import nest
 from channelscope.network.attributes import settings
 from channelscope.network.channel_graph import ChannelGraph
 from channelscope.network.channel_labels import mapped, tensors
@@ -73,8 +74,9 @@ def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
     exact = copy.deepcopy(graph.model).double()
     image = tuple(plain(graph.values[node.name]) for node in graph.steps.nodes if node.op == "placeholder")
     constants = {name: plain(value) for name, value in graph.constants.items()}
-    expected, _ = replay(graph.steps, exact, image, constants, lambda node, value: removal.masked(value, graph.labels[node]))
     _, whole = replay(graph.steps, exact, image, constants)
+    _silence(exact, graph, removal)
+    expected, _ = replay(graph.steps, exact, image, constants, lambda node, value: removal.masked(value, graph.labels[node]))
     found = correct(graph, removal, copy.deepcopy(small).double(), whole)
     problem = ""
     for finished in (_as_written, _as_recorded):
@@ -103,7 +105,19 @@ def _as_recorded(small: nn.Module, graph: ChannelGraph, found: Corrections) -> n
 def silenced(graph: ChannelGraph, gone: Tensor, *inputs: Tensor) -> Any:
     """The output of the network with zeros wherever something of the channels that go would be."""
     removal = Removal(graph, gone)
-    return replay(graph.steps, graph.model, inputs, graph.constants, lambda node, value: removal.masked(value, graph.labels[node]))[0]
+    model = copy.deepcopy(graph.model)
+    _silence(model, graph, removal)
+    return replay(graph.steps, model, inputs, graph.constants, lambda node, value: removal.masked(value, graph.labels[node]))[0]
+
+
+def _silence(model: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
+    """Set to zero what goes of the parameters of steps that have channels inside."""
+    for node in graph.steps.nodes:
+        if node.op == "call_module" and graph.entry(node).inner:
+            for path, parameter in model.get_submodule(str(node.target)).named_parameters(prefix=str(node.target)):
+                name = graph.canonical[id(graph.model.get_parameter(path))]
+                if name in graph.sources.found:
+                    parameter.data = parameter.data.masked_fill(removal.of_source(name).to(parameter.device), 0)
 
 
 def cut(small: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
@@ -137,7 +151,7 @@ def cut(small: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
             or not (path in kept or any(each == path or each.startswith(f"{path}.") for each in touched))
         ):
             continue
-        other = entry.adjust(module, int((~removal.removed(kept[path])).sum()) if path in kept else None)
+        other = entry.adjust(module, ~removal.removed(kept[path]) if path in kept else None)
         if other is not None:
             owner, _, last = path.rpartition(".")
             small.get_submodule(owner)._modules[last] = other
@@ -325,6 +339,4 @@ def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
 
 def outputs(value: Any) -> list[Tensor]:
     """The floating-point tensors of a nested output, in order."""
-    if is_dataclass(value) and not isinstance(value, type) and not isinstance(value, Mapping):
-        value = {name: each for name, each in vars(value).items() if each is not None}
-    return [part for part in tensors(value) if part.is_floating_point()]
+    return [part for part in nest.tensors(value) if part.is_floating_point()]

@@ -6,7 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from channelscope.network.channel_graph import ChannelGraph
+from channelscope.network.channel_graph import ChannelGraph, Heads
+from channelscope.network.narrowing import narrow, outputs, silenced
+from channelscope.network.operations import of_module
+from channelscope.network.recording import one_step, record
 
 
 def drawn(graph: ChannelGraph, fraction: float = 0.4, seed: int = 0, cap: float = 0.9) -> torch.Tensor:
@@ -47,3 +50,33 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
             elif float(parameter.abs().max()) < 0.01:
                 parameter.add_(torch.randn(parameter.shape, generator=source) * 0.1)
     return model.eval().requires_grad_(False)
+
+
+def graph_of(model: nn.Module, *shape: int, heads: Heads = "whole") -> ChannelGraph:
+    """The channel graph of a network in float64, recorded on one random image."""
+    model.double().eval().requires_grad_(False)
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return ChannelGraph(record(model, (image,), whole=whole), model, heads)
+
+
+def whole(module: nn.Module) -> bool:
+    """What the recorder takes as one step: layers of torch, and modules that a test has registered."""
+    entry = of_module(module)
+    return one_step(module) or (entry is not None and type(module) in entry.modules and not type(module).__module__.startswith("torch."))
+
+
+def assert_exact(graph: ChannelGraph, gone: torch.Tensor, tolerance: float = 1e-9) -> nn.Module:
+    """The smaller network computes what the silenced one does, on other images and another batch size, and something was silenced."""
+    before = {name: value.clone() for name, value in graph.model.state_dict().items()}
+    small = narrow(graph, gone)
+    first = next(node for node in graph.steps.nodes if node.op == "placeholder")
+    images = torch.randn(3, *graph.values[first.name].shape[1:], generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    with torch.no_grad():
+        received, expected, full = (outputs(value) for value in (small(images), silenced(graph, gone, images), graph.model(images)))
+    for one, other in zip(received, expected, strict=True):
+        assert one.shape == other.shape
+        assert float((one - other).abs().max()) <= tolerance * float(other.abs().max())
+    assert any(float((one - other).abs().max()) > 0.001 * float(one.abs().max()) for one, other in zip(full, expected, strict=True))
+    assert all(torch.equal(value, before[name]) for name, value in graph.model.state_dict().items())
+    assert sum(value.numel() for value in small.parameters()) < sum(value.numel() for value in graph.model.parameters())
+    return small

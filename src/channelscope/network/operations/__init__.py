@@ -1,6 +1,6 @@
 """The table of operations: one entry for each kind of step that a network can contain."""
 
-from channelscope.network.operations import elementwise, mixing, moves, norms, opaque, pooling, products
+from channelscope.network.operations import attention, elementwise, mixing, moves, norms, opaque, pooling, products
 from channelscope.network.operations.operation import (
     TABLE,
     Geometry,
@@ -16,7 +16,7 @@ from channelscope.network.operations.operation import (
 )
 from channelscope.network.operations.step import Step
 
-FAMILIES = (elementwise, mixing, moves, norms, opaque, pooling, products)
+FAMILIES = (attention, elementwise, mixing, moves, norms, opaque, pooling, products)
 """The files in which the entries stand."""
 
 __all__ = [

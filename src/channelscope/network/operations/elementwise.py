@@ -125,6 +125,12 @@ def _constant(step: Step) -> Tensor:
     return full(tuple(step.value.shape))
 
 
+def _formed(step: Step) -> Tensor:
+    """A constant in the form of a tensor: it has as many channels."""
+    labels = step.labels()
+    return labels if labels.shape == step.value.shape else full(tuple(step.value.shape))
+
+
 register(
     Operation(
         "meet",
@@ -162,5 +168,13 @@ register(Operation("elementwise", _each, modules=ACTIVATIONS, functions=names(
     "square_ view_as_complex view_as_real positive float_power stochastic_depth drop_path"),
     pointwise=True, local=True, traces=True))  # fmt: skip
 register(Operation("constant", _constant, functions=names(
-    "zeros_like ones_like full_like empty_like rand_like randn_like zero fill arange linspace zeros ones empty full new_zeros new_full "
+    "arange linspace zeros ones empty full new_zeros new_full "
     "new_ones new_empty new_tensor tensor as_tensor rand randn eye triu_indices tril_indices meshgrid_ normal_"), local=True))  # fmt: skip
+register(
+    Operation(
+        "form",
+        _formed,
+        functions=names("zeros_like ones_like full_like empty_like rand_like randn_like zero fill"),
+        local=True,
+    )
+)

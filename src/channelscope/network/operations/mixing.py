@@ -166,18 +166,18 @@ def _transposed_macs(step: Step) -> int:
     return source.numel() * _weight(step)[0].numel()
 
 
-def _adjust_linear(module: nn.Module, kept: int | None) -> None:
+def _adjust_linear(module: nn.Module, kept: Tensor | None) -> None:
     module.out_features, module.in_features = module.weight.shape  # type: ignore[assignment,union-attr,misc]
 
 
-def _adjust_convolution(module: nn.Module, kept: int | None) -> None:
+def _adjust_convolution(module: nn.Module, kept: Tensor | None) -> None:
     rows, columns = module.weight.shape[:2]  # type: ignore[union-attr,index,misc]
     if module.groups != 1:  # type: ignore[comparison-overlap]
         module.groups = module.groups * rows // module.out_channels  # type: ignore[assignment,operator]
     module.out_channels, module.in_channels = rows, columns * module.groups  # type: ignore[assignment,operator]
 
 
-def _adjust_transposed(module: nn.Module, kept: int | None) -> None:
+def _adjust_transposed(module: nn.Module, kept: Tensor | None) -> None:
     rows, columns = module.weight.shape[:2]  # type: ignore[union-attr,index,misc]
     if module.groups != 1:  # type: ignore[comparison-overlap]
         module.groups = module.groups * rows // module.in_channels  # type: ignore[assignment,operator]

@@ -39,6 +39,14 @@ def moved(step: Step) -> Any:
     return result
 
 
+def _shuffled(step: Step) -> Any:
+    """Channels dealt out in turn: those at the same place of every group go together, so that as many groups stay."""
+    groups = int(step.number("groups"))
+    for row in step.channels().view(groups, -1).T:
+        step.walk.union.unite_all(row, f"{step.place} deals them out to {groups} groups")
+    return moved(step)
+
+
 def given(step: Step, parent: fx.Node) -> Any:
     """What a move is carried out on: labels, but the values of indices."""
     value = step.walk.values[parent.name]
@@ -132,11 +140,11 @@ def _size_like(step: Step) -> Any:
     )  # fmt: skip
 
 
-register(Operation("move", moved, modules=(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Unfold),
+register(Operation("move", moved, modules=(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unfold),
     functions=names("view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims t T mT adjoint cat concat "
     "concatenate stack hstack vstack dstack unbind getitem squeeze unsqueeze expand repeat "
-    "repeat_interleave tile roll flip rot90 narrow select unfold pixel_shuffle pixel_unshuffle channel_shuffle "
-    "getattr broadcast_to native_channel_shuffle rearrange diagonal real imag ravel meshgrid"),
+    "repeat_interleave tile roll flip rot90 narrow select unfold pixel_shuffle pixel_unshuffle "
+    "getattr broadcast_to rearrange diagonal real imag ravel meshgrid"),
     arguments=("input", "dim"), traces=True, moves=True))  # fmt: skip
 register(Operation("split", moved, functions=names("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split"),
     arguments=("input", "sizes", "dim"), traces=True, moves=True))  # fmt: skip
@@ -147,3 +155,14 @@ register(
 )
 register(Operation("like", _size_like, functions=names("view_as reshape_as expand_as"), traces=True, moves=True))
 register(Operation("put", _written, functions=names("put setitem"), traces=True))
+register(
+    Operation(
+        "channel shuffle",
+        _shuffled,
+        modules=(nn.ChannelShuffle,),
+        functions=names("channel_shuffle native_channel_shuffle"),
+        arguments=("input", "groups"),
+        traces=True,
+        moves=True,
+    )
+)

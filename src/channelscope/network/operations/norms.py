@@ -53,26 +53,26 @@ def _group_norm(step: Step) -> Tensor:
     return step.labels()
 
 
-def _adjust_batch_norm(module: nn.Module, kept: int | None) -> None:
+def _adjust_batch_norm(module: nn.Module, kept: Tensor | None) -> None:
     for name in ("weight", "running_mean"):
         tensor = module._parameters.get(name) if name in module._parameters else module._buffers.get(name)
         if tensor is not None:
             module.num_features = len(tensor)  # type: ignore[assignment]
 
 
-def _adjust_instance_norm(module: nn.Module, kept: int | None) -> None:
+def _adjust_instance_norm(module: nn.Module, kept: Tensor | None) -> None:
     _adjust_batch_norm(module, kept)
 
 
-def _adjust_group_norm(module: nn.Module, kept: int | None) -> None:
+def _adjust_group_norm(module: nn.Module, kept: Tensor | None) -> None:
     assert isinstance(module, nn.GroupNorm)
-    count = len(module.weight) if isinstance(module.weight, Tensor) else kept
+    count = len(module.weight) if isinstance(module.weight, Tensor) else None if kept is None else int(kept.sum())
     if count is not None:
         module.num_groups = count * module.num_groups // module.num_channels
         module.num_channels = count
 
 
-def _adjust_slopes(module: nn.Module, kept: int | None) -> None:
+def _adjust_slopes(module: nn.Module, kept: Tensor | None) -> None:
     module.num_parameters = len(module.weight)  # type: ignore[assignment,arg-type]
 
 

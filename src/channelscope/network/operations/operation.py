@@ -69,10 +69,12 @@ class Operation:
     macs
         Multiply-adds of the step on its recorded values.
     adjust
-        Sets a module's own numbers (in_channels, num_features, …) after its parameters have been cut, given how many of the
-        channels that it reads are kept (None where that is not known); returns another module where the class cannot be narrower.
+        Sets a module's own numbers (in_channels, num_features, …) after its parameters have been cut, given which of the
+        channels noted for it are kept (None where none are); returns another module where the class cannot be narrower.
     weighted
         Whether the step has outputs of its own: a new channel for each row of its weight.
+    inner
+        Whether the step has channels inside that are not seen in its value; what goes of its parameters is then silenced.
     traces
         Whether the labels rule also follows elements of parameters, so that weights computed by such steps can be cut.
     moves
@@ -95,8 +97,9 @@ class Operation:
     functions: frozenset[str] = field(default_factory=frozenset)
     arguments: tuple[str, ...] = ("input",)
     macs: Callable[["Step"], int] = _nothing
-    adjust: Callable[[nn.Module, int | None], nn.Module | None] | None = None
+    adjust: Callable[[nn.Module, Tensor | None], nn.Module | None] | None = None
     weighted: bool = False
+    inner: bool = False
     pointwise: bool = False
     traces: bool = False
     moves: bool = False

@@ -81,6 +81,7 @@ def _outer(step: Step, left: Tensor, right: Tensor) -> Tensor:
                 union.unite(one, other, f"{step.place} combines them")
         else:
             step.hold(f"{step.place} combines each with several others", both[0])
+            x, y = y, x
     return torch.where(channels_in(x), x, y)
 
 

@@ -82,6 +82,10 @@ class Step:
             return self.node.kwargs[name]
         return next(iter(self.node.all_input_nodes), default) if place == 0 else default
 
+    def positional(self, place: int, name: str) -> Any:
+        """An argument of a call by its position or, if it is not given so, by its name."""
+        return self.node.args[place] if place < len(self.node.args) else self.node.kwargs.get(name)
+
     def number(self, name: str, default: Any = None) -> Any:
         """The recorded value of an argument."""
         return self.of(self.argument(name, default))
@@ -102,8 +106,10 @@ class Step:
     def operand(self, name: str) -> Operand | None:
         """A weight, bias or scale: an argument, or a parameter or buffer of the called module; None where there is none."""
         if self.module is not None:
-            value = self.module._parameters.get(name)
-            value = self.module._buffers.get(name) if value is None else value
+            owner, _, last = name.rpartition(".")
+            holder = self.module.get_submodule(owner)
+            value = holder._parameters.get(last)
+            value = holder._buffers.get(last) if value is None else value
             return Operand(value, f"{self.node.target}.{name}", None) if isinstance(value, Tensor) else None
         node = self.argument(name)
         if not isinstance(node, fx.Node) or not isinstance(self.walk.values[node.name], Tensor):

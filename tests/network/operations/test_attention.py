@@ -1,0 +1,133 @@
+"""Attention: hidden channels of its MLP, whole heads, and widths of queries, keys and values."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.zoo import torchvision_cpu  # noqa: F401  declares what timm needs
+from drawing import assert_exact, drawn, graph_of, lively
+
+
+class Encoder(nn.Module):
+    """A transformer's block on the patches of an image, and a linear layer on the mean token."""
+
+    def __init__(self, attention, width=12):
+        super().__init__()
+        self.patch, self.attention = nn.Conv2d(3, width, 3, 3), attention
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.up, self.down, self.head = nn.Linear(width, 20), nn.Linear(20, width), nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        y = self.first(x)
+        y = self.attention(y, y, y, need_weights=False)[0] if isinstance(self.attention, nn.MultiheadAttention) else self.attention(y)
+        x = x + y
+        return self.head((x + self.down(F.gelu(self.up(self.second(x))))).mean(1))
+
+
+class Spelled(nn.Module):
+    """Attention written out, as vision transformers have it."""
+
+    def __init__(self, width=12, heads=3, fused=False):
+        super().__init__()
+        self.num_heads, self.head_dim, self.fused = heads, width // heads, fused
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            x = F.scaled_dot_product_attention(q, k, v)
+        else:
+            x = ((q * 0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(n, tokens, -1))
+
+
+def timm_attention():
+    from timm.models.vision_transformer import Attention
+
+    return Attention(12, num_heads=3, qkv_bias=True)
+
+
+ATTENTIONS = {
+    "written out": lambda: Spelled(),
+    "fused": lambda: Spelled(fused=True),
+    "torch": lambda: nn.MultiheadAttention(12, 3, batch_first=True),
+    "timm": timm_attention,
+}
+PROJECTION = {"written out": "attention.qkv", "fused": "attention.qkv", "torch": "attention.in_proj", "timm": "attention.qkv"}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_whole_heads(name):
+    torch.manual_seed(0)
+    graph = graph_of(lively(Encoder(ATTENTIONS[name]())), 3, 9, 9)
+    layer = PROJECTION[name]
+    heads = {frozenset((layer, part * 12 + head * 4 + place) for part in range(3) for place in range(4)) for head in range(3)}
+    hidden = {frozenset({("up", channel)}) for channel in range(20)}
+    assert {frozenset(group) for group in graph.groups} == heads | hidden
+    assert graph.opaque == {}
+    small = assert_exact(graph, graph.gone([0, *range(5, 15)]))
+    assert small.attention.num_heads == 2
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_widths(name):
+    torch.manual_seed(0)
+    graph = graph_of(lively(Encoder(ATTENTIONS[name]())), 3, 9, 9, heads="widths")
+    layer = PROJECTION[name]
+    widths = [frozenset(group) for group in graph.groups if group[0][0] == layer]
+    if name == "torch":
+        parts = [{frozenset((layer, part * 12 + head * 4 + place) for part in side for head in range(3)) for place in range(4)} for side in ((0, 1), (2,))]
+        assert set(widths) == parts[0] | parts[1]
+    else:
+        assert set(widths) == {frozenset((layer, part * 12 + head * 4 + place) for part in range(3) for head in range(3)) for place in range(4)}
+    assert_exact(graph, drawn(graph, 0.5, 1))
+
+
+@pytest.mark.parametrize("options", [{"batch_first": True}, {"batch_first": False}, {"batch_first": True, "bias": False}])
+def test_heads_of_one_torch_attention_with_masks(options):
+    torch.manual_seed(0)
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside, self.attention, self.out = nn.Linear(5, 12), nn.MultiheadAttention(12, 3, **options), nn.Linear(12, 4)
+            self.register_buffer("mask", torch.ones(7, 7, dtype=torch.bool).triu(1))
+
+        def forward(self, x):
+            x = self.inside(x)
+            x = x if options["batch_first"] else x.transpose(0, 1)
+            x = self.attention(x, x, x, attn_mask=self.mask, need_weights=False)[0]
+            return self.out(x if options["batch_first"] else x.transpose(0, 1))
+
+    graph = graph_of(lively(Masked()), 7, 5)
+    assert {len(group) for group in graph.groups if group[0][0] == "attention.in_proj"} == {12}
+    assert sum(group[0][0] == "inside" for group in graph.groups) == 12
+    assert sum(group[0][0] == "attention.out_proj" for group in graph.groups) == 12
+    assert_exact(graph, drawn(graph))
+
+
+def test_attention_whose_map_is_used_keeps_its_heads():
+    class Shown(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside, self.attention, self.out = nn.Linear(5, 12), nn.MultiheadAttention(12, 3, batch_first=True), nn.Linear(7, 4)
+
+        def forward(self, x):
+            x = self.inside(x)
+            return self.out(self.attention(x, x, x)[1])
+
+    graph = graph_of(lively(Shown()), 7, 5)
+    assert graph.groups == ()
+    assert graph.opaque == {"attention": "attention (MultiheadAttention) may look at all its channels at once"}
+
+
+def test_a_transformer_layer_of_torch():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, norm_first=True)
+    graph = graph_of(lively(nn.Sequential(nn.Linear(5, 12), layer, nn.Linear(12, 4))), 7, 5)
+    assert {len(group) for group in graph.groups} == {12, 1}
+    assert sum(group[0][0] == "1.linear1" for group in graph.groups) == 20
+    assert_exact(graph, drawn(graph))
