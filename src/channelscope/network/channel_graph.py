@@ -203,6 +203,17 @@ class ChannelGraph:
                 found[name] = f"{len(reasons)} of {count} channels: {reasons[0]}"
         return found
 
+    @cached_property
+    def macs(self) -> dict[str, int]:
+        """Step → its multiply-adds on the recorded image; steps without any are left out."""
+        found = {}
+        for node in self.steps.nodes:
+            if node.op in ("call_module", "call_function", "call_method") and tensors(self.values.get(node.name)):
+                count = self.entry(node).macs(self.step(node))
+                if count:
+                    found[node.name] = count
+        return found
+
     def gone(self, groups: Iterable[int]) -> Tensor:
         """Marks of the channels in these groups, bool (all channels,)."""
         marks = torch.zeros(len(self.union.parent), dtype=torch.bool)
@@ -299,7 +310,7 @@ class ChannelGraph:
         for _ in range(ROUNDS):
             before = self._state()
             for source in list(self.sources.found.values()):
-                agree(source, self.union)
+                agree(source, self.sources, self.union)
             for grid in self.grids:
                 self._slices(grid)
             if self._state() == before:

@@ -154,7 +154,7 @@ def cut(small: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
         other = entry.adjust(module, ~removal.removed(kept[path]) if path in kept else None)
         if other is not None:
             owner, _, last = path.rpartition(".")
-            small.get_submodule(owner)._modules[last] = other
+            small.get_submodule(owner)._modules[last] = other.train(module.training)
 
 
 def correct(graph: ChannelGraph, removal: Removal, small: nn.Module, whole: Mapping[fx.Node, Any]) -> Corrections:

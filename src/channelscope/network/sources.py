@@ -131,10 +131,30 @@ class Sources:
         known = labels.flatten() >= PARAMETERS
         self.tie(labels.flatten()[known], every[known], use)
 
+    def channels(self, numbers: Tensor, seen: tuple[str, ...] = ()) -> Tensor:
+        """The numbers with elements of parameters replaced by the channels that they go with, directly or by way of others; FREE if by none."""
+        result = numbers.clone()
+        for source, mark in self.holding(numbers):
+            found = torch.full((source.value.numel(),), FREE)
+            if source.name not in seen:
+                for each in (each for statements in source.uses.values() for each in statements):
+                    if isinstance(each, Pairs):
+                        partners = self.channels(each.partners, (*seen, source.name))
+                        known = channels_in(partners)
+                        found[each.elements[known]] = partners[known]
+                    elif source.value.dim() == 1:
+                        found = torch.where(channels_in(each.labels), each.labels, found)
+            result[mark] = found[numbers[mark] - source.base]
+        return result
 
-def agree(source: Source, union: Union) -> None:
+
+def agree(source: Source, sources: Sources, union: Union) -> None:
     """A parameter that is used several times is cut in the same way everywhere, or kept whole."""
     uses = [_joined(statements) if use == ADOPTED else statements for use, statements in source.uses.items()]
+    if len(uses) < 2:
+        return
+    uses = [[_resolved(each, sources) for each in statements] for statements in uses]
+    uses = [statements for statements in uses if not all(isinstance(each, Pairs) and not len(each.elements) for each in statements)]
     if len(uses) < 2:
         return
     why = f"{source.name} is used in several places"
@@ -149,6 +169,15 @@ def agree(source: Source, union: Union) -> None:
         for first, other in pairwise(columns):
             for a, b in torch.stack([first, other]).unique(dim=1).T.tolist():
                 union.unite(a, b, why)
+
+
+def _resolved(each: Axis | Pairs, sources: Sources) -> Axis | Pairs:
+    """A statement in terms of channels; what goes with no channel is left out."""
+    if isinstance(each, Axis):
+        return each
+    partners = sources.channels(each.partners)
+    known = partners != FREE
+    return Pairs(each.elements[known], partners[known])
 
 
 def _joined(statements: list[Axis | Pairs]) -> list[Axis | Pairs]:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.zoo import torchvision_cpu  # noqa: F401  declares what timm needs
-from drawing import assert_exact, drawn, graph_of, lively
+from removals import assert_exact, drawn, graph_of, lively
 
 
 class Encoder(nn.Module):
@@ -79,10 +79,15 @@ def test_widths(name):
     layer = PROJECTION[name]
     widths = [frozenset(group) for group in graph.groups if group[0][0] == layer]
     if name == "torch":
-        parts = [{frozenset((layer, part * 12 + head * 4 + place) for part in side for head in range(3)) for place in range(4)} for side in ((0, 1), (2,))]
+        parts = [
+            {frozenset((layer, part * 12 + head * 4 + place) for part in side for head in range(3)) for place in range(4)}
+            for side in ((0, 1), (2,))
+        ]
         assert set(widths) == parts[0] | parts[1]
     else:
-        assert set(widths) == {frozenset((layer, part * 12 + head * 4 + place) for part in range(3) for head in range(3)) for place in range(4)}
+        assert set(widths) == {
+            frozenset((layer, part * 12 + head * 4 + place) for part in range(3) for head in range(3)) for place in range(4)
+        }
     assert_exact(graph, drawn(graph, 0.5, 1))
 
 

@@ -86,7 +86,9 @@ def _labels(step: Step) -> Any:
     if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn or shown:
         return kept_whole(step)
     arguments = [step.argument("input"), *(step.positional(place, name) for place, name in ((1, "key"), (2, "value")))]
-    read = [walk.along(walk.labels[part], -1 % walk.labels[part].dim(), f"{step.place} reads several channels as one") for part in arguments]
+    read = [
+        walk.along(walk.labels[part], -1 % walk.labels[part].dim(), f"{step.place} reads several channels as one") for part in arguments
+    ]
     path, width = str(step.node.target), module.embed_dim
     inner = walk.channels(f"{path}.in_proj_weight", f"{path}.in_proj", 3 * width)
     grid = inner.view(3, module.num_heads, module.head_dim)

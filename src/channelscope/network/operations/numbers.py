@@ -105,12 +105,17 @@ def _repeated(step: Step, removal: "Removal", now: Now) -> Edit | None:
 
 
 def _split(step: Step, removal: "Removal", now: Now) -> Edit | None:
-    if step.spelled != "split":
+    if step.spelled == "chunk":
         return None
     parts = step.walk.labels[step.node]
     axis = int(step.number("dim", 0))
     want = [removal.shape(part)[axis] for part in parts]
-    first, sizes, *rest = step.node.args
+    first, sizes, *rest = step.node.args if len(step.node.args) > 1 else (*step.node.args, step.argument("sizes", step.argument("indices")))
+    if step.spelled == "tensor_split":
+        ends = [sum(want[: index + 1]) for index in range(len(want) - 1)]
+        if not isinstance(sizes, tuple | list):
+            return None
+        return Edit((first, tuple(_number(end, now, wish) for end, wish in zip(sizes, ends, strict=True)), *rest), dict(step.node.kwargs))
     if isinstance(sizes, tuple | list):
         new: Any = [_number(size, now, wish) for size, wish in zip(sizes, want, strict=True)]
     elif len(set(want[:-1])) <= 1 and want[-1] <= want[0]:

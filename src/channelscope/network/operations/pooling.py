@@ -133,7 +133,7 @@ register(Operation("pool", _pooled, modules=POOLS, functions=names(
 register(Operation("resize", _pooled, modules=(nn.Upsample,), functions=names("interpolate upsample grid_sample")))
 register(Operation("pad", _padded, modules=(nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd,
     nn.modules.padding._ReplicationPadNd, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d), functions=names("pad"),
-    arguments=("input", "pad", "mode", "value")))  # fmt: skip
+    arguments=("input", "pad", "mode", "value"), traces=True))  # fmt: skip
 register(
     Operation(
         "reduce",
