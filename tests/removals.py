@@ -66,7 +66,7 @@ def whole(module: nn.Module) -> bool:
 
 
 def assert_exact(graph: ChannelGraph, gone: torch.Tensor, tolerance: float = 1e-9, seen: bool = True) -> nn.Module:
-    """The smaller network computes what the silenced one does, on other images and another batch size, and something was silenced (`seen`)."""
+    """The smaller network computes what the silenced one does, on other images and in another batch; `seen`: the output changed."""
     before = {name: value.clone() for name, value in graph.model.state_dict().items()}
     small = narrow(graph, gone)
     first = next(node for node in graph.steps.nodes if node.op == "placeholder")

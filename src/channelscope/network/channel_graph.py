@@ -18,8 +18,8 @@ from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.mixing import Mix
 from channelscope.network.operations.opaque import computed
 from channelscope.network.operations.operation import Operation, of_module, of_step
-from channelscope.network.sources import ADOPTED, Sources, agree
 from channelscope.network.operations.step import Operand, Step
+from channelscope.network.sources import ADOPTED, Sources, agree
 from channelscope.network.union import Union
 
 Heads = Literal["whole", "widths"]
@@ -227,6 +227,13 @@ class ChannelGraph:
     def hold(self, labels: Tensor, reason: str) -> None:
         """Keep these channels, and all that go with them."""
         self.union.hold(labels, reason)
+
+    def keep(self, labels: Tensor, reason: str) -> None:
+        """Keep these channels whole after the walk, and all that follows from that."""
+        self.hold(labels, reason)
+        for name in ("groups", "whole"):
+            self.__dict__.pop(name, None)
+        self._settle()
 
     def channels(self, key: str, name: str, count: int) -> Tensor:
         """Numbers of the output channels of a layer; the same ones whenever its weights are used again."""

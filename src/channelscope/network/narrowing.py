@@ -34,6 +34,14 @@ TOLERANCE = torch.finfo(torch.float64).eps ** 0.5
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, ZeroDivisionError)
 
 
+class Unfit(MismatchError):
+    """A step that cannot be made to work on fewer channels."""
+
+    def __init__(self, node: fx.Node, message: str):
+        super().__init__(message)
+        self.node = node
+
+
 @dataclass(eq=False)
 class Corrections:
     """What has to change in the steps for the smaller network."""
@@ -71,13 +79,8 @@ def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
     removal = Removal(graph, gone)
     small = copy.deepcopy(graph.model)
     cut(small, graph, removal)
-    exact = copy.deepcopy(graph.model).double()
-    image = tuple(plain(graph.values[node.name]) for node in graph.steps.nodes if node.op == "placeholder")
-    constants = {name: plain(value) for name, value in graph.constants.items()}
-    _, whole = replay(graph.steps, exact, image, constants)
-    _silence(exact, graph, removal)
-    expected, _ = replay(graph.steps, exact, image, constants, lambda node, value: removal.masked(value, graph.labels[node]))
-    found = correct(graph, removal, copy.deepcopy(small).double(), whole)
+    image, whole, silent, expected = references(graph, removal)
+    found = correct(graph, removal, copy.deepcopy(small).double(), whole, silent)
     problem = ""
     for finished in (_as_written, _as_recorded):
         trial = finished(copy.deepcopy(small).double(), graph, found)
@@ -86,6 +89,17 @@ def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
             if not problem:
                 return finished(small, graph, found) or small
     raise MismatchError(f"the smaller network {problem}; please report the network")
+
+
+def references(graph: ChannelGraph, removal: Removal) -> tuple[tuple[Any, ...], dict[fx.Node, Any], dict[fx.Node, Any], Any]:
+    """In float64: the recorded inputs, the values of all steps as they are and silenced, and the silenced output."""
+    exact = copy.deepcopy(graph.model).double()
+    image = tuple(plain(graph.values[node.name]) for node in graph.steps.nodes if node.op == "placeholder")
+    constants = {name: plain(value) for name, value in graph.constants.items()}
+    _, whole = replay(graph.steps, exact, image, constants)
+    _silence(exact, graph, removal)
+    expected, silent = replay(graph.steps, exact, image, constants, lambda node, value: removal.masked(value, graph.labels[node]))
+    return image, whole, silent, expected
 
 
 def _as_written(small: nn.Module, graph: ChannelGraph, found: Corrections) -> nn.Module | None:
@@ -157,13 +171,26 @@ def cut(small: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
             small.get_submodule(owner)._modules[last] = other.train(module.training)
 
 
-def correct(graph: ChannelGraph, removal: Removal, small: nn.Module, whole: Mapping[fx.Node, Any]) -> Corrections:
+def correct(
+    graph: ChannelGraph, removal: Removal, small: nn.Module, whole: Mapping[fx.Node, Any], silent: Mapping[fx.Node, Any]
+) -> Corrections:
     """Run the recorded steps on the small parameters, in float64, and correct what does not fit.
+
+    Parameters
+    ----------
+    graph
+        The channel graph.
+    removal
+        What goes.
+    small
+        The network with cut parameters, float64.
+    whole, silent
+        Values of the steps in the network as it is, and in the silenced one.
 
     Raises
     ------
-    MismatchError
-        Naming the step, if nothing is known that would make it fit.
+    Unfit
+        Naming the step, if nothing is known that would make it compute what it computes in the silenced network.
     """
     found = Corrections()
     values = found.values
@@ -181,6 +208,8 @@ def correct(graph: ChannelGraph, removal: Removal, small: nn.Module, whole: Mapp
                 values[node] = plain(graph.constants[str(node.target)]) if constant else attribute(small, str(node.target))
             elif node.op != "output":
                 values[node] = _corrected(graph.step(node), removal, small, whole[node], found, now)
+                if node in graph.dynamic and not _same(values[node], silent[node], graph.labels[node], removal):
+                    raise Unfit(node, f"{graph.step(node).place} computes something else from fewer channels than from silenced ones")
     return found
 
 
@@ -194,7 +223,7 @@ def _corrected(step: Step, removal: Removal, small: nn.Module, before: Any, foun
         problem = str(error).splitlines()[0]
     if not tensors(before) or isinstance(before, torch.Size):
         if problem:
-            raise MismatchError(f"{step.place} cannot run on fewer channels: {problem}")
+            raise Unfit(node, f"{step.place} cannot run on fewer channels: {problem}")
         return value
     if counted is not None:
         found.edits[node] = counted
@@ -213,7 +242,7 @@ def _corrected(step: Step, removal: Removal, small: nn.Module, before: Any, foun
                 found.edits[node] = changed
                 return value
     shapes = tuple(removal.shape(part) for part in tensors(labels))
-    raise MismatchError(f"{step.place} cannot be made to fit fewer channels {shapes}: {problem or 'it has sizes written out'}")
+    raise Unfit(node, f"{step.place} cannot be made to fit fewer channels {shapes}: {problem or 'it has sizes written out'}")
 
 
 def carried_out(node: fx.Node, model: nn.Module, changed: Edit | None, now: Any) -> Any:
@@ -234,6 +263,17 @@ def _fits(value: Any, before: Any, labels: Any, removal: Removal) -> bool:
     if len(parts) != len(old) or len(old) != len(marks):
         return False
     return all(tuple(part.shape) == removal.shape(mark) for part, mark in zip(parts, marks, strict=True))
+
+
+def _same(value: Any, silent: Any, labels: Any, removal: Removal) -> bool:
+    """Whether a value is what is left of the silenced one."""
+    for one, other, marks in zip(tensors(value), tensors(silent), tensors(labels), strict=True):
+        if one.is_floating_point():
+            rest = removal.restricted(other, marks)
+            scale = float(rest.abs().nan_to_num(posinf=0).max()) if rest.numel() else 0.0
+            if not torch.allclose(one, rest, rtol=0, atol=TOLERANCE * scale, equal_nan=True):
+                return False
+    return True
 
 
 def _same_order(step: Step, removal: Removal, found: Corrections) -> bool:
@@ -264,14 +304,14 @@ def _computed(step: Step, removal: Removal, before: Any, value: Any, problem: st
     walk, node = step.walk, step.node
     if not isinstance(before, Tensor) or not before.is_floating_point():
         if problem:
-            raise MismatchError(f"{step.place} cannot run on fewer channels: {problem}")
+            raise Unfit(node, f"{step.place} cannot run on fewer channels: {problem}")
         return value
     if not problem and not any(user in walk.dynamic or user.op == "output" for user in node.users):
         return value
     rest = removal.restricted(before, walk.labels[node])
     if problem or value.shape != rest.shape or not torch.allclose(value, rest, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
         if not bool(removal.removed(walk.labels[node]).any()) and rest.shape == before.shape and not problem and value.shape != rest.shape:
-            raise MismatchError(f"{step.place} computes {tuple(value.shape)} from fewer channels, expected {tuple(rest.shape)}")
+            raise Unfit(node, f"{step.place} computes {tuple(value.shape)} from fewer channels, expected {tuple(rest.shape)}")
         found.folded[node] = rest
         return rest
     return value

@@ -132,7 +132,7 @@ class Sources:
         self.tie(labels.flatten()[known], every[known], use)
 
     def channels(self, numbers: Tensor, seen: tuple[str, ...] = ()) -> Tensor:
-        """The numbers with elements of parameters replaced by the channels that they go with, directly or by way of others; FREE if by none."""
+        """The numbers with elements of parameters replaced by the channels that they go with, FREE where they go with none."""
         result = numbers.clone()
         for source, mark in self.holding(numbers):
             found = torch.full((source.value.numel(),), FREE)

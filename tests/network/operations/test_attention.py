@@ -35,12 +35,9 @@ class Spelled(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x):
-        n, tokens, width = x.shape
+        n, tokens, _width = x.shape
         q, k, v = self.qkv(x).reshape(n, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.fused:
-            x = F.scaled_dot_product_attention(q, k, v)
-        else:
-            x = ((q * 0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        x = F.scaled_dot_product_attention(q, k, v) if self.fused else (q * 0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         return self.proj(x.transpose(1, 2).reshape(n, tokens, -1))
 
 

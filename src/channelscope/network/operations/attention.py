@@ -32,6 +32,8 @@ class NarrowAttention(nn.Module):
         self.num_heads, self.scale, self.width = heads, scale, width
         self.batch_first, self.dropout = old.batch_first, old.dropout
         self._qkv_same_embed_dim = False  # keeps transformer layers from their fused pass, which assumes square projections
+        self.in_proj_bias: nn.Parameter | None
+        self.in_proj_weight: nn.Parameter
         self.register_parameter("in_proj_weight", old.in_proj_weight)
         self.register_parameter("in_proj_bias", old.in_proj_bias)
         self.out_proj = old.out_proj
@@ -53,8 +55,8 @@ class NarrowAttention(nn.Module):
         parts = [part if batched else part.unsqueeze(0 if self.batch_first else 1) for part in (query, key, value)]
         sequences = [part if self.batch_first else part.transpose(0, 1) for part in parts]
         rows = [self.width, self.width, self.out_proj.in_features]
-        weights = self.in_proj_weight.split(rows)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(rows)
+        weights = torch.split(self.in_proj_weight, rows)
+        biases = (None,) * 3 if self.in_proj_bias is None else torch.split(self.in_proj_bias, rows)
         projected = [F.linear(part, weight, bias) for part, weight, bias in zip(sequences, weights, biases, strict=True)]
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in projected)
         scores = q @ k.transpose(-1, -2) * self.scale

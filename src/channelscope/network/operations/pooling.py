@@ -60,7 +60,7 @@ def _padded(step: Step) -> Tensor:
     padded = [labels.dim() - 1 - index for index in range(len(amounts) // 2) if amounts[2 * index] or amounts[2 * index + 1]]
     if all(short.shape[axis] == 1 for axis in padded):
         return short.expand([value.shape[axis] if size == 1 else size for axis, size in enumerate(short.shape)])
-    if mode != "constant" or step.module is not None and not isinstance(step.module, nn.modules.padding._ConstantPadNd):
+    if mode != "constant" or (step.module is not None and not isinstance(step.module, nn.modules.padding._ConstantPadNd)):
         step.hold(f"{step.place} copies some of its channels")
         return full(tuple(value.shape))
     number = FREE if fill in (0, None) and not _beside(short, padded) else FIXED
@@ -84,7 +84,8 @@ def _reduced(step: Step) -> Any:
     """Reductions: over positions the channels stay; over channels a sum of squares or of values stays exact without them."""
     value = step.value
     if len(step.inputs()) > 1 and isinstance(value, Tensor) and step.spelled in ("max", "min"):
-        return met(step.walk, *step.inputs()[:2], step).expand(value.shape)
+        first, second = step.inputs()
+        return met(step.walk, first, second, step).expand(value.shape)
     labels = step.labels()
     axes = _axes(step, labels)
     short = compact(labels)

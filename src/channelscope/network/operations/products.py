@@ -24,8 +24,8 @@ def contracted(step: Step, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tens
     rows, columns = compact(a), compact(b)
     if rows.shape[-1] > 1 or columns.shape[-2] > 1:
         several = any(size > 1 for size in (*rows.shape[:-2], *columns.shape[:-2]))
-        inside = rows.shape[-2] > 1 and rows.shape[-1] > 1 or columns.shape[-2] > 1 and columns.shape[-1] > 1
-        if several and step.walk.heads == "whole" or inside:
+        inside = (rows.shape[-2] > 1 and rows.shape[-1] > 1) or (columns.shape[-2] > 1 and columns.shape[-1] > 1)
+        if (several and step.walk.heads == "whole") or inside:
             why = f"{step.place} sums over them together"
             step.walk.together(rows, [-1], why)
             step.walk.together(columns, [-2], why)
