@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,7 @@ from channelscope.network.operations.mixing import Mix
 from channelscope.network.operations.opaque import computed
 from channelscope.network.operations.operation import Operation, of_module, of_step
 from channelscope.network.operations.step import Operand, Step
+from channelscope.network.recorder import Recording
 from channelscope.network.sources import ADOPTED, Sources, agree
 from channelscope.network.union import Union
 
@@ -26,15 +27,6 @@ Heads = Literal["whole", "widths"]
 """What attention can be narrowed by: whole heads, or the widths of queries, keys and values in every head."""
 ROUNDS = 16
 """Most rounds in which removal is made to be of whole slices; each only unites channels, so few are needed."""
-
-
-class Recording(Protocol):
-    """A recorded pass: its steps, their values, the module each step belongs to, and constants."""
-
-    steps: fx.Graph
-    values: dict[str, Any]
-    owner: dict[str, str]
-    constants: dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from channelscope.network.channel_graph import ChannelGraph, Heads
 from channelscope.network.channel_labels import numbers_in
-from channelscope.network.narrowing import Unfit, correct, cut, references
+from channelscope.network.narrowing import UnfitError, correct, cut, references
 from channelscope.network.operations import of_module
 from channelscope.network.recording import one_step, record
 from channelscope.network.removal import Removal
@@ -77,8 +77,8 @@ def try_out(graph: ChannelGraph) -> None:
         cut(small, graph, removal)
         _, whole, silent, _ = references(graph, removal)
         try:
-            correct(graph, removal, small.double(), whole, silent)
-        except Unfit as error:
+            correct(graph, removal, small.double().eval(), whole, silent)
+        except UnfitError as error:
             labels = [graph.labels[node] for node in (*error.node.all_input_nodes, error.node)]
             graph.keep(numbers_in(labels), str(error))
             continue

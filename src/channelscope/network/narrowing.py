@@ -34,7 +34,7 @@ TOLERANCE = torch.finfo(torch.float64).eps ** 0.5
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, ZeroDivisionError)
 
 
-class Unfit(MismatchError):
+class UnfitError(MismatchError):
     """A step that cannot be made to work on fewer channels."""
 
     def __init__(self, node: fx.Node, message: str):
@@ -80,7 +80,7 @@ def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
     small = copy.deepcopy(graph.model)
     cut(small, graph, removal)
     image, whole, silent, expected = references(graph, removal)
-    found = correct(graph, removal, copy.deepcopy(small).double(), whole, silent)
+    found = correct(graph, removal, copy.deepcopy(small).double().eval(), whole, silent)
     problem = ""
     for finished in (_as_written, _as_recorded):
         trial = finished(copy.deepcopy(small).double(), graph, found)
@@ -93,7 +93,7 @@ def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
 
 def references(graph: ChannelGraph, removal: Removal) -> tuple[tuple[Any, ...], dict[fx.Node, Any], dict[fx.Node, Any], Any]:
     """In float64: the recorded inputs, the values of all steps as they are and silenced, and the silenced output."""
-    exact = copy.deepcopy(graph.model).double()
+    exact = copy.deepcopy(graph.model).double().eval()
     image = tuple(plain(graph.values[node.name]) for node in graph.steps.nodes if node.op == "placeholder")
     constants = {name: plain(value) for name, value in graph.constants.items()}
     _, whole = replay(graph.steps, exact, image, constants)
@@ -189,7 +189,7 @@ def correct(
 
     Raises
     ------
-    Unfit
+    UnfitError
         Naming the step, if nothing is known that would make it compute what it computes in the silenced network.
     """
     found = Corrections()
@@ -209,7 +209,7 @@ def correct(
             elif node.op != "output":
                 values[node] = _corrected(graph.step(node), removal, small, whole[node], found, now)
                 if node in graph.dynamic and not _same(values[node], silent[node], graph.labels[node], removal):
-                    raise Unfit(node, f"{graph.step(node).place} computes something else from fewer channels than from silenced ones")
+                    raise UnfitError(node, f"{graph.step(node).place} computes something else from fewer channels than from silenced ones")
     return found
 
 
@@ -223,7 +223,7 @@ def _corrected(step: Step, removal: Removal, small: nn.Module, before: Any, foun
         problem = str(error).splitlines()[0]
     if not tensors(before) or isinstance(before, torch.Size):
         if problem:
-            raise Unfit(node, f"{step.place} cannot run on fewer channels: {problem}")
+            raise UnfitError(node, f"{step.place} cannot run on fewer channels: {problem}")
         return value
     if counted is not None:
         found.edits[node] = counted
@@ -242,7 +242,7 @@ def _corrected(step: Step, removal: Removal, small: nn.Module, before: Any, foun
                 found.edits[node] = changed
                 return value
     shapes = tuple(removal.shape(part) for part in tensors(labels))
-    raise Unfit(node, f"{step.place} cannot be made to fit fewer channels {shapes}: {problem or 'it has sizes written out'}")
+    raise UnfitError(node, f"{step.place} cannot be made to fit fewer channels {shapes}: {problem or 'it has sizes written out'}")
 
 
 def carried_out(node: fx.Node, model: nn.Module, changed: Edit | None, now: Any) -> Any:
@@ -304,14 +304,14 @@ def _computed(step: Step, removal: Removal, before: Any, value: Any, problem: st
     walk, node = step.walk, step.node
     if not isinstance(before, Tensor) or not before.is_floating_point():
         if problem:
-            raise Unfit(node, f"{step.place} cannot run on fewer channels: {problem}")
+            raise UnfitError(node, f"{step.place} cannot run on fewer channels: {problem}")
         return value
     if not problem and not any(user in walk.dynamic or user.op == "output" for user in node.users):
         return value
     rest = removal.restricted(before, walk.labels[node])
     if problem or value.shape != rest.shape or not torch.allclose(value, rest, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
         if not bool(removal.removed(walk.labels[node]).any()) and rest.shape == before.shape and not problem and value.shape != rest.shape:
-            raise Unfit(node, f"{step.place} computes {tuple(value.shape)} from fewer channels, expected {tuple(rest.shape)}")
+            raise UnfitError(node, f"{step.place} computes {tuple(value.shape)} from fewer channels, expected {tuple(rest.shape)}")
         found.folded[node] = rest
         return rest
     return value

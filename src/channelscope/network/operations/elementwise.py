@@ -163,9 +163,9 @@ register(Operation("idle", _each, modules=IDLE, functions=names("dropout dropout
     traces=True))  # fmt: skip
 register(Operation("elementwise", _each, modules=ACTIVATIONS, functions=names(
     "relu relu6 gelu silu mish hardswish hardsigmoid hardtanh leaky_relu elu celu selu sigmoid tanh softplus softsign tanhshrink "
-    "hardshrink softshrink threshold logsigmoid rrelu clamp clip clamp_min clamp_max neg square sqrt rsqrt abs exp exp2 expm1 log log2 log10 log1p "
-    "pow reciprocal sin cos erf erfinv round floor ceil trunc masked_fill nan_to_num bool int long bernoulli tril triu rpow "
-    "positive float_power stochastic_depth drop_path"),
+    "hardshrink softshrink threshold logsigmoid rrelu clamp clip clamp_min clamp_max neg square sqrt rsqrt abs exp exp2 expm1 log "
+    "log2 log10 log1p pow reciprocal sin cos erf erfinv round floor ceil trunc masked_fill nan_to_num bool int long bernoulli tril triu "
+    "rpow positive float_power stochastic_depth drop_path"),
     pointwise=True, local=True, traces=True))  # fmt: skip
 register(Operation("constant", _constant, functions=names(
     "arange linspace zeros ones empty full new_zeros new_full "

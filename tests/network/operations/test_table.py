@@ -1,0 +1,102 @@
+"""The table: spellings lead to entries, and users can add to them."""
+
+import pytest
+import torch
+from torch import nn
+
+from channelscope.errors import InputError
+from channelscope.network import operations
+from channelscope.network.operations import TABLE, Operation, of_function, of_module, register, spell, unregister
+from removals import assert_exact, graph_of, lively
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (nn.ReLU(), "elementwise"), (nn.Conv1d(1, 1, 1), "convolution"), (nn.Conv3d(1, 1, 1), "convolution"),
+        (nn.ConvTranspose2d(1, 1, 1), "transposed convolution"), (nn.Linear(1, 1), "linear"), (nn.BatchNorm2d(1), "batch norm"),
+        (nn.SyncBatchNorm(1), "batch norm"), (nn.LayerNorm(1), "layer norm"), (nn.GroupNorm(1, 1), "group norm"), (nn.PReLU(), "prelu"),
+        (nn.AdaptiveAvgPool2d(1), "pool"), (nn.ZeroPad2d(1), "pad"), (nn.Flatten(), "move"), (nn.Softmax(1), "softmax"), (nn.GLU(), "glu"),
+        (nn.MultiheadAttention(2, 1), "multi-head attention"), (nn.Dropout(), "idle"), (nn.Upsample(2), "resize"),
+    ],
+)  # fmt: skip
+def test_modules(module, name):
+    assert of_module(module).name == name
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [("relu", "elementwise"), ("add", "meet"), ("view", "move"), ("chunk", "split"), ("max_pool2d", "pool"), ("mean", "reduce"),
+     ("matmul", "product"), ("scaled_dot_product_attention", "attention"), ("conv2d", "convolution"), ("interpolate", "resize")],
+)  # fmt: skip
+def test_functions(function, name):
+    assert of_function(function).name == name
+
+
+def test_what_has_no_entry():
+    assert of_module(nn.LSTM(1, 1)) is None
+    assert of_function("fft_rfft2") is None
+
+
+def test_every_spelling_has_one_entry():
+    spellings = [each for entry in TABLE.values() for each in (*entry.functions, *entry.modules)]
+    assert len(spellings) == len(set(spellings))
+    assert len(operations.FAMILIES) <= 14
+
+
+class Mixture(nn.Module):
+    """A weighted sum of each channel with its mirror image, in one function that no table knows."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.share = nn.Parameter(torch.rand(channels))
+
+    def forward(self, x):
+        spectrum = torch.fft.rfft2(x)
+        return torch.fft.irfft2(spectrum * self.share.view(-1, 1, 1), s=x.shape[-2:])
+
+
+def net():
+    torch.manual_seed(0)
+    return lively(nn.Sequential(nn.Conv2d(3, 6, 1), Mixture(6), nn.Conv2d(6, 4, 1)))
+
+
+def test_an_unknown_function_keeps_its_channels_whole_and_is_named():
+    graph = graph_of(net(), 3, 6, 6)
+    assert graph.groups == ()
+    assert list(graph.opaque) == ["fft_rfft2() in 1", "fft_irfft2() in 1"]
+    assert graph.whole["0"] == "6 of 6 channels: fft_rfft2() in 1 may look at all its channels at once"
+
+
+def test_a_module_of_ones_own_in_a_dozen_lines():
+    def labels(step):
+        step.follow("share", 0, step.channels())
+        return step.labels()
+
+    register(Operation("mixture", labels, modules=(Mixture,)))
+    try:
+        graph = graph_of(net(), 3, 6, 6)
+        assert len(graph.groups) == 6
+        assert graph.opaque == {}
+        small = assert_exact(graph, graph.gone([0, 4]))
+        assert small[1].share.shape == (small[0].out_channels,)
+    finally:
+        unregister("mixture")
+    assert of_module(Mixture(2)) is None
+
+
+def test_a_new_spelling_of_a_known_kind():
+    before = TABLE["elementwise"]
+    try:
+        spell("elementwise", functions=["fft_rfft2", "fft_irfft2"])
+        assert of_function("fft_rfft2").name == "elementwise"
+        assert of_function("relu").name == "elementwise"
+    finally:
+        register(before)
+    assert of_function("fft_rfft2") is None
+
+
+@pytest.mark.parametrize("act", [unregister, spell])
+def test_a_misspelled_entry_is_refused(act):
+    with pytest.raises(InputError, match="no operation is called 'convolutio'; near matches: convolution"):
+        act("convolutio")
