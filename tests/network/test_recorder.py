@@ -175,6 +175,16 @@ def test_shapes_and_attributes_are_steps():
     assert {node.target for node in recording.steps.nodes if node.op == "get_attr"} == {"heads", "window"}
 
 
+def test_a_size_used_late_does_not_keep_its_tensor():
+    def late(net, x):
+        y = net.conv(x)
+        batch = y.size(0)
+        return net.conv(x).relu().mean((2, 3)).view(batch, -1)
+
+    names = [node.name for node in record(Net(late), (images(),)).steps.nodes]
+    assert names.index("size") == names.index("conv") + 1
+
+
 def test_the_number_of_images_is_nowhere_written_out():
     model = Net(computed_pad).eval()
     steps = graph(model, record(model, (images(2),)))

@@ -4,6 +4,7 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,13 @@ class Recorder:
         return next(reversed(self.stack[-1]), "")
 
     def number(self, origin: Origin) -> fx.Node:
-        """A new step for a number."""
-        node = self.steps.create_node(origin.op, origin.target, self.argument(origin.args), {})
+        """A new step for a number; one that reads a tensor's form stands right behind the tensor, which then need not be kept."""
+        args = self.argument(origin.args)
+        read = origin.args[0] if origin.args and isinstance(origin.args[0], fx.Node) else None
+        if read is not None and read.op == "placeholder":
+            read = [node for node in self.steps.nodes if node.op == "placeholder"][-1]
+        with nullcontext() if read is None else self.steps.inserting_after(read):
+            node = self.steps.create_node(origin.op, origin.target, args, {})
         self._noted(node, plain(origin.value), origin.owner)
         return node
 
