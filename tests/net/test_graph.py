@@ -178,6 +178,17 @@ def test_a_random_network_is_refused_with_its_line():
         traced(noisy)
 
 
+def unused_noise(net, x):
+    y = net.conv(x)
+    torch.rand(3)
+    return net.fc(y.mean((2, 3)))
+
+
+def test_random_numbers_that_reach_no_output_are_no_matter():
+    model, graph = traced(unused_noise)
+    torch.testing.assert_close(graph.run(images(2, (3, 6, 6))), model(images(2, (3, 6, 6))))
+
+
 def test_an_error_without_a_message_is_a_sentence():
     def bare(net, x):
         raise AssertionError
