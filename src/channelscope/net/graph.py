@@ -28,7 +28,7 @@ from channelscope.network.wrapper import unwrapped
 Change = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
 
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, TracingError)
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
 LEAVES = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 """Modules that are one step each, also where a class that derives from them has a forward pass of its own."""
 
@@ -250,7 +250,7 @@ def _answer(model: nn.Module, inputs: tuple[Tensor, ...], seed: int | None = Non
 def _recorded(model: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     try:
         return record(model, inputs, whole=_whole)
-    except FAILURES as error:
+    except (*FAILURES, TracingError) as error:
         raise TracingError(f"the forward pass cannot be followed at {_where(error)}: {_sentence(error)}") from error
 
 
@@ -269,7 +269,7 @@ def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> s
     """Where a recording on other inputs first goes another way."""
     try:
         steps = literal(record(model, inputs, whole=_whole))
-    except FAILURES:
+    except (*FAILURES, TracingError):
         return ""
     for ours, theirs in zip(graph.steps.nodes, steps.nodes, strict=False):
         if (str(ours.target), str(ours.args), str(ours.kwargs)) != (str(theirs.target), str(theirs.args), str(theirs.kwargs)):
