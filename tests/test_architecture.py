@@ -26,7 +26,7 @@ MAY = {
     "repair": PLAIN | {"stats", "net", "formulas", "collect", "evaluate"},
     "zoo": PLAIN | {"net"},
 }
-MEETING = PLAIN | {"stats", "formulas", "net", "scores", "collect", "evaluate", "repair", "store"}
+MEETING = PLAIN | {"stats", "formulas", "net", "network", "scores", "collect", "evaluate", "repair", "store"}
 MAY["circuits"] = MAY["discarding"] = MAY["experiments"] = MEETING
 MAY["prune"] = MEETING | {"zoo"}
 MAY["study"] = MEETING | {"circuits", "discarding", "experiments", "zoo", "prune"}

@@ -178,6 +178,25 @@ def test_a_random_network_is_refused_with_its_line():
         traced(noisy)
 
 
+def test_a_lazy_network_is_refused_and_can_still_be_used():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(TracingError, match=r"^the network has no weights yet at 0\.weight, 0\.bias, 2\.weight"):
+        trace(model, images(1, (3, 6, 6)))
+    assert model(images(2, (3, 6, 6))).shape == (2, 2)
+    assert len(trace(model, images(1, (3, 6, 6))).nodes) == 5
+
+
+def unused_noise(net, x):
+    y = net.conv(x)
+    torch.rand(3)
+    return net.fc(y.mean((2, 3)))
+
+
+def test_random_numbers_that_reach_no_output_are_no_matter():
+    model, graph = traced(unused_noise)
+    torch.testing.assert_close(graph.run(images(2, (3, 6, 6))), model(images(2, (3, 6, 6))))
+
+
 def test_an_error_without_a_message_is_a_sentence():
     def bare(net, x):
         raise AssertionError

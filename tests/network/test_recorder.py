@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import TracingError
-from channelscope.net.graph import Graph
+from channelscope.net.graph import Graph, trace
 from channelscope.network import nest
 from channelscope.network.recording import Recording, record
 from channelscope.network.spelling import setitem
@@ -139,6 +139,28 @@ def test_values_are_those_of_their_step_although_the_network_wrote_over_them():
     assert bool((recording.values["add"] == 1).all())
 
 
+def summed_into_a_part(net, x):
+    y = net.conv(x)
+    both = y.new_zeros(y.shape[0], 8, *y.shape[2:])
+    both[:, :4] = y
+    both[:, 4:] += 2 * y
+    return net.fc(both.unflatten(1, (2, 4)).sum(1).mean((2, 3)))
+
+
+def kept_elsewhere(net, x):
+    y = net.conv(x)
+    apart = copy.deepcopy(y).type(torch.float64)
+    whole = torch.empty_like(y)
+    whole.copy_(y)
+    y.zero_()
+    return net.fc((whole + apart.type_as(y) + y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", [summed_into_a_part, kept_elsewhere], ids=lambda way: way.__name__)
+def test_what_is_written_into_a_tensor_is_followed(way):
+    assert not replayed(way).constants
+
+
 def test_what_in_place_keeps_its_type_does_so_in_the_steps():
     recording = replayed(lambda net, x: (net.conv(x).half().mul_(torch.full((4, 1, 1), 1.5)).add_(net.shift)).float().mean((2, 3)))
     assert [recording.values[name].dtype for name in ("mul_", "add_", "output")] == [torch.float16, torch.float16, torch.float32]
@@ -173,6 +195,16 @@ def test_shapes_and_attributes_are_steps():
     assert [recording.values[part.name] if isinstance(part, torch.fx.Node) else part for part in view.args[1:]] == [2, 2, -1, 2, 3, 6]
     assert [part.op for part in view.args[1:] if isinstance(part, torch.fx.Node)] == ["call_function", "get_attr", *["call_function"] * 3]
     assert {node.target for node in recording.steps.nodes if node.op == "get_attr"} == {"heads", "window"}
+
+
+def test_a_size_used_late_does_not_keep_its_tensor():
+    def late(net, x):
+        y = net.conv(x)
+        batch = y.size(0)
+        return net.conv(x).relu().mean((2, 3)).view(batch, -1)
+
+    names = [node.name for node in record(Net(late), (images(),)).steps.nodes]
+    assert names.index("size") == names.index("conv") + 1
 
 
 def test_the_number_of_images_is_nowhere_written_out():
@@ -325,6 +357,32 @@ def test_blocks_without_gradients_stay_so():
     assert model.shift.grad.abs().sum() > 0
 
 
+def test_mixed_precision_inside_the_network_stays_there():
+    def mixed(net, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = net.conv(x)
+        with torch.autocast("cpu", enabled=False):
+            return net.fc(y.float().mean((2, 3)))
+
+    recording = replayed(mixed)
+    assert recording.values["conv"].dtype == torch.bfloat16
+    assert [node.name for node in recording.steps.nodes if node.meta["autocast"]] == ["conv"]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_are_entered(reentrant):
+    recording = replayed(lambda net, x: head(net, torch.utils.checkpoint.checkpoint(net.conv, x, use_reentrant=reentrant)))
+    assert [node.name for node in recording.steps.nodes] == ["x", "conv", "mean", "fc", "output"]
+
+
+def test_a_layer_called_with_other_weights_is_entered():
+    def doubled(net, x):
+        return head(net, torch.func.functional_call(net.conv, {"weight": 2 * net.conv.weight}, (x,)))
+
+    assert targets(replayed(doubled))[:2] == [operator.mul, F.conv2d]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_scripted_functions_are_followed():
     @torch.jit.script
@@ -467,6 +525,20 @@ def test_the_network_is_left_as_it_was(fails):
     assert torch.equal(x, images())
     assert nn.Module.__call__ is nn.Module._wrapped_call_impl
     assert "super" not in vars(torch.autograd.function)
+
+
+def test_what_a_network_keeps_for_its_next_call_is_not_a_constant():
+    def remembering(net, x):
+        if net.kept is None or len(net.kept) != len(x):
+            net.kept = torch.ones(len(x), 1, 1, 1) * x.shape[-1]
+        return head(net, net.conv(x) * net.kept[:1])
+
+    model = Net(remembering).eval()
+    model.kept = None
+    steps = trace(model, images(2))
+    assert not steps.constants
+    assert model.kept is None
+    torch.testing.assert_close(steps.run(images(3)), model(images(3)))
 
 
 def test_a_lazy_network_is_refused_and_untouched():

@@ -7,7 +7,7 @@ compared with the network on a batch of another size, so that a graph that would
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from channelscope.network.wrapper import unwrapped
 Change = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
 
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, TracingError)
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
 LEAVES = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 """Modules that are one step each, also where a class that derives from them has a forward pass of its own."""
 
@@ -73,6 +73,7 @@ class Graph:
         self.modules = dict(model.named_modules())
         self.signature = inspect.signature(model.forward)
         self.options: dict[str, Any] = {}
+        self.running: fx.Node | None = None
         self._plans: dict[tuple, list[tuple[fx.Node, tuple[str, ...]]]] = {}
 
     def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -137,6 +138,7 @@ class Graph:
         return self._plans[key]
 
     def _step(self, node: fx.Node, values: Mapping[str, Any], pure: bool) -> Any:
+        self.running = node
         if node.op == "placeholder":
             raise InputError(f"the network needs an input named {node.target}, and none was given")
         args, kwargs = _given(node.args, values), _given(node.kwargs, values)
@@ -146,10 +148,14 @@ class Graph:
             return self.constants[str(node.target)]
         if node.meta.get("writes"):
             args = (args[0].clone(), *args[1:])
-        if node.meta.get("no_grad"):
-            with torch.no_grad():
-                return self._carried_out(node, args, kwargs, pure)
-        return self._carried_out(node, args, kwargs, pure)
+        if not node.meta.get("no_grad") and not node.meta.get("autocast"):
+            return self._carried_out(node, args, kwargs, pure)
+        with ExitStack() as stack:
+            for kind, on, numbers in node.meta.get("autocast", ()):
+                stack.enter_context(torch.autocast(kind, dtype=numbers, enabled=on))
+            if node.meta.get("no_grad"):
+                stack.enter_context(torch.no_grad())
+            return self._carried_out(node, args, kwargs, pure)
 
     def _carried_out(self, node: fx.Node, args: tuple, kwargs: dict[str, Any], pure: bool) -> Any:
         if node.op != "call_module":
@@ -203,39 +209,48 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         )
     inputs = example if isinstance(example, tuple) else (example,)
     other = tuple(other_image(part) for part in inputs)
-    with restored(model), torch.no_grad():
-        try:
-            expected = model(*(part.clone() for part in other))
-        except FAILURES as error:
-            shapes = ", ".join("×".join(map(str, part.shape[1:])) for part in inputs)
-            raise InputError(f"the network cannot run on images of shape {shapes}: {_sentence(error)}") from error
-        recording = _recorded(model, tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs))
-        shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
-        graph = Graph(model, literal(recording), shapes, recording.constants, recording.output)
-        graph.options = _options(graph.signature, inputs)
-        try:
+    try:
+        expected = _answer(model, other)
+    except FAILURES as error:
+        shapes = ", ".join("×".join(map(str, part.shape[1:])) for part in inputs)
+        raise InputError(f"the network cannot run on images of shape {shapes}: {_sentence(error)}") from error
+    recording = _recorded(model, tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs))
+    shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
+    graph = Graph(model, literal(recording), shapes, recording.constants, recording.output)
+    graph.options = _options(graph.signature, inputs)
+    try:
+        with restored(model), torch.no_grad():
             received = graph.run(*other, pure=True)
-        except FAILURES as error:
-            raise TracingError(
-                f"the traced network fails on another batch size{_difference(model, graph, other)}: {_sentence(error)}"
-            ) from error
-        if not same(expected, received):
-            if not same(expected, model(*other)):
-                raise TracingError(
-                    f"the network's output is random, though it is in evaluation mode{_random(graph)}: "
-                    "give F.dropout training=self.training, or take the noise out"
-                )
-            raise TracingError(
-                f"the traced network computes something else on another batch{_difference(model, graph, other)}: "
-                "its forward pass depends on the batch size, or on what no step shows"
-            )
+    except FAILURES as error:
+        raise TracingError(
+            f"the traced network fails on another batch size{_difference(model, graph, other)}: {_sentence(error)}"
+        ) from error
+    drawn = [node.meta["place"] for node in graph.steps.nodes if node.meta.get("random")]
+    if drawn and not same(expected, _answer(model, other, seed=1)):
+        raise TracingError(
+            f"the network's output is random, though it is in evaluation mode, at {drawn[0]}: "
+            "give F.dropout training=self.training, or take the noise out"
+        )
+    if not same(expected, received):
+        raise TracingError(
+            f"the traced network computes something else on another batch{_difference(model, graph, other)}: "
+            "its forward pass depends on the batch size, or on what no step shows"
+        )
     return graph
+
+
+def _answer(model: nn.Module, inputs: tuple[Tensor, ...], seed: int | None = None) -> Any:
+    """The network's own output; what it keeps for its next call is forgotten."""
+    with restored(model), torch.no_grad():
+        if seed is not None:
+            torch.manual_seed(seed)
+        return model(*(part.clone() for part in inputs))
 
 
 def _recorded(model: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     try:
         return record(model, inputs, whole=_whole)
-    except FAILURES as error:
+    except (*FAILURES, TracingError) as error:
         raise TracingError(f"the forward pass cannot be followed at {_where(error)}: {_sentence(error)}") from error
 
 
@@ -250,24 +265,17 @@ def _options(signature: inspect.Signature, inputs: tuple) -> dict[str, Any]:
     return {name: value for name, value in bound.arguments.items() if not nest.holds_tensor(value)}
 
 
-def _random(graph: Graph) -> str:
-    """Where the pass draws random numbers."""
-    places = [node.meta["place"] for node in graph.steps.nodes if node.meta.get("random")]
-    return f", at {places[0]}" if places else ""
-
-
 def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> str:
     """Where a recording on other inputs first goes another way."""
     try:
         steps = literal(record(model, inputs, whole=_whole))
-    except FAILURES:
+    except (*FAILURES, TracingError):
         return ""
     for ours, theirs in zip(graph.steps.nodes, steps.nodes, strict=False):
-        if ours.op == "placeholder":
-            continue
-        if (ours.target, str(ours.args), str(ours.kwargs)) != (theirs.target, str(theirs.args), str(theirs.kwargs)):
+        if (str(ours.target), str(ours.args), str(ours.kwargs)) != (str(theirs.target), str(theirs.args), str(theirs.kwargs)):
             return f" at {ours.meta['place']}" if ours.meta["place"] else ""
-    return ""
+    last = graph.running
+    return f" at {last.meta['place']}" if last is not None and last.op != "output" else ""
 
 
 def _sentence(error: BaseException) -> str:

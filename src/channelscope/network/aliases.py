@@ -71,6 +71,10 @@ class Aliases:
             if isinstance(value, Tensor):
                 self.values[name] = value.detach().clone()
 
+    def share(self, a: Tensor, b: Tensor) -> bool:
+        """Whether two tensors share memory."""
+        return _storage(a) != 0 and _storage(a) == _storage(b)
+
     def changed(self, tensor: Tensor, node: fx.Node) -> None:
         """A tensor was changed in place, and so were those that it is a view of."""
         entry = self.entries[id(tensor)]

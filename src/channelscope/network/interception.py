@@ -25,8 +25,8 @@ from channelscope.network.spelling import Spelling, ordinary
 QUIET = {
     "dim", "ndimension", "__len__", "is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_inference", "is_conj", "is_neg",
     "get_device", "stride", "storage_offset", "element_size", "has_names", "is_pinned", "data_ptr", "untyped_storage", "is_same_size",
-    "__repr__", "__format__", "__hash__", "__dir__", "type", "result_type", "can_cast", "_is_view", "is_shared", "backward",
-    "requires_grad_", "retain_grad", "register_hook", "_assert", "_set_grad_enabled", "__deepcopy__", "__reduce_ex__", "is_set_to",
+    "__repr__", "__format__", "__hash__", "__dir__", "result_type", "can_cast", "_is_view", "is_shared", "backward",
+    "requires_grad_", "retain_grad", "register_hook", "_assert", "_set_grad_enabled", "__reduce_ex__", "is_set_to",
 }  # fmt: skip
 """Functions that ask about the form of a tensor or change no values."""
 
@@ -58,6 +58,8 @@ class _Functions(TorchFunctionMode):
 
     def _call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         call = ordinary(func, args, kwargs)
+        if func.__name__ == "__deepcopy__":
+            return self.recorder.step(Spelling("call_method", "clone", args[:1], {}), args[0].clone)
         if func.__name__ == "__setitem__":
             return self.recorder.step(call, lambda: _assigned(func, plain(args)), nest.tensors(args[0]))
         in_place = func.__name__.endswith("_") and not func.__name__.endswith("__")
@@ -125,7 +127,8 @@ def intercepted(recorder: Recorder) -> Iterator[None]:
         path = recorder.paths.get(id(module))
         if path is None or recorder.inside or threading.get_ident() != thread:
             return original(module, *args, **kwargs)
-        if path and recorder.whole(module):
+        own = all(id(parameter) in recorder.named for parameter in module.parameters(recurse=False))
+        if path and own and recorder.whole(module):
             return recorder.module(path, module, original, args, kwargs)
         recorder.stack.append({**recorder.stack[-1], path: type(module)} if path else recorder.stack[-1])
         try:
@@ -155,7 +158,8 @@ def _autograd_functions(recorder: Recorder, thread: int) -> Iterator[None]:
 
         def apply(self, *args: Any, **kwargs: Any) -> Any:
             run = builtins.super(autograd.Function, self.kind).apply  # type: ignore[misc]
-            if recorder.inside or threading.get_ident() != thread:
+            checkpoint = self.kind.__module__ == "torch.utils.checkpoint"  # runs a part of the network, and is entered
+            if checkpoint or recorder.inside or threading.get_ident() != thread:
                 return run(*args, **kwargs)
             return recorder.step(Spelling("call_function", self.kind.apply, args, kwargs), lambda: run(*args, **kwargs))  # type: ignore[attr-defined]
 

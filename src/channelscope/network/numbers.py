@@ -112,7 +112,7 @@ for _kind in (Int, Float):
         _function = vars(operator)[_name]
         setattr(_kind, f"__{_name}__", _arithmetic(_function))
         setattr(_kind, f"__r{_name}__", _arithmetic(_function, swapped=True))
-    for _name, _function in (("neg", operator.neg), ("abs", abs), ("ceil", math.ceil), ("floor", math.floor)):
+    for _name, _function in (("neg", operator.neg), ("abs", operator.abs), ("ceil", math.ceil), ("floor", math.floor)):
         setattr(_kind, f"__{_name}__", _arithmetic(_function))
 
 

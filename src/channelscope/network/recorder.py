@@ -4,6 +4,7 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from channelscope.network import nest
 from channelscope.network.aliases import Aliases
 from channelscope.network.numbers import Float, Int, Origin, plain
 from channelscope.network.spelling import Spelling
-from channelscope.network.state import version
+from channelscope.network.state import random_state, version
 
 FORM = {"shape", "dtype", "device", "size", "numel", "nelement"}
 """Properties and methods that do not depend on the values of a tensor."""
@@ -55,6 +56,7 @@ class Recorder:
         self.pixels: set[fx.Node] = set()
         self.forms: dict[Any, fx.Node | Origin] = {}
         self.inside = 0
+        self.outer = autocasts()
         self.stack: list[dict[str, Any]] = [{}]
         self.paths: dict[int, str] = {}
         for path, module in model.named_modules():
@@ -105,8 +107,13 @@ class Recorder:
         return next(reversed(self.stack[-1]), "")
 
     def number(self, origin: Origin) -> fx.Node:
-        """A new step for a number."""
-        node = self.steps.create_node(origin.op, origin.target, self.argument(origin.args), {})
+        """A new step for a number; one that reads a tensor's form stands right behind the tensor, which then need not be kept."""
+        args = self.argument(origin.args)
+        read = origin.args[0] if origin.args and isinstance(origin.args[0], fx.Node) else None
+        if read is not None and read.op == "placeholder":
+            read = [node for node in self.steps.nodes if node.op == "placeholder"][-1]
+        with nullcontext() if read is None else self.steps.inserting_after(read):
+            node = self.steps.create_node(origin.op, origin.target, args, {})
         self._noted(node, plain(origin.value), origin.owner)
         return node
 
@@ -137,20 +144,20 @@ class Recorder:
             self.node(each)
             self.known.about_to_change(each)
         before = [(each, version(each)) for each in {id(each): each for each in (*given, *written)}.values()]
-        random = torch.random.get_rng_state()
+        random = random_state()
         out = run()
         changed = [each for each, number in before if version(each) != number]
         if not nest.holds_tensor(out):
             self._refuse_values(call, out, args, kwargs)
             return out
-        returned = {id(each) for each in nest.tensors(out)}
+        returned = {id(each): each for each in nest.tensors(out)}
         node = self._noted(self.steps.create_node(call.op, call.target, args, kwargs), out, self._maker(call))
         node.meta["writes"] = call.writes
-        node.meta["random"] = not torch.equal(random, torch.random.get_rng_state())
+        node.meta["random"] = not torch.equal(random, random_state())
         for each in changed:
             if id(each) in returned:
                 self.known.changed(each, node)
-            elif id(each) not in self.named:
+            elif id(each) not in self.named and not any(self.known.share(each, other) for other in returned.values()):
                 raise TracingError("a step changes a tensor that it does not return")
         return self._spread(out, node, given, {id(each) for each in changed})
 
@@ -166,8 +173,8 @@ class Recorder:
         self.values[node.name], self.owner[node.name] = value, owner
         node.meta["nn_module_stack"] = self.stack[-1]
         node.meta["place"] = place()
-        if not torch.is_grad_enabled():
-            node.meta["no_grad"] = True
+        node.meta["no_grad"] = not torch.is_grad_enabled()
+        node.meta["autocast"] = [mode for mode in autocasts() if mode not in self.outer]
         if any(parent in self.pixels for parent in node.all_input_nodes) and not _of_form(node):
             self.pixels.add(node)
         return node
@@ -198,7 +205,7 @@ class Recorder:
         """Refuse to hand values of pixels to Python."""
         parents: list[fx.Node] = []
         map_arg((args, kwargs), parents.append)
-        if out is not None and any(parent in self.pixels for parent in parents):
+        if out is not None and not isinstance(out, str) and any(parent in self.pixels for parent in parents):
             raise TracingError("the pass depends in Python on the values of a tensor, which change from image to image")
 
     # Arguments
@@ -261,6 +268,11 @@ OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 
 def _foreign(filename: str) -> bool:
     return filename.startswith(OWN)
+
+
+def autocasts() -> list[tuple[str, bool, torch.dtype]]:
+    """Mixed precision as it is now: kind of device, whether on, and in which type of numbers."""
+    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
 
 
 def _of_form(node: fx.Node) -> bool:

@@ -110,6 +110,12 @@ def _uncompiled() -> Iterator[None]:
         yield
 
 
+def random_state() -> torch.Tensor:
+    """State of PyTorch's random numbers, on the CPU and on the current accelerator."""
+    state = torch.random.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state()]) if torch.cuda.is_initialized() else state
+
+
 def version(tensor: torch.Tensor) -> int:
     """How often a tensor was changed in place; 0 where PyTorch does not count."""
     return 0 if tensor.is_inference() else tensor._version
