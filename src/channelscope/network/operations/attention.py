@@ -48,9 +48,12 @@ class NarrowAttention(nn.Module):
         need_weights: bool = True,
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
-        is_causal: bool = False,
+        **hints: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """The attended values, and the attention where it is asked for, as torch.nn.MultiheadAttention returns them."""
+        """The attended values, and the attention where it is asked for, as torch.nn.MultiheadAttention returns them.
+
+        `hints` such as is_causal say what the mask says too.
+        """
         batched = query.dim() == 3
         parts = [part if batched else part.unsqueeze(0 if self.batch_first else 1) for part in (query, key, value)]
         sequences = [part if self.batch_first else part.transpose(0, 1) for part in parts]
