@@ -3,31 +3,29 @@
 Every parameter and buffer of a deep copy is cut by its labels. The recorded steps are then run on it, and a number that
 no longer fits is corrected to what the labels say: where it came from an attribute, the attribute is set. A step whose
 numbers are written in the forward pass itself, or whose weights are computed from all channels, cannot be corrected in
-this way; the network is then returned as its recorded steps, with the same parameter names.
+this way; its module, or where that is not possible the network, is then returned as its recorded steps, with the same parameter names.
 """
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.nn.utils import parametrize
 
 from channelscope.errors import MismatchError
 from channelscope.network import nest
-from channelscope.network.attributes import settings
 from channelscope.network.channel_graph import ChannelGraph
 from channelscope.network.channel_labels import mapped, tensors
+from channelscope.network.finishing import as_recorded, as_written, by_parts
 from channelscope.network.operations.moves import given, run
 from channelscope.network.operations.numbers import Edit, Number, always, edit
 from channelscope.network.operations.operation import of_module
 from channelscope.network.operations.step import Step
 from channelscope.network.removal import Removal
 from channelscope.network.replay import attribute, call, out_of_place, plain, replay
-from channelscope.network.rewriting import rewritten
+from channelscope.network.rewriting import Corrections
 
 TOLERANCE = torch.finfo(torch.float64).eps ** 0.5
 """Largest difference between the smaller and the silenced network, relative to the largest output, in float64."""
@@ -40,18 +38,6 @@ class UnfitError(MismatchError):
     def __init__(self, node: fx.Node, message: str):
         super().__init__(message)
         self.node = node
-
-
-@dataclass(eq=False)
-class Corrections:
-    """What has to change in the steps for the smaller network."""
-
-    edits: dict[fx.Node, Edit] = field(default_factory=dict)
-    """step → its corrected arguments"""
-    folded: dict[fx.Node, Tensor] = field(default_factory=dict)
-    """step that computes a weight → what is left of the weight as it was"""
-    values: dict[fx.Node, Any] = field(default_factory=dict)
-    """values of the steps in the smaller network, float64"""
 
 
 def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
@@ -82,12 +68,12 @@ def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
     image, whole, silent, expected = references(graph, removal)
     found = correct(graph, removal, copy.deepcopy(small).double().eval(), whole, silent)
     problem = ""
-    for finished in (_as_written, _as_recorded):
-        trial = finished(copy.deepcopy(small).double(), graph, found)
+    for finished in (as_written, by_parts, as_recorded):
+        trial = finished(copy.deepcopy(small).double(), graph, found, whole)
         if trial is not None:
             problem = compared(trial, image, expected)
             if not problem:
-                return finished(small, graph, found) or small
+                return finished(small, graph, found, whole) or small
     raise MismatchError(f"the smaller network {problem}; please report the network")
 
 
@@ -100,20 +86,6 @@ def references(graph: ChannelGraph, removal: Removal) -> tuple[tuple[Any, ...], 
     _silence(exact, graph, removal)
     expected, silent = replay(graph.steps, exact, image, constants, lambda node, value: removal.masked(value, graph.labels[node]))
     return image, whole, silent, expected
-
-
-def _as_written(small: nn.Module, graph: ChannelGraph, found: Corrections) -> nn.Module | None:
-    """The small network with its own forward pass; None where that cannot be right."""
-    folded = _unparametrized(small, graph, found.folded)
-    solved = settings(graph, [number for each in found.edits.values() for number in each.numbers()], found.values)
-    for setting in solved or ():
-        setting.apply(small)
-    return None if folded or solved is None or any(each.factor != 1 for each in found.edits.values()) else small
-
-
-def _as_recorded(small: nn.Module, graph: ChannelGraph, found: Corrections) -> nn.Module:
-    """The small network as its recorded steps."""
-    return rewritten(graph, small, found.edits, found.folded, found.values)
 
 
 def silenced(graph: ChannelGraph, gone: Tensor, *inputs: Tensor) -> Any:
@@ -192,7 +164,7 @@ def correct(
     UnfitError
         Naming the step, if nothing is known that would make it compute what it computes in the silenced network.
     """
-    found = Corrections()
+    found = Corrections({}, {}, {})
     values = found.values
     image = iter(whole[node] for node in graph.steps.nodes if node.op == "placeholder")
 
@@ -315,45 +287,6 @@ def _computed(step: Step, removal: Removal, before: Any, value: Any, problem: st
         found.folded[node] = rest
         return rest
     return value
-
-
-def _unparametrized(small: nn.Module, graph: ChannelGraph, folded: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
-    """Make weights of parametrized modules that are computed from all channels plain parameters; returns the weights that are left."""
-    left = dict(folded)
-    for node, value in folded.items():
-        owners = {graph.owner.get(user.name, "") for user in node.users if user in graph.dynamic}
-        if len(owners) != 1:
-            continue
-        (owner,) = owners
-        module = small.get_submodule(owner)
-        if not parametrize.is_parametrized(module):
-            continue
-        tables = module.parametrizations
-        assert isinstance(tables, nn.ModuleDict)
-        names = [name for name in tables if attribute(graph.model, f"{owner}.{name}").shape == graph.values[node.name].shape]
-        if len(names) != 1:
-            continue
-        like = next(tables[names[0]].parameters())
-        _plain_parameter(module, names[0], nn.Parameter(value.to(like), requires_grad=like.requires_grad))
-        entry = of_module(module)
-        if entry is not None and entry.adjust is not None:
-            entry.adjust(module, None)
-        del left[node]
-    return left
-
-
-def _plain_parameter(module: nn.Module, name: str, value: nn.Parameter) -> None:
-    """Replace a parametrization by a parameter."""
-    parametrizations = module.parametrizations
-    assert isinstance(parametrizations, nn.ModuleDict)
-    before = parametrize.type_before_parametrizations(module)
-    del parametrizations[name]
-    if len(parametrizations) == 0:
-        module.__class__ = before
-        del module.parametrizations
-    else:
-        delattr(type(module), name)
-    module.register_parameter(name, value)
 
 
 def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:

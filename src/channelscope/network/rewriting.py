@@ -1,22 +1,143 @@
-"""Rewriting: a network as its recorded steps, with corrected numbers and weights that are no longer computed."""
+"""Rewriting: recorded steps as modules, with corrected numbers and weights that are no longer computed."""
 
+import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from channelscope.network.channel_labels import tensors
 from channelscope.network.operations.numbers import Edit, Number
 
 if TYPE_CHECKING:
     from channelscope.network.channel_graph import ChannelGraph
 
 
-def rewritten(
-    graph: "ChannelGraph", small: nn.Module, edits: Mapping[fx.Node, Edit], folded: Mapping[fx.Node, Tensor], values: Mapping[fx.Node, Any]
-) -> nn.Module:
-    """The recorded steps of a network as a module of their own; parameters and modules keep their names.
+@dataclass(eq=False)
+class Corrections:
+    """What has to change in the steps for the smaller network."""
+
+    edits: dict[fx.Node, Edit]
+    """step → its corrected arguments"""
+    folded: dict[fx.Node, Tensor]
+    """step that computes a weight → what is left of the weight as it was"""
+    values: dict[fx.Node, Any]
+    """values of the steps in the smaller network, float64"""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a module was called with and what it returned."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    output: Any
+
+
+class Writer:
+    """Copies recorded steps into a new graph.
+
+    Parameters
+    ----------
+    graph
+        The channel graph.
+    home
+        The module that the steps become the forward pass of; new parameters are registered on it.
+    path
+        Where the module stands in the network.
+    found
+        What has to change.
+    """
+
+    def __init__(self, graph: "ChannelGraph", home: nn.Module, path: str, found: Corrections):
+        self.graph, self.home, self.path, self.found = graph, home, path, found
+        self.steps = fx.Graph()
+        self.copies: dict[fx.Node, Any] = {}
+
+    def write(self, nodes: Iterable[fx.Node]) -> None:
+        """Copy some steps, in order."""
+        for node in nodes:
+            if node in self.copies:
+                continue
+            if node in self.found.folded:
+                self.copies[node] = self._folded(node)
+            elif node.op == "get_attr":
+                self.copies[node] = self._attribute(node)
+            else:
+                self.copies[node] = self._step(node)
+
+    def _folded(self, node: fx.Node) -> fx.Node:
+        name = f"folded_{node.name}"
+        like = next(self.home.parameters(), None)
+        value = self.found.folded[node] if like is None else self.found.folded[node].to(like)
+        self.home.register_parameter(name, nn.Parameter(value.clone(), requires_grad=False))
+        return self.steps.create_node("get_attr", name)
+
+    def _attribute(self, node: fx.Node) -> Any:
+        """A parameter or buffer by its path; a number as it was, for the attribute may be another now."""
+        value = self.graph.values[node.name]
+        if not isinstance(value, Tensor):
+            return self.found.values[node]
+        target = str(node.target)
+        if target in self.graph.constants:
+            self.home.register_buffer(target, value.clone())
+            return self.steps.create_node("get_attr", target)
+        return self.steps.create_node("get_attr", self._inside(target))
+
+    def _inside(self, target: str) -> str:
+        if not self.path:
+            return target
+        if not target.startswith(f"{self.path}."):
+            raise KeyError(f"{target} is outside of {self.path}")
+        return target[len(self.path) + 1 :]
+
+    def _step(self, node: fx.Node) -> fx.Node:
+        changed = self.found.edits.get(node)
+        args, kwargs = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
+        target = self._inside(str(node.target)) if node.op == "call_module" else node.target
+        name = None if self.path else node.name
+        copied = self.steps.create_node(node.op, target, map_aggregate(args, self.of), map_aggregate(kwargs, self.of), name)  # type: ignore[arg-type]
+        if changed is not None and changed.factor != 1:
+            copied = self.steps.call_function(operator.mul, (copied, changed.factor))
+        return copied
+
+    def of(self, part: Any) -> Any:
+        """A part of the arguments of a step in the new graph."""
+        if isinstance(part, fx.Node):
+            return self.copies[part]
+        if isinstance(part, slice):
+            return slice(self.of(part.start), self.of(part.stop), self.of(part.step))
+        if not isinstance(part, Number):
+            return part
+        given = self.of(part.given) if isinstance(part.given, fx.Node) else None
+        if not isinstance(given, fx.Node):
+            return part.want
+        product = self.steps.call_function(operator.mul, (given, part.want))  # in proportion: sizes may depend on the batch
+        return self.steps.call_function(operator.floordiv, (product, part.now))
+
+    def finished(self, name: str) -> fx.GraphModule:
+        """The module of the copied steps."""
+        result = fx.GraphModule(self.home, self.steps, name)
+        result.graph.eliminate_dead_code()
+        result.recompile()
+        return result.train(self.home.training)  # type: ignore[return-value]
+
+
+def rewritten(graph: "ChannelGraph", small: nn.Module, found: Corrections) -> nn.Module:
+    """A whole network as its recorded steps; parameters and modules keep their names."""
+    writer = Writer(graph, small, "", found)
+    writer.write(graph.steps.nodes)
+    return writer.finished(type(small).__name__)
+
+
+def rewritten_part(
+    graph: "ChannelGraph", small: nn.Module, path: str, call: Call, found: Corrections, whole: Mapping[fx.Node, Any]
+) -> bool:
+    """Replace one module of a network by its recorded steps; returns whether that could be done.
 
     Parameters
     ----------
@@ -24,49 +145,84 @@ def rewritten(
         The channel graph.
     small
         The network with cut parameters.
-    edits
-        Steps with other arguments.
-    folded
-        Steps that compute a weight, and the weight.
-    values
-        Values of the steps in the smaller network.
+    path
+        Path of the module, which is called once.
+    call
+        What it was called with, in the network as it is.
+    found
+        What has to change.
+    whole
+        Values of the steps in the network as it is.
     """
-    steps = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
+    module = small.get_submodule(path)
+    inside = [node for node in graph.steps.nodes if _belongs(graph.owner.get(node.name, ""), path) and node.op != "output"]
+    writer = Writer(graph, module, path, found)
+    outer = dict.fromkeys(parent for node in inside for parent in node.all_input_nodes if parent not in set(inside))
+    places = _placeholders(writer.steps, type(module), call)
+    try:
+        for node in outer:
+            _enter(writer, node, places, whole)
+        writer.write(inside)
+        output = map_aggregate(call.output, lambda part: _returned(writer, part, inside, whole))
+    except (KeyError, StopIteration):
+        return False
+    writer.steps.output(output)  # type: ignore[arg-type]
+    result = writer.finished(type(module).__name__)
+    for name, value in vars(module).items():
+        if name not in vars(result):
+            setattr(result, name, value)
+    owner, _, last = path.rpartition(".")
+    small.get_submodule(owner)._modules[last] = result
+    return True
 
-    def copied(part: Any) -> Any:
-        if isinstance(part, fx.Node):
-            return copies[part]
-        if isinstance(part, Number):
-            return _scaled(steps, part, copies)
-        if isinstance(part, slice):
-            return slice(copied(part.start), copied(part.stop), copied(part.step))
-        return part
 
-    like = next(small.parameters(), None)
-    for node in graph.steps.nodes:
-        if node in folded:
-            name = f"folded_{node.name}"
-            value = folded[node] if like is None else folded[node].to(like)
-            small.register_parameter(name, nn.Parameter(value.clone(), requires_grad=False))
-            copies[node] = steps.create_node("get_attr", name)
+def _belongs(owner: str, path: str) -> bool:
+    return owner == path or owner.startswith(f"{path}.")
+
+
+def _placeholders(steps: fx.Graph, kind: type[nn.Module], call: Call) -> list[tuple[Any, fx.Node]]:
+    """A placeholder for each parameter of a forward pass, with what was given for it."""
+    signature = inspect.signature(kind.forward)
+    given = signature.bind(None, *call.args, **call.kwargs).arguments
+    places = []
+    for parameter in list(signature.parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if node.op == "get_attr" and node.target in graph.constants:
-            small.register_buffer(str(node.target), graph.constants[str(node.target)].clone())
-        changed = edits.get(node)
-        args, kwargs = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
-        copies[node] = steps.create_node(node.op, node.target, map_aggregate(args, copied), map_aggregate(kwargs, copied), node.name)  # type: ignore[arg-type]
-        if changed is not None and changed.factor != 1:
-            copies[node] = steps.call_function(operator.mul, (copies[node], changed.factor))
-    result = fx.GraphModule(small, steps, type(small).__name__)
-    result.graph.eliminate_dead_code()
-    result.recompile()
-    return result
+        missing = parameter.default is parameter.empty
+        node = steps.placeholder(parameter.name, default_value=inspect.Signature.empty if missing else parameter.default)
+        places.append((given.get(parameter.name, parameter.default), node))
+    return places
 
 
-def _scaled(steps: fx.Graph, number: Number, copies: Mapping[fx.Node, fx.Node]) -> Any:
-    """The number that is wanted, in proportion to what is given, so that it still depends on the batch size where that does."""
-    if not isinstance(number.given, fx.Node):
-        return number.want
-    product = steps.call_function(operator.mul, (copies[number.given], number.want))
-    return steps.call_function(operator.floordiv, (product, number.now))
+def _enter(writer: Writer, node: fx.Node, places: list[tuple[Any, fx.Node]], whole: Mapping[fx.Node, Any]) -> None:
+    """Find a value from outside among the arguments, or what computes it from them."""
+    if node in writer.copies:
+        return
+    if node.op == "get_attr":
+        writer.write([node])
+        return
+    value = whole[node]
+    for given, placeholder in places:
+        if type(given) is type(value) and _equal(given, value):
+            writer.copies[node] = placeholder
+            return
+        if isinstance(given, tuple | list):
+            for index, part in enumerate(given):
+                if isinstance(part, Tensor) and isinstance(value, Tensor) and _equal(part, value):
+                    writer.copies[node] = writer.steps.call_function(operator.getitem, (placeholder, index))
+                    return
+    if tensors(value):
+        raise KeyError(node.name)
+    for parent in node.all_input_nodes:
+        _enter(writer, parent, places, whole)
+    writer.write([node])
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return one.shape == other.shape and torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+def _returned(writer: Writer, part: Any, inside: list[fx.Node], whole: Mapping[fx.Node, Any]) -> Any:
+    if not isinstance(part, Tensor):
+        return part
+    return next(writer.copies[node] for node in reversed(inside) if isinstance(whole[node], Tensor) and _equal(part, whole[node]))

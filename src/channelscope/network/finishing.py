@@ -1,0 +1,125 @@
+"""Finishing: from cut parameters to a network that runs: with its own code, with some modules rewritten, or as recorded steps."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from channelscope.network import nest
+from channelscope.network.attributes import settings
+from channelscope.network.channel_graph import ChannelGraph
+from channelscope.network.operations.operation import of_module
+from channelscope.network.replay import attribute, plain
+from channelscope.network.rewriting import Call, Corrections, rewritten, rewritten_part
+
+
+def as_written(small: nn.Module, graph: ChannelGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
+    """The small network with its own forward pass and other attributes; None where that cannot be right."""
+    return small if _told(small, graph, found) is None else None
+
+
+def by_parts(small: nn.Module, graph: ChannelGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
+    """The small network with the modules rewritten whose own code cannot be right; None where one of them cannot be rewritten."""
+    left = _told(small, graph, found)
+    if left is None:
+        return small
+    paths = {graph.owner.get(node.name, "") for node in (*left.edits, *left.folded)}
+    paths = {path for path in paths if not any(path != other and path.startswith(f"{other}.") for other in paths)}
+    if "" in paths:
+        return None
+    made = calls(graph, whole, paths)
+    for path in sorted(paths):
+        if len(made[path]) != 1 or not rewritten_part(graph, small, path, made[path][0], left, whole):
+            return None
+    return small
+
+
+def as_recorded(small: nn.Module, graph: ChannelGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
+    """The small network as its recorded steps."""
+    return rewritten(graph, small, found)
+
+
+def _told(small: nn.Module, graph: ChannelGraph, found: Corrections) -> Corrections | None:
+    """Set what attributes and plain parameters can say; returns what is left, None when nothing is."""
+    folded = unparametrized(small, graph, found.folded)
+    edits, numbers = {}, []
+    for node, each in found.edits.items():
+        more = [*numbers, *each.numbers()]
+        if each.factor != 1 or settings(graph, more, found.values) is None:
+            edits[node] = each
+        else:
+            numbers = more
+    for setting in settings(graph, numbers, found.values) or ():
+        setting.apply(small)
+    return Corrections(edits, folded, found.values) if edits or folded else None
+
+
+def unparametrized(small: nn.Module, graph: ChannelGraph, folded: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
+    """Make weights of parametrized modules that are computed from all channels plain parameters; returns the weights that are left."""
+    left = dict(folded)
+    for node, value in folded.items():
+        owners = {graph.owner.get(user.name, "") for user in node.users if user in graph.dynamic}
+        if len(owners) != 1:
+            continue
+        (owner,) = owners
+        module = small.get_submodule(owner)
+        if not parametrize.is_parametrized(module):
+            continue
+        tables = module.parametrizations
+        assert isinstance(tables, nn.ModuleDict)
+        names = [name for name in tables if attribute(graph.model, f"{owner}.{name}").shape == graph.values[node.name].shape]
+        if len(names) != 1:
+            continue
+        like = next(tables[names[0]].parameters())
+        _plain_parameter(module, names[0], nn.Parameter(value.to(like), requires_grad=like.requires_grad))
+        entry = of_module(module)
+        if entry is not None and entry.adjust is not None:
+            entry.adjust(module, None)
+        del left[node]
+    return left
+
+
+def _plain_parameter(module: nn.Module, name: str, value: nn.Parameter) -> None:
+    """Replace a parametrization by a parameter."""
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    before = parametrize.type_before_parametrizations(module)
+    del parametrizations[name]
+    if len(parametrizations) == 0:
+        module.__class__ = before
+        del module.parametrizations
+    else:
+        delattr(type(module), name)
+    module.register_parameter(name, value)
+
+
+def calls(graph: ChannelGraph, whole: Mapping[fx.Node, Any], paths: set[str]) -> dict[str, list[Call]]:
+    """What some modules are called with on the recorded image, and what they return, in float64."""
+    model = copy.deepcopy(graph.model).double().eval()
+    made: dict[str, list[Call]] = defaultdict(list)
+    given: dict[str, tuple[tuple, dict[str, Any]]] = {}
+
+    def before(path: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            given[path] = nest.replaced((args, kwargs), Tensor.clone)
+
+        return hook
+
+    def after(path: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            made[path].append(Call(*given[path], nest.replaced(output, Tensor.clone)))
+
+        return hook
+
+    for path in paths:
+        module = model.get_submodule(path)
+        module.register_forward_pre_hook(before(path), with_kwargs=True)
+        module.register_forward_hook(after(path), with_kwargs=True)
+    image = tuple(plain(graph.values[node.name]) for node in graph.steps.nodes if node.op == "placeholder")
+    with torch.no_grad():
+        model(*image)
+    return made
