@@ -31,9 +31,10 @@ def by_parts(small: nn.Module, graph: ChannelGraph, found: Corrections, whole: M
     paths = {path for path in paths if not any(path != other and path.startswith(f"{other}.") for other in paths)}
     if "" in paths:
         return None
-    made = calls(graph, whole, paths)
+    made = calls(graph, paths)
+    every = Corrections(found.edits, left.folded, found.values)
     for path in sorted(paths):
-        if len(made[path]) != 1 or not rewritten_part(graph, small, path, made[path][0], left, whole):
+        if len(made[path]) != 1 or not rewritten_part(graph, small, path, made[path][0], every, whole):
             return None
     return small
 
@@ -97,7 +98,7 @@ def _plain_parameter(module: nn.Module, name: str, value: nn.Parameter) -> None:
     module.register_parameter(name, value)
 
 
-def calls(graph: ChannelGraph, whole: Mapping[fx.Node, Any], paths: set[str]) -> dict[str, list[Call]]:
+def calls(graph: ChannelGraph, paths: set[str]) -> dict[str, list[Call]]:
     """What some modules are called with on the recorded image, and what they return, in float64."""
     model = copy.deepcopy(graph.model).double().eval()
     made: dict[str, list[Call]] = defaultdict(list)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torch.fx.node import map_aggregate
 
 from channelscope.network.channel_labels import tensors
@@ -15,6 +16,10 @@ from channelscope.network.operations.numbers import Edit, Number
 
 if TYPE_CHECKING:
     from channelscope.network.channel_graph import ChannelGraph
+
+
+CLOSE = torch.finfo(torch.float64).eps ** 0.5
+"""Two values of one step in two runs, relative and absolute; kernels may differ in the order of their sums."""
 
 
 @dataclass(eq=False)
@@ -168,9 +173,10 @@ def rewritten_part(
         return False
     writer.steps.output(output)  # type: ignore[arg-type]
     result = writer.finished(type(module).__name__)
-    for name, value in vars(module).items():
-        if name not in vars(result):
-            setattr(result, name, value)
+    kept = {name: value for name, value in vars(module).items() if name not in vars(result)}
+    result.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = kept  # so that copies have them too
+    for name, value in kept.items():
+        setattr(result, name, value)
     owner, _, last = path.rpartition(".")
     small.get_submodule(owner)._modules[last] = result
     return True
@@ -219,7 +225,11 @@ def _enter(writer: Writer, node: fx.Node, places: list[tuple[Any, fx.Node]], who
 
 
 def _equal(one: Any, other: Any) -> bool:
-    return one.shape == other.shape and torch.equal(one, other) if isinstance(one, Tensor) else one == other
+    if not isinstance(one, Tensor):
+        return bool(one == other)
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.allclose(one, other, rtol=CLOSE, atol=CLOSE, equal_nan=True) if one.is_floating_point() else torch.equal(one, other)
 
 
 def _returned(writer: Writer, part: Any, inside: list[fx.Node], whole: Mapping[fx.Node, Any]) -> Any:

@@ -1,5 +1,7 @@
 """Structures that networks are made of: which channels go together, and that removal is silencing."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -93,7 +95,9 @@ def test_global_response_norm_goes_on_dividing_by_all_channels():
     torch.manual_seed(0)
     graph = net(lambda m, x: m.b(m.norm(m.a(x))), a=nn.Conv2d(3, 8, 1), norm=ResponseNorm(8), b=nn.Conv2d(8, 4, 1))
     assert len(graph.groups) == 8
-    assert_exact(graph, graph.gone([0, 3, 4]))
+    small = assert_exact(graph, graph.gone([0, 3, 4]))
+    assert type(small) is Net
+    assert isinstance(small.norm, torch.fx.GraphModule)
 
 
 def test_instance_norm():
@@ -154,7 +158,11 @@ def test_standardized_weights_stay_as_they_were():
     torch.manual_seed(0)
     graph = net(lambda m, x: m.c(m.b(F.relu(m.a(x)))), a=StandardizedConv(3, 8, 3), b=StandardizedConv(8, 6, 3), c=nn.Conv2d(6, 4, 1))
     assert sets(graph) == {frozenset({("a", i)}) for i in range(8)} | {frozenset({("b", i)}) for i in range(6)}
-    assert_exact(graph, drawn(graph))
+    small = assert_exact(graph, drawn(graph))
+    assert (type(small), type(small.a)) == (Net, StandardizedConv)
+    assert isinstance(small.b, torch.fx.GraphModule)
+    assert small.b.kernel_size == (3, 3)
+    assert copy.deepcopy(small).b.kernel_size == (3, 3)
 
 
 def test_parametrized_weights_become_plain_where_they_are_computed_from_all_channels():
@@ -368,4 +376,6 @@ def test_small_torchvision_networks(name):
     graph = graph_of(lively(made), 3, 32, 32)
     assert graph.opaque == {}
     small = assert_exact(graph, drawn(graph))
-    assert (type(small) is type(made)) == (name != "swin_t")  # its heads' width is written as a share of the whole
+    assert type(small) is type(made)
+    if name == "swin_t":  # the width of its heads is written as a share of the whole, so its attention is rewritten
+        assert isinstance(small.features[1][0].attn, torch.fx.GraphModule)
