@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from channelscope.network.channel_graph import ChannelGraph
 
 
-CLOSE = torch.finfo(torch.float64).eps ** 0.5
-"""Two values of one step in two runs, relative and absolute; kernels may differ in the order of their sums."""
+CLOSE = torch.finfo(torch.float32).eps ** 0.5
+"""Two values of one step in two runs, relative and absolute; some constants are made in float32 whatever the network is in."""
 
 
 @dataclass(eq=False)
@@ -76,11 +76,27 @@ class Writer:
                 self.copies[node] = self._step(node)
 
     def _folded(self, node: fx.Node) -> fx.Node:
-        name = f"folded_{node.name}"
+        name = self._old_name(node) or f"folded_{node.name}"
         like = next(self.home.parameters(), None)
         value = self.found.folded[node] if like is None else self.found.folded[node].to(like)
-        self.home.register_parameter(name, nn.Parameter(value.clone(), requires_grad=False))
+        owner, _, last = name.rpartition(".")
+        module = self.home.get_submodule(owner)
+        old = module._parameters.get(last)
+        module._parameters[last] = nn.Parameter(value.clone(), requires_grad=old is not None and old.requires_grad)
         return self.steps.create_node("get_attr", name)
+
+    def _old_name(self, node: fx.Node) -> str:
+        """Name of the parameter of the same shape that a weight is computed from, where it is used for nothing else; else empty."""
+        shape = self.graph.values[node.name].shape
+        upward = _before(node)
+        for each in upward:
+            path = str(each.target)
+            if each.op != "get_attr" or path not in self.graph.parameters or self.graph.values[each.name].shape != shape:
+                continue
+            between = [step for step in upward if step is not node and each in _before(step)]
+            if all(set(step.users) <= upward for step in between) and (not self.path or path.startswith(f"{self.path}.")):
+                return self._inside(path)
+        return ""
 
     def _attribute(self, node: fx.Node) -> Any:
         """A parameter or buffer by its path; a number as it was, for the attribute may be another now."""
@@ -126,10 +142,20 @@ class Writer:
 
     def finished(self, name: str) -> fx.GraphModule:
         """The module of the copied steps."""
-        result = fx.GraphModule(self.home, self.steps, name)
-        result.graph.eliminate_dead_code()
-        result.recompile()
+        live = fx.GraphModule(self.home, self.steps, name)
+        live.graph.eliminate_dead_code()
+        result = fx.GraphModule(live, live.graph, name)  # without what no step uses any more
         return result.train(self.home.training)  # type: ignore[return-value]
+
+
+def _before(node: fx.Node) -> set[fx.Node]:
+    """A step and all that it is computed from."""
+    found, stack = {node}, [node]
+    while stack:
+        parents = [parent for parent in stack.pop().all_input_nodes if parent not in found]
+        found.update(parents)
+        stack += parents
+    return found
 
 
 def rewritten(graph: "ChannelGraph", small: nn.Module, found: Corrections) -> nn.Module:

@@ -161,6 +161,7 @@ def test_standardized_weights_stay_as_they_were():
     small = assert_exact(graph, drawn(graph))
     assert (type(small), type(small.a)) == (Net, StandardizedConv)
     assert isinstance(small.b, torch.fx.GraphModule)
+    assert set(small.state_dict()) == set(graph.model.state_dict())
     assert small.b.kernel_size == (3, 3)
     assert copy.deepcopy(small).b.kernel_size == (3, 3)
 
