@@ -147,7 +147,7 @@ register(
     )
 )
 register(
-    Operation("glu", _glu, modules=(nn.GLU,), functions=names("glu"), arguments=("input", "dim"), local=True),
+    Operation("glu", _glu, modules=(nn.GLU,), functions=names("glu"), arguments=("input", "dim")),
 )
 register(
     Operation(

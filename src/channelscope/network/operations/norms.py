@@ -16,6 +16,8 @@ def _per_channel(step: Step) -> Tensor:
     channels = step.channels(axis=1, why=f"{step.place} has one weight for several channels")
     for name in AFFINE:
         step.follow(name, 0, channels)
+    if step.module is not None:
+        step.walk.reads[step.node.name] = channels
     return step.labels()
 
 
@@ -54,14 +56,8 @@ def _group_norm(step: Step) -> Tensor:
 
 
 def _adjust_batch_norm(module: nn.Module, kept: Tensor | None) -> None:
-    for name in ("weight", "running_mean"):
-        tensor = module._parameters.get(name) if name in module._parameters else module._buffers.get(name)
-        if tensor is not None:
-            module.num_features = len(tensor)  # type: ignore[assignment]
-
-
-def _adjust_instance_norm(module: nn.Module, kept: Tensor | None) -> None:
-    _adjust_batch_norm(module, kept)
+    if kept is not None:
+        module.num_features = int(kept.sum())  # type: ignore[assignment]
 
 
 def _adjust_group_norm(module: nn.Module, kept: Tensor | None) -> None:
@@ -80,12 +76,12 @@ register(Operation("batch norm", _per_channel, modules=BATCH_NORMS, functions=na
     arguments=("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"), adjust=_adjust_batch_norm,
     local=True))  # fmt: skip
 register(Operation("instance norm", _per_channel, modules=INSTANCE_NORMS, functions=names("instance_norm"),
-    arguments=("input", "running_mean", "running_var", "weight", "bias"), adjust=_adjust_instance_norm, local=True))  # fmt: skip
+    arguments=("input", "running_mean", "running_var", "weight", "bias"), adjust=_adjust_batch_norm))  # fmt: skip
 register(Operation("layer norm", _layer_norm, modules=(nn.LayerNorm,), functions=names("layer_norm"),
-    arguments=("input", "normalized_shape", "weight", "bias", "eps"), local=True))  # fmt: skip
+    arguments=("input", "normalized_shape", "weight", "bias", "eps")))  # fmt: skip
 register(Operation("rms norm", _layer_norm, modules=(nn.RMSNorm,), functions=names("rms_norm"),
-    arguments=("input", "normalized_shape", "weight", "eps"), local=True))  # fmt: skip
+    arguments=("input", "normalized_shape", "weight", "eps")))  # fmt: skip
 register(Operation("group norm", _group_norm, modules=(nn.GroupNorm,), functions=names("group_norm"),
-    arguments=("input", "num_groups", "weight", "bias", "eps"), adjust=_adjust_group_norm, local=True))  # fmt: skip
+    arguments=("input", "num_groups", "weight", "bias", "eps"), adjust=_adjust_group_norm))  # fmt: skip
 register(Operation("prelu", _slopes, modules=(nn.PReLU,), functions=names("prelu"), arguments=("input", "weight"),
     adjust=_adjust_slopes, local=True))  # fmt: skip

@@ -221,7 +221,7 @@ def always(step: Step, removal: "Removal", now: Now) -> Edit | None:
             return _replaced(step, "scale", Number(None, 0, 1 / sqrt(width)))
     if node.op == "call_module":
         return None
-    if node.name in walk.reads:
+    if step.entry.name == "group norm":
         changed = _norm_groups(step, removal, now)
         return changed if changed.numbers() else None
     if step.entry.name == "convolution" and step.number("groups", 1) != 1:

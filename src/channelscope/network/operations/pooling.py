@@ -146,5 +146,5 @@ register(
 register(Operation("norm", _reduced, functions=names("norm vector_norm linalg_norm linalg_vector_norm"), arguments=("input", "p", "axes")))
 register(Operation("scan", _scanned, functions=names("cumsum cumprod cummax cummin logcumsumexp"), arguments=("input", "dim")))
 register(Operation("softmax", _softmax, modules=(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d),
-    functions=names("softmax log_softmax softmin _softmax"), arguments=("input", "dim"), local=True))  # fmt: skip
-register(Operation("normalize", _normalized, functions=names("normalize"), arguments=("input", "p", "dim", "eps"), local=True, traces=True))
+    functions=names("softmax log_softmax softmin _softmax"), arguments=("input", "dim")))  # fmt: skip
+register(Operation("normalize", _normalized, functions=names("normalize"), arguments=("input", "p", "dim", "eps"), traces=True))
