@@ -179,7 +179,7 @@ def correct(
                 constant = node.target in graph.constants
                 values[node] = plain(graph.constants[str(node.target)]) if constant else attribute(small, str(node.target))
             elif node.op != "output":
-                values[node] = _corrected(graph.step(node), removal, small, whole[node], found, now)
+                values[node] = _corrected(graph.step(node), removal, small, (whole if node in graph.dynamic else silent)[node], found, now)
                 if node in graph.dynamic and not _same(values[node], silent[node], graph.labels[node], removal):
                     raise UnfitError(node, f"{graph.step(node).place} computes something else from fewer channels than from silenced ones")
     return found

@@ -133,3 +133,30 @@ def test_a_transformer_layer_of_torch():
     assert {len(group) for group in graph.groups} == {12, 1}
     assert sum(group[0][0] == "1.linear1" for group in graph.groups) == 20
     assert_exact(graph, drawn(graph))
+
+
+class Relative(nn.Module):
+    """Attention with a bias for each pair of tokens that a small network computes from their distance, the same for every image."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.first, self.second = Spelled(), nn.Linear(1, 10), nn.Linear(10, 3)
+        self.register_buffer("distance", torch.arange(9.0)[:, None] - torch.arange(9.0))
+
+    def forward(self, x):
+        bias = self.second(F.relu(self.first(self.distance[..., None]))).permute(2, 0, 1)
+        q, k, v = self.attention.qkv(x).unflatten(-1, (3, self.attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        return self.attention.proj(x.transpose(1, 2).flatten(2))
+
+
+def test_a_bias_computed_by_a_network_loses_its_hidden_channels_and_its_heads():
+    torch.manual_seed(0)
+    graph = graph_of(lively(Encoder(Relative())), 3, 9, 9)
+    layers = {frozenset(name for name, _ in group) for group in graph.groups}
+    assert layers == {frozenset({"attention.first"}), frozenset({"attention.second", "attention.attention.qkv"}), frozenset({"up"})}
+    head = next(index for index, group in enumerate(graph.groups) if group[0][0] == "attention.second" or len(group) > 1)
+    hidden = [index for index, group in enumerate(graph.groups) if group[0][0] == "attention.first"]
+    small = assert_exact(graph, graph.gone([head, *hidden[:4]]))
+    assert small.attention.first.out_features == 6
+    assert small.attention.second.out_features == 2
