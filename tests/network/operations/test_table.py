@@ -1,5 +1,8 @@
 """The table: spellings lead to entries, and users can add to them."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -94,6 +97,25 @@ def test_a_new_spelling_of_a_known_kind():
     finally:
         register(before)
     assert of_function("fft_rfft2") is None
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "operations.md"
+
+
+def test_the_page_runs_and_names_every_entry(capsys):
+    text = PAGE.read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    try:
+        exec(compile("\n".join(blocks), str(PAGE), "exec"), names)
+    finally:
+        unregister("spectrum")
+    shown = capsys.readouterr().out
+    assert "torch.Size([5])" in shown
+    assert "fft_rfft2() in 1" in shown
+    assert (len(names["kept"].groups), len(names["found"].groups)) == (0, 8)
+    rows = re.findall(r"^\| ([a-z, -]+?) \|", text, re.MULTILINE)
+    assert {entry for row in rows[1:] for entry in row.split(", ")} == set(TABLE)
 
 
 @pytest.mark.parametrize("act", [unregister, spell])
