@@ -33,7 +33,7 @@ class ImageSource:
     seed: int = 0
     """which images are drawn for calibration; what is tested on never depends on it"""
     images: int | None = None
-    """calibration images; by default 5000, or half of a set that has no training images"""
+    """calibration images; by default 5000, or half of a small set that has no training images"""
     size: int | None = None
     """resize the shorter side to this many pixels and crop the center; by default the network's own input size, if it has one"""
     mean: tuple[float, ...] | None = None
@@ -67,7 +67,7 @@ class Images:
     calibration: Split
     """what statistics are measured on: training images without augmentation, disjoint from validation and test"""
     validation: Split
-    """what choices are made on (best epoch, early stopping); empty where the data set has no training images"""
+    """what choices are made on (best epoch, early stopping); empty where there are neither training images nor a part for it"""
     test: Split
     """what is reported once"""
     source: ImageSource = field(repr=False)
