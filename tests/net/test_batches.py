@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from channelscope.errors import DataError
-from channelscope.net.batches import labeled, numbered, placed, read
+from channelscope.net.batches import images_of, labeled, numbered, placed, read
 
 X = torch.arange(24.0).view(4, 1, 2, 3)
 Y = torch.tensor([2, 0, 1, 1])
@@ -90,6 +90,13 @@ def test_refused(name):
     batch, said = REFUSED[name]
     with pytest.raises(DataError, match=said):
         read(batch)
+
+
+def test_images_are_read_whatever_else_is_there():
+    assert torch.equal(images_of((X, ["cat"] * 4, torch.rand(4))), X)
+    assert torch.equal(images_of({"image": X, "boxes": torch.rand(4, 4), "lable": Y}), X)
+    with pytest.raises(DataError, match="received uint8"):
+        images_of(X.byte())
 
 
 def test_labels_that_are_not_needed_may_be_anything():

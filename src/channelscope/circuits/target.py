@@ -16,7 +16,7 @@ from channelscope.circuits.feature import LOGIT, Feature
 from channelscope.circuits.provenance import wire
 from channelscope.circuits.wiring import Marks, Wiring
 from channelscope.errors import InputError, SampleError, ShapeError, SiteError
-from channelscope.net.batches import read
+from channelscope.net.batches import images_of
 from channelscope.net.edits import masked
 from channelscope.net.find import in_graph
 from channelscope.net.graph import Graph, evaluating, trace
@@ -209,7 +209,7 @@ def batches(images: Tensor | Iterable, device: torch.device | str = "cpu") -> It
     """
     count = 0
     for batch in images.split(CHUNK) if isinstance(images, Tensor) else images:
-        pictures = read(batch, labels=False).images
+        pictures = images_of(batch)
         count += len(pictures)
         yield pictures.to(device)
     if not count:

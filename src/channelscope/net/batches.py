@@ -65,6 +65,8 @@ def read(batch: Any, labels: bool = True, maps: bool = False) -> Batch:
     """
     given, named, index = _entries(batch)
     images = _images(given)
+    if labels and named is None and isinstance(batch, Mapping):
+        _misspelled(batch)
     if maps and images.dim() != 4:
         raise DataError(
             f"a batch of images must be batch × channels × height × width, received shape {tuple(images.shape)}"
@@ -72,6 +74,17 @@ def read(batch: Any, labels: bool = True, maps: bool = False) -> Batch:
         )
     found = _labels(named, len(images)) if labels else None
     return Batch(images, found if found is None else found.to(images.device), _index(index, images))
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images of one batch, whatever else is in it.
+
+    Raises
+    ------
+    DataError
+        For images that `read` refuses.
+    """
+    return _images(_entries(batch)[0])
 
 
 def numbered(batches: Iterable, labels: bool = True) -> Iterator[tuple[Tensor, Int[Tensor, "images"] | None, Int[Tensor, "images"]]]:
@@ -157,11 +170,14 @@ def _keyed(batch: Mapping) -> tuple[Any, Any, Any]:
     images, labels, index = (next((keys[name] for name in names if name in keys), None) for names in (IMAGE_KEYS, LABEL_KEYS, INDEX_KEYS))
     if images is None:
         raise DataError(f"a batch that is a dictionary needs its images as {_or(IMAGE_KEYS)}; received the keys {', '.join(keys)}")
-    if labels is None:
-        near = [key for key in keys if get_close_matches(key, LABEL_KEYS, 1)]
-        if near:
-            raise DataError(f"a batch that is a dictionary needs its labels as {_or(LABEL_KEYS)}; received the key {near[0]}")
     return batch[images], None if labels is None else batch[labels], None if index is None else batch[index]
+
+
+def _misspelled(batch: Mapping) -> None:
+    """Refuse a dictionary without labels that has a key much like one for labels."""
+    near = [str(key) for key in batch if str(key) not in LABEL_KEYS and get_close_matches(str(key), LABEL_KEYS, 1)]
+    if near:
+        raise DataError(f"a batch that is a dictionary needs its labels as {_or(LABEL_KEYS)}; received the key {near[0]}")
 
 
 def _images(given: Any) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.errors import DataError, InputError, SampleError
-from channelscope.net.batches import placed, read
+from channelscope.net.batches import images_of, placed
 from channelscope.net.edits import blank
 from channelscope.net.groups import Groups
 from channelscope.net.subset import Subset
@@ -47,13 +47,13 @@ def example(model: nn.Module, source: Subset | Iterable) -> Tensor:
     batch = next(iter(source), None)
     if batch is None:
         raise SampleError("there are no calibration images: the batches are empty")
-    return blank(model, tuple(read(batch, labels=False).images.shape[1:]))
+    return blank(model, tuple(images_of(batch).shape[1:]))
 
 
 def _inputs(batch: Any, count: int) -> Sequence[Tensor]:
     """What a network of so many inputs takes from a batch."""
     if count == 1:
-        return (read(batch, labels=False).images,)
+        return (images_of(batch),)
     parts = batch if isinstance(batch, tuple | list) else (batch,)
     first = parts[0] if parts and isinstance(parts[0], tuple | list) else parts[:count]
     if len(first) != count or not all(isinstance(part, Tensor) for part in first):
