@@ -40,7 +40,7 @@ def test_two_inputs_come_as_a_pair():
     made = chunks([((IMAGES[:120], -IMAGES[:120]), torch.zeros(120))], found)
     assert [tuple(len(part) for part in chunk) for chunk in made] == [(100, 100), (20, 20)]
     assert torch.equal(made[0][1], -made[0][0])
-    with pytest.raises(DataError, match="takes 2 inputs, .*received Tensor$"):
+    with pytest.raises(DataError, match=r"takes 2 inputs, .*received Tensor$"):
         chunks([IMAGES[:4]], found)
 
 
