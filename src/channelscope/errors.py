@@ -56,6 +56,17 @@ class BudgetError(ChannelscopeError):
     """A budget that cannot be met."""
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message; the name of its class where it has none.
+
+    Examples
+    --------
+    >>> first_line(AssertionError()), first_line(ValueError("too large\\nby far"))
+    ('AssertionError', 'too large')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def at(place: str) -> Iterator[None]:
     """Add the place to any of the library's errors raised inside: `with at("layer1.0.conv1"): …`."""

@@ -364,7 +364,7 @@ class TestBadInput:
         model, profile, batches = network
         with pytest.raises(DataError, match="labels"):
             lesion(model, profile, [(batches[0][0], None)], PLAN, progress=False)
-        with pytest.raises(DataError, match="received -1"):
+        with pytest.raises(DataError, match="none of the 30 images has one"):
             lesion(model, profile, [(batches[0][0], torch.full((30,), -1))], PLAN, progress=False)
 
     @pytest.mark.parametrize("numbers", [{"channels": 0}, {"controls": -1}, {"groups": 1}])

@@ -12,6 +12,7 @@ from channelscope.discarding.columns import COLUMNS
 from channelscope.discarding.discard import Discarded
 from channelscope.discarding.frames import t_interval
 from channelscope.discarding.view import View
+from channelscope.net.batches import numbered
 from channelscope.types import Float, Tensor
 
 
@@ -32,7 +33,7 @@ def colorfulness(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images
     return pixels.std(1, correction=0)
 
 
-def edges(view: View, batches: Iterable[Sequence[Tensor]], found: Sequence[Discarded], cells: Cells) -> pd.DataFrame:
+def edges(view: View, batches: Iterable, found: Sequence[Discarded], cells: Cells) -> pd.DataFrame:
     """One row per layer and kind: mean over images of Spearman's ρ between what is kept (−H) and edges, or color, over the cells.
 
     An image without any color, or with one H everywhere, has no ρ and is left out.
@@ -41,7 +42,7 @@ def edges(view: View, batches: Iterable[Sequence[Tensor]], found: Sequence[Disca
     """
     values: dict[tuple[str, int, str], list[float]] = {}
     layers = list(dict.fromkeys(each.layer for each in found))
-    for number, (images, *_) in enumerate(batches):
+    for number, (images, _, _) in enumerate(numbered(batches, labels=False)):
         pixels = view.pixels(images)
         seen = {"edges": cells.sum(edge_strength(pixels)), "color": cells.sum(colorfulness(pixels))}
         for each in found[number * len(layers) : (number + 1) * len(layers)]:

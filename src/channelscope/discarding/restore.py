@@ -14,6 +14,7 @@ from channelscope.discarding.jacobian import Dice, normal
 from channelscope.discarding.reconstruction import Ridge, trained, uncertainty
 from channelscope.discarding.view import Layer, View
 from channelscope.errors import at
+from channelscope.net.batches import numbered
 from channelscope.types import Tensor
 
 DRAWS = 8
@@ -24,8 +25,8 @@ FIRST = 50_000
 
 def restored(
     view: View,
-    calibration: Iterable[Sequence[Tensor]],
-    batches: Iterable[Sequence[Tensor]],
+    calibration: Iterable,
+    batches: Iterable,
     layers: Sequence[Layer],
     found: Sequence[Discarded],
     train: bool,
@@ -52,17 +53,17 @@ def restored(
     return tables.described(pd.DataFrame(rows), {"name": "reconstruction", "columns": COLUMNS, "draws": DRAWS})
 
 
-def _pairs(view: View, batches: Iterable[Sequence[Tensor]], layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, *_ in batches:
+def _pairs(view: View, batches: Iterable, layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, _, _ in numbered(batches, labels=False):
         pixels = view.pixels(images)
         yield view.features(pixels, [layer])[0], pixels
 
 
 def _row(
-    view: View, decode: Callable[[Tensor], Tensor], layer: Layer, batches: Iterable[Sequence[Tensor]], found: Sequence[Discarded]
+    view: View, decode: Callable[[Tensor], Tensor], layer: Layer, batches: Iterable, found: Sequence[Discarded]
 ) -> dict[str, float | int]:
     noisy, clean, spread, off = [], [], [], []
-    for (images, _, index), each in zip(batches, found, strict=True):
+    for (images, _, index), each in zip(numbered(batches, labels=False), found, strict=True):
         pixels = view.pixels(images)
         cells = Cells.of((view.shape[1], view.shape[2]), _side(each.sigma.shape[1], view))
         deviation = cells.spread(each.sigma)[:, None].to(pixels)
