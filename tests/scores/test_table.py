@@ -149,7 +149,7 @@ def test_what_was_not_collected_is_asked_for():
         scores.fisher(bare)
     with pytest.raises(InputError, match=r"maps=True"):
         scores.chip(bare)
-    with pytest.raises(InputError, match=r"no target 'magic'; it has margin, correct_logit, top_margin, label"):
+    with pytest.raises(InputError, match="no target is called magic; near matches: margin; there are: margin, correct_logit"):
         scores.relevance(bare, target="magic")
     unlabeled = collect(network(), [pixels])
     with pytest.raises(InputError, match="label target needs labels"):

@@ -1,13 +1,14 @@
 """Layer: one site's record under stated conventions, with what several scores need computed once."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from channelscope.errors import InputError, SampleError
+from channelscope.errors import InputError, SampleError, no_such
 from channelscope.formulas.gaussian import Gaussian
 from channelscope.formulas.information import correlation_information, gaussian_bias, label_pairs, label_singles, pair_information
 from channelscope.site import Site
@@ -16,6 +17,10 @@ from channelscope.stats.profile import Profile
 from channelscope.stats.record import Record
 from channelscope.types import Float, Tensor
 
+Target = Literal["margin", "correct_logit", "top_margin", "label"]
+TargetReadout = Literal["pooled", "positions"]
+Preset = Literal["default", "paper"]
+
 
 @dataclass(frozen=True)
 class Convention:
@@ -23,23 +28,87 @@ class Convention:
 
     target: str = "margin"
     """margin, correct_logit, top_margin, or label"""
-    target_readout: Literal["pooled", "positions"] = "pooled"
+    target_readout: TargetReadout = "pooled"
     """one sample per image, or the local axis's positions with the target repeated (pseudo-replicated)"""
     shrinkage: float | Literal["oas"] | None = None
     """of the correlation matrices: a number, oas, or none"""
     noise: float | Literal["median"] = "median"
     """noise variance of input capture: the layer's median variance, or a number"""
-    preset: Literal["default", "paper"] = "default"
+    preset: Preset = "default"
     """paper: the published conventions (|ρ| clipped at 0.999, division by C, ten largest excesses of fifty, repeated targets)"""
 
+    def __post_init__(self) -> None:
+        """Refuse values that do not exist, with the nearest one that does."""
+        for name, kind in (("target", Target), ("target_readout", TargetReadout), ("preset", Preset)):
+            value = vars(self)[name]
+            if value not in get_args(kind):
+                raise InputError(no_such(name, value, get_args(kind)))
+        for name, word in (("shrinkage", "oas"), ("noise", "median")):
+            value = vars(self)[name]
+            if isinstance(value, str) and value != word:
+                raise InputError(f"{name}: expected a number or '{word}', received '{value}'")
+
     @classmethod
-    def split(cls, options: dict[str, Any]) -> tuple["Convention", dict[str, Any]]:
-        """Separate the convention's fields from a formula's own options."""
-        names = {field.name for field in fields(cls)}
+    def of(cls, options: Mapping[str, Any]) -> "Convention":
+        """The convention that options ask for, where no other options exist.
+
+        Parameters
+        ----------
+        options
+            Names and values of the convention's fields.
+
+        Returns
+        -------
+        Convention
+            The fields as given, the others at their defaults.
+
+        Raises
+        ------
+        InputError
+            If an option or its value does not exist; the nearest name is in the message.
+
+        Examples
+        --------
+        >>> Convention.of({"shrinkage": "oas"}).shrinkage
+        'oas'
+        """
+        return cls.split(options)[0]
+
+    @classmethod
+    def split(cls, options: Mapping[str, Any], own: Collection[str] = ()) -> tuple["Convention", dict[str, Any]]:
+        """The convention that options ask for, and the options of one formula among them.
+
+        Parameters
+        ----------
+        options
+            Names and values of the convention's fields and of the formula's options.
+        own
+            Names of the options that the formula has.
+
+        Returns
+        -------
+        tuple
+            The convention, and the formula's options by name.
+
+        Raises
+        ------
+        InputError
+            If an option or a value does not exist; the nearest name is in the message.
+
+        Examples
+        --------
+        >>> convention, own = Convention.split({"target": "label", "ceiling": 3.0}, own=["ceiling"])
+        >>> convention.target, own
+        ('label', {'ceiling': 3.0})
+        """
+        names = [field.name for field in fields(cls)]
+        for option in options:
+            if option not in names and option not in own:
+                raise InputError(no_such("option", option, [*own, *names]))
         convention = cls(**{key: value for key, value in options.items() if key in names})
         if convention.preset == "paper":
             convention = replace(convention, target_readout="positions")
-        return convention, {key: value for key, value in options.items() if key not in names}
+        return convention, {key: value for key, value in options.items() if key in own}
 
     @property
     def paper(self) -> bool:

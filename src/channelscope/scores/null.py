@@ -35,7 +35,7 @@ def null(profile: Profile, name: str, permutations: int = 200, seed: int = 0, **
     Source   Hoeffding 1951 (permutation moments and limit); p values after Phipson & Smyth 2010
     """
     (found,) = named(name)
-    convention, own = Convention.split(options)
+    convention, own = Convention.split(options, found.options)
     if found.axis != "target" or convention.target == "label":
         raise InputError(f"a permutation null is there for target scores of a continuous target, not for {name} with {convention.target}")
     results = {}

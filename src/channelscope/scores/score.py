@@ -1,12 +1,13 @@
 """Score: a formula applied to every site of a profile; the registry of all of them."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from channelscope.errors import InputError, at
+from channelscope.errors import InputError, at, no_such
 from channelscope.ranking import Keeps, Ranking
 from channelscope.scores.layer import Convention, Layer
 from channelscope.stats.profile import Profile
@@ -43,7 +44,7 @@ class Score:
 
     def __call__(self, profile: Profile, **options) -> Ranking:
         """Values of every channel of every site, with the reasons where they are nan or inf."""
-        convention, own = Convention.split(options)
+        convention, own = Convention.split(options, self.options)
         values: dict[str, np.ndarray] = {}
         notes: dict[str, Mapping[int, str]] = {}
         for site in profile.sites:
@@ -61,6 +62,11 @@ class Score:
             axis=self.axis,
             source=self.source,
         )
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the formula's own options."""
+        return tuple(inspect.signature(self.formula).parameters)[1:]
 
     def of(self, layer: Layer, **own) -> tuple[np.ndarray, dict[int, str]]:
         """Values and notes of one layer."""
@@ -86,12 +92,12 @@ def score(axis: Axis, unit: str, keeps: Keeps, source: str) -> Callable[[Formula
 
 
 def named(names: str | Iterable[str]) -> list[Score]:
-    """Scores by name; InputError lists what there is.
+    """Scores by name; InputError for an unknown name, with the nearest one.
 
     Source   none needed: a look-up
     """
     wanted = [names] if isinstance(names, str) else list(names)
-    unknown = [name for name in wanted if name not in REGISTRY]
-    if unknown:
-        raise InputError(f"no score is called {', '.join(unknown)}; there are: {', '.join(REGISTRY)}")
+    for name in wanted:
+        if name not in REGISTRY:
+            raise InputError(no_such("score", name, REGISTRY))
     return [REGISTRY[name] for name in wanted]

@@ -26,7 +26,7 @@ def table(profile: Profile, names: Iterable[str] = STANDARD, errors: bool = Fals
     Source   the scores' own; standard errors as in Efron & Tibshirani 1993, chapter 11
     """
     wanted = named(names)
-    convention, _ = Convention.split(options)
+    convention = Convention.of(options)
     refused: dict[str, str] = {}
     frames = []
     for site in profile.sites:
