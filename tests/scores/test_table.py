@@ -29,6 +29,7 @@ def test_the_assumption_is_said():
     for words in ("positions(all)", "target label", "0.2", "median variance"):
         assert words in said
     assert "pseudo-replicated" in scores.table(profile(), ["capture"], preset="paper").attrs["assumption"]
+    assert "target label, pooled;" in scores.table(profile(), ["capture"], preset="paper", target="label").attrs["assumption"]
 
 
 def test_standard_errors_are_the_jackknife_over_shards():

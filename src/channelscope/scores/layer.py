@@ -29,7 +29,7 @@ class Convention:
     target: str = "margin"
     """margin, correct_logit, top_margin, or label"""
     target_readout: TargetReadout = "pooled"
-    """one sample per image, or the local axis's positions with the target repeated (pseudo-replicated)"""
+    """one sample per image, or the local axis's positions with the target repeated (pseudo-replicated); a label is always pooled"""
     shrinkage: float | Literal["oas"] | None = None
     """of the correlation matrices: a number, oas, or none"""
     noise: float | Literal["median"] = "median"
@@ -144,27 +144,38 @@ class Layer:
         """Correlations of the channels at the local readout, nan where silent."""
         return self.law.correlation
 
+    @property
+    def joint_moments(self) -> Moments:
+        """Moments of the channels and of the continuous target as last coordinate, at the target's readout, counted in images."""
+        target = self.convention.target
+        if target == "label":
+            raise InputError(
+                f"a correlation with the target needs a continuous one, received target='label': use {_either(self.profile.targets)}"
+            )
+        if target not in self.profile.targets:
+            raise InputError(
+                f"the profile has no target '{target}', it was collected without labels: use {_either(self.profile.targets)}, "
+                "or collect it with labels"
+            )
+        column = self.channels + self.profile.targets.index(target)
+        moments = self.record.pooled if self.convention.target_readout == "pooled" else self.record.read
+        return _counted(moments[torch.tensor([*range(self.channels), column])], self.images)
+
     @cached_property
     def joint(self) -> Gaussian:
-        """The channels joined with the target as last coordinate, at the target's readout."""
-        if self.convention.target not in self.profile.targets:
-            raise InputError(
-                f"the profile has no target '{self.convention.target}'; it has {', '.join(self.profile.targets)}"
-                + ("" if self.record.classes is None else ", label")
-            )
-        column = self.channels + self.profile.targets.index(self.convention.target)
-        moments = self.record.pooled if self.convention.target_readout == "pooled" else self.record.read
-        index = torch.tensor([*range(self.channels), column])
-        return Gaussian.fit(moments[index], self.convention.shrinkage)
+        """The law of `joint_moments`."""
+        return Gaussian.fit(self.joint_moments, self.convention.shrinkage)
 
     @cached_property
     def target_rho(self) -> Float[Tensor, "channels"]:
-        """Correlation of each channel with the target."""
+        """Correlation of each channel with a continuous target."""
         return self.joint.correlation[-1, :-1]
 
     @cached_property
     def peer_rho(self) -> Float[Tensor, "channels channels"]:
         """Correlations of the channels at the target's readout."""
+        if self.convention.target == "label":
+            return Gaussian.fit(self.record.pooled[: self.channels], self.convention.shrinkage).correlation
         return self.joint.correlation[:-1, :-1]
 
     @cached_property
@@ -195,15 +206,10 @@ class Layer:
         mask = silent[:, None] | silent[None, :]
         return tuple(part.covariance.masked_fill(mask, torch.nan) for part in (pooled, classes.within(pooled)))  # type: ignore[return-value]
 
-    @property
-    def samples(self) -> float:
-        """Samples the target information is estimated from."""
-        return self.record.pooled.count if self.convention.target_readout == "pooled" else self.record.read.count
-
     def bias(self, coordinates: int) -> float:
-        """Gaussian bias of an information with this many coordinates."""
+        """Gaussian bias of an information with this many coordinates, estimated from so many images."""
         classes = self.profile.classes if self.convention.target == "label" else None
-        return gaussian_bias(coordinates, self.samples, classes)
+        return gaussian_bias(coordinates, self.images, classes)
 
     def enough_for_peers(self) -> None:
         """Refuse a regression on all peers from fewer images than channels, unless shrinkage was asked for."""
@@ -231,6 +237,10 @@ class Layer:
         if peers:
             return f"exact copy of {', '.join(map(str, peers[:5]))} (up to scale and float32 resolution)"
         return "determines the target up to float32 resolution"
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return " or ".join(f"target='{word}'" for word in words)
 
 
 def _counted(moments: Moments, images: int) -> Moments:
