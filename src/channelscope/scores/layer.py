@@ -1,6 +1,6 @@
 """Layer: one site's record under stated conventions, with what several scores need computed once."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -219,15 +219,16 @@ class Layer:
                 "profile more images or pass shrinkage='oas'"
             )
 
-    def reasons(self, values: np.ndarray) -> dict[int, str]:
-        """Why values are nan or inf, channel by channel."""
+    def reasons(self, values: np.ndarray, undefined: Callable[["Layer", int], str] | None = None) -> dict[int, str]:
+        """Why values are nan or inf, channel by channel; `undefined` says it for a channel that varies."""
         silent = self.law.silent.numpy()
         notes = {}
         for channel in np.flatnonzero(~np.isfinite(values)).tolist():
             if np.isinf(values[channel]):
                 notes[channel] = self._copies(channel)
             else:
-                notes[channel] = "silent: it does not vary over the images" if silent[channel] else "undefined here"
+                why = "undefined here" if undefined is None else undefined(self, channel)
+                notes[channel] = "silent: it does not vary over the images" if silent[channel] else why
         return notes
 
     def _copies(self, channel: int) -> str:

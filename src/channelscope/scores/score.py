@@ -15,6 +15,8 @@ from channelscope.types import Tensor
 
 Axis = Literal["local", "target", "both", "size", "gradient", "published", "control"]
 Formula = Callable[..., Tensor]
+Undefined = Callable[[Layer, int], str]
+"""Layer, channel → why the channel has no value"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Score:
     """where the definition comes from"""
     formula: Formula
     """Layer, options → (channels,)"""
+    undefined: Undefined | None = None
+    """why a channel is nan that varies at its read point, where that can be said"""
 
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
@@ -71,21 +75,21 @@ class Score:
     def of(self, layer: Layer, **own) -> tuple[np.ndarray, dict[int, str]]:
         """Values and notes of one layer."""
         values = self.formula(layer, **own).double().numpy()
-        return values, layer.reasons(values)
+        return values, layer.reasons(values, self.undefined)
 
 
 REGISTRY: dict[str, Score] = {}
 """Every score by name, in order of definition."""
 
 
-def score(axis: Axis, unit: str, keeps: Keeps, source: str) -> Callable[[Formula], Score]:
+def score(axis: Axis, unit: str, keeps: Keeps, source: str, undefined: Undefined | None = None) -> Callable[[Formula], Score]:
     """Declare a formula as a score under its own name.
 
     Source   how scores are declared is this library's; each cites its own
     """
 
     def declare(formula: Formula) -> Score:
-        REGISTRY[formula.__name__] = Score(formula.__name__, axis, unit, keeps, source, formula)
+        REGISTRY[formula.__name__] = Score(formula.__name__, axis, unit, keeps, source, formula, undefined)
         return REGISTRY[formula.__name__]
 
     return declare
