@@ -45,6 +45,16 @@ def test_a_map_that_keeps_edges_says_so():
     assert (frame.n == 4).all()
 
 
+def test_cells_of_unequal_size_do_not_look_like_edges():
+    """The layer's noise grows with the mean edge strength per pixel, which a large cell does not have more of."""
+    view, batches, cells = small.view(), small.batches(2, 2), Cells.of((8, 8), 3)
+    strength = edge_strength(view.pixels(batches[0][0])).double()
+    members = [torch.outer(cells.of_row == row, cells.of_column == column) for row in range(3) for column in range(3)]
+    sigma = 1 + torch.stack([torch.stack([one[inside].mean() for inside in members]) for one in strength])
+    frame = edges(view, batches, [discarded(sigma)], cells).set_index("of")
+    assert frame.rho["edges"] == pytest.approx(-1)
+
+
 def test_a_flat_map_has_no_rank_correlation():
     view, batches = small.view(), small.batches(2, 2)
     frame = edges(view, batches, [discarded(torch.ones(2, 64))], Cells.of((8, 8)))

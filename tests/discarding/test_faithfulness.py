@@ -18,8 +18,8 @@ def corner(images):
     return torch.stack([8 * own, torch.zeros_like(own)], 1)
 
 
-def images(count=4):
-    return torch.rand(count, 3, 28, 28, generator=torch.Generator().manual_seed(0)) + 0.2
+def images(count=4, plane=(28, 28)):
+    return torch.rand(count, 3, *plane, generator=torch.Generator().manual_seed(0)) + 0.2
 
 
 def evidence(count=4):
@@ -31,19 +31,32 @@ def evidence(count=4):
 TARGET = torch.zeros(4, dtype=torch.long)
 
 
+@pytest.mark.parametrize("plane", [(28, 28), (32, 20)], ids=["equal", "unequal"])
 @pytest.mark.parametrize("baseline", ["zero", "blur"])
-def test_curves_agree_with_cell_by_cell(baseline):
-    relevance = torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(1))
-    found = room.descriptive_accuracy(corner, images(), TARGET, relevance, baseline)
-    other = torch.zeros_like(images()) if baseline == "zero" else blurred(images(), room.BLUR)
+def test_curves_agree_with_cell_by_cell(baseline, plane):
+    given = images(plane=plane)
+    relevance = torch.rand(4, *plane, generator=torch.Generator().manual_seed(1)) - 0.5
+    found = room.descriptive_accuracy(corner, given, TARGET, relevance, baseline)
+    other = torch.zeros_like(given) if baseline == "zero" else blurred(given, room.BLUR)
 
     def probability(image):
         return float(corner(torch.tensor(image)[None]).softmax(1)[0, 0])
 
     for place in range(2):
-        given = images()[place].numpy(), relevance[place].numpy(), other[place].numpy()
-        expected = pencil.descriptive_accuracy(probability, *given, room.SIDE, room.SHARES)
+        parts = given[place].numpy(), relevance[place].numpy(), other[place].numpy()
+        expected = pencil.descriptive_accuracy(probability, *parts, room.SIDE, room.SHARES)
         assert np.allclose(found[place], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_cells_of_unequal_size_lose_the_share_of_pixels_that_is_said(sign):
+    """The class's probability is the share of pixels that are still there, whatever the sign of a nearly flat map."""
+    plane = torch.ones(2, 3, 32, 32)
+    relevance = sign * (1 + 1e-3 * torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(0)))
+    curve = room.descriptive_accuracy(
+        lambda images: torch.stack([images.mean((1, 2, 3)).logit(eps=1e-6), torch.zeros(2)], 1), plane, TARGET[:2], relevance, "zero"
+    )
+    assert (curve - (1 - torch.tensor(room.SHARES))).abs().max() <= 4.5 / 32**2  # half of the largest cell
 
 
 def test_the_map_of_the_evidence_beats_its_opposite_and_chance():

@@ -54,7 +54,9 @@ COLUMNS: Mapping[str, Column] = {
     "of": _text("edges (brightness gradient) or color (distance from gray)"),
     "method": _text("whose map: cid of a layer, another method, random, or center (a map that only knows that objects are in the middle)"),
     "baseline": _text("what replaces a cell: zero (the mean color) or its blurred self"),
-    "area": Column("probability", 3, "area under the class's probability over the cells taken away; low is better", HERE, 0.0, 1.0),
+    "area": Column(
+        "probability", 3, "area under the class's probability over the share of pixels taken away; low is better", HERE, 0.0, 1.0
+    ),
     "less_cid": Column("", 3, "the method's value less that of the first CID, paired over images", HERE),
     "iou": _part("mean intersection over union of the map's box with the object's"),
     "found": _part("images with an IoU of at least 0.5"),

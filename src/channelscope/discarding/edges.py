@@ -35,7 +35,7 @@ def colorfulness(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images
 def edges(view: View, batches: Iterable[Sequence[Tensor]], found: Sequence[Discarded], cells: Cells) -> pd.DataFrame:
     """One row per layer and kind: mean over images of Spearman's ρ between what is kept (−H) and edges, or color, over the cells.
 
-    An image without any color, or with one H everywhere, has no ρ and is left out.
+    Edges and color are means over the pixels of a cell. An image without any color, or with one H everywhere, has no ρ and is left out.
 
     Source   Spearman 1904; checked by tests/discarding/test_edges.py
     """
@@ -43,7 +43,7 @@ def edges(view: View, batches: Iterable[Sequence[Tensor]], found: Sequence[Disca
     layers = list(dict.fromkeys(each.layer for each in found))
     for number, (images, *_) in enumerate(batches):
         pixels = view.pixels(images)
-        seen = {"edges": cells.sum(edge_strength(pixels)), "color": cells.sum(colorfulness(pixels))}
+        seen = {"edges": cells.mean(edge_strength(pixels)), "color": cells.mean(colorfulness(pixels))}
         for each in found[number * len(layers) : (number + 1) * len(layers)]:
             for kind, what in seen.items():
                 own = values.setdefault((each.layer.name, each.layer.depth, kind), [])
