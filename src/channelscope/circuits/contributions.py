@@ -98,8 +98,8 @@ def gate(inputs: Points, gradients: Points, layer: Geometry) -> tuple[Tensor, Te
     Returns  float64 (outputs, inputs per group), twice.
     Source   Hamblin, Konkle, Alvarez 2022 (gate); checked by tests/pencil_circuits.py::gate
     """
-    one = isinstance(inputs, Tensor) and isinstance(gradients, Tensor)
-    if one and layer.kernel == (1, 1) and gradients[0].numel() == layer.weight.shape[0] and layer.groups == 1:
+    single = layer.kernel == (1, 1) and gradients[0].numel() == layer.weight.shape[0] and layer.groups == 1
+    if isinstance(inputs, Tensor) and isinstance(gradients, Tensor) and single:
         x, g = inputs.reshape(len(inputs), -1), gradients.reshape(len(gradients), -1)  # one position: |A·G| is a product of sizes
         weight = layer.weight.flatten(1).double()
         return (g.abs().T @ x.abs()).double() * weight.abs(), (g.T @ x).double() * weight
