@@ -9,6 +9,7 @@ import torch
 import pencil_discarding as pencil
 from channelscope import tables
 from channelscope.discarding import faithfulness as room
+from channelscope.discarding.rule import Rule
 from channelscope.discarding.shrinkage import blurred
 
 
@@ -28,6 +29,7 @@ def evidence(count=4):
     return found
 
 
+RULE = Rule(normalizer="local")
 TARGET = torch.zeros(4, dtype=torch.long)
 
 
@@ -79,19 +81,22 @@ def test_area_of_a_constant():
 
 def test_tables_have_paired_differences(tmp_path):
     flat = torch.full((4, len(room.SHARES)), 0.4)
-    frame = room.descriptive({("cid", "zero"): flat, ("random", "zero"): flat + 0.1})
+    frame = room.descriptive({("cid", "zero"): flat, ("random", "zero"): flat + 0.1}, RULE)
     assert frame.area.tolist() == pytest.approx([0.4, 0.5])
     assert math.isnan(frame.less_cid[0])
     assert frame.less_cid[1] == pytest.approx(0.1)
     tables.write(frame, tmp_path / "d.csv")
     assert len(tables.read(tmp_path / "d.csv")) == 2
+    assert tables.read(tmp_path / "d.csv").attrs["provenance"]["convention"]["normalizer"] == "local"
 
 
 def test_localization_finds_what_is_there():
     boxes = [[(0, 0, 14, 14)]] * 4
     good = evidence() + 0.01 * torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(3))
     maps = {"cid": good, "opposite": -good, "center": room.center(images())}
-    frame = room.localization(maps, boxes, maps, boxes).set_index("method")
+    frame = room.localization(maps, boxes, maps, boxes, RULE)
+    assert frame.attrs["provenance"]["convention"] == RULE.convention()
+    frame = frame.set_index("method")
     assert frame.iou["cid"] > 0.9
     assert frame.found["cid"] == 1
     assert frame.less_cid["opposite"] < -0.3

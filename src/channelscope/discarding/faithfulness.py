@@ -7,12 +7,11 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from channelscope import tables
 from channelscope.discarding.cells import Cells
-from channelscope.discarding.columns import COLUMNS
 from channelscope.discarding.concentration import Box
-from channelscope.discarding.frames import t_interval
+from channelscope.discarding.frames import described, t_interval
 from channelscope.discarding.localization import best_overlap, box, threshold
+from channelscope.discarding.rule import Rule
 from channelscope.discarding.shrinkage import blurred
 from channelscope.types import Bool, Float, Int, Tensor
 
@@ -73,8 +72,10 @@ def area(curves: Float[Tensor, "images shares"]) -> Float[Tensor, "images"]:
     return torch.trapezoid(curves, torch.tensor(SHARES, device=curves.device), dim=1)
 
 
-def descriptive(curves: Mapping[tuple[str, str], Float[Tensor, "images shares"]]) -> pd.DataFrame:
+def descriptive(curves: Mapping[tuple[str, str], Float[Tensor, "images shares"]], rule: Rule) -> pd.DataFrame:
     """One row per method and baseline: mean area with a t interval, and its paired difference from the first method's.
+
+    The table names the rule of its CID maps.
 
     Source   Ma et al. 2022 (descriptive accuracy)
     """
@@ -86,7 +87,7 @@ def descriptive(curves: Mapping[tuple[str, str], Float[Tensor, "images shares"]]
         row |= dict(zip(("area", "area_low", "area_high"), t_interval(pd.Series(own.tolist())), strict=True))
         apart = t_interval(pd.Series((own - cid).tolist())) if method != first else (math.nan,) * 3
         rows.append(row | dict(zip(("less_cid", "less_cid_low", "less_cid_high"), apart, strict=True)))
-    return tables.described(pd.DataFrame(rows), {"name": "descriptive_accuracy", "columns": COLUMNS})
+    return described("descriptive_accuracy", rows, rule)
 
 
 def localization(
@@ -94,10 +95,11 @@ def localization(
     tuned_boxes: Sequence[Sequence[Box]],
     maps: Mapping[str, Float[Tensor, "images H W"]],
     boxes: Sequence[Sequence[Box]],
+    rule: Rule,
 ) -> pd.DataFrame:
     """One row per method: mean IoU and accuracy at IoU .5 with t intervals, at the threshold that is best on the tuning images.
 
-    Differences are from the first method, paired.
+    Differences are from the first method, paired. The table names the rule of its CID maps.
 
     Raises   DataError for an image without a box.
     Source   Zhou et al. 2016; Ma et al. 2022 (weakly supervised localization)
@@ -114,7 +116,7 @@ def localization(
         row |= dict(zip(("found", "found_low", "found_high"), t_interval((own >= HALF).astype(float)), strict=True))
         apart = t_interval(own - scores[first]) if name != first else (math.nan,) * 3
         rows.append(row | dict(zip(("less_cid", "less_cid_low", "less_cid_high"), apart, strict=True)))
-    return tables.described(pd.DataFrame(rows), {"name": "localization", "columns": COLUMNS})
+    return described("localization", rows, rule)
 
 
 def center(images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:
