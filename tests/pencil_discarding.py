@@ -183,19 +183,25 @@ def box(plane, level):
 
 
 def descriptive_accuracy(probability, image, relevance, other, side, shares):
-    """Probability after the most relevant cells of one image (C, H, W) take the other image's values, cell by cell."""
+    """Probability after the most relevant cells of one image (C, H, W) take the other image's values, cell by cell.
+
+    Cells go one at a time, the largest mean relevance per pixel first, until one more would lead further from the wanted
+    share of the pixels than staying.
+    """
     height, width = relevance.shape
-    cell = {(r, c): (r * side // height, c * side // width) for r in range(height) for c in range(width)}
-    sums = {}
-    for place, own in cell.items():
-        sums[own] = sums.get(own, 0.0) + float(relevance[place])
-    order = sorted(sums, key=lambda own: (-sums[own], own))
+    members = {}
+    for r, c in itertools.product(range(height), range(width)):
+        members.setdefault((r * side // height, c * side // width), []).append((r, c))
+    means = {own: sum(float(relevance[place]) for place in places) / len(places) for own, places in members.items()}
+    order = sorted(means, key=lambda own: (-means[own], own))
     curve = []
     for share in shares:
-        gone = set(order[: round(share * len(order))])
-        changed = image.copy()
-        for (r, c), own in cell.items():
-            if own in gone:
+        changed, gone = image.copy(), 0
+        for own in order:
+            if abs(gone + len(members[own]) - share * height * width) >= abs(gone - share * height * width):
+                break
+            gone += len(members[own])
+            for r, c in members[own]:
                 changed[:, r, c] = other[:, r, c]
         curve.append(probability(changed))
     return curve

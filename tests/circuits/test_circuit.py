@@ -13,6 +13,8 @@ from channelscope.circuits.select import top
 from channelscope.circuits.target import locate
 from channelscope.errors import InputError, MismatchError
 from channelscope.net.edits import silence
+from channelscope.net.graph import trace
+from channelscope.net.subset import Subset
 from pencil_circuits import LAST, NETWORKS, network, pictures
 
 IMAGES = pictures(3)
@@ -128,6 +130,19 @@ def test_overlap_by_layer():
     assert shares["b"] == 1
     assert shares[""] == half.count / whole.count
     assert half.overlap(half)["a"] != half.overlap(half)["a"]  # nan: neither has a kernel there
+
+
+def test_circuits_of_features_that_depend_on_other_kernels_are_not_merged():
+    """b:1 and b:2 share the kernels of a and differ in a row of b each."""
+    graph = trace(network("chain"), pictures())
+    one, other = (Circuit.whole(locate(graph, f"b:{channel}")) for channel in (1, 2))
+    for merge in (lambda: one | other, lambda: one & other, lambda: union([one, other])):
+        with pytest.raises(MismatchError, match="received circuits of b:1 and b:2"):
+            merge()
+    both = Subset(one.marks) | Subset(other.marks)
+    assert both["b"].any(1).tolist() == [False, True, True, False]
+    assert one.overlap(other) == {"": 8 / 16, "a": 1.0, "b": 0.0}
+    assert (one | Circuit.whole(locate(graph, "b:1@max"))) == one
 
 
 def test_what_is_no_circuit_is_refused():

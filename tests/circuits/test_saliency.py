@@ -186,9 +186,65 @@ def test_paths_average_the_gradient(path):
     target = locate(Square(), "b:0", images)
     end, mean = score(target, images), score(target, images, how=Pass(path=path))
     shares = (torch.arange(PATH_POINTS) + 0.5) / PATH_POINTS
-    factor = {"inputs": shares.mean(), "gates": (shares**2).mean()}[path]
-    assert torch.allclose(mean["a"], end["a"] * factor.double(), rtol=1e-4)
-    assert torch.allclose(mean["b"], end["b"], rtol=1e-4)
+    factors = {"inputs": (shares.mean(), torch.ones(())), "gates": ((shares**2).mean(), (shares**2).mean())}[path]
+    for layer, factor in zip("ab", factors, strict=True):
+        assert torch.allclose(mean[layer], end[layer] * factor.double(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["chain", "residual"])
+def test_effects_along_a_path_of_gates_add_up_to_what_the_kernels_do(name):
+    """Against the integral by autograd on the gates themselves; and its sum is J with all kernels less J with none."""
+    model, images = network(name).double(), pictures(2).double()
+    target = locate(model, f"{LAST[name]}:1", images)
+    found = score(target, images, how=Pass(path="gates"))
+    twins = [
+        pencil.integrated_gates(lambda weights, image=image: target.map(image[None], weights).sum(), target.weights(), PATH_POINTS)
+        for image in images
+    ]
+    for layer, relevant in target.relevant.items():
+        np.testing.assert_allclose(found.signed[layer], sum(twin[layer] for twin in twins) * relevant.numpy(), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(found[layer], sum(abs(twin[layer]) for twin in twins) * relevant.numpy(), rtol=1e-6, atol=1e-9)
+    with torch.no_grad():
+        none = target.map(images, {layer: 0 * weight for layer, weight in target.weights().items()}).sum()
+        gained = float(target.map(images).sum() - none)
+    fine = [pencil.integrated_gates(lambda w, image=image: target.map(image[None], w).sum(), target.weights()) for image in images]
+    assert sum(values.sum() for twin in fine for values in twin.values()) == pytest.approx(gained, rel=1e-2)
+    assert sum(float(values.sum()) for values in found.signed.values()) == pytest.approx(gained, rel=0.1)
+
+
+def test_a_linear_networks_effects_along_gates_are_halves_of_it():
+    """J = b·a·x: each layer's integral is ∫ s ds of J, so that both together are J and not one and a half times J."""
+    torch.manual_seed(0)
+    images = pictures(3)
+    target = locate(nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)), "1:0", images)
+    found = score(target, images, how=Pass(path="gates"))
+    value = float(target.map(images).sum())
+    assert [float(found.signed[layer].sum()) for layer in "01"] == pytest.approx([value / 2, value / 2], rel=1e-4)
+
+
+def test_absolute_values_are_taken_after_the_path():
+    """ActGrad and SNIP along gates, from inputs and gradients at every point of the path."""
+    model, images = network("chain").double(), pictures(2).double()
+    target = locate(model, "c:0", images)
+    places, own = target.chosen(images), target.weights()
+    points = [slopes(target, images, places, {n: w * (p + 0.5) / PATH_POINTS for n, w in own.items()}) for p in range(PATH_POINTS)]
+    acted, snipped = (score(target, images, criterion, how=Pass(path="gates")) for criterion in ("actgrad", "snip"))
+    for place, layer in enumerate(target.layers):
+        conv = model.get_submodule(layer)
+        shape = conv.weight.detach().numpy(), conv.stride, conv.dilation, conv.padding, conv.groups
+        products = sum(
+            pencil.contribution_maps(each[place][1].numpy(), *shape) * each[place][2].numpy()[:, :, None] / PATH_POINTS for each in points
+        )
+        np.testing.assert_allclose(acted[layer], np.abs(products).mean((3, 4)).sum(0) * target.relevant[layer].numpy(), atol=1e-12)
+        slope = torch.zeros(2, *conv.weight.shape, dtype=torch.float64)
+        for image in range(2):
+            for each in points:
+                _, x, g = each[place]
+                slope[image] += nn.grad.conv2d_weight(
+                    x[image : image + 1], conv.weight.shape, g[image : image + 1], conv.stride, conv.padding, conv.dilation
+                )
+        wanted = (conv.weight.detach() * slope / PATH_POINTS).abs().mean((3, 4)).sum(0) * target.relevant[layer]
+        np.testing.assert_allclose(snipped[layer], wanted, atol=1e-12)
 
 
 def test_normalization_of_layers():

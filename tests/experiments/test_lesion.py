@@ -385,3 +385,8 @@ class TestSpread:
 
     def test_what_is_left_over_is_spaced_in_depth(self):
         assert spread([5] * 6, 2) == [1, 0, 0, 1, 0, 0]
+
+
+def test_a_silence_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match="no silence is called maen; near matches: mean; there are: zero, mean"):
+        Plan(silence="maen")

@@ -1,6 +1,6 @@
 """Circuit: the kernels that are kept, among those a feature depends on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from types import MappingProxyType
@@ -62,9 +62,21 @@ class Circuit(Subset):
     def _with(self, marks: Mapping[str, Tensor]) -> "Circuit":
         return Circuit({layer: kernels & self.relevant[layer] for layer, kernels in marks.items()}, (), (), self.relevant, self.feature)
 
+    def _merge(self, other: Subset, rule: Callable[[Tensor, Tensor], Tensor]) -> "Circuit":
+        if isinstance(other, Circuit) and not Subset(self.relevant) == Subset(other.relevant):
+            raise MismatchError(
+                f"expected circuits that depend on the same kernels, received circuits of {self.feature} and {other.feature}: "
+                "unite their marks as plain subsets, Subset(one.marks) | Subset(other.marks)"
+            )
+        return self._with(super()._merge(other, rule).marks)
+
     def overlap(self, other: "Circuit") -> dict[str, float]:
-        """Intersection over union per layer, and of all kernels under ''; nan where neither has a kernel."""
-        both, either = self & other, self | other
+        """Intersection over union per layer, and of all kernels under ''; nan where neither has a kernel.
+
+        The two may be circuits of different features.
+        """
+        mine, theirs = Subset(self.marks), Subset(other.marks)
+        both, either = mine & theirs, mine | theirs
         shares = {"": both.count / either.count if either.count else float("nan")}
         for layer in self:
             union = int(either[layer].sum())
@@ -126,8 +138,9 @@ def trim(circuit: Circuit, target: Target, rule: str = "backward") -> Circuit:
 
 
 def union(circuits: "list[Circuit]") -> Circuit:
-    """Kernels of any of the circuits.
+    """Kernels of any of the circuits of one feature.
 
+    Raises   MismatchError for circuits of features that depend on different kernels.
     Source   Hamblin, Konkle, Alvarez 2022 (unions of sub-feature circuits)
     """
     return reduce(lambda one, other: one._with((one | other).marks), circuits)

@@ -5,6 +5,7 @@ concatenating, shuffling) are carried out on these numbers; element-wise steps j
 channel's number; what is not known to do any of these mixes everything with everything.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from channelscope.circuits.wiring import Call, Join, Wiring
+from channelscope.errors import ShapeError
 from channelscope.net.coupling import ELEMENTWISE, PASSING, POOLING, POOLS, RESHAPING
 from channelscope.net.find import BATCH_NORMS, CHANNELWISE
 from channelscope.net.graph import Graph, evaluating, execute
@@ -48,10 +50,31 @@ def upstream(graph: Graph, target: str) -> list[fx.Node]:
     return [node for node in graph.steps.nodes if node in found]
 
 
-def wire(graph: Graph, target: str, axis: int = 0) -> Wiring:
-    """The wiring of a traced network from its images up to step `target`, whose channels are on `axis` (without the batch).
+def wire(graph: Graph, target: str, axis: int | None = None) -> Wiring:
+    """The wiring of a traced network from its images up to step `target`.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (relevant kernels: those on a path from the input to the feature), for any traced graph
+    Parameters
+    ----------
+    graph
+        The traced network.
+    target
+        Name of the step whose channels the wiring leads to.
+    axis
+        Which axis of the step's value holds the channels, counted without the batch; by default the one that tracing finds.
+
+    Returns
+    -------
+    Wiring
+        Channels as nodes, kernels as edges between them.
+
+    Raises
+    ------
+    ShapeError
+        If no axis is given and tracing finds none.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (relevant kernels: those on a path from the input to the feature), for any traced graph.
     """
     nodes = upstream(graph, target)
     names = tuple(node.name for node in nodes)
@@ -62,9 +85,46 @@ def wire(graph: Graph, target: str, axis: int = 0) -> Wiring:
         trail = _Trail(graph, {name: _cpu(value) for name, value in zip(names, values, strict=True)})
         for node in nodes:
             trail.labels[node.name] = trail.follow(node)
+    if axis is None:
+        axis = _channel_axis(graph, graph.nodes[target], trail.labels)
     labels = {name: channels(label) for name, label in trail.labels.items() if isinstance(label, Tensor)}
     outputs = trail.one_each(graph.nodes[target], trail.labels[target][:1].movedim(axis + 1, 0).flatten(1))
-    return Wiring(tuple(trail.parts), trail.size, trail.images, labels, outputs, trail.skipped)
+    return Wiring(tuple(trail.parts), trail.size, trail.images, labels, outputs, trail.skipped, axis)
+
+
+def _channel_axis(graph: Graph, node: fx.Node, labels: Mapping[str, Any]) -> int:
+    """The axis, counted without the batch, along which a step's value goes from channel to channel.
+
+    It is the only one along which the nodes change. Where a step mixes all channels (a normalization over them, a softmax),
+    it is that of the nearest step before it with a value of the same shape.
+    """
+    first = node
+    while isinstance(labels[node.name], Tensor):
+        label = labels[node.name]
+        if label.dim() < 3:
+            return 0
+        module = graph.modules[str(node.target)] if node.op == "call_module" else None
+        if module is not None and kernels_in(module):
+            return label.dim() - 2 if isinstance(module, nn.Linear) else 0
+        changing = [place for place in range(1, label.dim()) if not bool((label == label.narrow(place, 0, 1)).all())]
+        if len(changing) == 1:
+            return changing[0] - 1
+        parents = [each for each in node.all_input_nodes if graph.shapes.get(each.name) == graph.shapes[node.name]]
+        if changing or not parents or _spelled(node) in MOVING or isinstance(module, MOVING_MODULES):
+            break
+        node = parents[0]
+    shape = tuple(graph.shapes[first.name][1:])
+    raise ShapeError(
+        f"at {first.name}: expected values whose channels lie on one axis, received shape {shape} in which no axis goes from channel "
+        "to channel: name a convolution or linear layer"
+    )
+
+
+def _spelled(node: fx.Node) -> str:
+    """Name of a function or method; '' for a module."""
+    if node.op == "call_module":
+        return ""
+    return str(node.target if node.op == "call_method" else node.target.__name__).rstrip("_")  # type: ignore[union-attr]
 
 
 def channels(label: Tensor) -> np.ndarray | None:
@@ -105,7 +165,7 @@ class _Trail:
             return value
         if node.op == "call_module":
             return self._module(node, value, inputs)
-        name = str(node.target if node.op == "call_method" else node.target.__name__).rstrip("_")  # type: ignore[union-attr]
+        name = _spelled(node)
         if name in POOLS:
             return self._pooled(node, value, inputs[0])
         if name == "pad":

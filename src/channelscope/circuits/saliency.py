@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.contributions import Geometry
+from channelscope.circuits.contributions import Geometry, Points
 from channelscope.circuits.target import Target
 from channelscope.errors import InputError, MismatchError, NumericError
 from channelscope.net.graph import evaluating
@@ -17,7 +17,8 @@ Reduce = Literal["sum", "mean"]
 Path = Literal["gates", "inputs"]
 PATH_POINTS = 8
 """Points of a path over which gradients are averaged, at the middles of equal steps from 0 to 1."""
-Rule = Callable[[Tensor, Tensor, Geometry], "Tensor | tuple[Tensor, Tensor]"]
+SHARES = tuple((point + 0.5) / PATH_POINTS for point in range(PATH_POINTS))
+Rule = Callable[[Points, Points, Geometry], "Tensor | tuple[Tensor, Tensor]"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,8 @@ class Pass:
     reduce: Reduce = "sum"
     """how the feature's positions become one value per image"""
     path: Path | None = None
-    """average the gradient over a path: all kernels scaled from 0 to 1 (gates) or the images scaled from 0 to 1 (inputs)"""
+    """average over a path: A·G, the gradient to each kernel's gate, while all gates go from 0 to 1 (gates), so that signed effects add up
+    to what the kernels add to the feature; or G alone while the images are scaled from 0 to 1 (inputs)"""
     inside: Circuit | None = None
     """the network in which kernels are scored has only these of the relevant ones, and the others score 0"""
 
@@ -133,7 +135,8 @@ def measure(
 
     Kernels that are masked are scored as well, for they may come back.
 
-    Source   Hamblin, Konkle, Alvarez 2022
+    Source   Hamblin, Konkle, Alvarez 2022; along a path, Sundararajan, Taly, Yan 2017 (integrated gradients); checked by
+             tests/pencil_circuits.py::integrated_gates
     """
     own, allowed = target.weights(), how.inside.marks if how.inside else target.relevant
     if how.inside is not None:
@@ -145,7 +148,7 @@ def measure(
     signs = {layer: torch.zeros_like(values) for layer, values in totals.items()}
     has_sign = False
     with evaluating(target.model):
-        for images, places in batches:
+        for images, places in _pieces(batches, how, criterion):
             for layer, x, g in _path(target, images, places, own if weights is None else weights, weights is None, how):
                 found = rule(x, g, layers[layer])
                 if isinstance(found, tuple):
@@ -157,19 +160,34 @@ def measure(
     return Saliency(target, criterion, among(allowed, totals), count, among(allowed, signs) if has_sign else None)
 
 
-def _path(target: Target, images: Tensor, places: Tensor, weights: Mapping[str, Tensor], plain: bool, how: Pass):
-    """Inputs and gradients of every layer; along a path, the gradients' average."""
+def _path(
+    target: Target, images: Tensor, places: Tensor, weights: Mapping[str, Tensor], plain: bool, how: Pass
+) -> list[tuple[str, Points, Points]]:
+    """Inputs and gradients of every layer: at every point of a path of gates; with the gradients' average along one of images."""
+    if how.path == "gates":
+        scaled = [{layer: weight * share for layer, weight in weights.items()} for share in SHARES]
+        found = [slopes(target, images, places, each, how.reduce) for each in scaled]
+        return [(uses[0][0], tuple(x for _, x, _ in uses), tuple(g for *_, g in uses)) for uses in zip(*found, strict=True)]
     first = slopes(target, images, places, None if plain else weights, how.reduce)
     if how.path is None:
-        return first
+        return list(first)
     mean = [torch.zeros_like(g) for _, _, g in first]
-    for point in range(PATH_POINTS):
-        share = (point + 0.5) / PATH_POINTS
-        scaled = {layer: weight * share for layer, weight in weights.items()} if how.path == "gates" else weights
-        pictures = images * share if how.path == "inputs" else images
-        for total, (_, _, g) in zip(mean, slopes(target, pictures, places, scaled, how.reduce), strict=True):
+    for share in SHARES:
+        for total, (_, _, g) in zip(mean, slopes(target, images * share, places, weights, how.reduce), strict=True):
             total += g / PATH_POINTS
     return [(layer, x, g) for (layer, x, _), g in zip(first, mean, strict=True)]
+
+
+def _pieces(batches: list[Batch], how: Pass, criterion: str) -> list[Batch]:
+    """Batches so small that all points of a path fit where one did; snip_batch sums each batch as it is given."""
+    if how.path != "gates" or criterion == "snip_batch":
+        return batches
+    return [
+        piece
+        for images, places in batches
+        for step in [max(1, len(images) // PATH_POINTS)]
+        for piece in zip(images.split(step), places.split(step), strict=True)
+    ]
 
 
 def like(marks: Tensor, weight: Tensor) -> Tensor:

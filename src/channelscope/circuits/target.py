@@ -161,6 +161,7 @@ def locate(model: nn.Module | Graph, feature: Feature | str, example: Tensor | N
     example   a batch of at least one image, to trace the network with; not needed for a `Graph`
 
     Raises   SiteError, with near matches, if there is no such layer; InputError if it has no such channel or position;
+             ShapeError if its values have no axis of channels;
              TracingError if the forward pass cannot be followed.
     Source   Hamblin, Konkle, Alvarez 2022 (relevant kernels)
     """
@@ -173,11 +174,10 @@ def locate(model: nn.Module | Graph, feature: Feature | str, example: Tensor | N
     shape = model.shapes.get(node.name, ())[1:]
     if not shape:
         raise ShapeError(f"feature {feature}: expected a tensor of channels at {feature.layer}, found shape {shape}")
-    linear = node.op == "call_module" and isinstance(model.modules[str(node.target)], nn.Linear)
-    axis = len(shape) - 1 if linear or feature.layer == LOGIT else 0
+    wiring = wire(model, node.name)
+    axis = wiring.axis
     blank = torch.zeros(1, *shape)
     feature.places(feature.map(blank, axis), tuple(size for place, size in enumerate(shape) if place != axis))
-    wiring = wire(model, node.name, axis)
     marks = wiring.through(wiring.everything(), wiring.target[list(feature.channels)])
     relevant = {layer: kernels for layer, kernels in marks.items() if bool(kernels.any())}
     if not relevant:

@@ -61,6 +61,8 @@ class Wiring:
     """int: nodes of the last step's channels"""
     skipped: Mapping[str, str]
     """layers with weights whose kernels cannot be told apart, and why; they count as one mixture"""
+    axis: int = 0
+    """which axis of the last step's value holds the channels, counted without the batch"""
 
     @property
     def calls(self) -> Iterator[Call]:

@@ -124,20 +124,18 @@ class Answer:
         split, rule = self.question.split, self.question.rule
         cells = Cells.of((split.image_shape[1], split.image_shape[2]), rule.side)
         cap, varies = replace(rule, cap=True).caps(self.backdrop.pixels, cells)
-        frame = concentration.table(self.found, inside, cells, cap, varies, margin)
+        frame = concentration.table(self.found, inside, cells, cap, varies, margin, rule)
         return [frame, concentration.by_layer(frame)]
 
     def pictured(self) -> pd.DataFrame:
         """What is there at the places that are kept."""
-        split = self.question.split
-        return edges(self.view, split, self.found, Cells.of((split.image_shape[1], split.image_shape[2]), self.question.rule.side))
+        return edges(self.view, self.question.split, self.found, self.question.rule)
 
     def decoded(self, train: bool) -> pd.DataFrame:
         """Reconstruction uncertainty by layer."""
         calibration, split = self.question.images.calibration.batched(BATCH), self.question.split
-        layers = list({each.layer.step: each.layer for each in self.found}.values())
-        with bar("decode", len(layers)) as step:
-            return restored(self.view, calibration, split, layers, self.found, train, step)
+        with bar("decode", len({each.layer for each in self.found})) as step:
+            return restored(self.view, calibration, split, self.found, self.question.rule, train, step, self.question.images.source.seed)
 
 
 def discard(

@@ -58,9 +58,9 @@ def faithfulness(
     with bar("maps", sum(-(-len(split) // size) for split in splits)) as step:
         tuning, _ = _judged(model, methods, splits[0], step, curves=False)
         maps, curves = _judged(model, methods, splits[1], step, curves=True)
-    found = judged.localization(tuning, boxes[0], maps, boxes[1])
+    found = judged.localization(tuning, boxes[0], maps, boxes[1], rule)
     found = tables.described(found.assign(converged=_converged(methods, splits[1])), found.attrs | {"columns": COLUMNS})
-    for frame in (judged.descriptive(curves), found):
+    for frame in (judged.descriptive(curves, rule), found):
         tables.write(frame, out / f"{frame.attrs['name']}.csv")
     if not (out / "run.json").exists():
         facts = {"title": f"Faithfulness of maps of {network.model}", "layers": [layer.name for layer in chosen], "rule": said(rule)}

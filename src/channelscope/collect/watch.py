@@ -41,6 +41,7 @@ class Watch:
         self.fingerprints: list[Tensor] = []
         self.input_shape, self.classes = tuple(image.shape[1:]), _classes(found)
         self.layout = layout(found.graph, image)
+        self.weights = weight_facts(found, image)
         self.affine = {site.name: torch.stack(cut_affine(found.graph, site)) for site in found if site.affine and self._same(site)}
         self.sums = {site.name: self._accumulators(site) for site in found}
         self.class_sums = ClassSums(self.classes, max(shards, 1))
@@ -153,7 +154,7 @@ class Watch:
             shards=self.shards,
             images=self.images,
             tally=self.tally,
-            weights=weight_facts(self.found),
+            weights=self.weights,
             tensors=tensors,
             unlabeled=self.unlabeled,
             fingerprints=torch.cat([torch.empty(0, dtype=torch.int64), *self.fingerprints]).sort().values,

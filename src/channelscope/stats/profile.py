@@ -50,7 +50,7 @@ class Profile:
     tally: Tally
     """accuracy and loss on these images; empty without labels"""
     weights: Mapping[str, Mapping[str, Tensor]]
-    """site → name → one number per channel read off the weights: l1, l2, gamma (BatchNorm scale), distances (FPGM), outgoing"""
+    """site → name → one number per channel read off the weights: l1, l2, gamma (BatchNorm scale), distances (FPGM), outgoing (readers)"""
     tensors: Mapping[str, Tensor] = field(repr=False)
     """packed records: 'total/SITE/…' and 'SHARD/SITE/…'"""
     unlabeled: int = 0

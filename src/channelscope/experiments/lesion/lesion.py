@@ -61,7 +61,7 @@ def lesion(
              not exist; SampleError with fewer images than groups.
     """
     plan, rule = plan or Plan(), rule or Rule()
-    convention, _ = Convention.split(options)
+    convention = Convention.of(options)
     found = traced(model, profile)
     stand_ins = plan.stand_ins(profile, rule, convention)
     with Ledger(unfinished, _facts(profile, stand_ins, plan), plan.groups) as ledger:
