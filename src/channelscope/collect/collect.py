@@ -11,9 +11,13 @@ from channelscope import store
 from channelscope.collect.watch import Watch
 from channelscope.errors import DataError, InputError, MismatchError
 from channelscope.net.find import sites
+from channelscope.net.gradients import check_gradients
 from channelscope.net.graph import evaluating
 from channelscope.net.readout import Readout
 from channelscope.stats.profile import Profile
+
+CHECKED = 2
+"""Images on which the traced network's gradients are compared with the network's own."""
 
 
 def collect(
@@ -37,7 +41,8 @@ def collect(
     checkpoint   file to keep the unfinished profile in; a pass that finds one goes on from there and deletes it at the end
 
     Raises   DataError for images or labels the network cannot take, NumericError for activations that are not
-             finite (the site is named), SiteError for a network without sites.
+             finite (the site is named), SiteError for a network without sites; with sensitivity, TracingError where the
+             network has gradients of its own that its steps do not show (torch.autograd.Function, torch.no_grad()).
     """
     if shards < 0:
         raise InputError(f"shards must be 0 (none) or more, received {shards}")
@@ -50,6 +55,8 @@ def collect(
     extras = {"labels": _labeled(first[1]), "sensitivity": sensitivity, "maps": maps}
     if sensitivity and not extras["labels"]:
         raise DataError("sensitivity=True needs labels, and the images have none")
+    if sensitivity:
+        check_gradients(found, first[0][:CHECKED].to(device))
     watch = Watch(found, first[0][:1].to(device), Readout.parse(readout), shards, seed, frozenset(name for name in extras if extras[name]))
     earlier = store.load(checkpoint) + watch.profile() if checkpoint is not None and Path(checkpoint).exists() else None
     skip, clock = earlier.images if earlier else 0, store.Clock()
