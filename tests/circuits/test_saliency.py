@@ -63,6 +63,20 @@ def test_kernels_can_be_scored_inside_a_circuit(criterion):
     close(everything, score(target, images, criterion, keep=9, training=few))
 
 
+@pytest.mark.parametrize("criterion", ["force", "iterated_gate"])
+def test_rounds_begin_with_the_circuit_that_kernels_are_scored_inside(criterion, monkeypatch):
+    """Half of the kernels: every round prunes among these, and the schedule does not spend its first rounds on the others."""
+    images = pictures(3)
+    target = locate(network("chain"), "c:1", images)
+    room = top(score(target, images), 0.5)
+    sizes = []
+    monkeypatch.setitem(score.__globals__, "top", lambda found, size: sizes.append(size) or top(found, size))
+    found = score(target, images, criterion, keep=5, how=Pass(inside=room))
+    assert sizes == pencil.schedule(room.count, 5)
+    assert found.inside == room
+    assert top(found, 5) & room == top(found, 5)
+
+
 def test_the_published_snip_does_depend_on_it():
     images = pictures(8)
     target = locate(network("chain"), "c:1", images)

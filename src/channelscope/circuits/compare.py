@@ -118,7 +118,7 @@ def _feature(target: Target, scored: list[Tensor], judged: list[Tensor], wanted:
     held = HeldOut.of(target, judged)
     known: dict[str, Any] = {}
     for feature, criterion, size in sorted(wanted, key=lambda key: (key[1], -key[2])):
-        choice = Choice(criterion, str(float(size)))
+        choice = Choice(criterion, np.format_float_positional(size))
         row = {"feature": feature, "criterion": criterion, "kept": size, "relevant": target.kernels, "images": held.images}
         try:
             choice.kernels(target)

@@ -35,6 +35,8 @@ class Saliency:
     """how many images were summed over"""
     signed: Mapping[str, Float[Tensor, "outputs inputs"]] | None = None
     """layer → summed effect with its sign: positive kernels drive the feature, negative ones hold it down"""
+    inside: Circuit | None = None
+    """circuit whose kernels alone were scored, and alone may be selected; None for all relevant ones"""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be ranked."""
@@ -44,7 +46,7 @@ class Saliency:
 
     def __add__(self, other: "Saliency") -> "Saliency":
         """Saliency over the union of two disjoint image sets."""
-        if self.target is not other.target or self.criterion != other.criterion:
+        if self.target is not other.target or self.criterion != other.criterion or self.inside != other.inside:
             raise MismatchError("cannot add saliencies of different features, networks or criteria")
         return replace(
             self,
@@ -56,6 +58,21 @@ class Saliency:
     def __getitem__(self, layer: str) -> Float[Tensor, "outputs inputs"]:
         """Values of one layer."""
         return self.values[layer]
+
+    @property
+    def eligible(self) -> Mapping[str, Tensor]:
+        """Layer → bool (outputs, inputs): the kernels that were scored."""
+        return self.target.relevant if self.inside is None else self.inside.marks
+
+    @property
+    def kernels(self) -> int:
+        """Number of kernels that were scored."""
+        return sum(int(marks.sum()) for marks in self.eligible.values())
+
+    def ranked(self) -> Float[Tensor, "kernels"]:
+        """As `flat`, with −inf at kernels that were not scored: places from the largest value to the smallest leave them to the end."""
+        values = [torch.where(self.eligible[layer], self.values[layer], -torch.inf)[marks] for layer, marks in self.target.relevant.items()]
+        return torch.cat(values)
 
     def flat(self) -> Float[Tensor, "kernels"]:
         """Values of the relevant kernels, layer by layer in execution order, then by output and input channel."""
@@ -157,7 +174,7 @@ def measure(
                     found = found[0]
                 totals[layer] += found
     count = sum(len(images) for images, _ in batches)
-    return Saliency(target, criterion, among(allowed, totals), count, among(allowed, signs) if has_sign else None)
+    return Saliency(target, criterion, among(allowed, totals), count, among(allowed, signs) if has_sign else None, how.inside)
 
 
 def _path(

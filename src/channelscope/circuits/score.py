@@ -82,7 +82,7 @@ def score(
         raise InputError(f"criterion {criterion} scores kernels for one circuit size: pass keep")
     if criterion in ("magnitude", "random"):
         found = control(target, criterion, seed)
-        return found if how.inside is None else replace(found, values=among(how.inside.marks, found.values))
+        return found if how.inside is None else replace(found, values=among(how.inside.marks, found.values), inside=how.inside)
     if criterion == "snip_batch":  # sums each batch as it is given
         given = batches(images, target.device)
     elif criterion == "learned":  # takes a step a batch, whatever batches it is given
@@ -122,10 +122,12 @@ def named(criterion: str) -> Criterion:
 def iterated(target: Target, ready: list[Batch], kind: Criterion, keep: int, how: Pass) -> Saliency:
     """Scores of the last of ten rounds, each measured in the network that the round before has left; the dropped may return.
 
+    The rounds begin with all relevant kernels, or with those of the circuit that kernels are scored inside.
+
     Source   de Jorge et al. 2021; Hamblin, Konkle, Alvarez 2022 (iterated selection works with every criterion)
     """
     marks, found = None, None
-    for size in schedule(target.kernels, keep):
+    for size in schedule(target.kernels if how.inside is None else how.inside.count, keep):
         found = measure(target, ready, kind.name, kind.rule, how, marks)  # type: ignore[arg-type]
         marks = target.everything()
         chosen = top(found, size)
