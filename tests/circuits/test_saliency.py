@@ -12,7 +12,7 @@ from channelscope.circuits.saliency import PATH_POINTS, Pass, Saliency, prepared
 from channelscope.circuits.score import CRITERIA, score
 from channelscope.circuits.select import top
 from channelscope.circuits.target import locate
-from channelscope.errors import InputError, MismatchError, NumericError, SampleError
+from channelscope.errors import InputError, MismatchError, NumericError, SampleError, TracingError
 from channelscope.net.graph import trace
 from pencil_circuits import LAST, NETWORKS, network, pictures
 
@@ -290,6 +290,53 @@ def test_the_model_is_left_as_it_was():
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Straight(torch.autograd.Function):
+    """Rounds, and lets gradients through."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(x * 4) / 4
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+class Quantized(nn.Module):
+    def __init__(self, rounded):
+        super().__init__()
+        self.a, self.b, self.c, self.rounded = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3), nn.Linear(3, 2), rounded
+
+    def forward(self, x):
+        return self.c(self.rounded(torch.relu(self.b(self.rounded(torch.relu(self.a(x)))))).mean((2, 3)))
+
+
+def test_gradients_are_the_networks_own_or_refused():
+    """Followed by its forward pass alone, rounding has no gradient, and every kernel before it scored zero."""
+    torch.manual_seed(0)
+    model, images = Quantized(Straight.apply).eval(), pictures(3)
+    weight = model.a.weight
+    products = [weight.detach() * torch.autograd.grad(model(image[None])[0, 1], weight)[0] for image in images]
+    own = sum(product.sum((2, 3)).abs() for product in products).detach().double()
+    target = locate(model, "logit:1", images)
+    try:
+        found = score(target, images)
+    except TracingError as error:
+        assert "own gradients" in str(error)
+        assert target.slope_error == pytest.approx(1)
+    else:
+        assert torch.allclose(found["a"], own, rtol=1e-3)
+    spelled = Quantized(lambda x: x + (torch.round(x * 4) / 4 - x).detach()).eval()
+    spelled.load_state_dict(model.state_dict())
+    assert torch.allclose(score(locate(spelled, "logit:1", images), images)["a"], own, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_traced_pass_has_the_networks_gradients(name):
+    for layer in (LAST[name], "logit"):
+        assert locate(network(name), f"{layer}:1", pictures(2)).slope_error < 1e-4
 
 
 def test_frozen_networks_can_be_scored():

@@ -9,7 +9,7 @@ import torch
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.contributions import Geometry, Points
 from channelscope.circuits.target import Target
-from channelscope.errors import InputError, MismatchError, NumericError
+from channelscope.errors import InputError, MismatchError, NumericError, TracingError
 from channelscope.net.graph import evaluating
 from channelscope.types import Float, Int, Tensor
 
@@ -18,6 +18,8 @@ Path = Literal["gates", "inputs"]
 PATH_POINTS = 8
 """Points of a path over which gradients are averaged, at the middles of equal steps from 0 to 1."""
 SHARES = tuple((point + 0.5) / PATH_POINTS for point in range(PATH_POINTS))
+SLOPES = 1e-2
+"""Relative difference of two gradients up to which they count as the same."""
 Rule = Callable[[Points, Points, Geometry], "Tensor | tuple[Tensor, Tensor]"]
 
 
@@ -116,8 +118,15 @@ Batch = tuple[Tensor, Tensor]
 def prepared(target: Target, images) -> list[Batch]:
     """Batches with the positions that count in each image, by the unmasked network.
 
+    Raises   TracingError if the traced pass has other gradients than the network.
     Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
     """
+    if not target.slope_error < SLOPES:
+        raise TracingError(
+            f"feature {target.feature}: expected the network's own gradients from the traced pass, received others (relative difference "
+            f"{target.slope_error:.2g}): a step has a backward pass of its own. Write y = f(x) that lets gradients through as "
+            "x + (f(x) - x).detach(), or use criterion magnitude"
+        )
     with evaluating(target.model):
         return [(pictures, target.chosen(pictures)) for pictures in images]
 
