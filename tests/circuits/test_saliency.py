@@ -321,13 +321,11 @@ def test_gradients_are_the_networks_own_or_refused():
     products = [weight.detach() * torch.autograd.grad(model(image[None])[0, 1], weight)[0] for image in images]
     own = sum(product.sum((2, 3)).abs() for product in products).detach().double()
     target = locate(model, "logit:1", images)
-    try:
-        found = score(target, images)
-    except TracingError as error:
-        assert "own gradients" in str(error)
-        assert target.slope_error == pytest.approx(1)
+    if target.slope_error < 0.5:  # followed with its own backward pass
+        assert torch.allclose(score(target, images)["a"], own, rtol=1e-3)
     else:
-        assert torch.allclose(found["a"], own, rtol=1e-3)
+        with pytest.raises(TracingError, match="expected the network's own gradients"):
+            score(target, images)
     spelled = Quantized(lambda x: x + (torch.round(x * 4) / 4 - x).detach()).eval()
     spelled.load_state_dict(model.state_dict())
     assert torch.allclose(score(locate(spelled, "logit:1", images), images)["a"], own, rtol=1e-3)
@@ -346,6 +344,12 @@ def test_frozen_networks_can_be_scored():
     assert torch.equal(free.flat(), frozen.flat())
     learned = score(locate(network("dense").requires_grad_(False), "head:0", images), images, "learned", keep=5, training=Training(steps=3))
     assert learned.flat().isfinite().all()
+
+
+def test_criteria_of_this_library_are_not_ascribed_to_others():
+    ours = {name for name, each in CRITERIA.items() if each.source.startswith("this library")}
+    assert ours == {"gate", "iterated_gate", "iterated_actgrad", "learned"}
+    assert CRITERIA["actgrad"].source == "Hamblin, Konkle, Alvarez 2022"
 
 
 def test_bad_input():

@@ -1,5 +1,8 @@
 """Sub-features: the polysemantic unit falls apart into its causes, with one circuit for each."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -135,6 +138,11 @@ def test_groups_are_scored_inside_the_general_circuit():
     assert frames["subcircuit_curves"].attrs["provenance"]["general"] == 0.4
     whole, _ = subcircuits(TARGET, PEAKS, CAUSE, Choice(keep="3"), general=1.0)
     assert whole["0"] == circuits["0"]  # the planted paths are found either way
+
+
+def test_peaks_of_nothing_have_no_error():
+    silent = replace(PEAKS, values=torch.zeros_like(PEAKS.values))
+    assert math.isnan(peak_error(TARGET, Circuit.whole(TARGET), silent, torch.arange(3)))
 
 
 def test_grown_circuits_stay_inside_the_general_circuit():

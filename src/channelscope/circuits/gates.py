@@ -70,7 +70,7 @@ def learn(
     are open at first, none is out of reach of a gradient, and the penalty closes the rest. With `inside`, the gates of all kernels
     outside that circuit are closed and do not count.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (learned gates); Louizos, Welling, Kingma 2018
+    Source   this library, with the gates of Louizos, Welling, Kingma 2018
     """
     how = how or Training()
     values = start.flat()

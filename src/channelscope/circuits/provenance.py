@@ -243,8 +243,9 @@ class _Trail:
         return self._moved(node) if constant else self._mixed(node, value, [label])
 
     def _reduced(self, node: fx.Node, value: Any, inputs: list[Tensor]) -> Any:
-        keep = bool(node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False))
-        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        named = {"axis": "dim", "keepdims": "keepdim"}  # NumPy's spellings of the same
+        given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | {named.get(k, k): v for k, v in node.kwargs.items()}
+        keep, dims = bool(given.get("keepdim", False)), given.get("dim")
         plain = isinstance(dims, int) or (isinstance(dims, list | tuple) and all(isinstance(dim, int) for dim in dims))
         if plain and isinstance(value, Tensor):
             low, high = (reduce(inputs[0], dims, keep) for reduce in (torch.amin, torch.amax))  # type: ignore[arg-type]

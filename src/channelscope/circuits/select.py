@@ -73,7 +73,7 @@ def order(values: Float[Tensor, "kernels"]) -> Tensor:
 def schedule(kernels: int, keep: int, rounds: int = ROUNDS) -> list[int]:
     """Kernels kept after each round: k_t = ⌈exp((t/T) ln k + (1 − t/T) ln N)⌉, and k itself at the end.
 
-    Source   de Jorge et al. 2021 (FORCE); Hamblin, Konkle, Alvarez 2022; checked by tests/pencil_circuits.py::schedule
+    Source   de Jorge et al. 2021 (FORCE), rounded up so that the last is k; checked by tests/pencil_circuits.py::schedule
     """
     steps = [t / rounds for t in range(1, rounds)]
     sizes = [math.exp(step * math.log(keep) + (1 - step) * math.log(kernels)) for step in steps]
@@ -100,7 +100,7 @@ def grown(saliency: Saliency, keep: float | int) -> Circuit:
     Exactly so many kernels, or the few less that the last paths leave over.
 
     Raises   BudgetError, with the smallest size there is, if no path from the images fits.
-    Source   Hamblin, Konkle, Alvarez 2022 (no layer collapse)
+    Source   this library
     """
     target, budget = saliency.target, _room(saliency, keep)
     growth = _Growth(saliency)

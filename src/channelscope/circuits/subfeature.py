@@ -150,12 +150,13 @@ def subcircuits(
 def peak_error(target: Target, circuit: Subset, found: Peaks, members: Int[Tensor, "chosen"]) -> float:
     """Σ|ŷ − y|/Σ|y| over some of the peaks, each at its place in the unmasked network: 0 is exact, 1 what silence reaches.
 
+    Undefined (nan) where the feature is 0 at all of them: silence is exact there.
     Source   Hamblin, Konkle, Alvarez 2022 (preservation curves: error at each image's original maximum position)
     """
     with target.without((~circuit).marks):
         maps = target.map(found.images[members].to(target.device))
     guess, truth = maps.cpu().gather(1, found.places[members][:, None])[:, 0].double(), found.values[members].double()
-    return float((guess - truth).abs().sum() / truth.abs().sum())
+    return float((guess - truth).abs().sum() / truth.abs().sum()) if bool(truth.any()) else float("nan")
 
 
 def _images(target: Target, found: Peaks, labels: Tensor, judging: Sequence[Tensor]) -> pd.DataFrame:
