@@ -85,7 +85,7 @@ def test_the_curve_falls_to_the_sizes_that_any_path_allows(residual):
 
 def test_areas_are_over_all_sizes_whatever_the_shortest_path(residual, planted):
     """The mean of r over ln(kept) from .001 to .9, with 0 at sizes that no path allows."""
-    for _, parts, frames in (residual, planted):
+    for _, _, frames in (residual, planted):
         curve = frames["circuit_curve"].set_index("kept")["r"].fillna(0)
         steps = sorted(SIZES)
         r = [float(curve.get(share, 0.0)) for share in steps]
