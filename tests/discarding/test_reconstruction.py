@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.discarding import reconstruction
 from channelscope.discarding.noise import GAUSSIAN_ENTROPY
 from channelscope.discarding.reconstruction import Ridge, trained, uncertainty
 from channelscope.errors import SampleError, ShapeError
@@ -49,14 +48,14 @@ def test_the_fit_is_ridge_regression():
 
 def test_a_feature_far_from_zero_is_decoded_as_well_as_one_around_it(monkeypatch):
     """A mean of a million scatters is taken off before squares are summed, and is no part of the penalty's unit."""
-    monkeypatch.setattr(reconstruction, "WIDE", 0)  # by itself: at the border, neighbors outside are zero
+    monkeypatch.setattr("channelscope.discarding.reconstruction.WIDE", 0)  # no neighbors: their padding with zeros is no constant
     far = lambda x: invertible(x).double() + 3e5  # noqa: E731
     near, off = Ridge(pairs(invertible)), Ridge(pairs(far))
     torch.testing.assert_close(off.weights, near.weights, rtol=1e-4, atol=1e-5)
 
 
 def test_a_feature_that_says_nothing_gives_the_mean_image_and_no_images_are_refused(monkeypatch):
-    monkeypatch.setattr(reconstruction, "WIDE", 0)
+    monkeypatch.setattr("channelscope.discarding.reconstruction.WIDE", 0)
     decode = Ridge(pairs(lambda x: torch.ones(len(x), 2, 4, 4)))
     mean = F.pixel_unshuffle(images(), 2).mean((0, 2, 3))
     torch.testing.assert_close(decode(torch.ones(1, 2, 4, 4)), F.pixel_shuffle(mean.view(1, 12, 1, 1).expand(1, 12, 4, 4), 2))

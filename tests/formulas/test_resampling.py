@@ -287,3 +287,7 @@ def test_flops_auc_needs_pairs():
         flops_auc(torch.tensor([0.0]), torch.tensor([1.0]))
     with pytest.raises(ShapeError, match="2 budgets"):
         flops_auc(torch.tensor([0.0, 0.1]), torch.tensor([1.0]))
+
+
+def test_permutation_p_is_in_double_precision():
+    assert float(permutation_p(torch.tensor(1.0), torch.tensor([2.0, 0.0]))) == 2 / 3

@@ -140,6 +140,8 @@ def test_a_score_that_cannot_be_computed_says_so_or_is_left_out(bench, tmp_path,
     ("options", "message"),
     [
         ({"scores": ("beauty",)}, "no score is called beauty"),
+        ({"scores": ("relevnce",)}, "no score is called relevnce; near matches: relevance"),
+        ({"repairs": ("least_square",)}, "no repair is called least_square; near matches: least_squares"),
         ({"scores": ("l2", "l2")}, "different names"),
         ({"repairs": ("glue",)}, "no repair is called glue"),
         ({"allocations": ("as(beauty)",)}, r"no allocation is called as\(beauty\)"),
@@ -151,6 +153,12 @@ def test_a_score_that_cannot_be_computed_says_so_or_is_left_out(bench, tmp_path,
 def test_grids_that_make_no_sense(options, message):
     with pytest.raises(InputError, match=message):
         Grid(**options)
+
+
+def test_an_engine_that_does_not_exist_is_refused(bench, tmp_path):
+    with pytest.raises(InputError, match="no engine is called proces; near matches: process; there are: process, workers, ray"):
+        benchmark(bench, GRID, tmp_path, engine="proces")
+    assert not list(tmp_path.iterdir())
 
 
 def test_allocations_are_read():

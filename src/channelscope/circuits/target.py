@@ -16,6 +16,7 @@ from channelscope.circuits.feature import LOGIT, Feature
 from channelscope.circuits.provenance import wire
 from channelscope.circuits.wiring import Marks, Wiring
 from channelscope.errors import InputError, SampleError, ShapeError, SiteError
+from channelscope.net.batches import images_of
 from channelscope.net.edits import masked
 from channelscope.net.find import in_graph
 from channelscope.net.graph import Graph, evaluating, trace
@@ -228,14 +229,14 @@ def _node(graph: Graph, feature: Feature) -> fx.Node:
 
 
 def batches(images: Tensor | Iterable, device: torch.device | str = "cpu") -> Iterator[Float[Tensor, "images C H W"]]:
-    """Batches of images on a device, from a tensor, an iterable of tensors or one of (images, labels, …).
+    """Batches of images on a device, from a tensor of all images or from any batches that net/batches.py reads.
 
-    Raises   SampleError if there are none.
+    Raises   SampleError if there are none, DataError for a batch that cannot be read.
     Source   the library's convention for batches
     """
     count = 0
     for batch in images.split(CHUNK) if isinstance(images, Tensor) else images:
-        pictures = batch if isinstance(batch, Tensor) else batch[0]
+        pictures = images_of(batch)
         count += len(pictures)
         yield pictures.to(device)
     if not count:

@@ -12,6 +12,7 @@ from channelscope.discarding.discard import Discarded
 from channelscope.discarding.frames import described, t_interval
 from channelscope.discarding.rule import Rule
 from channelscope.discarding.view import View
+from channelscope.net.batches import numbered
 from channelscope.types import Float, Tensor
 
 
@@ -32,7 +33,7 @@ def colorfulness(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images
     return pixels.std(1, correction=0)
 
 
-def edges(view: View, batches: Iterable[Sequence[Tensor]], found: Sequence[Discarded], rule: Rule) -> pd.DataFrame:
+def edges(view: View, batches: Iterable, found: Sequence[Discarded], rule: Rule) -> pd.DataFrame:
     """One row per layer and kind: mean over images of Spearman's ρ between what is kept (−H) and edges, or color, over the cells.
 
     Edges and color are means over the pixels of a cell. An image without any color, or with one H everywhere, has no ρ and is left out.
@@ -42,7 +43,7 @@ def edges(view: View, batches: Iterable[Sequence[Tensor]], found: Sequence[Disca
     cells = Cells.of((view.shape[1], view.shape[2]), rule.side)
     values: dict[tuple[str, int, str], list[float]] = {}
     layers = list(dict.fromkeys(each.layer for each in found))
-    for number, (images, *_) in enumerate(batches):
+    for number, (images, _, _) in enumerate(numbered(batches, labels=False)):
         pixels = view.pixels(images)
         seen = {"edges": cells.mean(edge_strength(pixels)), "color": cells.mean(colorfulness(pixels))}
         for each in found[number * len(layers) : (number + 1) * len(layers)]:

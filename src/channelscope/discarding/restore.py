@@ -13,6 +13,7 @@ from channelscope.discarding.reconstruction import Ridge, trained, uncertainty
 from channelscope.discarding.rule import Rule
 from channelscope.discarding.view import Layer, View
 from channelscope.errors import at
+from channelscope.net.batches import numbered
 from channelscope.types import Tensor
 
 DRAWS = 8
@@ -23,8 +24,8 @@ FIRST = 50_000
 
 def restored(
     view: View,
-    calibration: Iterable[Sequence[Tensor]],
-    batches: Iterable[Sequence[Tensor]],
+    calibration: Iterable,
+    batches: Iterable,
     found: Sequence[Discarded],
     rule: Rule,
     train: bool,
@@ -53,17 +54,17 @@ def restored(
     return described("reconstruction", rows, rule, draws=DRAWS)
 
 
-def _pairs(view: View, batches: Iterable[Sequence[Tensor]], layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, *_ in batches:
+def _pairs(view: View, batches: Iterable, layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, _, _ in numbered(batches, labels=False):
         pixels = view.pixels(images)
         yield view.features(pixels, [layer])[0], pixels
 
 
 def _row(
-    view: View, decode: Callable[[Tensor], Tensor], batches: Iterable[Sequence[Tensor]], found: Sequence[Discarded], seed: int
+    view: View, decode: Callable[[Tensor], Tensor], batches: Iterable, found: Sequence[Discarded], seed: int
 ) -> dict[str, float | int]:
     noisy, clean, spread, off = [], [], [], []
-    for (images, _, index), each in zip(batches, found, strict=True):
+    for (images, _, index), each in zip(numbered(batches, labels=False), found, strict=True):
         pixels = view.pixels(images)
         cells = Cells.of((view.shape[1], view.shape[2]), _side(each.sigma.shape[1], view))
         deviation = cells.spread(each.sigma)[:, None].to(pixels)

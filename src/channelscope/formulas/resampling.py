@@ -169,7 +169,7 @@ def permutation_p(
     slack = TIE * observed.abs().nan_to_num(posinf=0)
     hits = (null >= observed - slack).sum(0)
     unknown = observed.isnan() | null.isnan().any(0)
-    return ((1 + hits) / (1 + len(null))).double().masked_fill(unknown, torch.nan)
+    return ((1 + hits).double() / (1 + len(null))).masked_fill(unknown, torch.nan)
 
 
 def sign_flip(differences: Float[Tensor, "... n"], permutations: int = 10_000, seed: int = 0) -> Float[Tensor, "..."]:

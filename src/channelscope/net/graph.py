@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
 
-from channelscope.errors import InputError, TracingError
+from channelscope.errors import InputError, TracingError, first_line
 from channelscope.net import tracer
 from channelscope.net.tracer import OUT_OF_PLACE, Tracer, execute
 
@@ -172,17 +172,17 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
             expected = model(*single)
         except FAILURES as error:
             shapes = ", ".join("×".join(map(str, part.shape[1:])) for part in inputs)
-            raise InputError(f"the network cannot run on images of shape {shapes}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"the network cannot run on images of shape {shapes}: {first_line(error)}") from error
         try:
             steps = following.trace(model, _defaults(model, len(inputs)))
         except FAILURES as error:
-            raise TracingError(f"the forward pass cannot be followed at {_where(error)}: {str(error).splitlines()[0]}") from error
+            raise TracingError(f"the forward pass cannot be followed at {_where(error)}: {first_line(error)}") from error
         constants = {name: value for name, value in marks().items() if name.startswith("_tensor_constant")}
         graph = Graph(model, steps, following.shapes, constants)
         try:
             received = graph.run(*single)
         except FAILURES as error:
-            raise TracingError(f"the traced network fails on another batch size: {str(error).splitlines()[0]}") from error
+            raise TracingError(f"the traced network fails on another batch size: {first_line(error)}") from error
     if not _same(expected, received):
         raise TracingError(
             "the traced network computes something else on another batch: its forward pass depends on the batch size, "

@@ -1,9 +1,12 @@
-"""What identifies a network's weights, so that a profile can be matched to the network it was measured on."""
+"""What identifies a network's weights and the images it was shown, so that profiles can be matched."""
 
 import hashlib
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from channelscope.types import Float, Int
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -21,3 +24,32 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def fingerprints(images: Float[Tensor, "images C H W"], index: Int[Tensor, "images"]) -> Int[Tensor, "images"]:
+    """One number for each image, from its index and its pixels: two profiles that share one have seen the same image.
+
+    Parameters
+    ----------
+    images
+        Images as the network sees them, normalized.
+    index
+        Number of each image in its data set.
+
+    Returns
+    -------
+    Tensor
+        int64 on the CPU, the first 64 bits of a SHA-256, in the order of the images.
+
+    Examples
+    --------
+    >>> one, other, again = fingerprints(torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 0])).tolist()
+    >>> one == again, one == other
+    (True, False)
+    """
+    found = []
+    for number, pixels in zip(index.tolist(), images.detach().cpu().contiguous(), strict=True):
+        digest = hashlib.sha256(f"{number}\0{pixels.dtype}\0{tuple(pixels.shape)}\0".encode())
+        digest.update(pixels.reshape(-1).view(torch.uint8).numpy().data)
+        found.append(digest.digest()[:8])
+    return torch.from_numpy(np.frombuffer(b"".join(found), dtype="<i8").astype(np.int64))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from channelscope.errors import InputError, MismatchError
+from channelscope.errors import InputError, MismatchError, first_line
 from channelscope.net.coupling import Layer
 from channelscope.net.edits import blank, silence
 from channelscope.net.graph import evaluating
@@ -88,7 +88,7 @@ def _compare(small: nn.Module, model: nn.Module, kept: Subset, found: Groups) ->
         with evaluating(small):
             received = small(*found.image)
     except RuntimeError as error:
-        raise MismatchError(f"the smaller network cannot run: {str(error).splitlines()[0]}; please report the network") from error
+        raise MismatchError(f"the smaller network cannot run: {first_line(error)}; please report the network") from error
     with evaluating(model), silence(found.graph, ~kept):
         expected = model(*found.image)
     if isinstance(expected, Tensor):

@@ -1,6 +1,6 @@
 """prune: cut, shrink and repair, in one step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ def prune(
     rankings = [ranking] if isinstance(ranking, Ranking) else list(ranking)
     if not rankings:
         raise InputError("prune: expected a ranking, received none")
+    source = list(source) if isinstance(source, Iterator) else source
     found = model if isinstance(model, Groups) else groups(model, blank(model, rankings[0].input_shape))
 
     def made(ranking: Ranking, source: Any) -> Pruned:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import get_args
 
 from channelscope import scores as scoring
 from channelscope.collect import collect
-from channelscope.errors import InputError, SampleError, SingularError
+from channelscope.errors import InputError, SampleError, SingularError, no_such
 from channelscope.net.identity import weights_hash
 from channelscope.ranking import Ranking
 from channelscope.repair import reconstruction
@@ -35,8 +36,11 @@ def benchmark(
 
     step   is told how many cells of how many are done
 
-    Raises   MismatchError if the folder's results are of another network, data or number of images.
+    Raises   InputError for an engine that does not exist; MismatchError if the folder's results are of another network, data
+             or number of images.
     """
+    if engine not in get_args(Engine):
+        raise InputError(no_such("engine", engine, get_args(Engine)))
     first = int(grid.seeds[0])
     found, images = bench.open(first)
     test = bench.test(images)

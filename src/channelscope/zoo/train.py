@@ -18,6 +18,7 @@ from channelscope.net.identity import weights_hash
 from channelscope.zoo.augment import augmented
 from channelscope.zoo.data import Images
 from channelscope.zoo.history import LOG, Epoch, History
+from channelscope.zoo.loading import available
 from channelscope.zoo.models import Card
 from channelscope.zoo.schedule import MOMENTUM, WEIGHT_DECAY, Schedule
 from channelscope.zoo.split import Split
@@ -50,7 +51,7 @@ def train(
         if len(split) < 2:
             raise DataError(f"{images.source.data}: expected {split.name} images, received {len(split)}; the set cannot be trained on")
     history = _begun(model, images, Path(out), schedule)
-    device = torch.device(device)
+    device = available(device)
     model.to(device)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

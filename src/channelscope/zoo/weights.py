@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from channelscope.errors import WeightsError
+from channelscope.errors import WeightsError, first_line
 from channelscope.tables import whole
 
 NESTED = ("state_dict", "model", "model_state_dict", "net")
@@ -32,7 +32,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise WeightsError(f"{path}: corrupt safetensors file ({error}); get or write it again") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise WeightsError(f"{path}: not a state dictionary that can be read safely ({reason}); save it as safetensors") from error
     state = _unwrapped(found)
     named = isinstance(state, dict) and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
@@ -87,7 +87,3 @@ def _unwrapped(found: Any) -> Any:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
