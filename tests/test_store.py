@@ -84,9 +84,10 @@ def test_a_profile_without_fingerprints_is_read_and_added(profile, file):
     old = load(file)
     same(old, profile)
     assert (len(old.fingerprints), old.unlabeled) == (0, 0)
-    both = old + old
-    assert both.images == 40
-    assert torch.equal((old + profile).fingerprints, profile.fingerprints)
+    assert (old + collected(1)).images == 40
+    with pytest.raises(MismatchError, match="20 of the 20 images"):
+        old + old
+    assert torch.equal((old + collected(1)).fingerprints, collected(1).fingerprints)
 
 
 def test_no_file(tmp_path):

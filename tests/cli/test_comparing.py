@@ -56,5 +56,5 @@ def test_results_of_another_network_stay(place, capsys):
     assert run("benchmark", *given, *grid, "--out", path / "mine") == 0
     before = (path / "mine" / "results.sqlite").read_bytes()
     other = ("resnet20(width=2)", "--data", "digits", "--images", "60")
-    assert "holds another benchmark" in refused(capsys, "benchmark", *other, *grid, "--out", path / "mine")
+    assert "holds a run of" in refused(capsys, "benchmark", *other, *grid, "--out", path / "mine")
     assert (path / "mine" / "results.sqlite").read_bytes() == before

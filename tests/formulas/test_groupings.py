@@ -118,3 +118,11 @@ def test_silhouette_of_one_group_is_undefined():
     features, _ = clouds(3)
     assert math.isnan(silhouette(features, torch.zeros(12, dtype=torch.long)))
     assert math.isnan(silhouette(features, torch.arange(12)))
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.1])
+@pytest.mark.parametrize("count", [7, 10, 13, 50])
+def test_a_constant_column_is_zero_whatever_its_mean_rounds_to(value, count):
+    column = torch.full((count, 1), value, dtype=torch.float64)
+    assert not standardized(column).any()
+    assert not standardized(column.float()).any()

@@ -100,3 +100,13 @@ def test_infinity_ranks_last_and_nan_has_no_rank():
     assert ranked(torch.tensor([torch.inf, 0.0, 5.0])).tolist() == [3, 1, 2]
     with pytest.raises(ShapeError, match="nan has no rank"):
         ranked(torch.tensor([0.0, torch.nan]))
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.1])
+@pytest.mark.parametrize("count", [7, 10, 13, 50])
+def test_a_constant_has_no_correlation_whatever_its_mean_rounds_to(value, count):
+    noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(0)).double()
+    flat = torch.full((count, 1), value, dtype=torch.float64)
+    assert partial_correlation(torch.cat([flat, noise[:, :1]], 1)).isnan()
+    plain = partial_correlation(noise)
+    torch.testing.assert_close(partial_correlation(torch.cat([noise, flat], 1)), plain, rtol=1e-12, atol=0)

@@ -181,3 +181,10 @@ def test_everything_fits_a_whole_budget_and_a_model_may_be_given_itself():
     score = ranking(CHAIN)
     assert cut(score, model, 1.0).fraction == 1
     assert cut(score, model, 0.5) == cut(score, CHAIN, 0.5)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 1.1])
+def test_a_layer_of_equal_scores_has_zscores_of_zero(value):
+    found = groups(Pair().eval(), torch.zeros(1, 3, 4, 4))
+    score = Ranking("flat", "", "high", {"a": np.full(3, value), "b": np.full(3, value)}, found.sites, (3, 4, 4))
+    np.testing.assert_array_equal(group_scores(score, found, "zscore"), [0, 0, 0])

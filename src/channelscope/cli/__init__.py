@@ -50,6 +50,10 @@ def main() -> None:
     except ChannelscopeError as error:
         console.print(Text.assemble(("error:", "bold red"), f" {error}"))
         sys.exit(2)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        console.print(Text.assemble(("error:", "bold red"), f" {place}{error.strerror or error}"))
+        sys.exit(2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             console.print("interrupted; what is resumable goes on when the command is given again")

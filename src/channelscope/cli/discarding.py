@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from channelscope import tables
-from channelscope.cli.addition import Addition
+from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.circuit import about
 from channelscope.cli.sources import Network, console, opened
 from channelscope.discarding import concentration, frames
@@ -157,9 +157,10 @@ def discard(
     begun = time.monotonic()
     if evaluated < 1:
         raise DataError(f"expected --evaluated of at least 1, received {evaluated}")
+    folder_at(out)
     model, images = opened(network, source)
     split = images.test.take(evaluated).batched(min(source.batch_size, BATCH))
-    Addition(out).agrees(weights_hash(model))
+    Addition(out).agrees(weights_hash(model), network.model)
     objects = further.objects(split)
     question = Question(network, layers, images, split, rule)
     answer = question.answer(model, out / "maps")
@@ -193,7 +194,7 @@ def _other(question: Question, source: ImageSource, compared: Compared, out: Pat
         return tables.described(found[found.network == first].assign(network=label), found.attrs)
     pruned = (folder / RECIPE).is_file()
     network = question.network if pruned else replace(question.network, model=compared.compare, weights=compared.compare_weights)
-    model, images = opened(network, source)
+    model, images = opened(network, source, note=not pruned)
     if pruned:
         model, network = load_pruned(folder, model), replace(network, model=f"{network.model} pruned to {folder.name}")
     if images.image_shape != question.images.image_shape:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from channelscope import tables
-from channelscope.cli.addition import Addition
+from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.circuit import about
 from channelscope.cli.discarding import BATCH, names, said
 from channelscope.cli.sources import Network, console, opened
@@ -46,8 +46,9 @@ def faithfulness(
     begun = time.monotonic()
     if min(evaluated, tuned) < 2:
         raise DataError(f"expected --evaluated and --tuned of at least 2, received {evaluated} and {tuned}")
+    folder_at(out)
     model, images = opened(network, source)
-    Addition(out).agrees(weights_hash(model))
+    Addition(out).agrees(weights_hash(model), network.model)
     size = min(source.batch_size, BATCH)
     splits = images.calibration.take(tuned).batched(size), images.test.take(evaluated).batched(size)
     boxes = [_boxed(split) for split in splits]

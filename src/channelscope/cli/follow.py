@@ -45,6 +45,7 @@ def trajectory(
     if not stages:
         raise SampleError(f"no checkpoint in {', '.join(map(str, runs))}: train with --every 1 to keep one per epoch")
     addition = Addition(out)
+    addition.agrees("", histories[0].network)
     profiles = dict(_profiles(stages, histories[0].network, source, device, out / "profiles"))
     frames = followed(((run, epoch, profiles[run, epoch]) for run, epoch, _ in stages), layers, rule, **convention.options())
     last = profiles[stages[-1][0], stages[-1][1]]

@@ -6,7 +6,7 @@ import pandas as pd
 from rich.text import Text
 
 from channelscope import store
-from channelscope.cli.addition import Addition
+from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.sources import Convention, Network, console, opened
 from channelscope.errors import DataError
 from channelscope.experiments.hulls import Rule
@@ -37,13 +37,18 @@ def lesion(
     """
     if evaluated < 1:
         raise DataError(f"lesions need evaluation images: expected --evaluated of at least 1, received {evaluated}")
+    folder_at(out)
     model, images = opened(network, source)
     held_out = images.test.take(evaluated)
     addition = Addition(out)
     found = addition.profiled(model, images, profile)
     frames = lesioned(model, found, held_out, plan, rule, out / "lesion.unfinished", **convention.options())
-    facts = {"data": source.data, "target": convention.target, "assumption": assumption(found, Shared(**convention.options()))}
-    page = addition.write(found, f"Lesions of {network.title}", frames, **facts)
+    facts = {
+        "data": source.data,
+        "target": convention.target,
+        "assumption": assumption(found, Shared(**convention.options())),
+    }
+    page = addition.write(found, f"Lesions of {network.title}", frames, **facts, **network.origin)
     for line in frames["said"]["said"]:
         console.print(Text.assemble(("note ", "yellow"), line))
     console.print(_repaid(frames["repaid"]))
@@ -65,5 +70,5 @@ def hulls(profile: Path, rule: Rule, out: Path, shrinkage: str | float | None = 
     shrinkage  of correlation matrices: a number from 0 to 1, or oas
     """
     addition, found = Addition(out), store.load(profile)
-    addition.agrees(found.weights_hash)
+    addition.agrees(found.weights_hash, found.network)
     print(addition.write(found, f"Hulls of {found.network}", replaceability(found, rule, shrinkage=shrinkage)))

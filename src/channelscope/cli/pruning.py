@@ -11,6 +11,7 @@ from torch import nn
 
 from channelscope import scores as scoring
 from channelscope import tables, zoo
+from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.folder import provenance
 from channelscope.cli.sources import Network, console, opened
 from channelscope.collect import collect
@@ -58,7 +59,9 @@ def prune(
     finetune  epochs of training afterwards, at a tenth of the usual rate; an interrupted one goes on from OUT.finetune
     """
     begun = time.monotonic()
+    folder_at(out)
     model, images = opened(network, source)
+    Addition(out).agrees(weights_hash(model), network.model)
     test = images.test if len(images.test) else images.validation
     if not len(test):
         raise InputError(f"{source.data}: there are no labeled images to evaluate on")
@@ -84,7 +87,7 @@ def prune(
         described = tables.described(frame, {"name": "pruning", "columns": COLUMNS, "split": test.name, **facts})
         tables.write(described, folder / "pruning.csv")
         about = {"title": f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds", "network": network.model}
-        about |= facts | {"weights": weights_hash(model)} | provenance(begun)
+        about |= facts | network.origin | {"weights": weights_hash(model)} | provenance(begun)
         tables.write_json(about, folder / "run.json")
         html.write(folder)
         if export:

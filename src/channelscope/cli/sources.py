@@ -39,6 +39,23 @@ class Network:
         """Its name without the folder of its file."""
         return self.model.rsplit("/", 1)[-1]
 
+    @property
+    def untrained(self) -> str:
+        """Where the weights come from when no file is given; empty with a file."""
+        if self.weights is not None:
+            return ""
+        return "as its class makes them" if ".py:" in self.model else "random"
+
+    @property
+    def stage(self) -> str:
+        """What tables call the network's state."""
+        return f"weights {self.untrained}" if self.untrained else "trained"
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What run.json says of weights that come from no file."""
+        return {"untrained": self.untrained} if self.untrained else {}
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -74,10 +91,18 @@ class Convention:
         return dict(self.__dict__)
 
 
-def opened(network: Network, source: ImageSource) -> tuple[nn.Module, Images]:
-    """The network and its images."""
+def opened(network: Network, source: ImageSource, note: bool = True) -> tuple[nn.Module, Images]:
+    """The network and its images; with `note`, weights that come from no file are said first."""
+    if note:
+        noted(network)
     torch.manual_seed(source.seed)
     return zoo.load(network.model, source, network.weights, network.device, source.seed, network.example)
+
+
+def noted(network: Network) -> None:
+    """Say where the weights come from when no file is given."""
+    if network.untrained:
+        console.print(f"{network.title}: no --weights, so its weights are {network.untrained}")
 
 
 def profiled(

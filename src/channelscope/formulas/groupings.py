@@ -27,6 +27,8 @@ def standardized(features: Float[Tensor, "channels k"]) -> Float[Tensor, "channe
     rows = features[known].double()
     centred = rows - rows.mean(0)
     spread = centred.square().mean(0).sqrt()
+    if len(rows):
+        spread = spread.masked_fill(rows.amax(0) == rows.amin(0), 0)  # the mean of equal numbers may round to another one
     result = torch.full_like(features, torch.nan, dtype=torch.float64)
     result[known] = torch.where(spread > 0, centred / spread, torch.zeros_like(centred))
     return result

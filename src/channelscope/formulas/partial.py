@@ -26,7 +26,11 @@ def partial_correlation(columns: Float[Tensor, "... n k"]) -> Float[Tensor, "...
     n, k = columns.shape[-2:]
     if k < 2:
         raise ShapeError(f"a correlation needs two columns, received {k}")
-    centred = columns.double() - columns.double().mean(-2, keepdim=True)
+    values = columns.double()
+    if n <= k:
+        return values.new_full(values.shape[:-2], torch.nan)
+    constant = values.amax(-2, keepdim=True) == values.amin(-2, keepdim=True)
+    centred = (values - values.mean(-2, keepdim=True)).masked_fill(constant, 0)  # the mean of equal numbers may round to another one
     scaled = centred / centred.norm(dim=-2, keepdim=True)
     rho = scaled.transpose(-1, -2) @ scaled
     left = rho[..., :2, :2]
@@ -36,7 +40,7 @@ def partial_correlation(columns: Float[Tensor, "... n k"]) -> Float[Tensor, "...
     spread = left.diagonal(dim1=-2, dim2=-1)
     value = (left[..., 0, 1] / spread.prod(-1).sqrt()).clamp(-1, 1)
     undefined = ~(spread > DETERMINED).all(-1)
-    return value.masked_fill(undefined, torch.nan) if n > k else torch.full_like(value, torch.nan)
+    return value.masked_fill(undefined, torch.nan)
 
 
 def ranked(values: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:

@@ -207,7 +207,8 @@ def _labels(given: Any, count: int) -> Tensor | None:
     if values.dim() == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if len(values) != count or values.dim() not in (1, 2):
-        raise DataError(f"{count} images need as many labels, one class for each, received {_said(values)}")
+        hint = "; a label for every position, as a map has them, is not judged" if values.dim() > 2 else ""
+        raise DataError(f"{count} images need as many labels, one class for each, received {_said(values)}{hint}")
     if values.dim() == 2:
         values = _one_hot(values)
     if values.is_floating_point() and not bool((values == values.round()).all()):

@@ -105,7 +105,7 @@ def _normalized(values: np.ndarray, how: Normalize) -> np.ndarray:
         scale = np.abs(finite).mean() if len(finite) else 1.0
         return values / scale if scale > 0 else values
     if how == "zscore":
-        spread = finite.std() if len(finite) else 1.0
+        spread = 0.0 if len(finite) and finite.max() == finite.min() else finite.std() if len(finite) else 1.0
         return (values - finite.mean()) / spread if spread > 0 else np.where(np.isfinite(values), 0.0, values)
     raise InputError(f"normalize: expected 'mean', 'none' or 'zscore', received {how!r}")
 

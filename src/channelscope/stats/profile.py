@@ -99,7 +99,7 @@ class Profile:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise MismatchError(f"profiles can only be added when their {name} agree: {_brief(mine)} is not {_brief(theirs)}")
-        common = int(torch.isin(self.fingerprints, other.fingerprints).sum())
+        common = int(torch.isin(self.fingerprints, other.fingerprints).sum()) if len(self.fingerprints) else self._same(other)
         if common:
             raise MismatchError(
                 f"profiles can only be added when they have no image in common: {common:,} of the {self.images:,} images of one are "
@@ -113,6 +113,11 @@ class Profile:
             unlabeled=self.unlabeled + other.unlabeled,
             fingerprints=torch.cat([self.fingerprints, other.fingerprints]).sort().values,
         )
+
+    def _same(self, other: "Profile") -> int:
+        """Number of images if every statistic is that of the other profile, to the bit; else 0."""
+        alike = self.images == other.images and all(torch.equal(value, other.tensors[name]) for name, value in self.tensors.items())
+        return self.images if alike else 0
 
     def _prefixes(self) -> Iterator[str]:
         for owner in ("total", *range(self.shards)):
