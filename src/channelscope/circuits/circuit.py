@@ -63,12 +63,13 @@ class Circuit(Subset):
         return Circuit({layer: kernels & self.relevant[layer] for layer, kernels in marks.items()}, (), (), self.relevant, self.feature)
 
     def _merge(self, other: Subset, rule: Callable[[Tensor, Tensor], Tensor]) -> "Circuit":
+        merged = super()._merge(other, rule)
         if isinstance(other, Circuit) and not Subset(self.relevant) == Subset(other.relevant):
             raise MismatchError(
                 f"expected circuits that depend on the same kernels, received circuits of {self.feature} and {other.feature}: "
                 "unite their marks as plain subsets, Subset(one.marks) | Subset(other.marks)"
             )
-        return self._with(super()._merge(other, rule).marks)
+        return self._with(merged.marks)
 
     def overlap(self, other: "Circuit") -> dict[str, float]:
         """Intersection over union per layer, and of all kernels under ''; nan where neither has a kernel.
