@@ -58,6 +58,28 @@ def test_every_choice_runs(place, score, repair, allocation, capsys):
     load_pruned(path / score)
 
 
+def test_random_channels_follow_the_seed(place):
+    path, given = place
+    kept = []
+    for seed in (0, 1, 1):
+        options = ("--images", "60", "--macs", "0.7", "--score", "random", "--repair", "none", "--seed", seed)
+        assert run("prune", *given, *options, "--out", path / "random") == 0
+        kept.append(json.loads((path / "random" / "recipe.json").read_text())["kept"]["marks"])
+    assert kept[0] != kept[1] == kept[2]
+
+
+def test_a_budget_out_of_reach_is_refused_or_the_closest_taken(place, capsys):
+    path, given = place
+    options = ("--images", "60", "--macs", "0.001", "--score", "l1", "--repair", "none", "--out", path / "closest")
+    said = refused(capsys, "prune", *given, *options)
+    assert "cannot be met; the smallest budget is 0." in said
+    assert "(closest=True or --closest takes it): of what is then left, " in said
+    assert run("prune", *given, *options, "--closest") == 0
+    frame = tables.read(path / "closest" / "pruning.csv").set_index("state")
+    smallest = float(said.split("smallest budget is ")[1].split()[0])
+    assert smallest - 0.001 <= frame.loc["pruned", "kept"] <= smallest
+
+
 def test_fine_tuning_trains_and_replaces(place):
     path, given = place
     before = load_file(path / "small" / "weights.safetensors")

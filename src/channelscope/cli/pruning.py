@@ -41,6 +41,8 @@ class Plan:
     """one threshold for the network, or the same fraction of every layer"""
     repair: Method = "least_squares"
     """none, batchnorm, peers or least_squares"""
+    closest: bool = False
+    """where the budget cannot be met, take the smallest that can"""
 
 
 def prune(
@@ -64,7 +66,7 @@ def prune(
         raise InputError(f"{source.data}: there are no labeled images to evaluate on")
     found = groups(model, blank(model, images.image_shape))
     ranking = ranked(plan.score, found, images)
-    made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair)
+    made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair, plan.closest)
     undefined_said(made.ranking)
     networks = {"original": model, "pruned": shrink(model, made.kept, found).eval(), "repaired": made.model}
     if plan.repair == "none":
@@ -108,7 +110,7 @@ def ranked(name: str, found: Groups, images: Images) -> Ranking | list[Ranking]:
         sensitivity=score.axis == "gradient",
         maps=name in ("hrank", "chip"),
     )
-    return score(profile)
+    return score(profile, **({"seed": images.source.seed} if name == "random" else {}))
 
 
 def undefined_said(ranking: Ranking) -> None:
