@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from channelscope.errors import BudgetError, InputError, MismatchError
-from channelscope.net.budget import cut, group_scores
+from channelscope.net.budget import cut, group_scores, refuse_out_of_reach
 from channelscope.net.cost import Ledger, cost, macs
 from channelscope.net.groups import groups
 from channelscope.net.subset import Subset
@@ -206,6 +206,9 @@ def test_what_is_not_followed_counts_and_a_budget_out_of_reach_is_refused():
     with pytest.raises(BudgetError, match=rf"0.5 of {full:,} multiply-adds cannot be met; the smallest budget is {least}") as caught:
         cut(score, found, 0.5)
     assert f"enc holds {ENCODER / (full - 30 * STEM / 32):.0%}, stem.3 holds 2%, stem.0 holds 1%; at most 0.95" in str(caught.value)
+    with pytest.raises(BudgetError, match="enc holds"):
+        refuse_out_of_reach(found, 0.5)
+    refuse_out_of_reach(found, 0.7)
     nearest = cut(score, found, 0.5, closest=True)
     assert nearest == cut(score, found, least) != cut(score, found, 0.8)
     assert cost(shrink(model, nearest, found), image).total_macs == macs(found, nearest) == full - 30 * STEM // 32

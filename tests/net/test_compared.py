@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import MismatchError
-from channelscope.net.compared import check_same
+from channelscope.net.compared import check_same, survivors
 from channelscope.net.groups import groups
 from channelscope.net.outputs import distance, tensors
-from channelscope.net.slicing import shrink_layer, survivors
+from channelscope.net.slicing import shrink_layer
 from channelscope.net.surgery import shrink
 from channelscope.zoo.torchvision_cpu import models
 from networks import NARROW, built, lively
@@ -96,15 +96,6 @@ def test_a_right_network_is_refused_in_none_of_sixty_random_cuts(name):
 def test_a_right_network_is_refused_in_none_of_a_thousand_random_cuts(name):
     model, shape = built(name)
     random_cuts(groups(model, torch.zeros(1, *shape)), 77, seed=2)
-
-
-class Standardized(nn.Conv2d):
-    """Weight standardization: fewer inputs change every weight."""
-
-    def forward(self, x):
-        w = self.weight
-        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 0.001)
-        return F.conv2d(x, w, self.bias, self.stride, self.padding)
 
 
 @dataclass(eq=False)

@@ -15,6 +15,7 @@ from channelscope.cli.folder import provenance
 from channelscope.cli.sources import Network, console, opened
 from channelscope.collect import collect
 from channelscope.errors import InputError
+from channelscope.net.budget import refuse_out_of_reach
 from channelscope.net.edits import blank
 from channelscope.net.groups import Groups, groups
 from channelscope.net.identity import weights_hash
@@ -65,6 +66,8 @@ def prune(
     if not len(test):
         raise InputError(f"{source.data}: there are no labeled images to evaluate on")
     found = groups(model, blank(model, images.image_shape))
+    if not plan.closest:
+        refuse_out_of_reach(found, plan.macs)
     ranking = ranked(plan.score, found, images)
     made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair, plan.closest)
     undefined_said(made.ranking)

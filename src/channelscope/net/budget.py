@@ -81,11 +81,24 @@ def cut(
     ----------
     docs/how-to/pruning.md, the protocol of comparison.
     """
+    found = model if isinstance(model, Groups) else groups(model, blank(model, ranking.input_shape))
+    return _cut(ranking, found, macs, allocation, normalize, reduce, cap, closest)
+
+
+def _cut(
+    ranking: Ranking,
+    found: Groups,
+    macs: float,
+    allocation: Allocation,
+    normalize: Normalize | None,
+    reduce: Reduce,
+    cap: float,
+    closest: bool,
+) -> Subset:
     if not 0 < macs <= 1:
         raise InputError(f"macs: expected a fraction of the multiply-adds above 0 and at most 1, received {macs}")
     if not 0 <= cap <= 1:
         raise InputError(f"cap: expected a fraction from 0 to 1, received {cap}")
-    found = model if isinstance(model, Groups) else groups(model, blank(model, ranking.input_shape))
     scores = group_scores(ranking, found, normalize, reduce)
     if isinstance(allocation, Ranking):
         pattern = found.kept(cut(allocation, found, macs, "global", normalize, reduce, cap, closest))
@@ -95,6 +108,31 @@ def cut(
     if allocation == "uniform":
         scores = _quantiles(scores, found)
     return found.subset(_fill(scores, found, macs, cap, closest))
+
+
+def refuse_out_of_reach(found: Groups, macs: float, cap: float = 0.95) -> None:
+    """Refuse a budget that no ranking can meet, before one is made.
+
+    Parameters
+    ----------
+    found
+        The network's `groups`.
+    macs
+        Fraction of the network's multiply-adds to keep.
+    cap
+        Largest fraction of a site's channels that may go.
+
+    Raises
+    ------
+    BudgetError
+        If even with every group removed more would be left, naming the layers that hold it.
+    """
+    ledger = Ledger(found)
+    full = ledger.total
+    for group in range(len(found)):
+        ledger.remove(group)
+    if ledger.total > macs * full:
+        _fill(np.zeros(len(found)), found, macs, cap, closest=False)
 
 
 def group_scores(ranking: Ranking, found: Groups, normalize: Normalize | None = None, reduce: Reduce = "mean") -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,23 +14,28 @@ from channelscope.net.coupling import Layer
 from channelscope.net.edits import silence
 from channelscope.net.graph import evaluating
 from channelscope.net.groups import Groups
-from channelscope.net.outputs import defined, distance
-from channelscope.net.slicing import survivors
+from channelscope.net.outputs import EXPONENT, FAILURES, coarsest, defined, distance
 from channelscope.net.subset import Subset
 from channelscope.types import Bool, Float, Tensor
 
-EXPONENT = 0.6
-"""The same sums in another order may differ by eps**EXPONENT of the largest output: 4e-10 in float64, 7e-5 in float32."""
 FLOOR = 0.3
 """What is below eps**FLOOR of the largest layer's output may be nothing but rounding: 2e-5 in float64."""
 PUSH = 3.0
 """Offsets that wake silent channels, in root mean squares of what the layer gives out."""
 REAL = 2
 """Real images that are compared on."""
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, ArithmeticError)
 
 Offsets = Mapping[str, Tensor]
 """site → what is added to each channel of its layer's output, (channels,)"""
+
+
+def survivors(found: Groups, kept: Subset) -> Tensor:
+    """Which channel numbers stay: bool (all channels + 1,), True at −1, the number of what cannot be removed.
+
+    Raises   InputError if a group is split or a channel cannot be removed; MismatchError if the subset is of another network.
+    """
+    alive = np.append(found.kept(kept), True)[found.owner]
+    return torch.from_numpy(np.append(alive, True))
 
 
 def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None = None) -> None:
@@ -82,7 +88,7 @@ def _furthest(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tenso
     if images is not None:
         trials.append(("real images", tuple(_real(part, like) for part, like in zip(images, noise, strict=True))))
     results, finite = [], False
-    with evaluating(small), evaluating(model), silence(found.graph, ~kept), _Rounding(_coarsest(model)) as rounding:
+    with evaluating(small), evaluating(model), silence(found.graph, ~kept), _Rounding(coarsest(model)) as rounding:
         for kind, inputs in trials:
             offsets = theirs.offsets(draws) if kind == "noise with offsets" else {}
             expected, received = theirs(inputs, offsets), ours(inputs, offsets)
@@ -149,7 +155,7 @@ class _Watch:
 
 def _noise(found: Groups, count: int, draws: torch.Generator) -> tuple[Tensor, ...]:
     """So many images of noise in the precision of the network's parameters; inputs that are no images as they are."""
-    wide = _coarsest(found.graph.model) == torch.finfo(torch.float64).eps
+    wide = coarsest(found.graph.model) == torch.finfo(torch.float64).eps
     inputs = []
     for part in found.image:
         like = part.double() if wide and part.is_floating_point() else part
@@ -163,12 +169,6 @@ def _noise(found: Groups, count: int, draws: torch.Generator) -> tuple[Tensor, .
 def _real(part: Tensor, like: Tensor) -> Tensor:
     part = part[:REAL] if part.dim() > 1 else part
     return part.to(like) if part.is_floating_point() else part.to(like.device)
-
-
-def _coarsest(model: nn.Module) -> float:
-    """Rounding of the coarsest type among a network's parameters."""
-    kinds = {part.dtype for part in model.parameters() if part.is_floating_point()}
-    return max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float32).eps)
 
 
 class _Rounding(TorchDispatchMode):

@@ -1,21 +1,8 @@
 """Slicing: a layer's parameters with only the channels that stay."""
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from channelscope.net.coupling import Layer
-from channelscope.net.groups import Groups
-from channelscope.net.subset import Subset
-
-
-def survivors(found: Groups, kept: Subset) -> Tensor:
-    """Which channel numbers stay: bool (all channels + 1,), True at −1, the number of what cannot be removed.
-
-    Raises   InputError if a group is split or a channel cannot be removed; MismatchError if the subset is of another network.
-    """
-    alive = np.append(found.kept(kept), True)[found.owner]
-    return torch.from_numpy(np.append(alive, True))
 
 
 def shrink_layer(module: nn.Module, layer: Layer, keep: Tensor) -> None:

@@ -5,10 +5,10 @@ import copy
 from torch import Tensor, nn
 
 from channelscope.errors import InputError
-from channelscope.net.compared import check_same
+from channelscope.net.compared import check_same, survivors
 from channelscope.net.edits import blank
 from channelscope.net.groups import Groups, groups
-from channelscope.net.slicing import shrink_layer, survivors
+from channelscope.net.slicing import shrink_layer
 from channelscope.net.subset import Subset
 
 
@@ -53,6 +53,9 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: 
             raise InputError("shrink: the subset needs the input shape, as cut() and Subset.everything() give it")
         found = groups(model, blank(model, kept.input_shape))
     keep = survivors(found, kept)
+    for layer in found.layers:
+        if not bool(keep[layer.outputs].any()):
+            raise InputError(f"shrink: the subset removes all {len(layer.outputs)} channels of {layer.name}: keep at least one")
     small = copy.deepcopy(model)
     for layer in found.layers:
         shrink_layer(small.get_submodule(layer.name), layer, keep)

@@ -1,6 +1,6 @@
 """prune: cut, shrink and repair, in one step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -97,8 +97,11 @@ def prune(
             _met(small, found, macs)
         return Pruned(small, kept, repair(small, found, kept, source, method), ranking)
 
-    if len(rankings) == 1:
-        return made(rankings[0], batches or source)
+    return made(rankings[0] if len(rankings) == 1 else _nearest(rankings, made, found, batches), batches or source)
+
+
+def _nearest(rankings: list[Ranking], made: Callable[[Ranking, Any], Pruned], found: Groups, batches: list) -> Ranking:
+    """The ranking whose network, made without every fourth image, is nearest to the original on these."""
     if not batches:
         raise InputError("prune: to choose between several rankings, batches of images are needed")
     inputs = [torch.cat(parts) for parts in zip(*batches, strict=True)]
@@ -107,7 +110,7 @@ def prune(
         raise SampleError(f"prune: to choose between several rankings, at least {FEWEST} images are needed, received {len(aside)}")
     seen, judges = ([tuple(part[mask] for part in inputs)] for mask in (~aside, aside))
     distances = [divergence(made(each, seen).model, found.graph.model, judges, found) for each in rankings]
-    return made(rankings[distances.index(min(distances))], batches)
+    return rankings[distances.index(min(distances))]
 
 
 def _read(source: Iterable | Profile | None, found: Groups, only_first: bool) -> list[tuple[Tensor, ...]]:
