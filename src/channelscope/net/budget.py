@@ -34,7 +34,7 @@ def cut(
     Multiply-adds count as executed: those of attention products and of modules that cannot be followed too, which stay. Groups are
     removed in the order of their scores until the budget holds; then the next-ranked removed groups that still fit come back. What
     is kept is within one cheapest removed group of the budget, from below. Groups whose channels are all silent (nan) go first; inf
-    is the extreme it is.
+    is the extreme it is. The protocol of comparison is in docs/how-to/pruning.md.
 
     Parameters
     ----------
@@ -76,10 +76,6 @@ def cut(
     >>> ranking = Ranking("by hand", "", "high", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
     >>> cut(ranking, found, macs=0.5)["0"].tolist()
     [True, False, True, False]
-
-    References
-    ----------
-    docs/how-to/pruning.md, the protocol of comparison.
     """
     found = model if isinstance(model, Groups) else groups(model, blank(model, ranking.input_shape))
     return _cut(ranking, found, macs, allocation, normalize, reduce, cap, closest)

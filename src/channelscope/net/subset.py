@@ -67,6 +67,10 @@ class Subset:
         """Marked over total; nan for a subset of nothing."""
         return self.count / self.total if self.total else float("nan")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles of plain marks, which are made anew."""
+        return type(self), (dict(self.marks), self.sites, self.input_shape)
+
     def __getitem__(self, name: str) -> Tensor:
         """Marks of one site or layer."""
         if name not in self.marks:

@@ -11,6 +11,9 @@ from channelscope.net.groups import Groups, groups
 from channelscope.net.slicing import shrink_layer
 from channelscope.net.subset import Subset
 
+CUTS = "_channelscope_cuts"
+"""Attribute of a smaller network: what it was made of."""
+
 
 def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: tuple[Tensor, ...] | None = None) -> nn.Module:
     """A new network with only the kept channels; `model` itself stays as it is, to the bit.
@@ -60,7 +63,24 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: 
     for layer in found.layers:
         shrink_layer(small.get_submodule(layer.name), layer, keep)
     _compare(small, model, kept, found, images)
+    vars(small)[CUTS] = (*cuts(model), kept)
     return small
+
+
+def cuts(model: nn.Module) -> tuple[Subset, ...]:
+    """What a network was made of by `shrink`, one subset for each time, the first one of the original; empty for an original.
+
+    Parameters
+    ----------
+    model
+        Any network.
+
+    Returns
+    -------
+    tuple of Subset
+        The channels that were kept each time.
+    """
+    return vars(model).get(CUTS, ())
 
 
 def _compare(small: nn.Module, model: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None = None) -> None:
