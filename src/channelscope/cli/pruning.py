@@ -83,6 +83,7 @@ def prune(
         "ranking": made.ranking.name,
         "undefined": sum(len(each) for each in made.ranking.notes.values()),
         "skipped": dict(made.report.skipped),
+        "notes": dict(made.report.notes),
     }
 
     def also(folder: Path) -> None:

@@ -1,12 +1,13 @@
 """Surgery: the smaller dense network that computes what the silenced one computes."""
 
 import copy
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from channelscope.errors import InputError
 from channelscope.net.compared import check_same, survivors
-from channelscope.net.edits import blank
+from channelscope.net.edits import blank, known_groups
 from channelscope.net.groups import Groups, groups
 from channelscope.net.slicing import shrink_layer
 from channelscope.net.subset import Subset
@@ -28,7 +29,7 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: 
     kept
         The channels to keep, as `cut` gives them.
     found
-        The network's `groups`, when they are already known.
+        The network's `groups`, when they are already known; a subset from `cut` knows them.
     images
         All inputs of the network for a few real images, each (images, …), to compare on too.
 
@@ -51,6 +52,7 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: 
     >>> shrink(model, found.subset(np.array([True, False, True, True])), found)[0].out_channels
     3
     """
+    found = known_groups(model, kept) if found is None else found
     if found is None:
         if not kept.input_shape:
             raise InputError("shrink: the subset needs the input shape, as cut() and Subset.everything() give it")
@@ -63,7 +65,7 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: 
     for layer in found.layers:
         shrink_layer(small.get_submodule(layer.name), layer, keep)
     _compare(small, model, kept, found, images)
-    vars(small)[CUTS] = (*cuts(model), kept)
+    vars(small)[CUTS] = (*cuts(model), replace(kept, groups=None))
     return small
 
 

@@ -1,7 +1,7 @@
 """prune: cut, shrink and repair, in one step."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -95,7 +95,7 @@ def prune(
         small = shrink(found.graph.model, kept, found, batches[0] if batches else None).eval()
         if not closest:
             _met(small, found, macs)
-        return Pruned(small, kept, repair(small, found, kept, source, method), ranking)
+        return Pruned(small, replace(kept, groups=None), repair(small, found, kept, source, method), ranking)
 
     return made(rankings[0] if len(rankings) == 1 else _nearest(rankings, made, found, batches), batches or source)
 
