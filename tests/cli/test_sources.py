@@ -1,10 +1,12 @@
 """What every command is given and writes to: weights that no file gives are said, and a folder belongs to one network."""
 
 import json
+import sqlite3
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
 from channelscope import store, tables
 from channelscope.cli.sources import Network
@@ -116,13 +118,23 @@ def test_a_device_that_is_not_there(capsys, tmp_path):
     assert "received 'cuda:77'" in said
 
 
-def test_a_disk_that_is_full_is_one_sentence(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "x.profile"), "error: x.profile: No space left on device"),
+        (
+            SafetensorError("I/O error: No space left on device"),
+            "error: a file cannot be read or written: I/O error: No space left on device",
+        ),
+        (sqlite3.OperationalError("database or disk is full"), "error: a file cannot be read or written: database or disk is full"),
+    ],
+)
+def test_a_disk_that_is_full_is_one_sentence(capsys, tmp_path, monkeypatch, error, said):
     def full(*_, **__):
-        raise OSError(28, "No space left on device", str(tmp_path / "x.profile"))
+        raise error
 
     monkeypatch.setattr(store, "save_file", full)
-    said = refused(capsys, "profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile")
-    assert said.endswith("x.profile: No space left on device")
+    assert refused(capsys, "profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile").endswith(said)
 
 
 def test_few_validation_images_are_said_and_the_last_epoch_is_kept(capsys, tmp_path):

@@ -189,7 +189,7 @@ def _other(question: Question, source: ImageSource, compared: Compared, out: Pat
     if (folder / "discarded.csv").is_file():
         found = tables.read(folder / "discarded.csv")
         first = found.network.iloc[0]
-        facts = json.loads((folder / "run.json").read_text())
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         label = first if first != question.network.model else f"{first} ({str(facts.get('weights', folder))[:8]})"
         return tables.described(found[found.network == first].assign(network=label), found.attrs)
     pruned = (folder / RECIPE).is_file()
