@@ -123,8 +123,8 @@ def test_a_device_that_is_not_there(capsys, tmp_path):
     [
         (OSError(28, "No space left on device", "x.profile"), "error: x.profile: No space left on device"),
         (
-            SafetensorError("I/O error: No space left on device"),
-            "error: a file cannot be read or written: I/O error: No space left on device",
+            SafetensorError("I/O error: No space left"),
+            "error: a file cannot be read or written: I/O error: No space left",
         ),
         (sqlite3.OperationalError("database or disk is full"), "error: a file cannot be read or written: database or disk is full"),
     ],
