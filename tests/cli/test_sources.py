@@ -1,13 +1,20 @@
 """What every command is given and writes to: weights that no file gives are said, and a folder belongs to one network."""
 
 import json
+import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
-from channelscope import store, tables
-from channelscope.cli.sources import Network
+from channelscope import store, tables, zoo
+from channelscope.cli.circuit import few
+from channelscope.cli.follow import _source
+from channelscope.cli.sources import Network, fitted
+from channelscope.errors import DataError
+from channelscope.zoo import History, ImageSource, read_images
 from cli.commands import refused, run
 
 NET = """
@@ -116,13 +123,23 @@ def test_a_device_that_is_not_there(capsys, tmp_path):
     assert "received 'cuda:77'" in said
 
 
-def test_a_disk_that_is_full_is_one_sentence(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "x.profile"), "error: x.profile: No space left on device"),
+        (
+            SafetensorError("I/O error: No space left"),
+            "error: a file cannot be read or written: I/O error: No space left",
+        ),
+        (sqlite3.OperationalError("database or disk is full"), "error: a file cannot be read or written: database or disk is full"),
+    ],
+)
+def test_a_disk_that_is_full_is_one_sentence(capsys, tmp_path, monkeypatch, error, said):
     def full(*_, **__):
-        raise OSError(28, "No space left on device", str(tmp_path / "x.profile"))
+        raise error
 
     monkeypatch.setattr(store, "save_file", full)
-    said = refused(capsys, "profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile")
-    assert said.endswith("x.profile: No space left on device")
+    assert refused(capsys, "profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile").endswith(said)
 
 
 def test_few_validation_images_are_said_and_the_last_epoch_is_kept(capsys, tmp_path):
@@ -137,3 +154,32 @@ def test_few_validation_images_are_said_and_the_last_epoch_is_kept(capsys, tmp_p
     assert "4 validation images are too few to choose an epoch by" in capsys.readouterr().err
     assert (tmp_path / "run" / "trained.safetensors").read_bytes() == (tmp_path / "run" / "epoch_002.safetensors").read_bytes()
     assert json.loads((tmp_path / "run" / "training.json").read_text())["kept"] == 2
+
+
+def test_default_numbers_fit_a_small_set_and_say_what_they_took(capsys):
+    split = read_images(ImageSource("digits")).test
+    assert len(fitted(split, None, 359, "--evaluated")) == 359
+    assert capsys.readouterr().err == ""
+    assert len(fitted(split, None, 1000, "--evaluated")) == 359
+    assert capsys.readouterr().err == "--evaluated: 359 test images, for that is all there are; 1,000 where there are so many\n"
+    assert fitted(split, 20, 1000, "--evaluated").indices.tolist() == split.indices[:20].tolist()
+    with pytest.raises(DataError, match=r"--evaluated: expected at least 1 and at most 359 images of the test split, asked for 360"):
+        fitted(split, 360, 1000, "--evaluated")
+    with pytest.raises(DataError, match="asked for 0"):
+        fitted(split, 0, 1000, "--evaluated")
+
+
+def test_few_images_are_the_first_of_those_drawn():
+    model, images = zoo.load(OTHER, "digits")
+    _, found = few(model, images, 64)
+    assert found.calibration.indices.tolist() == zoo.load(OTHER, ImageSource("digits", images=64))[1].calibration.indices.tolist()
+    _, asked = zoo.load(OTHER, ImageSource("digits", images=70))
+    assert len(few(model, asked, 64)[1].calibration) == 70
+
+
+def test_a_trajectory_takes_all_images_of_a_small_training_set(capsys):
+    images = {"data": "digits", "splits": {"train": 1294}, "mean": [0.3], "std": [0.4]}
+    history = History(Path("run"), "resnet20", "", {"images": images}, ())
+    assert _source([history], None, 0).images == 1294
+    assert capsys.readouterr().err == "--images: 1,294 training images, for that is all there are; 2,000 where there are so many\n"
+    assert _source([history], 60, 0).images == 60

@@ -52,7 +52,7 @@ def _read(facts: Path) -> dict[str, Any]:
     if not facts.exists():
         return {}
     try:
-        return dict(json.loads(facts.read_text()))
+        return dict(json.loads(facts.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise FormatError(f"{facts} is damaged: {error}") from error
 

@@ -27,7 +27,7 @@ from channelscope.circuits.subfeature import subcircuits as told_apart
 from channelscope.circuits.target import Target, activity, batches, locate
 from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.folder import provenance
-from channelscope.cli.sources import Network, console, opened
+from channelscope.cli.sources import Network, console, fitted, opened
 from channelscope.errors import InputError
 from channelscope.net.edits import blank
 from channelscope.net.graph import trace
@@ -128,7 +128,7 @@ def subcircuits(
     """
     begun = time.monotonic()
     folder_at(out)
-    model, images = prepared(network, replace(source, images=source.images or SEARCHED))
+    model, images = few(*opened(network, source), SEARCHED)
     Addition(out).agrees(weights_hash(model), network.model)
     target = located(model, images, feature)
     choice.kernels(target)
@@ -177,8 +177,15 @@ def pictured(found: Circuit, target: Target, images: Images, scored: list[Tensor
 
 
 def prepared(network: Network, source: ImageSource) -> tuple[nn.Module, Images]:
-    """The network and few images, for whatever happens in every layer is looked at."""
-    return opened(network, replace(source, images=source.images or SCORED))
+    """The network and few calibration images, for whatever happens in every layer is looked at."""
+    return few(*opened(network, source), SCORED)
+
+
+def few(model: nn.Module, images: Images, usual: int) -> tuple[nn.Module, Images]:
+    """The network and its images, with the usual number of calibration images where none was asked for."""
+    if images.source.images is not None:
+        return model, images
+    return model, replace(images, calibration=fitted(images.calibration, None, usual, "--images"))
 
 
 def located(model: nn.Module, images: Images, feature: str) -> Target:

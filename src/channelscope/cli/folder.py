@@ -89,4 +89,4 @@ class Folder:
 
     def headline(self) -> str:
         """The answer in one sentence."""
-        return text.answer(tables.read(self.path / "alignment_mean.csv"), json.loads((self.path / "run.json").read_text()))
+        return text.answer(tables.read(self.path / "alignment_mean.csv"), json.loads((self.path / "run.json").read_text(encoding="utf-8")))

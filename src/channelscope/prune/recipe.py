@@ -55,7 +55,7 @@ class Recipe:
         factory = asdict(self.factory) if self.factory else None
         plain = {"format": FORMAT, **vars(self), "kept": self.kept.as_dict(), "factory": factory}
         plain["earlier"] = [each.as_dict() for each in self.earlier]
-        path.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "Recipe":
@@ -64,7 +64,7 @@ class Recipe:
         Raises   FormatError, naming the file, if it is missing, damaged, or of another version.
         """
         try:
-            plain = json.loads(path.read_text())
+            plain = json.loads(path.read_text(encoding="utf-8"))
             version = plain.pop("format")
             if version != FORMAT:
                 raise FormatError(f"{path} has format {version}, this version reads {FORMAT}: prune again")

@@ -96,7 +96,7 @@ class History:
         data = {**asdict(self), "format": FORMAT, "best": self.best, "kept": self.kept}
         del data["folder"]
         with whole(self.folder / LOG) as half:
-            half.write_text(json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n")
+            half.write_text(json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: str | Path) -> "History":
@@ -108,7 +108,7 @@ class History:
         if not path.is_file():
             raise FormatError(f"{path}: expected the log of a training run, found nothing there")
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 raise FormatError(
                     f"{path}: expected format {FORMAT}, found {data['format']}; train again, or use the version that wrote it"

@@ -134,7 +134,7 @@ def _parts(path: Path) -> list[Path]:
 def _listed(index: Path) -> list[str]:
     """Files that an index names."""
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise WeightsError(f"{index}: not an index of weights files ({first_line(error)}); get it again") from error
 
