@@ -70,7 +70,7 @@ def test_plain_data_and_report_know_no_torch(path):
 def test_size_and_manners(path):
     text = path.read_text()
     tree = ast.parse(text)
-    assert len(text.splitlines()) <= 300, "a noun is missing"
+    assert len(text.splitlines()) <= 400, "a noun is missing"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 60, f"{node.name} is longer than 60 lines"

@@ -1,14 +1,17 @@
 """The statistics of a benchmark, on results with planted differences and against plain arithmetic."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import torch
 
 from channelscope import tables
 from channelscope.errors import SampleError
+from channelscope.formulas.resampling import bootstrap_mean, sign_flip
 from channelscope.scores import REGISTRY
-from channelscope.study.analysis import Rule, agreement, analysis, areas, paired
+from channelscope.study.analysis import DRAWS, Area, Resampled, Rule, agreement, analysis, areas, paired
 from channelscope.study.cell import ORIGINAL, Cell
 from channelscope.study.columns import COLUMNS
 
@@ -167,3 +170,27 @@ def test_nothing_to_analyze():
         analysis({})
     with pytest.raises(SampleError, match="unpruned"):
         analysis({Cell(0, "l2", 0.5, "global", "none"): row(np.ones(3, dtype=bool))})
+
+
+def test_pairs_from_shared_resamples_are_those_of_each_pair_alone():
+    """On numbers whose sums are exact, to the last digit; the third score lacks a seed."""
+    draw = np.random.default_rng(1)
+    found = [
+        Area(name, Rule("global", "none", 0), BUDGETS, seeds, draw.integers(0, 9, (len(seeds), 64)) / 8)
+        for name, seeds in {"l1": (0, 1), "l2": (0, 1), "capture": (1,)}.items()
+    ]
+    frame = paired(found)
+    gaps = []
+    for (one, two), row in zip(itertools.combinations(found, 2), frame.to_dict("records"), strict=True):
+        seeds = [seed for seed in one.seeds if seed in two.seeds]
+        gap = sum(one.images[one.seeds.index(seed)] - two.images[two.seeds.index(seed)] for seed in seeds) / len(seeds)
+        alone = bootstrap_mean(torch.from_numpy(gap), DRAWS)
+        assert (row["first"], row["second"], row["n"]) == (one.score, two.score, len(seeds))
+        assert (row["difference"], row["difference_low"], row["difference_high"]) == (alone.value, alone.low, alone.high)
+        gaps.append(gap)
+    assert frame["p"].tolist() == sign_flip(torch.from_numpy(np.stack(gaps)), DRAWS).tolist()
+    resampled = Resampled(found)
+    lows, highs = resampled.intervals([resampled.mixture(area) for area in found])
+    for area, low, high in zip(found, lows, highs, strict=True):
+        alone = bootstrap_mean(torch.from_numpy(area.images.mean(0)), DRAWS)
+        assert (low, high) == (alone.low, alone.high)
