@@ -392,7 +392,9 @@ def repaired(model: nn.Module, source):
     return small, repair(small, found, kept, source(model), method="peers", ridge=1e-9)
 
 
-@pytest.mark.parametrize("between", [lambda h: h.view(h.shape[0], -1), lambda h: h.reshape(h.shape[0], -1), lambda h: h.squeeze(3).squeeze(2)])
+@pytest.mark.parametrize(
+    "between", [lambda h: h.view(h.shape[0], -1), lambda h: h.reshape(h.shape[0], -1), lambda h: h.squeeze(3).squeeze(2)]
+)
 def test_peers_see_through_reshaping(between):
     torch.manual_seed(0)
     small, report = repaired(Headed(between), lambda model: collect(model, BATCHES))
