@@ -1,5 +1,6 @@
 """A circuit is a subset over the relevant kernels; dropping dead ends changes nothing, and drops all there is."""
 
+import copy
 import json
 
 import pytest
@@ -45,6 +46,8 @@ def test_boolean_algebra_stays_among_relevant_kernels(name, fraction, seed):
     assert union([a, b, a]) == a | b
     assert Circuit.from_dict(json.loads(json.dumps(a.as_dict()))) == a
     assert Circuit.from_dict(json.loads(json.dumps(a.as_dict()))).total == a.total
+    copied = copy.deepcopy(a)
+    assert (copied, copied.total, copied.feature) == (a, a.total, a.feature)
 
 
 def test_the_whole_circuit_is_the_network():
