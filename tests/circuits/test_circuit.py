@@ -49,6 +49,8 @@ def test_boolean_algebra_stays_among_relevant_kernels(name, fraction, seed):
     assert union([a, b, a]) == a | b
     assert Circuit.from_dict(json.loads(json.dumps(a.as_dict()))) == a
     assert Circuit.from_dict(json.loads(json.dumps(a.as_dict()))).total == a.total
+    copied = copy.deepcopy(a)
+    assert (copied, copied.total, copied.feature) == (a, a.total, a.feature)
 
 
 def test_the_whole_circuit_is_the_network():

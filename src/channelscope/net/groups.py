@@ -60,7 +60,7 @@ class Groups:
         """The channels kept when these groups (bool, one each) and all that cannot be removed are kept."""
         alive = np.append(kept, True)[self.owner]
         marks = {site.name: torch.from_numpy(alive[self._range(site)].copy()) for site in self.sites}
-        return Subset(marks, self.sites, tuple(self.image[0].shape[1:]), self)
+        return Subset(marks, self.sites, tuple(self.image[0].shape[1:]), groups=self)
 
     def kept(self, subset: Subset) -> np.ndarray:
         """Which groups a subset keeps: bool, one each.
