@@ -12,12 +12,13 @@ PLAIN = {"errors", "types", "site", "ranking", "tables"}
 MAY = {
     "errors": set(),
     "types": set(),
+    "network": {"errors"},
     "site": {"errors"},
     "ranking": {"errors", "site"},
     "tables": {"errors", "ranking", "site"},
     "stats": PLAIN,
     "formulas": PLAIN | {"stats"},
-    "net": PLAIN,
+    "net": PLAIN | {"network"},
     "scores": PLAIN | {"stats", "formulas"},
     "store": PLAIN | {"stats"},
     "collect": PLAIN | {"stats", "net", "store"},
@@ -25,7 +26,7 @@ MAY = {
     "repair": PLAIN | {"stats", "net", "formulas", "collect", "evaluate"},
     "zoo": PLAIN | {"net"},
 }
-MEETING = PLAIN | {"stats", "formulas", "net", "scores", "collect", "evaluate", "repair", "store"}
+MEETING = PLAIN | {"stats", "formulas", "net", "network", "scores", "collect", "evaluate", "repair", "store"}
 MAY["circuits"] = MAY["discarding"] = MAY["experiments"] = MEETING
 MAY["prune"] = MEETING | {"zoo"}
 MAY["study"] = MEETING | {"circuits", "discarding", "experiments", "zoo", "prune"}

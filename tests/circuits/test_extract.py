@@ -48,7 +48,9 @@ def test_masked_is_extracted(name, fraction, seed, live):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "convnext_tiny", "regnety_002"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "convnext_tiny", "regnety_002", "tf_efficientnet_lite0"]
+)
 def test_published_networks(name, tmp_path):
     model, shape = built(name)
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))

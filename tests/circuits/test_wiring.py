@@ -169,3 +169,16 @@ def test_layers_without_kernels_are_named():
     target = locate(Transposed(), "b:0", pictures(1))
     assert "ConvTranspose2d" in target.wiring.skipped["up"]
     assert target.kernels == 6 + 4
+
+
+def test_what_the_pass_makes_of_nothing_is_no_channel():
+    class Ramp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x) + torch.linspace(1, 40, 6)
+
+    wiring = wire(trace(Ramp(), torch.zeros(1, 3, 8, 8)), "add")
+    assert np.array_equal(wiring.labels["add"], wiring.labels["conv"])

@@ -54,6 +54,20 @@ def test_spaced_layers_of_a_residual_network():
     assert len(View(model, (3, 32, 32), (0.0,) * 3, (1.0,) * 3).layers()) == SPACED
 
 
+def test_a_number_taken_early_and_used_late_does_not_count_as_passing_by():
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            count = x.shape[0]
+            return torch.relu(self.b(torch.relu(self.a(x)))).view(count, -1)
+
+    view = View(Counted(), (3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+    assert [layer.name for layer in view.layers()] == ["a", "relu", "b", "relu_1"]
+
+
 def test_unknown_layers_name_near_matches():
     with pytest.raises(SiteError, match="no layer is called 'dawn'; near matches: down"):
         small.view().layers(["dawn"])

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, TracingError
+from channelscope.net.edits import edit
 from channelscope.net.graph import evaluating, trace
 from networks import NARROW, built
 
@@ -109,7 +110,16 @@ def in_place_aside(net, x):
     return net.fc((y + z).mean((2, 3)))
 
 
-FOLLOWED = [shape_branch, batch_view, in_place, in_place_aside, attribute, unpacked, constant, functional, loop]
+def through_a_view(net, x):
+    y = net.conv(x)
+    flat = y.flatten(2)
+    y[:, :2].mul_(0)
+    y.chunk(2, 1)[1].add_(1)
+    flat.relu_()
+    return net.fc((y + flat.view_as(y)).mean((2, 3)))
+
+
+FOLLOWED = [shape_branch, batch_view, in_place, in_place_aside, through_a_view, attribute, unpacked, constant, functional, loop]
 
 
 @pytest.mark.parametrize("forward", FOLLOWED, ids=lambda forward: forward.__name__)
@@ -144,20 +154,84 @@ def batch_dependent(net, x):
     return net.fc(net.conv(x).mean((2, 3))) * (2.0 if x.shape[0] > 1 else 1.0)
 
 
-def test_what_depends_on_the_batch_size_is_refused():
-    with pytest.raises(TracingError, match="its forward pass depends on the batch size"):
+def test_what_depends_on_the_batch_size_is_refused_with_its_line():
+    with pytest.raises(TracingError, match=r"at .*test_graph\.py:\d+ \(batch_dependent\): its forward pass depends on the batch size"):
         traced(batch_dependent)
 
 
-def through_a_view(net, x):
+def written_out(net, x):
     y = net.conv(x)
-    y[:, :2].mul_(0)
+    return net.fc(y.reshape(len(y), 4, -1).mean(2))
+
+
+def test_a_number_of_images_written_out_is_refused_with_its_line():
+    with pytest.raises(TracingError, match=r"something else on another batch at .*test_graph\.py:\d+ \(written_out\): its forward"):
+        traced(written_out)
+
+
+def noisy(net, x):
+    return net.fc(F.dropout(net.conv(x), 0.5).mean((2, 3)))
+
+
+def test_a_random_network_is_refused_with_its_line():
+    with pytest.raises(TracingError, match=r"output is random, .*test_graph\.py:\d+ \(noisy\): give F.dropout training=self.training"):
+        traced(noisy)
+
+
+def test_a_lazy_network_is_refused_and_can_still_be_used():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(TracingError, match=r"^the network has no weights yet at 0\.weight, 0\.bias, 2\.weight"):
+        trace(model, images(1, (3, 6, 6)))
+    assert model(images(2, (3, 6, 6))).shape == (2, 2)
+    assert len(trace(model, images(1, (3, 6, 6))).nodes) == 5
+
+
+def unused_noise(net, x):
+    y = net.conv(x)
+    torch.rand(3)
     return net.fc(y.mean((2, 3)))
 
 
-def test_a_change_through_a_view_is_refused():
-    with pytest.raises(TracingError, match="changes a tensor through a view"):
-        traced(through_a_view)
+def test_random_numbers_that_reach_no_output_are_no_matter():
+    model, graph = traced(unused_noise)
+    torch.testing.assert_close(graph.run(images(2, (3, 6, 6))), model(images(2, (3, 6, 6))))
+
+
+def test_an_error_without_a_message_is_a_sentence():
+    def bare(net, x):
+        raise AssertionError
+
+    with pytest.raises(InputError, match="cannot run on images of shape 3×6×6: AssertionError"):
+        traced(bare)
+
+
+def test_the_image_compared_on_is_another_than_those_recorded():
+    def first(net, x):
+        return net.fc(net.conv(x).mean((2, 3)) + torch.from_numpy(x.detach().clone().numpy()).mean())
+
+    with pytest.raises(TracingError, match="values of a tensor"):
+        traced(first)
+    seen = []
+
+    def remembering(net, x):
+        seen.append(x.clone())
+        return net.fc(net.conv(x).mean((2, 3)))
+
+    traced(remembering)
+    compared, recorded = seen
+    assert len(compared) == 1
+    assert not any(torch.equal(compared[0], image) for image in recorded)
+
+
+def through_other_axes(net, x):
+    y = net.conv(x)
+    y.permute(0, 2, 3, 1).mul_(2)
+    return net.fc(y.mean((2, 3)))
+
+
+def test_a_change_that_no_step_says_is_refused():
+    with pytest.raises(TracingError, match=r"test_graph\.py:\d+ \(through_other_axes\): the pass changes a tensor through a view"):
+        traced(through_other_axes)
 
 
 def test_a_network_that_cannot_take_the_images():
@@ -213,6 +287,24 @@ def test_shapes_are_those_of_the_steps():
     assert graph.shapes["conv"][1:] == (4, 6, 6)
     assert graph.shapes["max_pool2d"][1:] == (4, 3, 3)
     assert graph.shapes["fc"][1:] == (3,)
+
+
+def test_a_network_called_with_keywords_inside_an_edit():
+    class Options(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x, y, features_only=False):
+            return x if features_only else self.fc(x - y)
+
+    model, x, y = Options().eval(), torch.randn(2, 3), torch.randn(2, 3)
+    graph = trace(model, (x, y))
+    with torch.no_grad(), edit(graph, {"fc": lambda value: value + 1}):
+        torch.testing.assert_close(model(y=y, x=x), model.fc(x - y) + 1)
+        torch.testing.assert_close(model(x, y, features_only=False), model.fc(x - y) + 1)
+        with pytest.raises(InputError, match="traced with features_only=False, received features_only=True"):
+            model(x, y, features_only=True)
 
 
 def test_two_inputs_and_defaults():

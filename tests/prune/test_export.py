@@ -37,6 +37,32 @@ def test_a_missing_extra_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Two(nn.Module):
+    """A network with two heads, in a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.f, self.g = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x)).mean((2, 3))
+        return {"kind": self.f(h), "place": self.g(h)}
+
+
+@torch.no_grad()
+def test_every_output_is_compared(tmp_path, monkeypatch):
+    model = Two().eval()
+    assert export(model, tmp_path / "net.pt2", (3, 8, 8)) < 1e-4
+    again = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(again(torch.ones(2, 3, 8, 8)), model(torch.ones(2, 3, 8, 8)))
+    other = Two().eval()
+    other.load_state_dict(model.state_dict())
+    other.g.bias.add_(1)
+    monkeypatch.setitem(export.__globals__, "_pt2", lambda *_: other)
+    with pytest.raises(MismatchError, match="away from the model's"):
+        export(model, tmp_path / "other.pt2", (3, 8, 8))
+
+
 def test_another_ending(tmp_path):
     with pytest.raises(InputError, match=r"\.onnx or \.pt2, not '\.pth'"):
         export(SMALL, tmp_path / "net.pth", (3, 8, 8))

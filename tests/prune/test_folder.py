@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from channelscope import cut, groups, load_pruned, save_pruned, shrink, zoo
@@ -101,6 +102,30 @@ def test_a_damaged_file_is_named(saved, name, how):
         path.write_bytes(content[: len(content) // 2] if how == "cut short" else b"\x00\x01noise" * 20)
     with pytest.raises(FormatError, match=name):
         load_pruned(saved)
+
+
+class Two(nn.Module):
+    """A network with two heads, in a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.f, self.g = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x)).mean((2, 3))
+        return {"kind": self.f(h), "place": self.g(h)}
+
+
+def test_a_network_with_two_heads_is_compared_in_both(tmp_path):
+    model = Two().eval()
+    found = groups(model, torch.zeros(1, 3, 8, 8))
+    kept = found.subset(np.arange(len(found)) % 2 == 0)
+    small = shrink(model, kept, found)
+    save_pruned(small, model, kept, tmp_path / "two")
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(load_pruned(tmp_path / "two", model)(x), small(x))
+    check = load_file(tmp_path / "two" / "check.safetensors")
+    assert check["logits"].shape == (len(check["images"]), 7)
 
 
 def test_recipes_and_weights_of_different_runs_are_told_apart(whole, saved, tmp_path):

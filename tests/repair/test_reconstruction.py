@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope import cut, repair, shrink
-from channelscope.errors import SampleError
+from channelscope.errors import InputError, SampleError
 from channelscope.net.coupling import Layer
 from channelscope.net.groups import groups
 from channelscope.repair.reconstruction import Consumer, reconstruction, reconstructions
@@ -124,6 +124,12 @@ def test_a_gpu_gives_nearly_the_same_order():
     here, there = reconstruction(twins(), IMAGES.split(30), positions=9), reconstruction(twins().cuda(), IMAGES.split(30), positions=9)
     for name in here.values:
         assert np.corrcoef(here[name], there[name])[0, 1] > 0.99
+
+
+def test_a_network_without_logits_is_refused():
+    maps = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    with pytest.raises(InputError, match="images × classes, and received 2 × 4 × 5 × 5"):
+        reconstruction(groups(maps, torch.randn(1, 3, 5, 5)), [torch.randn(2, 3, 5, 5)])
 
 
 def test_without_images():

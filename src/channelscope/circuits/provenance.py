@@ -161,8 +161,10 @@ class _Trail:
             return torch.zeros(value.shape, dtype=torch.float64) if isinstance(value, Tensor) else value
         known = [self.labels[parent.name] for parent in node.all_input_nodes]
         inputs = [label for label in known if isinstance(label, Tensor)]
-        if not has_tensor(value) or not any(has_tensor(label) for label in known):
+        if not has_tensor(value):
             return value
+        if not any(has_tensor(label) for label in known):
+            return map_aggregate(value, lambda part: torch.zeros(part.shape, dtype=torch.float64) if isinstance(part, Tensor) else part)
         if node.op == "call_module":
             return self._module(node, value, inputs)
         name = _spelled(node)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import operator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from channelscope.tables import whole
 
 FORMAT = 1
 RECIPE, TENSORS = "circuit.json", "circuit.safetensors"
-SPACES = {"operator": operator, "torch": torch, "torch.nn.functional": F}
+SPACES = {"operator": operator, "math": math, "torch": torch, "torch.nn.functional": F}
 NORMS = {"layer_norm", "batch_norm", "group_norm", "normalize", "softmax", "log_softmax"}
-FUNCTIONS = MEETING | MOVING | REDUCING | POOLS | NORMS | {"pad", "linear", "matmul", "bmm", "floordiv", "size"}
+NUMBERS = {"size", "numel", "floordiv", "mod", "ceil", "floor"}
+FUNCTIONS = MEETING | MOVING | REDUCING | POOLS | NORMS | NUMBERS | {"pad", "conv2d", "linear", "matmul", "bmm"}
 """Names of functions and tensor methods a recipe may call; anything else is refused, on writing and on reading."""
 PROPERTIES = {"shape", "device", "dtype", "ndim"}
 

@@ -115,10 +115,13 @@ class Watch:
 
     def _add_gradients(self, shown: Shown, logits: Tensor, labels: Tensor) -> None:
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        slopes = torch.autograd.grad(loss, list(shown.values.values()), allow_unused=True)
+        followed = [key for key, value in shown.values.items() if value.requires_grad]  # not what is computed under torch.no_grad()
+        slopes = dict.fromkeys(shown.values) | dict(
+            zip(followed, torch.autograd.grad(loss, [shown.values[key] for key in followed], allow_unused=True), strict=True)
+        )
         products: dict[tuple[str, str], Tensor] = {}
-        for (key, value), slope in zip(shown.values.items(), slopes, strict=True):
-            site, value = self.found[key[0]], value.detach()
+        for key, value in shown.values.items():
+            site, value, slope = self.found[key[0]], value.detach(), slopes[key]
             bias = self.found.graph.modules[site.name].bias if key[1] == "read" else None
             if isinstance(bias, Tensor):
                 value = value - bias.detach().view([-1 if axis == site.axis + 1 else 1 for axis in range(value.dim())])

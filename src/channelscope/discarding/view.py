@@ -82,7 +82,7 @@ class View:
         for place, node in enumerate(nodes):
             if reach <= place and node.op not in ("placeholder", "output", "get_attr") and len(self.graph.shapes.get(node.name, ())) == 4:
                 narrow.append(node)
-            reach = max(reach, last[node.name] if node.op != "get_attr" else 0)
+            reach = max(reach, last[node.name] if node.op != "get_attr" and node.name in self.graph.shapes else 0)
         if not narrow:
             raise SiteError("no step of the network is passed by everything: name the layers")
         chosen = {round(part * (len(narrow) - 1) / (SPACED - 1)) for part in range(SPACED)}

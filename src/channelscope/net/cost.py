@@ -14,6 +14,7 @@ from channelscope.net.fused import fused_kernels
 from channelscope.net.graph import evaluating
 from channelscope.net.groups import Groups
 from channelscope.net.subset import Subset
+from channelscope.network.wrapper import unwrapped
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
     ----------
     torch.utils.flop_counter, halved, with the fused kernels that it does not know.
     """
+    model = unwrapped(model)
     image = tuple(part[:1] for part in (example if isinstance(example, tuple) else (example,)))
     spent, counter = _Spent(), FlopCounterMode(display=False, custom_mapping=fused_kernels())
     fast = torch.backends.mha.get_fastpath_enabled()

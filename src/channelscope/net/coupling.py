@@ -194,7 +194,7 @@ class Coupling:
         if name in ELEMENTWISE:
             return self._met(node, name)
         if name in RESHAPING:
-            args, kwargs = map_aggregate((node.args, node.kwargs), self._of)  # type: ignore[misc]
+            args, kwargs = map_aggregate((node.args, node.kwargs), self._contiguous if name == "view" else self._of)  # type: ignore[misc]
             return self._checked(node, execute(self.graph.model, node.op, node.target, args, kwargs))
         if name in PASSING and len([n for n in node.all_input_nodes if has_tensor(self.values[n.name])]) == 1:
             return self._first(node)
@@ -205,6 +205,7 @@ class Coupling:
         if name == "pad":
             first, value = self._first(node), self.values[node.name]
             amounts = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+            amounts = map_aggregate(amounts, lambda part: self.values[part.name] if isinstance(part, fx.Node) else part)
             grown = FIXED if value.shape[1] != first.shape[1] else FREE
             return torch.nn.functional.pad(first, amounts, value=grown)  # type: ignore[arg-type]
         return self._unknown(node, f"{name}()")
@@ -273,6 +274,10 @@ class Coupling:
 
     def _of(self, part: Any) -> Any:
         return self.labels[part.name] if isinstance(part, fx.Node) else part
+
+    def _contiguous(self, part: Any) -> Any:
+        label = self._of(part)  # a view is allowed where it was on the value
+        return label.contiguous() if isinstance(label, Tensor) else label
 
     def _first(self, node: fx.Node) -> Tensor:
         return self.labels[node.all_input_nodes[0].name]

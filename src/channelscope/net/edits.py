@@ -11,6 +11,7 @@ from channelscope.errors import InputError, MismatchError
 from channelscope.net.graph import Change, Graph, evaluating, trace
 from channelscope.net.outputs import EXPONENT, FAILURES, coarsest, distance
 from channelscope.net.subset import Subset
+from channelscope.network.wrapper import unwrapped
 
 
 class _Detour:
@@ -20,8 +21,8 @@ class _Detour:
         self.graph = graph
         self.after = after
 
-    def __call__(self, *inputs: Tensor):
-        return self.graph.run(*inputs, after=self.after)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.graph.run(*self.graph.arguments(args, kwargs), after=self.after)
 
 
 @contextmanager
@@ -164,7 +165,7 @@ def masked(model: nn.Module, marked: Subset) -> Iterator[nn.Module]:
 
     The parameters stay the same objects, so gradients still reach them; their old values come back on exit.
     """
-    modules = dict(model.named_modules())
+    modules = dict(unwrapped(model).named_modules())
     weights: dict[str, Tensor] = {}
     for name, marks in marked.marks.items():
         weight = modules[name].weight if name in modules else None

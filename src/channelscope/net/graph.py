@@ -6,8 +6,8 @@ compared with the network on a batch of another size, so that a graph that would
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,38 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.fx.proxy import TraceError
 
-from channelscope.errors import InputError, TracingError, first_line
-from channelscope.net import tracer
-from channelscope.net.tracer import OUT_OF_PLACE, Tracer, execute
+from channelscope.errors import InputError, TracingError
+from channelscope.network import nest
+from channelscope.network.comparison import other_image, same
+from channelscope.network.recorder import OWN, Recording
+from channelscope.network.recording import literal, one_step, record
+from channelscope.network.state import evaluating as evaluating
+from channelscope.network.state import restored
+from channelscope.network.wrapper import unwrapped
 
 Change = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
 
-FAILURES = (TraceError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
+LEAVES = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+"""Modules that are one step each, also where a class that derives from them has a forward pass of its own."""
+
+
+def execute(model: nn.Module, op: str, target: Any, args: tuple, kwargs: dict) -> Any:
+    """Carry out one step of a traced graph on concrete values."""
+    if op == "get_attr":
+        value: Any = model
+        for part in str(target).split("."):
+            value = getattr(value, part)
+        return value
+    if op == "call_function":
+        return target(*args, **kwargs)
+    if op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    if op == "call_module":
+        return model.get_submodule(target)(*args, **kwargs)
+    return args[0]  # output
 
 
 class Graph:
@@ -33,15 +55,38 @@ class Graph:
     Steps are named by their torch.fx node; `shapes` has each step's output shape for the example batch.
     """
 
-    def __init__(self, model: nn.Module, steps: fx.Graph, shapes: Mapping[str, tuple[int, ...]], constants: Mapping[str, Tensor]):
+    def __init__(
+        self,
+        model: nn.Module,
+        steps: fx.Graph,
+        shapes: Mapping[str, tuple[int, ...]],
+        constants: Mapping[str, Tensor],
+        output: Any = None,
+    ):
         self.model = model
         self.steps = steps
         self.shapes = shapes
         self.constants = constants
+        self.output = output
         self.nodes: dict[str, fx.Node] = {node.name: node for node in steps.nodes}
         self.inputs = [node.name for node in steps.nodes if node.op == "placeholder"]
         self.modules = dict(model.named_modules())
+        self.signature = inspect.signature(model.forward)
+        self.options: dict[str, Any] = {}
+        self.running: fx.Node | None = None
         self._plans: dict[tuple, list[tuple[fx.Node, tuple[str, ...]]]] = {}
+
+    def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The inputs of the graph in the arguments of a call of the network.
+
+        Raises   InputError if an option of the call is another than the one the network was traced with.
+        """
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if name in self.options and not nest.holds_tensor(value) and value != self.options[name]:
+                raise InputError(f"the network was traced with {name}={self.options[name]!r}, received {name}={value!r}: trace it so")
+        return nest.tensors(dict(bound.arguments))
 
     def run(
         self,
@@ -63,7 +108,7 @@ class Graph:
         if unknown:
             raise InputError(f"the graph has no step '{unknown[0]}'; near matches: {', '.join(get_close_matches(unknown[0], self.nodes))}")
         values: dict[str, Any] = dict(given)
-        values.update(zip(self.inputs, inputs, strict=False))
+        values.update(zip(self.inputs, nest.tensors(inputs), strict=False))
         for node, finished in self._plan(tuple(given), wanted):
             value = values[node.name] if node.op == "placeholder" and node.name in values else self._step(node, values, pure)
             if node.name in after:
@@ -93,34 +138,44 @@ class Graph:
         return self._plans[key]
 
     def _step(self, node: fx.Node, values: Mapping[str, Any], pure: bool) -> Any:
-        args: Any = map_arg(node.args, lambda parent: values[parent.name])
-        kwargs: Any = map_arg(node.kwargs, lambda parent: values[parent.name])
-        if node.op == "call_module":
-            module = self.modules[str(node.target)]
-            with out_of_place(module) if pure else _as_is():
-                return module(*args, **kwargs)
+        self.running = node
+        if node.op == "placeholder":
+            raise InputError(f"the network needs an input named {node.target}, and none was given")
+        args, kwargs = _given(node.args, values), _given(node.kwargs, values)
+        if node.op == "output":
+            return nest.closed(self.output, args[0])
         if node.op == "get_attr" and node.target in self.constants:
             return self.constants[str(node.target)]
-        if node.op == "placeholder":
-            if node.args:
-                return node.args[0]
-            raise InputError(f"the network needs an input named {node.target}, and none was given")
-        if pure:
-            node_target, kwargs = _pure_target(node), {**kwargs, **({"inplace": False} if kwargs.get("inplace") else {})}
-        else:
-            node_target = node.target
-        return execute(self.model, node.op, node_target, args, kwargs)
+        if node.meta.get("writes"):
+            args = (args[0].clone(), *args[1:])
+        if not node.meta.get("no_grad") and not node.meta.get("autocast"):
+            return self._carried_out(node, args, kwargs, pure)
+        with ExitStack() as stack:
+            for kind, on, numbers in node.meta.get("autocast", ()):
+                stack.enter_context(torch.autocast(kind, dtype=numbers, enabled=on))
+            if node.meta.get("no_grad"):
+                stack.enter_context(torch.no_grad())
+            return self._carried_out(node, args, kwargs, pure)
+
+    def _carried_out(self, node: fx.Node, args: tuple, kwargs: dict[str, Any], pure: bool) -> Any:
+        if node.op != "call_module":
+            return execute(self.model, node.op, node.target, args, kwargs)
+        module = self.modules[str(node.target)]
+        with out_of_place(module) if pure else _as_is():
+            return module(*args, **kwargs)
 
 
-def _pure_target(node: fx.Node) -> Any:
-    """The step's ordinary form where it works in place: relu for relu_, add for iadd."""
-    if node.op not in ("call_method", "call_function"):
-        return node.target
-    name = str(node.target if node.op == "call_method" else node.target.__name__)  # type: ignore[union-attr]
-    if not name.endswith("_") or name.endswith("__"):
-        return OUT_OF_PLACE.get(node.target, node.target)  # type: ignore[arg-type]
-    plain = name[:-1]
-    return plain if node.op == "call_method" else vars(torch).get(plain) or vars(nn.functional)[plain]
+def _given(arguments: Any, values: Mapping[str, Any]) -> Any:
+    """Arguments of a step with values in the place of nodes; most are flat."""
+    if isinstance(arguments, tuple):
+        return tuple([values[part.name] if type(part) is fx.Node else _given(part, values) if _deep(part) else part for part in arguments])
+    if not arguments and isinstance(arguments, Mapping):
+        return {}
+    return map_arg(arguments, lambda parent: values[parent.name])
+
+
+def _deep(part: Any) -> bool:
+    return isinstance(part, tuple | list | dict | slice)
 
 
 @contextmanager
@@ -141,91 +196,95 @@ def out_of_place(module: nn.Module) -> Iterator[None]:
             part.__dict__["inplace"] = True
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode and give each its own mode back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
-    """Follow one forward pass of `model` on `example`, a batch of at least one image (or a tuple of inputs).
+    """Record one forward pass of `model` on `example`, a batch of at least one image (or a tuple of inputs).
 
     Raises   InputError if the network cannot run on the example; TracingError, naming the line, if its control flow
              depends on values that change from image to image, or on the batch size.
     """
+    model = unwrapped(model)
     if "forward" in vars(model):
         raise TracingError(
             "the network's forward pass is replaced for the moment, by an edit such as silence(…) or by hand: trace it outside"
         )
     inputs = example if isinstance(example, tuple) else (example,)
-    single = tuple(part[:1] if part.dim() > 1 else part for part in inputs)
-    doubled = tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs)
-    following = Tracer(doubled)
-    with evaluating(model), unmarked(model) as marks, torch.no_grad():
-        try:
-            expected = model(*single)
-        except FAILURES as error:
-            shapes = ", ".join("×".join(map(str, part.shape[1:])) for part in inputs)
-            raise InputError(f"the network cannot run on images of shape {shapes}: {first_line(error)}") from error
-        try:
-            steps = following.trace(model, _defaults(model, len(inputs)))
-        except FAILURES as error:
-            raise TracingError(f"the forward pass cannot be followed at {_where(error)}: {first_line(error)}") from error
-        constants = {name: value for name, value in marks().items() if name.startswith("_tensor_constant")}
-        graph = Graph(model, steps, following.shapes, constants)
-        try:
-            received = graph.run(*single)
-        except FAILURES as error:
-            raise TracingError(f"the traced network fails on another batch size: {first_line(error)}") from error
-    if not _same(expected, received):
+    other = tuple(other_image(part) for part in inputs)
+    try:
+        expected = _answer(model, other)
+    except FAILURES as error:
+        shapes = ", ".join("×".join(map(str, part.shape[1:])) for part in inputs)
+        raise InputError(f"the network cannot run on images of shape {shapes}: {_sentence(error)}") from error
+    recording = _recorded(model, tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs))
+    shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
+    graph = Graph(model, literal(recording), shapes, recording.constants, recording.output)
+    graph.options = _options(graph.signature, inputs)
+    try:
+        with restored(model), torch.no_grad():
+            received = graph.run(*other, pure=True)
+    except FAILURES as error:
         raise TracingError(
-            "the traced network computes something else on another batch: its forward pass depends on the batch size, "
-            "or changes a tensor through a view of it"
+            f"the traced network fails on another batch size{_difference(model, graph, other)}: {_sentence(error)}"
+        ) from error
+    drawn = [node.meta["place"] for node in graph.steps.nodes if node.meta.get("random")]
+    if drawn and not same(expected, _answer(model, other, seed=1)):
+        raise TracingError(
+            f"the network's output is random, though it is in evaluation mode, at {drawn[0]}: "
+            "give F.dropout training=self.training, or take the noise out"
+        )
+    if not same(expected, received):
+        raise TracingError(
+            f"the traced network computes something else on another batch{_difference(model, graph, other)}: "
+            "its forward pass depends on the batch size, or on what no step shows"
         )
     return graph
 
 
-def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
-    """Parameters of the forward pass that no input is given for, at their defaults."""
-    parameters = list(inspect.signature(model.forward).parameters.values())[given:]
-    return {each.name: each.default for each in parameters if each.default is not each.empty}
+def _answer(model: nn.Module, inputs: tuple[Tensor, ...], seed: int | None = None) -> Any:
+    """The network's own output; what it keeps for its next call is forgotten."""
+    with restored(model), torch.no_grad():
+        if seed is not None:
+            torch.manual_seed(seed)
+        return model(*(part.clone() for part in inputs))
 
 
-@contextmanager
-def unmarked(model: nn.Module) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Take back every attribute that a pass sets on the model or a part of it; inside, the call lists those new on the model."""
-    stores = [vars(module) for module in model.modules()]
-    stores += [value for store in stores for value in store.values() if isinstance(value, dict)]
-    before = [dict(store) for store in stores]
+def _recorded(model: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     try:
-        yield lambda: {name: value for name, value in vars(model).items() if name not in before[0]}
-    finally:
-        for store, old in zip(stores, before, strict=True):
-            store.clear()
-            store.update(old)
+        return record(model, inputs, whole=_whole)
+    except (*FAILURES, TracingError) as error:
+        raise TracingError(f"the forward pass cannot be followed at {_where(error)}: {_sentence(error)}") from error
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        scale = float(a.abs().nan_to_num(posinf=0).max()) if a.numel() else 0.0
-        return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
-    if isinstance(a, Mapping):
-        return isinstance(b, Mapping) and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, Iterable) and not isinstance(a, str):
-        return isinstance(b, Iterable) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
+def _whole(module: nn.Module) -> bool:
+    return isinstance(module, LEAVES) or one_step(module)
+
+
+def _options(signature: inspect.Signature, inputs: tuple) -> dict[str, Any]:
+    """What the forward pass was called with besides tensors."""
+    bound = signature.bind(*inputs)
+    bound.apply_defaults()
+    return {name: value for name, value in bound.arguments.items() if not nest.holds_tensor(value)}
+
+
+def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> str:
+    """Where a recording on other inputs first goes another way."""
+    try:
+        steps = literal(record(model, inputs, whole=_whole))
+    except (*FAILURES, TracingError):
+        return ""
+    for ours, theirs in zip(graph.steps.nodes, steps.nodes, strict=False):
+        if (str(ours.target), str(ours.args), str(ours.kwargs)) != (str(theirs.target), str(theirs.args), str(theirs.kwargs)):
+            return f" at {ours.meta['place']}" if ours.meta["place"] else ""
+    last = graph.running
+    return f" at {last.meta['place']}" if last is not None and last.op != "output" else ""
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "torch" not in Path(frame.filename).parts and frame.filename not in (__file__, tracer.__file__)]
+    own = [frame for frame in frames if not frame.filename.startswith((*OWN, str(Path(__file__).parent)))]
     frame = own[-1] if own else frames[-1]
     return f"{frame.filename}:{frame.lineno} ({frame.name})"

@@ -11,6 +11,7 @@ from channelscope.net.edits import blank, known_groups
 from channelscope.net.groups import Groups, groups
 from channelscope.net.slicing import shrink_layer
 from channelscope.net.subset import Subset
+from channelscope.network.wrapper import unwrapped
 
 CUTS = "_channelscope_cuts"
 """Attribute of a smaller network: what it was made of."""
@@ -53,6 +54,7 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: 
     >>> shrink(model, found.subset([True, False, True, True]), found)[0].out_channels
     3
     """
+    model = unwrapped(model)
     found = known_groups(model, kept) if found is None else found
     if found is None:
         if not kept.input_shape:

@@ -16,6 +16,7 @@ from channelscope.net.graph import evaluating
 from channelscope.net.identity import weights_hash
 from channelscope.net.subset import Subset
 from channelscope.net.surgery import cuts, shrink
+from channelscope.network import nest
 from channelscope.prune.recipe import Factory, Recipe
 from channelscope.zoo.example import fix_inputs, fixed_inputs
 from channelscope.zoo.models import Card, network
@@ -118,9 +119,11 @@ def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module
 
 @torch.no_grad()
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The network's output; the tensors of a nested one side by side, a row for each image."""
     like = next(model.parameters())
     with evaluating(model):
-        return model(images.to(like)).float().cpu()
+        parts = [part.float().cpu() for part in nest.tensors(model(images.to(like)))]
+    return parts[0] if len(parts) == 1 else torch.cat([part.reshape(len(images), -1) for part in parts], 1)
 
 
 def _factory(model: nn.Module, kept: Subset) -> Factory | None:

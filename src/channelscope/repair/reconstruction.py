@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from channelscope.errors import InputError
 from channelscope.net.cost import Ledger
 from channelscope.net.coupling import Layer
 from channelscope.net.edits import Change
@@ -239,6 +240,12 @@ def _consumers(found: Groups, images: Iterable, ridge: float, positions: int, se
     ]
 
 
+def _check_logits(logits: Any) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        received = " × ".join(map(str, logits.shape)) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise InputError(f"reconstruction draws labels from the network's logits, images × classes, and received {received}")
+
+
 def _both_ways(
     found: Groups, batch: tuple[Tensor, ...], outputs: list[str], inputs: list[str], draws: torch.Generator
 ) -> tuple[dict[str, Tensor], dict[str, Float[Tensor, "..."]]]:
@@ -254,6 +261,7 @@ def _both_ways(
     with torch.enable_grad():
         given = tuple(part.detach().clone().requires_grad_(part.is_floating_point()) for part in batch)
         logits = found.graph.run(*given, after={name: keep(name) for name in dict.fromkeys((*outputs, *inputs))}, pure=True)
+        _check_logits(logits)
         chances = logits.detach().softmax(1).cpu()
         labels = torch.multinomial(chances, 1, generator=draws).flatten().to(logits.device)
         loss = F.cross_entropy(logits, labels, reduction="sum")
