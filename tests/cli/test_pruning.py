@@ -46,6 +46,16 @@ def test_one_command_leaves_a_whole_folder(place):
     assert "repaired" in page
 
 
+def test_random_channels_follow_the_seed(place):
+    path, given = place
+    kept = {}
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        options = ("--score", "random", "--repair", "none", "--seed", seed)
+        assert run("prune", *given, "--images", "60", "--macs", "0.7", *options, "--out", path / name) == 0
+        kept[name] = json.loads((path / name / "recipe.json").read_text())["kept"]
+    assert kept["one"] == kept["again"] != kept["two"]
+
+
 @pytest.mark.parametrize(
     ("score", "repair", "allocation"), [("l2", "none", "uniform"), ("taylor_weight", "batchnorm", "global"), ("capture", "peers", "global")]
 )

@@ -1,13 +1,14 @@
 """The command that follows a network over its training: trajectory."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from channelscope import store, zoo
 from channelscope.cli.addition import Addition
 from channelscope.cli.sources import Convention, console
 from channelscope.collect import collect
-from channelscope.errors import MismatchError, SampleError
+from channelscope.errors import InputError, MismatchError, SampleError
 from channelscope.experiments.hulls import Rule
 from channelscope.experiments.progress import bar
 from channelscope.experiments.trajectory import trajectory as followed
@@ -42,8 +43,8 @@ def trajectory(
     """
     histories = [History.read(run) for run in runs]
     source = _source(histories, images, seed)
-    pairs = zip(runs, histories, strict=True)
-    stages = [(run.name or str(run), epoch, path) for run, one in pairs for epoch, path in one.checkpoints.items()]
+    pairs = zip(names(runs), histories, strict=True)
+    stages = [(run, epoch, path) for run, one in pairs for epoch, path in one.checkpoints.items()]
     if not stages:
         raise SampleError(f"no checkpoint in {', '.join(map(str, runs))}: train with --every 1 to keep one per epoch")
     addition = Addition(out)
@@ -54,6 +55,36 @@ def trajectory(
     for row in frames["trajectory_change"].query("verdict != ''").itertuples():
         console.print(f"{row.quantity}: {row.first:.3f} → {row.last:.3f} over {row.n} runs, the published direction {row.verdict}")
     print(addition.write(last, f"Training of {last.network}", frames, data=source.data, target=convention.target))
+
+
+def names(runs: Sequence[Path]) -> list[str]:
+    """Names of run folders: as many last parts of their paths as tell them apart.
+
+    Parameters
+    ----------
+    runs
+        The folders.
+
+    Returns
+    -------
+    list
+        One name a folder, in their order.
+
+    Raises
+    ------
+    InputError
+        If a folder is given twice.
+
+    Examples
+    --------
+    >>> names([Path("runs/seed0"), Path("runs/seed1")]), names([Path("/a/seed0"), Path("/b/seed0")])
+    (['seed0', 'seed1'], ['a/seed0', 'b/seed0'])
+    """
+    parts = [run.resolve().parts for run in runs]
+    if len(set(parts)) < len(parts):
+        raise InputError(f"expected different runs, received {', '.join(map(str, runs))}: name each folder once")
+    count = next(count for count in itertools.count(1) if len({each[-count:] for each in parts}) == len(parts))
+    return ["/".join(each[-count:]) for each in parts]
 
 
 def _source(histories: list[History], images: int | None, seed: int) -> ImageSource:
@@ -79,7 +110,7 @@ def _profiles(
     with bar("checkpoints", len(stages)) as step:
         for run, epoch, weights in stages:
             model, images = zoo.load(network, source, weights, device)
-            path = folder / f"{run}_{weights.stem}.profile"
+            path = folder / f"{run.replace('/', '_')}_{weights.stem}.profile"
             if path.exists():
                 found = store.load(path)
                 if (found.weights_hash, found.images, found.seed) != (weights_hash(model), len(images.calibration), source.seed):

@@ -117,7 +117,7 @@ def ranked(name: str, found: Groups, images: Images) -> Ranking | list[Ranking]:
         sensitivity=score.axis == "gradient",
         maps=name in ("hrank", "chip"),
     )
-    return score(profile, **({"seed": images.source.seed} if name == "random" else {}))
+    return score(profile, seed=images.source.seed) if "seed" in score.options else score(profile)
 
 
 def undefined_said(ranking: Ranking) -> None:

@@ -1,4 +1,4 @@
-"""Images: the four disjointly named splits of a data set, ready for a network."""
+"""Images: the splits of a data set, ready for a network; calibration images are training images, the others are disjoint."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
