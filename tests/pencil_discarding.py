@@ -46,6 +46,23 @@ def allocation(sensitivity, budget, cap, values):
     return at(high)
 
 
+def isotropic(sensitivity, budget, cap, values):
+    """Level of uniform noise below the caps, by bisection."""
+
+    def spent(level):
+        return sum(g * min(level, c) ** 2 for g, c, n in zip(sensitivity, cap, values, strict=True) if n)
+
+    if spent(math.inf) < budget:
+        return math.inf
+    low, high = 0.0, 1.0
+    while spent(high) < budget:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) < budget else (low, middle)
+    return high
+
+
 def cell_sums(plane, grid):
     """Sum over the pixels of each cell: pixel (r, c) lies in cell (⌊r·rows/height⌋, ⌊c·columns/width⌋)."""
     height, width = plane.shape

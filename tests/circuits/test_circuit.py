@@ -1,6 +1,8 @@
 """A circuit is a subset over the relevant kernels; dropping dead ends changes nothing, and drops all there is."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -148,11 +150,18 @@ def test_circuits_of_features_that_depend_on_other_kernels_are_not_merged():
 def test_what_is_no_circuit_is_refused():
     target = TARGETS["chain"]
     with pytest.raises(MismatchError, match="do not reach the feature"):
-        Circuit(target.everything(), (), (), target.relevant, target.feature)
+        Circuit(target.everything(), relevant=target.relevant, feature=target.feature)
     with pytest.raises(MismatchError, match="exactly the layers"):
-        Circuit({"a": target.relevant["a"]}, (), (), target.relevant, target.feature)
-    with pytest.raises(MismatchError, match="not of the same network"):
+        Circuit({"a": target.relevant["a"]}, relevant=target.relevant, feature=target.feature)
+    with pytest.raises(MismatchError, match="not of the same network|depend on the same kernels"):
         Circuit.whole(target) & Circuit.whole(TARGETS["dense"])
     with pytest.raises(InputError, match="backward, full or none"):
         trim(Circuit.whole(target), target, "forward")
     assert repr(Circuit.whole(target)) == f"Circuit({target.kernels} of {target.kernels} kernels of head:1 at 4 layers)"
+
+
+def test_a_circuit_is_copied_and_pickled_whole():
+    circuit = top(control(TARGETS["chain"], "random"), 0.4)
+    for other in (copy.deepcopy(circuit), pickle.loads(pickle.dumps(circuit))):
+        assert other == circuit
+        assert (other.feature, other.total) == (circuit.feature, circuit.total)

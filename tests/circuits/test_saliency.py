@@ -12,7 +12,7 @@ from channelscope.circuits.saliency import PATH_POINTS, Pass, Saliency, prepared
 from channelscope.circuits.score import CRITERIA, score
 from channelscope.circuits.select import top
 from channelscope.circuits.target import locate
-from channelscope.errors import InputError, MismatchError, NumericError, SampleError
+from channelscope.errors import InputError, MismatchError, NumericError, SampleError, TracingError
 from channelscope.net.graph import trace
 from pencil_circuits import LAST, NETWORKS, network, pictures
 
@@ -61,6 +61,20 @@ def test_kernels_can_be_scored_inside_a_circuit(criterion):
     assert (top(inside, 9) & room) == top(inside, 9) or int((inside.flat() > 0).sum()) < 9
     everything = score(target, images, criterion, keep=9, how=Pass(inside=Circuit.whole(target)), training=few)
     close(everything, score(target, images, criterion, keep=9, training=few))
+
+
+@pytest.mark.parametrize("criterion", ["force", "iterated_gate"])
+def test_rounds_begin_with_the_circuit_that_kernels_are_scored_inside(criterion, monkeypatch):
+    """Half of the kernels: every round prunes among these, and the schedule does not spend its first rounds on the others."""
+    images = pictures(3)
+    target = locate(network("chain"), "c:1", images)
+    room = top(score(target, images), 0.5)
+    sizes = []
+    monkeypatch.setitem(score.__globals__, "top", lambda found, size: sizes.append(size) or top(found, size))
+    found = score(target, images, criterion, keep=5, how=Pass(inside=room))
+    assert sizes == pencil.schedule(room.count, 5)
+    assert found.inside == room
+    assert top(found, 5) & room == top(found, 5)
 
 
 def test_the_published_snip_does_depend_on_it():
@@ -218,7 +232,7 @@ def test_a_linear_networks_effects_along_gates_are_halves_of_it():
     images = pictures(3)
     target = locate(nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)), "1:0", images)
     found = score(target, images, how=Pass(path="gates"))
-    value = float(target.map(images).sum())
+    value = float(target.map(images).detach().sum())
     assert [float(found.signed[layer].sum()) for layer in "01"] == pytest.approx([value / 2, value / 2], rel=1e-4)
 
 
@@ -278,6 +292,51 @@ def test_the_model_is_left_as_it_was():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+class Straight(torch.autograd.Function):
+    """Rounds, and lets gradients through."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(x * 4) / 4
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+class Quantized(nn.Module):
+    def __init__(self, rounded):
+        super().__init__()
+        self.a, self.b, self.c, self.rounded = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3), nn.Linear(3, 2), rounded
+
+    def forward(self, x):
+        return self.c(self.rounded(torch.relu(self.b(self.rounded(torch.relu(self.a(x)))))).mean((2, 3)))
+
+
+def test_gradients_are_the_networks_own_or_refused():
+    """Followed by its forward pass alone, rounding has no gradient, and every kernel before it scored zero."""
+    torch.manual_seed(0)
+    model, images = Quantized(Straight.apply).eval(), pictures(3)
+    weight = model.a.weight
+    products = [weight.detach() * torch.autograd.grad(model(image[None])[0, 1], weight)[0] for image in images]
+    own = sum(product.sum((2, 3)).abs() for product in products).detach().double()
+    target = locate(model, "logit:1", images)
+    if target.slope_error < 0.5:  # followed with its own backward pass
+        assert torch.allclose(score(target, images)["a"], own, rtol=1e-3)
+    else:
+        with pytest.raises(TracingError, match="expected the network's own gradients"):
+            score(target, images)
+    spelled = Quantized(lambda x: x + (torch.round(x * 4) / 4 - x).detach()).eval()
+    spelled.load_state_dict(model.state_dict())
+    assert torch.allclose(score(locate(spelled, "logit:1", images), images)["a"], own, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_traced_pass_has_the_networks_gradients(name):
+    for layer in (LAST[name], "logit"):
+        assert locate(network(name), f"{layer}:1", pictures(2)).slope_error < 1e-4
+
+
 def test_frozen_networks_can_be_scored():
     images = pictures(3)
     free = score(locate(network("dense"), "head:0", images), images)
@@ -285,6 +344,12 @@ def test_frozen_networks_can_be_scored():
     assert torch.equal(free.flat(), frozen.flat())
     learned = score(locate(network("dense").requires_grad_(False), "head:0", images), images, "learned", keep=5, training=Training(steps=3))
     assert learned.flat().isfinite().all()
+
+
+def test_criteria_of_this_library_are_not_ascribed_to_others():
+    ours = {name for name, each in CRITERIA.items() if each.source.startswith("this library")}
+    assert ours == {"gate", "iterated_gate", "iterated_actgrad", "learned"}
+    assert CRITERIA["actgrad"].source == "Hamblin, Konkle, Alvarez 2022"
 
 
 def test_bad_input():

@@ -23,7 +23,7 @@ def test_tables_a_report_and_nothing_measured_twice(place, capsys):
     assert "is best with a FLOPs-AUC of" in said
     assert "n = 1 seeds, 100 images" in said
     names = {each.name for each in (path / "out").glob("*.csv")}
-    assert names == {f"benchmark{end}.csv" for end in ("", "_auc", "_paired", "_factorial", "_agreement")}
+    assert names == {f"benchmark{end}.csv" for end in ("", "_auc", "_paired", "_factorial", "_agreement", "_left_out")}
     frame = tables.read(path / "out" / "benchmark.csv")
     assert len(frame) == 1 + 4 * 2 * 2
     assert frame["score"][0] == "unpruned"

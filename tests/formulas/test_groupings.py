@@ -120,9 +120,17 @@ def test_silhouette_of_one_group_is_undefined():
     assert math.isnan(silhouette(features, torch.arange(12)))
 
 
-@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.1])
-@pytest.mark.parametrize("count", [7, 10, 13, 50])
-def test_a_constant_column_is_zero_whatever_its_mean_rounds_to(value, count):
-    column = torch.full((count, 1), value, dtype=torch.float64)
-    assert not standardized(column).any()
-    assert not standardized(column.float()).any()
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-1e6, 1e6), st.integers(1, 60))
+def test_a_constant_column_becomes_zeros_however_its_mean_is_rounded(value, n):
+    features = torch.full((n, 2), value, dtype=torch.float64)
+    features[:, 1] = torch.arange(n)
+    scaled = standardized(features)
+    assert torch.equal(scaled[:, 0], torch.zeros(n, dtype=torch.float64))
+    assert n == 1 or scaled[:, 1].square().mean() == pytest.approx(1)
+
+
+def test_a_constant_column_makes_no_groups():
+    features = torch.full((13, 2), 0.1, dtype=torch.float64)
+    with pytest.raises(SampleError, match="received 1"):
+        grouping(features, 2)

@@ -147,6 +147,28 @@ def test_an_input_made_of_several_channels_counts_for_each():
     torch.testing.assert_close(weight_facts(sites(model, image), image)["conv"]["outgoing"], norms.repeat(2))
 
 
+class Attending(nn.Module):
+    """Positions attend to each other: a layer makes queries, keys and values of two heads, another one reads their mixture."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.qkv, self.proj, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 12), nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 2)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.fc(self.proj(x.transpose(1, 2).flatten(2)).mean(1))
+
+
+def test_queries_and_keys_of_a_head_are_read_by_all_its_inputs_and_each_value_by_one():
+    model, image = Attending(), torch.zeros(1, 3, 4, 4)
+    found = sites(model, image)
+    squares = model.proj.weight.detach().double().square().sum(0)
+    heads = squares.view(2, 2).sum(1).repeat_interleave(2)
+    torch.testing.assert_close(weight_facts(found, image)["qkv"]["outgoing"], torch.cat([heads, heads, squares]).sqrt())
+
+
 class Bare(nn.Module):
     """Its classifier is a parameter, no layer."""
 

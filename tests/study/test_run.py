@@ -11,11 +11,12 @@ import time
 import numpy as np
 import pytest
 
-from channelscope import zoo
-from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError
+from channelscope import collect, zoo
+from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, TracingError
 from channelscope.scores import Score
 from channelscope.study import Bench, Grid, benchmark
 from channelscope.study import engines as engine_room
+from channelscope.study import run as run_room
 from channelscope.study.bench import judged
 from channelscope.study.cell import ORIGINAL, SCRATCH, Cell, allocated_as
 from channelscope.study.results import Results
@@ -255,3 +256,17 @@ def test_a_ray_cluster_of_two_with_a_killed_worker(bench, whole, tmp_path, monke
     assert not ray.is_initialized()
     assert set(done) == set(whole)
     assert all(np.array_equal(done[cell]["hits"], row["hits"]) for cell, row in whole.items())
+
+
+def test_without_gradients_of_its_own_a_network_has_every_other_score(bench, tmp_path, monkeypatch):
+    def refusing(*given, sensitivity=False, **options):
+        if sensitivity:
+            raise TracingError("tracing changes the gradients")
+        return collect(*given, **options)
+
+    monkeypatch.setattr(run_room, "collect", refusing)
+    results = Results(tmp_path / "results.sqlite", {})
+    assert set(run_room.ranked(bench, 0, ("all",), (), results)) >= {"l2", "capture"}
+    assert results.rankings(0)["fisher"] == "tracing changes the gradients"
+    with pytest.raises(InputError, match="fisher cannot be computed here: tracing changes the gradients"):
+        run_room.ranked(bench, 0, ("fisher",), (), results)

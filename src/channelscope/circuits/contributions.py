@@ -96,7 +96,7 @@ def gate(inputs: Points, gradients: Points, layer: Geometry) -> tuple[Tensor, Te
     Σ_positions A·G = Σ_taps w · dJ_b/dw, so one matrix product per image takes the place of the contribution maps.
 
     Returns  float64 (outputs, inputs per group), twice.
-    Source   Hamblin, Konkle, Alvarez 2022 (gate); checked by tests/pencil_circuits.py::gate
+    Source   this library; checked by tests/pencil_circuits.py::gate
     """
     single = layer.kernel == (1, 1) and gradients[0].numel() == layer.weight.shape[0] and layer.groups == 1
     if isinstance(inputs, Tensor) and isinstance(gradients, Tensor) and single:

@@ -25,6 +25,7 @@ MOVING = RESHAPING | {"narrow", "roll", "flip", "repeat", "t", "pixel_shuffle", 
 MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 PADDING = (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d)
 REDUCING = {"mean", "sum", "amax", "amin"}
+NUMPY = {"axis": "dim", "keepdims": "keepdim"}
 ORDINARY = (nn.Conv2d.forward, nn.Linear.forward)
 
 
@@ -99,8 +100,7 @@ def _channel_axis(graph: Graph, node: fx.Node, labels: Mapping[str, Any]) -> int
     it is that of the nearest step before it with a value of the same shape.
     """
     first = node
-    while isinstance(labels[node.name], Tensor):
-        label = labels[node.name]
+    while isinstance(label := labels[node.name], Tensor):
         if label.dim() < 3:
             return 0
         module = graph.modules[str(node.target)] if node.op == "call_module" else None
@@ -243,8 +243,8 @@ class _Trail:
         return self._moved(node) if constant else self._mixed(node, value, [label])
 
     def _reduced(self, node: fx.Node, value: Any, inputs: list[Tensor]) -> Any:
-        keep = bool(node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False))
-        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | {NUMPY.get(k, k): v for k, v in node.kwargs.items()}
+        keep, dims = bool(given.get("keepdim")), given.get("dim")
         plain = isinstance(dims, int) or (isinstance(dims, list | tuple) and all(isinstance(dim, int) for dim in dims))
         if plain and isinstance(value, Tensor):
             low, high = (reduce(inputs[0], dims, keep) for reduce in (torch.amin, torch.amax))  # type: ignore[arg-type]

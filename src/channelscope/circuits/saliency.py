@@ -9,7 +9,7 @@ import torch
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.contributions import Geometry, Points
 from channelscope.circuits.target import Target
-from channelscope.errors import InputError, MismatchError, NumericError
+from channelscope.errors import InputError, MismatchError, NumericError, TracingError
 from channelscope.net.graph import evaluating
 from channelscope.types import Float, Int, Tensor
 
@@ -18,6 +18,8 @@ Path = Literal["gates", "inputs"]
 PATH_POINTS = 8
 """Points of a path over which gradients are averaged, at the middles of equal steps from 0 to 1."""
 SHARES = tuple((point + 0.5) / PATH_POINTS for point in range(PATH_POINTS))
+SLOPES = 1e-2
+"""Relative difference of two gradients up to which they count as the same."""
 Rule = Callable[[Points, Points, Geometry], "Tensor | tuple[Tensor, Tensor]"]
 
 
@@ -35,6 +37,8 @@ class Saliency:
     """how many images were summed over"""
     signed: Mapping[str, Float[Tensor, "outputs inputs"]] | None = None
     """layer → summed effect with its sign: positive kernels drive the feature, negative ones hold it down"""
+    inside: Circuit | None = None
+    """circuit whose kernels alone were scored, and alone may be selected; None for all relevant ones"""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be ranked."""
@@ -44,7 +48,7 @@ class Saliency:
 
     def __add__(self, other: "Saliency") -> "Saliency":
         """Saliency over the union of two disjoint image sets."""
-        if self.target is not other.target or self.criterion != other.criterion:
+        if self.target is not other.target or self.criterion != other.criterion or self.inside != other.inside:
             raise MismatchError("cannot add saliencies of different features, networks or criteria")
         return replace(
             self,
@@ -56,6 +60,21 @@ class Saliency:
     def __getitem__(self, layer: str) -> Float[Tensor, "outputs inputs"]:
         """Values of one layer."""
         return self.values[layer]
+
+    @property
+    def eligible(self) -> Mapping[str, Tensor]:
+        """Layer → bool (outputs, inputs): the kernels that were scored."""
+        return self.target.relevant if self.inside is None else self.inside.marks
+
+    @property
+    def kernels(self) -> int:
+        """Number of kernels that were scored."""
+        return sum(int(marks.sum()) for marks in self.eligible.values())
+
+    def ranked(self) -> Float[Tensor, "kernels"]:
+        """As `flat`, with −inf at kernels that were not scored: places from the largest value to the smallest leave them to the end."""
+        values = [torch.where(self.eligible[layer], self.values[layer], -torch.inf)[marks] for layer, marks in self.target.relevant.items()]
+        return torch.cat(values)
 
     def flat(self) -> Float[Tensor, "kernels"]:
         """Values of the relevant kernels, layer by layer in execution order, then by output and input channel."""
@@ -99,8 +118,15 @@ Batch = tuple[Tensor, Tensor]
 def prepared(target: Target, images) -> list[Batch]:
     """Batches with the positions that count in each image, by the unmasked network.
 
+    Raises   TracingError if the traced pass has other gradients than the network.
     Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
     """
+    if not target.slope_error < SLOPES:
+        raise TracingError(
+            f"feature {target.feature}: expected the network's own gradients from the traced pass, received others (relative difference "
+            f"{target.slope_error:.2g}): a step has a backward pass of its own. Write y = f(x) that lets gradients through as "
+            "x + (f(x) - x).detach(), or use criterion magnitude"
+        )
     with evaluating(target.model):
         return [(pictures, target.chosen(pictures)) for pictures in images]
 
@@ -157,7 +183,7 @@ def measure(
                     found = found[0]
                 totals[layer] += found
     count = sum(len(images) for images, _ in batches)
-    return Saliency(target, criterion, among(allowed, totals), count, among(allowed, signs) if has_sign else None)
+    return Saliency(target, criterion, among(allowed, totals), count, among(allowed, signs) if has_sign else None, how.inside)
 
 
 def _path(

@@ -91,6 +91,33 @@ class Target:
             return torch.contiguous_format
         return torch.channels_last
 
+    @cached_property
+    def slope_error(self) -> float:
+        """How far the traced pass's gradient of the feature to the images is from the network's own, on noise; relative, 0 if they agree.
+
+        A function with a backward pass of its own (rounding that lets gradients through) is followed by its forward pass, whose gradient
+        is another.
+        """
+        shape = self.graph.shapes[self.graph.inputs[0]][1:]
+        noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(next(self.model.parameters()))
+        module = self.model if self.feature.layer == LOGIT else self.model.get_submodule(self.feature.layer)
+        seen: list[Tensor] = []
+        handle = module.register_forward_hook(lambda _, __, value: seen.append(value.clone()))  # before anything changes it in place
+        try:
+            with evaluating(self.model), torch.enable_grad():
+                own = noise.clone().requires_grad_()
+                self.model(own)
+                followed = noise.clone().requires_grad_()
+                values = seen[0], self.graph.run(followed, want=(self.step,), pure=True)[0]
+                slopes = [
+                    torch.autograd.grad(self.feature.map(value, self.axis).sum(), images, allow_unused=True, materialize_grads=True)[0]
+                    for value, images in zip(values, (own, followed), strict=True)
+                ]
+        finally:
+            handle.remove()
+        size = max(float(each.abs().max()) for each in slopes)
+        return float((slopes[0] - slopes[1]).abs().max()) / size if size else 0.0
+
     def batches(self, images: Tensor | Iterable) -> Iterator[Float[Tensor, "images C H W"]]:
         """Images as the network runs them quickest: on its device, few at a time, laid out as `memory` says.
 

@@ -55,6 +55,8 @@ def benchmark(
     tables.write_json(facts | about, out / "run.json")
     path = html.write(out)
     console.print(headline(frames["benchmark_auc"]))
+    if len(frames["benchmark_left_out"]):
+        console.print(f"{len(frames['benchmark_left_out'])} measurements are part of no area: see benchmark_left_out.csv for the reasons")
     print(path)
 
 

@@ -16,6 +16,7 @@ from channelscope.cli.folder import provenance
 from channelscope.cli.sources import Network, console, opened
 from channelscope.collect import collect
 from channelscope.errors import InputError
+from channelscope.net.budget import refuse_out_of_reach
 from channelscope.net.edits import blank
 from channelscope.net.groups import Groups, groups
 from channelscope.net.identity import weights_hash
@@ -42,6 +43,8 @@ class Plan:
     """one threshold for the network, or the same fraction of every layer"""
     repair: Method = "least_squares"
     """none, batchnorm, peers or least_squares"""
+    closest: bool = False
+    """where the budget cannot be met, take the smallest that can"""
 
 
 def prune(
@@ -66,8 +69,10 @@ def prune(
     if not len(test):
         raise InputError(f"{source.data}: there are no labeled images to evaluate on")
     found = groups(model, blank(model, images.image_shape))
+    if not plan.closest:
+        refuse_out_of_reach(found, plan.macs)
     ranking = ranked(plan.score, found, images)
-    made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair)
+    made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair, plan.closest)
     undefined_said(made.ranking)
     networks = {"original": model, "pruned": shrink(model, made.kept, found).eval(), "repaired": made.model}
     if plan.repair == "none":
@@ -81,6 +86,7 @@ def prune(
         "ranking": made.ranking.name,
         "undefined": sum(len(each) for each in made.ranking.notes.values()),
         "skipped": dict(made.report.skipped),
+        "notes": dict(made.report.notes),
     }
 
     def also(folder: Path) -> None:
@@ -111,7 +117,7 @@ def ranked(name: str, found: Groups, images: Images) -> Ranking | list[Ranking]:
         sensitivity=score.axis == "gradient",
         maps=name in ("hrank", "chip"),
     )
-    return score(profile)
+    return score(profile, **({"seed": images.source.seed} if name == "random" else {}))
 
 
 def undefined_said(ranking: Ranking) -> None:

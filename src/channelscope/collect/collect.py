@@ -13,9 +13,13 @@ from channelscope.collect.watch import Watch
 from channelscope.errors import DataError, InputError, MismatchError
 from channelscope.net.batches import numbered, placed, some_labeled, unlabeled_said
 from channelscope.net.find import sites
+from channelscope.net.gradients import check_gradients
 from channelscope.net.graph import evaluating
 from channelscope.net.readout import Readout
 from channelscope.stats.profile import Profile
+
+CHECKED = 2
+"""Images on which the traced network's gradients are compared with the network's own."""
 
 
 def collect(
@@ -60,6 +64,9 @@ def collect(
         For activations that are not finite; the site is named.
     SiteError
         For a network without sites.
+    TracingError
+        With sensitivity, where the network has gradients of its own that its steps do not show (torch.autograd.Function,
+        torch.no_grad()).
     """
     if shards < 0:
         raise InputError(f"shards must be 0 (none) or more, received {shards}")
@@ -70,7 +77,10 @@ def collect(
     image = placed(first[0][:1], model)
     earlier = store.load(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None
     labels = sensitivity or (first[1] is not None if earlier is None else "margin" in earlier.targets)
-    begin = partial(Watch, sites(model, image), image, Readout.parse(readout), shards, seed)
+    found = sites(model, image)
+    if sensitivity:
+        check_gradients(found, placed(first[0][:CHECKED], model))
+    begin = partial(Watch, found, image, Readout.parse(readout), shards, seed)
     part = _Part(lambda labels: begin(_extras(labels=labels, sensitivity=sensitivity, maps=maps)), labels, earlier)
     with evaluating(model), torch.set_grad_enabled(sensitivity):
         part.run(chain([first], stream), model, checkpoint)

@@ -30,7 +30,7 @@ COLUMNS: Mapping[str, Column] = {
     "cid": _nats("information discarding: largest mean entropy of pixel noise (pixels of 0 to 1) that keeps the feature", MA),
     "cid_other": _nats("CID of the other network", MA),
     "difference": _nats("CID of the other network less CID of this one"),
-    "gain": _nats("CID less the entropy of uniform noise under the same constraint: how uneven the sensitivity is"),
+    "gain": _nats("CID less the entropy of uniform noise under the same constraint and caps: how uneven the sensitivity is"),
     "gap": _nats("entropy that better-known noise could still gain, estimated; up to 0.1 nat of it is included in the CID", low=0.0),
     "error": _nats("standard error of the CID, from the draws that set the noise level", low=0.0),
     "ratio": Column("ε", 3, "E|Δf|² on fresh noise over what is allowed", HERE, 0.0),

@@ -213,7 +213,7 @@ def _deficit(covariance: Tensor, count: float | None) -> str:
     samples = "" if count is None else f", {count:,.0f} samples"
     parts = [f"the covariance ({len(covariance)} channels{samples}) has rank {rank}."]
     if silent:
-        parts.append(f"{_some(silent)} silent: leave them out (law[~law.silent]).")
+        parts.append(f"{_some(silent)} silent: drop them (law[~law.silent]).")
     if spare:
         parts.append(f'{_some(spare)} determined by the others: drop them, pass shrinkage="oas", or a ridge such as 1e-3.')
     return " ".join(parts)

@@ -5,10 +5,43 @@ import torch
 from scipy import stats
 
 from channelscope.errors import ShapeError
-from channelscope.types import Float, Tensor
+from channelscope.types import Bool, Float, Tensor
 
 DETERMINED = 1e-9
 """Share of a column's variance below which the other columns are said to determine it."""
+
+ROUNDING = 2.0**-50
+"""Range over largest size of a column that only rounds: four units in the last place of a float64."""
+
+
+def constant(columns: Float[Tensor, "... n k"]) -> Bool[Tensor, "... k"]:
+    """Columns that have one value only, up to the rounding of float64.
+
+    The mean of equal numbers can differ from them in the last place. Deviations from it are then no variation.
+
+    Parameters
+    ----------
+    columns
+        Rows are samples.
+
+    Returns
+    -------
+    Tensor
+        True for each column whose largest and smallest number are the same; False where one is nan.
+
+    Examples
+    --------
+    >>> constant(torch.tensor([[0.1, 1.0], [0.1, 2.0]])).tolist()
+    [True, False]
+
+    References
+    ----------
+    Goldberg 1991 (rounding in sums of floating-point numbers).
+    """
+    if columns.shape[-2] == 0:
+        return torch.zeros(*columns.shape[:-2], columns.shape[-1], dtype=torch.bool, device=columns.device)
+    values = columns.double()
+    return values.amax(-2) - values.amin(-2) <= ROUNDING * values.abs().amax(-2)
 
 
 def partial_correlation(columns: Float[Tensor, "... n k"]) -> Float[Tensor, "..."]:
@@ -26,12 +59,8 @@ def partial_correlation(columns: Float[Tensor, "... n k"]) -> Float[Tensor, "...
     n, k = columns.shape[-2:]
     if k < 2:
         raise ShapeError(f"a correlation needs two columns, received {k}")
-    values = columns.double()
-    if n <= k:
-        return values.new_full(values.shape[:-2], torch.nan)
-    constant = values.amax(-2, keepdim=True) == values.amin(-2, keepdim=True)
-    centred = (values - values.mean(-2, keepdim=True)).masked_fill(constant, 0)  # the mean of equal numbers may round to another one
-    scaled = centred / centred.norm(dim=-2, keepdim=True)
+    centred = columns.double() - columns.double().mean(-2, keepdim=True)
+    scaled = (centred / centred.norm(dim=-2, keepdim=True)).masked_fill(constant(columns)[..., None, :], torch.nan)
     rho = scaled.transpose(-1, -2) @ scaled
     left = rho[..., :2, :2]
     if k > 2:
@@ -40,7 +69,7 @@ def partial_correlation(columns: Float[Tensor, "... n k"]) -> Float[Tensor, "...
     spread = left.diagonal(dim1=-2, dim2=-1)
     value = (left[..., 0, 1] / spread.prod(-1).sqrt()).clamp(-1, 1)
     undefined = ~(spread > DETERMINED).all(-1)
-    return value.masked_fill(undefined, torch.nan)
+    return value.masked_fill(undefined, torch.nan) if n > k else torch.full_like(value, torch.nan)
 
 
 def ranked(values: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:

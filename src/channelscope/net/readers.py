@@ -198,12 +198,15 @@ def _meets(graph: Graph, node: fx.Node) -> bool:
 
 
 def _copied(value: Tensor, times: int) -> Tensor:
-    return value.repeat(times, *[1] * (value.dim() - 1))
+    """The batch so many times over; of a single image a view."""
+    return value.expand(times, *value.shape).flatten(0, 1)
 
 
 def _raised(maps: Tensor, patterns: Bool[Tensor, "patterns channels"], axis: int) -> Tensor:
-    """Copies of the maps, in each of which the channels of one pattern are well above all others."""
-    copies = _copied(maps, len(patterns))
+    """Copies of the maps, in each of which the channels of one pattern are well above all others, at every position by another amount."""
+    copies = maps.repeat(len(patterns), *[1] * (maps.dim() - 1))
     each = copies.unflatten(0, (len(patterns), len(maps))).movedim(axis + 2, 1)
-    each[patterns.to(maps.device)] += 1 + 2 * maps.abs().max()
+    amount = torch.rand(each.shape[1:], generator=torch.Generator().manual_seed(0)).to(maps)
+    rows, channels = patterns.to(maps.device).nonzero(as_tuple=True)
+    each[rows, channels] += (1 + 2 * maps.abs().max()) * (1 + amount[channels])
     return copies

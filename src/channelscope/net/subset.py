@@ -1,7 +1,7 @@
 """Subset: some channels, or some kernels, of a network: one boolean each."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -27,6 +27,9 @@ class Subset:
     """the sites of the marks in execution order; empty for kernels"""
     input_shape: tuple[int, ...] = ()
     """shape of one input image (C, H, W); empty for kernels"""
+    groups: Any = field(default=None, repr=False)
+    """the network's `Groups` where the subset was made of them, so that silencing and shrinking need not trace the network again;
+    neither compared nor saved nor copied"""
 
     def __post_init__(self) -> None:
         """Refuse marks that are not booleans, or do not match the sites."""
@@ -66,6 +69,10 @@ class Subset:
     def fraction(self) -> float:
         """Marked over total; nan for a subset of nothing."""
         return self.count / self.total if self.total else float("nan")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles of plain marks, which are made anew."""
+        return type(self), (dict(self.marks), self.sites, self.input_shape)
 
     def __getitem__(self, name: str) -> Tensor:
         """Marks of one site or layer."""
@@ -111,7 +118,7 @@ class Subset:
         return f"Subset({self.count} of {self.total} {self.of} at {len(self)} places)"
 
     def _with(self, marks: Mapping[str, Tensor]) -> "Subset":
-        return Subset(marks, self.sites, self.input_shape)
+        return Subset(marks, self.sites, self.input_shape, self.groups)
 
     def _merge(self, other: "Subset", rule: Callable[[Tensor, Tensor], Tensor]) -> "Subset":
         shapes = [{name: tuple(marks.shape) for name, marks in subset.marks.items()} for subset in (self, other)]

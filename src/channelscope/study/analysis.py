@@ -1,7 +1,8 @@
 """analysis: curves, areas, paired differences and the factorial, from which images each pruned network got right."""
 
 import itertools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -53,6 +54,8 @@ class Area:
     """the score"""
     rule: Rule
     """what the score was treated by"""
+    budgets: tuple[float, ...]
+    """budgets of its curves, which every score under the rule has, largest first"""
     seeds: tuple[int, ...]
     """in which order `images` has them"""
     images: np.ndarray
@@ -65,7 +68,7 @@ class Area:
 
 
 def analysis(done: Mapping[Cell, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
-    """Tables of a benchmark: benchmark (every cell), auc, paired, factorial and agreement.
+    """Tables of a benchmark: benchmark (every cell), auc, paired, factorial, agreement and left_out (cells that no area contains).
 
     Raises   SampleError without a measured cell, or without the unpruned network.
     """
@@ -78,6 +81,7 @@ def analysis(done: Mapping[Cell, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
         "benchmark_paired": paired(found),
         "benchmark_factorial": _factorial(found),
         "benchmark_agreement": agreement(found),
+        "benchmark_left_out": left_out(done),
     }
 
 
@@ -103,27 +107,92 @@ def _rule(cell: Cell) -> Rule:
     return Rule(cell.allocation, cell.repair, cell.epochs)
 
 
+Curve = dict[float, Mapping[str, Any]]
+"""budget → row of one score under one rule with one seed"""
+
+
 def areas(done: Mapping[Cell, Mapping[str, Any]]) -> list[Area]:
-    """Every score under every rule for which all budgets of that rule were met, over the seeds that have them all."""
-    rules: dict[Rule, set[float]] = {}
-    curve: dict[tuple[str, Rule, int], dict[float, np.ndarray]] = {}
-    for cell, row in done.items():
-        if cell == ORIGINAL or not row["images"]:
-            continue
-        rule = _rule(cell)
-        rules.setdefault(rule, set()).add(cell.budget)
-        curve.setdefault((cell.score, rule, cell.seed), {})[cell.budget] = row["hits"]
+    """Every score under every rule, over the budgets that all scores under that rule have.
+
+    Parameters
+    ----------
+    done
+        The measured cells, the unpruned network among them.
+
+    Returns
+    -------
+    list
+        By rule, the largest area first. A score and seed for which one of these budgets could not be met is left out, and so
+        are further budgets: `left_out` names both.
+    """
     whole = done[ORIGINAL]["hits"].astype(float)
-    found: dict[tuple[str, Rule], dict[int, np.ndarray]] = {}
-    for (score, rule, seed), hits in curve.items():
-        if set(hits) == rules[rule]:
-            budgets = sorted(hits, reverse=True)
-            removed = torch.tensor([0.0, *(1 - budget for budget in budgets)], dtype=torch.float64)
-            points = np.stack([whole, *(hits[budget].astype(float) for budget in budgets)])
-            weights = [flops_auc(removed, unit) for unit in torch.eye(len(removed), dtype=torch.float64)]  # the area is linear in the curve
-            found.setdefault((score, rule), {})[seed] = np.array(weights) @ points
-    every = [Area(score, rule, tuple(seeds), np.stack(list(seeds.values()))) for (score, rule), seeds in found.items()]
-    return sorted(every, key=lambda area: (area.rule.place, -area.auc, area.score))
+    found: list[Area] = []
+    for rule, curves in _by_rule(done).items():
+        budgets = _common(curves)
+        removed = torch.tensor([0.0, *(1 - budget for budget in budgets)], dtype=torch.float64)
+        weights = np.array([flops_auc(removed, unit) for unit in torch.eye(len(removed), dtype=torch.float64)])  # linear in the curve
+        images: dict[str, dict[int, np.ndarray]] = {}
+        for (score, seed), curve in curves.items():
+            if set(budgets) <= set(curve) and not _unmet(curve, budgets):
+                points = np.stack([whole, *(curve[budget]["hits"].astype(float) for budget in budgets)])
+                images.setdefault(score, {})[seed] = weights @ points
+        found += [Area(score, rule, budgets, tuple(seeds), np.stack(list(seeds.values()))) for score, seeds in images.items()]
+    return sorted(found, key=lambda area: (area.rule.place, -area.auc, area.score))
+
+
+def left_out(done: Mapping[Cell, Mapping[str, Any]]) -> pd.DataFrame:
+    """Every measured cell that no area contains, with the reason.
+
+    Parameters
+    ----------
+    done
+        The measured cells.
+
+    Returns
+    -------
+    DataFrame
+        One row a cell: score, seed, rule, budget and note.
+    """
+    rows = []
+    for rule, curves in _by_rule(done).items():
+        budgets = _common(curves)
+        for (score, seed), curve in curves.items():
+            missing, unmet = set(budgets) - set(curve), _unmet(curve, budgets)
+            for budget in sorted(curve, reverse=True):
+                note = ""
+                if missing:
+                    note = f"the score was not measured at {_listed(missing)}"
+                elif unmet:
+                    note = f"the score does not meet {_listed(unmet)}: {curve[unmet[0]]['reason']}"
+                elif budget not in budgets:
+                    note = f"not every score was measured at this budget: areas reach over {_listed(budgets)}"
+                if note:
+                    rows.append({"score": score, "seed": seed, **rule._asdict(), "budget": budget, "note": note})
+    return pd.DataFrame(rows, columns=["score", "seed", "allocation", "repair", "epochs", "budget", "note"])
+
+
+def _by_rule(done: Mapping[Cell, Mapping[str, Any]]) -> dict[Rule, dict[tuple[str, int], Curve]]:
+    curves: dict[Rule, dict[tuple[str, int], Curve]] = {}
+    for cell, row in done.items():
+        if cell != ORIGINAL:
+            curves.setdefault(_rule(cell), {}).setdefault((cell.score, cell.seed), {})[cell.budget] = row
+    return curves
+
+
+def _common(curves: Mapping[tuple[str, int], Curve]) -> tuple[float, ...]:
+    """Budgets that all curves have, largest first; where there is none, those of the curves that share the most frequent one."""
+    counts = Counter(budget for curve in curves.values() for budget in curve)
+    frequent = max(counts, key=lambda budget: (counts[budget], budget))
+    sharing = [set(curve) for curve in curves.values() if frequent in curve]
+    return tuple(sorted(set.intersection(*sharing), reverse=True))
+
+
+def _unmet(curve: Curve, budgets: tuple[float, ...]) -> list[float]:
+    return [budget for budget in budgets if budget in curve and not curve[budget]["images"]]
+
+
+def _listed(budgets: Iterable[float]) -> str:
+    return ", ".join(f"{budget:g}" for budget in sorted(budgets, reverse=True))
 
 
 def _aucs(found: list[Area]) -> pd.DataFrame:
@@ -132,8 +201,9 @@ def _aucs(found: list[Area]) -> pd.DataFrame:
         images = bootstrap_mean(torch.from_numpy(area.images.mean(0)), DRAWS)
         spread = float(area.images.mean(1).std(ddof=1)) if len(area.seeds) > 1 else float("nan")
         numbers = {"auc": area.auc, "auc_low": images.low, "auc_high": images.high, "spread": spread}
-        rows.append({"score": area.score, "axis": axis(area.score), **area.rule._asdict(), **numbers, **_counted(area)})
-    columns = ["score", "axis", "allocation", "repair", "epochs", "auc", "auc_low", "auc_high", "spread", "n", "images"]
+        about = {"score": area.score, "axis": axis(area.score), **area.rule._asdict(), "budgets": _listed(area.budgets)}
+        rows.append({**about, **numbers, **_counted(area)})
+    columns = ["score", "axis", "allocation", "repair", "epochs", "budgets", "auc", "auc_low", "auc_high", "spread", "n", "images"]
     return pd.DataFrame(rows, columns=columns)
 
 
