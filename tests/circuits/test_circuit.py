@@ -153,7 +153,7 @@ def test_what_is_no_circuit_is_refused():
         Circuit(target.everything(), relevant=target.relevant, feature=target.feature)
     with pytest.raises(MismatchError, match="exactly the layers"):
         Circuit({"a": target.relevant["a"]}, relevant=target.relevant, feature=target.feature)
-    with pytest.raises(MismatchError, match="not of the same network|depend on the same kernels"):
+    with pytest.raises(MismatchError, match=r"not of the same network|depend on the same kernels"):
         Circuit.whole(target) & Circuit.whole(TARGETS["dense"])
     with pytest.raises(InputError, match="backward, full or none"):
         trim(Circuit.whole(target), target, "forward")
