@@ -12,7 +12,7 @@ from channelscope import store
 from channelscope.collect.watch import Watch
 from channelscope.errors import DataError, InputError, MismatchError
 from channelscope.net.batches import numbered, placed, some_labeled, unlabeled_said
-from channelscope.net.find import sites
+from channelscope.net.find import Sites, sites
 from channelscope.net.gradients import check_gradients
 from channelscope.net.graph import evaluating
 from channelscope.net.readout import Readout
@@ -65,8 +65,7 @@ def collect(
     SiteError
         For a network without sites.
     TracingError
-        With sensitivity, where the network has gradients of its own that its steps do not show (torch.autograd.Function,
-        torch.no_grad()).
+        With sensitivity, for gradients that the network's steps do not show (torch.autograd.Function, torch.no_grad()).
     """
     if shards < 0:
         raise InputError(f"shards must be 0 (none) or more, received {shards}")
@@ -77,14 +76,20 @@ def collect(
     image = placed(first[0][:1], model)
     earlier = store.load(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None
     labels = sensitivity or (first[1] is not None if earlier is None else "margin" in earlier.targets)
-    found = sites(model, image)
-    if sensitivity:
-        check_gradients(found, placed(first[0][:CHECKED], model))
+    found = _sites(model, placed(first[0][:CHECKED], model), sensitivity)
     begin = partial(Watch, found, image, Readout.parse(readout), shards, seed)
     part = _Part(lambda labels: begin(_extras(labels=labels, sensitivity=sensitivity, maps=maps)), labels, earlier)
     with evaluating(model), torch.set_grad_enabled(sensitivity):
         part.run(chain([first], stream), model, checkpoint)
     return part.finished(checkpoint)
+
+
+def _sites(model: nn.Module, images: Tensor, sensitivity: bool) -> Sites:
+    """The network's sites, after its gradients have been checked where they are needed."""
+    found = sites(model, images[:1])
+    if sensitivity:
+        check_gradients(found, images)
+    return found
 
 
 def _extras(**wanted: bool) -> frozenset[str]:
