@@ -527,6 +527,26 @@ def test_the_network_is_left_as_it_was(fails):
     assert "super" not in vars(torch.autograd.function)
 
 
+class Limited(nn.Conv2d):
+    """A convolution whose filters have at most unit length, written back in every pass (Lawhern et al. 2018)."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, 2, 0, 1)
+        self.bias.data[1:].clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+def test_a_pass_that_writes_to_its_parameters_leaves_them():
+    model = nn.Sequential(Limited(3, 4, 5), nn.ReLU(), nn.Flatten()).eval()
+    model[0].weight.data *= 10
+    before, places = copy.deepcopy(model.state_dict()), [part.data_ptr() for part in model.parameters()]
+    steps = trace(model, images(2))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [part.data_ptr() for part in model.parameters()] == places
+    assert [node.target for node in steps.nodes.values() if node.op == "call_module"] == ["0", "1", "2"]
+    torch.testing.assert_close(steps.run(images(3)), copy.deepcopy(model)(images(3)))
+
+
 def test_what_a_network_keeps_for_its_next_call_is_not_a_constant():
     def remembering(net, x):
         if net.kept is None or len(net.kept) != len(x):
