@@ -1,6 +1,7 @@
 """Recording: the steps are what the network did, whatever Python it is written in, and the network is left as it was."""
 
 import copy
+import math
 import operator
 import random
 from collections import OrderedDict, namedtuple
@@ -182,6 +183,16 @@ def heads(net, x):
     batch, channels, high, wide = x.shape
     y = net.conv(x).view(batch, net.heads, -1, high // net.window[0], net.window[0], wide * high // high)
     return y.sum((2, 3, 4, 5)) * channels**-0.5 + len(net.window) + torch.arange(net.heads, device=x.device, dtype=x.dtype)
+
+
+def scaled_by_a_root(net, x):
+    y = net.conv(x)
+    return head(net, y / math.sqrt(y.shape[1]) + math.log(net.heads))
+
+
+def test_a_root_of_a_width_is_a_step():
+    found = targets(replayed(scaled_by_a_root))
+    assert {math.sqrt, math.log} <= set(found)
 
 
 @pytest.mark.parametrize("way", [followed_view, computed_pad, heads], ids=lambda way: way.__name__)
