@@ -15,6 +15,8 @@ from channelscope.net.identity import weights_hash
 from channelscope.stats.profile import Profile
 from channelscope.zoo import History, ImageSource
 
+USUAL = 2000
+"""Calibration images where the user says nothing."""
 Stage = tuple[str, int, Path]
 """run, epoch, weights"""
 
@@ -24,7 +26,7 @@ def trajectory(
     convention: Convention,
     rule: Rule,
     out: Path,
-    images: int = 2000,
+    images: int | None = None,
     layers: int = 6,
     seed: int = 0,
     device: str = "cpu",
@@ -33,7 +35,7 @@ def trajectory(
 
     runs    folders that `channelscope train` left, as a rule of several seeds
     out     folder for the tables, the profiles and report.html; an interrupted call goes on from there
-    images  calibration images, the same for every checkpoint and run
+    images  calibration images, the same for every checkpoint and run; by default 2,000, or all there are
     layers  layers to look at, evenly spaced in depth
     seed    which calibration images are drawn
     device  where it runs: cpu, cuda, cuda:1, …
@@ -45,6 +47,7 @@ def trajectory(
     if not stages:
         raise SampleError(f"no checkpoint in {', '.join(map(str, runs))}: train with --every 1 to keep one per epoch")
     addition = Addition(out)
+    addition.agrees("", histories[0].network)
     profiles = dict(_profiles(stages, histories[0].network, source, device, out / "profiles"))
     frames = followed(((run, epoch, profiles[run, epoch]) for run, epoch, _ in stages), layers, rule, **convention.options())
     last = profiles[stages[-1][0], stages[-1][1]]
@@ -53,7 +56,7 @@ def trajectory(
     print(addition.write(last, f"Training of {last.network}", frames, data=source.data, target=convention.target))
 
 
-def _source(histories: list[History], images: int, seed: int) -> ImageSource:
+def _source(histories: list[History], images: int | None, seed: int) -> ImageSource:
     """The images of the runs, normalized as they were in training.
 
     Raises   MismatchError if the runs are of different networks or images.
@@ -62,6 +65,10 @@ def _source(histories: list[History], images: int, seed: int) -> ImageSource:
     if len(kinds) > 1:
         raise MismatchError(f"the runs are of different things: {'; '.join(f'{network} on {data}' for network, data in sorted(kinds))}")
     told = histories[0].settings["images"]
+    if images is None:
+        images = min(USUAL, told["splits"]["train"])
+        if images < USUAL:
+            console.print(f"--images: {images:,} training images, for that is all there are; {USUAL:,} where there are so many")
     return ImageSource(told["data"], images=images, seed=seed, mean=tuple(told["mean"]), std=tuple(told["std"]))
 
 
