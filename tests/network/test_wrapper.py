@@ -45,6 +45,15 @@ def test_a_wrapped_network_is_cut_like_the_one_inside(wrap):
     torch.testing.assert_close(small(x), channelscope.shrink(net, kept)(x))
 
 
+def test_parts_that_are_compiled_in_place_run_as_written():
+    net, x = network(), torch.randn(2, 3, 16, 16)
+    net[2].compile(backend="eager")
+    net.compile(backend="eager")
+    found = channelscope.sites(net, x)
+    assert [site.name for site in found] == ["0", "2"]
+    torch.testing.assert_close(found.graph.run(x), net(x))
+
+
 def test_wrappers_inside_wrappers():
     net = network()
     with pytest.warns(UserWarning, match="wrapped in DataParallel"):

@@ -65,7 +65,8 @@ def closed(like: Any, parts: Any) -> Any:
 
 def replaced(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """The nest with every tensor replaced."""
-    return closed(value, _changed(opened(value), change)) if holds_tensor(value) else value
+    parts = opened(value)
+    return closed(value, _changed(parts, change)) if holds_tensor(parts) else value
 
 
 def _changed(parts: Any, change: Callable[[Tensor], Any]) -> Any:
