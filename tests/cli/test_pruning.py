@@ -69,16 +69,6 @@ def test_every_choice_runs(place, score, repair, allocation, capsys):
     load_pruned(path / score)
 
 
-def test_random_channels_follow_the_seed(place):
-    path, given = place
-    kept = []
-    for seed in (0, 1, 1):
-        options = ("--images", "60", "--macs", "0.7", "--score", "random", "--repair", "none", "--seed", seed)
-        assert run("prune", *given, *options, "--out", path / "random") == 0
-        kept.append(json.loads((path / "random" / "recipe.json").read_text())["kept"]["marks"])
-    assert kept[0] != kept[1] == kept[2]
-
-
 def test_a_budget_out_of_reach_is_refused_or_the_closest_taken(place, capsys):
     path, given = place
     options = ("--images", "60", "--macs", "0.001", "--score", "l1", "--repair", "none", "--out", path / "closest")

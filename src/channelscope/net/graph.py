@@ -16,11 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-<<<<<<< HEAD
-from channelscope.errors import InputError, TracingError
-=======
 from channelscope.errors import InputError, TracingError, first_line
->>>>>>> recorder
 from channelscope.network import nest
 from channelscope.network.comparison import other_image, same
 from channelscope.network.recorder import OWN, Recording
