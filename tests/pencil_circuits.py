@@ -52,6 +52,23 @@ def snip(model: nn.Module, layer: str, value, images: torch.Tensor, per_batch: b
     return np.abs(products.sum(0)).mean(-1) if per_batch else np.abs(products).mean(-1).sum(0)
 
 
+def integrated_gates(value, weights, points=400) -> dict:
+    """∫ dJ/dm_k ds along gates m = s·(1, …, 1), for one image: J by autograd as a function of one number per kernel.
+
+    `value(weights)` is J with these weights.
+    """
+    totals = {name: np.zeros(tuple(weight.shape[:2])) for name, weight in weights.items()}
+    for point in range(points):
+        gates = {
+            name: torch.full(tuple(weight.shape[:2]), (point + 0.5) / points, dtype=torch.float64, requires_grad=True)
+            for name, weight in weights.items()
+        }
+        gated = {name: weight * gates[name].view(*weight.shape[:2], *[1] * (weight.dim() - 2)) for name, weight in weights.items()}
+        for name, slope in zip(gates, torch.autograd.grad(value(gated), list(gates.values())), strict=True):
+            totals[name] += slope.numpy() / points
+    return totals
+
+
 def magnitude(weight: np.ndarray) -> np.ndarray:
     return np.array([[np.mean([abs(w) for w in kernel.ravel()]) for kernel in row] for row in weight])
 

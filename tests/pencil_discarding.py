@@ -46,6 +46,23 @@ def allocation(sensitivity, budget, cap, values):
     return at(high)
 
 
+def isotropic(sensitivity, budget, cap, values):
+    """Level of uniform noise below the caps, by bisection."""
+
+    def spent(level):
+        return sum(g * min(level, c) ** 2 for g, c, n in zip(sensitivity, cap, values, strict=True) if n)
+
+    if spent(math.inf) < budget:
+        return math.inf
+    low, high = 0.0, 1.0
+    while spent(high) < budget:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) < budget else (low, middle)
+    return high
+
+
 def cell_sums(plane, grid):
     """Sum over the pixels of each cell: pixel (r, c) lies in cell (⌊r·rows/height⌋, ⌊c·columns/width⌋)."""
     height, width = plane.shape
@@ -183,19 +200,25 @@ def box(plane, level):
 
 
 def descriptive_accuracy(probability, image, relevance, other, side, shares):
-    """Probability after the most relevant cells of one image (C, H, W) take the other image's values, cell by cell."""
+    """Probability after the most relevant cells of one image (C, H, W) take the other image's values, cell by cell.
+
+    Cells go one at a time, the largest mean relevance per pixel first, until one more would lead further from the wanted
+    share of the pixels than staying.
+    """
     height, width = relevance.shape
-    cell = {(r, c): (r * side // height, c * side // width) for r in range(height) for c in range(width)}
-    sums = {}
-    for place, own in cell.items():
-        sums[own] = sums.get(own, 0.0) + float(relevance[place])
-    order = sorted(sums, key=lambda own: (-sums[own], own))
+    members = {}
+    for r, c in itertools.product(range(height), range(width)):
+        members.setdefault((r * side // height, c * side // width), []).append((r, c))
+    means = {own: sum(float(relevance[place]) for place in places) / len(places) for own, places in members.items()}
+    order = sorted(means, key=lambda own: (-means[own], own))
     curve = []
     for share in shares:
-        gone = set(order[: round(share * len(order))])
-        changed = image.copy()
-        for (r, c), own in cell.items():
-            if own in gone:
+        changed, gone = image.copy(), 0
+        for own in order:
+            if abs(gone + len(members[own]) - share * height * width) >= abs(gone - share * height * width):
+                break
+            gone += len(members[own])
+            for r, c in members[own]:
                 changed[:, r, c] = other[:, r, c]
         curve.append(probability(changed))
     return curve

@@ -86,6 +86,8 @@ def test_size_and_manners(path):
             assert not names & {"Exception", "BaseException"}, "catches everything"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
             assert len(node.args) < 3, "three-argument getattr"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text"):
+            assert "encoding" in {word.arg for word in node.keywords}, f"{node.func.attr} in the locale's encoding"
         if isinstance(node, ast.Constant) and isinstance(node.value, float) and room(path) != "formulas":
             assert node.value == 0 or abs(node.value) >= 1e-3, f"literal {node.value} outside formulas"
     assert not {"utils", "helpers", "common", "core", "base", "manager"} & {path.stem, *path.relative_to(ROOT).parts[:-1]}
@@ -98,7 +100,8 @@ CITING = {"formulas", "scores", "circuits", "discarding"}
 def test_public_formulas_cite_their_source(path):
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            assert "Source" in (ast.get_docstring(node) or ""), f"{node.name} cites no source"
+            text = ast.get_docstring(node) or ""
+            assert "Source" in text or "References\n---" in text, f"{node.name} cites no source"
 
 
 def test_there_are_tests_enough():

@@ -10,15 +10,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from channelscope import collect, store
-from channelscope.errors import FormatError
+from channelscope.errors import FormatError, MismatchError
 from channelscope.store import Clock, load, save
 
 
 @pytest.fixture(scope="module")
 def profile():
+    return collected(0)
+
+
+def collected(seed: int):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3))
-    return collect(model, [(torch.randn(20, 1, 6, 6), torch.arange(20) % 3)], shards=4, sensitivity=True, maps=True)
+    images = torch.randn(20, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return collect(model, [(images, torch.arange(20) % 3)], shards=4, sensitivity=True, maps=True)
 
 
 @pytest.fixture
@@ -31,6 +36,8 @@ def same(a, b) -> None:
         assert getattr(a, name) == getattr(b, name), name
     assert a.images == b.images
     assert a.tally == b.tally
+    assert a.unlabeled == b.unlabeled
+    assert torch.equal(a.fingerprints, b.fingerprints) or not len(a.fingerprints)
     assert dict(a.skipped) == dict(b.skipped)
     for mine, theirs in ((a.tensors, b.tensors), *((a.weights[site.name], b.weights[site.name]) for site in a.sites)):
         assert set(mine) == set(theirs)
@@ -53,8 +60,34 @@ def test_a_profile_without_shards_or_labels_comes_back(tmp_path):
     same(load(save(bare, tmp_path / "deep" / "er" / "net.profile")), bare)
 
 
-def test_sums_of_loaded_profiles_are_sums_of_profiles(profile, file):
-    same(load(file) + load(file), profile + profile)
+def test_sums_of_loaded_profiles_are_sums_of_profiles(profile, file, tmp_path):
+    other = collected(1)
+    both = load(file) + load(save(other, tmp_path / "other.profile"))
+    same(both, profile + other)
+    assert both.images == 40
+    assert len(both.fingerprints.unique()) == 40
+
+
+def test_the_same_images_are_not_counted_twice(profile, file, tmp_path):
+    with pytest.raises(MismatchError, match="no image in common: 20 of the 20 images of one are among the 20 of the other"):
+        load(file) + load(file)
+    with pytest.raises(MismatchError, match="20 of the 40 images"):
+        profile + collected(1) + load(file)
+
+
+def test_a_profile_without_fingerprints_is_read_and_added(profile, file):
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["channelscope"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys() if name != "fingerprints"}  # noqa: SIM118
+    del header["unlabeled"]
+    save_file(tensors, file, metadata={"channelscope": json.dumps(header)})
+    old = load(file)
+    same(old, profile)
+    assert (len(old.fingerprints), old.unlabeled) == (0, 0)
+    assert (old + collected(1)).images == 40
+    with pytest.raises(MismatchError, match="20 of the 20 images"):
+        old + old
+    assert torch.equal((old + collected(1)).fingerprints, collected(1).fingerprints)
 
 
 def test_no_file(tmp_path):
@@ -100,7 +133,7 @@ def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(profile, file, 
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        save(profile + profile, file)
+        save(profile + collected(1), file)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == ["net.profile"]
 

@@ -1,7 +1,8 @@
 """Every error the library raises on purpose: what was expected, what came, where, and what to do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class ChannelscopeError(Exception):
@@ -54,6 +55,45 @@ class FormatError(ChannelscopeError):
 
 class BudgetError(ChannelscopeError):
     """A budget that cannot be met."""
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message; the name of its class where it has none.
+
+    Examples
+    --------
+    >>> first_line(AssertionError()), first_line(ValueError("too large\\nby far"))
+    ('AssertionError', 'too large')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def no_such(what: str, name: str, known: Iterable[str]) -> str:
+    """Sentence that refuses a name, with the nearest name that exists and all the others.
+
+    Parameters
+    ----------
+    what
+        What the name should have been a name of, such as "score".
+    name
+        The name received.
+    known
+        The names that exist.
+
+    Returns
+    -------
+    str
+        The message of an error.
+
+    Examples
+    --------
+    >>> no_such("preset", "papr", ["default", "paper"])
+    'no preset is called papr; near matches: paper; there are: default, paper'
+    """
+    names = list(known)
+    near = get_close_matches(str(name), names, 2)
+    hint = f"near matches: {', '.join(near)}; " if near else ""
+    return f"no {what} is called {name}; {hint}there are: {', '.join(names)}"
 
 
 @contextmanager

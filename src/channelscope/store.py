@@ -18,6 +18,7 @@ from channelscope.tables import whole
 FORMAT = 2
 PLAIN = ("network", "weights_hash", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards", "images")
 WEIGHTS = "weights/"
+FINGERPRINTS = "fingerprints"
 
 
 class Clock:
@@ -44,8 +45,9 @@ def save(profile: Profile, path: str | Path) -> Path:
         "sites": [site.as_dict() for site in profile.sites],
         "skipped": dict(profile.skipped),
         "tally": asdict(profile.tally),
+        "unlabeled": profile.unlabeled,
     }
-    tensors = dict(profile.tensors)
+    tensors = dict(profile.tensors) | {FINGERPRINTS: profile.fingerprints}
     for site, facts in profile.weights.items():
         tensors |= {f"{WEIGHTS}{site}/{name}": values for name, values in facts.items()}
     with whole(path) as half:
@@ -78,4 +80,8 @@ def load(path: str | Path) -> Profile:
         weights.setdefault(site, {})[fact] = tensors.pop(name)
     sites = tuple(Site.from_dict(site) for site in header["sites"])
     plain: dict[str, Any] = {name: tuple(header[name]) if isinstance(header[name], list) else header[name] for name in PLAIN}
-    return Profile(**plain, sites=sites, skipped=header["skipped"], tally=Tally(**header["tally"]), weights=weights, tensors=tensors)
+    later = {"unlabeled": header.get("unlabeled", 0)}
+    if FINGERPRINTS in tensors:
+        later["fingerprints"] = tensors.pop(FINGERPRINTS)
+    tally = Tally(**header["tally"])
+    return Profile(**plain, sites=sites, skipped=header["skipped"], tally=tally, weights=weights, tensors=tensors, **later)

@@ -83,6 +83,25 @@ def test_the_curve_falls_to_the_sizes_that_any_path_allows(residual):
         assert row["error"] == held.fidelity(own).error.value
 
 
+def test_areas_are_over_all_sizes_whatever_the_shortest_path(residual, planted):
+    """The mean of r over ln(kept) from .001 to .9, with 0 at sizes that no path allows."""
+    for _, _, frames in (residual, planted):
+        curve = frames["circuit_curve"].set_index("kept")["r"].fillna(0)
+        steps = sorted(SIZES)
+        r = [float(curve.get(share, 0.0)) for share in steps]
+        logs = [math.log(share) for share in steps]
+        wanted = sum((r[k] + r[k + 1]) / 2 * (logs[k + 1] - logs[k]) for k in range(len(steps) - 1)) / (logs[-1] - logs[0])
+        assert len(curve) < len(SIZES)
+        assert frames["circuit"].iloc[0]["r_area"] == pytest.approx(wanted)
+
+
+def test_a_curve_says_for_which_size_its_scores_were_made(residual):
+    assert residual[2]["circuit_curve"]["made_for"].isna().all()
+    images = pictures(4)
+    circuit, _, frames = judged(network("chain"), "head:1", images, pictures(4, seed=1), Choice("force", keep="12"))
+    assert (frames["circuit_curve"]["made_for"] == 12 / circuit.total).all()
+
+
 def test_layers_add_up_to_the_circuit(residual):
     circuit, _, frames = residual
     layers = frames["circuit_layers"]

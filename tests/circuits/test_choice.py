@@ -1,5 +1,6 @@
 """A choice leads from images to a circuit, in one piece or in groups of images; impossible choices are refused."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,18 @@ TARGET = locate(network("residual"), f"{LAST['residual']}:1", IMAGES)
 def test_sizes_are_fractions_or_counts(text, value):
     assert size(text) == value
     assert type(size(text)) is type(value)
+
+
+@pytest.mark.parametrize(("given", "text"), [(0.1, "0.1"), (1.0, "1."), (1e-5, "0.00001"), (3, "3"), (np.int64(210), "210")])
+def test_numbers_are_taken_in_python(given, text):
+    assert Choice(keep=given).keep == text
+    assert size(Choice(keep=given).keep) == given
+
+
+@pytest.mark.parametrize("given", [-0.5, float("nan"), None])
+def test_numbers_that_are_no_size_are_refused(given):
+    with pytest.raises(BudgetError, match="keep: expected a fraction"):
+        Choice(keep=given)
 
 
 @pytest.mark.parametrize("text", ["", "half", "10%", "-3", "1e-2", "0,1", "nan"])

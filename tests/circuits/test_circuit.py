@@ -1,6 +1,8 @@
 """A circuit is a subset over the relevant kernels; dropping dead ends changes nothing, and drops all there is."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from channelscope.circuits.select import top
 from channelscope.circuits.target import locate
 from channelscope.errors import InputError, MismatchError
 from channelscope.net.edits import silence
+from channelscope.net.graph import trace
+from channelscope.net.subset import Subset
 from pencil_circuits import LAST, NETWORKS, network, pictures
 
 IMAGES = pictures(3)
@@ -45,6 +49,8 @@ def test_boolean_algebra_stays_among_relevant_kernels(name, fraction, seed):
     assert union([a, b, a]) == a | b
     assert Circuit.from_dict(json.loads(json.dumps(a.as_dict()))) == a
     assert Circuit.from_dict(json.loads(json.dumps(a.as_dict()))).total == a.total
+    copied = copy.deepcopy(a)
+    assert (copied, copied.total, copied.feature) == (a, a.total, a.feature)
 
 
 def test_the_whole_circuit_is_the_network():
@@ -130,14 +136,34 @@ def test_overlap_by_layer():
     assert half.overlap(half)["a"] != half.overlap(half)["a"]  # nan: neither has a kernel there
 
 
+def test_circuits_of_features_that_depend_on_other_kernels_are_not_merged():
+    """b:1 and b:2 share the kernels of a and differ in a row of b each."""
+    graph = trace(network("chain"), pictures())
+    one, other = (Circuit.whole(locate(graph, f"b:{channel}")) for channel in (1, 2))
+    for merge in (lambda: one | other, lambda: one & other, lambda: union([one, other])):
+        with pytest.raises(MismatchError, match="received circuits of b:1 and b:2"):
+            merge()
+    both = Subset(one.marks) | Subset(other.marks)
+    assert both["b"].any(1).tolist() == [False, True, True, False]
+    assert one.overlap(other) == {"": 8 / 16, "a": 1.0, "b": 0.0}
+    assert (one | Circuit.whole(locate(graph, "b:1@max"))) == one
+
+
 def test_what_is_no_circuit_is_refused():
     target = TARGETS["chain"]
     with pytest.raises(MismatchError, match="do not reach the feature"):
-        Circuit(target.everything(), (), (), target.relevant, target.feature)
+        Circuit(target.everything(), relevant=target.relevant, feature=target.feature)
     with pytest.raises(MismatchError, match="exactly the layers"):
-        Circuit({"a": target.relevant["a"]}, (), (), target.relevant, target.feature)
-    with pytest.raises(MismatchError, match="not of the same network"):
+        Circuit({"a": target.relevant["a"]}, relevant=target.relevant, feature=target.feature)
+    with pytest.raises(MismatchError, match=r"not of the same network|depend on the same kernels"):
         Circuit.whole(target) & Circuit.whole(TARGETS["dense"])
     with pytest.raises(InputError, match="backward, full or none"):
         trim(Circuit.whole(target), target, "forward")
     assert repr(Circuit.whole(target)) == f"Circuit({target.kernels} of {target.kernels} kernels of head:1 at 4 layers)"
+
+
+def test_a_circuit_is_copied_and_pickled_whole():
+    circuit = top(control(TARGETS["chain"], "random"), 0.4)
+    for other in (copy.deepcopy(circuit), pickle.loads(pickle.dumps(circuit))):
+        assert other == circuit
+        assert (other.feature, other.total) == (circuit.feature, circuit.total)

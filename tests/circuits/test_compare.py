@@ -76,6 +76,16 @@ def test_constants_count_as_nothing_and_signs_do_not():
     assert table.loc["b", "median_r"] == pytest.approx(0.2)
 
 
+def test_errors_are_of_the_features_that_have_a_circuit():
+    """Three of five features have none of this size: their r counts as 0, and the error says that it is of two."""
+    nan = float("nan")
+    frame = rows({"a": [nan, nan, nan, 0.8, 0.9]})
+    frame.loc[frame["r"].isna(), "error"] = nan
+    row = medians(frame.assign(error=frame["error"] * 0.1)).iloc[0]
+    assert (row["n"], row["median_r"]) == (5, 0)
+    assert (row["n_error"], row["median_error"]) == (2, pytest.approx(0.1))
+
+
 def test_sizes_below_every_path_are_rows_without_a_number():
     found = compare(GRAPH, ["last:0"], IMAGES, HELD, ("gate",), (0.01,))
     row = found["circuit_compare"].iloc[0]

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import pencil_circuits as pencil
+from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.gates import Training, opening, openness
+from channelscope.circuits.saliency import Pass
 from channelscope.circuits.score import score
 from channelscope.circuits.select import top
 from channelscope.circuits.target import locate
@@ -47,6 +49,20 @@ class Sum(nn.Module):
 
     def forward(self, x):
         return self.a(x)
+
+
+def test_closed_gates_do_not_count_as_open():
+    """Inside one kernel of eight, one gate can be open: there is nothing beyond the budget, and the error alone moves it."""
+    images = torch.randn(6, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    target = locate(Sum(), "a:0", images)
+    room = Circuit.of_target(target, {"a": torch.tensor([[False, False, True] + [False] * 5])})
+    found = [
+        score(target, images, "learned", keep=1, how=Pass(inside=room), training=Training(steps=20, penalty=penalty))
+        for penalty in (0.0, 100.0)
+    ]
+    assert float(found[0]["a"][0, 2]) > 0.9
+    assert torch.equal(found[0]["a"], found[1]["a"])
+    assert found[0].inside == room
 
 
 @torch.no_grad()

@@ -118,6 +118,24 @@ def test_channels_are_looked_at_where_their_readers_see_them():
     assert steps["last"] == "last"
 
 
+def test_channels_of_a_channels_last_layer_are_in_its_last_axis(monkeypatch):
+    monkeypatch.setattr(picture, "STEPS", 2)
+    target = locate(ChannelsLast().eval(), "wide:7", pictures(2, size=12))
+    where = {spot.layer: spot.axis for spot in spots(Circuit.whole(target), target)}
+    assert where == {"stem": 0, "wide": 2}
+    found = visualizations(Circuit.whole(target), target, Palette((0.5,) * 2, (0.25,) * 2))
+    assert len(found["wide:7"]) == 1
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(2, 6, 3, padding=1), nn.Linear(6, 8)
+
+    def forward(self, x):
+        return self.wide(torch.relu(self.stem(x)).permute(0, 2, 3, 1)).mean((1, 2))
+
+
 @pytest.mark.parametrize("cause", [0, 1])
 def test_visualizations_drive_their_channel(cause, monkeypatch):
     monkeypatch.setattr(picture, "STEPS", 24)

@@ -79,6 +79,38 @@ def test_what_is_not_known_to_stay_in_place_sees_everything():
     assert fields(graph, last)[last] is None
 
 
+class PerPosition(nn.LayerNorm):
+    """A normalization over the channels of each position of (C, rows, columns)."""
+
+    def forward(self, x):
+        return F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("norm", "local"),
+    [
+        (nn.GroupNorm(2, 4), False),
+        (nn.InstanceNorm2d(4), False),
+        (nn.LayerNorm((4, 12, 12)), False),
+        (nn.LayerNorm(12), False),
+        (nn.InstanceNorm2d(4, track_running_stats=True), True),
+        (nn.BatchNorm2d(4), True),
+        (PerPosition(4), True),
+    ],
+    ids=["group", "instance", "layer", "rows", "instance with running statistics", "batch", "layer over channels"],
+)
+def test_normalizations_over_positions_see_the_whole_image(norm, local):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), norm, nn.Conv2d(4, 2, 3, padding=1)).eval()
+    graph = trace(model, torch.zeros(1, 2, 12, 12))
+    image = torch.randn(1, 2, 12, 12, requires_grad=True)
+    model(image)[0, :, 6, 6].sum().backward()
+    reached = int((image.grad[0].abs().sum(0) > 0).sum())
+    last = next(node for node in graph.steps.nodes if node.op == "output").args[0].name
+    found = fields(graph, last)[last]
+    assert (found is not None) == local == (reached == 25)
+
+
 def test_windows_stay_inside_the_image():
     reach = Reach().through(7, 2, 3, 1)
     assert reach == Reach(2, -3, 3)

@@ -12,7 +12,7 @@ from channelscope.circuits.saliency import PATH_POINTS, Pass, Saliency, prepared
 from channelscope.circuits.score import CRITERIA, score
 from channelscope.circuits.select import top
 from channelscope.circuits.target import locate
-from channelscope.errors import InputError, MismatchError, NumericError, SampleError
+from channelscope.errors import InputError, MismatchError, NumericError, SampleError, TracingError
 from channelscope.net.graph import trace
 from pencil_circuits import LAST, NETWORKS, network, pictures
 
@@ -61,6 +61,20 @@ def test_kernels_can_be_scored_inside_a_circuit(criterion):
     assert (top(inside, 9) & room) == top(inside, 9) or int((inside.flat() > 0).sum()) < 9
     everything = score(target, images, criterion, keep=9, how=Pass(inside=Circuit.whole(target)), training=few)
     close(everything, score(target, images, criterion, keep=9, training=few))
+
+
+@pytest.mark.parametrize("criterion", ["force", "iterated_gate"])
+def test_rounds_begin_with_the_circuit_that_kernels_are_scored_inside(criterion, monkeypatch):
+    """Half of the kernels: every round prunes among these, and the schedule does not spend its first rounds on the others."""
+    images = pictures(3)
+    target = locate(network("chain"), "c:1", images)
+    room = top(score(target, images), 0.5)
+    sizes = []
+    monkeypatch.setitem(score.__globals__, "top", lambda found, size: sizes.append(size) or top(found, size))
+    found = score(target, images, criterion, keep=5, how=Pass(inside=room))
+    assert sizes == pencil.schedule(room.count, 5)
+    assert found.inside == room
+    assert top(found, 5) & room == top(found, 5)
 
 
 def test_the_published_snip_does_depend_on_it():
@@ -186,9 +200,65 @@ def test_paths_average_the_gradient(path):
     target = locate(Square(), "b:0", images)
     end, mean = score(target, images), score(target, images, how=Pass(path=path))
     shares = (torch.arange(PATH_POINTS) + 0.5) / PATH_POINTS
-    factor = {"inputs": shares.mean(), "gates": (shares**2).mean()}[path]
-    assert torch.allclose(mean["a"], end["a"] * factor.double(), rtol=1e-4)
-    assert torch.allclose(mean["b"], end["b"], rtol=1e-4)
+    factors = {"inputs": (shares.mean(), torch.ones(())), "gates": ((shares**2).mean(), (shares**2).mean())}[path]
+    for layer, factor in zip("ab", factors, strict=True):
+        assert torch.allclose(mean[layer], end[layer] * factor.double(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["chain", "residual"])
+def test_effects_along_a_path_of_gates_add_up_to_what_the_kernels_do(name):
+    """Against the integral by autograd on the gates themselves; and its sum is J with all kernels less J with none."""
+    model, images = network(name).double(), pictures(2).double()
+    target = locate(model, f"{LAST[name]}:1", images)
+    found = score(target, images, how=Pass(path="gates"))
+    twins = [
+        pencil.integrated_gates(lambda weights, image=image: target.map(image[None], weights).sum(), target.weights(), PATH_POINTS)
+        for image in images
+    ]
+    for layer, relevant in target.relevant.items():
+        np.testing.assert_allclose(found.signed[layer], sum(twin[layer] for twin in twins) * relevant.numpy(), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(found[layer], sum(abs(twin[layer]) for twin in twins) * relevant.numpy(), rtol=1e-6, atol=1e-9)
+    with torch.no_grad():
+        none = target.map(images, {layer: 0 * weight for layer, weight in target.weights().items()}).sum()
+        gained = float(target.map(images).sum() - none)
+    fine = [pencil.integrated_gates(lambda w, image=image: target.map(image[None], w).sum(), target.weights()) for image in images]
+    assert sum(values.sum() for twin in fine for values in twin.values()) == pytest.approx(gained, rel=1e-2)
+    assert sum(float(values.sum()) for values in found.signed.values()) == pytest.approx(gained, rel=0.1)
+
+
+def test_a_linear_networks_effects_along_gates_are_halves_of_it():
+    """J = b·a·x: each layer's integral is ∫ s ds of J, so that both together are J and not one and a half times J."""
+    torch.manual_seed(0)
+    images = pictures(3)
+    target = locate(nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)), "1:0", images)
+    found = score(target, images, how=Pass(path="gates"))
+    value = float(target.map(images).detach().sum())
+    assert [float(found.signed[layer].sum()) for layer in "01"] == pytest.approx([value / 2, value / 2], rel=1e-4)
+
+
+def test_absolute_values_are_taken_after_the_path():
+    """ActGrad and SNIP along gates, from inputs and gradients at every point of the path."""
+    model, images = network("chain").double(), pictures(2).double()
+    target = locate(model, "c:0", images)
+    places, own = target.chosen(images), target.weights()
+    points = [slopes(target, images, places, {n: w * (p + 0.5) / PATH_POINTS for n, w in own.items()}) for p in range(PATH_POINTS)]
+    acted, snipped = (score(target, images, criterion, how=Pass(path="gates")) for criterion in ("actgrad", "snip"))
+    for place, layer in enumerate(target.layers):
+        conv = model.get_submodule(layer)
+        shape = conv.weight.detach().numpy(), conv.stride, conv.dilation, conv.padding, conv.groups
+        products = sum(
+            pencil.contribution_maps(each[place][1].numpy(), *shape) * each[place][2].numpy()[:, :, None] / PATH_POINTS for each in points
+        )
+        np.testing.assert_allclose(acted[layer], np.abs(products).mean((3, 4)).sum(0) * target.relevant[layer].numpy(), atol=1e-12)
+        slope = torch.zeros(2, *conv.weight.shape, dtype=torch.float64)
+        for image in range(2):
+            for each in points:
+                _, x, g = each[place]
+                slope[image] += nn.grad.conv2d_weight(
+                    x[image : image + 1], conv.weight.shape, g[image : image + 1], conv.stride, conv.padding, conv.dilation
+                )
+        wanted = (conv.weight.detach() * slope / PATH_POINTS).abs().mean((3, 4)).sum(0) * target.relevant[layer]
+        np.testing.assert_allclose(snipped[layer], wanted, atol=1e-12)
 
 
 def test_normalization_of_layers():
@@ -222,6 +292,51 @@ def test_the_model_is_left_as_it_was():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+class Straight(torch.autograd.Function):
+    """Rounds, and lets gradients through."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(x * 4) / 4
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+class Quantized(nn.Module):
+    def __init__(self, rounded):
+        super().__init__()
+        self.a, self.b, self.c, self.rounded = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3), nn.Linear(3, 2), rounded
+
+    def forward(self, x):
+        return self.c(self.rounded(torch.relu(self.b(self.rounded(torch.relu(self.a(x)))))).mean((2, 3)))
+
+
+def test_gradients_are_the_networks_own_or_refused():
+    """Followed by its forward pass alone, rounding has no gradient, and every kernel before it scored zero."""
+    torch.manual_seed(0)
+    model, images = Quantized(Straight.apply).eval(), pictures(3)
+    weight = model.a.weight
+    products = [weight.detach() * torch.autograd.grad(model(image[None])[0, 1], weight)[0] for image in images]
+    own = sum(product.sum((2, 3)).abs() for product in products).detach().double()
+    target = locate(model, "logit:1", images)
+    if target.slope_error < 0.5:  # followed with its own backward pass
+        assert torch.allclose(score(target, images)["a"], own, rtol=1e-3)
+    else:
+        with pytest.raises(TracingError, match="expected the network's own gradients"):
+            score(target, images)
+    spelled = Quantized(lambda x: x + (torch.round(x * 4) / 4 - x).detach()).eval()
+    spelled.load_state_dict(model.state_dict())
+    assert torch.allclose(score(locate(spelled, "logit:1", images), images)["a"], own, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_traced_pass_has_the_networks_gradients(name):
+    for layer in (LAST[name], "logit"):
+        assert locate(network(name), f"{layer}:1", pictures(2)).slope_error < 1e-4
+
+
 def test_frozen_networks_can_be_scored():
     images = pictures(3)
     free = score(locate(network("dense"), "head:0", images), images)
@@ -229,6 +344,12 @@ def test_frozen_networks_can_be_scored():
     assert torch.equal(free.flat(), frozen.flat())
     learned = score(locate(network("dense").requires_grad_(False), "head:0", images), images, "learned", keep=5, training=Training(steps=3))
     assert learned.flat().isfinite().all()
+
+
+def test_criteria_of_this_library_are_not_ascribed_to_others():
+    ours = {name for name, each in CRITERIA.items() if each.source.startswith("this library")}
+    assert ours == {"gate", "iterated_gate", "iterated_actgrad", "learned"}
+    assert CRITERIA["actgrad"].source == "Hamblin, Konkle, Alvarez 2022"
 
 
 def test_bad_input():

@@ -1,5 +1,8 @@
 """Selection: exactly so many kernels, stable ties, the FORCE schedule to the number, and circuits that never fall apart."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pencil_circuits as pencil
-from channelscope.circuits.circuit import trim
+from channelscope.circuits.circuit import Circuit, trim
 from channelscope.circuits.saliency import Saliency
 from channelscope.circuits.score import control, score
 from channelscope.circuits.select import count, grown, order, reaching, schedule, top
@@ -131,6 +134,41 @@ def test_too_small_a_size_says_the_smallest():
     with pytest.raises(BudgetError, match="no path from the images has 2 kernels; the smallest circuit has 3"):
         grown(control(target, "random"), 2)
     assert grown(control(target, "random"), 3).count == 3
+
+
+def test_whole_numbers_of_any_kind_are_numbers_of_kernels():
+    target = TARGETS["chain"]
+    assert count(target, np.int64(3)) == 3
+    assert type(count(target, np.int64(3))) is int
+    assert (count(target, 1), count(target, 1.0)) == (1, target.kernels)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(list(NETWORKS)), st.floats(0, 1), st.integers(0, 20))
+def test_kernels_scored_inside_a_circuit_are_selected_inside_it(name, fraction, seed):
+    """Whatever the scores: all but half of the circuit's kernels score zero, as all kernels outside it do."""
+    target = TARGETS[name]
+    room = grown(control(target, "random", seed), target.smallest + round(0.4 * (target.kernels - target.smallest)))
+    plain = control(target, "random", seed + 1)
+    values = {layer: torch.where(room[layer] & (plain[layer] > 0.5), plain[layer], 0.0) for layer in room}
+    scores = replace(plain, values=values, inside=room)
+    smallest = int(target.wiring.hops(room.marks)[target.seeds].min())
+    size = smallest + round(fraction * (room.count - smallest))
+    for found in (top(scores, size), grown(scores, size)):
+        assert found & room == found
+    assert top(scores, size).count == size
+    assert smallest <= grown(scores, size).count <= size
+    assert trim(grown(scores, size), target, "full") == grown(scores, size)
+    if room.count < target.kernels:
+        with pytest.raises(BudgetError, match=f"scored inside has {room.count}"):
+            top(scores, room.count + 1)
+
+
+def test_growing_where_no_path_lies_inside():
+    target = TARGETS["chain"]
+    room = Circuit.of_target(target, {layer: marks & (layer != "b") for layer, marks in target.relevant.items()})
+    with pytest.raises(BudgetError, match="no path from the images lies inside the circuit"):
+        grown(replace(control(target, "random"), inside=room), 5)
 
 
 @pytest.mark.parametrize("keep", [0, -1, 0.0, 1.5, 10**6, True])

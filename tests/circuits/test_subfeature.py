@@ -1,5 +1,8 @@
 """Sub-features: the polysemantic unit falls apart into its causes, with one circuit for each."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +11,7 @@ from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.subfeature import clusters, peak_error, peaks, subcircuits
 from channelscope.circuits.target import locate
 from channelscope.errors import BudgetError, InputError, SampleError
-from pencil_circuits import Polysemantic, causes
+from pencil_circuits import Polysemantic, causes, network, pictures
 
 MODEL = Polysemantic().eval()
 IMAGES = causes(24)
@@ -135,6 +138,22 @@ def test_groups_are_scored_inside_the_general_circuit():
     assert frames["subcircuit_curves"].attrs["provenance"]["general"] == 0.4
     whole, _ = subcircuits(TARGET, PEAKS, CAUSE, Choice(keep="3"), general=1.0)
     assert whole["0"] == circuits["0"]  # the planted paths are found either way
+
+
+def test_peaks_of_nothing_have_no_error():
+    silent = replace(PEAKS, values=torch.zeros_like(PEAKS.values))
+    assert math.isnan(peak_error(TARGET, Circuit.whole(TARGET), silent, torch.arange(3)))
+
+
+def test_grown_circuits_stay_inside_the_general_circuit():
+    """Kernels outside score zero like many inside, and growing took them."""
+    model, images = network("residual"), pictures(24)
+    target = locate(model, "last:1", images)
+    found = peaks(target, images, 16)
+    labels = torch.arange(16) % 2
+    circuits, _ = subcircuits(target, found, labels, Choice(keep="0.2", live=True), general=0.3)
+    for name in ("0", "1", "mixed", "union"):
+        assert circuits[name] & circuits["general"] == circuits[name]
 
 
 @pytest.mark.parametrize("general", [0.05, 0.0, 1.5, float("nan")])

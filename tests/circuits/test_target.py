@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.circuits.target import CHUNK, PIXELS, activity, batches, locate
-from channelscope.errors import InputError, SampleError, SiteError, TracingError
+from channelscope.errors import InputError, SampleError, ShapeError, SiteError, TracingError
 from channelscope.net.graph import trace
 from pencil_circuits import network, pictures
 
@@ -57,6 +57,51 @@ def test_a_direction_depends_on_all_its_channels():
     from_file = locate(graph, target.feature.direction("two", torch.tensor([0.5, -1.0])))
     assert from_file.relevant["two"].all()
     assert not target.relevant["two"].all()
+
+
+class ChannelsLast(nn.Module):
+    """A block with its channels in the last axis: 12 × 12 positions, 6 and 8 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.wide, self.act = nn.Conv2d(2, 6, 3, padding=1), nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU()
+        self.narrow, self.head = nn.Linear(8, 1), nn.Conv2d(1, 1, 1)
+        self.last = nn.ReLU()
+
+    def forward(self, x):
+        x = self.norm(self.stem(x).permute(0, 2, 3, 1))
+        return self.last(self.head(self.narrow(self.act(self.wide(x))).permute(0, 3, 1, 2)))
+
+
+@torch.no_grad()
+def test_channels_are_where_tracing_finds_them():
+    """Rows of a channels-last map are no channels, whether a layer acts on each element, mixes channels, or has only one."""
+    model, images = ChannelsLast().eval(), pictures(2, size=12)
+    graph = trace(model, images)
+    wide = model.wide(model.norm(model.stem(images).permute(0, 2, 3, 1)))
+    found = locate(graph, "act:7")
+    assert (found.axis, found.spatial) == (2, (12, 12))
+    assert torch.allclose(found.map(images), model.act(wide)[..., 7].flatten(1), atol=1e-6)
+    assert found.relevant["wide"].any(1).tolist() == [False] * 7 + [True]
+    normed = locate(graph, "norm:5")
+    assert torch.allclose(normed.map(images), model.norm(model.stem(images).permute(0, 2, 3, 1))[..., 5].flatten(1), atol=1e-6)
+    assert (locate(graph, "last:0").axis, locate(graph, "logit:0").spatial) == (0, (12, 12))
+    for feature, last in (("act:11", 7), ("norm:6", 5), ("logit:1", 0)):
+        with pytest.raises(InputError, match=f"has channels 0 to {last}"):
+            locate(graph, feature)
+
+
+def test_a_value_without_an_axis_of_channels_is_refused():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mix, self.last = nn.Conv2d(2, 4, 1), nn.Softmax(dim=-1), nn.Identity()
+
+        def forward(self, x):
+            return self.last(self.mix(self.conv(x)).transpose(1, 3))
+
+    with pytest.raises(ShapeError, match=r"at last: expected values whose channels lie on one axis, received shape \(8, 8, 4\)"):
+        locate(Turned(), "last:0", pictures())
 
 
 def test_near_matches_are_listed():

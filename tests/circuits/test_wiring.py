@@ -111,6 +111,21 @@ def test_the_first_channels_of_concatenations_and_chunks():
     assert need[stem.outputs].tolist() == [False, False, True, True]
 
 
+def test_means_are_followed_by_whatever_name_of_their_axes():
+    class Mean(nn.Module):
+        def __init__(self, axes):
+            super().__init__()
+            self.a, self.b, self.axes = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 1), axes
+
+        def forward(self, x):
+            return self.b(self.a(x).mean(**self.axes))
+
+    for axes in ({"dim": (2, 3), "keepdim": True}, {"axis": (2, 3), "keepdims": True}, {"axis": (2, 3), "keepdim": True}):
+        wiring = wire(trace(Mean(axes), pictures(1)), "b")
+        first, last = wiring.calls
+        assert (last.sources == first.outputs).all()
+
+
 def test_padding_in_space_and_over_channels():
     class Padded(nn.Module):
         def __init__(self):

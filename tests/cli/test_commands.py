@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from channelscope import cli, store, tables, zoo
+from channelscope import cli, collect, store, tables, zoo
 from cli.commands import refused, run
 
 
@@ -40,8 +40,21 @@ def test_profile_scores_and_merge(place, capsys):
     assert run("scores", place / "net.profile", "--out", place / "scores.csv", "--errors") == 0
     frame = tables.read(place / "scores.csv")
     assert {"site", "channel", "capture", "capture_se", "relevance"} <= set(frame)
-    assert run("merge", place / "net.profile", place / "net.profile", "--out", place / "twice.profile") == 0
-    assert store.load(place / "twice.profile").images == 240
+    capsys.readouterr()
+    said = refused(capsys, "merge", place / "net.profile", place / "net.profile", "--out", place / "sum.profile")
+    assert "net.profile is given twice, and its images would be counted twice" in said
+    shutil.copy(place / "net.profile", place / "copy.profile")
+    said = refused(capsys, "merge", place / "net.profile", place / "copy.profile", "--out", place / "sum.profile")
+    assert "120 of the 120 images of one are among the 120 of the other" in said
+    assert not (place / "sum.profile").exists()
+
+
+def test_profiles_of_disjoint_images_merge(place, capsys):
+    model, images = zoo.load("resnet20", "digits", place / "net.safetensors")
+    for name, split in (("one", images.test.take(30)), ("other", images.validation.take(20))):
+        store.save(collect(model, split), place / f"{name}.profile")
+    assert run("merge", place / "one.profile", place / "other.profile", "--out", place / "both.profile") == 0
+    assert store.load(place / "both.profile").images == 50
 
 
 def test_axes_writes_a_report_that_report_writes_again(place, capsys):
@@ -168,9 +181,9 @@ class Four(Plain):
         super().__init__(4)
 
 
-class Color(nn.Sequential):
+class Two(nn.Sequential):
     def __init__(self, num_classes=10):
-        super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+        super().__init__(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
 
 
 class Broken(Plain):
@@ -197,7 +210,7 @@ def nets(tmp_path_factory):
     [
         ("Flat", "has no convolution or linear layer whose channels can be told apart"),
         ("Fixed", "cannot take images of shape"),
-        ("Color", "to have 3 channels, but got 1 channels instead"),
+        ("Two", "to have 2 channels, but got 1 channels instead"),
         ("Four", "labels"),
         ("Broken", "at 0: activations are not finite"),
         ("Branching", "nets.py:39 (forward): the pass depends in Python on the values of a tensor"),

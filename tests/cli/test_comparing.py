@@ -23,7 +23,7 @@ def test_tables_a_report_and_nothing_measured_twice(place, capsys):
     assert "is best with a FLOPs-AUC of" in said
     assert "n = 1 seeds, 100 images" in said
     names = {each.name for each in (path / "out").glob("*.csv")}
-    assert names == {f"benchmark{end}.csv" for end in ("", "_auc", "_paired", "_factorial", "_agreement")}
+    assert names == {f"benchmark{end}.csv" for end in ("", "_auc", "_paired", "_factorial", "_agreement", "_left_out")}
     frame = tables.read(path / "out" / "benchmark.csv")
     assert len(frame) == 1 + 4 * 2 * 2
     assert frame["score"][0] == "unpruned"
@@ -56,5 +56,5 @@ def test_results_of_another_network_stay(place, capsys):
     assert run("benchmark", *given, *grid, "--out", path / "mine") == 0
     before = (path / "mine" / "results.sqlite").read_bytes()
     other = ("resnet20(width=2)", "--data", "digits", "--images", "60")
-    assert "holds another benchmark" in refused(capsys, "benchmark", *other, *grid, "--out", path / "mine")
+    assert "holds a run of" in refused(capsys, "benchmark", *other, *grid, "--out", path / "mine")
     assert (path / "mine" / "results.sqlite").read_bytes() == before

@@ -36,6 +36,15 @@ def test_curves_of_two_runs(trained, tmp_path, capsys):
     assert layers.groupby(["run", "epoch"]).size().tolist() == [3] * 4
 
 
+def test_runs_of_the_same_name_are_told_apart_by_their_paths(trained, tmp_path, capsys):
+    for place, folder in zip(("a", "b"), trained, strict=True):
+        shutil.copytree(folder, tmp_path / place / "seed0")
+    runs = [tmp_path / place / "seed0" for place in ("a", "b")]
+    assert run("trajectory", *runs, *SMALL, "--out", tmp_path / "out") == 0
+    assert set(tables.read(tmp_path / "out" / "trajectory_layers.csv").run) == {"a/seed0", "b/seed0"}
+    assert "expected different runs" in refused(capsys, "trajectory", runs[0], runs[0], *SMALL, "--out", tmp_path / "twice")
+
+
 def test_an_interrupted_call_goes_on_from_its_profiles(trained, tmp_path, monkeypatch):
     assert run("trajectory", *trained, *SMALL, "--out", tmp_path / "whole") == 0
     done, collect = [], FOLLOW.collect

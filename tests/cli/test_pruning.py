@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from channelscope import load_pruned, tables, zoo
+from channelscope.cli import pruning
 from channelscope.errors import FormatError
 from channelscope.net.identity import weights_hash
 from channelscope.prune import folder as folders
@@ -45,6 +46,16 @@ def test_one_command_leaves_a_whole_folder(place):
     assert "repaired" in page
 
 
+def test_random_channels_follow_the_seed(place):
+    path, given = place
+    kept = {}
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        options = ("--score", "random", "--repair", "none", "--seed", seed)
+        assert run("prune", *given, "--images", "60", "--macs", "0.7", *options, "--out", path / name) == 0
+        kept[name] = json.loads((path / name / "recipe.json").read_text())["kept"]
+    assert kept["one"] == kept["again"] != kept["two"]
+
+
 @pytest.mark.parametrize(
     ("score", "repair", "allocation"), [("l2", "none", "uniform"), ("taylor_weight", "batchnorm", "global"), ("capture", "peers", "global")]
 )
@@ -56,6 +67,31 @@ def test_every_choice_runs(place, score, repair, allocation, capsys):
     assert states == (["original", "pruned"] if repair == "none" else ["original", "pruned", "repaired"])
     assert "multiply-adds" in capsys.readouterr().err
     load_pruned(path / score)
+
+
+def test_a_budget_out_of_reach_is_refused_or_the_closest_taken(place, capsys):
+    path, given = place
+    options = ("--images", "60", "--macs", "0.001", "--score", "l1", "--repair", "none", "--out", path / "closest")
+    said = refused(capsys, "prune", *given, *options)
+    assert "cannot be met; the smallest budget is 0." in said
+    assert "(closest=True or --closest takes it): of what is then left, " in said
+    assert run("prune", *given, *options, "--closest") == 0
+    frame = tables.read(path / "closest" / "pruning.csv").set_index("state")
+    smallest = float(said.split("smallest budget is ")[1].split()[0])
+    assert smallest - 0.001 <= frame.loc["pruned", "kept"] <= smallest
+
+
+def test_computed_weights_are_refused_before_anything_is_ranked(tmp_path, capsys, monkeypatch):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nfrom torch.nn import functional as F\n\n\nclass Centered(nn.Conv2d):\n    def forward(self, x):\n"
+        "        return F.conv2d(x, self.weight - self.weight.mean(), self.bias)\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.a, self.b, self.c = Centered(1, 8, 3), Centered(8, 8, 3), nn.Linear(8, 10)\n\n"
+        "    def forward(self, x):\n        return self.c(self.b(self.a(x).relu()).relu().mean((2, 3)))\n"
+    )
+    monkeypatch.setattr(pruning, "ranked", lambda *_: pytest.fail("ranked"))
+    said = refused(capsys, "prune", f"{tmp_path / 'net.py'}:Net", "--images", "60", "--macs", "0.8", "--out", tmp_path / "out")
+    assert "cannot be met; the smallest budget is 1.000" in said
+    assert "b holds" in said
 
 
 def test_fine_tuning_trains_and_replaces(place):

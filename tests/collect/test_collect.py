@@ -331,3 +331,54 @@ def test_toys_show_the_sites_they_have(toy):
 def test_a_zoo_network_keeps_its_name():
     model = zoo.network("resnet20", 10, 3, 16)
     assert collect(model, [(torch.randn(12, 3, 16, 16), torch.arange(12) % 10)]).network == "resnet20"
+
+
+NONE = torch.full((16,), -1)
+
+
+@pytest.mark.parametrize("missing", ["first", "last", "some"])
+def test_what_is_labeled_is_used_and_what_is_not_is_said(missing):
+    parts = batches()
+    if missing == "some":
+        labels = parts[1][1].clone()
+        labels[:16:2] = -1
+        mixed, kept = [parts[0], (parts[1][0], labels.tolist(), parts[1][2])], [*range(16), *range(17, 32, 2)]
+    else:
+        mixed = [(parts[0][0], None if missing == "last" else NONE, parts[0][2]), parts[1]]
+        mixed, kept = (mixed, range(16, 32)) if missing == "first" else (mixed[::-1], range(16, 32))
+    with pytest.warns(UserWarning, match=rf"{32 - len(kept)} of 32 images have no label and were left out"):
+        profile = collect(MODEL, mixed, shards=5)
+    assert profile.targets == ("margin", "correct_logit", "top_margin")
+    assert (profile.images, profile.tally.images, profile.unlabeled) == (len(kept), len(kept), 32 - len(kept))
+    same(profile, collect(MODEL, batches(list(kept)), shards=5))
+
+
+def test_labels_that_begin_late_are_not_lost_by_an_interruption(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "Clock", lambda: Clock(0.0))
+    parts = batches(size=8)
+    mixed = [(parts[0][0], None, parts[0][2]), *parts[1:4]]
+
+    def broken():
+        yield from mixed[:3]
+        raise StoppedError
+
+    kept = tmp_path / "unfinished"
+    with pytest.raises(StoppedError):
+        collect(MODEL, broken(), shards=5, checkpoint=kept)
+    assert (store.load(kept).images, store.load(kept).unlabeled) == (16, 8)
+    with pytest.warns(UserWarning, match="8 of 32 images"):
+        same(collect(MODEL, mixed, shards=5, checkpoint=kept), collect(MODEL, parts[1:4], shards=5))
+    store.save(collect(MODEL, [(images, None, index) for images, _, index in parts[:1]], shards=5), kept)
+    with pytest.raises(MismatchError, match="begun on images without labels"):
+        collect(MODEL, parts, shards=5, checkpoint=kept)
+
+
+def test_images_of_another_precision_are_taken_in_the_networks():
+    single = collect(MODEL, [(PIXELS.float(), LABELS)], shards=0)
+    assert single.images == IMAGES
+    close(single.record("0").pooled.mean, WHOLE.record("0").pooled.mean, 1e-6)
+
+
+def test_one_image_twice_is_found_whatever_the_batches():
+    with pytest.raises(MismatchError, match="16 of the 45 images of one are among the 16 of the other"):
+        WHOLE + collect(MODEL, batches(range(20, 36), 5), shards=5)

@@ -33,7 +33,7 @@ def test_torchrun_with_two_ranks_writes_the_profile_of_one_process(tmp_path):
 
 
 def test_shares_are_disjoint_and_complete():
-    batches = list(range(7))
-    shares = [list(share(batches, rank, 3)) for rank in range(3)]
-    assert sorted(chain(*shares)) == batches
-    assert [len(part) for part in shares] == [3, 2, 2]
+    batches = [(torch.zeros(size, 1, 2, 2), [0] * size) for size in (4, 4, 4, 4, 4, 4, 3)]
+    shares = [[index.tolist() for *_, index in share(batches, rank, 3)] for rank in range(3)]
+    assert sorted(chain(*chain(*shares))) == list(range(27))
+    assert shares[1] == [[4, 5, 6, 7], [16, 17, 18, 19]]

@@ -60,6 +60,43 @@ def test_gradcam_by_hand():
     torch.testing.assert_close(room.gradcam(model, "2", IMAGES, TARGET), expected)
 
 
+class Residual(nn.Module):
+    """Two residual blocks without biases; weights and images are positive, so that every layer conserves relevance."""
+
+    def __init__(self, add):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.one, self.two = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+        self.head, self.add = nn.Linear(4, 4, bias=False), add
+        for weight in self.parameters():
+            weight.data = weight.data.abs()
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = self.add(self.one(x), x)
+        x = self.add(self.two(x), x)
+        return self.head(x.mean((2, 3)))
+
+
+def augmented(a, b):
+    a += b
+    return a
+
+
+@pytest.mark.parametrize("add", [lambda a, b: a + b, torch.add, augmented], ids=["+", "add", "+="])
+def test_relevance_is_conserved_through_residual_blocks(add):
+    """The class starts with a relevance of 1; handed on whole to both sides of two sums it was 4."""
+    found = room.attributions(Residual(add).eval(), "stem")["lrp"](IMAGES, TARGET)
+    torch.testing.assert_close(found.sum((1, 2)), torch.ones(3), rtol=1e-3, atol=1e-3)
+
+
+def test_the_sides_of_a_sum_have_shares_of_its_relevance():
+    a, b = torch.tensor([3.0, -1.0], requires_grad=True), torch.tensor([1.0, 3.0], requires_grad=True)
+    room._Share.apply(a, b).backward(torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(a.grad, torch.tensor([0.75, -1.0]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(b.grad, torch.tensor([0.25, 3.0]), rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_missing_or_no_module_is_said(monkeypatch):
     with pytest.raises(SiteError, match="'relu_3' is a step"):
         room.attributions(network(), "relu_3")

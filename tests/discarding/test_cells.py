@@ -44,6 +44,14 @@ def test_every_pixel_is_in_one_cell_and_no_cell_is_empty(plane, side):
     assert counts.max() <= (-(-plane[0] // cells.grid[0])) * (-(-plane[1] // cells.grid[1]))
 
 
+@settings(max_examples=30, deadline=None)
+@given(planes, st.integers(1, 20))
+def test_a_flat_map_has_one_mean_however_unequal_the_cells(plane, side):
+    cells = Cells.of(plane, side)
+    assert torch.equal(cells.mean(torch.full((3, *plane), 0.25)), torch.full((3, len(cells)), 0.25))
+    assert torch.equal(cells.pixels, cells.sum(torch.ones(plane)))
+
+
 def test_small_images_have_a_cell_per_pixel():
     cells = Cells.of((32, 32))
     assert cells.per_pixel

@@ -12,6 +12,7 @@ from channelscope.discarding import concentration as room
 from channelscope.discarding.cells import Cells
 from channelscope.discarding.discard import NUMBERS, Discarded
 from channelscope.discarding.noise import entropy
+from channelscope.discarding.rule import Rule
 from channelscope.discarding.view import Layer
 from channelscope.errors import DataError, ShapeError
 
@@ -86,7 +87,13 @@ def discarded(count=3):
 def test_the_table_says_where_it_is_undefined():
     boxes = {0: [(0, 0, 4, 3)], 1: [], 2: [(0, 0, 8, 6)], 3: [(20, 0, 24, 3)]}
     frame = room.table(
-        [discarded(4)], lambda image: room.mask(boxes[image], PLANE), CELLS, torch.full((48,), 0.4), torch.ones(3, *PLANE).bool(), 0.2
+        [discarded(4)],
+        lambda image: room.mask(boxes[image], PLANE),
+        CELLS,
+        torch.full((48,), 0.4),
+        torch.ones(3, *PLANE).bool(),
+        0.2,
+        Rule(),
     )
     assert frame.concentration.notna().tolist() == [True, False, False, False]
     assert frame.note.tolist()[0] == ""
@@ -95,14 +102,26 @@ def test_the_table_says_where_it_is_undefined():
     plane = discarded(4).entropy[0].view(PLANE).numpy()
     inside = room.mask(boxes[0], PLANE).numpy()
     assert frame.concentration[0] == pytest.approx(pencil.concentration(plane, inside), abs=1e-5)
+    for table in (frame, room.by_layer(frame)):
+        assert table.attrs["provenance"]["convention"] == Rule().convention()
     layer = room.by_layer(frame).iloc[0]
     assert layer.n == 1
     assert math.isnan(layer.concentration_low)
 
 
+def test_rho_is_about_the_map_and_not_about_the_gap_that_the_cid_contains():
+    found = discarded(1)
+    found.numbers["cid"] += 0.1
+    inside, cap = room.mask([(0, 0, 4, 3)], PLANE), torch.full((48,), 0.26)
+    frame = room.table([found], lambda image: inside, CELLS, cap, torch.ones(3, *PLANE).bool(), 0.2, Rule())
+    plane, whole = found.entropy[0].view(PLANE).double().numpy(), entropy(cap).view(PLANE).double().numpy()
+    assert frame.cid[0] == pytest.approx(float(plane.mean()) + 0.1, abs=1e-5)
+    assert frame.rho[0] == pytest.approx(pencil.share_about_the_foreground(plane, whole, inside.numpy()), abs=1e-5)
+
+
 def test_means_over_images_have_intervals():
     inside = room.mask([(0, 0, 4, 3)], PLANE)
-    frame = room.table([discarded()], lambda image: inside, CELLS, torch.full((48,), 0.4), torch.ones(3, *PLANE).bool(), 0.2)
+    frame = room.table([discarded()], lambda image: inside, CELLS, torch.full((48,), 0.4), torch.ones(3, *PLANE).bool(), 0.2, Rule())
     layer = room.by_layer(frame).iloc[0]
     assert layer.concentration_low < frame.concentration.mean() < layer.concentration_high
     assert layer.c1 == pytest.approx(0.25)

@@ -9,6 +9,7 @@ import torch
 import pencil_discarding as pencil
 from channelscope import tables
 from channelscope.discarding import faithfulness as room
+from channelscope.discarding.rule import Rule
 from channelscope.discarding.shrinkage import blurred
 
 
@@ -18,8 +19,8 @@ def corner(images):
     return torch.stack([8 * own, torch.zeros_like(own)], 1)
 
 
-def images(count=4):
-    return torch.rand(count, 3, 28, 28, generator=torch.Generator().manual_seed(0)) + 0.2
+def images(count=4, plane=(28, 28)):
+    return torch.rand(count, 3, *plane, generator=torch.Generator().manual_seed(0)) + 0.2
 
 
 def evidence(count=4):
@@ -28,22 +29,36 @@ def evidence(count=4):
     return found
 
 
+RULE = Rule(normalizer="local")
 TARGET = torch.zeros(4, dtype=torch.long)
 
 
+@pytest.mark.parametrize("plane", [(28, 28), (32, 20)], ids=["equal", "unequal"])
 @pytest.mark.parametrize("baseline", ["zero", "blur"])
-def test_curves_agree_with_cell_by_cell(baseline):
-    relevance = torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(1))
-    found = room.descriptive_accuracy(corner, images(), TARGET, relevance, baseline)
-    other = torch.zeros_like(images()) if baseline == "zero" else blurred(images(), room.BLUR)
+def test_curves_agree_with_cell_by_cell(baseline, plane):
+    given = images(plane=plane)
+    relevance = torch.rand(4, *plane, generator=torch.Generator().manual_seed(1)) - 0.5
+    found = room.descriptive_accuracy(corner, given, TARGET, relevance, baseline)
+    other = torch.zeros_like(given) if baseline == "zero" else blurred(given, room.BLUR)
 
     def probability(image):
         return float(corner(torch.tensor(image)[None]).softmax(1)[0, 0])
 
     for place in range(2):
-        given = images()[place].numpy(), relevance[place].numpy(), other[place].numpy()
-        expected = pencil.descriptive_accuracy(probability, *given, room.SIDE, room.SHARES)
+        parts = given[place].numpy(), relevance[place].numpy(), other[place].numpy()
+        expected = pencil.descriptive_accuracy(probability, *parts, room.SIDE, room.SHARES)
         assert np.allclose(found[place], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_cells_of_unequal_size_lose_the_share_of_pixels_that_is_said(sign):
+    """The class's probability is the share of pixels that are still there, whatever the sign of a nearly flat map."""
+    plane = torch.ones(2, 3, 32, 32)
+    relevance = sign * (1 + 1e-3 * torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(0)))
+    curve = room.descriptive_accuracy(
+        lambda images: torch.stack([images.mean((1, 2, 3)).logit(eps=1e-6), torch.zeros(2)], 1), plane, TARGET[:2], relevance, "zero"
+    )
+    assert (curve - (1 - torch.tensor(room.SHARES))).abs().max() <= 4.5 / 32**2  # half of the largest cell
 
 
 def test_the_map_of_the_evidence_beats_its_opposite_and_chance():
@@ -66,19 +81,22 @@ def test_area_of_a_constant():
 
 def test_tables_have_paired_differences(tmp_path):
     flat = torch.full((4, len(room.SHARES)), 0.4)
-    frame = room.descriptive({("cid", "zero"): flat, ("random", "zero"): flat + 0.1})
+    frame = room.descriptive({("cid", "zero"): flat, ("random", "zero"): flat + 0.1}, RULE)
     assert frame.area.tolist() == pytest.approx([0.4, 0.5])
     assert math.isnan(frame.less_cid[0])
     assert frame.less_cid[1] == pytest.approx(0.1)
     tables.write(frame, tmp_path / "d.csv")
     assert len(tables.read(tmp_path / "d.csv")) == 2
+    assert tables.read(tmp_path / "d.csv").attrs["provenance"]["convention"]["normalizer"] == "local"
 
 
 def test_localization_finds_what_is_there():
     boxes = [[(0, 0, 14, 14)]] * 4
     good = evidence() + 0.01 * torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(3))
     maps = {"cid": good, "opposite": -good, "center": room.center(images())}
-    frame = room.localization(maps, boxes, maps, boxes).set_index("method")
+    frame = room.localization(maps, boxes, maps, boxes, RULE)
+    assert frame.attrs["provenance"]["convention"] == RULE.convention()
+    frame = frame.set_index("method")
     assert frame.iou["cid"] > 0.9
     assert frame.found["cid"] == 1
     assert frame.less_cid["opposite"] < -0.3

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_discarding as pencil
-from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, capacity, entropy, mean_entropy, unspent
+from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, capacity, entropy, isotropic, mean_entropy, unspent
 from channelscope.errors import NumericError, ShapeError
 
 CELLS = 12
@@ -35,6 +35,18 @@ def test_the_published_numeric_example():
     torch.testing.assert_close(sigma, torch.tensor([[0.0032, 0.0016, 0.0064, 0.0016, 0.0032]]).double(), rtol=1e-6, atol=0)
     printed = torch.tensor([[0.00316, 0.00181, 0.00633, 0.00175, 0.00308]]).double()  # 5,000 published optimization steps
     assert ((printed - sigma).abs() / sigma).max() < 0.15
+
+
+@settings(max_examples=30, deadline=None)
+@given(numbers, numbers, st.floats(0.01, 1e4), st.lists(st.integers(0, 2), min_size=CELLS, max_size=CELLS))
+def test_the_level_of_uniform_noise_agrees_with_bisection(sensitivity, cap, budget, values):
+    given = [torch.tensor(each, dtype=torch.float64) for each in ([sensitivity], [budget], cap, values)]
+    assert float(isotropic(*given)) == pytest.approx(pencil.isotropic(sensitivity, budget, cap, values), rel=1e-6)
+
+
+def test_uniform_noise_without_caps_and_where_nothing_is_seen():
+    free = torch.full((2,), torch.inf)
+    assert isotropic(torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([16.0, 1.0]), free, torch.ones(2)).tolist() == [2.0, math.inf]
 
 
 @settings(max_examples=30, deadline=None)

@@ -13,6 +13,7 @@ from channelscope.discarding.constraint import Constraint
 from channelscope.discarding.jacobian import Dice, Scene
 from channelscope.discarding.noise import GAUSSIAN_ENTROPY, mean_entropy
 from channelscope.discarding.optimum import optimum
+from channelscope.errors import InputError
 
 SHAPE = (1, 4, 4)
 FREE = torch.full((16,), torch.inf)
@@ -80,9 +81,49 @@ def test_caps_hold_and_their_cells_are_counted():
     assert found.capped[0] == float((expected >= cap.numpy() * 0.9999).mean())
 
 
+def test_uniform_noise_has_the_same_caps():
+    """Half of the cells are capped at .01: the others make up for it, up to a level that bisection finds."""
+    feature, matrix = linear()
+    cap = torch.cat([torch.full((8,), 0.01), torch.full((8,), 1.0)])
+    found = solved(feature, Constraint("data", 0.1, 1.0), cap=cap)
+    level = pencil.isotropic(matrix.square().sum(0).tolist(), 0.1, cap.tolist(), [1] * 16)
+    expected = np.mean([math.log(min(level, c)) for c in cap.tolist()]) + GAUSSIAN_ENTROPY
+    assert np.allclose(found.uniform, expected, atol=0.15)  # the draw's own noise is in the level
+    assert (found.cid >= found.uniform - 0.15).all()
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "size"), [("data", 1), ("data", 2), ("data", 3), ("data", 5), ("data", 6), ("local", 1), ("local", 2), ("local", 5)]
+)
+def test_fast_mode_refuses_a_small_feature_that_is_not_linear(normalizer, size):
+    """Its level would be measured against a Jacobian that holds at other noise: ratios below zero, and intervals that miss."""
+    feature, _ = linear(size)
+    constraint, cap = Constraint(normalizer, 0.1, 1.0, noise=0.1), torch.full((16,), 0.5)
+    curved = lambda images: (feature(images) - feature(torch.full_like(images, 0.5))).square()  # noqa: E731
+    with pytest.raises(InputError, match=rf'has {size} numbers .* pass mode "exact"'):
+        solved(curved, constraint, "fast", cap)
+    assert (solved(curved, constraint, "exact", cap).ratio > 0).all()
+    assert (solved(feature, constraint, "fast", cap).ratio - 1).abs().max() < 0.02
+
+
+def test_a_constraint_that_may_be_out_of_reach_is_not_said_to_be():
+    """All cells at their caps, and a response that is ε up to the scatter of its draws."""
+    net = rectified()
+    clean = photographs()
+    noise = 0.1 * torch.randn(4000, *SHAPE, generator=torch.Generator().manual_seed(5))
+    mean = torch.stack([(net(one + noise) - net(one[None])).square().sum(1).mean() for one in clean])
+    found = solved(net, Constraint("data", 1.0, float(mean.mean())), "fast", torch.full((16,), 0.1))
+    at_caps = (found.sigma == 0.1).all(1)
+    assert at_caps.any()
+    assert found.reached.all()
+    assert (found.error > 0).all()
+
+
 def test_a_constraint_out_of_reach_is_said():
     feature, _ = linear()
     found = solved(feature, Constraint("data", 1e6, 1.0), cap=torch.full((16,), 0.1), mode="fast")
+    assert (found.error == 0).all()
+    torch.testing.assert_close(found.uniform, found.cid, atol=1e-5, rtol=0)  # no gain where both are at the caps
     assert not found.reached.any()
     torch.testing.assert_close(found.sigma, torch.full((3, 16), 0.1))
     assert (found.ratio < 0.01).all()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from channelscope.discarding.noise import GAUSSIAN_ENTROPY
 from channelscope.discarding.reconstruction import Ridge, trained, uncertainty
-from channelscope.errors import ShapeError
+from channelscope.errors import SampleError, ShapeError
 
 
 def images(count=24, side=8, seed=0):
@@ -33,16 +33,34 @@ def test_what_a_linear_map_keeps_comes_back():
 
 
 def test_the_fit_is_ridge_regression():
-    """Against one least-squares problem with the penalty as further rows."""
+    """Against one least-squares problem with the penalty as further rows, in units of the centered squares."""
     feature = lambda x: torch.tanh(F.avg_pool2d(x, 4))  # noqa: E731
     decode = Ridge(pairs(feature))
     maps = F.unfold(feature(images()), 3, padding=1).transpose(1, 2).flatten(0, 1).double()
     rows = torch.cat([maps, torch.ones(len(maps), 1).double()], 1)
     target = F.pixel_unshuffle(images(), 4).flatten(2).transpose(1, 2).flatten(0, 1).double()
-    penalty = (1e-3 * maps.square().sum(0).mean()).sqrt()
+    penalty = (1e-3 * (maps - maps.mean(0)).square().sum(0).mean()).sqrt()
     wider = torch.cat([rows, penalty * torch.eye(rows.shape[1])[:-1].double()])
     expected = torch.linalg.lstsq(wider, torch.cat([target, torch.zeros(rows.shape[1] - 1, 48).double()])).solution
-    torch.testing.assert_close(decode.weights.double(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(decode.weights.double(), expected[:-1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(decode.intercept.double(), expected[-1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_feature_far_from_zero_is_decoded_as_well_as_one_around_it(monkeypatch):
+    """A mean of a million scatters is taken off before squares are summed, and is no part of the penalty's unit."""
+    monkeypatch.setattr("channelscope.discarding.reconstruction.WIDE", 0)  # no neighbors: their padding with zeros is no constant
+    far = lambda x: invertible(x).double() + 3e5  # noqa: E731
+    near, off = Ridge(pairs(invertible)), Ridge(pairs(far))
+    torch.testing.assert_close(off.weights, near.weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_feature_that_says_nothing_gives_the_mean_image_and_no_images_are_refused(monkeypatch):
+    monkeypatch.setattr("channelscope.discarding.reconstruction.WIDE", 0)
+    decode = Ridge(pairs(lambda x: torch.ones(len(x), 2, 4, 4)))
+    mean = F.pixel_unshuffle(images(), 2).mean((0, 2, 3))
+    torch.testing.assert_close(decode(torch.ones(1, 2, 4, 4)), F.pixel_shuffle(mean.view(1, 12, 1, 1).expand(1, 12, 4, 4), 2))
+    with pytest.raises(SampleError, match="received none"):
+        Ridge([])
 
 
 def test_batches_change_nothing():
@@ -67,6 +85,16 @@ def test_error_is_variance_and_squared_bias():
     assert float(found.variance.mean()) == pytest.approx(0.04, rel=0.02)
     assert float(found.bias.mean()) == pytest.approx(0.01, rel=0.05)
     assert float(found.ru.mean()) == pytest.approx(0.5 * math.log(0.05) + GAUSSIAN_ENTROPY, abs=0.02)
+
+
+def test_few_draws_split_the_error_without_bias():
+    """Eight draws of the identity: the mean over many images is the noise's variance, and no bias."""
+    noise = [torch.randn(4000, 1, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    found = uncertainty(lambda f: f, lambda x: x, torch.zeros(4000, 1, 2, 2), noise)
+    assert float(found.variance.mean()) == pytest.approx(1, abs=0.02)
+    assert float(found.bias.mean()) == pytest.approx(0, abs=0.01)
+    squares = torch.stack(noise).square().mean(0)
+    torch.testing.assert_close(found.variance + found.bias, squares, rtol=1e-3, atol=1e-3)
 
 
 def test_without_noise_there_is_no_variance():

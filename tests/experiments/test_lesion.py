@@ -364,7 +364,7 @@ class TestBadInput:
         model, profile, batches = network
         with pytest.raises(DataError, match="labels"):
             lesion(model, profile, [(batches[0][0], None)], PLAN, progress=False)
-        with pytest.raises(DataError, match="received -1"):
+        with pytest.raises(DataError, match="none of the 30 images has one"):
             lesion(model, profile, [(batches[0][0], torch.full((30,), -1))], PLAN, progress=False)
 
     @pytest.mark.parametrize("numbers", [{"channels": 0}, {"controls": -1}, {"groups": 1}])
@@ -385,3 +385,8 @@ class TestSpread:
 
     def test_what_is_left_over_is_spaced_in_depth(self):
         assert spread([5] * 6, 2) == [1, 0, 0, 1, 0, 0]
+
+
+def test_a_silence_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match="no silence is called maen; near matches: mean; there are: zero, mean"):
+        Plan(silence="maen")

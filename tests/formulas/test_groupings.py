@@ -118,3 +118,19 @@ def test_silhouette_of_one_group_is_undefined():
     features, _ = clouds(3)
     assert math.isnan(silhouette(features, torch.zeros(12, dtype=torch.long)))
     assert math.isnan(silhouette(features, torch.arange(12)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-1e6, 1e6), st.integers(1, 60))
+def test_a_constant_column_becomes_zeros_however_its_mean_is_rounded(value, n):
+    features = torch.full((n, 2), value, dtype=torch.float64)
+    features[:, 1] = torch.arange(n)
+    scaled = standardized(features)
+    assert torch.equal(scaled[:, 0], torch.zeros(n, dtype=torch.float64))
+    assert n == 1 or scaled[:, 1].square().mean() == pytest.approx(1)
+
+
+def test_a_constant_column_makes_no_groups():
+    features = torch.full((13, 2), 0.1, dtype=torch.float64)
+    with pytest.raises(SampleError, match="received 1"):
+        grouping(features, 2)

@@ -9,7 +9,7 @@ from scipy import stats
 
 import pencil_experiments as pencil
 from channelscope.errors import ShapeError
-from channelscope.formulas.partial import partial_correlation, ranked
+from channelscope.formulas.partial import constant, partial_correlation, ranked
 
 
 @settings(max_examples=25, deadline=None)
@@ -100,3 +100,14 @@ def test_infinity_ranks_last_and_nan_has_no_rank():
     assert ranked(torch.tensor([torch.inf, 0.0, 5.0])).tolist() == [3, 1, 2]
     with pytest.raises(ShapeError, match="nan has no rank"):
         ranked(torch.tensor([0.0, torch.nan]))
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.1])
+@pytest.mark.parametrize("n", [7, 10, 13, 50])
+def test_a_constant_whose_mean_is_rounded_is_constant(value, n):
+    flat = torch.full((n,), value, dtype=torch.float64)
+    noise = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    assert constant(torch.column_stack([flat, noise])).tolist() == [True, False, False]
+    assert partial_correlation(torch.column_stack([flat, noise[:, 0]])).isnan()
+    plain = partial_correlation(noise)
+    torch.testing.assert_close(partial_correlation(torch.column_stack([noise, flat])), plain)

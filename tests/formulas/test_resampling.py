@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from channelscope.formulas.resampling import (
     Interval,
     bootstrap,
     bootstrap_mean,
+    bootstrap_means,
     effect_size,
     flops_auc,
     holm,
@@ -20,6 +22,7 @@ from channelscope.formulas.resampling import (
     permutation_p,
     shard_weights,
     sign_flip,
+    sign_flip_contrasts,
 )
 
 NUMBERS = st.floats(-10, 10, allow_nan=False, width=32)
@@ -287,3 +290,57 @@ def test_flops_auc_needs_pairs():
         flops_auc(torch.tensor([0.0]), torch.tensor([1.0]))
     with pytest.raises(ShapeError, match="2 budgets"):
         flops_auc(torch.tensor([0.0, 0.1]), torch.tensor([1.0]))
+
+
+def test_permutation_p_is_in_double_precision():
+    assert float(permutation_p(torch.tensor(1.0), torch.tensor([2.0, 0.0]))) == 2 / 3
+
+
+def eighths(n: int, k: int) -> torch.Tensor:
+    """Numbers whose sums, and whose means over a power of two, are exact in floating point."""
+    return torch.randint(0, 9, (n, k), generator=torch.Generator().manual_seed(n)).double() / 8
+
+
+def test_means_of_shared_resamples_are_those_of_each_column_with_the_same_rows():
+    columns = eighths(32, 5)
+    picks = torch.from_numpy(np.random.default_rng(3).integers(32, size=(150, 32)))
+    assert torch.equal(bootstrap_means(columns, 150, 3), columns[picks].mean(1))
+
+
+def test_intervals_from_shared_resamples_are_those_of_each_difference():
+    columns = eighths(64, 3)
+    means = bootstrap_means(columns, 500)
+    for one, two in itertools.combinations(range(3), 2):
+        alone = bootstrap_mean(columns[:, one] - columns[:, two], 500)
+        low, high = np.quantile((means[:, one] - means[:, two]).numpy(), [(1 - 0.95) / 2, (1 + 0.95) / 2])
+        assert (low, high) == (alone.low, alone.high)
+
+
+def test_a_bootstrap_of_no_rows_is_refused():
+    with pytest.raises(SampleError, match="no rows"):
+        bootstrap_means(torch.zeros(0, 2))
+
+
+@pytest.mark.parametrize("n", [8, 64])
+def test_sign_flips_of_columns_are_those_of_their_differences(n):
+    columns, pairs = eighths(n, 4), list(itertools.combinations(range(4), 2))
+    contrasts = torch.zeros(4, len(pairs), dtype=torch.float64)
+    for place, (one, two) in enumerate(pairs):
+        contrasts[one, place], contrasts[two, place] = 1, -1
+    p = sign_flip_contrasts(columns, contrasts, 3000, 5)
+    assert len(set(p.tolist())) > 3
+    assert torch.equal(p, sign_flip((columns @ contrasts).T, 3000, 5))
+
+
+def test_equal_columns_have_p_one_however_their_sums_are_rounded():
+    column = torch.rand(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    columns = torch.stack([column, column / 3, column / 3, column / 3], 1)
+    assert sign_flip_contrasts(columns, torch.tensor([[1.0], [-1.0], [-1.0], [-1.0]]), 200).tolist() == [1.0]
+
+
+def test_sign_flips_of_nan_are_nan_where_the_test_has_them():
+    columns = eighths(40, 3)
+    columns[7, 2] = torch.nan
+    p = sign_flip_contrasts(columns, torch.tensor([[1.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]), 500)
+    assert 0 < p[0] <= 1
+    assert p[1].isnan()

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from channelscope.errors import BudgetError, InputError, MismatchError
-from channelscope.net.budget import cut, group_scores
-from channelscope.net.cost import Ledger, macs
+from channelscope.net.budget import cut, group_scores, refuse_out_of_reach
+from channelscope.net.cost import Ledger, cost, macs
 from channelscope.net.groups import groups
 from channelscope.net.subset import Subset
+from channelscope.net.surgery import shrink
 from channelscope.ranking import Ranking
 from networks import built
 from pencil_pruning import cut_slowly
@@ -176,8 +177,54 @@ def test_bad_input_says_what_to_do():
         cut(score, other)
 
 
+class Hybrid(nn.Module):
+    """A convolutional stem before an attention layer that is followed as one step."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 48, 3, 2, 1))
+        self.enc = nn.MultiheadAttention(48, 4, batch_first=True)
+        self.fc = nn.Linear(48, 10)
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        return self.fc(self.enc(tokens, tokens, tokens)[0].mean(1))
+
+
+STEM, ENCODER, FC = 256 * 27 * 32 + 64 * 32 * 9 * 48, 64 * (48 * 144 + 48 * 48) + 2 * 64 * 64 * 48, 480
+
+
+def test_what_is_not_followed_counts_and_a_budget_out_of_reach_is_refused():
+    torch.manual_seed(0)
+    model, image = Hybrid().eval(), torch.zeros(1, 3, 32, 32)
+    found = groups(model, image)
+    full = STEM + ENCODER + FC
+    assert cost(model, image).total_macs == Ledger(found).total == full
+    score = ranking(found)
+    small = shrink(model, cut(score, found, 0.8), found)
+    assert full * 0.8 - 69_000 < cost(small, image).total_macs <= full * 0.8
+    least = float(np.ceil((full - 30 * STEM / 32) / full * 1000) / 1000)
+    with pytest.raises(BudgetError, match=rf"0.5 of {full:,} multiply-adds cannot be met; the smallest budget is {least}") as caught:
+        cut(score, found, 0.5)
+    assert f"enc holds {ENCODER / (full - 30 * STEM / 32):.0%}, stem.3 holds 5%, stem.0 holds 1%; at most 0.95" in str(caught.value)
+    with pytest.raises(BudgetError, match="enc holds"):
+        refuse_out_of_reach(found, 0.5)
+    refuse_out_of_reach(found, 0.7)
+    nearest = cut(score, found, 0.5, closest=True)
+    assert nearest == cut(score, found, least) != cut(score, found, 0.8)
+    assert cost(shrink(model, nearest, found), image).total_macs == macs(found, nearest) == full - 30 * STEM // 32
+    assert cut(score, found, 0.5, score, closest=True) == nearest
+
+
 def test_everything_fits_a_whole_budget_and_a_model_may_be_given_itself():
     model = chain()
     score = ranking(CHAIN)
     assert cut(score, model, 1.0).fraction == 1
     assert cut(score, model, 0.5) == cut(score, CHAIN, 0.5)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 1.1])
+def test_a_layer_of_equal_scores_has_zscores_of_zero(value):
+    found = groups(Pair().eval(), torch.zeros(1, 3, 4, 4))
+    score = Ranking("flat", "", "high", {"a": np.full(3, value), "b": np.full(3, value)}, found.sites, (3, 4, 4))
+    np.testing.assert_array_equal(group_scores(score, found, "zscore"), [0, 0, 0])

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from channelscope.net.cost import Ledger, cost, macs
@@ -62,6 +63,56 @@ def test_a_failing_network_keeps_no_hooks():
     assert not model[0]._forward_hooks
 
 
+class Everything(nn.Module):
+    """One module of a kind whose products one fused kernel carries out."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.lstm, self.gru = nn.LSTM(8, 16, batch_first=True, bidirectional=True), nn.GRU(8, 16, batch_first=True)
+        self.bilinear, self.matrix = nn.Bilinear(8, 8, 3), nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x):
+        heads = x.view(len(x), 6, 2, 4).transpose(1, 2)
+        return {
+            "attention": lambda: self.attention(x, x, x, need_weights=False)[0],
+            "encoder": lambda: self.encoder(x),
+            "fused attention": lambda: F.scaled_dot_product_attention(heads, heads, heads),
+            "lstm": lambda: self.lstm(x)[0],
+            "gru": lambda: self.gru(x)[0],
+            "bilinear": lambda: self.bilinear(x, x),
+            "matrix and vector": lambda: self.matrix @ x[0, 0],
+            "by keyword": lambda: self.encoder.linear1(input=x),
+        }[self.kind]()
+
+
+BY_HAND = {
+    "attention": 6 * 8 * 24 + 2 * 6 * 6 * 8 + 6 * 8 * 8,
+    "encoder": 6 * 8 * 24 + 2 * 6 * 6 * 8 + 6 * 8 * 8 + 2 * 6 * 8 * 16,
+    "fused attention": 2 * 2 * 6 * 6 * 4,
+    "lstm": 2 * 6 * (8 * 64 + 16 * 64),
+    "gru": 6 * (8 * 48 + 16 * 48),
+    "bilinear": 6 * 3 * 8 * 8,
+    "matrix and vector": 5 * 8,
+    "by keyword": 6 * 8 * 16,
+}
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_what_one_fused_kernel_does_counts(kind):
+    assert cost(Everything(kind), torch.randn(3, 6, 8)).total_macs == BY_HAND[kind]
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_what_no_layer_does_is_named_by_the_module_that_does_it():
+    price = cost(Everything("encoder"), torch.randn(1, 6, 8))
+    assert price.macs == {"encoder.linear1": 768, "encoder.linear2": 768}
+    assert price.elsewhere == {"encoder.self_attn": BY_HAND["attention"]}
+    assert price.other == BY_HAND["attention"]
+
+
 MOBILE, SHAPE = built("mobilenet_v2")
 FOUND = groups(MOBILE, torch.zeros(1, *SHAPE))
 
@@ -76,6 +127,7 @@ def test_the_ledger_knows_what_a_rebuilt_network_costs(share, seed):
     small = shrink(MOBILE, subset, FOUND)
     assert macs(FOUND, subset) == cost(small, FOUND.image).total_macs
     assert macs(FOUND, subset, other=10) == macs(FOUND, subset) + 10
+    assert macs(FOUND, subset, other=0) == macs(FOUND, subset)
 
 
 def test_what_is_removed_and_put_back_costs_nothing():

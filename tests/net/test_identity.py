@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pencil_zoo as pencil
-from channelscope.net.identity import weights_hash
+from channelscope.net.identity import fingerprints, weights_hash
 
 
 def net(seed=0):
@@ -82,3 +82,35 @@ def test_scalars_half_precision_and_empty_networks_have_one():
     model.register_buffer("scalar", torch.tensor(3))
     model.register_buffer("halves", torch.ones(2, dtype=torch.bfloat16))
     assert weights_hash(model) != weights_hash(nn.Module())
+
+
+def test_fingerprints_are_of_one_image_each_and_tell_every_change():
+    images = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    index = torch.arange(6)
+    whole = fingerprints(images, index)
+    assert whole.dtype == torch.int64
+    assert len(whole.unique()) == 6
+    assert torch.equal(whole, torch.cat([fingerprints(images[part], index[part]) for part in index.split(4)]))
+    assert torch.equal(whole.flip(0), fingerprints(images.flip(0), index.flip(0)))
+    assert torch.equal(whole, fingerprints(images.contiguous(memory_format=torch.channels_last), index))
+    changed = images.clone()
+    changed[2, 1, 3, 0] = changed[2, 1, 3, 0].nextafter(torch.tensor(9.0))
+    assert (fingerprints(changed, index) != whole).tolist() == [False, False, True, False, False, False]
+    assert (fingerprints(images, index + 1) != whole).all()
+    moved = images.roll(1, 3)
+    assert (fingerprints(moved, index) != whole).all()
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        assert len(fingerprints(images.to(dtype), index).unique()) == 6
+
+
+def test_a_fingerprint_is_the_multilinear_sum_by_hand():
+    def odd(place):
+        z = (place * 0x9E3779B97F4A7C15) % 2**64
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        return z ^ (z >> 31) | 1
+
+    one = 0x3F800000  # the bits of 1.0
+    expected = (odd(1) * (7 + 1) + odd(2) * one + odd(3) * 0) % 2**64
+    found = fingerprints(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.tensor([7]))
+    assert int(found) % 2**64 == expected

@@ -1,6 +1,8 @@
 """Subset obeys Boolean algebra, survives JSON, and silences exactly what it marks, leaving no trace."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -50,6 +52,7 @@ def test_boolean_algebra(a, b):
     assert (a & b) | (a & ~b) == a
     assert a.count + (~a).count == a.total == 11
     assert Subset.from_dict(json.loads(json.dumps(a.as_dict()))) == a
+    assert copy.deepcopy(a) == pickle.loads(pickle.dumps(a)) == a
 
 
 def test_kernels_are_marked_by_matrices():

@@ -129,6 +129,12 @@ def test_bad_input():
     split["layer1.0.conv2"][3] = False
     with pytest.raises(InputError, match="live or die together"):
         shrink(model, Subset(split, found.sites, shape), found)
+    empty = {name: marks.clone() for name, marks in every.marks.items()}
+    empty["layer4.1.conv1"][:] = False
+    with pytest.raises(InputError, match=r"removes all 512 channels of layer4.1.conv1: keep at least one"):
+        shrink(model, Subset(empty, found.sites, shape), found)
+    with pytest.raises(InputError, match="groups are of another network object"):
+        shrink(copy.deepcopy(model), every, found)
     with pytest.raises(InputError, match="input shape"):
         shrink(model, Subset({"conv1": torch.ones(64, dtype=torch.bool)}))
     with pytest.raises(MismatchError, match="another network"):
@@ -145,7 +151,7 @@ def test_a_wrong_result_is_not_handed_out():
 
         def forward(self, x):
             x = torch.relu(self.a(x))
-            return self.b(x * (6.0 / self.a.out_channels)).flatten(1)
+            return self.b(x).flatten(1) * (6.0 / self.a.out_channels)
 
     model = Hidden().eval()
     found = groups(model, torch.zeros(1, 3, 4, 4))

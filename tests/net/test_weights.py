@@ -7,7 +7,8 @@ from torch import nn
 
 from channelscope.net.find import sites
 from channelscope.net.layout import layout
-from channelscope.net.weights import consumers, cut_affine, weight_facts, weight_rows
+from channelscope.net.readers import readers
+from channelscope.net.weights import cut_affine, weight_facts, weight_rows
 from networks import NARROW, built
 
 
@@ -15,7 +16,7 @@ from networks import NARROW, built
 def test_norms_and_distances(name):
     model, shape = built(name)
     found = sites(model, torch.randn(1, *shape))
-    facts = weight_facts(found)
+    facts = weight_facts(found, torch.zeros(1, *shape))
     for site in found:
         rows = model.get_submodule(site.name).weight.detach().double().reshape(site.channels, -1).numpy()
         np.testing.assert_allclose(facts[site.name]["l1"], np.abs(rows).sum(1))
@@ -28,43 +29,175 @@ def test_norms_and_distances(name):
         assert weight_rows(model.get_submodule(site.name)).shape == rows.shape
 
 
-def outgoing(*layers) -> torch.Tensor | None:
-    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(2))
-    model(torch.zeros(1, 3, 8, 8))
-    return weight_facts(sites(model, torch.zeros(1, 3, 8, 8)))["0"].get("outgoing")
+def outgoing(*layers: nn.Module, shape: tuple[int, ...] = (3, 8, 8)) -> torch.Tensor:
+    """Of the first layer."""
+    model = nn.Sequential(*layers).eval()
+    image = torch.zeros(1, *shape)
+    return weight_facts(sites(model, image), image)["0"]["outgoing"]
+
+
+def first(channels: int = 6) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(3, channels, 3, padding=1), nn.ReLU()
+
+
+HEAD = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def column_norms(layer: nn.Module) -> torch.Tensor:
+    return layer.weight.detach().double().flatten(2).square().sum((0, 2)).sqrt()
 
 
 def test_outgoing_weights_of_a_convolution():
     reader = nn.Conv2d(6, 5, 3)
-    expected = reader.weight.detach().double().square().sum((0, 2, 3)).sqrt()
-    torch.testing.assert_close(outgoing(reader), expected)
+    torch.testing.assert_close(outgoing(*first(), reader, *HEAD, nn.Linear(5, 2)), column_norms(reader))
+
+
+def test_outgoing_weights_of_a_transposed_convolution():
+    reader = nn.ConvTranspose2d(6, 5, 3)
+    expected = reader.weight.detach().double().square().sum((1, 2, 3)).sqrt()
+    torch.testing.assert_close(outgoing(*first(), reader, *HEAD, nn.Linear(5, 2)), expected)
 
 
 def test_outgoing_weights_of_groups_and_depthwise():
     reader = nn.Conv2d(6, 4, 3, groups=2)
     squares = reader.weight.detach().double().square()  # 4 × 3: outputs 0, 1 read channels 0 … 2, outputs 2, 3 read 3 … 5
     expected = torch.cat([squares[:2].sum((0, 2, 3)), squares[2:].sum((0, 2, 3))]).sqrt()
-    torch.testing.assert_close(outgoing(reader), expected)
+    torch.testing.assert_close(outgoing(*first(), reader, *HEAD, nn.Linear(4, 2)), expected)
     deep = nn.Conv2d(6, 6, 3, groups=6)
-    torch.testing.assert_close(outgoing(deep), deep.weight.detach().double().square().sum((1, 2, 3)).sqrt())
+    expected = deep.weight.detach().double().square().sum((1, 2, 3)).sqrt()
+    torch.testing.assert_close(outgoing(*first(), deep, *HEAD, nn.Linear(6, 2)), expected)
 
 
-def test_outgoing_weights_of_several_readers_add_up():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.one, self.two, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+@pytest.mark.parametrize(
+    "between",
+    [
+        [nn.MaxPool2d(2)],
+        [nn.AvgPool2d(2), nn.BatchNorm2d(6), nn.Dropout(0.5)],
+        [nn.GroupNorm(2, 6)],
+        [nn.InstanceNorm2d(6)],
+        [nn.ReflectionPad2d(1)],
+    ],
+    ids=lambda between: type(between[0]).__name__,
+)
+def test_outgoing_weights_behind_what_passes_channels_on(between):
+    reader = nn.Conv2d(6, 5, 3)
+    torch.testing.assert_close(outgoing(*first(), *between, reader, *HEAD, nn.Linear(5, 2)), column_norms(reader))
 
-        def forward(self, x):
-            x = self.stem(x).relu()
-            return self.fc((self.one(x) + self.two(x)).mean((2, 3)))
 
-    model = Net()
-    found = sites(model, torch.zeros(1, 3, 8, 8))
-    both = model.one.weight.detach().double().square().sum((0, 2, 3)) + model.two.weight.detach().double().square().sum((0, 2, 3))
-    torch.testing.assert_close(weight_facts(found)["stem"]["outgoing"], both.sqrt())
-    assert consumers(found.graph, found["stem"]) == ["one", "two"]
-    assert "outgoing" not in weight_facts(found)["one"]  # what it feeds is a sum
+def test_outgoing_weights_of_a_flattened_map():
+    reader = nn.Linear(6 * 16, 2)
+    expected = reader.weight.detach().double().view(2, 6, 16).square().sum((0, 2)).sqrt()
+    torch.testing.assert_close(outgoing(*first(), nn.MaxPool2d(2), nn.Flatten(), reader), expected)
+
+
+class Branching(nn.Module):
+    """A stem read by two layers, whose sum is read by a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.fc((self.one(x) + self.two(x)).mean((2, 3)))
+
+
+def test_outgoing_weights_of_several_readers_add_up_and_lead_through_sums():
+    model, image = Branching(), torch.zeros(1, 3, 8, 8)
+    facts = weight_facts(sites(model, image), image)
+    both = column_norms(model.one).square() + column_norms(model.two).square()
+    torch.testing.assert_close(facts["stem"]["outgoing"], both.sqrt())
+    for name in ("one", "two"):
+        torch.testing.assert_close(facts[name]["outgoing"], model.fc.weight.detach().double().norm(dim=0))
+
+
+class Lined(nn.Module):
+    """Two branches side by side, one of which a layer reads reversed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.mix, self.fc = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 5, 1), nn.Conv2d(8, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.mix(torch.cat([self.b(x).relu().flip(1), self.a(x).relu()], 1)).mean((2, 3)))
+
+
+def test_outgoing_weights_find_their_place_in_a_concatenation():
+    model, image = Lined(), torch.zeros(1, 3, 8, 8)
+    facts, norms = weight_facts(sites(model, image), image), column_norms(model.mix)
+    torch.testing.assert_close(facts["a"]["outgoing"], norms[5:])
+    torch.testing.assert_close(facts["b"]["outgoing"], norms[:5].flip(0))
+
+
+class Mixing(nn.Module):
+    """Pairs of channels are added before a layer reads them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 1), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.conv(x).relu().mean((2, 3))
+        return self.fc(x[:, :3] + x[:, 3:])
+
+
+def test_an_input_made_of_several_channels_counts_for_each():
+    model, image = Mixing(), torch.zeros(1, 3, 8, 8)
+    norms = model.fc.weight.detach().double().norm(dim=0)
+    torch.testing.assert_close(weight_facts(sites(model, image), image)["conv"]["outgoing"], norms.repeat(2))
+
+
+class Attending(nn.Module):
+    """Positions attend to each other: a layer makes queries, keys and values of two heads, another one reads their mixture."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.qkv, self.proj, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 12), nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 2)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.fc(self.proj(x.transpose(1, 2).flatten(2)).mean(1))
+
+
+def test_queries_and_keys_of_a_head_are_read_by_all_its_inputs_and_each_value_by_one():
+    model, image = Attending(), torch.zeros(1, 3, 4, 4)
+    found = sites(model, image)
+    squares = model.proj.weight.detach().double().square().sum(0)
+    heads = squares.view(2, 2).sum(1).repeat_interleave(2)
+    torch.testing.assert_close(weight_facts(found, image)["qkv"]["outgoing"], torch.cat([heads, heads, squares]).sqrt())
+
+
+class Bare(nn.Module):
+    """Its classifier is a parameter, no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+        self.head = nn.Parameter(torch.randn(5, 2))
+
+    def forward(self, x):
+        return self.b(self.a(x).relu()).relu().mean((2, 3)) @ self.head
+
+
+def test_where_no_layer_reads_there_are_no_outgoing_weights():
+    model, image = Bare(), torch.zeros(1, 3, 8, 8)
+    facts = weight_facts(sites(model, image), image)
+    torch.testing.assert_close(facts["a"]["outgoing"], column_norms(model.b))
+    assert "outgoing" not in facts["b"]
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_every_site_that_a_layer_reads_has_outgoing_weights(name):
+    model, shape = built(name)
+    image = torch.zeros(1, *shape)
+    found = sites(model, image)
+    facts = weight_facts(found, image)
+    for site in found:
+        assert bool(readers(found.graph, site)) == ("outgoing" in facts[site.name])
+        assert facts[site.name]["outgoing"].shape == (site.channels,)
+        assert bool((facts[site.name]["outgoing"] > 0).all())
 
 
 @pytest.mark.parametrize("affine", [True, False])

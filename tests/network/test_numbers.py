@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from channelscope.network.numbers import Float, Int, Origin, attributes, followed, plain
+from channelscope.network.numbers import Float, Int, Origin, attributes, followed, mathematics, plain
 
 
 class Notes:
@@ -66,6 +66,18 @@ def test_arithmetic_is_replayed_for_other_numbers(formula):
     assert type(result) in (Int, Float)
     for width in (7, 30):
         assert replay(result.origin.step(), width) == formula(width)
+
+
+@pytest.mark.parametrize("name", ["sqrt", "log", "log2", "exp"])
+def test_functions_of_one_number_are_followed(name):
+    plain_function = vars(math)[name]
+    with mathematics():
+        found = vars(math)[name](number(4))
+        assert type(vars(math)[name](4)) is float
+        assert math.log(8, 2) == 3
+    assert found.origin.step().target is plain_function
+    assert found == plain_function(4)
+    assert vars(math)[name] is plain_function
 
 
 def test_to_python_they_are_ordinary_numbers():

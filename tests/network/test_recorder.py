@@ -1,6 +1,7 @@
 """Recording: the steps are what the network did, whatever Python it is written in, and the network is left as it was."""
 
 import copy
+import math
 import operator
 import random
 from collections import OrderedDict, namedtuple
@@ -182,6 +183,16 @@ def heads(net, x):
     batch, channels, high, wide = x.shape
     y = net.conv(x).view(batch, net.heads, -1, high // net.window[0], net.window[0], wide * high // high)
     return y.sum((2, 3, 4, 5)) * channels**-0.5 + len(net.window) + torch.arange(net.heads, device=x.device, dtype=x.dtype)
+
+
+def scaled_by_a_root(net, x):
+    y = net.conv(x)
+    return head(net, y / math.sqrt(y.shape[1]) + math.log(net.heads))
+
+
+def test_a_root_of_a_width_is_a_step():
+    found = targets(replayed(scaled_by_a_root))
+    assert {math.sqrt, math.log} <= set(found)
 
 
 @pytest.mark.parametrize("way", [followed_view, computed_pad, heads], ids=lambda way: way.__name__)
@@ -525,6 +536,26 @@ def test_the_network_is_left_as_it_was(fails):
     assert torch.equal(x, images())
     assert nn.Module.__call__ is nn.Module._wrapped_call_impl
     assert "super" not in vars(torch.autograd.function)
+
+
+class Limited(nn.Conv2d):
+    """A convolution whose filters have at most unit length, written back in every pass (Lawhern et al. 2018)."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, 2, 0, 1)
+        self.bias.data[1:].clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+def test_a_pass_that_writes_to_its_parameters_leaves_them():
+    model = nn.Sequential(Limited(3, 4, 5), nn.ReLU(), nn.Flatten()).eval()
+    model[0].weight.data *= 10
+    before, places = copy.deepcopy(model.state_dict()), [part.data_ptr() for part in model.parameters()]
+    steps = trace(model, images(2))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [part.data_ptr() for part in model.parameters()] == places
+    assert [node.target for node in steps.nodes.values() if node.op == "call_module"] == ["0", "1", "2"]
+    torch.testing.assert_close(steps.run(images(3)), copy.deepcopy(model)(images(3)))
 
 
 def test_what_a_network_keeps_for_its_next_call_is_not_a_constant():

@@ -1,5 +1,6 @@
 """A pruned network comes back as it was, or not at all; what was there before survives whatever fails."""
 
+import copy
 import errno
 import json
 import shutil
@@ -12,6 +13,7 @@ from torch import nn
 
 from channelscope import cut, groups, load_pruned, save_pruned, shrink, zoo
 from channelscope.errors import FormatError, InputError, MismatchError
+from channelscope.net.surgery import cuts
 from channelscope.prune import folder as folders
 from channelscope.prune import prune
 from channelscope.prune.recipe import Factory, Recipe
@@ -51,6 +53,23 @@ def test_it_comes_back_from_its_factory_to_the_bit(whole, saved):
     assert recipe.made == {"score": "random", "macs": 0.5}
     assert recipe.versions["torch"] == torch.__version__
     assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors", ".safetensors"]
+
+
+@torch.no_grad()
+def test_a_network_pruned_three_times_comes_back(whole, tmp_path):
+    model, _, made = whole
+    small = made.model
+    for turn in range(2):
+        before, found = small, groups(small, IMAGES[:1])
+        made = prune(control(found, turn), found, [IMAGES], macs=0.8, method="none")
+        small = copy.deepcopy(made.model)
+    save_pruned(small, before, made.kept, tmp_path / "thrice")
+    for given in (None, model, whole[2].model, before):
+        assert torch.equal(load_pruned(tmp_path / "thrice", given)(IMAGES), small(IMAGES))
+    recipe = Recipe.read(tmp_path / "thrice" / "recipe.json")
+    assert recipe.earlier == (whole[2].kept, cuts(before)[1])
+    assert cuts(small) == (*recipe.earlier, recipe.kept)
+    assert cuts(model) == ()
 
 
 @torch.no_grad()

@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from channelscope import collect, prune, reconstruction, scores
-from channelscope.errors import InputError, SampleError
+from channelscope.errors import BudgetError, InputError, MismatchError, SampleError
 from channelscope.net.groups import groups
 from channelscope.prune.prune import divergence
+from channelscope.ranking import Ranking
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 OTHERS = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -80,3 +82,46 @@ def test_what_cannot_be_chosen_between_is_refused(network, good):
         prune([good, turned(good)], network, [IMAGES[:7]], 0.6)
     with pytest.raises(InputError, match="received none"):
         prune([], network, [IMAGES], 0.6)
+
+
+class Bright(nn.Module):
+    """Takes another branch where the image is bright, which noise never is; there it counts its channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        h = self.b(torch.relu(self.a(x))).mean((2, 3))
+        return h * torch.where(x.mean((1, 2, 3)) > 50, 6.0 / self.a.out_channels, 1.0)[:, None]
+
+
+@pytest.mark.parametrize("method", ["none", "batchnorm"])
+def test_the_smaller_network_is_compared_on_the_images_too(method):
+    found = groups(Bright().eval(), IMAGES[:1])
+    ranking = Ranking("by hand", "", "high", {"a": np.arange(6.0), "b": np.ones(2)}, found.sites, (3, 8, 8))
+    with pytest.raises(MismatchError, match="away from the silenced one at output on real images"):
+        prune(ranking, found, [IMAGES + 100], 0.6, method=method)
+    assert prune(ranking, found, None, 0.6, method="none").kept.count == 3 + 2
+    assert prune(ranking, found, [], 0.6, method="none").kept.count == 3 + 2
+
+
+class Wasteful(Bright):
+    """Fewer channels are made up for by more work, which only carrying it out tells."""
+
+    def forward(self, x):
+        h = self.b(torch.relu(self.a(x)))
+        for _ in range(6 - self.a.out_channels):
+            h = h + 0 * torch.einsum("bchw,cd->bdhw", h, torch.ones(2, 2, dtype=h.dtype))
+        return h.mean((2, 3))
+
+
+def test_a_budget_that_the_smaller_network_does_not_meet_is_refused_or_taken():
+    found = groups(Wasteful().eval(), IMAGES[:1])
+    ranking = Ranking("by hand", "", "high", {"a": np.arange(6.0)}, found.sites, (3, 8, 8))
+    with pytest.raises(BudgetError, match=r"at most 0.6 of 1,920 multiply-adds, the smaller network carries out 1,728 \(0.900\)"):
+        prune(ranking, found, None, 0.6, method="none")
+    assert prune(ranking, found, None, 0.6, method="none", closest=True).kept.count == 3
+    with pytest.raises(BudgetError, match="smallest budget is"):
+        prune(ranking, found, None, 0.01, method="none")
+    assert prune(ranking, found, None, 0.01, method="none", closest=True).kept.count == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope.errors import InputError, SampleError
+from channelscope.errors import DataError, InputError, SampleError
 from channelscope.net.groups import groups
 from channelscope.net.subset import Subset
 from channelscope.repair.calibration import CHUNK, chunks, example
@@ -20,6 +20,7 @@ def test_chunks_are_equal_whatever_the_batches(size):
         lambda batch: (batch,),
         lambda batch: [batch, torch.zeros(len(batch))],
         lambda batch: (batch, None, torch.arange(len(batch))),
+        lambda batch: {"pixel_values": batch.numpy(), "labels": torch.rand(len(batch), 5)},
     ):
         made = chunks((wrapped(batch) for batch in IMAGES.split(size)), FOUND)
         assert [len(chunk[0]) for chunk in made] == [CHUNK, CHUNK, 30]
@@ -39,6 +40,15 @@ def test_two_inputs_come_as_a_pair():
     made = chunks([((IMAGES[:120], -IMAGES[:120]), torch.zeros(120))], found)
     assert [tuple(len(part) for part in chunk) for chunk in made] == [(100, 100), (20, 20)]
     assert torch.equal(made[0][1], -made[0][0])
+    with pytest.raises(DataError, match=r"takes 2 inputs, .*received Tensor$"):
+        chunks([IMAGES[:4]], found)
+
+
+def test_what_is_no_batch_is_refused():
+    with pytest.raises(DataError, match="received uint8"):
+        chunks([IMAGES[:4].byte()], FOUND)
+    with pytest.raises(DataError, match="needs its images as"):
+        example(FOUND.graph.model, [{"picture": IMAGES[:4]}])
 
 
 def test_halves_stay_halves():

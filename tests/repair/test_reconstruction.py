@@ -145,3 +145,11 @@ def test_several_exponents_are_the_rankings_each_alone_gives():
         assert ranking.name == alone.name
         for site, values in alone.values.items():
             np.testing.assert_array_equal(ranking.values[site], values)
+
+
+def test_a_generator_loses_no_batch():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    images = [torch.randn(6, 1, 8, 8) for _ in range(3)]
+    once, listed = reconstruction(model, (batch for batch in images)), reconstruction(model, images)
+    assert {site: once[site].tolist() for site in once.values} == {site: listed[site].tolist() for site in listed.values}

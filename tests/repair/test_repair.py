@@ -1,6 +1,7 @@
 """Repair: what can be made up for is made up for exactly, in place, and nothing else changes."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from channelscope.net.groups import groups
 from channelscope.net.subset import Subset
 from channelscope.net.surgery import shrink
 from channelscope.repair import repair
+from channelscope.repair.peers import _feeding
 from channelscope.zoo.resnet import SmallResNet
 from networks import built, lively
 
@@ -367,3 +369,71 @@ def test_bad_input():
     bare = Subset({name: kept[name] for name in kept})
     with pytest.raises(InputError, match="input shape"):
         repair(small, model, bare, [images])
+
+
+class Headed(nn.Module):
+    """A site, something in between, and a head; channel 3 is twice channel 0 plus one."""
+
+    def __init__(self, between, bias: bool = True, width: int = 4):
+        super().__init__()
+        self.a, self.head, self.between = nn.Conv2d(3, 4, 8), nn.Linear(width, 2, bias=bias), between
+        self.a.weight.data[3] = 2 * self.a.weight[0]
+        self.a.bias.data[3] = 2 * self.a.bias[0] + 1
+
+    def forward(self, x):
+        return self.head(self.between(self.a(x)))
+
+
+def repaired(model: nn.Module, source):
+    found = groups(model.eval().requires_grad_(False), IMAGES[:1])
+    assert len(found) == 4
+    kept = found.subset(np.arange(4) != 3)
+    small = shrink(model, kept, found)
+    return small, repair(small, found, kept, source(model), method="peers", ridge=1e-9)
+
+
+@pytest.mark.parametrize(
+    "between", [lambda h: h.view(h.shape[0], -1), lambda h: h.reshape(h.shape[0], -1), lambda h: h.squeeze(3).squeeze(2)]
+)
+def test_peers_see_through_reshaping(between):
+    torch.manual_seed(0)
+    small, report = repaired(Headed(between), lambda model: collect(model, BATCHES))
+    assert report.skipped == {}
+    torch.manual_seed(0)
+    assert gap(small, Headed(between).eval()) < 1e-3
+
+
+def test_peers_say_what_stands_between_and_take_no_activation_for_nothing():
+    cases = [
+        (lambda h: h.flatten(1).flip(1), "what flip makes of a site"),
+        (lambda h: h.flatten(1) * h.squeeze(3).squeeze(2), "sum or product"),
+        (lambda h: torch.cat([h.flatten(1), h.flatten(1).tanh()], 1)[:, 2:6], "what getitem makes of a site"),
+    ]
+    for between, reason in cases:
+        model = Headed(between).eval().requires_grad_(False)
+        found = groups(model, IMAGES[:1])
+        site = found.graph.nodes["head"].all_input_nodes[0]
+        assert reason in str(_feeding(site, found))
+
+
+@pytest.mark.parametrize("where", ["profile", "images"])
+def test_a_consumer_without_a_place_for_a_constant_is_predicted_through_zero(where):
+    torch.manual_seed(0)
+    model = Headed(lambda h: h.flatten(1), bias=False)
+    small, report = repaired(model, lambda model: collect(model, BATCHES) if where == "profile" else BATCHES)
+    assert report.skipped == {}
+    x = model.a(IMAGES).flatten(1).double().numpy()
+    through_zero = np.linalg.lstsq(x[:, :3], x[:, 3], rcond=None)[0]
+    expected = model.head.weight[:, :3].double().numpy() + np.outer(model.head.weight[:, 3].double().numpy(), through_zero)
+    np.testing.assert_allclose(small.head.weight.double().numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_least_squares_says_where_peers_did_not_apply(monkeypatch):
+    monkeypatch.setattr(sys.modules["channelscope.repair.peers"], "WIDEST", 3)
+    model = Headed(lambda h: h.flatten(1)).eval().requires_grad_(False)
+    found = groups(model, IMAGES[:1])
+    kept = found.subset(np.arange(4) != 3)
+    report = repair(shrink(model, kept, found), found, kept, BATCHES)
+    reason = "it reads 4 channels, more than 3: their covariance is not formed"
+    assert dict(report.notes) == {"head": f"re-fitted toward its inherited weights, not those of peers: {reason}"}
+    assert report.skipped == {}

@@ -29,6 +29,7 @@ def test_the_assumption_is_said():
     for words in ("positions(all)", "target label", "0.2", "median variance"):
         assert words in said
     assert "pseudo-replicated" in scores.table(profile(), ["capture"], preset="paper").attrs["assumption"]
+    assert "target label, pooled;" in scores.table(profile(), ["capture"], preset="paper", target="label").attrs["assumption"]
 
 
 def test_standard_errors_are_the_jackknife_over_shards():
@@ -149,7 +150,7 @@ def test_what_was_not_collected_is_asked_for():
         scores.fisher(bare)
     with pytest.raises(InputError, match=r"maps=True"):
         scores.chip(bare)
-    with pytest.raises(InputError, match=r"no target 'magic'; it has margin, correct_logit, top_margin, label"):
+    with pytest.raises(InputError, match="no target is called magic; near matches: margin; there are: margin, correct_logit"):
         scores.relevance(bare, target="magic")
     unlabeled = collect(network(), [pixels])
     with pytest.raises(InputError, match="label target needs labels"):
@@ -176,3 +177,48 @@ def test_random_is_a_function_of_seed_and_site():
     np.testing.assert_array_equal(first["0"], again["0"])
     assert (first["0"] != other["0"]).all()
     assert (first["0"][:4] != first["3"]).all()
+
+
+class Bare(nn.Module):
+    """Two convolutions, the second of which no layer reads: the classifier is a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)
+        self.head = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x):
+        return self.b(self.a(x).relu()).relu().mean((2, 3)) @ self.head
+
+
+def test_without_a_reader_the_peer_residual_is_nan_with_the_reason():
+    torch.manual_seed(0)
+    ranking = scores.peer_residual(collect(Bare().double(), [images()]))
+    assert np.isfinite(ranking["a"]).all()
+    assert np.isnan(ranking["b"]).all()
+    assert dict(ranking.notes["b"]) == dict.fromkeys(range(3), "no convolution or linear layer reads it")
+
+
+def test_the_peer_residual_weighs_by_what_reads_behind_pooling_and_sums():
+    """A channel whose readers outweigh all others is the last to go, and costs the square of its readers' weight."""
+
+    def seen(factor):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(5, 3)).double()
+        with torch.no_grad():
+            model[4].weight[:, 2] *= factor
+        return scores.peer_residual(collect(model, [images()]))["0"]
+
+    once, twice = seen(1000), seen(2000)
+    assert once.argmax() == 2
+    assert twice[2] == pytest.approx(4 * once[2])
+    np.testing.assert_allclose(np.delete(twice, 2), np.delete(once, 2))
+
+
+def test_a_channel_shut_by_its_activation_has_no_peer_residual_and_says_so():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)).double()
+    with torch.no_grad():
+        model[0].bias[1] = -1000
+    ranking = scores.peer_residual(collect(model, [images()]))
+    assert ranking.notes["0"] == {1: "silent: it does not vary at its cut point"}

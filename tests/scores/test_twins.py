@@ -10,6 +10,7 @@ from torch import nn
 import pencil
 import pencil_stats
 from channelscope import scores
+from channelscope.errors import InputError
 from channelscope.formulas.information import sample_triples
 from channelscope.net.find import sites
 from channelscope.net.readout import draw
@@ -230,3 +231,37 @@ def test_triplets():
 
 def test_the_twins_sites_are_the_networks():
     assert [site.name for site in sites(network(), images()[0][:1])] == ["0", "3"]
+
+
+def test_the_label_target_with_the_largest_excesses():
+    """The peers that overlap most are found in the pooled samples, which need no target."""
+    labels = images()[1].numpy()
+    total, within = np.cov(pooled().T, bias=True), pencil_stats.within_scatter(pooled(), labels) / IMAGES
+    alone = np.array([pencil.label_information(total, within, [i]) for i in range(CHANNELS)])
+    pairs = np.zeros((CHANNELS, CHANNELS))
+    for i, j in itertools.permutations(range(CHANNELS), 2):
+        pairs[i, j] = pencil.label_information(total, within, [i, j]) - max(alone[i], alone[j])
+    best = pencil.peer_top(pairs, peer_rho(), 2, 4)
+    np.testing.assert_allclose(of("excess", target="label", top=2, of=4), best, rtol=1e-4, atol=1e-6)
+
+
+def test_triplets_refuse_the_label():
+    site = profile().site("0")
+    layer = scores.Layer(profile(), site, profile().record(site), scores.Convention(target="label"))
+    with pytest.raises(InputError, match=r"needs a continuous one, received target='label': use target='margin' or target='correct_logit'"):
+        scores.triplets(layer)
+
+
+@pytest.mark.parametrize(("target", "classes"), [("margin", 2), ("label", 3)])
+@pytest.mark.parametrize("readout", ["pooled", "positions"])
+def test_the_bias_counts_images_whatever_the_readout(target, classes, readout):
+    plain, corrected = (of("relevance", target=target, target_readout=readout, corrected=flag) for flag in (False, True))
+    np.testing.assert_allclose(plain - corrected, (classes - 1) / (2 * IMAGES), rtol=1e-9)
+
+
+def test_shrinkage_by_oas_counts_images_whatever_the_readout():
+    wide = np.column_stack([positions(), np.repeat(margins(), 25)])
+    joint = np.corrcoef(wide.T)
+    shrunk = joint[-1, :-1] * (1 - pencil.oas(joint, IMAGES))
+    expected = [pencil.correlation_information(r) for r in shrunk]
+    np.testing.assert_allclose(of("relevance", target_readout="positions", shrinkage="oas", corrected=False), expected, rtol=1e-4)

@@ -149,5 +149,5 @@ def test_a_misleading_start_does_not_mislead():
     x = block(4096, shift=1.0).float()
     x[::17] += 50
     exact = Moments.of(x.double())
-    close(Moments.of(x), exact, 1e-5)
+    close(Moments.of(x), exact, 5e-5)  # float32 sums of 4,096 squares, in whatever order the processor adds them
     assert float(((Moments.of(x).mean - exact.mean) / exact.variance.sqrt()).abs().max()) < 1e-6

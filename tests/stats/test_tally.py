@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_stats
-from channelscope.errors import DataError
+from channelscope.errors import DataError, InputError
 from channelscope.stats.tally import Tally, margin
 
 SEEDS = st.integers(0, 10_000)
@@ -105,3 +105,17 @@ def test_a_tally_reads_as_one_line():
     text = str(Tally(images=1000, correct=900, loss_sum=300.0, loss_squares=150.0))
     assert text.startswith("accuracy 90.0% [88.0%, 91.7%], loss 0.300 ± ")
     assert text.endswith("1,000 images")
+
+
+@pytest.mark.parametrize(
+    ("logits", "said"),
+    [
+        (torch.zeros(4, 5, 16, 16), "received 4 × 5 × 16 × 16: accuracy is of one class per image, not of a map"),
+        (torch.zeros(4, 1), "a network with one output has no margin"),
+        (torch.zeros(3, 5), "logits of shape 4 images × classes .at least 2., received 3 × 5"),
+        ({"out": torch.zeros(4, 5)}, "received a dict: return its logits alone"),
+    ],
+)
+def test_what_is_not_one_row_of_logits_per_image_is_refused(logits, said):
+    with pytest.raises(InputError, match=said):
+        Tally.of(logits, torch.zeros(4, dtype=torch.long))

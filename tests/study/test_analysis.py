@@ -1,14 +1,17 @@
 """The statistics of a benchmark, on results with planted differences and against plain arithmetic."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import torch
 
 from channelscope import tables
 from channelscope.errors import SampleError
+from channelscope.formulas.resampling import bootstrap_mean, sign_flip
 from channelscope.scores import REGISTRY
-from channelscope.study.analysis import Rule, agreement, analysis, areas, paired
+from channelscope.study.analysis import DRAWS, Area, Resampled, Rule, agreement, analysis, areas, paired
 from channelscope.study.cell import ORIGINAL, Cell
 from channelscope.study.columns import COLUMNS
 
@@ -98,9 +101,43 @@ def test_a_curve_with_a_hole_is_left_out():
     assert found["l1"] == (0, 2)
     assert found["l2"] == (0, 1, 2)
     frames = analysis(done)
+    left = frames["benchmark_left_out"]
+    assert list(left["score"]) == ["l1"] * 3
+    assert set(left["seed"]) == {1}
+    assert set(left["note"]) == {"the score does not meet 0.5: cannot be met"}
     assert frames["benchmark"]["note"].str.contains("cannot").sum() == 1
     pairs = frames["benchmark_paired"]
     assert set(pairs[(pairs["first"] == "l1") | (pairs["second"] == "l1")]["n"]) == {2}
+
+
+def continued(done, score, budgets):
+    """The same results, of which one score has these budgets only."""
+    return {cell: value for cell, value in done.items() if cell.score != score or cell.budget in budgets}
+
+
+def test_a_folder_continued_with_other_budgets_uses_those_in_common_and_names_the_rest():
+    done = continued(planted(), "l1", (0.8, 0.3))
+    found = {area.score: area for area in areas(done)}
+    assert set(found) == set(CHANCES)
+    assert {area.budgets for area in found.values()} == {(0.8, 0.3)}
+    y = [done[ORIGINAL]["accuracy"], *(done[Cell(1, "l2", budget, "global", "none")]["accuracy"] for budget in (0.8, 0.3))]
+    assert found["l2"].images[1].mean() == pytest.approx((0.2 * (y[0] + y[1]) / 2 + 0.5 * (y[1] + y[2]) / 2) / 0.7)
+    frames = analysis(done)
+    assert set(frames["benchmark_auc"]["budgets"]) == {"0.8, 0.3"}
+    left = frames["benchmark_left_out"]
+    assert set(zip(left["score"], left["seed"], left["budget"], strict=True)) == {
+        (name, seed, 0.5) for name in CHANCES if name != "l1" for seed in (0, 1, 2)
+    }
+    assert set(left["note"]) == {"not every score was measured at this budget: areas reach over 0.8, 0.3"}
+
+
+def test_a_score_without_a_common_budget_is_named():
+    done = continued(planted(), "l1", ())
+    done[Cell(0, "l1", 0.7, "global", "none")] = row(np.ones(IMAGES, dtype=bool))
+    assert {area.score for area in areas(done)} == set(CHANCES) - {"l1"}
+    (only,) = analysis(done)["benchmark_left_out"].to_dict("records")
+    assert (only["score"], only["budget"]) == ("l1", 0.7)
+    assert only["note"] == "the score was not measured at 0.8, 0.5, 0.3"
 
 
 def test_rules_that_rank_alike_agree():
@@ -123,7 +160,8 @@ def test_every_column_is_described_and_comes_back(tmp_path):
     for name, frame in analysis(planted(rules=rules)).items():
         path = tables.write(tables.described(frame, {"name": name, "columns": COLUMNS}), tmp_path / f"{name}.csv")
         again = tables.read(path)
-        assert len(again) == len(frame) > 0
+        assert len(again) == len(frame)
+        assert (len(frame) > 0) == (name != "benchmark_left_out")
         assert set(frame.columns) <= set(COLUMNS)
 
 
@@ -132,3 +170,27 @@ def test_nothing_to_analyze():
         analysis({})
     with pytest.raises(SampleError, match="unpruned"):
         analysis({Cell(0, "l2", 0.5, "global", "none"): row(np.ones(3, dtype=bool))})
+
+
+def test_pairs_from_shared_resamples_are_those_of_each_pair_alone():
+    """On numbers whose sums are exact, to the last digit; the third score lacks a seed."""
+    draw = np.random.default_rng(1)
+    found = [
+        Area(name, Rule("global", "none", 0), BUDGETS, seeds, draw.integers(0, 9, (len(seeds), 64)) / 8)
+        for name, seeds in {"l1": (0, 1), "l2": (0, 1), "capture": (1,)}.items()
+    ]
+    frame = paired(found)
+    gaps = []
+    for (one, two), row in zip(itertools.combinations(found, 2), frame.to_dict("records"), strict=True):
+        seeds = [seed for seed in one.seeds if seed in two.seeds]
+        gap = sum(one.images[one.seeds.index(seed)] - two.images[two.seeds.index(seed)] for seed in seeds) / len(seeds)
+        alone = bootstrap_mean(torch.from_numpy(gap), DRAWS)
+        assert (row["first"], row["second"], row["n"]) == (one.score, two.score, len(seeds))
+        assert (row["difference"], row["difference_low"], row["difference_high"]) == (alone.value, alone.low, alone.high)
+        gaps.append(gap)
+    assert frame["p"].tolist() == sign_flip(torch.from_numpy(np.stack(gaps)), DRAWS).tolist()
+    resampled = Resampled(found)
+    lows, highs = resampled.intervals([resampled.mixture(area) for area in found])
+    for area, low, high in zip(found, lows, highs, strict=True):
+        alone = bootstrap_mean(torch.from_numpy(area.images.mean(0)), DRAWS)
+        assert (low, high) == (alone.low, alone.high)

@@ -11,11 +11,12 @@ import time
 import numpy as np
 import pytest
 
-from channelscope import zoo
-from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError
+from channelscope import collect, zoo
+from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, TracingError
 from channelscope.scores import Score
 from channelscope.study import Bench, Grid, benchmark
 from channelscope.study import engines as engine_room
+from channelscope.study import run as run_room
 from channelscope.study.bench import judged
 from channelscope.study.cell import ORIGINAL, SCRATCH, Cell, allocated_as
 from channelscope.study.results import Results
@@ -140,6 +141,8 @@ def test_a_score_that_cannot_be_computed_says_so_or_is_left_out(bench, tmp_path,
     ("options", "message"),
     [
         ({"scores": ("beauty",)}, "no score is called beauty"),
+        ({"scores": ("relevnce",)}, "no score is called relevnce; near matches: relevance"),
+        ({"repairs": ("least_square",)}, "no repair is called least_square; near matches: least_squares"),
         ({"scores": ("l2", "l2")}, "different names"),
         ({"repairs": ("glue",)}, "no repair is called glue"),
         ({"allocations": ("as(beauty)",)}, r"no allocation is called as\(beauty\)"),
@@ -151,6 +154,12 @@ def test_a_score_that_cannot_be_computed_says_so_or_is_left_out(bench, tmp_path,
 def test_grids_that_make_no_sense(options, message):
     with pytest.raises(InputError, match=message):
         Grid(**options)
+
+
+def test_an_engine_that_does_not_exist_is_refused(bench, tmp_path):
+    with pytest.raises(InputError, match="no engine is called proces; near matches: process; there are: process, workers, ray"):
+        benchmark(bench, GRID, tmp_path, engine="proces")
+    assert not list(tmp_path.iterdir())
 
 
 def test_allocations_are_read():
@@ -247,3 +256,17 @@ def test_a_ray_cluster_of_two_with_a_killed_worker(bench, whole, tmp_path, monke
     assert not ray.is_initialized()
     assert set(done) == set(whole)
     assert all(np.array_equal(done[cell]["hits"], row["hits"]) for cell, row in whole.items())
+
+
+def test_without_gradients_of_its_own_a_network_has_every_other_score(bench, tmp_path, monkeypatch):
+    def refusing(*given, sensitivity=False, **options):
+        if sensitivity:
+            raise TracingError("tracing changes the gradients")
+        return collect(*given, **options)
+
+    monkeypatch.setattr(run_room, "collect", refusing)
+    results = Results(tmp_path / "results.sqlite", {})
+    assert set(run_room.ranked(bench, 0, ("all",), (), results)) >= {"l2", "capture"}
+    assert results.rankings(0)["fisher"] == "tracing changes the gradients"
+    with pytest.raises(InputError, match="fisher cannot be computed here: tracing changes the gradients"):
+        run_room.ranked(bench, 0, ("fisher",), (), results)

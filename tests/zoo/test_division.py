@@ -15,7 +15,8 @@ layouts = st.one_of(
     st.fixed_dictionaries({"train": st.integers(20, 3000), "validation": st.integers(1, 500)}),
     st.fixed_dictionaries({"train": st.integers(20, 3000), "validation": st.integers(1, 300), "test": st.integers(1, 300)}),
     st.fixed_dictionaries({"validation": st.integers(2, 2000)}),
-    st.fixed_dictionaries({"test": st.integers(2, 2000)}),
+    st.fixed_dictionaries({"all": st.integers(20, 2000), "test": st.integers(1, 500)}),
+    st.fixed_dictionaries({"all": st.integers(20, 2000), "validation": st.integers(1, 500)}),
     st.fixed_dictionaries({"validation": st.integers(2, 500), "test": st.integers(2, 500)}),
     st.fixed_dictionaries({"all": st.integers(2, 3000)}),
 )
@@ -39,19 +40,19 @@ def test_splits_are_disjoint_and_calibration_is_for_training(sizes, seed):
     assert sets["calibration"] <= sets["train"] or not sets["train"]
     assert sets["calibration"]
     everything = set(range(sum(sizes.values())))
-    assert sets["train"] | sets["calibration"] | sets["validation"] | sets["test"] == everything
+    used = sets["train"] | sets["calibration"] | sets["validation"] | sets["test"]
+    assert used == everything if sets["train"] else used <= everything
     assert set(index.tolist()) == everything
 
 
 @given(layouts, st.integers(0, 5), st.integers(0, 5))
 @settings(max_examples=40, deadline=None)
-def test_where_there_is_training_the_seed_moves_calibration_only(sizes, one, two):
+def test_the_seed_moves_calibration_only(sizes, one, two):
     first, index = divide(sizes, seed=one)
     second, again = divide(sizes, seed=two)
     assert torch.equal(index, again)
-    if len(first["train"]):
-        for name in ("train", "validation", "test"):
-            assert torch.equal(first[name], second[name])
+    for name in ("train", "validation", "test"):
+        assert torch.equal(first[name], second[name])
     assert torch.equal(first["calibration"], second["calibration"]) == (one == two) or len(first["calibration"]) < 8
 
 
@@ -64,6 +65,9 @@ def test_named_parts_keep_their_role(sizes):
         ranges[part] = set(range(start, start + size))
         start += size
     sets = as_sets(splits)
+    assert not (sets["train"] | sets["calibration"] | sets["validation"]) & ranges.get("test", set())
+    if "test" in sizes:
+        assert sets["test"] == ranges["test"]
     if "train" in sizes:
         held = ranges.get("test", ranges.get("validation"))
         assert held is None or sets["test"] == held
@@ -80,7 +84,9 @@ def test_the_published_sizes():
     assert sizes(train=50_000, test=10_000) == [45_000, 5000, 5000, 10_000]  # CIFAR
     assert sizes(all=1797) == [1294, 1294, 144, 359]  # digits
     assert sizes(validation=400) == [0, 200, 0, 200]
-    assert sizes(validation=50_000) == [0, 5000, 0, 45_000]  # ImageNet's
+    assert sizes(validation=50_000) == [0, 5000, 0, 25_000]  # ImageNet's
+    assert sizes(validation=100, test=50) == [0, 50, 50, 50]
+    assert sizes(test=100, all=300) == [270, 270, 30, 100]
     assert sizes(all=999) == [0, 499, 0, 500]
     assert sizes(all=1000) == [720, 720, 80, 200]
     assert sizes(train=100_000, validation=10_000) == [95_000, 5000, 5000, 10_000]  # Tiny-ImageNet
@@ -125,6 +131,22 @@ def test_more_calibration_images_than_there_are_is_an_error_that_says_how_many(s
     with pytest.raises(DataError, match=f"at most {most} calibration images"):
         divide(sizes, images=most + 1)
     assert len(divide(sizes, images=most)[0]["calibration"]) == most
+
+
+def test_a_test_part_alone_gives_no_calibration_images():
+    with pytest.raises(DataError, match="a test part alone, and calibration images never come from one"):
+        divide({"test": 100})
+
+
+def test_what_is_tested_on_depends_on_neither_seed_nor_number():
+    wanted = divide({"all": 80})[0]["test"]
+    assert len(wanted) == 40
+    for seed, images in ((0, 30), (1, 30), (2, 5), (3, 40)):
+        found = divide({"all": 80}, images, seed)[0]
+        assert torch.equal(found["test"], wanted)
+        assert len(found["calibration"]) == images
+    draws = [set(divide({"all": 80}, 30, seed)[0]["calibration"].tolist()) for seed in (0, 1)]
+    assert draws[0] != draws[1]
 
 
 def test_a_set_of_one_image_divides_into_nothing_to_calibrate_on():

@@ -3,6 +3,7 @@
 import pytest
 
 from channelscope.errors import DataError
+from channelscope.zoo import ImageSource, read_images
 from channelscope.zoo.folders import folder
 from zoo.shelves import encoded, picture, write_folder
 
@@ -79,3 +80,42 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
     (tmp_path / "loose.png").write_bytes(encoded(picture(0)))
     with pytest.raises(DataError, match="found none in 1 folders"):
         folder(tmp_path)
+
+
+def test_a_stray_folder_beside_the_parts_is_named_and_passed_over(tmp_path):
+    write_folder(tmp_path / "train", {"a": 2, "b": 2})
+    write_folder(tmp_path / "val", {"a": 1, "b": 1})
+    write_folder(tmp_path, {"samples": 3})
+    with pytest.warns(UserWarning, match="the parts are train, val; passed over, for they are none: samples"):
+        found = folder(tmp_path)
+    assert found.class_names == ("a", "b")
+    assert [(part.part, len(part)) for part in found.parts] == [("train", 4), ("validation", 2)]
+
+
+def test_a_test_folder_without_classes_is_no_part(tmp_path):
+    write_folder(tmp_path / "train", {"a": 2, "b": 2})
+    write_folder(tmp_path, {"test": 3})
+    with pytest.warns(UserWarning, match="passed over, for they are none: test"):
+        assert [part.part for part in folder(tmp_path).parts] == ["train"]
+
+
+def test_two_folders_for_one_part_are_refused(tmp_path):
+    for name in ("train", "val", "dev"):
+        write_folder(tmp_path / name, {"a": 2})
+    with pytest.raises(DataError, match="expected one folder of validation images, found dev, val"):
+        folder(tmp_path)
+
+
+def test_a_folder_called_like_a_picture_is_none_and_what_cannot_be_read_is_said(tmp_path):
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "b" / "z.png").mkdir()
+    (part,) = folder(tmp_path).parts
+    assert len(part) == 4
+    (tmp_path / "b" / "y.png").symlink_to(tmp_path / "nothing.png")
+    (part,) = folder(tmp_path).parts
+    assert len(part) == 5
+    with pytest.raises(DataError, match=r"y\.png: cannot be read \(a link to nothing\); remove it, or pass skip_corrupt"):
+        part.fetch(4)
+    images = read_images(ImageSource(f"folder:{tmp_path}", skip_corrupt=True))
+    assert images.skipped == 1
+    assert sum(len(x) for split in (images.calibration, images.test) for x, _, _ in split) == 4

@@ -111,3 +111,28 @@ def test_every_field_is_explained():
     for kind in (Epoch, History):
         assert kind.__doc__
         assert dataclasses.fields(kind)
+
+
+def counted(values, validation):
+    made = history(None, values)
+    return dataclasses.replace(made, settings={"images": {"splits": {"validation": validation}}})
+
+
+@pytest.mark.parametrize(
+    ("values", "validation", "kept"),
+    [
+        ((0.5, 0.25, 0.25), 4, 2),  # one image more is no difference
+        ((0.5, 0.75, 0.5), 4, 2),
+        ((0.0, 1.0, 0.0), 4, 1),  # four of four against none
+        ((0.1, 0.9, 0.6), 50, 1),  # .3 is 3.5 standard errors of .087
+        ((0.1, 0.9, 0.8), 50, 2),  # .1 is 1.4 of .071
+        ((0.1, 0.81, 0.8), 100, 1),
+        ((0.5, 0.5, 0.5), 4, 2),
+    ],
+)
+def test_few_validation_images_keep_the_last_epoch_unless_they_tell_two_apart(values, validation, kept):
+    assert counted(values, validation).kept == kept
+
+
+def test_without_a_count_the_best_is_kept():
+    assert history(None, (0.1, 0.5, 0.4)).kept == 1

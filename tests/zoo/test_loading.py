@@ -33,6 +33,19 @@ class Pair(Three):
 """
 
 
+STRICT = """
+from torch import nn
+
+class Strict(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 4, 1)
+
+    def forward(self, x):
+        assert x.shape[-1] == 28
+        return super().forward(x).mean((2, 3))
+"""
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "nets.py"
@@ -40,8 +53,8 @@ def file(tmp_path):
     return path
 
 
-def folder(path, size, classes=2):
-    write_folder(path, {f"class{k}": 3 for k in range(classes)}, size=size)
+def folder(path, size, classes=2, gray=False):
+    write_folder(path, {f"class{k}": 3 for k in range(classes)}, gray, size)
     return f"folder:{path}"
 
 
@@ -134,11 +147,41 @@ def test_images_of_the_wrong_size_say_so(tmp_path, file):
         zoo.load(f"{file}:Eight", folder(tmp_path / "images", (9, 9)))
 
 
-def test_images_of_the_wrong_channel_count_say_so(file):
-    with pytest.raises(DataError, match=r"Eight' cannot take images of shape \(1, 8, 8\)"):
-        zoo.load(f"{file}:Eight", "digits")
-    with pytest.raises(DataError, match=r"'torchvision:squeezenet1_1' cannot take images of shape \(1, 8, 8\)"):
-        zoo.load("torchvision:squeezenet1_1", "digits")
+def test_gray_pictures_are_repeated_for_a_network_that_takes_color_alone(file, tmp_path):
+    model, images = zoo.load(f"{file}:Eight", "digits")
+    assert images.image_shape == (3, 8, 8)
+    assert zoo.card(model).channels == 3
+    shown = next(iter(images.test))[0]
+    assert torch.equal(shown[:, 0], shown[:, 2])
+    color = zoo.network("resnet20(width=4)", 10, 3, 8, seed=9)
+    zoo.save_weights(color.state_dict(), tmp_path / "w.safetensors")
+    model, images = zoo.load("resnet20(width=4)", "digits", tmp_path / "w.safetensors")
+    assert (zoo.weights_hash(model), images.image_shape) == (zoo.weights_hash(color), (3, 8, 8))
+
+
+def test_color_pictures_after_a_gray_one_are_a_color_set(tmp_path):
+    write_folder(tmp_path, {"a": 2}, gray=True)
+    write_folder(tmp_path, {"b": 4})
+    model, images = zoo.load("resnet20(width=4)", f"folder:{tmp_path}")
+    assert (zoo.card(model).channels, images.image_shape) == (3, (3, 8, 8))
+    assert sum(len(x) for split in (images.calibration, images.test) for x, _, _ in split) == 6
+    with pytest.raises(DataError, match=r"cannot take images of shape \(1, 40, 40\)"):
+        zoo.load("torchvision:alexnet", folder(tmp_path / "small", (40, 40), gray=True))
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(InputError, match=r"device: expected one of cpu.*, received 'cuda:99'"):
+        zoo.load("resnet20(width=4)", "digits", device="cuda:99")
+    with pytest.raises(InputError, match="received 'gpu'"):
+        zoo.load("resnet20(width=4)", "digits", device="gpu")
+    with pytest.raises(InputError, match="holds numbers, received 'meta'"):
+        zoo.load("resnet20(width=4)", "digits", device="meta")
+
+
+def test_an_error_without_a_message_is_said_by_its_name(tmp_path):
+    (tmp_path / "strict.py").write_text(STRICT)
+    with pytest.raises(DataError, match=r"cannot take images of shape \(3, 9, 9\) \(AssertionError\)"):
+        zoo.load(f"{tmp_path}/strict.py:Strict", folder(tmp_path / "images", (9, 9)))
 
 
 def test_labels_outside_the_networks_classes_say_so(tmp_path, file):

@@ -133,6 +133,25 @@ def test_withheld_and_missing_labels_leave_a_part_out(tmp_path):
     assert [part.part for part in hub(str(tmp_path)).parts] == ["train"]
 
 
+def test_a_part_without_the_column_of_labels_has_them_withheld(tmp_path):
+    write_parquet(tmp_path / "train.parquet", ["b", "a", "b"])
+    table = pq.read_table(write_parquet(tmp_path / "test.parquet", ["a", "b"])).drop_columns(["label"])
+    pq.write_table(table, tmp_path / "test.parquet")
+    found = hub(str(tmp_path))
+    assert [(part.part, part.labels.tolist()) for part in found.parts] == [("train", [1, 0, 1])]
+    pq.write_table(pa.table({"label": ["a"]}), tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="the test part has no column 'image' as the first part has; its columns are label"):
+        hub(str(tmp_path))
+
+
+def test_long_words_are_words_and_a_missing_one_is_refused_by_its_row(tmp_path):
+    write_parquet(tmp_path / "train.parquet", pa.array(["b", "a", "b"], pa.large_string()))
+    assert hub(str(tmp_path)).parts[0].labels.tolist() == [1, 0, 1]
+    write_parquet(tmp_path / "train.parquet", ["b", None, "b"])
+    with pytest.raises(DataError, match="train row 1, column image: expected a label"):
+        hub(str(tmp_path))
+
+
 def test_a_label_outside_the_named_classes_is_refused(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 2], metadata=features("ab"))
     with pytest.raises(DataError, match="train row 1, column image: expected a label from 0 to 1, received 2"):
@@ -178,12 +197,12 @@ def test_the_hub_is_asked_when_there_is_no_such_folder(monkeypatch):
 
     def load_dataset(name):
         asked.append(name)
-        return {"train": Remote(table), "valid": Remote(table)}
+        return {"train": Remote(table), "valid": Remote(table), "train.extra": Remote(table)}
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     found = hub("someone/something")
     assert asked == ["someone/something"]
-    assert [part.part for part in found.parts] == ["train", "validation"]
+    assert [(part.part, len(part)) for part in found.parts] == [("train", 2), ("validation", 1)]
     assert np.array_equal(pixels(found.parts[0], 0), picture(0).transpose(2, 0, 1))
 
 

@@ -53,6 +53,12 @@ def test_a_truncated_picture_is_refused_by_name(kind):
         decoded(data[: len(data) // 2], "cut.img", 3, Fit())
 
 
+def test_a_picture_above_pillows_pixel_limit_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(DataError, match=r"vast\.png: expected a picture.*exceeds limit.*skip_corrupt"):
+        opened(encoded(picture(6, (64, 64))), "vast.png")
+
+
 def test_sixteen_bits_are_refused():
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 500
     with pytest.raises(DataError, match="8 bits per channel"):

@@ -15,6 +15,7 @@ from torch import nn
 import channelscope.zoo as zoo
 import pencil_zoo as pencil
 from channelscope.errors import DataError, FormatError, MismatchError, NumericError
+from channelscope.zoo import history as log
 from channelscope.zoo.data import ImageSource, read_images
 from channelscope.zoo.history import History
 from channelscope.zoo.schedule import Schedule
@@ -82,8 +83,18 @@ def test_epoch_zero_is_the_initialization(finished):
     assert math.isnan(history.epochs[0].train_loss)
 
 
-def test_the_trained_weights_are_the_best_epochs_by_validation(finished, images):
+def test_few_validation_images_leave_the_weights_of_the_last_epoch(finished, images):
     model, history = finished
+    assert len(images.validation) == 5
+    assert history.best != history.kept == 3
+    assert history.trained.read_bytes() == history.checkpoint(3).read_bytes()
+    assert measured(model, images.validation)[1] == history.epochs[3].validation_accuracy
+
+
+def test_enough_validation_images_leave_the_weights_of_the_best_epoch(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "FEW", 5)
+    model, history = run(images, tmp_path, dropout=0.3)
+    assert history.best == history.kept < 3
     assert history.trained.read_bytes() == history.checkpoint(history.best).read_bytes()
     best = max(record.validation_accuracy for record in history.epochs)
     assert measured(model, images.validation)[1] == best == history.epochs[history.best].validation_accuracy

@@ -1,7 +1,10 @@
 """Weights on disk: what is read, what is refused, and that nothing half-fitting is loaded."""
 
+import json
 import os
 import pickle
+from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,8 +159,10 @@ def test_tensors_of_another_shape_are_named_with_both_shapes(tmp_path):
 
 
 def test_all_troubles_are_told_at_once(tmp_path, source):
-    state = {f"net.{name}": value for name, value in source.state_dict().items()}
-    refused(tmp_path, state, r"8 missing in the file: 0\.weight.*; 9 not in the network: net\.0\.bias, net\.0\.weight, net\.1\.bias, …$")
+    state = {f"other.{name}": value for name, value in source.state_dict().items()}
+    refused(
+        tmp_path, state, r"8 missing in the file: 0\.weight.*; 9 not in the network: other\.0\.bias, other\.0\.weight, other\.1\.bias, …$"
+    )
 
 
 def test_the_batch_count_that_no_forward_pass_reads_may_be_missing(tmp_path, source):
@@ -200,3 +205,91 @@ def test_shared_and_permuted_tensors_can_be_saved(tmp_path):
 def test_files_of_other_writers_are_read(tmp_path):
     save_file({"a": torch.arange(3.0)}, tmp_path / "w.safetensors")
     assert read_weights(str(tmp_path / "w.safetensors"))["a"].tolist() == [0, 1, 2]
+
+
+WRAPPED = {
+    "model_state": lambda state: {"model_state": state, "epoch": 3},
+    "model.": lambda state: {f"model.{name}": value for name, value in state.items()},
+    "Lightning's names": lambda state: {"state_dict": {f"model.net.{name}": value for name, value in state.items()}, "global_step": 3},
+    "compiled": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+    "compiled and parallel": lambda state: {f"module._orig_mod.{name}": value for name, value in state.items()},
+    "averaged": lambda state: {"ema": {"n_averaged": torch.tensor(5), **{f"module.{name}": value for name, value in state.items()}}},
+    "beside what is none": lambda state: {"model": {"depth": 3}, "params": {"lr": 0.1}, "state_dict": state},
+    "half": lambda state: {name: value.half() if value.is_floating_point() else value for name, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_weights_as_people_have_them_are_loaded(tmp_path, source, name):
+    torch.save(WRAPPED[name](source.state_dict()), tmp_path / "w.pth")
+    model = load_weights(net(), tmp_path / "w.pth")
+    for key, value in source.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-3, atol=1e-3)
+
+
+def test_a_networks_own_names_come_before_a_wrappers(tmp_path, source):
+    own = nn.Sequential(OrderedDict(model=net(seed=2)))
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    loaded = load_weights(nn.Sequential(OrderedDict(model=net())), tmp_path / "w.pth")
+    assert weights_hash(loaded) == weights_hash(own)
+
+
+def test_averaged_weights_come_first_and_it_is_said(tmp_path, source):
+    torch.save({"state_dict": net().state_dict(), "state_dict_ema": source.state_dict()}, tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match="the averaged weights 'state_dict_ema' are read, not 'state_dict'"):
+        same(read_weights(tmp_path / "w.pth"), source)
+
+
+class Recorder:
+    """An object of a training run, such as a callback."""
+
+    def __init__(self):
+        self.best, self.seen = 0.5, [1, 2]
+
+
+def test_a_checkpoint_with_other_objects_gives_its_tensors_and_runs_nothing(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    state = {name: nn.Parameter(value) if value.is_floating_point() else value for name, value in source.state_dict().items()}
+    state["0.weight"] = nn.Parameter(source[0].weight.detach().permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3))
+    torch.save({"callbacks": {"best": Recorder()}, "evil": Evil(), "hyper": Path("x"), "state_dict": state}, tmp_path / "w.ckpt")
+    same(read_weights(tmp_path / "w.ckpt"), source)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pointer_of_git_lfs_is_said(tmp_path):
+    (tmp_path / "w.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(WeightsError, match="a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def sharded(folder, model):
+    state = model.state_dict()
+    names = sorted(state)
+    shards = {"model-00001-of-00002.safetensors": names[:4], "model-00002-of-00002.safetensors": names[4:]}
+    for file, some in shards.items():
+        save_weights({name: state[name] for name in some}, folder / file)
+    listed = {name: file for file, some in shards.items() for name in some}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model-00002-of-00002.safetensors", ""])
+def test_weights_in_several_files(tmp_path, source, name):
+    sharded(tmp_path, source)
+    same(read_weights(tmp_path / name), source)
+
+
+def test_a_file_of_several_that_is_missing_is_named(tmp_path, source):
+    sharded(tmp_path, source)
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"expected the files it names beside it, missing: model-00001-of-00002\.safetensors"):
+        read_weights(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(WeightsError, match="not an index of weights files"):
+        read_weights(tmp_path)
+
+
+def test_a_folder_of_two_networks_asks_which(tmp_path, source):
+    for name in ("a", "b"):
+        save_weights(source.state_dict(), tmp_path / f"{name}.safetensors")
+    with pytest.raises(WeightsError, match=r"found a\.safetensors, b\.safetensors; name one of them"):
+        read_weights(tmp_path)

@@ -13,7 +13,7 @@ from channelscope.circuits.circuit import Circuit, trim
 from channelscope.circuits.columns import CIRCUIT_COLUMNS
 from channelscope.circuits.fidelity import HeldOut
 from channelscope.circuits.saliency import Saliency
-from channelscope.circuits.score import control
+from channelscope.circuits.score import control, named
 from channelscope.circuits.select import top
 from channelscope.circuits.target import Target
 from channelscope.circuits.wiring import Join
@@ -38,8 +38,10 @@ def assess(choice: Choice, parts: list[Saliency], held: HeldOut, seed: int = 0, 
     saliency = choice.saliency(parts)
     circuit, target = choice.circuit(saliency), saliency.target
     curve = _curve(choice, saliency, held)
+    short = [share for share in SIZES if share not in set(curve["kept"])]  # no path from the images is that short: r counts as 0 there
+    whole = area([*curve["kept"], *short], [*curve["r"], *[0.0] * len(short)])
     found = {
-        "circuit": pd.DataFrame([_summary(choice, parts, circuit, held, seed) | {"r_area": area(curve["kept"], curve["r"])}]),
+        "circuit": pd.DataFrame([_summary(choice, parts, circuit, held, seed) | {"r_area": whole}]),
         "circuit_curve": curve,
         "circuit_layers": _layers(circuit, signs or saliency),
         "circuit_channels": _channels(circuit, target),
@@ -87,20 +89,24 @@ def _ends(draws: torch.Tensor) -> list[float]:
 
 
 def _curve(choice: Choice, saliency: Saliency, held: HeldOut) -> pd.DataFrame:
+    """Circuits of every size, all cut from the same scores; `made_for` is the size of scores that hold for one alone."""
     rows = []
+    made_for = choice.kernels(held.target) / held.target.kernels if named(choice.criterion).sized else float("nan")
     for share in SIZES:
         if share * held.target.kernels < held.target.smallest:
             continue  # no path from the images is that short
         circuit = choice.circuit(saliency, float(share))
-        rows.append({"kept": share, "kernels": circuit.count, **measured(held, circuit), "images": held.images})
-    return pd.DataFrame(rows, columns=["kept", "kernels", "r", "r_low", "r_high", "error", "error_low", "error_high", "images"])
+        rows.append({"kept": share, "made_for": made_for, "kernels": circuit.count, **measured(held, circuit), "images": held.images})
+    names = ["kept", "made_for", "kernels", "r", "r_low", "r_high", "error", "error_low", "error_high", "images"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def area(kept: Sequence[float], r: Sequence[float]) -> float:
     """Area under r over ln(kept), divided by the span of ln(kept): the mean of r over log sizes.
 
-    Sizes at which r is undefined count as 0: such a circuit computes a constant.
-    Source   Hamblin, Konkle, Alvarez 2022 (area under the curve over log size)
+    Sizes at which r is undefined count as 0: such a circuit computes a constant. Areas are comparable over the same sizes: `assess` takes
+    all of SIZES, and 0 where no path from the images is that short.
+    Source   trapezoid rule over ln(kept)
     """
     order = np.argsort(kept)
     x, y = np.log(np.asarray(kept, dtype=float)[order]), np.nan_to_num(np.asarray(r, dtype=float)[order], nan=0.0)

@@ -7,6 +7,7 @@ from functools import reduce as fold
 from operator import add
 from typing import Literal
 
+import numpy as np
 import torch
 
 from channelscope.circuits.circuit import Circuit, trim
@@ -31,7 +32,7 @@ class Choice:
     criterion: str = "gate"
     """gate, actgrad, snip, snip_batch, force, iterated_gate, iterated_actgrad, learned, magnitude or random"""
     keep: str = "0.1"
-    """size of the circuit: a fraction of the relevant kernels (0.1), or a number of kernels (210)"""
+    """size of the circuit: a fraction of the relevant kernels (0.1), or a number of kernels (210); in Python a number is taken as well"""
     reduce: Reduce = "sum"
     """how the feature's positions become one value per image"""
     layer_norm: Literal["none", "l1", "l2"] = "none"
@@ -46,6 +47,8 @@ class Choice:
     def __post_init__(self) -> None:
         """Refuse what no network could do."""
         named(self.criterion)
+        if not isinstance(self.keep, str):  # a number, as a text without an exponent
+            object.__setattr__(self, "keep", np.format_float_positional(self.keep) if isinstance(self.keep, float) else str(self.keep))
         size(self.keep)
 
     def kernels(self, target: Target) -> int:

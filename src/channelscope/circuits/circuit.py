@@ -1,6 +1,6 @@
 """Circuit: the kernels that are kept, among those a feature depends on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from types import MappingProxyType
@@ -43,7 +43,11 @@ class Circuit(Subset):
     @classmethod
     def of_target(cls, target: Target, marks: Marks) -> "Circuit":
         """The circuit of a target with these kernels."""
-        return cls({layer: marks[layer] & relevant for layer, relevant in target.relevant.items()}, (), (), target.relevant, target.feature)
+        return cls(
+            {layer: marks[layer] & relevant for layer, relevant in target.relevant.items()},
+            relevant=target.relevant,
+            feature=target.feature,
+        )
 
     @classmethod
     def whole(cls, target: Target) -> "Circuit":
@@ -55,16 +59,35 @@ class Circuit(Subset):
         """Number of relevant kernels."""
         return sum(int(marks.sum()) for marks in self.relevant.values())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles of plain marks, which are made anew."""
+        return Circuit.from_dict, (self.as_dict(),)
+
     def __repr__(self) -> str:
         """Counts, not tensors."""
         return f"Circuit({self.count} of {self.total} kernels of {self.feature} at {len(self)} layers)"
 
     def _with(self, marks: Mapping[str, Tensor]) -> "Circuit":
-        return Circuit({layer: kernels & self.relevant[layer] for layer, kernels in marks.items()}, (), (), self.relevant, self.feature)
+        return Circuit(
+            {layer: kernels & self.relevant[layer] for layer, kernels in marks.items()}, relevant=self.relevant, feature=self.feature
+        )
+
+    def _merge(self, other: Subset, rule: Callable[[Tensor, Tensor], Tensor]) -> "Circuit":
+        merged = super()._merge(other, rule)
+        if isinstance(other, Circuit) and not Subset(self.relevant) == Subset(other.relevant):
+            raise MismatchError(
+                f"expected circuits that depend on the same kernels, received circuits of {self.feature} and {other.feature}: "
+                "unite their marks as plain subsets, Subset(one.marks) | Subset(other.marks)"
+            )
+        return self._with(merged.marks)
 
     def overlap(self, other: "Circuit") -> dict[str, float]:
-        """Intersection over union per layer, and of all kernels under ''; nan where neither has a kernel."""
-        both, either = self & other, self | other
+        """Intersection over union per layer, and of all kernels under ''; nan where neither has a kernel.
+
+        The two may be circuits of different features.
+        """
+        mine, theirs = Subset(self.marks), Subset(other.marks)
+        both, either = mine & theirs, mine | theirs
         shares = {"": both.count / either.count if either.count else float("nan")}
         for layer in self:
             union = int(either[layer].sum())
@@ -86,7 +109,7 @@ class Circuit(Subset):
         """Inverse of `as_dict`."""
         marks = Subset.from_dict({"marks": data["circuit"], "sites": [], "input_shape": []}).marks
         relevant = {layer: _marks(rows, tuple(marks[layer].shape)) for layer, rows in data["relevant"].items()}
-        return cls(marks, (), (), relevant, Feature.from_dict(data["feature"]) if data["feature"] else None)
+        return cls(marks, relevant=relevant, feature=Feature.from_dict(data["feature"]) if data["feature"] else None)
 
 
 def _rows(marks: Tensor) -> dict[str, Any]:
@@ -126,8 +149,9 @@ def trim(circuit: Circuit, target: Target, rule: str = "backward") -> Circuit:
 
 
 def union(circuits: "list[Circuit]") -> Circuit:
-    """Kernels of any of the circuits.
+    """Kernels of any of the circuits of one feature.
 
+    Raises   MismatchError for circuits of features that depend on different kernels.
     Source   Hamblin, Konkle, Alvarez 2022 (unions of sub-feature circuits)
     """
     return reduce(lambda one, other: one._with((one | other).marks), circuits)

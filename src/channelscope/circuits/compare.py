@@ -118,7 +118,7 @@ def _feature(target: Target, scored: list[Tensor], judged: list[Tensor], wanted:
     held = HeldOut.of(target, judged)
     known: dict[str, Any] = {}
     for feature, criterion, size in sorted(wanted, key=lambda key: (key[1], -key[2])):
-        choice = Choice(criterion, str(float(size)))
+        choice = Choice(criterion, np.format_float_positional(size))
         row = {"feature": feature, "criterion": criterion, "kept": size, "relevant": target.kernels, "images": held.images}
         try:
             choice.kernels(target)
@@ -133,6 +133,9 @@ def _feature(target: Target, scored: list[Tensor], judged: list[Tensor], wanted:
 
 def medians(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Medians over features with bootstrap intervals; a circuit that computes a constant has no r and counts as r = 0.
+
+    Where no path from the images is that short there is no circuit: r counts as 0, and the error's median is over the features that
+    have one, `n_error` of the `n`.
 
     `behind` is the median of paired differences in |r| to the criterion with the highest median at that size; `best` is 1
     where its interval reaches zero.
@@ -149,7 +152,7 @@ def medians(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             behind = _median(strength[best] - strength[criterion], seed)
             row: dict[str, Any] = {"criterion": criterion, "kept": size, "n": r.n}
             row |= {"median_r": r.value, "median_r_low": r.low, "median_r_high": r.high}
-            row |= {"median_error": error.value, "median_error_low": error.low, "median_error_high": error.high}
+            row |= {"n_error": error.n, "median_error": error.value, "median_error_low": error.low, "median_error_high": error.high}
             row |= {"behind": behind.value, "behind_low": behind.low, "behind_high": behind.high}
             rows.append(row | {"best": int(criterion == best or not behind.low > 0)})
     return pd.DataFrame(rows)

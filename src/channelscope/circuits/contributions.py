@@ -1,7 +1,8 @@
 """What each kernel contributes to the feature: closed forms over one layer's inputs X, output gradients G and weights.
 
 Kernel (o, i) puts the map A[o,i] = W[o,i] ∗ X[i] into output channel o, and dJ = Σ A·G. Every function takes one batch and
-returns sums over its images, so that results add up whatever the batches.
+returns sums over its images, so that results add up whatever the batches. X and G may be tuples, one tensor for each point
+of a path: A·G is then averaged over the points before any absolute value is taken.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ CHUNK = 2**21
 """Numbers in one block of contribution maps; a block stays in the processor's cache."""
 BLOCK = 2**24
 """Numbers in one block of unfolded input windows or of per-image weight gradients."""
+
+Points = Tensor | tuple[Tensor, ...]
+"""One tensor, or one for each point of a path."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,21 @@ class Geometry:
             return gradients.reshape(len(gradients), -1, gradients.shape[-1]).transpose(1, 2)[:, None]
         return gradients.flatten(2).reshape(len(gradients), self.groups, -1, gradients[0, 0].numel())
 
-    def split(self, inputs: Tensor, gradients: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows and gradients in blocks of images that fit in memory."""
-        positions = gradients[0].numel() // self.weight.shape[0]
+    def split(self, inputs: Points, gradients: Points) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows and gradients in blocks of images that fit in memory.
+
+        The points of a path lie one after the other on the axis of positions, each gradient divided by their number.
+        """
+        xs, gs = (each if isinstance(each, tuple) else (each,) for each in (inputs, gradients))
+        positions = len(gs) * gs[0][0].numel() // self.weight.shape[0]
         windows = self.weight.shape[1] * self.groups * self.kernel[0] * self.kernel[1] * positions
         step = max(1, BLOCK // max(1, windows, self.weight.numel()))
-        for x, g in zip(inputs.split(step), gradients.split(step), strict=True):
-            yield self.windows(x), self.outputs(g)
+        for start in range(0, len(gs[0]), step):
+            block = slice(start, start + step)
+            if len(gs) == 1:
+                yield self.windows(xs[0][block]), self.outputs(gs[0][block])
+            else:
+                yield torch.cat([self.windows(x[block]) for x in xs], -1), torch.cat([self.outputs(g[block]) / len(gs) for g in gs], -1)
 
     @property
     def rows(self) -> Float[Tensor, "groups outputs inputs taps"]:
@@ -78,15 +90,16 @@ class Geometry:
         return self.weight.reshape(self.groups, -1, self.weight.shape[1], taps)
 
 
-def gate(inputs: Tensor, gradients: Tensor, layer: Geometry) -> tuple[Tensor, Tensor]:
+def gate(inputs: Points, gradients: Points, layer: Geometry) -> tuple[Tensor, Tensor]:
     """Effect of scaling each kernel: |Σ_positions A·G| summed over images, and the same without the absolute value.
 
     Σ_positions A·G = Σ_taps w · dJ_b/dw, so one matrix product per image takes the place of the contribution maps.
 
     Returns  float64 (outputs, inputs per group), twice.
-    Source   Hamblin, Konkle, Alvarez 2022 (gate); checked by tests/pencil_circuits.py::gate
+    Source   this library; checked by tests/pencil_circuits.py::gate
     """
-    if layer.kernel == (1, 1) and gradients[0].numel() == layer.weight.shape[0] and layer.groups == 1:
+    single = layer.kernel == (1, 1) and gradients[0].numel() == layer.weight.shape[0] and layer.groups == 1
+    if isinstance(inputs, Tensor) and isinstance(gradients, Tensor) and single:
         x, g = inputs.reshape(len(inputs), -1), gradients.reshape(len(gradients), -1)  # one position: |A·G| is a product of sizes
         weight = layer.weight.flatten(1).double()
         return (g.abs().T @ x.abs()).double() * weight.abs(), (g.T @ x).double() * weight
@@ -97,7 +110,7 @@ def gate(inputs: Tensor, gradients: Tensor, layer: Geometry) -> tuple[Tensor, Te
     return size, signed
 
 
-def _effects(inputs: Tensor, gradients: Tensor, layer: Geometry) -> Iterator[Float[Tensor, "images outputs inputs"]]:
+def _effects(inputs: Points, gradients: Points, layer: Geometry) -> Iterator[Float[Tensor, "images outputs inputs"]]:
     """Σ_positions A·G of every image and kernel."""
     for x, g in layer.split(inputs, gradients):
         if layer.kernel == (1, 1):
@@ -108,7 +121,7 @@ def _effects(inputs: Tensor, gradients: Tensor, layer: Geometry) -> Iterator[Flo
         yield slopes.mul_(layer.rows).sum(-1).flatten(1, 2)
 
 
-def snip(inputs: Tensor, gradients: Tensor, layer: Geometry, per_batch: bool = False) -> Tensor:
+def snip(inputs: Points, gradients: Points, layer: Geometry, per_batch: bool = False) -> Tensor:
     """SNIP: |w · dJ_b/dw| of each weight, mean over the kernel, summed over images.
 
     per_batch   take the absolute value after summing the batch, as the published scripts do; depends on the batch size
@@ -126,36 +139,39 @@ def snip(inputs: Tensor, gradients: Tensor, layer: Geometry, per_batch: bool = F
     return batch.abs().mean(-1).double().flatten(0, 1) if per_batch else total
 
 
-def actgrad(inputs: Tensor, gradients: Tensor, layer: Geometry) -> Tensor:
+def actgrad(inputs: Points, gradients: Points, layer: Geometry) -> Tensor:
     """ActGrad: mean over positions of |A·G|, summed over images; never more than one block of maps in memory.
 
     Returns  float64 (outputs, inputs per group).
     Source   Hamblin, Konkle, Alvarez 2022; checked by tests/pencil_circuits.py::actgrad
     """
-    total = _zeros(layer)
+    total, points = _zeros(layer), len(gradients) if isinstance(gradients, tuple) else 1
     for x, g in layer.split(inputs, gradients):
-        sizes = g.abs()
-        if layer.kernel == (1, 1):
-            part = (sizes @ x.abs().squeeze(3).transpose(-1, -2)).flatten(1, 2) * layer.weight.flatten(1).abs()
-            total += part.sum(0, dtype=torch.float64) / g.shape[-1]
+        positions = g.shape[-1] // points
+        if layer.kernel == (1, 1) and points == 1:
+            part = (g.abs() @ x.abs().squeeze(3).transpose(-1, -2)).flatten(1, 2) * layer.weight.flatten(1).abs()
+            total += part.sum(0, dtype=torch.float64) / positions
             continue
         for image in range(len(x)):
             for group in range(layer.groups):
-                block = slice(group * sizes.shape[2], (group + 1) * sizes.shape[2])
-                total[block] += _positions(x[image, group], sizes[image, group], layer.rows[group]) / g.shape[-1]
+                block = slice(group * g.shape[2], (group + 1) * g.shape[2])
+                total[block] += _positions(x[image, group], g[image, group], layer.rows[group], points) / positions
     return total
 
 
-def _positions(x: Tensor, sizes: Tensor, weights: Tensor) -> Tensor:
-    """Σ over positions of |A|·|G| of one image and group, a block of input channels at a time.
+def _positions(x: Tensor, gradients: Tensor, weights: Tensor, points: int) -> Tensor:
+    """Σ over positions of |A·G| of one image and group, A·G summed over the points of a path, a block of input channels at a time.
 
-    x (inputs, taps, positions), sizes (outputs, positions), weights (outputs, inputs, taps)
+    x (inputs, taps, points · positions), gradients (outputs, points · positions), weights (outputs, inputs, taps)
     """
-    step = max(1, CHUNK // sizes.numel())
+    step = max(1, CHUNK // gradients.numel())
     parts = []
     for start in range(0, len(x), step):
-        maps = torch.bmm(weights[:, start : start + step].transpose(0, 1), x[start : start + step]).abs_()
-        parts.append((maps.transpose(0, 1) @ sizes[:, :, None]).squeeze(-1))
+        maps = torch.bmm(weights[:, start : start + step].transpose(0, 1), x[start : start + step])
+        if points == 1:
+            parts.append((maps.abs_().transpose(0, 1) @ gradients.abs()[:, :, None]).squeeze(-1))
+        else:
+            parts.append(maps.mul_(gradients).unflatten(-1, (points, -1)).sum(2).abs_().sum(2).T)
     return torch.cat(parts, dim=1)
 
 

@@ -13,7 +13,7 @@ from channelscope.circuits.target import Target
 from channelscope.errors import MismatchError, TracingError
 from channelscope.net.coupling import Layer
 from channelscope.net.graph import evaluating, execute, trace
-from channelscope.net.surgery import shrink_layer
+from channelscope.net.slicing import shrink_layer
 from channelscope.types import Float
 
 ROUNDING = 1e-3

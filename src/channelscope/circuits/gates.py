@@ -64,10 +64,13 @@ def learn(
 
         Σ(ŷ − y)²/Σ(y − ȳ)² + λ · max(0, E[L0] − k)/k
 
-    With `inside`, the gates of all kernels outside that circuit are closed.
-    The gates begin at the log of the start saliency over its k-th largest value, so that about k of them are open.
+    The error is that of each batch over the variance of all images, so that its mean over equal batches is the normalized error.
+    Open gates cost nothing up to k, for the circuit has k kernels; the definition with λ · E[L0] has no size. Gates begin at the log of
+    the start saliency over its k-th largest value, at most 4 from 0: closed ones are then open with probability .08, so that more than k
+    are open at first, none is out of reach of a gradient, and the penalty closes the rest. With `inside`, the gates of all kernels
+    outside that circuit are closed and do not count.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (learned gates); Louizos, Welling, Kingma 2018
+    Source   this library, with the gates of Louizos, Welling, Kingma 2018
     """
     how = how or Training()
     values = start.flat()
@@ -77,6 +80,7 @@ def learn(
     optimizer = torch.optim.Adam([odds], lr=how.rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
     source = torch.Generator().manual_seed(how.seed)
+    counted = torch.cat([(target.relevant if inside is None else inside.marks)[layer][m] for layer, m in target.relevant.items()])
     own = {layer: weight if inside is None else weight * like(inside[layer], weight) for layer, weight in target.weights().items()}
     with evaluating(target.model), torch.enable_grad():
         truth = [_chosen(target, images, places, None) for images, places in batches]
@@ -87,12 +91,12 @@ def learn(
             weights = _gated(target, own, opening(odds, noise))
             wanted = truth[step % len(batches)]
             error = (_chosen(target, images, places, weights) - wanted).square().mean() / spread
-            crowd = (openness(odds).sum() / keep - 1).clamp(min=0)
+            crowd = (openness(odds[counted]).sum() / keep - 1).clamp(min=0)
             (odds.grad,) = torch.autograd.grad(error + how.penalty * crowd, odds)
             optimizer.step()
             falling.step()
     found = _ranked(target, odds.detach(), start)
-    return found if inside is None else replace(found, values=among(inside.marks, found.values))
+    return found if inside is None else replace(found, values=among(inside.marks, found.values), inside=inside)
 
 
 def _chosen(target: Target, images: Tensor, places: Tensor, weights: dict[str, Tensor] | None) -> Tensor:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.receptive import Field, fields
 from channelscope.circuits.target import Target
+from channelscope.circuits.wiring import Call
 from channelscope.net.find import in_graph
 from channelscope.types import Bool, Float
 
@@ -76,14 +77,15 @@ def spots(circuit: Circuit, target: Target) -> list[Spot]:
             continue
         site = sites.get(call.layer)
         inside = site is not None and site.cut in seen
-        step, axis = (site.cut, site.axis) if site is not None and inside else (call.step, _axis(target, call.step))
+        step, axis = (site.cut, site.axis) if site is not None and inside else (call.step, _axis(target, call))
         found.append(Spot(call.layer, step, tuple(circuit[call.layer].any(1).nonzero().flatten().tolist()), axis, seen.get(step)))
     return found
 
 
-def _axis(target: Target, step: str) -> int:
-    shape = target.graph.shapes[step]
-    return 0 if len(shape) in (2, 4) else len(shape) - 2
+def _axis(target: Target, call: Call) -> int:
+    """Where a convolution or linear layer has its channels, without the batch."""
+    linear = isinstance(target.graph.modules[call.layer], nn.Linear)
+    return len(target.graph.shapes[call.step]) - 2 if linear else 0
 
 
 @torch.no_grad()
@@ -150,7 +152,7 @@ def visualizations(circuit: Circuit, target: Target, palette: Palette, seed: int
     with target.without((~circuit).marks):
         for spot in spots(circuit, target):
             made, moved = _ascended(spot, target, palette, seed)
-            center = _center(target.graph.shapes[spot.step])
+            center = _center(target, spot)
             for channel, image, answers in zip(spot.channels, made, moved.tolist(), strict=True):
                 found[f"{spot.layer}:{channel}"] = (_coded(crop(image, spot, center, target, palette)),) if answers else ()
     return found
@@ -171,7 +173,7 @@ def _ascended(spot: Spot, target: Target, palette: Palette, seed: int) -> tuple[
         pixels = torch.fft.irfft2(torch.view_as_complex(waves) * falling, s=(height, width), norm="ortho")
         return (torch.sigmoid(pixels) - mean) / std
 
-    rows, place = torch.arange(len(spot.channels)), _center(target.graph.shapes[spot.step])
+    rows, place = torch.arange(len(spot.channels)), _center(target, spot)
     moved = torch.zeros(len(rows), dtype=torch.bool)
     with torch.enable_grad():
         for _ in range(STEPS):
@@ -184,5 +186,8 @@ def _ascended(spot: Spot, target: Target, palette: Palette, seed: int) -> tuple[
     return painted().detach(), moved
 
 
-def _center(shape: tuple[int, ...]) -> int:
-    return (shape[2] // 2) * shape[3] + shape[3] // 2 if len(shape) == 4 else 0
+def _center(target: Target, spot: Spot) -> int:
+    """Flat index of the middle position of a layer with rows and columns; 0 for any other."""
+    places = list(target.graph.shapes[spot.step][1:])
+    del places[spot.axis]
+    return (places[0] // 2) * places[1] + places[1] // 2 if len(places) == 2 else 0

@@ -5,6 +5,7 @@ concatenating, shuffling) are carried out on these numbers; element-wise steps j
 channel's number; what is not known to do any of these mixes everything with everything.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from channelscope.circuits.wiring import Call, Join, Wiring
+from channelscope.errors import ShapeError
 from channelscope.net.coupling import ELEMENTWISE, PASSING, POOLING, POOLS, RESHAPING
 from channelscope.net.find import BATCH_NORMS, CHANNELWISE
 from channelscope.net.graph import Graph, evaluating, execute
@@ -23,6 +25,7 @@ MOVING = RESHAPING | {"narrow", "roll", "flip", "repeat", "t", "pixel_shuffle", 
 MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 PADDING = (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d)
 REDUCING = {"mean", "sum", "amax", "amin"}
+NUMPY = {"axis": "dim", "keepdims": "keepdim"}
 ORDINARY = (nn.Conv2d.forward, nn.Linear.forward)
 
 
@@ -48,10 +51,31 @@ def upstream(graph: Graph, target: str) -> list[fx.Node]:
     return [node for node in graph.steps.nodes if node in found]
 
 
-def wire(graph: Graph, target: str, axis: int = 0) -> Wiring:
-    """The wiring of a traced network from its images up to step `target`, whose channels are on `axis` (without the batch).
+def wire(graph: Graph, target: str, axis: int | None = None) -> Wiring:
+    """The wiring of a traced network from its images up to step `target`.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (relevant kernels: those on a path from the input to the feature), for any traced graph
+    Parameters
+    ----------
+    graph
+        The traced network.
+    target
+        Name of the step whose channels the wiring leads to.
+    axis
+        Which axis of the step's value holds the channels, counted without the batch; by default the one that tracing finds.
+
+    Returns
+    -------
+    Wiring
+        Channels as nodes, kernels as edges between them.
+
+    Raises
+    ------
+    ShapeError
+        If no axis is given and tracing finds none.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (relevant kernels: those on a path from the input to the feature), for any traced graph.
     """
     nodes = upstream(graph, target)
     names = tuple(node.name for node in nodes)
@@ -62,9 +86,45 @@ def wire(graph: Graph, target: str, axis: int = 0) -> Wiring:
         trail = _Trail(graph, {name: _cpu(value) for name, value in zip(names, values, strict=True)})
         for node in nodes:
             trail.labels[node.name] = trail.follow(node)
+    if axis is None:
+        axis = _channel_axis(graph, graph.nodes[target], trail.labels)
     labels = {name: channels(label) for name, label in trail.labels.items() if isinstance(label, Tensor)}
     outputs = trail.one_each(graph.nodes[target], trail.labels[target][:1].movedim(axis + 1, 0).flatten(1))
-    return Wiring(tuple(trail.parts), trail.size, trail.images, labels, outputs, trail.skipped)
+    return Wiring(tuple(trail.parts), trail.size, trail.images, labels, outputs, trail.skipped, axis)
+
+
+def _channel_axis(graph: Graph, node: fx.Node, labels: Mapping[str, Any]) -> int:
+    """The axis, counted without the batch, along which a step's value goes from channel to channel.
+
+    It is the only one along which the nodes change. Where a step mixes all channels (a normalization over them, a softmax),
+    it is that of the nearest step before it with a value of the same shape.
+    """
+    first = node
+    while isinstance(label := labels[node.name], Tensor):
+        if label.dim() < 3:
+            return 0
+        module = graph.modules[str(node.target)] if node.op == "call_module" else None
+        if module is not None and kernels_in(module):
+            return label.dim() - 2 if isinstance(module, nn.Linear) else 0
+        changing = [place for place in range(1, label.dim()) if not bool((label == label.narrow(place, 0, 1)).all())]
+        if len(changing) == 1:
+            return changing[0] - 1
+        parents = [each for each in node.all_input_nodes if graph.shapes.get(each.name) == graph.shapes[node.name]]
+        if changing or not parents or _spelled(node) in MOVING or isinstance(module, MOVING_MODULES):
+            break
+        node = parents[0]
+    shape = tuple(graph.shapes[first.name][1:])
+    raise ShapeError(
+        f"at {first.name}: expected values whose channels lie on one axis, received shape {shape} in which no axis goes from channel "
+        "to channel: name a convolution or linear layer"
+    )
+
+
+def _spelled(node: fx.Node) -> str:
+    """Name of a function or method; '' for a module."""
+    if node.op == "call_module":
+        return ""
+    return str(node.target if node.op == "call_method" else node.target.__name__).rstrip("_")  # type: ignore[union-attr]
 
 
 def channels(label: Tensor) -> np.ndarray | None:
@@ -107,7 +167,7 @@ class _Trail:
             return map_aggregate(value, lambda part: torch.zeros(part.shape, dtype=torch.float64) if isinstance(part, Tensor) else part)
         if node.op == "call_module":
             return self._module(node, value, inputs)
-        name = str(node.target if node.op == "call_method" else node.target.__name__).rstrip("_")  # type: ignore[union-attr]
+        name = _spelled(node)
         if name in POOLS:
             return self._pooled(node, value, inputs[0])
         if name == "pad":
@@ -185,8 +245,8 @@ class _Trail:
         return self._moved(node) if constant else self._mixed(node, value, [label])
 
     def _reduced(self, node: fx.Node, value: Any, inputs: list[Tensor]) -> Any:
-        keep = bool(node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False))
-        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | {NUMPY.get(k, k): v for k, v in node.kwargs.items()}
+        keep, dims = bool(given.get("keepdim")), given.get("dim")
         plain = isinstance(dims, int) or (isinstance(dims, list | tuple) and all(isinstance(dim, int) for dim in dims))
         if plain and isinstance(value, Tensor):
             low, high = (reduce(inputs[0], dims, keep) for reduce in (torch.amin, torch.amax))  # type: ignore[arg-type]

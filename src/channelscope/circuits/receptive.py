@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from channelscope.circuits.contributions import Geometry
 from channelscope.circuits.provenance import MEETING, upstream
 from channelscope.net.find import BATCH_NORMS, CHANNELWISE
-from channelscope.net.graph import Graph
+from channelscope.net.graph import Graph, evaluating
 
-STAYING = MEETING | {"cat", "concat", "batch_norm", "group_norm"}
+STAYING = MEETING | {"cat", "concat", "batch_norm"}
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
+"""Normalizations that may take their statistics over positions."""
 POOLS = ("max_pool2d", "avg_pool2d")
 POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d)
 IMAGE_AXES = 4
@@ -84,8 +86,24 @@ def _field(graph: Graph, node: fx.Node, known: Mapping[str, Field | None]) -> Fi
 def _local(graph: Graph, node: fx.Node) -> bool:
     """Whether a step without a window leaves every position where it is."""
     if node.op == "call_module":
-        return isinstance(graph.modules[str(node.target)], CHANNELWISE + BATCH_NORMS + NORMS)
+        module = graph.modules[str(node.target)]
+        if isinstance(module, NORMS):
+            return _positionwise(graph, node, module)
+        return isinstance(module, CHANNELWISE + BATCH_NORMS)
     return (node.target if isinstance(node.target, str) else node.target.__name__).rstrip("_") in STAYING
+
+
+@torch.no_grad()
+def _positionwise(graph: Graph, node: fx.Node, module: nn.Module) -> bool:
+    """Whether a normalization leaves all other positions as they are when one position of its maps changes."""
+    shape = graph.shapes[node.all_input_nodes[0].name][1:]
+    maps = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(next(graph.model.parameters(), torch.zeros(())))
+    other = maps.clone()
+    other[..., 0, 0] += 1
+    with evaluating(module):
+        changed = module(maps) != module(other)
+    changed[..., 0, 0] = False
+    return not bool(changed.any())
 
 
 def _union(parts: list[Reach]) -> Reach:

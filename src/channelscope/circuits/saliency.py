@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.contributions import Geometry
+from channelscope.circuits.contributions import Geometry, Points
 from channelscope.circuits.target import Target
-from channelscope.errors import InputError, MismatchError, NumericError
+from channelscope.errors import InputError, MismatchError, NumericError, TracingError
 from channelscope.net.graph import evaluating
 from channelscope.types import Float, Int, Tensor
 
@@ -17,7 +17,10 @@ Reduce = Literal["sum", "mean"]
 Path = Literal["gates", "inputs"]
 PATH_POINTS = 8
 """Points of a path over which gradients are averaged, at the middles of equal steps from 0 to 1."""
-Rule = Callable[[Tensor, Tensor, Geometry], "Tensor | tuple[Tensor, Tensor]"]
+SHARES = tuple((point + 0.5) / PATH_POINTS for point in range(PATH_POINTS))
+SLOPES = 1e-2
+"""Relative difference of two gradients up to which they count as the same."""
+Rule = Callable[[Points, Points, Geometry], "Tensor | tuple[Tensor, Tensor]"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,8 @@ class Saliency:
     """how many images were summed over"""
     signed: Mapping[str, Float[Tensor, "outputs inputs"]] | None = None
     """layer → summed effect with its sign: positive kernels drive the feature, negative ones hold it down"""
+    inside: Circuit | None = None
+    """circuit whose kernels alone were scored, and alone may be selected; None for all relevant ones"""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be ranked."""
@@ -43,7 +48,7 @@ class Saliency:
 
     def __add__(self, other: "Saliency") -> "Saliency":
         """Saliency over the union of two disjoint image sets."""
-        if self.target is not other.target or self.criterion != other.criterion:
+        if self.target is not other.target or self.criterion != other.criterion or self.inside != other.inside:
             raise MismatchError("cannot add saliencies of different features, networks or criteria")
         return replace(
             self,
@@ -55,6 +60,21 @@ class Saliency:
     def __getitem__(self, layer: str) -> Float[Tensor, "outputs inputs"]:
         """Values of one layer."""
         return self.values[layer]
+
+    @property
+    def eligible(self) -> Mapping[str, Tensor]:
+        """Layer → bool (outputs, inputs): the kernels that were scored."""
+        return self.target.relevant if self.inside is None else self.inside.marks
+
+    @property
+    def kernels(self) -> int:
+        """Number of kernels that were scored."""
+        return sum(int(marks.sum()) for marks in self.eligible.values())
+
+    def ranked(self) -> Float[Tensor, "kernels"]:
+        """As `flat`, with −inf at kernels that were not scored: places from the largest value to the smallest leave them to the end."""
+        values = [torch.where(self.eligible[layer], self.values[layer], -torch.inf)[marks] for layer, marks in self.target.relevant.items()]
+        return torch.cat(values)
 
     def flat(self) -> Float[Tensor, "kernels"]:
         """Values of the relevant kernels, layer by layer in execution order, then by output and input channel."""
@@ -77,7 +97,8 @@ class Pass:
     reduce: Reduce = "sum"
     """how the feature's positions become one value per image"""
     path: Path | None = None
-    """average the gradient over a path: all kernels scaled from 0 to 1 (gates) or the images scaled from 0 to 1 (inputs)"""
+    """average over a path: A·G, the gradient to each kernel's gate, while all gates go from 0 to 1 (gates), so that signed effects add up
+    to what the kernels add to the feature; or G alone while the images are scaled from 0 to 1 (inputs)"""
     inside: Circuit | None = None
     """the network in which kernels are scored has only these of the relevant ones, and the others score 0"""
 
@@ -97,8 +118,15 @@ Batch = tuple[Tensor, Tensor]
 def prepared(target: Target, images) -> list[Batch]:
     """Batches with the positions that count in each image, by the unmasked network.
 
+    Raises   TracingError if the traced pass has other gradients than the network.
     Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
     """
+    if not target.slope_error < SLOPES:
+        raise TracingError(
+            f"feature {target.feature}: expected the network's own gradients from the traced pass, received others (relative difference "
+            f"{target.slope_error:.2g}): a step has a backward pass of its own. Write y = f(x) that lets gradients through as "
+            "x + (f(x) - x).detach(), or use criterion magnitude"
+        )
     with evaluating(target.model):
         return [(pictures, target.chosen(pictures)) for pictures in images]
 
@@ -133,7 +161,8 @@ def measure(
 
     Kernels that are masked are scored as well, for they may come back.
 
-    Source   Hamblin, Konkle, Alvarez 2022
+    Source   Hamblin, Konkle, Alvarez 2022; along a path, Sundararajan, Taly, Yan 2017 (integrated gradients); checked by
+             tests/pencil_circuits.py::integrated_gates
     """
     own, allowed = target.weights(), how.inside.marks if how.inside else target.relevant
     if how.inside is not None:
@@ -145,7 +174,7 @@ def measure(
     signs = {layer: torch.zeros_like(values) for layer, values in totals.items()}
     has_sign = False
     with evaluating(target.model):
-        for images, places in batches:
+        for images, places in _pieces(batches, how, criterion):
             for layer, x, g in _path(target, images, places, own if weights is None else weights, weights is None, how):
                 found = rule(x, g, layers[layer])
                 if isinstance(found, tuple):
@@ -154,22 +183,37 @@ def measure(
                     found = found[0]
                 totals[layer] += found
     count = sum(len(images) for images, _ in batches)
-    return Saliency(target, criterion, among(allowed, totals), count, among(allowed, signs) if has_sign else None)
+    return Saliency(target, criterion, among(allowed, totals), count, among(allowed, signs) if has_sign else None, how.inside)
 
 
-def _path(target: Target, images: Tensor, places: Tensor, weights: Mapping[str, Tensor], plain: bool, how: Pass):
-    """Inputs and gradients of every layer; along a path, the gradients' average."""
+def _path(
+    target: Target, images: Tensor, places: Tensor, weights: Mapping[str, Tensor], plain: bool, how: Pass
+) -> list[tuple[str, Points, Points]]:
+    """Inputs and gradients of every layer: at every point of a path of gates; with the gradients' average along one of images."""
+    if how.path == "gates":
+        scaled = [{layer: weight * share for layer, weight in weights.items()} for share in SHARES]
+        found = [slopes(target, images, places, each, how.reduce) for each in scaled]
+        return [(uses[0][0], tuple(x for _, x, _ in uses), tuple(g for *_, g in uses)) for uses in zip(*found, strict=True)]
     first = slopes(target, images, places, None if plain else weights, how.reduce)
     if how.path is None:
-        return first
+        return list(first)
     mean = [torch.zeros_like(g) for _, _, g in first]
-    for point in range(PATH_POINTS):
-        share = (point + 0.5) / PATH_POINTS
-        scaled = {layer: weight * share for layer, weight in weights.items()} if how.path == "gates" else weights
-        pictures = images * share if how.path == "inputs" else images
-        for total, (_, _, g) in zip(mean, slopes(target, pictures, places, scaled, how.reduce), strict=True):
+    for share in SHARES:
+        for total, (_, _, g) in zip(mean, slopes(target, images * share, places, weights, how.reduce), strict=True):
             total += g / PATH_POINTS
     return [(layer, x, g) for (layer, x, _), g in zip(first, mean, strict=True)]
+
+
+def _pieces(batches: list[Batch], how: Pass, criterion: str) -> list[Batch]:
+    """Batches so small that all points of a path fit where one did; snip_batch sums each batch as it is given."""
+    if how.path != "gates" or criterion == "snip_batch":
+        return batches
+    return [
+        piece
+        for images, places in batches
+        for step in [max(1, len(images) // PATH_POINTS)]
+        for piece in zip(images.split(step), places.split(step), strict=True)
+    ]
 
 
 def like(marks: Tensor, weight: Tensor) -> Tensor:

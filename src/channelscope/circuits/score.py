@@ -38,18 +38,25 @@ class Criterion:
 
 
 PLAIN = Pass()
-PAPER = "Hamblin, Konkle, Alvarez 2022"
+PAPER, OURS = "Hamblin, Konkle, Alvarez 2022", "this library"
+SCHEDULED = f"{OURS}, on the schedule of de Jorge et al. 2021"
 CRITERIA = {
     criterion.name: criterion
     for criterion in (
-        Criterion("gate", contributions.gate, False, "Σ over images of |Σ over positions of A·G|", PAPER),
+        Criterion("gate", contributions.gate, False, "Σ over images of |Σ over positions of A·G|", OURS),
         Criterion("actgrad", contributions.actgrad, False, "Σ over images of the mean over positions of |A·G|", PAPER),
         Criterion("snip", contributions.snip, False, "Σ over images of the kernel's mean |w·dJ/dw|", "Lee, Ajanthan, Torr 2019"),
         Criterion("snip_batch", partial(contributions.snip, per_batch=True), False, "mean |w·dJ/dw|, summed by batch first", PAPER),
         Criterion("force", contributions.snip, True, "SNIP on the FORCE schedule", "de Jorge et al. 2021"),
-        Criterion("iterated_gate", contributions.gate, True, "gate on the FORCE schedule", PAPER),
-        Criterion("iterated_actgrad", contributions.actgrad, True, "ActGrad on the FORCE schedule", PAPER),
-        Criterion("learned", None, False, "openness of gates trained on the feature's error", "Louizos, Welling, Kingma 2018"),
+        Criterion("iterated_gate", contributions.gate, True, "gate on the FORCE schedule", SCHEDULED),
+        Criterion("iterated_actgrad", contributions.actgrad, True, "ActGrad on the FORCE schedule", SCHEDULED),
+        Criterion(
+            "learned",
+            None,
+            False,
+            "openness of gates trained on the feature's error",
+            f"{OURS}, with the gates of Louizos, Welling, Kingma 2018",
+        ),
         Criterion("magnitude", None, False, "mean |w| of the kernel", "control"),
         Criterion("random", None, False, "uniform noise, seeded", "control"),
     )
@@ -82,7 +89,7 @@ def score(
         raise InputError(f"criterion {criterion} scores kernels for one circuit size: pass keep")
     if criterion in ("magnitude", "random"):
         found = control(target, criterion, seed)
-        return found if how.inside is None else replace(found, values=among(how.inside.marks, found.values))
+        return found if how.inside is None else replace(found, values=among(how.inside.marks, found.values), inside=how.inside)
     if criterion == "snip_batch":  # sums each batch as it is given
         given = batches(images, target.device)
     elif criterion == "learned":  # takes a step a batch, whatever batches it is given
@@ -101,7 +108,7 @@ def score(
 def signed(saliency: Saliency, images: Tensor | Iterable) -> Saliency:
     """The saliency with signed effects: those it has, or the gate criterion's, which take one more pass.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (signed sums split a circuit into excitatory and inhibitory kernels)
+    Source   this library (the sign of Σ A·G)
     """
     if saliency.signed is not None:
         return saliency
@@ -122,10 +129,12 @@ def named(criterion: str) -> Criterion:
 def iterated(target: Target, ready: list[Batch], kind: Criterion, keep: int, how: Pass) -> Saliency:
     """Scores of the last of ten rounds, each measured in the network that the round before has left; the dropped may return.
 
-    Source   de Jorge et al. 2021; Hamblin, Konkle, Alvarez 2022 (iterated selection works with every criterion)
+    The rounds begin with all relevant kernels, or with those of the circuit that kernels are scored inside.
+
+    Source   de Jorge et al. 2021 (FORCE); with other criteria than SNIP, this library
     """
     marks, found = None, None
-    for size in schedule(target.kernels, keep):
+    for size in schedule(target.kernels if how.inside is None else how.inside.count, keep):
         found = measure(target, ready, kind.name, kind.rule, how, marks)  # type: ignore[arg-type]
         marks = target.everything()
         chosen = top(found, size)

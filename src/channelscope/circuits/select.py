@@ -2,6 +2,7 @@
 
 import heapq
 import math
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ def count(target: Target, keep: float | int) -> int:
     Raises   BudgetError if it is neither from 1 to the number of relevant kernels nor a fraction above 0 and up to 1.
     Source   Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept
     """
-    if isinstance(keep, int) and not isinstance(keep, bool) and 1 <= keep <= target.kernels:
-        return keep
+    if isinstance(keep, Integral) and not isinstance(keep, bool) and 1 <= keep <= target.kernels:
+        return int(keep)
     if isinstance(keep, float) and 0 < keep <= 1:
         return max(1, round(keep * target.kernels))
     raise BudgetError(f"keep: expected 1 to {target.kernels} kernels or a fraction above 0 and up to 1.0, received {keep!r}")
@@ -32,9 +33,18 @@ def count(target: Target, keep: float | int) -> int:
 def top(saliency: Saliency, keep: float | int) -> Circuit:
     """Exactly so many kernels with the largest saliency; among equals the first in execution order.
 
+    Raises   BudgetError if fewer kernels were scored.
     Source   Hamblin, Konkle, Alvarez 2022 (selection)
     """
-    return _chosen(saliency.target, order(saliency.flat())[: count(saliency.target, keep)])
+    return _chosen(saliency.target, order(saliency.ranked())[: _room(saliency, keep)])
+
+
+def _room(saliency: Saliency, keep: float | int) -> int:
+    """Number of kernels meant by `keep`; refused where a circuit that they were scored inside has fewer."""
+    wanted = count(saliency.target, keep)
+    if wanted > saliency.kernels:
+        raise BudgetError(f"keep: {wanted} kernels, and the circuit that they were scored inside has {saliency.kernels}: keep fewer")
+    return wanted
 
 
 def reaching(saliency: Saliency, share: float) -> Circuit:
@@ -63,7 +73,7 @@ def order(values: Float[Tensor, "kernels"]) -> Tensor:
 def schedule(kernels: int, keep: int, rounds: int = ROUNDS) -> list[int]:
     """Kernels kept after each round: k_t = ⌈exp((t/T) ln k + (1 − t/T) ln N)⌉, and k itself at the end.
 
-    Source   de Jorge et al. 2021 (FORCE); Hamblin, Konkle, Alvarez 2022; checked by tests/pencil_circuits.py::schedule
+    Source   de Jorge et al. 2021 (FORCE), rounded up so that the last is k; checked by tests/pencil_circuits.py::schedule
     """
     steps = [t / rounds for t in range(1, rounds)]
     sizes = [math.exp(step * math.log(keep) + (1 - step) * math.log(kernels)) for step in steps]
@@ -90,14 +100,17 @@ def grown(saliency: Saliency, keep: float | int) -> Circuit:
     Exactly so many kernels, or the few less that the last paths leave over.
 
     Raises   BudgetError, with the smallest size there is, if no path from the images fits.
-    Source   Hamblin, Konkle, Alvarez 2022 (no layer collapse)
+    Source   this library
     """
-    target, budget = saliency.target, count(saliency.target, keep)
-    if budget < target.smallest:
-        raise BudgetError(
-            f"feature {target.feature}: no path from the images has {budget} kernels; the smallest circuit has {target.smallest}"
-        )
+    target, budget = saliency.target, _room(saliency, keep)
     growth = _Growth(saliency)
+    smallest = growth.hops[target.seeds].min()
+    if not np.isfinite(smallest):
+        raise BudgetError(f"feature {target.feature}: no path from the images lies inside the circuit that kernels were scored inside")
+    if budget < smallest:
+        raise BudgetError(
+            f"feature {target.feature}: no path from the images has {budget} kernels; the smallest circuit has {int(smallest)}"
+        )
     growth.run(budget)
     return Circuit.of_target(target, {layer: torch.from_numpy(taken) for layer, taken in growth.taken.items()})
 
@@ -107,7 +120,7 @@ class _Growth:
 
     def __init__(self, saliency: Saliency):
         self.target = saliency.target
-        self.values = {layer: np.where(self.target.relevant[layer], values, -np.inf) for layer, values in saliency.values.items()}
+        self.values = {layer: np.where(saliency.eligible[layer], values, -np.inf) for layer, values in saliency.values.items()}
         wiring = self.target.wiring
         self.maker: dict[int, tuple[Call, int]] = {}
         self.members: dict[int, np.ndarray] = {}
@@ -118,7 +131,7 @@ class _Growth:
                 else:
                     self.members[node] = part.members[row]
         self.joins = [part for part in wiring.parts if isinstance(part, Join)]
-        self.hops = wiring.hops()
+        self.hops = wiring.hops() if saliency.inside is None else wiring.hops(saliency.eligible)
         self.fed = np.zeros(wiring.size, dtype=bool)
         self.fed[wiring.images] = True
         self.summed = np.zeros(wiring.size, dtype=bool)
@@ -193,6 +206,7 @@ class _Growth:
                 sources = call.sources[row]
                 near = np.where(self.fed[sources], 0, self.hops[sources]) < room - len(way)
                 values = np.where(near, self.values[call.layer][row], -np.inf)
+                near &= np.isfinite(values)
                 column = int(values.argmax())
                 if near[column] and (best is None or values[column] > best[0]):
                     best = (float(values[column]), call, row, column)

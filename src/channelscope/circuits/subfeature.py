@@ -14,7 +14,7 @@ from channelscope.circuits.choice import Choice
 from channelscope.circuits.circuit import Circuit, trim, union
 from channelscope.circuits.columns import CIRCUIT_COLUMNS
 from channelscope.circuits.saliency import Saliency
-from channelscope.circuits.select import top
+from channelscope.circuits.select import grown, top
 from channelscope.circuits.target import Target, activity
 from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.net.graph import evaluating
@@ -131,7 +131,7 @@ def subcircuits(
     mixed = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[: max(1, len(every) // len(groups))]]
     sets = {**{str(group): members for group, members in enumerate(scoring)}, MIXED: mixed}
     whole = choice.scored(target, found.images[every], seed)
-    room = top(whole, float(general))
+    room = (grown if choice.live else top)(whole, float(general))
     parts = {name: choice.parts(target, found.images[members], seed, room) for name, members in sets.items()}
     saliencies = {name: choice.saliency(each) for name, each in parts.items()}
     circuits = {name: choice.circuit(saliency) for name, saliency in saliencies.items()}
@@ -150,12 +150,13 @@ def subcircuits(
 def peak_error(target: Target, circuit: Subset, found: Peaks, members: Int[Tensor, "chosen"]) -> float:
     """Σ|ŷ − y|/Σ|y| over some of the peaks, each at its place in the unmasked network: 0 is exact, 1 what silence reaches.
 
+    Undefined (nan) where the feature is 0 at all of them: silence is exact there.
     Source   Hamblin, Konkle, Alvarez 2022 (preservation curves: error at each image's original maximum position)
     """
     with target.without((~circuit).marks):
         maps = target.map(found.images[members].to(target.device))
     guess, truth = maps.cpu().gather(1, found.places[members][:, None])[:, 0].double(), found.values[members].double()
-    return float((guess - truth).abs().sum() / truth.abs().sum())
+    return float((guess - truth).abs().sum() / truth.abs().sum()) if bool(truth.any()) else float("nan")
 
 
 def _images(target: Target, found: Peaks, labels: Tensor, judging: Sequence[Tensor]) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from channelscope.circuits.feature import LOGIT, Feature
 from channelscope.circuits.provenance import wire
 from channelscope.circuits.wiring import Marks, Wiring
 from channelscope.errors import InputError, SampleError, ShapeError, SiteError
+from channelscope.net.batches import images_of
 from channelscope.net.edits import masked
 from channelscope.net.find import in_graph
 from channelscope.net.graph import Graph, evaluating, trace
@@ -90,6 +91,33 @@ class Target:
             return torch.contiguous_format
         return torch.channels_last
 
+    @cached_property
+    def slope_error(self) -> float:
+        """How far the traced pass's gradient of the feature to the images is from the network's own, on noise; relative, 0 if they agree.
+
+        A function with a backward pass of its own (rounding that lets gradients through) is followed by its forward pass, whose gradient
+        is another.
+        """
+        shape = self.graph.shapes[self.graph.inputs[0]][1:]
+        noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(next(self.model.parameters()))
+        module = self.model if self.feature.layer == LOGIT else self.model.get_submodule(self.feature.layer)
+        seen: list[Tensor] = []
+        handle = module.register_forward_hook(lambda _, __, value: seen.append(value.clone()))  # before anything changes it in place
+        try:
+            with evaluating(self.model), torch.enable_grad():
+                own = noise.clone().requires_grad_()
+                self.model(own)
+                followed = noise.clone().requires_grad_()
+                values = seen[0], self.graph.run(followed, want=(self.step,), pure=True)[0]
+                slopes = [
+                    torch.autograd.grad(self.feature.map(value, self.axis).sum(), images, allow_unused=True, materialize_grads=True)[0]
+                    for value, images in zip(values, (own, followed), strict=True)
+                ]
+        finally:
+            handle.remove()
+        size = max(float(each.abs().max()) for each in slopes)
+        return float((slopes[0] - slopes[1]).abs().max()) / size if size else 0.0
+
     def batches(self, images: Tensor | Iterable) -> Iterator[Float[Tensor, "images C H W"]]:
         """Images as the network runs them quickest: on its device, few at a time, laid out as `memory` says.
 
@@ -160,6 +188,7 @@ def locate(model: nn.Module | Graph, feature: Feature | str, example: Tensor | N
     example   a batch of at least one image, to trace the network with; not needed for a `Graph`
 
     Raises   SiteError, with near matches, if there is no such layer; InputError if it has no such channel or position;
+             ShapeError if its values have no axis of channels;
              TracingError if the forward pass cannot be followed.
     Source   Hamblin, Konkle, Alvarez 2022 (relevant kernels)
     """
@@ -172,11 +201,10 @@ def locate(model: nn.Module | Graph, feature: Feature | str, example: Tensor | N
     shape = model.shapes.get(node.name, ())[1:]
     if not shape:
         raise ShapeError(f"feature {feature}: expected a tensor of channels at {feature.layer}, found shape {shape}")
-    linear = node.op == "call_module" and isinstance(model.modules[str(node.target)], nn.Linear)
-    axis = len(shape) - 1 if linear or feature.layer == LOGIT else 0
+    wiring = wire(model, node.name)
+    axis = wiring.axis
     blank = torch.zeros(1, *shape)
     feature.places(feature.map(blank, axis), tuple(size for place, size in enumerate(shape) if place != axis))
-    wiring = wire(model, node.name, axis)
     marks = wiring.through(wiring.everything(), wiring.target[list(feature.channels)])
     relevant = {layer: kernels for layer, kernels in marks.items() if bool(kernels.any())}
     if not relevant:
@@ -201,14 +229,14 @@ def _node(graph: Graph, feature: Feature) -> fx.Node:
 
 
 def batches(images: Tensor | Iterable, device: torch.device | str = "cpu") -> Iterator[Float[Tensor, "images C H W"]]:
-    """Batches of images on a device, from a tensor, an iterable of tensors or one of (images, labels, …).
+    """Batches of images on a device, from a tensor of all images or from any batches that net/batches.py reads.
 
-    Raises   SampleError if there are none.
+    Raises   SampleError if there are none, DataError for a batch that cannot be read.
     Source   the library's convention for batches
     """
     count = 0
     for batch in images.split(CHUNK) if isinstance(images, Tensor) else images:
-        pictures = batch if isinstance(batch, Tensor) else batch[0]
+        pictures = images_of(batch)
         count += len(pictures)
         yield pictures.to(device)
     if not count:

@@ -61,6 +61,8 @@ class Wiring:
     """int: nodes of the last step's channels"""
     skipped: Mapping[str, str]
     """layers with weights whose kernels cannot be told apart, and why; they count as one mixture"""
+    axis: int = 0
+    """which axis of the last step's value holds the channels, counted without the batch"""
 
     @property
     def calls(self) -> Iterator[Call]:
@@ -125,7 +127,7 @@ class Wiring:
             found[call.layer] |= torch.from_numpy(np.array(alive(call)))
         return {layer: kernels & marks[layer] for layer, kernels in found.items()}
 
-    def hops(self) -> np.ndarray:
+    def hops(self, marks: Marks | None = None) -> np.ndarray:
         """Fewest kernels on a way from the images to each node: float (nodes,), inf where there is none."""
         hops = np.full(self.size, np.inf)
         hops[self.images] = 0
@@ -133,7 +135,10 @@ class Wiring:
             if isinstance(part, Join):
                 hops[part.outputs] = hops[part.members].min(1)
             else:
-                hops[part.outputs] = 1 + hops[part.sources].min(1)
+                before = hops[part.sources]
+                if marks is not None:
+                    before = np.where(marks[part.layer].numpy(), before, np.inf) if part.layer in marks else np.full_like(before, np.inf)
+                hops[part.outputs] = 1 + before.min(1)
         return hops
 
 

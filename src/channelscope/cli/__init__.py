@@ -1,15 +1,17 @@
 """The command line: `channelscope COMMAND --help` explains each."""
 
+import sqlite3
 import sys
 
 import typer
 from rich.text import Text
+from safetensors import SafetensorError
 from typer.core import TyperGroup
 
 from channelscope.cli import circuit, comparing, discarding, explain, faithful, follow, intervene, measure, pruning, why
 from channelscope.cli.flags import command
 from channelscope.cli.sources import console
-from channelscope.errors import ChannelscopeError
+from channelscope.errors import ChannelscopeError, first_line
 
 
 class WholeSentences(TyperGroup):
@@ -49,6 +51,13 @@ def main() -> None:
         app()
     except ChannelscopeError as error:
         console.print(Text.assemble(("error:", "bold red"), f" {error}"))
+        sys.exit(2)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        console.print(Text.assemble(("error:", "bold red"), f" {place}{error.strerror or error}"))
+        sys.exit(2)
+    except (SafetensorError, sqlite3.Error) as error:
+        console.print(Text.assemble(("error:", "bold red"), f" a file cannot be read or written: {first_line(error)}"))
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:

@@ -12,10 +12,49 @@ from torch import nn
 from channelscope import store, tables
 from channelscope.cli.folder import provenance
 from channelscope.cli.sources import Measure, profiled
-from channelscope.errors import FormatError, MismatchError
+from channelscope.errors import FormatError, InputError, MismatchError
 from channelscope.report import html
 from channelscope.stats.profile import Profile
 from channelscope.zoo import Images
+from channelscope.zoo.history import LOG
+
+
+def folder_at(path: Path) -> Path:
+    """A path that is a folder or may become one.
+
+    Raises
+    ------
+    InputError
+        If there is a file, there or in the place of a folder above.
+    """
+    at = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not at.is_dir():
+        raise InputError(f"--out {path}: expected a folder, found a file{'' if at == path else f' at {at}'}; give another")
+    return path
+
+
+def file_at(path: Path) -> Path:
+    """A path that is a file or may become one.
+
+    Raises
+    ------
+    InputError
+        If there is a folder, or a file in the place of a folder above.
+    """
+    if path.is_dir():
+        raise InputError(f"--out {path}: expected a file, found a folder; give a name in it, such as {path / 'out'}")
+    folder_at(path.absolute().parent)
+    return path
+
+
+def _read(facts: Path) -> dict[str, Any]:
+    """What a file of facts says; nothing where there is none."""
+    if not facts.exists():
+        return {}
+    try:
+        return dict(json.loads(facts.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"{facts} is damaged: {error}") from error
 
 
 class Addition:
@@ -41,27 +80,41 @@ class Addition:
                 f"{own} is of {found.images:,} images with seed {found.seed}, asked for are {len(images.calibration):,} with seed "
                 f"{images.source.seed}: give another --out, or the profile with --profile"
             )
-        self.agrees(found.weights_hash)
+        self.agrees(found.weights_hash, found.network)
         if given is None and not own.exists():
             store.save(found, own)
         return found
 
-    def agrees(self, weights: str) -> None:
-        """Refuse a folder that holds a run of other weights.
+    def agrees(self, weights: str, network: str = "") -> None:
+        """Refuse a folder that belongs to another network: it holds a run of other weights, or a training of another network.
 
-        Raises   MismatchError, or FormatError for a damaged run.json.
+        Parameters
+        ----------
+        weights
+            `weights_hash` of the network; empty where its weights are still to change.
+        network
+            Its name; empty where it is not known.
+
+        Raises
+        ------
+        InputError
+            If there is a file in the place of the folder.
+        MismatchError
+            If the folder is another network's, naming it.
+        FormatError
+            For a damaged run.json.
         """
-        if not self.facts.exists():
-            return
-        try:
-            there = json.loads(self.facts.read_text())
-        except ValueError as error:
-            raise FormatError(f"{self.facts} is damaged: {error}") from error
-        if there.get("weights", weights) != weights:
+        folder_at(self.path)
+        there = _read(self.facts)
+        named, held = there.get("network"), there.get("weights")
+        if weights and held and held != weights:
             raise MismatchError(
-                f"{self.path} holds a run of {there.get('network')} with weights {there['weights'][:12]}, this one has weights "
-                f"{weights[:12]}: give another --out"
+                f"{self.path} holds a run of {named} with weights {held[:12]}, this one has weights {weights[:12]}: give another --out"
             )
+        trained = _read(self.path / LOG).get("network")
+        for other in (named if not (weights and held) else None, trained):
+            if network and other and other != network:
+                raise MismatchError(f"{self.path} holds a run of {other}, this one is of {network}: give another --out")
 
     def write(self, profile: Profile, title: str, frames: Mapping[str, pd.DataFrame], **facts: Any) -> Path:
         """Write every table under its own name, run.json if there is none yet, and the report of all that lies in the folder."""

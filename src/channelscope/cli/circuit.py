@@ -25,8 +25,9 @@ from channelscope.circuits.subfeature import GENERAL, peaks
 from channelscope.circuits.subfeature import clusters as grouped
 from channelscope.circuits.subfeature import subcircuits as told_apart
 from channelscope.circuits.target import Target, activity, batches, locate
+from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.folder import provenance
-from channelscope.cli.sources import Network, console, opened
+from channelscope.cli.sources import Network, console, fitted, opened
 from channelscope.errors import InputError
 from channelscope.net.edits import blank
 from channelscope.net.graph import trace
@@ -79,7 +80,9 @@ def circuit(
             "circuit: --compare takes --features, --criteria and --sizes; leave out --feature and what one circuit is chosen by, "
             "such as --criterion and --keep"
         )
+    folder_at(out)
     model, images = prepared(network, source)
+    Addition(out).agrees(weights_hash(model), network.model)
     if comparison.compare:
         compared(model, images, network, comparison, out, held_out)
         return
@@ -124,7 +127,9 @@ def subcircuits(
     general    share of the relevant kernels in the feature's general circuit, inside which the groups' kernels are scored; 1 for all
     """
     begun = time.monotonic()
-    model, images = prepared(network, replace(source, images=source.images or SEARCHED))
+    folder_at(out)
+    model, images = few(*opened(network, source), SEARCHED)
+    Addition(out).agrees(weights_hash(model), network.model)
     target = located(model, images, feature)
     choice.kernels(target)
     found = peaks(target, images.calibration, strongest)
@@ -172,8 +177,15 @@ def pictured(found: Circuit, target: Target, images: Images, scored: list[Tensor
 
 
 def prepared(network: Network, source: ImageSource) -> tuple[nn.Module, Images]:
-    """The network and few images, for whatever happens in every layer is looked at."""
-    return opened(network, replace(source, images=source.images or SCORED))
+    """The network and few calibration images, for whatever happens in every layer is looked at."""
+    return few(*opened(network, source), SCORED)
+
+
+def few(model: nn.Module, images: Images, usual: int) -> tuple[nn.Module, Images]:
+    """The network and its images, with the usual number of calibration images where none was asked for."""
+    if images.source.images is not None:
+        return model, images
+    return model, replace(images, calibration=fitted(images.calibration, None, usual, "--images"))
 
 
 def located(model: nn.Module, images: Images, feature: str) -> Target:
@@ -193,13 +205,17 @@ def judging(images: Images, count: int) -> Split:
 
 def about(network: Network, model: nn.Module, images: Images, begun: float) -> dict:
     """What every run folder says."""
-    return {
-        "network": network.model,
-        "weights": weights_hash(model),
-        "data": images.source.data,
-        "images": len(images.calibration),
-        "seed": images.source.seed,
-    } | provenance(begun)
+    return (
+        network.origin
+        | {
+            "network": network.model,
+            "weights": weights_hash(model),
+            "data": images.source.data,
+            "images": len(images.calibration),
+            "seed": images.source.seed,
+        }
+        | provenance(begun)
+    )
 
 
 def written(out: Path, frames: dict[str, pd.DataFrame], facts: dict) -> None:

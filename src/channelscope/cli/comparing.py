@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from channelscope import tables
+from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.folder import VERSION
-from channelscope.cli.sources import Network, console
+from channelscope.cli.sources import Network, console, noted
 from channelscope.experiments.progress import bar
+from channelscope.net.identity import weights_hash
 from channelscope.report import html
 from channelscope.study import Bench, Grid, analysis
 from channelscope.study import benchmark as measured
@@ -38,6 +40,10 @@ def benchmark(
     """
     begun = time.monotonic()
     bench = Bench(network.model, network.weights, source, tests, network.device, network.example)
+    folder_at(out)
+    noted(network)
+    found, _ = bench.open(int(grid.seeds[0]))
+    Addition(out).agrees(weights_hash(found.graph.model), network.model)
     with bar("cells", None) as step:
         results = measured(bench, grid, out, engine, workers, address, lambda done, total: step())
     done = results.done()
@@ -45,10 +51,12 @@ def benchmark(
     frames = analysis(done)
     for name, frame in frames.items():
         tables.write(tables.described(frame, {"name": name, "columns": COLUMNS, **facts}), out / f"{name}.csv")
-    about = {"title": f"Scores compared on {network.model}", "seconds": round(time.monotonic() - begun, 1)}
+    about = network.origin | {"title": f"Scores compared on {network.model}", "seconds": round(time.monotonic() - begun, 1)}
     tables.write_json(facts | about, out / "run.json")
     path = html.write(out)
     console.print(headline(frames["benchmark_auc"]))
+    if len(frames["benchmark_left_out"]):
+        console.print(f"{len(frames['benchmark_left_out'])} measurements are part of no area: see benchmark_left_out.csv for the reasons")
     print(path)
 
 

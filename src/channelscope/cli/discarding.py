@@ -11,9 +11,9 @@ import pandas as pd
 from torch import Tensor, nn
 
 from channelscope import tables
-from channelscope.cli.addition import Addition
+from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.circuit import about
-from channelscope.cli.sources import Network, console, opened
+from channelscope.cli.sources import Network, console, fitted, opened
 from channelscope.discarding import concentration, frames
 from channelscope.discarding.cells import Cells
 from channelscope.discarding.discard import Backdrop, Discarded
@@ -34,6 +34,8 @@ from channelscope.zoo import Images, ImageSource, Split, masks
 
 BATCH = 16
 """Images run at once: gradients of every step up to a layer are kept meanwhile."""
+EVALUATED = 32
+"""Test images looked at where the user says nothing."""
 
 
 @dataclass(frozen=True)
@@ -124,20 +126,18 @@ class Answer:
         split, rule = self.question.split, self.question.rule
         cells = Cells.of((split.image_shape[1], split.image_shape[2]), rule.side)
         cap, varies = replace(rule, cap=True).caps(self.backdrop.pixels, cells)
-        frame = concentration.table(self.found, inside, cells, cap, varies, margin)
+        frame = concentration.table(self.found, inside, cells, cap, varies, margin, rule)
         return [frame, concentration.by_layer(frame)]
 
     def pictured(self) -> pd.DataFrame:
         """What is there at the places that are kept."""
-        split = self.question.split
-        return edges(self.view, split, self.found, Cells.of((split.image_shape[1], split.image_shape[2]), self.question.rule.side))
+        return edges(self.view, self.question.split, self.found, self.question.rule)
 
     def decoded(self, train: bool) -> pd.DataFrame:
         """Reconstruction uncertainty by layer."""
         calibration, split = self.question.images.calibration.batched(BATCH), self.question.split
-        layers = list({each.layer.step: each.layer for each in self.found}.values())
-        with bar("decode", len(layers)) as step:
-            return restored(self.view, calibration, split, layers, self.found, train, step)
+        with bar("decode", len({each.layer for each in self.found})) as step:
+            return restored(self.view, calibration, split, self.found, self.question.rule, train, step, self.question.images.source.seed)
 
 
 def discard(
@@ -148,20 +148,21 @@ def discard(
     further: Further,
     out: Path,
     layers: str = "",
-    evaluated: int = 32,
+    evaluated: int | None = None,
 ) -> None:
     """Measure how much of each pixel's information every layer throws away (CID), as maps, layer curves and tables.
 
     out        folder for the tables, maps and report.html; an interrupted run goes on from there
     layers     module paths or steps, separated by commas; by default four, evenly spaced
-    evaluated  test images to look at
+    evaluated  test images to look at; by default 32, or all there are
     """
     begun = time.monotonic()
-    if evaluated < 1:
+    if evaluated is not None and evaluated < 1:
         raise DataError(f"expected --evaluated of at least 1, received {evaluated}")
+    folder_at(out)
     model, images = opened(network, source)
-    split = images.test.take(evaluated).batched(min(source.batch_size, BATCH))
-    Addition(out).agrees(weights_hash(model))
+    split = fitted(images.test, evaluated, EVALUATED, "--evaluated").batched(min(source.batch_size, BATCH))
+    Addition(out).agrees(weights_hash(model), network.model)
     objects = further.objects(split)
     question = Question(network, layers, images, split, rule)
     answer = question.answer(model, out / "maps")
@@ -190,12 +191,12 @@ def _other(question: Question, source: ImageSource, compared: Compared, out: Pat
     if (folder / "discarded.csv").is_file():
         found = tables.read(folder / "discarded.csv")
         first = found.network.iloc[0]
-        facts = json.loads((folder / "run.json").read_text())
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         label = first if first != question.network.model else f"{first} ({str(facts.get('weights', folder))[:8]})"
         return tables.described(found[found.network == first].assign(network=label), found.attrs)
     pruned = (folder / RECIPE).is_file()
     network = question.network if pruned else replace(question.network, model=compared.compare, weights=compared.compare_weights)
-    model, images = opened(network, source)
+    model, images = opened(network, source, note=not pruned)
     if pruned:
         model, network = load_pruned(folder, model), replace(network, model=f"{network.model} pruned to {folder.name}")
     if images.image_shape != question.images.image_shape:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from channelscope import store
-from channelscope.cli.addition import Addition
+from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.sources import Convention, Network, console, opened
 from channelscope.experiments.graphs import graphs as communities
 from channelscope.experiments.propagation import propagation as handed_on
@@ -23,7 +23,7 @@ def graphs(profile: Path, convention: Convention, out: Path, share: float = 0.1,
     shards    give intervals over images, at ten times the cost
     """
     addition, found = Addition(out), store.load(profile)
-    addition.agrees(found.weights_hash)
+    addition.agrees(found.weights_hash, found.network)
     print(addition.write(found, f"Graphs of {found.network}", communities(found, share, weighted, shards, **convention.options())))
 
 
@@ -41,11 +41,12 @@ def propagation(
     profile       a profile collected before, instead of a new pass over the calibration images
     permutations  shuffles of the upstream channels behind the null
     """
+    folder_at(out)
     model, images = opened(network, source)
     addition = Addition(out)
     found = addition.profiled(model, images, profile)
     frames = handed_on(model, found, permutations, source.seed, **convention.options())
-    print(addition.write(found, f"Propagation in {network.model}", frames, data=source.data, target=convention.target))
+    print(addition.write(found, f"Propagation in {network.model}", frames, data=source.data, target=convention.target, **network.origin))
 
 
 def theory(
@@ -63,10 +64,11 @@ def theory(
     readout  what a sample is: every position of an image, or its average
     sites    sites to look at; by default every one
     """
+    folder_at(out)
     model, images = opened(network, source)
     addition = Addition(out)
     found = addition.profiled(model, images, profile)
     frames = directions(model, found, images.calibration, readout, sites) | simulated()
     for row in frames["theory_skipped"].itertuples():
         console.print(f"  skipped {row.site}: {row.reason}", style="dim")
-    print(addition.write(found, f"Gradient directions in {network.model}", frames, data=source.data, target="margin"))
+    print(addition.write(found, f"Gradient directions in {network.model}", frames, data=source.data, target="margin", **network.origin))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from channelscope import tables
-from channelscope.cli.addition import Addition
+from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.circuit import about
 from channelscope.cli.discarding import BATCH, names, said
-from channelscope.cli.sources import Network, console, opened
+from channelscope.cli.sources import Network, console, fitted, opened
 from channelscope.discarding import faithfulness as judged
 from channelscope.discarding import frames as discarded
 from channelscope.discarding.attribution import attributions
@@ -30,9 +30,12 @@ from channelscope.report import html
 from channelscope.tables import interval
 from channelscope.zoo import Images, ImageSource, Split
 
+EVALUATED, TUNED = 64, 32
+"""Test and calibration images where the user says nothing."""
+
 
 def faithfulness(
-    network: Network, source: ImageSource, rule: Rule, out: Path, layers: str = "", evaluated: int = 64, tuned: int = 32
+    network: Network, source: ImageSource, rule: Rule, out: Path, layers: str = "", evaluated: int | None = None, tuned: int | None = None
 ) -> None:
     """Judge CID maps against gradient, integrated gradients, Grad-CAM and LRP: descriptive accuracy, and finding the object.
 
@@ -40,16 +43,18 @@ def faithfulness(
 
     out        folder for the tables and report.html
     layers     modules whose CID is judged, separated by commas; Grad-CAM is taken at the last; by default the third of four
-    evaluated  test images judged
-    tuned      calibration images on which each method's threshold is chosen
+    evaluated  test images judged; by default 64, or all there are
+    tuned      calibration images on which each method's threshold is chosen; by default 32, or all there are
     """
     begun = time.monotonic()
-    if min(evaluated, tuned) < 2:
+    if min(each for each in (evaluated, tuned, 2) if each is not None) < 2:
         raise DataError(f"expected --evaluated and --tuned of at least 2, received {evaluated} and {tuned}")
+    folder_at(out)
     model, images = opened(network, source)
-    Addition(out).agrees(weights_hash(model))
+    Addition(out).agrees(weights_hash(model), network.model)
     size = min(source.batch_size, BATCH)
-    splits = images.calibration.take(tuned).batched(size), images.test.take(evaluated).batched(size)
+    tuning_on = fitted(images.calibration, tuned, TUNED, "--tuned").batched(size)
+    splits = tuning_on, fitted(images.test, evaluated, EVALUATED, "--evaluated").batched(size)
     boxes = [_boxed(split) for split in splits]
     view = View(model, images.image_shape, *images.normalization, device=network.device)
     chosen = view.layers(names(layers)) if layers else [view.layers()[2]]
@@ -57,9 +62,9 @@ def faithfulness(
     with bar("maps", sum(-(-len(split) // size) for split in splits)) as step:
         tuning, _ = _judged(model, methods, splits[0], step, curves=False)
         maps, curves = _judged(model, methods, splits[1], step, curves=True)
-    found = judged.localization(tuning, boxes[0], maps, boxes[1])
+    found = judged.localization(tuning, boxes[0], maps, boxes[1], rule)
     found = tables.described(found.assign(converged=_converged(methods, splits[1])), found.attrs | {"columns": COLUMNS})
-    for frame in (judged.descriptive(curves), found):
+    for frame in (judged.descriptive(curves, rule), found):
         tables.write(frame, out / f"{frame.attrs['name']}.csv")
     if not (out / "run.json").exists():
         facts = {"title": f"Faithfulness of maps of {network.model}", "layers": [layer.name for layer in chosen], "rule": said(rule)}

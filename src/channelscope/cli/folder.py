@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -51,7 +52,14 @@ class Folder:
             tables.write(tables.described(whole, {**attrs, "name": name}), self.path / f"{name}.csv")
 
     def write_facts(
-        self, profile: Profile, images: Images, convention: Convention, title: str, begun: float, model: nn.Module | None = None
+        self,
+        profile: Profile,
+        images: Images,
+        convention: Convention,
+        title: str,
+        begun: float,
+        model: nn.Module | None = None,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         """Write run.json: what was measured, on what, under which assumptions.
 
@@ -77,8 +85,8 @@ class Folder:
             "stages": self.stages,
             "weights": profile.weights_hash,
         }
-        tables.write_json(facts | provenance(begun), self.path / "run.json")
+        tables.write_json(facts | dict(origin or {}) | provenance(begun), self.path / "run.json")
 
     def headline(self) -> str:
         """The answer in one sentence."""
-        return text.answer(tables.read(self.path / "alignment_mean.csv"), json.loads((self.path / "run.json").read_text()))
+        return text.answer(tables.read(self.path / "alignment_mean.csv"), json.loads((self.path / "run.json").read_text(encoding="utf-8")))

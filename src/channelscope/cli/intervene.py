@@ -6,8 +6,8 @@ import pandas as pd
 from rich.text import Text
 
 from channelscope import store
-from channelscope.cli.addition import Addition
-from channelscope.cli.sources import Convention, Network, console, opened
+from channelscope.cli.addition import Addition, folder_at
+from channelscope.cli.sources import Convention, Network, console, fitted, opened
 from channelscope.errors import DataError
 from channelscope.experiments.hulls import Rule
 from channelscope.experiments.hulls import hulls as replaceability
@@ -18,6 +18,9 @@ from channelscope.scores.table import assumption
 from channelscope.tables import interval
 from channelscope.zoo import ImageSource
 
+EVALUATED = 1000
+"""Test images where the user says nothing."""
+
 
 def lesion(
     network: Network,
@@ -27,23 +30,28 @@ def lesion(
     rule: Rule,
     out: Path = Path("runs/lesion"),
     profile: Path | None = None,
-    evaluated: int = 1000,
+    evaluated: int | None = None,
 ) -> None:
     """Take channels away one by one, let peers stand in for them, and set the damage beside every score.
 
     out        folder for the tables and report.html; an interrupted run goes on from there
     profile    a profile collected before, instead of a new pass over the calibration images
-    evaluated  test images on which the damage is measured
+    evaluated  test images on which the damage is measured; by default 1,000, or all there are
     """
-    if evaluated < 1:
+    if evaluated is not None and evaluated < 1:
         raise DataError(f"lesions need evaluation images: expected --evaluated of at least 1, received {evaluated}")
+    folder_at(out)
     model, images = opened(network, source)
-    held_out = images.test.take(evaluated)
+    held_out = fitted(images.test, evaluated, EVALUATED, "--evaluated")
     addition = Addition(out)
     found = addition.profiled(model, images, profile)
     frames = lesioned(model, found, held_out, plan, rule, out / "lesion.unfinished", **convention.options())
-    facts = {"data": source.data, "target": convention.target, "assumption": assumption(found, Shared(**convention.options()))}
-    page = addition.write(found, f"Lesions of {network.title}", frames, **facts)
+    facts = {
+        "data": source.data,
+        "target": convention.target,
+        "assumption": assumption(found, Shared(**convention.options())),
+    }
+    page = addition.write(found, f"Lesions of {network.title}", frames, **facts, **network.origin)
     for line in frames["said"]["said"]:
         console.print(Text.assemble(("note ", "yellow"), line))
     console.print(_repaid(frames["repaid"]))
@@ -65,5 +73,5 @@ def hulls(profile: Path, rule: Rule, out: Path, shrinkage: str | float | None = 
     shrinkage  of correlation matrices: a number from 0 to 1, or oas
     """
     addition, found = Addition(out), store.load(profile)
-    addition.agrees(found.weights_hash)
+    addition.agrees(found.weights_hash, found.network)
     print(addition.write(found, f"Hulls of {found.network}", replaceability(found, rule, shrinkage=shrinkage)))

@@ -12,15 +12,19 @@ from torch import distributed, nn
 
 from channelscope import scores as scoring
 from channelscope import store, tables, zoo
+from channelscope.cli.addition import Addition, file_at, folder_at
 from channelscope.cli.folder import Folder
 from channelscope.cli.sources import Convention, Measure, Network, console, opened, profiled, world
 from channelscope.collect import collect
 from channelscope.collect.gather import gather, share
+from channelscope.errors import MismatchError
 from channelscope.experiments.axes import axes as alignment
 from channelscope.experiments.groups import groups as groupings
+from channelscope.net.identity import weights_hash
 from channelscope.report import html
 from channelscope.stats.profile import Profile
 from channelscope.zoo import Images, ImageSource
+from channelscope.zoo.history import FEW
 
 
 def train(network: Network, source: ImageSource, out: Path, epochs: int | None = None, lr: float | None = None, every: int = 1) -> None:
@@ -31,12 +35,22 @@ def train(network: Network, source: ImageSource, out: Path, epochs: int | None =
     lr      first learning rate; by default the recipe's
     every   epochs between checkpoints
     """
-    model, images = opened(network, source)
+    Addition(out).agrees("", network.model)
+    model, images = opened(network, source, note=False)
     schedule = replace(zoo.recipe(network.model, source.data), every=every, seed=source.seed)
     schedule = replace(schedule, epochs=epochs or schedule.epochs, lr=lr or schedule.lr)
     history = zoo.train(model, images, out, schedule, network.device)
-    best = history.epochs[history.best]
-    console.print(f"best epoch {best.epoch}: validation accuracy {best.validation_accuracy:.1%} of {len(images.validation):,} images")
+    kept, count = history.epochs[history.kept], len(images.validation)
+    if count < FEW:
+        console.print(f"{count:,} validation images are too few to choose an epoch by, unless accuracies differ widely")
+    if history.kept == history.best:
+        console.print(f"best epoch {kept.epoch}: validation accuracy {kept.validation_accuracy:.1%} of {count:,} images")
+    else:
+        console.print(
+            f"{count:,} validation images do not tell epoch {history.best} (validation accuracy "
+            f"{history.epochs[history.best].validation_accuracy:.1%}) from the last: epoch {kept.epoch} is kept "
+            f"({kept.validation_accuracy:.1%})"
+        )
     print(history.trained)
 
 
@@ -45,6 +59,7 @@ def profile(network: Network, source: ImageSource, measure: Measure, out: Path) 
 
     out  file for the profile; an interrupted pass goes on from OUT.unfinished
     """
+    file_at(out)
     model, images = opened(network, source)
     if world() > 1:
         _profile_share(model, images, measure, out)
@@ -80,6 +95,11 @@ def merge(profiles: list[Path], out: Path) -> None:
     profiles  profile files
     out       file for their sum
     """
+    file_at(out)
+    places = [path.resolve() for path in profiles]
+    twice = next((path for path, place in zip(profiles, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise MismatchError(f"{twice} is given twice, and its images would be counted twice: give each profile once")
     found = reduce(add, (store.load(path) for path in profiles))
     _said(found)
     print(store.save(found, out))
@@ -93,6 +113,7 @@ def scores(profile: Path, convention: Convention, out: Path, names: str = ",".jo
     names    scores, separated by commas; `all` for every one
     errors   add the standard error of each score over image shards
     """
+    file_at(out)
     found = store.load(profile)
     wanted = list(scoring.REGISTRY) if names == "all" else [name.strip() for name in names.split(",")]
     frame = scoring.table(found, wanted, errors, **convention.options())
@@ -114,14 +135,16 @@ def axes(
     profile  a profile collected before, instead of a new pass
     """
     begun = time.monotonic()
+    folder_at(out)
     model, images = opened(network, source)
+    Addition(out).agrees(weights_hash(model), network.model)
     found = profiled(model, images, measure, profile, _beside(out / "network.profile", ".unfinished"))
     if profile is None:
         store.save(found, out / "network.profile")
     _said(found)
     folder = Folder(out)
-    folder.write_stage(found, "trained", two_axes(found, convention))
-    folder.write_facts(found, images, convention, f"Two axes of {network.title}", begun)
+    folder.write_stage(found, network.stage, two_axes(found, convention))
+    folder.write_facts(found, images, convention, f"Two axes of {network.title}", begun, origin=network.origin)
     console.print(folder.headline())
     print(html.write(out))
 
@@ -151,7 +174,8 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
     """
     begun = time.monotonic()
     network, source = Network("resnet20"), ImageSource("digits", seed=seed)
-    model, images = opened(network, source)
+    Addition(out).agrees("", network.model)
+    model, images = opened(network, source, note=False)
     schedule = replace(zoo.recipe("resnet20", "digits"), epochs=epochs, seed=seed)
     history = zoo.train(model, images, out, schedule)
     folder, convention = Folder(out), Convention()

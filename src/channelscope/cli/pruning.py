@@ -11,10 +11,12 @@ from torch import nn
 
 from channelscope import scores as scoring
 from channelscope import tables, zoo
+from channelscope.cli.addition import Addition, folder_at
 from channelscope.cli.folder import provenance
 from channelscope.cli.sources import Network, console, opened
 from channelscope.collect import collect
 from channelscope.errors import InputError
+from channelscope.net.budget import refuse_out_of_reach
 from channelscope.net.edits import blank
 from channelscope.net.groups import Groups, groups
 from channelscope.net.identity import weights_hash
@@ -41,6 +43,8 @@ class Plan:
     """one threshold for the network, or the same fraction of every layer"""
     repair: Method = "least_squares"
     """none, batchnorm, peers or least_squares"""
+    closest: bool = False
+    """where the budget cannot be met, take the smallest that can"""
 
 
 def prune(
@@ -58,13 +62,17 @@ def prune(
     finetune  epochs of training afterwards, at a tenth of the usual rate; an interrupted one goes on from OUT.finetune
     """
     begun = time.monotonic()
+    folder_at(out)
     model, images = opened(network, source)
+    Addition(out).agrees(weights_hash(model), network.model)
     test = images.test if len(images.test) else images.validation
     if not len(test):
         raise InputError(f"{source.data}: there are no labeled images to evaluate on")
     found = groups(model, blank(model, images.image_shape))
+    if not plan.closest:
+        refuse_out_of_reach(found, plan.macs)
     ranking = ranked(plan.score, found, images)
-    made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair)
+    made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair, plan.closest)
     undefined_said(made.ranking)
     networks = {"original": model, "pruned": shrink(model, made.kept, found).eval(), "repaired": made.model}
     if plan.repair == "none":
@@ -78,13 +86,14 @@ def prune(
         "ranking": made.ranking.name,
         "undefined": sum(len(each) for each in made.ranking.notes.values()),
         "skipped": dict(made.report.skipped),
+        "notes": dict(made.report.notes),
     }
 
     def also(folder: Path) -> None:
         described = tables.described(frame, {"name": "pruning", "columns": COLUMNS, "split": test.name, **facts})
         tables.write(described, folder / "pruning.csv")
         about = {"title": f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds", "network": network.model}
-        about |= facts | {"weights": weights_hash(model)} | provenance(begun)
+        about |= facts | network.origin | {"weights": weights_hash(model)} | provenance(begun)
         tables.write_json(about, folder / "run.json")
         html.write(folder)
         if export:
@@ -108,7 +117,7 @@ def ranked(name: str, found: Groups, images: Images) -> Ranking | list[Ranking]:
         sensitivity=score.axis == "gradient",
         maps=name in ("hrank", "chip"),
     )
-    return score(profile)
+    return score(profile, seed=images.source.seed) if "seed" in score.options else score(profile)
 
 
 def undefined_said(ranking: Ranking) -> None:

@@ -12,11 +12,11 @@ from torch import nn
 
 from channelscope import store, zoo
 from channelscope.collect import collect
-from channelscope.errors import MismatchError
+from channelscope.errors import DataError, MismatchError
 from channelscope.experiments.progress import bar
 from channelscope.net.identity import weights_hash
 from channelscope.stats.profile import Profile
-from channelscope.zoo import Images, ImageSource
+from channelscope.zoo import Images, ImageSource, Split
 
 console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
@@ -38,6 +38,23 @@ class Network:
     def title(self) -> str:
         """Its name without the folder of its file."""
         return self.model.rsplit("/", 1)[-1]
+
+    @property
+    def untrained(self) -> str:
+        """Where the weights come from when no file is given; empty with a file."""
+        if self.weights is not None:
+            return ""
+        return "as its class makes them" if ".py:" in self.model else "random"
+
+    @property
+    def stage(self) -> str:
+        """What tables call the network's state."""
+        return f"weights {self.untrained}" if self.untrained else "trained"
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What run.json says of weights that come from no file."""
+        return {"untrained": self.untrained} if self.untrained else {}
 
 
 @dataclass(frozen=True)
@@ -74,10 +91,34 @@ class Convention:
         return dict(self.__dict__)
 
 
-def opened(network: Network, source: ImageSource) -> tuple[nn.Module, Images]:
-    """The network and its images."""
+def opened(network: Network, source: ImageSource, note: bool = True) -> tuple[nn.Module, Images]:
+    """The network and its images; with `note`, weights that come from no file are said first."""
+    if note:
+        noted(network)
     torch.manual_seed(source.seed)
     return zoo.load(network.model, source, network.weights, network.device, source.seed, network.example)
+
+
+def fitted(split: Split, asked: int | None, usual: int, flag: str) -> Split:
+    """The first images of a split: as many as asked for; else the usual number, or all there are, which is said.
+
+    Raises
+    ------
+    DataError
+        If more are asked for than there are, naming the flag.
+    """
+    if asked is None and len(split) < usual:
+        console.print(f"{flag}: {len(split):,} {split.name} images, for that is all there are; {usual:,} where there are so many")
+    count = min(usual, len(split)) if asked is None else asked
+    if not 1 <= count <= len(split):
+        raise DataError(f"{flag}: expected at least 1 and at most {len(split)} images of the {split.name} split, asked for {count}")
+    return split.take(count)
+
+
+def noted(network: Network) -> None:
+    """Say where the weights come from when no file is given."""
+    if network.untrained:
+        console.print(f"{network.title}: no --weights, so its weights are {network.untrained}")
 
 
 def profiled(

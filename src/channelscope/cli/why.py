@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from channelscope import tables
+from channelscope.cli.addition import Addition
 from channelscope.cli.folder import VERSION
 from channelscope.cli.sources import console
 from channelscope.report import html
@@ -17,6 +18,8 @@ def why(channel: str, runs: list[Path], out: Path) -> None:
     out      folder for the tables and report.html
     """
     frames = joined(channel, runs)
+    joint = frames["why"].attrs["provenance"]
+    Addition(out).agrees(joint["weights"], joint["network"])
     facts = {"title": f"Why {frames['why'].attrs['provenance']['channel']}?", "version": VERSION}
     for name, frame in frames.items():
         tables.write(frame, out / f"{name}.csv")

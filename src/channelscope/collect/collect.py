@@ -1,6 +1,7 @@
 """collect: one pass over the calibration images, everything the scores need."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -10,10 +11,15 @@ from torch import Tensor, nn
 from channelscope import store
 from channelscope.collect.watch import Watch
 from channelscope.errors import DataError, InputError, MismatchError
-from channelscope.net.find import sites
+from channelscope.net.batches import numbered, placed, some_labeled, unlabeled_said
+from channelscope.net.find import Sites, sites
+from channelscope.net.gradients import check_gradients
 from channelscope.net.graph import evaluating
 from channelscope.net.readout import Readout
 from channelscope.stats.profile import Profile
+
+CHECKED = 2
+"""Images on which the traced network's gradients are compared with the network's own."""
 
 
 def collect(
@@ -26,18 +32,40 @@ def collect(
     maps: bool = False,
     checkpoint: Path | None = None,
 ) -> Profile:
-    """Profile `model` over `batches`, one forward pass in evaluation mode; the model is left as it was.
+    """Profile of a network over some images, from one forward pass in evaluation mode; the network is left as it was.
 
-    batches      any iterable of (images, labels) or (images, labels, index); labels may be None or all −1 for
-                 unlabeled images; index defaults to the running count
-    readout      samples of the local axis: positions(16), positions(all) or pooled
-    shards       groups of images (index mod shards) kept apart for intervals; 0 for none
-    sensitivity  also sum first-order effects on the loss (a backward pass; needs labels)
-    maps         also sum feature-map ranks and independences (HRank, CHIP; slow)
-    checkpoint   file to keep the unfinished profile in; a pass that finds one goes on from there and deletes it at the end
+    Where some images have a label, those without are left out, counted in `profile.unlabeled`, and said in a warning.
 
-    Raises   DataError for images or labels the network cannot take, NumericError for activations that are not
-             finite (the site is named), SiteError for a network without sites.
+    Parameters
+    ----------
+    model
+        A network that returns logits, images × classes.
+    batches
+        Any iterable of batches: (images, labels), (images, labels, index), images alone, or dictionaries (net/batches.py).
+        Labels may be None or −1 for unlabeled images; the index defaults to the running count.
+    readout
+        Samples of the local axis: positions(16), positions(all) or pooled.
+    shards
+        Groups of images (index mod shards) kept apart for intervals; 0 for none.
+    seed
+        Of the drawn positions.
+    sensitivity
+        Also sum first-order effects on the loss (a backward pass; needs labels).
+    maps
+        Also sum feature-map ranks and independences (HRank, CHIP; slow).
+    checkpoint
+        File to keep the unfinished profile in; a pass that finds one goes on from there and deletes it at the end.
+
+    Raises
+    ------
+    DataError
+        For images or labels that cannot be read or that the network cannot take.
+    NumericError
+        For activations that are not finite; the site is named.
+    SiteError
+        For a network without sites.
+    TracingError
+        With sensitivity, for gradients that the network's steps do not show (torch.autograd.Function, torch.no_grad()).
     """
     if shards < 0:
         raise InputError(f"shards must be 0 (none) or more, received {shards}")
@@ -45,54 +73,83 @@ def collect(
     first = next(stream, None)
     if first is None:
         raise DataError("there are no images to profile: the batches are empty")
-    device = next(model.parameters(), first[0]).device
-    found = sites(model, first[0][:1].to(device))
-    extras = {"labels": _labeled(first[1]), "sensitivity": sensitivity, "maps": maps}
-    if sensitivity and not extras["labels"]:
-        raise DataError("sensitivity=True needs labels, and the images have none")
-    watch = Watch(found, first[0][:1].to(device), Readout.parse(readout), shards, seed, frozenset(name for name in extras if extras[name]))
-    earlier = store.load(checkpoint) + watch.profile() if checkpoint is not None and Path(checkpoint).exists() else None
-    skip, clock = earlier.images if earlier else 0, store.Clock()
+    image = placed(first[0][:1], model)
+    earlier = store.load(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None
+    labels = sensitivity or (first[1] is not None if earlier is None else "margin" in earlier.targets)
+    found = _sites(model, placed(first[0][:CHECKED], model), sensitivity)
+    begin = partial(Watch, found, image, Readout.parse(readout), shards, seed)
+    part = _Part(lambda labels: begin(_extras(labels=labels, sensitivity=sensitivity, maps=maps)), labels, earlier)
     with evaluating(model), torch.set_grad_enabled(sensitivity):
-        for images, labels, index in chain([first], stream):
+        part.run(chain([first], stream), model, checkpoint)
+    return part.finished(checkpoint)
+
+
+def _sites(model: nn.Module, images: Tensor, sensitivity: bool) -> Sites:
+    """The network's sites, after its gradients have been checked where they are needed."""
+    found = sites(model, images[:1])
+    if sensitivity:
+        check_gradients(found, images)
+    return found
+
+
+def _extras(**wanted: bool) -> frozenset[str]:
+    return frozenset(name for name, value in wanted.items() if value)
+
+
+class _Part:
+    """What one call adds to an earlier profile: all images while none has a label, the labeled ones as soon as one has."""
+
+    def __init__(self, begin: Callable[[bool], Watch], labels: bool, earlier: Profile | None):
+        self.begin, self.watch = begin, begin(labels)
+        self.earlier = None if earlier is None else earlier + self.watch.profile()
+
+    def run(self, stream: Iterable, model: nn.Module, checkpoint: Path | None) -> None:
+        """Take every batch that the earlier profile has not seen."""
+        shape, clock = self.watch.input_shape, store.Clock()
+        skip = 0 if self.earlier is None else self.earlier.images + self.earlier.unlabeled
+        for images, labels, index in stream:
+            if tuple(images.shape[1:]) != shape:
+                raise DataError(f"all images must have the shape of the first, {shape}, received {tuple(images.shape[1:])}")
             if skip >= len(images):
                 skip -= len(images)
+                self.passed(labels)
                 continue
             if skip:
                 raise MismatchError(f"the checkpoint {checkpoint} ends inside a batch: resume with the batch size it was begun with")
-            if tuple(images.shape[1:]) != watch.input_shape:
-                raise DataError(f"all images must have the shape of the first, {watch.input_shape}, received {tuple(images.shape[1:])}")
-            watch.batch(images.to(device), labels if labels is None else labels.to(device), index.to(device))
+            self.add(placed(images, model), labels, index)
             if checkpoint is not None and clock.due():
-                store.save(_joined(earlier, watch.profile()), checkpoint)
-    profile = _joined(earlier, watch.profile())
-    if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
-    return profile
+                store.save(self.profile(), checkpoint)
 
+    def add(self, images: Tensor, labels: Tensor | None, index: Tensor) -> None:
+        """Run one batch, or the labeled images of it."""
+        if labels is not None and not self.watch.labeled:
+            seen, self.earlier = self.profile(), None
+            self.watch = self.begin(True)
+            self.watch.unlabeled = seen.images
+        if not self.watch.labeled:
+            self.watch.batch(images, None, index)
+            return
+        kept = some_labeled(images, None if labels is None else labels.to(images.device), index.to(images.device))
+        self.watch.unlabeled += len(images) - (0 if kept is None else len(kept[0]))
+        if kept is not None:
+            self.watch.batch(*kept)
 
-def _joined(earlier: Profile | None, later: Profile) -> Profile:
-    return later if earlier is None else earlier + later
+    def passed(self, labels: Tensor | None) -> None:
+        """Refuse labels among the images that an earlier profile has seen without."""
+        if labels is not None and not self.watch.labeled:
+            raise MismatchError("the checkpoint was begun on images without labels, and these have labels: delete it and begin again")
 
+    def profile(self) -> Profile:
+        """The profile of everything so far."""
+        now = self.watch.profile()
+        return now if self.earlier is None else self.earlier + now
 
-def _labeled(labels: Tensor | None) -> bool:
-    return labels is not None and bool((labels >= 0).any())
-
-
-def numbered(batches: Iterable) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """Batches as (images, labels, index) with the running count where no index was given; empty ones are left out.
-
-    Raises   DataError for images, labels or an index of the wrong shape.
-    """
-    seen = 0
-    for batch in batches:
-        images, labels, *rest = (batch, None) if isinstance(batch, Tensor) else batch
-        if images.dim() != 4:
-            raise DataError(f"a batch of images must be batch × channels × height × width, received shape {tuple(images.shape)}")
-        index = rest[0] if rest else torch.arange(seen, seen + len(images))
-        for name, column in (("labels", labels), ("index", index)):
-            if column is not None and column.shape != (len(images),):
-                raise DataError(f"{len(images)} images need as many {name}, received shape {tuple(column.shape)}")
-        seen += len(images)
-        if len(images):
-            yield images, labels, index
+    def finished(self, checkpoint: Path | None) -> Profile:
+        """The profile of all images; the checkpoint has served its purpose."""
+        profile = self.profile()
+        if not profile.images:
+            raise DataError("sensitivity=True needs labels, and the images have none")
+        unlabeled_said(profile.unlabeled, profile.images + profile.unlabeled)
+        if checkpoint is not None:
+            Path(checkpoint).unlink(missing_ok=True)
+        return profile

@@ -6,12 +6,13 @@ from dataclasses import replace
 import torch
 from torch import distributed
 
+from channelscope.net.batches import numbered
 from channelscope.stats.profile import Profile
 
 
 def share(batches: Iterable, rank: int, world: int) -> Iterator:
-    """The batches of one process: every `world`-th, from `rank` on. They must carry the image index."""
-    for number, batch in enumerate(batches):
+    """The batches of one process: every `world`-th, from `rank` on, with the index that each image has among all of them."""
+    for number, batch in enumerate(numbered(batches)):
         if number % world == rank:
             yield batch
 
@@ -23,7 +24,8 @@ def gather(profile: Profile) -> Profile | None:
     """
     rank, world = distributed.get_rank(), distributed.get_world_size()
     facts: list = [None] * world
-    distributed.all_gather_object(facts, (profile.images, profile.tally, {name: value.shape for name, value in profile.tensors.items()}))
+    own = {name: getattr(profile, name) for name in ("images", "tally", "unlabeled", "fingerprints")}
+    distributed.all_gather_object(facts, (own, {name: value.shape for name, value in profile.tensors.items()}))
     names = sorted(profile.tensors)
     if rank:
         for name in names:
@@ -31,10 +33,10 @@ def gather(profile: Profile) -> Profile | None:
         return None
     total = profile
     for other in range(1, world):
-        images, tally, shapes = facts[other]
+        counts, shapes = facts[other]
         tensors = {}
         for name in names:
             tensors[name] = torch.empty(shapes[name], dtype=profile.tensors[name].dtype)
             distributed.recv(tensors[name], other)
-        total = total + replace(profile, images=images, tally=tally, tensors=tensors)
+        total = total + replace(profile, **counts, tensors=tensors)
     return total

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from channelscope.collect.shown import LABELED, UNLABELED, Shown, columns
 from channelscope.errors import InputError, NumericError
 from channelscope.net.find import Sites
-from channelscope.net.identity import weights_hash
+from channelscope.net.identity import fingerprints, weights_hash
 from channelscope.net.layout import layout
 from channelscope.net.readout import Readout, channels_last
 from channelscope.net.weights import cut_affine, weight_facts
@@ -37,9 +37,11 @@ class Watch:
         self.found, self.readout, self.shards, self.seed = found, readout, shards, seed
         self.labeled, self.sensitivity, self.maps = (name in extras for name in ("labels", "sensitivity", "maps"))
         self.targets = LABELED if self.labeled else UNLABELED
-        self.images, self.tally = 0, Tally()
+        self.images, self.unlabeled, self.tally = 0, 0, Tally()
+        self.fingerprints: list[Tensor] = []
         self.input_shape, self.classes = tuple(image.shape[1:]), _classes(found)
         self.layout = layout(found.graph, image)
+        self.weights = weight_facts(found, image)
         self.affine = {site.name: torch.stack(cut_affine(found.graph, site)) for site in found if site.affine and self._same(site)}
         self.sums = {site.name: self._accumulators(site) for site in found}
         self.class_sums = ClassSums(self.classes, max(shards, 1))
@@ -84,6 +86,7 @@ class Watch:
             for sums in points.values():
                 sums.close(targets)
         self.images += len(images)
+        self.fingerprints.append(fingerprints(shown.images, shown.index))
 
     def _read(self, shown: Shown, site: Site, maps: Tensor) -> None:
         sums, detached = self.sums[site.name], maps.detach()
@@ -112,10 +115,13 @@ class Watch:
 
     def _add_gradients(self, shown: Shown, logits: Tensor, labels: Tensor) -> None:
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        slopes = torch.autograd.grad(loss, list(shown.values.values()), allow_unused=True)
+        followed = [key for key, value in shown.values.items() if value.requires_grad]  # not what is computed under torch.no_grad()
+        slopes = dict.fromkeys(shown.values) | dict(
+            zip(followed, torch.autograd.grad(loss, [shown.values[key] for key in followed], allow_unused=True), strict=True)
+        )
         products: dict[tuple[str, str], Tensor] = {}
-        for (key, value), slope in zip(shown.values.items(), slopes, strict=True):
-            site, value = self.found[key[0]], value.detach()
+        for key, value in shown.values.items():
+            site, value, slope = self.found[key[0]], value.detach(), slopes[key]
             bias = self.found.graph.modules[site.name].bias if key[1] == "read" else None
             if isinstance(bias, Tensor):
                 value = value - bias.detach().view([-1 if axis == site.axis + 1 else 1 for axis in range(value.dim())])
@@ -151,8 +157,10 @@ class Watch:
             shards=self.shards,
             images=self.images,
             tally=self.tally,
-            weights=weight_facts(self.found),
+            weights=self.weights,
             tensors=tensors,
+            unlabeled=self.unlabeled,
+            fingerprints=torch.cat([torch.empty(0, dtype=torch.int64), *self.fingerprints]).sort().values,
         )
 
     def _records(self, site: Site) -> list[Record]:

@@ -1,16 +1,20 @@
 """Attribution: maps of relevance by other methods, from captum and zennit (an extra), for comparison."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from channelscope.errors import InputError, SiteError
 from channelscope.net.graph import out_of_place
 from channelscope.types import Float, Int, Tensor
 
+SUMS = (torch.add, Tensor.add, Tensor.add_)
+"""what a + b, torch.add(a, b) and a += b are carried out by"""
 STEPS = 16
 """points of the path of integrated gradients"""
 
@@ -85,16 +89,58 @@ def gradcam(model: nn.Module, layer: str, images: Tensor, target: Tensor) -> Flo
 def lrp(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
     """Layer-wise relevance propagation, epsilon-plus-flat, batch normalizations merged into their convolutions.
 
+    A sum of two values hands its relevance on in proportion to them, so that residual blocks conserve it.
+
     Source   Montavon et al. 2019, by zennit's EpsilonPlusFlat
     """
     from zennit.attribution import Gradient
     from zennit.canonizers import SequentialMergeBatchNorm
     from zennit.composites import EpsilonPlusFlat
 
-    with Gradient(model, EpsilonPlusFlat(canonizers=[SequentialMergeBatchNorm()])) as attributor:
+    with Gradient(_Summed(model), EpsilonPlusFlat(canonizers=[SequentialMergeBatchNorm()])) as attributor:
         logits, relevance = attributor(images.clone().requires_grad_(), lambda out: F.one_hot(target, out.shape[1]).to(out))
     del logits
     return relevance.sum(1).detach()
+
+
+class _Share(torch.autograd.Function):
+    """a + b, whose backward pass gives a the share a/(a + b) of what arrives, and b the rest."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return a + b
+
+    @staticmethod
+    def backward(ctx: Any, *relevance: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        total = a + b
+        least = torch.finfo(total.dtype).eps
+        whole = relevance[0] / (total + torch.where(total < 0, -least, least))  # a sum of nothing has nothing to share
+        return a * whole, b * whole
+
+
+class _Sharing(TorchFunctionMode):
+    """Meanwhile sums of two values of one shape share their relevance."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func in SUMS and not kwargs and len(args) == 2 and all(isinstance(each, Tensor) and each.requires_grad for each in args):
+            a, b = args
+            if a.shape == b.shape:
+                return a.copy_(_Share.apply(a.clone(), b)) if func is Tensor.add_ else _Share.apply(a, b)
+        return func(*args, **(kwargs or {}))
+
+
+class _Summed(nn.Module):
+    """A network whose forward pass shares relevance at sums."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        with _Sharing():
+            return self.model(images)
 
 
 def _frozen(model: nn.Module, method: Attribution) -> Attribution:

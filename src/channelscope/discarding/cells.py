@@ -59,6 +59,32 @@ class Cells:
         cells = rows.new_zeros(*rows.shape[:-1], self.grid[1]).index_add_(-1, self.of_column.to(plane.device), rows)
         return cells.flatten(-2)
 
+    @cached_property
+    def pixels(self) -> Float[Tensor, "cells"]:
+        """Number of pixels in each cell: not equal where the grid does not divide the plane."""
+        return torch.outer(torch.bincount(self.of_row), torch.bincount(self.of_column)).flatten().float()
+
+    def mean(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
+        """Mean of a map over the pixels of each cell, so that cells of unequal size can be compared.
+
+        Parameters
+        ----------
+        plane
+            A map, or a stack of maps, with one number per pixel.
+
+        Returns
+        -------
+        Tensor
+            One number per cell, in the unit of the map.
+
+        Examples
+        --------
+        >>> cells = Cells.of((1, 5), 2)
+        >>> cells.pixels.tolist(), cells.mean(torch.tensor([[1.0, 1.0, 1.0, 3.0, 5.0]])).tolist()
+        ([3.0, 2.0], [1.0, 4.0])
+        """
+        return self.sum(plane) / self.pixels.to(plane)
+
     def spread(self, cells: Float[Tensor, "... cells"]) -> Float[Tensor, "... height width"]:
         """Each cell's value at all of its pixels."""
         grid = cells.unflatten(-1, self.grid)

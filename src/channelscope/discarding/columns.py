@@ -30,7 +30,7 @@ COLUMNS: Mapping[str, Column] = {
     "cid": _nats("information discarding: largest mean entropy of pixel noise (pixels of 0 to 1) that keeps the feature", MA),
     "cid_other": _nats("CID of the other network", MA),
     "difference": _nats("CID of the other network less CID of this one"),
-    "gain": _nats("CID less the entropy of uniform noise under the same constraint: how uneven the sensitivity is"),
+    "gain": _nats("CID less the entropy of uniform noise under the same constraint and caps: how uneven the sensitivity is"),
     "gap": _nats("entropy that better-known noise could still gain, estimated; up to 0.1 nat of it is included in the CID", low=0.0),
     "error": _nats("standard error of the CID, from the draws that set the noise level", low=0.0),
     "ratio": Column("ε", 3, "E|Δf|² on fresh noise over what is allowed", HERE, 0.0),
@@ -44,7 +44,9 @@ COLUMNS: Mapping[str, Column] = {
     "passes": Column("passes", 0, "passes forward and backward per image, the check included", HERE, 0.0),
     "seconds": Column("s", 3, "wall-clock time per image", HERE, 0.0),
     "concentration": _nats("mean H over the background less mean H over the object: positive where the object is kept better", MA),
-    "rho": Column("fraction", 3, "ρ = C₁ + (C₂ · concentration − C₃) / (2 (C₄ − CID)): not a measured mutual information", MA),
+    "rho": Column(
+        "fraction", 3, "ρ = C₁ + (C₂ · concentration − C₃) / (2 (C₄ − H̄)), H̄ the mean of the map: not a measured mutual information", MA
+    ),
     "c1": _part("C₁: share of the foreground"),
     "c2": _part("C₂: 2 n_f n_b / n²"),
     "c3": _nats("C₃: 2 (n_f / n) (C₄ − entropy of a foreground value)"),
@@ -54,7 +56,9 @@ COLUMNS: Mapping[str, Column] = {
     "of": _text("edges (brightness gradient) or color (distance from gray)"),
     "method": _text("whose map: cid of a layer, another method, random, or center (a map that only knows that objects are in the middle)"),
     "baseline": _text("what replaces a cell: zero (the mean color) or its blurred self"),
-    "area": Column("probability", 3, "area under the class's probability over the cells taken away; low is better", HERE, 0.0, 1.0),
+    "area": Column(
+        "probability", 3, "area under the class's probability over the share of pixels taken away; low is better", HERE, 0.0, 1.0
+    ),
     "less_cid": Column("", 3, "the method's value less that of the first CID, paired over images", HERE),
     "iou": _part("mean intersection over union of the map's box with the object's"),
     "found": _part("images with an IoU of at least 0.5"),
@@ -64,6 +68,6 @@ COLUMNS: Mapping[str, Column] = {
     "ru": _nats("reconstruction uncertainty: mean over cells of ½ ln(2πe E(x̂ − x)²) under the noise the feature survives", MA),
     "ru_clean": _nats("the same without noise"),
     "variance": Column("pixel²", 4, "variance of the reconstruction over the noise", HERE, 0.0),
-    "bias": Column("pixel²", 4, "squared distance of the mean reconstruction from the image", HERE, 0.0),
+    "bias": Column("pixel²", 4, "squared distance of the expected reconstruction from the image; unbiased, so it can be below zero", HERE),
     "n": Column("images", 0, "images behind the row", HERE, 0.0),
 }

@@ -11,8 +11,9 @@ from channelscope import tables
 from channelscope.discarding.cells import Cells
 from channelscope.discarding.columns import COLUMNS
 from channelscope.discarding.discard import Discarded
-from channelscope.discarding.frames import t_interval
+from channelscope.discarding.frames import described, t_interval
 from channelscope.discarding.noise import entropy
+from channelscope.discarding.rule import Rule
 from channelscope.errors import DataError, ShapeError
 from channelscope.types import Bool, Float, Tensor
 
@@ -76,9 +77,22 @@ class Constants:
         share = inside / (inside + outside)
         return cls(share, 2 * share * (1 - share), 2 * share * (c4 - float(_mean(whole, foreground))), c4)
 
-    def rho(self, cid: float, found: float) -> float:
-        """ρ = C₁ + (C₂ · concentration − C₃) / (2 (C₄ − CID)): the part of what was kept that is about the foreground."""
-        return self.c1 + (self.c2 * found - self.c3) / (2 * (self.c4 - cid)) if self.c4 > cid else math.nan
+    def rho(self, mean: float, found: float) -> float:
+        """ρ = C₁ + (C₂ · concentration − C₃) / (2 (C₄ − H̄)): the part of what was kept that is about the foreground.
+
+        Parameters
+        ----------
+        mean
+            H̄, mean entropy of the map over the values of the image, in nats: its CID without the estimated gap.
+        found
+            Concentration of the same map, in nats.
+
+        Returns
+        -------
+        float
+            A fraction; nan where nothing was kept (H̄ ≥ C₄).
+        """
+        return self.c1 + (self.c2 * found - self.c3) / (2 * (self.c4 - mean)) if self.c4 > mean else math.nan
 
 
 def knowledge_points(
@@ -99,10 +113,12 @@ def table(
     cap: Float[Tensor, "cells"],
     varies: Bool[Tensor, "C H W"],
     margin: float,
+    rule: Rule,
 ) -> pd.DataFrame:
     """One row per image and layer: concentration, ρ with its constants, and knowledge points. Images without an object say so.
 
-    `inside` gives the pixels of an image's object; what it raises as DataError is the row's note.
+    `inside` gives the pixels of an image's object; what it raises as DataError is the row's note. ρ is about the map, so it
+    takes the map's own mean entropy, without the gap that `cid` contains.
 
     Source   Ma et al. 2022; checked by tests/discarding/test_concentration.py
     """
@@ -115,9 +131,7 @@ def table(
                 rows.append(row | _row(each, place, inside(image), (cells, cap, counts), margin) | {"note": ""})
             except DataError as error:
                 rows.append(row | {"note": str(error)})
-    return tables.described(
-        pd.DataFrame(rows).sort_values(["depth", "image"], ignore_index=True), {"name": "concentration", "columns": COLUMNS}
-    )
+    return described("concentration", pd.DataFrame(rows).sort_values(["depth", "image"], ignore_index=True), rule)
 
 
 def by_layer(images: pd.DataFrame) -> pd.DataFrame:
@@ -144,7 +158,8 @@ def _row(each: Discarded, place: int, inside: Tensor, data: tuple[Cells, Tensor,
     value = float(concentration(maps, foreground, background))
     constants = Constants.of(cap, foreground, background)
     on, beside = knowledge_points(maps, foreground, background, margin)
-    rho = constants.rho(float(each.numbers["cid"][place]), value)
+    own = float(_mean(maps, foreground + background))
+    rho = constants.rho(own, value)
     return {"concentration": value, "rho": rho, **vars(constants), "points_on": on, "points_beside": beside}
 
 

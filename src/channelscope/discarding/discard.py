@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from channelscope.discarding.rule import Rule
 from channelscope.discarding.variance import Variance
 from channelscope.discarding.view import Layer, View
 from channelscope.errors import SampleError, at
+from channelscope.net.batches import numbered
 from channelscope.types import Float, Int, Tensor
 
 NUMBERS = ("cid", "error", "gap", "uniform", "ratio", "ratio_error", "capped", "unseen")
@@ -32,13 +32,13 @@ class Backdrop:
     """of every number of each layer's feature"""
 
     @classmethod
-    def over(cls, view: View, batches: Iterable[Sequence[Any]], layers: Sequence[Layer], step: Callable[[], None]) -> "Backdrop":
+    def over(cls, view: View, batches: Iterable, layers: Sequence[Layer], step: Callable[[], None]) -> "Backdrop":
         """One pass over (images, …) batches; `step` is called after each.
 
         Raises   SampleError for fewer than two images.
         """
         found: list[Variance] | None = None
-        for images, *_ in batches:
+        for images, _, _ in numbered(batches, labels=False):
             pixels = view.pixels(images)
             own = [Variance.of(each) for each in (pixels, *view.features(pixels, layers))]
             found = own if found is None else [mine + new for mine, new in zip(found, own, strict=True)]
@@ -77,14 +77,14 @@ class Discarded:
 
 def discard(
     view: View,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    batches: Iterable,
     backdrop: Backdrop,
     layers: Sequence[Layer],
     rule: Rule,
     kept: Kept | None = None,
     seed: int = 0,
 ) -> Iterator[Discarded]:
-    """For every batch (images, labels, index) and layer: the noise of most entropy that the layer's feature survives.
+    """For every batch of images (net/batches.py) and layer: the noise of most entropy that the layer's feature survives.
 
         CID = max mean_i H(σ_i)   subject to   E|f(x + σe) − f(x)|² = κ σ_f²  and  σ_i ≤ cap_i
 
@@ -103,7 +103,7 @@ def discard(
     for layer, feature in zip(layers, backdrop.features, strict=True):
         with at(layer.name):
             constraints.append(rule.constraint(feature))
-    for number, (images, _, index) in enumerate(batches):
+    for number, (images, _, index) in enumerate(numbered(batches, labels=False)):
         pixels, mark = view.pixels(images), digest(images, index)
         for layer, constraint in zip(layers, constraints, strict=True):
             part = f"{layer.name}/{number:04d}"

@@ -8,10 +8,11 @@ from scipy.stats import spearmanr
 
 from channelscope import tables
 from channelscope.discarding.cells import Cells
-from channelscope.discarding.columns import COLUMNS
 from channelscope.discarding.discard import Discarded
-from channelscope.discarding.frames import t_interval
+from channelscope.discarding.frames import described, t_interval
+from channelscope.discarding.rule import Rule
 from channelscope.discarding.view import View
+from channelscope.net.batches import numbered
 from channelscope.types import Float, Tensor
 
 
@@ -32,18 +33,19 @@ def colorfulness(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images
     return pixels.std(1, correction=0)
 
 
-def edges(view: View, batches: Iterable[Sequence[Tensor]], found: Sequence[Discarded], cells: Cells) -> pd.DataFrame:
+def edges(view: View, batches: Iterable, found: Sequence[Discarded], rule: Rule) -> pd.DataFrame:
     """One row per layer and kind: mean over images of Spearman's ρ between what is kept (−H) and edges, or color, over the cells.
 
-    An image without any color, or with one H everywhere, has no ρ and is left out.
+    Edges and color are means over the pixels of a cell. An image without any color, or with one H everywhere, has no ρ and is left out.
 
     Source   Spearman 1904; checked by tests/discarding/test_edges.py
     """
+    cells = Cells.of((view.shape[1], view.shape[2]), rule.side)
     values: dict[tuple[str, int, str], list[float]] = {}
     layers = list(dict.fromkeys(each.layer for each in found))
-    for number, (images, *_) in enumerate(batches):
+    for number, (images, _, _) in enumerate(numbered(batches, labels=False)):
         pixels = view.pixels(images)
-        seen = {"edges": cells.sum(edge_strength(pixels)), "color": cells.sum(colorfulness(pixels))}
+        seen = {"edges": cells.mean(edge_strength(pixels)), "color": cells.mean(colorfulness(pixels))}
         for each in found[number * len(layers) : (number + 1) * len(layers)]:
             for kind, what in seen.items():
                 own = values.setdefault((each.layer.name, each.layer.depth, kind), [])
@@ -54,7 +56,7 @@ def edges(view: View, batches: Iterable[Sequence[Tensor]], found: Sequence[Disca
         row = {"layer": layer, "depth": depth, "of": kind, "n": len(known)}
         rows.append(row | dict(zip(("rho", "rho_low", "rho_high"), t_interval(known), strict=True)))
     rho = tables.Column("", 3, "Spearman's ρ over an image's cells between what is kept (−H) and edges or color", "Spearman 1904", -1, 1)
-    return tables.described(pd.DataFrame(rows), {"name": "discarded_edges", "columns": {**COLUMNS, "rho": rho}})
+    return described("discarded_edges", rows, rule, {"rho": rho})
 
 
 def _rho(kept: Tensor, there: Tensor) -> float:

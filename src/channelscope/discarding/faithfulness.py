@@ -7,17 +7,16 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from channelscope import tables
 from channelscope.discarding.cells import Cells
-from channelscope.discarding.columns import COLUMNS
 from channelscope.discarding.concentration import Box
-from channelscope.discarding.frames import t_interval
+from channelscope.discarding.frames import described, t_interval
 from channelscope.discarding.localization import best_overlap, box, threshold
+from channelscope.discarding.rule import Rule
 from channelscope.discarding.shrinkage import blurred
-from channelscope.types import Float, Int, Tensor
+from channelscope.types import Bool, Float, Int, Tensor
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-"""shares of the cells taken away"""
+"""shares of the pixels taken away"""
 SIDE = 14
 """cells along a side"""
 BLUR = 8.0
@@ -39,22 +38,30 @@ def descriptive_accuracy(
 ) -> Float[Tensor, "images shares"]:
     """Probability of a class after the most relevant cells are replaced, for each of SHARES.
 
-    `images` are normalized, so that zero is the mean color; blur replaces a cell by its blurred self. The lower the curve,
-    the better the map says where the evidence is.
+    Cells are ranked by their mean relevance. At each share as many of them are replaced as come closest to that share of
+    the pixels: cells of unequal size weigh what they cover. `images` are normalized, so that zero is the mean color; blur
+    replaces a cell by its blurred self. The lower the curve, the better the map says where the evidence is.
 
     Source   Samek et al. 2017 (region perturbation); checked by tests/pencil_discarding.py::descriptive_accuracy
     """
     cells = Cells.of((images.shape[2], images.shape[3]), SIDE)
-    order = torch.argsort(cells.sum(relevance), dim=1, descending=True, stable=True)
+    order = torch.argsort(cells.mean(relevance), dim=1, descending=True, stable=True)
+    covered = cells.pixels.to(order.device)[order].cumsum(1)
     other = torch.zeros_like(images) if baseline == "zero" else blurred(images, BLUR)
     curves = []
     for share in SHARES:
-        gone = torch.zeros(len(images), len(cells), device=images.device).scatter_(1, order[:, : round(share * len(cells))], 1.0)
-        where = cells.spread(gone)[:, None] > 0
+        taken = _closest(covered, share * relevance[0].numel())
+        where = cells.spread(torch.zeros_like(covered).scatter_(1, order, taken.to(covered)))[:, None] > 0
         with torch.no_grad():
             chosen = logits(torch.where(where, other, images)).softmax(1).gather(1, target[:, None])[:, 0]
         curves.append(chosen)
     return torch.stack(curves, 1)
+
+
+def _closest(covered: Float[Tensor, "images cells"], wanted: float) -> Bool[Tensor, "images cells"]:
+    """The first cells of each row whose pixels come closest to a number; of two that are as close, the fewer."""
+    off = (torch.cat([torch.zeros_like(covered[:, :1]), covered], 1) - wanted).abs()
+    return torch.arange(covered.shape[1], device=covered.device) < off.argmin(1, keepdim=True)
 
 
 def area(curves: Float[Tensor, "images shares"]) -> Float[Tensor, "images"]:
@@ -65,8 +72,10 @@ def area(curves: Float[Tensor, "images shares"]) -> Float[Tensor, "images"]:
     return torch.trapezoid(curves, torch.tensor(SHARES, device=curves.device), dim=1)
 
 
-def descriptive(curves: Mapping[tuple[str, str], Float[Tensor, "images shares"]]) -> pd.DataFrame:
+def descriptive(curves: Mapping[tuple[str, str], Float[Tensor, "images shares"]], rule: Rule) -> pd.DataFrame:
     """One row per method and baseline: mean area with a t interval, and its paired difference from the first method's.
+
+    The table names the rule of its CID maps.
 
     Source   Ma et al. 2022 (descriptive accuracy)
     """
@@ -78,7 +87,7 @@ def descriptive(curves: Mapping[tuple[str, str], Float[Tensor, "images shares"]]
         row |= dict(zip(("area", "area_low", "area_high"), t_interval(pd.Series(own.tolist())), strict=True))
         apart = t_interval(pd.Series((own - cid).tolist())) if method != first else (math.nan,) * 3
         rows.append(row | dict(zip(("less_cid", "less_cid_low", "less_cid_high"), apart, strict=True)))
-    return tables.described(pd.DataFrame(rows), {"name": "descriptive_accuracy", "columns": COLUMNS})
+    return described("descriptive_accuracy", rows, rule)
 
 
 def localization(
@@ -86,10 +95,11 @@ def localization(
     tuned_boxes: Sequence[Sequence[Box]],
     maps: Mapping[str, Float[Tensor, "images H W"]],
     boxes: Sequence[Sequence[Box]],
+    rule: Rule,
 ) -> pd.DataFrame:
     """One row per method: mean IoU and accuracy at IoU .5 with t intervals, at the threshold that is best on the tuning images.
 
-    Differences are from the first method, paired.
+    Differences are from the first method, paired. The table names the rule of its CID maps.
 
     Raises   DataError for an image without a box.
     Source   Zhou et al. 2016; Ma et al. 2022 (weakly supervised localization)
@@ -106,7 +116,7 @@ def localization(
         row |= dict(zip(("found", "found_low", "found_high"), t_interval((own >= HALF).astype(float)), strict=True))
         apart = t_interval(own - scores[first]) if name != first else (math.nan,) * 3
         rows.append(row | dict(zip(("less_cid", "less_cid_low", "less_cid_high"), apart, strict=True)))
-    return tables.described(pd.DataFrame(rows), {"name": "localization", "columns": COLUMNS})
+    return described("localization", rows, rule)
 
 
 def center(images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:

@@ -12,6 +12,7 @@ from channelscope.discarding.columns import COLUMNS
 from channelscope.discarding.discard import Discarded
 from channelscope.discarding.rule import Rule
 from channelscope.errors import MismatchError
+from channelscope.tables import Column
 
 RATIO, NATS = 0.02, 0.02
 """a CID has converged if its constraint is met within 2 % and its level and distance from the optimum are below 0.02 nats"""
@@ -76,14 +77,36 @@ def difference(images: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return tables.described(pd.DataFrame(rows), {**images.attrs, "name": "discarded_difference", "columns": COLUMNS})
 
 
-def described(name: str, rows: Sequence[Mapping[str, Any]], rule: Rule) -> pd.DataFrame:
+def described(
+    name: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame, rule: Rule, columns: Mapping[str, Column] | None = None, **facts: Any
+) -> pd.DataFrame:
     """A table under a rule, which it names.
 
-    Source   DESIGN (tables name their convention)
+    Parameters
+    ----------
+    name
+        Name of the table.
+    rows
+        Its rows, or a frame of them.
+    rule
+        The rule of its CIDs: normalizer, κ, caps and cells become `convention` in the table's provenance.
+    columns
+        Descriptions beside those of this package.
+    **facts
+        Whatever else the numbers were made from.
+
+    Returns
+    -------
+    DataFrame
+        The described table.
+
+    References
+    ----------
+    Ma et al. 2022 (comparability).
     """
-    return tables.described(
-        pd.DataFrame(list(rows)), {"name": name, "columns": COLUMNS, "convention": rule.convention(), "mode": rule.mode}
-    )
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    known = {"name": name, "columns": {**COLUMNS, **(columns or {})}, "convention": rule.convention(), "mode": rule.mode}
+    return tables.described(frame, known | facts)
 
 
 def t_interval(values: pd.Series) -> tuple[float, float, float]:

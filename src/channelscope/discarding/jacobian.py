@@ -95,6 +95,7 @@ class Scene:
         self._outer: Tensor | float = 0.0
         self._probes = 0
         self.linear: Tensor | None = None  # mean Jacobian (B, size, C, H, W) at noisy images, once a cycle of probes knows it
+        self.missed: Tensor | None = None  # share of |Δf|² that it missed in the draw that completed it (B,)
 
     def respond(self, sigma: Float[Tensor, "images cells"], draw: int) -> Float[Tensor, "images"]:
         """An unbiased sample of E|f(x + σe) − f(x)|²: one pass.
@@ -130,6 +131,9 @@ class Scene:
         noisy, unit, feature = self._noisy(sigma, dice)
         squares = torch.stack([self._square(feature, noisy, dice) for _ in range(probes)])
         change = (feature - self.clean).detach()
+        if self.linear is not None and self.missed is None:
+            apart = change - self._linearly((noisy - self.images).detach())
+            self.missed = apart.square().sum(1) / change.square().sum(1).clamp(min=torch.finfo(change.dtype).tiny)
         spent, effective = self._share(sigma, unit, feature, noisy, change) if curvature else (sigma[None, :, 0][:0], sigma[None][:0])
         response = self._size_of(change, (noisy - self.images).detach(), sigma)
         return Draws(response[None], spent, squares, effective)

@@ -101,6 +101,52 @@ def allocation(
     return Allocation(torch.where(used, sigma, 0).to(sensitivity.dtype), capped, level)
 
 
+def isotropic(
+    sensitivity: Float[Tensor, "images cells"],
+    budget: Float[Tensor, "images"],
+    cap: Float[Tensor, "cells"],
+    values: Float[Tensor, "cells"],
+) -> Float[Tensor, "images"]:
+    """Level of uniform noise that spends a budget where no cell goes beyond its cap.
+
+    Parameters
+    ----------
+    sensitivity
+        g, the squared response of the feature to unit noise in each cell, at least 0.
+    budget
+        ε, above 0.
+    cap
+        Largest standard deviation of each cell; may be infinite.
+    values
+        Number of values in each cell; cells without any get no noise.
+
+    Returns
+    -------
+    Tensor
+        t with Σ min(t, cap)² g = ε; infinite where all caps together spend less.
+
+    Examples
+    --------
+    >>> one, two = torch.tensor([[1.0, 1.0]]), torch.tensor([2.0, 0.5])
+    >>> isotropic(one, torch.tensor([1.25]), two, torch.ones(2)).tolist()
+    [1.0]
+
+    References
+    ----------
+    Checked by tests/pencil_discarding.py::isotropic.
+    """
+    weight = (sensitivity * (values > 0)).double()
+    order = cap.argsort()
+    square, weight = cap[order].double().square(), weight[:, order]
+    spent = torch.where(weight > 0, weight * square, 0).cumsum(1)
+    before = torch.cat([torch.zeros_like(spent[:, :1]), spent[:, :-1]], 1)
+    left = weight.flip(1).cumsum(1).flip(1)
+    level = (budget.double()[:, None] - before) / left
+    fits = (level <= square) & (left > 0)
+    first = fits.int().argmax(1, keepdim=True)
+    return torch.where(fits.any(1), level.gather(1, first)[:, 0].clamp(min=0).sqrt(), torch.inf).to(sensitivity.dtype)
+
+
 def unspent(share: Float[Tensor, "draws images cells"], free: Bool[Tensor, "images cells"]) -> Float[Tensor, "images"]:
     """Entropy in nats that equal shares of the budget would gain: the mean over the free cells of ½ (s − 1 − ln s).
 

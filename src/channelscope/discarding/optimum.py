@@ -7,8 +7,9 @@ import torch
 from channelscope.discarding.constraint import PLANS, Constraint, Mode, Plan
 from channelscope.discarding.guide import guide, regressed
 from channelscope.discarding.jacobian import Draws, Scene
-from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, mean_entropy, unspent
+from channelscope.discarding.noise import allocation, isotropic, mean_entropy, unspent
 from channelscope.discarding.shrinkage import shrunk
+from channelscope.errors import InputError
 from channelscope.types import Bool, Float, Tensor
 
 ROUND, FINAL, CHECK = 1_000, 10_000, 20_000  # where the numbers of a stage's draws start: no stage sees another's noise
@@ -20,6 +21,8 @@ STEP = 2.0
 """largest factor by which the noise power of a cell moves in a round"""
 BELIEVED = 0.1
 """nats of the gap that a CID takes in at most: beyond, a second order says no more how far the optimum is"""
+CURVED = 1e-3
+"""share of a feature's squared change that its Jacobian may miss: beyond, fast mode does not take it for linear"""
 JUMP = 20.0
 """largest factor by which the level of isotropic noise moves at once"""
 
@@ -37,7 +40,7 @@ class Optimum:
     gap: Float[Tensor, "images"]
     """entropy in nats that better-known noise could still gain, estimated"""
     uniform: Float[Tensor, "images"]
-    """entropy in nats of isotropic noise under the same constraint"""
+    """entropy in nats of isotropic noise under the same constraint and the same caps"""
     ratio: Float[Tensor, "images"]
     """E|Δf|² over ε on fresh noise: 1 where the constraint is met"""
     ratio_error: Float[Tensor, "images"]
@@ -47,7 +50,7 @@ class Optimum:
     unseen: Float[Tensor, "images"]
     """share of the cells that do not reach the feature: outside its receptive field"""
     reached: Bool[Tensor, "images"]
-    """False where the feature changes by less than ε with every cell at its cap"""
+    """False where the feature changes by less than ε with every cell at its cap, by more than two standard errors"""
     passes: int
     """passes per image, forward and backward, the check included"""
     freedom: int
@@ -66,7 +69,8 @@ def optimum(scene: Scene, constraint: Constraint, cap: Float[Tensor, "cells"], m
     exact   further rounds at the noise found: at most 600 passes; `gap` is measured on fresh noise
 
     Returns  an Optimum; where the constraint cannot be reached every cell is at its cap and `reached` is False.
-    Raises   NumericError if the gradients are not finite, or a cell without a cap is not seen.
+    Raises   InputError in fast mode for a feature of so few numbers that its Jacobian is known, if it does not answer linearly;
+             NumericError if the gradients are not finite, or a cell without a cap is not seen.
     Source   Ma et al. 2022, equations 2–4 (the problem); the solution is ours; checked by tests/pencil_discarding.py
     """
     plan = PLANS[mode] if isinstance(mode, str) else mode
@@ -108,17 +112,18 @@ class _Search:
             self.power = torch.ones_like(self.epsilon)
         else:  # the same noise at two levels: a linear feature has power 1 whatever the draw
             self.power = _power(start, first, levels[0], draws[0].response[0])
+        self._refuse_curved()
         self.history = [sum(draws[1:], start=draws[0])]
         self._learn(self.history[0])
         if local:
             self.epsilon = self.constraint.kappa * self.draws.response.mean(0)
-        unit = (self.draws.response / torch.stack(levels).square() ** self.power).mean(0)
-        self.uniform = 0.5 * (self.epsilon / unit).log() / self.power + GAUSSIAN_ENTROPY
+        self.uniform = self._uniform(levels)
         self._allocate(self.power * self.epsilon)
 
     def repeat(self, draws: int, first: int) -> None:
         """A further round, at the noise found so far."""
         fresh = self._draws(range(first, first + draws))
+        self._refuse_curved()
         numbers = range(first + draws - len(fresh.response), first + draws)
         references = torch.stack([self._reference(draw) if self.paired else self.epsilon for draw in numbers])
         self.power = (fresh.spent.mean(0) / fresh.response.mean(0)).clamp(0.2, 2)
@@ -129,6 +134,24 @@ class _Search:
         ratio, self.residue = _ratio(fresh.response, references)
         self.told = [ratio / spent**self.power] * (len(numbers) if self.paired else 0)
         self._allocate(self._level([], []) if self.told else self.power * self.epsilon)
+
+    def _refuse_curved(self) -> None:
+        """Few passes know a small feature's Jacobian, and the level is then measured against it: wrong where that does not predict it."""
+        missed = self.scene.missed
+        if not self.plan.audit and missed is not None and not bool((missed < CURVED).all()):
+            raise InputError(
+                f"the feature has {self.scene.size} numbers and does not answer linearly to noise (a linear one misses "
+                f"{float(missed.max()):.0%} of its change): the few passes of fast mode cannot tell its noise level; "
+                'pass mode "exact", or name an earlier layer'
+            )
+
+    def _uniform(self, levels: list[Tensor]) -> Tensor:
+        """Mean entropy of isotropic noise, below the same caps, that meets the constraint."""
+        scene, weights = self.scene, torch.where(self.seen, self.sensitivity, 0)
+        spent = torch.stack([(weights * self._isotropic(level).square()).sum(1) for level in levels])
+        budget = (self.epsilon / (self.draws.response / spent**self.power).mean(0)) ** (1 / self.power)
+        level = isotropic(weights, budget, self.cap, scene.values)
+        return mean_entropy(torch.minimum(level[:, None], self.cap).expand(self.images, -1), scene.values)
 
     def _draws(self, numbers: range) -> Draws:
         """The draws of a round. From the one at which the Jacobian becomes known, only those that it has made quiet are believed."""
@@ -166,18 +189,20 @@ class _Search:
         ratio, fresh = _ratio(responses, references)
         spread = (torch.cat([self.residue, fresh]).square().sum(0) / self._freedom()).sqrt()
         free = 1 - self.capped.float().mean(1)
+        error = spread / self.fresh**0.5
+        reached = self.reached | ((1 + 2 * error) * ratio >= (self.constraint.kappa if self.constraint.local else 1))
         gap = (self._unspent(torch.cat([pull.effective for pull in pulls])) if pulls else self.missed).clamp(min=0) * free
         return Optimum(
             sigma=self.sigma,
             cid=mean_entropy(self.sigma, scene.values) + gap.clamp(max=BELIEVED),
-            error=torch.where(self.reached, self._error(spread), 0),
+            error=torch.where(reached, self._error(spread), 0),
             gap=gap,
             uniform=self.uniform,
             ratio=ratio / (self.constraint.kappa if self.constraint.local else 1),
-            ratio_error=ratio * spread / self.fresh**0.5 / (self.constraint.kappa if self.constraint.local else 1),
+            ratio_error=ratio * error / (self.constraint.kappa if self.constraint.local else 1),
             capped=1 - free,
             unseen=(~self.seen & (scene.values > 0)).float().mean(1),
-            reached=self.reached,
+            reached=reached,
             passes=scene.passes,
             freedom=self._freedom(),
         )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.discarding.noise import GAUSSIAN_ENTROPY
-from channelscope.errors import ShapeError
+from channelscope.errors import SampleError, ShapeError
 from channelscope.types import Float, Tensor
 
 RIDGE = 1e-3
@@ -31,23 +31,54 @@ class Ridge:
         Raises   ShapeError where the feature is no map, or the image's sides are not multiples of the map's.
         Source   Hoerl & Kennard 1970; checked by tests/discarding/test_reconstruction.py
         """
-        products = crossed = None
+        whole: _Scatter | None = None
         for features, images in pairs:
             self.block = _block(features, images)
-            x, y = _rows(features).double(), _blocks(images, self.block).double()
-            products = x.T @ x if products is None else products + x.T @ x
-            crossed = x.T @ y if crossed is None else crossed + x.T @ y
-        assert products is not None
-        assert crossed is not None
-        penalty = RIDGE * products.diagonal()[:-1].mean()
-        diagonal = torch.cat([penalty.expand(len(products) - 1), penalty.new_zeros(1)])  # the intercept goes free
-        self.weights = torch.linalg.solve(products + torch.diag(diagonal), crossed).float()
+            own = _Scatter.of(_rows(features).double(), _blocks(images, self.block).double())
+            whole = own if whole is None else whole + own
+        if whole is None:
+            raise SampleError("a decoder is fitted on images, received none")
+        penalty = RIDGE * whole.products.diagonal().mean()
+        diagonal = torch.where(penalty > 0, penalty, 1.0).expand(len(whole.products))
+        slopes = torch.linalg.solve(whole.products + torch.diag(diagonal), whole.crossed)
+        self.weights, self.intercept = slopes.float(), (whole.y - whole.x @ slopes).float()
 
     def __call__(self, features: Float[Tensor, "images C h w"]) -> Float[Tensor, "images 3 H W"]:
         """Reconstructed images."""
         rows, columns = features.shape[2:]
-        blocks = (_rows(features) @ self.weights).unflatten(0, (len(features), rows, columns)).permute(0, 3, 1, 2)
+        blocks = (_rows(features) @ self.weights + self.intercept).unflatten(0, (len(features), rows, columns)).permute(0, 3, 1, 2)
         return F.pixel_shuffle(blocks, self.block)
+
+
+@dataclass(frozen=True)
+class _Scatter:
+    """Sums about the means of rows x and y; those of two sets of rows add up."""
+
+    count: int
+    x: Float[Tensor, "inputs"]
+    """mean"""
+    y: Float[Tensor, "outputs"]
+    """mean"""
+    products: Float[Tensor, "inputs inputs"]
+    """Σ (x − x̄)(x − x̄)'"""
+    crossed: Float[Tensor, "inputs outputs"]
+    """Σ (x − x̄)(y − ȳ)'"""
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "rows inputs"], y: Float[Tensor, "rows outputs"]) -> "_Scatter":
+        off = x - x.mean(0)
+        return cls(len(x), x.mean(0), y.mean(0), off.T @ off, off.T @ (y - y.mean(0)))
+
+    def __add__(self, other: "_Scatter") -> "_Scatter":
+        count = self.count + other.count
+        share, apart, beside = self.count * other.count / count, other.x - self.x, other.y - self.y
+        return _Scatter(
+            count,
+            self.x + apart * other.count / count,
+            self.y + beside * other.count / count,
+            self.products + other.products + share * apart[:, None] * apart,
+            self.crossed + other.crossed + share * apart[:, None] * beside,
+        )
 
 
 class Trained(nn.Module):
@@ -102,9 +133,10 @@ class Uncertainty:
     """How far reconstructions are from the images, value by value."""
 
     variance: Float[Tensor, "images C H W"]
-    """over the noise"""
+    """over the noise; 0 for a single draw"""
     bias: Float[Tensor, "images C H W"]
-    """squared distance of the mean reconstruction from the image"""
+    """squared distance of the expected reconstruction from the image: what the draws' own scatter adds to it is taken off, so
+    that it can be below zero; the squared error itself for a single draw"""
 
     @property
     def ru(self) -> Float[Tensor, "images C H W"]:
@@ -121,7 +153,9 @@ def uncertainty(
     """
     with torch.no_grad():
         found = torch.stack([decode(feature(images + each)) for each in noise])
-    return Uncertainty(found.var(0, correction=0), (found.mean(0) - images).square())
+    draws = len(found)
+    variance = found.var(0, correction=1) if draws > 1 else torch.zeros_like(images)
+    return Uncertainty(variance, (found.mean(0) - images).square() - variance / draws)
 
 
 def _block(features: Tensor, images: Tensor) -> int:
@@ -135,11 +169,10 @@ def _block(features: Tensor, images: Tensor) -> int:
 
 
 def _rows(features: Tensor) -> Tensor:
-    """One row per place: its numbers, its neighbors' where the map is narrow, and 1."""
+    """One row per place: its numbers, and its neighbors' where the map is narrow."""
     if features.shape[1] <= WIDE:
         features = F.unfold(features, 3, padding=1).unflatten(2, features.shape[2:])
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _blocks(images: Tensor, block: int) -> Tensor:

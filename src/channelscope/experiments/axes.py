@@ -25,7 +25,7 @@ def axes(profile: Profile, local_axis: Sequence[str] = LOCAL, target_axis: Seque
              value, which mixes layers and is never to be read alone.
     A layer whose score is refused for want of images has nan there.
     """
-    convention, _ = Convention.split(options)
+    convention = Convention.of(options)
     whole = {name: [] for name in (*local_axis, *target_axis)}
     rows = []
     for site in profile.sites:

@@ -33,7 +33,7 @@ def graphs(profile: Profile, share: float = 0.1, weighted: bool = True, shards: 
              graphs themselves, with the community and a place for each channel that has an edge, ready to be drawn.
     Raises   InputError for a share outside (0, 1].
     """
-    convention, _ = Convention.split(options)
+    convention = Convention.of(options)
     rows, nodes, edges = [], [], []
     for site in profile.sites:
         with at(site.name):

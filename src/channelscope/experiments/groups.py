@@ -21,7 +21,7 @@ def groups(profile: Profile, k: int = 4, seed: int = 0, **options) -> pd.DataFra
              4 k of them, or too few images for the target, stay nan: their groups would be single channels.
     preset="paper" puts the target excess into both feature sets, as the published code does.
     """
-    convention, _ = Convention.split(options)
+    convention = Convention.of(options)
     rows = []
     for site in profile.sites:
         with at(site.name):

@@ -58,7 +58,7 @@ def hulls(profile: Profile, rule: Rule | None = None, **options) -> dict[str, pd
              compactness of each layer with jackknife intervals over image shards.
     """
     rule = rule or Rule()
-    convention, _ = Convention.split(options)
+    convention = Convention.of(options)
     channels, curves, layers = [], [], []
     for site in profile.sites:
         with at(site.name):

@@ -8,10 +8,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
-from channelscope.collect.collect import numbered
-from channelscope.errors import DataError
-from channelscope.types import Int, Tensor
-
 
 @contextmanager
 def bar(note: str, total: int | None, shown: bool = True) -> Iterator[Callable[..., None]]:
@@ -28,14 +24,3 @@ def how_many(batches: Iterable) -> int | None:
         return len(batches)
     size = vars(batches).get("batch_size") if isinstance(batches, Sized) else None
     return -(-len(batches) // size) if size else None  # type: ignore[arg-type]
-
-
-def labeled(batches: Iterable) -> Iterator[tuple[Tensor, Tensor, Int[Tensor, "images"]]]:
-    """Batches as (images, labels, index), with the running count where no index was given; empty ones are left out.
-
-    Raises   DataError where there are no labels.
-    """
-    for images, labels, index in numbered(batches):
-        if labels is None:
-            raise DataError("these images have no labels, and what is measured on them needs labels")
-        yield images, labels, index

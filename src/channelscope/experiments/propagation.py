@@ -52,7 +52,7 @@ def propagation(model: nn.Module, profile: Profile, permutations: int = 200, see
              axis.
     Raises   MismatchError if the profile is of another network or other weights.
     """
-    convention, _ = Convention.split(options)
+    convention = Convention.of(options)
     values = _values(profile, convention)
     rows, drawn = [], []
     for number, link in enumerate(links(model, profile)):

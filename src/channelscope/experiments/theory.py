@@ -9,10 +9,11 @@ from torch import nn
 
 from channelscope.errors import DataError, InputError, SiteError
 from channelscope.experiments.columns import table
-from channelscope.experiments.progress import bar, how_many, labeled
+from channelscope.experiments.progress import bar, how_many
 from channelscope.experiments.traced import traced
 from channelscope.formulas.gradients import LinearAxes, linear_axes
 from channelscope.formulas.resampling import bootstrap_mean
+from channelscope.net.batches import labeled, placed
 from channelscope.net.find import Sites
 from channelscope.net.graph import evaluating
 from channelscope.net.patches import followable, patch_products, pooled_patches
@@ -80,7 +81,7 @@ def _passed(found: Sites, pairs: list["_Pair"], batches: Iterable, progress: boo
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad(), bar("directions", how_many(batches), progress) as step:
         for images, labels, _ in labeled(batches):
-            values = dict(zip(wanted, found.graph.run(images.to(device), want=wanted, pure=True), strict=True))
+            values = dict(zip(wanted, found.graph.run(placed(images, model), want=wanted, pure=True), strict=True))
             target = margin(values["output"].double(), labels.to(device)).cpu()
             for pair, source in zip(pairs, inputs, strict=True):
                 pair.add(values[source], values[pair.site.read], target)

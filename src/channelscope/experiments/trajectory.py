@@ -40,7 +40,7 @@ def trajectory(
     Raises   SampleError without stages.
     """
     rule = rule or Rule()
-    convention, _ = Convention.split(options)
+    convention = Convention.of(options)
     rows = []
     for run, epoch, profile in stages:
         for site in spaced(profile.sites, layers):

@@ -55,7 +55,8 @@ class Gaussian:
         if shrinkage is None:
             return law
         if shrinkage == "oas":
-            strength, name = _oas(law), "OAS shrinkage"
+            varying = law.correlation[~law.silent][:, ~law.silent]
+            strength, name = oas(float(varying.square().sum()), len(varying), law.count), "OAS shrinkage"
         elif not isinstance(shrinkage, str) and 0 <= shrinkage <= 1:
             strength, name = float(shrinkage), "shrinkage"
         else:
@@ -165,15 +166,36 @@ def solve(covariance: Float[Tensor, "d d"], right: Float[Tensor, "d k"], count: 
     return torch.cholesky_solve(right / scale[:, None], lower) / scale[:, None]
 
 
-def _oas(law: Gaussian) -> float:
-    """Oracle-approximating shrinkage of the correlation matrix of the coordinates that vary."""
-    rho = law.correlation[~law.silent][:, ~law.silent]
-    size = len(rho)
+def oas(square: float, size: int, count: float) -> float:
+    """Strength of oracle-approximating shrinkage of a correlation matrix.
+
+    Parameters
+    ----------
+    square
+        Sum of the squared correlations, those on the diagonal included.
+    size
+        Rows of the matrix.
+    count
+        Samples behind it.
+
+    Returns
+    -------
+    float
+        The factor s from 0 to 1 by which every correlation is reduced to 1 − s of itself.
+
+    Examples
+    --------
+    >>> oas(2.5, 2, 9)
+    0.8888888888888888
+
+    References
+    ----------
+    Chen, Wiesel, Eldar, Hero 2010, equation 23. Checked against tests/pencil.py::oas.
+    """
     if size < 2:
         return 0.0
-    square = float(rho.square().sum())
     above = (1 - 2 / size) * square + size**2
-    below = (law.count + 1 - 2 / size) * (square - size)
+    below = (count + 1 - 2 / size) * (square - size)
     return 1.0 if above >= below else above / below
 
 
@@ -191,7 +213,7 @@ def _deficit(covariance: Tensor, count: float | None) -> str:
     samples = "" if count is None else f", {count:,.0f} samples"
     parts = [f"the covariance ({len(covariance)} channels{samples}) has rank {rank}."]
     if silent:
-        parts.append(f"{_some(silent)} silent: drop them (profile.alive()).")
+        parts.append(f"{_some(silent)} silent: drop them (law[~law.silent]).")
     if spare:
         parts.append(f'{_some(spare)} determined by the others: drop them, pass shrinkage="oas", or a ridge such as 1e-3.')
     return " ".join(parts)

@@ -9,6 +9,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from channelscope.errors import InputError, SampleError, ShapeError
+from channelscope.formulas.partial import constant
 from channelscope.types import Float, Int, Tensor
 
 STARTS = 10
@@ -28,7 +29,7 @@ def standardized(features: Float[Tensor, "channels k"]) -> Float[Tensor, "channe
     centred = rows - rows.mean(0)
     spread = centred.square().mean(0).sqrt()
     result = torch.full_like(features, torch.nan, dtype=torch.float64)
-    result[known] = torch.where(spread > 0, centred / spread, torch.zeros_like(centred))
+    result[known] = (centred / spread).masked_fill(constant(rows), 0)
     return result
 
 

@@ -5,10 +5,43 @@ import torch
 from scipy import stats
 
 from channelscope.errors import ShapeError
-from channelscope.types import Float, Tensor
+from channelscope.types import Bool, Float, Tensor
 
 DETERMINED = 1e-9
 """Share of a column's variance below which the other columns are said to determine it."""
+
+ROUNDING = 2.0**-50
+"""Range over largest size of a column that only rounds: four units in the last place of a float64."""
+
+
+def constant(columns: Float[Tensor, "... n k"]) -> Bool[Tensor, "... k"]:
+    """Columns that have one value only, up to the rounding of float64.
+
+    The mean of equal numbers can differ from them in the last place. Deviations from it are then no variation.
+
+    Parameters
+    ----------
+    columns
+        Rows are samples.
+
+    Returns
+    -------
+    Tensor
+        True for each column whose largest and smallest number are the same; False where one is nan.
+
+    Examples
+    --------
+    >>> constant(torch.tensor([[0.1, 1.0], [0.1, 2.0]])).tolist()
+    [True, False]
+
+    References
+    ----------
+    Goldberg 1991 (rounding in sums of floating-point numbers).
+    """
+    if columns.shape[-2] == 0:
+        return torch.zeros(*columns.shape[:-2], columns.shape[-1], dtype=torch.bool, device=columns.device)
+    values = columns.double()
+    return values.amax(-2) - values.amin(-2) <= ROUNDING * values.abs().amax(-2)
 
 
 def partial_correlation(columns: Float[Tensor, "... n k"]) -> Float[Tensor, "..."]:
@@ -27,7 +60,7 @@ def partial_correlation(columns: Float[Tensor, "... n k"]) -> Float[Tensor, "...
     if k < 2:
         raise ShapeError(f"a correlation needs two columns, received {k}")
     centred = columns.double() - columns.double().mean(-2, keepdim=True)
-    scaled = centred / centred.norm(dim=-2, keepdim=True)
+    scaled = (centred / centred.norm(dim=-2, keepdim=True)).masked_fill(constant(columns)[..., None, :], torch.nan)
     rho = scaled.transpose(-1, -2) @ scaled
     left = rho[..., :2, :2]
     if k > 2:

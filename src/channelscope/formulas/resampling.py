@@ -16,6 +16,12 @@ EXHAUSTIVE = 2**12
 PATTERNS = 1024
 """Sign patterns up to which all are tried instead of a sample of them."""
 
+RESAMPLES = 64
+"""Bootstrap draws whose weights are held at once."""
+
+TOGETHER = 64
+"""Sign patterns multiplied at once: their float64 form then stays in the cache."""
+
 TIE = 1e-12
 """Relative difference below which two permuted statistics are the same sum added up in another order."""
 
@@ -149,6 +155,54 @@ def bootstrap_mean(values: Float[Tensor, "n"], draws: int = 10_000, level: float
     return Interval(value, low, high, len(kept), f"bootstrap, {draws:,} draws", level)
 
 
+def bootstrap_means(columns: Float[Tensor, "n k"], draws: int = 10_000, seed: int = 0) -> Float[Tensor, "draws k"]:
+    """Means of several columns over the same resampled rows: any difference of means is the difference of their draws.
+
+    A draw gives each row a multinomial weight, and all means are one product of weights and columns. The rows drawn are those
+    that `bootstrap_mean` draws for each column.
+
+    Parameters
+    ----------
+    columns
+        Independent units such as images in the rows, without nan.
+    draws
+        Number of resamples.
+    seed
+        Of the resamples.
+
+    Returns
+    -------
+    Tensor
+        Float64 (draws, columns), in the unit of the columns.
+
+    Raises
+    ------
+    SampleError
+        Without rows.
+
+    Examples
+    --------
+    >>> means = bootstrap_means(torch.tensor([[0.0, 1.0], [4.0, 5.0]]), draws=50)
+    >>> sorted(set(means[:, 0].tolist())), bool((means[:, 1] - means[:, 0] == 1).all())
+    ([0.0, 2.0, 4.0], True)
+
+    References
+    ----------
+    Efron & Tibshirani 1993, chapter 13. Checked by tests/formulas/test_resampling.py.
+    """
+    values = torch.as_tensor(columns).double().cpu().numpy()
+    n = len(values)
+    if n == 0:
+        raise SampleError("a bootstrap of no rows: nothing to resample")
+    generator, means = np.random.default_rng(seed), np.empty((draws, values.shape[1]))
+    for start in range(0, draws, RESAMPLES):
+        count = min(RESAMPLES, draws - start)
+        picks = generator.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
+        weights = np.bincount(picks.ravel(), minlength=count * n).reshape(count, n)
+        means[start : start + count] = weights.astype(float) @ values / n
+    return torch.from_numpy(means)
+
+
 def permutation_p(
     observed: Float[Tensor, "..."], null: Float[Tensor, "permutations ..."], side: Literal["greater", "less", "both"] = "greater"
 ) -> Float[Tensor, "..."]:
@@ -169,7 +223,7 @@ def permutation_p(
     slack = TIE * observed.abs().nan_to_num(posinf=0)
     hits = (null >= observed - slack).sum(0)
     unknown = observed.isnan() | null.isnan().any(0)
-    return ((1 + hits) / (1 + len(null))).double().masked_fill(unknown, torch.nan)
+    return ((1 + hits).double() / (1 + len(null))).masked_fill(unknown, torch.nan)
 
 
 def sign_flip(differences: Float[Tensor, "... n"], permutations: int = 10_000, seed: int = 0) -> Float[Tensor, "..."]:
@@ -184,22 +238,71 @@ def sign_flip(differences: Float[Tensor, "... n"], permutations: int = 10_000, s
     Source   Fisher 1935, section 21; Phipson & Smyth 2010; checked by tests/pencil.py::sign_flip
     """
     given = torch.as_tensor(differences).double().cpu()
-    count = given.shape[-1]
+    if given.shape[-1] == 0:
+        raise SampleError("a sign-flip test needs at least one paired difference")
+    tests = given.reshape(-1, given.shape[-1]).T
+    return sign_flip_contrasts(tests, torch.eye(tests.shape[1], dtype=torch.float64), permutations, seed).reshape(given.shape[:-1])
+
+
+def sign_flip_contrasts(
+    columns: Float[Tensor, "n k"], contrasts: Float[Tensor, "k tests"], permutations: int = 10_000, seed: int = 0
+) -> Float[Tensor, "tests"]:
+    """Sign-flip p-values of many differences between the same columns, such as all pairs of scores.
+
+    The sum of a difference under a pattern of signs is the difference of the columns' sums, so that the patterns are
+    multiplied with the columns once, whatever the number of tests.
+
+    Parameters
+    ----------
+    columns
+        Independent units such as images in the rows.
+    contrasts
+        One column a test: the differences tested are `columns @ contrasts`.
+    permutations
+        Sign patterns, where not all of them are tried.
+    seed
+        Of the sign patterns.
+
+    Returns
+    -------
+    Tensor
+        Float64 (tests,): p as `sign_flip` defines it; nan where a difference is nan.
+
+    Raises
+    ------
+    SampleError
+        Without rows.
+
+    Examples
+    --------
+    >>> columns = torch.tensor([[3.0, 1.0, 3.0], [5.0, 2.0, 5.0], [4.0, 3.0, 4.0]])
+    >>> pairs = torch.tensor([[1.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    >>> sign_flip_contrasts(columns, pairs).tolist()
+    [0.25, 1.0]
+
+    References
+    ----------
+    Fisher 1935, section 21; Phipson & Smyth 2010. Checked against tests/pencil.py::sign_flip.
+    """
+    values, between = (torch.as_tensor(part).double().cpu().numpy() for part in (columns, contrasts))
+    count = len(values)
     if count == 0:
         raise SampleError("a sign-flip test needs at least one paired difference")
-    pairs = given.reshape(-1, count).numpy()
-    bound = np.abs(pairs.sum(1)) - TIE * np.abs(pairs).sum(1)
+    known = ~np.isnan(values).any(0)
+    undefined = (between[~known] != 0).any(0)
+    values, between = values[:, known], between[known]
+    bound = np.abs(values.sum(0) @ between) - TIE * (np.abs(values).sum(0) @ np.abs(between))
     if 2**count <= EXHAUSTIVE:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
-        p = (np.abs(signs @ pairs.T) >= bound).mean(0)
+        p = (np.abs(signs @ values @ between) >= bound).mean(0)
     else:
-        draws = np.random.default_rng(seed)
-        hits = np.zeros(len(pairs))
+        draws, hits = np.random.default_rng(seed), np.zeros(between.shape[1])
         for start in range(0, permutations, PATTERNS):
             coins = draws.integers(0, 2, size=(min(PATTERNS, permutations - start), count), dtype=np.int8)
-            hits += (np.abs((2.0 * coins - 1) @ pairs.T) >= bound).sum(0)
+            heads = np.concatenate([part.astype(float) @ values for part in np.array_split(coins, -(-len(coins) // TOGETHER))])
+            hits += (np.abs((2 * heads - values.sum(0)) @ between) >= bound).sum(0)
         p = (1 + hits) / (1 + permutations)
-    return torch.from_numpy(np.where(np.isnan(pairs).any(1), np.nan, p)).reshape(given.shape[:-1])
+    return torch.from_numpy(np.where(undefined, np.nan, p))
 
 
 def holm(p: Float[Tensor, "tests"]) -> Float[Tensor, "tests"]:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from channelscope.errors import BudgetError, InputError, MismatchError
-from channelscope.net.cost import Ledger, cost
+from channelscope.net.cost import Ledger
 from channelscope.net.edits import blank
 from channelscope.net.groups import Groups, groups
 from channelscope.net.subset import Subset
@@ -27,39 +27,108 @@ def cut(
     normalize: Normalize | None = None,
     reduce: Reduce = "mean",
     cap: float = 0.95,
+    closest: bool = False,
 ) -> Subset:
     """The channels to keep so that the network costs at most a fraction `macs` of its multiply-adds.
 
-    Groups are removed in the order of their scores until the budget holds; then the next-ranked removed groups that
-    still fit come back. What is kept is within one cheapest removed group of the budget, from below. Groups whose
-    channels are all silent (nan) go first; inf is the extreme it is.
+    Multiply-adds count as executed: those of attention products and of modules that cannot be followed too, which stay. Groups are
+    removed in the order of their scores until the budget holds; then the next-ranked removed groups that still fit come back. What
+    is kept is within one cheapest removed group of the budget, from below. Groups whose channels are all silent (nan) go first; inf
+    is the extreme it is. The protocol of comparison is in docs/how-to/pruning.md.
 
-    model       the network, or its `groups` when several scores are cut
-    allocation  global: one threshold over scores normalized within their layers; uniform: the same fraction of every
-                layer; another ranking: as many channels in each layer as that one keeps globally, chosen by this one
-    normalize   by the layer's mean absolute value (mean), by its mean and deviation (zscore), or not at all (none); by default
-                mean, and none for a ranking that is comparable between layers
-    reduce      a group's score from its members'
-    cap         largest fraction of a site's channels that may go; a layer is never emptied
+    Parameters
+    ----------
+    ranking
+        One number per channel.
+    model
+        The network, or its `groups` when several scores are cut.
+    macs
+        Fraction of the network's multiply-adds to keep, above 0 and at most 1.
+    allocation
+        global: one threshold over scores normalized within their layers; uniform: the same fraction of every layer; another
+        ranking: as many channels in each layer as that one keeps globally, chosen by this one.
+    normalize
+        By the layer's mean absolute value (mean), by its mean and deviation (zscore), or not at all (none); None is mean, and none
+        for a ranking that is comparable between layers.
+    reduce
+        A group's score from its members'.
+    cap
+        Largest fraction of a site's channels that may go; a layer is never emptied.
+    closest
+        Where the budget cannot be met, take the smallest that can.
 
-    Raises   BudgetError, naming the smallest budget that can be met; MismatchError if the ranking is of another network.
-    Source   docs/how-to/pruning.md (the protocol of comparison)
+    Returns
+    -------
+    Subset
+        The channels that are kept.
+
+    Raises
+    ------
+    BudgetError
+        If the budget cannot be met, naming the smallest that can and the layers that hold it.
+    MismatchError
+        If the ranking is of another network.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, blank(model, (3, 8, 8)))
+    >>> ranking = Ranking("by hand", "", "high", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
+    >>> cut(ranking, found, macs=0.5)["0"].tolist()
+    [True, False, True, False]
     """
+    found = model if isinstance(model, Groups) else groups(model, blank(model, ranking.input_shape))
+    return _cut(ranking, found, macs, allocation, normalize, reduce, cap, closest)
+
+
+def _cut(
+    ranking: Ranking,
+    found: Groups,
+    macs: float,
+    allocation: Allocation,
+    normalize: Normalize | None,
+    reduce: Reduce,
+    cap: float,
+    closest: bool,
+) -> Subset:
     if not 0 < macs <= 1:
         raise InputError(f"macs: expected a fraction of the multiply-adds above 0 and at most 1, received {macs}")
     if not 0 <= cap <= 1:
         raise InputError(f"cap: expected a fraction from 0 to 1, received {cap}")
-    found = model if isinstance(model, Groups) else groups(model, blank(model, ranking.input_shape))
     scores = group_scores(ranking, found, normalize, reduce)
-    other = cost(found.graph.model, found.image).other
     if isinstance(allocation, Ranking):
-        pattern = found.kept(cut(allocation, found, macs, "global", normalize, reduce, cap))
+        pattern = found.kept(cut(allocation, found, macs, "global", normalize, reduce, cap, closest))
         return found.subset(_as(scores, pattern, found))
     if allocation not in ("global", "uniform"):
         raise InputError(f"allocation: expected 'global', 'uniform' or another Ranking, received {allocation!r}")
     if allocation == "uniform":
         scores = _quantiles(scores, found)
-    return found.subset(_fill(scores, found, macs, cap, other))
+    return found.subset(_fill(scores, found, macs, cap, closest))
+
+
+def refuse_out_of_reach(found: Groups, macs: float, cap: float = 0.95) -> None:
+    """Refuse a budget that no ranking can meet, before one is made.
+
+    Parameters
+    ----------
+    found
+        The network's `groups`.
+    macs
+        Fraction of the network's multiply-adds to keep.
+    cap
+        Largest fraction of a site's channels that may go.
+
+    Raises
+    ------
+    BudgetError
+        If even with every group removed more would be left, naming the layers that hold it.
+    """
+    ledger = Ledger(found)
+    full = ledger.total
+    for group in range(len(found)):
+        ledger.remove(group)
+    if ledger.total > macs * full:
+        _fill(np.zeros(len(found)), found, macs, cap, closest=False)
 
 
 def group_scores(ranking: Ranking, found: Groups, normalize: Normalize | None = None, reduce: Reduce = "mean") -> np.ndarray:
@@ -105,7 +174,7 @@ def _normalized(values: np.ndarray, how: Normalize) -> np.ndarray:
         scale = np.abs(finite).mean() if len(finite) else 1.0
         return values / scale if scale > 0 else values
     if how == "zscore":
-        spread = finite.std() if len(finite) else 1.0
+        spread = 0.0 if len(finite) and finite.max() == finite.min() else finite.std() if len(finite) else 1.0
         return (values - finite.mean()) / spread if spread > 0 else np.where(np.isfinite(values), 0.0, values)
     raise InputError(f"normalize: expected 'mean', 'none' or 'zscore', received {how!r}")
 
@@ -140,8 +209,8 @@ def _as(scores: np.ndarray, pattern: np.ndarray, found: Groups) -> np.ndarray:
     return kept
 
 
-def _fill(scores: np.ndarray, found: Groups, fraction: float, cap: float, other: int) -> np.ndarray:
-    ledger = Ledger(found, other)
+def _fill(scores: np.ndarray, found: Groups, fraction: float, cap: float, closest: bool) -> np.ndarray:
+    ledger = Ledger(found)
     full = ledger.total
     spare = {site.name: min(int(cap * site.channels), site.channels - 1) for site in found.sites}
     sizes = [Counter(name for name, _ in group.members) for group in found.found]
@@ -156,10 +225,11 @@ def _fill(scores: np.ndarray, found: Groups, fraction: float, cap: float, other:
             ledger.remove(group)
             kept[group] = False
             removed.append(group)
-    if ledger.total > fraction * full:
+    if ledger.total > fraction * full and not closest:
         raise BudgetError(
             f"macs: {fraction:g} of {full:,} multiply-adds cannot be met; the smallest budget is {_rounded_up(ledger.total / full)} "
-            f"(at most {cap:g} of each site's channels may go, and {_some(found.whole)} kept whole)"
+            f"(closest=True or --closest takes it): of what is then left, {_holders(ledger, found)}; at most {cap:g} of each site's "
+            f"channels may go, and {_some(found.whole)} kept whole"
         )
     for group in reversed(removed):
         if ledger.add(group) and ledger.total > fraction * full:
@@ -171,6 +241,15 @@ def _fill(scores: np.ndarray, found: Groups, fraction: float, cap: float, other:
 
 def _rounded_up(fraction: float) -> str:
     return f"{np.ceil(fraction * 1000) / 1000:.3f}"
+
+
+def _holders(ledger: Ledger, found: Groups, most: int = 3) -> str:
+    """The layers, or the modules that are followed as one step, that hold most of the cost."""
+    steps = {str(node.target) for node in found.graph.steps.nodes if node.op == "call_module"} - set(ledger.names)
+    held: Counter[str] = Counter()
+    for name, share in ledger.shares().items():
+        held[next((step for step in steps if name == step or name.startswith(f"{step}.")), name)] += share  # type: ignore[assignment]
+    return ", ".join(f"{name} holds {share:.0%}" for name, share in held.most_common(most))
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,14 +1,16 @@
 """Cost: multiply-adds and parameters of a network, layer by layer, and what they become when channels go."""
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from channelscope.net.fused import fused_kernels
 from channelscope.net.graph import evaluating
 from channelscope.net.groups import Groups
 from channelscope.net.subset import Subset
@@ -25,6 +27,8 @@ class Cost:
     """MACs per image outside such layers, such as attention products"""
     parameters: Mapping[str, int]
     """module path → number of parameters it owns itself"""
+    elsewhere: Mapping[str, int] = field(default_factory=dict)
+    """module path → MACs per image of `other` that are carried out in its own forward pass"""
 
     @property
     def total_macs(self) -> int:
@@ -40,40 +44,81 @@ class Cost:
 def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
     """MACs per image and parameters of `model`, measured on the first image of `example`; no tracing needed.
 
-    Source   torch.utils.flop_counter, halved, per layer and in total.
+    Everything that is carried out counts, inside modules that cannot be followed too: convolutions, linear layers, products of
+    matrices and vectors, attention and recurrent layers, also where one fused kernel does them.
+
+    Parameters
+    ----------
+    model
+        The network.
+    example
+        A batch of images, or a tuple of all inputs.
+
+    Returns
+    -------
+    Cost
+        MACs of the first image by layer, and parameters by module.
+
+    Examples
+    --------
+    >>> cost(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5)), torch.zeros(1, 3, 4, 4)).macs
+    {'0': 432, '2': 80}
+
+    References
+    ----------
+    torch.utils.flop_counter, halved, with the fused kernels that it does not know.
     """
     model = unwrapped(model)
     image = tuple(part[:1] for part in (example if isinstance(example, tuple) else (example,)))
-    weighted = {name: module for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)}
-    macs: dict[str, int] = defaultdict(int)
-
-    def watch(name: str):
-        def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            macs[name] += _macs(module, inputs[0], output)
-
-        return count
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in weighted.items()]
-    counter = FlopCounterMode(display=False)
+    spent, counter = _Spent(), FlopCounterMode(display=False, custom_mapping=fused_kernels())
+    fast = torch.backends.mha.get_fastpath_enabled()
+    handles: list[Any] = []
     try:
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                handles += [
+                    module.register_forward_pre_hook(spent.enter(counter)),
+                    module.register_forward_hook(spent.leave(name, counter)),
+                ]
+        torch.backends.mha.set_fastpath_enabled(False)  # a kernel for a whole encoder layer would hide its products
         with evaluating(model), torch.no_grad(), counter:
             model(*image)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
     parameters: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
         parameters[name.rpartition(".")[0]] += parameter.numel()
-    return Cost(dict(macs), counter.get_total_flops() // 2 - sum(macs.values()), dict(parameters))
+    weighted = {name for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)}
+    macs = {name: operations // 2 for name, operations in spent.own.items() if name in weighted}
+    elsewhere = {name: operations // 2 for name, operations in spent.own.items() if operations and name not in weighted}
+    return Cost(macs, counter.get_total_flops() // 2 - sum(macs.values()), dict(parameters), elsewhere)
 
 
-def _macs(module: nn.Module, value: Tensor, output: Tensor) -> int:
-    if isinstance(module, nn.Linear):
-        return output.numel() * module.in_features
-    taps = int(np.prod(module.kernel_size))  # type: ignore[arg-type]
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return value.numel() * taps * module.out_channels // module.groups
-    return output.numel() * taps * module.in_channels // module.groups  # type: ignore[operator]
+class _Spent:
+    """Operations of each module's own forward pass, without those of the modules it calls."""
+
+    def __init__(self) -> None:
+        self.own: dict[str, int] = {}
+        self.open: list[tuple[int, int]] = []
+
+    def enter(self, counter: FlopCounterMode) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any) -> None:
+            self.open.append((counter.get_total_flops(), 0))
+
+        return hook
+
+    def leave(self, name: str, counter: FlopCounterMode) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+            start, inside = self.open.pop()
+            every = counter.get_total_flops() - start
+            self.own[name] = self.own.get(name, 0) + every - inside
+            if self.open:
+                outer, before = self.open[-1]
+                self.open[-1] = outer, before + every
+
+        return hook
 
 
 class Ledger:
@@ -82,13 +127,22 @@ class Ledger:
     A layer costs taps × positions × inputs × outputs (× 1/groups), so a group's price depends on what else is gone.
     """
 
-    def __init__(self, groups: Groups, other: int = 0):
+    def __init__(self, groups: Groups, other: int | None = None):
+        """`other` is what lies outside convolutions and linear layers; None: as executed.
+
+        Layers that cannot be followed stay as they are and count as executed.
+        """
         weighted = [layer for layer in groups.layers if layer.taps]
+        self.names = [layer.name for layer in weighted]
         self.rates = [layer.taps * layer.positions for layer in weighted]
         self.grouped = [len(layer.inputs) // layer.groups if layer.groups > 1 else 0 for layer in weighted]
         self.inputs = [len(layer.inputs) for layer in weighted]
         self.outputs = [len(layer.outputs) for layer in weighted]
-        self.total = other + sum(self._layer(index) for index in range(len(weighted)))
+        self.spent = cost(groups.graph.model, groups.image)
+        followed = sum(self._layer(index) for index in range(len(weighted)))
+        unfollowed = sum(amount for name, amount in self.spent.macs.items() if name not in set(self.names))
+        rest = self.spent.total_macs - followed if other is None else unfollowed + other
+        self.total = followed + rest
         counts: list[dict[int, list[int]]] = [defaultdict(lambda: [0, 0]) for _ in range(len(groups))]
         for index, layer in enumerate(weighted):
             for side, numbers in enumerate((layer.inputs.numpy(), layer.outputs.numpy())):
@@ -96,6 +150,14 @@ class Ledger:
                 for group, count in zip(*np.unique(owners[owners >= 0], return_counts=True), strict=True):
                     counts[group][index][side] += int(count)
         self.counts = counts
+
+    def shares(self) -> dict[str, float]:
+        """What each layer, and each module that computes by itself, costs of the total as it is now; largest first."""
+        now = {name: self._layer(index) for index, name in enumerate(self.names)}
+        now |= {name: amount for name, amount in self.spent.macs.items() if name not in now}
+        for name, amount in self.spent.elsewhere.items():
+            now[name or "the network itself"] = amount
+        return {name: amount / self.total for name, amount in sorted(now.items(), key=lambda pair: -pair[1]) if amount}
 
     def _layer(self, index: int) -> int:
         inputs = self.grouped[index] or self.inputs[index]
@@ -121,10 +183,29 @@ class Ledger:
         return self._move(group, 1)
 
 
-def macs(groups: Groups, kept: Subset, other: int = 0) -> int:
+def macs(groups: Groups, kept: Subset, other: int | None = None) -> int:
     """MACs per image of the network with only the kept channels, without building it.
 
-    `other` is what lies outside convolutions and linear layers (`cost(…).other`) and stays as it is.
+    Parameters
+    ----------
+    groups
+        The network's `groups`.
+    kept
+        The channels that are kept.
+    other
+        MACs outside convolutions and linear layers, which stay as they are; None: as executed.
+
+    Returns
+    -------
+    int
+        What `cost` gives for the smaller network.
+
+    Examples
+    --------
+    >>> from channelscope.net.groups import groups
+    >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), torch.zeros(1, 3, 5, 5))
+    >>> macs(found, found.subset(np.array([True, True, True, True]))), macs(found, found.subset(np.array([True, False, False, False])))
+    (500, 125)
     """
     ledger = Ledger(groups, other)
     for group in np.flatnonzero(~groups.kept(kept)):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.errors import InputError, MismatchError
-from channelscope.net.graph import Change, Graph, trace
+from channelscope.net.graph import Change, Graph, evaluating, trace
+from channelscope.net.outputs import EXPONENT, FAILURES, coarsest, distance
 from channelscope.net.subset import Subset
 from channelscope.network.wrapper import unwrapped
 
@@ -83,9 +84,10 @@ def silencing(channels: Tensor, axis: int, values: Tensor | None = None) -> Chan
 def silence(model: nn.Module | Graph, marked: Subset, example: Tensor | tuple[Tensor, ...] | None = None) -> Iterator[nn.Module]:
     """While inside, the marked channels are zero at their cut points, or the marked kernels are zero in their weights.
 
-    The network is traced on a zero image of the subset's input shape, or on `example`; pass a `Graph` (or nest inside
-    another edit) to trace only once. On exit, an exception included, the model is bit-identical to what it was;
-    `silence(model, ~kept)` tries what `shrink(model, kept)` makes permanent, `silence(model, ~circuit)` runs a circuit.
+    The network is traced on a zero image of the subset's input shape, or on `example`, unless the subset comes from `cut` and
+    knows the trace; pass a `Graph` (or nest inside another edit) to trace only once. On exit, an exception included, the
+    model is bit-identical to what it was; `silence(model, ~kept)` tries what `shrink(model, kept)` makes permanent, and
+    `silence(model, ~circuit)` runs a circuit.
 
     Raises   MismatchError if the subset is of another network; TracingError if the forward pass cannot be followed.
     """
@@ -112,11 +114,43 @@ def _graph(model: nn.Module, marked: Subset, example: Tensor | tuple[Tensor, ...
     outer = model.__dict__.get("forward")
     if isinstance(outer, _Detour):
         return outer.graph
+    known = known_groups(model, marked) if example is None else None
+    if known is not None:
+        return known.graph
     if example is None:
         if not marked.sites or not marked.input_shape:
             raise InputError("silence: a subset of channels needs its sites and input shape, as cut() and Subset.everything() give it")
         example = blank(model, marked.input_shape)
     return trace(model, example)
+
+
+def known_groups(model: nn.Module, subset: Subset) -> Any:
+    """The `Groups` that a subset was made of, as long as they are of this network and it still computes what they follow.
+
+    Parameters
+    ----------
+    model
+        The network.
+    subset
+        Channels, as `cut` gives them.
+
+    Returns
+    -------
+    Groups or None
+        None where the subset has none, they are of another network object, or the network has changed its pass, type or device.
+    """
+    known = subset.groups
+    if known is None or known.graph.model is not model or "forward" in vars(model):
+        return None
+    like, image = blank(model, subset.input_shape), known.image
+    if (like.dtype, like.device) != (image[0].dtype, image[0].device):
+        return None
+    try:
+        with evaluating(model), torch.no_grad():
+            apart, _ = distance(known.graph.run(*image), model(*image))
+    except FAILURES:
+        return None
+    return known if apart <= coarsest(model) ** EXPONENT else None
 
 
 def blank(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from channelscope.errors import InputError, TracingError
+from channelscope.errors import InputError, TracingError, first_line
 from channelscope.network import nest
 from channelscope.network.comparison import other_image, same
 from channelscope.network.recorder import OWN, Recording
@@ -213,7 +213,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         expected = _answer(model, other)
     except FAILURES as error:
         shapes = ", ".join("×".join(map(str, part.shape[1:])) for part in inputs)
-        raise InputError(f"the network cannot run on images of shape {shapes}: {_sentence(error)}") from error
+        raise InputError(f"the network cannot run on images of shape {shapes}: {first_line(error)}") from error
     recording = _recorded(model, tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs))
     shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
     graph = Graph(model, literal(recording), shapes, recording.constants, recording.output)
@@ -223,7 +223,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
             received = graph.run(*other, pure=True)
     except FAILURES as error:
         raise TracingError(
-            f"the traced network fails on another batch size{_difference(model, graph, other)}: {_sentence(error)}"
+            f"the traced network fails on another batch size{_difference(model, graph, other)}: {first_line(error)}"
         ) from error
     drawn = [node.meta["place"] for node in graph.steps.nodes if node.meta.get("random")]
     if drawn and not same(expected, _answer(model, other, seed=1)):
@@ -251,7 +251,7 @@ def _recorded(model: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     try:
         return record(model, inputs, whole=_whole)
     except (*FAILURES, TracingError) as error:
-        raise TracingError(f"the forward pass cannot be followed at {_where(error)}: {_sentence(error)}") from error
+        raise TracingError(f"the forward pass cannot be followed at {_where(error)}: {first_line(error)}") from error
 
 
 def _whole(module: nn.Module) -> bool:
@@ -276,11 +276,6 @@ def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> s
             return f" at {ours.meta['place']}" if ours.meta["place"] else ""
     last = graph.running
     return f" at {last.meta['place']}" if last is not None and last.op != "output" else ""
-
-
-def _sentence(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _where(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from channelscope.net.edits import Change, silencing
 from channelscope.net.find import in_graph
 from channelscope.net.graph import Graph, evaluating, trace
 from channelscope.net.subset import Subset
+from channelscope.net.trial import hold_shared, hold_what_differs, refuse_lazy
 from channelscope.site import Site
 
 
@@ -59,7 +60,7 @@ class Groups:
         """The channels kept when these groups (bool, one each) and all that cannot be removed are kept."""
         alive = np.append(kept, True)[self.owner]
         marks = {site.name: torch.from_numpy(alive[self._range(site)].copy()) for site in self.sites}
-        return Subset(marks, self.sites, tuple(self.image[0].shape[1:]))
+        return Subset(marks, self.sites, tuple(self.image[0].shape[1:]), groups=self)
 
     def kept(self, subset: Subset) -> np.ndarray:
         """Which groups a subset keeps: bool, one each.
@@ -99,10 +100,12 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     """The groups of `model`, traced on `example`; the network is neither changed nor needs gradients.
 
     What cannot be removed exactly, so that the smaller network equals the silenced one, is kept whole: channels that are
-    still not zero at some consumer after silencing, or reach a step that looks at all channels at once.
+    still not zero at some consumer after silencing, reach a step that looks at all channels at once, share a parameter with
+    another layer, or in a trial compute something else when they are removed than when they are silent.
 
-    Raises   TracingError, SiteError as `sites` does.
+    Raises   TracingError, SiteError as `sites` does; InputError for a network whose parameters have no shapes yet.
     """
+    refuse_lazy(model)
     inputs = example if isinstance(example, tuple) else (example,)
     source = torch.Generator().manual_seed(0)
     image = tuple(
@@ -112,7 +115,9 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     found = in_graph(trace(model, example))
     with evaluating(model), torch.no_grad():
         coupling = Coupling(found, image)
+        hold_shared(coupling)
         _hold_what_survives(coupling, image)
+        hold_what_differs(coupling, image)
     return _collected(coupling, image)
 
 

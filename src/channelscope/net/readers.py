@@ -2,19 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import fx, nn
 
 from channelscope.net.find import Sites
-from channelscope.net.graph import Graph, evaluating
+from channelscope.net.graph import Change, Graph, evaluating
 from channelscope.site import Site
 from channelscope.types import Bool, Tensor
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 LINING_UP = ("cat", "concat", "concatenate", "stack")
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORM_FUNCTIONS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+SMALL = 0.01
+"""What layers give where only the structure counts: small, so that long sums do not reach the upper end of an activation."""
 BLOCK = 64
-"""Channels marked in one run; a run passes through no layer, so it costs little more than its memory."""
+"""Patterns tried in one run; a run passes through no layer, so it costs little more than its memory."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +44,131 @@ def reading(found: Sites, site: Site, images: Tensor) -> dict[str, Bool[Tensor, 
     """Which inputs of each reader show which channels of the site: reader → marks.
 
     Seen by trial, so that flattening, concatenation, splits and gates need no rules: the outputs of all layers are held,
-    one channel after the other is raised, and an input that changes shows it. Behind a norm or gate that looks at all
-    channels, every input shows every channel, as it does in truth.
+    channels are raised, and an input that changes shows them. Behind a norm or gate that looks at all channels, every input
+    shows every channel, as it does in truth.
 
     images   one or a few images to try it on; any number that is not all alike will do
     """
-    graph = found.graph
-    reached = list(_reached(graph, site))
-    inputs = tuple(node.all_input_nodes[0].name for node in reached)
-    held = [node.name for node in graph.steps.nodes if _weighted(graph, node) and node.name != site.cut]
-    with evaluating(graph.model), torch.no_grad():
-        wanted = tuple(dict.fromkeys((*held, site.cut, *inputs)))
-        before = dict(zip(wanted, graph.run(images, want=wanted, pure=True), strict=True))
-        parts = []
-        for channels in torch.arange(site.channels).split(BLOCK):
-            copies = (len(channels), len(images))
-            given = {name: _copied(before[name], len(channels)) for name in held}
-            after = graph.run(
-                _copied(images, len(channels)),
-                given={**given, site.cut: _raised(before[site.cut], channels, site.axis)},
-                want=inputs,
-                pure=True,
-            )
-            parts.append([(value.unflatten(0, copies) != before[name]) for name, value in zip(inputs, after, strict=True)])
     marks: dict[str, Tensor] = {}
-    for place, node in enumerate(reached):
-        axis = -1 if isinstance(graph.modules[str(node.target)], nn.Linear) else 2
-        moved = torch.cat([part[place].movedim(axis, 1).flatten(2).any(2) for part in parts]).cpu()
-        marks[str(node.target)] = marks.get(str(node.target), False) | moved
+    for layer, seen in Trial(found, images, (site,)).marks(site):
+        marks[layer] = marks.get(layer, False) | seen
     return marks
+
+
+class Trial:
+    """Finds by trial which inputs of which layers show which channels of some sites; one run of the network serves all of them.
+
+    Parameters
+    ----------
+    found
+        The sites of a network.
+    images
+        One or a few images, batch × channels × height × width, not all alike.
+    asked
+        The sites that `marks` will be asked about.
+    structural
+        Whether only the structure counts: normalization passes every channel on as it is, and all layers give small
+        positive numbers, so that no activation is shut and no gate is zero. Otherwise what an input shows is what it
+        shows of these images.
+    """
+
+    def __init__(self, found: Sites, images: Tensor, asked: Sequence[Site], structural: bool = False):
+        self.found, self.images, self.structural = found, images, structural
+        self.held = [node.name for node in found.graph.steps.nodes if _weighted(found.graph, node)]
+        wanted = tuple(dict.fromkeys((*self.held, *(site.cut for site in asked))))
+        with evaluating(found.graph.model), torch.no_grad():
+            self.before = dict(zip(wanted, found.graph.run(images, want=wanted, pure=True), strict=True))
+        if structural:
+            source = torch.Generator().manual_seed(0)
+            self.before = {name: _small(value, source) for name, value in self.before.items()}
+
+    def marks(self, site: Site) -> list[tuple[str, Bool[Tensor, "channels inputs"]]]:
+        """Calls of the layers that see the site, in execution order.
+
+        Parameters
+        ----------
+        site
+            One of the sites asked for.
+
+        Returns
+        -------
+        list
+            For each call the layer's module path, and which of its inputs show which channels.
+
+        Notes
+        -----
+        Channels are raised together: for each binary digit of their numbers, first those that have it, then the others. An
+        input that changes in one of the two runs of every digit shows one channel, whose number it spells. Where an input
+        shows several channels, each channel is raised alone.
+        """
+        reached = list(_reached(self.found.graph, site))
+        if not reached:
+            return []
+        digits = max(1, (site.channels - 1).bit_length())
+        value = 1 << torch.arange(digits)
+        with_digit = torch.arange(site.channels) & value[:, None] > 0
+        changed = self._changed(site, reached, torch.cat([with_digit, ~with_digit]))
+        spelled = [seen.unflatten(0, (2, digits)) for seen in changed]
+        if any(bool((seen.any((0, 1)) & ~(seen[0] ^ seen[1]).all(0)).any()) for seen in spelled):
+            marks = self._changed(site, reached, torch.eye(site.channels, dtype=torch.bool))
+        else:
+            numbers = [torch.where(seen.any((0, 1)), value @ seen[0].long(), -1) for seen in spelled]
+            marks = [torch.arange(site.channels)[:, None] == number for number in numbers]
+        return [(str(node.target), seen) for node, seen in zip(reached, marks, strict=True)]
+
+    def _changed(self, site: Site, reached: list[fx.Node], patterns: Bool[Tensor, "patterns channels"]) -> list[Tensor]:
+        """For each call, which inputs change when the channels of each pattern are raised: bool (patterns, inputs)."""
+        inputs = tuple(node.all_input_nodes[0].name for node in reached)
+        parts = []
+        with evaluating(self.found.graph.model), torch.no_grad():
+            for chosen in patterns.split(BLOCK):
+                plain = torch.cat([torch.zeros_like(chosen[:1]), chosen])
+                parts.append(self._run(site, plain, inputs))
+        changed = []
+        for place, node in enumerate(reached):
+            axis = -1 if isinstance(self.found.graph.modules[str(node.target)], nn.Linear) else 2
+            moved = [(part[place][1:] != part[place][:1]).movedim(axis, 1).flatten(2).any(2) for part in parts]
+            changed.append(torch.cat(moved).cpu())
+        return changed
+
+    def _run(self, site: Site, patterns: Bool[Tensor, "patterns channels"], inputs: tuple[str, ...]) -> list[Tensor]:
+        """What the readers see with the channels of each pattern raised: (patterns, images, …) each."""
+        times = len(patterns)
+        given = {name: _copied(self.before[name], times) for name in self.held if name != site.cut}
+        given[site.cut] = _raised(self.before[site.cut], patterns, site.axis)
+        after = self._passing(given) if self.structural else None
+        values = self.found.graph.run(_copied(self.images, times), given=given, after=after, want=inputs, pure=True)
+        return [value.unflatten(0, (times, len(self.images))) for value in values]
+
+    def _passing(self, given: dict[str, Tensor]) -> dict[str, Change]:
+        """What makes every normalization hand on what it gets."""
+        seen, after = dict(given), {}
+
+        def keep(name: str, value: Tensor) -> None:
+            seen[name] = value
+
+        for node in self.found.graph.steps.nodes:
+            if _normalizes(self.found.graph, node):
+                source = node.all_input_nodes[0].name
+                after.setdefault(source, partial(keep, source))
+                after[node.name] = partial(_handed_on, seen, source, node.name)
+        return after
+
+
+def _handed_on(seen: dict[str, Tensor], source: str, name: str, value: Tensor) -> Tensor:
+    seen[name] = seen[source]
+    return seen[source]
+
+
+def _normalizes(graph: Graph, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.modules[str(node.target)], NORMS)
+    return node.op == "call_function" and node.target.__name__ in NORM_FUNCTIONS  # type: ignore[union-attr]
+
+
+def _small(value: Tensor, source: torch.Generator) -> Tensor:
+    """Random numbers from SMALL to 2 · SMALL of the same shape."""
+    return (SMALL * (1 + torch.rand(value.shape, generator=source))).to(value)
 
 
 def _reached(graph: Graph, site: Site) -> dict[fx.Node, bool]:
@@ -97,12 +198,15 @@ def _meets(graph: Graph, node: fx.Node) -> bool:
 
 
 def _copied(value: Tensor, times: int) -> Tensor:
-    return value.repeat(times, *[1] * (value.dim() - 1))
+    """The batch so many times over; of a single image a view."""
+    return value.expand(times, *value.shape).flatten(0, 1)
 
 
-def _raised(maps: Tensor, channels: Sequence[int] | Tensor, axis: int) -> Tensor:
-    """Copies of the maps, in each of which one of the channels is well above all others."""
-    copies = _copied(maps, len(channels))
-    each = copies.unflatten(0, (len(channels), len(maps))).movedim(axis + 2, 1)
-    each[torch.arange(len(channels)), channels] += 1 + 2 * maps.abs().max()
+def _raised(maps: Tensor, patterns: Bool[Tensor, "patterns channels"], axis: int) -> Tensor:
+    """Copies of the maps, in each of which the channels of one pattern are well above all others, at every position by another amount."""
+    copies = maps.repeat(len(patterns), *[1] * (maps.dim() - 1))
+    each = copies.unflatten(0, (len(patterns), len(maps))).movedim(axis + 2, 1)
+    amount = torch.rand(each.shape[1:], generator=torch.Generator().manual_seed(0)).to(maps)
+    rows, channels = patterns.to(maps.device).nonzero(as_tuple=True)
+    each[rows, channels] += (1 + 2 * maps.abs().max()) * (1 + amount[channels])
     return copies

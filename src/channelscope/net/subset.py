@@ -1,7 +1,7 @@
 """Subset: some channels, or some kernels, of a network: one boolean each."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -27,6 +27,9 @@ class Subset:
     """the sites of the marks in execution order; empty for kernels"""
     input_shape: tuple[int, ...] = ()
     """shape of one input image (C, H, W); empty for kernels"""
+    groups: Any = field(default=None, repr=False, kw_only=True)
+    """the network's `Groups` where the subset was made of them, so that silencing and shrinking need not trace the network again;
+    neither compared nor saved nor copied"""
 
     def __post_init__(self) -> None:
         """Refuse marks that are not booleans, or do not match the sites."""
@@ -66,6 +69,11 @@ class Subset:
     def fraction(self) -> float:
         """Marked over total; nan for a subset of nothing."""
         return self.count / self.total if self.total else float("nan")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles of plain marks, which are made anew."""
+        values = {each.name: vars(self)[each.name] for each in fields(self) if each.name != "groups"}
+        return _made, (type(self), {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in values.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         """Marks of one site or layer."""
@@ -111,7 +119,7 @@ class Subset:
         return f"Subset({self.count} of {self.total} {self.of} at {len(self)} places)"
 
     def _with(self, marks: Mapping[str, Tensor]) -> "Subset":
-        return Subset(marks, self.sites, self.input_shape)
+        return Subset(marks, self.sites, self.input_shape, groups=self.groups)
 
     def _merge(self, other: "Subset", rule: Callable[[Tensor, Tensor], Tensor]) -> "Subset":
         shapes = [{name: tuple(marks.shape) for name, marks in subset.marks.items()} for subset in (self, other)]
@@ -136,3 +144,7 @@ class Subset:
             flat[torch.tensor(entry["marked"], dtype=torch.long)] = True
             marks[name] = flat.view(tuple(entry["shape"]))
         return cls(marks, tuple(Site.from_dict(site) for site in data["sites"]), tuple(data["input_shape"]))
+
+
+def _made(kind: type[Subset], values: Mapping[str, Any]) -> Subset:
+    return kind(**values)

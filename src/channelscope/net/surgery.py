@@ -1,99 +1,94 @@
 """Surgery: the smaller dense network that computes what the silenced one computes."""
 
 import copy
+from dataclasses import replace
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from channelscope.errors import InputError, MismatchError
-from channelscope.net.coupling import Layer
-from channelscope.net.edits import blank, silence
-from channelscope.net.graph import evaluating
+from channelscope.errors import InputError
+from channelscope.net.compared import check_same, survivors
+from channelscope.net.edits import blank, known_groups
 from channelscope.net.groups import Groups, groups
+from channelscope.net.slicing import shrink_layer
 from channelscope.net.subset import Subset
 from channelscope.network.wrapper import unwrapped
 
+CUTS = "_channelscope_cuts"
+"""Attribute of a smaller network: what it was made of."""
 
-def shrink(model: nn.Module, kept: Subset, found: Groups | None = None) -> nn.Module:
+
+def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: tuple[Tensor, ...] | None = None) -> nn.Module:
     """A new network with only the kept channels; `model` itself stays as it is, to the bit.
 
-    Weights keep their type, device and requires_grad, modules their training mode. The result's outputs are compared
-    with those of the silenced network on noise before it is handed out.
+    Weights keep their type, device and requires_grad, modules their training mode. Before the result is handed out, every tensor
+    of its (nested) output is compared with that of the silenced network, in float64, on noise and on real images if there are any.
 
-    found    the network's `groups`, when they are already known
+    Parameters
+    ----------
+    model
+        The network.
+    kept
+        The channels to keep, as `cut` gives them.
+    found
+        The network's `groups`, when they are already known; a subset from `cut` knows them.
+    images
+        All inputs of the network for a few real images, each (images, …), to compare on too.
 
-    Raises   InputError if a group is split or a channel cannot be removed, with the reason; MismatchError if the subset
-             is of another network, or the smaller network computes something else.
+    Returns
+    -------
+    nn.Module
+        The smaller network.
+
+    Raises
+    ------
+    InputError
+        If a group is split or a channel cannot be removed, with the reason, or `found` is of another network object.
+    MismatchError
+        If the subset is of another network, or the smaller network computes something else.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, torch.zeros(1, 3, 8, 8))
+    >>> shrink(model, found.subset([True, False, True, True]), found)[0].out_channels
+    3
     """
     model = unwrapped(model)
+    found = known_groups(model, kept) if found is None else found
     if found is None:
         if not kept.input_shape:
             raise InputError("shrink: the subset needs the input shape, as cut() and Subset.everything() give it")
         found = groups(model, blank(model, kept.input_shape))
     keep = survivors(found, kept)
+    for layer in found.layers:
+        if not bool(keep[layer.outputs].any()):
+            raise InputError(f"shrink: the subset removes all {len(layer.outputs)} channels of {layer.name}: keep at least one")
     small = copy.deepcopy(model)
     for layer in found.layers:
         shrink_layer(small.get_submodule(layer.name), layer, keep)
-    _compare(small, model, kept, found)
+    _compare(small, model, kept, found, images)
+    vars(small)[CUTS] = (*cuts(model), replace(kept, groups=None))
     return small
 
 
-def survivors(found: Groups, kept: Subset) -> Tensor:
-    """Which channel numbers stay: bool (all channels + 1,), True at −1, the number of what cannot be removed.
+def cuts(model: nn.Module) -> tuple[Subset, ...]:
+    """What a network was made of by `shrink`, one subset for each time, the first one of the original; empty for an original.
 
-    Raises   InputError if a group is split or a channel cannot be removed; MismatchError if the subset is of another network.
+    Parameters
+    ----------
+    model
+        Any network.
+
+    Returns
+    -------
+    tuple of Subset
+        The channels that were kept each time.
     """
-    alive = np.append(found.kept(kept), True)[found.owner]
-    return torch.from_numpy(np.append(alive, True))
+    return vars(model).get(CUTS, ())
 
 
-def shrink_layer(module: nn.Module, layer: Layer, keep: Tensor) -> None:
-    """Cut one layer's weights in place; `keep` is bool over channel numbers, True at −1."""
-    outputs = keep[layer.outputs].nonzero().flatten()
-    if layer.taps == 0:
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            _take(module, name, 0, outputs)
-        if "num_features" in module.__dict__:
-            module.num_features = len(outputs)  # type: ignore[assignment]
-        if isinstance(module, nn.PReLU):
-            module.num_parameters = len(outputs)
-        return
-    inputs = keep[layer.inputs].nonzero().flatten()
-    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-    _take(module, "weight", 1 if transposed else 0, outputs)
-    _take(module, "bias", 0, outputs)
-    if layer.groups == 1:
-        _take(module, "weight", 0 if transposed else 1, inputs)
-    if isinstance(module, nn.Linear):
-        module.in_features, module.out_features = len(inputs), len(outputs)
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        if layer.groups > 1:
-            module.groups = layer.groups * len(outputs) // len(layer.outputs)
-        module.in_channels, module.out_channels = len(inputs), len(outputs)
-
-
-def _take(module: nn.Module, name: str, axis: int, index: Tensor) -> None:
-    """Keep some slices of a parameter or buffer, if the module has it and they are not all kept."""
-    old = module._parameters.get(name)
-    if old is not None and len(index) < old.shape[axis]:
-        new = old.detach().index_select(axis, index.to(old.device)).contiguous()
-        module._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
-    values = module._buffers.get(name)
-    if values is not None and len(index) < values.shape[axis]:
-        module._buffers[name] = values.index_select(axis, index.to(values.device)).contiguous()
-
-
-@torch.no_grad()
-def _compare(small: nn.Module, model: nn.Module, kept: Subset, found: Groups) -> None:
-    try:
-        with evaluating(small):
-            received = small(*found.image)
-    except RuntimeError as error:
-        raise MismatchError(f"the smaller network cannot run: {str(error).splitlines()[0]}; please report the network") from error
-    with evaluating(model), silence(found.graph, ~kept):
-        expected = model(*found.image)
-    if isinstance(expected, Tensor):
-        error = float((received - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny))
-        if not error < 0.01:
-            raise MismatchError(f"the smaller network is {error:.2g} (relative) away from the silenced one; please report the network")
+def _compare(small: nn.Module, model: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None = None) -> None:
+    if found.graph.model is not model:
+        raise InputError("shrink: the groups are of another network object: found = groups(model, example)")
+    check_same(small, kept, found, images)

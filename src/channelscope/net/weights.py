@@ -1,11 +1,13 @@
 """What can be read off the weights alone, one number per channel."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from channelscope.net.find import Sites
 from channelscope.net.graph import Graph
+from channelscope.net.readers import Trial
 from channelscope.site import Site
+from channelscope.types import Float, Tensor
 
 
 def weight_rows(module: nn.Module) -> Tensor:
@@ -13,13 +15,28 @@ def weight_rows(module: nn.Module) -> Tensor:
     return module.weight.detach().flatten(1).double().cpu()  # type: ignore[union-attr,operator]
 
 
-def weight_facts(found: Sites) -> dict[str, dict[str, Tensor]]:
-    """Site → l1, l2, distances (sum of Euclidean distances to the other filters), gamma and outgoing, each (C,).
+def weight_facts(found: Sites, image: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Numbers read off the weights, one per channel of each site.
 
-    gamma is the BatchNorm scale and outgoing the L2 norm of the weights that read the channel; each is there only
-    where the network has it.
+    Parameters
+    ----------
+    found
+        The sites of a network.
+    image
+        A batch of the images the network takes; only its shape and type are used.
+
+    Returns
+    -------
+    dict
+        Site → name → float64 (channels,). `l1` and `l2` are norms of the channel's filter, `distances` the sum of its
+        Euclidean distances to the other filters, `gamma` the BatchNorm scale (where there is one) and `outgoing` the
+        Euclidean norm of the weights that read the channel: of every convolution and linear layer that sees it through
+        activations, pooling, normalization, sums, reshaping and concatenation. Where no layer reads the site there is no
+        `outgoing`; a channel that its site's readers do not see has 0.
     """
-    return {site.name: _facts(found.graph, site) for site in found}
+    source = torch.Generator().manual_seed(0)
+    trial = Trial(found, torch.randn(1, *image.shape[1:], generator=source).to(image), found.found, structural=True)
+    return {site.name: _facts(found.graph, site) | _outgoing(trial, site) for site in found}
 
 
 def _facts(graph: Graph, site: Site) -> dict[str, Tensor]:
@@ -28,9 +45,6 @@ def _facts(graph: Graph, site: Site) -> dict[str, Tensor]:
     norm = graph.modules.get(site.norm) if site.norm else None
     if norm is not None and isinstance(norm.weight, Tensor):
         facts["gamma"] = norm.weight.detach().double().cpu().clone()
-    outgoing = _outgoing(graph, site)
-    if outgoing is not None:
-        facts["outgoing"] = outgoing
     return facts
 
 
@@ -51,23 +65,18 @@ def cut_affine(graph: Graph, site: Site) -> tuple[Tensor, Tensor]:
     return factor, shift if norm.bias is None else shift + norm.bias.detach().double().cpu()
 
 
-def consumers(graph: Graph, site: Site) -> list[str]:
-    """Modules that read the site's cut point directly (through shape-preserving pooling or not at all)."""
-    return [str(user.target) for user in graph.nodes[site.cut].users if user.op == "call_module"]
+def _outgoing(trial: Trial, site: Site) -> dict[str, Tensor]:
+    squares, graph = torch.zeros(site.channels, dtype=torch.float64), trial.found.graph
+    seen = trial.marks(site)
+    for layer, marks in seen:
+        squares += marks.double() @ _input_squares(graph.modules[layer])
+    return {"outgoing": squares.sqrt()} if seen else {}
 
 
-def _outgoing(graph: Graph, site: Site) -> Tensor | None:
-    squares = torch.zeros(site.channels, dtype=torch.float64)
-    readers = [graph.modules[name] for name in consumers(graph, site)]
-    readers = [module for module in readers if isinstance(module, nn.Conv2d | nn.Linear)]
-    for module in readers:
-        weight = module.weight.detach().double().cpu()
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            per_group = site.channels // module.groups
-            weight = weight.view(module.groups, -1, per_group, *module.kernel_size)
-            squares += weight.square().sum(dim=(1, 3, 4)).flatten()
-        elif weight.shape[1] == site.channels:
-            squares += weight.square().flatten(2).sum(dim=(0, 2)) if weight.dim() > 2 else weight.square().sum(0)
-        else:
-            return None
-    return squares.sqrt() if readers else None
+def _input_squares(module: nn.Module) -> Float[Tensor, "inputs"]:
+    """Sum of the squared weights that multiply each input channel of a convolution or linear layer."""
+    squares: Tensor = module.weight.detach().double().cpu().square()  # type: ignore[union-attr,operator]
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return squares.flatten(1).sum(1)
+    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
+    return squares.flatten(2).sum(2).view(groups, -1, squares.shape[1]).sum(1).flatten() if squares.dim() > 2 else squares.sum(0)

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from channelscope.network.spelling import setitem
-from channelscope.network.state import version
+from channelscope.network.state import memory, version
 
 Make = Callable[[str, Any, tuple, dict[str, Any], Tensor], fx.Node]
 """Adds a step: operation, target, arguments, and the tensor that is its value."""
@@ -41,8 +40,8 @@ class Aliases:
 
     def know(self, tensor: Tensor, node: fx.Node, parents: list[Tensor] | None = None, call: fx.Node | None = None) -> None:
         """The value of a tensor is that of a step; it may be a view of one of the step's inputs."""
-        place = _storage(tensor)
-        parent = next((each for each in parents or [] if each is not tensor and place and _storage(each) == place), None)
+        place = memory(tensor)
+        parent = next((each for each in parents or [] if each is not tensor and place and memory(each) == place), None)
         self.entries[id(tensor)] = _Entry(tensor, node, version(tensor), parent, call or node)
         self.stored[place].append(node.name)
 
@@ -66,21 +65,21 @@ class Aliases:
 
     def about_to_change(self, tensor: Tensor) -> None:
         """Keep the values of earlier steps that share memory with a tensor that is about to be changed in place."""
-        for name in self.stored.pop(_storage(tensor), []):
+        for name in self.stored.pop(memory(tensor), []):
             value = self.values.get(name)
             if isinstance(value, Tensor):
                 self.values[name] = value.detach().clone()
 
     def share(self, a: Tensor, b: Tensor) -> bool:
         """Whether two tensors share memory."""
-        return _storage(a) != 0 and _storage(a) == _storage(b)
+        return memory(a) != 0 and memory(a) == memory(b)
 
     def changed(self, tensor: Tensor, node: fx.Node) -> None:
         """A tensor was changed in place, and so were those that it is a view of."""
         entry = self.entries[id(tensor)]
         child, value = entry, node
         entry.node, entry.version = node, version(tensor)
-        self.stored[_storage(tensor)].append(node.name)
+        self.stored[memory(tensor)].append(node.name)
         while child.parent is not None:
             above = self.entries[id(child.parent)]
             made = self._whole(child, above, value)
@@ -143,10 +142,3 @@ def _slice(part: Tensor, whole: Tensor) -> tuple[slice, ...] | None:
     (axis,) = axes
     start = (int(part.storage_offset()) - int(whole.storage_offset())) // whole.stride(axis)
     return (*[slice(None)] * axis, slice(start, start + part.shape[axis]))
-
-
-def _storage(tensor: Tensor) -> int:
-    """Address of a tensor's memory; 0 where it has none of its own."""
-    if tensor.layout is not torch.strided or type(tensor) not in (Tensor, nn.Parameter):
-        return 0
-    return tensor.untyped_storage().data_ptr()

@@ -117,6 +117,28 @@ for _kind in (Int, Float):
 
 
 @contextmanager
+def mathematics() -> Iterator[None]:
+    """While inside, some functions of Python's math module follow the numbers they are given."""
+    before = {name: vars(math)[name] for name in ("sqrt", "log", "log2", "exp")}
+    try:
+        for name, function in before.items():
+            setattr(math, name, _of_one(function))
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(math, name, function)
+
+
+def _of_one(function: Callable[..., float]) -> Callable[..., float]:
+    def call(value: Any, *others: Any) -> Any:
+        if others or not isinstance(value, Int | Float):
+            return function(value, *others)
+        return followed(Origin(value.origin.steps, "call_function", function, (value,), function(value)))
+
+    return call
+
+
+@contextmanager
 def attributes(steps: Steps, model: nn.Module, entered: Callable[[nn.Module], bool]) -> Iterator[None]:
     """While inside, the integers that the entered modules hold as attributes are followed."""
     changed: list[tuple[dict[str, Any], str, Any]] = []

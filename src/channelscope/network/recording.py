@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from channelscope.network import nest
 from channelscope.network.interception import intercepted
-from channelscope.network.numbers import attributes
+from channelscope.network.numbers import attributes, mathematics
 from channelscope.network.recorder import Recorder, Recording
 from channelscope.network.state import restored
 
@@ -81,6 +81,7 @@ def record(
             stack.enter_context(attributes(recorder, model, lambda module: not whole(module)))
             for parameter in model.parameters():
                 parameter.requires_grad_(False)  # so that gradients may be allowed, and blocks that forbid them are seen
+            stack.enter_context(mathematics())
             stack.enter_context(torch.enable_grad())
             stack.enter_context(intercepted(recorder))
             output = model(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from channelscope.errors import TracingError
 
@@ -30,8 +32,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def restored(model: nn.Module) -> Iterator[None]:
     """While inside, the network is in evaluation mode; afterwards all is as before, also after an exception.
 
-    Training modes, attributes of every module (with the dictionaries, lists and sets they hold), the values of buffers,
-    whether parameters require gradients, and the random states of PyTorch, NumPy and Python are put back.
+    Training modes, attributes of every module (with the dictionaries, lists and sets they hold), the values of buffers and
+    parameters, whether these require gradients, and the random states of PyTorch, NumPy and Python are put back.
 
     Raises
     ------
@@ -48,6 +50,7 @@ def restored(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_random_states(model))
         stack.enter_context(_attributes(model))
         stack.enter_context(_buffers(model))
+        stack.enter_context(_parameters(model))
         stack.enter_context(evaluating(model))
         stack.enter_context(_uncompiled())
         yield
@@ -76,7 +79,6 @@ def _attributes(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
     before = [(buffer, buffer.clone(), version(buffer)) for buffer in model.buffers()]
-    asking = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
     finally:
@@ -84,8 +86,40 @@ def _buffers(model: nn.Module) -> Iterator[None]:
             for buffer, values, number in before:
                 if version(buffer) != number:
                     buffer.copy_(values)
-        for parameter, asked in asking:
+
+
+@contextmanager
+def _parameters(model: nn.Module) -> Iterator[None]:
+    before = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    written = _Written(before)
+    try:
+        with written:
+            yield
+    finally:
+        for parameter, data, asked in before:
+            if parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
             parameter.requires_grad_(asked)
+        for data, values in written.saved:
+            data.copy_(values)
+
+
+class _Written(TorchDispatchMode):
+    """Keeps the values of a parameter before it is written to; hardly any network does, so nothing is copied in advance."""
+
+    def __init__(self, parameters: list[tuple[nn.Parameter, torch.Tensor, bool]]):
+        super().__init__()
+        self.places: dict[int, list[torch.Tensor]] = defaultdict(list)
+        self.saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for _, data, _ in parameters:
+            self.places[memory(data)].append(data)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func._schema.is_mutable:
+            for given in args:
+                if isinstance(given, torch.Tensor):
+                    self.saved += [(data, data.clone()) for data in self.places.pop(memory(given), [])]
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -114,6 +148,12 @@ def random_state() -> torch.Tensor:
     """State of PyTorch's random numbers, on the CPU and on the current accelerator."""
     state = torch.random.get_rng_state()
     return torch.cat([state, torch.cuda.get_rng_state()]) if torch.cuda.is_initialized() else state
+
+
+def memory(tensor: torch.Tensor) -> int:
+    """Address of a tensor's memory, the same for all its views; 0 where it has none of its own."""
+    plain = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
+    return tensor.untyped_storage().data_ptr() if plain else 0
 
 
 def version(tensor: torch.Tensor) -> int:

@@ -12,12 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from channelscope.errors import FormatError, InputError, MismatchError, WeightsError
-from channelscope.net.edits import blank
 from channelscope.net.graph import evaluating
-from channelscope.net.groups import groups
 from channelscope.net.identity import weights_hash
 from channelscope.net.subset import Subset
-from channelscope.net.surgery import shrink
+from channelscope.net.surgery import cuts, shrink
 from channelscope.network import nest
 from channelscope.prune.recipe import Factory, Recipe
 from channelscope.zoo.example import fix_inputs, fixed_inputs
@@ -61,7 +59,7 @@ def save_pruned(
         save_weights(small.state_dict(), half / WEIGHTS)
         images = torch.randn(CHECKED, *kept.input_shape, generator=torch.Generator().manual_seed(0))
         save_file({"images": images, "logits": _logits(small, images)}, half / CHECK)
-        Recipe(kept, weights_hash(model), weights_hash(small), factory, dict(made or {})).write(half / RECIPE)
+        Recipe(kept, weights_hash(model), weights_hash(small), factory, dict(made or {}), cuts(model)).write(half / RECIPE)
         if factory is not None and factory.inputs:
             save_file(fixed_inputs(small), half / EXAMPLE)
         if also is not None:
@@ -83,7 +81,8 @@ def save_pruned(
 def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """The pruned network of a folder, in evaluation mode, after its stored logits have come out again.
 
-    model   the unpruned network, with any weights, where the recipe names no factory; it stays as it is
+    model   the unpruned network, with any weights, where the recipe names no factory, or the network that it was pruned from
+            where that had been pruned before; it stays as it is
 
     Raises   FormatError, naming the file that is missing or damaged; MismatchError if the weights are not those of the recipe
              or give other logits; InputError if the recipe names no factory and no network is given.
@@ -94,8 +93,9 @@ def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module
         if recipe.factory is None:
             raise InputError(f"{folder / RECIPE} names no factory: the network was not made by the zoo; pass it as model=")
         model = _manufactured(recipe.factory, folder)
-    found = groups(model, blank(model, recipe.kept.input_shape))
-    small = shrink(model, recipe.kept, found).eval()
+    small = model
+    for kept in (*recipe.earlier[len(cuts(model)) :], recipe.kept):
+        small = shrink(small, kept).eval()
     try:
         load_weights(small, folder / WEIGHTS)
     except WeightsError as error:

@@ -1,15 +1,17 @@
 """prune: cut, shrink and repair, in one step."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from channelscope.errors import InputError, SampleError
+from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.net.budget import Allocation, cut
+from channelscope.net.cost import cost
 from channelscope.net.edits import blank
 from channelscope.net.graph import evaluating
 from channelscope.net.groups import Groups, groups
@@ -45,37 +47,91 @@ def prune(
     macs: float = 0.5,
     allocation: Allocation = "global",
     method: Method = "least_squares",
+    closest: bool = False,
 ) -> Pruned:
     """A smaller dense network that costs at most a fraction `macs` of the multiply-adds; the original stays as it is.
 
-    ranking  one, or several to choose from: the one whose network, made with every fourth image set aside, has outputs nearest to
-             the original's on these, by Kullback-Leibler divergence; it is then made again with all images
-    source   what `repair` needs: batches of calibration images, or for peers a profile
+    Parameters
+    ----------
+    ranking
+        One, or several to choose from: the one whose network, made with every fourth image set aside, has outputs nearest to the
+        original's on these, by Kullback-Leibler divergence; it is then made again with all images.
+    model
+        The network, or its `groups`.
+    source
+        What `repair` needs: batches of calibration images, or for peers a profile. The smaller network is compared with the
+        silenced one on some of the images too.
+    macs
+        Fraction of the network's multiply-adds to keep, above 0 and at most 1, counted as executed.
+    allocation
+        How removal is spread over the layers, as in `cut`.
+    method
+        How the smaller network is repaired, as in `repair`.
+    closest
+        Where the budget cannot be met, take the smallest that can.
 
-    Raises   what `cut`, `shrink` and `repair` raise; InputError for several rankings and no images to choose by, SampleError for
-             fewer than 8.
+    Returns
+    -------
+    Pruned
+        The smaller network in evaluation mode, and how it came to be.
+
+    Raises
+    ------
+    BudgetError
+        If the budget cannot be met, or the smaller network does not meet it.
+    InputError
+        For several rankings and no images to choose by.
+    SampleError
+        For several rankings and fewer than 8 images.
     """
     rankings = [ranking] if isinstance(ranking, Ranking) else list(ranking)
     if not rankings:
         raise InputError("prune: expected a ranking, received none")
+    source = list(source) if isinstance(source, Iterator) else source
     found = model if isinstance(model, Groups) else groups(model, blank(model, rankings[0].input_shape))
+    batches = _read(source, found, only_first=method == "none" and len(rankings) == 1)
 
     def made(ranking: Ranking, source: Any) -> Pruned:
-        kept = cut(ranking, found, macs, allocation)
-        small = shrink(found.graph.model, kept, found).eval()
-        return Pruned(small, kept, repair(small, found, kept, source, method), ranking)
+        kept = cut(ranking, found, macs, allocation, closest=closest)
+        small = shrink(found.graph.model, kept, found, batches[0] if batches else None).eval()
+        if not closest:
+            _met(small, found, macs)
+        return Pruned(small, replace(kept, groups=None), repair(small, found, kept, source, method), ranking)
 
-    if len(rankings) == 1:
-        return made(rankings[0], source)
-    if source is None or isinstance(source, Profile):
+    return made(rankings[0] if len(rankings) == 1 else _nearest(rankings, made, found, batches), batches or source)
+
+
+def _nearest(rankings: list[Ranking], made: Callable[[Ranking, Any], Pruned], found: Groups, batches: list) -> Ranking:
+    """The ranking whose network, made without every fourth image, is nearest to the original on these."""
+    if not batches:
         raise InputError("prune: to choose between several rankings, batches of images are needed")
-    inputs = [torch.cat(parts) for parts in zip(*chunks(source, found), strict=True)]
+    inputs = [torch.cat(parts) for parts in zip(*batches, strict=True)]
     aside = torch.arange(len(inputs[0]), device=inputs[0].device) % 4 == 3
     if len(aside) < FEWEST:
         raise SampleError(f"prune: to choose between several rankings, at least {FEWEST} images are needed, received {len(aside)}")
     seen, judges = ([tuple(part[mask] for part in inputs)] for mask in (~aside, aside))
     distances = [divergence(made(each, seen).model, found.graph.model, judges, found) for each in rankings]
-    return made(rankings[distances.index(min(distances))], source)
+    return rankings[distances.index(min(distances))]
+
+
+def _read(source: Iterable | Profile | None, found: Groups, only_first: bool) -> list[tuple[Tensor, ...]]:
+    """All images of the batches, or of the first batch; none of a profile."""
+    if source is None or isinstance(source, Profile):
+        return []
+    if not only_first:
+        return chunks(source, found)
+    first = list(islice(source, 1))
+    return chunks(first, found) if first else []
+
+
+def _met(small: nn.Module, found: Groups, macs: float) -> None:
+    """Refuse a smaller network that costs more than it should, counted as executed."""
+    full, spent = (cost(network, found.image).total_macs for network in (found.graph.model, small))
+    if spent > macs * full:
+        raise BudgetError(
+            f"macs: expected at most {macs:g} of {full:,} multiply-adds, the smaller network carries out {spent:,} ({spent / full:.3f}): "
+            "part of its cost does not follow its channels; ask for less, or take it with closest=True (--closest)"
+        )
 
 
 @torch.no_grad()

@@ -45,6 +45,8 @@ class Recipe:
     """how the original is made; None if it was not made by the zoo"""
     made: Mapping[str, Any] = field(default_factory=dict)
     """score, budget, allocation, repair, images and whatever else is worth knowing; plain values"""
+    earlier: tuple[Subset, ...] = ()
+    """what the network that the factory makes was cut to before, one subset for each time"""
     versions: Mapping[str, str] = field(default_factory=lambda: {"torch": torch.__version__, "python": platform.python_version()})
     """what it was made with"""
 
@@ -52,7 +54,8 @@ class Recipe:
         """Write it as JSON."""
         factory = asdict(self.factory) if self.factory else None
         plain = {"format": FORMAT, **vars(self), "kept": self.kept.as_dict(), "factory": factory}
-        path.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        plain["earlier"] = [each.as_dict() for each in self.earlier]
+        path.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "Recipe":
@@ -61,12 +64,13 @@ class Recipe:
         Raises   FormatError, naming the file, if it is missing, damaged, or of another version.
         """
         try:
-            plain = json.loads(path.read_text())
+            plain = json.loads(path.read_text(encoding="utf-8"))
             version = plain.pop("format")
             if version != FORMAT:
                 raise FormatError(f"{path} has format {version}, this version reads {FORMAT}: prune again")
             factory = plain.pop("factory")
-            return cls(Subset.from_dict(plain.pop("kept")), factory=_factory(factory) if factory else None, **plain)
+            earlier = tuple(Subset.from_dict(each) for each in plain.pop("earlier", ()))
+            return cls(Subset.from_dict(plain.pop("kept")), earlier=earlier, factory=_factory(factory) if factory else None, **plain)
         except FileNotFoundError as error:
             raise FormatError(f"{path}: expected the recipe of a pruned network, found nothing there") from error
         except FormatError:

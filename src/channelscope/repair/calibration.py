@@ -1,11 +1,13 @@
 """Calibration images as repair takes them: in chunks of one size, whatever the batches were."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from channelscope.errors import InputError, SampleError
+from channelscope.errors import DataError, InputError, SampleError
+from channelscope.net.batches import images_of, placed
 from channelscope.net.edits import blank
 from channelscope.net.groups import Groups
 from channelscope.net.subset import Subset
@@ -15,20 +17,22 @@ CHUNK = 100
 
 
 def chunks(source: Iterable, found: Groups) -> list[tuple[Tensor, ...]]:
-    """All images of batches of (images, …), or of bare images, in equal chunks on the network's device.
+    """All images of batches (net/batches.py) in equal chunks, on the network's device; labels are not looked at.
 
     A network of several inputs takes batches of ((first, second, …), …).
 
-    Raises   SampleError without images.
+    Raises
+    ------
+    SampleError
+        Without images.
+    DataError
+        For a batch that cannot be read.
     """
     inputs = len(found.graph.inputs)
-    device = next(found.graph.model.parameters()).device
     columns: list[list[Tensor]] = [[] for _ in range(inputs)]
     for batch in source:
-        parts = batch if isinstance(batch, tuple | list) else (batch,)
-        first = parts[0] if isinstance(parts[0], tuple | list) else parts[:inputs]
-        for column, part in zip(columns, first, strict=True):
-            column.append(part.to(device))
+        for column, part in zip(columns, _inputs(batch, inputs), strict=True):
+            column.append(placed(part, found.graph.model))
     if not columns[0]:
         raise SampleError("there are no calibration images: the batches are empty")
     return list(zip(*(torch.cat(column).split(CHUNK) for column in columns), strict=True))
@@ -43,5 +47,18 @@ def example(model: nn.Module, source: Subset | Iterable) -> Tensor:
     batch = next(iter(source), None)
     if batch is None:
         raise SampleError("there are no calibration images: the batches are empty")
-    image = batch[0] if isinstance(batch, tuple | list) else batch
-    return blank(model, tuple(image.shape[1:]))
+    return blank(model, tuple(images_of(batch).shape[1:]))
+
+
+def _inputs(batch: Any, count: int) -> Sequence[Tensor]:
+    """What a network of so many inputs takes from a batch."""
+    if count == 1:
+        return (images_of(batch),)
+    parts = batch if isinstance(batch, tuple | list) else (batch,)
+    first = parts[0] if parts and isinstance(parts[0], tuple | list) else parts[:count]
+    if len(first) != count or not all(isinstance(part, Tensor) for part in first):
+        received = ", ".join(type(part).__name__ for part in first)
+        raise DataError(
+            f"the network takes {count} inputs, so a batch is a tuple of as many tensors, ((first, second, …), …); received {received}"
+        )
+    return first

@@ -35,6 +35,7 @@ class Fit:
         self.found, self.alive, self.small, self.original = found, alive, small, original
         self.positions, self.ridge = positions, ridge
         self.skipped: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
 
     def run(self) -> Iterator[tuple[str, float, float]]:
         """Re-fit layer after layer; gives name, error before and after, on images the fit has not seen."""
@@ -45,7 +46,9 @@ class Fit:
                 self.skipped[place.layer.name] = reason
                 continue
             inherited = self._weights(place, module)
-            supply(self.small.graph.model, place, self.found, self.alive, self.original, RIDGE, self.positions)
+            reason = supply(self.small.graph.model, place, self.found, self.alive, self.original, RIDGE, self.positions)
+            if reason:
+                self.notes[place.layer.name] = f"re-fitted toward its inherited weights, not those of peers: {reason}"
             summed = place.total is not None and self.small.place[str(place.rest)] < self.small.place[place.layer.node]
             goal = str(place.total) if summed else place.layer.node
             self.original.hold(goal)

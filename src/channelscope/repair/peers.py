@@ -9,7 +9,7 @@ from torch import fx, nn
 from channelscope.errors import MismatchError
 from channelscope.formulas.regression import peers_matrix
 from channelscope.net.coupling import POOLING, POOLS
-from channelscope.net.find import CHANNELWISE
+from channelscope.net.find import IDLE
 from channelscope.net.groups import Groups
 from channelscope.net.identity import weights_hash
 from channelscope.net.readout import channels_last, draw
@@ -20,7 +20,7 @@ from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.types import Bool, Float, Tensor
 
-BETWEEN = POOLS | {"flatten", "dropout", "contiguous", "mean"}
+BETWEEN = POOLS | {"flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "dropout", "contiguous", "clone", "mean"}
 """Functions and methods between a cut point and a consumer that leave channels apart; pooling is taken as if it were not there."""
 WIDEST = 8192
 """Inputs of a consumer beyond which their covariance (512 MiB) is not formed."""
@@ -50,6 +50,7 @@ def peers(
 
     λ is `ridge` times the kept channels' mean variance. The constant W_next[:, D] (μ_D − A μ_K), summed over the taps, goes
     into the consumer's bias or out of its normalization's running mean; at zero-padded borders fewer taps contribute than that.
+    A consumer with neither has no place for a constant: its prediction goes through zero, with second moments for Σ.
 
     keep     `survivors`
     source   the original's activations: Σ is then the covariance of what each consumer reads. Or its profile: Σ is that of
@@ -75,18 +76,40 @@ def supply(
         return ""
     if layer.groups > 1:
         return "grouped: it goes with its group"
-    made = _recorded(place, found, keep, source, ridge) if isinstance(source, Profile) else _seen(place, keep, source, ridge, positions)
-    if isinstance(made, str):
-        return made
+    moments = _recorded(place, found, source) if isinstance(source, Profile) else _seen(place, source, positions)
+    if isinstance(moments, str):
+        return moments
+    kept = moments.kept(place, found, keep)
+    constant = small.get_submodule(layer.name).bias is not None or place.norm is not None
+    made = _predicted(moments if constant else moments.about_zero(), kept, ridge)
     _write(small, place, found, keep[layer.outputs].nonzero().flatten(), made)
     return ""
 
 
-def _seen(place: Place, keep: Tensor, original: Carried, ridge: float, positions: int) -> Supply | str:
+@dataclass(frozen=True)
+class _Moments:
+    """Covariance and mean of what a consumer reads."""
+
+    covariance: Float[Tensor, "inputs inputs"]
+    mean: Float[Tensor, "inputs"]
+    sites: tuple[Site, ...] = ()
+    """the sites whose channels these are, one after the other; empty for the consumer's own inputs"""
+
+    def about_zero(self) -> "_Moments":
+        return _Moments(self.covariance + torch.outer(self.mean, self.mean), torch.zeros_like(self.mean), self.sites)
+
+    def kept(self, place: Place, found: Groups, keep: Tensor) -> Tensor:
+        """Which of them stay."""
+        if not self.sites:
+            return keep[place.layer.inputs]
+        return torch.cat([keep[found.offsets[site.name] : found.offsets[site.name] + site.channels] for site in self.sites])
+
+
+def _seen(place: Place, original: Carried, positions: int) -> _Moments | str:
     """From the original's activations in front of the consumer."""
-    kept = keep[place.layer.inputs]
-    if len(kept) > WIDEST:
-        return f"it reads {len(kept):,} channels, more than {WIDEST:,}: their covariance is not formed"
+    width = len(place.layer.inputs)
+    if width > WIDEST:
+        return f"it reads {width:,} channels, more than {WIDEST:,}: their covariance is not formed"
     total: Normal | None = None
     start = 0
     for values in original(place.source):
@@ -98,42 +121,52 @@ def _seen(place: Place, keep: Tensor, original: Carried, ridge: float, positions
         part = Normal.of(flat.reshape(1, -1, flat.shape[2]), flat.new_zeros(1, flat.shape[0] * flat.shape[1], 0))
         total = part if total is None else total + part
     assert total is not None
-    return _predicted(total.xx[0].cpu() / total.count, total.x_mean[0].cpu(), kept, ridge)
+    return _Moments(total.xx[0].cpu() / total.count, total.x_mean[0].cpu())
 
 
-def _recorded(place: Place, found: Groups, keep: Tensor, profile: Profile, ridge: float) -> Supply | str:
+def _recorded(place: Place, found: Groups, profile: Profile) -> _Moments | str:
     """From the covariances of the cut points in front of the consumer."""
     feeding = _feeding(found.graph.nodes[place.source], found)
-    if feeding is None:
-        return "it reads a sum or product of several sites, whose covariance no profile has"
-    moments = [profile.record(site.name).cut for site in feeding]
-    kept = torch.cat([keep[found.offsets[site.name] : found.offsets[site.name] + site.channels] for site in feeding])
-    covariance = torch.block_diag(*(part.covariance for part in moments))
-    return _predicted(covariance, torch.cat([part.mean for part in moments]), kept, ridge)
+    if isinstance(feeding, str):
+        return feeding
+    channels = torch.cat([torch.arange(site.channels) + found.offsets[site.name] for site in feeding])
+    numbers = place.layer.inputs
+    if len(numbers) % len(channels):
+        return f"it reads {len(numbers):,} inputs, which are not the {len(channels):,} channels of the sites before it"
+    aligned = channels.repeat_interleave(len(numbers) // len(channels))
+    if not bool(((numbers < 0) | (numbers == aligned)).all()):
+        return "it reads the channels before it in another order, which a profile's covariance does not know"
+    records = [profile.record(site.name).cut for site in feeding]
+    mean = torch.cat([part.mean for part in records])
+    return _Moments(torch.block_diag(*(part.covariance for part in records)), mean, tuple(feeding))
 
 
-def _predicted(covariance: Tensor, mean: Tensor, kept: Tensor, ridge: float) -> Supply:
+def _predicted(moments: _Moments, kept: Tensor, ridge: float) -> Supply:
     inside, outside = kept.nonzero().flatten(), (~kept).nonzero().flatten()
-    matrix = peers_matrix(covariance, outside, inside, ridge)
-    return Supply(matrix, mean[outside] - matrix @ mean[inside], kept)
+    matrix = peers_matrix(moments.covariance, outside, inside, ridge)
+    return Supply(matrix, moments.mean[outside] - matrix @ moments.mean[inside], kept)
 
 
-def _feeding(node: fx.Node, found: Groups) -> list[Site] | None:
-    """The sites whose cut points, one after the other, are what a consumer reads; None where channels have met."""
+def _feeding(node: fx.Node, found: Groups) -> list[Site] | str:
+    """The sites whose cut points, one after the other, are what a consumer reads; or why a profile has no covariance of it."""
     sites = {site.cut: site for site in found.sites}
     if node.name in sites:
         return [sites[node.name]]
     parents = node.all_input_nodes
-    if node.op == "call_module" and isinstance(found.graph.modules[str(node.target)], (*CHANNELWISE, *POOLING, nn.Flatten)):
+    if node.op == "call_module" and isinstance(found.graph.modules[str(node.target)], (*IDLE, *POOLING, nn.Flatten, nn.Unflatten)):
         return _feeding(parents[0], found)
+    name = str(node.target)
     if node.op in ("call_function", "call_method"):
-        name = node.target if node.op == "call_method" else node.target.__name__  # type: ignore[union-attr]
-        if name in ("cat", "concat"):
+        name = str(node.target if node.op == "call_method" else node.target.__name__)  # type: ignore[union-attr]
+        if name in ("cat", "concat", "concatenate"):
             parts = [_feeding(parent, found) for parent in parents]
-            return None if any(part is None for part in parts) else [site for part in parts for site in part or []]
+            reasons = [part for part in parts if isinstance(part, str)]
+            return reasons[0] if reasons else [site for part in parts for site in part if isinstance(site, Site)]
         if name in BETWEEN:
             return _feeding(parents[0], found)
-    return None
+    if len([parent for parent in parents if parent.op != "get_attr"]) > 1:
+        return "it reads a sum or product of several sites, whose covariance no profile has"
+    return f"it reads what {name} makes of a site, whose covariance no profile has"
 
 
 def _write(small: nn.Module, place: Place, found: Groups, outputs: Tensor, supply: Supply) -> None:

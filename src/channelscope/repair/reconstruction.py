@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,7 @@ def reconstructions(
 
     Which exponent is best depends on the network and on the budget (docs/results-repair.md).
     """
+    images = list(images) if isinstance(images, Iterator) else images
     found = model if isinstance(model, Groups) else groups(model, example(model, images))
     consumers = _consumers(found, images, ridge, positions, seed)
     return [_ranking(found, _order(found, [consumer.copy() for consumer in consumers], each), ridge, each) for each in exponents]

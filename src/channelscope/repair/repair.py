@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.errors import InputError, MismatchError
+from channelscope.net.edits import known_groups
 from channelscope.net.graph import evaluating, trace
 from channelscope.net.groups import Groups, groups
 from channelscope.net.subset import Subset
@@ -36,6 +37,8 @@ class Report:
     of the target's variance; nan where that is zero"""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """layer → why it was left as it was"""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """layer → what of the method did not apply to it, though it was changed"""
 
 
 def repair(
@@ -77,7 +80,7 @@ def repair(
         raise InputError(f"ridge: expected a share above 0, received {ridge:g}")
     if method == "none":
         return Report("none", 0)
-    found = model if isinstance(model, Groups) else groups(model, example(model, kept))
+    found = model if isinstance(model, Groups) else known_groups(model, kept) or groups(model, example(model, kept))
     keep = _agree(small, found, kept)
     if isinstance(source, Profile) and method == "peers":
         skipped = peers(small, found, keep, source, RIDGE if ridge is None else ridge, positions)
@@ -92,7 +95,7 @@ def repair(
         if method == "least_squares":
             fit = Fit(found, keep, carried, original, positions, ridge)
             errors = {name: (before, after) for name, before, after in fit.run()}
-            return Report("least_squares", carried.images, errors, fit.skipped)
+            return Report("least_squares", carried.images, errors, fit.skipped, fit.notes)
         skipped |= batchnorm(carried)
     return Report("peers + batchnorm" if method == "peers" else "batchnorm", carried.images, skipped=skipped)
 

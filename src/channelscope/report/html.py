@@ -52,7 +52,7 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     written = page(run, get_plotlyjs())
     figures.write(run, run.folder / "figures")
     with whole(path) as half:
-        half.write_text(written)
+        half.write_text(written, encoding="utf-8")
     return path
 
 
@@ -78,7 +78,7 @@ def page(run: Run, plotly: str) -> str:
     )
     return environment.get_template("page.html.j2").render(
         facts=facts,
-        css=Markup((TEMPLATES / "page.css").read_text()),
+        css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         contents=contents,
         verdict=text.verdict(means, facts) if means is not None else facts["title"] or "Report",
         first_screen=text.first_screen(run) if means is not None else [part["sentences"][0] for part in shown_parts if part["sentences"]],
@@ -97,7 +97,7 @@ def page(run: Run, plotly: str) -> str:
         made=_made(facts),
         data=Markup(_embedded(_data(run, parts))),
         plotly=Markup(plotly),
-        script=Markup("\n".join((TEMPLATES / name).read_text() for name in SCRIPTS)),
+        script=Markup("\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)),
     )
 
 

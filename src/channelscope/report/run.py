@@ -34,7 +34,7 @@ class Run:
         if not path.is_file():
             raise FormatError(f"no run at {folder}: expected a folder with run.json, such as `channelscope axes … --out {folder}` writes")
         try:
-            facts = json.loads(path.read_text())
+            facts = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise FormatError(f"{path} is damaged: {error}") from error
         found = sorted(each for each in folder.iterdir() if each.suffix in (".csv", ".parquet"))

@@ -177,6 +177,8 @@ def network(facts: Mapping[str, Any]) -> list[str]:
     images = f"{facts['images']:,} images" if facts.get("images") else "images"
     data = f" of {facts['data']}" if facts.get("data") else ""
     said = [f"{facts.get('network', 'The network')} on {images}{data}."]
+    if facts.get("untrained"):
+        said.append(f"No weights were given: they are {facts['untrained']}, and nothing here is about a trained network.")
     if facts.get("target"):
         said.append(f"Target: {TARGETS.get(str(facts['target']), str(facts['target']))}.")
     if not facts.get("labeled", True):

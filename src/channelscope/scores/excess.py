@@ -15,7 +15,7 @@ def excess(layer: Layer, top: int | None = None, of: int = OF) -> Float[Tensor, 
     """Target excess: mean over the peers of S_ij = I(T; Y_i, Y_j) − max(I_i, I_j).
 
     With `top=10` the mean of the ten largest among the `of` most overlapping peers, which is biased upward: compare it
-    with `scores.null`.
+    with `scores.null`. The overlap of peers is measured at the target's readout; for the label, in the pooled samples.
     Source   Safaai et al. 2026
     """
     if layer.convention.paper:
@@ -28,6 +28,7 @@ def triplets(layer: Layer, n: int = 2000, over: str = "pairs", seed: int = 0) ->
     """Mean triplet excess S3 [nats] over `n` sampled triples of a layer, and its ratio S3/S2 to the pairs inside them.
 
     Undefined (nan, nan) for a layer with fewer than three channels that vary.
+    Raises   InputError for the label, which has no correlation.
     Source   Safaai et al. 2026
     """
     alive = (~layer.target_rho.isnan()).nonzero()[:, 0]

@@ -71,15 +71,23 @@ def norm_capture(layer: Layer, alpha: float = 0.5) -> Float[Tensor, "channels"]:
     return _scaled(l2.formula(layer)) + alpha * _scaled(capture.formula(layer))
 
 
-@score(axis="local", unit="", keeps="high", source="this library")
+def _unread(layer: Layer, channel: int) -> str:
+    if "outgoing" not in layer.weights:
+        return "no convolution or linear layer reads it"
+    return "silent: it does not vary at its cut point"
+
+
+@score(axis="local", unit="", keeps="high", source="this library", undefined=_unread)
 def peer_residual(layer: Layer) -> Float[Tensor, "channels"]:
     """What consumers lose of the channel once the kept peers stand in: residual variance weighted by outgoing weights.
 
     Backward elimination at the cut point: the cheapest channel goes, the others' residuals are updated, and so on; the
-    value is the cost at removal, which never falls along the way. Without linear consumers all outgoing weights count as 1.
+    value is the cost at removal, which never falls along the way.
+    Undefined (nan) where no convolution or linear layer reads the site.
     Source   this library; Schur updates as in Golub & Van Loan 2013, section 6.5
     """
     layer.enough_for_peers()
     cut = layer.record.cut
-    outgoing = layer.weights.get("outgoing", torch.ones(layer.channels, dtype=torch.float64))
-    return backward_elimination(cut.covariance, outgoing.square()).cost.masked_fill(cut.variance == 0, torch.nan)
+    if "outgoing" not in layer.weights:
+        return torch.full((layer.channels,), torch.nan, dtype=torch.float64)
+    return backward_elimination(cut.covariance, layer.weights["outgoing"].square()).cost.masked_fill(cut.variance == 0, torch.nan)

@@ -1,12 +1,14 @@
 """What target scores look like when the target says nothing: the permutation null, from the profile alone."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from channelscope.errors import InputError, at
-from channelscope.formulas.gaussian import EXACT
+from channelscope.formulas.gaussian import EXACT, Gaussian, oas
+from channelscope.formulas.resampling import permutation_p
 from channelscope.scores.layer import Convention, Layer
 from channelscope.scores.score import Score, named
 from channelscope.stats.profile import Profile
@@ -28,14 +30,16 @@ class Null:
 def null(profile: Profile, name: str, permutations: int = 200, seed: int = 0, **options) -> dict[str, Null]:
     """Permutation null of a target-axis score at every site: targets shuffled over images.
 
-    Over all shuffles, the correlations of a target with the channels have mean zero and covariance R/(n − 1), exactly;
-    the shuffles are drawn from the normal law with these moments, so the images are not needed again.
+    Over all shuffles, the correlations of a target with the channels have mean zero and covariance R/(n − 1), exactly, R being
+    the unshrunk correlation matrix of the channels; the shuffles are drawn from the normal law with these moments, so the
+    images are not needed again, and are shrunk as the data are. With targets repeated at each position, only the part of R that
+    lies between images takes part: what the mean of an image's positions keeps of it, in expectation over the drawn positions.
 
     Raises   InputError for the label target or a score that is not on the target axis.
     Source   Hoeffding 1951 (permutation moments and limit); p values after Phipson & Smyth 2010
     """
     (found,) = named(name)
-    convention, own = Convention.split(options)
+    convention, own = Convention.split(options, found.options)
     if found.axis != "target" or convention.target == "label":
         raise InputError(f"a permutation null is there for target scores of a continuous target, not for {name} with {convention.target}")
     results = {}
@@ -48,17 +52,41 @@ def null(profile: Profile, name: str, permutations: int = 200, seed: int = 0, **
 
 def _null(found: Score, layer: Layer, permutations: int, seed: int, own: dict) -> Null:
     value = found.formula(layer, **own)
-    factor = _root(layer.peer_rho) / (layer.images - 1) ** 0.5
+    values = torch.stack([found.formula(shuffled, **own) for shuffled in _shuffled(layer, permutations, seed)])
+    return Null(permutation_p(value, values).numpy(), values.mean(0).numpy(), permutations)
+
+
+def _shuffled(layer: Layer, permutations: int, seed: int) -> Iterator[Layer]:
+    """The layer with target correlations as shuffled images would give them."""
+    rho = Gaussian.fit(layer.joint_moments).correlation[:-1, :-1]
+    factor = _root(_between(layer)) / (layer.images - 1) ** 0.5
     draws = torch.randn(permutations, factor.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64) @ factor.T
-    shuffled = []
-    for draw in draws:
+    known, shrinkage = ~rho.diagonal().isnan(), layer.convention.shrinkage
+    own = float(rho[known][:, known].square().sum()) + 1
+    for draw in draws.clamp(-1, 1):
         blank = Layer(layer.profile, layer.site, layer.record, layer.convention)
-        blank.__dict__ |= {"peer_rho": layer.peer_rho, "target_rho": draw.clamp(-1, 1)}
-        shuffled.append(found.formula(blank, **own))
-    values = torch.stack(shuffled)
-    hits = (values >= value).sum(0)
-    p = ((1 + hits) / (1 + permutations)).masked_fill(value.isnan(), torch.nan)
-    return Null(p.numpy(), values.mean(0).numpy(), permutations)
+        if shrinkage == "oas":
+            square = own + 2 * float(draw[known].square().sum())
+            strength = oas(square, int(known.sum()) + 1, layer.images)
+            blank.__dict__["peer_rho"] = (rho * (1 - strength)).diagonal_scatter(rho.diagonal())
+        else:
+            strength = shrinkage or 0.0
+            blank.__dict__["peer_rho"] = layer.peer_rho
+        blank.__dict__["target_rho"] = draw * (1 - strength)
+        yield blank
+
+
+def _between(layer: Layer) -> Tensor:
+    """Covariance over images of each image's mean sample, in units of the samples' standard deviations; nan for silent channels."""
+    total = Gaussian.fit(layer.joint_moments)[: layer.channels]
+    scale = total.variance.sqrt().masked_fill(total.silent, torch.nan)
+    own = layer.record.own_read
+    if own is None or layer.convention.target_readout == "pooled":
+        return total.covariance / torch.outer(scale, scale)
+    images = layer.record.pooled[: layer.channels].covariance
+    each, positions = own.count / layer.images, layer.site.positions
+    spread = (total.covariance - images) * ((positions - each) / (each * (positions - 1)))
+    return (images + spread) / torch.outer(scale, scale)
 
 
 def _root(rho: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """Score: a formula applied to every site of a profile; the registry of all of them."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from channelscope.errors import InputError, at
+from channelscope.errors import InputError, at, no_such
 from channelscope.ranking import Keeps, Ranking
 from channelscope.scores.layer import Convention, Layer
 from channelscope.stats.profile import Profile
@@ -14,6 +15,8 @@ from channelscope.types import Tensor
 
 Axis = Literal["local", "target", "both", "size", "gradient", "published", "control"]
 Formula = Callable[..., Tensor]
+Undefined = Callable[[Layer, int], str]
+"""Layer, channel → why the channel has no value"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Score:
     """where the definition comes from"""
     formula: Formula
     """Layer, options → (channels,)"""
+    undefined: Undefined | None = None
+    """why a channel is nan that varies at its read point, where that can be said"""
 
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
@@ -43,7 +48,7 @@ class Score:
 
     def __call__(self, profile: Profile, **options) -> Ranking:
         """Values of every channel of every site, with the reasons where they are nan or inf."""
-        convention, own = Convention.split(options)
+        convention, own = Convention.split(options, self.options)
         values: dict[str, np.ndarray] = {}
         notes: dict[str, Mapping[int, str]] = {}
         for site in profile.sites:
@@ -62,36 +67,41 @@ class Score:
             source=self.source,
         )
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the formula's own options."""
+        return tuple(inspect.signature(self.formula).parameters)[1:]
+
     def of(self, layer: Layer, **own) -> tuple[np.ndarray, dict[int, str]]:
         """Values and notes of one layer."""
         values = self.formula(layer, **own).double().numpy()
-        return values, layer.reasons(values)
+        return values, layer.reasons(values, self.undefined)
 
 
 REGISTRY: dict[str, Score] = {}
 """Every score by name, in order of definition."""
 
 
-def score(axis: Axis, unit: str, keeps: Keeps, source: str) -> Callable[[Formula], Score]:
+def score(axis: Axis, unit: str, keeps: Keeps, source: str, undefined: Undefined | None = None) -> Callable[[Formula], Score]:
     """Declare a formula as a score under its own name.
 
     Source   how scores are declared is this library's; each cites its own
     """
 
     def declare(formula: Formula) -> Score:
-        REGISTRY[formula.__name__] = Score(formula.__name__, axis, unit, keeps, source, formula)
+        REGISTRY[formula.__name__] = Score(formula.__name__, axis, unit, keeps, source, formula, undefined)
         return REGISTRY[formula.__name__]
 
     return declare
 
 
 def named(names: str | Iterable[str]) -> list[Score]:
-    """Scores by name; InputError lists what there is.
+    """Scores by name; InputError for an unknown name, with the nearest one.
 
     Source   none needed: a look-up
     """
     wanted = [names] if isinstance(names, str) else list(names)
-    unknown = [name for name in wanted if name not in REGISTRY]
-    if unknown:
-        raise InputError(f"no score is called {', '.join(unknown)}; there are: {', '.join(REGISTRY)}")
+    for name in wanted:
+        if name not in REGISTRY:
+            raise InputError(no_such("score", name, REGISTRY))
     return [REGISTRY[name] for name in wanted]

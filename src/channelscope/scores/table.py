@@ -26,7 +26,7 @@ def table(profile: Profile, names: Iterable[str] = STANDARD, errors: bool = Fals
     Source   the scores' own; standard errors as in Efron & Tibshirani 1993, chapter 11
     """
     wanted = named(names)
-    convention, _ = Convention.split(options)
+    convention = Convention.of(options)
     refused: dict[str, str] = {}
     frames = []
     for site in profile.sites:
@@ -88,9 +88,10 @@ def assumption(profile: Profile, convention: Convention) -> str:
     """
     site = profile.sites[0]
     law = Layer(profile, site, profile.record(site), convention).law
-    repeated = "" if convention.target_readout == "pooled" else "; target repeated at each position (pseudo-replicated)"
+    readout = "pooled" if convention.target == "label" else convention.target_readout
+    repeated = "" if readout == "pooled" else "; target repeated at each position (pseudo-replicated)"
     noise = "median variance of the layer" if convention.noise == "median" else f"{convention.noise:g}"
     return (
         f"{law.describe().rsplit(', n=', 1)[0]}, n = {profile.images:,} images; local readout {profile.readout}; "
-        f"target {convention.target}, {convention.target_readout}{repeated}; noise {noise}; preset {convention.preset}"
+        f"target {convention.target}, {readout}{repeated}; noise {noise}; preset {convention.preset}"
     )

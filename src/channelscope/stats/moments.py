@@ -45,8 +45,9 @@ class Moments:
         point = near(rows)
         away = rows - point
         rest = away.sum(0)
-        scatter = gram(away).addr_(rest, rest, alpha=-1 / len(rows)).double()
-        return cls(float(len(rows)), point.double() + rest.double() / len(rows), scatter)
+        rest = rest.double()
+        scatter = gram(away).double().addr_(rest, rest, alpha=-1 / len(rows))
+        return cls(float(len(rows)), point.double() + rest / len(rows), scatter)
 
     def __add__(self, other: "Moments") -> "Moments":
         """Moments of the union of two disjoint sample sets (Chan, Golub, LeVeque 1983)."""
@@ -93,7 +94,8 @@ def gram(rows: Float[Tensor, "samples d"], out: Float[Tensor, "d d"] | None = No
     d = rows.shape[1]
     out = rows.new_empty(d, d) if out is None else out
     if d < SPLIT:
-        return torch.mm(rows.T, rows, out=out) if out.is_contiguous() else out.copy_(rows.T @ rows)
+        product = (rows.T @ rows).triu_()  # BLAS does not promise that the two triangles agree
+        return torch.add(product, product.triu(1).T, out=out)
     half = d // 128 * 64  # blocks that begin at whole cache lines
     left, right = rows[:, :half], rows[:, half:]
     gram(left, out[:half, :half])

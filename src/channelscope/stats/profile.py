@@ -5,11 +5,13 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import add
 
+import torch
+
 from channelscope.errors import MismatchError, SampleError, SiteError
 from channelscope.site import Site
 from channelscope.stats.record import Record
 from channelscope.stats.tally import Tally
-from channelscope.types import Tensor
+from channelscope.types import Int, Tensor
 
 IDENTITY = ("weights_hash", "sites", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards")
 
@@ -48,9 +50,13 @@ class Profile:
     tally: Tally
     """accuracy and loss on these images; empty without labels"""
     weights: Mapping[str, Mapping[str, Tensor]]
-    """site → name → one number per channel read off the weights: l1, l2, gamma (BatchNorm scale), distances (FPGM), outgoing"""
+    """site → name → one number per channel read off the weights: l1, l2, gamma (BatchNorm scale), distances (FPGM), outgoing (readers)"""
     tensors: Mapping[str, Tensor] = field(repr=False)
     """packed records: 'total/SITE/…' and 'SHARD/SITE/…'"""
+    unlabeled: int = 0
+    """images left out because others have a label and they have none"""
+    fingerprints: Int[Tensor, "images"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
+    """one number per image (net/identity.py), sorted; empty in profiles written before there were any"""
 
     def site(self, name: str) -> Site:
         """The site of that name."""
@@ -82,14 +88,36 @@ class Profile:
         return [after[0], *middle, before[-1]]
 
     def __add__(self, other: "Profile") -> "Profile":
-        """Profile of the union of two disjoint image sets, of the same network measured in the same way."""
+        """Profile of the union of two disjoint image sets, of the same network measured in the same way.
+
+        Raises
+        ------
+        MismatchError
+            If they are of different networks, weights or measurements, or have images in common.
+        """
         for name in IDENTITY:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise MismatchError(f"profiles can only be added when their {name} agree: {_brief(mine)} is not {_brief(theirs)}")
-        tensors = dict(_sum(self.tensors, other.tensors, self._prefixes()))
-        tally = self.tally + other.tally
-        return replace(self, images=self.images + other.images, tally=tally, tensors=tensors)
+        common = int(torch.isin(self.fingerprints, other.fingerprints).sum()) if len(self.fingerprints) else self._same(other)
+        if common:
+            raise MismatchError(
+                f"profiles can only be added when they have no image in common: {common:,} of the {self.images:,} images of one are "
+                f"among the {other.images:,} of the other, and would be counted twice"
+            )
+        return replace(
+            self,
+            images=self.images + other.images,
+            tally=self.tally + other.tally,
+            tensors=dict(_sum(self.tensors, other.tensors, self._prefixes())),
+            unlabeled=self.unlabeled + other.unlabeled,
+            fingerprints=torch.cat([self.fingerprints, other.fingerprints]).sort().values,
+        )
+
+    def _same(self, other: "Profile") -> int:
+        """Number of images if every statistic is that of the other profile, to the bit; else 0."""
+        alike = self.images == other.images and all(torch.equal(value, other.tensors[name]) for name, value in self.tensors.items())
+        return self.images if alike else 0
 
     def _prefixes(self) -> Iterator[str]:
         for owner in ("total", *range(self.shards)):

@@ -1,12 +1,13 @@
 """Tally: what evaluating a network leaves behind — sums over images, so that accuracy merges like any statistic."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from scipy.stats import norm
 from torch.nn import functional as F
 
-from channelscope.errors import DataError
+from channelscope.errors import DataError, InputError
 from channelscope.types import Float, Int, Tensor
 
 
@@ -31,8 +32,14 @@ class Tally:
     def of(cls, logits: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> "Tally":
         """Tally of one batch.
 
-        Raises   DataError for labels outside the classes.
+        Raises
+        ------
+        InputError
+            For an output that is not one row of logits for each image, such as a map or a dictionary.
+        DataError
+            For labels outside the classes.
         """
+        _check_logits(logits, len(labels))
         _check(labels, logits.shape[1])
         values = logits.detach().double()
         loss = F.cross_entropy(values, labels, reduction="none")
@@ -86,6 +93,23 @@ def _error(total: float, squares: float, count: float) -> float:
     if count < 2:
         return float("nan")
     return (max(squares - total * total / count, 0.0) / (count - 1) / count) ** 0.5
+
+
+def _check_logits(logits: Any, images: int) -> None:
+    """Refuse what is not images × classes, two classes at least: InputError."""
+    if not isinstance(logits, Tensor):
+        raise InputError(f"expected logits, a tensor of images × classes, received a {type(logits).__name__}: return its logits alone")
+    if logits.dim() != 2 or len(logits) != images or logits.shape[1] < 2:
+        raise InputError(
+            f"expected logits of shape {images} images × classes (at least 2), received {' × '.join(map(str, logits.shape))}: "
+            + (
+                "accuracy is of one class per image, not of a map; average the map, or judge it outside"
+                if logits.dim() > 2
+                else "a network with one output has no margin between classes"
+                if logits.dim() == 2 and logits.shape[1] == 1
+                else "return one row for each image"
+            )
+        )
 
 
 def _check(labels: Int[Tensor, "images"], classes: int) -> None:

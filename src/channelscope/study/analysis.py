@@ -1,7 +1,8 @@
 """analysis: curves, areas, paired differences and the factorial, from which images each pruned network got right."""
 
 import itertools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -12,12 +13,14 @@ import torch
 from channelscope import scores as scoring
 from channelscope.errors import SampleError
 from channelscope.formulas.ranks import spearman
-from channelscope.formulas.resampling import bootstrap_mean, effect_size, flops_auc, holm, sign_flip
+from channelscope.formulas.resampling import bootstrap_means, effect_size, flops_auc, holm, sign_flip, sign_flip_contrasts
 from channelscope.repair import Method
 from channelscope.stats.tally import Tally
 from channelscope.study.cell import ORIGINAL, RECONSTRUCTION, SCRATCH, Cell, allocated_as
 
 DRAWS = 1000
+LEVEL = 0.95
+"""Coverage of every interval."""
 FLIPS = 200
 """Sign patterns for every test among which Holm corrects, so that the smallest corrected p is .005."""
 FEWEST = 4
@@ -53,6 +56,8 @@ class Area:
     """the score"""
     rule: Rule
     """what the score was treated by"""
+    budgets: tuple[float, ...]
+    """budgets of its curves, which every score under the rule has, largest first"""
     seeds: tuple[int, ...]
     """in which order `images` has them"""
     images: np.ndarray
@@ -64,20 +69,53 @@ class Area:
         return float(self.images.mean())
 
 
+class Resampled:
+    """The means of some areas over the same resampled images, from which the interval of every mixture of them follows.
+
+    Parameters
+    ----------
+    found
+        Areas over the same images.
+    draws
+        Number of resamples.
+    """
+
+    def __init__(self, found: Sequence[Area], draws: int = DRAWS):
+        keys = [(area.score, area.rule, seed) for area in found for seed in area.seeds]
+        self.places = {key: place for place, key in enumerate(keys)}
+        self.images = np.concatenate([area.images for area in found]).T if found else np.zeros((1, 0))
+        self.means = self.images.mean(0)
+        self.draws = bootstrap_means(torch.from_numpy(self.images), draws).numpy()
+
+    def mixture(self, area: Area, seeds: Iterable[int] | None = None) -> np.ndarray:
+        """Weights of the columns whose sum is the area's mean over its seeds, or over some of them."""
+        chosen = area.seeds if seeds is None else tuple(seeds)
+        weights = np.zeros(len(self.places))
+        weights[[self.places[area.score, area.rule, seed] for seed in chosen]] = 1 / len(chosen)
+        return weights
+
+    def intervals(self, mixtures: Sequence[np.ndarray]) -> tuple[list[float], list[float]]:
+        """Lower and upper ends of the 95 % intervals over images, of each mixture."""
+        low, high = np.quantile(self.draws @ np.stack(mixtures, 1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        return low.tolist(), high.tolist()
+
+
 def analysis(done: Mapping[Cell, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
-    """Tables of a benchmark: benchmark (every cell), auc, paired, factorial and agreement.
+    """Tables of a benchmark: benchmark (every cell), auc, paired, factorial, agreement and left_out (cells that no area contains).
 
     Raises   SampleError without a measured cell, or without the unpruned network.
     """
     if ORIGINAL not in done or len(done) < 2:
         raise SampleError("nothing has been measured yet: the unpruned network and at least one cell are needed")
     found = areas(done)
+    resampled = Resampled(found)
     return {
         "benchmark": curves(done),
-        "benchmark_auc": _aucs(found),
-        "benchmark_paired": paired(found),
-        "benchmark_factorial": _factorial(found),
+        "benchmark_auc": _aucs(found, resampled),
+        "benchmark_paired": paired(found, resampled),
+        "benchmark_factorial": _factorial(found, resampled),
         "benchmark_agreement": agreement(found),
+        "benchmark_left_out": left_out(done),
     }
 
 
@@ -103,37 +141,103 @@ def _rule(cell: Cell) -> Rule:
     return Rule(cell.allocation, cell.repair, cell.epochs)
 
 
+Curve = dict[float, Mapping[str, Any]]
+"""budget → row of one score under one rule with one seed"""
+
+
 def areas(done: Mapping[Cell, Mapping[str, Any]]) -> list[Area]:
-    """Every score under every rule for which all budgets of that rule were met, over the seeds that have them all."""
-    rules: dict[Rule, set[float]] = {}
-    curve: dict[tuple[str, Rule, int], dict[float, np.ndarray]] = {}
-    for cell, row in done.items():
-        if cell == ORIGINAL or not row["images"]:
-            continue
-        rule = _rule(cell)
-        rules.setdefault(rule, set()).add(cell.budget)
-        curve.setdefault((cell.score, rule, cell.seed), {})[cell.budget] = row["hits"]
+    """Every score under every rule, over the budgets that all scores under that rule have.
+
+    Parameters
+    ----------
+    done
+        The measured cells, the unpruned network among them.
+
+    Returns
+    -------
+    list
+        By rule, the largest area first. A score and seed for which one of these budgets could not be met is left out, and so
+        are further budgets: `left_out` names both.
+    """
     whole = done[ORIGINAL]["hits"].astype(float)
-    found: dict[tuple[str, Rule], dict[int, np.ndarray]] = {}
-    for (score, rule, seed), hits in curve.items():
-        if set(hits) == rules[rule]:
-            budgets = sorted(hits, reverse=True)
-            removed = torch.tensor([0.0, *(1 - budget for budget in budgets)], dtype=torch.float64)
-            points = np.stack([whole, *(hits[budget].astype(float) for budget in budgets)])
-            weights = [flops_auc(removed, unit) for unit in torch.eye(len(removed), dtype=torch.float64)]  # the area is linear in the curve
-            found.setdefault((score, rule), {})[seed] = np.array(weights) @ points
-    every = [Area(score, rule, tuple(seeds), np.stack(list(seeds.values()))) for (score, rule), seeds in found.items()]
-    return sorted(every, key=lambda area: (area.rule.place, -area.auc, area.score))
+    found: list[Area] = []
+    for rule, curves in _by_rule(done).items():
+        budgets = _common(curves)
+        removed = torch.tensor([0.0, *(1 - budget for budget in budgets)], dtype=torch.float64)
+        weights = np.array([flops_auc(removed, unit) for unit in torch.eye(len(removed), dtype=torch.float64)])  # linear in the curve
+        images: dict[str, dict[int, np.ndarray]] = {}
+        for (score, seed), curve in curves.items():
+            if set(budgets) <= set(curve) and not _unmet(curve, budgets):
+                points = np.stack([whole, *(curve[budget]["hits"].astype(float) for budget in budgets)])
+                images.setdefault(score, {})[seed] = weights @ points
+        found += [Area(score, rule, budgets, tuple(seeds), np.stack(list(seeds.values()))) for score, seeds in images.items()]
+    return sorted(found, key=lambda area: (area.rule.place, -area.auc, area.score))
 
 
-def _aucs(found: list[Area]) -> pd.DataFrame:
+def left_out(done: Mapping[Cell, Mapping[str, Any]]) -> pd.DataFrame:
+    """Every measured cell that no area contains, with the reason.
+
+    Parameters
+    ----------
+    done
+        The measured cells.
+
+    Returns
+    -------
+    DataFrame
+        One row a cell: score, seed, rule, budget and note.
+    """
     rows = []
-    for area in found:
-        images = bootstrap_mean(torch.from_numpy(area.images.mean(0)), DRAWS)
+    for rule, curves in _by_rule(done).items():
+        budgets = _common(curves)
+        for (score, seed), curve in curves.items():
+            missing, unmet = set(budgets) - set(curve), _unmet(curve, budgets)
+            for budget in sorted(curve, reverse=True):
+                note = ""
+                if missing:
+                    note = f"the score was not measured at {_listed(missing)}"
+                elif unmet:
+                    note = f"the score does not meet {_listed(unmet)}: {curve[unmet[0]]['reason']}"
+                elif budget not in budgets:
+                    note = f"not every score was measured at this budget: areas reach over {_listed(budgets)}"
+                if note:
+                    rows.append({"score": score, "seed": seed, **rule._asdict(), "budget": budget, "note": note})
+    return pd.DataFrame(rows, columns=["score", "seed", "allocation", "repair", "epochs", "budget", "note"])
+
+
+def _by_rule(done: Mapping[Cell, Mapping[str, Any]]) -> dict[Rule, dict[tuple[str, int], Curve]]:
+    curves: dict[Rule, dict[tuple[str, int], Curve]] = {}
+    for cell, row in done.items():
+        if cell != ORIGINAL:
+            curves.setdefault(_rule(cell), {}).setdefault((cell.score, cell.seed), {})[cell.budget] = row
+    return curves
+
+
+def _common(curves: Mapping[tuple[str, int], Curve]) -> tuple[float, ...]:
+    """Budgets that all curves have, largest first; where there is none, those of the curves that share the most frequent one."""
+    counts = Counter(budget for curve in curves.values() for budget in curve)
+    frequent = max(counts, key=lambda budget: (counts[budget], budget))
+    sharing = [set(curve) for curve in curves.values() if frequent in curve]
+    return tuple(sorted(set.intersection(*sharing), reverse=True))
+
+
+def _unmet(curve: Curve, budgets: tuple[float, ...]) -> list[float]:
+    return [budget for budget in budgets if budget in curve and not curve[budget]["images"]]
+
+
+def _listed(budgets: Iterable[float]) -> str:
+    return ", ".join(f"{budget:g}" for budget in sorted(budgets, reverse=True))
+
+
+def _aucs(found: list[Area], resampled: Resampled) -> pd.DataFrame:
+    rows = []
+    lows, highs = resampled.intervals([resampled.mixture(area) for area in found]) if found else ([], [])
+    for area, low, high in zip(found, lows, highs, strict=True):
         spread = float(area.images.mean(1).std(ddof=1)) if len(area.seeds) > 1 else float("nan")
-        numbers = {"auc": area.auc, "auc_low": images.low, "auc_high": images.high, "spread": spread}
-        rows.append({"score": area.score, "axis": axis(area.score), **area.rule._asdict(), **numbers, **_counted(area)})
-    columns = ["score", "axis", "allocation", "repair", "epochs", "auc", "auc_low", "auc_high", "spread", "n", "images"]
+        numbers = {"auc": area.auc, "auc_low": low, "auc_high": high, "spread": spread}
+        about = {"score": area.score, "axis": axis(area.score), **area.rule._asdict(), "budgets": _listed(area.budgets)}
+        rows.append({**about, **numbers, **_counted(area)})
+    columns = ["score", "axis", "allocation", "repair", "epochs", "budgets", "auc", "auc_low", "auc_high", "spread", "n", "images"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -141,52 +245,82 @@ def _counted(area: Area) -> dict[str, int]:
     return {"n": len(area.seeds), "images": area.images.shape[1]}
 
 
-def paired(found: list[Area]) -> pd.DataFrame:
-    """Every pair of scores under the same rule, on the same images and seeds; Holm's correction is over a rule's pairs."""
+def paired(found: list[Area], resampled: Resampled | None = None) -> pd.DataFrame:
+    """Every pair of scores under the same rule, on the same images and seeds.
+
+    Parameters
+    ----------
+    found
+        The areas, those of a rule one after the other.
+    resampled
+        Their means over resampled images, where they are there already.
+
+    Returns
+    -------
+    DataFrame
+        One row a pair: the difference of the areas with its interval over images, p-values over images and over seeds, and
+        the effect over seeds. Holm's correction is over a rule's pairs.
+    """
+    resampled = Resampled(found) if resampled is None else resampled
     rows = []
     for rule, members in itertools.groupby(found, key=lambda area: area.rule):
-        pairs, gaps = [], []
-        for one, two in itertools.combinations(members, 2):
-            seeds = [seed for seed in one.seeds if seed in two.seeds]
-            if seeds:
-                gap = one.images[[one.seeds.index(seed) for seed in seeds]] - two.images[[two.seeds.index(seed) for seed in seeds]]
-                pairs.append({"first": one.score, "second": two.score, **rule._asdict(), **_difference(gap)})
-                gaps.append(gap.mean(0))
-        if pairs:
-            p = sign_flip(torch.from_numpy(np.stack(gaps)), max(DRAWS, FLIPS * len(gaps)))
-            numbers = zip(pairs, p.tolist(), holm(p).tolist(), strict=True)
-            rows += [{**pair, "p": value, "p_holm": corrected} for pair, value, corrected in numbers]
+        shared = [(one, two, [seed for seed in one.seeds if seed in two.seeds]) for one, two in itertools.combinations(members, 2)]
+        shared = [pair for pair in shared if pair[2]]
+        if shared:
+            numbers = _differences(shared, resampled)
+            about = [{"first": one.score, "second": two.score, **rule._asdict()} for one, two, _ in shared]
+            rows += [head | row for head, row in zip(about, numbers, strict=True)]
     head = ["first", "second", "allocation", "repair", "epochs"]
     return pd.DataFrame(
         rows, columns=[*head, "difference", "difference_low", "difference_high", "p", "p_holm", "p_seeds", "effect", "n", "images"]
     )
 
 
-def _difference(gap: np.ndarray) -> dict[str, Any]:
-    """Of (seeds, images): mean, its interval and p over images, and what the seeds say."""
-    images, seeds = torch.from_numpy(gap.mean(0)), torch.from_numpy(gap.mean(1))
-    interval = bootstrap_mean(images, DRAWS)
-    several = len(seeds) > 1
-    return {
-        "difference": float(gap.mean()),
-        "difference_low": interval.low,
-        "difference_high": interval.high,
-        "p_seeds": float(sign_flip(seeds)) if several else float("nan"),
-        "effect": effect_size(seeds) if several else float("nan"),
-        "n": len(seeds),
-        "images": len(images),
+def _differences(shared: list[tuple[Area, Area, list[int]]], resampled: Resampled) -> list[dict[str, Any]]:
+    """Of pairs under one rule: difference, interval and p over images, and what the seeds say."""
+    mixtures = [resampled.mixture(one, seeds) - resampled.mixture(two, seeds) for one, two, seeds in shared]
+    used = np.any(mixtures, axis=0)
+    between = torch.from_numpy(np.stack(mixtures, 1)[used])
+    p = sign_flip_contrasts(torch.from_numpy(resampled.images[:, used]), between, max(DRAWS, FLIPS * len(shared)))
+    by_seed = [_by_seed(one, two, seeds, resampled) for one, two, seeds in shared]
+    columns = {
+        "difference": [float(each.mean()) for each in by_seed],
+        **dict(zip(("difference_low", "difference_high"), resampled.intervals(mixtures), strict=True)),
+        "p": p.tolist(),
+        "p_holm": holm(p).tolist(),
+        "p_seeds": _over_seeds(by_seed),
+        "effect": [effect_size(each) if len(each) > 1 else float("nan") for each in by_seed],
+        "n": [len(each) for each in by_seed],
+        "images": [len(resampled.images)] * len(shared),
     }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _factorial(found: list[Area]) -> pd.DataFrame:
+def _by_seed(one: Area, two: Area, seeds: Iterable[int], resampled: Resampled) -> torch.Tensor:
+    """Difference of two areas for each seed."""
+    means = [[resampled.means[resampled.places[area.score, area.rule, seed]] for area in (one, two)] for seed in seeds]
+    return torch.tensor([first - second for first, second in means], dtype=torch.float64)
+
+
+def _over_seeds(by_seed: list[torch.Tensor]) -> list[float]:
+    """p-value over seeds of each pair, nan for one seed; pairs with as many seeds are tested together."""
+    found = np.full(len(by_seed), np.nan)
+    for count in {len(each) for each in by_seed} - {1}:
+        same = [place for place, each in enumerate(by_seed) if len(each) == count]
+        found[same] = sign_flip(torch.stack([by_seed[place] for place in same])).numpy()
+    return found.tolist()
+
+
+def _factorial(found: list[Area], resampled: Resampled) -> pd.DataFrame:
     """Mean area of the scores on each axis under each rule."""
-    rows = []
     grouped = sorted(found, key=lambda area: (axis(area.score), area.rule.place))
-    for (kind, rule), members in itertools.groupby(grouped, key=lambda area: (axis(area.score), area.rule)):
-        inside = list(members)
-        interval = bootstrap_mean(torch.from_numpy(np.mean([area.images.mean(0) for area in inside], axis=0)), DRAWS)
-        numbers = {"auc": interval.value, "auc_low": interval.low, "auc_high": interval.high}
-        rows.append({"axis": kind, **rule._asdict(), **numbers, "scores": len(inside), "images": inside[0].images.shape[1]})
+    cells = [(key, list(members)) for key, members in itertools.groupby(grouped, key=lambda area: (axis(area.score), area.rule))]
+    mixtures = [np.mean([resampled.mixture(area) for area in inside], axis=0) for _, inside in cells]
+    lows, highs = resampled.intervals(mixtures) if cells else ([], [])
+    rows = []
+    for ((kind, rule), inside), low, high in zip(cells, lows, highs, strict=True):
+        numbers = {"auc": float(np.mean([area.auc for area in inside])), "auc_low": low, "auc_high": high}
+        rows.append({"axis": kind, **rule._asdict(), **numbers, "scores": len(inside), "images": len(resampled.images)})
     return pd.DataFrame(rows, columns=["axis", "allocation", "repair", "epochs", "auc", "auc_low", "auc_high", "scores", "images"])
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from channelscope import zoo
 from channelscope.errors import BudgetError, DataError
+from channelscope.net.batches import labeled, placed
 from channelscope.net.budget import cut
 from channelscope.net.cost import cost
 from channelscope.net.edits import blank
@@ -115,8 +116,8 @@ def judged(model: nn.Module, batches: Split) -> tuple[Tally, np.ndarray]:
     tally, right = Tally(), []
     device = next(model.parameters()).device
     with evaluating(model):
-        for images, labels, *_ in batches:
-            logits = model(images.to(device))
+        for images, labels, _ in labeled(batches):
+            logits = model(placed(images, model))
             tally = tally + Tally.of(logits, labels.to(device))
-            right.append((logits.argmax(1).cpu() == labels).numpy())
+            right.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
     return tally, np.concatenate(right)

@@ -5,7 +5,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
-from channelscope.errors import InputError
+from channelscope.errors import InputError, no_such
 from channelscope.repair import Method
 from channelscope.scores import REGISTRY
 
@@ -84,10 +84,11 @@ class Grid:
     @staticmethod
     def named(given: tuple[str, ...], known: set[str], what: str) -> None:
         """Refuse names that are not known, repeated, or none at all."""
-        strange = [name for name in given if name not in known]
-        if strange or not given or len(set(given)) < len(given):
-            said = f"no {what} is called {', '.join(strange)}" if strange else f"{what}s: expected different names, received {given}"
-            raise InputError(f"{said}; there are: {', '.join(sorted(known))}")
+        for name in given:
+            if name not in known:
+                raise InputError(no_such(what, name, sorted(known)))
+        if not given or len(set(given)) < len(given):
+            raise InputError(f"{what}s: expected different names, received {given}; there are: {', '.join(sorted(known))}")
 
     def cells(self, scores: tuple[str, ...]) -> list[Cell]:
         """Every combination, seed after seed and score after score; what is fine-tuned also as it is before."""

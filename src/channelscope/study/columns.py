@@ -16,7 +16,7 @@ def _interval(name: str, of: str) -> dict[str, Column]:
     }
 
 
-AUC = "mean accuracy over the removed fraction of the multiply-adds, from the unpruned network to the smallest budget"
+AUC = "mean accuracy over the removed fraction of the multiply-adds, from the unpruned network to the smallest of its budgets"
 
 COLUMNS = {
     "score": Column(meaning="what channels are ranked by", source=HERE),
@@ -29,6 +29,7 @@ COLUMNS = {
     "repair": Column(meaning="what is done after removal; scratch: the same shape trained from new weights", source=HERE),
     "epochs": Column("epochs", 0, "of fine-tuning, or of training from scratch", HERE, low=0),
     "budget": Column("fraction", 2, "multiply-adds allowed", HERE, 0.0, 1.0),
+    "budgets": Column(meaning="multiply-adds allowed, as fractions: those that all scores under the rule were measured at", source=HERE),
     "seed": Column("", 0, "of the calibration images", HERE, low=0),
     "accuracy": Column("fraction", 4, "accuracy", HERE, 0.0, 1.0),
     **_interval("accuracy", "the accuracy"),
@@ -36,7 +37,7 @@ COLUMNS = {
     "images": Column("images", 0, "evaluated on", HERE, low=0),
     "kept": Column("fraction", 4, "multiply-adds kept, of the unpruned network's", HERE, 0.0, 1.0),
     "parameters": Column("", 0, "parameters kept", HERE, low=0),
-    "note": Column(meaning="why there is no number", source=HERE),
+    "note": Column(meaning="why there is no number, or no area that contains it", source=HERE),
     "auc": Column("fraction", 4, AUC, "Safaai et al. 2026", 0.0, 1.0),
     **_interval("auc", "the area"),
     "spread": Column("fraction", 4, "standard deviation of the area over seeds", HERE, low=0.0),

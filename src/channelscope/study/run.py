@@ -1,11 +1,13 @@
 """benchmark: rank, then measure every cell that is missing."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from channelscope import scores as scoring
 from channelscope.collect import collect
-from channelscope.errors import InputError, SampleError, SingularError
+from channelscope.errors import InputError, SampleError, SingularError, TracingError, no_such
 from channelscope.net.identity import weights_hash
 from channelscope.ranking import Ranking
 from channelscope.repair import reconstruction
@@ -35,8 +37,11 @@ def benchmark(
 
     step   is told how many cells of how many are done
 
-    Raises   MismatchError if the folder's results are of another network, data or number of images.
+    Raises   InputError for an engine that does not exist; MismatchError if the folder's results are of another network, data
+             or number of images.
     """
+    if engine not in get_args(Engine):
+        raise InputError(no_such("engine", engine, get_args(Engine)))
     first = int(grid.seeds[0])
     found, images = bench.open(first)
     test = bench.test(images)
@@ -103,17 +108,19 @@ def _made(bench: Bench, seed: int, names: list[str]) -> Iterator[tuple[str, Rank
     found, images = bench.open(seed)
     plain = [scoring.REGISTRY[name] for name in names if name != RECONSTRUCTION]
     if plain:
-        profile = collect(
-            found.graph.model,
-            images.calibration,
-            shards=0,
-            seed=seed,
-            sensitivity=any(score.axis == "gradient" for score in plain),
-            maps=any(score.name in NEEDING_MAPS for score in plain),
+        gathered = partial(
+            collect, found.graph.model, images.calibration, shards=0, seed=seed, maps=any(each.name in NEEDING_MAPS for each in plain)
         )
+        foreign = ""
+        try:
+            profile = gathered(sensitivity=any(score.axis == "gradient" for score in plain))
+        except TracingError as error:
+            profile, foreign = gathered(), str(error)
         for score in plain:
             options = {"seed": seed} if score.name == "random" else {}
             try:
+                if foreign and score.axis == "gradient":
+                    raise InputError(foreign)
                 yield score.name, score(profile, **options), ""
             except (InputError, SampleError, SingularError) as error:
                 yield score.name, None, str(error)

@@ -26,7 +26,7 @@ def _index(meaning: str, source: str = HERE) -> Column:
 
 COLUMNS: Mapping[str, Column] = {
     **QUANTITIES,
-    "stage": _text("initialization or trained"),
+    "stage": _text("initialization, trained, or where weights come from that no file gives"),
     "network": _text("the network"),
     "data": _text("the images"),
     "site": _text("layer, by its module path"),

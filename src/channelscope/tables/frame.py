@@ -108,7 +108,7 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
             plain.to_parquet(half, index=False)
         else:
             plain.to_csv(half, index=False, na_rep="nan")
-        half_beside.write_text(json.dumps(header, indent=1, ensure_ascii=False, default=str) + "\n")
+        half_beside.write_text(json.dumps(header, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return path
 
 
@@ -123,7 +123,7 @@ def read(path: str | Path) -> pd.DataFrame:
         if not needed.is_file():
             raise FormatError(f"no file at {needed}: a table is {path.name} and {beside(path).name}, written together by tables.write")
     try:
-        header = json.loads(beside(path).read_text())
+        header = json.loads(beside(path).read_text(encoding="utf-8"))
         if header.get("format") != FORMAT:
             raise FormatError(f"{path} has table format {header.get('format')}, this version reads {FORMAT}: write it again")
         frame = _parsed(path, header["types"])
@@ -142,7 +142,7 @@ def write_json(facts: Mapping[str, Any], path: str | Path) -> Path:
     path = Path(path)
     plain = {key: None if isinstance(value, float) and value != value else value for key, value in facts.items()}
     with whole(path) as half:
-        half.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        half.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Images: the four disjointly named splits of a data set, ready for a network."""
+"""Images: the splits of a data set, ready for a network; calibration images are training images, the others are disjoint."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from channelscope.errors import DataError
 from channelscope.zoo.division import divide
 from channelscope.zoo.folders import folder
 from channelscope.zoo.parquet import hub
-from channelscope.zoo.pictures import GRAY, Fit, opened
+from channelscope.zoo.pictures import Fit, is_gray, opened
 from channelscope.zoo.shelf import Shelves, cifar, digits
 from channelscope.zoo.split import Album, Split
 
@@ -33,7 +33,7 @@ class ImageSource:
     seed: int = 0
     """which images are drawn for calibration; what is tested on never depends on it"""
     images: int | None = None
-    """calibration images; by default 5000, or half of a set that has no training images"""
+    """calibration images; by default 5000, or half of a small set that has no training images"""
     size: int | None = None
     """resize the shorter side to this many pixels and crop the center; by default the network's own input size, if it has one"""
     mean: tuple[float, ...] | None = None
@@ -67,7 +67,7 @@ class Images:
     calibration: Split
     """what statistics are measured on: training images without augmentation, disjoint from validation and test"""
     validation: Split
-    """what choices are made on (best epoch, early stopping); empty where the data set has no training images"""
+    """what choices are made on (best epoch, early stopping); empty where there are neither training images nor a part for it"""
     test: Split
     """what is reported once"""
     source: ImageSource = field(repr=False)
@@ -128,17 +128,30 @@ def shelves(source: ImageSource) -> Shelves:
 
 
 def native_shape(found: Shelves) -> tuple[int, int, int]:
-    """Channels, height and width of the first readable picture as it lies on disk."""
-    reason = None
+    """Channels of the pictures, and height and width of the first readable one as it lies on disk.
+
+    The channels are three as soon as any picture has color, else one.
+
+    Raises
+    ------
+    DataError
+        If no picture can be read.
+    """
+    reason, size = None, None
     for part in found.parts:
         for row in range(len(part)):
             try:
-                picture = opened(part.fetch(row), part.place(row))
+                data = part.fetch(row)
+                gray = is_gray(data, part.place(row))
+                size = size or opened(data, part.place(row)).size
             except DataError as error:
                 reason = error
-            else:
-                return (1 if picture.mode in GRAY else 3, picture.height, picture.width)
-    raise DataError(f"{found.name}: no image can be read; the last one: {reason}")
+                continue
+            if not gray:
+                return (3, size[1], size[0])
+    if size is None:
+        raise DataError(f"{found.name}: no image can be read; the last one: {reason}")
+    return (1, size[1], size[0])
 
 
 def read_images(
@@ -158,10 +171,9 @@ def read_images(
     """
     source = ImageSource(source) if isinstance(source, str) else source
     found = found or shelves(source)
-    native = native_shape(found)
     if source.size is not None:
         fit = Fit((source.size, source.size))
-    album = Album(found, fit or Fit(), channels or native[0])
+    album = Album(found, fit or Fit(), channels or native_shape(found)[0])
     bad = album.corrupt() if source.skip_corrupt else []
     sizes = {part.part: len(part) for part in found.parts}
     rows, index = divide(sizes, source.images, source.seed)

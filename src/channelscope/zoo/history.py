@@ -12,6 +12,9 @@ from channelscope.tables import whole
 
 FORMAT = 1
 LOG = "training.json"
+FEW = 100
+"""Validation images from which on the best epoch is kept whatever the last one's accuracy is."""
+Z = 1.96
 TRAINED = "trained.safetensors"
 
 
@@ -50,9 +53,9 @@ class History:
     epochs: tuple[Epoch, ...]
     """epochs 0, 1, …, in order"""
     test_loss: float = math.nan
-    """mean cross-entropy in nats of the best epoch's weights on the test images; nan until the run is finished"""
+    """mean cross-entropy in nats of the kept epoch's weights on the test images; nan until the run is finished"""
     test_accuracy: float = math.nan
-    """fraction of the test images the best epoch's weights get right; nan until the run is finished"""
+    """fraction of the test images the kept epoch's weights get right; nan until the run is finished"""
     test_images: int = 0
     """number of test images; 0 until the run is finished"""
 
@@ -62,8 +65,21 @@ class History:
         return max(self.epochs, key=lambda epoch: (epoch.validation_accuracy, -epoch.epoch)).epoch
 
     @property
+    def kept(self) -> int:
+        """The epoch whose weights a finished run leaves: the best, or the last where too few validation images tell the two apart.
+
+        Fewer than 100 validation images tell two epochs apart if their accuracies differ by more than 1.96 standard errors of the
+        difference of two binomial proportions.
+        """
+        count = self.settings.get("images", {}).get("splits", {}).get("validation", FEW)
+        best, last = self.epochs[self.best].validation_accuracy, self.epochs[-1].validation_accuracy
+        middle = (best + last) / 2
+        apart = best - last > Z * math.sqrt(2 * middle * (1 - middle) / max(count, 1))
+        return self.best if count >= FEW or apart else self.epochs[-1].epoch
+
+    @property
     def trained(self) -> Path:
-        """Weights of the best epoch."""
+        """Weights of the epoch that is kept; of the best one so far until the run is finished."""
         return self.folder / TRAINED
 
     def checkpoint(self, epoch: int) -> Path:
@@ -77,10 +93,10 @@ class History:
 
     def write(self) -> None:
         """Put the log into the folder; the file appears whole or not at all."""
-        data = {**asdict(self), "format": FORMAT, "best": self.best}
+        data = {**asdict(self), "format": FORMAT, "best": self.best, "kept": self.kept}
         del data["folder"]
         with whole(self.folder / LOG) as half:
-            half.write_text(json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n")
+            half.write_text(json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: str | Path) -> "History":
@@ -92,7 +108,7 @@ class History:
         if not path.is_file():
             raise FormatError(f"{path}: expected the log of a training run, found nothing there")
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 raise FormatError(
                     f"{path}: expected format {FORMAT}, found {data['format']}; train again, or use the version that wrote it"

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from channelscope.errors import DataError
+from channelscope.errors import DataError, first_line
 from channelscope.types import Bool, Tensor
 from channelscope.zoo.folders import ENDINGS
-from channelscope.zoo.pictures import Fit, opened
+from channelscope.zoo.pictures import BROKEN, Fit, contents, opened
 from channelscope.zoo.split import Split
 
 FOLDER = "folder:"
@@ -31,9 +31,9 @@ def _files(split: Split, where: str) -> list[Any]:
     """The encoded mask of each image, None where the column has none."""
     if not where.startswith(FOLDER):
         cells = [cell if isinstance(cell, dict) else {"bytes": cell} for cell in split.extra(where)]
-        return [Path(cell["path"]).read_bytes() if cell.get("bytes") is None and cell.get("path") else cell.get("bytes") for cell in cells]
+        return [contents(Path(cell["path"])) if cell.get("bytes") is None and cell.get("path") else cell.get("bytes") for cell in cells]
     root = Path(where.removeprefix(FOLDER)).expanduser()
-    return [_beside(root, path).read_bytes() for path in split.extra("path")]
+    return [contents(_beside(root, path)) for path in split.extra("path")]
 
 
 def _beside(root: Path, path: Path) -> Path:
@@ -57,6 +57,6 @@ def _mask(split: Split, row: int, data: Any) -> Tensor:
     fit: Fit = dataclasses.replace(split.album.fit, interpolation="nearest")
     try:
         values = np.asarray(fit.apply(picture))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where} is corrupt: {error}") from error
+    except BROKEN as error:
+        raise DataError(f"{where} is corrupt: {first_line(error)}") from error
     return torch.from_numpy(values.reshape(*values.shape[:2], -1).any(-1))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from channelscope.errors import DataError
+from channelscope.zoo.pictures import contents
 from channelscope.zoo.shelf import ROLES, Shelf, Shelves
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ def hub(name: str, image_column: str | None = None, label_column: str | None = N
         tables = _local(Path(name).expanduser()) if Path(name).expanduser().is_dir() else _remote(name)
     except ImportError as error:
         raise DataError(f"hf:{name}: {error.name} is not installed; pip install 'channelscope[hf]'") from error
-    first = next(iter(tables.values()))
+    first = tables[min(tables, key=("train", "validation", "all", "test").index)]  # test parts often come without labels
     features = _features(first)
     image = _column(first, features, image_column, "image", IMAGE_NAMES, _holds_pictures)
     label = _column(first, features, label_column, "label", LABEL_NAMES, _holds_labels)
-    names = _class_names(list(tables.values()), features, label)
+    names = _class_names([first, *tables.values()], features, label)
     parts = tuple(_shelf(name, part, table, (image, label), names) for part, table in tables.items())
     return Shelves(f"hf:{name}", parts, names)
 
@@ -60,15 +61,16 @@ def _local(root: Path) -> "dict[str, pa.Table]":
 
 def _remote(name: str) -> "dict[str, pa.Table]":
     import datasets
+    import pyarrow as pa
 
     try:
         found = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"hf:{name}: neither a local folder nor a data set that can be downloaded ({error})") from error
-    tables: dict[str, pa.Table] = {}
+    tables: dict[str, list[pa.Table]] = {}
     for part, data in found.items():
-        tables.setdefault(ROLES.get(str(part).split(".")[0].lower(), "all"), data.with_format("arrow").data.table)
-    return tables
+        tables.setdefault(ROLES.get(str(part).split(".")[0].lower(), "all"), []).append(data.with_format("arrow").data.table)
+    return {part: pa.concat_tables(several) for part, several in tables.items()}
 
 
 def _features(table: "pa.Table") -> dict[str, Any]:
@@ -93,7 +95,14 @@ def _holds_labels(table: "pa.Table", features: dict[str, Any], name: str) -> boo
     import pyarrow as pa
 
     kind = table.schema.field(name).type
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or features.get(name, {}).get("_type") == "ClassLabel"
+    return pa.types.is_integer(kind) or _is_text(table, name) or features.get(name, {}).get("_type") == "ClassLabel"
+
+
+def _is_text(table: "pa.Table", name: str) -> bool:
+    import pyarrow as pa
+
+    kind = table.schema.field(name).type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _column(
@@ -121,16 +130,14 @@ def _column(
 
 
 def _class_names(tables: "list[pa.Table]", features: dict[str, Any], label: str) -> tuple[str, ...]:
-    import pyarrow as pa
-
     given = features.get(label, {}).get("names")
     if given:
         return tuple(given)
     values: set[Any] = set()
-    for table in tables:
+    for table in (table for table in tables if label in table.column_names):
         values |= set(table.column(label).unique().to_pylist())
-    if pa.types.is_string(tables[0].schema.field(label).type):
-        return tuple(sorted(str(value) for value in values))
+    if _is_text(tables[0], label):
+        return tuple(sorted(str(value) for value in values if value is not None))
     whole = [value for value in values if value is not None]
     return tuple(str(number) for number in range(max(whole, default=-1) + 1))
 
@@ -140,15 +147,20 @@ def _shelf(name: str, part: str, table: "pa.Table", columns: tuple[str, str], na
     import pyarrow.compute as pc
 
     image, label = columns
-    pictures, raw = table.column(image), table.column(label).to_pylist()
+    if image not in table.column_names:
+        raise DataError(
+            f"{name}: the {part} part has no column '{image}' as the first part has; its columns are {', '.join(table.column_names)}"
+        )
+    withheld = label not in table.column_names
+    pictures, raw = table.column(image), [None] * len(table) if withheld else table.column(label).to_pylist()
     files = None
     if pa.types.is_struct(pictures.type):
         has_path = pictures.type.get_field_index("path") >= 0
         files = pc.call_function("struct_field", [pictures], pc.StructFieldOptions(["path"])) if has_path else None
         pictures = pc.call_function("struct_field", [pictures], pc.StructFieldOptions(["bytes"]))
-    if pa.types.is_string(table.schema.field(label).type):
+    if not withheld and _is_text(table, label):
         number = {text: row for row, text in enumerate(names)}
-        raw = [number[text] for text in raw]
+        raw = [None if text is None else number[text] for text in raw]
     labels = torch.tensor([-1 if value is None else value for value in raw], dtype=torch.int64)
 
     def place(row: int) -> str:
@@ -157,7 +169,7 @@ def _shelf(name: str, part: str, table: "pa.Table", columns: tuple[str, str], na
     def fetch(row: int) -> bytes:
         data = pictures[row].as_py()
         if data is None and files is not None and files[row].is_valid:
-            return Path(files[row].as_py()).read_bytes()
+            return contents(Path(files[row].as_py()))
         if data is None:
             raise DataError(f"{place(row)}: expected an encoded picture, received none")
         return data

@@ -2,14 +2,19 @@
 
 import io
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from channelscope.errors import DataError
+from channelscope.errors import DataError, first_line
 
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError)
+"""what Pillow raises for a file that it cannot decode"""
 GRAY = {"1", "L", "LA"}
 COLOR = {"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr"}
 FILTERS = {
@@ -66,6 +71,26 @@ class Fit:
         ]
 
 
+def contents(path: Path) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, such as a link to nothing.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = "a link to nothing" if path.is_symlink() and not path.exists() else error.strerror or first_line(error)
+        raise DataError(f"{path}: cannot be read ({reason}); remove it, or pass skip_corrupt to leave such files out") from error
+
+
+def is_gray(data: bytes | np.ndarray, where: str) -> bool:
+    """Whether a picture has one gray channel; DataError if it is no picture."""
+    return data.ndim == 2 if isinstance(data, np.ndarray) else opened(data, where).mode in GRAY
+
+
 def opened(data: bytes | np.ndarray, where: str) -> Image.Image:
     """A picture from its encoded bytes, or from a uint8 array (H, W) or (H, W, 3); pixels are decoded on first use.
 
@@ -75,8 +100,11 @@ def opened(data: bytes | np.ndarray, where: str) -> Image.Image:
         return Image.fromarray(data)
     try:
         picture = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where}: expected a picture, received {len(data)} bytes that cannot be read as one ({error})") from error
+    except BROKEN as error:
+        raise DataError(
+            f"{where}: expected a picture, received {len(data)} bytes that cannot be read as one ({first_line(error)}); remove it, or pass "
+            "skip_corrupt to leave such files out"
+        ) from error
     if picture.mode not in GRAY | COLOR:
         raise DataError(f"{where}: expected 8 bits per channel, received a picture of mode {picture.mode}; convert it to 8 bits first")
     return picture
@@ -95,6 +123,8 @@ def decoded(data: bytes | np.ndarray, where: str, channels: int, fit: Fit) -> np
         raise DataError(f"{where}: expected one gray channel like the set's first picture, received mode {picture.mode}")
     try:
         pixels = np.asarray(fit.apply(picture.convert("L" if channels == 1 else "RGB")))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where}: the picture is corrupt ({error}); remove it, or pass skip_corrupt to leave such files out") from error
+    except BROKEN as error:
+        raise DataError(
+            f"{where}: the picture is corrupt ({first_line(error)}); remove it, or pass skip_corrupt to leave such files out"
+        ) from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from channelscope.errors import DataError, FormatError, MismatchError, NumericError
 from channelscope.net.identity import weights_hash
+from channelscope.tables import whole
 from channelscope.zoo.augment import augmented
 from channelscope.zoo.data import Images
 from channelscope.zoo.history import LOG, Epoch, History
+from channelscope.zoo.loading import available
 from channelscope.zoo.models import Card
 from channelscope.zoo.schedule import MOMENTUM, WEIGHT_DECAY, Schedule
 from channelscope.zoo.split import Split
@@ -34,14 +37,14 @@ def train(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> History:
-    """Train a network on the training images, choose its best epoch on the validation images, test it once.
+    """The history of training a network on the training images; its best epoch by the validation images is tested once.
 
     Leaves in `out`: epoch_000.safetensors (the initialization), the checkpoints of the schedule, trained.safetensors (the
-    best epoch), and training.json. A run that was interrupted goes on after its last whole epoch when it is called
-    again with the same network, images and schedule; on a CPU the result is the same to the bit, as is that of a second run.
-    On a CUDA device products are taken in bfloat16. The network is left with the best epoch's weights, in eval mode.
+    best epoch, or the last where fewer than 100 validation images do not tell the two apart), and training.json. A run that was
+    interrupted goes on after its last whole epoch when it is called again with the same network, images and schedule; on a CPU
+    the result is the same to the bit, as is that of a second run. On a CUDA device products are taken in bfloat16. The network
+    is left with the weights of trained.safetensors, in eval mode.
 
-    Returns  the `History` of the run.
     Raises   DataError without training or validation images; MismatchError if `out` holds another run;
              NumericError if the loss stops being a number.
     """
@@ -50,7 +53,7 @@ def train(
         if len(split) < 2:
             raise DataError(f"{images.source.data}: expected {split.name} images, received {len(split)}; the set cannot be trained on")
     history = _begun(model, images, Path(out), schedule)
-    device = torch.device(device)
+    device = available(device)
     model.to(device)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -65,6 +68,9 @@ def train(
                 _keep(history, model, optimizer, schedule)
                 said = f"loss {record.train_loss:.3f}  validation {record.validation_accuracy:.1%} of {len(images.validation):,}"
                 bar.update(task, advance=1, said=said)
+    if history.kept != history.best:
+        with whole(history.trained) as half:
+            shutil.copyfile(history.checkpoint(history.kept), half)
     load_weights(model, history.trained)
     model.eval()
     if not history.test_images and len(images.test):

@@ -13,7 +13,7 @@ from channelscope.study.columns import COLUMNS
 CHANCES = {"l2": 0.6, "l1": 0.5, "capture": 0.8, "random": 0.2}
 
 
-def folder(path):
+def folder(path, budgets=None):
     draw = np.random.default_rng(0)
 
     def row(chance):
@@ -24,7 +24,7 @@ def folder(path):
     done = {ORIGINAL: row(0.9)}
     for score, chance in CHANCES.items():
         for repair in ("none", "batchnorm"):
-            done |= {Cell(0, score, budget, "global", repair): row(chance) for budget in (0.8, 0.5)}
+            done |= {Cell(0, score, budget, "global", repair): row(chance) for budget in (budgets or {}).get(score, (0.8, 0.5))}
     for name, frame in analysis(done).items():
         tables.write(tables.described(frame, {"name": name, "columns": COLUMNS}), path / f"{name}.csv")
     tables.write_json({"title": "compared", "network": "net"}, path / "run.json")
@@ -38,6 +38,12 @@ def test_sentences(tmp_path):
     assert said[0].count("(n = 200 images), one seed (global, ") == 2
     assert "of 12 pairs of scores differ" in said[1]
     assert "'global, none' and 'global, batchnorm'" in said[2]
+
+
+def test_what_no_area_contains_is_said(tmp_path):
+    assert compared(Run.read(folder(tmp_path, {"l1": (0.8,)})))[2] == (
+        "6 of the measurements are part of no area (l2, capture, random): the table of what is left out says why."
+    )
 
 
 def test_two_winners_are_two_sentences(tmp_path):

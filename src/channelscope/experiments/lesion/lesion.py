@@ -18,8 +18,9 @@ from channelscope.experiments.lesion.frames import frames
 from channelscope.experiments.lesion.ledger import Ledger, digest
 from channelscope.experiments.lesion.plan import Plan
 from channelscope.experiments.lesion.stand_in import StandIn
-from channelscope.experiments.progress import bar, how_many, labeled
+from channelscope.experiments.progress import bar, how_many
 from channelscope.experiments.traced import traced
+from channelscope.net.batches import labeled, placed
 from channelscope.net.find import Sites
 from channelscope.net.graph import evaluating
 from channelscope.net.midway import Midway, stops
@@ -60,7 +61,7 @@ def lesion(
              not exist; SampleError with fewer images than groups.
     """
     plan, rule = plan or Plan(), rule or Rule()
-    convention, _ = Convention.split(options)
+    convention = Convention.of(options)
     found = traced(model, profile)
     stand_ins = plan.stand_ins(profile, rule, convention)
     with Ledger(unfinished, _facts(profile, stand_ins, plan), plan.groups) as ledger:
@@ -82,7 +83,7 @@ def _lesioned(found: Sites, stand_ins: Plans, batches: Iterable, ledger: Ledger,
             left = [found[name] for name in stand_ins if name not in known]
             if not left:
                 continue
-            images, labels = images.to(device), labels.to(device)
+            images, labels = placed(images, found.graph.model), labels.to(device)
             before = _checked(found.graph.run(images, pure=True), labels)
             for stop in stops(found.graph, left, images):
                 every = stand_ins[stop.site.name]

@@ -2,18 +2,20 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from channelscope.errors import InputError, at
+from channelscope.errors import InputError, at, no_such
 from channelscope.experiments.hulls import Rule
 from channelscope.experiments.lesion.stand_in import StandIn
 from channelscope.net.find import named
 from channelscope.scores import Convention, Layer
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
+
+Silence = Literal["zero", "mean"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Plan:
     """lesion every channel"""
     controls: int = 200
     """of these, how many also get the controls: as many random peers, and the mean"""
-    silence: Literal["zero", "mean"] = "zero"
+    silence: Silence = "zero"
     """what a lesioned channel shows: nothing, or its mean over the calibration images"""
     sites: tuple[str, ...] | None = None
     """sites to lesion; by default every one"""
@@ -38,7 +40,9 @@ class Plan:
     """of the drawn channels, the random peers and the resampling"""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
+        """Refuse numbers that make no sense, and a silence that does not exist."""
+        if self.silence not in get_args(Silence):
+            raise InputError(no_such("silence", self.silence, get_args(Silence)))
         for name, value, least in (
             ("channels", self.channels, 1),
             ("controls", self.controls, 0),

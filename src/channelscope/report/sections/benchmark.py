@@ -22,6 +22,10 @@ def compared(run: Run) -> list[str]:
             f"{clear} of {len(pairs)} pairs of scores differ at p < .05 after Holm's correction within their rule (sign flips over images; "
             "this is about these pruned networks on other images, not about other networks)."
         )
+    left = run.table("benchmark_left_out")
+    if left is not None and len(left):
+        names = ", ".join(left["score"].unique())
+        said.append(f"{len(left)} of the measurements are part of no area ({names}): the table of what is left out says why.")
     if agreement is not None and len(agreement):
         least = agreement.loc[agreement["spearman"].idxmin()]
         middle, lowest = (shown(float(value), 2) for value in (agreement["spearman"].median(), least["spearman"]))
@@ -97,6 +101,6 @@ BENCHMARK = Section(
         ),
     ),
     compared,
-    more=("benchmark", "benchmark_paired", "benchmark_factorial", "benchmark_agreement"),
+    more=("benchmark", "benchmark_paired", "benchmark_factorial", "benchmark_agreement", "benchmark_left_out"),
     value="auc",
 )

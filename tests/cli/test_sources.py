@@ -1,0 +1,185 @@
+"""What every command is given and writes to: weights that no file gives are said, and a folder belongs to one network."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import SafetensorError
+
+from channelscope import store, tables, zoo
+from channelscope.cli.circuit import few
+from channelscope.cli.follow import _source
+from channelscope.cli.sources import Network, fitted
+from channelscope.errors import DataError
+from channelscope.zoo import History, ImageSource, read_images
+from cli.commands import refused, run
+
+NET = """
+from torch import nn
+
+
+class Small(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(
+            nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, num_classes)
+        )
+"""
+OTHER = "resnet20(width=4)"
+
+
+def test_where_weights_come_from(tmp_path):
+    given, drawn, made = Network("resnet18", tmp_path / "w.safetensors"), Network("timm:resnet18"), Network("a/nets.py:Net")
+    assert [each.stage for each in (given, drawn, made)] == ["trained", "weights random", "weights as its class makes them"]
+    assert [each.origin for each in (given, drawn, made)] == [{}, {"untrained": "random"}, {"untrained": "as its class makes them"}]
+
+
+def test_weights_that_no_file_gives_are_said_first_and_in_the_report(capsys, tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    out = tmp_path / "axes"
+    assert run("axes", f"{tmp_path / 'net.py'}:Small", "--images", "60", "--out", out) == 0
+    assert capsys.readouterr().err.splitlines()[0] == "net.py:Small: no --weights, so its weights are as its class makes them"
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["stages"], facts["untrained"]) == (["weights as its class makes them"], "as its class makes them")
+    assert set(tables.read(out / "channels.csv")["stage"]) == {"weights as its class makes them"}
+    said = "No weights were given: they are as its class makes them, and nothing here is about a trained network."
+    assert said in (out / "report.html").read_text()
+    assert run("profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile") == 0
+    assert capsys.readouterr().err.splitlines()[0] == "resnet20(width=4): no --weights, so its weights are random"
+
+
+@pytest.fixture
+def taken(tmp_path):
+    """The run folder of another network."""
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"network": "resnet20", "weights": "ab" * 32}))
+    return folder
+
+
+COMMANDS = (
+    ("axes", OTHER, "--images", "60"),
+    ("lesion", OTHER, "--images", "60", "--evaluated", "8"),
+    ("propagation", OTHER, "--images", "60"),
+    ("theory", OTHER, "--images", "60"),
+    ("prune", OTHER, "--images", "60"),
+    ("benchmark", OTHER, "--images", "60"),
+    ("circuit", OTHER, "--feature", "conv1:0"),
+    ("subcircuits", OTHER, "--feature", "conv1:0"),
+    ("discard", OTHER, "--images", "60", "--evaluated", "2"),
+    ("faithfulness", OTHER, "--images", "60", "--evaluated", "2", "--tuned", "2"),
+    ("train", OTHER, "--epochs", "1"),
+)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+def test_a_run_folder_belongs_to_one_network(taken, capsys, arguments):
+    said = refused(capsys, *arguments, "--out", taken)
+    assert "taken holds a run of resnet20" in said
+    assert "give another --out" in said
+    assert [path.name for path in taken.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("command", ["hulls", "graphs"])
+def test_also_where_a_profile_is_all_that_is_given(taken, capsys, tmp_path, command):
+    assert run("profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile") == 0
+    assert "taken holds a run of resnet20" in refused(capsys, command, tmp_path / "x.profile", "--out", taken)
+
+
+def test_demo_writes_into_no_other_networks_folder(capsys, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"network": "resnet18", "weights": "ab" * 32}))
+    assert "holds a run of resnet18, this one is of resnet20" in refused(capsys, "demo", "--out", tmp_path)
+
+
+def test_a_training_folder_belongs_to_its_network(capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "training.json").write_text(json.dumps({"network": OTHER}))
+    said = refused(capsys, "axes", "resnet20", "--images", "60", "--out", tmp_path / "run")
+    assert f"run holds a run of {OTHER}, this one is of resnet20: give another --out" in said
+    (tmp_path / "run" / "training.json").write_text("{")
+    assert "training.json is damaged" in refused(capsys, "axes", "resnet20", "--images", "60", "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+def test_a_file_in_the_place_of_a_folder(capsys, tmp_path, arguments):
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/below"):
+        assert "expected a folder, found a file" in refused(capsys, *arguments, "--out", tmp_path / out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_a_file(capsys, tmp_path):
+    assert run("profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile") == 0
+    assert "expected a file, found a folder" in refused(capsys, "profile", OTHER, "--images", "60", "--out", tmp_path)
+    assert "expected a file, found a folder" in refused(capsys, "merge", tmp_path / "x.profile", "--out", tmp_path)
+    assert "expected a file, found a folder" in refused(capsys, "scores", tmp_path / "x.profile", "--out", tmp_path)
+
+
+def test_a_device_that_is_not_there(capsys, tmp_path):
+    said = refused(capsys, "profile", OTHER, "--images", "60", "--device", "cuda:77", "--out", tmp_path / "x.profile")
+    assert "device: expected one of cpu" in said
+    assert "received 'cuda:77'" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "x.profile"), "error: x.profile: No space left on device"),
+        (
+            SafetensorError("I/O error: No space left"),
+            "error: a file cannot be read or written: I/O error: No space left",
+        ),
+        (sqlite3.OperationalError("database or disk is full"), "error: a file cannot be read or written: database or disk is full"),
+    ],
+)
+def test_a_disk_that_is_full_is_one_sentence(capsys, tmp_path, monkeypatch, error, said):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(store, "save_file", full)
+    assert refused(capsys, "profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile").endswith(said)
+
+
+def test_few_validation_images_are_said_and_the_last_epoch_is_kept(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 2), ("test", 2)):
+        for label in ("a", "b"):
+            (tmp_path / "set" / part / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "set" / part / label / f"{number}.png")
+    assert run("train", OTHER, "--data", f"folder:{tmp_path / 'set'}", "--epochs", "2", "--out", tmp_path / "run") == 0
+    assert "4 validation images are too few to choose an epoch by" in capsys.readouterr().err
+    assert (tmp_path / "run" / "trained.safetensors").read_bytes() == (tmp_path / "run" / "epoch_002.safetensors").read_bytes()
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["kept"] == 2
+
+
+def test_default_numbers_fit_a_small_set_and_say_what_they_took(capsys):
+    split = read_images(ImageSource("digits")).test
+    assert len(fitted(split, None, 359, "--evaluated")) == 359
+    assert capsys.readouterr().err == ""
+    assert len(fitted(split, None, 1000, "--evaluated")) == 359
+    assert capsys.readouterr().err == "--evaluated: 359 test images, for that is all there are; 1,000 where there are so many\n"
+    assert fitted(split, 20, 1000, "--evaluated").indices.tolist() == split.indices[:20].tolist()
+    with pytest.raises(DataError, match=r"--evaluated: expected at least 1 and at most 359 images of the test split, asked for 360"):
+        fitted(split, 360, 1000, "--evaluated")
+    with pytest.raises(DataError, match="asked for 0"):
+        fitted(split, 0, 1000, "--evaluated")
+
+
+def test_few_images_are_the_first_of_those_drawn():
+    model, images = zoo.load(OTHER, "digits")
+    _, found = few(model, images, 64)
+    assert found.calibration.indices.tolist() == zoo.load(OTHER, ImageSource("digits", images=64))[1].calibration.indices.tolist()
+    _, asked = zoo.load(OTHER, ImageSource("digits", images=70))
+    assert len(few(model, asked, 64)[1].calibration) == 70
+
+
+def test_a_trajectory_takes_all_images_of_a_small_training_set(capsys):
+    images = {"data": "digits", "splits": {"train": 1294}, "mean": [0.3], "std": [0.4]}
+    history = History(Path("run"), "resnet20", "", {"images": images}, ())
+    assert _source([history], None, 0).images == 1294
+    assert capsys.readouterr().err == "--images: 1,294 training images, for that is all there are; 2,000 where there are so many\n"
+    assert _source([history], 60, 0).images == 60

@@ -1,0 +1,86 @@
+"""Every option that does not exist is refused with the nearest one that does, by every score and every call that takes options."""
+
+import inspect
+from dataclasses import fields
+from importlib import import_module
+from pkgutil import iter_modules
+
+import pytest
+
+import channelscope.experiments
+from channelscope import scores
+from channelscope.errors import InputError
+from measured import images, network, profile
+
+CONVENTION = tuple(field.name for field in fields(scores.Convention))
+EVERY = [(name, option) for name, score in scores.REGISTRY.items() for option in (*score.options, *CONVENTION)]
+FIRST = {
+    "table": lambda: (profile(),),
+    "null": lambda: (profile(), "relevance"),
+    "lesion": lambda: (network(), profile(), [images()]),
+    "propagation": lambda: (network(), profile()),
+    "trajectory": lambda: ([("run", 0, profile())],),
+}
+"""what a call needs before its options; the others need a profile alone"""
+
+
+def calls() -> list:
+    """Every public function of the scores and the experiments that passes options on."""
+    rooms = [scores, *(import_module(f"channelscope.experiments.{each.name}") for each in iter_modules(channelscope.experiments.__path__))]
+    found = {
+        name: value
+        for room in rooms
+        for name, value in vars(room).items()
+        if inspect.isfunction(value) and not name.startswith("_") and value.__module__.startswith("channelscope.")
+        if "options" in inspect.signature(value).parameters
+    }
+    return list(found.values())
+
+
+@pytest.mark.parametrize(("name", "option"), EVERY)
+def test_a_score_refuses_a_misspelled_option(name, option):
+    with pytest.raises(InputError, match=rf"no option is called {option[:-1]}; near matches: .*\b{option}\b.*; there are: "):
+        scores.REGISTRY[name](profile(), **{option[:-1]: 1})
+
+
+@pytest.mark.parametrize("call", calls(), ids=lambda call: call.__name__)
+def test_a_call_refuses_a_misspelled_option(call):
+    arguments = FIRST.get(call.__name__, lambda: (profile(),))()
+    with pytest.raises(InputError, match="no option is called shrinkge; near matches: shrinkage; there are: "):
+        call(*arguments, shrinkge="oas")
+    with pytest.raises(InputError, match=r"no target is called mragin; near matches: margin.*; there are: "):
+        call(*arguments, target="mragin")
+
+
+def test_the_calls_with_options_are_found():
+    known = {"table", "null", "axes", "groups", "hulls", "graphs", "lesion", "propagation", "trajectory"}
+    assert {call.__name__ for call in calls()} == known
+
+
+@pytest.mark.parametrize("name", sorted(scores.REGISTRY))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "papr"}, "no preset is called papr; near matches: paper; there are: default, paper"),
+        ({"target": "lable"}, "no target is called lable; near matches: label; there are: margin, "),
+        ({"target_readout": "poolde"}, "no target_readout is called poolde; near matches: pooled; there are: pooled, positions"),
+        ({"shrinkage": "oass"}, "shrinkage: expected a number or 'oas', received 'oass'"),
+        ({"noise": "medain"}, "noise: expected a number or 'median', received 'medain'"),
+    ],
+)
+def test_a_score_refuses_a_misspelled_value(name, options, message):
+    with pytest.raises(InputError, match=message):
+        scores.REGISTRY[name](profile(), **options)
+
+
+def test_a_table_has_no_options_of_single_scores():
+    with pytest.raises(InputError, match="no option is called ceiling; there are: target, target_readout"):
+        scores.table(profile(), ["overlap"], ceiling=3.1)
+    assert scores.overlap(profile(), ceiling=0.05).values["0"].max() <= 0.05
+
+
+def test_a_misspelled_score_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="no score is called relevnce; near matches: relevance; there are: rayleigh"):
+        scores.named(["overlap", "relevnce"])
+    with pytest.raises(InputError, match="no score is called excss; near matches: excess"):
+        scores.null(profile(), "excss")

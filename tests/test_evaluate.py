@@ -1,0 +1,51 @@
+"""evaluate: what is labeled is judged, in every form of batch, and what is no classifier's output is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from channelscope import evaluate
+from channelscope.errors import DataError, InputError
+
+X = torch.eye(4).view(4, 4, 1, 1)
+MODEL = nn.Flatten()  # the logits are the pixels: image i is of class i
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [(X, torch.tensor([0, 1, 2, 0]))],
+        [(X[:2], [0, 1]), (X[2:], torch.tensor([2.0, 0.0]), ("c", "d"))],
+        [{"pixel_values": X.numpy(), "labels": torch.eye(4)[[0, 1, 2, 0]]}],
+    ],
+)
+def test_three_of_four(batches):
+    tally = evaluate(MODEL, batches)
+    assert (tally.images, tally.correct) == (4, 3)
+    assert tally.loss == pytest.approx(torch.nn.functional.cross_entropy(X.flatten(1), torch.tensor([0, 1, 2, 0])).item())
+
+
+def test_images_without_a_label_are_left_out_and_counted():
+    with pytest.warns(UserWarning, match="5 of 8 images have no label"):
+        tally = evaluate(MODEL, [(X, None), (X, [0, None, 2, 0])])
+    assert (tally.images, tally.correct) == (3, 2)
+    with pytest.raises(DataError, match="none of the 4 images has one"):
+        evaluate(MODEL, [X])
+    with pytest.raises(DataError, match="the batches are empty"):
+        evaluate(MODEL, [])
+
+
+def test_a_map_has_no_accuracy():
+    with pytest.raises(InputError, match="received 4 × 5 × 1 × 1: accuracy is of one class per image"):
+        evaluate(nn.Conv2d(4, 5, 1), [(X, [0, 1, 2, 3])])
+    with pytest.raises(DataError, match=r"4 images need as many labels, one class for each, received int64 of shape \(4, 1, 1\)"):
+        evaluate(nn.Conv2d(4, 5, 1), [(X, torch.zeros(4, 1, 1, dtype=torch.long))])
+
+
+def test_the_network_keeps_its_mode_and_its_precision():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Dropout(0.5)).double().train()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(4))
+        model[1].bias.zero_()
+    assert evaluate(model, [(X, [0, 1, 2, 3])]).accuracy == 1.0
+    assert model.training
