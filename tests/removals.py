@@ -17,6 +17,7 @@ def drawn(graph: ChannelGraph, fraction: float = 0.4, seed: int = 0, cap: float 
     draw = np.random.default_rng(seed)
     spare = {name: min(int(cap * count), count - 1) for name, (_, count) in graph.sites.items()}
     inputs = [layer.inputs for layer in graph.layers if bool((layer.inputs >= 0).all())]
+    inputs += [torch.tensor(numbers) for numbers in graph.parts]
     readers: dict[int, list[int]] = defaultdict(list)
     for index, numbers in enumerate(inputs):
         for number in numbers.unique().tolist():

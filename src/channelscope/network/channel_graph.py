@@ -76,6 +76,8 @@ class ChannelGraph:
         Channels that go together, and why some stay.
     opaque
         Place → why a step was not followed.
+    parts
+        Channels that a part of a value consists of → the step that takes it.
     counted
         Step → how many channels a mean was taken over; a smaller network has to go on dividing by that.
     scaled
@@ -99,6 +101,7 @@ class ChannelGraph:
         self.reads: dict[str, Tensor] = {}
         self.parameters = {path for path, _ in model.named_parameters(remove_duplicate=False)}
         self.grids: list[Tensor] = []
+        self.parts: dict[tuple[int, ...], str] = {}
         self.labels: dict[Any, Any] = {}
         self.adopted: dict[int, int] = {}
         self.canonical: dict[int, str] = {}
@@ -147,7 +150,17 @@ class ChannelGraph:
             return value
         step = self.step(node)
         traced = step.entry.traces or not step.static or not any(bool((compact(part) >= PARAMETERS).any()) for part in step.inputs())
-        return self._regular(step.entry.labels(step) if traced else computed(step))
+        labels = self._regular(step.entry.labels(step) if traced else computed(step))
+        if step.entry.moves and not step.static:
+            self._note_parts(step, labels)
+        return labels
+
+    def _note_parts(self, step: Step, labels: Any) -> None:
+        """Remember which channels a part of a value consists of: one of them has to stay."""
+        for part in tensors(labels):
+            numbers = compact(part).unique()
+            if len(numbers) and bool(channels_in(numbers).all()):
+                self.parts.setdefault(tuple(numbers.tolist()), step.place)
 
     def _attribute(self, node: fx.Node, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -322,6 +335,10 @@ class ChannelGraph:
             if len(members) == 1:
                 (root,) = members
                 self.hold([root], self.union.why.get(root, f"{name} has no other channels"))  # type: ignore[arg-type]
+
+        for numbers, place in self.parts.items():
+            if len({self.union.root(number) for number in numbers}) == 1:
+                self.hold(torch.tensor(numbers[:1]), f"{place} takes nothing else")
 
     def _state(self) -> tuple[int, int, int]:
         roots = sum(number == parent for number, parent in enumerate(self.union.parent))

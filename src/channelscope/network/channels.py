@@ -89,17 +89,13 @@ def try_out(graph: ChannelGraph) -> None:
 
 def half(graph: ChannelGraph, coin: Tensor) -> Tensor:
     """Marks of the groups whose coin fell on one side; no layer loses all its inputs or outputs."""
-    marks = torch.zeros(len(coin), dtype=torch.bool)
     roots = graph.union.roots(torch.arange(len(coin)))
     removable = torch.tensor([not graph.union.reason(number) for number in range(len(coin))], dtype=torch.bool)
     marks = coin[roots] & removable
+    sets = [numbers for layer in graph.layers for numbers in (layer.inputs, layer.outputs) if bool((numbers >= 0).all())]
+    sets += [torch.tensor(numbers) for numbers in graph.parts]
     while True:
-        empty = [
-            numbers
-            for layer in graph.layers
-            for numbers in (layer.inputs, layer.outputs)
-            if bool((numbers >= 0).all()) and bool(marks[numbers].all())
-        ]
+        empty = [numbers for numbers in sets if bool(marks[numbers].all())]
         if not empty:
             return marks
         marks &= ~torch.isin(roots, torch.stack([roots[numbers[0]] for numbers in empty]))

@@ -8,13 +8,14 @@ this way; its module, or where that is not possible the network, is then returne
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from channelscope.errors import MismatchError
+from channelscope.errors import MismatchError, first_line
 from channelscope.network import nest
 from channelscope.network.channel_graph import ChannelGraph
 from channelscope.network.channel_labels import mapped, tensors
@@ -167,10 +168,7 @@ def correct(
     found = Corrections({}, {}, {})
     values = found.values
     image = iter(whole[node] for node in graph.steps.nodes if node.op == "placeholder")
-
-    def now(argument: Any) -> Any:
-        return map_aggregate(argument, lambda part: values[part] if isinstance(part, fx.Node) else part)
-
+    trial = Trial(small, found)
     with torch.no_grad(), out_of_place(small):
         for node in graph.steps.nodes:
             if node.op == "placeholder":
@@ -179,40 +177,52 @@ def correct(
                 constant = node.target in graph.constants
                 values[node] = plain(graph.constants[str(node.target)]) if constant else attribute(small, str(node.target))
             elif node.op != "output":
-                values[node] = _corrected(graph.step(node), removal, small, (whole if node in graph.dynamic else silent)[node], found, now)
+                values[node] = _corrected(graph.step(node), removal, (whole if node in graph.dynamic else silent)[node], trial)
                 if node in graph.dynamic and not _same(values[node], silent[node], graph.labels[node], removal):
                     raise UnfitError(node, f"{graph.step(node).place} computes something else from fewer channels than from silenced ones")
     return found
 
 
-def _corrected(step: Step, removal: Removal, small: nn.Module, before: Any, found: Corrections, now: Any) -> Any:
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A run of the recorded steps on a small network."""
+
+    small: nn.Module
+    found: Corrections
+
+    def now(self, argument: Any) -> Any:
+        """An argument as recorded, with the values of the small network."""
+        values = self.found.values
+        return map_aggregate(argument, lambda part: values[part] if isinstance(part, fx.Node) else part)
+
+    def attempt(self, node: fx.Node, changed: Edit | None) -> tuple[Any, str]:
+        """The value of a step, and why there is none."""
+        try:
+            return carried_out(node, self.small, changed, self.now), ""
+        except FAILURES as error:
+            return None, first_line(error)
+
+
+def _corrected(step: Step, removal: Removal, before: Any, trial: Trial) -> Any:
     node, labels = step.node, step.walk.labels[step.node]
-    counted = always(step, removal, now) if tensors(before) and not step.static else None
-    problem, value = "", None
-    try:
-        value = carried_out(node, small, counted, now)
-    except FAILURES as error:
-        problem = str(error).splitlines()[0]
+    counted = always(step, removal, trial.now) if tensors(before) and not step.static else None
+    value, problem = trial.attempt(node, counted)
     if not tensors(before) or isinstance(before, torch.Size):
         if problem:
             raise UnfitError(node, f"{step.place} cannot run on fewer channels: {problem}")
         return value
     if counted is not None:
-        found.edits[node] = counted
+        trial.found.edits[node] = counted
     if step.static:
-        return _computed(step, removal, before, value, problem, found)
-    if not problem and _fits(value, before, labels, removal) and _same_order(step, removal, found):
+        return _computed(step, removal, before, (value, problem), trial)
+    if not problem and _fits(value, before, labels, removal) and _same_order(step, removal, trial.found):
         return value
-    changed = edit(step, removal, now)
+    changed = edit(step, removal, trial.now)
     if changed is not None:
-        try:
-            value = carried_out(node, small, changed, now)
-        except FAILURES as error:
-            problem = str(error).splitlines()[0]
-        else:
-            if _fits(value, before, labels, removal):
-                found.edits[node] = changed
-                return value
+        value, problem = trial.attempt(node, changed)
+        if not problem and _fits(value, before, labels, removal):
+            trial.found.edits[node] = changed
+            return value
     shapes = tuple(removal.shape(part) for part in tensors(labels))
     raise UnfitError(node, f"{step.place} cannot be made to fit fewer channels {shapes}: {problem or 'it has sizes written out'}")
 
@@ -271,22 +281,29 @@ def _same_order(step: Step, removal: Removal, found: Corrections) -> bool:
     return all(bool((part == removal.restricted(mark, mark)).all()) for part, mark in pairs)
 
 
-def _computed(step: Step, removal: Removal, before: Any, value: Any, problem: str, found: Corrections) -> Any:
+def _computed(step: Step, removal: Removal, before: Any, tried: tuple[Any, str], trial: Trial) -> Any:
     """A weight computed from parameters: as it comes out, or what is left of it as it was, where that is something else."""
-    walk, node = step.walk, step.node
+    walk, node, (value, problem) = step.walk, step.node, tried
     if not isinstance(before, Tensor) or not before.is_floating_point():
         if problem:
             raise UnfitError(node, f"{step.place} cannot run on fewer channels: {problem}")
         return value
+    labels = walk.labels[node]
+    if problem:
+        changed = edit(step, removal, trial.now)
+        if changed is not None:
+            value, problem = trial.attempt(node, changed)
+            if not problem and tuple(value.shape) == removal.shape(labels):
+                trial.found.edits[node] = changed
     if not problem and not any(user in walk.dynamic or user.op == "output" for user in node.users):
         return value
-    rest = removal.restricted(before, walk.labels[node])
-    if problem or value.shape != rest.shape or not torch.allclose(value, rest, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
-        if not bool(removal.removed(walk.labels[node]).any()) and rest.shape == before.shape and not problem and value.shape != rest.shape:
-            raise UnfitError(node, f"{step.place} computes {tuple(value.shape)} from fewer channels, expected {tuple(rest.shape)}")
-        found.folded[node] = rest
-        return rest
-    return value
+    rest = removal.restricted(before, labels)
+    if not problem and value.shape == rest.shape and torch.allclose(value, rest, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+        return value
+    if not problem and value.shape != rest.shape and not bool(removal.removed(labels).any()):
+        raise UnfitError(node, f"{step.place} computes {tuple(value.shape)} from fewer channels, expected {tuple(rest.shape)}")
+    trial.found.folded[node] = rest
+    return rest
 
 
 def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
@@ -296,7 +313,7 @@ def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
         with torch.no_grad():
             received = exact(*image)
     except FAILURES as error:
-        return f"cannot run: {str(error).splitlines()[0]}"
+        return f"cannot run: {first_line(error)}"
     a, b = outputs(received), outputs(expected)
     if len(a) != len(b):
         return f"has {len(a)} outputs instead of {len(b)}"

@@ -50,6 +50,10 @@ class Removal:
                 if bool(self.removed(numbers).all()):
                     raise InputError(f"all {what} of {layer.name} would go: keep at least one")
 
+        for numbers, place in graph.parts.items():
+            if bool(self.gone[list(numbers)].all()):
+                raise InputError(f"nothing would be left of what {place} takes: keep at least one channel of it")
+
     def removed(self, labels: Tensor) -> Tensor:
         """Which elements of some labels go: bool, in their shape."""
         short = compact(labels)

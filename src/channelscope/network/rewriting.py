@@ -170,6 +170,8 @@ def rewritten_part(
 ) -> bool:
     """Replace one module of a network by its recorded steps; returns whether that could be done.
 
+    Tensors are arguments of the new module as of the old one; numbers given from outside are those of the recorded call.
+
     Parameters
     ----------
     graph
