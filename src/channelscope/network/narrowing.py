@@ -265,10 +265,10 @@ def _same_order(step: Step, removal: Removal, found: Corrections) -> bool:
     labels = step.walk.labels
 
     def left(parent: fx.Node) -> Any:
-        if not tensors(labels[parent]):
-            return found.values[parent]
         taken = given(step, parent)
-        return mapped(lambda part: removal.restricted(part, part), taken) if taken is labels[parent] else found.values[parent]
+        if tensors(labels[parent]) and taken is labels[parent]:
+            return mapped(lambda part: removal.restricted(part, part), taken)
+        return mapped(Tensor.cpu, found.values[parent])
 
     try:
         moved = run(step, left)

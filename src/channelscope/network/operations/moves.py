@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 
 from channelscope.network.channel_labels import channels_in, compact, fixed, mapped, tensors
 from channelscope.network.operations.opaque import kept_whole
@@ -51,7 +51,7 @@ def given(step: Step, parent: fx.Node) -> Any:
     """What a move is carried out on: labels, but the values of indices."""
     value = step.walk.values[parent.name]
     index = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()) and parent is not step.argument("input")
-    return value if index else step.walk.labels[parent]
+    return value.cpu() if index else step.walk.labels[parent]
 
 
 def run(step: Step, take: Callable[[fx.Node], Any]) -> Any:
@@ -129,7 +129,7 @@ def _written(step: Step) -> Any:
     labels = walk.labels[target].clone()
     if not isinstance(source, fx.Node) or not isinstance(walk.values[source.name], Tensor):
         return walk.labels[target]
-    labels[step.of(index)] = walk.labels[source].long()
+    labels[map_aggregate(step.of(index), lambda part: part.cpu() if isinstance(part, Tensor) else part)] = walk.labels[source].long()
     return labels
 
 
