@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from channelscope.network.attributes import Setting, settings
 from channelscope.network.finishing import calls
-from channelscope.network.narrowing import correct, cut, references
+from channelscope.network.narrowing import correct, cut, narrow, references
 from channelscope.network.operations.numbers import Edit, Number
 from channelscope.network.removal import Removal
 from removals import assert_exact, drawn, graph_of, lively
@@ -192,3 +192,25 @@ def test_corrections_name_the_steps_that_change():
     assert all(number.want == 6 for each in found.edits.values() for number in each.numbers())
     assert image[0].dtype == torch.float64
     assert expected.shape == (1, 4, 2, 4)
+
+
+class Typed(nn.Module):
+    """A block that makes a tensor in the type and on the device of what it is given, with its width written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        ramp = torch.arange(4, device=x.device, dtype=x.dtype)
+        return (self.inner(x).reshape(len(x), 8, 4, 4) + ramp).reshape(-1, 8, 4, 4)
+
+
+def test_blocks_take_type_and_device_from_their_own_input():
+    torch.manual_seed(0)
+    graph = graph_of(lively(nn.Sequential(nn.Conv2d(3, 8, 1), Typed(), nn.ReLU(), Typed(), nn.Conv2d(8, 4, 1))), 3, 4, 4)
+    found = [index for index, group in enumerate(graph.groups) if group[0][0] in ("1.inner", "3.inner")]
+    small = narrow(graph, graph.gone([found[0], found[9], found[12]]))
+    assert type(small) is nn.Sequential
+    assert [isinstance(part, torch.fx.GraphModule) for part in small] == [False, True, False, True, False]
+    assert small.float()(torch.zeros(1, 3, 4, 4)).dtype == torch.float32

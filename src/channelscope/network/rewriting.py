@@ -232,10 +232,15 @@ def _enter(writer: Writer, node: fx.Node, places: list[tuple[Any, fx.Node]], who
     """Find a value from outside among the arguments, or what computes it from them."""
     if node in writer.copies:
         return
-    if node.op == "get_attr":
+    value = whole[node]
+    if node.op == "get_attr" and not isinstance(value, torch.device | torch.dtype):
         writer.write([node])
         return
-    value = whole[node]
+    if isinstance(value, torch.device | torch.dtype):
+        form = "device" if isinstance(value, torch.device) else "dtype"
+        alike = (placeholder for given, placeholder in places if isinstance(given, Tensor) and operator.attrgetter(form)(given) == value)
+        writer.copies[node] = writer.steps.call_function(getattr, (next(alike), form))
+        return
     for given, placeholder in places:
         if type(given) is type(value) and _equal(given, value):
             writer.copies[node] = placeholder
