@@ -214,3 +214,34 @@ def test_blocks_take_type_and_device_from_their_own_input():
     assert type(small) is nn.Sequential
     assert [isinstance(part, torch.fx.GraphModule) for part in small] == [False, True, False, True, False]
     assert small.float()(torch.zeros(1, 3, 4, 4)).dtype == torch.float32
+
+
+class Sized(nn.Module):
+    """A block that is told the height and width of its maps, and has its width written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv1d(8, 8, 1)
+
+    def forward(self, x, size):
+        return self.inner(x).reshape(-1, 8, size[0] * size[1]).unflatten(2, size)
+
+
+class Told(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.block, self.b = nn.Conv2d(3, 8, 1), Sized(), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(self.block(x.flatten(2), tuple(x.shape[2:])))
+
+
+def test_numbers_inside_arguments_stay_arguments():
+    torch.manual_seed(0)
+    graph = graph_of(lively(Told()), 3, 4, 6)
+    found = [index for index, group in enumerate(graph.groups) if group[0][0] == "block.inner"]
+    small = assert_exact(graph, graph.gone([found[1], found[6]]))
+    assert type(small) is Told
+    assert isinstance(small.block, torch.fx.GraphModule)
+    assert small(torch.zeros(2, 3, 6, 3, dtype=torch.float64)).shape == (2, 4, 6, 3)

@@ -247,7 +247,7 @@ def _enter(writer: Writer, node: fx.Node, places: list[tuple[Any, fx.Node]], who
             return
         if isinstance(given, tuple | list):
             for index, part in enumerate(given):
-                if isinstance(part, Tensor) and isinstance(value, Tensor) and _equal(part, value):
+                if type(part) is type(value) and _equal(part, value):
                     writer.copies[node] = writer.steps.call_function(operator.getitem, (placeholder, index))
                     return
     if tensors(value):
