@@ -14,11 +14,12 @@ from channelscope.errors import MismatchError, TracingError
 from channelscope.net.coupling import Layer
 from channelscope.net.graph import evaluating, execute, trace
 from channelscope.net.slicing import shrink_layer
-from channelscope.network.operations.elementwise import IDLE
 from channelscope.types import Float
 
 ROUNDING = 1e-3
 """Relative difference allowed between the extracted and the masked feature; smaller layers add up in another order."""
+
+IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
 
 
 class Extract(nn.Module):

@@ -17,8 +17,7 @@ from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.provenance import MEETING, PADDING, REDUCING, kernels_in, upstream
 from channelscope.circuits.target import Target
 from channelscope.net.coupling import POOLING, POOLS
-from channelscope.net.find import CHANNELWISE
-from channelscope.network.operations.norms import BATCH_NORMS
+from channelscope.net.find import BATCH_NORMS, CHANNELWISE
 
 Kept = dict[str, np.ndarray]
 """step → bool (channels on axis 1,)"""

@@ -16,10 +16,9 @@ from torch.fx.node import map_aggregate, map_arg
 from channelscope.circuits.wiring import Call, Join, Wiring
 from channelscope.errors import ShapeError
 from channelscope.net.coupling import ELEMENTWISE, PASSING, POOLING, POOLS, RESHAPING
-from channelscope.net.find import CHANNELWISE
+from channelscope.net.find import BATCH_NORMS, CHANNELWISE
 from channelscope.net.graph import Graph, evaluating, execute
 from channelscope.net.labels import has_tensor
-from channelscope.network.operations.norms import BATCH_NORMS
 
 MEETING = ELEMENTWISE | PASSING | {"pow", "rsqrt", "where", "logsigmoid", "detach"}
 MOVING = RESHAPING | {"narrow", "roll", "flip", "repeat", "t", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "swapdims"}

@@ -9,9 +9,8 @@ from torch import fx, nn
 
 from channelscope.circuits.contributions import Geometry
 from channelscope.circuits.provenance import MEETING, upstream
-from channelscope.net.find import CHANNELWISE
+from channelscope.net.find import BATCH_NORMS, CHANNELWISE
 from channelscope.net.graph import Graph, evaluating
-from channelscope.network.operations.norms import BATCH_NORMS
 
 STAYING = MEETING | {"cat", "concat", "batch_norm"}
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)

@@ -14,10 +14,9 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.utils.parametrize import is_parametrized
 
-from channelscope.net.find import CHANNELWISE, Sites
+from channelscope.net.find import BATCH_NORMS, CHANNELWISE, Sites
 from channelscope.net.graph import execute
 from channelscope.net.labels import FIXED, FREE, compact, extent, fixed, has_tensor, numbers_in, varies
-from channelscope.network.operations.norms import BATCH_NORMS
 
 ELEMENTWISE = {"add", "sub", "mul", "div", "truediv", "maximum", "minimum", "iadd", "isub", "imul", "itruediv"}
 RESHAPING = {

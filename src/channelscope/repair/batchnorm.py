@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from channelscope.network.operations.norms import BATCH_NORMS
+from channelscope.net.find import BATCH_NORMS
 from channelscope.repair.carried import Carried
 
 

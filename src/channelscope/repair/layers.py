@@ -7,8 +7,8 @@ import torch
 from torch import fx, nn
 
 from channelscope.net.coupling import Layer
+from channelscope.net.find import BATCH_NORMS
 from channelscope.net.graph import Graph
-from channelscope.network.operations.norms import BATCH_NORMS
 from channelscope.types import Float, Tensor
 
 ADDITIONS = {"add", "iadd", "add_"}

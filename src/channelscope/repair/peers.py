@@ -9,10 +9,10 @@ from torch import fx, nn
 from channelscope.errors import MismatchError
 from channelscope.formulas.regression import peers_matrix
 from channelscope.net.coupling import POOLING, POOLS
+from channelscope.net.find import IDLE
 from channelscope.net.groups import Groups
 from channelscope.net.identity import weights_hash
 from channelscope.net.readout import channels_last, draw
-from channelscope.network.operations.elementwise import IDLE
 from channelscope.repair.carried import Carried
 from channelscope.repair.layers import Place, places
 from channelscope.repair.normal import Normal
