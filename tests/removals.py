@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from channelscope.network.channel_graph import ChannelGraph, Heads
-from channelscope.network.narrowing import narrow, outputs, silenced
+from channelscope.network.labeling.labeled_graph import Heads, LabeledGraph
+from channelscope.network.labeling.narrowing import narrow, outputs, silenced
 from channelscope.network.operations import of_module
 from channelscope.network.recording import one_step, record
 
 
-def drawn(graph: ChannelGraph, fraction: float = 0.4, seed: int = 0, cap: float = 0.9) -> torch.Tensor:
+def drawn(graph: LabeledGraph, fraction: float = 0.4, seed: int = 0, cap: float = 0.9) -> torch.Tensor:
     """Marks of the channels of randomly drawn groups; no layer loses all its inputs or outputs."""
     draw = np.random.default_rng(seed)
     spare = {name: min(int(cap * count), count - 1) for name, (_, count) in graph.sites.items()}
@@ -53,11 +53,11 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def graph_of(model: nn.Module, *shape: int, heads: Heads = "whole") -> ChannelGraph:
+def graph_of(model: nn.Module, *shape: int, heads: Heads = "whole") -> LabeledGraph:
     """The channel graph of a network in float64, recorded on one random image."""
     model.double().eval().requires_grad_(False)
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    return ChannelGraph(record(model, (image,), whole=whole), model, heads)
+    return LabeledGraph(record(model, (image,), whole=whole), model, heads)
 
 
 def whole(module: nn.Module) -> bool:
@@ -66,7 +66,7 @@ def whole(module: nn.Module) -> bool:
     return one_step(module) or (entry is not None and type(module) in entry.modules and not type(module).__module__.startswith("torch."))
 
 
-def assert_exact(graph: ChannelGraph, gone: torch.Tensor, tolerance: float = 1e-9, seen: bool = True) -> nn.Module:
+def assert_exact(graph: LabeledGraph, gone: torch.Tensor, tolerance: float = 1e-9, seen: bool = True) -> nn.Module:
     """The smaller network computes what the silenced one does, on other images and in another batch; `seen`: the output changed."""
     before = {name: value.clone() for name, value in graph.model.state_dict().items()}
     small = narrow(graph, gone)

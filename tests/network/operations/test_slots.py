@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.network.narrowing import narrow
+from channelscope.network.labeling.narrowing import narrow
 from channelscope.network.operations import TABLE, Geometry, of_module
 from removals import graph_of
 

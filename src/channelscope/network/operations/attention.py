@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from channelscope.network.channel_labels import full
+from channelscope.network.labeling.labels import full
 from channelscope.network.operations.opaque import kept_whole
 from channelscope.network.operations.operation import Operation, register
 from channelscope.network.operations.step import Step

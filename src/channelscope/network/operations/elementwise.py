@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from channelscope.network.channel_labels import FIXED, FREE, PARAMETERS, channels_in, compact, full
+from channelscope.network.labeling.labels import FIXED, FREE, PARAMETERS, channels_in, compact, full
 from channelscope.network.operations.operation import Operation, names, register
 from channelscope.network.operations.step import Step
 
 if TYPE_CHECKING:
-    from channelscope.network.channel_graph import ChannelGraph
+    from channelscope.network.labeling.labeled_graph import LabeledGraph
 
 
 ACTIVATIONS = (
@@ -32,7 +32,7 @@ def pairs_of(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([first[keys // len(second)], second[keys % len(second)]])
 
 
-def met(walk: "ChannelGraph", a: Tensor, b: Tensor, step: Step) -> Tensor:
+def met(walk: "LabeledGraph", a: Tensor, b: Tensor, step: Step) -> Tensor:
     """Labels of two tensors combined element by element.
 
     Channels that meet are united. Elements of a parameter follow the channels they meet. A channel that is spread over
@@ -69,7 +69,7 @@ def _merged(x: Tensor, y: Tensor, static: bool) -> Tensor:
     return result
 
 
-def _unite(walk: "ChannelGraph", pairs: Tensor, short: tuple[Tensor, Tensor], whole: tuple[Tensor, Tensor], step: Step) -> int | None:
+def _unite(walk: "LabeledGraph", pairs: Tensor, short: tuple[Tensor, Tensor], whole: tuple[Tensor, Tensor], step: Step) -> int | None:
     """Unite the channels that meet; returns which side is spread over several channels of the other, None if neither is."""
     both = channels_in(pairs[0]) & channels_in(pairs[1])
     roots = torch.stack([walk.union.roots(part) for part in pairs[:, both]]).unique(dim=1)

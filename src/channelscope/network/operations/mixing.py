@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from channelscope.network.channel_labels import FIXED, PARAMETERS, channels_in, compact, full
+from channelscope.network.labeling.labels import FIXED, PARAMETERS, channels_in, compact, full
 from channelscope.network.operations.operation import Geometry, Operation, Window, names, register
 from channelscope.network.operations.patches import CONVOLUTION, LINEAR
 from channelscope.network.operations.step import Operand, Step

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
-from channelscope.network.channel_labels import channels_in, compact, fixed, mapped, tensors
+from channelscope.network.labeling.labels import channels_in, compact, fixed, mapped, tensors
+from channelscope.network.labeling.replay import call
 from channelscope.network.operations.opaque import kept_whole
 from channelscope.network.operations.operation import Operation, names, register
 from channelscope.network.operations.step import Step
-from channelscope.network.replay import call
 
 
 def labelled(labels: Any) -> bool:

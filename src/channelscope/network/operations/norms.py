@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from channelscope.network.channel_labels import compact
+from channelscope.network.labeling.labels import compact
 from channelscope.network.operations.operation import Operation, names, register
 from channelscope.network.operations.step import Step
 

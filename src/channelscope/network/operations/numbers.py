@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 from channelscope.network.operations.step import Step
 
 if TYPE_CHECKING:
-    from channelscope.network.removal import Removal
+    from channelscope.network.labeling.removal import Removal
 
 
 @dataclass(frozen=True)

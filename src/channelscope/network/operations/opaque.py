@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
-from channelscope.network.channel_labels import fixed
+from channelscope.network.labeling.labels import fixed
 from channelscope.network.operations.operation import Operation, register
 from channelscope.network.operations.step import Step
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from channelscope.network.channel_labels import FIXED, FREE, channels_in, compact, fixed, full
+from channelscope.network.labeling.labels import FIXED, FREE, channels_in, compact, fixed, full
 from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.operation import Operation, Window, names, register
 from channelscope.network.operations.step import Step

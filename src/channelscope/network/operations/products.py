@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from channelscope.network.channel_labels import FIXED, FREE, PARAMETERS, channels_in, compact, full
+from channelscope.network.labeling.labels import FIXED, FREE, PARAMETERS, channels_in, compact, full
 from channelscope.network.operations.elementwise import met, pairs_of
 from channelscope.network.operations.mixing import Mix, mix
 from channelscope.network.operations.opaque import executed, kept_whole

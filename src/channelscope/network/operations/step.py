@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from channelscope.network.channel_labels import channels_in, compact
+from channelscope.network.labeling.labels import channels_in, compact
 from channelscope.network.operations.operation import Operation, spelling
 
 if TYPE_CHECKING:
-    from channelscope.network.channel_graph import ChannelGraph
+    from channelscope.network.labeling.labeled_graph import LabeledGraph
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Step:
         Its entry in the table.
     """
 
-    walk: "ChannelGraph"
+    walk: "LabeledGraph"
     node: fx.Node
     entry: Operation
 

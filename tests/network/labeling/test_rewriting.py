@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.network.attributes import Setting, settings
-from channelscope.network.finishing import calls
-from channelscope.network.narrowing import correct, cut, narrow, references
+from channelscope.network.labeling.attributes import Setting, settings
+from channelscope.network.labeling.finishing import calls
+from channelscope.network.labeling.narrowing import correct, cut, narrow, references
+from channelscope.network.labeling.removal import Removal
 from channelscope.network.operations.numbers import Edit, Number
-from channelscope.network.removal import Removal
 from removals import assert_exact, drawn, graph_of, lively
 
 

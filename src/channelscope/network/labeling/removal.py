@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from channelscope.errors import InputError, MismatchError
-from channelscope.network.channel_labels import FREE, PARAMETERS, channels_in, compact
+from channelscope.network.labeling.labels import FREE, PARAMETERS, channels_in, compact
 
 if TYPE_CHECKING:
-    from channelscope.network.channel_graph import ChannelGraph
+    from channelscope.network.labeling.labeled_graph import LabeledGraph
 
 
 class Removal:
@@ -19,7 +19,7 @@ class Removal:
     Parameters
     ----------
     graph
-        The channel graph of the network.
+        The labeled graph of the network.
     gone
         Which channel numbers go, bool (all channels,).
 
@@ -29,7 +29,7 @@ class Removal:
         If a channel cannot be removed, a group is split, or a layer would lose all its inputs or outputs.
     """
 
-    def __init__(self, graph: "ChannelGraph", gone: Tensor):
+    def __init__(self, graph: "LabeledGraph", gone: Tensor):
         self.graph = graph
         self.gone = gone.cpu()
         self._sources: dict[str, Tensor] = {}

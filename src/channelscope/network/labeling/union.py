@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from channelscope.network.channel_labels import FIXED, PARAMETERS, channels_in, compact
+from channelscope.network.labeling.labels import FIXED, PARAMETERS, channels_in, compact
 
 
 class Union:

@@ -10,19 +10,19 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from channelscope.network import nest
-from channelscope.network.attributes import settings
-from channelscope.network.channel_graph import ChannelGraph
+from channelscope.network.labeling.attributes import settings
+from channelscope.network.labeling.labeled_graph import LabeledGraph
+from channelscope.network.labeling.replay import attribute, plain
+from channelscope.network.labeling.rewriting import Call, Corrections, rewritten, rewritten_part
 from channelscope.network.operations.operation import of_module
-from channelscope.network.replay import attribute, plain
-from channelscope.network.rewriting import Call, Corrections, rewritten, rewritten_part
 
 
-def as_written(small: nn.Module, graph: ChannelGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
+def as_written(small: nn.Module, graph: LabeledGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
     """The small network with its own forward pass and other attributes; None where that cannot be right."""
     return small if _told(small, graph, found) is None else None
 
 
-def by_parts(small: nn.Module, graph: ChannelGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
+def by_parts(small: nn.Module, graph: LabeledGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
     """The small network with the modules rewritten whose own code cannot be right; None where one of them cannot be rewritten."""
     left = _told(small, graph, found)
     if left is None:
@@ -39,12 +39,12 @@ def by_parts(small: nn.Module, graph: ChannelGraph, found: Corrections, whole: M
     return small
 
 
-def as_recorded(small: nn.Module, graph: ChannelGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
+def as_recorded(small: nn.Module, graph: LabeledGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
     """The small network as its recorded steps."""
     return rewritten(graph, small, found)
 
 
-def _told(small: nn.Module, graph: ChannelGraph, found: Corrections) -> Corrections | None:
+def _told(small: nn.Module, graph: LabeledGraph, found: Corrections) -> Corrections | None:
     """Set what attributes and plain parameters can say; returns what is left, None when nothing is."""
     folded = unparametrized(small, graph, found.folded)
     edits, numbers = {}, []
@@ -59,7 +59,7 @@ def _told(small: nn.Module, graph: ChannelGraph, found: Corrections) -> Correcti
     return Corrections(edits, folded, found.values) if edits or folded else None
 
 
-def unparametrized(small: nn.Module, graph: ChannelGraph, folded: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
+def unparametrized(small: nn.Module, graph: LabeledGraph, folded: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
     """Make weights of parametrized modules that are computed from all channels plain parameters; returns the weights that are left."""
     left = dict(folded)
     for node, value in folded.items():
@@ -98,7 +98,7 @@ def _plain_parameter(module: nn.Module, name: str, value: nn.Parameter) -> None:
     module.register_parameter(name, value)
 
 
-def calls(graph: ChannelGraph, paths: set[str]) -> dict[str, list[Call]]:
+def calls(graph: LabeledGraph, paths: set[str]) -> dict[str, list[Call]]:
     """What some modules are called with on the recorded image, and what they return, in float64."""
     model = copy.deepcopy(graph.model).double().eval()
     made: dict[str, list[Call]] = defaultdict(list)

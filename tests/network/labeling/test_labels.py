@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from channelscope.network.channel_labels import (
+from channelscope.network.labeling.labels import (
     FIXED,
     FREE,
     PARAMETERS,
@@ -19,9 +19,9 @@ from channelscope.network.channel_labels import (
     tensors,
     varying,
 )  # fmt: skip
+from channelscope.network.labeling.sources import ADOPTED, Axis, Pairs, Sources, agree
+from channelscope.network.labeling.union import Union
 from channelscope.network.operations.step import Operand
-from channelscope.network.sources import ADOPTED, Axis, Pairs, Sources, agree
-from channelscope.network.union import Union
 
 
 def test_full_labels_take_no_memory():

@@ -1,4 +1,4 @@
-"""ChannelGraph: which channel every element of every value and of every parameter of a network belongs to.
+"""LabeledGraph: which channel every element of every value and of every parameter of a network belongs to.
 
 Each layer's output channels get numbers. The recorded pass is walked once with a tensor of numbers in the place of each
 value; what a step does with the numbers is said by its entry in the table of operations.
@@ -13,15 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from channelscope.network.channel_labels import FIXED, FREE, PARAMETERS, channels_in, compact, fixed, full, mapped, numbers_in, tensors
+from channelscope.network.labeling.labels import FIXED, FREE, PARAMETERS, channels_in, compact, fixed, full, mapped, numbers_in, tensors
+from channelscope.network.labeling.sources import ADOPTED, Sources, agree
+from channelscope.network.labeling.union import Union
 from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.mixing import Mix
 from channelscope.network.operations.opaque import computed
 from channelscope.network.operations.operation import Operation, of_module, of_step
 from channelscope.network.operations.step import Operand, Step
 from channelscope.network.recorder import Recording
-from channelscope.network.sources import ADOPTED, Sources, agree
-from channelscope.network.union import Union
 
 Heads = Literal["whole", "widths"]
 """What attention can be narrowed by: whole heads, or the widths of queries, keys and values in every head."""
@@ -50,7 +50,7 @@ class Layer:
     """axis of the value along which its channels lie"""
 
 
-class ChannelGraph:
+class LabeledGraph:
     """The labels of a recorded pass and what follows from them.
 
     Parameters

@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, MismatchError
-from channelscope.network.channel_labels import FIXED, FREE, full
+from channelscope.network.labeling.labels import FIXED, FREE, full
+from channelscope.network.labeling.removal import Removal
+from channelscope.network.labeling.replay import attribute, out_of_place, plain, replay
 from channelscope.network.recording import record
-from channelscope.network.removal import Removal
-from channelscope.network.replay import attribute, out_of_place, plain, replay
 from removals import graph_of, lively
 
 

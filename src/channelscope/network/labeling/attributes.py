@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from channelscope.network.operations.numbers import Number
 
 if TYPE_CHECKING:
-    from channelscope.network.channel_graph import ChannelGraph
+    from channelscope.network.labeling.labeled_graph import LabeledGraph
 
 Key = tuple[str, tuple[int, ...]]
 """Path of an attribute, and the position inside it where it is a list"""
@@ -40,13 +40,13 @@ def _placed(old: Any, place: tuple[int, ...], value: int) -> Any:
     return type(old)(parts)
 
 
-def settings(graph: "ChannelGraph", numbers: list[Number], values: Mapping[fx.Node, Any]) -> list[Setting] | None:
+def settings(graph: "LabeledGraph", numbers: list[Number], values: Mapping[fx.Node, Any]) -> list[Setting] | None:
     """Attributes that give all the numbers; None where some number does not come from one.
 
     Parameters
     ----------
     graph
-        The channel graph.
+        The labeled graph.
     numbers
         The numbers that have to change.
     values
@@ -62,7 +62,7 @@ def settings(graph: "ChannelGraph", numbers: list[Number], values: Mapping[fx.No
     return [Setting(path, place, value) for (path, place), value in found.items()]
 
 
-def _solved(graph: "ChannelGraph", number: Number, key: Key, values: Mapping[fx.Node, Any], found: dict[Key, int]) -> bool:
+def _solved(graph: "LabeledGraph", number: Number, key: Key, values: Mapping[fx.Node, Any], found: dict[Key, int]) -> bool:
     original = graph.values[_node(graph, key)]
     for position in key[1]:
         original = original[position]
@@ -79,11 +79,11 @@ def _solved(graph: "ChannelGraph", number: Number, key: Key, values: Mapping[fx.
     return False
 
 
-def _node(graph: "ChannelGraph", key: Key) -> str:
+def _node(graph: "LabeledGraph", key: Key) -> str:
     return next(node.name for node in graph.steps.nodes if node.op == "get_attr" and node.target == key[0])
 
 
-def _key(graph: "ChannelGraph", node: fx.Node) -> Key | None:
+def _key(graph: "LabeledGraph", node: fx.Node) -> Key | None:
     """The attribute that a number is read from, if it is."""
     place: list[int] = []
     while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
@@ -94,7 +94,7 @@ def _key(graph: "ChannelGraph", node: fx.Node) -> Key | None:
     return None
 
 
-def _keys(graph: "ChannelGraph", given: Any) -> list[Key]:
+def _keys(graph: "LabeledGraph", given: Any) -> list[Key]:
     """The attributes that a number is computed from."""
     if not isinstance(given, fx.Node) or isinstance(graph.values.get(given.name), Tensor):
         return []
@@ -104,7 +104,7 @@ def _keys(graph: "ChannelGraph", given: Any) -> list[Key]:
     return [key for parent in given.all_input_nodes for key in _keys(graph, parent)]
 
 
-def _evaluated(graph: "ChannelGraph", given: Any, found: Mapping[Key, int], values: Mapping[fx.Node, Any]) -> Any:
+def _evaluated(graph: "LabeledGraph", given: Any, found: Mapping[Key, int], values: Mapping[fx.Node, Any]) -> Any:
     """A number with some attributes replaced."""
     if not isinstance(given, fx.Node):
         return given

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError
-from channelscope.network.channels import channels
-from channelscope.network.narrowing import compared, narrow, outputs, silenced
+from channelscope.network.labeling.narrowing import compared, narrow, outputs, silenced
+from channelscope.network.labeling.trial import labeled_graph
 from removals import assert_exact, drawn, graph_of, lively
 
 
@@ -28,7 +28,7 @@ class Rolled(nn.Module):
 
 def test_what_does_not_follow_is_found_by_trial():
     model = lively(Rolled().double())
-    graph = channels(model, torch.zeros(2, 3, 4, 4, dtype=torch.float64))
+    graph = labeled_graph(model, torch.zeros(2, 3, 4, 4, dtype=torch.float64))
     assert graph.whole["a"].startswith("8 of 8 channels: roll() cannot be made to fit fewer channels")
     assert {group[0][0] for group in graph.groups} == {"free"}
     assert_exact(graph, graph.gone([0, 4]))
@@ -36,7 +36,7 @@ def test_what_does_not_follow_is_found_by_trial():
 
 def test_the_documented_example():
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1)).eval()
-    found = channels(model, torch.zeros(1, 3, 5, 5))
+    found = labeled_graph(model, torch.zeros(1, 3, 5, 5))
     assert found.groups == ((("0", 0),), (("0", 1),))
     assert found.whole == {"2": "4 of 4 channels: its values are outputs of the network"}
 
@@ -92,7 +92,7 @@ def test_the_small_network_keeps_types_modes_and_gradients():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).train()
     model[0].weight.requires_grad_(False)
-    graph = channels(model, torch.zeros(2, 3, 4, 4))
+    graph = labeled_graph(model, torch.zeros(2, 3, 4, 4))
     small = narrow(graph, graph.gone([1, 5]))
     assert model.training
     assert small.training

@@ -1,16 +1,16 @@
-"""The channels of a network: its channel graph, tried out."""
+"""Trial: the labeled graph of a network, and what only trying tells of it."""
 
 import copy
 
 import torch
 from torch import Tensor, nn
 
-from channelscope.network.channel_graph import ChannelGraph, Heads
-from channelscope.network.channel_labels import numbers_in
-from channelscope.network.narrowing import UnfitError, correct, cut, references
+from channelscope.network.labeling.labeled_graph import Heads, LabeledGraph
+from channelscope.network.labeling.labels import numbers_in
+from channelscope.network.labeling.narrowing import UnfitError, correct, cut, references
+from channelscope.network.labeling.removal import Removal
 from channelscope.network.operations import of_module
 from channelscope.network.recording import one_step, record
-from channelscope.network.removal import Removal
 
 TRIALS = 100
 """Most trials; each that fails keeps more channels whole."""
@@ -22,7 +22,7 @@ def single(module: nn.Module) -> bool:
     return one_step(module) or (entry is not None and type(module) in entry.modules and not type(module).__module__.startswith("torch."))
 
 
-def channels(model: nn.Module, example: Tensor | tuple[Tensor, ...], heads: Heads = "whole") -> ChannelGraph:
+def labeled_graph(model: nn.Module, example: Tensor | tuple[Tensor, ...], heads: Heads = "whole") -> LabeledGraph:
     """The channels of a network: which go together, which cannot be removed and why.
 
     What cannot be removed so that the smaller network computes what the silenced one computes is kept whole. That is
@@ -39,7 +39,7 @@ def channels(model: nn.Module, example: Tensor | tuple[Tensor, ...], heads: Head
 
     Returns
     -------
-    ChannelGraph
+    LabeledGraph
         Its `groups`, `whole`, `layers` and `macs`.
 
     Raises
@@ -50,7 +50,7 @@ def channels(model: nn.Module, example: Tensor | tuple[Tensor, ...], heads: Head
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1)).eval()
-    >>> found = channels(net, torch.zeros(1, 3, 5, 5))
+    >>> found = labeled_graph(net, torch.zeros(1, 3, 5, 5))
     >>> found.groups
     ((('0', 0),), (('0', 1),))
     >>> found.whole
@@ -62,12 +62,12 @@ def channels(model: nn.Module, example: Tensor | tuple[Tensor, ...], heads: Head
         torch.randn(1, *part.shape[1:], generator=source).to(part) if part.is_floating_point() and part.dim() > 1 else part[:1]
         for part in inputs
     )
-    graph = ChannelGraph(record(model, image, whole=single), model, heads)
+    graph = LabeledGraph(record(model, image, whole=single), model, heads)
     try_out(graph)
     return graph
 
 
-def try_out(graph: ChannelGraph) -> None:
+def try_out(graph: LabeledGraph) -> None:
     """Remove half of the groups, then the others; channels of steps that do not follow are kept whole."""
     coin = torch.rand(len(graph.union.parent), generator=torch.Generator().manual_seed(0)) < 0.5
     side = 0
@@ -87,7 +87,7 @@ def try_out(graph: ChannelGraph) -> None:
             return
 
 
-def half(graph: ChannelGraph, coin: Tensor) -> Tensor:
+def half(graph: LabeledGraph, coin: Tensor) -> Tensor:
     """Marks of the groups whose coin fell on one side; no layer loses all its inputs or outputs."""
     roots = graph.union.roots(torch.arange(len(coin)))
     removable = torch.tensor([not graph.union.reason(number) for number in range(len(coin))], dtype=torch.bool)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from channelscope.network.channels import channels
-from channelscope.network.narrowing import narrow, outputs, silenced
+from channelscope.network.labeling.narrowing import narrow, outputs, silenced
+from channelscope.network.labeling.trial import labeled_graph
 from channelscope.zoo.torchvision_cpu import models
 from removals import drawn, lively
 
@@ -37,7 +37,7 @@ def test_removal_is_silencing(name):
         model = timm.create_model(name, num_classes=10) if name in TIMM else models.get_model(name, weights=None, num_classes=10)
         model = lively(model)
     size = {**TIMM, **TORCHVISION}[name]
-    graph = channels(model, torch.zeros(1, 3, size, size))
+    graph = labeled_graph(model, torch.zeros(1, 3, size, size))
     gone = drawn(graph)
     small = narrow(graph, gone)
     assert type(small) is type(model)

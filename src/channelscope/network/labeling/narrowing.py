@@ -17,16 +17,16 @@ from torch.fx.node import map_aggregate
 
 from channelscope.errors import MismatchError, first_line
 from channelscope.network import nest
-from channelscope.network.channel_graph import ChannelGraph
-from channelscope.network.channel_labels import mapped, tensors
-from channelscope.network.finishing import as_recorded, as_written, by_parts
+from channelscope.network.labeling.finishing import as_recorded, as_written, by_parts
+from channelscope.network.labeling.labeled_graph import LabeledGraph
+from channelscope.network.labeling.labels import mapped, tensors
+from channelscope.network.labeling.removal import Removal
+from channelscope.network.labeling.replay import attribute, call, out_of_place, plain, replay
+from channelscope.network.labeling.rewriting import Corrections
 from channelscope.network.operations.moves import given, run
 from channelscope.network.operations.numbers import Edit, Number, always, edit
 from channelscope.network.operations.operation import of_module
 from channelscope.network.operations.step import Step
-from channelscope.network.removal import Removal
-from channelscope.network.replay import attribute, call, out_of_place, plain, replay
-from channelscope.network.rewriting import Corrections
 
 TOLERANCE = torch.finfo(torch.float64).eps ** 0.5
 """Largest difference between the smaller and the silenced network, relative to the largest output, in float64."""
@@ -41,13 +41,13 @@ class UnfitError(MismatchError):
         self.node = node
 
 
-def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
+def narrow(graph: LabeledGraph, gone: Tensor) -> nn.Module:
     """A network without the channels that go; the network of the graph stays as it is.
 
     Parameters
     ----------
     graph
-        The channel graph of the network.
+        The labeled graph of the network.
     gone
         Which channel numbers go, bool (all channels,).
 
@@ -78,7 +78,7 @@ def narrow(graph: ChannelGraph, gone: Tensor) -> nn.Module:
     raise MismatchError(f"the smaller network {problem}; please report the network")
 
 
-def references(graph: ChannelGraph, removal: Removal) -> tuple[tuple[Any, ...], dict[fx.Node, Any], dict[fx.Node, Any], Any]:
+def references(graph: LabeledGraph, removal: Removal) -> tuple[tuple[Any, ...], dict[fx.Node, Any], dict[fx.Node, Any], Any]:
     """In float64: the recorded inputs, the values of all steps as they are and silenced, and the silenced output."""
     exact = copy.deepcopy(graph.model).double().eval()
     image = tuple(plain(graph.values[node.name]) for node in graph.steps.nodes if node.op == "placeholder")
@@ -89,7 +89,7 @@ def references(graph: ChannelGraph, removal: Removal) -> tuple[tuple[Any, ...], 
     return image, whole, silent, expected
 
 
-def silenced(graph: ChannelGraph, gone: Tensor, *inputs: Tensor) -> Any:
+def silenced(graph: LabeledGraph, gone: Tensor, *inputs: Tensor) -> Any:
     """The output of the network with zeros wherever something of the channels that go would be."""
     removal = Removal(graph, gone)
     model = copy.deepcopy(graph.model)
@@ -97,7 +97,7 @@ def silenced(graph: ChannelGraph, gone: Tensor, *inputs: Tensor) -> Any:
     return replay(graph.steps, model, inputs, graph.constants, lambda node, value: removal.masked(value, graph.labels[node]))[0]
 
 
-def _silence(model: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
+def _silence(model: nn.Module, graph: LabeledGraph, removal: Removal) -> None:
     """Set to zero what goes of the parameters of steps that have channels inside."""
     for node in graph.steps.nodes:
         if node.op == "call_module" and graph.entry(node).inner:
@@ -107,7 +107,7 @@ def _silence(model: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
                     parameter.data = parameter.data.masked_fill(removal.of_source(name).to(parameter.device), 0)
 
 
-def cut(small: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
+def cut(small: nn.Module, graph: LabeledGraph, removal: Removal) -> None:
     """Cut every parameter and buffer of a copy of the network, and set the numbers of its modules."""
     named = [*graph.model.named_parameters(remove_duplicate=False), *graph.model.named_buffers(remove_duplicate=False)]
     smaller: dict[str, Tensor] = {}
@@ -145,14 +145,14 @@ def cut(small: nn.Module, graph: ChannelGraph, removal: Removal) -> None:
 
 
 def correct(
-    graph: ChannelGraph, removal: Removal, small: nn.Module, whole: Mapping[fx.Node, Any], silent: Mapping[fx.Node, Any]
+    graph: LabeledGraph, removal: Removal, small: nn.Module, whole: Mapping[fx.Node, Any], silent: Mapping[fx.Node, Any]
 ) -> Corrections:
     """Run the recorded steps on the small parameters, in float64, and correct what does not fit.
 
     Parameters
     ----------
     graph
-        The channel graph.
+        The labeled graph.
     removal
         What goes.
     small

@@ -11,11 +11,11 @@ from torch import Tensor, fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torch.fx.node import map_aggregate
 
-from channelscope.network.channel_labels import tensors
+from channelscope.network.labeling.labels import tensors
 from channelscope.network.operations.numbers import Edit, Number
 
 if TYPE_CHECKING:
-    from channelscope.network.channel_graph import ChannelGraph
+    from channelscope.network.labeling.labeled_graph import LabeledGraph
 
 
 CLOSE = torch.finfo(torch.float32).eps ** 0.5
@@ -49,7 +49,7 @@ class Writer:
     Parameters
     ----------
     graph
-        The channel graph.
+        The labeled graph.
     home
         The module that the steps become the forward pass of; new parameters are registered on it.
     path
@@ -58,7 +58,7 @@ class Writer:
         What has to change.
     """
 
-    def __init__(self, graph: "ChannelGraph", home: nn.Module, path: str, found: Corrections):
+    def __init__(self, graph: "LabeledGraph", home: nn.Module, path: str, found: Corrections):
         self.graph, self.home, self.path, self.found = graph, home, path, found
         self.steps = fx.Graph()
         self.copies: dict[fx.Node, Any] = {}
@@ -158,7 +158,7 @@ def _before(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def rewritten(graph: "ChannelGraph", small: nn.Module, found: Corrections) -> nn.Module:
+def rewritten(graph: "LabeledGraph", small: nn.Module, found: Corrections) -> nn.Module:
     """A whole network as its recorded steps; parameters and modules keep their names."""
     writer = Writer(graph, small, "", found)
     writer.write(graph.steps.nodes)
@@ -166,7 +166,7 @@ def rewritten(graph: "ChannelGraph", small: nn.Module, found: Corrections) -> nn
 
 
 def rewritten_part(
-    graph: "ChannelGraph", small: nn.Module, path: str, call: Call, found: Corrections, whole: Mapping[fx.Node, Any]
+    graph: "LabeledGraph", small: nn.Module, path: str, call: Call, found: Corrections, whole: Mapping[fx.Node, Any]
 ) -> bool:
     """Replace one module of a network by its recorded steps; returns whether that could be done.
 
@@ -175,7 +175,7 @@ def rewritten_part(
     Parameters
     ----------
     graph
-        The channel graph.
+        The labeled graph.
     small
         The network with cut parameters.
     path

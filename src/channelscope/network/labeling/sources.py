@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, fx
 
-from channelscope.network.channel_labels import FIXED, FREE, PARAMETERS, channels_in, compact
+from channelscope.network.labeling.labels import FIXED, FREE, PARAMETERS, channels_in, compact
+from channelscope.network.labeling.union import Union
 from channelscope.network.operations.step import Operand
-from channelscope.network.union import Union
 
 Gone = Callable[[Tensor], Tensor]
 """Labels → which of them are removed, bool in the same shape."""
