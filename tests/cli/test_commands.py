@@ -10,7 +10,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from channelscope import cli, collect, store, tables, zoo
+from channelscope import cli, tables, zoo
+from channelscope.profiling import store
+from channelscope.profiling.collect import collect
 from cli.commands import refused, run
 
 

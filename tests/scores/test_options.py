@@ -7,12 +7,12 @@ from pkgutil import iter_modules
 
 import pytest
 
-import channelscope.experiments
+import channelscope
 from channelscope import scores
 from channelscope.errors import InputError
 from measured import images, network, profile
 
-CONVENTION = tuple(field.name for field in fields(scores.Convention))
+CONVENTION = tuple(field.name for field in fields(scores.ScoreOptions))
 EVERY = [(name, option) for name, score in scores.REGISTRY.items() for option in (*score.options, *CONVENTION)]
 FIRST = {
     "table": lambda: (profile(),),
@@ -81,6 +81,6 @@ def test_a_table_has_no_options_of_single_scores():
 
 def test_a_misspelled_score_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="no score is called relevnce; near matches: relevance; there are: rayleigh"):
-        scores.named(["overlap", "relevnce"])
+        scores.lookup(["overlap", "relevnce"])
     with pytest.raises(InputError, match="no score is called excss; near matches: excess"):
-        scores.null(profile(), "excss")
+        scores.permutation_null(profile(), "excss")
