@@ -12,22 +12,22 @@ import time
 import numpy as np
 import torch
 
+from channelscope.benchmark.analysis import DRAWS, Protocol, Resampled, ScoreCurve
 from channelscope.formulas.resampling import bootstrap_mean, sign_flip, sign_flip_contrasts
-from channelscope.scores import REGISTRY
-from channelscope.study.analysis import DRAWS, Area, Resampled, Rule
+from channelscope.scores.registry import REGISTRY
 
 FLIPS = 2048
 """Sign patterns tried here; an analysis of 27 scores tries 65,000."""
 
 
-def areas(scores: int, images: int) -> list[Area]:
+def areas(scores: int, images: int) -> list[ScoreCurve]:
     """Areas of scores that are right about some images together."""
     source = np.random.default_rng(0)
     common = source.random((images, 5))
     found = []
     for place, name in enumerate(itertools.islice(REGISTRY, scores)):
         right = 0.7 * common + 0.3 * source.random((images, 5)) < 0.6 + 0.002 * place
-        found.append(Area(name, Rule("global", "none", 0), (0.8, 0.6, 0.5, 0.4, 0.3), (0,), right.mean(1)[None]))
+        found.append(ScoreCurve(name, Protocol("global", "none", 0), (0.8, 0.6, 0.5, 0.4, 0.3), (0,), right.mean(1)[None]))
     return found
 
 

@@ -4,12 +4,13 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from channelscope.circuits.score import score
-from channelscope.circuits.target import Target, locate
-from channelscope.zoo.torchvision_cpu import models
+from channelscope.circuits.criteria import score_kernels
+from channelscope.circuits.located_feature import LocatedFeature, locate_feature
+from channelscope.data.torchvision_cpu import models
 
 ROUNDS = 3
 CASES = (("AlexNet", models.alexnet, "features.10:0", 4, 224), ("SqueezeNet", models.squeezenet1_0, "features.9.expand3x3:0", 4, 224))
@@ -25,7 +26,7 @@ def megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def both_ways(target: Target, images: torch.Tensor) -> None:
+def both_ways(target: LocatedFeature, images: torch.Tensor) -> None:
     """One forward and backward pass through what the feature depends on."""
     with torch.enable_grad():
         pictures = images.clone().requires_grad_()
@@ -36,13 +37,14 @@ def main() -> None:
     torch.manual_seed(0)
     for name, make, feature, count, size in CASES:
         images = torch.randn(count, 3, size, size)
-        target = locate(make().eval(), feature, images[:1])
+        target = locate_feature(make().eval(), feature, images[:1])
         both_ways(target, images)
         for criterion in ("gate", "actgrad"):
             before = megabytes()
-            score(target, images, criterion)
+            score_kernels(target, images, criterion)
             grown = megabytes() - before
-            pairs = [(seconds(lambda: both_ways(target, images)), seconds(lambda: score(target, images, criterion))) for _ in range(ROUNDS)]  # noqa: B023
+            base_call, own_call = partial(both_ways, target, images), partial(score_kernels, target, images, criterion)
+            pairs = [(seconds(base_call), seconds(own_call)) for _ in range(ROUNDS)]
             base, own = (statistics.median(column) for column in zip(*pairs, strict=True))
             shown = f"{name:10s} {feature:24s} {count} images  {criterion:8s}"
             print(f"{shown} {own:6.2f} s over {base:5.2f} s: {own / base:5.1f}×   peak memory +{grown:4.0f} MB")

@@ -5,7 +5,8 @@ import time
 
 import torch
 
-from channelscope import collect, zoo
+from channelscope import zoo
+from channelscope.profiling.collect import collect
 
 IMAGES, BATCH, ROUNDS = 2048, 128, 3
 
@@ -13,7 +14,7 @@ IMAGES, BATCH, ROUNDS = 2048, 128, 3
 def main() -> None:
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    model = zoo.network("resnet18", 100, 3, 32).eval()
+    model = zoo.build("resnet18", 100, 3, 32).eval()
     batches = [
         (torch.randn(BATCH, 3, 32, 32), torch.randint(0, 100, (BATCH,)), torch.arange(BATCH) + start) for start in range(0, IMAGES, BATCH)
     ]

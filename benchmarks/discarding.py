@@ -12,14 +12,13 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from channelscope import zoo
+from channelscope import data, zoo
 from channelscope.discarding.attribution import attributions
-from channelscope.discarding.cells import Cells
-from channelscope.discarding.discard import Backdrop
-from channelscope.discarding.jacobian import BASIS, Dice, Scene, _orthogonal
-from channelscope.discarding.optimum import Optimum, optimum
-from channelscope.discarding.rule import Rule
-from channelscope.discarding.view import View
+from channelscope.discarding.cid import CalibrationStatistics, CIDOptions
+from channelscope.discarding.jacobian import PROBE_STREAM, PerImageRandom, SensitivityEstimator, _orthogonal
+from channelscope.discarding.noise import Cells
+from channelscope.discarding.optimum import OptimalNoise, optimal_noise
+from channelscope.discarding.pixel_network import PixelNetwork
 
 DATA = "../shared/data"
 IMAGES, SIDE, SCALE = 8, 16, 4.0
@@ -29,23 +28,25 @@ IMAGES, SIDE, SCALE = 8, 16, 4.0
 class Bench:
     """Images, and what does not depend on the network's weights."""
 
-    images: zoo.Images
+    images: data.ImageSplits
     batch: tuple[Tensor, Tensor, Tensor]
 
-    def solved(self, model: nn.Module, change: Callable[[Tensor], Tensor], along: Callable[[Tensor], Tensor] | None = None) -> Optimum:
+    def solved(self, model: nn.Module, change: Callable[[Tensor], Tensor], along: Callable[[Tensor], Tensor] | None = None) -> OptimalNoise:
         """CID of the logits after `change`; `along` changes the probes of the logits in the same way."""
-        view = View(model, self.images.image_shape, *self.images.normalization)
+        view = PixelNetwork(model, self.images.image_shape, *self.images.normalization)
         (layer,) = view.layers(["linear"])
-        backdrop = Backdrop.over(view, self.images.calibration, [layer], lambda: None)
-        cells, rule = Cells.of((32, 32), SIDE), Rule(side=SIDE)
+        backdrop = CalibrationStatistics.over(view, self.images.calibration, [layer], lambda: None)
+        cells, rule = Cells.of((32, 32), SIDE), CIDOptions(side=SIDE)
         features = torch.cat([change(view.features(view.pixels(part), [layer])[0]) for part, *_ in self.images.calibration])
         variance = type(backdrop.features[0]).of(features)
         cap, varies = rule.caps(backdrop.pixels, cells)
         feature = view.feature(layer)
-        scene = Scene(lambda pixels: change(feature(pixels)), view.pixels(self.batch[0]), cells, varies, Dice(0, self.batch[2]))
+        scene = SensitivityEstimator(
+            lambda pixels: change(feature(pixels)), view.pixels(self.batch[0]), cells, varies, PerImageRandom(0, self.batch[2])
+        )
         if along is not None:
-            scene._basis = along(_orthogonal(scene.dice.roll(BASIS), 100))
-        return optimum(scene, rule.constraint(variance), cap, "fast")
+            scene._basis = along(_orthogonal(scene.dice.roll(PROBE_STREAM), 100))
+        return optimal_noise(scene, rule.constraint(variance), cap, "fast")
 
     def magnitudes(self, model: nn.Module) -> tuple[float, float]:
         """Mean gradient and mean Grad-CAM of the predicted class."""
@@ -78,7 +79,7 @@ def _times(factor: float) -> str:
 
 
 def main() -> None:
-    source = zoo.ImageSource(f"hf:{DATA}/cifar100", images=500)
+    source = data.ImageSource(f"hf:{DATA}/cifar100", images=500)
     weights = f"{DATA}/weights/cifar100_resnetsmall20.safetensors"
     model, images = zoo.load(f"{DATA}/archs.py:ResNetSmall", source, weights)
     model.requires_grad_(False)

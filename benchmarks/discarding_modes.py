@@ -6,37 +6,36 @@ Run from the repository root: python benchmarks/discarding_modes.py   (about two
 import torch
 from scipy import stats
 
-from channelscope import zoo
-from channelscope.discarding.cells import Cells
-from channelscope.discarding.discard import Backdrop
-from channelscope.discarding.jacobian import Dice, Scene
-from channelscope.discarding.optimum import Optimum, optimum
-from channelscope.discarding.rule import Rule
-from channelscope.discarding.view import View
+from channelscope import data, zoo
+from channelscope.discarding.cid import CalibrationStatistics, CIDOptions
+from channelscope.discarding.jacobian import PerImageRandom, SensitivityEstimator
+from channelscope.discarding.noise import Cells
+from channelscope.discarding.optimum import OptimalNoise, optimal_noise
+from channelscope.discarding.pixel_network import PixelNetwork
 
 DATA = "../shared/data"
 IMAGES, SIDE, SEEDS, LAYERS = 4, 16, 3, ("layer1", "layer2", "layer3")
 
 
 def main() -> None:
-    source = zoo.ImageSource(f"hf:{DATA}/cifar100", images=500)
+    source = data.ImageSource(f"hf:{DATA}/cifar100", images=500)
     model, images = zoo.load(f"{DATA}/archs.py:ResNetSmall", source, f"{DATA}/weights/cifar100_resnetsmall20.safetensors")
     model.requires_grad_(False)
     batch, _, index = images.test.batch(torch.arange(IMAGES))
-    view, cells = View(model, images.image_shape, *images.normalization), Cells.of((32, 32), SIDE)
+    view, cells = PixelNetwork(model, images.image_shape, *images.normalization), Cells.of((32, 32), SIDE)
     layers = view.layers(LAYERS)
-    backdrop = Backdrop.over(view, images.calibration, layers, lambda: None)
+    backdrop = CalibrationStatistics.over(view, images.calibration, layers, lambda: None)
     print(f"{IMAGES} test images, {SIDE} × {SIDE} cells, fast with {SEEDS} seeds")
     print("| layer | normalizer | exact CID (gap) | |mean fast − exact| | s.d. over seeds | Spearman | ratio fast | ratio exact | passes |")
     print("|---|---|---|---|---|---|---|---|---|")
     for layer, feature in zip(layers, backdrop.features, strict=True):
         for normalizer in ("local", "data"):
-            rule = Rule(normalizer=normalizer, side=SIDE)  # type: ignore[arg-type]
+            rule = CIDOptions(normalizer=normalizer, side=SIDE)  # type: ignore[arg-type]
             cap, varies = rule.caps(backdrop.pixels, cells)
 
-            def solved(mode: str, seed: int, layer=layer, feature=feature, rule=rule, cap=cap, varies=varies) -> Optimum:
-                scene = Scene(view.feature(layer), view.pixels(batch), cells, varies, Dice(seed, index))
-                return optimum(scene, rule.constraint(feature), cap, mode)  # type: ignore[arg-type]
+            def solved(mode: str, seed: int, layer=layer, feature=feature, rule=rule, cap=cap, varies=varies) -> OptimalNoise:
+                scene = SensitivityEstimator(view.feature(layer), view.pixels(batch), cells, varies, PerImageRandom(seed, index))
+                return optimal_noise(scene, rule.constraint(feature), cap, mode)  # type: ignore[arg-type]
 
             exact, fast = solved("exact", 99), [solved("fast", seed) for seed in range(SEEDS)]
             cids = torch.stack([each.cid for each in fast])

@@ -10,15 +10,15 @@ import time
 import torch
 
 from channelscope import zoo
-from channelscope.net.edits import edit, silencing
-from channelscope.net.find import sites
-from channelscope.net.midway import stops
+from channelscope.network.edits import edit, zero_channels
+from channelscope.network.partial_forward import partial_forwards
+from channelscope.network.sites import sites
 
 REPEATS, CHANNELS = 3, 2
 
 
 def main(name: str = "resnet20", images: int = 125) -> None:
-    model = zoo.network(name, classes=100)
+    model = zoo.build(name, classes=100)
     batch = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     found = sites(model, batch[:1])
     ratios, furthest = [], 0.0
@@ -26,14 +26,14 @@ def main(name: str = "resnet20", images: int = 125) -> None:
         for _ in range(REPEATS):
             whole = reused = 0.0
             begun = time.perf_counter()
-            for stop in stops(found.graph, found, batch):
+            for stop in partial_forwards(found.graph, found, batch):
                 for channel in range(CHANNELS):
                     maps = stop.maps.clone()
                     maps.select(stop.site.axis + 1, channel).zero_()
                     quick = stop.finish(maps)
                     reused += time.perf_counter() - begun
                     begun = time.perf_counter()
-                    with edit(found.graph, {stop.site.cut: silencing(torch.arange(stop.site.channels) == channel, stop.site.axis)}):
+                    with edit(found.graph, {stop.site.cut: zero_channels(torch.arange(stop.site.channels) == channel, stop.site.axis)}):
                         slow = model(batch)
                     whole += time.perf_counter() - begun
                     furthest = max(furthest, float((quick - slow).abs().max()))

@@ -21,8 +21,13 @@ import torch_pruning
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope import evaluate, groups, prune, reconstructions, zoo
-from channelscope.net.cost import cost
+from channelscope import data, zoo
+from channelscope.data import images
+from channelscope.evaluation import evaluate
+from channelscope.network.cost import cost
+from channelscope.network.removal.groups import groups
+from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
+from channelscope.pruning.prune import prune
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 THEIRS = {
@@ -47,9 +52,9 @@ class Network:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
-    def opened(self, seed: int) -> tuple[nn.Module, zoo.Images]:
+    def opened(self, seed: int) -> tuple[nn.Module, images.ImageSplits]:
         """The network with its weights, and images split by a seed."""
-        source = zoo.ImageSource(f"hf:{DATA / self.data}", self.batch_size, seed, self.calibration, mean=self.mean, std=self.std)
+        source = data.ImageSource(f"hf:{DATA / self.data}", self.batch_size, seed, self.calibration, mean=self.mean, std=self.std)
         return zoo.load(self.name, source, DATA / "weights" / f"{self.weights}.safetensors")
 
 
@@ -68,7 +73,7 @@ NETWORKS = {
 }
 
 
-def theirs(model: nn.Module, images: zoo.Images, name: str, budget: float, steps: int) -> nn.Module:
+def theirs(model: nn.Module, images: data.ImageSplits, name: str, budget: float, steps: int) -> nn.Module:
     """torch-pruning's own pruner, stepped until the network costs at most the budget."""
     small = copy.deepcopy(model).requires_grad_(True)
     example = next(iter(images.calibration))[0][:1]
@@ -84,7 +89,7 @@ def theirs(model: nn.Module, images: zoo.Images, name: str, budget: float, steps
     return small.eval().requires_grad_(False)
 
 
-def re_estimated(model: nn.Module, images: zoo.Images) -> nn.Module:
+def re_estimated(model: nn.Module, images: data.ImageSplits) -> nn.Module:
     """BatchNorm statistics as the average over the calibration batches, by PyTorch's own means."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -128,7 +133,7 @@ def main() -> None:
                 begun = time.process_time()
                 if name == "ours":
                     found = groups(model, example)
-                    ranked = ranked or reconstructions(found, images.calibration)
+                    ranked = ranked or optimal_brain_surgeons(found, images.calibration)
                     made = prune(ranked, found, images.calibration, budget)
                     small, chosen = made.model, made.ranking.name
                 else:

@@ -12,11 +12,16 @@ import time
 import numpy as np
 import torch
 
-from channelscope import Ranking, cut, groups, repair, shrink, zoo
+from channelscope import zoo
+from channelscope.network.removal.groups import groups
+from channelscope.pruning.cut import cut
+from channelscope.pruning.recovery.repair import repair
+from channelscope.pruning.shrink import shrink
+from channelscope.ranking import Ranking
 
 
 def main(name: str = "resnet18", images: int = 1000) -> None:
-    model = zoo.network(name, classes=100, channels=3, image_size=32).requires_grad_(False)
+    model = zoo.build(name, classes=100, channels=3, image_size=32).requires_grad_(False)
     pixels = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(0)).split(100)
     found = groups(model, pixels[0][:1])
     values = {site.name: model.get_submodule(site.name).weight.flatten(1).norm(dim=1).double().numpy() for site in found.sites}

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from channelscope import collect, scores, zoo
-from channelscope.formulas.information import correlation_information, excess, pair_information
-from channelscope.formulas.support import RIDGE, support
+from channelscope import scores, zoo
+from channelscope.formulas.information import correlation_information
+from channelscope.formulas.regression import RIDGE, support
+from channelscope.formulas.task_information import excess, pair_information
+from channelscope.profiling.collect import collect
 
 CHANNELS, ROUNDS, PAIRS, SOLVES = 512, 5, 2000, 40
 UNCOLLECTED = ("bn_scale", "taylor_weight", "taylor_activation", "fisher", "hrank", "chip")
@@ -30,7 +32,7 @@ def main() -> None:
 
 def network() -> None:
     """Scores of ResNet-18 from its profile against the forward pass of 100 images."""
-    model = zoo.network("resnet18", 100, 3, 32).eval()
+    model = zoo.build("resnet18", 100, 3, 32).eval()
     images, labels = torch.randn(640, 3, 32, 32), torch.arange(640) % 100
     profile = collect(model, zip(images.split(128), labels.split(128), strict=True))
     every = [name for name in scores.REGISTRY if name not in UNCOLLECTED]
@@ -41,7 +43,7 @@ def network() -> None:
 
     runs = {
         "forward pass of 100 images": forward,
-        f"the {len(scores.STANDARD)} scores of a table": lambda: scores.table(profile),
+        f"the {len(scores.DEFAULT_SCORES)} scores of a table": lambda: scores.table(profile),
         f"{len(every)} scores, hulls and elimination among them": lambda: scores.table(profile, every),
     }
     times = {name: [] for name in runs}

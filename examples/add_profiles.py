@@ -1,9 +1,9 @@
 """Profiles add: two halves of the images, profiled apart, give the profile of all of them."""
 
 import channelscope
-from channelscope import zoo
+from channelscope import data, zoo
 
-model, images = zoo.load("resnet20", data=zoo.ImageSource("digits", images=256, batch_size=64))
+model, images = zoo.load("resnet20", data=data.ImageSource("digits", images=256, batch_size=64))
 batches = list(images.calibration)
 halves = [channelscope.collect(model, part) for part in (batches[:2], batches[2:])]
 both, whole = halves[0] + halves[1], channelscope.collect(model, batches)

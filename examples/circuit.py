@@ -2,17 +2,17 @@
 
 import torch
 
-from channelscope import circuits, zoo
+from channelscope import circuits, data, zoo
 
-model, images = zoo.load("resnet20(width=4)", data=zoo.ImageSource("digits", images=64))
+model, images = zoo.load("resnet20(width=4)", data=data.ImageSource("digits", images=64))
 pixels = next(iter(images.calibration))[0]
-target = circuits.locate(model, "layer2.0.conv1:3", pixels)
+target = circuits.locate_feature(model, "layer2.0.conv1:3", pixels)
 print(f"{target.feature} has {sum(int(marks.sum()) for marks in target.relevant.values()):,} relevant kernels")
 
-saliency = circuits.score(target, pixels, criterion="gate")
+saliency = circuits.score_kernels(target, pixels, criterion="gate")
 with torch.no_grad():
     whole = target.map(pixels)
     for keep in (0.5, 0.2, 0.1):
-        alone = circuits.extract(circuits.top(saliency, keep), target)
+        alone = circuits.extract_module(circuits.top_k(saliency, keep), target)
         pair = torch.stack([whole.flatten(), alone(pixels).flatten()])
         print(f"{keep:.0%} of the kernels: correlation with the feature {torch.corrcoef(pair)[0, 1]:.3f}")

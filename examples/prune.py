@@ -4,14 +4,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import channelscope
-from channelscope import zoo
+from channelscope import data, zoo
 
-model, images = zoo.load("resnet20(width=4)", data=zoo.ImageSource("digits", images=200))
+model, images = zoo.load("resnet20(width=4)", data=data.ImageSource("digits", images=200))
 with TemporaryDirectory() as folder:
     schedule = zoo.Schedule(epochs=2, batch_size=64, pad=1, flip=False)
     zoo.train(model, images, Path(folder) / "training", schedule, progress=False)
     found = channelscope.groups(model, next(iter(images.calibration))[0])
-    ranking = channelscope.reconstruction(found, images.calibration)  # or any score: channelscope.scores.capture(profile)
+    ranking = channelscope.optimal_brain_surgeon(found, images.calibration)  # or any score: channelscope.scores.capture(profile)
     kept = channelscope.cut(ranking, found, macs=0.5)
 
     print("as it is:", channelscope.evaluate(model, images.test))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from channelscope import collect
+from channelscope.profiling.collect import collect
 from channelscope.stats.profile import Profile
 
 CHANNELS, IMAGES, CLASSES, SHARDS = 7, 90, 3, 6

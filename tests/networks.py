@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from channelscope.zoo.torchvision_cpu import models
+from channelscope.data.torchvision_cpu import models
 
 CONV = models.convnext.CNBlockConfig
 

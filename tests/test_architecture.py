@@ -8,31 +8,34 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "channelscope"
 FILES = sorted(ROOT.rglob("*.py"))
 
-PLAIN = {"errors", "types", "site", "ranking", "tables"}
+PLAIN = {"errors", "types", "site", "ranking", "subset", "tables", "storage", "progress"}
+STATISTICS = {"stats", "formulas", "scores"}
+MEETING = PLAIN | STATISTICS | {"network", "data", "evaluation", "profiling"}
 MAY = {
     "errors": set(),
     "types": set(),
-    "network": {"errors"},
+    "progress": set(),
+    "storage": {"errors"},
     "site": {"errors"},
     "ranking": {"errors", "site"},
-    "tables": {"errors", "ranking", "site"},
+    "subset": {"errors", "site", "types"},
+    "tables": {"errors", "ranking", "site", "storage"},
     "stats": PLAIN,
     "formulas": PLAIN | {"stats"},
-    "net": PLAIN | {"network"},
     "scores": PLAIN | {"stats", "formulas"},
-    "store": PLAIN | {"stats"},
-    "collect": PLAIN | {"stats", "net", "store"},
-    "evaluate": PLAIN | {"stats", "net"},
-    "repair": PLAIN | {"stats", "net", "formulas", "collect", "evaluate"},
-    "zoo": PLAIN | {"net"},
+    "network": PLAIN,
+    "data": PLAIN | {"network"},
+    "evaluation": PLAIN | {"stats", "network", "data"},
+    "zoo": PLAIN | {"stats", "network", "data", "evaluation"},
+    "profiling": PLAIN | {"stats", "network", "data"},
+    "circuits": MEETING,
+    "discarding": MEETING,
+    "experiments": MEETING,
+    "pruning": MEETING | {"zoo"},
+    "benchmark": MEETING | {"circuits", "discarding", "experiments", "zoo", "pruning"},
+    "report": PLAIN,
 }
-MEETING = PLAIN | {"stats", "formulas", "net", "network", "scores", "collect", "evaluate", "repair", "store"}
-MAY["circuits"] = MAY["discarding"] = MAY["experiments"] = MEETING
-MAY["prune"] = MEETING | {"zoo"}
-MAY["study"] = MEETING | {"circuits", "discarding", "experiments", "zoo", "prune"}
-MAY["report"] = PLAIN
-MAY["cli"] = MAY["study"] | {"study", "report"}
-MAY["__init__"] = MAY["study"] | {"circuits", "discarding", "experiments", "zoo", "prune", "study"}
+MAY["cli"] = MAY["__init__"] = MAY["benchmark"] | {"benchmark", "report"}
 MAY["__main__"] = {"cli"}
 
 EXTRAS = {"timm", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_pruning"}
@@ -67,6 +70,13 @@ def test_plain_data_and_report_know_no_torch(path):
     assert not {name for name in imported(ast.parse(path.read_text())) if name.split(".")[0] in {"torch", "torchvision"}}
 
 
+def documentation(node: ast.AST) -> int:
+    """Lines of the docstring."""
+    body = node.body
+    first = body[0] if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) else None
+    return first.end_lineno - first.lineno + 1 if first is not None and isinstance(first.value.value, str) else 0
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_size_and_manners(path):
     text = path.read_text()
@@ -74,7 +84,7 @@ def test_size_and_manners(path):
     assert len(text.splitlines()) <= 400, "a noun is missing"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno + 1 <= 60, f"{node.name} is longer than 60 lines"
+            assert node.end_lineno - node.lineno + 1 - documentation(node) <= 60, f"{node.name} is longer than 60 lines"
             count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
             assert count <= 8, f"{node.name} has {count} parameters"
             for inner in ast.walk(node):
@@ -93,6 +103,30 @@ def test_size_and_manners(path):
     assert not {"utils", "helpers", "common", "core", "base", "manager"} & {path.stem, *path.relative_to(ROOT).parts[:-1]}
 
 
+def exported(init: Path) -> set[str]:
+    """Names that a package's face exports."""
+    for node in ast.parse(init.read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+@pytest.mark.parametrize("init", sorted(ROOT.rglob("__init__.py")), ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_no_package_exports_the_name_of_a_submodule(init):
+    submodules = {path.stem for path in init.parent.glob("*.py")} | {path.parent.name for path in init.parent.glob("*/__init__.py")}
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} if init.parent == ROOT else {"toys"}
+    assert not (exported(init) & submodules) - rooms
+
+
+def test_rooms_are_small_and_few():
+    files = [path for path in FILES if path.name != "__init__.py"]
+    assert len(files) <= 185
+    short = [path for path in files if len(path.read_text().splitlines()) < 60]
+    assert len(short) <= 20, [str(path.relative_to(ROOT)) for path in short]
+    for folder in {path.parent for path in files} - {ROOT}:
+        assert len([path for path in files if path.parent == folder]) <= 14, folder.name
+
+
 CITING = {"formulas", "scores", "circuits", "discarding"}
 
 
@@ -105,6 +139,10 @@ def test_public_formulas_cite_their_source(path):
 
 
 def test_there_are_tests_enough():
-    source = sum(len(path.read_text().splitlines()) for path in FILES)
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    source = 0
+    for path in FILES:
+        text = path.read_text()
+        source += len(text.splitlines()) - sum(documentation(node) for node in ast.walk(ast.parse(text)) if isinstance(node, kinds))
     tests = sum(len(path.read_text().splitlines()) for path in Path(__file__).parent.rglob("*.py"))
-    assert tests >= 0.95 * source, f"{tests} lines of tests for {source} of source"
+    assert tests >= 1.1 * source, f"{tests} lines of tests for {source} of source without docstrings"

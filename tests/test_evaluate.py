@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope import evaluate
 from channelscope.errors import DataError, InputError
+from channelscope.evaluation import evaluate
 
 X = torch.eye(4).view(4, 4, 1, 1)
 MODEL = nn.Flatten()  # the logits are the pixels: image i is of class i

@@ -5,10 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from channelscope import collect, scores, zoo
+from channelscope import scores, zoo
+from channelscope.data.sources import ImageSource
 from channelscope.errors import SampleError
-from channelscope.experiments.axes import axes
-from channelscope.zoo import ImageSource
+from channelscope.experiments.axes import axis_alignment
+from channelscope.profiling.collect import collect
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 pytestmark = [
@@ -43,18 +44,18 @@ def test_the_cifar_network_knows_its_images_and_has_22_sites(cifar):
 def test_no_channel_is_silent_and_every_standard_score_is_finite(cifar):
     frame = scores.table(cifar)
     assert len(frame) == sum(site.channels for site in cifar.sites) == 848
-    assert frame[list(scores.STANDARD)].notna().all(axis=None)
+    assert frame[list(scores.DEFAULT_SCORES)].notna().all(axis=None)
 
 
 def test_the_two_axes_are_not_strongly_aligned_within_layers(cifar):
-    means = axes(cifar)["alignment_mean"].set_index(["local", "target"])
+    means = axis_alignment(cifar)["alignment_mean"].set_index(["local", "target"])
     assert means["rho"].abs().max() < 0.4
     assert (means["low"] <= means["rho"]).all()
     assert (means["rho"] <= means["high"]).all()
 
 
 def test_pooling_mixes_layer_effects_into_the_rayleigh_quotient(cifar):
-    row = axes(cifar)["alignment_mean"].set_index(["local", "target"]).loc[("rayleigh", "relevance")]
+    row = axis_alignment(cifar)["alignment_mean"].set_index(["local", "target"]).loc[("rayleigh", "relevance")]
     assert row["pooled"] > row["rho"] + 0.1
 
 

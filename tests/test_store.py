@@ -9,9 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from channelscope import collect, store
 from channelscope.errors import FormatError, MismatchError
-from channelscope.store import Clock, load, save
+from channelscope.profiling import store
+from channelscope.profiling.collect import CheckpointTimer, collect
+from channelscope.profiling.store import load, save
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +140,8 @@ def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(profile, file, 
 
 
 def test_the_clock_is_due_once_an_interval():
-    assert Clock(0.0).due()
-    clock = Clock(3600)
+    assert CheckpointTimer(0.0).due()
+    clock = CheckpointTimer(3600)
     assert not clock.due()
     clock.last -= 3601
     assert clock.due()

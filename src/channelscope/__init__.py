@@ -1,24 +1,76 @@
-"""channelscope: what the channels of a vision network know, what they share, and which it could do without."""
+"""channelscope: what the channels of a vision network know, what they share, and which it could do without.
 
-from channelscope import scores, zoo
-from channelscope.collect import collect
-from channelscope.errors import ChannelscopeError
-from channelscope.evaluate import evaluate
-from channelscope.net.budget import cut
-from channelscope.net.edits import silence
-from channelscope.net.find import sites
-from channelscope.net.groups import Group, groups
-from channelscope.net.subset import Subset
-from channelscope.net.surgery import shrink
-from channelscope.prune import export, load_pruned, prune, save_pruned
-from channelscope.ranking import Ranking
-from channelscope.repair import reconstruction, reconstructions, repair
-from channelscope.site import Site
-from channelscope.stats.moments import Moments
-from channelscope.stats.profile import Profile
-from channelscope.store import load, save
+The verbs and nouns below and every room (`channelscope.scores`, `channelscope.circuits`, …) are attributes, imported when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from channelscope import (
+        benchmark,
+        circuits,
+        data,
+        discarding,
+        experiments,
+        formulas,
+        network,
+        profiling,
+        pruning,
+        report,
+        scores,
+        stats,
+        tables,
+        zoo,
+    )
+    from channelscope.errors import ChannelscopeError
+    from channelscope.evaluation import evaluate
+    from channelscope.network.edits import silence
+    from channelscope.network.removal.groups import Group, groups
+    from channelscope.network.sites import sites
+    from channelscope.profiling.collect import collect
+    from channelscope.profiling.store import load, save
+    from channelscope.pruning.cut import cut
+    from channelscope.pruning.export import export
+    from channelscope.pruning.folder import load_pruned, save_pruned
+    from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon, optimal_brain_surgeons
+    from channelscope.pruning.prune import prune
+    from channelscope.pruning.recovery.repair import repair
+    from channelscope.pruning.shrink import shrink
+    from channelscope.ranking import Ranking
+    from channelscope.site import Site
+    from channelscope.stats.moments import Moments
+    from channelscope.stats.profile import Profile
+    from channelscope.subset import Subset
 
 __version__ = "0.1.0"
+
+_ROOMS = (
+    "benchmark", "circuits", "data", "discarding", "experiments", "formulas", "network", "profiling", "pruning",
+    "report", "scores", "stats", "tables", "zoo",
+)  # fmt: skip
+_HOMES = {
+    "errors": ("ChannelscopeError",),
+    "evaluation": ("evaluate",),
+    "network.edits": ("silence",),
+    "network.removal.groups": ("Group", "groups"),
+    "network.sites": ("sites",),
+    "profiling.collect": ("collect",),
+    "profiling.store": ("load", "save"),
+    "pruning.cut": ("cut",),
+    "pruning.export": ("export",),
+    "pruning.folder": ("load_pruned", "save_pruned"),
+    "pruning.optimal_brain_surgeon": ("optimal_brain_surgeon", "optimal_brain_surgeons"),
+    "pruning.prune": ("prune",),
+    "pruning.recovery.repair": ("repair",),
+    "pruning.shrink": ("shrink",),
+    "ranking": ("Ranking",),
+    "site": ("Site",),
+    "stats.moments": ("Moments",),
+    "stats.profile": ("Profile",),
+    "subset": ("Subset",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ChannelscopeError",
@@ -28,22 +80,48 @@ __all__ = [
     "Ranking",
     "Site",
     "Subset",
+    "benchmark",
+    "circuits",
     "collect",
     "cut",
+    "data",
+    "discarding",
     "evaluate",
+    "experiments",
     "export",
+    "formulas",
     "groups",
     "load",
     "load_pruned",
+    "network",
+    "optimal_brain_surgeon",
+    "optimal_brain_surgeons",
+    "profiling",
     "prune",
-    "reconstruction",
-    "reconstructions",
+    "pruning",
     "repair",
+    "report",
     "save",
     "save_pruned",
     "scores",
     "shrink",
     "silence",
     "sites",
+    "stats",
+    "tables",
     "zoo",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"channelscope.{name}")
+    if name in _HOME_OF:
+        value = vars(import_module(f"channelscope.{_HOME_OF[name]}"))[name]
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'channelscope' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,30 +7,29 @@ import pytest
 import torch
 
 from channelscope import tables
-from channelscope.circuits.assess import SIZES, area, assess
-from channelscope.circuits.choice import Choice
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.fidelity import HeldOut
-from channelscope.circuits.target import locate
+from channelscope.circuits.evaluation import CURVE_FRACTIONS, HeldOutImages, area_over_log_size, evaluate_circuit
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.options import CircuitOptions
 from pencil_circuits import LAST, Planted, network, pictures
 
 
-def judged(model: torch.nn.Module, feature: str, images: torch.Tensor, held: torch.Tensor, choice: Choice):
-    target = locate(model, feature, images)
+def judged(model: torch.nn.Module, feature: str, images: torch.Tensor, held: torch.Tensor, choice: CircuitOptions):
+    target = locate_feature(model, feature, images)
     parts = choice.parts(target, images)
-    return choice.circuit(choice.saliency(parts)), parts, assess(choice, parts, HeldOut.of(target, held))
+    return choice.circuit(choice.saliency(parts)), parts, evaluate_circuit(choice, parts, HeldOutImages.of(target, held))
 
 
 @pytest.fixture(scope="module")
 def residual():
-    return judged(network("residual"), f"{LAST['residual']}:1", pictures(12), pictures(8, seed=1), Choice(keep="0.4"))
+    return judged(network("residual"), f"{LAST['residual']}:1", pictures(12), pictures(8, seed=1), CircuitOptions(keep="0.4"))
 
 
 @pytest.fixture(scope="module")
 def planted():
     noise = torch.Generator().manual_seed(0)
     images, held = torch.randn(12, 3, 8, 8, generator=noise), torch.randn(8, 3, 8, 8, generator=noise)
-    return judged(Planted().eval(), "c:0", images, held, Choice(keep="6"))
+    return judged(Planted().eval(), "c:0", images, held, CircuitOptions(keep="6"))
 
 
 def test_the_tables_describe_themselves(residual, tmp_path):
@@ -61,7 +60,7 @@ def test_the_planted_circuit_is_complete_exact_and_stable(planted):
 def test_the_summary_is_what_the_circuit_does(residual):
     circuit, parts, frames = residual
     row = frames["circuit"].iloc[0]
-    held = HeldOut.of(parts[0].target, pictures(8, seed=1))
+    held = HeldOutImages.of(parts[0].target, pictures(8, seed=1))
     assert row["kernels"] == circuit.count <= row["asked"] == round(0.4 * circuit.total)
     assert row["error"] == held.fidelity(circuit).error.value
     assert row["r_low"] <= row["r"] <= row["r_high"]
@@ -73,12 +72,12 @@ def test_the_curve_falls_to_the_sizes_that_any_path_allows(residual):
     circuit, parts, frames = residual
     curve = frames["circuit_curve"]
     smallest = parts[0].target.smallest
-    assert curve["kept"].tolist() == [share for share in SIZES if share * circuit.total >= smallest]
+    assert curve["kept"].tolist() == [share for share in CURVE_FRACTIONS if share * circuit.total >= smallest]
     assert curve["kernels"].is_monotonic_decreasing
-    held = HeldOut.of(parts[0].target, pictures(8, seed=1))
-    saliency = Choice().saliency(parts)
+    held = HeldOutImages.of(parts[0].target, pictures(8, seed=1))
+    saliency = CircuitOptions().saliency(parts)
     for row in curve.to_dict("records"):
-        own = Choice().circuit(saliency, row["kept"])
+        own = CircuitOptions().circuit(saliency, row["kept"])
         assert row["kernels"] == own.count
         assert row["error"] == held.fidelity(own).error.value
 
@@ -87,18 +86,18 @@ def test_areas_are_over_all_sizes_whatever_the_shortest_path(residual, planted):
     """The mean of r over ln(kept) from .001 to .9, with 0 at sizes that no path allows."""
     for _, _, frames in (residual, planted):
         curve = frames["circuit_curve"].set_index("kept")["r"].fillna(0)
-        steps = sorted(SIZES)
+        steps = sorted(CURVE_FRACTIONS)
         r = [float(curve.get(share, 0.0)) for share in steps]
         logs = [math.log(share) for share in steps]
         wanted = sum((r[k] + r[k + 1]) / 2 * (logs[k + 1] - logs[k]) for k in range(len(steps) - 1)) / (logs[-1] - logs[0])
-        assert len(curve) < len(SIZES)
+        assert len(curve) < len(CURVE_FRACTIONS)
         assert frames["circuit"].iloc[0]["r_area"] == pytest.approx(wanted)
 
 
 def test_a_curve_says_for_which_size_its_scores_were_made(residual):
     assert residual[2]["circuit_curve"]["made_for"].isna().all()
     images = pictures(4)
-    circuit, _, frames = judged(network("chain"), "head:1", images, pictures(4, seed=1), Choice("force", keep="12"))
+    circuit, _, frames = judged(network("chain"), "head:1", images, pictures(4, seed=1), CircuitOptions("force", keep="12"))
     assert (frames["circuit_curve"]["made_for"] == 12 / circuit.total).all()
 
 
@@ -146,23 +145,23 @@ def test_a_sum_feeds_for_all_its_members(residual):
 
 
 def test_criteria_without_signs_leave_them_undefined():
-    _, _, frames = judged(network("chain"), "head:1", pictures(6), pictures(4, seed=1), Choice("magnitude", keep="0.5"))
+    _, _, frames = judged(network("chain"), "head:1", pictures(6), pictures(4, seed=1), CircuitOptions("magnitude", keep="0.5"))
     assert frames["circuit_kernels"]["effect"].isna().all()
     assert frames["circuit_layers"]["excitatory"].isna().all()
     assert frames["circuit"]["stability"].isna().all()  # one part: nothing to draw from
 
 
 def test_area_over_the_logarithm_of_the_size():
-    assert area([1, 0.1], [1, 0]) == pytest.approx(0.5)
-    assert area([0.1, 1], [0, 1]) == pytest.approx(0.5)
-    assert area([0.01, 0.1, 1], [1, 1, 1]) == pytest.approx(1)
-    assert area([0.001, 0.1, 1], [0, 1, 1]) == pytest.approx(2 / 3)
-    assert area([0.01, 0.1, 1], [np.nan, 1, 1]) == pytest.approx(0.75)  # a constant explains nothing
-    assert math.isnan(area([0.5], [1]))
+    assert area_over_log_size([1, 0.1], [1, 0]) == pytest.approx(0.5)
+    assert area_over_log_size([0.1, 1], [0, 1]) == pytest.approx(0.5)
+    assert area_over_log_size([0.01, 0.1, 1], [1, 1, 1]) == pytest.approx(1)
+    assert area_over_log_size([0.001, 0.1, 1], [0, 1, 1]) == pytest.approx(2 / 3)
+    assert area_over_log_size([0.01, 0.1, 1], [np.nan, 1, 1]) == pytest.approx(0.75)  # a constant explains nothing
+    assert math.isnan(area_over_log_size([0.5], [1]))
 
 
 def test_a_circuit_of_all_kernels_is_the_feature():
-    circuit, _, frames = judged(network("dense"), "head:1", pictures(6), pictures(4, seed=1), Choice(keep="1.0"))
+    circuit, _, frames = judged(network("dense"), "head:1", pictures(6), pictures(4, seed=1), CircuitOptions(keep="1.0"))
     assert isinstance(circuit, Circuit)
     assert circuit.fraction == 1
     assert frames["circuit"]["error"][0] == 0

@@ -4,79 +4,79 @@ import numpy as np
 import pytest
 import torch
 
-from channelscope.circuits.choice import SHARDS, Choice, size
-from channelscope.circuits.circuit import Circuit, trim
-from channelscope.circuits.score import CRITERIA, score
-from channelscope.circuits.select import grown, top
-from channelscope.circuits.target import locate
+from channelscope.circuits.circuit import Circuit, remove_dead_ends
+from channelscope.circuits.criteria import CRITERIA, score_kernels
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.options import SHARDS, CircuitOptions, parse_keep
+from channelscope.circuits.selection import connected_top_k, top_k
 from channelscope.errors import BudgetError, InputError
 from pencil_circuits import LAST, Planted, network, pictures
 
 IMAGES = pictures(20)
-TARGET = locate(network("residual"), f"{LAST['residual']}:1", IMAGES)
+TARGET = locate_feature(network("residual"), f"{LAST['residual']}:1", IMAGES)
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), (".05", 0.05), ("1.", 1.0), ("1.0", 1.0), ("210", 210), ("1", 1), (" 7 ", 7)])
 def test_sizes_are_fractions_or_counts(text, value):
-    assert size(text) == value
-    assert type(size(text)) is type(value)
+    assert parse_keep(text) == value
+    assert type(parse_keep(text)) is type(value)
 
 
 @pytest.mark.parametrize(("given", "text"), [(0.1, "0.1"), (1.0, "1."), (1e-5, "0.00001"), (3, "3"), (np.int64(210), "210")])
 def test_numbers_are_taken_in_python(given, text):
-    assert Choice(keep=given).keep == text
-    assert size(Choice(keep=given).keep) == given
+    assert CircuitOptions(keep=given).keep == text
+    assert parse_keep(CircuitOptions(keep=given).keep) == given
 
 
 @pytest.mark.parametrize("given", [-0.5, float("nan"), None])
 def test_numbers_that_are_no_size_are_refused(given):
     with pytest.raises(BudgetError, match="keep: expected a fraction"):
-        Choice(keep=given)
+        CircuitOptions(keep=given)
 
 
 @pytest.mark.parametrize("text", ["", "half", "10%", "-3", "1e-2", "0,1", "nan"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(BudgetError, match=r"a fraction such as 0\.1 or a number"):
-        Choice(keep=text)
+        CircuitOptions(keep=text)
 
 
 @pytest.mark.parametrize("criterion", [name for name in CRITERIA if name not in ("snip_batch", "learned")])
 def test_the_parts_of_a_saliency_add_up(criterion):
-    choice = Choice(criterion, keep="0.3")
+    choice = CircuitOptions(criterion, keep="0.3")
     parts = choice.parts(TARGET, IMAGES)
-    whole = score(TARGET, IMAGES, criterion, keep=0.3)
+    whole = score_kernels(TARGET, IMAGES, criterion, keep=0.3)
     assert len(parts) == (1 if CRITERIA[criterion].sized or criterion in ("magnitude", "random") else 10)  # 20 images in pairs
     assert len(parts) <= SHARDS
     together = choice.saliency(parts)
     assert together.images == whole.images
     for layer in TARGET.layers:
         assert torch.allclose(together[layer], whole[layer], rtol=1e-5, atol=1e-9)
-    assert choice.circuit(together) == trim(top(whole, 0.3), TARGET)
+    assert choice.circuit(together) == remove_dead_ends(top_k(whole, 0.3), TARGET)
 
 
 def test_every_option_reaches_the_circuit():
-    parts = Choice().parts(TARGET, IMAGES)
-    plain = Choice(keep="0.3").saliency(parts)
-    assert Choice(keep="0.3", live=True).circuit(plain) == trim(grown(plain, 0.3), TARGET)
-    assert Choice(keep="0.3", dead_ends="none").circuit(plain) == top(plain, 0.3)
-    assert Choice(keep="0.3", dead_ends="full").circuit(plain) == trim(top(plain, 0.3), TARGET, "full")
-    evened = Choice(keep="0.3", layer_norm="l2").saliency(parts)
+    parts = CircuitOptions().parts(TARGET, IMAGES)
+    plain = CircuitOptions(keep="0.3").saliency(parts)
+    assert CircuitOptions(keep="0.3", live=True).circuit(plain) == remove_dead_ends(connected_top_k(plain, 0.3), TARGET)
+    assert CircuitOptions(keep="0.3", dead_ends="none").circuit(plain) == top_k(plain, 0.3)
+    assert CircuitOptions(keep="0.3", dead_ends="full").circuit(plain) == remove_dead_ends(top_k(plain, 0.3), TARGET, "full")
+    evened = CircuitOptions(keep="0.3", layer_norm="l2").saliency(parts)
     for layer in TARGET.layers:
         assert float(evened[layer].norm()) == pytest.approx(1)
-    averaged = Choice(reduce="mean").saliency(Choice(reduce="mean").parts(TARGET, IMAGES))
+    averaged = CircuitOptions(reduce="mean").saliency(CircuitOptions(reduce="mean").parts(TARGET, IMAGES))
     assert torch.allclose(averaged.flat() * 4, plain.flat(), rtol=1e-4)  # four positions
-    assert Choice(path="gates").parts(TARGET, IMAGES)[0].flat().ne(parts[0].flat()).any()
+    assert CircuitOptions(path="gates").parts(TARGET, IMAGES)[0].flat().ne(parts[0].flat()).any()
 
 
 def test_another_size_on_demand():
-    choice = Choice(keep="0.3")
+    choice = CircuitOptions(keep="0.3")
     found = choice.saliency(choice.parts(TARGET, IMAGES))
-    assert choice.circuit(found, 0.6) == trim(top(found, 0.6), TARGET)
-    assert choice.circuit(found, 40) == trim(top(found, 40), TARGET)
+    assert choice.circuit(found, 0.6) == remove_dead_ends(top_k(found, 0.6), TARGET)
+    assert choice.circuit(found, 40) == remove_dead_ends(top_k(found, 40), TARGET)
 
 
 def test_seeds_of_the_random_control():
-    choice = Choice("random", keep="0.5")
+    choice = CircuitOptions("random", keep="0.5")
     one, again, other = (choice.circuit(choice.saliency(choice.parts(TARGET, IMAGES, seed))) for seed in (0, 0, 1))
     assert one == again
     assert one != other
@@ -85,47 +85,47 @@ def test_seeds_of_the_random_control():
 def test_a_size_below_the_shortest_path_says_the_smallest():
     assert TARGET.smallest == 3  # stem, shortcut, last
     with pytest.raises(BudgetError, match=r"keep=2 is 2 of .* the smallest circuit has 3 kernels"):
-        Choice(keep="2").kernels(TARGET)
+        CircuitOptions(keep="2").kernels(TARGET)
     with pytest.raises(BudgetError, match="smallest circuit has 3 kernels"):
-        Choice(keep="0.001").parts(TARGET, IMAGES)
-    assert Choice(keep="3", live=True).kernels(TARGET) == 3
+        CircuitOptions(keep="0.001").parts(TARGET, IMAGES)
+    assert CircuitOptions(keep="3", live=True).kernels(TARGET) == 3
     with pytest.raises(BudgetError, match="expected 1 to"):
-        Choice(keep="100000").kernels(TARGET)
+        CircuitOptions(keep="100000").kernels(TARGET)
 
 
 def test_words_that_mean_nothing_are_refused():
     with pytest.raises(InputError, match="expected one of gate, actgrad"):
-        Choice("gates")
+        CircuitOptions("gates")
     with pytest.raises(InputError, match="sum or mean"):
-        Choice(reduce="max").parts(TARGET, IMAGES)
+        CircuitOptions(reduce="max").parts(TARGET, IMAGES)
 
 
 def test_what_is_planted_is_stable_and_what_is_random_is_not():
     model = Planted().eval()
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    target = locate(model, "c:0", images)
-    choice = Choice(keep="6")
+    target = locate_feature(model, "c:0", images)
+    choice = CircuitOptions(keep="6")
     parts = choice.parts(target, images)
     assert len(parts) == 16
     circuit = choice.circuit(choice.saliency(parts))
     assert circuit == Circuit.of_target(target, model.truth)
     assert choice.stability(parts, circuit).tolist() == [1.0] * 50
     assert len(choice.stability(parts[:1], circuit)) == 0
-    noise = Choice(keep="0.2")
-    own = Choice("random").parts(TARGET, IMAGES, 0) + Choice("random").parts(TARGET, IMAGES, 1)
+    noise = CircuitOptions(keep="0.2")
+    own = CircuitOptions("random").parts(TARGET, IMAGES, 0) + CircuitOptions("random").parts(TARGET, IMAGES, 1)
     assert float(noise.stability(own, noise.circuit(noise.saliency(own))).mean()) < 0.9
 
 
 def test_all_images_at_once_are_the_sum_of_the_parts():
     for criterion in ("gate", "actgrad", "random", "iterated_gate"):
-        choice = Choice(criterion, layer_norm="l1")
+        choice = CircuitOptions(criterion, layer_norm="l1")
         whole, parts = choice.scored(TARGET, IMAGES, 3), choice.saliency(choice.parts(TARGET, IMAGES, 3))
         assert whole.images == parts.images
         assert torch.allclose(whole.flat(), parts.flat(), rtol=1e-6)
 
 
 def test_snip_by_batch_sums_the_batches_it_is_given():
-    choice = Choice("snip_batch")
+    choice = CircuitOptions("snip_batch")
     assert len(choice.parts(TARGET, [IMAGES[:12], IMAGES[12:]])) == 2
     one, two = choice.scored(TARGET, [IMAGES]), choice.scored(TARGET, [IMAGES[:12], IMAGES[12:]])
     assert bool((two.flat() >= one.flat() * (1 - 1e-6)).all())

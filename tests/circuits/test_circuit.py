@@ -9,22 +9,22 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from channelscope.circuits.circuit import Circuit, trim, union
-from channelscope.circuits.score import control
-from channelscope.circuits.select import top
-from channelscope.circuits.target import locate
+from channelscope.circuits.circuit import Circuit, remove_dead_ends, union
+from channelscope.circuits.criteria import baseline_scores
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.selection import top_k
 from channelscope.errors import InputError, MismatchError
-from channelscope.net.edits import silence
-from channelscope.net.graph import trace
-from channelscope.net.subset import Subset
+from channelscope.network.edits import silence
+from channelscope.network.graph import trace
+from channelscope.subset import Subset
 from pencil_circuits import LAST, NETWORKS, network, pictures
 
 IMAGES = pictures(3)
-TARGETS = {name: locate(network(name), f"{LAST[name]}:1", IMAGES) for name in NETWORKS}
+TARGETS = {name: locate_feature(network(name), f"{LAST[name]}:1", IMAGES) for name in NETWORKS}
 
 
 def some(name: str, fraction: float, seed: int) -> Circuit:
-    return top(control(TARGETS[name], "random", seed), fraction)
+    return top_k(baseline_scores(TARGETS[name], "random", seed), fraction)
 
 
 @torch.no_grad()
@@ -62,12 +62,12 @@ def test_the_whole_circuit_is_the_network():
 @given(st.sampled_from(list(NETWORKS)), st.floats(0.02, 0.9), st.integers(0, 60))
 def test_dropping_dead_ends_backward_leaves_outputs_bit_identical(name, fraction, seed):
     circuit, target = some(name, fraction, seed), TARGETS[name]
-    trimmed = trim(circuit, target)
+    trimmed = remove_dead_ends(circuit, target)
     assert torch.equal(run(circuit, target), run(trimmed, target))
     assert (trimmed & circuit) == trimmed
-    assert trim(trimmed, target) == trimmed
-    assert (trim(circuit, target, "full") & trimmed) == trim(circuit, target, "full")
-    assert trim(circuit, target, "none") is circuit
+    assert remove_dead_ends(trimmed, target) == trimmed
+    assert (remove_dead_ends(circuit, target, "full") & trimmed) == remove_dead_ends(circuit, target, "full")
+    assert remove_dead_ends(circuit, target, "none") is circuit
 
 
 @settings(max_examples=15, deadline=None)
@@ -76,7 +76,7 @@ def test_dropping_dead_ends_backward_leaves_outputs_bit_identical(name, fraction
 def test_dead_ends_against_brute_force(name, fraction, seed):
     """A kept kernel is a dead end exactly if no weights and no images make the feature notice that it is gone."""
     circuit, target = some(name, fraction, seed), TARGETS[name]
-    trimmed = trim(circuit, target)
+    trimmed = remove_dead_ends(circuit, target)
     noise = torch.Generator().manual_seed(seed)
     model = target.model
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -111,7 +111,7 @@ def test_full_removal_is_what_is_left_of_whole_paths():
     marks["a"][2] = False  # nothing feeds channel 2 of a
     marks["c"][:, 1] = False  # nothing reads channel 1 of b
     circuit = circuit._with(marks)
-    backward, full = trim(circuit, target), trim(circuit, target, "full")
+    backward, full = remove_dead_ends(circuit, target), remove_dead_ends(circuit, target, "full")
     assert not backward["b"][1].any()
     assert backward["b"][0].all()
     assert full["b"][0].tolist() == [True, True, False, True]
@@ -122,7 +122,7 @@ def test_nothing_is_left_where_nothing_leads():
     target = TARGETS["dense"]
     circuit = Circuit.whole(target)
     marks = {layer: kernels.clone() & (layer != "head") for layer, kernels in circuit.marks.items()}
-    assert trim(circuit._with(marks), target).count == 0
+    assert remove_dead_ends(circuit._with(marks), target).count == 0
 
 
 def test_overlap_by_layer():
@@ -139,14 +139,14 @@ def test_overlap_by_layer():
 def test_circuits_of_features_that_depend_on_other_kernels_are_not_merged():
     """b:1 and b:2 share the kernels of a and differ in a row of b each."""
     graph = trace(network("chain"), pictures())
-    one, other = (Circuit.whole(locate(graph, f"b:{channel}")) for channel in (1, 2))
+    one, other = (Circuit.whole(locate_feature(graph, f"b:{channel}")) for channel in (1, 2))
     for merge in (lambda: one | other, lambda: one & other, lambda: union([one, other])):
         with pytest.raises(MismatchError, match="received circuits of b:1 and b:2"):
             merge()
     both = Subset(one.marks) | Subset(other.marks)
     assert both["b"].any(1).tolist() == [False, True, True, False]
     assert one.overlap(other) == {"": 8 / 16, "a": 1.0, "b": 0.0}
-    assert (one | Circuit.whole(locate(graph, "b:1@max"))) == one
+    assert (one | Circuit.whole(locate_feature(graph, "b:1@max"))) == one
 
 
 def test_what_is_no_circuit_is_refused():
@@ -158,12 +158,12 @@ def test_what_is_no_circuit_is_refused():
     with pytest.raises(MismatchError, match=r"not of the same network|depend on the same kernels"):
         Circuit.whole(target) & Circuit.whole(TARGETS["dense"])
     with pytest.raises(InputError, match="backward, full or none"):
-        trim(Circuit.whole(target), target, "forward")
+        remove_dead_ends(Circuit.whole(target), target, "forward")
     assert repr(Circuit.whole(target)) == f"Circuit({target.kernels} of {target.kernels} kernels of head:1 at 4 layers)"
 
 
 def test_a_circuit_is_copied_and_pickled_whole():
-    circuit = top(control(TARGETS["chain"], "random"), 0.4)
+    circuit = top_k(baseline_scores(TARGETS["chain"], "random"), 0.4)
     for other in (copy.deepcopy(circuit), pickle.loads(pickle.dumps(circuit))):
         assert other == circuit
         assert (other.feature, other.total) == (circuit.feature, circuit.total)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from channelscope import tables
-from channelscope.circuits import recipe
-from channelscope.circuits.target import locate
-from channelscope.cli.circuit import headline
-from channelscope.net.edits import silence
-from channelscope.report import html
+from channelscope.circuits import folder
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.cli.circuits import circuit_headline
+from channelscope.network.edits import silence
+from channelscope.report import page
 from cli.commands import run
 
 NETWORKS = '''
@@ -75,10 +75,10 @@ def small(file) -> torch.nn.Module:
 
 @torch.no_grad()
 def test_the_module_it_leaves_is_the_masked_network(found, file):
-    circuit, alone, about = recipe.read(found)
+    circuit, alone, about = folder.load_circuit(found)
     model, images = small(file), torch.randn(5, 1, 8, 8)
     with silence(model, ~circuit):
-        expected = locate(model, "b:3", images).map(images)
+        expected = locate_feature(model, "b:3", images).map(images)
     assert torch.allclose(alone(images).flatten(1), expected, atol=1e-6)
     assert about["criterion"] == "gate"
     assert len(about["weights"]) == 64
@@ -131,10 +131,13 @@ def test_a_circuit_no_better_than_the_mean_is_said():
     row = {"feature": "b:3", "kernels": 30, "asked": 30, "relevant": 1200, "r": 0.2, "r_low": 0.1, "r_high": 0.3, "images": 9}
     row |= {"random_r": 0.0, "random_error": 1.01, "rest_error": 1.0}
     for error, poor in ((0.98, False), (1.2, True)):
-        said = headline(row | {"error": error, "error_low": error - 0.1, "error_high": error + 0.1})
+        said = circuit_headline(row | {"error": error, "error_low": error - 0.1, "error_high": error + 0.1})
         assert said.startswith("b:3: 30 of 1,200 kernels (2.5 %) reach r = 0.200 [0.100, 0.300]")
         assert (
-            headline(row | {"asked": 60, "error": error, "error_low": error, "error_high": error})[:50].count("(2.5 %; 60 asked for)") == 1
+            circuit_headline(row | {"asked": 60, "error": error, "error_low": error, "error_high": error})[:50].count(
+                "(2.5 %; 60 asked for)"
+            )
+            == 1
         )
         assert ("no better than the feature's mean: keep more, or try --criterion learned" in said) == poor
 
@@ -194,7 +197,7 @@ def test_a_command_without_a_feature(file, capsys, tmp_path):
 
 @pytest.mark.parametrize("pictures", ["visualized", "none"])
 def test_pictures_of_either_kind(pictures, file, tmp_path, monkeypatch):
-    monkeypatch.setattr("channelscope.circuits.picture.STEPS", 2)
+    monkeypatch.setattr("channelscope.circuits.diagram.pictures.STEPS", 2)
     arguments = ["--images", "8", "--held-out", "8", "--keep", "0.5", "--criterion", "actgrad", "--pictures", pictures, "--out", tmp_path]
     assert run("circuit", f"{file}:Small", "--feature", "b:3", *arguments) == 0
     page = (tmp_path / "circuit.html").read_text()
@@ -244,11 +247,11 @@ def test_subcircuits_of_one_feature(file, capsys, tmp_path):
     assert run("subcircuits", f"{file}:Small", *arguments) == 0
     assert "groups of" in capsys.readouterr().err
     for name in ("0", "1", "mixed", "union"):
-        circuit, _, _ = recipe.read(tmp_path / f"circuit_{name}")
+        circuit, _, _ = folder.load_circuit(tmp_path / f"circuit_{name}")
         assert 0 < circuit.count <= circuit.total
     assert len(tables.read(tmp_path / "subcircuits.csv")) == 24
     assert set(tables.read(tmp_path / "subcircuit_curves.csv")["judged_on"]) == {0, 1}
-    assert "The groups of images" in html.write(tmp_path).read_text()
+    assert "The groups of images" in page.write_report(tmp_path).read_text()
 
 
 def test_subcircuits_that_cannot_be(file, capsys, tmp_path):
@@ -268,9 +271,11 @@ def test_subcircuits_that_cannot_be(file, capsys, tmp_path):
 def test_sub_features_are_looked_for_inside_the_general_circuit(file, capsys, tmp_path):
     given = ("subcircuits", f"{file}:Small", "--feature", "b:3", "--strongest", "20", "--clusters", "2", "--keep", "0.3")
     assert run(*given, "--images", "60", "--general", "0.6", "--out", tmp_path / "inside") == 0
-    general = recipe.kernels(tmp_path / "inside" / "circuit_general")
+    general = folder.load_mask(tmp_path / "inside" / "circuit_general")
     for name in ("0", "1", "mixed", "union"):
-        assert recipe.kernels(tmp_path / "inside" / f"circuit_{name}") & general == recipe.kernels(tmp_path / "inside" / f"circuit_{name}")
+        assert folder.load_mask(tmp_path / "inside" / f"circuit_{name}") & general == folder.load_mask(
+            tmp_path / "inside" / f"circuit_{name}"
+        )
     curves = tables.read(tmp_path / "inside" / "subcircuit_curves.csv")
     assert set(curves["scored_on"]) == {"0", "1", "mixed", "general"}
     capsys.readouterr()

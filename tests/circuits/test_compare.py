@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from channelscope.circuits import compare as room
-from channelscope.circuits.choice import Choice
-from channelscope.circuits.compare import compare, drawn, medians
-from channelscope.circuits.fidelity import HeldOut
-from channelscope.circuits.target import locate
+from channelscope.circuits import comparison as room
+from channelscope.circuits import evaluation
+from channelscope.circuits.comparison import compare_criteria, medians, sample_features
+from channelscope.circuits.evaluation import HeldOutImages
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.options import CircuitOptions
 from channelscope.errors import InputError, SampleError, SiteError
-from channelscope.net.graph import trace
+from channelscope.network.graph import trace
 from pencil_circuits import Planted, network, pictures
 
 IMAGES, HELD = pictures(6), pictures(6, seed=1)
@@ -24,18 +25,18 @@ CRITERIA = ("gate", "force", "magnitude")
 
 @pytest.fixture(scope="module")
 def found():
-    return compare(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3))
+    return compare_criteria(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3))
 
 
 def test_rows_are_single_circuits(found):
     frame = found["circuit_compare"]
     assert len(frame) == 3 * 3 * 2
     for row in frame.to_dict("records"):
-        target = locate(GRAPH, row["feature"])
-        choice = Choice(row["criterion"], str(row["kept"]))
+        target = locate_feature(GRAPH, row["feature"])
+        choice = CircuitOptions(row["criterion"], str(row["kept"]))
         circuit = choice.circuit(choice.saliency(choice.parts(target, IMAGES)))
         assert row["kernels"] == circuit.count
-        assert row["error"] == pytest.approx(HeldOut.of(target, HELD).fidelity(circuit).error.value, rel=1e-4)
+        assert row["error"] == pytest.approx(HeldOutImages.of(target, HELD).fidelity(circuit).error.value, rel=1e-4)
 
 
 def test_medians_over_features(found):
@@ -87,7 +88,7 @@ def test_errors_are_of_the_features_that_have_a_circuit():
 
 
 def test_sizes_below_every_path_are_rows_without_a_number():
-    found = compare(GRAPH, ["last:0"], IMAGES, HELD, ("gate",), (0.01,))
+    found = compare_criteria(GRAPH, ["last:0"], IMAGES, HELD, ("gate",), (0.01,))
     row = found["circuit_compare"].iloc[0]
     assert row["kernels"] == 0
     assert np.isnan(row["r"])
@@ -95,7 +96,7 @@ def test_sizes_below_every_path_are_rows_without_a_number():
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, found):
     path, done = tmp_path / "run" / "compare.unfinished", []
-    right = room.measured
+    right = evaluation.fidelity_row
 
     def stopping(held, circuit):
         if len(done) == 5:
@@ -103,14 +104,14 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, found):
         done.append(circuit)
         return right(held, circuit)
 
-    monkeypatch.setattr(room, "measured", stopping)
+    monkeypatch.setattr(room, "fidelity_row", stopping)
     with pytest.raises(KeyboardInterrupt):
-        compare(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3), path)
+        compare_criteria(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3), path)
     assert len(path.read_text().splitlines()) == 1 + 5
     with path.open("a") as file:
         file.write('{"feature": "two:1", "crit')  # the machine went down in the middle of a line
-    monkeypatch.setattr(room, "measured", lambda held, circuit: done.append(circuit) or right(held, circuit))
-    again = compare(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3), path)
+    monkeypatch.setattr(room, "fidelity_row", lambda held, circuit: done.append(circuit) or right(held, circuit))
+    again = compare_criteria(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3), path)
     assert len(done) == 18  # nothing twice
     assert not path.exists()
     pd.testing.assert_frame_equal(again["circuit_compare"], found["circuit_compare"], rtol=1e-6)
@@ -120,14 +121,14 @@ def test_a_ledger_of_other_images_is_refused(tmp_path):
     path = tmp_path / "compare.unfinished"
     path.write_text(json.dumps({"weights": "other"}) + "\n")
     with pytest.raises(InputError, match="of another network, other images or another seed"):
-        compare(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6,), path)
+        compare_criteria(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6,), path)
 
 
 def test_features_are_drawn_from_all_depths():
-    chosen = drawn(GRAPH, IMAGES, 6, seed=0)
+    chosen = sample_features(GRAPH, IMAGES, 6, seed=0)
     assert len(set(chosen)) == 6
-    assert chosen == drawn(GRAPH, IMAGES, 6, seed=0)
-    assert chosen != drawn(GRAPH, IMAGES, 6, seed=1)
+    assert chosen == sample_features(GRAPH, IMAGES, 6, seed=0)
+    assert chosen != sample_features(GRAPH, IMAGES, 6, seed=1)
     assert not any(feature.startswith("stem:") for feature in chosen)
     assert len({feature.partition(":")[0] for feature in chosen}) >= 4
 
@@ -136,14 +137,14 @@ def test_dead_channels_are_not_drawn():
     model = Planted().eval()
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     graph = trace(model, images)
-    assert "b:2" not in drawn(graph, images, 3)  # always zero
+    assert "b:2" not in sample_features(graph, images, 3)  # always zero
     with pytest.raises(SampleError, match="expected 50 channels"):
-        drawn(graph, images, 50)
+        sample_features(graph, images, 50)
 
 
 def test_what_does_not_exist_is_refused():
     with pytest.raises(InputError, match="unknown criterion 'magic': expected one of gate, actgrad"):
-        compare(GRAPH, FEATURES, IMAGES, HELD, ("gate", "magic"), (0.5,))
+        compare_criteria(GRAPH, FEATURES, IMAGES, HELD, ("gate", "magic"), (0.5,))
     for what, features, criteria, sizes in (
         ("features", (), ("gate",), (0.5,)),
         ("features", ("two:1", "two:1"), ("gate",), (0.5,)),
@@ -153,9 +154,9 @@ def test_what_does_not_exist_is_refused():
         ("sizes", FEATURES, ("gate",), (0.5, 0.5)),
     ):
         with pytest.raises(InputError, match=f"expected one or more {what}, each once"):
-            compare(GRAPH, features, IMAGES, HELD, criteria, sizes)
+            compare_criteria(GRAPH, features, IMAGES, HELD, criteria, sizes)
     for size in (2.0, 0.0, -0.1, float("nan"), "half"):
         with pytest.raises(InputError, match=f"above 0 and up to 1.0; received {size}"):
-            compare(GRAPH, FEATURES, IMAGES, HELD, ("gate",), (0.5, size))
+            compare_criteria(GRAPH, FEATURES, IMAGES, HELD, ("gate",), (0.5, size))
     with pytest.raises(SiteError, match="no layer is called 'lost'"):
-        compare(GRAPH, ["lost:1"], IMAGES, HELD)
+        compare_criteria(GRAPH, ["lost:1"], IMAGES, HELD)

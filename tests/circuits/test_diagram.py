@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from channelscope.circuits import diagram
-from channelscope.circuits.diagram import BLUE, GREY, MANY, RED, color, heat
+from channelscope.circuits.diagram import drawing
+from channelscope.circuits.diagram.drawing import BLUE, GREY, MAX_INLINE_HEATMAPS, RED, effect_color, kernel_heatmap
 from circuits.diagrams import small, wide
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -71,42 +71,44 @@ def test_the_picture_is_the_drawing(folder):
 @pytest.mark.parametrize("kernels", [30, 300])
 def test_heat_maps_are_shown_where_there_is_room(kernels, tmp_path):
     drawn, shots = wide(kernels)
-    diagram.write(tmp_path, drawn, shots, "wide", "")
+    drawing.write_diagram(tmp_path, drawn, shots, "wide", "")
     root = ElementTree.parse(tmp_path / "circuit.svg").getroot()
     page = (tmp_path / "circuit.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'<script id="circuit" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
-    assert len(root.findall(f".//{SVG}image[@class='kernel']")) == (kernels if kernels <= MANY else 0)
-    assert sum(bool(edge["heat"]) for edge in data["edges"]) == (0 if kernels <= MANY else kernels)  # the page draws them when asked
-    assert len(page) < (200_000 if kernels <= MANY else 600_000)
+    assert len(root.findall(f".//{SVG}image[@class='kernel']")) == (kernels if kernels <= MAX_INLINE_HEATMAPS else 0)
+    assert sum(bool(edge["heat"]) for edge in data["edges"]) == (
+        0 if kernels <= MAX_INLINE_HEATMAPS else kernels
+    )  # the page draws them when asked
+    assert len(page) < (200_000 if kernels <= MAX_INLINE_HEATMAPS else 600_000)
 
 
 def test_without_pictures_channels_are_blank(tmp_path):
     drawn, _ = wide(30)
-    diagram.write(tmp_path, drawn, {}, "bare", "")
+    drawing.write_diagram(tmp_path, drawn, {}, "bare", "")
     root = ElementTree.parse(tmp_path / "circuit.svg").getroot()
     assert len(root.findall(f".//{SVG}rect[@class='blank']")) == sum(node.kind != "sum" for node in drawn.nodes)
 
 
 def test_colors_are_symmetric_and_grey_at_zero():
-    assert color(0.0) == color(float("nan")) == GREY
-    assert color(1.0) == RED
-    assert color(-1.0) == BLUE
+    assert effect_color(0.0) == effect_color(float("nan")) == GREY
+    assert effect_color(1.0) == RED
+    assert effect_color(-1.0) == BLUE
     for share in (0.1, 0.5, 0.9):
         for sign, end in ((1, RED), (-1, BLUE)):
-            assert np.allclose(color(sign * share), np.array(GREY) + share**0.5 * np.subtract(end, GREY), atol=0.5)
+            assert np.allclose(effect_color(sign * share), np.array(GREY) + share**0.5 * np.subtract(end, GREY), atol=0.5)
 
 
 def test_heat_maps_are_symmetric_in_the_largest_weight():
-    shown = np.asarray(heat(np.array([[2.0, -2.0], [0.0, 1.0]])))
+    shown = np.asarray(kernel_heatmap(np.array([[2.0, -2.0], [0.0, 1.0]])))
     assert tuple(shown[0, 0]) == RED
     assert tuple(shown[0, 1]) == BLUE
     assert tuple(shown[1, 0]) == (255, 255, 255)
     assert shown[1, 1, 1] == pytest.approx((255 + RED[1]) / 2, abs=1)
-    assert np.asarray(heat(np.zeros((3, 3)))).min() == 255
+    assert np.asarray(kernel_heatmap(np.zeros((3, 3)))).min() == 255
 
 
 def test_png_pictures_survive():
     drawn, shots = wide(30)
     file = io.BytesIO()
-    diagram.png(drawn, shots).save(file, "png")
+    drawing.png(drawn, shots).save(file, "png")
     assert len(file.getvalue()) > 10_000

@@ -6,21 +6,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channelscope.circuits.circuit import Circuit, trim
-from channelscope.circuits.drawing import BETWEEN, HEIGHT, LETTER, LINE, Drawing, drawing
-from channelscope.circuits.score import control, score, signed
-from channelscope.circuits.select import top
-from channelscope.circuits.target import locate
+from channelscope.circuits.circuit import Circuit, remove_dead_ends
+from channelscope.circuits.criteria import baseline_scores, score_kernels, with_signs
+from channelscope.circuits.diagram.layout import BETWEEN, HEIGHT, LETTER, LINE, DiagramLayout, lay_out
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.selection import top_k
 from pencil_circuits import LAST, NETWORKS, Planted, network, pictures
 
 IMAGES = pictures(4)
-SIGNED = {name: score(locate(network(name), f"{LAST[name]}:1", IMAGES), IMAGES) for name in NETWORKS}
+SIGNED = {name: score_kernels(locate_feature(network(name), f"{LAST[name]}:1", IMAGES), IMAGES) for name in NETWORKS}
 
 
-def drawn(name: str, fraction: float, seed: int) -> tuple[Circuit, Drawing]:
+def drawn(name: str, fraction: float, seed: int) -> tuple[Circuit, DiagramLayout]:
     target = SIGNED[name].target
-    circuit = trim(top(control(target, "random", seed), fraction), target)
-    return circuit, drawing(circuit, SIGNED[name])
+    circuit = remove_dead_ends(top_k(baseline_scores(target, "random", seed), fraction), target)
+    return circuit, lay_out(circuit, SIGNED[name])
 
 
 CASES = (st.sampled_from(list(NETWORKS)), st.floats(0.1, 1), st.integers(0, 20))
@@ -69,8 +69,8 @@ def test_names_are_those_of_the_circuit(name, fraction, seed):
 def test_the_planted_circuit_as_drawn():
     model = Planted().eval()
     images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    target = locate(model, "c:0", images)
-    page = drawing(Circuit.of_target(target, model.truth), score(target, images))
+    target = locate_feature(model, "c:0", images)
+    page = lay_out(Circuit.of_target(target, model.truth), score_kernels(target, images))
     ways = {(page.nodes[e.source].name, page.nodes[e.target].name): e for e in page.edges}
     assert set(ways) == {("image:0", "a:0"), ("image:1", "a:1"), ("a:0", "b:0"), ("a:1", "b:1"), ("b:0", "c:0"), ("b:1", "c:0")}
     assert ways["b:0", "c:0"].effect > 0 > ways["b:1", "c:0"].effect
@@ -87,17 +87,17 @@ def test_columns_are_in_the_order_of_the_network():
     marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
     marks["b"][:] = False  # channels of b are constants
     marks["a"][:] = False
-    page = drawing(trim(Circuit.of_target(target, marks), target), SIGNED["chain"])
+    page = lay_out(remove_dead_ends(Circuit.of_target(target, marks), target), SIGNED["chain"])
     assert [lines for _, lines in page.titles] == [("b",), ("c",), ("head",)]
     marks["a"], marks["b"][0, 0] = target.relevant["a"].clone(), True
-    page = drawing(trim(Circuit.of_target(target, marks), target), SIGNED["chain"])
+    page = lay_out(remove_dead_ends(Circuit.of_target(target, marks), target), SIGNED["chain"])
     assert [lines for _, lines in page.titles] == [("image",), ("a",), ("b",), ("c",), ("head",)]
     residual = SIGNED["residual"].target
     marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(residual).marks.items()}
     marks["one"][:] = False  # nothing leads into the first branch
-    page = drawing(trim(Circuit.of_target(residual, marks), residual), SIGNED["residual"])
+    page = lay_out(remove_dead_ends(Circuit.of_target(residual, marks), residual), SIGNED["residual"])
     columns = {line: place for place, (_, lines) in enumerate(page.titles) for line in lines}
-    whole = drawing(Circuit.whole(residual), SIGNED["residual"])
+    whole = lay_out(Circuit.whole(residual), SIGNED["residual"])
     order = [line for _, lines in whole.titles for line in lines if line in columns]
     assert [columns[line] for line in order] == sorted(columns.values())
     assert columns["stem"] < columns["one"] < columns["two"]
@@ -105,12 +105,12 @@ def test_columns_are_in_the_order_of_the_network():
 
 def test_sums_stand_between_columns_only_where_two_members_are_left():
     target = SIGNED["residual"].target
-    whole = drawing(Circuit.whole(target), SIGNED["residual"])
+    whole = lay_out(Circuit.whole(target), SIGNED["residual"])
     sums = [node for node in whole.nodes if node.kind == "sum"]
     assert {frozenset(node.name.split(" + ")) for node in sums} >= {frozenset({"stem:0", "two:0"})}
     marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
     marks["two"][:] = False
-    alone = drawing(trim(Circuit.of_target(target, marks), target), SIGNED["residual"])
+    alone = lay_out(remove_dead_ends(Circuit.of_target(target, marks), target), SIGNED["residual"])
     assert not any("two" in node.name for node in alone.nodes)
     assert any(alone.nodes[edge.source].name == "stem:0" and alone.nodes[edge.target].group == "three" for edge in alone.edges)
 
@@ -120,7 +120,7 @@ def test_constant_sums_stand_between_the_columns():
     target = SIGNED["residual"].target
     for layers in (("stem", "one", "two"), ("stem", "one", "two", "three", "four", "short")):
         marks = {layer: kernels.clone() & (layer not in layers) for layer, kernels in Circuit.whole(target).marks.items()}
-        page = drawing(trim(Circuit.of_target(target, marks), target), SIGNED["residual"])
+        page = lay_out(remove_dead_ends(Circuit.of_target(target, marks), target), SIGNED["residual"])
         sums = [place for place, node in enumerate(page.nodes) if "constant here" in node.name]
         assert sums
         for place in sums:
@@ -136,7 +136,7 @@ def test_titles_have_room():
     """Every line of a column's title is as wide as its letters, on the page, and beside the next column's."""
     for name in NETWORKS:
         circuit = Circuit.whole(SIGNED[name].target)
-        page = drawing(circuit, SIGNED[name])
+        page = lay_out(circuit, SIGNED[name])
         spans = [(x - LETTER * max(map(len, lines)) / 2, x + LETTER * max(map(len, lines)) / 2) for x, lines in page.titles]
         assert spans[0][0] >= 0
         assert spans[-1][1] <= page.width
@@ -152,8 +152,8 @@ def test_titles_have_room():
 def test_high_columns_are_folded():
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 90, 1), torch.nn.Conv2d(90, 1, 1)).eval()
     images = torch.randn(2, 2, 4, 4)
-    target = locate(model, "1:0", images)
-    page = drawing(Circuit.whole(target), score(target, images))
+    target = locate_feature(model, "1:0", images)
+    page = lay_out(Circuit.whole(target), score_kernels(target, images))
     assert page.kernels == 270
     assert page.height <= HEIGHT
     assert len({node.x for node in page.nodes if node.group == "0"}) > 1
@@ -161,12 +161,12 @@ def test_high_columns_are_folded():
 
 def test_signs_are_measured_where_a_criterion_has_none():
     target = SIGNED["chain"].target
-    plain = score(target, IMAGES, "actgrad")
-    both = signed(plain, IMAGES)
+    plain = score_kernels(target, IMAGES, "actgrad")
+    both = with_signs(plain, IMAGES)
     assert plain.signed is None
     for layer in target.layers:
         assert torch.equal(both[layer], plain[layer])
         assert torch.equal(both.signed[layer], SIGNED["chain"].signed[layer])
-    assert signed(both, IMAGES) is both
-    grey = drawing(Circuit.whole(target), plain)
+    assert with_signs(both, IMAGES) is both
+    grey = lay_out(Circuit.whole(target), plain)
     assert {edge.effect for edge in grey.edges} == {0.0}

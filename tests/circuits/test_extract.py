@@ -9,23 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from channelscope.circuits import recipe
+from channelscope.circuits import folder
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.extract import extract
-from channelscope.circuits.layout import layout
-from channelscope.circuits.score import control
-from channelscope.circuits.select import grown, top
-from channelscope.circuits.target import Target, locate
+from channelscope.circuits.criteria import baseline_scores
+from channelscope.circuits.extraction import extract_module, surviving_channels
+from channelscope.circuits.located_feature import LocatedFeature, locate_feature
+from channelscope.circuits.selection import connected_top_k, top_k
 from channelscope.errors import FormatError, InputError, MismatchError
 from networks import built
 from pencil_circuits import LAST, NETWORKS, Planted, network, pictures
 
 IMAGES = pictures(3)
-TARGETS = {name: locate(network(name), f"{LAST[name]}:1", IMAGES) for name in NETWORKS}
+TARGETS = {name: locate_feature(network(name), f"{LAST[name]}:1", IMAGES) for name in NETWORKS}
 
 
 @torch.no_grad()
-def masked(target: Target, circuit: Circuit, images: torch.Tensor) -> torch.Tensor:
+def masked(target: LocatedFeature, circuit: Circuit, images: torch.Tensor) -> torch.Tensor:
     with target.without((~circuit).marks):
         return target.map(images)
 
@@ -39,9 +38,9 @@ def size(module: nn.Module) -> int:
 @given(st.sampled_from(list(NETWORKS)), st.floats(0.02, 1), st.integers(0, 60), st.booleans())
 def test_masked_is_extracted(name, fraction, seed, live):
     target = TARGETS[name]
-    scores = control(target, "random", seed)
-    circuit = grown(scores, max(target.smallest, round(fraction * target.kernels))) if live else top(scores, fraction)
-    small = extract(circuit, target)
+    scores = baseline_scores(target, "random", seed)
+    circuit = connected_top_k(scores, max(target.smallest, round(fraction * target.kernels))) if live else top_k(scores, fraction)
+    small = extract_module(circuit, target)
     expected = masked(target, circuit, IMAGES)
     assert torch.allclose(small(IMAGES).reshape(3, -1), expected, rtol=1e-5, atol=1e-5)
     assert size(small) <= size(target.model)
@@ -54,14 +53,14 @@ def test_masked_is_extracted(name, fraction, seed, live):
 def test_published_networks(name, tmp_path):
     model, shape = built(name)
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    target = locate(model, "logit:3", images)
-    circuit = top(control(target, "magnitude"), 0.2)
-    small = extract(circuit, target)
+    target = locate_feature(model, "logit:3", images)
+    circuit = top_k(baseline_scores(target, "magnitude"), 0.2)
+    small = extract_module(circuit, target)
     expected = masked(target, circuit, images)
     assert torch.allclose(small(images)[:, None], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     assert size(small) < size(model)
-    recipe.write(tmp_path, circuit, small)
-    again, reread, _ = recipe.read(tmp_path)
+    folder.save_circuit(tmp_path, circuit, small)
+    again, reread, _ = folder.load_circuit(tmp_path)
     assert again == circuit
     assert torch.equal(reread(images), small(images))
 
@@ -70,9 +69,9 @@ def test_published_networks(name, tmp_path):
 def test_only_what_is_needed_is_left():
     model = Planted().eval()
     images = torch.randn(4, 3, 8, 8)
-    target = locate(model, "c:0", images)
+    target = locate_feature(model, "c:0", images)
     truth = Circuit.of_target(target, model.truth)
-    small = extract(truth, target)
+    small = extract_module(truth, target)
     assert [tuple(p.shape) for p in small.parameters()] == [(2, 3, 3, 3), (2,), (2, 2, 3, 3), (2,), (1, 2, 1, 1), (1,)]
     assert torch.equal(small(images), model(images)[:, 0])
     assert not any(parameter.requires_grad for parameter in small.parameters())
@@ -81,8 +80,8 @@ def test_only_what_is_needed_is_left():
 @torch.no_grad()
 def test_a_direction_is_projected():
     target = TARGETS["residual"]
-    both = locate(target.graph, target.feature.direction("last", torch.tensor([0.5, -2.0])))
-    small = extract(Circuit.whole(both), both)
+    both = locate_feature(target.graph, target.feature.direction("last", torch.tensor([0.5, -2.0])))
+    small = extract_module(Circuit.whole(both), both)
     maps = both.model(IMAGES)
     assert torch.allclose(small(IMAGES), 0.5 * maps[:, 0] - 2 * maps[:, 1], atol=1e-5)
 
@@ -92,27 +91,29 @@ def test_flattened_channels_leave_in_blocks():
     circuit = Circuit.whole(target)
     marks = {layer: kernels.clone() for layer, kernels in circuit.marks.items()}
     marks["head"][1, 4:8] = False  # all four positions of channel 1
-    kept = layout(circuit._with(marks), target)
+    kept = surviving_channels(circuit._with(marks), target)
     assert kept["c"].tolist() == [True, False, True]
     assert kept["flat"].tolist() == [True] * 4 + [False] * 4 + [True] * 4
     marks["head"][1, 5] = True
-    assert layout(circuit._with(marks), target)["c"].all()
+    assert surviving_channels(circuit._with(marks), target)["c"].all()
 
 
 def test_the_network_is_left_as_it_was():
     target = TARGETS["residual"]
     before = {name: value.clone() for name, value in target.model.state_dict().items()}
-    extract(top(control(target, "random"), 0.3), target)
+    extract_module(top_k(baseline_scores(target, "random"), 0.3), target)
     assert all(torch.equal(value, before[name]) for name, value in target.model.state_dict().items())
 
 
 def test_a_wrong_extraction_is_never_handed_out(monkeypatch):
     target = TARGETS["chain"]
-    room = sys.modules["channelscope.circuits.extract"]  # the package's name for it is the function
-    right = room.alive
-    monkeypatch.setattr(room, "alive", lambda circuit, target: {n: marks ^ (n == "b") for n, marks in right(circuit, target).items()})
+    room = sys.modules["channelscope.circuits.extraction"]  # the package's name for it is the function
+    right = room.effective_mask
+    monkeypatch.setattr(
+        room, "effective_mask", lambda circuit, target: {n: marks ^ (n == "b") for n, marks in right(circuit, target).items()}
+    )
     with pytest.raises(MismatchError, match="away from the masked network"):
-        extract(top(control(target, "random"), 0.8), target)
+        extract_module(top_k(baseline_scores(target, "random"), 0.8), target)
 
 
 # ---- on disk ----------------------------------------------------------------------------------------------------------------
@@ -120,9 +121,9 @@ def test_a_wrong_extraction_is_never_handed_out(monkeypatch):
 
 def saved(tmp_path, name: str = "gated"):
     target = TARGETS[name]
-    circuit = top(control(target, "random"), 0.6)
-    small = extract(circuit, target)
-    recipe.write(tmp_path, circuit, small, {"weights": "abc", "kept": 0.6})
+    circuit = top_k(baseline_scores(target, "random"), 0.6)
+    small = extract_module(circuit, target)
+    folder.save_circuit(tmp_path, circuit, small, {"weights": "abc", "kept": 0.6})
     return circuit, small
 
 
@@ -130,7 +131,7 @@ def saved(tmp_path, name: str = "gated"):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_circuit_survives_the_disk(name, tmp_path):
     circuit, small = saved(tmp_path, name)
-    again, reread, about = recipe.read(tmp_path)
+    again, reread, about = folder.load_circuit(tmp_path)
     assert again == circuit
     assert again.feature == circuit.feature
     assert torch.equal(reread(IMAGES), small(IMAGES))
@@ -163,16 +164,16 @@ def test_damaged_and_malicious_files_are_refused(change, message, tmp_path):
     saved(tmp_path)
     edited(tmp_path, change)
     with pytest.raises(FormatError, match=message):
-        recipe.read(tmp_path)
+        folder.load_circuit(tmp_path)
 
 
 def test_missing_and_cut_files_are_refused(tmp_path):
     with pytest.raises(FormatError, match="expected a circuit"):
-        recipe.read(tmp_path)
+        folder.load_circuit(tmp_path)
     saved(tmp_path)
     (tmp_path / "circuit.safetensors").write_bytes((tmp_path / "circuit.safetensors").read_bytes()[:50])
     with pytest.raises(FormatError, match="expected a circuit"):
-        recipe.read(tmp_path)
+        folder.load_circuit(tmp_path)
 
 
 class Own(nn.Linear):
@@ -205,38 +206,38 @@ class Special(nn.Module):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [Own, Doubling])
 def test_modules_that_torch_does_not_have_are_written_as_their_steps(kind, tmp_path):
-    target = locate(Special(kind).eval(), "own:0", IMAGES)
-    small = extract(Circuit.whole(target), target)
+    target = locate_feature(Special(kind).eval(), "own:0", IMAGES)
+    small = extract_module(Circuit.whole(target), target)
     assert {type(module) for module in small.modules()}.isdisjoint({Doubling})
-    recipe.write(tmp_path, Circuit.whole(target), small)
-    _, again, _ = recipe.read(tmp_path)
+    folder.save_circuit(tmp_path, Circuit.whole(target), small)
+    _, again, _ = folder.load_circuit(tmp_path)
     assert torch.equal(again(IMAGES).flatten(1), target.map(IMAGES))
 
 
 def test_what_a_recipe_cannot_hold_is_said(tmp_path):
-    target = locate(Special(Own).eval(), "logit:0", IMAGES)
-    small = extract(Circuit.whole(target), target)
+    target = locate_feature(Special(Own).eval(), "logit:0", IMAGES)
+    small = extract_module(Circuit.whole(target), target)
     with pytest.raises(InputError, match="erfinv"):
-        recipe.write(tmp_path, Circuit.whole(target), small)
-    target = locate(Special(Choosing).eval(), "own:0", IMAGES)
+        folder.save_circuit(tmp_path, Circuit.whole(target), small)
+    target = locate_feature(Special(Choosing).eval(), "own:0", IMAGES)
     with pytest.raises(InputError, match="own is a Choosing, which a recipe cannot hold"):
-        recipe.write(tmp_path, Circuit.whole(target), extract(Circuit.whole(target), target))
+        folder.save_circuit(tmp_path, Circuit.whole(target), extract_module(Circuit.whole(target), target))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_kernels_can_be_read_without_the_module(tmp_path):
     target = TARGETS["residual"]
-    circuit = top(control(target, "random", 3), 0.4)
-    recipe.write(tmp_path, circuit, extract(circuit, target))
-    (tmp_path / recipe.TENSORS).unlink()
-    read = recipe.kernels(tmp_path)
+    circuit = top_k(baseline_scores(target, "random", 3), 0.4)
+    folder.save_circuit(tmp_path, circuit, extract_module(circuit, target))
+    (tmp_path / folder.TENSORS).unlink()
+    read = folder.load_mask(tmp_path)
     assert read == circuit
     assert read.feature == target.feature
     assert read.total == target.kernels
-    text = json.loads((tmp_path / recipe.RECIPE).read_text())
+    text = json.loads((tmp_path / folder.RECIPE).read_text())
     for change in ({"format": 9}, {"circuit": {}}, {"circuit": None}):
-        (tmp_path / recipe.RECIPE).write_text(json.dumps(text | change))
+        (tmp_path / folder.RECIPE).write_text(json.dumps(text | change))
         with pytest.raises(FormatError, match=str(tmp_path)):
-            recipe.kernels(tmp_path)
+            folder.load_mask(tmp_path)
     with pytest.raises(FormatError, match="expected a circuit"):
-        recipe.kernels(tmp_path / "none")
+        folder.load_mask(tmp_path / "none")

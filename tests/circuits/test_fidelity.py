@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import pencil_circuits as pencil
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.fidelity import Fidelity, HeldOut, correlation, normalized_error
-from channelscope.circuits.score import control
-from channelscope.circuits.select import top
-from channelscope.circuits.target import locate
+from channelscope.circuits.criteria import baseline_scores
+from channelscope.circuits.evaluation import Fidelity, HeldOutImages, correlation, normalized_error
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.selection import top_k
 from channelscope.errors import SampleError, ShapeError
 from pencil_circuits import LAST, NETWORKS, Planted, network, pictures
 
@@ -108,8 +108,8 @@ def test_shapes_must_match():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_whole_circuit_is_exact(name):
-    target = locate(network(name), f"{LAST[name]}:1", IMAGES)
-    held = HeldOut.of(target, IMAGES)
+    target = locate_feature(network(name), f"{LAST[name]}:1", IMAGES)
+    held = HeldOutImages.of(target, IMAGES)
     assert held.images == 6
     whole = held.fidelity(Circuit.whole(target))
     assert whole.error.value == 0
@@ -119,9 +119,9 @@ def test_the_whole_circuit_is_exact(name):
 @torch.no_grad()
 @pytest.mark.parametrize("rule", ["all", "max", "center"])
 def test_circuits_are_judged_at_the_positions_of_the_network(rule):
-    target = locate(network("residual"), f"last:1@{rule}", IMAGES)
-    circuit = top(control(target, "random", 3), 0.6)
-    found = HeldOut.of(target, [IMAGES[:4], IMAGES[4:]]).fidelity(circuit)
+    target = locate_feature(network("residual"), f"last:1@{rule}", IMAGES)
+    circuit = top_k(baseline_scores(target, "random", 3), 0.6)
+    found = HeldOutImages.of(target, [IMAGES[:4], IMAGES[4:]]).fidelity(circuit)
     maps = target.map(IMAGES)
     places = target.places(maps)
     with target.without((~circuit).marks):
@@ -135,8 +135,8 @@ def test_circuits_are_judged_at_the_positions_of_the_network(rule):
 def test_completeness_of_the_planted_circuit():
     model = Planted().eval()
     images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    target = locate(model, "c:0", images)
-    held = HeldOut.of(target, images)
+    target = locate_feature(model, "c:0", images)
+    held = HeldOutImages.of(target, images)
     truth = Circuit.of_target(target, model.truth)
     assert held.fidelity(truth).error.value == 0
     rest = held.fidelity(~truth)  # zero everywhere
@@ -146,17 +146,17 @@ def test_completeness_of_the_planted_circuit():
 
 
 def test_images_on_which_the_feature_is_constant_are_refused():
-    target = locate(Planted().eval(), "c:0", torch.zeros(1, 3, 8, 8))
+    target = locate_feature(Planted().eval(), "c:0", torch.zeros(1, 3, 8, 8))
     with pytest.raises(SampleError, match="never activates on these images"):
-        HeldOut.of(target, torch.zeros(4, 3, 8, 8))
+        HeldOutImages.of(target, torch.zeros(4, 3, 8, 8))
     with pytest.raises(SampleError, match="at least one image"):
-        HeldOut.of(target, [])
+        HeldOutImages.of(target, [])
 
 
 def test_the_network_is_left_as_it_was():
     model = network("chain")
-    target = locate(model, "head:1", IMAGES)
+    target = locate_feature(model, "head:1", IMAGES)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    HeldOut.of(target, IMAGES).fidelity(top(control(target, "random"), 0.5))
+    HeldOutImages.of(target, IMAGES).fidelity(top_k(baseline_scores(target, "random"), 0.5))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not np.any([module._forward_hooks for module in model.modules()])

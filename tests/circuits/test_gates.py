@@ -8,24 +8,24 @@ from torch import nn
 
 import pencil_circuits as pencil
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.gates import Training, opening, openness
-from channelscope.circuits.saliency import Pass
-from channelscope.circuits.score import score
-from channelscope.circuits.select import top
-from channelscope.circuits.target import locate
+from channelscope.circuits.criteria import score_kernels
+from channelscope.circuits.kernel_scores import GradientOptions
+from channelscope.circuits.learned_gates import GateTraining, hard_concrete, open_probability
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.selection import top_k
 from pencil_circuits import network, pictures
 
 
 @pytest.mark.parametrize("odds", [-3.0, -0.5, 0.0, 0.7, 4.0])
 def test_hard_concrete(odds):
     for noise in (0.01, 0.2, 0.5, 0.9, 0.999):
-        assert float(opening(torch.tensor(odds), torch.tensor(noise))) == pytest.approx(pencil.opening(odds, noise), abs=1e-5)
-    assert float(openness(torch.tensor(odds))) == pytest.approx(pencil.openness(odds), abs=0.005)
+        assert float(hard_concrete(torch.tensor(odds), torch.tensor(noise))) == pytest.approx(pencil.opening(odds, noise), abs=1e-5)
+    assert float(open_probability(torch.tensor(odds))) == pytest.approx(pencil.openness(odds), abs=0.005)
 
 
 def test_gates_are_exactly_shut_or_open():
     noise = torch.rand(2000, generator=torch.Generator().manual_seed(0))
-    values = opening(torch.zeros(2000), noise)
+    values = hard_concrete(torch.zeros(2000), noise)
     assert (values == 0).any()
     assert (values == 1).any()
     assert values.min() >= 0
@@ -54,10 +54,10 @@ class Sum(nn.Module):
 def test_closed_gates_do_not_count_as_open():
     """Inside one kernel of eight, one gate can be open: there is nothing beyond the budget, and the error alone moves it."""
     images = torch.randn(6, 8, 3, 3, generator=torch.Generator().manual_seed(0))
-    target = locate(Sum(), "a:0", images)
+    target = locate_feature(Sum(), "a:0", images)
     room = Circuit.of_target(target, {"a": torch.tensor([[False, False, True] + [False] * 5])})
     found = [
-        score(target, images, "learned", keep=1, how=Pass(inside=room), training=Training(steps=20, penalty=penalty))
+        score_kernels(target, images, "learned", keep=1, how=GradientOptions(inside=room), training=GateTraining(steps=20, penalty=penalty))
         for penalty in (0.0, 100.0)
     ]
     assert float(found[0]["a"][0, 2]) > 0.9
@@ -71,15 +71,15 @@ def test_the_best_circuit_of_all():
     noise = torch.Generator().manual_seed(0)
     images = torch.randn(24, 8, 3, 3, generator=noise)
     images[:, 1] = images[:, 0] + 0.05 * images[:, 1]
-    target = locate(Sum(), "a:0", images)
+    target = locate_feature(Sum(), "a:0", images)
     best = min(
         (error(target, images, {"a": torch.tensor([[i in chosen for i in range(8)]])}), chosen)
         for chosen in itertools.combinations(range(8), 2)
     )
     assert best[1] == (2, 3)
-    gate = top(score(target, images), 2)
+    gate = top_k(score_kernels(target, images), 2)
     assert gate["a"][0].tolist() == [True, True] + [False] * 6
-    learned = top(score(target, images, "learned", keep=2, training=Training(steps=300)), 2)
+    learned = top_k(score_kernels(target, images, "learned", keep=2, training=GateTraining(steps=300)), 2)
     assert tuple(learned["a"][0].nonzero().flatten().tolist()) == best[1]
     assert error(target, images, learned.marks) == pytest.approx(best[0])
     assert best[0] < 0.05 < 0.5 < error(target, images, gate.marks)
@@ -88,17 +88,17 @@ def test_the_best_circuit_of_all():
 @torch.no_grad()
 def test_training_improves_on_its_start():
     images = pictures(16)
-    target = locate(network("residual"), "last:0", images)
-    learned = top(score(target, images, "learned", keep=0.15, training=Training(steps=150)), 0.15)
-    gate = top(score(target, images), 0.15)
+    target = locate_feature(network("residual"), "last:0", images)
+    learned = top_k(score_kernels(target, images, "learned", keep=0.15, training=GateTraining(steps=150)), 0.15)
+    gate = top_k(score_kernels(target, images), 0.15)
     assert learned.count == gate.count
     assert error(target, images, learned.marks) < error(target, images, gate.marks)
 
 
 def test_training_is_seeded():
     images = pictures(4)
-    target = locate(network("chain"), "c:0", images)
-    one = score(target, images, "learned", keep=6, training=Training(steps=5))
-    assert torch.equal(one.flat(), score(target, images, "learned", keep=6, training=Training(steps=5)).flat())
-    assert not torch.equal(one.flat(), score(target, images, "learned", keep=6, training=Training(steps=5, seed=1)).flat())
+    target = locate_feature(network("chain"), "c:0", images)
+    one = score_kernels(target, images, "learned", keep=6, training=GateTraining(steps=5))
+    assert torch.equal(one.flat(), score_kernels(target, images, "learned", keep=6, training=GateTraining(steps=5)).flat())
+    assert not torch.equal(one.flat(), score_kernels(target, images, "learned", keep=6, training=GateTraining(steps=5, seed=1)).flat())
     assert one.signed is not None

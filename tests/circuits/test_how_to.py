@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 import typer
 
-from channelscope.circuits import recipe
-from channelscope.circuits.extract import extract
-from channelscope.circuits.score import control
-from channelscope.circuits.select import top
-from channelscope.circuits.target import locate
+from channelscope.circuits import folder
+from channelscope.circuits.criteria import baseline_scores
+from channelscope.circuits.extraction import extract_module
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.selection import top_k
 from channelscope.cli import app
-from channelscope.net.edits import silence
+from channelscope.network.edits import silence
 from pencil_circuits import network, pictures
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "circuits.md").read_text()
@@ -29,9 +29,9 @@ def test_the_commands_exist():
 
 @torch.no_grad()
 def test_the_lines_run(tmp_path, monkeypatch):
-    target = locate(network("residual"), "last:1", pictures())
-    circuit = top(control(target, "random"), 0.4)
-    recipe.write(tmp_path / "runs" / "circuit", circuit, extract(circuit, target), {"criterion": "random"})
+    target = locate_feature(network("residual"), "last:1", pictures())
+    circuit = top_k(baseline_scores(target, "random"), 0.4)
+    folder.save_circuit(tmp_path / "runs" / "circuit", circuit, extract_module(circuit, target), {"criterion": "random"})
     monkeypatch.chdir(tmp_path)
     (lines,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict = {"model": target.model, "images": pictures()}

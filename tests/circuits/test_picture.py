@@ -8,16 +8,23 @@ import torch
 from PIL import Image
 from torch import nn
 
-from channelscope.circuits import picture
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.picture import PATCHES, SIDE, Palette, patches, spots, visualizations
-from channelscope.circuits.score import control
-from channelscope.circuits.select import top
-from channelscope.circuits.target import locate
+from channelscope.circuits.criteria import baseline_scores
+from channelscope.circuits.diagram import pictures as pictures_module
+from channelscope.circuits.diagram.pictures import (
+    CROP_PIXELS,
+    PATCHES,
+    PixelNormalization,
+    channel_locations,
+    feature_visualizations,
+    top_patches,
+)
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.selection import top_k
 from pencil_circuits import LAST, NETWORKS, Planted, Polysemantic, causes, network, pictures
 
-GRAY = Palette((0.5,), (0.25,))
-COLOR = Palette((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+GRAY = PixelNormalization((0.5,), (0.25,))
+COLOR = PixelNormalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class Two(nn.Module):
@@ -36,7 +43,7 @@ class Two(nn.Module):
 
 def opened(file: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(file)) as shown:
-        assert shown.size == (SIDE, SIDE)
+        assert shown.size == (CROP_PIXELS, CROP_PIXELS)
         return np.asarray(shown.convert("RGB")).astype(float)
 
 
@@ -57,8 +64,8 @@ def test_palettes_undo_the_normalization():
 
 def test_patches_are_what_the_channel_saw():
     model, images = Two().eval(), torch.cat([bright(8, 0), bright(8, 1)])
-    target = locate(model, "b:0", images)
-    found = patches(Circuit.whole(target), target, images, COLOR)
+    target = locate_feature(model, "b:0", images)
+    found = top_patches(Circuit.whole(target), target, images, COLOR)
     assert set(found) == {"a:0", "a:1", "b:0"}
     red, green = opened(found["a:0"][0]).mean((0, 1)), opened(found["a:1"][0]).mean((0, 1))
     assert red[0] > 20 > red[1]  # one of nine pixels is fully red
@@ -71,21 +78,21 @@ def test_patches_are_what_the_channel_saw():
 def test_a_large_circuit_has_fewer_patches_a_channel(monkeypatch):
     """A page has to stay light enough to mail: so many pictures together, at least one a channel."""
     model, images = Two().eval(), torch.cat([bright(8, 0), bright(8, 1)])
-    target = locate(model, "b:0", images)
+    target = locate_feature(model, "b:0", images)
     for together, each in ((7, 2), (3, 1), (1, 1), (300, PATCHES)):
-        monkeypatch.setattr(picture, "TOGETHER", together)
-        found = patches(Circuit.whole(target), target, images, COLOR)
+        monkeypatch.setattr(pictures_module, "TOGETHER", together)
+        found = top_patches(Circuit.whole(target), target, images, COLOR)
         assert {len(files) for files in found.values()} == {each}
         assert all(file[8:12] == b"WEBP" and len(file) < 2_000 for files in found.values() for file in files)
 
 
 def test_channels_that_are_constant_in_the_circuit_have_no_patch():
     model, images = Two().eval(), torch.cat([bright(4, 0), bright(4, 1)])
-    target = locate(model, "b:0", images)
+    target = locate_feature(model, "b:0", images)
     marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
     marks["a"][0] = False  # channel 0 is there, and nothing comes in
     marks["a"][0, 2] = True
-    found = patches(Circuit.of_target(target, marks), target, images, COLOR)
+    found = top_patches(Circuit.of_target(target, marks), target, images, COLOR)
     assert found["a:0"] == ()
     assert len(found["a:1"]) == PATCHES
 
@@ -93,37 +100,37 @@ def test_channels_that_are_constant_in_the_circuit_have_no_patch():
 def test_patches_come_from_the_circuit_not_the_network():
     """Unit c:0 of the polysemantic network shows one cause each in the circuit of that cause."""
     model, images = Polysemantic().eval(), causes()
-    target = locate(model, "c:0@max", images)
-    palette = Palette((0.0, 0.0), (10.0, 10.0))
+    target = locate_feature(model, "c:0@max", images)
+    palette = PixelNormalization((0.0, 0.0), (10.0, 10.0))
     for cause in (0, 1):
-        shown = patches(Circuit.of_target(target, model.truth(cause)), target, torch.cat([images, images[:, :1]], 1)[:, :2], palette)
+        shown = top_patches(Circuit.of_target(target, model.truth(cause)), target, torch.cat([images, images[:, :1]], 1)[:, :2], palette)
         assert set(shown) == {f"a:{cause}", f"b:{cause}", "c:0"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_channel_of_a_circuit_has_a_place(name):
     images = pictures(4)
-    target = locate(network(name), f"{LAST[name]}:1", images)
-    circuit = top(control(target, "random", 2), 0.5)
-    named = {f"{spot.layer}:{channel}" for spot in spots(circuit, target) for channel in spot.channels}
+    target = locate_feature(network(name), f"{LAST[name]}:1", images)
+    circuit = top_k(baseline_scores(target, "random", 2), 0.5)
+    named = {f"{spot.layer}:{channel}" for spot in channel_locations(circuit, target) for channel in spot.channels}
     assert named == {f"{layer}:{row}" for layer in circuit for row in circuit[layer].any(1).nonzero().flatten().tolist()}
-    assert set(patches(circuit, target, images, Palette((0.5,) * 2, (0.25,) * 2))) == named
+    assert set(top_patches(circuit, target, images, PixelNormalization((0.5,) * 2, (0.25,) * 2))) == named
 
 
 def test_channels_are_looked_at_where_their_readers_see_them():
-    target = locate(network("residual"), "last:1", pictures(2))
-    steps = {spot.layer: spot.step for spot in spots(Circuit.whole(target), target)}
+    target = locate_feature(network("residual"), "last:1", pictures(2))
+    steps = {spot.layer: spot.step for spot in channel_locations(Circuit.whole(target), target)}
     assert steps["one"] == "relu"
     assert steps["stem"] != "stem"  # after normalization and activation
     assert steps["last"] == "last"
 
 
 def test_channels_of_a_channels_last_layer_are_in_its_last_axis(monkeypatch):
-    monkeypatch.setattr(picture, "STEPS", 2)
-    target = locate(ChannelsLast().eval(), "wide:7", pictures(2, size=12))
-    where = {spot.layer: spot.axis for spot in spots(Circuit.whole(target), target)}
+    monkeypatch.setattr(pictures_module, "STEPS", 2)
+    target = locate_feature(ChannelsLast().eval(), "wide:7", pictures(2, size=12))
+    where = {spot.layer: spot.axis for spot in channel_locations(Circuit.whole(target), target)}
     assert where == {"stem": 0, "wide": 2}
-    found = visualizations(Circuit.whole(target), target, Palette((0.5,) * 2, (0.25,) * 2))
+    found = feature_visualizations(Circuit.whole(target), target, PixelNormalization((0.5,) * 2, (0.25,) * 2))
     assert len(found["wide:7"]) == 1
 
 
@@ -138,24 +145,24 @@ class ChannelsLast(nn.Module):
 
 @pytest.mark.parametrize("cause", [0, 1])
 def test_visualizations_drive_their_channel(cause, monkeypatch):
-    monkeypatch.setattr(picture, "STEPS", 24)
+    monkeypatch.setattr(pictures_module, "STEPS", 24)
     model = Two().eval()
-    target = locate(model, "b:0", torch.zeros(1, 3, 12, 12))
-    found = visualizations(Circuit.whole(target), target, COLOR)
+    target = locate_feature(model, "b:0", torch.zeros(1, 3, 12, 12))
+    found = feature_visualizations(Circuit.whole(target), target, COLOR)
     assert set(found) == {"a:0", "a:1", "b:0"}
     shown = opened(found[f"a:{cause}"][0]).mean((0, 1))
     assert shown[cause] > 180
     assert shown[cause] > shown[1 - cause] + 30
-    assert visualizations(Circuit.whole(target), target, COLOR) == found  # seeded
+    assert feature_visualizations(Circuit.whole(target), target, COLOR) == found  # seeded
 
 
 def test_channels_that_no_image_moves_are_not_visualized(monkeypatch):
-    monkeypatch.setattr(picture, "STEPS", 3)
-    target = locate(Two().eval(), "b:0", torch.zeros(1, 3, 12, 12))
+    monkeypatch.setattr(pictures_module, "STEPS", 3)
+    target = locate_feature(Two().eval(), "b:0", torch.zeros(1, 3, 12, 12))
     marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
     marks["a"][0] = False
     marks["a"][0, 2] = True  # a kernel of zeros: channel 0 is a constant
-    found = visualizations(Circuit.of_target(target, marks), target, COLOR)
+    found = feature_visualizations(Circuit.of_target(target, marks), target, COLOR)
     assert found["a:0"] == ()
     assert len(found["a:1"]) == len(found["b:0"]) == 1
 
@@ -163,7 +170,7 @@ def test_channels_that_no_image_moves_are_not_visualized(monkeypatch):
 def test_the_network_is_left_as_it_was():
     model = Planted().eval()
     images = torch.randn(2, 3, 8, 8)
-    target = locate(model, "c:0", images)
+    target = locate_feature(model, "c:0", images)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    patches(top(control(target, "random"), 0.4), target, images, COLOR)
+    top_patches(top_k(baseline_scores(target, "random"), 0.4), target, images, COLOR)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.circuits.receptive import Reach, fields
-from channelscope.net.graph import trace
+from channelscope.network.graph import trace
+from channelscope.network.receptive_field import AxisReceptiveField, receptive_fields
 from pencil_circuits import network
 
 
@@ -56,7 +56,7 @@ def test_fields_are_where_gradients_reach(name, place):
     model = CHAINS[name]().eval()
     graph = trace(model, torch.zeros(1, 2, 24, 24))
     last = next(node for node in graph.steps.nodes if node.op == "output").args[0].name
-    rows, columns = fields(graph, last)[last]
+    rows, columns = receptive_fields(graph, last)[last]
     found = rows.pixels(place[0], 24), columns.pixels(place[1], 24)
     exact = seen(model, 24, *place)
     assert found == exact
@@ -64,19 +64,19 @@ def test_fields_are_where_gradients_reach(name, place):
 
 def test_after_a_head_the_whole_image_is_seen():
     graph = trace(network("chain"), torch.zeros(1, 2, 8, 8))
-    found = fields(graph, "head")
+    found = receptive_fields(graph, "head")
     assert found["head"] is None
     assert found["flat"] is None
-    assert found["c"] == (Reach(4, -2, 4), Reach(4, -2, 4))
+    assert found["c"] == (AxisReceptiveField(4, -2, 4), AxisReceptiveField(4, -2, 4))
     gated = trace(network("gated"), torch.zeros(1, 2, 8, 8))
     last = [node.name for node in gated.steps.nodes][-2]
-    assert fields(gated, last)[last] is None  # squeeze and excitation looks everywhere
+    assert receptive_fields(gated, last)[last] is None  # squeeze and excitation looks everywhere
 
 
 def test_what_is_not_known_to_stay_in_place_sees_everything():
     graph = trace(nn.Conv2d(2, 3, 3, padding=1), torch.zeros(1, 2, 8, 8))  # a functional convolution
     last = [node.name for node in graph.steps.nodes][-2]
-    assert fields(graph, last)[last] is None
+    assert receptive_fields(graph, last)[last] is None
 
 
 class PerPosition(nn.LayerNorm):
@@ -107,13 +107,13 @@ def test_normalizations_over_positions_see_the_whole_image(norm, local):
     model(image)[0, :, 6, 6].sum().backward()
     reached = int((image.grad[0].abs().sum(0) > 0).sum())
     last = next(node for node in graph.steps.nodes if node.op == "output").args[0].name
-    found = fields(graph, last)[last]
+    found = receptive_fields(graph, last)[last]
     assert (found is not None) == local == (reached == 25)
 
 
 def test_windows_stay_inside_the_image():
-    reach = Reach().through(7, 2, 3, 1)
-    assert reach == Reach(2, -3, 3)
+    reach = AxisReceptiveField().through(7, 2, 3, 1)
+    assert reach == AxisReceptiveField(2, -3, 3)
     assert reach.pixels(0, 10) == (0, 4)
     assert reach.pixels(2, 10) == (1, 8)
     assert reach.pixels(4, 10) == (5, 10)

@@ -7,19 +7,19 @@ from torch import nn
 
 import pencil_circuits as pencil
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.gates import Training
-from channelscope.circuits.saliency import PATH_POINTS, Pass, Saliency, prepared, slopes
-from channelscope.circuits.score import CRITERIA, score
-from channelscope.circuits.select import top
-from channelscope.circuits.target import locate
+from channelscope.circuits.criteria import CRITERIA, score_kernels
+from channelscope.circuits.kernel_scores import PATH_POINTS, GradientOptions, KernelScores, layer_gradients, with_positions
+from channelscope.circuits.learned_gates import GateTraining
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.selection import top_k
 from channelscope.errors import InputError, MismatchError, NumericError, SampleError, TracingError
-from channelscope.net.graph import trace
+from channelscope.network.graph import trace
 from pencil_circuits import LAST, NETWORKS, network, pictures
 
 DIRECT = ("gate", "actgrad", "snip")
 
 
-def close(a: Saliency, b: Saliency, tolerance: float = 1e-6) -> None:
+def close(a: KernelScores, b: KernelScores, tolerance: float = 1e-6) -> None:
     a_flat, b_flat = a.flat(), b.flat()
     assert float((a_flat - b_flat).abs().max()) <= tolerance * float(a_flat.max())
 
@@ -28,18 +28,18 @@ def close(a: Saliency, b: Saliency, tolerance: float = 1e-6) -> None:
 @pytest.mark.parametrize("name", ["residual", "gated"])
 def test_no_criterion_depends_on_the_batch_size(criterion, name):
     images = pictures(9)
-    target = locate(network(name), f"{LAST[name]}:1", images)
-    whole = score(target, images, criterion, keep=12)
+    target = locate_feature(network(name), f"{LAST[name]}:1", images)
+    whole = score_kernels(target, images, criterion, keep=12)
     for size in (1, 4):
-        parts = score(target, list(images.split(size)), criterion, keep=12)
+        parts = score_kernels(target, list(images.split(size)), criterion, keep=12)
         close(whole, parts)
-        assert top(whole, 12) == top(parts, 12)
+        assert top_k(whole, 12) == top_k(parts, 12)
 
 
 def test_gates_are_learned_alike_whatever_the_batches():
     images = pictures(6)
-    target = locate(network("chain"), "c:1", images)
-    whole, parts = (score(target, each, "learned", keep=8, training=Training(steps=5)) for each in (images, images.split(2)))
+    target = locate_feature(network("chain"), "c:1", images)
+    whole, parts = (score_kernels(target, each, "learned", keep=8, training=GateTraining(steps=5)) for each in (images, images.split(2)))
     assert torch.equal(whole.flat(), parts.flat())
 
 
@@ -47,59 +47,61 @@ def test_gates_are_learned_alike_whatever_the_batches():
 def test_kernels_can_be_scored_inside_a_circuit(criterion):
     """The same as scoring the network whose other kernels are gone; and what is gone scores nothing."""
     images = pictures(5)
-    target = locate(network("residual"), f"{LAST['residual']}:1", images)
-    room = top(score(target, images, "random", seed=4), 0.6)
-    few = Training(steps=5)
-    inside = score(target, images, criterion, keep=9, how=Pass(inside=room), training=few)
+    target = locate_feature(network("residual"), f"{LAST['residual']}:1", images)
+    room = top_k(score_kernels(target, images, "random", seed=4), 0.6)
+    few = GateTraining(steps=5)
+    inside = score_kernels(target, images, criterion, keep=9, how=GradientOptions(inside=room), training=few)
     for layer in room:
         assert not bool(inside[layer][~room[layer]].any())
     if criterion in DIRECT:
         with target.without((~room).marks):
-            there = score(target, images, criterion)
+            there = score_kernels(target, images, criterion)
         for layer in room:
             assert torch.allclose(inside[layer][room[layer]], there[layer][room[layer]], rtol=1e-5, atol=1e-7)
-    assert (top(inside, 9) & room) == top(inside, 9) or int((inside.flat() > 0).sum()) < 9
-    everything = score(target, images, criterion, keep=9, how=Pass(inside=Circuit.whole(target)), training=few)
-    close(everything, score(target, images, criterion, keep=9, training=few))
+    assert (top_k(inside, 9) & room) == top_k(inside, 9) or int((inside.flat() > 0).sum()) < 9
+    everything = score_kernels(target, images, criterion, keep=9, how=GradientOptions(inside=Circuit.whole(target)), training=few)
+    close(everything, score_kernels(target, images, criterion, keep=9, training=few))
 
 
 @pytest.mark.parametrize("criterion", ["force", "iterated_gate"])
 def test_rounds_begin_with_the_circuit_that_kernels_are_scored_inside(criterion, monkeypatch):
     """Half of the kernels: every round prunes among these, and the schedule does not spend its first rounds on the others."""
     images = pictures(3)
-    target = locate(network("chain"), "c:1", images)
-    room = top(score(target, images), 0.5)
+    target = locate_feature(network("chain"), "c:1", images)
+    room = top_k(score_kernels(target, images), 0.5)
     sizes = []
-    monkeypatch.setitem(score.__globals__, "top", lambda found, size: sizes.append(size) or top(found, size))
-    found = score(target, images, criterion, keep=5, how=Pass(inside=room))
+    monkeypatch.setitem(score_kernels.__globals__, "top_k", lambda found, size: sizes.append(size) or top_k(found, size))
+    found = score_kernels(target, images, criterion, keep=5, how=GradientOptions(inside=room))
     assert sizes == pencil.schedule(room.count, 5)
     assert found.inside == room
-    assert top(found, 5) & room == top(found, 5)
+    assert top_k(found, 5) & room == top_k(found, 5)
 
 
 def test_the_published_snip_does_depend_on_it():
     images = pictures(8)
-    target = locate(network("chain"), "c:1", images)
-    assert not torch.allclose(score(target, images, "snip_batch").flat(), score(target, images.split(2), "snip_batch").flat(), rtol=0.01)
-    close(score(target, images.split(1), "snip_batch"), score(target, images, "snip"))
+    target = locate_feature(network("chain"), "c:1", images)
+    assert not torch.allclose(
+        score_kernels(target, images, "snip_batch").flat(), score_kernels(target, images.split(2), "snip_batch").flat(), rtol=0.01
+    )
+    close(score_kernels(target, images.split(1), "snip_batch"), score_kernels(target, images, "snip"))
 
 
 @pytest.mark.parametrize("criterion", DIRECT)
 def test_disjoint_images_add_up(criterion):
     images = pictures(7)
-    target = locate(network("dense"), "narrow:2@max", images)
-    parts = score(target, images[:3], criterion) + score(target, images[3:], criterion)
-    close(score(target, images, criterion), parts)
+    target = locate_feature(network("dense"), "narrow:2@max", images)
+    parts = score_kernels(target, images[:3], criterion) + score_kernels(target, images[3:], criterion)
+    close(score_kernels(target, images, criterion), parts)
     assert parts.images == 7
     with pytest.raises(MismatchError, match="different features"):
-        parts + score(target, images, "random")
+        parts + score_kernels(target, images, "random")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_whole_pass_is_the_pencil_twin(name):
     """Gate and SNIP of every layer from weight gradients of one image at a time, by autograd on the untraced network."""
     model, images = network(name), pictures(4)
-    target = locate(model, f"{LAST[name]}:1", images)
+    target = locate_feature(model, f"{LAST[name]}:1", images)
 
     def value(net, image):
         out = {}
@@ -108,7 +110,7 @@ def test_the_whole_pass_is_the_pencil_twin(name):
         handle.remove()
         return out["y"][:, 1].sum()
 
-    found, twin = score(target, images, "snip"), score(target, images, "gate")
+    found, twin = score_kernels(target, images, "snip"), score_kernels(target, images, "gate")
     for layer in target.layers:
         np.testing.assert_allclose(found[layer], pencil.snip(model, layer, value, images), rtol=2e-4, atol=1e-6)
         weight = model.get_parameter(f"{layer}.weight")
@@ -120,9 +122,9 @@ def test_the_whole_pass_is_the_pencil_twin(name):
 
 def test_actgrad_of_the_whole_pass():
     model, images = network("chain").double(), pictures(3).double()
-    target = locate(model, "c:0@max", images)
-    found = score(target, images, "actgrad")
-    for layer, x, g in slopes(target, images, target.chosen(images)):
+    target = locate_feature(model, "c:0@max", images)
+    found = score_kernels(target, images, "actgrad")
+    for layer, x, g in layer_gradients(target, images, target.chosen(images)):
         conv = model.get_submodule(layer)
         maps = pencil.contribution_maps(x.numpy(), conv.weight.detach().numpy(), conv.stride, conv.dilation, conv.padding, conv.groups)
         np.testing.assert_allclose(found[layer], pencil.actgrad(maps, g.numpy()), rtol=1e-6, atol=1e-12)
@@ -131,18 +133,18 @@ def test_actgrad_of_the_whole_pass():
 def test_force_is_snip_on_the_mask():
     """The last round by autograd on the mask itself: |w · dJ/d(w·m)| of kernels that are masked is not zero."""
     model, images = network("chain"), pictures(4)
-    target = locate(model, "c:1", images)
+    target = locate_feature(model, "c:1", images)
     kept = target.kernels // 3
-    found = score(target, images, "force", keep=kept)
+    found = score_kernels(target, images, "force", keep=kept)
     marks = target.relevant
     for size in pencil.schedule(target.kernels, kept)[:-1]:
-        marks = top(on_mask(target, images, marks), size).marks
+        marks = top_k(on_mask(target, images, marks), size).marks
     close(found, on_mask(target, images, marks), 1e-5)
     masked = ~torch.cat([marks[layer][target.relevant[layer]] for layer in target.layers])
     assert float(found.flat()[masked].max()) > 0
 
 
-def on_mask(target, images, marks) -> Saliency:
+def on_mask(target, images, marks) -> KernelScores:
     values = {layer: torch.zeros(relevant.shape, dtype=torch.float64) for layer, relevant in target.relevant.items()}
     own = target.weights()
     for b in range(len(images)):
@@ -150,14 +152,14 @@ def on_mask(target, images, marks) -> Saliency:
         grads = torch.autograd.grad(target.map(images[b : b + 1], held).sum(), list(held.values()))
         for (layer, weight), grad in zip(own.items(), grads, strict=True):
             values[layer] += (weight * grad).abs().mean((2, 3)).double() * target.relevant[layer]
-    return Saliency(target, "twin", values, len(images))
+    return KernelScores(target, "twin", values, len(images))
 
 
 def test_kernels_that_are_not_relevant_score_zero():
     images = pictures(3)
-    target = locate(network("inception"), "three:0", images)
+    target = locate_feature(network("inception"), "three:0", images)
     for criterion in CRITERIA:
-        found = score(target, images, criterion, keep=5, training=Training(steps=3))
+        found = score_kernels(target, images, criterion, keep=5, training=GateTraining(steps=3))
         for layer, marks in target.relevant.items():
             assert not found[layer][~marks].any()
         assert found.flat().numel() == target.kernels
@@ -168,18 +170,18 @@ def test_positions_and_their_reduction():
     images = pictures(4)
     model = network("residual")
     graph = trace(model, images)
-    everywhere = score(locate(graph, "last:1"), images)
-    mean = score(locate(graph, "last:1"), images, how=Pass("mean"))
-    close(everywhere, Saliency(everywhere.target, "gate", {n: v * 4 for n, v in mean.values.items()}, 4))
-    units = [score(locate(graph, f"last:1@{r},{c}"), images) for r in range(2) for c in range(2)]
+    everywhere = score_kernels(locate_feature(graph, "last:1"), images)
+    mean = score_kernels(locate_feature(graph, "last:1"), images, how=GradientOptions("mean"))
+    close(everywhere, KernelScores(everywhere.target, "gate", {n: v * 4 for n, v in mean.values.items()}, 4))
+    units = [score_kernels(locate_feature(graph, f"last:1@{r},{c}"), images) for r in range(2) for c in range(2)]
     summed = sum(unit.signed["stem"] for unit in units)
     assert torch.allclose(everywhere.signed["stem"], summed, atol=1e-4)
-    best = locate(graph, "last:1@max")
-    (ready,) = prepared(best, [images])
+    best = locate_feature(graph, "last:1@max")
+    (ready,) = with_positions(best, [images])
     for image in range(4):
         place = ready[1][image].item()
-        unit = score(locate(graph, f"last:1@{place // 2},{place % 2}"), images[image : image + 1])
-        one = score(best, images[image : image + 1])
+        unit = score_kernels(locate_feature(graph, f"last:1@{place // 2},{place % 2}"), images[image : image + 1])
+        one = score_kernels(best, images[image : image + 1])
         assert torch.allclose(unit.flat(), one.flat())
 
 
@@ -197,8 +199,8 @@ def test_paths_average_the_gradient(path):
 
     torch.manual_seed(0)
     images = pictures(3)
-    target = locate(Square(), "b:0", images)
-    end, mean = score(target, images), score(target, images, how=Pass(path=path))
+    target = locate_feature(Square(), "b:0", images)
+    end, mean = score_kernels(target, images), score_kernels(target, images, how=GradientOptions(path=path))
     shares = (torch.arange(PATH_POINTS) + 0.5) / PATH_POINTS
     factors = {"inputs": (shares.mean(), torch.ones(())), "gates": ((shares**2).mean(), (shares**2).mean())}[path]
     for layer, factor in zip("ab", factors, strict=True):
@@ -209,8 +211,8 @@ def test_paths_average_the_gradient(path):
 def test_effects_along_a_path_of_gates_add_up_to_what_the_kernels_do(name):
     """Against the integral by autograd on the gates themselves; and its sum is J with all kernels less J with none."""
     model, images = network(name).double(), pictures(2).double()
-    target = locate(model, f"{LAST[name]}:1", images)
-    found = score(target, images, how=Pass(path="gates"))
+    target = locate_feature(model, f"{LAST[name]}:1", images)
+    found = score_kernels(target, images, how=GradientOptions(path="gates"))
     twins = [
         pencil.integrated_gates(lambda weights, image=image: target.map(image[None], weights).sum(), target.weights(), PATH_POINTS)
         for image in images
@@ -230,8 +232,8 @@ def test_a_linear_networks_effects_along_gates_are_halves_of_it():
     """J = b·a·x: each layer's integral is ∫ s ds of J, so that both together are J and not one and a half times J."""
     torch.manual_seed(0)
     images = pictures(3)
-    target = locate(nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)), "1:0", images)
-    found = score(target, images, how=Pass(path="gates"))
+    target = locate_feature(nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)), "1:0", images)
+    found = score_kernels(target, images, how=GradientOptions(path="gates"))
     value = float(target.map(images).detach().sum())
     assert [float(found.signed[layer].sum()) for layer in "01"] == pytest.approx([value / 2, value / 2], rel=1e-4)
 
@@ -239,10 +241,10 @@ def test_a_linear_networks_effects_along_gates_are_halves_of_it():
 def test_absolute_values_are_taken_after_the_path():
     """ActGrad and SNIP along gates, from inputs and gradients at every point of the path."""
     model, images = network("chain").double(), pictures(2).double()
-    target = locate(model, "c:0", images)
+    target = locate_feature(model, "c:0", images)
     places, own = target.chosen(images), target.weights()
-    points = [slopes(target, images, places, {n: w * (p + 0.5) / PATH_POINTS for n, w in own.items()}) for p in range(PATH_POINTS)]
-    acted, snipped = (score(target, images, criterion, how=Pass(path="gates")) for criterion in ("actgrad", "snip"))
+    points = [layer_gradients(target, images, places, {n: w * (p + 0.5) / PATH_POINTS for n, w in own.items()}) for p in range(PATH_POINTS)]
+    acted, snipped = (score_kernels(target, images, criterion, how=GradientOptions(path="gates")) for criterion in ("actgrad", "snip"))
     for place, layer in enumerate(target.layers):
         conv = model.get_submodule(layer)
         shape = conv.weight.detach().numpy(), conv.stride, conv.dilation, conv.padding, conv.groups
@@ -262,8 +264,8 @@ def test_absolute_values_are_taken_after_the_path():
 
 
 def test_normalization_of_layers():
-    target = locate(network("chain"), "head:0", pictures(3))
-    found = score(target, pictures(3))
+    target = locate_feature(network("chain"), "head:0", pictures(3))
+    found = score_kernels(target, pictures(3))
     assert found.normalized() is found
     for norm, power in (("l1", 1), ("l2", 2)):
         for values in found.normalized(norm).values.values():
@@ -274,19 +276,19 @@ def test_normalization_of_layers():
 
 def test_controls():
     images = pictures(2)
-    target = locate(network("chain"), "c:0", images)
-    assert torch.equal(score(target, images, "random", seed=3).flat(), score(target, images, "random", seed=3).flat())
-    assert not torch.equal(score(target, images, "random", seed=3).flat(), score(target, images, "random", seed=4).flat())
+    target = locate_feature(network("chain"), "c:0", images)
+    assert torch.equal(score_kernels(target, images, "random", seed=3).flat(), score_kernels(target, images, "random", seed=3).flat())
+    assert not torch.equal(score_kernels(target, images, "random", seed=3).flat(), score_kernels(target, images, "random", seed=4).flat())
     weight = target.graph.modules["b"].weight.detach().numpy()
-    np.testing.assert_allclose(score(target, images, "magnitude")["b"], pencil.magnitude(weight), rtol=1e-6)
+    np.testing.assert_allclose(score_kernels(target, images, "magnitude")["b"], pencil.magnitude(weight), rtol=1e-6)
 
 
 def test_the_model_is_left_as_it_was():
     model, images = network("residual").train(), pictures(4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    target = locate(model, "last:0", images)
+    target = locate_feature(model, "last:0", images)
     for criterion in CRITERIA:
-        score(target, images, criterion, keep=9, training=Training(steps=3))
+        score_kernels(target, images, criterion, keep=9, training=GateTraining(steps=3))
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -320,29 +322,31 @@ def test_gradients_are_the_networks_own_or_refused():
     weight = model.a.weight
     products = [weight.detach() * torch.autograd.grad(model(image[None])[0, 1], weight)[0] for image in images]
     own = sum(product.sum((2, 3)).abs() for product in products).detach().double()
-    target = locate(model, "logit:1", images)
+    target = locate_feature(model, "logit:1", images)
     if target.slope_error < 0.5:  # followed with its own backward pass
-        assert torch.allclose(score(target, images)["a"], own, rtol=1e-3)
+        assert torch.allclose(score_kernels(target, images)["a"], own, rtol=1e-3)
     else:
         with pytest.raises(TracingError, match="expected the network's own gradients"):
-            score(target, images)
+            score_kernels(target, images)
     spelled = Quantized(lambda x: x + (torch.round(x * 4) / 4 - x).detach()).eval()
     spelled.load_state_dict(model.state_dict())
-    assert torch.allclose(score(locate(spelled, "logit:1", images), images)["a"], own, rtol=1e-3)
+    assert torch.allclose(score_kernels(locate_feature(spelled, "logit:1", images), images)["a"], own, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_traced_pass_has_the_networks_gradients(name):
     for layer in (LAST[name], "logit"):
-        assert locate(network(name), f"{layer}:1", pictures(2)).slope_error < 1e-4
+        assert locate_feature(network(name), f"{layer}:1", pictures(2)).slope_error < 1e-4
 
 
 def test_frozen_networks_can_be_scored():
     images = pictures(3)
-    free = score(locate(network("dense"), "head:0", images), images)
-    frozen = score(locate(network("dense").requires_grad_(False), "head:0", images), images)
+    free = score_kernels(locate_feature(network("dense"), "head:0", images), images)
+    frozen = score_kernels(locate_feature(network("dense").requires_grad_(False), "head:0", images), images)
     assert torch.equal(free.flat(), frozen.flat())
-    learned = score(locate(network("dense").requires_grad_(False), "head:0", images), images, "learned", keep=5, training=Training(steps=3))
+    learned = score_kernels(
+        locate_feature(network("dense").requires_grad_(False), "head:0", images), images, "learned", keep=5, training=GateTraining(steps=3)
+    )
     assert learned.flat().isfinite().all()
 
 
@@ -354,16 +358,16 @@ def test_criteria_of_this_library_are_not_ascribed_to_others():
 
 def test_bad_input():
     images = pictures(2)
-    target = locate(network("chain"), "c:0", images)
+    target = locate_feature(network("chain"), "c:0", images)
     with pytest.raises(InputError, match="unknown criterion 'taylor': expected one of gate, actgrad"):
-        score(target, images, "taylor")
+        score_kernels(target, images, "taylor")
     with pytest.raises(InputError, match="pass keep"):
-        score(target, images, "force")
+        score_kernels(target, images, "force")
     with pytest.raises(InputError, match="sum or mean"):
-        score(target, images, how=Pass("max"))
+        score_kernels(target, images, how=GradientOptions("max"))
     with pytest.raises(InputError, match="gates or inputs"):
-        score(target, images, how=Pass(path="weights"))
+        score_kernels(target, images, how=GradientOptions(path="weights"))
     with pytest.raises(SampleError, match="at least one image"):
-        score(target, [])
+        score_kernels(target, [])
     with pytest.raises(NumericError, match=r"saliency \(gate\) of c:0 at a is not finite"):
-        score(target, images * float("nan"))
+        score_kernels(target, images * float("nan"))

@@ -3,10 +3,9 @@
 import numpy as np
 import torch
 
-from channelscope.circuits.picture import Palette
-from channelscope.circuits.sheet import GAP, LABEL, MOST, SIDE, sheet
-from channelscope.circuits.subfeature import peaks
-from channelscope.circuits.target import locate
+from channelscope.circuits.diagram.pictures import GAP, LABEL, MAX_IMAGES, SIDE, PixelNormalization, contact_sheet
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.subfeatures import top_images
 
 
 class Bright(torch.nn.Module):
@@ -26,24 +25,24 @@ def test_every_group_is_a_row_of_what_the_feature_sees():
     color = [0] * 15 + [1] * 5
     for number, channel in enumerate(color):
         images[number, channel, 2 + number % 5, 4] = 1 - number / 40
-    target = locate(Bright().eval(), "a:0", images)
-    found = peaks(target, images, 20)
+    target = locate_feature(Bright().eval(), "a:0", images)
+    found = top_images(target, images, 20)
     labels = torch.tensor(color)[found.numbers]
-    pixels = np.asarray(sheet(target, found, labels, Palette((0.0,) * 3, (1.0,) * 3)))
-    assert pixels.shape == (2 * SIDE + GAP, LABEL + MOST * (SIDE + GAP), 3)
+    pixels = np.asarray(contact_sheet(target, found, labels, PixelNormalization((0.0,) * 3, (1.0,) * 3)))
+    assert pixels.shape == (2 * SIDE + GAP, LABEL + MAX_IMAGES * (SIDE + GAP), 3)
 
     def shown(row: int, column: int) -> np.ndarray:
         top, left = row * (SIDE + GAP), LABEL + column * (SIDE + GAP)
         return pixels[top : top + SIDE, left : left + SIDE].astype(float)
 
     for row, members in enumerate((15, 5)):
-        for column in range(MOST):
+        for column in range(MAX_IMAGES):
             if column >= members:
                 assert (shown(row, column) == 255).all()  # no more images in the group
                 continue
             patch = shown(row, column)
             assert set(np.flatnonzero(patch.reshape(-1, 3).any(0))) == {row}
             assert (patch[..., row] > 0).mean() == 1 / 9  # one of the nine pixels it sees
-        strength = [shown(row, column)[..., row].max() for column in range(min(MOST, members))]
+        strength = [shown(row, column)[..., row].max() for column in range(min(MAX_IMAGES, members))]
         assert strength == sorted(strength, reverse=True)
     assert (pixels[:SIDE, :LABEL] < 255).any()

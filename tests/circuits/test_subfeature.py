@@ -6,24 +6,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from channelscope.circuits.choice import Choice
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.subfeature import clusters, peak_error, peaks, subcircuits
-from channelscope.circuits.target import locate
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.options import CircuitOptions
+from channelscope.circuits.subfeatures import cluster_images, error_at_maximum, subfeature_circuits, top_images
 from channelscope.errors import BudgetError, InputError, SampleError
 from pencil_circuits import Polysemantic, causes, network, pictures
 
 MODEL = Polysemantic().eval()
 IMAGES = causes(24)
-TARGET = locate(MODEL, "c:0@max", IMAGES)
-PEAKS = peaks(TARGET, IMAGES, 20)
+TARGET = locate_feature(MODEL, "c:0@max", IMAGES)
+PEAKS = top_images(TARGET, IMAGES, 20)
 CAUSE = (PEAKS.numbers >= 12).long()
 """the cause of each of the strongest images"""
 
 
 @pytest.fixture(scope="module")
 def found():
-    return subcircuits(TARGET, PEAKS, clusters(PEAKS), Choice(keep="3"))
+    return subfeature_circuits(TARGET, PEAKS, cluster_images(PEAKS), CircuitOptions(keep="3"))
 
 
 @torch.no_grad()
@@ -38,13 +38,13 @@ def test_peaks_are_the_strongest_images_at_their_maximum():
 
 
 def test_batches_make_no_difference():
-    parts = peaks(TARGET, IMAGES.split(5), 20)
+    parts = top_images(TARGET, IMAGES.split(5), 20)
     assert torch.equal(parts.numbers, PEAKS.numbers)
     assert torch.allclose(parts.vectors, PEAKS.vectors)
 
 
 def test_groups_are_the_causes():
-    for labels in (clusters(PEAKS), clusters(PEAKS, 2), clusters(PEAKS, 2, seed=5)):
+    for labels in (cluster_images(PEAKS), cluster_images(PEAKS, 2), cluster_images(PEAKS, 2, seed=5)):
         assert labels[0] == 0  # numbered by their strongest image
         agreed = labels == (CAUSE[0] != CAUSE).long()
         assert agreed.all()
@@ -64,9 +64,9 @@ def test_circuits_keep_their_own_cause_and_lose_the_other(found):
     circuits, _ = found
     groups = [(CAUSE[0] == CAUSE).nonzero().flatten(), (CAUSE[0] != CAUSE).nonzero().flatten()]
     for own in (0, 1):
-        assert peak_error(TARGET, circuits[str(own)], PEAKS, groups[own]) < 0.05
-        assert peak_error(TARGET, circuits[str(own)], PEAKS, groups[1 - own]) > 0.8
-        assert peak_error(TARGET, circuits["union"], PEAKS, groups[own]) < 0.05
+        assert error_at_maximum(TARGET, circuits[str(own)], PEAKS, groups[own]) < 0.05
+        assert error_at_maximum(TARGET, circuits[str(own)], PEAKS, groups[1 - own]) > 0.8
+        assert error_at_maximum(TARGET, circuits["union"], PEAKS, groups[own]) < 0.05
 
 
 def test_curves_of_every_circuit_on_every_group(found):
@@ -100,35 +100,35 @@ def test_images_say_where_they_belong(found):
 
 
 def test_labels_of_the_user():
-    own = subcircuits(TARGET, PEAKS, CAUSE, Choice(keep="3"))[0]
+    own = subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"))[0]
     assert own["0"] == Circuit.of_target(TARGET, MODEL.truth(0))
     with pytest.raises(InputError, match="one label from 0 on"):
-        subcircuits(TARGET, PEAKS, CAUSE[:5])
+        subfeature_circuits(TARGET, PEAKS, CAUSE[:5])
     with pytest.raises(InputError, match="without a gap"):
-        subcircuits(TARGET, PEAKS, CAUSE * 2)
+        subfeature_circuits(TARGET, PEAKS, CAUSE * 2)
 
 
 def test_clusters_that_would_be_empty_or_too_small():
     with pytest.raises(SampleError, match="received 21: a cluster would be empty"):
-        clusters(PEAKS, 21)
+        cluster_images(PEAKS, 21)
     with pytest.raises(SampleError, match="received 1"):
-        clusters(PEAKS, 1)
+        cluster_images(PEAKS, 1)
     alone = torch.zeros(20, dtype=torch.long)
     alone[3] = 1
     with pytest.raises(InputError, match="cluster 1 is too small"):
-        subcircuits(TARGET, PEAKS, alone)
+        subfeature_circuits(TARGET, PEAKS, alone)
     with pytest.raises(SampleError, match="at least 25 images"):
-        peaks(TARGET, IMAGES, 25)
+        top_images(TARGET, IMAGES, 25)
     with pytest.raises(InputError, match="at least 2 images"):
-        peaks(TARGET, IMAGES, 1)
+        top_images(TARGET, IMAGES, 1)
     with pytest.raises(InputError, match=r"feature c:0@center: its strongest images are told by its maximum"):
-        peaks(locate(MODEL, "c:0@center", IMAGES), IMAGES, 4)
+        top_images(locate_feature(MODEL, "c:0@center", IMAGES), IMAGES, 4)
     with pytest.raises(SampleError, match="never activates"):
-        peaks(TARGET, torch.zeros(4, 2, 8, 8), 2)
+        top_images(TARGET, torch.zeros(4, 2, 8, 8), 2)
 
 
 def test_groups_are_scored_inside_the_general_circuit():
-    circuits, frames = subcircuits(TARGET, PEAKS, CAUSE, Choice(keep="3"), general=0.4)
+    circuits, frames = subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general=0.4)
     general = circuits["general"]
     assert general.count <= round(0.4 * TARGET.kernels)
     for name in ("0", "1", "mixed", "union"):
@@ -136,22 +136,22 @@ def test_groups_are_scored_inside_the_general_circuit():
     curves = frames["subcircuit_curves"]
     assert curves.query("scored_on != 'general'")["kept"].max() <= 0.4
     assert frames["subcircuit_curves"].attrs["provenance"]["general"] == 0.4
-    whole, _ = subcircuits(TARGET, PEAKS, CAUSE, Choice(keep="3"), general=1.0)
+    whole, _ = subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general=1.0)
     assert whole["0"] == circuits["0"]  # the planted paths are found either way
 
 
 def test_peaks_of_nothing_have_no_error():
     silent = replace(PEAKS, values=torch.zeros_like(PEAKS.values))
-    assert math.isnan(peak_error(TARGET, Circuit.whole(TARGET), silent, torch.arange(3)))
+    assert math.isnan(error_at_maximum(TARGET, Circuit.whole(TARGET), silent, torch.arange(3)))
 
 
 def test_grown_circuits_stay_inside_the_general_circuit():
     """Kernels outside score zero like many inside, and growing took them."""
     model, images = network("residual"), pictures(24)
-    target = locate(model, "last:1", images)
-    found = peaks(target, images, 16)
+    target = locate_feature(model, "last:1", images)
+    found = top_images(target, images, 16)
     labels = torch.arange(16) % 2
-    circuits, _ = subcircuits(target, found, labels, Choice(keep="0.2", live=True), general=0.3)
+    circuits, _ = subfeature_circuits(target, found, labels, CircuitOptions(keep="0.2", live=True), general=0.3)
     for name in ("0", "1", "mixed", "union"):
         assert circuits[name] & circuits["general"] == circuits[name]
 
@@ -159,4 +159,4 @@ def test_grown_circuits_stay_inside_the_general_circuit():
 @pytest.mark.parametrize("general", [0.05, 0.0, 1.5, float("nan")])
 def test_a_general_circuit_has_room_for_the_groups(general):
     with pytest.raises(BudgetError, match="expected a share from keep=3 of the relevant kernels to 1"):
-        subcircuits(TARGET, PEAKS, CAUSE, Choice(keep="3"), general=general)
+        subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general=general)

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.circuits.target import CHUNK, PIXELS, activity, batches, locate
+from channelscope.circuits.located_feature import MAX_BATCH, PIXELS, activation_range, image_batches, locate_feature
 from channelscope.errors import InputError, SampleError, ShapeError, SiteError, TracingError
-from channelscope.net.graph import trace
+from channelscope.network.graph import trace
 from pencil_circuits import network, pictures
 
 
@@ -18,20 +18,20 @@ def test_the_feature_is_the_layers_own_output():
     handle = model.two.register_forward_hook(lambda _, __, out: seen.update(two=out.clone()))
     model(images)
     handle.remove()
-    target = locate(model, "two:1", images)
+    target = locate_feature(model, "two:1", images)
     assert torch.allclose(target.map(images), seen["two"][:, 1].flatten(1))
     assert target.spatial == (8, 8)
-    assert torch.equal(locate(model, "two:1@max", images).chosen(images), target.map(images).argmax(1, keepdim=True))
-    assert locate(model, "two:1@2,3", images).chosen(images).tolist() == [[19]] * 5
+    assert torch.equal(locate_feature(model, "two:1@max", images).chosen(images), target.map(images).argmax(1, keepdim=True))
+    assert locate_feature(model, "two:1@2,3", images).chosen(images).tolist() == [[19]] * 5
 
 
 @torch.no_grad()
 def test_logits_and_any_other_step_can_be_features():
     model, images = network("chain"), pictures()
     graph = trace(model, images)
-    assert torch.allclose(locate(graph, "logit:2").map(images), model(images)[:, 2:])
-    assert locate(graph, "logit:2").relevant.keys() == locate(graph, "head:2").relevant.keys()
-    pooled = locate(graph, "pool:1")
+    assert torch.allclose(locate_feature(graph, "logit:2").map(images), model(images)[:, 2:])
+    assert locate_feature(graph, "logit:2").relevant.keys() == locate_feature(graph, "head:2").relevant.keys()
+    pooled = locate_feature(graph, "pool:1")
     assert pooled.layers == ("a", "b")
     assert pooled.spatial == (2, 2)
     assert torch.equal(pooled.relevant["b"], torch.tensor([False, True, False, False])[:, None].expand(4, 4))
@@ -40,7 +40,7 @@ def test_logits_and_any_other_step_can_be_features():
 def test_other_weights_for_one_call_leave_no_trace():
     model, images = network("residual"), pictures()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    target = locate(model, "last:0", images)
+    target = locate_feature(model, "last:0", images)
     plain = target.map(images).detach()
     doubled = {layer: weight * 2 for layer, weight in target.weights().items()}
     assert not torch.allclose(target.map(images, doubled), plain)
@@ -52,9 +52,9 @@ def test_other_weights_for_one_call_leave_no_trace():
 
 def test_a_direction_depends_on_all_its_channels():
     model, images = network("dense"), pictures()
-    target = locate(model, "two:0", images)
+    target = locate_feature(model, "two:0", images)
     graph = target.graph
-    from_file = locate(graph, target.feature.direction("two", torch.tensor([0.5, -1.0])))
+    from_file = locate_feature(graph, target.feature.direction("two", torch.tensor([0.5, -1.0])))
     assert from_file.relevant["two"].all()
     assert not target.relevant["two"].all()
 
@@ -79,16 +79,16 @@ def test_channels_are_where_tracing_finds_them():
     model, images = ChannelsLast().eval(), pictures(2, size=12)
     graph = trace(model, images)
     wide = model.wide(model.norm(model.stem(images).permute(0, 2, 3, 1)))
-    found = locate(graph, "act:7")
+    found = locate_feature(graph, "act:7")
     assert (found.axis, found.spatial) == (2, (12, 12))
     assert torch.allclose(found.map(images), model.act(wide)[..., 7].flatten(1), atol=1e-6)
     assert found.relevant["wide"].any(1).tolist() == [False] * 7 + [True]
-    normed = locate(graph, "norm:5")
+    normed = locate_feature(graph, "norm:5")
     assert torch.allclose(normed.map(images), model.norm(model.stem(images).permute(0, 2, 3, 1))[..., 5].flatten(1), atol=1e-6)
-    assert (locate(graph, "last:0").axis, locate(graph, "logit:0").spatial) == (0, (12, 12))
+    assert (locate_feature(graph, "last:0").axis, locate_feature(graph, "logit:0").spatial) == (0, (12, 12))
     for feature, last in (("act:11", 7), ("norm:6", 5), ("logit:1", 0)):
         with pytest.raises(InputError, match=f"has channels 0 to {last}"):
-            locate(graph, feature)
+            locate_feature(graph, feature)
 
 
 def test_a_value_without_an_axis_of_channels_is_refused():
@@ -101,19 +101,19 @@ def test_a_value_without_an_axis_of_channels_is_refused():
             return self.last(self.mix(self.conv(x)).transpose(1, 3))
 
     with pytest.raises(ShapeError, match=r"at last: expected values whose channels lie on one axis, received shape \(8, 8, 4\)"):
-        locate(Turned(), "last:0", pictures())
+        locate_feature(Turned(), "last:0", pictures())
 
 
 def test_near_matches_are_listed():
     model, images = network("residual"), pictures()
     with pytest.raises(SiteError, match="no layer is called 'thre'; near matches: three"):
-        locate(model, "thre:0", images)
+        locate_feature(model, "thre:0", images)
     with pytest.raises(InputError, match="last has channels 0 to 1"):
-        locate(model, "last:2", images)
+        locate_feature(model, "last:2", images)
     with pytest.raises(InputError, match="2×2 positions"):
-        locate(model, "last:1@5,5", images)
+        locate_feature(model, "last:1@5,5", images)
     with pytest.raises(InputError, match="example"):
-        locate(model, "last:1")
+        locate_feature(model, "last:1")
 
 
 def test_control_flow_that_cannot_be_followed_says_where():
@@ -126,7 +126,7 @@ def test_control_flow_that_cannot_be_followed_says_where():
             return self.conv(x) if x.sum() > 0 else x
 
     with pytest.raises(TracingError, match=r"test_target\.py:\d+ \(forward\)"):
-        locate(Branching(), "conv:0", pictures())
+        locate_feature(Branching(), "conv:0", pictures())
 
 
 def test_a_feature_without_kernels_is_refused():
@@ -140,7 +140,7 @@ def test_a_feature_without_kernels_is_refused():
             return self.conv(self.shift) + x.mean()
 
     with pytest.raises(InputError, match="made of constants"):
-        locate(Constant(), "conv:0", pictures())
+        locate_feature(Constant(), "conv:0", pictures())
 
 
 def test_a_layer_called_twice_is_not_one_place():
@@ -153,31 +153,31 @@ def test_a_layer_called_twice_is_not_one_place():
             return self.conv(self.conv(x))
 
     with pytest.raises(SiteError, match="called 2 times"):
-        locate(Twice(), "conv:0", pictures())
+        locate_feature(Twice(), "conv:0", pictures())
 
 
 def test_activity_is_seen_where_consumers_look():
     model, images = network("chain"), pictures()
-    target = locate(model, "a:1", images)
-    low, high = activity(target, images)
+    target = locate_feature(model, "a:1", images)
+    low, high = activation_range(target, images)
     assert low == 0 < high
     with torch.no_grad():
         model.a.bias[1] = -100
     with pytest.raises(SampleError, match="a:1 never activates on these images"):
-        activity(target, images)
+        activation_range(target, images)
     with torch.no_grad():
         model.head.weight[0] = 0
     with pytest.raises(SampleError, match="never activates"):
-        activity(locate(model, "logit:0", images), images)
+        activation_range(locate_feature(model, "logit:0", images), images)
 
 
 def test_batches_of_every_kind():
     images = pictures(70)
-    assert [len(batch) for batch in batches(images)] == [32, 32, 6]
-    assert [len(batch) for batch in batches([images[:3], images[3:5]])] == [3, 2]
-    assert [len(batch) for batch in batches([(images[:3], torch.zeros(3)), (images[3:4], torch.zeros(1), torch.zeros(1))])] == [3, 1]
+    assert [len(batch) for batch in image_batches(images)] == [32, 32, 6]
+    assert [len(batch) for batch in image_batches([images[:3], images[3:5]])] == [3, 2]
+    assert [len(batch) for batch in image_batches([(images[:3], torch.zeros(3)), (images[3:4], torch.zeros(1), torch.zeros(1))])] == [3, 1]
     with pytest.raises(SampleError, match="at least one image"):
-        list(batches([]))
+        list(image_batches([]))
 
 
 class Viewed(nn.Module):
@@ -192,19 +192,19 @@ class Viewed(nn.Module):
 
 
 def test_images_lie_channels_last_unless_the_network_cannot_view_them_so():
-    target = locate(network("residual"), "last:1", pictures())
+    target = locate_feature(network("residual"), "last:1", pictures())
     assert target.memory == torch.channels_last
     assert all(part.is_contiguous(memory_format=torch.channels_last) for part in target.batches(pictures()))
-    viewed = locate(Viewed(), "last:1", pictures())
+    viewed = locate_feature(Viewed(), "last:1", pictures())
     assert viewed.memory == torch.contiguous_format
-    assert locate(viewed.model, "first:1", pictures()).memory == torch.channels_last  # the view is behind the feature
+    assert locate_feature(viewed.model, "first:1", pictures()).memory == torch.channels_last  # the view is behind the feature
     values = torch.cat([viewed.map(part) for part in viewed.batches(pictures())])
     assert torch.allclose(values, viewed.model(pictures())[:, 1:2])
 
 
 def test_few_images_are_run_at_once():
-    target = locate(network("residual"), "last:1", pictures())
-    assert [len(part) for part in target.batches(pictures(CHUNK + 3))] == [CHUNK, 3]
+    target = locate_feature(network("residual"), "last:1", pictures())
+    assert [len(part) for part in target.batches(pictures(MAX_BATCH + 3))] == [MAX_BATCH, 3]
     assert [len(part) for part in target.batches([pictures(2), pictures(3)])] == [2, 3]
     large = torch.zeros(3, 2, 512, PIXELS // 1024)
     assert [len(part) for part in target.batches(large)] == [2, 1]

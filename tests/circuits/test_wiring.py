@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope.circuits.provenance import wire
-from channelscope.circuits.target import locate
-from channelscope.net.graph import trace
-from channelscope.zoo import network as published
+from channelscope.circuits.located_feature import locate_feature
+from channelscope.network.channel_tracing import channel_graph
+from channelscope.network.graph import trace
+from channelscope.zoo.models import build as published
 from networks import built
 from pencil_circuits import LAST, NETWORKS, network, pictures
 
@@ -45,7 +45,7 @@ def influences(graph, source: str, sink: str) -> np.ndarray:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_direct_wires_are_what_changing_a_channel_shows(name):
     graph = trace(network(name), pictures(2))
-    wiring = wire(graph, step_of(graph, LAST[name]))
+    wiring = channel_graph(graph, step_of(graph, LAST[name]))
     calls = list(wiring.calls)
     nothing = {call.layer: torch.zeros(call.sources.shape, dtype=torch.bool) for call in calls}
     for early, late in [(a, b) for n, b in enumerate(calls) for a in calls[:n]]:
@@ -64,7 +64,7 @@ def test_relevant_kernels_of_alexnet():
     model = published("alexnet", 10, 3, 96)
     graph = trace(model, torch.zeros(1, 3, 96, 96))
     for layer, kernels in (("features.6", 12_672), ("features.8", 86_592), ("features.10", 184_768)):
-        target = locate(graph, f"{layer}:5")
+        target = locate_feature(graph, f"{layer}:5")
         assert target.kernels == kernels
         assert target.smallest == len(target.layers)
     assert target.layers == ("features.0", "features.3", "features.6", "features.8", "features.10")
@@ -75,7 +75,7 @@ def test_relevant_kernels_of_alexnet():
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "googlenet", "regnety_002", "convnext_tiny"])
 def test_published_networks_are_wired_from_image_to_logit(name):
     model, shape = built(name)
-    target = locate(model, "logit:3", torch.zeros(2, *shape))
+    target = locate_feature(model, "logit:3", torch.zeros(2, *shape))
     assert target.relevant[target.layers[0]].all()
     assert int(target.relevant[target.layers[-1]].any(1).sum()) == 1
     assert not target.wiring.skipped
@@ -83,26 +83,26 @@ def test_published_networks_are_wired_from_image_to_logit(name):
 
 
 def test_a_residual_path_is_shorter_than_the_network():
-    target = locate(network("residual"), "last:0", pictures(1))
+    target = locate_feature(network("residual"), "last:0", pictures(1))
     assert target.smallest == 3  # stem, projected shortcut, last
     assert len(target.layers) == 7
-    assert locate(network("inception"), "last:0", pictures(1)).smallest == 2  # stem, pooled branch, last
+    assert locate_feature(network("inception"), "last:0", pictures(1)).smallest == 2  # stem, pooled branch, last
 
 
 def test_flattening_gives_every_pixel_its_channel():
     graph = trace(network("chain"), pictures(2))
-    wiring = wire(graph, step_of(graph, "head"))
+    wiring = channel_graph(graph, step_of(graph, "head"))
     head, conv = list(wiring.calls)[-1], list(wiring.calls)[-2]
     assert (head.sources == np.repeat(conv.outputs, 4)).all()
 
 
 def test_the_first_channels_of_concatenations_and_chunks():
     graph = trace(network("dense"), pictures(2))
-    wiring = wire(graph, step_of(graph, "narrow"))
+    wiring = channel_graph(graph, step_of(graph, "narrow"))
     stem, one, two, narrow = wiring.calls
     assert (narrow.sources[0] == np.concatenate([stem.outputs, one.outputs, two.outputs])).all()
     graph = trace(network("gated"), pictures(2))
-    wiring = wire(graph, step_of(graph, "last"))
+    wiring = channel_graph(graph, step_of(graph, "last"))
     stem, _, excite, left, right, _ = wiring.calls
     nothing = {call.layer: torch.zeros(call.sources.shape, dtype=torch.bool) for call in wiring.calls}
     need = wiring.needed(nothing, left.sources[0])
@@ -121,7 +121,7 @@ def test_means_are_followed_by_whatever_name_of_their_axes():
             return self.b(self.a(x).mean(**self.axes))
 
     for axes in ({"dim": (2, 3), "keepdim": True}, {"axis": (2, 3), "keepdims": True}, {"axis": (2, 3), "keepdim": True}):
-        wiring = wire(trace(Mean(axes), pictures(1)), "b")
+        wiring = channel_graph(trace(Mean(axes), pictures(1)), "b")
         first, last = wiring.calls
         assert (last.sources == first.outputs).all()
 
@@ -136,7 +136,7 @@ def test_padding_in_space_and_over_channels():
             x = nn.functional.pad(self.a(x), (1, 0, 2, 0), value=-7.0)
             return self.b(nn.functional.pad(x, (0, 0, 0, 0, 1, 1)))
 
-    target = locate(Padded(), "b:0", pictures(1))
+    target = locate_feature(Padded(), "b:0", pictures(1))
     assert target.relevant["b"].tolist() == [[False, True, True, True, False]]  # the first and last channel are constants
     assert target.kernels == 6 + 3
 
@@ -150,7 +150,7 @@ def test_a_layer_used_twice_counts_once():
         def forward(self, x):
             return self.b(torch.relu(self.a(torch.relu(self.a(x)))))
 
-    target = locate(Twice(), "b:0", pictures(1))
+    target = locate_feature(Twice(), "b:0", pictures(1))
     assert target.layers == ("a", "b")
     assert len(list(target.wiring.calls)) == 3
     assert target.smallest == 3
@@ -166,7 +166,7 @@ def test_layers_without_kernels_are_named():
         def forward(self, x):
             return self.b(self.up(self.a(x)))
 
-    target = locate(Transposed(), "b:0", pictures(1))
+    target = locate_feature(Transposed(), "b:0", pictures(1))
     assert "ConvTranspose2d" in target.wiring.skipped["up"]
     assert target.kernels == 6 + 4
 
@@ -180,5 +180,5 @@ def test_what_the_pass_makes_of_nothing_is_no_channel():
         def forward(self, x):
             return self.conv(x) + torch.linspace(1, 40, 6)
 
-    wiring = wire(trace(Ramp(), torch.zeros(1, 3, 8, 8)), "add")
+    wiring = channel_graph(trace(Ramp(), torch.zeros(1, 3, 8, 8)), "add")
     assert np.array_equal(wiring.labels["add"], wiring.labels["conv"])

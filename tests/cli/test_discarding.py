@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from channelscope import tables, zoo
+from channelscope import data, tables, zoo
 from cli.commands import refused, run
 
 FEW = ("--images", "60", "--evaluated", "4")
@@ -21,7 +21,7 @@ def network(tmp_path_factory):
     """A small network on digits with two sets of weights."""
     folder = tmp_path_factory.mktemp("nets")
     (folder / "net.py").write_text(
-        "from channelscope.zoo.resnet import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
+        "from channelscope.zoo.architectures import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
         "        super().__init__(8, classes=10, channels=1, width=4)\n"
     )
     name = f"{folder / 'net.py'}:Net"
@@ -71,10 +71,10 @@ class TestDiscard:
         name, folder = network
         out = tmp_path / "out"
         arguments = ("discard", name, "--weights", folder / "0.safetensors", *FEW, "--layers", "layer1,layer3", "--out", out)
-        from channelscope.discarding import discard as module
+        from channelscope.discarding import cid as module
 
         with monkeypatch.context() as patch:
-            calls, optimum = [], module.optimum
+            calls, optimum = [], module.optimal_noise
 
             def failing(*given):
                 if calls:
@@ -82,7 +82,7 @@ class TestDiscard:
                 calls.append(1)
                 return optimum(*given)
 
-            patch.setattr(module, "optimum", failing)
+            patch.setattr(module, "optimal_noise", failing)
             assert run(*arguments) == 130
         assert [path.name for path in out.iterdir()] == ["maps"]
         assert run(*arguments) == 0
@@ -214,11 +214,11 @@ def boxed(folder, count=18, empty=True, outside=False):
     made = pa.table({"image": pictures, "label": [number % 2 for number in range(count)], "boxes": boxes, "mask": masks})
     pq.write_table(made, folder / "set" / "validation.parquet")
     (folder / "net.py").write_text(
-        "from channelscope.zoo.resnet import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
+        "from channelscope.zoo.architectures import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
         "        super().__init__(8, classes=2, channels=3, width=4)\n"
     )
     name = f"{folder / 'net.py'}:Net"
-    model, images = zoo.load(name, zoo.ImageSource(f"hf:{folder / 'set'}", images=12))
+    model, images = zoo.load(name, data.ImageSource(f"hf:{folder / 'set'}", images=12))
     zoo.save_weights(model.state_dict(), folder / "w.safetensors")
     if empty:
         boxes[int(images.test.rows[0])] = []

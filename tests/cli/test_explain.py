@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from channelscope import store, tables
+from channelscope import tables
+from channelscope.profiling import store
 from cli.commands import refused, run, small_network
 
 

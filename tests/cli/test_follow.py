@@ -10,7 +10,7 @@ import pytest
 from channelscope import tables
 from cli.commands import refused, run, small_network
 
-FOLLOW = sys.modules["channelscope.cli.follow"]
+FOLLOW = sys.modules["channelscope.cli.experiments"]
 SMALL = ("--images", "80", "--layers", "3")
 
 

@@ -7,11 +7,13 @@ import sys
 import pandas as pd
 import pytest
 
-from channelscope import store, tables, zoo
-from channelscope.experiments.lesion import Plan, lesion
+from channelscope import data, tables, zoo
+from channelscope.experiments.ablation.plan import AblationPlan
+from channelscope.experiments.ablation.run import ablate
+from channelscope.profiling import store
 from cli.commands import refused, run, small_network
 
-LESION = sys.modules["channelscope.experiments.lesion.lesion"]
+LESION = sys.modules["channelscope.experiments.ablation.run"]
 FEW = ("--images", "80", "--evaluated", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
 
 
@@ -71,7 +73,7 @@ class TestLesion:
         """Without a profile given: the pass of the first call serves the second one too."""
         given, _ = network
         written = []
-        write = LESION.Ledger.write
+        write = LESION.AblationStore.write
 
         def failing(self, *arguments):
             if len(written) == 3:
@@ -80,12 +82,12 @@ class TestLesion:
             write(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(LESION.Ledger, "write", failing)
+            patch.setattr(LESION.AblationStore, "write", failing)
             assert run("lesion", *given, *FEW, "--out", tmp_path) == 130
         assert "goes on when the command is given again" in capsys.readouterr().err
         assert {path.name for path in tmp_path.iterdir()} == {"lesion.unfinished", "network.profile"}
         written.clear()
-        monkeypatch.setattr(LESION.Ledger, "write", lambda *arguments: (written.append(1), write(*arguments)))
+        monkeypatch.setattr(LESION.AblationStore, "write", lambda *arguments: (written.append(1), write(*arguments)))
         assert run("lesion", *given, *FEW, "--out", tmp_path) == 0
         assert not (tmp_path / "lesion.unfinished").exists()
         sites = tables.read(done / "lesions.csv").site.nunique()
@@ -152,7 +154,7 @@ class TestLesionRefuses:
         given, profile = network
         arguments = ("lesion", *given, *FEW, "--profile", profile, "--out", tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr(LESION, "_lesioned", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(LESION, "_ablate_layer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             assert run(*arguments) == 130
         assert "another run of lesions: they differ in" in refused(capsys, *arguments, "--silence", "mean")
         assert (tmp_path / "lesion.unfinished").exists()
@@ -203,9 +205,9 @@ class TestHulls:
 def test_the_library_calls_are_the_commands(network, done):
     """What the command writes is what the function returns."""
     (name, _, weights), profile = network
-    model, images = zoo.load(name, zoo.ImageSource("digits", images=80), weights=weights)
-    plan = Plan(channels=6, controls=3, draws=20, groups=4)
-    found = lesion(model, store.load(profile), images.test.take(40), plan, progress=False)
+    model, images = zoo.load(name, data.ImageSource("digits", images=80), weights=weights)
+    plan = AblationPlan(channels=6, controls=3, draws=20, groups=4)
+    found = ablate(model, store.load(profile), images.test.take(40), plan, progress=False)
     for frame in found.values():
         kept = tables.read(done / f"{frame.attrs['name']}.csv")
-        pd.testing.assert_frame_equal(tables.described(frame, frame.attrs), kept, check_dtype=False, rtol=1e-9)
+        pd.testing.assert_frame_equal(tables.describe(frame, frame.attrs), kept, check_dtype=False, rtol=1e-9)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from channelscope import load_pruned, tables, zoo
+from channelscope import tables, zoo
 from channelscope.cli import pruning
 from channelscope.errors import FormatError
-from channelscope.net.identity import weights_hash
-from channelscope.prune import folder as folders
+from channelscope.network.module_state import weights_hash
+from channelscope.pruning import folder as folders
+from channelscope.pruning.folder import load_pruned
 from cli.commands import refused, run, small_network
 
 
@@ -88,7 +89,7 @@ def test_computed_weights_are_refused_before_anything_is_ranked(tmp_path, capsys
         "        super().__init__()\n        self.a, self.b, self.c = Centered(1, 8, 3), Centered(8, 8, 3), nn.Linear(8, 10)\n\n"
         "    def forward(self, x):\n        return self.c(self.b(self.a(x).relu()).relu().mean((2, 3)))\n"
     )
-    monkeypatch.setattr(pruning, "ranked", lambda *_: pytest.fail("ranked"))
+    monkeypatch.setattr(pruning, "make_ranking", lambda *_: pytest.fail("ranked"))
     said = refused(capsys, "prune", f"{tmp_path / 'net.py'}:Net", "--images", "60", "--macs", "0.8", "--out", tmp_path / "out")
     assert "cannot be met; the smallest budget is 1.000" in said
     assert "b holds" in said
@@ -180,7 +181,7 @@ def test_a_network_of_two_inputs_takes_an_example(guided):
     assert set(tables.read(path / "axes" / "channels.csv")["site"]) == {"b"}
     assert run("prune", name, *example, "--images", "60", "--macs", "0.6", "--export", "pt2", "--out", path / "small") == 0
     small = load_pruned(path / "small")
-    assert torch.equal(zoo.fixed_inputs(small)["y"], load_file(path / "y.safetensors")["y"])
+    assert torch.equal(zoo.extra_inputs(small)["y"], load_file(path / "y.safetensors")["y"])
     options = ("--scores", "l1", "--budgets", "0.6", "--repairs", "none", "--images", "60", "--tests", "40")
     assert run("benchmark", name, *example, *options, "--finetune", "1", "--out", path / "bench") == 0
     assert "scratch" in set(tables.read(path / "bench" / "benchmark.csv")["repair"])

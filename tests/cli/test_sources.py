@@ -9,12 +9,15 @@ import pytest
 from PIL import Image
 from safetensors import SafetensorError
 
-from channelscope import store, tables, zoo
-from channelscope.cli.circuit import few
-from channelscope.cli.follow import _source
-from channelscope.cli.sources import Network, fitted
+from channelscope import tables, zoo
+from channelscope.cli.circuits import few
+from channelscope.cli.experiments import _image_source
+from channelscope.cli.options import NetworkOptions, fitted
+from channelscope.data.images import read_images
+from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError
-from channelscope.zoo import History, ImageSource, read_images
+from channelscope.profiling import store
+from channelscope.zoo.history import History
 from cli.commands import refused, run
 
 NET = """
@@ -31,7 +34,11 @@ OTHER = "resnet20(width=4)"
 
 
 def test_where_weights_come_from(tmp_path):
-    given, drawn, made = Network("resnet18", tmp_path / "w.safetensors"), Network("timm:resnet18"), Network("a/nets.py:Net")
+    given, drawn, made = (
+        NetworkOptions("resnet18", tmp_path / "w.safetensors"),
+        NetworkOptions("timm:resnet18"),
+        NetworkOptions("a/nets.py:Net"),
+    )
     assert [each.stage for each in (given, drawn, made)] == ["trained", "weights random", "weights as its class makes them"]
     assert [each.origin for each in (given, drawn, made)] == [{}, {"untrained": "random"}, {"untrained": "as its class makes them"}]
 
@@ -180,6 +187,6 @@ def test_few_images_are_the_first_of_those_drawn():
 def test_a_trajectory_takes_all_images_of_a_small_training_set(capsys):
     images = {"data": "digits", "splits": {"train": 1294}, "mean": [0.3], "std": [0.4]}
     history = History(Path("run"), "resnet20", "", {"images": images}, ())
-    assert _source([history], None, 0).images == 1294
+    assert _image_source([history], None, 0).images == 1294
     assert capsys.readouterr().err == "--images: 1,294 training images, for that is all there are; 2,000 where there are so many\n"
-    assert _source([history], 60, 0).images == 60
+    assert _image_source([history], 60, 0).images == 60

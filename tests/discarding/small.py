@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from channelscope.discarding.view import View
+from channelscope.discarding.pixel_network import PixelNetwork
 
 SHAPE = (3, 8, 8)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -32,7 +32,7 @@ def network(seed=0):
 
 
 def view(model=None, mean=MEAN, std=STD):
-    return View(model or network(), SHAPE, mean, std)
+    return PixelNetwork(model or network(), SHAPE, mean, std)
 
 
 def pixels(count, seed=0):

@@ -6,7 +6,7 @@ from torch import nn
 
 from channelscope.discarding import attribution as room
 from channelscope.errors import InputError, SiteError
-from channelscope.net.identity import weights_hash
+from channelscope.network.module_state import weights_hash
 
 pytest.importorskip("captum")
 pytest.importorskip("zennit")

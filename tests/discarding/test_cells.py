@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_discarding as pencil
-from channelscope.discarding.cells import Cells
+from channelscope.discarding.noise import Cells
 from channelscope.errors import InputError
 
 planes = st.tuples(st.integers(1, 14), st.integers(1, 14))

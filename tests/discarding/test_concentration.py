@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 import pencil_discarding as pencil
 from channelscope.discarding import concentration as room
-from channelscope.discarding.cells import Cells
-from channelscope.discarding.discard import NUMBERS, Discarded
-from channelscope.discarding.noise import entropy
-from channelscope.discarding.rule import Rule
-from channelscope.discarding.view import Layer
+from channelscope.discarding.cid import NUMBERS, CIDOptions, CIDResult
+from channelscope.discarding.noise import Cells, entropy
+from channelscope.discarding.pixel_network import LayerOutput
 from channelscope.errors import DataError, ShapeError
 
 PLANE = (6, 8)
@@ -37,7 +35,7 @@ def test_concentration_and_rho_are_what_they_stand_for(seed):
     parts = CELLS.sum(3.0 * inside), CELLS.sum(3.0 * ~inside)
     found = room.concentration(plane.flatten(), *parts)
     assert float(found) == pytest.approx(pencil.concentration(plane.numpy(), inside.numpy()))
-    constants = room.Constants.of(cap.flatten(), *parts)
+    constants = room.RhoConstants.of(cap.flatten(), *parts)
     expected = pencil.share_about_the_foreground(plane.numpy(), entropy(cap).numpy(), inside.numpy())
     assert constants.rho(float(plane.mean()), float(found)) == pytest.approx(expected)
 
@@ -45,14 +43,14 @@ def test_concentration_and_rho_are_what_they_stand_for(seed):
 def test_constants_of_a_uniform_image():
     half = torch.zeros(PLANE, dtype=torch.bool)
     half[:3] = True
-    constants = room.Constants.of(torch.full((48,), 0.3), CELLS.sum(half.float()), CELLS.sum((~half).float()))
+    constants = room.RhoConstants.of(torch.full((48,), 0.3), CELLS.sum(half.float()), CELLS.sum((~half).float()))
     assert (constants.c1, constants.c2, constants.c3) == (0.5, 0.5, pytest.approx(0.0))
     assert constants.rho(-3.0, 0.0) == pytest.approx(0.5)
     assert math.isnan(constants.rho(constants.c4 + 1, 0.0))
 
 
 def test_boxes_cover_pixel_centers():
-    found = room.mask([(0, 0, 2, 1), (6.4, 4.6, 8, 6)], PLANE)
+    found = room.box_mask([(0, 0, 2, 1), (6.4, 4.6, 8, 6)], PLANE)
     assert found.nonzero().tolist() == [[0, 0], [0, 1], [5, 6], [5, 7]]
 
 
@@ -61,7 +59,7 @@ def test_boxes_cover_pixel_centers():
 )
 def test_boxes_that_cannot_be_used(box, said):
     with pytest.raises(DataError, match=said):
-        room.mask([box], PLANE)
+        room.box_mask([box], PLANE)
 
 
 def test_cells_must_match():
@@ -81,30 +79,30 @@ def test_knowledge_points_lie_on_or_beside():
 def discarded(count=3):
     sigma = torch.rand(count, 48, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.05
     numbers = {name: torch.zeros(count) for name in NUMBERS} | {"cid": entropy(sigma).mean(1)}
-    return Discarded(Layer("a", "a", 2), torch.arange(count), sigma, numbers, torch.ones(count).bool(), 20, 6, 0.1)
+    return CIDResult(LayerOutput("a", "a", 2), torch.arange(count), sigma, numbers, torch.ones(count).bool(), 20, 6, 0.1)
 
 
 def test_the_table_says_where_it_is_undefined():
     boxes = {0: [(0, 0, 4, 3)], 1: [], 2: [(0, 0, 8, 6)], 3: [(20, 0, 24, 3)]}
-    frame = room.table(
+    frame = room.concentration_table(
         [discarded(4)],
-        lambda image: room.mask(boxes[image], PLANE),
+        lambda image: room.box_mask(boxes[image], PLANE),
         CELLS,
         torch.full((48,), 0.4),
         torch.ones(3, *PLANE).bool(),
         0.2,
-        Rule(),
+        CIDOptions(),
     )
     assert frame.concentration.notna().tolist() == [True, False, False, False]
     assert frame.note.tolist()[0] == ""
     assert "no foreground or no background" in frame.note[1]
     assert "20 0 24 3 lies outside the image of 8×6" in frame.note[3]
     plane = discarded(4).entropy[0].view(PLANE).numpy()
-    inside = room.mask(boxes[0], PLANE).numpy()
+    inside = room.box_mask(boxes[0], PLANE).numpy()
     assert frame.concentration[0] == pytest.approx(pencil.concentration(plane, inside), abs=1e-5)
-    for table in (frame, room.by_layer(frame)):
-        assert table.attrs["provenance"]["convention"] == Rule().convention()
-    layer = room.by_layer(frame).iloc[0]
+    for table in (frame, room.concentration_by_layer(frame)):
+        assert table.attrs["provenance"]["convention"] == CIDOptions().convention()
+    layer = room.concentration_by_layer(frame).iloc[0]
     assert layer.n == 1
     assert math.isnan(layer.concentration_low)
 
@@ -112,16 +110,18 @@ def test_the_table_says_where_it_is_undefined():
 def test_rho_is_about_the_map_and_not_about_the_gap_that_the_cid_contains():
     found = discarded(1)
     found.numbers["cid"] += 0.1
-    inside, cap = room.mask([(0, 0, 4, 3)], PLANE), torch.full((48,), 0.26)
-    frame = room.table([found], lambda image: inside, CELLS, cap, torch.ones(3, *PLANE).bool(), 0.2, Rule())
+    inside, cap = room.box_mask([(0, 0, 4, 3)], PLANE), torch.full((48,), 0.26)
+    frame = room.concentration_table([found], lambda image: inside, CELLS, cap, torch.ones(3, *PLANE).bool(), 0.2, CIDOptions())
     plane, whole = found.entropy[0].view(PLANE).double().numpy(), entropy(cap).view(PLANE).double().numpy()
     assert frame.cid[0] == pytest.approx(float(plane.mean()) + 0.1, abs=1e-5)
     assert frame.rho[0] == pytest.approx(pencil.share_about_the_foreground(plane, whole, inside.numpy()), abs=1e-5)
 
 
 def test_means_over_images_have_intervals():
-    inside = room.mask([(0, 0, 4, 3)], PLANE)
-    frame = room.table([discarded()], lambda image: inside, CELLS, torch.full((48,), 0.4), torch.ones(3, *PLANE).bool(), 0.2, Rule())
-    layer = room.by_layer(frame).iloc[0]
+    inside = room.box_mask([(0, 0, 4, 3)], PLANE)
+    frame = room.concentration_table(
+        [discarded()], lambda image: inside, CELLS, torch.full((48,), 0.4), torch.ones(3, *PLANE).bool(), 0.2, CIDOptions()
+    )
+    layer = room.concentration_by_layer(frame).iloc[0]
     assert layer.concentration_low < frame.concentration.mean() < layer.concentration_high
     assert layer.c1 == pytest.approx(0.25)

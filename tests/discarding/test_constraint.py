@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from channelscope.discarding.constraint import PLANS, Constraint
+from channelscope.discarding.optimum import BUDGETS, Constraint
 from channelscope.errors import InputError
 
 
@@ -38,5 +38,5 @@ def test_plans_keep_their_promise_of_passes():
         start = 2 + plan.start * (1 + plan.probes)
         return start + 3 * sum(plan.rounds) + plan.final + plan.check * (2 if plan.audit else 1)
 
-    assert cost(PLANS["fast"]) == 20
-    assert cost(PLANS["exact"]) <= 30 * cost(PLANS["fast"])
+    assert cost(BUDGETS["fast"]) == 20
+    assert cost(BUDGETS["exact"]) <= 30 * cost(BUDGETS["fast"])

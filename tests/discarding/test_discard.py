@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from channelscope.discarding.discard import Backdrop, discard
-from channelscope.discarding.jacobian import Scene
-from channelscope.discarding.kept import Kept
-from channelscope.discarding.rule import Rule
+from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, discard
+from channelscope.discarding.jacobian import SensitivityEstimator
+from channelscope.discarding.map_cache import MapCache
 from channelscope.errors import InputError, NumericError, SampleError
 from discarding import small
 
@@ -19,8 +18,8 @@ def answered(view=None, given=None, rule=None, kept=None, layers=("block", "down
     """Maps and numbers by layer, all batches together."""
     view = view or small.view()
     found = view.layers(layers)
-    backdrop = Backdrop.over(view, data or small.batches(40, 20, 7), found, still)
-    parts = list(discard(view, given or small.batches(), backdrop, found, rule or Rule(), kept))
+    backdrop = CalibrationStatistics.over(view, data or small.batches(40, 20, 7), found, still)
+    parts = list(discard(view, given or small.batches(), backdrop, found, rule or CIDOptions(), kept))
     return {
         layer.name: (
             torch.cat([part.numbers["cid"] for part in parts if part.layer == layer]),
@@ -51,18 +50,18 @@ def test_batches_and_order_change_nothing():
 def test_the_backdrop_adds_up_over_batches():
     view = small.view()
     layers = view.layers(["down"])
-    one, many = (Backdrop.over(view, small.batches(40, size, 7), layers, still) for size in (40, 3))
+    one, many = (CalibrationStatistics.over(view, small.batches(40, size, 7), layers, still) for size in (40, 3))
     torch.testing.assert_close(one.pixels.each, many.pixels.each)
     assert one.features[0].total == pytest.approx(many.features[0].total, rel=1e-5)
 
 
 def test_finished_parts_are_not_computed_again(tmp_path, monkeypatch):
-    kept = Kept(tmp_path, {"run": 1})
+    kept = MapCache(tmp_path, {"run": 1})
     before = answered(kept=kept)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 4
     (tmp_path / "down" / "0001.safetensors").unlink()
     scenes = []
-    monkeypatch.setattr("channelscope.discarding.discard.Scene", _counting(scenes))
+    monkeypatch.setattr("channelscope.discarding.cid.SensitivityEstimator", _counting(scenes))
     after = answered(kept=kept)
     assert len(scenes) == 1
     for layer in before:
@@ -70,7 +69,7 @@ def test_finished_parts_are_not_computed_again(tmp_path, monkeypatch):
 
 
 def _counting(scenes):
-    return lambda *arguments: scenes.append(1) or Scene(*arguments)
+    return lambda *arguments: scenes.append(1) or SensitivityEstimator(*arguments)
 
 
 def test_the_normalization_is_part_of_the_network():
@@ -106,7 +105,7 @@ def test_no_variance_over_the_data_is_said_at_the_layer():
 def test_one_image_has_no_variance():
     view = small.view()
     with pytest.raises(SampleError, match="at least 2 images, received 1"):
-        Backdrop.over(view, small.batches(1, 1), view.layers(["down"]), still)
+        CalibrationStatistics.over(view, small.batches(1, 1), view.layers(["down"]), still)
 
 
 def test_without_caps_unseen_pixels_are_refused():
@@ -116,7 +115,7 @@ def test_without_caps_unseen_pixels_are_refused():
     model.down.weight[:, :, :, :] = 0
     model.down.weight[:, :, 1, 1] = 0.3  # sees every other pixel
     with pytest.raises(NumericError, match="does not see"):
-        answered(small.view(model), rule=Rule(cap=False), layers=("down",))
+        answered(small.view(model), rule=CIDOptions(cap=False), layers=("down",))
 
 
 def test_a_network_with_infinite_weights_is_refused():

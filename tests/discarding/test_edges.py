@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from channelscope.discarding.cells import Cells
-from channelscope.discarding.discard import NUMBERS, Discarded
-from channelscope.discarding.edges import colorfulness, edge_strength, edges
-from channelscope.discarding.rule import Rule
-from channelscope.discarding.view import Layer
+from channelscope.discarding.cid import NUMBERS, CIDOptions, CIDResult
+from channelscope.discarding.concentration import colorfulness, edge_color_correlation, edge_strength
+from channelscope.discarding.noise import Cells
+from channelscope.discarding.pixel_network import LayerOutput
 from discarding import small
 
 
@@ -30,7 +29,7 @@ def test_color_is_the_distance_from_gray():
 def discarded(sigma, layer="a"):
     count = len(sigma)
     numbers = {name: torch.zeros(count) for name in NUMBERS}
-    return Discarded(Layer(layer, layer, 1), torch.arange(count), sigma, numbers, torch.ones(count).bool(), 20, 6, 0.1)
+    return CIDResult(LayerOutput(layer, layer, 1), torch.arange(count), sigma, numbers, torch.ones(count).bool(), 20, 6, 0.1)
 
 
 def test_a_map_that_keeps_edges_says_so():
@@ -39,12 +38,12 @@ def test_a_map_that_keeps_edges_says_so():
     for images, *_ in batches:
         strength = cells.sum(edge_strength(view.pixels(images)))
         parts += [discarded(1 / (1 + strength)), discarded(1 + strength, "b")]
-    frame = edges(view, batches, parts, Rule(side=8)).set_index(["layer", "of"])
+    frame = edge_color_correlation(view, batches, parts, CIDOptions(side=8)).set_index(["layer", "of"])
     assert frame.rho["a", "edges"] == pytest.approx(1)
     assert frame.rho["b", "edges"] == pytest.approx(-1)
     assert abs(frame.rho["a", "color"]) < 0.5
     assert (frame.n == 4).all()
-    assert frame.attrs["provenance"]["convention"] == Rule(side=8).convention()
+    assert frame.attrs["provenance"]["convention"] == CIDOptions(side=8).convention()
 
 
 def test_cells_of_unequal_size_do_not_look_like_edges():
@@ -53,12 +52,12 @@ def test_cells_of_unequal_size_do_not_look_like_edges():
     strength = edge_strength(view.pixels(batches[0][0])).double()
     members = [torch.outer(cells.of_row == row, cells.of_column == column) for row in range(3) for column in range(3)]
     sigma = 1 + torch.stack([torch.stack([one[inside].mean() for inside in members]) for one in strength])
-    frame = edges(view, batches, [discarded(sigma)], Rule(side=3)).set_index("of")
+    frame = edge_color_correlation(view, batches, [discarded(sigma)], CIDOptions(side=3)).set_index("of")
     assert frame.rho["edges"] == pytest.approx(-1)
 
 
 def test_a_flat_map_has_no_rank_correlation():
     view, batches = small.view(), small.batches(2, 2)
-    frame = edges(view, batches, [discarded(torch.ones(2, 64))], Rule())
+    frame = edge_color_correlation(view, batches, [discarded(torch.ones(2, 64))], CIDOptions())
     assert frame.n.tolist() == [0, 0]
     assert frame.rho.isna().all()

@@ -9,8 +9,9 @@ import torch
 import pencil_discarding as pencil
 from channelscope import tables
 from channelscope.discarding import faithfulness as room
-from channelscope.discarding.rule import Rule
-from channelscope.discarding.shrinkage import blurred
+from channelscope.discarding import localization
+from channelscope.discarding.cid import CIDOptions
+from channelscope.discarding.smoothing import gaussian_blur
 
 
 def corner(images):
@@ -29,7 +30,7 @@ def evidence(count=4):
     return found
 
 
-RULE = Rule(normalizer="local")
+RULE = CIDOptions(normalizer="local")
 TARGET = torch.zeros(4, dtype=torch.long)
 
 
@@ -39,14 +40,14 @@ def test_curves_agree_with_cell_by_cell(baseline, plane):
     given = images(plane=plane)
     relevance = torch.rand(4, *plane, generator=torch.Generator().manual_seed(1)) - 0.5
     found = room.descriptive_accuracy(corner, given, TARGET, relevance, baseline)
-    other = torch.zeros_like(given) if baseline == "zero" else blurred(given, room.BLUR)
+    other = torch.zeros_like(given) if baseline == "zero" else gaussian_blur(given, room.BLUR)
 
     def probability(image):
         return float(corner(torch.tensor(image)[None]).softmax(1)[0, 0])
 
     for place in range(2):
         parts = given[place].numpy(), relevance[place].numpy(), other[place].numpy()
-        expected = pencil.descriptive_accuracy(probability, *parts, room.SIDE, room.SHARES)
+        expected = pencil.descriptive_accuracy(probability, *parts, room.SIDE, room.REMOVED_FRACTIONS)
         assert np.allclose(found[place], expected, atol=1e-5)
 
 
@@ -58,12 +59,12 @@ def test_cells_of_unequal_size_lose_the_share_of_pixels_that_is_said(sign):
     curve = room.descriptive_accuracy(
         lambda images: torch.stack([images.mean((1, 2, 3)).logit(eps=1e-6), torch.zeros(2)], 1), plane, TARGET[:2], relevance, "zero"
     )
-    assert (curve - (1 - torch.tensor(room.SHARES))).abs().max() <= 4.5 / 32**2  # half of the largest cell
+    assert (curve - (1 - torch.tensor(room.REMOVED_FRACTIONS))).abs().max() <= 4.5 / 32**2  # half of the largest cell
 
 
 def test_the_map_of_the_evidence_beats_its_opposite_and_chance():
     def value(relevance):
-        return float(room.area(room.descriptive_accuracy(corner, images(), TARGET, relevance, "zero")).mean())
+        return float(room.area_under_curve(room.descriptive_accuracy(corner, images(), TARGET, relevance, "zero")).mean())
 
     chance = torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(2))
     assert value(evidence()) < value(chance) < value(-evidence())
@@ -76,12 +77,12 @@ def test_the_curve_begins_at_the_networks_own_probability_and_ends_without_evide
 
 
 def test_area_of_a_constant():
-    torch.testing.assert_close(room.area(torch.full((2, len(room.SHARES)), 0.4)), torch.full((2,), 0.4))
+    torch.testing.assert_close(room.area_under_curve(torch.full((2, len(room.REMOVED_FRACTIONS)), 0.4)), torch.full((2,), 0.4))
 
 
 def test_tables_have_paired_differences(tmp_path):
-    flat = torch.full((4, len(room.SHARES)), 0.4)
-    frame = room.descriptive({("cid", "zero"): flat, ("random", "zero"): flat + 0.1}, RULE)
+    flat = torch.full((4, len(room.REMOVED_FRACTIONS)), 0.4)
+    frame = room.descriptive_accuracy_table({("cid", "zero"): flat, ("random", "zero"): flat + 0.1}, RULE)
     assert frame.area.tolist() == pytest.approx([0.4, 0.5])
     assert math.isnan(frame.less_cid[0])
     assert frame.less_cid[1] == pytest.approx(0.1)
@@ -93,8 +94,8 @@ def test_tables_have_paired_differences(tmp_path):
 def test_localization_finds_what_is_there():
     boxes = [[(0, 0, 14, 14)]] * 4
     good = evidence() + 0.01 * torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(3))
-    maps = {"cid": good, "opposite": -good, "center": room.center(images())}
-    frame = room.localization(maps, boxes, maps, boxes, RULE)
+    maps = {"cid": good, "opposite": -good, "center": localization.center_prior(images())}
+    frame = localization.localization_table(maps, boxes, maps, boxes, RULE)
     assert frame.attrs["provenance"]["convention"] == RULE.convention()
     frame = frame.set_index("method")
     assert frame.iou["cid"] > 0.9
@@ -104,6 +105,6 @@ def test_localization_finds_what_is_there():
 
 
 def test_smoothing_keeps_constants_inside_and_the_center_is_the_maximum():
-    torch.testing.assert_close(room.smooth(torch.ones(1, 60, 60))[0, 25:35, 25:35], torch.ones(10, 10))
-    middle = room.center(torch.zeros(1, 3, 9, 9))[0]
+    torch.testing.assert_close(localization.smoothed(torch.ones(1, 60, 60))[0, 25:35, 25:35], torch.ones(10, 10))
+    middle = localization.center_prior(torch.zeros(1, 3, 9, 9))[0]
     assert middle.argmax() == 40

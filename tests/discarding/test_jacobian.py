@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope.discarding.cells import Cells
-from channelscope.discarding.jacobian import FULL, Dice, Scene, normal, signs
+from channelscope.discarding.jacobian import ORTHOGONAL_PROBES_UP_TO, PerImageRandom, SensitivityEstimator, rademacher, standard_normal
+from channelscope.discarding.noise import Cells
 from channelscope.errors import NumericError
 
 SHAPE = (2, 4, 4)
@@ -21,7 +21,7 @@ def linear(size, seed=0):
 def scene(feature, images=2, cells=None, varies=None, seed=0):
     batch = torch.rand(images, *SHAPE, generator=torch.Generator().manual_seed(5))
     varies = torch.ones(SHAPE, dtype=torch.bool) if varies is None else varies
-    return Scene(feature, batch, cells or Cells.of((4, 4)), varies, Dice(seed, torch.arange(images)))
+    return SensitivityEstimator(feature, batch, cells or Cells.of((4, 4)), varies, PerImageRandom(seed, torch.arange(images)))
 
 
 def per_cell(matrix, cells=None):
@@ -30,14 +30,18 @@ def per_cell(matrix, cells=None):
 
 
 def test_random_numbers_belong_to_the_image():
-    both = normal(Dice(3, torch.tensor([7, 9])).roll(4), (5,))
-    assert torch.equal(both[1], normal(Dice(3, torch.tensor([9])).roll(4), (5,))[0])
-    for other in (Dice(3, torch.tensor([8])).roll(4), Dice(2, torch.tensor([7])).roll(4), Dice(3, torch.tensor([7])).roll(5)):
-        assert not torch.equal(both[0], normal(other, (5,))[0])
+    both = standard_normal(PerImageRandom(3, torch.tensor([7, 9])).roll(4), (5,))
+    assert torch.equal(both[1], standard_normal(PerImageRandom(3, torch.tensor([9])).roll(4), (5,))[0])
+    for other in (
+        PerImageRandom(3, torch.tensor([8])).roll(4),
+        PerImageRandom(2, torch.tensor([7])).roll(4),
+        PerImageRandom(3, torch.tensor([7])).roll(5),
+    ):
+        assert not torch.equal(both[0], standard_normal(other, (5,))[0])
 
 
 def test_signs_are_fair_and_only_signs():
-    drawn = signs(Dice(0, torch.arange(4)).roll(0), 4_000)
+    drawn = rademacher(PerImageRandom(0, torch.arange(4)).roll(0), 4_000)
     assert drawn.abs().eq(1).all()
     assert drawn.mean().abs() < 0.05
 
@@ -55,7 +59,7 @@ def test_one_cycle_of_orthogonal_probes_knows_a_linear_feature():
 
 
 def test_sign_probes_are_unbiased_where_the_feature_is_large():
-    feature, matrix = linear(FULL + 40)
+    feature, matrix = linear(ORTHOGONAL_PROBES_UP_TO + 40)
     seen = scene(feature)
     draws = [seen.probe(torch.full((2, 16), 0.1), draw, probes=8) for draw in range(25)]
     samples = torch.cat([each.sensitivity for each in draws])
@@ -65,7 +69,7 @@ def test_sign_probes_are_unbiased_where_the_feature_is_large():
 
 
 def test_response_and_effective_sensitivity_of_a_linear_feature():
-    feature, matrix = linear(FULL + 40)
+    feature, matrix = linear(ORTHOGONAL_PROBES_UP_TO + 40)
     seen = scene(feature, images=1)
     sigma = torch.linspace(0.05, 0.2, 16)[None]
     draws = [seen.pull(sigma, draw) + seen.pull(sigma, draw, mirrored=True) for draw in range(250)]
@@ -81,9 +85,11 @@ def test_response_and_effective_sensitivity_of_a_linear_feature():
 
 def test_effective_sensitivity_follows_curvature():
     """f = x² on one value: E|Δf|² = 4x²σ² + 3σ⁴, so ½ dE/dln σ / σ² = 4x² + 6σ²."""
-    images, dice = torch.full((1, 1, 1, 1), 0.3), Dice(0, torch.zeros(1, dtype=torch.long))
-    many = FULL + 1
-    seen = Scene(lambda x: x.square().expand(-1, many, -1, -1) / many**0.5, images, Cells.of((1, 1)), torch.ones(1, 1, 1).bool(), dice)
+    images, dice = torch.full((1, 1, 1, 1), 0.3), PerImageRandom(0, torch.zeros(1, dtype=torch.long))
+    many = ORTHOGONAL_PROBES_UP_TO + 1
+    seen = SensitivityEstimator(
+        lambda x: x.square().expand(-1, many, -1, -1) / many**0.5, images, Cells.of((1, 1)), torch.ones(1, 1, 1).bool(), dice
+    )
     sigma = torch.full((1, 1), 0.4)
     draws = [seen.pull(sigma, draw) for draw in range(1_000)]
     effective = torch.cat([each.effective for each in draws]).flatten()
@@ -113,7 +119,7 @@ def test_cells_of_several_pixels_add_up():
 
 
 def test_every_pass_is_counted():
-    feature, _ = linear(FULL + 1)
+    feature, _ = linear(ORTHOGONAL_PROBES_UP_TO + 1)
     seen = scene(feature)
     assert seen.passes == 1
     seen.probe(torch.full((2, 16), 0.1), 0, probes=3)
@@ -132,8 +138,10 @@ def test_batching_changes_nothing():
     images = torch.rand(3, *SHAPE)
     sigma = torch.rand(3, 16) * 0.1 + 0.05
     cells, varies = Cells.of((4, 4)), torch.ones(SHAPE).bool()
-    both = Scene(net, images, cells, varies, Dice(1, torch.arange(3))).probe(sigma, 0, 2, curvature=True)
-    alone = Scene(net, images[2:], cells, varies, Dice(1, torch.tensor([2]))).probe(sigma[2:], 0, 2, curvature=True)
+    both = SensitivityEstimator(net, images, cells, varies, PerImageRandom(1, torch.arange(3))).probe(sigma, 0, 2, curvature=True)
+    alone = SensitivityEstimator(net, images[2:], cells, varies, PerImageRandom(1, torch.tensor([2]))).probe(
+        sigma[2:], 0, 2, curvature=True
+    )
     for name in ("response", "sensitivity", "effective"):
         torch.testing.assert_close(vars(both)[name][:, 2:], vars(alone)[name], rtol=1e-4, atol=1e-6)
 

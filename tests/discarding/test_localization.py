@@ -7,24 +7,24 @@ from hypothesis import strategies as st
 
 import pencil_discarding as pencil
 from channelscope.discarding import localization as room
-from channelscope.discarding.shrinkage import blurred
+from channelscope.discarding.smoothing import gaussian_blur
 from channelscope.errors import DataError, ShapeError
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from(room.LEVELS))
+@given(st.integers(0, 2**31), st.sampled_from(room.QUANTILES))
 def test_boxes_agree_with_flood_filling_and_with_any_scale(seed, level):
-    plane = blurred(torch.rand(12, 15, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), 1)
-    found = room.box(plane, level)
+    plane = gaussian_blur(torch.rand(12, 15, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), 1)
+    found = room.largest_component_box(plane, level)
     assert found == pencil.box(plane.numpy(), level)
-    assert found == room.box(7 * plane + 3, level)
+    assert found == room.largest_component_box(7 * plane + 3, level)
 
 
 def test_a_square_is_found():
     plane = torch.zeros(20, 20)
     plane[4:9, 6:12] = 1
     plane[15, 15] = 1
-    assert room.box(plane, 0.95) == (6.0, 4.0, 12.0, 9.0)
+    assert room.largest_component_box(plane, 0.95) == (6.0, 4.0, 12.0, 9.0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -35,25 +35,25 @@ def test_overlap_counts_pixels(numbers):
     for plane, (x0, y0, x1, y1) in zip(planes, boxes, strict=True):
         plane[y0:y1, x0:x1] = True
     expected = float((planes[0] & planes[1]).sum() / (planes[0] | planes[1]).sum())
-    assert room.overlap(*boxes) == pytest.approx(expected)
-    assert room.overlap(*boxes) == room.overlap(*boxes[::-1])
+    assert room.box_iou(*boxes) == pytest.approx(expected)
+    assert room.box_iou(*boxes) == room.box_iou(*boxes[::-1])
 
 
 def test_the_best_of_several_boxes_counts():
-    assert room.best_overlap((0, 0, 4, 4), [(10, 10, 12, 12), (0, 0, 4, 8)]) == 0.5
+    assert room.best_iou((0, 0, 4, 4), [(10, 10, 12, 12), (0, 0, 4, 8)]) == 0.5
 
 
 @pytest.mark.parametrize("boxes", [[], [(3, 3, 3, 9)]])
 def test_an_image_without_a_box_is_refused(boxes):
     with pytest.raises(DataError, match="has no box"):
-        room.best_overlap((0, 0, 4, 4), boxes)
+        room.best_iou((0, 0, 4, 4), boxes)
 
 
 def test_the_threshold_fits_the_objects_size():
     maps = torch.zeros(3, 20, 20)
     for place, one in enumerate(maps):
         one[:10, :10] = 1 + torch.rand(10, 10, generator=torch.Generator().manual_seed(place)) * 1e-3
-    level = room.threshold(maps, [[(0, 0, 10, 10)]] * 3)
+    level = room.best_quantile(maps, [[(0, 0, 10, 10)]] * 3)
     assert 0.7 <= level <= 0.75
     with pytest.raises(ShapeError, match="each of 3 maps, received 2"):
-        room.threshold(maps, [[(0, 0, 1, 1)]] * 2)
+        room.best_quantile(maps, [[(0, 0, 1, 1)]] * 2)

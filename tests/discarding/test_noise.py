@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_discarding as pencil
-from channelscope.discarding.noise import GAUSSIAN_ENTROPY, allocation, capacity, entropy, isotropic, mean_entropy, unspent
+from channelscope.discarding.noise import GAUSSIAN_ENTROPY, capacity, entropy, entropy_gap, isotropic, mean_entropy, water_filling
 from channelscope.errors import NumericError, ShapeError
 
 CELLS = 12
@@ -20,7 +20,7 @@ counts = st.lists(st.integers(1, 9), min_size=CELLS, max_size=CELLS)
 def found(sensitivity, budget, cap, values=None):
     """The allocation for one image, from plain lists."""
     values = [1] * len(sensitivity) if values is None else values
-    return allocation(
+    return water_filling(
         torch.tensor([sensitivity], dtype=torch.float64),
         torch.tensor([budget], dtype=torch.float64),
         torch.tensor(cap, dtype=torch.float64),
@@ -31,7 +31,7 @@ def found(sensitivity, budget, cap, values=None):
 def test_the_published_numeric_example():
     weights = torch.tensor([[10.0, 20, 5, -20, -10]], dtype=torch.float64)
     free = torch.full((5,), torch.inf, dtype=torch.float64)
-    sigma = allocation(weights.square(), torch.tensor([0.00512], dtype=torch.float64), free, torch.ones(5).double()).sigma
+    sigma = water_filling(weights.square(), torch.tensor([0.00512], dtype=torch.float64), free, torch.ones(5).double()).sigma
     torch.testing.assert_close(sigma, torch.tensor([[0.0032, 0.0016, 0.0064, 0.0016, 0.0032]]).double(), rtol=1e-6, atol=0)
     printed = torch.tensor([[0.00316, 0.00181, 0.00633, 0.00175, 0.00308]]).double()  # 5,000 published optimization steps
     assert ((printed - sigma).abs() / sigma).max() < 0.15
@@ -121,7 +121,7 @@ def test_what_caps_cannot_spend_is_said():
 
 
 def test_each_image_has_its_own_level():
-    result = allocation(torch.tensor([[1.0, 1.0], [4.0, 4.0]]), torch.tensor([0.5, 0.5]), torch.full((2,), torch.inf), torch.ones(2))
+    result = water_filling(torch.tensor([[1.0, 1.0], [4.0, 4.0]]), torch.tensor([0.5, 0.5]), torch.full((2,), torch.inf), torch.ones(2))
     torch.testing.assert_close(result.sigma, torch.tensor([[0.5, 0.5], [0.25, 0.25]]))
 
 
@@ -168,7 +168,7 @@ def test_unspent_entropy_is_jensens_gap_also_of_runaway_cells():
     share[5] = 20.0
     s = share / share.mean()
     expected = 0.5 * (s - 1 - s.log()).mean()
-    found = unspent(share.expand(3, 1, 64), torch.ones(1, 64, dtype=torch.bool))
+    found = entropy_gap(share.expand(3, 1, 64), torch.ones(1, 64, dtype=torch.bool))
     torch.testing.assert_close(found[0], expected)
 
 
@@ -176,7 +176,7 @@ def test_unspent_entropy_has_no_noise_in_it():
     """Equal shares seen through noise larger than themselves: nothing to gain, on average over images."""
     source = torch.Generator().manual_seed(0)
     share = 1 + 1.5 * torch.randn(40, 50, 256, generator=source, dtype=torch.float64)
-    found = unspent(share, torch.ones(50, 256, dtype=torch.bool))
+    found = entropy_gap(share, torch.ones(50, 256, dtype=torch.bool))
     assert abs(float(found.mean())) < 3 * float(found.std()) / 50**0.5 + 0.002
     assert float(found.std()) < 0.01
 
@@ -185,4 +185,4 @@ def test_unspent_entropy_is_of_free_cells_alone():
     share = torch.ones(2, 1, 8)
     share[..., 4:] = 100.0
     free = torch.arange(8)[None] < 4
-    assert float(unspent(share, free)) == 0.0
+    assert float(entropy_gap(share, free)) == 0.0

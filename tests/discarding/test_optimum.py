@@ -8,11 +8,9 @@ import torch
 from torch import nn
 
 import pencil_discarding as pencil
-from channelscope.discarding.cells import Cells
-from channelscope.discarding.constraint import Constraint
-from channelscope.discarding.jacobian import Dice, Scene
-from channelscope.discarding.noise import GAUSSIAN_ENTROPY, mean_entropy
-from channelscope.discarding.optimum import optimum
+from channelscope.discarding.jacobian import PerImageRandom, SensitivityEstimator
+from channelscope.discarding.noise import GAUSSIAN_ENTROPY, Cells, mean_entropy
+from channelscope.discarding.optimum import Constraint, optimal_noise
 from channelscope.errors import InputError
 
 SHAPE = (1, 4, 4)
@@ -27,7 +25,9 @@ def solved(feature, constraint, mode="exact", cap=FREE, images=None, seed=0, var
     images = photographs() if images is None else images
     varies = torch.ones(images.shape[1:], dtype=torch.bool) if varies is None else varies
     cells = cells or Cells.of(tuple(images.shape[2:]))
-    return optimum(Scene(feature, images, cells, varies, Dice(seed, torch.arange(len(images)))), constraint, cap, mode)
+    return optimal_noise(
+        SensitivityEstimator(feature, images, cells, varies, PerImageRandom(seed, torch.arange(len(images)))), constraint, cap, mode
+    )
 
 
 def linear(size=5, seed=0, values=16):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.discarding.noise import GAUSSIAN_ENTROPY
-from channelscope.discarding.reconstruction import Ridge, trained, uncertainty
+from channelscope.discarding.reconstruction import RidgeDecoder, reconstruction_uncertainty, train_decoder
 from channelscope.errors import SampleError, ShapeError
 
 
@@ -27,7 +27,7 @@ def invertible(x):
 
 
 def test_what_a_linear_map_keeps_comes_back():
-    decode = Ridge(pairs(invertible))
+    decode = RidgeDecoder(pairs(invertible))
     fresh = images(4, seed=9)
     assert (decode(invertible(fresh)) - fresh).square().mean() < 1e-4 * fresh.var()
 
@@ -35,7 +35,7 @@ def test_what_a_linear_map_keeps_comes_back():
 def test_the_fit_is_ridge_regression():
     """Against one least-squares problem with the penalty as further rows, in units of the centered squares."""
     feature = lambda x: torch.tanh(F.avg_pool2d(x, 4))  # noqa: E731
-    decode = Ridge(pairs(feature))
+    decode = RidgeDecoder(pairs(feature))
     maps = F.unfold(feature(images()), 3, padding=1).transpose(1, 2).flatten(0, 1).double()
     rows = torch.cat([maps, torch.ones(len(maps), 1).double()], 1)
     target = F.pixel_unshuffle(images(), 4).flatten(2).transpose(1, 2).flatten(0, 1).double()
@@ -48,40 +48,42 @@ def test_the_fit_is_ridge_regression():
 
 def test_a_feature_far_from_zero_is_decoded_as_well_as_one_around_it(monkeypatch):
     """A mean of a million scatters is taken off before squares are summed, and is no part of the penalty's unit."""
-    monkeypatch.setattr("channelscope.discarding.reconstruction.WIDE", 0)  # no neighbors: their padding with zeros is no constant
+    monkeypatch.setattr(
+        "channelscope.discarding.reconstruction.NEIGHBORHOOD_UP_TO", 0
+    )  # no neighbors: their padding with zeros is no constant
     far = lambda x: invertible(x).double() + 3e5  # noqa: E731
-    near, off = Ridge(pairs(invertible)), Ridge(pairs(far))
+    near, off = RidgeDecoder(pairs(invertible)), RidgeDecoder(pairs(far))
     torch.testing.assert_close(off.weights, near.weights, rtol=1e-4, atol=1e-5)
 
 
 def test_a_feature_that_says_nothing_gives_the_mean_image_and_no_images_are_refused(monkeypatch):
-    monkeypatch.setattr("channelscope.discarding.reconstruction.WIDE", 0)
-    decode = Ridge(pairs(lambda x: torch.ones(len(x), 2, 4, 4)))
+    monkeypatch.setattr("channelscope.discarding.reconstruction.NEIGHBORHOOD_UP_TO", 0)
+    decode = RidgeDecoder(pairs(lambda x: torch.ones(len(x), 2, 4, 4)))
     mean = F.pixel_unshuffle(images(), 2).mean((0, 2, 3))
     torch.testing.assert_close(decode(torch.ones(1, 2, 4, 4)), F.pixel_shuffle(mean.view(1, 12, 1, 1).expand(1, 12, 4, 4), 2))
     with pytest.raises(SampleError, match="received none"):
-        Ridge([])
+        RidgeDecoder([])
 
 
 def test_batches_change_nothing():
-    one, many = Ridge(pairs(invertible, 1)), Ridge(pairs(invertible, 4))
+    one, many = RidgeDecoder(pairs(invertible, 1)), RidgeDecoder(pairs(invertible, 4))
     torch.testing.assert_close(one.weights, many.weights, rtol=1e-4, atol=1e-4)
 
 
 def test_training_starts_at_the_linear_decoder_and_gets_better_where_the_feature_bends():
     feature = lambda x: F.pixel_unshuffle(x - 0.5, 2) ** 3 * 8  # noqa: E731
-    linear = Ridge(pairs(feature))
-    better = trained(linear, lambda: pairs(feature, 6))
+    linear = RidgeDecoder(pairs(feature))
+    better = train_decoder(linear, lambda: pairs(feature, 6))
     maps, truth = feature(images()), images()
     assert (better(maps) - truth).square().mean() < 0.9 * (linear(maps) - truth).square().mean()
-    again = trained(linear, lambda: pairs(feature, 6))
+    again = train_decoder(linear, lambda: pairs(feature, 6))
     torch.testing.assert_close(again(maps), better(maps))
 
 
 def test_error_is_variance_and_squared_bias():
     """The identity decoded by itself plus 0.1: the variance is the noise's, the bias 0.1."""
     noise = [0.2 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(400)]
-    found = uncertainty(lambda f: f + 0.1, lambda x: x, images(2), noise)
+    found = reconstruction_uncertainty(lambda f: f + 0.1, lambda x: x, images(2), noise)
     assert float(found.variance.mean()) == pytest.approx(0.04, rel=0.02)
     assert float(found.bias.mean()) == pytest.approx(0.01, rel=0.05)
     assert float(found.ru.mean()) == pytest.approx(0.5 * math.log(0.05) + GAUSSIAN_ENTROPY, abs=0.02)
@@ -90,7 +92,7 @@ def test_error_is_variance_and_squared_bias():
 def test_few_draws_split_the_error_without_bias():
     """Eight draws of the identity: the mean over many images is the noise's variance, and no bias."""
     noise = [torch.randn(4000, 1, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
-    found = uncertainty(lambda f: f, lambda x: x, torch.zeros(4000, 1, 2, 2), noise)
+    found = reconstruction_uncertainty(lambda f: f, lambda x: x, torch.zeros(4000, 1, 2, 2), noise)
     assert float(found.variance.mean()) == pytest.approx(1, abs=0.02)
     assert float(found.bias.mean()) == pytest.approx(0, abs=0.01)
     squares = torch.stack(noise).square().mean(0)
@@ -98,7 +100,7 @@ def test_few_draws_split_the_error_without_bias():
 
 
 def test_without_noise_there_is_no_variance():
-    found = uncertainty(lambda f: 0 * f, lambda x: x, images(2), [torch.zeros(1)])
+    found = reconstruction_uncertainty(lambda f: 0 * f, lambda x: x, images(2), [torch.zeros(1)])
     assert found.variance.eq(0).all()
     torch.testing.assert_close(found.bias, images(2).square())
 
@@ -109,4 +111,4 @@ def test_without_noise_there_is_no_variance():
 ])  # fmt: skip
 def test_features_that_are_no_maps_of_the_image(feature, said):
     with pytest.raises(ShapeError, match=said):
-        Ridge(pairs(feature))
+        RidgeDecoder(pairs(feature))

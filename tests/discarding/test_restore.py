@@ -2,21 +2,20 @@
 
 import pytest
 
-from channelscope.discarding.discard import Backdrop, discard
-from channelscope.discarding.restore import restored
-from channelscope.discarding.rule import Rule
+from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, discard
+from channelscope.discarding.reconstruction import reconstruction_table
 from channelscope.errors import ShapeError
 from discarding import small
 
 
 def found(layers, train=False, side=56, seed=0, mode="fast"):
-    view, rule = small.view(), Rule(mode, side=side)
+    view, rule = small.view(), CIDOptions(mode, side=side)
     chosen = view.layers(layers)
     calibration, batches = small.batches(120, 40, 7), small.batches(6, 3)
-    backdrop = Backdrop.over(view, calibration, chosen, lambda: None)
+    backdrop = CalibrationStatistics.over(view, calibration, chosen, lambda: None)
     parts = list(discard(view, batches, backdrop, chosen, rule))
     steps = []
-    frame = restored(view, calibration, batches, parts, rule, train, lambda: steps.append(1), seed)
+    frame = reconstruction_table(view, calibration, batches, parts, rule, train, lambda: steps.append(1), seed)
     assert len(steps) == len(chosen)
     return frame
 
@@ -38,7 +37,7 @@ def test_a_trained_decoder_stands_beside_the_linear_one_and_cells_may_be_coarse(
 
 def test_the_table_names_its_rule_and_the_noise_belongs_to_the_seed_of_the_run():
     frames = [found(["stem"], seed=seed) for seed in (0, 0, 1)]
-    assert frames[0].attrs["provenance"]["convention"] == Rule().convention()
+    assert frames[0].attrs["provenance"]["convention"] == CIDOptions().convention()
     assert frames[0].ru[0] == frames[1].ru[0] != frames[2].ru[0]
     assert frames[0].ru[0] == pytest.approx(frames[2].ru[0], abs=0.1)
 

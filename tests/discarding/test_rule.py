@@ -5,52 +5,52 @@ import math
 import pytest
 import torch
 
-from channelscope.discarding.cells import Cells
-from channelscope.discarding.rule import Rule
-from channelscope.discarding.variance import Variance
+from channelscope.discarding.cid import CIDOptions
+from channelscope.discarding.noise import Cells
 from channelscope.errors import InputError
+from channelscope.stats.variance import Variance
 from discarding import small
 
 
 def test_kappa_follows_the_normalizer():
-    assert Rule().fraction == 0.1
-    assert Rule(normalizer="local").fraction == 1.5
-    assert Rule(kappa=0.3).fraction == 0.3
+    assert CIDOptions().fraction == 0.1
+    assert CIDOptions(normalizer="local").fraction == 1.5
+    assert CIDOptions(kappa=0.3).fraction == 0.3
 
 
 @pytest.mark.parametrize("bad", [{"kappa": 0.0}, {"kappa": math.nan}, {"noise": 0.0}, {"side": 0}])
 def test_nonsense_is_refused(bad):
     with pytest.raises(InputError, match="expected"):
-        Rule(**bad)
+        CIDOptions(**bad)
 
 
 def test_a_constraint_takes_the_features_total_variance():
     feature = Variance.of(torch.rand(5, 4, 2))
-    constraint = Rule().constraint(feature)
+    constraint = CIDOptions().constraint(feature)
     assert constraint.variance == feature.total
     assert constraint.kappa == 0.1
 
 
 def test_a_feature_that_never_varies_has_no_cid():
     with pytest.raises(InputError, match="the same for all 5 images"):
-        Rule().constraint(Variance.of(torch.ones(5, 4)))
+        CIDOptions().constraint(Variance.of(torch.ones(5, 4)))
 
 
 def test_caps_are_root_mean_variances_of_what_varies():
     pixels = small.pixels(20)
     pixels[:, 0, :4] = 0.5
     found = Variance.of(pixels)
-    cap, varies = Rule().caps(found, Cells.of((8, 8), 2))
+    cap, varies = CIDOptions().caps(found, Cells.of((8, 8), 2))
     assert not varies[0, :4].any()
     assert varies[0, 4:].all()
     top = pixels.double().var(0, correction=0)[1:, :4, :4].mean()
     assert math.isclose(float(cap[0]), float(top.sqrt()), rel_tol=1e-6)
-    assert Rule(cap=False).caps(found, Cells.of((8, 8), 2))[0].isinf().all()
+    assert CIDOptions(cap=False).caps(found, Cells.of((8, 8), 2))[0].isinf().all()
 
 
 def test_the_convention_is_what_must_agree():
-    assert Rule(mode="exact").convention() == Rule().convention()
-    assert Rule(noise=0.5).convention() == Rule().convention()
-    for other in (Rule(normalizer="local"), Rule(kappa=0.2), Rule(cap=False), Rule(side=4)):
-        assert other.convention() != Rule().convention()
-    assert Rule(normalizer="local", noise=0.02).convention() != Rule(normalizer="local").convention()
+    assert CIDOptions(mode="exact").convention() == CIDOptions().convention()
+    assert CIDOptions(noise=0.5).convention() == CIDOptions().convention()
+    for other in (CIDOptions(normalizer="local"), CIDOptions(kappa=0.2), CIDOptions(cap=False), CIDOptions(side=4)):
+        assert other.convention() != CIDOptions().convention()
+    assert CIDOptions(normalizer="local", noise=0.02).convention() != CIDOptions(normalizer="local").convention()

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channelscope.discarding.variance import Variance
 from channelscope.errors import ShapeError
+from channelscope.stats.variance import Variance
 
 
 @settings(max_examples=30, deadline=None)

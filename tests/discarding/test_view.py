@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope.discarding.view import SPACED, View
+from channelscope.discarding.pixel_network import N_SPACED_LAYERS, PixelNetwork
 from channelscope.errors import InputError, SiteError
-from channelscope.zoo import network as zoo_network
+from channelscope.zoo.models import build as zoo_network
 from discarding import small
 
 
@@ -44,14 +44,14 @@ def test_layers_come_in_order_of_depth():
 def test_spaced_layers_are_passed_by_everything():
     """Inside the residual block the shortcut goes past, so no layer is chosen there."""
     found = small.view().layers()
-    assert len(found) == SPACED
+    assert len(found) == N_SPACED_LAYERS
     assert not {layer.name for layer in found} & {"block", "block.0", "block.1"}
     assert [layer.depth for layer in found] == sorted(layer.depth for layer in found)
 
 
 def test_spaced_layers_of_a_residual_network():
     model = zoo_network("resnet20", 10, 3, 32, 0)
-    assert len(View(model, (3, 32, 32), (0.0,) * 3, (1.0,) * 3).layers()) == SPACED
+    assert len(PixelNetwork(model, (3, 32, 32), (0.0,) * 3, (1.0,) * 3).layers()) == N_SPACED_LAYERS
 
 
 def test_a_number_taken_early_and_used_late_does_not_count_as_passing_by():
@@ -64,7 +64,7 @@ def test_a_number_taken_early_and_used_late_does_not_count_as_passing_by():
             count = x.shape[0]
             return torch.relu(self.b(torch.relu(self.a(x)))).view(count, -1)
 
-    view = View(Counted(), (3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+    view = PixelNetwork(Counted(), (3, 8, 8), (0.5,) * 3, (0.5,) * 3)
     assert [layer.name for layer in view.layers()] == ["a", "relu", "b", "relu_1"]
 
 
@@ -81,6 +81,6 @@ def test_the_same_place_twice_is_refused():
 
 
 def test_a_network_without_maps_needs_names():
-    view = View(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), small.SHAPE, (0.0,) * 3, (1.0,) * 3)
+    view = PixelNetwork(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), small.SHAPE, (0.0,) * 3, (1.0,) * 3)
     with pytest.raises(SiteError, match="name the layers"):
         view.layers()

@@ -4,20 +4,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from channelscope import collect, scores, zoo
-from channelscope.experiments.axes import axes
+from channelscope import data, scores, zoo
+from channelscope.experiments.axes import axis_alignment
+from channelscope.profiling.collect import collect
 from channelscope.stats.profile import Profile
 
 
 @pytest.fixture(scope="module")
 def profile() -> Profile:
-    model, images = zoo.load("resnet20", zoo.ImageSource("digits", images=250))
+    model, images = zoo.load("resnet20", data.ImageSource("digits", images=250))
     return collect(model, images.calibration)
 
 
 @pytest.fixture(scope="module")
 def found(profile):
-    return axes(profile)
+    return axis_alignment(profile)
 
 
 def test_every_pair_at_every_site(profile, found):
@@ -58,19 +59,19 @@ def test_pooled_ranks_all_channels_together(profile, found):
 
 
 def test_without_shards_there_is_no_interval_over_images():
-    model, images = zoo.load("resnet20", zoo.ImageSource("digits", images=120))
-    frame = axes(collect(model, images.calibration, shards=0), ("capture",), ("relevance",))["alignment"]
+    model, images = zoo.load("resnet20", data.ImageSource("digits", images=120))
+    frame = axis_alignment(collect(model, images.calibration, shards=0), ("capture",), ("relevance",))["alignment"]
     assert frame["low"].isna().all()
     assert frame["rho"].notna().all()
 
 
 def test_a_score_against_itself_is_one(profile):
-    frame = axes(profile, ("capture",), ("capture",))["alignment"]
+    frame = axis_alignment(profile, ("capture",), ("capture",))["alignment"]
     assert frame["rho"].to_numpy() == pytest.approx(1)
 
 
 def test_refused_layers_are_nan_and_left_out_of_the_mean():
-    model, images = zoo.load("resnet20", zoo.ImageSource("digits", images=40))
-    found = axes(collect(model, images.calibration, shards=4), ("support",), ("relevance",))
+    model, images = zoo.load("resnet20", data.ImageSource("digits", images=40))
+    found = axis_alignment(collect(model, images.calibration, shards=4), ("support",), ("relevance",))
     assert found["alignment"]["rho"].isna().sum() == 7  # the stage of 64 channels
     assert found["alignment_mean"]["n"].item() == 14

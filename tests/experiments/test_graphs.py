@@ -6,18 +6,18 @@ import pytest
 import torch
 
 import pencil
-from channelscope import zoo
-from channelscope.collect import collect
+from channelscope import data, zoo
 from channelscope.errors import InputError
-from channelscope.experiments.graphs import GAP, divided, gap, graphs, matrices
+from channelscope.experiments.communities import GAP, communities_of, find_communities, modularity_gap, pair_matrices
 from channelscope.formulas.information import CEILING
-from channelscope.scores import Convention, Layer
-from channelscope.zoo.resnet import SmallResNet
-from channelscope.zoo.toys import flat
+from channelscope.profiling.collect import collect
+from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.zoo.architectures import SmallResNet
+from channelscope.zoo.toys import linear
 
 
 def profiled(mixing, weights, shards=0):
-    toy = flat._linear(mixing, weights, 256, 0)
+    toy = linear._linear(mixing, weights, 256, 0)
     return collect(toy.model, toy.batches, shards=shards)
 
 
@@ -39,12 +39,12 @@ def network():
     with torch.random.fork_rng():
         torch.manual_seed(5)
         model = SmallResNet(8, classes=10, channels=1, width=8).eval()
-    return collect(model, zoo.read_images("digits").calibration.take(150), shards=3)
+    return collect(model, data.read_images("digits").calibration.take(150), shards=3)
 
 
 @pytest.fixture(scope="module")
 def tables(network):
-    return graphs(network)
+    return find_communities(network)
 
 
 def row(frame, **where):
@@ -56,7 +56,7 @@ def row(frame, **where):
 
 class TestPlanted:
     def test_families_that_share_are_the_communities_of_the_r_graph(self):
-        tables = graphs(profiled(families([4, 3, 3]), [1.0] * 10), share=1.0)
+        tables = find_communities(profiled(families([4, 3, 3]), [1.0] * 10), share=1.0)
         found = members(tables, "R")
         # every family is whole; edges between families are none, for their channels are uncorrelated
         assert found == [(0, 1, 2, 3), (4, 5, 6), (7, 8, 9)]
@@ -66,30 +66,30 @@ class TestPlanted:
         """Each pair is T + N and N: alone N says nothing, together they say T; across pairs there is less to complete."""
         block = np.array([[1.0, 2.0], [0.0, 2.0]])
         mixing = np.kron(np.eye(3), block)
-        tables = graphs(profiled(mixing, [1.0, -1.0] * 3), share=0.2)
+        tables = find_communities(profiled(mixing, [1.0, -1.0] * 3), share=0.2)
         assert members(tables, "S") == [(0, 1), (2, 3), (4, 5)]
 
     def test_independent_channels_share_nothing(self):
         profile = profiled(np.eye(6), [1.0, 0.5, 0.0, 0.0, 0.0, 0.0])
-        layer = Layer(profile, profile.sites[0], profile.record("conv"), Convention())
-        off = matrices(layer)["R"][~torch.eye(6, dtype=bool)]
+        layer = LayerStatistics(profile, profile.sites[0], profile.record("conv"), ScoreOptions())
+        off = pair_matrices(layer)["R"][~torch.eye(6, dtype=bool)]
         assert off.abs().max() < 1e-6
 
     def test_an_exact_copy_is_an_edge_at_the_ceiling(self):
         toy = zoo.toys.exact_copy()
-        edges = graphs(collect(toy.model, toy.batches, shards=0), share=0.01)["graph_edges"]
+        edges = find_communities(collect(toy.model, toy.batches, shards=0), share=0.01)["graph_edges"]
         strongest = row(edges, graph="R")
         assert (strongest.channel, strongest.peer, strongest.weight) == (0, 3, pytest.approx(CEILING))
 
     def test_a_dead_channel_has_no_edge(self):
         toy = zoo.toys.dead_channel()
-        tables = graphs(collect(toy.model, toy.batches, shards=0), share=1.0)
+        tables = find_communities(collect(toy.model, toy.batches, shards=0), share=1.0)
         (dead,) = toy.truth["dead"]
         for frame in (tables["graph_nodes"].channel, tables["graph_edges"].channel, tables["graph_edges"].peer):
             assert dead not in set(frame)
 
     def test_no_edge_is_no_modularity(self):
-        tables = graphs(profiled([[1.0, 0.0], [0.0, 1.0]], [1.0, 0.0]), share=1.0)
+        tables = find_communities(profiled([[1.0, 0.0], [0.0, 1.0]], [1.0, 0.0]), share=1.0)
         empty = row(tables["graphs"], graph="S")
         assert (empty.edges, empty.communities) == (0, 0)
         assert np.isnan(empty.modularity)
@@ -107,8 +107,8 @@ class TestTables:
 
     def test_the_edges_are_the_strongest_tenth(self, network, tables):
         site = network.sites[2]
-        layer = Layer(network, site, network.record(site), Convention())
-        for name, pairs in matrices(layer).items():
+        layer = LayerStatistics(network, site, network.record(site), ScoreOptions())
+        for name, pairs in pair_matrices(layer).items():
             own = tables["graph_edges"]
             own = own[(own.site == site.name) & (own.graph == name)]
             expected = pencil.strongest_edges(pairs.numpy(), 0.1, CEILING)
@@ -123,7 +123,7 @@ class TestTables:
         assert len(frame) > 0
         assert (frame.modularity_low <= frame.modularity).all()
         assert (frame.modularity <= frame.modularity_high).all()
-        plain = graphs(network, shards=False)["graphs"]
+        plain = find_communities(network, shards=False)["graphs"]
         assert plain.modularity_low.isna().all()
         np.testing.assert_allclose(plain.modularity, tables["graphs"].modularity)
 
@@ -137,20 +137,20 @@ class TestTables:
             assert found.rho == pytest.approx(pencil.spearman(own.modularity.to_numpy(), own.depth.to_numpy()))
 
     def test_the_same_drawing_every_time(self, network, tables):
-        again = graphs(network)
+        again = find_communities(network)
         for name, frame in tables.items():
             pd.testing.assert_frame_equal(frame, again[name])
 
     def test_unweighted_counts_edges(self, network):
         triangle = torch.tensor([[0, 3.0, 0.1], [3.0, 0, 0.1], [0.1, 0.1, 0]])
-        found = divided({"R": triangle}, 1.0, weighted=False)["R"]
+        found = communities_of({"R": triangle}, 1.0, weighted=False)["R"]
         members = [set(each) for each in found.members]
         assert found.modularity == pytest.approx(pencil.modularity({(0, 1): 1, (0, 2): 1, (1, 2): 1}, members))
-        assert graphs(network, weighted=False, shards=False)["graphs"].modularity.notna().any()
+        assert find_communities(network, weighted=False, shards=False)["graphs"].modularity.notna().any()
 
     def test_gap_of_two_graphs(self):
         pairs = torch.tensor([[0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1.0], [0, 0, 1.0, 0]])
-        assert gap(divided({"R": pairs, "S": torch.ones(4, 4)}, 1.0)) == pytest.approx(0.5 - 0.0)
+        assert modularity_gap(communities_of({"R": pairs, "S": torch.ones(4, 4)}, 1.0)) == pytest.approx(0.5 - 0.0)
 
     def test_units_and_names(self, tables):
         assert {name: frame.attrs["name"] for name, frame in tables.items()} == {name: name for name in tables}
@@ -159,4 +159,4 @@ class TestTables:
 
 def test_nonsense_is_refused(network):
     with pytest.raises(InputError, match="share is within"):
-        graphs(network, share=0.0)
+        find_communities(network, share=0.0)

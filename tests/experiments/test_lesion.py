@@ -9,30 +9,29 @@ import pytest
 import torch
 
 import pencil_experiments as pencil
-from channelscope import zoo
-from channelscope.collect import collect
+from channelscope import data, zoo
 from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError, SampleError, SiteError
-from channelscope.experiments.hulls import Rule
-from channelscope.experiments.lesion import Plan, lesion
-from channelscope.experiments.lesion.damage import QUANTITIES, Damage, harm
-from channelscope.experiments.lesion.plan import spread
-from channelscope.experiments.lesion.stand_in import StandIn
-from channelscope.net.groups import groups
-from channelscope.net.identity import weights_hash
-from channelscope.net.subset import Subset
-from channelscope.net.surgery import shrink
+from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage, image_damage
+from channelscope.experiments.ablation.plan import AblationPlan, Replacement, split_evenly
+from channelscope.experiments.ablation.run import ablate
+from channelscope.experiments.hulls import HullOptions
+from channelscope.network.module_state import weights_hash
+from channelscope.network.removal.groups import groups
+from channelscope.profiling.collect import collect
+from channelscope.pruning.shrink import shrink
 from channelscope.stats.moments import Moments
-from channelscope.zoo.resnet import SmallResNet
+from channelscope.subset import Subset
+from channelscope.zoo.architectures import SmallResNet
 
-room = sys.modules["channelscope.experiments.lesion.lesion"]
+room = sys.modules["channelscope.experiments.ablation.run"]
 
-EVERY = Plan(all=True, groups=4, draws=20)
-QUIET = Plan(all=True, groups=4, draws=20, silence="mean")
-SHARP = Rule(ridge=0.0)
+EVERY = AblationPlan(all=True, groups=4, draws=20)
+QUIET = AblationPlan(all=True, groups=4, draws=20, silence="mean")
+SHARP = HullOptions(ridge=0.0)
 
 
 def of(toy, plan=EVERY, rule=SHARP, **options):
-    return lesion(toy.model, collect(toy.model, toy.batches), toy.batches, plan, rule, progress=False, **options)
+    return ablate(toy.model, collect(toy.model, toy.batches), toy.batches, plan, rule, progress=False, **options)
 
 
 def row(frame, **where):
@@ -50,7 +49,7 @@ def small(seed):
 
 @pytest.fixture(scope="module")
 def network():
-    images, model = zoo.read_images("digits"), small(1)
+    images, model = data.read_images("digits"), small(1)
     with torch.no_grad():  # statistics of a trained network: shifts that survive the convolution
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -58,12 +57,14 @@ def network():
     return model, collect(model, images.calibration.take(200)), list(images.test.take(60).batched(30))
 
 
-PLAN = Plan(channels=40, controls=20, groups=3, draws=20, sites=("conv1", "layer1.0.conv2", "layer2.0.shortcut.0", "layer3.0.conv1"))
+PLAN = AblationPlan(
+    channels=40, controls=20, groups=3, draws=20, sites=("conv1", "layer1.0.conv2", "layer2.0.shortcut.0", "layer3.0.conv1")
+)
 
 
 @pytest.fixture(scope="module")
 def measured(network):
-    return lesion(*network, PLAN, progress=False)
+    return ablate(*network, PLAN, progress=False)
 
 
 class TestPlanted:
@@ -83,7 +84,7 @@ class TestPlanted:
         channels = of(toy, QUIET, target="label")["channels"].set_index("channel")
         label = toy.truth["label"]
         assert channels.relevance.idxmax() == label
-        for quantity in QUANTITIES:
+        for quantity in DAMAGE_QUANTITIES:
             assert channels[quantity].idxmax() == label
         assert channels.loc[label, "repaid_hull_loss"] == pytest.approx(0, abs=1e-6)
         assert channels.loc[label, "accuracy"] == pytest.approx(toy.truth["accuracy"] - 0.5, abs=0.05)
@@ -114,12 +115,12 @@ class TestPlanted:
         tables = of(toy)
         (dead,) = toy.truth["dead"]
         own = row(tables["channels"], channel=dead)
-        assert own[list(QUANTITIES)].tolist() == [0, 0, 0, 0]
+        assert own[list(DAMAGE_QUANTITIES)].tolist() == [0, 0, 0, 0]
         assert np.isnan(own.repaid_hull_loss)
         assert any("1 of 4 channels are silent" in line for line in tables["said"].said)
 
     def test_a_residual_lesion_says_who_sees_it(self):
-        readers = of(zoo.toys.residual_pair(), rule=Rule())["readers"].set_index("site")
+        readers = of(zoo.toys.residual_pair(), rule=HullOptions())["readers"].set_index("site")
         assert readers.loc["stem", "readers"].split() == ["inner", "fc"]
         assert "residual sum" in readers.loc["outer", "note"]
         assert readers.loc["inner", "note"] == ""
@@ -137,9 +138,9 @@ class TestEngine:
                 after = pencil.silenced(model, module, channel, images).numpy()
                 expected = pencil.harm(before.astype(float), after.astype(float), labels.tolist())
                 found = row(own, channel=channel)
-                np.testing.assert_allclose([found[name] for name in QUANTITIES], expected.mean(1), atol=2e-5)
+                np.testing.assert_allclose([found[name] for name in DAMAGE_QUANTITIES], expected.mean(1), atol=2e-5)
                 errors = expected.std(1, ddof=1) / len(labels) ** 0.5
-                np.testing.assert_allclose([found[f"{name}_se"] for name in QUANTITIES], errors, rtol=1e-3, atol=1e-6)
+                np.testing.assert_allclose([found[f"{name}_se"] for name in DAMAGE_QUANTITIES], errors, rtol=1e-3, atol=1e-6)
 
     def test_silence_does_what_removal_does(self, network, measured):
         """The normalization behind the channel goes with it: the smaller network loses exactly what the lesion says."""
@@ -153,24 +154,24 @@ class TestEngine:
             rest = torch.arange(len(kept["layer3.0.conv1"])) != channel
             kept = Subset({**kept.marks, "layer3.0.conv1": rest}, kept.sites, kept.input_shape)
             with torch.no_grad():
-                expected = harm(model(images), shrink(model, kept, found)(images), labels).mean(1)
-            np.testing.assert_allclose(row(own, channel=channel)[list(QUANTITIES)].to_numpy(float), expected, atol=2e-5)
+                expected = image_damage(model(images), shrink(model, kept, found)(images), labels).mean(1)
+            np.testing.assert_allclose(row(own, channel=channel)[list(DAMAGE_QUANTITIES)].to_numpy(float), expected, atol=2e-5)
 
     def test_the_model_is_left_as_it_was(self, network):
         model, profile, batches = network
         before = {name: value.clone() for name, value in model.state_dict().items()}
         model.train()
-        lesion(model, profile, batches[:1], Plan(channels=2, groups=2, draws=20), progress=False)
+        ablate(model, profile, batches[:1], AblationPlan(channels=2, groups=2, draws=20), progress=False)
         assert model.training
         model.eval()
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert "forward" not in vars(model)
 
     def test_the_same_seed_gives_the_same_tables_and_another_one_others(self, network, measured):
-        again = lesion(*network, PLAN, progress=False)
+        again = ablate(*network, PLAN, progress=False)
         for name, frame in measured.items():
             pd.testing.assert_frame_equal(frame, again[name])
-        other = lesion(*network, Plan(channels=40, groups=3, draws=20, sites=PLAN.sites, seed=1), progress=False)
+        other = ablate(*network, AblationPlan(channels=40, groups=3, draws=20, sites=PLAN.sites, seed=1), progress=False)
         assert set(zip(other["channels"].site, other["channels"].channel, strict=True)) != set(
             zip(measured["channels"].site, measured["channels"].channel, strict=True)
         )
@@ -178,7 +179,7 @@ class TestEngine:
     def test_batch_size_does_not_matter(self, network, measured):
         model, profile, batches = network
         whole = [tuple(torch.cat([batch[part] for batch in batches]) for part in range(3))]
-        again = lesion(model, profile, whole, PLAN, progress=False)
+        again = ablate(model, profile, whole, PLAN, progress=False)
         pd.testing.assert_frame_equal(measured["lesions"], again["lesions"], rtol=1e-3, atol=1e-6)
 
     def test_every_layer_gets_its_share_and_controls_are_among_the_lesioned(self, measured):
@@ -202,7 +203,7 @@ class TestEngine:
             toy.model.fc.weight.fill_(3e38)
         object.__setattr__(profile, "weights_hash", weights_hash(toy.model))
         with pytest.raises(NumericError, match="at conv: the output is not finite"):
-            lesion(toy.model, profile, toy.batches, EVERY, SHARP, progress=False)
+            ablate(toy.model, profile, toy.batches, EVERY, SHARP, progress=False)
         toy.model.load_state_dict(stop_at)
 
 
@@ -212,32 +213,32 @@ class TestStandIn:
             5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
         )
         samples += torch.arange(5)
-        stand_in = StandIn.predicting("hull", Moments.of(samples), 2, [4, 0], 0.0)
+        stand_in = Replacement.predicting("hull", Moments.of(samples), 2, [4, 0], 0.0)
         found = stand_in.maps(samples, 0)
         np.testing.assert_allclose(found.numpy(), pencil.prediction(samples.numpy(), 2, [4, 0]), rtol=1e-6)
 
     def test_the_ridge_does_not_depend_on_a_peers_scale(self):
         samples = torch.randn(200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).cumsum(1)
         scale = torch.tensor([1.0, 1.0, 1000.0], dtype=torch.float64)
-        one, other = (StandIn.predicting("hull", Moments.of(each), 0, [1, 2], 0.1).maps(each, 0) for each in (samples, samples * scale))
+        one, other = (Replacement.predicting("hull", Moments.of(each), 0, [1, 2], 0.1).maps(each, 0) for each in (samples, samples * scale))
         torch.testing.assert_close(one, other)
 
     def test_peers_silent_at_the_cut_point_are_left_out(self):
         samples = torch.randn(50, 3, dtype=torch.float64)
         samples[:, 1] = 4
-        stand_in = StandIn.predicting("hull", Moments.of(samples), 0, [1, 2], 0.0)
+        stand_in = Replacement.predicting("hull", Moments.of(samples), 0, [1, 2], 0.0)
         assert stand_in.members == (2,)
 
     def test_no_members_are_the_mean(self):
         samples = torch.randn(50, 2, dtype=torch.float64)
-        stand_in = StandIn.predicting("hull", Moments.of(samples), 0, [], 0.0)
+        stand_in = Replacement.predicting("hull", Moments.of(samples), 0, [], 0.0)
         torch.testing.assert_close(stand_in.maps(samples, 0), samples[:, 0].mean().expand(50))
 
     @pytest.mark.parametrize("axis", [0, 2])
     def test_only_the_channel_changes_whichever_axis_it_is_on(self, axis):
         maps = torch.randn(3, 4, 4, 4)
         before = maps.clone()
-        changed = StandIn("hull", 1, (0, 3), torch.tensor([2.0, -1.0], dtype=torch.float64), 0.5).standing_in(maps, axis)
+        changed = Replacement("hull", 1, (0, 3), torch.tensor([2.0, -1.0], dtype=torch.float64), 0.5).standing_in(maps, axis)
         expected = 2 * maps.select(axis + 1, 0) - maps.select(axis + 1, 3) + 0.5
         torch.testing.assert_close(changed.select(axis + 1, 1), expected)
         for other in (0, 2, 3):
@@ -246,8 +247,8 @@ class TestStandIn:
 
     def test_nothing_to_change_is_none(self):
         maps = torch.zeros(2, 3, 2, 2)
-        assert StandIn("silence", 1).standing_in(maps, 0) is None
-        assert StandIn("mean", 1, intercept=1.0).standing_in(maps, 0) is not None
+        assert Replacement("silence", 1).standing_in(maps, 0) is None
+        assert Replacement("mean", 1, intercept=1.0).standing_in(maps, 0) is not None
 
 
 class TestDamage:
@@ -256,7 +257,7 @@ class TestDamage:
         before, after = torch.randn(2, 20, 4, generator=source) * 3
         labels = torch.randint(4, (20,), generator=source)
         expected = pencil.harm(before.double().numpy(), after.double().numpy(), labels.tolist())
-        np.testing.assert_allclose(harm(before, after, labels).numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(image_damage(before, after, labels).numpy(), expected, atol=1e-6)
 
     def test_it_adds_whatever_the_partition(self):
         harms = torch.randn(3, 4, 12, dtype=torch.float64)
@@ -277,7 +278,7 @@ class TestResuming:
     def test_an_interrupted_run_gives_the_table_of_an_uninterrupted_one(self, network, measured, tmp_path, monkeypatch, after):
         unfinished = tmp_path / "lesions.sqlite"
         written = []
-        write = room.Ledger.write
+        write = room.AblationStore.write
 
         def failing(self, *args):
             if len(written) == after:
@@ -285,14 +286,14 @@ class TestResuming:
             written.append(args[2])
             write(self, *args)
 
-        monkeypatch.setattr(room.Ledger, "write", failing)
+        monkeypatch.setattr(room.AblationStore, "write", failing)
         with pytest.raises(KeyboardInterrupt):
-            lesion(*network, PLAN, unfinished=unfinished, progress=False)
-        monkeypatch.setattr(room.Ledger, "write", write)
+            ablate(*network, PLAN, unfinished=unfinished, progress=False)
+        monkeypatch.setattr(room.AblationStore, "write", write)
         assert unfinished.exists()
         runs = []
-        monkeypatch.setattr(room, "_harm", lambda *args, harm=room._harm: runs.append(1) or harm(*args))
-        again = lesion(*network, PLAN, unfinished=unfinished, progress=False)
+        monkeypatch.setattr(room, "_measure_damage", lambda *args, harm=room._measure_damage: runs.append(1) or harm(*args))
+        again = ablate(*network, PLAN, unfinished=unfinished, progress=False)
         assert not unfinished.exists()
         assert len(runs) < 2 * len(measured["lesions"])
         for name, frame in measured.items():
@@ -305,28 +306,28 @@ class TestResuming:
         with monkeypatch.context() as patch:
             patch.setattr(room.Damage, "of", stop)
             with pytest.raises(KeyboardInterrupt):
-                lesion(*network, PLAN, unfinished=path, progress=False)
+                ablate(*network, PLAN, unfinished=path, progress=False)
 
     def test_another_plan_is_refused(self, network, tmp_path, monkeypatch):
         self.begun(network, tmp_path / "a", monkeypatch)
         with pytest.raises(MismatchError, match=r"another run of lesions: they differ in .*plan"):
-            lesion(*network, Plan(channels=3, groups=3), unfinished=tmp_path / "a", progress=False)
+            ablate(*network, AblationPlan(channels=3, groups=3), unfinished=tmp_path / "a", progress=False)
 
     def test_other_images_are_refused(self, network, tmp_path, monkeypatch):
         model, profile, batches = network
         written = []
-        write = room.Ledger.write
+        write = room.AblationStore.write
         with monkeypatch.context() as patch:
-            patch.setattr(room.Ledger, "write", lambda self, *args: (write(self, *args), written.append(1), 1 / (len(written) < 5)))
+            patch.setattr(room.AblationStore, "write", lambda self, *args: (write(self, *args), written.append(1), 1 / (len(written) < 5)))
             with pytest.raises(ZeroDivisionError):
-                lesion(*network, PLAN, unfinished=tmp_path / "a", progress=False)
+                ablate(*network, PLAN, unfinished=tmp_path / "a", progress=False)
         with pytest.raises(MismatchError, match="batch 0 holds other images"):
-            lesion(model, profile, batches[::-1], PLAN, unfinished=tmp_path / "a", progress=False)
+            ablate(model, profile, batches[::-1], PLAN, unfinished=tmp_path / "a", progress=False)
 
     def test_a_damaged_file_is_said(self, network, tmp_path):
         (tmp_path / "a").write_bytes(b"not a database, whatever its length may be" * 10)
         with pytest.raises(FormatError, match="damaged"):
-            lesion(*network, PLAN, unfinished=tmp_path / "a", progress=False)
+            ablate(*network, PLAN, unfinished=tmp_path / "a", progress=False)
 
     def test_a_unit_is_written_whole_or_not_at_all(self, network, tmp_path, monkeypatch):
         self.begun(network, tmp_path / "a", monkeypatch)
@@ -338,17 +339,17 @@ class TestBadInput:
         _, profile, batches = network
         other = small(2)
         with pytest.raises(MismatchError, match=r"profile is of .* with weights [0-9a-f]{12}"):
-            lesion(other, profile, batches, PLAN, progress=False)
+            ablate(other, profile, batches, PLAN, progress=False)
 
     def test_a_site_that_is_none_lists_near_matches(self, network):
         with pytest.raises(SiteError, match=r"no site is called 'layer1.0.conv3'; near matches: layer1.0.conv"):
-            lesion(*network, Plan(sites=("layer1.0.conv3",)), progress=False)
+            ablate(*network, AblationPlan(sites=("layer1.0.conv3",)), progress=False)
 
     def test_fewer_images_than_groups(self, network):
         model, profile, batches = network
         few = [tuple(part[:3] for part in batches[0])]
         with pytest.raises(SampleError, match=r"3 evaluation images leave some of 10 groups empty"):
-            lesion(model, profile, few, Plan(channels=2), progress=False)
+            ablate(model, profile, few, AblationPlan(channels=2), progress=False)
 
     def test_too_few_images_for_the_damage_are_said(self, measured):
         said = " ".join(measured["said"].said)
@@ -358,19 +359,19 @@ class TestBadInput:
     def test_no_images(self, network):
         model, profile, _ = network
         with pytest.raises(DataError, match="no images"):
-            lesion(model, profile, [], PLAN, progress=False)
+            ablate(model, profile, [], PLAN, progress=False)
 
     def test_no_labels(self, network):
         model, profile, batches = network
         with pytest.raises(DataError, match="labels"):
-            lesion(model, profile, [(batches[0][0], None)], PLAN, progress=False)
+            ablate(model, profile, [(batches[0][0], None)], PLAN, progress=False)
         with pytest.raises(DataError, match="none of the 30 images has one"):
-            lesion(model, profile, [(batches[0][0], torch.full((30,), -1))], PLAN, progress=False)
+            ablate(model, profile, [(batches[0][0], torch.full((30,), -1))], PLAN, progress=False)
 
     @pytest.mark.parametrize("numbers", [{"channels": 0}, {"controls": -1}, {"groups": 1}])
     def test_nonsense_numbers(self, numbers):
         with pytest.raises(InputError, match="expected"):
-            Plan(**numbers)
+            AblationPlan(**numbers)
 
 
 class TestSpread:
@@ -378,15 +379,15 @@ class TestSpread:
         ("sizes", "total"), [([4, 4, 4], 6), ([1, 9, 9], 10), ([3, 1, 2], 100), ([5, 5, 5, 5], 2), ([8], 3), ([2, 2], 0)]
     )
     def test_as_even_as_the_layers_allow(self, sizes, total):
-        counts = spread(sizes, total)
+        counts = split_evenly(sizes, total)
         assert sum(counts) == min(total, sum(sizes))
         assert all(count <= size for count, size in zip(counts, sizes, strict=True))
         assert sorted(counts) == sorted(pencil.spread(sizes, total))
 
     def test_what_is_left_over_is_spaced_in_depth(self):
-        assert spread([5] * 6, 2) == [1, 0, 0, 1, 0, 0]
+        assert split_evenly([5] * 6, 2) == [1, 0, 0, 1, 0, 0]
 
 
 def test_a_silence_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match="no silence is called maen; near matches: mean; there are: zero, mean"):
-        Plan(silence="maen")
+        AblationPlan(silence="maen")

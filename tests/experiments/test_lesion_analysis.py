@@ -6,15 +6,13 @@ import pytest
 import torch
 
 import pencil_experiments as pencil
-from channelscope.experiments.lesion.analysis import ALL, analyzed, correlations
-from channelscope.experiments.lesion.damage import QUANTITIES, Damage
-from channelscope.experiments.lesion.plan import Plan
-from channelscope.experiments.lesion.resample import Resamples, harms, summary
-from channelscope.experiments.lesion.stand_in import StandIn
+from channelscope.experiments.ablation.analysis import ALL, BootstrapDraws, analyze, correlations, damage_summary, layer_damage
+from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
+from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 
 SCORES = ("relevance", "capture", "overlap", "support", "compactness", "excess", "unique")
 GROUPS = 5
-PLAN = Plan(groups=GROUPS, draws=60)
+PLAN = AblationPlan(groups=GROUPS, draws=60)
 
 
 def cohort(layers=4, channels=24, seed=0, noise=0.02, made=None):
@@ -29,14 +27,14 @@ def cohort(layers=4, channels=24, seed=0, noise=0.02, made=None):
         for channel in range(channels):
             for name, value in (("silence", silent[channel]), ("hull", hull[channel]), ("random", 0.5), ("mean", 1.0)):
                 if name in ("silence", "hull") or channel % 2:
-                    stand_ins[site].append(StandIn(name, channel))
-                    harms.append(value + noise * source.standard_normal((len(QUANTITIES), 4 * GROUPS)))
+                    stand_ins[site].append(Replacement(name, channel))
+                    harms.append(value + noise * source.standard_normal((len(DAMAGE_QUANTITIES), 4 * GROUPS)))
         damage[site] = Damage.of(torch.tensor(np.array(harms)), torch.arange(4 * GROUPS) % GROUPS, GROUPS)
         mean = damage[site].mean.numpy()
         places = {(each.name, each.channel): place for place, each in enumerate(stand_ins[site])}
         for channel in range(channels):
             row = {"site": site, "depth": layer, "channel": channel} | {name: scores[name][channel] for name in SCORES}
-            for place, quantity in enumerate(QUANTITIES):
+            for place, quantity in enumerate(DAMAGE_QUANTITIES):
                 row[quantity] = mean[places["silence", channel], place]
                 row[f"repaid_hull_{quantity}"] = 1 - mean[places["hull", channel], place] / row[quantity]
             rows.append(row)
@@ -49,7 +47,7 @@ def study():
     frame.loc[[2, 7], "overlap"] = np.nan
     frame.loc[3, "overlap"] = np.inf
     frame.loc[[5, 6], "repaid_hull_loss"] = np.nan
-    return frame, analyzed(frame, stand_ins, damage, PLAN)
+    return frame, analyze(frame, stand_ins, damage, PLAN)
 
 
 def one(frame, **where):
@@ -126,7 +124,7 @@ class TestMatched:
             return 1 + scores["capture"], np.full(len(scores["capture"]), 0.5)
 
         frame, stand_ins, damage = cohort(6, 60, 1, made=made)
-        tables = analyzed(frame, stand_ins, damage, PLAN)
+        tables = analyze(frame, stand_ins, damage, PLAN)
         plain = one(tables["correlations"], outcome="damage_loss", score="overlap").rho
         inside = one(tables["matched"], outcome="damage_loss", score="overlap", bin="all")
         assert plain > 0.9
@@ -139,7 +137,7 @@ class TestMatched:
             return 2 + scores["capture"] + scores["relevance"] - scores["support"], np.ones(len(scores["support"]))
 
         frame, stand_ins, damage = cohort(5, 40, 2, made=made)
-        tables = analyzed(frame, stand_ins, damage, PLAN)
+        tables = analyze(frame, stand_ins, damage, PLAN)
         assert one(tables["matched"], outcome="damage_kl", score="support", bin="all").high < -0.3
         partial = one(tables["partial"], outcome="damage_kl", score="support")
         assert partial.high < -0.5
@@ -167,18 +165,18 @@ class TestPartial:
 
     def test_a_layer_in_which_what_is_given_determines_the_damage_is_left_out(self):
         frame, stand_ins, damage = cohort(3, noise=0.0)
-        row = one(analyzed(frame, stand_ins, damage, PLAN)["partial"], outcome="damage_kl", score="support")
+        row = one(analyze(frame, stand_ins, damage, PLAN)["partial"], outcome="damage_kl", score="support")
         assert (row.layers, row.n) == (0, 0)
         assert np.isnan(row.rho)
 
     def test_small_layers_have_none(self):
         frame, stand_ins, damage = cohort(2, 6)
-        assert analyzed(frame, stand_ins, damage, PLAN)["partial"].rho.isna().all()
+        assert analyze(frame, stand_ins, damage, PLAN)["partial"].rho.isna().all()
 
 
 class TestResamples:
     def test_draw_zero_is_the_data(self):
-        resamples = Resamples.of(4, 10, 0)
+        resamples = BootstrapDraws.of(4, 10, 0)
         assert resamples.weights[0].tolist() == [1, 1, 1, 1]
         assert resamples.picks(5)[0].tolist() == [0, 1, 2, 3, 4]
         assert (resamples.weights.sum(1) == 4).all()
@@ -187,10 +185,10 @@ class TestResamples:
 
     def test_damage_of_draw_zero_is_the_mean(self):
         damage = Damage.of(torch.randn(3, 4, 20, dtype=torch.float64), torch.arange(20) % 4, 4)
-        torch.testing.assert_close(Resamples.of(4, 5, 0).damage(damage)[:, 0].T, damage.mean)
+        torch.testing.assert_close(BootstrapDraws.of(4, 5, 0).damage(damage)[:, 0].T, damage.mean)
 
     def test_a_draw_of_images_is_a_weighted_mean(self):
-        resamples = Resamples.of(4, 5, 3)
+        resamples = BootstrapDraws.of(4, 5, 3)
         harms = torch.randn(2, 4, 20, dtype=torch.float64)
         owners = torch.arange(20) % 4
         weights = resamples.weights[2][owners]
@@ -198,18 +196,18 @@ class TestResamples:
         torch.testing.assert_close(resamples.damage(Damage.of(harms, owners, 4))[:, 2].T, expected)
 
     def test_percentiles_and_when_there_are_none(self):
-        said = summary(torch.arange(102.0, dtype=torch.float64) - 1)
+        said = damage_summary(torch.arange(102.0, dtype=torch.float64) - 1)
         assert list(said.values()) == pytest.approx([-1, 2.5, 97.5])
         lost = torch.full((11,), torch.nan)
         lost[:5] = 1
-        assert np.isnan(summary(lost)["low"])
+        assert np.isnan(damage_summary(lost)["low"])
 
     def test_intervals_cover_a_known_correlation(self):
         """Damage is capture plus as much noise of its own: Spearman's rho of the two is .69 over all channels there could be."""
         hits = 0
         for seed in range(12):
             frame, stand_ins, damage = cohort(2, 30, seed, made=lambda s, source: (3 + s["capture"] + source.uniform(size=30), np.ones(30)))
-            resamples = Resamples.of(GROUPS, 80, seed)
-            rows = {row["outcome"]: row for row in correlations(["capture"], harms(frame, stand_ins, damage, resamples), resamples)}
+            resamples = BootstrapDraws.of(GROUPS, 80, seed)
+            rows = {row["outcome"]: row for row in correlations(["capture"], layer_damage(frame, stand_ins, damage, resamples), resamples)}
             hits += rows["damage_kl"]["low"] <= 0.69 <= rows["damage_kl"]["high"]
         assert hits >= 9

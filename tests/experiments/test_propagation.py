@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import pencil_experiments as pencil
-from channelscope import zoo
-from channelscope.collect import collect
+from channelscope import data, zoo
 from channelscope.errors import MismatchError, SampleError
-from channelscope.experiments.propagation import LOCAL, QUANTITIES, TARGET, links, propagation
-from channelscope.scores import named
-from channelscope.scores.table import table as scored
-from channelscope.zoo.resnet import SmallResNet
+from channelscope.experiments.propagation import LOCAL, QUANTITIES, TARGET, axis_propagation, connections
+from channelscope.profiling.collect import collect
+from channelscope.scores.registry import lookup
+from channelscope.scores.score_table import table as scored
+from channelscope.zoo.architectures import SmallResNet
 
 
 class Chain(nn.Module):
@@ -64,8 +64,8 @@ def chained(mixing):
 @pytest.fixture(scope="module")
 def residual():
     model = made(lambda: SmallResNet(8, classes=10, channels=1, width=8), 4)
-    profile = collect(model, zoo.read_images("digits").calibration.take(150), shards=0)
-    return model, profile, propagation(model, profile, permutations=20)
+    profile = collect(model, data.read_images("digits").calibration.take(150), shards=0)
+    return model, profile, axis_propagation(model, profile, permutations=20)
 
 
 def row(frame, **where):
@@ -78,7 +78,7 @@ def row(frame, **where):
 class TestPlanted:
     def test_copies_hand_on_what_they_have(self):
         """Each reader reads one channel and is twice it: all four quantities arrive as they were."""
-        tables = propagation(*chained(2 * torch.eye(16)), permutations=99)
+        tables = axis_propagation(*chained(2 * torch.eye(16)), permutations=99)
         for name in ("capture", "relevance", "excess"):
             own = row(tables["propagation"], upstream=name, downstream=name)
             assert own.rho == pytest.approx(1)
@@ -90,10 +90,10 @@ class TestPlanted:
         """With equal weights every reader has the same upstream mean, and a constant has no rank correlation."""
         model, profile = chained(torch.ones(12, 16))
         with pytest.raises(SampleError, match="nothing to follow"):
-            propagation(model, profile)
+            axis_propagation(model, profile)
 
     def test_the_null_lies_around_zero(self):
-        tables = propagation(*chained(torch.randn(24, 24, generator=torch.Generator().manual_seed(1))), permutations=200)
+        tables = axis_propagation(*chained(torch.randn(24, 24, generator=torch.Generator().manual_seed(1))), permutations=200)
         assert tables["propagation"].null_mean.abs().max() < 0.1
         assert tables["propagation"].p.between(1 / 201, 1).all()
 
@@ -102,7 +102,7 @@ class TestLinks:
     def test_influence_is_weights_times_spread(self):
         model = made(Split)
         profile = collect(model, batches(classes=3), shards=0)
-        found = {(link.site.name, link.reader.name): link for link in links(model, profile)}
+        found = {(link.site.name, link.reader.name): link for link in connections(model, profile)}
         assert set(found) == {("first", "grouped"), ("grouped", "depthwise"), ("depthwise", "fc1")}
         for (site, reader), seen in {
             ("first", "grouped"): range(8),
@@ -118,7 +118,7 @@ class TestLinks:
 
     def test_a_residual_network_is_followed_through_its_graph(self, residual):
         model, profile, _ = residual
-        found = {(link.site.name, link.reader.name): link.summed for link in links(model, profile)}
+        found = {(link.site.name, link.reader.name): link.summed for link in connections(model, profile)}
         assert found["layer1.0.conv1", "layer1.0.conv2"] is False
         assert found["layer1.0.conv2", "layer2.0.conv1"] is True
         assert found["layer1.0.conv2", "layer2.0.shortcut.0"] is True
@@ -128,8 +128,8 @@ class TestLinks:
 class TestTables:
     def test_correlations_are_those_of_residuals_of_ranks(self, residual):
         model, profile, tables = residual
-        scores = scored(profile, [one.name for one in named(QUANTITIES)]).set_index("site")
-        for link in list(links(model, profile))[:2]:
+        scores = scored(profile, [one.name for one in lookup(QUANTITIES)]).set_index("site")
+        for link in list(connections(model, profile))[:2]:
             upstream, downstream = (scores.loc[each.name, list(QUANTITIES)] for each in (link.site, link.reader))
             there = upstream.notna().all(axis=1).to_numpy()
             means = {
@@ -156,10 +156,10 @@ class TestTables:
 
     def test_the_seed_is_of_the_null_alone(self, residual):
         model, profile, tables = residual
-        again = propagation(model, profile, permutations=20)
+        again = axis_propagation(model, profile, permutations=20)
         for name, frame in tables.items():
             pd.testing.assert_frame_equal(frame, again[name])
-        other = propagation(model, profile, permutations=20, seed=1)["propagation"]
+        other = axis_propagation(model, profile, permutations=20, seed=1)["propagation"]
         np.testing.assert_array_equal(other.rho, tables["propagation"].rho)
         assert not np.array_equal(other.null_mean, tables["propagation"].null_mean)
 
@@ -173,13 +173,13 @@ class TestBadInput:
     def test_other_weights(self, residual):
         _, profile, _ = residual
         with pytest.raises(MismatchError, match="weights"):
-            propagation(made(lambda: SmallResNet(8, classes=10, channels=1, width=8), 5), profile)
+            axis_propagation(made(lambda: SmallResNet(8, classes=10, channels=1, width=8), 5), profile)
 
     def test_layers_too_narrow_to_correlate(self):
         with pytest.raises(SampleError, match="at least 8 channels on both sides"):
-            propagation(*chained(torch.eye(6)))
+            axis_propagation(*chained(torch.eye(6)))
 
     def test_a_single_layer_reads_nothing(self):
         toy = zoo.toys.exact_copy()
         with pytest.raises(SampleError, match="nothing to follow"):
-            propagation(toy.model, collect(toy.model, toy.batches, shards=0))
+            axis_propagation(toy.model, collect(toy.model, toy.batches, shards=0))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from channelscope.experiments.simulation import RATES, SHARE, STRONG, problem, simulation
+from channelscope.experiments.gradients import RATES, SHARE, STRONG, problem, simulate
 from channelscope.formulas.gradients import information_step, linear_axes
 
 
 @pytest.fixture(scope="module")
 def frame():
-    return simulation(channels=48, inputs=16, steps=120, every=20, seeds=3)["simulation"]
+    return simulate(channels=48, inputs=16, steps=120, every=20, seeds=3)["simulation"]
 
 
 def of(frame, system, column):
@@ -31,7 +31,7 @@ def test_a_linear_network_that_hardly_moves_its_channels_stays_coupled(frame):
 
 
 def test_without_a_strong_direction_nothing_is_coupled():
-    frame = simulation(channels=48, inputs=16, steps=0, seeds=3, isotropic=True)["simulation"]
+    frame = simulate(channels=48, inputs=16, steps=0, seeds=3, isotropic=True)["simulation"]
     assert (frame.alignment_low < 0).all()
     assert frame.cosine.abs().max() < 1e-6
 
@@ -46,13 +46,13 @@ def test_rows_and_intervals(frame):
 
 
 def test_one_seed_has_no_interval():
-    frame = simulation(channels=8, inputs=4, steps=0, seeds=1)["simulation"]
+    frame = simulate(channels=8, inputs=4, steps=0, seeds=1)["simulation"]
     assert frame.alignment.notna().all()
     assert frame.alignment_low.isna().all()
 
 
 def test_the_same_numbers_every_time():
-    one, other = (simulation(channels=8, inputs=4, steps=20, every=20, seeds=2)["simulation"] for _ in range(2))
+    one, other = (simulate(channels=8, inputs=4, steps=20, every=20, seeds=2)["simulation"] for _ in range(2))
     np.testing.assert_array_equal(one.alignment, other.alignment)
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import pencil_experiments as pencil
-from channelscope import zoo
-from channelscope.collect import collect
+from channelscope import data, zoo
 from channelscope.errors import DataError, InputError, MismatchError, SiteError
-from channelscope.experiments.theory import theory
-from channelscope.net.patches import followable, patch_products, pooled_patches
-from channelscope.zoo.resnet import SmallResNet
+from channelscope.experiments.gradients import gradient_angles
+from channelscope.network.patches import followable, patch_products, pooled_patches
+from channelscope.profiling.collect import collect
+from channelscope.zoo.architectures import SmallResNet
 
 
 class Net(nn.Module):
@@ -89,7 +89,7 @@ class TestAgainstFullCovariances:
     @pytest.mark.parametrize("name", ["first", "grouped", "hidden"])
     def test_cosines(self, network, name, readout):
         model, profile, batches = network
-        frame = theory(model, profile, batches, readout=readout, progress=False)["theory"]
+        frame = gradient_angles(model, profile, batches, readout=readout, progress=False)["theory"]
         own = frame[frame.site == name]
         known = own.cosine.notna().to_numpy()
         assert known.sum() >= 0.6 * len(own)
@@ -100,7 +100,7 @@ class TestAgainstFullCovariances:
     def test_whatever_the_batches(self, network):
         model, profile, batches = network
         parts = [tuple(part[start : start + 25] for part in batches[0]) for start in (0, 25, 50)]
-        one, other = (theory(model, profile, each, progress=False)["theory"] for each in (batches, parts))
+        one, other = (gradient_angles(model, profile, each, progress=False)["theory"] for each in (batches, parts))
         pd.testing.assert_frame_equal(one.drop(columns="identity"), other.drop(columns="identity"), rtol=1e-3, atol=1e-5)
 
 
@@ -110,9 +110,9 @@ class TestIdentities:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = SmallResNet(8, classes=10, channels=1, width=8).eval()
-        batches = list(zoo.read_images("digits").calibration.take(100))
+        batches = list(data.read_images("digits").calibration.take(100))
         profile = collect(model, batches, shards=0)
-        tables = theory(model, profile, batches, progress=False)
+        tables = gradient_angles(model, profile, batches, progress=False)
         assert len(tables["theory_layers"]) == len(profile.sites)
         assert tables["theory_layers"].identity.max() < 1e-4
         assert tables["theory_layers"].cosine.between(0, 1).all()
@@ -124,12 +124,12 @@ class TestIdentities:
         toy = zoo.toys.independent_channels()
         batches = [(scale * pixels, *rest) for pixels, *rest in toy.batches]
         profile = collect(toy.model, batches, shards=0)
-        frame = theory(toy.model, profile, batches, progress=False)["theory"]
+        frame = gradient_angles(toy.model, profile, batches, progress=False)["theory"]
         assert frame.cosine.abs().max() < 1e-5
 
     def test_an_anisotropic_input_does_not(self, network):
         model, profile, batches = network
-        assert theory(model, profile, batches, progress=False)["theory_layers"].cosine.iloc[0] > 0.05
+        assert gradient_angles(model, profile, batches, progress=False)["theory_layers"].cosine.iloc[0] > 0.05
 
 
 class TestPatches:
@@ -179,31 +179,31 @@ class TestBadInput:
     def test_other_weights(self, network):
         _, profile, batches = network
         with pytest.raises(MismatchError, match="weights"):
-            theory(Net().eval(), profile, batches, progress=False)
+            gradient_angles(Net().eval(), profile, batches, progress=False)
 
     def test_a_site_that_is_none(self, network):
         with pytest.raises(SiteError, match="near matches: first"):
-            theory(*network, sites=("frist",), progress=False)
+            gradient_angles(*network, sites=("frist",), progress=False)
 
     def test_one_site_alone(self, network):
-        frame = theory(*network, sites=("hidden",), progress=False)["theory"]
+        frame = gradient_angles(*network, sites=("hidden",), progress=False)["theory"]
         assert set(frame.site) == {"hidden"}
 
     def test_a_readout_that_is_none(self, network):
         with pytest.raises(InputError, match='"positions" or "pooled"'):
-            theory(*network, readout="all", progress=False)
+            gradient_angles(*network, readout="all", progress=False)
 
     def test_no_images_and_no_labels(self, network):
         model, profile, batches = network
         with pytest.raises(DataError, match="no images"):
-            theory(model, profile, [], progress=False)
+            gradient_angles(model, profile, [], progress=False)
         with pytest.raises(DataError, match="labels"):
-            theory(model, profile, [(batches[0][0], None)], progress=False)
+            gradient_angles(model, profile, [(batches[0][0], None)], progress=False)
 
     def test_a_profile_without_labels(self, network):
         model, _, batches = network
         with pytest.raises(DataError, match="collected without labels"):
-            theory(model, collect(model, [(batches[0][0], None)], shards=0), batches, progress=False)
+            gradient_angles(model, collect(model, [(batches[0][0], None)], shards=0), batches, progress=False)
 
     def test_layers_that_cannot_be_followed_are_listed(self):
         class Mirrored(nn.Module):
@@ -217,14 +217,14 @@ class TestBadInput:
 
         model, batches = Mirrored().eval(), images()
         profile = collect(model, batches, shards=0)
-        tables = theory(model, profile, batches, progress=False)
+        tables = gradient_angles(model, profile, batches, progress=False)
         assert tables["theory_skipped"].to_dict("records") == [{"site": "mirrored", "reason": "it pads with reflect"}]
         with pytest.raises(SiteError, match="mirrored: it pads with reflect"):
-            theory(model, profile, batches, sites=("mirrored",), progress=False)
+            gradient_angles(model, profile, batches, sites=("mirrored",), progress=False)
 
 
 def test_a_dead_channel_has_no_direction():
     toy = zoo.toys.dead_channel()
     profile = collect(toy.model, toy.batches, shards=0)
-    frame = theory(toy.model, profile, toy.batches, progress=False)["theory"].set_index("channel")
+    frame = gradient_angles(toy.model, profile, toy.batches, progress=False)["theory"].set_index("channel")
     assert math.isnan(frame.loc[toy.truth["dead"][0], "cosine"])

@@ -6,16 +6,16 @@ import pytest
 import torch
 from scipy import stats
 
-from channelscope import zoo
-from channelscope.collect import collect
+from channelscope import data
 from channelscope.errors import SampleError
-from channelscope.experiments.axes import axes
-from channelscope.experiments.graphs import GAP, graphs
-from channelscope.experiments.hulls import Rule, hulls
-from channelscope.experiments.trajectory import PUBLISHED, spaced, trajectory
-from channelscope.scores import Convention, Layer
-from channelscope.scores.excess import triplets
-from channelscope.zoo.resnet import SmallResNet
+from channelscope.experiments.axes import axis_alignment
+from channelscope.experiments.communities import GAP, find_communities
+from channelscope.experiments.hulls import HullOptions, replacement_sets
+from channelscope.experiments.trajectory import PUBLISHED, spaced_epochs, training_trajectory
+from channelscope.profiling.collect import collect
+from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.target import triplet_excess_by_layer
+from channelscope.zoo.architectures import SmallResNet
 
 EPOCHS, RUNS = (0, 1, 2), ("a", "b", "c")
 
@@ -29,13 +29,13 @@ def small(seed):
 @pytest.fixture(scope="module")
 def stages():
     """Three runs of three checkpoints, which need not be of any training to be followed."""
-    images = zoo.read_images("digits").calibration.take(80)
+    images = data.read_images("digits").calibration.take(80)
     return [(run, epoch, collect(small(10 * number + epoch), images, shards=0)) for number, run in enumerate(RUNS) for epoch in EPOCHS]
 
 
 @pytest.fixture(scope="module")
 def tables(stages):
-    return trajectory(stages, layers=3, triples=200)
+    return training_trajectory(stages, layers=3, triples=200)
 
 
 def row(frame, **where):
@@ -48,10 +48,10 @@ def row(frame, **where):
 class TestQuantities:
     def test_hulls_graphs_and_alignment_are_those_of_their_own_experiments(self, stages, tables):
         run, epoch, profile = stages[4]
-        of_hulls = hulls(profile)["hull_layers"].set_index("site")
-        of_graphs = graphs(profile)["graphs"]
-        of_axes = axes(profile, ("capture",), ("relevance", "excess"))["alignment"]
-        for site in spaced(profile.sites, 3):
+        of_hulls = replacement_sets(profile)["hull_layers"].set_index("site")
+        of_graphs = find_communities(profile)["graphs"]
+        of_axes = axis_alignment(profile, ("capture",), ("relevance", "excess"))["alignment"]
+        for site in spaced_epochs(profile.sites, 3):
             own = row(tables["trajectory_layers"], run=run, epoch=epoch, site=site.name)
             assert own.hull_size == pytest.approx(of_hulls.loc[site.name, "size"])
             assert own.saturated == pytest.approx(of_hulls.loc[site.name, "saturated"])
@@ -65,12 +65,12 @@ class TestQuantities:
         run, epoch, profile = stages[1]
         site = profile.sites[0]
         own = row(tables["trajectory_layers"], run=run, epoch=epoch, site=site.name)
-        triple, ratio = triplets(Layer(profile, site, profile.record(site), Convention()), 200)
+        triple, ratio = triplet_excess_by_layer(LayerStatistics(profile, site, profile.record(site), ScoreOptions()), 200)
         assert (own.triple, own.ratio) == (pytest.approx(triple), pytest.approx(ratio))
         assert own.accuracy == pytest.approx(profile.tally.accuracy)
 
     def test_the_rule_is_passed_on(self, stages):
-        frame = trajectory(stages[:1], 2, Rule(max_size=1), triples=50)["trajectory_layers"]
+        frame = training_trajectory(stages[:1], 2, HullOptions(max_size=1), triples=50)["trajectory_layers"]
         assert frame.hull_size.max() <= 1
 
 
@@ -94,14 +94,14 @@ class TestBands:
         assert own["last"] == pytest.approx(by[2].mean())
 
     def test_the_order_of_stages_does_not_matter(self, stages, tables):
-        shuffled = trajectory(stages[::-1], layers=3, triples=200)
+        shuffled = training_trajectory(stages[::-1], layers=3, triples=200)
         for name in ("trajectory", "trajectory_change"):
             keys = ["epoch", "quantity"] if name == "trajectory" else ["quantity"]
             one, other = (each[name].sort_values(keys, ignore_index=True) for each in (tables, shuffled))
             pd.testing.assert_frame_equal(one, other, rtol=1e-9)
 
     def test_a_single_run_has_no_band_and_leaves_directions_open(self, stages):
-        tables = trajectory(stages[:3], layers=2, triples=50)
+        tables = training_trajectory(stages[:3], layers=2, triples=50)
         assert tables["trajectory"].low.isna().all()
         told = tables["trajectory_change"].set_index("quantity").verdict
         assert (told[list(PUBLISHED)] == "open").all()
@@ -121,7 +121,7 @@ class TestVerdicts:
 
         monkeypatch.setattr(room, "_quantities", told)
         ends = [stage for stage in stages if stage[1] in (0, 2)]
-        change = trajectory(ends, layers=1)["trajectory_change"]
+        change = training_trajectory(ends, layers=1)["trajectory_change"]
         assert row(change, quantity="hull_size").verdict == verdict
 
     def test_what_was_published_stands_beside(self, tables):
@@ -135,18 +135,18 @@ class TestVerdicts:
 class TestSpaced:
     @pytest.mark.parametrize(("layers", "depths"), [(1, [0]), (2, [0, 8]), (3, [0, 4, 8]), (9, list(range(9))), (None, list(range(9)))])
     def test_first_last_and_evenly_between(self, stages, layers, depths):
-        assert [site.depth for site in spaced(stages[0][2].sites, layers)] == depths
+        assert [site.depth for site in spaced_epochs(stages[0][2].sites, layers)] == depths
 
     def test_more_than_there_are_is_all(self, stages):
-        assert len(spaced(stages[0][2].sites, 50)) == 9
+        assert len(spaced_epochs(stages[0][2].sites, 50)) == 9
 
 
 def test_no_checkpoint():
     with pytest.raises(SampleError, match="at least one checkpoint"):
-        trajectory([])
+        training_trajectory([])
 
 
 def test_the_place_is_named_where_images_are_too_few():
-    profile = collect(small(0), zoo.read_images("digits").calibration.take(10), shards=0)
+    profile = collect(small(0), data.read_images("digits").calibration.take(10), shards=0)
     with pytest.raises(SampleError, match=r"at epoch 3 of x, .*10 images are too few"):
-        trajectory([("x", 3, profile)])
+        training_trajectory([("x", 3, profile)])

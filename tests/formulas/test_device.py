@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from channelscope.formulas import information as nats
+from channelscope.formulas import information, task_information
+from channelscope.formulas.clustering import kmeans_labels
 from channelscope.formulas.gaussian import Gaussian, correlation
 from channelscope.formulas.gradients import linear_axes
-from channelscope.formulas.graph import communities, strongest_edges
-from channelscope.formulas.groupings import grouping
+from channelscope.formulas.graphs import communities, strongest_edges
+from channelscope.formulas.hulls import hulls
 from channelscope.formulas.ranks import matched_cells, partial_spearman, spearman
-from channelscope.formulas.regression import backward_elimination, hulls, peers_matrix, replacement, support
+from channelscope.formulas.regression import backward_elimination, peer_regression, replacement_weights, support
 from channelscope.formulas.resampling import holm, jackknife, permutation_p
 from channelscope.stats.moments import Moments
 from formulas import laws
@@ -18,30 +19,30 @@ pytestmark = pytest.mark.gpu
 
 COVARIANCE = laws.covariance(40, 1)
 R, RHO = laws.correlations(40, 1)
-TRIPLES = nats.sample_triples(torch.arange(40), 200)
+TRIPLES = task_information.sample_triples(torch.arange(40), 200)
 ROWS = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 FORMULAS = {
     "condition": lambda cov, r, rho, rows: Gaussian.fit(Moments.of(rows), "oas").given([1]).covariance,
     "correlation": lambda cov, r, rho, rows: correlation(cov),
-    "pair": lambda cov, r, rho, rows: nats.pair_information(r, rho),
-    "unique": lambda cov, r, rho, rows: nats.unique(nats.correlation_information(r)),
-    "top": lambda cov, r, rho, rows: nats.peer_top(rho, rho, 3, 9),
-    "overlap": lambda cov, r, rho, rows: nats.overlap(rho),
-    "triplet": lambda cov, r, rho, rows: nats.triplet_excess(r, rho, TRIPLES.to(r.device)),
-    "label": lambda cov, r, rho, rows: nats.label_pairs(2 * cov, cov),
-    "capture": lambda cov, r, rho, rows: nats.capture(cov.diagonal()),
+    "pair": lambda cov, r, rho, rows: task_information.pair_information(r, rho),
+    "unique": lambda cov, r, rho, rows: task_information.unique(information.correlation_information(r)),
+    "top": lambda cov, r, rho, rows: information.mean_of_top_peers(rho, rho, 3, 9),
+    "overlap": lambda cov, r, rho, rows: information.overlap(rho),
+    "triplet": lambda cov, r, rho, rows: task_information.triplet_excess(r, rho, TRIPLES.to(r.device)),
+    "label": lambda cov, r, rho, rows: task_information.label_information_pair(2 * cov, cov),
+    "capture": lambda cov, r, rho, rows: information.capture(cov.diagonal()),
     "support": lambda cov, r, rho, rows: support(rho),
     "hull": lambda cov, r, rho, rows: hulls(rho).explained.nan_to_num(),
-    "peers": lambda cov, r, rho, rows: peers_matrix(cov, torch.arange(9, device=cov.device), torch.arange(9, 40, device=cov.device)),
-    "replacement": lambda cov, r, rho, rows: replacement(cov, r, 0, [3, 4])[0],
+    "peers": lambda cov, r, rho, rows: peer_regression(cov, torch.arange(9, device=cov.device), torch.arange(9, 40, device=cov.device)),
+    "replacement": lambda cov, r, rho, rows: replacement_weights(cov, r, 0, [3, 4])[0],
     "elimination": lambda cov, r, rho, rows: backward_elimination(cov, r.square()).cost,
     "axes": lambda cov, r, rho, rows: linear_axes(rho, rho @ cov, cov @ r, 1e3).residual,
     "edges": lambda cov, r, rho, rows: strongest_edges(rho)[1],
     "spearman": lambda cov, r, rho, rows: spearman(rows[:, 0], rows[:, 1]),
     "partial": lambda cov, r, rho, rows: partial_spearman(rows[:, 0], rows[:, 1], rows[:, 2:]),
     "cells": lambda cov, r, rho, rows: matched_cells(rows, 2),
-    "grouping": lambda cov, r, rho, rows: grouping(rows),
+    "grouping": lambda cov, r, rho, rows: kmeans_labels(rows),
     "jackknife": lambda cov, r, rho, rows: jackknife(rows.mean(0), rows).standard_error,
     "permutation": lambda cov, r, rho, rows: permutation_p(rows[0], rows),
     "holm": lambda cov, r, rho, rows: holm(r.abs()),

@@ -9,7 +9,7 @@ from sklearn.covariance import oas
 
 import pencil
 from channelscope.errors import InputError, SampleError, ShapeError, SingularError
-from channelscope.formulas.gaussian import EXACT, Gaussian, cholesky, correlation, solve
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, cholesky, correlation, solve
 from channelscope.stats.moments import Moments
 from formulas import laws
 
@@ -204,4 +204,4 @@ def test_singular_by_float32_rounding_is_seen():
     law = Gaussian.fit(Moments.of(torch.cat([x, x @ torch.tensor([[0.3], [-1.7], [0.9]])], 1)))
     with pytest.raises(SingularError, match="rank 3"):
         law.given([0, 1, 2, 3])
-    assert 1e-7 < EXACT < 1e-5
+    assert 1e-7 < FLOAT32_RESOLUTION < 1e-5

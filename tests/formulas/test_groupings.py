@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import pencil
 from channelscope.errors import InputError, SampleError, ShapeError
-from channelscope.formulas.groupings import grouping, rand_index, rand_null, silhouette, stability, standardized
+from channelscope.formulas.clustering import adjusted_rand, adjusted_rand_null, cluster_stability, kmeans_labels, silhouette, z_scores
 
 LABELS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=4, max_size=14)
 
@@ -24,72 +24,72 @@ def clouds(n=40, seed=0, apart=8.0):
 
 def test_planted_groups_are_found_whatever_the_units():
     features, label = clouds()
-    found = grouping(features)
-    assert rand_index(found, label) == 1
-    assert torch.equal(found, grouping(features))
-    assert rand_index(grouping(features * torch.tensor([1e6, -1.0]) + 5), label) == 1
-    assert stability(features) > 0.5
+    found = kmeans_labels(features)
+    assert adjusted_rand(found, label) == 1
+    assert torch.equal(found, kmeans_labels(features))
+    assert adjusted_rand(kmeans_labels(features * torch.tensor([1e6, -1.0]) + 5), label) == 1
+    assert cluster_stability(features) > 0.5
     assert silhouette(features, found) > 0.6
 
 
 def test_silent_channels_have_no_group():
     features, label = clouds(10)
     features[3, 1] = math.nan
-    found = grouping(features)
+    found = kmeans_labels(features)
     assert found[3] == -1
     assert sorted(found.unique().tolist()) == [-1, 0, 1, 2, 3]
-    assert rand_index(found, label) == 1
+    assert adjusted_rand(found, label) == 1
     assert math.isfinite(silhouette(features, found))
-    assert standardized(features)[3].isnan().all()
+    assert z_scores(features)[3].isnan().all()
 
 
 def test_standardized():
     features, _ = clouds(10)
     features = torch.cat([features, torch.full((40, 1), 7.0, dtype=torch.float64)], 1)
-    scaled = standardized(features)
+    scaled = z_scores(features)
     torch.testing.assert_close(scaled.mean(0), torch.zeros(3, dtype=torch.float64))
     assert scaled.std(0, correction=0).tolist() == pytest.approx([1, 1, 0])
     features[0, 0] = math.inf
     with pytest.raises(InputError, match="cap"):
-        standardized(features)
+        z_scores(features)
 
 
 def test_too_few_channels_for_the_groups():
     with pytest.raises(SampleError, match="4 groups need"):
-        grouping(torch.tensor([[1.0], [1.0], [2.0], [2.0], [3.0]]))
-    assert len(grouping(torch.tensor([[1.0], [1.0], [2.0], [2.0], [3.0]]), 3).unique()) == 3
+        kmeans_labels(torch.tensor([[1.0], [1.0], [2.0], [2.0], [3.0]]))
+    assert len(kmeans_labels(torch.tensor([[1.0], [1.0], [2.0], [2.0], [3.0]]), 3).unique()) == 3
     with pytest.raises(SampleError, match="2 seeds"):
-        stability(torch.randn(20, 2), 2, [0])
+        cluster_stability(torch.randn(20, 2), 2, [0])
 
 
 @given(LABELS)
 @settings(deadline=None)
 def test_rand_index_twin(pairs):
     one, other = (torch.tensor([pair[side] for pair in pairs]) for side in (0, 1))
-    value = rand_index(one, other)
+    value = adjusted_rand(one, other)
     trivial = [len(labels.unique()) in (1, len(labels)) for labels in (one, other)]
     if not all(trivial):
         assert value == pytest.approx(pencil.rand_index(one.tolist(), other.tolist()))
     renamed = torch.tensor([5, 9, 2, 7])[other]
-    assert rand_index(one, renamed) == pytest.approx(value)
+    assert adjusted_rand(one, renamed) == pytest.approx(value)
 
 
 def test_rand_index_edge_cases():
     one = torch.tensor([0, 0, 1, 1, -1, 1])
-    assert rand_index(one, one) == 1
-    assert rand_index(one, torch.tensor([0, 0, 1, 1, 0, -1])) == 1
-    assert math.isnan(rand_index(torch.tensor([0, -1]), torch.tensor([0, 1])))
+    assert adjusted_rand(one, one) == 1
+    assert adjusted_rand(one, torch.tensor([0, 0, 1, 1, 0, -1])) == 1
+    assert math.isnan(adjusted_rand(torch.tensor([0, -1]), torch.tensor([0, 1])))
     with pytest.raises(ShapeError, match="6 and 2"):
-        rand_index(one, one[:2])
+        adjusted_rand(one, one[:2])
 
 
 def test_rand_null_is_what_shuffling_gives():
     generator = torch.Generator().manual_seed(0)
     one, other = torch.randint(3, (2, 30), generator=generator)
-    null = rand_null(one, other, 400, seed=1)
+    null = adjusted_rand_null(one, other, 400, seed=1)
     assert null.shape == (400,)
     assert float(null.mean()) == pytest.approx(0, abs=0.01)
-    assert torch.equal(null, rand_null(one, other, 400, seed=1))
+    assert torch.equal(null, adjusted_rand_null(one, other, 400, seed=1))
     slow = np.random.default_rng(0)
     byhand = [pencil.rand_index(one.tolist(), slow.permutation(other.numpy()).tolist()) for _ in range(400)]
     assert float(null.std()) == pytest.approx(np.std(byhand), rel=0.2)
@@ -98,10 +98,10 @@ def test_rand_null_is_what_shuffling_gives():
 
 def test_rand_null_leaves_ungrouped_channels_out():
     one = torch.tensor([0, 0, 1, 1, -1, 2, 2])
-    null = rand_null(one, one, 50)
+    null = adjusted_rand_null(one, one, 50)
     assert bool(null.isfinite().all())
     assert float(null.max()) <= 1 + 1e-12
-    assert rand_null(torch.zeros(5, dtype=torch.long), torch.zeros(5, dtype=torch.long), 3).tolist() == [1, 1, 1]
+    assert adjusted_rand_null(torch.zeros(5, dtype=torch.long), torch.zeros(5, dtype=torch.long), 3).tolist() == [1, 1, 1]
 
 
 @given(st.integers(0, 10_000))
@@ -110,7 +110,7 @@ def test_silhouette_twin(seed):
     features, _ = clouds(4, seed, apart=2.0)
     label = torch.randint(3, (16,), generator=torch.Generator().manual_seed(seed))
     label[:3] = torch.arange(3)
-    expected = pencil.silhouette(standardized(features).tolist(), label.tolist())
+    expected = pencil.silhouette(z_scores(features).tolist(), label.tolist())
     assert silhouette(features, label) == pytest.approx(expected, abs=1e-9)
 
 
@@ -125,7 +125,7 @@ def test_silhouette_of_one_group_is_undefined():
 def test_a_constant_column_becomes_zeros_however_its_mean_is_rounded(value, n):
     features = torch.full((n, 2), value, dtype=torch.float64)
     features[:, 1] = torch.arange(n)
-    scaled = standardized(features)
+    scaled = z_scores(features)
     assert torch.equal(scaled[:, 0], torch.zeros(n, dtype=torch.float64))
     assert n == 1 or scaled[:, 1].square().mean() == pytest.approx(1)
 
@@ -133,4 +133,4 @@ def test_a_constant_column_becomes_zeros_however_its_mean_is_rounded(value, n):
 def test_a_constant_column_makes_no_groups():
     features = torch.full((13, 2), 0.1, dtype=torch.float64)
     with pytest.raises(SampleError, match="received 1"):
-        grouping(features, 2)
+        kmeans_labels(features, 2)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import pencil
 from channelscope.errors import InputError, SampleError, ShapeError, SingularError
-from channelscope.formulas import information as nats
-from channelscope.formulas.gaussian import EXACT, Gaussian
+from channelscope.formulas import information, task_information
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian
 from channelscope.stats.moments import Moments
 from formulas import laws
 
@@ -27,32 +27,32 @@ def known(covariance, mean=None):
 
 @given(st.floats(-0.999, 0.999))
 def test_correlation_information_twin(rho):
-    value = nats.correlation_information(torch.tensor([rho], dtype=torch.float64))
+    value = information.correlation_information(torch.tensor([rho], dtype=torch.float64))
     assert float(value) == pytest.approx(pencil.correlation_information(rho), abs=1e-12)
     assert value.dtype == torch.float64
     assert math.copysign(1, float(value)) == 1
 
 
 def test_an_exact_copy_is_infinite_unless_capped():
-    rho = torch.tensor([1.0, -1.0, 1 - EXACT / 4, 0.999, 0.0, torch.nan], dtype=torch.float64)
-    assert nats.correlation_information(rho)[:3].tolist() == [math.inf] * 3
-    capped = nats.correlation_information(rho, nats.CEILING)
-    assert capped[:4].tolist() == pytest.approx([nats.CEILING] * 4)
+    rho = torch.tensor([1.0, -1.0, 1 - FLOAT32_RESOLUTION / 4, 0.999, 0.0, torch.nan], dtype=torch.float64)
+    assert information.correlation_information(rho)[:3].tolist() == [math.inf] * 3
+    capped = information.correlation_information(rho, information.CEILING)
+    assert capped[:4].tolist() == pytest.approx([information.CEILING] * 4)
     assert capped[4] == 0
     assert capped[5].isnan()
-    assert pencil.correlation_information(0.999) == pytest.approx(nats.CEILING)
-    assert nats.correlation_information(torch.tensor(1 - 2 * EXACT, dtype=torch.float64)) < math.inf
+    assert pencil.correlation_information(0.999) == pytest.approx(information.CEILING)
+    assert information.correlation_information(torch.tensor(1 - 2 * FLOAT32_RESOLUTION, dtype=torch.float64)) < math.inf
 
 
 def test_a_float32_copy_is_infinite():
     x = torch.randn(5000, 1, generator=torch.Generator().manual_seed(0))
     law = Gaussian.fit(Moments.of(torch.cat([x, 0.37 * x + 11], 1)))
-    assert nats.correlation_information(law.correlation)[0, 1] == math.inf
+    assert information.correlation_information(law.correlation)[0, 1] == math.inf
 
 
 def test_impossible_correlations_are_refused():
     with pytest.raises(InputError, match=r"received 1\.5"):
-        nats.correlation_information(torch.tensor([0.2, -1.5]))
+        information.correlation_information(torch.tensor([0.2, -1.5]))
 
 
 # ---------------------------------------------------------------- two sets
@@ -63,32 +63,34 @@ def test_impossible_correlations_are_refused():
 def test_information_twin_and_chain_rule(seed):
     law = known(laws.covariance(6, seed))
     a, b, c = [0, 3], [1], [5, 2]
-    value = float(nats.information(law, a, b))
+    value = float(information.information(law, a, b))
     assert value == pytest.approx(pencil.information(law.covariance.numpy(), a, b), abs=1e-9)
     conditional = law.given(b)  # coordinates 0 2 3 4 5 are left
-    chain = nats.information(law, a, b) + nats.information(conditional, [0, 2], [4, 1])
-    assert float(nats.information(law, a, b + c)) == pytest.approx(float(chain), abs=1e-9)
-    assert float(nats.information(law, b, a)) == pytest.approx(value, abs=1e-12)
+    chain = information.information(law, a, b) + information.information(conditional, [0, 2], [4, 1])
+    assert float(information.information(law, a, b + c)) == pytest.approx(float(chain), abs=1e-9)
+    assert float(information.information(law, b, a)) == pytest.approx(value, abs=1e-12)
 
 
 def test_information_of_sets_special_cases():
     law = known(laws.covariance(4))
-    assert nats.information(law[[0, 1]], [0], [1]) == pytest.approx(float(nats.correlation_information(law.correlation[0, 1])))
-    assert nats.information(known(torch.eye(3, dtype=torch.float64)), [0], [1, 2]) == 0
+    assert information.information(law[[0, 1]], [0], [1]) == pytest.approx(
+        float(information.correlation_information(law.correlation[0, 1]))
+    )
+    assert information.information(known(torch.eye(3, dtype=torch.float64)), [0], [1, 2]) == 0
     mixing = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, -2, 0.5]], dtype=torch.float64)
     determined = known(mixing @ laws.covariance(3) @ mixing.T)
-    assert nats.information(determined, [0, 1, 2], [3]) == math.inf
-    assert nats.information(determined, [0, 1], [3]) < math.inf
+    assert information.information(determined, [0, 1, 2], [3]) == math.inf
+    assert information.information(determined, [0, 1], [3]) < math.inf
     with pytest.raises(ShapeError, match="disjoint"):
-        nats.information(law, [0, 1], [1])
+        information.information(law, [0, 1], [1])
     with pytest.raises(SingularError):
-        nats.information(determined, [0, 1, 2, 3], [])
+        information.information(determined, [0, 1, 2, 3], [])
 
 
 def test_information_of_a_silent_coordinate_is_undefined():
     covariance = laws.covariance(3)
     covariance[1] = covariance[:, 1] = 0
-    assert nats.information(known(covariance), [0], [1]).isnan()
+    assert information.information(known(covariance), [0], [1]).isnan()
 
 
 # ---------------------------------------------------------------- local axis
@@ -98,80 +100,80 @@ def test_rayleigh_twin_and_bounds():
     sigma = laws.covariance(5)
     weights = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     variance = torch.einsum("ci,ij,cj->c", weights, sigma, weights)
-    value = nats.rayleigh(variance, weights.norm(dim=1))
+    value = information.rayleigh(variance, weights.norm(dim=1))
     expected = [pencil.rayleigh(w, sigma.numpy()) for w in weights.numpy()]
     np.testing.assert_allclose(value, expected)
     extremes = torch.linalg.eigvalsh(sigma)
     assert bool((value >= extremes[0]).all())
     assert bool((value <= extremes[-1]).all())
-    torch.testing.assert_close(nats.rayleigh(9 * variance, 3 * weights.norm(dim=1)), value)
-    assert nats.rayleigh(torch.zeros(1), torch.zeros(1)).isnan().item()
+    torch.testing.assert_close(information.rayleigh(9 * variance, 3 * weights.norm(dim=1)), value)
+    assert information.rayleigh(torch.zeros(1), torch.zeros(1)).isnan().item()
 
 
 def test_capture_of_the_median_channel():
     variance = torch.tensor([0.1, 5.0, 2.0, torch.nan, 0.0, 7.0], dtype=torch.float64)
-    value = nats.capture(variance)
+    value = information.capture(variance)
     assert float(value[2]) == pytest.approx(LN2 / 2)
     assert value[4] == 0
     assert value[3].isnan()
     kept = ~variance.isnan()
     np.testing.assert_allclose(value[kept], pencil.capture(variance[kept].numpy()))
-    torch.testing.assert_close(nats.capture(1e9 * variance), value, equal_nan=True)
+    torch.testing.assert_close(information.capture(1e9 * variance), value, equal_nan=True)
 
 
 def test_capture_with_fixed_noise():
     variance = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
-    np.testing.assert_allclose(nats.capture(variance, 0.5), pencil.capture(variance.numpy(), 0.5))
+    np.testing.assert_allclose(information.capture(variance, 0.5), pencil.capture(variance.numpy(), 0.5))
     for wrong in (0.0, -1.0, math.nan, "mean"):
         with pytest.raises(InputError, match="positive variance"):
-            nats.capture(variance, wrong)
+            information.capture(variance, wrong)
 
 
 def test_capture_of_a_silent_layer_is_undefined():
-    assert bool(nats.capture(torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)).isnan().all())
+    assert bool(information.capture(torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)).isnan().all())
 
 
 @given(SEEDS)
 @settings(max_examples=20, deadline=None)
 def test_overlap_twin_and_invariances(seed):
     _, rho = laws.correlations(6, seed)
-    value = nats.overlap(rho)
+    value = information.overlap(rho)
     np.testing.assert_allclose(value, pencil.overlap(rho.numpy()), atol=1e-12)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(nats.overlap(rho[order][:, order]), value[order])
+    torch.testing.assert_close(information.overlap(rho[order][:, order]), value[order])
     sign = torch.tensor([1.0, -1, 1, -1, -1, 1], dtype=torch.float64)
-    torch.testing.assert_close(nats.overlap(rho * torch.outer(sign, sign)), value)
+    torch.testing.assert_close(information.overlap(rho * torch.outer(sign, sign)), value)
 
 
 def test_overlap_of_copies_silent_and_lonely_channels():
     _, rho = laws.correlations(4)
     double = laws.with_copy(rho, 1, -1)
-    value = nats.overlap(double)
+    value = information.overlap(double)
     assert value[[1, 4]].tolist() == [math.inf, math.inf]
     assert bool(value[[0, 2, 3]].isfinite().all())
-    assert bool(nats.overlap(double, nats.CEILING).isfinite().all())
-    quiet = nats.overlap(laws.with_silent(rho, 2))
+    assert bool(information.overlap(double, information.CEILING).isfinite().all())
+    quiet = information.overlap(laws.with_silent(rho, 2))
     assert quiet[2].isnan()
-    torch.testing.assert_close(quiet[[0, 1, 3, 4]], nats.overlap(rho))
-    assert nats.overlap(torch.ones(1, 1, dtype=torch.float64)).isnan().item()
+    torch.testing.assert_close(quiet[[0, 1, 3, 4]], information.overlap(rho))
+    assert information.overlap(torch.ones(1, 1, dtype=torch.float64)).isnan().item()
 
 
 def test_the_papers_overlap_divides_by_all_channels():
     _, rho = laws.correlations(5)
-    torch.testing.assert_close(nats.overlap(rho, over="channels"), nats.overlap(rho) * 4 / 5)
-    torch.testing.assert_close(nats.overlap(laws.with_silent(rho, 0), over="channels")[1:], nats.overlap(rho) * 4 / 6)
+    torch.testing.assert_close(information.overlap(rho, over="channels"), information.overlap(rho) * 4 / 5)
+    torch.testing.assert_close(information.overlap(laws.with_silent(rho, 0), over="channels")[1:], information.overlap(rho) * 4 / 6)
 
 
 def test_peer_top_twin():
     r, rho = laws.correlations(9, 4)
-    pairs = nats.excess(nats.pair_information(r, rho), nats.correlation_information(r))
+    pairs = task_information.excess(task_information.pair_information(r, rho), information.correlation_information(r))
     for top, of in ((2, 5), (3, 3), (10, 50)):
-        np.testing.assert_allclose(nats.peer_top(pairs, rho, top, of), pencil.peer_top(pairs.numpy(), rho.numpy(), top, of))
+        np.testing.assert_allclose(information.mean_of_top_peers(pairs, rho, top, of), pencil.peer_top(pairs.numpy(), rho.numpy(), top, of))
     quiet, silent = laws.with_silent(pairs, 3), laws.with_silent(rho, 3)
-    value = nats.peer_top(quiet, silent, 2, 5)
+    value = information.mean_of_top_peers(quiet, silent, 2, 5)
     assert value[3].isnan()
-    torch.testing.assert_close(value[[0, 1, 2, *range(4, 10)]], nats.peer_top(pairs, rho, 2, 5))
-    torch.testing.assert_close(nats.peer_top(quiet, silent, 50, 50)[4], nats.peer_mean(pairs)[3])
+    torch.testing.assert_close(value[[0, 1, 2, *range(4, 10)]], information.mean_of_top_peers(pairs, rho, 2, 5))
+    torch.testing.assert_close(information.mean_of_top_peers(quiet, silent, 50, 50)[4], information.mean_over_peers(pairs)[3])
 
 
 # ---------------------------------------------------------------- target axis: pairs
@@ -181,51 +183,51 @@ def test_peer_top_twin():
 @settings(max_examples=20, deadline=None)
 def test_pair_information_twin_and_order(seed):
     r, rho = laws.correlations(6, seed)
-    pair, single = nats.pair_information(r, rho), nats.correlation_information(r)
+    pair, single = task_information.pair_information(r, rho), information.correlation_information(r)
     np.testing.assert_allclose(pair, pencil.pair_information(r.numpy(), rho.numpy()), atol=1e-9)
-    np.testing.assert_allclose(nats.excess(pair, single), pencil.excess(r.numpy(), rho.numpy()), atol=1e-9)
+    np.testing.assert_allclose(task_information.excess(pair, single), pencil.excess(r.numpy(), rho.numpy()), atol=1e-9)
     assert bool((pair >= torch.maximum(single[:, None], single)).all())
     torch.testing.assert_close(pair, pair.T)
     torch.testing.assert_close(pair.diagonal(), single)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(nats.pair_information(r[order], rho[order][:, order]), pair[order][:, order])
+    torch.testing.assert_close(task_information.pair_information(r[order], rho[order][:, order]), pair[order][:, order])
     sign = torch.tensor([1.0, -1, 1, -1, -1, 1], dtype=torch.float64)
-    torch.testing.assert_close(nats.pair_information(-r * sign, rho * torch.outer(sign, sign)), pair)
+    torch.testing.assert_close(task_information.pair_information(-r * sign, rho * torch.outer(sign, sign)), pair)
 
 
 def test_independent_channels_add_up():
     r = torch.tensor([0.6, 0.3, 0.0], dtype=torch.float64)
-    pair = nats.pair_information(r, torch.eye(3, dtype=torch.float64))
+    pair = task_information.pair_information(r, torch.eye(3, dtype=torch.float64))
     assert float(pair[0, 1]) == pytest.approx(-0.5 * math.log(1 - 0.36 - 0.09))
-    excess = nats.excess(pair, nats.correlation_information(r))
+    excess = task_information.excess(pair, information.correlation_information(r))
     assert excess[0, 2] == 0
     assert excess[1, 2] == 0
-    assert float(nats.unique(nats.correlation_information(r))[2]) == 0
+    assert float(task_information.unique(information.correlation_information(r))[2]) == 0
 
 
 def test_suppressor_pair():
     """A channel that says nothing about the target but cleans its peer: all of its value is excess."""
     r, rho = torch.tensor([0.6, 0.0], dtype=torch.float64), torch.tensor([[1.0, 0.7], [0.7, 1.0]], dtype=torch.float64)
-    pair = nats.pair_information(r, rho)
-    excess = nats.excess(pair, nats.correlation_information(r))
+    pair = task_information.pair_information(r, rho)
+    excess = task_information.excess(pair, information.correlation_information(r))
     assert float(excess[0, 1]) == pytest.approx(0.5 * math.log((1 - 0.36) / (1 - 0.36 / 0.51)))
-    assert nats.unique(nats.correlation_information(r))[1] == 0
+    assert task_information.unique(information.correlation_information(r))[1] == 0
 
 
 def test_two_halves_of_the_target():
     """T = Y0 + Y1 with independent halves: together they determine it, each alone has ½ ln 2."""
     r = torch.full((2,), 0.5**0.5, dtype=torch.float64)
-    pair, single = nats.pair_information(r, torch.eye(2, dtype=torch.float64)), nats.correlation_information(r)
+    pair, single = task_information.pair_information(r, torch.eye(2, dtype=torch.float64)), information.correlation_information(r)
     assert pair[0, 1] == math.inf
     assert single.tolist() == pytest.approx([LN2 / 2] * 2)
-    assert nats.excess(pair, single)[0, 1] == math.inf
+    assert task_information.excess(pair, single)[0, 1] == math.inf
 
 
 def test_exclusive_or_is_invisible_to_correlation():
     """The Gaussian reading sees second moments only: for a parity target it reports zero, and is meant to."""
     bits = torch.tensor([[a, b, a ^ b] for a in (0, 1) for b in (0, 1)], dtype=torch.float64)
     rho = Gaussian.fit(Moments.of(bits)).correlation
-    pair = nats.pair_information(rho[2, :2], rho[:2, :2])
+    pair = task_information.pair_information(rho[2, :2], rho[:2, :2])
     assert float(pair.abs().max()) < 1e-12
 
 
@@ -233,9 +235,9 @@ def test_exclusive_or_is_invisible_to_correlation():
 def test_a_copy_adds_nothing(sign):
     r, rho = laws.correlations(4)
     double, twice = laws.with_copy(rho, 1, sign), torch.cat([r, sign * r[1:2]])
-    pair, single = nats.pair_information(twice, double), nats.correlation_information(twice)
+    pair, single = task_information.pair_information(twice, double), information.correlation_information(twice)
     assert pair[1, 4] == single[1]
-    assert nats.excess(pair, single)[1, 4] == 0
+    assert task_information.excess(pair, single)[1, 4] == 0
     assert not pair.isnan().any()
     torch.testing.assert_close(pair[0, 4], pair[0, 1])
 
@@ -247,44 +249,44 @@ def test_nearly_a_copy_never_goes_below_its_better_half():
         y = x + size * torch.randn(2000, 1, generator=generator)
         t = x + torch.randn(2000, 1, generator=generator)
         rho = Gaussian.fit(Moments.of(torch.cat([x, y, t], 1))).correlation
-        pair, single = nats.pair_information(rho[2, :2], rho[:2, :2]), nats.correlation_information(rho[2, :2])
-        assert 0 <= float(nats.excess(pair, single)[0, 1]) < 0.05
+        pair, single = task_information.pair_information(rho[2, :2], rho[:2, :2]), information.correlation_information(rho[2, :2])
+        assert 0 <= float(task_information.excess(pair, single)[0, 1]) < 0.05
 
 
 def test_the_target_itself_among_the_channels():
     r, rho = laws.correlations(3)
     wider = torch.cat([torch.cat([rho, r[:, None]], 1), torch.cat([r, r.new_ones(1)])[None]], 0)
     all_r = torch.cat([r, r.new_ones(1)])
-    pair, single = nats.pair_information(all_r, wider), nats.correlation_information(all_r)
+    pair, single = task_information.pair_information(all_r, wider), information.correlation_information(all_r)
     assert bool(pair[3].isposinf().all())
-    excess = nats.excess(pair, single)
+    excess = task_information.excess(pair, single)
     assert float(excess[3].abs().max()) == 0
     assert bool(excess[:3, :3].isfinite().all())
-    assert nats.unique(single)[3] == math.inf
-    assert nats.unique(torch.full((3,), math.inf, dtype=torch.float64)).tolist() == [0, 0, 0]
+    assert task_information.unique(single)[3] == math.inf
+    assert task_information.unique(torch.full((3,), math.inf, dtype=torch.float64)).tolist() == [0, 0, 0]
 
 
 def test_silent_channels_stay_undefined_and_touch_no_one():
     r, rho = laws.correlations(4)
     quiet, r_quiet = laws.with_silent(rho, 1), torch.cat([r[:1], r.new_full((1,), torch.nan), r[1:]])
-    pair = nats.pair_information(r_quiet, quiet)
+    pair = task_information.pair_information(r_quiet, quiet)
     rest = [0, 2, 3, 4]
     assert bool(pair[1].isnan().all())
-    torch.testing.assert_close(pair[rest][:, rest], nats.pair_information(r, rho))
-    excess = nats.excess(pair, nats.correlation_information(r_quiet))
-    torch.testing.assert_close(nats.peer_mean(excess)[rest], nats.peer_mean(excess[rest][:, rest]))
+    torch.testing.assert_close(pair[rest][:, rest], task_information.pair_information(r, rho))
+    excess = task_information.excess(pair, information.correlation_information(r_quiet))
+    torch.testing.assert_close(information.mean_over_peers(excess)[rest], information.mean_over_peers(excess[rest][:, rest]))
 
 
 def test_unique_twin():
     single = torch.tensor([0.5, 0.1, 0.9, 0.0], dtype=torch.float64)
-    np.testing.assert_allclose(nats.unique(single), pencil.unique(single.numpy()))
-    assert nats.redundancy(single)[0].tolist() == [0.5, 0.1, 0.5, 0.0]
-    assert nats.unique(torch.cat([single, single.new_full((1,), torch.nan)]))[4].isnan()
+    np.testing.assert_allclose(task_information.unique(single), pencil.unique(single.numpy()))
+    assert task_information.redundancy(single)[0].tolist() == [0.5, 0.1, 0.5, 0.0]
+    assert task_information.unique(torch.cat([single, single.new_full((1,), torch.nan)]))[4].isnan()
 
 
 def test_pair_information_needs_matching_sizes():
     with pytest.raises(ShapeError, match="3 target correlations"):
-        nats.pair_information(torch.zeros(3), torch.eye(4))
+        task_information.pair_information(torch.zeros(3), torch.eye(4))
 
 
 # ---------------------------------------------------------------- target axis: triples
@@ -294,12 +296,12 @@ def test_pair_information_needs_matching_sizes():
 @settings(max_examples=15, deadline=None)
 def test_triplet_excess_twin(seed):
     r, rho = laws.correlations(6, seed)
-    triples = nats.sample_triples(torch.arange(6), 12, seed)
+    triples = task_information.sample_triples(torch.arange(6), 12, seed)
     for over in ("pairs", "singles"):
-        value = nats.triplet_excess(r, rho, triples, over)
+        value = task_information.triplet_excess(r, rho, triples, over)
         np.testing.assert_allclose(value, pencil.triplet_excess(r.numpy(), rho.numpy(), triples.tolist(), over), atol=1e-9)
         assert bool((value >= 0).all())
-    ratio = float(nats.triplet_ratio(r, rho, triples))
+    ratio = float(task_information.triplet_ratio(r, rho, triples))
     assert ratio == pytest.approx(pencil.triplet_ratio(r.numpy(), rho.numpy(), triples.tolist()), rel=1e-7)
 
 
@@ -307,40 +309,40 @@ def test_triplet_of_copies_determined_targets_and_silence():
     r, rho = laws.correlations(3)
     double, twice = laws.with_copy(rho, 0, -1), torch.cat([r, -r[:1]])
     triples = torch.tensor([[0, 3, 1], [0, 1, 2]])
-    value = nats.triplet_excess(twice, double, triples)
+    value = task_information.triplet_excess(twice, double, triples)
     assert float(value[0]) == pytest.approx(0, abs=1e-12)
-    torch.testing.assert_close(value[1:], nats.triplet_excess(r, rho, torch.tensor([[0, 1, 2]])))
+    torch.testing.assert_close(value[1:], task_information.triplet_excess(r, rho, torch.tensor([[0, 1, 2]])))
     halves = torch.tensor([0.5**0.5, 0.5**0.5, 0.0], dtype=torch.float64)
     done = torch.tensor([[0, 1, 2]])
-    assert nats.triplet_excess(halves, torch.eye(3, dtype=torch.float64), done) == 0
-    assert nats.triplet_excess(halves, torch.eye(3, dtype=torch.float64), done, "singles") == math.inf
+    assert task_information.triplet_excess(halves, torch.eye(3, dtype=torch.float64), done) == 0
+    assert task_information.triplet_excess(halves, torch.eye(3, dtype=torch.float64), done, "singles") == math.inf
     thirds = torch.full((3,), 3**-0.5, dtype=torch.float64)
-    assert nats.triplet_excess(thirds, torch.eye(3, dtype=torch.float64), done) == math.inf
+    assert task_information.triplet_excess(thirds, torch.eye(3, dtype=torch.float64), done) == math.inf
     quiet, r_quiet = laws.with_silent(rho, 0), torch.cat([r.new_full((1,), torch.nan), r])
-    both = nats.triplet_excess(r_quiet, quiet, torch.tensor([[0, 1, 2], [1, 2, 3], [1, 2, 0]]))
+    both = task_information.triplet_excess(r_quiet, quiet, torch.tensor([[0, 1, 2], [1, 2, 3], [1, 2, 0]]))
     assert both.isnan().tolist() == [True, False, True]
-    ratio = nats.triplet_ratio(r_quiet, quiet, torch.tensor([[0, 1, 2], [1, 2, 3]]))
-    torch.testing.assert_close(ratio, nats.triplet_ratio(r, rho, done))
+    ratio = task_information.triplet_ratio(r_quiet, quiet, torch.tensor([[0, 1, 2], [1, 2, 3]]))
+    torch.testing.assert_close(ratio, task_information.triplet_ratio(r, rho, done))
 
 
 def test_triplet_ratio_without_any_pair_excess_is_undefined():
     r = torch.zeros(3, dtype=torch.float64)
-    assert nats.triplet_ratio(r, torch.eye(3, dtype=torch.float64), torch.tensor([[0, 1, 2]])).isnan()
+    assert task_information.triplet_ratio(r, torch.eye(3, dtype=torch.float64), torch.tensor([[0, 1, 2]])).isnan()
     with pytest.raises(InputError, match="pairs"):
-        nats.triplet_excess(r, torch.eye(3, dtype=torch.float64), torch.tensor([[0, 1, 2]]), "all")
+        task_information.triplet_excess(r, torch.eye(3, dtype=torch.float64), torch.tensor([[0, 1, 2]]), "all")
 
 
 def test_sampled_triples_are_uniform_and_seeded():
     channels = torch.tensor([2, 5, 7, 11])
-    triples = nats.sample_triples(channels, 12_000, 1)
-    assert torch.equal(triples, nats.sample_triples(channels, 12_000, 1))
-    assert not torch.equal(triples, nats.sample_triples(channels, 12_000, 2))
+    triples = task_information.sample_triples(channels, 12_000, 1)
+    assert torch.equal(triples, task_information.sample_triples(channels, 12_000, 1))
+    assert not torch.equal(triples, task_information.sample_triples(channels, 12_000, 2))
     ordered, counts = triples.unique(dim=0, return_counts=True)
     assert len(ordered) == 24
     assert bool((counts > 400).all())
     assert bool((triples.sort(1).values.diff(dim=1) > 0).all())
     with pytest.raises(SampleError, match="3 channels"):
-        nats.sample_triples(channels[:2], 5)
+        task_information.sample_triples(channels[:2], 5)
 
 
 # ---------------------------------------------------------------- label
@@ -362,58 +364,69 @@ def labeled(seed=0, n=400, d=5, classes=3):
 def test_label_information_twins(seed):
     total, within = labeled(seed)
     t, w = total.numpy(), within.numpy()
-    assert float(nats.label_information(total, within)) == pytest.approx(pencil.label_information(t, w, range(5)), rel=1e-7)
-    assert float(nats.label_information(total, within, [4, 1])) == pytest.approx(pencil.label_information(t, w, [4, 1]), rel=1e-7)
-    single = nats.label_singles(total.diagonal(), within.diagonal())
+    assert float(task_information.label_information(total, within)) == pytest.approx(pencil.label_information(t, w, range(5)), rel=1e-7)
+    assert float(task_information.label_information(total, within, [4, 1])) == pytest.approx(
+        pencil.label_information(t, w, [4, 1]), rel=1e-7
+    )
+    single = task_information.label_information_single(total.diagonal(), within.diagonal())
     np.testing.assert_allclose(single, [pencil.label_information(t, w, [i]) for i in range(5)])
-    pair = nats.label_pairs(total, within)
+    pair = task_information.label_information_pair(total, within)
     for i in range(5):
         for j in range(5):
             assert float(pair[i, j]) == pytest.approx(pencil.label_information(t, w, {i, j}), abs=1e-9)
-    assert bool((nats.excess(pair, single) >= 0).all())
-    assert nats.label_information(total, within) >= pair.max() - 1e-9
+    assert bool((task_information.excess(pair, single) >= 0).all())
+    assert task_information.label_information(total, within) >= pair.max() - 1e-9
 
 
 def test_label_information_can_exceed_the_logarithm_of_the_classes():
     total, within = torch.eye(1, dtype=torch.float64), torch.full((1, 1), 1e-4, dtype=torch.float64)
-    assert nats.label_information(total, within) > math.log(2)
+    assert task_information.label_information(total, within) > math.log(2)
 
 
 def test_label_edge_cases():
     total, within = labeled()
     perfect = within.clone()
     perfect[2] = perfect[:, 2] = 0
-    single = nats.label_singles(total.diagonal(), perfect.diagonal())
+    single = task_information.label_information_single(total.diagonal(), perfect.diagonal())
     assert single[2] == math.inf
-    pair = nats.label_pairs(total, perfect)
+    pair = task_information.label_information_pair(total, perfect)
     assert bool(pair[2].isposinf().all())
     assert not pair.isnan().any()
-    assert nats.label_information(total, perfect) == math.inf
+    assert task_information.label_information(total, perfect) == math.inf
     silent_total, silent_within = total.clone(), within.clone()
     for matrix in (silent_total, silent_within):
         matrix[1] = matrix[:, 1] = 0
-    assert nats.label_singles(silent_total.diagonal(), silent_within.diagonal()).isnan().tolist() == [False, True, False, False, False]
-    assert bool(nats.label_pairs(silent_total, silent_within)[1].isnan().all())
+    assert task_information.label_information_single(silent_total.diagonal(), silent_within.diagonal()).isnan().tolist() == [
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert bool(task_information.label_information_pair(silent_total, silent_within)[1].isnan().all())
     with pytest.raises(SingularError, match="silent"):
-        nats.label_information(silent_total, silent_within)
+        task_information.label_information(silent_total, silent_within)
     with pytest.raises(ShapeError, match="differ in shape"):
-        nats.label_information(total, within[:3, :3])
+        task_information.label_information(total, within[:3, :3])
 
 
 def test_label_information_of_a_copy():
     total, within = labeled()
     total, within = (laws_scaled_copy(matrix, 1, -2.0) for matrix in (total, within))
-    pair, single = nats.label_pairs(total, within), nats.label_singles(total.diagonal(), within.diagonal())
+    pair, single = (
+        task_information.label_information_pair(total, within),
+        task_information.label_information_single(total.diagonal(), within.diagonal()),
+    )
     assert pair[1, 5] == single[1] == single[5]
-    assert nats.excess(pair, single)[1, 5] == 0
+    assert task_information.excess(pair, single)[1, 5] == 0
 
 
 def test_classes_that_differ_along_a_line_only():
     """Total correlation below 1, within-class correlation 1: the difference of the channels names the class."""
     total = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
     within = torch.ones(2, 2, dtype=torch.float64)
-    assert nats.label_pairs(total, within)[0, 1] == math.inf
-    assert nats.label_information(total, within) == math.inf
+    assert task_information.label_information_pair(total, within)[0, 1] == math.inf
+    assert task_information.label_information(total, within) == math.inf
 
 
 def laws_scaled_copy(matrix, of, factor):
@@ -430,11 +443,11 @@ def test_bias_of_a_continuous_target():
     n, values, pairs = 50, [], []
     for _ in range(600):
         rho = Gaussian.fit(Moments.of(torch.randn(n, 3, generator=generator, dtype=torch.float64))).correlation
-        values.append(float(nats.correlation_information(rho[2, 0])))
-        pairs.append(float(nats.pair_information(rho[2, :2], rho[:2, :2])[0, 1]))
-    assert np.mean(values) == pytest.approx(nats.gaussian_bias(1, n), rel=0.15)
-    assert np.mean(pairs) == pytest.approx(nats.gaussian_bias(2, n), rel=0.15)
-    assert nats.gaussian_bias(2, 100) == pytest.approx(0.01)
+        values.append(float(information.correlation_information(rho[2, 0])))
+        pairs.append(float(task_information.pair_information(rho[2, :2], rho[:2, :2])[0, 1]))
+    assert np.mean(values) == pytest.approx(information.gaussian_bias(1, n), rel=0.15)
+    assert np.mean(pairs) == pytest.approx(information.gaussian_bias(2, n), rel=0.15)
+    assert information.gaussian_bias(2, 100) == pytest.approx(0.01)
 
 
 def test_bias_of_a_label():
@@ -444,5 +457,5 @@ def test_bias_of_a_label():
     for _ in range(300):
         x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
         within = sum(Moments.of(x[label == k]).scatter for k in range(classes)) / n
-        values.append(float(nats.label_information(Moments.of(x).covariance, within)))
-    assert np.mean(values) == pytest.approx(nats.gaussian_bias(2, n, classes), rel=0.1)
+        values.append(float(task_information.label_information(Moments.of(x).covariance, within)))
+    assert np.mean(values) == pytest.approx(information.gaussian_bias(2, n, classes), rel=0.1)

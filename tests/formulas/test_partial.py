@@ -9,7 +9,7 @@ from scipy import stats
 
 import pencil_experiments as pencil
 from channelscope.errors import ShapeError
-from channelscope.formulas.partial import constant, partial_correlation, ranked
+from channelscope.formulas.ranks import constant, partial_correlation, ranks
 
 
 @settings(max_examples=25, deadline=None)
@@ -29,7 +29,7 @@ def test_many_samples_at_once_are_each_on_their_own():
 def test_two_columns_on_ranks_are_spearman():
     a, b = torch.randn(2, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = stats.spearmanr(a.numpy(), b.numpy()).statistic
-    assert partial_correlation(torch.stack([ranked(a), ranked(b)], 1)).item() == pytest.approx(expected)
+    assert partial_correlation(torch.stack([ranks(a), ranks(b)], 1)).item() == pytest.approx(expected)
 
 
 def test_a_chain_loses_its_ends_correlation_once_the_middle_is_known():
@@ -93,13 +93,13 @@ def test_one_column_is_refused():
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
 def test_ranks_by_counting(values):
-    np.testing.assert_allclose(ranked(torch.tensor(values, dtype=torch.float64)).numpy(), pencil.ranked(values))
+    np.testing.assert_allclose(ranks(torch.tensor(values, dtype=torch.float64)).numpy(), pencil.ranked(values))
 
 
 def test_infinity_ranks_last_and_nan_has_no_rank():
-    assert ranked(torch.tensor([torch.inf, 0.0, 5.0])).tolist() == [3, 1, 2]
+    assert ranks(torch.tensor([torch.inf, 0.0, 5.0])).tolist() == [3, 1, 2]
     with pytest.raises(ShapeError, match="nan has no rank"):
-        ranked(torch.tensor([0.0, torch.nan]))
+        ranks(torch.tensor([0.0, torch.nan]))
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.1])

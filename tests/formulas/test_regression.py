@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 import pencil
 from channelscope.errors import InputError, ShapeError, SingularError
 from channelscope.formulas.gaussian import Gaussian, correlation
-from channelscope.formulas.regression import RIDGE, backward_elimination, hulls, peers_matrix, replacement, support
+from channelscope.formulas.hulls import hulls
+from channelscope.formulas.regression import RIDGE, backward_elimination, peer_regression, replacement_weights, support
 from channelscope.stats.moments import Moments
 from formulas import laws
 
@@ -223,7 +224,7 @@ def test_hull_invariances(seed):
 def test_hulls_of_more_targets_than_a_block(monkeypatch):
     rho = random_rho(11, 5)
     whole = hulls(rho, 4)
-    monkeypatch.setattr("channelscope.formulas.hull.BLOCK", 4)
+    monkeypatch.setattr("channelscope.formulas.hulls.BLOCK_CHANNELS", 4)
     torch.testing.assert_close(hulls(rho, 4).explained, whole.explained, equal_nan=True)
     assert torch.equal(hulls(rho, 4).members, whole.members)
 
@@ -249,7 +250,7 @@ def test_hulls_refuse_impossible_options(wrong):
 def test_replacement_is_ordinary_least_squares():
     x = torch.randn(200, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64) @ laws.covariance(5) + 4
     m = Moments.of(x)
-    weights, intercept = replacement(m.covariance, m.mean, 1, [3, 0, -1, -1])
+    weights, intercept = replacement_weights(m.covariance, m.mean, 1, [3, 0, -1, -1])
     expected, constant = pencil.replacement(x.numpy(), 1, [3, 0])
     np.testing.assert_allclose(weights, expected, rtol=1e-8)
     assert float(intercept) == pytest.approx(constant, rel=1e-8)
@@ -261,13 +262,13 @@ def test_replacement_reaches_the_hulls_explained_variance():
     covariance = laws.covariance(6, 3)
     hull = hulls(correlation(covariance), 3, 1.0, ridge=0.0)
     for target in range(6):
-        weights, _ = replacement(covariance, torch.zeros(6, dtype=torch.float64), target, hull.members[target])
+        weights, _ = replacement_weights(covariance, torch.zeros(6, dtype=torch.float64), target, hull.members[target])
         left = covariance[target, target] - weights @ covariance[hull.members[target], target]
         assert float(1 - left / covariance[target, target]) == pytest.approx(float(hull.explained[target, 2]))
 
 
 def test_replacement_by_nobody_is_the_mean():
-    weights, intercept = replacement(laws.covariance(3), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 2, [])
+    weights, intercept = replacement_weights(laws.covariance(3), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 2, [])
     assert len(weights) == 0
     assert intercept == 3
 
@@ -275,10 +276,10 @@ def test_replacement_by_nobody_is_the_mean():
 def test_replacement_edge_cases():
     covariance, mean = laws.with_copy(torch.eye(2, dtype=torch.float64), 0), torch.zeros(3, dtype=torch.float64)
     with pytest.raises(ShapeError, match="channel 1"):
-        replacement(covariance, mean, 1, [0, 1])
+        replacement_weights(covariance, mean, 1, [0, 1])
     with pytest.raises(SingularError, match="ridge"):
-        replacement(covariance, mean, 1, [0, 2])
-    weights, _ = replacement(covariance, mean, 0, [2])
+        replacement_weights(covariance, mean, 1, [0, 2])
+    weights, _ = replacement_weights(covariance, mean, 0, [2])
     assert weights.tolist() == [1.0]
 
 
@@ -290,9 +291,9 @@ def test_replacement_edge_cases():
 def test_peers_matrix_twin(seed, ridge):
     covariance = laws.covariance(7, seed)
     dropped, kept = [1, 4], [0, 2, 3, 6]
-    value = peers_matrix(covariance, torch.tensor(dropped), torch.tensor(kept), ridge)
+    value = peer_regression(covariance, torch.tensor(dropped), torch.tensor(kept), ridge)
     np.testing.assert_allclose(value, pencil.peers_matrix(covariance.numpy(), dropped, kept, ridge), rtol=1e-6, atol=1e-9)
-    scaled = peers_matrix(1e-6 * covariance, torch.tensor(dropped), torch.tensor(kept), ridge)
+    scaled = peer_regression(1e-6 * covariance, torch.tensor(dropped), torch.tensor(kept), ridge)
     torch.testing.assert_close(scaled, value)
 
 
@@ -300,17 +301,17 @@ def test_peers_matrix_edge_cases():
     covariance = laws.covariance(5)
     covariance[2] = covariance[:, 2] = 0
     dropped, kept = torch.tensor([2, 0]), torch.tensor([1, 3])
-    assert peers_matrix(covariance, dropped, kept)[0].tolist() == [0.0, 0.0]
-    withsilent = peers_matrix(covariance, torch.tensor([0]), torch.tensor([1, 2]))
+    assert peer_regression(covariance, dropped, kept)[0].tolist() == [0.0, 0.0]
+    withsilent = peer_regression(covariance, torch.tensor([0]), torch.tensor([1, 2]))
     assert withsilent[0, 1] == 0
-    assert peers_matrix(covariance, dropped, torch.tensor([], dtype=torch.long)).shape == (2, 0)
-    assert peers_matrix(covariance, torch.tensor([], dtype=torch.long), kept).shape == (0, 2)
+    assert peer_regression(covariance, dropped, torch.tensor([], dtype=torch.long)).shape == (2, 0)
+    assert peer_regression(covariance, torch.tensor([], dtype=torch.long), kept).shape == (0, 2)
     with pytest.raises(SingularError, match="silent"):
-        peers_matrix(covariance, torch.tensor([0]), torch.tensor([1, 2]), 0.0)
+        peer_regression(covariance, torch.tensor([0]), torch.tensor([1, 2]), 0.0)
     with pytest.raises(SingularError, match="silent"):
-        peers_matrix(covariance, torch.tensor([0]), torch.tensor([2]))
+        peer_regression(covariance, torch.tensor([0]), torch.tensor([2]))
     with pytest.raises(InputError, match="ridge"):
-        peers_matrix(covariance, dropped, kept, -1.0)
+        peer_regression(covariance, dropped, kept, -1.0)
 
 
 # ---------------------------------------------------------------- backward elimination

@@ -13,6 +13,7 @@ from channelscope.errors import InputError, SampleError, ShapeError
 from channelscope.formulas.resampling import (
     Interval,
     bootstrap,
+    bootstrap_counts,
     bootstrap_mean,
     bootstrap_means,
     effect_size,
@@ -20,7 +21,6 @@ from channelscope.formulas.resampling import (
     holm,
     jackknife,
     permutation_p,
-    shard_weights,
     sign_flip,
     sign_flip_contrasts,
 )
@@ -99,14 +99,14 @@ def test_jackknife_undefined_and_refused():
 
 
 def test_shard_weights_are_draws_with_replacement():
-    weights = shard_weights(10, 4000, 3)
+    weights = bootstrap_counts(10, 4000, 3)
     assert bool((weights.sum(1) == 10).all())
-    assert torch.equal(weights, shard_weights(10, 4000, 3))
-    assert not torch.equal(weights, shard_weights(10, 4000, 4))
+    assert torch.equal(weights, bootstrap_counts(10, 4000, 3))
+    assert not torch.equal(weights, bootstrap_counts(10, 4000, 4))
     assert float(weights.mean()) == 1
     assert float(weights.var()) == pytest.approx(0.9, rel=0.05)
     with pytest.raises(SampleError, match="2 of them"):
-        shard_weights(1, 5)
+        bootstrap_counts(1, 5)
 
 
 def test_bootstrap_mean_covers_and_is_seeded():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from channelscope.network.numbers import Float, Int, Origin, attributes, followed, mathematics, plain
+from channelscope.network.tracing.numbers import Float, Int, Origin, attributes, followed, mathematics, plain
 
 
 class Notes:

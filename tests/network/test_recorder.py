@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import TracingError
-from channelscope.net.graph import Graph, trace
 from channelscope.network import nest
-from channelscope.network.recording import Recording, record
-from channelscope.network.spelling import setitem
+from channelscope.network.graph import Graph, trace
+from channelscope.network.tracing.recorder import Recording
+from channelscope.network.tracing.recording import record
+from channelscope.network.tracing.spelling import setitem
 
 
 def images(n: int = 2, *shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,8 +6,8 @@ from torch import nn
 
 import channelscope
 from channelscope.errors import TracingError
-from channelscope.net.cost import cost
-from channelscope.network.wrapper import unwrapped
+from channelscope.network.cost import cost
+from channelscope.network.tracing.wrapper import unwrapped
 
 
 def network() -> nn.Module:

@@ -44,7 +44,7 @@ def means(*rows: tuple[str, str, str, float, float, float], n: int = 19, pooled:
 def written(folder: Path, facts: dict[str, Any], **frames: list[dict[str, Any]] | pd.DataFrame) -> Path:
     for name, rows in frames.items():
         frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
-        tables.write(tables.described(frame, frame.attrs or {"name": name}), folder / f"{name}.csv")
+        tables.write(tables.describe(frame, frame.attrs or {"name": name}), folder / f"{name}.csv")
     tables.write_json(facts, folder / "run.json")
     return folder
 

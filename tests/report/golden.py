@@ -8,7 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from channelscope.report import Run, html, text
+from channelscope.report import verdict
+from channelscope.report.page import render
+from channelscope.report.run import Run
 from channelscope.report.sections import sections
 from report.folders import tiny
 
@@ -32,16 +34,16 @@ def data(page: str) -> str:
 
 def sentences(run: Run) -> str:
     """Everything the report says in words."""
-    said = [text.verdict(run.table("alignment_mean"), run.facts), *text.first_screen(run), *text.network(run.facts)]
+    said = [verdict.verdict(run.table("alignment_mean"), run.facts), *verdict.first_screen(run), *verdict.network(run.facts)]
     for section in sections(run):
         said += [f"## {section.title}", section.question, *section.answer(run)]
-    return "\n".join([*said, "## channels", *text.undefined(run.table("channels"))]) + "\n"
+    return "\n".join([*said, "## channels", *verdict.undefined(run.table("channels"))]) + "\n"
 
 
 def made(folder: Path) -> dict[str, str]:
     """File name → what it should hold."""
     run = Run.read(tiny(folder))
-    page = html.page(run, plotly="")
+    page = render(run, plotly="")
     return {"skeleton.html": skeleton(page), "sentences.txt": sentences(run)}
 
 

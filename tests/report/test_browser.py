@@ -6,8 +6,10 @@ import math
 import pytest
 
 from channelscope import tables
-from channelscope.report import Chart, Section, sections, write
-from channelscope.tables import Column
+from channelscope.report import sections
+from channelscope.report.page import write_report
+from channelscope.report.section import Chart, Section
+from channelscope.tables.schema import Column
 from report.chromium import Chromium
 from report.folders import large, tiny
 
@@ -18,7 +20,7 @@ MAPS = "[...document.querySelectorAll('#mapping .plot')]"
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    return write(tiny(tmp_path_factory.mktemp("run")))
+    return write_report(tiny(tmp_path_factory.mktemp("run")))
 
 
 @pytest.fixture
@@ -156,9 +158,9 @@ def test_the_page_rounds_as_the_library_does(page, digits):
     for value in values:
         for top in (None, 1.0):
             said = page.run(f"channelscope.shown({value!r}, {digits}, {json.dumps(top)})")
-            assert said == tables.shown(value, digits, top)
-    assert page.run("channelscope.shown(NaN)") == tables.shown(math.nan)
-    assert page.run("channelscope.shown(-Infinity)") == tables.shown(-math.inf)
+            assert said == tables.format_number(value, digits, top)
+    assert page.run("channelscope.shown(NaN)") == tables.format_number(math.nan)
+    assert page.run("channelscope.shown(-Infinity)") == tables.format_number(-math.inf)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(400, False), (1280, True)])
@@ -174,7 +176,7 @@ def test_it_fits_narrow_windows_and_the_dark(report, tmp_path, width, dark):
 
 
 def test_five_thousand_channels_stay_quick(tmp_path):
-    report = write(large(tmp_path, widths=(512,) * 5))
+    report = write_report(large(tmp_path, widths=(512,) * 5))
     with Chromium(tmp_path) as page:
         page.open(report)
         assert page.run(f"{MAPS}[0].data[0].x.length") == 512
@@ -197,7 +199,7 @@ def test_charts_of_rows_and_bars_of_standard_errors(tmp_path):
     section = Section("named", "Named", "?", (Chart("Gaps", "score", "gap", kind="rows", zero=True),))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sections, "SECTIONS", (section,))
-        report = write(place)
+        report = write_report(place)
     with Chromium(tmp_path) as page:
         page.open(report)
         page.run("channelscope.drawAll()")

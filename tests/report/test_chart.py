@@ -6,8 +6,11 @@ import pandas as pd
 import pytest
 
 from channelscope import tables
-from channelscope.report import Chart, Run, Section, figures, html
-from channelscope.tables import Column
+from channelscope.report import figures
+from channelscope.report.page import render
+from channelscope.report.run import Run
+from channelscope.report.section import Chart, Section
+from channelscope.tables.schema import Column
 from report.golden import data
 
 ROWS = [
@@ -75,7 +78,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_a_section_may_have_several_tables_with_charts_of_each(run):
-    page = html.page(run, plotly="")
+    page = render(run, plotly="")
     (part,) = json.loads(data(page))["sections"]
     assert [(chart["title"], chart["table"]) for chart in part["charts"]] == [("A", "first"), ("B", "second")]
     assert "The numbers (3 rows)" in page
@@ -87,7 +90,7 @@ def test_a_table_too_long_for_the_page_is_pointed_to(run, monkeypatch):
     long = Run(run.folder, run.facts, run.tables | {"absent": pd.concat([run.tables["first"]] * 7000)})
     long.tables["absent"].attrs = run.tables["first"].attrs
     monkeypatch.setattr("channelscope.report.sections.SECTIONS", (Section("first", "First", "?", more=("absent",)),))
-    page = html.page(long, plotly="")
+    page = render(long, plotly="")
     assert "More numbers: absent (21,000 rows): in absent.csv of the run folder." in page
     assert "absent" not in data(page)
 

@@ -1,15 +1,15 @@
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from channelscope.report import diagram
-from channelscope.tables import HEADLINE, QUANTITIES
+from channelscope.report import quantity_diagram
+from channelscope.tables.quantities import HEADLINE, QUANTITIES
 
 DOCS = Path(__file__).parents[2] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def drawing():
-    return ET.fromstring(diagram.svg())
+    return ET.fromstring(quantity_diagram.svg())
 
 
 def test_it_is_one_svg_that_stands_alone():
@@ -32,19 +32,19 @@ def test_it_says_unit_range_and_what_is_kept_of_the_four_headline_quantities():
 
 def test_everything_is_inside_the_frame():
     for each in drawing().iter(f"{SVG}rect"):
-        assert float(each.attrib["x"]) + float(each.attrib["width"]) <= diagram.WIDTH
-        assert float(each.attrib["y"]) + float(each.attrib["height"]) <= diagram.HEIGHT
+        assert float(each.attrib["x"]) + float(each.attrib["width"]) <= quantity_diagram.WIDTH
+        assert float(each.attrib["y"]) + float(each.attrib["height"]) <= quantity_diagram.HEIGHT
     for each in drawing().iter(f"{SVG}text"):
-        assert float(each.attrib["y"]) <= diagram.HEIGHT
+        assert float(each.attrib["y"]) <= quantity_diagram.HEIGHT
         assert len(each.text or "") < 70
 
 
 def test_the_table_has_a_row_per_quantity():
-    lines = diagram.markdown().splitlines()
+    lines = quantity_diagram.markdown().splitlines()
     assert len(lines) == 2 + len(QUANTITIES)
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
 
 
 def test_the_docs_are_what_the_library_says():
-    assert (DOCS / "quantities.svg").read_text() == diagram.svg()
-    assert diagram.markdown() in (DOCS / "quantities.md").read_text()
+    assert (DOCS / "quantities.svg").read_text() == quantity_diagram.svg()
+    assert quantity_diagram.markdown() in (DOCS / "quantities.md").read_text()

@@ -8,10 +8,12 @@ from matplotlib.figure import Figure
 
 from channelscope import tables
 from channelscope.errors import FormatError
-from channelscope.report import Chart, Drawing, Run, Section, figures, html, sections
-from channelscope.report.sections.axes import ALIGNMENT, by_depth
-from channelscope.report.sections.groups import GROUPS
-from channelscope.tables import Column
+from channelscope.report import figures, sections
+from channelscope.report.page import render
+from channelscope.report.run import Run
+from channelscope.report.section import Chart, Drawing, Section
+from channelscope.report.sections.alignment import ALIGNMENT, CLUSTERS, by_depth
+from channelscope.tables.schema import Column
 from report.folders import large, tiny
 
 
@@ -35,7 +37,7 @@ def test_every_chart_is_a_png_and_an_svg(run, tmp_path):
 
 
 def test_the_same_run_gives_the_same_svg(run, tmp_path):
-    chart, frame = GROUPS.charts[0], run.table("groups")
+    chart, frame = CLUSTERS.charts[0], run.table("groups")
     for name in ("one", "two"):
         with figures.rc_context(figures.STYLE):
             figures._save(figures.drawn(chart, frame, run.stages), tmp_path / name)
@@ -56,7 +58,7 @@ def test_alignment_has_four_panels_with_the_numbers_and_intervals_of_the_table(r
 
 
 def test_the_null_is_a_band(run):
-    figure = figures.drawn(GROUPS.charts[0], run.table("groups"), run.stages)
+    figure = figures.drawn(CLUSTERS.charts[0], run.table("groups"), run.stages)
     assert len(drawn_axes(figure)) == 2
     band = drawn_axes(figure)[0].collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (0.0, 0.2)
@@ -125,7 +127,7 @@ def test_a_drawing_is_a_picture_in_the_page_and_two_files(run, tmp_path, monkeyp
     monkeypatch.setattr(sections, "SECTIONS", (section,))
     paths = figures.write(run, tmp_path / "figures")
     assert {"own.png", "own.svg"} <= {path.name for path in paths}
-    page = html.page(run, plotly="")
+    page = render(run, plotly="")
     assert page.count('<img src="data:image/svg+xml;base64,') == 1
     assert page.count('<img src="data:image/png;base64,') == 1
     assert 'alt="A line"' in page
@@ -141,7 +143,7 @@ def named_values() -> pd.DataFrame:
     frame = pd.DataFrame({"score": ["a", "b", "c"] * 2, "rule": ["x"] * 3 + ["y"] * 3, "value": [1.0, 2.0, 3.0, 30.0, 20.0, 10.0]})
     column = Column("", 2, "a value", "this test")
     described = {name: Column("", None, name, "this test") for name in ("score", "rule")} | {"value": column}
-    return tables.described(frame, {"name": "values", "columns": described})
+    return tables.describe(frame, {"name": "values", "columns": described})
 
 
 def test_rows_of_every_panel_lie_at_their_own_names():

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 from channelscope import tables
-from channelscope.report import Chart, Run, Section, sections
-from channelscope.report.run import where
+from channelscope.report import sections
+from channelscope.report.run import Run, where
+from channelscope.report.section import Chart, Section
 from report.folders import FACTS, tiny
 
 

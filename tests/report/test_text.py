@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from channelscope import tables
-from channelscope.report import Run, text
-from channelscope.report.sections.axes import by_depth, changes, layers
-from channelscope.report.sections.groups import grouping
+from channelscope.report import verdict
+from channelscope.report.run import Run
+from channelscope.report.sections.alignment import by_depth, change_with_depth, cluster_sentences, layer_alignment
 from report.folders import FACTS, means, tiny
 
 NAN = math.nan
@@ -34,7 +34,7 @@ PAIR = ("trained", "capture", "relevance")
     ],
 )
 def test_words_for_the_size_of_a_correlation(rho, words):
-    assert text.strength(rho) == words
+    assert verdict.strength(rho) == words
 
 
 @pytest.mark.parametrize(
@@ -70,27 +70,27 @@ def test_words_for_the_size_of_a_correlation(rho, words):
     ],
 )
 def test_the_answer(rho, low, high, sentence):
-    assert text.answer(means((*PAIR, rho, low, high)), TRAINED) == sentence
+    assert verdict.answer(means((*PAIR, rho, low, high)), TRAINED) == sentence
 
 
 def test_one_layer_is_singular():
-    assert "(n = 1 layer)" in text.answer(means((*PAIR, 0.5, NAN, NAN), n=1), TRAINED)
+    assert "(n = 1 layer)" in verdict.answer(means((*PAIR, 0.5, NAN, NAN), n=1), TRAINED)
 
 
 def test_an_interval_that_ends_at_zero_covers_it():
-    assert "covers 0" in text.answer(means((*PAIR, 0.2, 0.0, 0.4)), TRAINED)
+    assert "covers 0" in verdict.answer(means((*PAIR, 0.2, 0.0, 0.4)), TRAINED)
 
 
 def test_without_alignment_it_says_so():
-    assert text.answer(None, TRAINED) == "Alignment of the two axes was not measured in this run."
-    assert text.verdict(None, TRAINED) == "Whether the two axes are aligned was not measured"
-    assert text.pairs(None, TRAINED) == text.pooled(None, TRAINED) == text.training(None, BOTH) == []
+    assert verdict.answer(None, TRAINED) == "Alignment of the two axes was not measured in this run."
+    assert verdict.verdict(None, TRAINED) == "Whether the two axes are aligned was not measured"
+    assert verdict.pairs(None, TRAINED) == verdict.pooled(None, TRAINED) == verdict.training(None, BOTH) == []
 
 
 def test_the_answer_is_about_the_last_stage():
     frame = means(("initialization", "capture", "relevance", 0.9, 0.8, 1.0), (*PAIR, 0.2, 0.1, 0.3))
-    assert "weakly aligned" in text.answer(frame, BOTH)
-    assert "weakly aligned" in text.answer(frame, {}), "without facts, the last stage of the table"
+    assert "weakly aligned" in verdict.answer(frame, BOTH)
+    assert "weakly aligned" in verdict.answer(frame, {}), "without facts, the last stage of the table"
 
 
 @pytest.mark.parametrize(
@@ -116,26 +116,26 @@ def test_the_answer_is_about_the_last_stage():
 def test_the_heading_says_the_answer_and_the_strongest_sure_pair(rows, heading):
     pairs = [("capture", "relevance"), ("overlap", "relevance")]
     frame = means(*(("trained", *pair, *row) for pair, row in zip(pairs, rows, strict=False)))
-    assert text.verdict(frame, TRAINED) == heading
+    assert verdict.verdict(frame, TRAINED) == heading
 
 
 def test_other_pairs_do_not_make_the_heading():
     frame = means((*PAIR, 0.05, -0.1, 0.2), ("trained", "rayleigh", "unique", 0.9, 0.8, 1.0))
-    assert text.verdict(frame, TRAINED) == "Here the two axes are not visibly aligned"
+    assert verdict.verdict(frame, TRAINED) == "Here the two axes are not visibly aligned"
 
 
 def test_what_the_other_pairs_add():
     strongest = ("trained", "overlap", "excess", -0.5, -0.6, -0.4)
-    assert text.pairs(means((*PAIR, 0.2, -0.1, 0.5), strongest), TRAINED) == [
+    assert verdict.pairs(means((*PAIR, 0.2, -0.1, 0.5), strongest), TRAINED) == [
         "Of the 2 pairs below, the strongest is peer overlap with target excess, −0.50 [−0.60, −0.40] (n = 19 layers); "
         "1 of their intervals covers 0."
     ]
-    assert text.pairs(means((*PAIR, 0.7, 0.6, 0.8), strongest), TRAINED) == [
+    assert verdict.pairs(means((*PAIR, 0.7, 0.6, 0.8), strongest), TRAINED) == [
         "Of the 2 pairs below, this one is the strongest; none of their intervals cover 0."
     ]
     covered = means((*PAIR, 0.1, -0.1, 0.3), ("trained", "overlap", "excess", 0.05, -0.1, 0.2))
-    assert text.pairs(covered, TRAINED) == ["The intervals of all 2 pairs cover 0; this one is the strongest."]
-    assert text.pairs(means((*PAIR, 0.1, -0.1, 0.3)), TRAINED) == []
+    assert verdict.pairs(covered, TRAINED) == ["The intervals of all 2 pairs cover 0; this one is the strongest."]
+    assert verdict.pairs(means((*PAIR, 0.1, -0.1, 0.3)), TRAINED) == []
 
 
 @pytest.mark.parametrize(
@@ -153,22 +153,22 @@ def test_what_the_other_pairs_add():
 )
 def test_what_training_did(before, after, said):
     frame = means(("initialization", "capture", "relevance", *before), (*PAIR, *after))
-    (sentence,) = text.training(frame, BOTH)
+    (sentence,) = verdict.training(frame, BOTH)
     assert sentence.startswith("At initialization the same mean was ")
     assert sentence.endswith(said)
 
 
 def test_training_needs_two_measured_stages():
     one = means((*PAIR, 0.2, 0.1, 0.3))
-    assert text.training(one, TRAINED) == text.training(one, BOTH) == []
-    assert text.training(means(("initialization", "capture", "relevance", NAN, NAN, NAN), (*PAIR, 0.2, 0.1, 0.3)), BOTH) == []
+    assert verdict.training(one, TRAINED) == verdict.training(one, BOTH) == []
+    assert verdict.training(means(("initialization", "capture", "relevance", NAN, NAN, NAN), (*PAIR, 0.2, 0.1, 0.3)), BOTH) == []
 
 
 def test_the_pooled_value_never_stands_alone():
-    (sentence,) = text.pooled(means((*PAIR, 0.2, 0.1, 0.3), pooled=0.45), TRAINED)
+    (sentence,) = verdict.pooled(means((*PAIR, 0.2, 0.1, 0.3), pooled=0.45), TRAINED)
     assert sentence.startswith("Over the channels of all layers at once it is 0.45, which mixes")
-    assert text.pooled(means((*PAIR, NAN, NAN, NAN), pooled=0.45), TRAINED) == []
-    assert text.pooled(means((*PAIR, 0.2, 0.1, 0.3), pooled=NAN), TRAINED) == []
+    assert verdict.pooled(means((*PAIR, NAN, NAN, NAN), pooled=0.45), TRAINED) == []
+    assert verdict.pooled(means((*PAIR, 0.2, 0.1, 0.3), pooled=NAN), TRAINED) == []
 
 
 def alignment(*rows: tuple[str, float, float, float]) -> pd.DataFrame:
@@ -181,7 +181,7 @@ def alignment(*rows: tuple[str, float, float, float]) -> pd.DataFrame:
 
 
 def test_layers_from_least_to_most():
-    said = layers(alignment(("a", 0.5, 0.4, 0.6), ("b", -0.1, -0.3, 0.1), ("c", NAN, NAN, NAN)), TRAINED)
+    said = layer_alignment(alignment(("a", 0.5, 0.4, 0.6), ("b", -0.1, -0.3, 0.1), ("c", NAN, NAN, NAN)), TRAINED)
     assert said == [
         "Layer by layer, input capture and task information correlate from −0.10 [−0.30, 0.10] (n = 64 channels) in b "
         "to 0.50 [0.40, 0.60] (n = 64 channels) in a.",
@@ -190,28 +190,28 @@ def test_layers_from_least_to_most():
 
 
 def test_layers_without_shards_have_no_intervals():
-    (said,) = layers(alignment(("a", 0.5, NAN, NAN), ("b", -0.1, NAN, NAN)), TRAINED)
+    (said,) = layer_alignment(alignment(("a", 0.5, NAN, NAN), ("b", -0.1, NAN, NAN)), TRAINED)
     assert said.endswith("There are no intervals over images: the profile has no shards.")
-    assert layers(alignment(("a", 0.5, 0.4, 0.6)), TRAINED) == []
-    assert layers(None, TRAINED) == []
+    assert layer_alignment(alignment(("a", 0.5, 0.4, 0.6)), TRAINED) == []
+    assert layer_alignment(None, TRAINED) == []
 
 
 def test_groupings():
     rows = [{"stage": "trained", "ari": ari, "null_high": 0.1} for ari in (0.5, 0.05, -0.02, NAN)]
-    said = grouping(pd.DataFrame(rows), TRAINED)
+    said = cluster_sentences(pd.DataFrame(rows), TRAINED)
     assert "median adjusted Rand index of 0.05 (range −0.02 to 0.50, n = 3 layers)" in said[0]
     assert said[1] == "In 1 of 3 layers they agree more than 95 % of shuffled groupings; by chance about 0.2 would."
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame({"stage": ["trained"], "ari": [NAN], "null_high": [NAN]})])
 def test_groupings_of_narrow_layers(frame):
-    assert grouping(frame, TRAINED) == ["No layer has enough channels to be grouped."]
-    assert grouping(pd.DataFrame({"stage": ["trained"], "n": [3]}), TRAINED) == []
-    assert grouping(None, TRAINED) == []
+    assert cluster_sentences(frame, TRAINED) == ["No layer has enough channels to be grouped."]
+    assert cluster_sentences(pd.DataFrame({"stage": ["trained"], "n": [3]}), TRAINED) == []
+    assert cluster_sentences(None, TRAINED) == []
 
 
 def test_what_was_measured():
-    said = " ".join(text.network(FACTS))
+    said = " ".join(verdict.network(FACTS))
     assert said == (
         "tiny on 120 images of noise. Target: the logit margin: the label's logit minus the largest other one. "
         "Accuracy 90.0 % [85.0 %, 94.0 %] (n = 60 test images)."
@@ -219,67 +219,67 @@ def test_what_was_measured():
 
 
 def test_accuracy_of_one_is_printed_only_when_true():
-    assert "Accuracy 99.9 % [no interval] (n = 60 test images)." in text.network(FACTS | {"accuracy": 0.9999, "accuracy_low": None})
-    assert "Accuracy 100.0 %" in " ".join(text.network(FACTS | {"accuracy": 1.0}))
+    assert "Accuracy 99.9 % [no interval] (n = 60 test images)." in verdict.network(FACTS | {"accuracy": 0.9999, "accuracy_low": None})
+    assert "Accuracy 100.0 %" in " ".join(verdict.network(FACTS | {"accuracy": 1.0}))
 
 
 def test_unlabeled_images():
-    said = text.network(FACTS | {"labeled": False, "accuracy": None, "target": "top_margin"})
+    said = verdict.network(FACTS | {"labeled": False, "accuracy": None, "target": "top_margin"})
     assert "Target: the margin between the first and the second logit, which needs no labels." in said
     assert "The images carry no labels, so the network's accuracy is not known." in said
     assert not any(sentence.startswith("Accuracy") for sentence in said)
 
 
 def test_bare_facts_are_enough():
-    assert text.network({}) == ["The network on images."]
+    assert verdict.network({}) == ["The network on images."]
 
 
 def test_undefined_channels_are_counted():
     frame = pd.DataFrame({"capture": [NAN, 1.0, 2.0], "overlap": [1.0, math.inf, 2.0], "note": ["silent", "copy", ""]})
-    (said,) = text.undefined(frame)
+    (said,) = verdict.undefined(frame)
     assert said.startswith("Not a finite number, of 3 rows: input capture in 1 (undefined); peer overlap in 1 (infinite). The note column")
     both = pd.DataFrame({"capture": [NAN, 1.0], "overlap": [NAN, 2.0], "support": [NAN, NAN]})
-    assert "peer support in 2 (undefined); input capture and peer overlap in 1 (undefined)." in text.undefined(both)[0]
-    assert text.undefined(frame.iloc[2:]) == ["Every quantity of all 1 channels is a finite number."]
-    assert text.undefined(None) == []
+    assert "peer support in 2 (undefined); input capture and peer overlap in 1 (undefined)." in verdict.undefined(both)[0]
+    assert verdict.undefined(frame.iloc[2:]) == ["Every quantity of all 1 channels is a finite number."]
+    assert verdict.undefined(None) == []
 
 
 def test_changes_with_training(tmp_path):
     run = Run.read(tiny(tmp_path))
-    (said,) = changes(by_depth(run), run.facts)
+    (said,) = change_with_depth(by_depth(run), run.facts)
     assert said == (
         "From initialization to trained, the median channel's peer overlap rose in 0 of 2 layers, "
         "task information in 2 of 2, target excess in 2 of 2."
     )
-    assert changes(by_depth(run), TRAINED) == []
+    assert change_with_depth(by_depth(run), TRAINED) == []
 
 
 def test_every_correlation_on_the_first_screen_has_n_and_interval(tmp_path):
     run = Run.read(tiny(tmp_path))
-    for sentence in text.first_screen(run)[:3]:
+    for sentence in verdict.first_screen(run)[:3]:
         for number in re.findall(r"−?0\.\d+ \[.*?\]( \(n = \d+ layers\))?", sentence):
             assert number
 
 
 def test_names_that_are_not_quantities_are_readable():
-    assert text.title("capture") == "input capture"
-    assert text.title("taylor_weights") == "taylor weights"
+    assert verdict.title("capture") == "input capture"
+    assert verdict.title("taylor_weights") == "taylor weights"
 
 
 def test_estimates_come_from_frames_without_stages_too():
     frame = tables.table([{"local": "capture", "target": "relevance", "rho": 0.2, "low": 0.1, "high": 0.3, "n": 4}], "alignment_mean")
-    found = text.estimate(frame, "trained", ("capture", "relevance"))
+    found = verdict.estimate(frame, "trained", ("capture", "relevance"))
     assert str(found) == "0.20 [0.10, 0.30] (n = 4 layers)"
-    assert text.estimate(frame, "trained", ("overlap", "relevance")) is None
+    assert verdict.estimate(frame, "trained", ("overlap", "relevance")) is None
 
 
 def test_refused_scores_are_listed_with_their_layers():
     frame = pd.DataFrame({"site": ["a"]})
-    assert text.refused(frame) == text.refused(None) == []
+    assert verdict.refused(frame) == verdict.refused(None) == []
     frame.attrs["provenance"] = {"refused": {"support at a": "too few images", "support at b": "too few again", "label": "no classes"}}
-    assert text.refused(frame) == [("peer support", ["a", "b"], "too few images"), ("label", ["all layers"], "no classes")]
+    assert verdict.refused(frame) == [("peer support", ["a", "b"], "too few images"), ("label", ["all layers"], "no classes")]
 
 
 def test_other_values_have_names_too():
-    assert text.title("capture_relevance") == "input capture with task information"
-    assert text.title("damage_kl") == "damage by silence, as divergence of the output"
+    assert verdict.title("capture_relevance") == "input capture with task information"
+    assert verdict.title("damage_kl") == "damage by silence, as divergence of the output"

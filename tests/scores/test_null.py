@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import pencil
-from channelscope import collect, scores
+from channelscope import scores
 from channelscope.errors import InputError
-from channelscope.net.readout import draw
+from channelscope.profiling.collect import collect
+from channelscope.stats.readout import draw_positions
 from measured import CHANNELS, IMAGES, images, maps, network, pooled, profile
 
 SHUFFLES = 400
@@ -28,7 +29,7 @@ def gaps() -> np.ndarray:
 
 def drawn_positions(count: int, seed: int = 0) -> np.ndarray:
     """Images × positions × channels: the samples of positions(count)."""
-    where = draw(torch.arange(IMAGES), 25, count, seed)
+    where = draw_positions(torch.arange(IMAGES), 25, count, seed)
     return np.take_along_axis(maps().transpose(0, 2, 1), where.numpy()[:, :, None], 1)
 
 
@@ -68,7 +69,7 @@ MEASURED = [
 
 def agrees(score, found, samples, shrink, **options):
     real = shuffled(score, samples, shrink)
-    drawn = scores.null(found, score.__name__, SHUFFLES, **TARGET, **options)["0"]
+    drawn = scores.permutation_null(found, score.__name__, SHUFFLES, **TARGET, **options)["0"]
     error = real.std(0) * (2 / SHUFFLES) ** 0.5
     assert (np.abs(drawn.mean - real.mean(0)) < 4 * error).all()
     value = scores.REGISTRY[score.__name__](found, **TARGET, **options).values["0"]
@@ -91,13 +92,15 @@ def test_with_some_positions_of_each_image_the_null_is_that_of_their_means():
         samples = drawn_positions(4, seed)
         real.append(samples.mean(1).var(0) / samples.reshape(-1, CHANNELS).var(0) / (2 * (IMAGES - 1)))
         found = collect(network(), [images()], "positions(4)", shards=0, seed=seed)
-        drawn.append(scores.null(found, "relevance", 200, seed, corrected=False, target_readout="positions")["0"].mean)
+        drawn.append(scores.permutation_null(found, "relevance", 200, seed, corrected=False, target_readout="positions")["0"].mean)
     np.testing.assert_allclose(np.mean(drawn, 0), np.mean(real, 0), rtol=0.1)
 
 
 def test_shrinkage_by_a_number_changes_no_p_value_of_the_information():
     """The information grows with |ρ|, and (1 − s)|ρ| orders the shuffles as |ρ| does."""
-    plain, *others = (scores.null(profile(), "relevance", SHUFFLES, shrinkage=strength, **TARGET)["0"].p for strength in (None, 0.5, 0.9))
+    plain, *others = (
+        scores.permutation_null(profile(), "relevance", SHUFFLES, shrinkage=strength, **TARGET)["0"].p for strength in (None, 0.5, 0.9)
+    )
     assert len(set(plain)) > 3
     for other in others:
         np.testing.assert_array_equal(other, plain)
@@ -111,27 +114,27 @@ def test_a_shuffle_that_gives_the_same_up_to_rounding_is_a_hit(monkeypatch):
 
     monkeypatch.setitem(scores.REGISTRY, "flat", scores.Score("flat", "target", "", "high", "", formula))
     one = replace(profile(), sites=profile().sites[:1])
-    np.testing.assert_array_equal(scores.null(one, "flat", 3)["0"].p, np.full(CHANNELS, 3 / 4))
+    np.testing.assert_array_equal(scores.permutation_null(one, "flat", 3)["0"].p, np.full(CHANNELS, 3 / 4))
 
 
 def test_p_values_are_in_double_precision():
-    p = scores.null(profile(), "relevance", 200, **TARGET)["0"].p
+    p = scores.permutation_null(profile(), "relevance", 200, **TARGET)["0"].p
     assert p.dtype == np.float64
     np.testing.assert_array_equal(p, np.round(p * 201) / 201)
 
 
 def test_the_corrected_information_has_mean_zero_under_the_null():
-    drawn = scores.null(profile(), "relevance", 1000)["0"]
+    drawn = scores.permutation_null(profile(), "relevance", 1000)["0"]
     assert np.abs(drawn.mean).max() < 3 * (1 / (2 * IMAGES)) * (2 / 1000) ** 0.5
 
 
 def test_the_mean_of_the_largest_is_biased_and_the_null_says_by_how_much():
-    plain, largest = (scores.null(profile(), "excess", 200, **options)["0"] for options in ({}, {"top": 3, "of": 6}))
+    plain, largest = (scores.permutation_null(profile(), "excess", 200, **options)["0"] for options in ({}, {"top": 3, "of": 6}))
     assert (largest.mean > plain.mean + 1e-4).all()
 
 
 def test_seeds():
-    one, same, other = (scores.null(profile(), "relevance", 50, seed=seed)["3"] for seed in (0, 0, 1))
+    one, same, other = (scores.permutation_null(profile(), "relevance", 50, seed=seed)["3"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(one.mean, same.mean)
     assert (one.mean != other.mean).any()
 
@@ -139,4 +142,4 @@ def test_seeds():
 @pytest.mark.parametrize(("name", "options"), [("overlap", {}), ("l2", {}), ("relevance", {"target": "label"})])
 def test_where_there_is_no_permutation_null(name, options):
     with pytest.raises(InputError, match="a permutation null is there for target scores"):
-        scores.null(profile(), name, **options)
+        scores.permutation_null(profile(), name, **options)

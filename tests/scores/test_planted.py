@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from channelscope import collect, scores
+from channelscope import scores
+from channelscope.profiling.collect import collect
 from channelscope.zoo import toys
 
 
@@ -50,7 +51,7 @@ def test_a_suppressor_says_nothing_alone_and_completes_its_partner():
     toy = toys.suppressor_pair()
     profile = seen(toy)
     site = profile.site(toy.truth["site"])
-    layer = scores.Layer(profile, site, profile.record(site), scores.Convention())
+    layer = scores.LayerStatistics(profile, site, profile.record(site), scores.ScoreOptions())
     alone = layer.single
     assert abs(float(alone[1])) < 1e-6
     pair = float(layer.pair[0, 1] - max(alone[0], alone[1]))
@@ -62,7 +63,7 @@ def test_second_moments_cannot_see_an_exclusive_or():
     toy = toys.xor_pair()
     profile = seen(toy)
     site = profile.site(toy.truth["site"])
-    layer = scores.Layer(profile, site, profile.record(site), scores.Convention(target="label"))
+    layer = scores.LayerStatistics(profile, site, profile.record(site), scores.ScoreOptions(target="label"))
     assert float(layer.single[:2].abs().max()) < 1e-6
     assert abs(float(layer.pair[0, 1])) < 1e-6
     assert toy.truth["discrete_information"] == pytest.approx(math.log(2))

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope import collect, scores
+from channelscope import scores
 from channelscope.errors import InputError, SampleError, ShapeError
+from channelscope.profiling.collect import collect
 from channelscope.ranking import Ranking
 from measured import CHANNELS, SHARDS, images, network, profile
 
@@ -76,10 +77,10 @@ def copy(weight):
 def test_a_silent_channel_is_nan_with_a_reason_in_every_statistical_score():
     frame = scores.table(seen(pair_network(silence)))
     row = frame[frame["channel"] == 2].iloc[0]
-    for name in scores.STANDARD:
+    for name in scores.DEFAULT_SCORES:
         assert np.isnan(row[name]), name
     assert "silent: it does not vary over the images" in row["note"]
-    assert frame.loc[frame["channel"] != 2, list(scores.STANDARD)].notna().all(axis=None)
+    assert frame.loc[frame["channel"] != 2, list(scores.DEFAULT_SCORES)].notna().all(axis=None)
 
 
 def test_an_exact_copy_is_inf_with_a_note():
@@ -94,7 +95,7 @@ def test_copies_have_full_support_and_add_nothing_to_each_other():
     profile = seen(pair_network(copy))
     assert scores.support(profile).values["0"][[1, 4]] == pytest.approx(1, abs=2e-3)
     site = profile.site("0")
-    layer = scores.Layer(profile, site, profile.record(site), scores.Convention())
+    layer = scores.LayerStatistics(profile, site, profile.record(site), scores.ScoreOptions())
     assert float(layer.pair[1, 4]) == pytest.approx(float(layer.single[1]), abs=1e-5)
 
 
@@ -159,9 +160,9 @@ def test_what_was_not_collected_is_asked_for():
 
 
 def test_names_are_looked_up():
-    assert [score.name for score in scores.named("overlap")] == ["overlap"]
-    with pytest.raises(InputError, match=r"no score is called magic; there are: rayleigh"):
-        scores.named(["overlap", "magic"])
+    assert [score.name for score in scores.lookup("overlap")] == ["overlap"]
+    with pytest.raises(InputError, match=r"no score is called magic; there are: "):
+        scores.lookup(["overlap", "magic"])
 
 
 def test_a_ranking_says_what_it_is_and_refuses_what_does_not_fit():

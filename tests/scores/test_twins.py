@@ -11,9 +11,9 @@ import pencil
 import pencil_stats
 from channelscope import scores
 from channelscope.errors import InputError
-from channelscope.formulas.information import sample_triples
-from channelscope.net.find import sites
-from channelscope.net.readout import draw
+from channelscope.formulas.task_information import sample_triples
+from channelscope.network.sites import sites
+from channelscope.stats.readout import draw_positions
 from measured import CHANNELS, IMAGES, images, maps, margins, network, pooled, positions, profile, target_rho
 
 RIDGE = 1e-3
@@ -109,7 +109,7 @@ def fpgm() -> np.ndarray:
 
 def at_cut() -> np.ndarray:
     """What the consumer sees at the sampled positions: images · 16 × channels."""
-    where = draw(torch.arange(IMAGES), 25, 16, 0).tolist()
+    where = draw_positions(torch.arange(IMAGES), 25, 16, 0).tolist()
     return np.array([maps(2)[i][:, p] for i in range(IMAGES) for p in where[i]])
 
 
@@ -222,8 +222,8 @@ def test_the_papers_conventions():
 
 def test_triplets():
     site = profile().site("0")
-    layer = scores.Layer(profile(), site, profile().record(site), scores.Convention())
-    mean, ratio = scores.triplets(layer, n=60, seed=4)
+    layer = scores.LayerStatistics(profile(), site, profile().record(site), scores.ScoreOptions())
+    mean, ratio = scores.triplet_excess_by_layer(layer, n=60, seed=4)
     triples = sample_triples(torch.arange(CHANNELS), 60, 4).tolist()
     assert mean == pytest.approx(np.mean(pencil.triplet_excess(target_rho(), peer_rho(), triples)), rel=1e-3)
     assert ratio == pytest.approx(pencil.triplet_ratio(target_rho(), peer_rho(), triples), rel=1e-3)
@@ -247,9 +247,9 @@ def test_the_label_target_with_the_largest_excesses():
 
 def test_triplets_refuse_the_label():
     site = profile().site("0")
-    layer = scores.Layer(profile(), site, profile().record(site), scores.Convention(target="label"))
+    layer = scores.LayerStatistics(profile(), site, profile().record(site), scores.ScoreOptions(target="label"))
     with pytest.raises(InputError, match=r"needs a continuous one, received target='label': use target='margin' or target='correct_logit'"):
-        scores.triplets(layer)
+        scores.triplet_excess_by_layer(layer)
 
 
 @pytest.mark.parametrize(("target", "classes"), [("margin", 2), ("label", 3)])

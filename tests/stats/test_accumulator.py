@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channelscope.stats import accumulator
-from channelscope.stats.accumulator import Accumulator
-from channelscope.stats.moments import Moments
+from channelscope.stats import moments
+from channelscope.stats.moments import Moments, MomentsAccumulator
 
 
 def batches(sizes, each, channels, shards, seed=0):
@@ -57,7 +56,7 @@ def close(found, wanted):
 )
 def test_every_shard_has_its_own_moments(sizes, each, shards, targets, seed):
     parts = list(batches(sizes, each, 5, shards, seed))
-    sums = Accumulator(5, targets, shards)
+    sums = MomentsAccumulator(5, targets, shards)
     for samples, columns, spans in parts:
         sums.add(samples, spans)
         sums.close(columns)
@@ -68,7 +67,7 @@ def test_every_shard_has_its_own_moments(sizes, each, shards, targets, seed):
 @pytest.mark.parametrize("block", [1, 40, 10_000])
 def test_the_block_size_changes_nothing(monkeypatch, block, targets):
     parts = list(batches([8, 8, 30, 1], 4, 6, 3))
-    sums = Accumulator(6, targets, 3)
+    sums = MomentsAccumulator(6, targets, 3)
     sums._block = block
     for samples, columns, spans in parts:
         sums.add(samples.clone(), spans, lent=True)
@@ -80,7 +79,7 @@ def test_the_block_size_changes_nothing(monkeypatch, block, targets):
 def test_lent_memory_may_change_afterwards(block):
     parts = list(batches([8, 8], 4, 6, 2))
     wanted = expected(parts, 2, 0)
-    sums = Accumulator(6, 0, 2)
+    sums = MomentsAccumulator(6, 0, 2)
     sums._block = block
     for samples, columns, spans in parts:
         sums.add(samples, spans, lent=True)
@@ -93,7 +92,7 @@ def test_lent_memory_may_change_afterwards(block):
 def test_lent_memory_is_not_written_to(block):
     ((samples, columns, spans),) = batches([8], 4, 6, 2)
     before = samples.clone()
-    sums = Accumulator(6, 0, 2)
+    sums = MomentsAccumulator(6, 0, 2)
     sums._block = block
     sums.add(samples, spans, lent=True)
     sums.close(columns)
@@ -108,7 +107,7 @@ def test_a_view_with_positions_first_or_last_is_the_same():
     for block in (1, 10_000):
         found = []
         for each in (samples, other):
-            sums = Accumulator(6, 0, 2)
+            sums = MomentsAccumulator(6, 0, 2)
             sums._block = block
             sums.add(each, spans, lent=True)
             sums.close(columns)
@@ -117,7 +116,7 @@ def test_a_view_with_positions_first_or_last_is_the_same():
 
 
 def test_memory_does_not_grow_with_the_images():
-    sums = Accumulator(4, 3, 2)
+    sums = MomentsAccumulator(4, 3, 2)
     sums._block = 64
     most = 0
     for samples, columns, spans in batches([10] * 50, 4, 4, 2):
@@ -130,14 +129,14 @@ def test_memory_does_not_grow_with_the_images():
 
 @pytest.mark.parametrize("channels", [1, 64, 2048, 100_000])
 def test_the_block_is_bounded_in_bytes(channels):
-    sums = Accumulator(channels, 0, 1)
+    sums = MomentsAccumulator(channels, 0, 1)
     assert sums._block >= 256
-    assert sums._block * channels * 4 <= max(accumulator.BLOCK_BYTES, 256 * channels * 4)
+    assert sums._block * channels * 4 <= max(moments.BLOCK_BYTES, 256 * channels * 4)
 
 
 def test_finishing_twice_or_midway_is_harmless():
     parts = list(batches([8, 9], 2, 5, 3))
-    sums = Accumulator(5, 3, 3)
+    sums = MomentsAccumulator(5, 3, 3)
     samples, columns, spans = parts[0]
     sums.add(samples, spans)
     sums.close(columns)
@@ -150,7 +149,7 @@ def test_finishing_twice_or_midway_is_harmless():
 
 
 def test_shards_without_samples_are_zero():
-    sums = Accumulator(4, 1, 3)
+    sums = MomentsAccumulator(4, 1, 3)
     sums.add(torch.ones(2, 1, 4), [(1, slice(0, 2))])
     sums.close(torch.ones(2, 1))
     assert [part.count for part in sums.finish()] == [0, 2, 0]
@@ -159,7 +158,7 @@ def test_shards_without_samples_are_zero():
 
 def test_double_precision_samples_stay_double():
     x = torch.randn(40, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e6
-    sums = Accumulator(3, 0, 1)
+    sums = MomentsAccumulator(3, 0, 1)
     sums.add(x, [(0, slice(0, 40))])
     sums.close(torch.zeros(40, 1))
     (found,) = sums.finish()
@@ -169,7 +168,7 @@ def test_double_precision_samples_stay_double():
 def test_shards_far_apart_keep_their_digits():
     """Blocks whose means differ by thousands of standard deviations still merge to float32 precision."""
     generator = torch.Generator().manual_seed(0)
-    sums, rows = Accumulator(3, 0, 1), []
+    sums, rows = MomentsAccumulator(3, 0, 1), []
     sums._block = 1
     for shift in (0.0, 1000.0, -500.0):
         x = torch.randn(200, 2, 3, generator=generator) + shift
@@ -183,7 +182,7 @@ def test_shards_far_apart_keep_their_digits():
 def test_images_in_an_order_that_drifts_away_lose_nothing_that_matters(drift):
     """Samples are measured from where the first ones were: standard deviation 2, means that move by `drift` a batch."""
     parts = [(samples + drift * number, columns, spans) for number, (samples, columns, spans) in enumerate(batches([40] * 10, 4, 6, 2))]
-    sums = Accumulator(6, 3, 2)
+    sums = MomentsAccumulator(6, 3, 2)
     sums._block = 64
     for samples, columns, spans in parts:
         sums.add(samples, spans)
@@ -196,7 +195,7 @@ def test_images_in_an_order_that_drifts_away_lose_nothing_that_matters(drift):
 
 def test_looking_does_not_end_the_collection():
     parts = list(batches([8, 8, 30], 4, 6, 3))
-    sums = Accumulator(6, 3, 3)
+    sums = MomentsAccumulator(6, 3, 3)
     for number, (samples, columns, spans) in enumerate(parts):
         sums.add(samples, spans)
         sums.close(columns)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_stats
-from channelscope.stats.maps import Maps, independence
+from channelscope.stats.feature_maps import FeatureMapSums, independence
 
 
 def maps(images=3, channels=4, height=5, width=6, seed=0):
@@ -19,7 +19,7 @@ def test_both_sums_are_the_pencils(shape):
     x = maps(*shape)
     x[0, 1] = 0
     x[-1, 0] = 1.0  # rank one
-    found = Maps.of(x)
+    found = FeatureMapSums.of(x)
     assert found.images == shape[0]
     np.testing.assert_allclose(found.rank, pencil_stats.rank(x.numpy()))
     np.testing.assert_allclose(found.independence, pencil_stats.independence(x.double().numpy()), atol=1e-6)
@@ -35,7 +35,7 @@ def test_independence_from_either_gram_matrix(channels, positions, seed):
 def test_a_silent_channel_has_no_rank_and_no_independence():
     x = maps()
     x[:, 2] = 0
-    found = Maps.of(x)
+    found = FeatureMapSums.of(x)
     assert found.rank[2] == 0
     assert float(found.independence[2]) == pytest.approx(0, abs=1e-6)
 
@@ -44,7 +44,7 @@ def test_a_copy_is_less_independent_than_an_original():
     x = maps(1, 3, 4, 4)
     x[0, 1] = x[0, 0]
     x[0, 2] *= x[0, 0].norm() / x[0, 2].norm()
-    found = Maps.of(x).independence
+    found = FeatureMapSums.of(x).independence
     assert float(found[0]) == pytest.approx(float(found[1]), rel=1e-6)
     assert float(found[2]) > float(found[0])
 
@@ -52,16 +52,16 @@ def test_a_copy_is_less_independent_than_an_original():
 def test_orthogonal_channels_lose_their_own_norm():
     x = torch.zeros(1, 3, 1, 4, dtype=torch.float64)
     x[0, 0, 0, 0], x[0, 1, 0, 1], x[0, 2, 0, 2] = 2.0, 3.0, -1.0
-    np.testing.assert_allclose(Maps.of(x).independence, [2, 3, 1], atol=1e-9)
+    np.testing.assert_allclose(FeatureMapSums.of(x).independence, [2, 3, 1], atol=1e-9)
 
 
 def test_sums_add_over_images_in_any_order():
     x = maps(6)
-    whole = Maps.of(x)
+    whole = FeatureMapSums.of(x)
     for order in ([2, 4], [1, 1, 4], [6]):
-        total = sum((Maps.of(part) for part in x.split(order)), Maps.zero(4))
+        total = sum((FeatureMapSums.of(part) for part in x.split(order)), FeatureMapSums.zero(4))
         assert total.images == 6
         torch.testing.assert_close(total.rank, whole.rank)
         torch.testing.assert_close(total.independence, whole.independence)
-    shuffled = Maps.of(x[[3, 0, 5, 1, 4, 2]])
+    shuffled = FeatureMapSums.of(x[[3, 0, 5, 1, 4, 2]])
     torch.testing.assert_close(shuffled.independence, whole.independence)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import pencil
 from channelscope.errors import ShapeError
-from channelscope.stats.moments import Moments, gram, near
+from channelscope.stats.moments import Moments, approximate_mean, gram
 
 SEEDS = st.integers(0, 10_000)
 SIZES = st.lists(st.integers(0, 30), min_size=1, max_size=6)
@@ -140,7 +140,7 @@ def test_the_symmetric_product_is_the_product(d):
 @pytest.mark.parametrize("n", [1, 2, 255, 256, 257, 5000])
 def test_the_point_near_the_mean_is_near_it(n):
     x = block(n, shift=100.0)
-    away = (near(x) - x.mean(0)).abs() / (x.std(0, correction=0) + 1)
+    away = (approximate_mean(x) - x.mean(0)).abs() / (x.std(0, correction=0) + 1)
     assert float(away.max()) < (0.5 if n > 256 else 1e-12)
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from channelscope.errors import ShapeError
-from channelscope.stats.classes import Classes
-from channelscope.stats.maps import Maps
+from channelscope.stats.class_means import ClassMeans
+from channelscope.stats.feature_maps import FeatureMapSums
 from channelscope.stats.moments import Moments
-from channelscope.stats.record import Record, square, triangle
 from channelscope.stats.sensitivity import Sensitivity
+from channelscope.stats.site_record import SiteRecord, pack_symmetric, unpack_symmetric
 
 CHANNELS, TARGETS, CLASSES = 4, 3, 5
 
@@ -20,14 +20,14 @@ def moments(n, d, seed):
 def record(seed=0, read=True, affine=False, labels=True, extras=True, images=12):
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(images, CHANNELS, generator=generator, dtype=torch.float64)
-    return Record(
+    return SiteRecord(
         pooled=moments(images, CHANNELS + TARGETS, seed),
         own_read=moments(4 * images, CHANNELS + TARGETS, seed + 1) if read else None,
         own_cut=None if affine else moments(4 * images, CHANNELS, seed + 2),
         affine=torch.tensor([[1.0, 2, 3, -4], [0, 1, 0, 5]], dtype=torch.float64) if affine else None,
-        classes=Classes.of(rows, torch.randint(CLASSES, (images,), generator=generator), CLASSES) if labels else None,
+        classes=ClassMeans.of(rows, torch.randint(CLASSES, (images,), generator=generator), CLASSES) if labels else None,
         sensitivity=Sensitivity.of(rows, rows + 1) if extras else None,
-        maps=Maps.of(rows.view(images, CHANNELS, 1, 1)) if extras else None,
+        maps=FeatureMapSums.of(rows.view(images, CHANNELS, 1, 1)) if extras else None,
     )
 
 
@@ -64,7 +64,7 @@ def close(a, b, tolerance=1e-12):
 def test_packing_keeps_float32_scatters_and_everything_else_exactly(kind):
     one = record(**kind)
     packed = dict(one.pack("total/a/"))
-    again = Record.unpack(packed, "total/a/")
+    again = SiteRecord.unpack(packed, "total/a/")
     close(again, one, 1e-6)
     assert torch.equal(again.pooled.mean, one.pooled.mean)
     assert again.channels == one.channels == CHANNELS
@@ -74,7 +74,7 @@ def test_packing_keeps_float32_scatters_and_everything_else_exactly(kind):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_packing_what_was_unpacked_changes_nothing(kind):
     packed = dict(record(**kind).pack("x/"))
-    again = dict(Record.unpack(packed, "x/").pack("x/"))
+    again = dict(SiteRecord.unpack(packed, "x/").pack("x/"))
     assert set(again) == set(packed)
     for name, value in packed.items():
         assert torch.equal(again[name], value), name
@@ -123,28 +123,28 @@ def test_parts_that_only_one_side_has_are_dropped():
 
 def test_a_record_without_a_cut_point_says_so():
     with pytest.raises(ShapeError, match="cut point"):
-        _ = Record(moments(3, 4, 0), None, None).cut
+        _ = SiteRecord(moments(3, 4, 0), None, None).cut
 
 
 @pytest.mark.parametrize("d", [1, 2, 7, 130])
 def test_a_triangle_holds_a_symmetric_matrix(d):
     x = torch.randn(d, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
     matrix = x + x.T
-    packed = triangle(matrix)
+    packed = pack_symmetric(matrix)
     assert packed.dtype == torch.float32
     assert packed.shape == (d * (d + 1) // 2,)
-    torch.testing.assert_close(square(packed), matrix.float().double(), rtol=0, atol=0)
-    assert torch.equal(triangle(square(packed)), packed)
+    torch.testing.assert_close(unpack_symmetric(packed), matrix.float().double(), rtol=0, atol=0)
+    assert torch.equal(pack_symmetric(unpack_symmetric(packed)), packed)
 
 
 def test_a_triangle_is_written_row_by_row():
     matrix = torch.tensor([[1.0, 2, 3], [2, 4, 5], [3, 5, 6]])
-    assert triangle(matrix).tolist() == [1, 2, 3, 4, 5, 6]
+    assert pack_symmetric(matrix).tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_classes_without_samples_stay_zero_through_packing():
     one = record(images=2)
     seen = one.classes.counts > 0
-    again = Record.unpack(dict(one.pack("x/")), "x/")
+    again = SiteRecord.unpack(dict(one.pack("x/")), "x/")
     assert not again.classes.means[~seen].any()
     assert bool((again.classes.means[seen] != 0).any())

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from channelscope import tables
 from channelscope.errors import FormatError, InputError
-from channelscope.tables import Column
+from channelscope.tables import frame
+from channelscope.tables.schema import Column
 
 ROWS = [
     {"site": "nan", "channel": 0, "capture": 0.1 + 0.2, "note": None, "kept": True},
@@ -48,7 +49,7 @@ def test_derived_columns_take_their_unit_from_the_quantity():
 
 def test_a_score_table_brings_its_own_units():
     frame = pd.DataFrame({"site": ["conv1"], "chip": [0.5], "chip_se": [0.1]})
-    got = tables.described(frame, {"name": "scores", "units": {"chip": "rank"}, "keeps": {"chip": "high"}})
+    got = tables.describe(frame, {"name": "scores", "units": {"chip": "rank"}, "keeps": {"chip": "high"}})
     assert got.attrs["columns"]["chip"]["unit"] == "rank"
     assert got.attrs["columns"]["chip_se"]["unit"] == "rank"
     assert got.attrs["provenance"] == {"keeps": {"chip": "high"}}
@@ -68,7 +69,7 @@ def test_lists_and_mixtures_are_refused():
 
 def test_two_columns_of_one_name_are_refused():
     with pytest.raises(InputError, match="two columns of one name: site"):
-        tables.described(pd.DataFrame([["a", "b"]], columns=["site", "site"]), {"name": "x"})
+        tables.describe(pd.DataFrame([["a", "b"]], columns=["site", "site"]), {"name": "x"})
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -136,7 +137,7 @@ def test_a_table_that_is_not_there(tmp_path):
     with pytest.raises(FormatError, match="no file at"):
         tables.read(tmp_path / "x.csv")
     path = tables.write(example(), tmp_path / "x.csv")
-    tables.frame.beside(path).unlink()
+    frame.description_path(path).unlink()
     with pytest.raises(FormatError, match=r"no file at .*x\.columns\.json"):
         tables.read(path)
 
@@ -151,7 +152,7 @@ def test_a_cut_or_foreign_table_is_refused(tmp_path):
     with pytest.raises(FormatError, match="damaged or not a table"):
         tables.read(path)
     path.write_text(whole)
-    about = tables.frame.beside(path)
+    about = frame.description_path(path)
     header = json.loads(about.read_text())
     about.write_text(json.dumps(header | {"format": 99}))
     with pytest.raises(FormatError, match="has table format 99, this version reads 1"):

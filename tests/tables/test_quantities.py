@@ -3,9 +3,10 @@ import pytest
 
 from channelscope import tables
 from channelscope.ranking import Ranking
-from channelscope.scores import REGISTRY
+from channelscope.scores.registry import REGISTRY
 from channelscope.site import Site
-from channelscope.tables import COLUMNS, HEADLINE, QUANTITIES, Column
+from channelscope.tables.quantities import COLUMNS, HEADLINE, QUANTITIES
+from channelscope.tables.schema import Column
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES.values(), ids=lambda quantity: quantity.name)

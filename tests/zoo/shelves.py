@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from channelscope.zoo.shelf import Shelf, Shelves
+from channelscope.data.partitions import Partition, PartitionedDataset
 
 
 def picture(seed=0, size=(8, 8), gray=False):
@@ -56,11 +56,11 @@ def write_parquet(path, labels, image="image", label="label", metadata=None, str
 def made(labels, classes=2, part="all", size=(8, 8), gray=False, name="made", **extra):
     """Shelves of one part in memory: picture `row` has seed `row`."""
     columns = {key: values.__getitem__ for key, values in extra.items()}
-    shelf = Shelf(
+    shelf = Partition(
         part,
         torch.tensor(labels, dtype=torch.int64),
         lambda row: picture(row, size, gray),
         lambda row: f"{name} row {row}",
         columns,
     )
-    return Shelves(name, (shelf,), tuple(f"class {k}" for k in range(classes)))
+    return PartitionedDataset(name, (shelf,), tuple(f"class {k}" for k in range(classes)))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_zoo as pencil
-from channelscope.zoo.augment import augmented
+from channelscope.data.augmentation import augment
 
 
 def batch(count=4, channels=3, height=6, width=5, seed=0):
@@ -33,7 +33,7 @@ shapes = st.tuples(st.integers(1, 5), st.sampled_from([1, 3]), st.integers(2, 7)
 @settings(max_examples=40, deadline=None)
 def test_it_is_the_loop_over_pixels(shape, pad, flip, seed):
     pixels = batch(*shape)
-    found = augmented(pixels, pad, flip, drawn(seed))
+    found = augment(pixels, pad, flip, drawn(seed))
     offsets, mirrored = choices(len(pixels), pad, flip, seed)
     expected = pencil.augmented(pixels.numpy(), offsets, mirrored, pad)
     np.testing.assert_array_equal(found.numpy(), expected)
@@ -43,27 +43,27 @@ def test_it_is_the_loop_over_pixels(shape, pad, flip, seed):
 def test_nothing_asked_nothing_done_and_nothing_drawn():
     pixels, source = batch(), drawn()
     before = source.get_state()
-    assert augmented(pixels, 0, False, source) is pixels
+    assert augment(pixels, 0, False, source) is pixels
     assert torch.equal(source.get_state(), before)
 
 
 def test_the_batch_itself_is_not_changed():
     pixels = batch()
     before = pixels.clone()
-    augmented(pixels, 2, True, drawn())
+    augment(pixels, 2, True, drawn())
     assert torch.equal(pixels, before)
 
 
 def test_the_same_generator_state_gives_the_same_result_and_another_does_not():
     pixels = batch(32)
-    one, two, other = (augmented(pixels, 2, True, drawn(seed)) for seed in (1, 1, 2))
+    one, two, other = (augment(pixels, 2, True, drawn(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
 
 
 def test_half_of_the_images_are_mirrored():
     pixels = batch(2000, 1, 1, 2)
-    found = augmented(pixels, 0, True, drawn())
+    found = augment(pixels, 0, True, drawn())
     mirrored = (found == pixels.flip(3)).flatten(1).all(1) & (found != pixels).flatten(1).any(1)
     asymmetric = (pixels != pixels.flip(3)).flatten(1).any(1)
     assert float(mirrored.sum() / asymmetric.sum()) == pytest.approx(0.5, abs=0.05)
@@ -73,20 +73,20 @@ def test_every_offset_is_drawn_equally_often():
     """A single bright pixel in the middle lands on each of (2·pad + 1)² places."""
     pixels = torch.zeros(4500, 1, 5, 5, dtype=torch.uint8)
     pixels[:, :, 2, 2] = 255
-    found = augmented(pixels, 1, False, drawn()).float().mean((0, 1)) / 255
+    found = augment(pixels, 1, False, drawn()).float().mean((0, 1)) / 255
     assert float(found[1:4, 1:4].sum()) == pytest.approx(1)
     np.testing.assert_allclose(found[1:4, 1:4].numpy(), 1 / 9, atol=0.02)
 
 
 def test_what_comes_in_is_black():
     white = torch.full((200, 3, 8, 8), 255, dtype=torch.uint8)
-    found = augmented(white, 3, False, drawn())
+    found = augment(white, 3, False, drawn())
     assert set(found.unique().tolist()) == {0, 255}
     assert (found[:, :, 3:5, 3:5] == 255).all(), "the center cannot leave"
 
 
 def test_channels_move_together():
     pixels = batch(20, 1).expand(-1, 3, -1, -1)
-    found = augmented(pixels, 2, True, drawn())
+    found = augment(pixels, 2, True, drawn())
     assert torch.equal(found[:, 0], found[:, 1])
     assert torch.equal(found[:, 0], found[:, 2])

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import pencil_zoo as pencil
+from channelscope.data import sources
+from channelscope.data.decoding import ResizeCrop
+from channelscope.data.images import IMAGENET, ImageSplits, read_images
+from channelscope.data.sources import ImageSource, native_shape, open_dataset
 from channelscope.errors import DataError
-from channelscope.zoo import data as reading
-from channelscope.zoo.data import IMAGENET, Images, ImageSource, native_shape, read_images, shelves
-from channelscope.zoo.pictures import Fit
 from zoo.shelves import encoded, features, made, picture, write_folder, write_parquet
 
 
@@ -96,11 +97,11 @@ def test_numbers_that_make_no_sense_are_refused(wrong):
 @pytest.mark.parametrize("name", ["", "cifar", "digit", "folder:", "hf:", "https://x", "folder"])
 def test_an_unknown_source_says_what_is_known(name):
     with pytest.raises(DataError, match="expected digits, cifar10, cifar100, folder:PATH or hf:ID_OR_PATH"):
-        shelves(ImageSource(name))
+        open_dataset(ImageSource(name))
 
 
 def test_every_option_is_explained_in_one_sentence_and_simple():
-    lines = Path(reading.__file__).read_text().splitlines()
+    lines = Path(sources.__file__).read_text().splitlines()
     for field in dataclasses.fields(ImageSource):
         (at,) = [number for number, line in enumerate(lines) if line.startswith(f"    {field.name}: ")][:1]
         assert lines[at + 1].strip().startswith('"""'), field.name
@@ -156,7 +157,7 @@ def test_corrupt_pictures_stop_or_are_counted(tmp_path):
 def test_the_first_picture_may_be_the_corrupt_one(tmp_path):
     write_folder(tmp_path, {"a": 6, "b": 6})
     (tmp_path / "a" / "000.png").write_bytes(b"")
-    assert native_shape(shelves(ImageSource(f"folder:{tmp_path}"))) == (3, 8, 8)
+    assert native_shape(open_dataset(ImageSource(f"folder:{tmp_path}"))) == (3, 8, 8)
     assert read_images(ImageSource(f"folder:{tmp_path}", skip_corrupt=True)).skipped == 1
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"no picture")
@@ -239,8 +240,8 @@ def test_a_constant_channel_has_no_std():
 
 def test_a_size_of_the_users_comes_before_the_networks():
     found = made([row % 2 for row in range(1200)], size=(20, 20))
-    assert read_images(ImageSource(), Fit((12, 12)), found=found).image_shape == (3, 12, 12)
-    assert read_images(ImageSource(size=16), Fit((12, 12)), found=found).image_shape == (3, 16, 16)
+    assert read_images(ImageSource(), ResizeCrop((12, 12)), found=found).image_shape == (3, 12, 12)
+    assert read_images(ImageSource(size=16), ResizeCrop((12, 12)), found=found).image_shape == (3, 16, 16)
     assert read_images(ImageSource(), found=found).image_shape == (3, 20, 20)
 
 
@@ -250,4 +251,4 @@ def test_the_description_is_plain_data(digits):
     assert said["splits"] == {"train": 1294, "calibration": 1294, "validation": 144, "test": 359}
     assert said["image_shape"] == [1, 8, 8]
     assert said["mean"] == list(digits.normalization[0])
-    assert isinstance(digits, Images)
+    assert isinstance(digits, ImageSplits)

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from channelscope.data.splits import divide
 from channelscope.errors import DataError
-from channelscope.zoo.division import divide
 
 layouts = st.one_of(
     st.fixed_dictionaries({"train": st.integers(20, 3000)}),

@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-import channelscope.zoo as zoo
+from channelscope import data, zoo
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "networks-and-data.md").read_text()
 
@@ -19,12 +19,12 @@ def test_the_page_runs(monkeypatch, tmp_path, capsys):
 
 
 def test_the_page_names_every_network():
-    for name in zoo.names():
+    for name in zoo.network_names():
         assert f"`{name}`" in PAGE
 
 
 def test_the_page_names_the_options_of_the_images():
-    for field in fields(zoo.ImageSource):
+    for field in fields(data.ImageSource):
         if field.name != "root":
             assert re.search(rf"\b{field.name}\b", PAGE), field.name
 

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from channelscope.errors import InputError
-from channelscope.net.edits import blank
-from channelscope.net.graph import trace
-from channelscope.net.groups import groups
-from channelscope.net.identity import weights_hash
-from channelscope.zoo import fix_inputs, fixed_inputs
+from channelscope.network.graph import trace
+from channelscope.network.module_state import weights_hash, zero_batch
+from channelscope.network.removal.groups import groups
+from channelscope.zoo.loading import bind_extra_inputs, extra_inputs
 
 
 class Guided(nn.Module):
@@ -43,14 +42,14 @@ def images():
 def test_the_pass_is_the_same_with_the_inputs_in_it(example, images):
     plain = Guided()
     expected = plain(images, example["guide"].expand(5, -1, -1, -1), example["prior"])
-    torch.testing.assert_close(fix_inputs(Guided(), example)(images), expected)
+    torch.testing.assert_close(bind_extra_inputs(Guided(), example)(images), expected)
     torch.testing.assert_close(
-        fix_inputs(Guided(), {**example, "temperature": torch.tensor(2.0)})(images), (expected + example["prior"]) / 2
+        bind_extra_inputs(Guided(), {**example, "temperature": torch.tensor(2.0)})(images), (expected + example["prior"]) / 2
     )
 
 
 def test_names_weights_and_fingerprint_stay(example):
-    plain, fixed = Guided(), fix_inputs(Guided(), example)
+    plain, fixed = Guided(), bind_extra_inputs(Guided(), example)
     assert [name for name, _ in fixed.named_modules()] == [name for name, _ in plain.named_modules()]
     assert list(fixed.state_dict()) == list(plain.state_dict())
     assert weights_hash(fixed) == weights_hash(plain)
@@ -58,23 +57,23 @@ def test_names_weights_and_fingerprint_stay(example):
 
 
 def test_inputs_follow_copies_and_devices(example, images):
-    fixed = copy.deepcopy(fix_inputs(Guided(), example)).double()
+    fixed = copy.deepcopy(bind_extra_inputs(Guided(), example)).double()
     assert fixed(images.double()).dtype == torch.float64
-    kept = fixed_inputs(fixed)
+    kept = extra_inputs(fixed)
     assert set(kept) == {"guide", "prior"}
     torch.testing.assert_close(kept["guide"], example["guide"].double())
-    assert fixed_inputs(Guided()) == {}
+    assert extra_inputs(Guided()) == {}
 
 
 def test_it_can_be_traced_for_any_number_of_images(example, images):
-    fixed = fix_inputs(Guided(), example).eval()
-    graph = trace(fixed, blank(fixed, (1, 8, 8)))
+    fixed = bind_extra_inputs(Guided(), example).eval()
+    graph = trace(fixed, zero_batch(fixed, (1, 8, 8)))
     torch.testing.assert_close(graph.run(images), fixed(images))
 
 
 def test_channels_that_meet_the_guide_go_together(example):
-    fixed = fix_inputs(Guided(), example).eval()
-    found = groups(fixed, blank(fixed, (1, 8, 8)))
+    fixed = bind_extra_inputs(Guided(), example).eval()
+    found = groups(fixed, zero_batch(fixed, (1, 8, 8)))
     assert any({"a", "guide"} <= set(group.sites) for group in found.found)
 
 
@@ -84,11 +83,11 @@ def test_channels_that_meet_the_guide_go_together(example):
 )
 def test_an_example_that_does_not_fit_is_refused(given, said):
     with pytest.raises(InputError, match=said) as error:
-        fix_inputs(Guided(), {name: torch.zeros(1) for name in given})
+        bind_extra_inputs(Guided(), {name: torch.zeros(1) for name in given})
     assert "takes images and guide, prior, temperature" in str(error.value)
 
 
 def test_a_network_of_images_alone_stays_what_it_is():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    assert type(fix_inputs(model, {})) is nn.Sequential
+    assert type(bind_extra_inputs(model, {})) is nn.Sequential
     assert not dict(model.named_buffers())

@@ -5,11 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import channelscope.zoo as zoo
-from channelscope.zoo.data import ImageSource, read_images
+from channelscope import zoo
+from channelscope.data.images import read_images
+from channelscope.data.sources import ImageSource
+from channelscope.evaluation import tally_split
+from channelscope.network import module_state
 from channelscope.zoo.history import History
-from channelscope.zoo.schedule import SLOWER, Schedule
-from channelscope.zoo.train import measured
+from channelscope.zoo.schedule import FINETUNE_LR_DIVISOR, Schedule
 from zoo.shelves import made
 
 SHORT = Schedule(epochs=2, lr=0.5, batch_size=8, pad=0, flip=False, every=2)
@@ -35,25 +37,25 @@ def learned(images):
 
 
 def test_the_last_epoch_is_kept_though_the_validation_images_say_otherwise(learned, images, tmp_path):
-    before = zoo.weights_hash(learned)
+    before = module_state.weights_hash(learned)
     tuned = zoo.finetune(learned, images, tmp_path, SHORT, progress=False)
     history = History.read(tmp_path)
-    assert measured(learned, images.validation)[1] == 1
+    assert tally_split(learned, images.validation)[1] == 1
     assert history.best == 0
-    assert zoo.weights_hash(tuned) == zoo.weights_hash(zoo.load_weights(learned, history.checkpoint(2))) != before
+    assert module_state.weights_hash(tuned) == module_state.weights_hash(zoo.load_weights(learned, history.checkpoint(2))) != before
     assert not tuned.training
 
 
 def test_the_network_given_stays_as_it_is(images, tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(images.image_shape).numel(), 3)).requires_grad_(False)
-    before = zoo.weights_hash(model)
+    before = module_state.weights_hash(model)
     tuned = zoo.finetune(model, images, tmp_path, SHORT, progress=False)
-    assert zoo.weights_hash(model) == before != zoo.weights_hash(tuned)
+    assert module_state.weights_hash(model) == before != module_state.weights_hash(tuned)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_its_schedule_takes_smaller_steps():
-    whole, part = zoo.recipe("vgg16_bn", "cifar"), zoo.tuning("vgg16_bn", "cifar", 7, seed=3)
-    assert part.lr == pytest.approx(whole.lr / SLOWER)
+    whole, part = zoo.default_schedule("vgg16_bn", "cifar"), zoo.finetuning_schedule("vgg16_bn", "cifar", 7, seed=3)
+    assert part.lr == pytest.approx(whole.lr / FINETUNE_LR_DIVISOR)
     assert (part.epochs, part.every, part.seed) == (7, 7, 3)
-    assert zoo.tuning("vgg16_bn", "cifar", 7, slower=1).lr == whole.lr
+    assert zoo.finetuning_schedule("vgg16_bn", "cifar", 7, slower=1).lr == whole.lr

@@ -2,15 +2,15 @@
 
 import pytest
 
+from channelscope.data.images import read_images
+from channelscope.data.sources import ImageSource, image_folder
 from channelscope.errors import DataError
-from channelscope.zoo import ImageSource, read_images
-from channelscope.zoo.folders import folder
 from zoo.shelves import encoded, picture, write_folder
 
 
 def test_one_folder_per_class(tmp_path):
     write_folder(tmp_path, {"cat": 3, "ant": 2})
-    found = folder(tmp_path)
+    found = image_folder(tmp_path)
     (part,) = found.parts
     assert found.class_names == ("ant", "cat")
     assert part.part == "all"
@@ -23,14 +23,14 @@ def test_one_folder_per_class(tmp_path):
 def test_folders_named_like_parts_are_parts(tmp_path, names):
     for name, count in zip(names, (4, 2, 1), strict=True):
         write_folder(tmp_path / name, {"a": count, "b": count})
-    found = folder(tmp_path)
+    found = image_folder(tmp_path)
     assert [(part.part, len(part)) for part in found.parts] == [("train", 8), ("validation", 4), ("test", 2)]
 
 
 def test_classes_are_numbered_over_all_parts_together(tmp_path):
     write_folder(tmp_path / "train", {"a": 1, "c": 1})
     write_folder(tmp_path / "test", {"b": 1, "c": 1})
-    found = folder(tmp_path)
+    found = image_folder(tmp_path)
     assert found.class_names == ("a", "b", "c")
     assert found.parts[0].labels.tolist() == [0, 2]
     assert found.parts[1].labels.tolist() == [1, 2]
@@ -38,13 +38,13 @@ def test_classes_are_numbered_over_all_parts_together(tmp_path):
 
 def test_a_class_may_be_called_test(tmp_path):
     write_folder(tmp_path, {"test": 2, "real": 2})
-    assert folder(tmp_path).class_names == ("real", "test")
+    assert image_folder(tmp_path).class_names == ("real", "test")
 
 
 def test_pictures_in_nested_folders_belong_to_the_class_above(tmp_path):
     write_folder(tmp_path / "a", {"first": 1, "second": 2})
     write_folder(tmp_path, {"b": 1})
-    found = folder(tmp_path)
+    found = image_folder(tmp_path)
     assert found.class_names == ("a", "b")
     assert found.parts[0].labels.tolist() == [0, 0, 0, 1]
 
@@ -53,7 +53,7 @@ def test_other_files_and_hidden_folders_are_ignored(tmp_path):
     write_folder(tmp_path, {"a": 1, ".cache": 2})
     (tmp_path / "a" / "notes.txt").write_text("no picture")
     (tmp_path / "readme.md").write_text("no class")
-    found = folder(tmp_path)
+    found = image_folder(tmp_path)
     assert found.class_names == ("a",)
     assert len(found.parts[0]) == 1
 
@@ -62,24 +62,24 @@ def test_other_files_and_hidden_folders_are_ignored(tmp_path):
 def test_endings_are_read_in_any_case(tmp_path, ending):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / f"x.{ending}").write_bytes(encoded(picture(0)))
-    assert len(folder(tmp_path).parts[0]) == 1
+    assert len(image_folder(tmp_path).parts[0]) == 1
 
 
 def test_a_missing_folder_and_a_file_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: expected a folder with one folder per class, found nothing"):
-        folder(tmp_path / "nowhere")
+        image_folder(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="found a file"):
-        folder(tmp_path / "file")
+        image_folder(tmp_path / "file")
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(DataError, match="found none in 0 folders"):
-        folder(tmp_path)
+        image_folder(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "loose.png").write_bytes(encoded(picture(0)))
     with pytest.raises(DataError, match="found none in 1 folders"):
-        folder(tmp_path)
+        image_folder(tmp_path)
 
 
 def test_a_stray_folder_beside_the_parts_is_named_and_passed_over(tmp_path):
@@ -87,7 +87,7 @@ def test_a_stray_folder_beside_the_parts_is_named_and_passed_over(tmp_path):
     write_folder(tmp_path / "val", {"a": 1, "b": 1})
     write_folder(tmp_path, {"samples": 3})
     with pytest.warns(UserWarning, match="the parts are train, val; passed over, for they are none: samples"):
-        found = folder(tmp_path)
+        found = image_folder(tmp_path)
     assert found.class_names == ("a", "b")
     assert [(part.part, len(part)) for part in found.parts] == [("train", 4), ("validation", 2)]
 
@@ -96,23 +96,23 @@ def test_a_test_folder_without_classes_is_no_part(tmp_path):
     write_folder(tmp_path / "train", {"a": 2, "b": 2})
     write_folder(tmp_path, {"test": 3})
     with pytest.warns(UserWarning, match="passed over, for they are none: test"):
-        assert [part.part for part in folder(tmp_path).parts] == ["train"]
+        assert [part.part for part in image_folder(tmp_path).parts] == ["train"]
 
 
 def test_two_folders_for_one_part_are_refused(tmp_path):
     for name in ("train", "val", "dev"):
         write_folder(tmp_path / name, {"a": 2})
     with pytest.raises(DataError, match="expected one folder of validation images, found dev, val"):
-        folder(tmp_path)
+        image_folder(tmp_path)
 
 
 def test_a_folder_called_like_a_picture_is_none_and_what_cannot_be_read_is_said(tmp_path):
     write_folder(tmp_path, {"a": 2, "b": 2})
     (tmp_path / "b" / "z.png").mkdir()
-    (part,) = folder(tmp_path).parts
+    (part,) = image_folder(tmp_path).parts
     assert len(part) == 4
     (tmp_path / "b" / "y.png").symlink_to(tmp_path / "nothing.png")
-    (part,) = folder(tmp_path).parts
+    (part,) = image_folder(tmp_path).parts
     assert len(part) == 5
     with pytest.raises(DataError, match=r"y\.png: cannot be read \(a link to nothing\); remove it, or pass skip_corrupt"):
         part.fetch(4)

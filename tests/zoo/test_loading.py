@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-import channelscope.zoo as zoo
+from channelscope import zoo
+from channelscope.data.images import IMAGENET
+from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, InputError, WeightsError
-from channelscope.zoo.data import IMAGENET, ImageSource
+from channelscope.network import module_state
 from zoo.shelves import write_folder, write_parquet
 
 FILE = """
@@ -71,23 +73,23 @@ def test_the_digits_go_through_every_family(name):
     with torch.no_grad():
         assert model(x).shape == (128, 10)
     assert y.dtype == index.dtype == torch.int64
-    assert zoo.card(model).channels == 1
+    assert zoo.model_info(model).channels == 1
 
 
 def test_without_weights_the_initialization_is_seeded():
     one, two, other = (zoo.load("resnet20(width=4)", "digits", seed=seed)[0] for seed in (0, 0, 1))
-    assert zoo.weights_hash(one) == zoo.weights_hash(two) != zoo.weights_hash(other)
+    assert module_state.weights_hash(one) == module_state.weights_hash(two) != module_state.weights_hash(other)
 
 
 def test_weights_come_from_a_file(tmp_path):
-    other = zoo.network("resnet20(width=4)", 10, 1, 8, seed=9)
+    other = zoo.build("resnet20(width=4)", 10, 1, 8, seed=9)
     zoo.save_weights(other.state_dict(), tmp_path / "w.safetensors")
     model, _ = zoo.load("resnet20(width=4)", "digits", tmp_path / "w.safetensors")
-    assert zoo.weights_hash(model) == zoo.weights_hash(other)
+    assert module_state.weights_hash(model) == module_state.weights_hash(other)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
-    zoo.save_weights(zoo.network("resnet20(width=4)", 100).state_dict(), tmp_path / "w.safetensors")
+    zoo.save_weights(zoo.build("resnet20(width=4)", 100).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"of another shape: conv1\.weight .*, fc\.weight \(network \(10, 16\), file \(100, 16\)\)"):
         zoo.load("resnet20(width=4)", "digits", tmp_path / "w.safetensors")
 
@@ -150,20 +152,20 @@ def test_images_of_the_wrong_size_say_so(tmp_path, file):
 def test_gray_pictures_are_repeated_for_a_network_that_takes_color_alone(file, tmp_path):
     model, images = zoo.load(f"{file}:Eight", "digits")
     assert images.image_shape == (3, 8, 8)
-    assert zoo.card(model).channels == 3
+    assert zoo.model_info(model).channels == 3
     shown = next(iter(images.test))[0]
     assert torch.equal(shown[:, 0], shown[:, 2])
-    color = zoo.network("resnet20(width=4)", 10, 3, 8, seed=9)
+    color = zoo.build("resnet20(width=4)", 10, 3, 8, seed=9)
     zoo.save_weights(color.state_dict(), tmp_path / "w.safetensors")
     model, images = zoo.load("resnet20(width=4)", "digits", tmp_path / "w.safetensors")
-    assert (zoo.weights_hash(model), images.image_shape) == (zoo.weights_hash(color), (3, 8, 8))
+    assert (module_state.weights_hash(model), images.image_shape) == (module_state.weights_hash(color), (3, 8, 8))
 
 
 def test_color_pictures_after_a_gray_one_are_a_color_set(tmp_path):
     write_folder(tmp_path, {"a": 2}, gray=True)
     write_folder(tmp_path, {"b": 4})
     model, images = zoo.load("resnet20(width=4)", f"folder:{tmp_path}")
-    assert (zoo.card(model).channels, images.image_shape) == (3, (3, 8, 8))
+    assert (zoo.model_info(model).channels, images.image_shape) == (3, (3, 8, 8))
     assert sum(len(x) for split in (images.calibration, images.test) for x, _, _ in split) == 6
     with pytest.raises(DataError, match=r"cannot take images of shape \(1, 40, 40\)"):
         zoo.load("torchvision:alexnet", folder(tmp_path / "small", (40, 40), gray=True))
@@ -214,4 +216,4 @@ def test_the_labels_of_a_table_may_reach_fewer_classes_than_it_names(tmp_path):
 
 def test_the_public_names_are_there():
     assert set(zoo.__all__) <= set(dir(zoo))
-    assert {"load", "network", "names", "read_weights", "load_weights", "weights_hash", "train", "toys", "ImageSource"} <= set(zoo.__all__)
+    assert {"load", "build", "network_names", "read_weights", "load_weights", "train", "toys"} <= set(zoo.__all__)

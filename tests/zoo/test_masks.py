@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from channelscope import zoo
+from channelscope import data
+from channelscope.data.decoding import ResizeCrop
+from channelscope.data.masks import object_masks
+from channelscope.data.splits import ImageStore, Split
 from channelscope.errors import DataError
-from channelscope.zoo.masks import masks
-from channelscope.zoo.pictures import Fit
-from channelscope.zoo.split import Album, Split
 from zoo.shelves import encoded, made, picture, write_folder, write_parquet
 
 SIZE = (20, 12)
-FIT = Fit((6, 6), 0.9, "bicubic")
+FIT = ResizeCrop((6, 6), 0.9, "bicubic")
 
 
 def outline(seed, size=SIZE):
@@ -21,7 +21,7 @@ def outline(seed, size=SIZE):
 
 
 def split(cells, fit=FIT):
-    album = Album(made([0, 1, 0], size=SIZE, mask=cells), fit, 3)
+    album = ImageStore(made([0, 1, 0], size=SIZE, mask=cells), fit, 3)
     return Split("test", album, torch.tensor([2, 0, 1]), torch.arange(3), (0.5,), (0.5,))
 
 
@@ -35,7 +35,7 @@ def nearest(plane):
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bytes", "structs"])
 def test_masks_move_with_their_pictures_and_stay_masks(wrapped):
     data = [encoded(outline(seed)) for seed in range(3)]
-    found = masks(split([{"bytes": each, "path": None} for each in data] if wrapped else data), "mask")
+    found = object_masks(split([{"bytes": each, "path": None} for each in data] if wrapped else data), "mask")
     for got, seed in zip(found, (2, 0, 1), strict=True):
         assert got.dtype == torch.bool
         assert np.array_equal(got.numpy(), nearest(outline(seed) > 0))
@@ -44,7 +44,7 @@ def test_masks_move_with_their_pictures_and_stay_masks(wrapped):
 def test_colors_count_where_any_is_above_zero():
     color = np.zeros((12, 20, 3), np.uint8)
     color[3:9, :10, 2] = 1
-    found = masks(split([encoded(color)] * 3, Fit()), "mask")[0]
+    found = object_masks(split([encoded(color)] * 3, ResizeCrop()), "mask")[0]
     assert found.sum() == 60
     assert bool(found[3:9, :10].all())
 
@@ -63,35 +63,35 @@ def test_colors_count_where_any_is_above_zero():
 def test_masks_that_cannot_be_used(cell, said):
     good = encoded(outline(0))
     with pytest.raises(DataError, match=said):
-        masks(split([good, good, cell]), "mask")
+        object_masks(split([good, good, cell]), "mask")
 
 
 def test_a_column_that_is_not_there():
     with pytest.raises(DataError, match="expected a column 'outline', the further columns are: mask"):
-        masks(split([encoded(outline(0))] * 3), "outline")
+        object_masks(split([encoded(outline(0))] * 3), "outline")
 
 
 def test_a_column_of_a_parquet_set(tmp_path):
     cells = [{"bytes": encoded(outline(seed)), "path": None} for seed in range(8)]
     write_parquet(tmp_path / "validation.parquet", [0, 1] * 4, size=SIZE, mask=cells)
-    images = zoo.read_images(f"hf:{tmp_path}")
-    for row, found in zip(images.test.rows.tolist(), masks(images.test, "mask"), strict=True):
+    images = data.read_images(f"hf:{tmp_path}")
+    for row, found in zip(images.test.rows.tolist(), object_masks(images.test, "mask"), strict=True):
         assert np.array_equal(found.numpy(), outline(row) > 0)
 
 
 def test_a_file_that_a_parquet_set_only_names(tmp_path):
     (tmp_path / "0.png").write_bytes(encoded(outline(5)))
-    found = masks(split([{"bytes": None, "path": str(tmp_path / "0.png")}] * 3, Fit()), "mask")
+    found = object_masks(split([{"bytes": None, "path": str(tmp_path / "0.png")}] * 3, ResizeCrop()), "mask")
     assert np.array_equal(found[0].numpy(), outline(5) > 0)
 
 
 def test_a_folder_of_the_same_layout(tmp_path):
     pictures = write_folder(tmp_path / "pictures", {"a": 4, "b": 4}, size=SIZE)
     write_folder(tmp_path / "masks", {"a": 4, "b": 4}, gray=True, size=SIZE)
-    images = zoo.read_images(f"folder:{pictures}")
-    for row, found in zip(images.test.rows.tolist(), masks(images.test, f"folder:{tmp_path / 'masks'}"), strict=True):
+    images = data.read_images(f"folder:{pictures}")
+    for row, found in zip(images.test.rows.tolist(), object_masks(images.test, f"folder:{tmp_path / 'masks'}"), strict=True):
         assert np.array_equal(found.numpy(), picture(row, SIZE, gray=True) > 0)
     (path,) = images.test.take(1).extra("path")
     (tmp_path / "masks" / path).unlink()
     with pytest.raises(DataError, match=f"expected the mask of {path}"):
-        masks(images.test, f"folder:{tmp_path / 'masks'}")
+        object_masks(images.test, f"folder:{tmp_path / 'masks'}")

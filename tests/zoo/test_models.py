@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from channelscope.data.decoding import ResizeCrop
 from channelscope.errors import InputError
-from channelscope.net.identity import weights_hash
-from channelscope.zoo.models import Card, Intake, card, names, network
-from channelscope.zoo.pictures import Fit
+from channelscope.network.module_state import weights_hash
+from channelscope.zoo.models import InputSpec, ModelInfo, build, model_info, network_names
 
 FILE = """
 from torch import nn
@@ -52,32 +52,32 @@ def file(tmp_path):
 
 
 def test_the_names():
-    assert {"resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50"} <= set(names())
-    assert {"vgg16_bn", "mobilenet_v2", "convnext_tiny", "alexnet", "squeezenet1_0", "squeezenet1_1"} <= set(names())
+    assert {"resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50"} <= set(network_names())
+    assert {"vgg16_bn", "mobilenet_v2", "convnext_tiny", "alexnet", "squeezenet1_0", "squeezenet1_1"} <= set(network_names())
 
 
 def test_a_network_is_seeded_and_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    one, two, other = network("resnet20"), network("resnet20"), network("resnet20", seed=1)
+    one, two, other = build("resnet20"), build("resnet20"), build("resnet20", seed=1)
     assert torch.equal(torch.rand(3), expected)
     assert weights_hash(one) == weights_hash(two) != weights_hash(other)
     assert not one.training
 
 
 def test_the_card_says_what_a_network_is_and_is_copied_along():
-    model = network("resnet20(width=4)", 7, 1, 8)
-    assert card(model) == Card("resnet20(width=4)", 7, 1, Intake())
-    assert card(copy.deepcopy(model)) == card(model)
+    model = build("resnet20(width=4)", 7, 1, 8)
+    assert model_info(model) == ModelInfo("resnet20(width=4)", 7, 1, InputSpec())
+    assert model_info(copy.deepcopy(model)) == model_info(model)
     assert "card" not in model.state_dict()
     with pytest.raises(InputError, match=r"received a Linear without a card"):
-        card(nn.Linear(1, 1))
+        model_info(nn.Linear(1, 1))
 
 
 def test_keyword_arguments_reach_the_constructor():
-    assert network("resnet20(width=4)").conv1.out_channels == 4
-    narrow = network("mobilenet_v2(width_mult=0.25, dropout=0.0)", 10)
+    assert build("resnet20(width=4)").conv1.out_channels == 4
+    narrow = build("mobilenet_v2(width_mult=0.25, dropout=0.0)", 10)
     assert narrow.features[0][0].out_channels == 8
     assert narrow.classifier[0].p == 0
 
@@ -85,34 +85,34 @@ def test_keyword_arguments_reach_the_constructor():
 @pytest.mark.parametrize("name", ["resnet20(4)", "resnet20(width=", "resnet20(width=open('x'))", "resnet20(width=4) + 1)", "resnet20(*a)"])
 def test_arguments_are_keywords_with_literal_values(name):
     with pytest.raises(InputError, match=r"expected NAME or NAME\(key=value, …\)|unknown network"):
-        network(name)
+        build(name)
 
 
 @pytest.mark.parametrize("name", ["resnet20(depth=20)", "resnet20(colour=3)", "mobilenet_v2(num_classes=2)"])
 def test_arguments_the_constructor_refuses_are_reported(name):
     with pytest.raises(InputError, match="cannot be made for 10 classes and 3 channels"):
-        network(name)
+        build(name)
 
 
 @pytest.mark.parametrize("name", ["resnet21", "ResNet20", "", "file.py", "keras:vgg"])
 def test_an_unknown_name_says_what_is_known(name):
     with pytest.raises(InputError, match=r"unknown network .* expected timm:NAME, torchvision:NAME, .* resnet20"):
-        network(name)
+        build(name)
 
 
 def test_large_images_want_224_pixels_and_imagenets_numbers():
-    intake = card(network("squeezenet1_1", 10, 3, 300)).intake
-    assert intake.fit == Fit((224, 224), 0.875)
+    intake = model_info(build("squeezenet1_1", 10, 3, 300)).intake
+    assert intake.fit == ResizeCrop((224, 224), 0.875)
     assert not intake.enlarge
     assert intake.normalization[0] == (0.485, 0.456, 0.406)
-    assert card(network("squeezenet1_1", 10, 1, 300)).intake.normalization is None
-    assert card(network("squeezenet1_1", 10, 3, 64)).intake == Intake()
+    assert model_info(build("squeezenet1_1", 10, 1, 300)).intake.normalization is None
+    assert model_info(build("squeezenet1_1", 10, 3, 64)).intake == InputSpec()
 
 
 def test_timm_networks_come_with_their_own_numbers():
-    model = network("timm:test_resnet", 7, 3)
-    intake = card(model).intake
-    assert intake.fit == Fit((160, 160), 0.95, "bilinear")
+    model = build("timm:test_resnet", 7, 3)
+    intake = model_info(model).intake
+    assert intake.fit == ResizeCrop((160, 160), 0.95, "bilinear")
     assert intake.normalization == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert not intake.enlarge
     with torch.no_grad():
@@ -120,75 +120,75 @@ def test_timm_networks_come_with_their_own_numbers():
 
 
 def test_timm_networks_take_gray_images_without_numbers_of_their_own():
-    model = network("timm:test_resnet", 7, 1)
-    assert card(model).intake.normalization is None
+    model = build("timm:test_resnet", 7, 1)
+    assert model_info(model).intake.normalization is None
     with torch.no_grad():
         assert model(torch.zeros(1, 1, 32, 32)).shape == (1, 7)
 
 
 def test_a_transformer_needs_its_size():
-    assert card(network("timm:test_vit")).intake.enlarge
+    assert model_info(build("timm:test_vit")).intake.enlarge
 
 
 def test_an_unknown_timm_network_suggests_some():
     with pytest.raises(InputError, match="timm has no network 'test_resnetty'"):
-        network("timm:test_resnetty")
+        build("timm:test_resnetty")
     with pytest.raises(InputError, match=r"timm has no network 'efficientnet_lit'; it has .*efficientnet_lite0"):
-        network("timm:efficientnet_lit")
+        build("timm:efficientnet_lit")
 
 
 def test_timm_may_be_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match=r"timm is not installed; pip install 'channelscope\[timm\]'"):
-        network("timm:resnet18")
+        build("timm:resnet18")
 
 
 def test_torchvision_networks_are_unmodified():
-    model = network("torchvision:squeezenet1_0", 7, 3, 32)
+    model = build("torchvision:squeezenet1_0", 7, 3, 32)
     assert model.features[0].kernel_size == (7, 7)
-    intake = card(model).intake
-    assert intake.fit == Fit((224, 224), 224 / 256, "bilinear")
+    intake = model_info(model).intake
+    assert intake.fit == ResizeCrop((224, 224), 224 / 256, "bilinear")
     assert intake.normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with pytest.raises(InputError, match="torchvision has no classification network 'squeezenet9'; it has alexnet"):
-        network("torchvision:squeezenet9")
+        build("torchvision:squeezenet9")
 
 
 def test_a_class_of_a_file(file):
-    model = network(f"{file}:Net", 7, 1)
+    model = build(f"{file}:Net", 7, 1)
     assert (model.conv.in_channels, model.conv.out_channels, model.fc.out_features) == (1, 4, 7)
-    assert card(model).intake == Intake()
+    assert model_info(model).intake == InputSpec()
 
 
 def test_a_class_of_a_file_with_arguments(file):
-    model = network(f"{file}:Net(width=9, num_classes=2)", 7, 3)
+    model = build(f"{file}:Net(width=9, num_classes=2)", 7, 3)
     assert (model.conv.out_channels, model.fc.out_features) == (9, 2)
 
 
 def test_a_constructor_without_classes_and_a_function_will_do(file):
-    assert network(f"{file}:Fixed", 7).fc.out_features == 5
-    assert network(f"{file}:function", 7)[1].out_features == 7
+    assert build(f"{file}:Fixed", 7).fc.out_features == 5
+    assert build(f"{file}:function", 7)[1].out_features == 7
 
 
 def test_a_relative_path_and_a_later_version_of_the_file(file, monkeypatch):
     monkeypatch.chdir(file.parent)
-    assert network("nets.py:Net").fc.out_features == 10
+    assert build("nets.py:Net").fc.out_features == 10
     file.write_text(FILE.replace("width=4", "width=11"))
-    assert network("nets.py:Net").conv.out_channels == 11
+    assert build("nets.py:Net").conv.out_channels == 11
 
 
 def test_files_that_do_not_have_it_say_what_they_have(file):
     with pytest.raises(InputError, match=r"nets\.py has no class Other; its networks are: Net, Fixed"):
-        network(f"{file}:Other")
+        build(f"{file}:Other")
     with pytest.raises(InputError, match="has no class constant"):
-        network(f"{file}:constant")
+        build(f"{file}:constant")
     with pytest.raises(InputError, match=r"none\.py: expected a Python file with the class Net, found nothing there"):
-        network(f"{file.parent / 'none.py'}:Net")
+        build(f"{file.parent / 'none.py'}:Net")
 
 
 def test_constructors_that_fail_are_reported(file):
     with pytest.raises(InputError, match=r"cannot be made .* \(bad luck\)"):
-        network(f"{file}:failing")
+        build(f"{file}:failing")
     with pytest.raises(InputError, match=r"expected a torch.nn.Module, received str"):
-        network(f"{file}:wrong")
+        build(f"{file}:wrong")
     with pytest.raises(InputError, match="unexpected keyword"):
-        network(f"{file}:Net(depth=3)")
+        build(f"{file}:Net(depth=3)")

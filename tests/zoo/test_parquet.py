@@ -8,20 +8,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from channelscope.data.decoding import ResizeCrop, decode
+from channelscope.data.parquet import parquet_or_hub
 from channelscope.errors import DataError
-from channelscope.zoo.parquet import hub
-from channelscope.zoo.pictures import Fit, decoded
 from zoo.shelves import encoded, features, picture, write_parquet
 
 
 def pixels(part, row):
-    return decoded(part.fetch(row), part.place(row), 3, Fit())
+    return decode(part.fetch(row), part.place(row), 3, ResizeCrop())
 
 
 def test_parts_classes_and_pictures_come_back(tmp_path):
     write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", [0, 1, 2, 1], metadata=features("abc"))
     write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [2, 0], metadata=features("abc"))
-    found = hub(str(tmp_path))
+    found = parquet_or_hub(str(tmp_path))
     assert [(part.part, part.labels.tolist()) for part in found.parts] == [("train", [0, 1, 2, 1]), ("test", [2, 0])]
     assert found.class_names == ("a", "b", "c")
     assert found.name == f"hf:{tmp_path}"
@@ -33,7 +33,7 @@ def test_parts_classes_and_pictures_come_back(tmp_path):
 def test_files_of_one_part_are_joined_in_order(tmp_path):
     for number, labels in enumerate(([0, 0], [1, 1, 1], [0])):
         write_parquet(tmp_path / f"train-0000{number}-of-00003.parquet", labels)
-    (part,) = hub(str(tmp_path)).parts
+    (part,) = parquet_or_hub(str(tmp_path)).parts
     assert part.labels.tolist() == [0, 0, 1, 1, 1, 0]
     assert np.array_equal(pixels(part, 3), picture(1).transpose(2, 0, 1)), "second row of the second file"
 
@@ -51,12 +51,12 @@ def test_files_of_one_part_are_joined_in_order(tmp_path):
 )
 def test_the_part_is_in_the_name_of_the_file_or_its_folder(tmp_path, file, part):
     write_parquet(tmp_path / file, [0, 1])
-    assert [found.part for found in hub(str(tmp_path)).parts] == [part]
+    assert [found.part for found in parquet_or_hub(str(tmp_path)).parts] == [part]
 
 
 def test_plain_bytes_are_pictures_too(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 1], struct=False)
-    assert np.array_equal(pixels(hub(str(tmp_path)).parts[0], 1), picture(1).transpose(2, 0, 1))
+    assert np.array_equal(pixels(parquet_or_hub(str(tmp_path)).parts[0], 1), picture(1).transpose(2, 0, 1))
 
 
 def test_a_picture_may_be_a_file_beside(tmp_path):
@@ -64,7 +64,7 @@ def test_a_picture_may_be_a_file_beside(tmp_path):
     beside.write_bytes(encoded(picture(3)))
     table = pa.table({"image": [{"bytes": None, "path": str(beside)}, {"bytes": None, "path": None}], "label": [0, 0]})
     pq.write_table(table, tmp_path / "train.parquet")
-    (part,) = hub(str(tmp_path)).parts
+    (part,) = parquet_or_hub(str(tmp_path)).parts
     assert np.array_equal(pixels(part, 0), picture(3).transpose(2, 0, 1))
     with pytest.raises(DataError, match="train row 1, column image: expected an encoded picture, received none"):
         part.fetch(1)
@@ -74,21 +74,21 @@ def test_a_picture_may_be_a_file_beside(tmp_path):
 @pytest.mark.parametrize("label", ["label", "fine_label", "labels", "only_integer_column"])
 def test_columns_are_found_by_type_and_name(tmp_path, image, label):
     write_parquet(tmp_path / "train.parquet", [0, 1], image=image, label=label, weight=[0.5, 0.1])
-    found = hub(str(tmp_path))
+    found = parquet_or_hub(str(tmp_path))
     assert found.parts[0].labels.tolist() == [0, 1]
     assert list(found.parts[0].extra) == ["weight"]
 
 
 def test_the_usual_name_comes_before_other_columns_of_its_type(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 1], label="fine_label", coarse_label=[7, 7], id=[100, 200])
-    found = hub(str(tmp_path))
+    found = parquet_or_hub(str(tmp_path))
     assert found.parts[0].labels.tolist() == [0, 1]
     assert found.parts[0].extra["coarse_label"](1) == 7
 
 
 def test_columns_can_be_named(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 1], label="fine_label", coarse_label=[0, 0])
-    found = hub(str(tmp_path), "image", "coarse_label")
+    found = parquet_or_hub(str(tmp_path), "image", "coarse_label")
     assert found.parts[0].labels.tolist() == [0, 0]
     assert len(found.class_names) == 1
 
@@ -98,23 +98,23 @@ def test_unclear_columns_say_which_there_are(tmp_path):
     with pytest.raises(
         DataError, match=r"expected one column of labels, found 2 that could be \(one, two\) among image, one, two; pass label_column"
     ):
-        hub(str(tmp_path))
+        parquet_or_hub(str(tmp_path))
     with pytest.raises(DataError, match=r"expected a column 'three' of labels, found columns image, one, two"):
-        hub(str(tmp_path), label_column="three")
+        parquet_or_hub(str(tmp_path), label_column="three")
     with pytest.raises(DataError, match=r"expected a column 'one' of images"):
-        hub(str(tmp_path), image_column="one", label_column="one")
+        parquet_or_hub(str(tmp_path), image_column="one", label_column="one")
 
 
 def test_a_table_without_pictures_is_refused(tmp_path):
     pq.write_table(pa.table({"x": [1.0], "label": [0]}), tmp_path / "train.parquet")
     with pytest.raises(DataError, match=r"expected one column of images, found 0 that could be \(none\)"):
-        hub(str(tmp_path))
+        parquet_or_hub(str(tmp_path))
 
 
 def test_labels_can_be_words(tmp_path):
     write_parquet(tmp_path / "train.parquet", ["dog", "ant", "dog"])
     write_parquet(tmp_path / "test.parquet", ["cat"])
-    found = hub(str(tmp_path))
+    found = parquet_or_hub(str(tmp_path))
     assert found.class_names == ("ant", "cat", "dog")
     assert [part.labels.tolist() for part in found.parts] == [[2, 0, 2], [1]]
 
@@ -122,62 +122,62 @@ def test_labels_can_be_words(tmp_path):
 def test_without_metadata_the_largest_label_tells_the_number_of_classes(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 4])
     write_parquet(tmp_path / "test.parquet", [6])
-    assert hub(str(tmp_path)).class_names == tuple("0123456")
+    assert parquet_or_hub(str(tmp_path)).class_names == tuple("0123456")
 
 
 def test_withheld_and_missing_labels_leave_a_part_out(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 1], metadata=features("ab"))
     write_parquet(tmp_path / "test.parquet", [-1, -1], metadata=features("ab"))
-    assert [part.part for part in hub(str(tmp_path)).parts] == ["train"]
+    assert [part.part for part in parquet_or_hub(str(tmp_path)).parts] == ["train"]
     write_parquet(tmp_path / "test.parquet", pa.array([None, None], pa.int64()), metadata=features("ab"))
-    assert [part.part for part in hub(str(tmp_path)).parts] == ["train"]
+    assert [part.part for part in parquet_or_hub(str(tmp_path)).parts] == ["train"]
 
 
 def test_a_part_without_the_column_of_labels_has_them_withheld(tmp_path):
     write_parquet(tmp_path / "train.parquet", ["b", "a", "b"])
     table = pq.read_table(write_parquet(tmp_path / "test.parquet", ["a", "b"])).drop_columns(["label"])
     pq.write_table(table, tmp_path / "test.parquet")
-    found = hub(str(tmp_path))
+    found = parquet_or_hub(str(tmp_path))
     assert [(part.part, part.labels.tolist()) for part in found.parts] == [("train", [1, 0, 1])]
     pq.write_table(pa.table({"label": ["a"]}), tmp_path / "test.parquet")
     with pytest.raises(DataError, match="the test part has no column 'image' as the first part has; its columns are label"):
-        hub(str(tmp_path))
+        parquet_or_hub(str(tmp_path))
 
 
 def test_long_words_are_words_and_a_missing_one_is_refused_by_its_row(tmp_path):
     write_parquet(tmp_path / "train.parquet", pa.array(["b", "a", "b"], pa.large_string()))
-    assert hub(str(tmp_path)).parts[0].labels.tolist() == [1, 0, 1]
+    assert parquet_or_hub(str(tmp_path)).parts[0].labels.tolist() == [1, 0, 1]
     write_parquet(tmp_path / "train.parquet", ["b", None, "b"])
     with pytest.raises(DataError, match="train row 1, column image: expected a label"):
-        hub(str(tmp_path))
+        parquet_or_hub(str(tmp_path))
 
 
 def test_a_label_outside_the_named_classes_is_refused(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 2], metadata=features("ab"))
     with pytest.raises(DataError, match="train row 1, column image: expected a label from 0 to 1, received 2"):
-        hub(str(tmp_path))
+        parquet_or_hub(str(tmp_path))
 
 
 def test_further_columns_are_kept(tmp_path):
     boxes = [[[0.0, 0.0, 4.0, 4.0]], [[1.0, 1.0, 2.0, 2.0], [0.0, 0.0, 8.0, 8.0]]]
     write_parquet(tmp_path / "train.parquet", [0, 1], boxes=boxes)
-    (part,) = hub(str(tmp_path)).parts
+    (part,) = parquet_or_hub(str(tmp_path)).parts
     assert [part.extra["boxes"](row) for row in range(2)] == boxes
 
 
 def test_a_folder_without_parquet_and_a_damaged_file_are_refused(tmp_path):
     with pytest.raises(DataError, match="expected parquet files"):
-        hub(str(tmp_path))
+        parquet_or_hub(str(tmp_path))
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1 this is none")
     with pytest.raises(DataError, match=r"cannot read the train files train-0\.parquet"):
-        hub(str(tmp_path))
+        parquet_or_hub(str(tmp_path))
 
 
 def test_files_whose_columns_differ_are_refused(tmp_path):
     write_parquet(tmp_path / "train-0.parquet", [0])
     write_parquet(tmp_path / "train-1.parquet", [0], label="other")
     with pytest.raises(DataError, match=r"cannot read the train files train-0\.parquet, train-1\.parquet"):
-        hub(str(tmp_path))
+        parquet_or_hub(str(tmp_path))
 
 
 class Remote:
@@ -200,7 +200,7 @@ def test_the_hub_is_asked_when_there_is_no_such_folder(monkeypatch):
         return {"train": Remote(table), "valid": Remote(table), "train.extra": Remote(table)}
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    found = hub("someone/something")
+    found = parquet_or_hub("someone/something")
     assert asked == ["someone/something"]
     assert [(part.part, len(part)) for part in found.parts] == [("train", 2), ("validation", 1)]
     assert np.array_equal(pixels(found.parts[0], 0), picture(0).transpose(2, 0, 1))
@@ -212,10 +212,10 @@ def test_a_set_that_cannot_be_downloaded_says_so(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     with pytest.raises(DataError, match=r"hf:no/where: neither a local folder nor a data set that can be downloaded \(offline\)"):
-        hub("no/where")
+        parquet_or_hub("no/where")
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"datasets is not installed; pip install 'channelscope\[hf\]'"):
-        hub("no/where")
+        parquet_or_hub("no/where")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import channelscope.zoo as zoo
-from channelscope.zoo.data import ImageSource
+from channelscope import data, zoo
+from channelscope.data.sources import ImageSource
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 CIFAR, IMAGENET = f"hf:{DATA / 'cifar100'}", f"hf:{DATA / 'ilsvrc_val400'}"
@@ -67,7 +67,7 @@ def test_the_cifar_network_reaches_its_accuracy(small):
 
 def test_all_training_images_are_read_in_time():
     started = time.process_time()
-    images = zoo.read_images(CIFAR)
+    images = data.read_images(CIFAR)
     total = sum(len(y) for _, y, _ in images.train)
     assert total == 45_000
     assert time.process_time() - started < 40, "about 12 s on an idle machine"
@@ -119,7 +119,7 @@ def test_boxes_lie_inside_the_cropped_images(lite):
 def test_the_squeezenet_reaches_its_accuracy_with_its_own_numbers(tmp_path):
     path, known = weights("imagenet_squeezenet1_0_deepcompressed.safetensors")
     (tmp_path / "nets.py").write_text(
-        "from channelscope.zoo.torchvision_cpu import models\n\n"
+        "from channelscope.data.torchvision_cpu import models\n\n"
         "def padded(num_classes):\n"
         "    model = models.squeezenet1_0(num_classes=num_classes)\n"
         "    model.classifier[1].padding = (1, 1)\n"

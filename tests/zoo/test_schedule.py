@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import pencil_zoo as pencil
 from channelscope.errors import InputError
-from channelscope.zoo.schedule import DIGITS, MOMENTUM, WEIGHT_DECAY, Schedule, recipe
+from channelscope.zoo.schedule import DIGITS, MOMENTUM, WEIGHT_DECAY, Schedule, default_schedule
 
 
 def test_the_reference_training():
@@ -52,7 +52,7 @@ def test_numbers_that_make_no_sense_are_refused(wrong):
 
 
 def test_the_recipe_of_the_digits_is_short_and_never_mirrors():
-    assert recipe("resnet20", "digits") == DIGITS
+    assert default_schedule("resnet20", "digits") == DIGITS
     assert not DIGITS.flip
     assert DIGITS.pad == 1
     assert DIGITS.epochs < 20
@@ -71,8 +71,8 @@ def test_the_recipe_of_the_digits_is_short_and_never_mirrors():
     ],
 )
 def test_the_recipe_of_a_network_is_its_learning_rate(network, rate):
-    assert recipe(network, "cifar100") == dataclasses.replace(Schedule(), lr=rate)
-    assert recipe(network, "digits") == dataclasses.replace(DIGITS, lr=rate)
+    assert default_schedule(network, "cifar100") == dataclasses.replace(Schedule(), lr=rate)
+    assert default_schedule(network, "digits") == dataclasses.replace(DIGITS, lr=rate)
 
 
 def test_every_option_is_explained():

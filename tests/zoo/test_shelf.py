@@ -5,13 +5,14 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from channelscope.data import torchvision_cpu
+from channelscope.data.partitions import ROLES, Partition, PartitionedDataset, from_arrays
+from channelscope.data.sources import cifar, digits
 from channelscope.errors import DataError
-from channelscope.zoo import shelf as shelving
-from channelscope.zoo.shelf import ROLES, Shelf, Shelves, cifar, digits, in_memory
 
 
 def shelf(part="train", labels=(0, 1)):
-    return Shelf(part, torch.tensor(labels), lambda row: b"", lambda row: f"{part} row {row}")
+    return Partition(part, torch.tensor(labels), lambda row: b"", lambda row: f"{part} row {row}")
 
 
 def test_the_digits_are_those_of_scikit_learn():
@@ -35,33 +36,33 @@ def test_all_seventeen_levels_of_the_digits_survive():
 
 
 def test_parts_are_put_in_order():
-    found = Shelves("set", (shelf("test"), shelf("validation"), shelf("train")), ("a", "b"))
+    found = PartitionedDataset("set", (shelf("test"), shelf("validation"), shelf("train")), ("a", "b"))
     assert [part.part for part in found.parts] == ["train", "validation", "test"]
 
 
 def test_an_empty_set_is_refused():
     with pytest.raises(DataError, match="nothing: expected labeled images, received none"):
-        Shelves("nothing", (shelf(labels=()),), ("a",))
+        PartitionedDataset("nothing", (shelf(labels=()),), ("a",))
     with pytest.raises(DataError, match="received none"):
-        Shelves("nothing", (), ("a",))
+        PartitionedDataset("nothing", (), ("a",))
 
 
 def test_a_part_whose_labels_are_withheld_is_left_out():
-    found = Shelves("set", (shelf("train"), shelf("test", (-1, -1))), ("a", "b"))
+    found = PartitionedDataset("set", (shelf("train"), shelf("test", (-1, -1))), ("a", "b"))
     assert [part.part for part in found.parts] == ["train"]
     with pytest.raises(DataError, match="received none"):
-        Shelves("set", (shelf("test", (-1, -1)),), ("a",))
+        PartitionedDataset("set", (shelf("test", (-1, -1)),), ("a",))
 
 
 @pytest.mark.parametrize("labels", [(0, 1, 2), (0, -1, 1), (0, 1, 100)])
 def test_a_label_that_is_no_class_is_refused_where_it_is(labels):
     with pytest.raises(DataError, match=r"train row [12]: expected a label from 0 to 1, received (2|-1|100)"):
-        Shelves("set", (shelf(labels=labels),), ("a", "b"))
+        PartitionedDataset("set", (shelf(labels=labels),), ("a", "b"))
 
 
 def test_pictures_in_memory():
     pixels = np.arange(2 * 4 * 4).reshape(2, 4, 4).astype(np.uint8)
-    found = in_memory("train", pixels, np.array([1, 0]), "made")
+    found = from_arrays("train", pixels, np.array([1, 0]), "made")
     assert found.labels.dtype == torch.int64
     assert np.array_equal(found.fetch(1), pixels[1])
     assert found.place(1) == "made, train image 1"
@@ -84,7 +85,7 @@ class Archive:
 
 @pytest.mark.parametrize(("name", "attribute"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
 def test_cifar_is_what_the_archive_holds(monkeypatch, tmp_path, name, attribute):
-    monkeypatch.setattr(shelving.vision, attribute, Archive)
+    monkeypatch.setattr(torchvision_cpu.datasets, attribute, Archive)
     found = cifar(name, tmp_path)
     assert [(part.part, len(part)) for part in found.parts] == [("train", 6), ("test", 2)]
     assert found.class_names == ("plane", "car")
@@ -97,6 +98,6 @@ def test_cifar_without_a_network_says_what_to_do(monkeypatch, tmp_path, trouble)
     def refuse(*args, **options):
         raise trouble
 
-    monkeypatch.setattr(shelving.vision, "CIFAR10", refuse)
+    monkeypatch.setattr(torchvision_cpu.datasets, "CIFAR10", refuse)
     with pytest.raises(DataError, match=r"cifar10: not found in .* download failed .*data='hf:FOLDER'"):
         cifar("cifar10", tmp_path)

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_zoo as pencil
+from channelscope.data import splits as splitting
+from channelscope.data.decoding import ResizeCrop
+from channelscope.data.partitions import Partition, PartitionedDataset
+from channelscope.data.splits import ImageStore, Split
 from channelscope.errors import DataError
-from channelscope.zoo import split as splitting
-from channelscope.zoo.pictures import Fit
-from channelscope.zoo.shelf import Shelf, Shelves
-from channelscope.zoo.split import Album, Split
 from zoo.shelves import encoded, made, picture
 
 LABELS = [0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 1]
@@ -21,7 +21,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
 
 def split(batch_size=4, rows=None, **options):
-    album = Album(made(LABELS, **options), Fit(), 3)
+    album = ImageStore(made(LABELS, **options), ResizeCrop(), 3)
     rows = torch.arange(len(LABELS)) if rows is None else torch.tensor(rows)
     return Split("train", album, rows, rows * 10 + 3, MEAN, STD, batch_size)
 
@@ -37,7 +37,7 @@ def counted(shelves):
 
         return dataclasses.replace(shelf, fetch=fetch)
 
-    return Shelves(shelves.name, tuple(watch(shelf) for shelf in shelves.parts), shelves.class_names), read
+    return PartitionedDataset(shelves.name, tuple(watch(shelf) for shelf in shelves.parts), shelves.class_names), read
 
 
 def test_batches_are_normalized_images_labels_and_indices():
@@ -103,7 +103,7 @@ def test_normalization_is_the_same_for_bytes_on_any_batch():
 
 def test_pictures_are_decoded_once_and_only_when_asked_for():
     shelves, read = counted(made(LABELS))
-    album = Album(shelves, Fit(), 3)
+    album = ImageStore(shelves, ResizeCrop(), 3)
     assert album.shape == (3, 8, 8)
     read.clear()
     album.read(torch.tensor([4, 2, 4]))
@@ -115,21 +115,21 @@ def test_pictures_are_decoded_once_and_only_when_asked_for():
 def test_large_sets_are_decoded_on_every_pass(monkeypatch):
     monkeypatch.setattr(splitting, "KEPT_BYTES", 100)
     shelves, read = counted(made(LABELS))
-    album = Album(shelves, Fit((4, 4)), 3)
+    album = ImageStore(shelves, ResizeCrop((4, 4)), 3)
     once, twice = album.read(torch.tensor([3, 1])), album.read(torch.tensor([3, 1]))
     assert sorted(read) == [1, 1, 3, 3]
     assert torch.equal(once, twice)
 
 
 def test_what_is_returned_is_not_what_is_kept():
-    album = Album(made(LABELS), Fit(), 3)
+    album = ImageStore(made(LABELS), ResizeCrop(), 3)
     album.read(torch.tensor([0])).zero_()
     assert album.read(torch.tensor([0])).any()
 
 
 def test_many_pictures_are_decoded_in_order():
     labels = [row % 2 for row in range(150)]
-    album = Album(made(labels), Fit(), 3)
+    album = ImageStore(made(labels), ResizeCrop(), 3)
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
     for row, pixels in zip(order.tolist(), album.read(order), strict=True):
         assert np.array_equal(pixels.numpy(), picture(row).transpose(2, 0, 1))
@@ -137,7 +137,7 @@ def test_many_pictures_are_decoded_in_order():
 
 def test_rows_run_through_all_parts():
     parts = (made([0, 1, 0], part="train").parts[0], made([1, 1], part="test").parts[0])
-    album = Album(Shelves("two", parts, ("a", "b")), Fit(), 3)
+    album = ImageStore(PartitionedDataset("two", parts, ("a", "b")), ResizeCrop(), 3)
     assert [(album.find(row)[0].part, album.find(row)[1]) for row in range(5)] == [
         ("train", 0),
         ("train", 1),
@@ -150,7 +150,7 @@ def test_rows_run_through_all_parts():
 
 
 def test_the_fit_decides_the_shape():
-    album = Album(made(LABELS, size=(20, 12)), Fit((6, 10), 0.9), 3)
+    album = ImageStore(made(LABELS, size=(20, 12)), ResizeCrop((6, 10), 0.9), 3)
     assert album.shape == (3, 6, 10)
     assert album.read(torch.tensor([0])).shape == (1, 3, 6, 10)
     assert album.size(0) == (20, 12)
@@ -163,8 +163,8 @@ def mixed(bad=(), small=()):
         data = encoded(picture(row, (5, 5) if row in small else (8, 8)))
         return data[: len(data) // 2] if row in bad else data
 
-    shelf = Shelf("all", torch.tensor(LABELS), fetch, lambda row: f"folder/{row}.png")
-    return Album(Shelves("mixed", (shelf,), ("a", "b")), Fit(), 3)
+    shelf = Partition("all", torch.tensor(LABELS), fetch, lambda row: f"folder/{row}.png")
+    return ImageStore(PartitionedDataset("mixed", (shelf,), ("a", "b")), ResizeCrop(), 3)
 
 
 def test_a_corrupt_picture_is_named_when_it_is_met():
@@ -192,7 +192,7 @@ def test_a_picture_of_another_size_is_named_with_what_to_do():
 
 
 def test_gray_pictures_have_one_channel():
-    album = Album(made(LABELS, gray=True), Fit(), 1)
+    album = ImageStore(made(LABELS, gray=True), ResizeCrop(), 1)
     assert album.read(torch.tensor([1, 2])).shape == (2, 1, 8, 8)
 
 
@@ -207,7 +207,7 @@ def test_further_columns_follow_the_order_of_the_split():
 
 def test_boxes_move_with_their_pictures():
     boxes = [[(4.0, 2.0, 12.0, 8.0)], [(0.0, 0.0, 20.0, 12.0), (10.0, 6.0, 11.0, 7.0)]]
-    album = Album(made([0, 1], size=(20, 12), boxes=boxes), Fit((6, 6), 0.9), 3)
+    album = ImageStore(made([0, 1], size=(20, 12), boxes=boxes), ResizeCrop((6, 6), 0.9), 3)
     found = Split("test", album, torch.tensor([1, 0]), torch.tensor([0, 1]), MEAN, STD)
     expected = [[pencil.box_through(box, 20, 12, 6, 0.9) for box in boxes[row]] for row in (1, 0)]
     for got, want in zip(found.extra("boxes"), expected, strict=True):

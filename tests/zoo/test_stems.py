@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import pencil_zoo as pencil
-from channelscope.zoo import stems
-from channelscope.zoo.models import network
-from channelscope.zoo.stems import ARCHITECTURES, first_conv, new_stem, recolor
-from channelscope.zoo.torchvision_cpu import models
+from channelscope.data.torchvision_cpu import models
+from channelscope.zoo import architectures
+from channelscope.zoo.architectures import ARCHITECTURES, first_conv, replace_first_conv, set_input_channels
+from channelscope.zoo.models import build
 
 LIGHT = [name for name in ARCHITECTURES if name not in ("vgg16_bn", "resnet50", "resnet34", "convnext_tiny", "alexnet")]
 HEAVY = [name for name in ARCHITECTURES if name not in LIGHT]
@@ -16,7 +16,7 @@ HEAVY = [name for name in ARCHITECTURES if name not in LIGHT]
 
 @pytest.fixture(scope="module")
 def vgg():
-    return network("vgg16_bn", 10, 1, 8)
+    return build("vgg16_bn", 10, 1, 8)
 
 
 def sizes(model, channels, size):
@@ -35,7 +35,7 @@ def sizes(model, channels, size):
 @pytest.mark.parametrize("name", LIGHT)
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 64)])
 def test_small_images_give_logits(name, channels, size):
-    seen, logits = sizes(network(name, 7, channels, size), channels, size)
+    seen, logits = sizes(build(name, 7, channels, size), channels, size)
     assert logits.shape == (1, 7)
     assert seen[0] == size, "the first convolution keeps the size"
     assert min(seen) >= 1
@@ -45,13 +45,13 @@ def test_small_images_give_logits(name, channels, size):
 @pytest.mark.parametrize("name", HEAVY)
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 28), (3, 32), (3, 64)])
 def test_small_images_give_logits_in_large_networks(name, channels, size):
-    assert sizes(network(name, 7, channels, size), channels, size)[1].shape == (1, 7)
+    assert sizes(build(name, 7, channels, size), channels, size)[1].shape == (1, 7)
 
 
 def test_the_convnext_reads_patches_that_leave_sixteen_positions_a_side():
     for size, patch in ((8, 1), (16, 1), (32, 2), (64, 4)):
         model = models.ConvNeXt([models.convnext.CNBlockConfig(8, None, 2)], num_classes=3)
-        stems._convnext(model, 3, size)
+        architectures._convnext(model, 3, size)
         _, _, stem = first_conv(model)
         assert (stem.kernel_size, stem.stride, stem.padding) == ((patch, patch), (patch, patch), (0, 0))
         assert sizes(model.eval(), 3, size)[0][0] == min(16, size)
@@ -59,7 +59,7 @@ def test_the_convnext_reads_patches_that_leave_sixteen_positions_a_side():
 
 def test_the_resnet_has_the_published_size_at_a_hundred_classes():
     """11.22 M weights is what the CIFAR-100 literature reports for ResNet-18 with this stem."""
-    model = network("resnet18", 100)
+    model = build("resnet18", 100)
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(11.22e6, rel=1e-3)
     assert isinstance(model.maxpool, nn.Identity)
     assert (model.conv1.kernel_size, model.conv1.stride, model.conv1.padding) == ((3, 3), (1, 1), (1, 1))
@@ -67,7 +67,7 @@ def test_the_resnet_has_the_published_size_at_a_hundred_classes():
 
 
 def test_the_mobilenet_differs_from_torchvisions_in_one_stride():
-    model, original = network("mobilenet_v2", 10), models.mobilenet_v2(num_classes=10)
+    model, original = build("mobilenet_v2", 10), models.mobilenet_v2(num_classes=10)
     ours, theirs = (dict(net.named_modules()) for net in (model, original))
     different = [name for name, layer in theirs.items() if isinstance(layer, nn.Conv2d) and layer.stride != ours[name].stride]
     assert different == ["features.0.0"]
@@ -90,7 +90,7 @@ def test_the_vgg_has_one_linear_layer(vgg):
 
 
 def test_the_alexnet_reads_averaged_channels():
-    model = network("alexnet", 10)
+    model = build("alexnet", 10)
     linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linears] == [(256, 4096), (4096, 4096), (4096, 10)]
     assert sizes(model, 3, 32)[0] == [32, 16, 16, 8, 8, 8, 8, 4]
@@ -99,14 +99,14 @@ def test_the_alexnet_reads_averaged_channels():
 
 @pytest.mark.parametrize("name", ["squeezenet1_0", "squeezenet1_1"])
 def test_the_squeezenet_loses_its_first_pool_only(name):
-    pools = [layer for layer in network(name, 10).features if isinstance(layer, nn.MaxPool2d)]
+    pools = [layer for layer in build(name, 10).features if isinstance(layer, nn.MaxPool2d)]
     assert len(pools) == 2
 
 
 def test_a_new_stem_keeps_the_outputs_and_the_bias():
     for bias in (True, False):
         model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Conv2d(3, 6, 7, 2, 3, bias=bias), nn.Conv2d(6, 6, 1)))
-        new = new_stem(model, 5, 3, 1, 1)
+        new = replace_first_conv(model, 5, 3, 1, 1)
         assert model[1][0] is new
         assert new.weight.shape == (6, 5, 3, 3)
         assert (new.bias is not None) == bias
@@ -116,9 +116,9 @@ def test_a_new_stem_keeps_the_outputs_and_the_bias():
 def test_recoloring_changes_the_input_channels_and_nothing_else():
     model = nn.Sequential(nn.Conv2d(3, 6, 7, 2, 3))
     before = model[0]
-    recolor(model, 3)
+    set_input_channels(model, 3)
     assert model[0] is before
-    recolor(model, 1)
+    set_input_channels(model, 1)
     assert (model[0].in_channels, model[0].kernel_size, model[0].stride, model[0].padding) == (1, (7, 7), (2, 2), (3, 3))
 
 
@@ -129,6 +129,6 @@ def test_a_network_without_convolutions_has_no_stem():
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v2"])
 def test_images_above_64_pixels_get_torchvisions_own_network(name):
-    model, original = network(name, 10, 3, 224), getattr(models, name)(num_classes=10)
+    model, original = build(name, 10, 3, 224), getattr(models, name)(num_classes=10)
     ours, theirs = (repr(net) for net in (model, original))
     assert ours == theirs

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from channelscope.zoo import torchvision_cpu
+from channelscope.data import torchvision_cpu
 
 FRESH = f"""
 import runpy

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from channelscope.zoo import toys, weights_hash
+from channelscope.network.module_state import weights_hash
+from channelscope.zoo import toys
 
 LINEAR = (toys.exact_copy, toys.dead_channel, toys.independent_channels, toys.suppressor_pair)
 TIED = (toys.residual_pair, toys.depthwise_block, toys.shared_activation)

@@ -12,17 +12,20 @@ import pytest
 import torch
 from torch import nn
 
-import channelscope.zoo as zoo
 import pencil_zoo as pencil
+from channelscope import zoo
+from channelscope.data.images import read_images
+from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, FormatError, MismatchError, NumericError
+from channelscope.evaluation import tally_split
+from channelscope.network import module_state
 from channelscope.zoo import history as log
-from channelscope.zoo.data import ImageSource, read_images
 from channelscope.zoo.history import History
 from channelscope.zoo.schedule import Schedule
-from channelscope.zoo.train import RESUME, measured, train
+from channelscope.zoo.training import RESUME, train
 from zoo.shelves import made
 
-training = importlib.import_module("channelscope.zoo.train")  # the package's attribute of that name is the function
+training = importlib.import_module("channelscope.zoo.training")  # the package's attribute of that name is the function
 SHORT = Schedule(epochs=3, lr=0.05, batch_size=16, pad=1, flip=True)
 LABELS = [row % 3 for row in range(60)]
 
@@ -78,8 +81,8 @@ def test_what_a_run_leaves(finished):
 def test_epoch_zero_is_the_initialization(finished):
     _, history = finished
     start = net(dropout=0.3)
-    assert history.start == zoo.weights_hash(start)
-    assert zoo.weights_hash(zoo.load_weights(net(seed=5), history.checkpoint(0))) == history.start
+    assert history.start == module_state.weights_hash(start)
+    assert module_state.weights_hash(zoo.load_weights(net(seed=5), history.checkpoint(0))) == history.start
     assert math.isnan(history.epochs[0].train_loss)
 
 
@@ -88,7 +91,7 @@ def test_few_validation_images_leave_the_weights_of_the_last_epoch(finished, ima
     assert len(images.validation) == 5
     assert history.best != history.kept == 3
     assert history.trained.read_bytes() == history.checkpoint(3).read_bytes()
-    assert measured(model, images.validation)[1] == history.epochs[3].validation_accuracy
+    assert tally_split(model, images.validation)[1] == history.epochs[3].validation_accuracy
 
 
 def test_enough_validation_images_leave_the_weights_of_the_best_epoch(images, tmp_path, monkeypatch):
@@ -97,19 +100,19 @@ def test_enough_validation_images_leave_the_weights_of_the_best_epoch(images, tm
     assert history.best == history.kept < 3
     assert history.trained.read_bytes() == history.checkpoint(history.best).read_bytes()
     best = max(record.validation_accuracy for record in history.epochs)
-    assert measured(model, images.validation)[1] == best == history.epochs[history.best].validation_accuracy
+    assert tally_split(model, images.validation)[1] == best == history.epochs[history.best].validation_accuracy
 
 
 def test_every_checkpoint_is_as_accurate_as_the_log_says(finished, images):
     _, history = finished
     for record in history.epochs:
         model = zoo.load_weights(net().eval(), history.checkpoint(record.epoch))
-        assert measured(model, images.validation) == (record.validation_loss, record.validation_accuracy)
+        assert tally_split(model, images.validation) == (record.validation_loss, record.validation_accuracy)
 
 
 def test_the_test_images_are_used_once_at_the_end(finished, images):
     model, history = finished
-    assert (history.test_loss, history.test_accuracy) == measured(model, images.test)
+    assert (history.test_loss, history.test_accuracy) == tally_split(model, images.test)
     assert history.test_images == len(images.test)
     unfinished = json.loads((history.folder / "training.json").read_text())
     assert unfinished["test_accuracy"] == history.test_accuracy
@@ -143,7 +146,7 @@ class Killed(BaseException):
     """What a signal would raise."""
 
 
-STAGES = ["save_weights", "_publish", "_epoch"]
+STAGES = ["save_weights", "_write_log_and_best", "_epoch"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -173,7 +176,7 @@ def test_a_finished_run_is_not_run_again(finished, images, tmp_path, monkeypatch
     monkeypatch.setattr(training, "_epoch", None)
     model, again = run(images, tmp_path, dropout=0.3)
     same_run(finished[1], again)
-    assert measured(model, images.test)[1] == again.test_accuracy
+    assert tally_split(model, images.test)[1] == again.test_accuracy
 
 
 def test_a_folder_with_another_run_is_refused(images, tmp_path):
@@ -215,7 +218,7 @@ def test_a_loss_that_is_no_number_is_refused(images, tmp_path):
 
 def test_measured_is_the_cross_entropy_and_the_share_that_is_right(images):
     model = net()
-    loss, accuracy = measured(model, images.test)
+    loss, accuracy = tally_split(model, images.test)
     with torch.no_grad():
         logits = torch.cat([model(x) for x, _, _ in images.test]).double().tolist()
     labels = images.test.labels.tolist()
@@ -227,7 +230,7 @@ def test_measured_is_the_cross_entropy_and_the_share_that_is_right(images):
 @pytest.mark.parametrize("size", [1, 4, 100])
 def test_what_is_measured_does_not_depend_on_the_batches(images, size):
     model = net()
-    assert measured(model, images.test.batched(size)) == pytest.approx(measured(model, images.test), abs=1e-6)
+    assert tally_split(model, images.test.batched(size)) == pytest.approx(tally_split(model, images.test), abs=1e-6)
 
 
 def test_the_steps_are_sgd_with_nesterov_momentum_and_weight_decay(images, tmp_path):
@@ -274,7 +277,7 @@ def test_an_epoch_shows_every_training_image_once(images, tmp_path, monkeypatch)
 
 
 def test_the_card_names_the_run(images, tmp_path):
-    model = zoo.network("resnet20(width=2)", 3, 3, 8)
+    model = zoo.build("resnet20(width=2)", 3, 3, 8)
     assert train(model, images, tmp_path, dataclasses.replace(SHORT, epochs=1), progress=False).network == "resnet20(width=2)"
 
 
@@ -298,14 +301,14 @@ def test_progress_is_shown_on_standard_error(images, tmp_path, capsys):
 @pytest.mark.slow
 def test_the_digits_are_learned(tmp_path):
     model, images = zoo.load("resnet20", "digits")
-    history = train(model, images, tmp_path, zoo.recipe("resnet20", "digits"), progress=False)
+    history = train(model, images, tmp_path, zoo.default_schedule("resnet20", "digits"), progress=False)
     assert history.test_accuracy > 0.97
 
 
 @pytest.mark.gpu
 def test_training_on_a_gpu_learns_in_bfloat16(tmp_path):
     model, images = zoo.load("resnet20", "digits", device="cuda")
-    history = train(model, images, tmp_path, zoo.recipe("resnet20", "digits"), "cuda", progress=False)
+    history = train(model, images, tmp_path, zoo.default_schedule("resnet20", "digits"), "cuda", progress=False)
     assert history.test_accuracy > 0.95
     assert next(model.parameters()).is_cuda
     assert zoo.read_weights(history.trained)["conv1.weight"].dtype == torch.float32

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from channelscope.errors import WeightsError
-from channelscope.net.identity import weights_hash
-from channelscope.zoo.weights import load_weights, read_weights, save_weights
+from channelscope.network.module_state import weights_hash
+from channelscope.zoo.weight_files import load_weights, read_weights, save_weights
 
 
 def net(width=4, seed=0):
@@ -187,7 +187,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, source, monkeypatch):
         part.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("channelscope.zoo.weights.save_file", broken)
+    monkeypatch.setattr("channelscope.zoo.weight_files.save_file", broken)
     with pytest.raises(OSError, match="disk full"):
         save_weights({"a": torch.zeros(2)}, path)
     assert torch.equal(load_file(path)["a"], torch.ones(2))

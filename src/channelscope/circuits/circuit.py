@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from channelscope.circuits.feature import Feature
-from channelscope.circuits.target import Target
-from channelscope.circuits.wiring import Marks
+from channelscope.circuits.located_feature import LocatedFeature
 from channelscope.errors import InputError, MismatchError
-from channelscope.net.subset import Subset
+from channelscope.network.channel_graph import KernelMask
+from channelscope.subset import Subset
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,7 +24,7 @@ class Circuit(Subset):
     the network without it; kernels the feature does not depend on are never marked.
     """
 
-    relevant: Marks = field(default_factory=dict)
+    relevant: KernelMask = field(default_factory=dict)
     """layer → bool (outputs, inputs per group): kernels on a path from the images to the feature"""
     feature: Feature | None = None
     """what the circuit computes"""
@@ -41,7 +41,7 @@ class Circuit(Subset):
                 raise MismatchError(f"circuit at {layer}: {stray} marked kernels do not reach the feature")
 
     @classmethod
-    def of_target(cls, target: Target, marks: Marks) -> "Circuit":
+    def of_target(cls, target: LocatedFeature, marks: KernelMask) -> "Circuit":
         """The circuit of a target with these kernels."""
         return cls(
             {layer: marks[layer] & relevant for layer, relevant in target.relevant.items()},
@@ -50,7 +50,7 @@ class Circuit(Subset):
         )
 
     @classmethod
-    def whole(cls, target: Target) -> "Circuit":
+    def whole(cls, target: LocatedFeature) -> "Circuit":
         """All kernels the feature depends on."""
         return cls.of_target(target, target.relevant)
 
@@ -129,7 +129,7 @@ def _marks(data: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     return marks
 
 
-def trim(circuit: Circuit, target: Target, rule: str = "backward") -> Circuit:
+def remove_dead_ends(circuit: Circuit, target: LocatedFeature, rule: str = "backward") -> Circuit:
     """Drop dead ends.
 
     backward   kernels that feed only channels without a surviving way to the feature: exact, outputs unchanged to the bit

@@ -6,91 +6,17 @@ of a path: A·G is then averaged over the points before any absolute value is ta
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
+from channelscope.network.patches import ConvGeometry, Points
 from channelscope.types import Float, Tensor
 
-CHUNK = 2**21
+CHUNK_NUMBERS = 2**21
 """Numbers in one block of contribution maps; a block stays in the processor's cache."""
-BLOCK = 2**24
-"""Numbers in one block of unfolded input windows or of per-image weight gradients."""
-
-Points = Tensor | tuple[Tensor, ...]
-"""One tensor, or one for each point of a path."""
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """A layer's weights and how they move over its input."""
-
-    weight: Float[Tensor, "outputs inputs *kernel"]
-    """the kernels (detached; stays as it was when the network is masked)"""
-    kernel: tuple[int, int]
-    """spatial size, (1, 1) for a linear layer"""
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """left, right, top, bottom"""
-    mode: str = "constant"
-    """padding mode of torch.nn.functional.pad"""
-    groups: int = 1
-
-    @classmethod
-    def of(cls, module: nn.Module) -> "Geometry":
-        """Weights and geometry of a 2-D convolution or linear layer."""
-        weight = module.weight.detach()  # type: ignore[union-attr,operator]
-        if not isinstance(module, nn.Conv2d):
-            return cls(weight, (1, 1))
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        return cls(weight, _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation), _pads(module), mode, module.groups)
-
-    def windows(self, inputs: Tensor) -> Float[Tensor, "images groups inputs taps positions"]:
-        """The input values under each tap of each kernel."""
-        if self.weight.dim() == 2:
-            rows = inputs.reshape(len(inputs), -1, inputs.shape[-1]).transpose(1, 2)
-            return rows[:, None, :, None, :]
-        maps = F.pad(inputs, self.pads, mode=self.mode) if any(self.pads) else inputs
-        taps = self.kernel[0] * self.kernel[1]
-        if taps == 1:
-            columns = maps[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
-        else:
-            columns = F.unfold(maps, self.kernel, self.dilation, 0, self.stride)
-        return columns.reshape(len(maps), self.groups, self.weight.shape[1], taps, -1)
-
-    def outputs(self, gradients: Tensor) -> Float[Tensor, "images groups outputs positions"]:
-        """Output gradients with one axis of positions, split into groups."""
-        if self.weight.dim() == 2:
-            return gradients.reshape(len(gradients), -1, gradients.shape[-1]).transpose(1, 2)[:, None]
-        return gradients.flatten(2).reshape(len(gradients), self.groups, -1, gradients[0, 0].numel())
-
-    def split(self, inputs: Points, gradients: Points) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows and gradients in blocks of images that fit in memory.
-
-        The points of a path lie one after the other on the axis of positions, each gradient divided by their number.
-        """
-        xs, gs = (each if isinstance(each, tuple) else (each,) for each in (inputs, gradients))
-        positions = len(gs) * gs[0][0].numel() // self.weight.shape[0]
-        windows = self.weight.shape[1] * self.groups * self.kernel[0] * self.kernel[1] * positions
-        step = max(1, BLOCK // max(1, windows, self.weight.numel()))
-        for start in range(0, len(gs[0]), step):
-            block = slice(start, start + step)
-            if len(gs) == 1:
-                yield self.windows(xs[0][block]), self.outputs(gs[0][block])
-            else:
-                yield torch.cat([self.windows(x[block]) for x in xs], -1), torch.cat([self.outputs(g[block]) / len(gs) for g in gs], -1)
-
-    @property
-    def rows(self) -> Float[Tensor, "groups outputs inputs taps"]:
-        """The weights with one axis of taps, split into groups."""
-        taps = self.kernel[0] * self.kernel[1]
-        return self.weight.reshape(self.groups, -1, self.weight.shape[1], taps)
-
-
-def gate(inputs: Points, gradients: Points, layer: Geometry) -> tuple[Tensor, Tensor]:
+def gate_scores(inputs: Points, gradients: Points, layer: ConvGeometry) -> tuple[Tensor, Tensor]:
     """Effect of scaling each kernel: |Σ_positions A·G| summed over images, and the same without the absolute value.
 
     Σ_positions A·G = Σ_taps w · dJ_b/dw, so one matrix product per image takes the place of the contribution maps.
@@ -110,7 +36,7 @@ def gate(inputs: Points, gradients: Points, layer: Geometry) -> tuple[Tensor, Te
     return size, signed
 
 
-def _effects(inputs: Points, gradients: Points, layer: Geometry) -> Iterator[Float[Tensor, "images outputs inputs"]]:
+def _effects(inputs: Points, gradients: Points, layer: ConvGeometry) -> Iterator[Float[Tensor, "images outputs inputs"]]:
     """Σ_positions A·G of every image and kernel."""
     for x, g in layer.split(inputs, gradients):
         if layer.kernel == (1, 1):
@@ -121,7 +47,7 @@ def _effects(inputs: Points, gradients: Points, layer: Geometry) -> Iterator[Flo
         yield slopes.mul_(layer.rows).sum(-1).flatten(1, 2)
 
 
-def snip(inputs: Points, gradients: Points, layer: Geometry, per_batch: bool = False) -> Tensor:
+def snip(inputs: Points, gradients: Points, layer: ConvGeometry, per_batch: bool = False) -> Tensor:
     """SNIP: |w · dJ_b/dw| of each weight, mean over the kernel, summed over images.
 
     per_batch   take the absolute value after summing the batch, as the published scripts do; depends on the batch size
@@ -139,7 +65,7 @@ def snip(inputs: Points, gradients: Points, layer: Geometry, per_batch: bool = F
     return batch.abs().mean(-1).double().flatten(0, 1) if per_batch else total
 
 
-def actgrad(inputs: Points, gradients: Points, layer: Geometry) -> Tensor:
+def actgrad(inputs: Points, gradients: Points, layer: ConvGeometry) -> Tensor:
     """ActGrad: mean over positions of |A·G|, summed over images; never more than one block of maps in memory.
 
     Returns  float64 (outputs, inputs per group).
@@ -164,7 +90,7 @@ def _positions(x: Tensor, gradients: Tensor, weights: Tensor, points: int) -> Te
 
     x (inputs, taps, points · positions), gradients (outputs, points · positions), weights (outputs, inputs, taps)
     """
-    step = max(1, CHUNK // gradients.numel())
+    step = max(1, CHUNK_NUMBERS // gradients.numel())
     parts = []
     for start in range(0, len(x), step):
         maps = torch.bmm(weights[:, start : start + step].transpose(0, 1), x[start : start + step])
@@ -175,7 +101,7 @@ def _positions(x: Tensor, gradients: Tensor, weights: Tensor, points: int) -> Te
     return torch.cat(parts, dim=1)
 
 
-def magnitude(layer: Geometry) -> Tensor:
+def magnitude(layer: ConvGeometry) -> Tensor:
     """Mean |w| over the kernel, the same for every feature.
 
     Returns  float64 (outputs, inputs per group).
@@ -184,19 +110,5 @@ def magnitude(layer: Geometry) -> Tensor:
     return layer.weight.double().abs().flatten(2).mean(2) if layer.weight.dim() > 2 else layer.weight.double().abs()
 
 
-def _zeros(layer: Geometry) -> Tensor:
+def _zeros(layer: ConvGeometry) -> Tensor:
     return torch.zeros(layer.weight.shape[:2], dtype=torch.float64, device=layer.weight.device)
-
-
-def _pair(value) -> tuple[int, int]:
-    return (int(value[0]), int(value[1]))
-
-
-def _pads(module: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Left, right, top and bottom padding, 'same' and 'valid' resolved."""
-    if isinstance(module.padding, str):
-        reach = zip(module.dilation, module.kernel_size, strict=True)
-        rows, columns = (step * (size - 1) if module.padding == "same" else 0 for step, size in reach)
-        return (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    rows, columns = _pair(module.padding)
-    return (columns, columns, rows, rows)

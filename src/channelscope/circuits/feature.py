@@ -1,4 +1,4 @@
-"""Feature: what a circuit computes — a channel, a unit, a direction over the channels of a layer, or a logit."""
+"""Feature: a channel, a unit, a direction over the channels of a layer, or a logit."""
 
 import re
 from collections.abc import Sequence
@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from channelscope.errors import InputError, ShapeError
 from channelscope.types import Float, Int, Tensor
 
-Rule = Literal["all", "max", "center"]
+PositionRule = Literal["all", "max", "center"]
+
 LOGIT = "logit"
 """the layer name that stands for the network's own output"""
+
 EXAMPLES = "layer3.1.conv1:7, layer3.1.conv1:7@max, layer3.1.conv1:7@4,5, layer3.1.conv1:direction.npy or logit:3"
 
 
@@ -33,7 +35,7 @@ class Feature:
     """the vector over the layer's channels as (channel, weight) pairs, zeros left out"""
     length: int | None = None
     """length of the vector; None for a single channel"""
-    positions: Rule | tuple[tuple[int, ...], ...] = "all"
+    positions: PositionRule | tuple[tuple[int, ...], ...] = "all"
     """which positions count: all, that of the maximum in each image, the center, or the given ones"""
 
     def __post_init__(self) -> None:
@@ -42,12 +44,14 @@ class Feature:
             raise InputError(f"feature at {self.layer}: expected a direction with a nonzero entry, received zeros only")
 
     @classmethod
-    def unit(cls, layer: str, channel: int, positions: "Rule | Sequence[Sequence[int]]" = "all") -> "Feature":
+    def unit(cls, layer: str, channel: int, positions: "PositionRule | Sequence[Sequence[int]]" = "all") -> "Feature":
         """One channel; at given positions, one unit or several."""
         return cls(layer, ((int(channel), 1.0),), None, _rule(positions))
 
     @classmethod
-    def direction(cls, layer: str, vector: Float[Tensor, "channels"], positions: "Rule | Sequence[Sequence[int]]" = "all") -> "Feature":
+    def direction(
+        cls, layer: str, vector: Float[Tensor, "channels"], positions: "PositionRule | Sequence[Sequence[int]]" = "all"
+    ) -> "Feature":
         """The projection of a layer's channels on `vector`; a one-hot vector is the channel."""
         values = torch.as_tensor(vector).detach().double().flatten().tolist()
         if not all(np.isfinite(values)):
@@ -130,9 +134,9 @@ class Feature:
         return cls(data["layer"], weights, data["length"], _rule(data["positions"]))
 
 
-def _rule(positions: "Rule | Sequence[Sequence[int]]") -> "Rule | tuple[tuple[int, ...], ...]":
+def _rule(positions: "PositionRule | Sequence[Sequence[int]]") -> "PositionRule | tuple[tuple[int, ...], ...]":
     if isinstance(positions, str):
-        rules: dict[str, Rule] = {"all": "all", "max": "max", "center": "center", "centre": "center"}
+        rules: dict[str, PositionRule] = {"all": "all", "max": "max", "center": "center", "centre": "center"}
         if positions not in rules:
             raise InputError(f"positions: expected all, max, center or row,column; received '{positions}'")
         return rules[positions]
@@ -142,7 +146,7 @@ def _rule(positions: "Rule | Sequence[Sequence[int]]") -> "Rule | tuple[tuple[in
     return spots
 
 
-def _places(text: str | None) -> "Rule | tuple[tuple[int, ...], ...]":
+def _places(text: str | None) -> "PositionRule | tuple[tuple[int, ...], ...]":
     if text is None:
         return "all"
     if re.fullmatch(r"\d+(,\d+)*(;\d+(,\d+)*)*", text):

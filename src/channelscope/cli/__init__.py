@@ -8,9 +8,9 @@ from rich.text import Text
 from safetensors import SafetensorError
 from typer.core import TyperGroup
 
-from channelscope.cli import circuit, comparing, discarding, explain, faithful, follow, intervene, measure, pruning, why
+from channelscope.cli import channel_summary, circuits, discarding, experiments, faithfulness, measure, pruning
 from channelscope.cli.flags import command
-from channelscope.cli.sources import console
+from channelscope.cli.options import console
 from channelscope.errors import ChannelscopeError, first_line
 
 
@@ -32,12 +32,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
 MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report)
-INTERVENE = (intervene.lesion, intervene.hulls)
-EXPLAIN = (explain.graphs, explain.propagation, explain.theory, follow.trajectory, why.why)
-CIRCUITS = (circuit.circuit, circuit.subcircuits)
-PRUNING = (pruning.prune, comparing.benchmark)
-DISCARDING = (discarding.discard, faithful.faithfulness)
+
+INTERVENE = (experiments.lesion, experiments.hulls)
+
+EXPLAIN = (experiments.graphs, experiments.propagation, experiments.theory, experiments.trajectory, channel_summary.why)
+
+CIRCUITS = (circuits.circuit, circuits.subcircuits)
+
+PRUNING = (pruning.prune, pruning.benchmark)
+
+DISCARDING = (discarding.discard, faithfulness.faithfulness)
+
 for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING, *DISCARDING):
     app.command(name=each.__name__)(command(each))
 

@@ -1,4 +1,4 @@
-"""flags: command-line flags derived from a function's signature; dataclass parameters become one flag a field."""
+"""Command-line flags derived from a function's signature; a dataclass parameter becomes one flag a field."""
 
 import ast
 import inspect
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 PLAIN = (str, int, float, bool, Path)
+
 OPTIONS = ("out", "feature")
 """Parameters that are flags even without a default, and then have to be given."""
 

@@ -1,4 +1,4 @@
-"""Commands that measure: train, profile, merge, scores, axes, report, demo."""
+"""The commands `train`, `profile`, `merge`, `scores`, `axes`, `report` and `demo`."""
 
 import time
 from dataclasses import replace
@@ -11,23 +11,27 @@ from rich.text import Text
 from torch import distributed, nn
 
 from channelscope import scores as scoring
-from channelscope import store, tables, zoo
-from channelscope.cli.addition import Addition, file_at, folder_at
-from channelscope.cli.folder import Folder
-from channelscope.cli.sources import Convention, Measure, Network, console, opened, profiled, world
-from channelscope.collect import collect
-from channelscope.collect.gather import gather, share
+from channelscope import tables, zoo
+from channelscope.cli.options import NetworkOptions, ProfileOptions, ScoreFlags, console, load_network, load_or_collect, world_size
+from channelscope.cli.run_folder import RunAddition, RunFolder, file_at, folder_at
+from channelscope.data.images import ImageSplits
+from channelscope.data.sources import ImageSource
 from channelscope.errors import MismatchError
-from channelscope.experiments.axes import axes as alignment
-from channelscope.experiments.groups import groups as groupings
-from channelscope.net.identity import weights_hash
-from channelscope.report import html
+from channelscope.experiments.axes import axis_alignment as alignment
+from channelscope.experiments.axes import axis_clusters as groupings
+from channelscope.network.module_state import weights_hash
+from channelscope.profiling import store
+from channelscope.profiling.collect import collect
+from channelscope.profiling.distributed import rank_batches, sum_on_rank_zero
+from channelscope.report import page
+from channelscope.report.page import write_report
 from channelscope.stats.profile import Profile
-from channelscope.zoo import Images, ImageSource
 from channelscope.zoo.history import FEW
 
 
-def train(network: Network, source: ImageSource, out: Path, epochs: int | None = None, lr: float | None = None, every: int = 1) -> None:
+def train(
+    network: NetworkOptions, source: ImageSource, out: Path, epochs: int | None = None, lr: float | None = None, every: int = 1
+) -> None:
     """Train a network, keep a checkpoint per epoch, and choose the best one on the validation images.
 
     out     folder for the checkpoints, trained.safetensors and training.json; an interrupted run goes on from there
@@ -35,9 +39,9 @@ def train(network: Network, source: ImageSource, out: Path, epochs: int | None =
     lr      first learning rate; by default the recipe's
     every   epochs between checkpoints
     """
-    Addition(out).agrees("", network.model)
-    model, images = opened(network, source, note=False)
-    schedule = replace(zoo.recipe(network.model, source.data), every=every, seed=source.seed)
+    RunAddition(out).agrees("", network.model)
+    model, images = load_network(network, source, note=False)
+    schedule = replace(zoo.default_schedule(network.model, source.data), every=every, seed=source.seed)
     schedule = replace(schedule, epochs=epochs or schedule.epochs, lr=lr or schedule.lr)
     history = zoo.train(model, images, out, schedule, network.device)
     kept, count = history.epochs[history.kept], len(images.validation)
@@ -54,32 +58,32 @@ def train(network: Network, source: ImageSource, out: Path, epochs: int | None =
     print(history.trained)
 
 
-def profile(network: Network, source: ImageSource, measure: Measure, out: Path) -> None:
+def profile(network: NetworkOptions, source: ImageSource, measure: ProfileOptions, out: Path) -> None:
     """Collect the statistics of every channel in one pass over the calibration images.
 
     out  file for the profile; an interrupted pass goes on from OUT.unfinished
     """
     file_at(out)
-    model, images = opened(network, source)
-    if world() > 1:
+    model, images = load_network(network, source)
+    if world_size() > 1:
         _profile_share(model, images, measure, out)
         return
-    found = profiled(model, images, measure, unfinished=_beside(out, ".unfinished"))
-    _said(found)
+    found = load_or_collect(model, images, measure, unfinished=_beside(out, ".unfinished"))
+    _skipped_note(found)
     print(store.save(found, out))
 
 
-def _profile_share(model: nn.Module, images: Images, measure: Measure, out: Path) -> None:
+def _profile_share(model: nn.Module, images: ImageSplits, measure: ProfileOptions, out: Path) -> None:
     """This process's share of the pass; rank 0 adds all shares up and writes them."""
     distributed.init_process_group("gloo")
     try:
         rank = distributed.get_rank()
-        batches = share(images.calibration, rank, distributed.get_world_size())
+        batches = rank_batches(images.calibration, rank, distributed.get_world_size())
         unfinished = _beside(out, f".unfinished.{rank}")
         own = collect(model, batches, measure.readout, measure.shards, images.source.seed, measure.sensitivity, measure.maps, unfinished)
-        found = gather(own)
+        found = sum_on_rank_zero(own)
         if found is not None:
-            _said(found)
+            _skipped_note(found)
             print(store.save(found, out))
     finally:
         distributed.destroy_process_group()
@@ -101,11 +105,11 @@ def merge(profiles: list[Path], out: Path) -> None:
     if twice is not None:
         raise MismatchError(f"{twice} is given twice, and its images would be counted twice: give each profile once")
     found = reduce(add, (store.load(path) for path in profiles))
-    _said(found)
+    _skipped_note(found)
     print(store.save(found, out))
 
 
-def scores(profile: Path, convention: Convention, out: Path, names: str = ",".join(scoring.STANDARD), errors: bool = False) -> None:
+def scores(profile: Path, convention: ScoreFlags, out: Path, names: str = ",".join(scoring.DEFAULT_SCORES), errors: bool = False) -> None:
     """Write the scores of every channel of a profile as a table.
 
     profile  profile file
@@ -118,14 +122,14 @@ def scores(profile: Path, convention: Convention, out: Path, names: str = ",".jo
     wanted = list(scoring.REGISTRY) if names == "all" else [name.strip() for name in names.split(",")]
     frame = scoring.table(found, wanted, errors, **convention.options())
     _left_out(frame)
-    print(tables.write(tables.described(frame, frame.attrs), out))
+    print(tables.write(tables.describe(frame, frame.attrs), out))
 
 
 def axes(
-    network: Network,
+    network: NetworkOptions,
     source: ImageSource,
-    measure: Measure,
-    convention: Convention,
+    measure: ProfileOptions,
+    convention: ScoreFlags,
     out: Path = Path("runs/axes"),
     profile: Path | None = None,
 ) -> None:
@@ -136,20 +140,20 @@ def axes(
     """
     begun = time.monotonic()
     folder_at(out)
-    model, images = opened(network, source)
-    Addition(out).agrees(weights_hash(model), network.model)
-    found = profiled(model, images, measure, profile, _beside(out / "network.profile", ".unfinished"))
+    model, images = load_network(network, source)
+    RunAddition(out).agrees(weights_hash(model), network.model)
+    found = load_or_collect(model, images, measure, profile, _beside(out / "network.profile", ".unfinished"))
     if profile is None:
         store.save(found, out / "network.profile")
-    _said(found)
-    folder = Folder(out)
+    _skipped_note(found)
+    folder = RunFolder(out)
     folder.write_stage(found, network.stage, two_axes(found, convention))
     folder.write_facts(found, images, convention, f"Two axes of {network.title}", begun, origin=network.origin)
     console.print(folder.headline())
-    print(html.write(out))
+    print(page.write_report(out))
 
 
-def two_axes(found: Profile, convention: Convention) -> dict[str, pd.DataFrame]:
+def two_axes(found: Profile, convention: ScoreFlags) -> dict[str, pd.DataFrame]:
     """Channels, alignment and groupings of one profile."""
     options = convention.options()
     channels = scoring.table(found, **options)
@@ -162,7 +166,7 @@ def report(folder: Path) -> None:
 
     folder  run folder, such as runs/demo
     """
-    print(html.write(folder))
+    print(page.write_report(folder))
 
 
 def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None:
@@ -173,20 +177,20 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
     seed    of the initialization and the training
     """
     begun = time.monotonic()
-    network, source = Network("resnet20"), ImageSource("digits", seed=seed)
-    Addition(out).agrees("", network.model)
-    model, images = opened(network, source, note=False)
-    schedule = replace(zoo.recipe("resnet20", "digits"), epochs=epochs, seed=seed)
+    network, source = NetworkOptions("resnet20"), ImageSource("digits", seed=seed)
+    RunAddition(out).agrees("", network.model)
+    model, images = load_network(network, source, note=False)
+    schedule = replace(zoo.default_schedule("resnet20", "digits"), epochs=epochs, seed=seed)
     history = zoo.train(model, images, out, schedule)
-    folder, convention = Folder(out), Convention()
+    folder, convention = RunFolder(out), ScoreFlags()
     for stage, weights in (("initialization", out / "epoch_000.safetensors"), ("trained", history.trained)):
-        model, images = opened(replace(network, weights=weights), source)
-        found = profiled(model, images, Measure(), note=f"profile at {stage}")
+        model, images = load_network(replace(network, weights=weights), source)
+        found = load_or_collect(model, images, ProfileOptions(), note=f"profile at {stage}")
         store.save(found, out / f"{stage}.profile")
         folder.write_stage(found, stage, two_axes(found, convention))
     folder.write_facts(found, images, convention, "ResNet-20 on scanned digits", begun, model)
     console.print(folder.headline())
-    page = html.write(out)
+    page = write_report(out)
     console.print(Text.assemble("the report is at ", (str(page), "bold"), ": open it in a browser"))
     print(page)
 
@@ -197,7 +201,7 @@ def _left_out(frame: pd.DataFrame) -> None:
         console.print(Text.assemble(("left out ", "yellow"), f"{place}: {reason}"))
 
 
-def _said(found: Profile) -> None:
+def _skipped_note(found: Profile) -> None:
     accuracy = f"; {found.tally}" if found.tally.images else ""
     console.print(
         f"{found.network}: {len(found.sites)} sites, {sum(s.channels for s in found.sites):,} channels, {found.images:,} images{accuracy}"

@@ -1,8 +1,9 @@
-"""Commands that make networks smaller: prune."""
+"""The commands `prune` and `benchmark`."""
 
 import math
 import time
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -11,28 +12,89 @@ from torch import nn
 
 from channelscope import scores as scoring
 from channelscope import tables, zoo
-from channelscope.cli.addition import Addition, folder_at
-from channelscope.cli.folder import provenance
-from channelscope.cli.sources import Network, console, opened
-from channelscope.collect import collect
+from channelscope.benchmark.analysis import COLUMNS, analyze
+from channelscope.benchmark.engines import Engine
+from channelscope.benchmark.grid import Grid
+from channelscope.benchmark.run import benchmark as measured
+from channelscope.benchmark.setup import Setup
+from channelscope.cli.options import NetworkOptions, console, load_network, noted
+from channelscope.cli.run_folder import VERSION, RunAddition, folder_at, provenance
+from channelscope.data.images import ImageSplits
+from channelscope.data.sources import ImageSource
 from channelscope.errors import InputError
-from channelscope.net.budget import refuse_out_of_reach
-from channelscope.net.edits import blank
-from channelscope.net.groups import Groups, groups
-from channelscope.net.identity import weights_hash
-from channelscope.net.surgery import shrink
-from channelscope.prune import export as exporting
-from channelscope.prune import prune as pruning
-from channelscope.prune import save_pruned
-from channelscope.prune.summary import COLUMNS, summary
+from channelscope.network.module_state import weights_hash, zero_batch
+from channelscope.network.removal.groups import Groups, groups
+from channelscope.profiling.collect import collect
+from channelscope.progress import progress_bar
+from channelscope.pruning.cut import refuse_out_of_reach
+from channelscope.pruning.export import export as exporting
+from channelscope.pruning.folder import save_pruned
+from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
+from channelscope.pruning.prune import SUMMARY_COLUMNS, compare_networks
+from channelscope.pruning.prune import prune as pruning
+from channelscope.pruning.recovery.repair import Method
+from channelscope.pruning.shrink import shrink
 from channelscope.ranking import Ranking
-from channelscope.repair import Method, reconstructions
-from channelscope.report import html
-from channelscope.zoo import Images, ImageSource
+from channelscope.report import page
+
+
+def benchmark(
+    network: NetworkOptions,
+    source: ImageSource,
+    grid: Grid,
+    out: Path,
+    tests: int | None = None,
+    engine: Engine = "process",
+    workers: int = 2,
+    address: str | None = None,
+) -> None:
+    """Compare scores by what networks can do after pruning: same groups, budgets, removal, repair and images for all.
+
+    out      folder for results.sqlite, the tables and the report; a run that was interrupted goes on from there
+    tests    evaluate on the first so many test images; by default on all
+    engine   process: here; workers: in processes of this machine; ray: on a cluster
+    workers  how many, for workers and for a Ray cluster begun here
+    address  of a running Ray cluster
+    """
+    begun = time.monotonic()
+    bench = Setup(network.model, network.weights, source, tests, network.device, network.example)
+    folder_at(out)
+    noted(network)
+    found, _ = bench.open(int(grid.seeds[0]))
+    RunAddition(out).agrees(weights_hash(found.graph.model), network.model)
+    with progress_bar("cells", None) as step:
+        results = measured(bench, grid, out, engine, workers, address, lambda done, total: step())
+    done = results.done()
+    facts = results.facts | {"version": VERSION, "date": date.today().isoformat(), "network": network.model}
+    frames = analyze(done)
+    for name, frame in frames.items():
+        tables.write(tables.describe(frame, {"name": name, "columns": COLUMNS, **facts}), out / f"{name}.csv")
+    about = network.origin | {"title": f"Scores compared on {network.model}", "seconds": round(time.monotonic() - begun, 1)}
+    tables.write_json(facts | about, out / "run.json")
+    path = page.write_report(out)
+    console.print(benchmark_headline(frames["benchmark_auc"]))
+    if len(frames["benchmark_left_out"]):
+        console.print(f"{len(frames['benchmark_left_out'])} measurements are part of no area: see benchmark_left_out.csv for the reasons")
+    print(path)
+
+
+def benchmark_headline(frame: pd.DataFrame) -> str:
+    """The best and the worst score under each rule."""
+    said = []
+    for rule, rows in frame.groupby(["allocation", "repair", "epochs"], sort=False):
+        best, worst = rows.iloc[0], rows.iloc[-1]
+        allocation, repair, epochs = rule
+        after = f", {epochs} epochs of fine-tuning" if epochs else ""
+        area = f"{best['auc']:.3f} [{best['auc_low']:.3f}, {best['auc_high']:.3f}]"
+        said.append(
+            f"{allocation}, repair {repair}{after}: {best['score']} is best with a FLOPs-AUC of {area}, {worst['score']} last of "
+            f"{len(rows)} scores with {worst['auc']:.3f} (n = {best['n']} seeds, {best['images']:,} images)"
+        )
+    return "\n".join(said) or "no score met every budget: see benchmark.csv for the reasons"
 
 
 @dataclass(frozen=True)
-class Plan:
+class PruningOptions:
     """What goes, and what is done about it."""
 
     score: str = "reconstruction"
@@ -48,9 +110,9 @@ class Plan:
 
 
 def prune(
-    network: Network,
+    network: NetworkOptions,
     source: ImageSource,
-    plan: Plan,
+    plan: PruningOptions,
     out: Path,
     export: Literal["onnx", "pt2"] | None = None,
     finetune: int = 0,
@@ -63,24 +125,24 @@ def prune(
     """
     begun = time.monotonic()
     folder_at(out)
-    model, images = opened(network, source)
-    Addition(out).agrees(weights_hash(model), network.model)
+    model, images = load_network(network, source)
+    RunAddition(out).agrees(weights_hash(model), network.model)
     test = images.test if len(images.test) else images.validation
     if not len(test):
         raise InputError(f"{source.data}: there are no labeled images to evaluate on")
-    found = groups(model, blank(model, images.image_shape))
+    found = groups(model, zero_batch(model, images.image_shape))
     if not plan.closest:
         refuse_out_of_reach(found, plan.macs)
-    ranking = ranked(plan.score, found, images)
+    ranking = make_ranking(plan.score, found, images)
     made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair, plan.closest)
-    undefined_said(made.ranking)
+    undefined_note(made.ranking)
     networks = {"original": model, "pruned": shrink(model, made.kept, found).eval(), "repaired": made.model}
     if plan.repair == "none":
         networks["pruned"] = networks.pop("repaired")
     small = made.model
     if finetune:
-        small = networks["fine-tuned"] = tuned(small, images, network, finetune, out.with_name(out.name + ".finetune"))
-    frame = summary(networks, test, images.image_shape)
+        small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, out.with_name(out.name + ".finetune"))
+    frame = compare_networks(networks, test, images.image_shape)
     facts = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
     facts |= {
         "ranking": made.ranking.name,
@@ -90,25 +152,25 @@ def prune(
     }
 
     def also(folder: Path) -> None:
-        described = tables.described(frame, {"name": "pruning", "columns": COLUMNS, "split": test.name, **facts})
+        described = tables.describe(frame, {"name": "pruning", "columns": SUMMARY_COLUMNS, "split": test.name, **facts})
         tables.write(described, folder / "pruning.csv")
         about = {"title": f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds", "network": network.model}
         about |= facts | network.origin | {"weights": weights_hash(model)} | provenance(begun)
         tables.write_json(about, folder / "run.json")
-        html.write(folder)
+        page.write_report(folder)
         if export:
             exporting(small, folder / f"network.{export}", images.image_shape)
 
     save_pruned(small, model, made.kept, out, facts, also)
-    console.print(headline(frame))
+    console.print(pruning_headline(frame))
     print(out)
 
 
-def ranked(name: str, found: Groups, images: Images) -> Ranking | list[Ranking]:
+def make_ranking(name: str, found: Groups, images: ImageSplits) -> Ranking | list[Ranking]:
     """The ranking of that name, from the calibration images; several where pruning is to choose."""
     if name == "reconstruction":
-        return reconstructions(found, images.calibration, seed=images.source.seed)
-    (score,) = scoring.named(name)
+        return optimal_brain_surgeons(found, images.calibration, seed=images.source.seed)
+    (score,) = scoring.lookup(name)
     profile = collect(
         found.graph.model,
         images.calibration,
@@ -120,7 +182,7 @@ def ranked(name: str, found: Groups, images: Images) -> Ranking | list[Ranking]:
     return score(profile, seed=images.source.seed) if "seed" in score.options else score(profile)
 
 
-def undefined_said(ranking: Ranking) -> None:
+def undefined_note(ranking: Ranking) -> None:
     """Say which channels have no value, and that they go first."""
     lost = {site: [channel for channel, value in enumerate(ranking[site]) if math.isnan(value)] for site in ranking.values}
     lost = {site: channels for site, channels in lost.items() if channels}
@@ -133,13 +195,13 @@ def undefined_said(ranking: Ranking) -> None:
         )
 
 
-def tuned(small: nn.Module, images: Images, network: Network, epochs: int, folder: Path) -> nn.Module:
+def finetune_pruned(small: nn.Module, images: ImageSplits, network: NetworkOptions, epochs: int, folder: Path) -> nn.Module:
     """The network after some epochs of training."""
-    schedule = zoo.tuning(network.model, images.source.data, epochs, images.source.seed)
+    schedule = zoo.finetuning_schedule(network.model, images.source.data, epochs, images.source.seed)
     return zoo.finetune(small, images, folder, schedule, network.device)
 
 
-def headline(frame: pd.DataFrame) -> str:
+def pruning_headline(frame: pd.DataFrame) -> str:
     """The answer in two sentences."""
     rows = [row._asdict() for row in frame.itertuples(index=False)]
     first, last = rows[0], rows[-1]

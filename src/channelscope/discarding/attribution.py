@@ -1,4 +1,4 @@
-"""Attribution: maps of relevance by other methods, from captum and zennit (an extra), for comparison."""
+"""Relevance maps of other methods, from captum and zennit (an extra), for comparison."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from channelscope.errors import InputError, SiteError
-from channelscope.net.graph import out_of_place
+from channelscope.network.module_state import out_of_place
 from channelscope.types import Float, Int, Tensor
 
 SUMS = (torch.add, Tensor.add, Tensor.add_)
 """what a + b, torch.add(a, b) and a += b are carried out by"""
+
 STEPS = 16
 """points of the path of integrated gradients"""
 
@@ -22,7 +23,7 @@ Attribution = Callable[[Float[Tensor, "images C H W"], Int[Tensor, "images"]], F
 """normalized images and a class for each → how much each pixel speaks for it"""
 
 
-def available() -> None:
+def require_extras() -> None:
     """Refuse where the extra is not installed.
 
     Raises   InputError that says how to install it.
@@ -39,7 +40,7 @@ def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:
     Raises   SiteError if the layer is no module; InputError without captum or zennit.
     Source   Simonyan et al. 2014; Sundararajan et al. 2017; Selvaraju et al. 2017; Montavon et al. 2019 (epsilon-plus-flat)
     """
-    available()
+    require_extras()
     if layer not in dict(model.named_modules()):
         raise SiteError(f"Grad-CAM needs a module, and '{layer}' is a step of the pass: name a module")
     methods = {
@@ -48,7 +49,7 @@ def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:
         "gradcam": lambda images, target: gradcam(model, layer, images, target),
         "lrp": lambda images, target: lrp(model, images, target),
     }
-    return {name: _frozen(model, method) for name, method in methods.items()}
+    return {name: _out_of_place(model, method) for name, method in methods.items()}
 
 
 def gradient(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
@@ -143,7 +144,7 @@ class _Summed(nn.Module):
             return self.model(images)
 
 
-def _frozen(model: nn.Module, method: Attribution) -> Attribution:
+def _out_of_place(model: nn.Module, method: Attribution) -> Attribution:
     """The method on a network whose activations leave their inputs alone, given back as it was."""
 
     def run(images: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Concentration: is what a layer kept on the object? From boxes or masks, and what follows from it under stated constants."""
+"""What the kept information is about: the object or its background, edges or color."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -6,22 +6,75 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from scipy.stats import spearmanr
 
 from channelscope import tables
-from channelscope.discarding.cells import Cells
-from channelscope.discarding.columns import COLUMNS
-from channelscope.discarding.discard import Discarded
-from channelscope.discarding.frames import described, t_interval
-from channelscope.discarding.noise import entropy
-from channelscope.discarding.rule import Rule
+from channelscope.data.batches import indexed_batches
+from channelscope.discarding.cid import CIDOptions, CIDResult
+from channelscope.discarding.noise import Cells, entropy
+from channelscope.discarding.pixel_network import PixelNetwork
+from channelscope.discarding.tables import COLUMNS, describe_discarding
 from channelscope.errors import DataError, ShapeError
+from channelscope.formulas.resampling import t_interval
 from channelscope.types import Bool, Float, Tensor
+
+
+def edge_strength(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:
+    """Length of the brightness gradient (central differences; brightness is the mean of the colors).
+
+    Source   Sobel & Feldman 1968 (gradient magnitude), without their smoothing
+    """
+    rows, columns = torch.gradient(pixels.mean(1), dim=(1, 2))
+    return (rows.square() + columns.square()).sqrt()
+
+
+def colorfulness(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:
+    """Standard deviation over the colors of a pixel: zero where it is gray.
+
+    Source   chroma as the distance from the gray axis
+    """
+    return pixels.std(1, correction=0)
+
+
+def edge_color_correlation(view: PixelNetwork, batches: Iterable, found: Sequence[CIDResult], rule: CIDOptions) -> pd.DataFrame:
+    """One row per layer and kind: mean over images of Spearman's ρ between what is kept (−H) and edges, or color, over the cells.
+
+    Edges and color are means over the pixels of a cell. An image without any color, or with one H everywhere, has no ρ and is left out.
+
+    Source   Spearman 1904; checked by tests/discarding/test_edges.py
+    """
+    cells = Cells.of((view.shape[1], view.shape[2]), rule.side)
+    values: dict[tuple[str, int, str], list[float]] = {}
+    layers = list(dict.fromkeys(each.layer for each in found))
+    for number, (images, _, _) in enumerate(indexed_batches(batches, labels=False)):
+        pixels = view.pixels(images)
+        seen = {"edges": cells.mean(edge_strength(pixels)), "color": cells.mean(colorfulness(pixels))}
+        for each in found[number * len(layers) : (number + 1) * len(layers)]:
+            for kind, what in seen.items():
+                own = values.setdefault((each.layer.name, each.layer.depth, kind), [])
+                own += [_spearman_with_map(-one, other) for one, other in zip(each.entropy, what, strict=True)]
+    rows = []
+    for (layer, depth, kind), rho in values.items():
+        known = pd.Series(rho, dtype=float).dropna()
+        row = {"layer": layer, "depth": depth, "of": kind, "n": len(known)}
+        rows.append(row | dict(zip(("rho", "rho_low", "rho_high"), t_interval(known), strict=True)))
+    rho = tables.Column("", 3, "Spearman's ρ over an image's cells between what is kept (−H) and edges or color", "Spearman 1904", -1, 1)
+    return describe_discarding("discarded_edges", rows, rule, {"rho": rho})
+
+
+def _spearman_with_map(kept: Tensor, there: Tensor) -> float:
+    used = kept.isfinite()
+    one, other = kept[used], there[used]
+    if len(one) < 2 or bool((one == one[0]).all()) or bool((other == other[0]).all()):
+        return float("nan")
+    return float(spearmanr(one.cpu().numpy(), other.cpu().numpy())[0])
+
 
 Box = Sequence[float]
 """x0, y0, x1, y1 in pixels of the image as the network sees it"""
 
 
-def mask(boxes: Iterable[Box], plane: tuple[int, int]) -> Bool[Tensor, "height width"]:
+def box_mask(boxes: Iterable[Box], plane: tuple[int, int]) -> Bool[Tensor, "height width"]:
     """Pixels whose center lies in any of the boxes.
 
     Raises   DataError for a box that is turned around, or wholly outside the image.
@@ -56,7 +109,7 @@ def concentration(
 
 
 @dataclass(frozen=True)
-class Constants:
+class RhoConstants:
     """What turns a CID and a concentration into ρ; properties of the image and the data, not of the network."""
 
     c1: float
@@ -69,7 +122,7 @@ class Constants:
     """mean entropy of a value of the input, in nats"""
 
     @classmethod
-    def of(cls, cap: Float[Tensor, "cells"], foreground: Float[Tensor, "cells"], background: Float[Tensor, "cells"]) -> "Constants":
+    def of(cls, cap: Float[Tensor, "cells"], foreground: Float[Tensor, "cells"], background: Float[Tensor, "cells"]) -> "RhoConstants":
         """Under the assumption that values are independent and normal with the data's standard deviation."""
         inside, outside = float(foreground.sum()), float(background.sum())
         whole, own = entropy(cap.double()), foreground + background
@@ -106,14 +159,14 @@ def knowledge_points(
     return int((kept & (foreground >= background) & (foreground > 0)).sum()), int((kept & (background > foreground)).sum())
 
 
-def table(
-    found: Iterable[Discarded],
+def concentration_table(
+    found: Iterable[CIDResult],
     inside: Callable[[int], Bool[Tensor, "height width"]],
     cells: Cells,
     cap: Float[Tensor, "cells"],
     varies: Bool[Tensor, "C H W"],
     margin: float,
-    rule: Rule,
+    rule: CIDOptions,
 ) -> pd.DataFrame:
     """One row per image and layer: concentration, ρ with its constants, and knowledge points. Images without an object say so.
 
@@ -131,10 +184,10 @@ def table(
                 rows.append(row | _row(each, place, inside(image), (cells, cap, counts), margin) | {"note": ""})
             except DataError as error:
                 rows.append(row | {"note": str(error)})
-    return described("concentration", pd.DataFrame(rows).sort_values(["depth", "image"], ignore_index=True), rule)
+    return describe_discarding("concentration", pd.DataFrame(rows).sort_values(["depth", "image"], ignore_index=True), rule)
 
 
-def by_layer(images: pd.DataFrame) -> pd.DataFrame:
+def concentration_by_layer(images: pd.DataFrame) -> pd.DataFrame:
     """Mean concentration and ρ of each layer with t intervals over the images that have both parts.
 
     Source   Student 1908
@@ -146,17 +199,17 @@ def by_layer(images: pd.DataFrame) -> pd.DataFrame:
         for name in ("concentration", "rho", "c1"):
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), t_interval(known[name]), strict=True))
         rows.append(row)
-    return tables.described(pd.DataFrame(rows), {**images.attrs, "name": "concentration_layers", "columns": COLUMNS})
+    return tables.describe(pd.DataFrame(rows), {**images.attrs, "name": "concentration_layers", "columns": COLUMNS})
 
 
-def _row(each: Discarded, place: int, inside: Tensor, data: tuple[Cells, Tensor, Tensor], margin: float) -> dict[str, float | int]:
+def _row(each: CIDResult, place: int, inside: Tensor, data: tuple[Cells, Tensor, Tensor], margin: float) -> dict[str, float | int]:
     cells, cap, counts = data
     foreground, background = cells.sum((counts * inside).float()), cells.sum((counts * ~inside).float())
     if not bool(background.sum() > 0) or not bool(foreground.sum() > 0):
         raise DataError("there is no foreground or no background: concentration is undefined")
     maps = each.entropy[place]
     value = float(concentration(maps, foreground, background))
-    constants = Constants.of(cap, foreground, background)
+    constants = RhoConstants.of(cap, foreground, background)
     on, beside = knowledge_points(maps, foreground, background, margin)
     own = float(_mean(maps, foreground + background))
     rho = constants.rho(own, value)

@@ -1,4 +1,4 @@
-"""How strongly a feature answers to noise in each cell: sums over noisy passes, without ever forming a Jacobian."""
+"""SensitivityEstimator: how a feature responds to noise in each cell, from sums over noisy passes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -6,21 +6,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from channelscope.discarding.cells import Cells
+from channelscope.discarding.noise import Cells
 from channelscope.errors import NumericError
 from channelscope.types import Bool, Float, Int, Tensor
 
-Feature = Callable[[Tensor], Tensor]
+FeatureFunction = Callable[[Tensor], Tensor]
 """a network up to one layer: images (B, C, H, W) → features (B, …), differentiable, image by image"""
 
-FULL = 128
+ORTHOGONAL_PROBES_UP_TO = 128
 """a feature of at most this many numbers is probed along orthogonal vectors, so that as many draws know its Jacobian"""
-BASIS = 2**31
+
+PROBE_STREAM = 2**31
 """number of the draw that the orthogonal vectors come from"""
 
 
 @dataclass(frozen=True)
-class Dice:
+class PerImageRandom:
     """Random numbers that belong to an image: batch size, order and layer do not change them."""
 
     seed: int
@@ -34,7 +35,7 @@ class Dice:
         return [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
 
 
-def normal(dice: list[torch.Generator], shape: Iterable[int]) -> Tensor:
+def standard_normal(dice: list[torch.Generator], shape: Iterable[int]) -> Tensor:
     """Standard normal numbers of one shape per image, stacked.
 
     Source   torch.randn
@@ -42,7 +43,7 @@ def normal(dice: list[torch.Generator], shape: Iterable[int]) -> Tensor:
     return torch.stack([torch.randn(tuple(shape), generator=one) for one in dice])
 
 
-def signs(dice: list[torch.Generator], size: int) -> Tensor:
+def rademacher(dice: list[torch.Generator], size: int) -> Tensor:
     """Random signs ±1 (Rademacher), one row per image.
 
     Source   Hutchinson 1990
@@ -51,7 +52,7 @@ def signs(dice: list[torch.Generator], size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Draws:
+class NoiseSamples:
     """What some noisy passes over a batch of images measured; `+` puts the passes of two calls together."""
 
     response: Float[Tensor, "draws images"]
@@ -64,20 +65,27 @@ class Draws:
     """what the cell's noise adds to the response per unit of σ²: ½ ∂E|Δf|²/∂ln σ_i over σ_i² (one unbiased sample a draw);
     no rows where curvature was not asked for"""
 
-    def __add__(self, other: "Draws") -> "Draws":
+    def __add__(self, other: "NoiseSamples") -> "NoiseSamples":
         """All passes of both."""
-        return Draws(*(torch.cat([vars(self)[name], vars(other)[name]]) for name in vars(self)))
+        return NoiseSamples(*(torch.cat([vars(self)[name], vars(other)[name]]) for name in vars(self)))
 
     @property
-    def probed(self) -> "Draws":
+    def probed(self) -> "NoiseSamples":
         """What the probes measured alone."""
-        return Draws(self.response[:0], self.spent[:0], self.sensitivity, self.effective[:0])
+        return NoiseSamples(self.response[:0], self.spent[:0], self.sensitivity, self.effective[:0])
 
 
-class Scene:
+class SensitivityEstimator:
     """A batch of images in front of one layer: adds noise, watches the feature, counts its passes."""
 
-    def __init__(self, feature: Feature, images: Float[Tensor, "images C H W"], cells: Cells, varies: Bool[Tensor, "C H W"], dice: Dice):
+    def __init__(
+        self,
+        feature: FeatureFunction,
+        images: Float[Tensor, "images C H W"],
+        cells: Cells,
+        varies: Bool[Tensor, "C H W"],
+        dice: PerImageRandom,
+    ):
         """One clean pass. `varies` marks the values that get noise; raises NumericError if the feature is not finite."""
         self.feature = feature
         self.images = images
@@ -91,7 +99,7 @@ class Scene:
         if not bool(self.clean.isfinite().all()):
             raise NumericError("the feature of the clean images is not finite: check the network and the normalization of its images")
         self.size = self.clean.shape[1]
-        self._basis = _orthogonal(dice.roll(BASIS), self.size) if self.size <= FULL else None
+        self._basis = _orthogonal(dice.roll(PROBE_STREAM), self.size) if self.size <= ORTHOGONAL_PROBES_UP_TO else None
         self._outer: Tensor | float = 0.0
         self._probes = 0
         self.linear: Tensor | None = None  # mean Jacobian (B, size, C, H, W) at noisy images, once a cycle of probes knows it
@@ -120,7 +128,7 @@ class Scene:
         assert self.linear is not None
         return self.cells.sum((self.linear.square().sum(1) * self.varies).sum(1))
 
-    def probe(self, sigma: Float[Tensor, "images cells"], draw: int, probes: int = 1, curvature: bool = False) -> Draws:
+    def probe(self, sigma: Float[Tensor, "images cells"], draw: int, probes: int = 1, curvature: bool = False) -> NoiseSamples:
         """Response and sensitivities at the noise of one draw: one pass forward, `probes` backward, one more for curvature.
 
         The sensitivity is (J'v)² at the noisy image for a random v of mean square 1 in feature space, so that its mean is
@@ -136,10 +144,10 @@ class Scene:
             self.missed = apart.square().sum(1) / change.square().sum(1).clamp(min=torch.finfo(change.dtype).tiny)
         spent, effective = self._share(sigma, unit, feature, noisy, change) if curvature else (sigma[None, :, 0][:0], sigma[None][:0])
         response = self._size_of(change, (noisy - self.images).detach(), sigma)
-        return Draws(response[None], spent, squares, effective)
+        return NoiseSamples(response[None], spent, squares, effective)
 
     def _square(self, feature: Tensor, noisy: Tensor, dice: list[torch.Generator]) -> Tensor:
-        vector = signs(dice, self.size) if self._basis is None else self._basis[:, self._probes % self.size]
+        vector = rademacher(dice, self.size) if self._basis is None else self._basis[:, self._probes % self.size]
         pull = self._backward(feature, noisy, vector.to(feature)) * self.varies
         if self._basis is not None:
             self._outer = self._outer + vector[:, :, None, None, None].to(pull) * pull[:, None]
@@ -148,13 +156,13 @@ class Scene:
                 self.linear = self._outer / self._probes  # the best linear predictor of the response (Stein)
         return self.cells.sum(pull.square().sum(1))
 
-    def pull(self, sigma: Float[Tensor, "images cells"], draw: int, mirrored: bool = False) -> Draws:
+    def pull(self, sigma: Float[Tensor, "images cells"], draw: int, mirrored: bool = False) -> NoiseSamples:
         """Response and effective sensitivities alone: one pass forward, one backward; `mirrored` takes the noise −e."""
         noisy, unit, feature = self._noisy(sigma, self.dice.roll(draw), -1 if mirrored else 1)
         change = (feature - self.clean).detach()
         spent, effective = self._share(sigma, unit, feature, noisy, change)
         response = self._size_of(change, (noisy - self.images).detach(), sigma)
-        return Draws(response[None], spent, sigma[None][:0], effective)
+        return NoiseSamples(response[None], spent, sigma[None][:0], effective)
 
     def _share(self, sigma: Tensor, unit: Tensor, feature: Tensor, noisy: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
         """The mean of σ_i e_i (J'Δf)_i is ½ ∂E|Δf|²/∂ln σ_i: differentiate under the mean. Where J is known, as in `respond`."""
@@ -173,7 +181,7 @@ class Scene:
         return noisy, sign * unit, self._forward(noisy)
 
     def _noise(self, sigma: Tensor, dice: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        unit = normal(dice, self.images.shape[1:]).to(self.images)
+        unit = standard_normal(dice, self.images.shape[1:]).to(self.images)
         return self.cells.spread(sigma)[:, None] * self.varies * unit, unit
 
     def _forward(self, images: Tensor) -> Tensor:
@@ -187,4 +195,4 @@ class Scene:
 
 def _orthogonal(dice: list[torch.Generator], size: int) -> Tensor:
     """Random orthogonal matrices, one per image, rows of mean square 1."""
-    return torch.linalg.qr(normal(dice, (size, size)))[0] * size**0.5
+    return torch.linalg.qr(standard_normal(dice, (size, size)))[0] * size**0.5

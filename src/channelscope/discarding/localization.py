@@ -1,19 +1,26 @@
-"""Localization: from a map of relevance to a box, and how far it covers the object's."""
+"""From a relevance map to a box, and its overlap with the object's box."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
+import torch
 from scipy import ndimage
 
+from channelscope.discarding.cid import CIDOptions
 from channelscope.discarding.concentration import Box
+from channelscope.discarding.smoothing import gaussian_blur
+from channelscope.discarding.tables import describe_discarding
 from channelscope.errors import DataError, ShapeError
+from channelscope.formulas.resampling import t_interval
 from channelscope.types import Float, Tensor
 
-LEVELS = tuple(level / 20 for level in range(1, 20))
+QUANTILES = tuple(level / 20 for level in range(1, 20))
 """thresholds tried, as quantiles of the map"""
 
 
-def box(relevance: Float[Tensor, "height width"], level: float) -> tuple[float, float, float, float]:
+def largest_component_box(relevance: Float[Tensor, "height width"], level: float) -> tuple[float, float, float, float]:
     """The box around the largest connected part of a map above its quantile `level`: x0 y0 x1 y1 in pixels.
 
     Quantiles make maps of any scale comparable; ties at the quantile count as above it.
@@ -27,7 +34,7 @@ def box(relevance: Float[Tensor, "height width"], level: float) -> tuple[float, 
     return float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)
 
 
-def overlap(first: Box, second: Box) -> float:
+def box_iou(first: Box, second: Box) -> float:
     """Intersection over union of two boxes.
 
     Source   Jaccard 1901
@@ -39,7 +46,7 @@ def overlap(first: Box, second: Box) -> float:
     return shared / (sum(areas) - shared)
 
 
-def best_overlap(found: Box, boxes: Sequence[Box]) -> float:
+def best_iou(found: Box, boxes: Sequence[Box]) -> float:
     """The largest overlap with any of the image's boxes.
 
     Raises   DataError for an image without a box.
@@ -48,10 +55,10 @@ def best_overlap(found: Box, boxes: Sequence[Box]) -> float:
     usable = [each for each in boxes if each[2] > each[0] and each[3] > each[1]]
     if not usable:
         raise DataError("an image has no box: localization needs one in every image; leave it out of the data")
-    return max(overlap(found, each) for each in usable)
+    return max(box_iou(found, each) for each in usable)
 
 
-def threshold(relevance: Float[Tensor, "images height width"], boxes: Sequence[Sequence[Box]]) -> float:
+def best_quantile(relevance: Float[Tensor, "images height width"], boxes: Sequence[Sequence[Box]]) -> float:
     """The level whose boxes overlap best on average, to be chosen on images that are not reported.
 
     Raises   ShapeError if maps and boxes do not match; DataError for an image without a box.
@@ -59,5 +66,63 @@ def threshold(relevance: Float[Tensor, "images height width"], boxes: Sequence[S
     """
     if len(relevance) != len(boxes) or not len(boxes):
         raise ShapeError(f"expected boxes for each of {len(relevance)} maps, received {len(boxes)}")
-    means = [np.mean([best_overlap(box(one, level), own) for one, own in zip(relevance, boxes, strict=True)]) for level in LEVELS]
-    return LEVELS[int(np.argmax(means))]
+    means = [
+        np.mean([best_iou(largest_component_box(one, level), own) for one, own in zip(relevance, boxes, strict=True)])
+        for level in QUANTILES
+    ]
+    return QUANTILES[int(np.argmax(means))]
+
+
+MAP_BLUR = 4.0
+"""standard deviation in pixels by which every map is blurred before it is cut into a box"""
+
+IOU_THRESHOLD = 0.5
+"""overlap from which an object counts as found"""
+
+
+def localization_table(
+    tuned: Mapping[str, Float[Tensor, "images H W"]],
+    tuned_boxes: Sequence[Sequence[Box]],
+    maps: Mapping[str, Float[Tensor, "images H W"]],
+    boxes: Sequence[Sequence[Box]],
+    rule: CIDOptions,
+) -> pd.DataFrame:
+    """One row per method: mean IoU and accuracy at IoU .5 with t intervals, at the threshold that is best on the tuning images.
+
+    Differences are from the first method, paired. The table names the rule of its CID maps.
+
+    Raises   DataError for an image without a box.
+    Source   Zhou et al. 2016; Ma et al. 2022 (weakly supervised localization)
+    """
+    scores = {}
+    levels = {name: best_quantile(tuned[name], tuned_boxes) for name in maps}
+    for name, relevance in maps.items():
+        scores[name] = pd.Series(
+            [best_iou(largest_component_box(one, levels[name]), own) for one, own in zip(relevance, boxes, strict=True)]
+        )
+    rows = []
+    first = next(iter(scores))
+    for name, own in scores.items():
+        row = {"method": name, "n": len(own), "tuned": len(tuned_boxes), "level": levels[name]}
+        row |= dict(zip(("iou", "iou_low", "iou_high"), t_interval(own), strict=True))
+        row |= dict(zip(("found", "found_low", "found_high"), t_interval((own >= IOU_THRESHOLD).astype(float)), strict=True))
+        apart = t_interval(own - scores[first]) if name != first else (math.nan,) * 3
+        rows.append(row | dict(zip(("less_cid", "less_cid_low", "less_cid_high"), apart, strict=True)))
+    return describe_discarding("localization", rows, rule)
+
+
+def center_prior(images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:
+    """A map that knows nothing but that objects are in the middle: the control of localization.
+
+    Source   this library
+    """
+    rows, columns = (torch.linspace(-1, 1, side, device=images.device) for side in images.shape[2:])
+    return (-rows.square()[:, None] - columns.square()).expand(len(images), -1, -1)
+
+
+def smoothed(relevance: Float[Tensor, "images H W"]) -> Float[Tensor, "images H W"]:
+    """A map blurred by a few pixels, so that a threshold leaves parts and not grains; the same for all methods.
+
+    Source   Ma et al. 2022 (localization)
+    """
+    return gaussian_blur(relevance, MAP_BLUR)

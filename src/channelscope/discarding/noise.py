@@ -1,12 +1,96 @@
-"""Noise that spends one budget of feature change where it buys the most entropy: reverse water-filling with caps."""
+"""Noise on a grid of cells: the grid, its entropy, and reverse water-filling."""
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from channelscope.errors import NumericError, ShapeError
-from channelscope.types import Bool, Float, Tensor
+from channelscope.errors import InputError, NumericError, ShapeError
+from channelscope.types import Bool, Float, Int, Tensor
+
+GRID_SIDE = 56
+"""cells along a side of a large image unless said otherwise"""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A partition of a height × width plane into rows × columns rectangles as equal as can be."""
+
+    plane: tuple[int, int]
+    """height and width, in pixels"""
+    grid: tuple[int, int]
+    """cells down and across"""
+
+    @classmethod
+    def of(cls, plane: tuple[int, int], side: int | None = GRID_SIDE) -> "Cells":
+        """At most `side` cells along each side, so one per pixel of a small image; None for one per pixel always.
+
+        Raises   InputError if the side is not positive.
+        """
+        if side is not None and side < 1:
+            raise InputError(f"expected at least one cell along a side, received {side}")
+        height, width = plane
+        return cls(plane, (height, width) if side is None else (min(side, height), min(side, width)))
+
+    def __len__(self) -> int:
+        """Number of cells."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether every pixel is a cell of its own."""
+        return self.grid == self.plane
+
+    @cached_property
+    def of_row(self) -> Int[Tensor, "height"]:
+        """Row of cells that each row of pixels belongs to."""
+        return torch.arange(self.plane[0]) * self.grid[0] // self.plane[0]
+
+    @cached_property
+    def of_column(self) -> Int[Tensor, "width"]:
+        """Column of cells that each column of pixels belongs to."""
+        return torch.arange(self.plane[1]) * self.grid[1] // self.plane[1]
+
+    def sum(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
+        """Sum over the pixels of each cell."""
+        if self.per_pixel:
+            return plane.flatten(-2)
+        rows = plane.new_zeros(*plane.shape[:-2], self.grid[0], plane.shape[-1]).index_add_(-2, self.of_row.to(plane.device), plane)
+        cells = rows.new_zeros(*rows.shape[:-1], self.grid[1]).index_add_(-1, self.of_column.to(plane.device), rows)
+        return cells.flatten(-2)
+
+    @cached_property
+    def pixels(self) -> Float[Tensor, "cells"]:
+        """Number of pixels in each cell: not equal where the grid does not divide the plane."""
+        return torch.outer(torch.bincount(self.of_row), torch.bincount(self.of_column)).flatten().float()
+
+    def mean(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
+        """Mean of a map over the pixels of each cell, so that cells of unequal size can be compared.
+
+        Parameters
+        ----------
+        plane
+            A map, or a stack of maps, with one number per pixel.
+
+        Returns
+        -------
+        Tensor
+            One number per cell, in the unit of the map.
+
+        Examples
+        --------
+        >>> cells = Cells.of((1, 5), 2)
+        >>> cells.pixels.tolist(), cells.mean(torch.tensor([[1.0, 1.0, 1.0, 3.0, 5.0]])).tolist()
+        ([3.0, 2.0], [1.0, 4.0])
+        """
+        return self.sum(plane) / self.pixels.to(plane)
+
+    def spread(self, cells: Float[Tensor, "... cells"]) -> Float[Tensor, "... height width"]:
+        """Each cell's value at all of its pixels."""
+        grid = cells.unflatten(-1, self.grid)
+        return grid.index_select(-2, self.of_row.to(cells.device)).index_select(-1, self.of_column.to(cells.device))
+
 
 GAUSSIAN_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
 """entropy in nats of a normal variable of standard deviation 1"""
@@ -56,10 +140,10 @@ def capacity(sensitivity: Float[Tensor, "images cells"], cap: Float[Tensor, "cel
 
     Source   Ma et al. 2022 (reverse water-filling); checked by tests/discarding/test_noise.py
     """
-    return _breakpoints(sensitivity, cap).sum(1)
+    return _change_at_cap(sensitivity, cap).sum(1)
 
 
-def allocation(
+def water_filling(
     sensitivity: Float[Tensor, "images cells"],
     budget: Float[Tensor, "images"],
     cap: Float[Tensor, "cells"],
@@ -81,9 +165,9 @@ def allocation(
         raise ShapeError(
             f"expected one cap and one count per cell, received {sensitivity.shape[1]} cells, {len(cap)} caps, {len(values)} counts"
         )
-    _refuse(sensitivity, cap, values)
+    _check_sensitivity(sensitivity, cap, values)
     used = values > 0
-    spend = _breakpoints(sensitivity, cap).double() * used
+    spend = _change_at_cap(sensitivity, cap).double() * used
     weight = values.double()
     kink = torch.where(used, spend / weight, -torch.inf)
     order = kink.argsort(1)
@@ -147,7 +231,7 @@ def isotropic(
     return torch.where(fits.any(1), level.gather(1, first)[:, 0].clamp(min=0).sqrt(), torch.inf).to(sensitivity.dtype)
 
 
-def unspent(share: Float[Tensor, "draws images cells"], free: Bool[Tensor, "images cells"]) -> Float[Tensor, "images"]:
+def entropy_gap(share: Float[Tensor, "draws images cells"], free: Bool[Tensor, "images cells"]) -> Float[Tensor, "images"]:
     """Entropy in nats that equal shares of the budget would gain: the mean over the free cells of ½ (s − 1 − ln s).
 
     s is a cell's share over the mean. Its square is the product of two draws, so that the draws' noise is not in it; how far
@@ -166,12 +250,12 @@ def unspent(share: Float[Tensor, "draws images cells"], free: Bool[Tensor, "imag
     return (squares * bend).sum(1) / free.sum(1).clamp(min=1) / 4
 
 
-def _breakpoints(sensitivity: Tensor, cap: Tensor) -> Tensor:
+def _change_at_cap(sensitivity: Tensor, cap: Tensor) -> Tensor:
     """What each cell would spend at its cap; nothing where the feature does not see it."""
     return torch.where(sensitivity > 0, cap.square() * sensitivity, 0)
 
 
-def _refuse(sensitivity: Tensor, cap: Tensor, values: Tensor) -> None:
+def _check_sensitivity(sensitivity: Tensor, cap: Tensor, values: Tensor) -> None:
     if not bool(((sensitivity >= 0) & sensitivity.isfinite()).all()):
         raise NumericError(
             "expected finite sensitivities of at least 0: the network's gradients are not finite, or the noise is far too large"

@@ -1,34 +1,93 @@
-"""The noise of most entropy that keeps a layer's feature: one fixed point, a few passes (fast) or until it stands (exact)."""
+"""The noise of largest entropy under the constraint on the feature, and the passes spent to find it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from channelscope.discarding.constraint import PLANS, Constraint, Mode, Plan
-from channelscope.discarding.guide import guide, regressed
-from channelscope.discarding.jacobian import Draws, Scene
-from channelscope.discarding.noise import allocation, isotropic, mean_entropy, unspent
-from channelscope.discarding.shrinkage import shrunk
+from channelscope.discarding.jacobian import NoiseSamples, SensitivityEstimator
+from channelscope.discarding.noise import entropy_gap, isotropic, mean_entropy, water_filling
+from channelscope.discarding.smoothing import gamma_regression, image_regressors, multiscale_shrinkage
 from channelscope.errors import InputError
 from channelscope.types import Bool, Float, Tensor
 
+Mode = Literal["fast", "exact"]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """How much the feature may change: E|f(x + σe) − f(x)|² = κ σ_f²."""
+
+    normalizer: Literal["data", "local"]
+    """σ_f²: the feature's variance over the data, or its response to isotropic noise at the same image"""
+    kappa: float
+    """κ, the fraction of σ_f²"""
+    variance: float | None = None
+    """σ_f² under `data`"""
+    noise: float = 0.01
+    """standard deviation of the isotropic noise: what σ_f² is the response to under `local`, the start of the search under `data`"""
+
+    def __post_init__(self) -> None:
+        """Refuse what leaves the constraint undefined."""
+        if self.normalizer not in ("data", "local"):
+            raise InputError(f'normalizer is "data" or "local", received {self.normalizer!r}')
+        if not self.kappa > 0 or not self.noise > 0:
+            raise InputError(f"expected κ and the noise above zero, received κ = {self.kappa} and noise {self.noise}")
+        if self.normalizer == "data" and not (self.variance is not None and self.variance > 0):
+            raise InputError(f"the feature's variance over the data is {self.variance}: a feature that does not vary has no CID")
+
+    @property
+    def local(self) -> bool:
+        """Whether σ_f² is measured at each image."""
+        return self.normalizer == "local"
+
+
+@dataclass(frozen=True)
+class PassBudget:
+    """How many noisy passes go where."""
+
+    start: int
+    """draws of isotropic noise"""
+    probes: int
+    """random vectors probed at each of them, one pass backward each"""
+    rounds: tuple[int, ...]
+    """draws of each round of the fixed point: a pass forward, a random vector probed, and the feature's own change pulled back"""
+    final: int
+    """passes on which the noise level is rescaled; a draw takes one (two under the local normalizer)"""
+    check: int
+    """passes on which the constraint is checked on fresh noise; a draw takes one (two under the local normalizer)"""
+    audit: bool = False
+    """measure the distance from the optimum on the check's draws; one more pass each"""
+
+
+BUDGETS: dict[str, PassBudget] = {
+    "fast": PassBudget(1, 3, (3,), 3, 2),
+    "exact": PassBudget(2, 4, (16, 24, 32, 32, 32), 60, 40, audit=True),
+}
+
 ROUND, FINAL, CHECK = 1_000, 10_000, 20_000  # where the numbers of a stage's draws start: no stage sees another's noise
-WINDOW = 3
+
+ROUNDS_KEPT = 3
 """rounds whose draws are believed: older ones were taken at other noise"""
-MORE = 2
+
+EXTRA_LOCAL_PROBES = 2
 """further probes under the local normalizer, which knows the level to start at and takes its references from the rounds' draws"""
-STEP = 2.0
+
+MAX_STEP = 2.0
 """largest factor by which the noise power of a cell moves in a round"""
-BELIEVED = 0.1
+
+MAX_COUNTED_GAP = 0.1
 """nats of the gap that a CID takes in at most: beyond, a second order says no more how far the optimum is"""
+
 CURVED = 1e-3
 """share of a feature's squared change that its Jacobian may miss: beyond, fast mode does not take it for linear"""
-JUMP = 20.0
+
+MAX_LEVEL_JUMP = 20.0
 """largest factor by which the level of isotropic noise moves at once"""
 
 
 @dataclass(frozen=True)
-class Optimum:
+class OptimalNoise:
     """The noise found for a batch of images, and how sure it is."""
 
     sigma: Float[Tensor, "images cells"]
@@ -57,7 +116,9 @@ class Optimum:
     """degrees of freedom of the two standard errors"""
 
 
-def optimum(scene: Scene, constraint: Constraint, cap: Float[Tensor, "cells"], mode: Mode | Plan = "fast") -> Optimum:
+def optimal_noise(
+    scene: SensitivityEstimator, constraint: Constraint, cap: Float[Tensor, "cells"], mode: Mode | PassBudget = "fast"
+) -> OptimalNoise:
     """Noise per cell that maximizes mean entropy subject to E|f(x + σe) − f(x)|² = κ σ_f² and σ ≤ cap.
 
     At the optimum every cell that no cap holds adds the same share n_i to the response, so σ_i² = θ n_i / γ_i with the
@@ -73,8 +134,8 @@ def optimum(scene: Scene, constraint: Constraint, cap: Float[Tensor, "cells"], m
              NumericError if the gradients are not finite, or a cell without a cap is not seen.
     Source   Ma et al. 2022, equations 2–4 (the problem); the solution is ours; checked by tests/pencil_discarding.py
     """
-    plan = PLANS[mode] if isinstance(mode, str) else mode
-    search = _Search(scene, constraint, cap, plan)
+    plan = BUDGETS[mode] if isinstance(mode, str) else mode
+    search = _FixedPoint(scene, constraint, cap, plan)
     search.explore()
     for number, draws in enumerate(plan.rounds, start=1):
         search.repeat(draws, ROUND * number)
@@ -82,10 +143,10 @@ def optimum(scene: Scene, constraint: Constraint, cap: Float[Tensor, "cells"], m
     return search.check()
 
 
-class _Search:
+class _FixedPoint:
     """The state of one optimization: what was measured so far, the noise it implies, and its level."""
 
-    def __init__(self, scene: Scene, constraint: Constraint, cap: Tensor, plan: Plan):
+    def __init__(self, scene: SensitivityEstimator, constraint: Constraint, cap: Tensor, plan: PassBudget):
         self.scene, self.constraint, self.plan = scene, constraint, plan
         self.cap = cap.to(scene.images)
         self.images = len(scene.images)
@@ -94,7 +155,7 @@ class _Search:
         self.final, self.fresh = plan.final // cost, plan.check // cost
         self.told: list[Tensor] = []
         self.epsilon = self._each(constraint.kappa * (constraint.variance or 1.0))
-        self.guide = guide(scene.images, scene.cells)
+        self.guide = image_regressors(scene.images, scene.cells)
 
     def explore(self) -> None:
         """First round: isotropic noise; under `data` its level follows the responses."""
@@ -104,14 +165,14 @@ class _Search:
         levels, draws = [], []
         for draw in range(plan.start):
             if response is not None:
-                level = level * (self.epsilon / response).sqrt().clamp(1 / JUMP, JUMP)
+                level = level * (self.epsilon / response).sqrt().clamp(1 / MAX_LEVEL_JUMP, MAX_LEVEL_JUMP)
             levels.append(level)
-            draws.append(scene.probe(self._isotropic(level), draw, plan.probes + MORE * self.paired))
+            draws.append(scene.probe(self._isotropic(level), draw, plan.probes + EXTRA_LOCAL_PROBES * self.paired))
             response = None if local else draws[-1].response[0]
         if first is None or scene.linear is not None:
             self.power = torch.ones_like(self.epsilon)
         else:  # the same noise at two levels: a linear feature has power 1 whatever the draw
-            self.power = _power(start, first, levels[0], draws[0].response[0])
+            self.power = _exponent(start, first, levels[0], draws[0].response[0])
         self._refuse_curved()
         self.history = [sum(draws[1:], start=draws[0])]
         self._learn(self.history[0])
@@ -127,7 +188,7 @@ class _Search:
         numbers = range(first + draws - len(fresh.response), first + draws)
         references = torch.stack([self._reference(draw) if self.paired else self.epsilon for draw in numbers])
         self.power = (fresh.spent.mean(0) / fresh.response.mean(0)).clamp(0.2, 2)
-        self.history = [*self.history, fresh][-WINDOW:]
+        self.history = [*self.history, fresh][-ROUNDS_KEPT:]
         self._learn(sum(self.history[1:], start=self.history[0]))
         self._restrain()
         spent = (self.sensitivity * self.sigma.square()).sum(1)
@@ -153,9 +214,9 @@ class _Search:
         level = isotropic(weights, budget, self.cap, scene.values)
         return mean_entropy(torch.minimum(level[:, None], self.cap).expand(self.images, -1), scene.values)
 
-    def _draws(self, numbers: range) -> Draws:
+    def _draws(self, numbers: range) -> NoiseSamples:
         """The draws of a round. From the one at which the Jacobian becomes known, only those that it has made quiet are believed."""
-        drawn: list[Draws] = []
+        drawn: list[NoiseSamples] = []
         for draw in numbers:
             loud = self.scene.linear is None
             found = self.scene.pull(self.sigma, draw) if self.paired else self.scene.probe(self.sigma, draw, 1, curvature=True)
@@ -177,7 +238,7 @@ class _Search:
             self.residue = torch.cat([self.residue, residue]) if self.told else residue
             self._allocate(self._level(ratios, references))
 
-    def check(self) -> Optimum:
+    def check(self) -> OptimalNoise:
         """The constraint, and where asked the distance from the optimum, on noise nobody has seen."""
         plan, scene, draws = self.plan, self.scene, range(CHECK, CHECK + self.fresh)
         references = torch.stack([self._reference(draw) for draw in draws])
@@ -192,9 +253,9 @@ class _Search:
         error = spread / self.fresh**0.5
         reached = self.reached | ((1 + 2 * error) * ratio >= (self.constraint.kappa if self.constraint.local else 1))
         gap = (self._unspent(torch.cat([pull.effective for pull in pulls])) if pulls else self.missed).clamp(min=0) * free
-        return Optimum(
+        return OptimalNoise(
             sigma=self.sigma,
-            cid=mean_entropy(self.sigma, scene.values) + gap.clamp(max=BELIEVED),
+            cid=mean_entropy(self.sigma, scene.values) + gap.clamp(max=MAX_COUNTED_GAP),
             error=torch.where(reached, self._error(spread), 0),
             gap=gap,
             uniform=self.uniform,
@@ -216,7 +277,7 @@ class _Search:
         level = spread / (len(self.told) + self.final) ** 0.5 / 2 / self.power
         return (level.square() + (0 if self.plan.audit else self.missed / 2) ** 2).sqrt()
 
-    def _learn(self, draws: Draws) -> None:
+    def _learn(self, draws: NoiseSamples) -> None:
         """Sensitivities from probes and the picture; from them, as far as it stands out, the effective sensitivities."""
         self.draws = draws
         squares = _cycles(self.draws.sensitivity, self.scene.size)
@@ -238,7 +299,7 @@ class _Search:
             share = self.sensitivity * self.sigma.square() / self.scene.values.clamp(min=1)
             free = self.seen & ~self.capped
             mean = (share.where(free, 0).sum(1) / free.sum(1).clamp(min=1))[:, None]
-            bounded = torch.minimum(torch.maximum(share, mean / STEP), mean * STEP)
+            bounded = torch.minimum(torch.maximum(share, mean / MAX_STEP), mean * MAX_STEP)
             self.sensitivity = self.sensitivity * torch.where(free, bounded / share.where(free, 1), 1)
 
     def _map(self, samples: Tensor, start: Tensor, guided: bool = False) -> tuple[Tensor, Tensor]:
@@ -246,14 +307,14 @@ class _Search:
         grid = self.scene.cells.grid
         samples, start, seen = samples.unflatten(-1, grid), start.unflatten(-1, grid), self.seen.unflatten(-1, grid)
         if guided:
-            start = regressed(samples, start, seen, self.guide)
+            start = gamma_regression(samples, start, seen, self.guide)
         if guided and len(samples) == 1:
             return start.flatten(1), torch.zeros_like(self.epsilon)
-        field, doubt = shrunk(samples, start, seen)
+        field, doubt = multiscale_shrinkage(samples, start, seen)
         return field.flatten(1), doubt
 
     def _allocate(self, budget: Tensor) -> None:
-        found = allocation(self.sensitivity, budget, self.cap, self.scene.values)
+        found = water_filling(self.sensitivity, budget, self.cap, self.scene.values)
         self.sigma, self.capped, self.reached, self.budget = found.sigma, found.capped, found.reached, budget
 
     def _level(self, ratios: list[Tensor], references: list[Tensor]) -> Tensor:
@@ -269,7 +330,7 @@ class _Search:
 
     def _unspent(self, effective: Tensor) -> Tensor:
         """What the free cells would gain if each value spent the same."""
-        return unspent(effective * self.sigma.square() / self.scene.values.clamp(min=1), self.seen & ~self.capped)
+        return entropy_gap(effective * self.sigma.square() / self.scene.values.clamp(min=1), self.seen & ~self.capped)
 
     def _isotropic(self, level: Tensor) -> Tensor:
         return torch.where(self.scene.values > 0, torch.minimum(level[:, None], self.cap), 0)
@@ -278,7 +339,7 @@ class _Search:
         return torch.full((self.images,), value, device=self.scene.images.device)
 
 
-def _power(level: Tensor, response: Tensor, other: Tensor, other_response: Tensor) -> Tensor:
+def _exponent(level: Tensor, response: Tensor, other: Tensor, other_response: Tensor) -> Tensor:
     """Exponent p of E|Δf|² ~ (σ²)^p between two levels of isotropic noise; 1 where they are too close to tell."""
     apart = 2 * (other / level).log()
     told = apart.abs() > 0.5

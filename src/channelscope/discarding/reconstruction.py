@@ -1,31 +1,40 @@
-"""Reconstruction: how much of the image can still be had from a feature, by a linear decoder or a trained one on top of it."""
+"""How much of each image can be reconstructed from a layer's feature under the noise that the feature tolerates."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.discarding.noise import GAUSSIAN_ENTROPY
-from channelscope.errors import SampleError, ShapeError
+from channelscope.data.batches import indexed_batches
+from channelscope.discarding.cid import CIDOptions, CIDResult
+from channelscope.discarding.jacobian import PerImageRandom, standard_normal
+from channelscope.discarding.noise import GAUSSIAN_ENTROPY, Cells
+from channelscope.discarding.pixel_network import LayerOutput, PixelNetwork
+from channelscope.discarding.tables import describe_discarding
+from channelscope.errors import SampleError, ShapeError, at
+from channelscope.formulas.resampling import t_interval
 from channelscope.types import Float, Tensor
 
 RIDGE = 1e-3
 """penalty of the linear decoder, in units of the mean diagonal"""
-WIDE = 256
+
+NEIGHBORHOOD_UP_TO = 256
 """a map of at most this many channels is read with its neighbors (3 × 3), a wider one by itself"""
+
 HIDDEN, BLOCKS, EPOCHS, RATE = 48, 2, 20, 2e-3
 """channels and residual blocks of the trained decoder, passes over the calibration images, and Adam's step"""
 
-Pairs = Iterable[tuple[Float[Tensor, "images C h w"], Float[Tensor, "images 3 H W"]]]
+FeatureImageBatches = Iterable[tuple[Float[Tensor, "images C h w"], Float[Tensor, "images 3 H W"]]]
 """batches of features and the images they come from"""
 
 
-class Ridge:
+class RidgeDecoder:
     """The best linear prediction of each block of pixels from the feature at its place, the same everywhere."""
 
-    def __init__(self, pairs: Pairs):
+    def __init__(self, pairs: FeatureImageBatches):
         """Fit on batches of (features, images): one pass, normal equations in float64.
 
         Raises   ShapeError where the feature is no map, or the image's sides are not multiples of the map's.
@@ -34,7 +43,7 @@ class Ridge:
         whole: _Scatter | None = None
         for features, images in pairs:
             self.block = _block(features, images)
-            own = _Scatter.of(_rows(features).double(), _blocks(images, self.block).double())
+            own = _Scatter.of(_feature_rows(features).double(), _blocks(images, self.block).double())
             whole = own if whole is None else whole + own
         if whole is None:
             raise SampleError("a decoder is fitted on images, received none")
@@ -46,7 +55,7 @@ class Ridge:
     def __call__(self, features: Float[Tensor, "images C h w"]) -> Float[Tensor, "images 3 H W"]:
         """Reconstructed images."""
         rows, columns = features.shape[2:]
-        blocks = (_rows(features) @ self.weights + self.intercept).unflatten(0, (len(features), rows, columns)).permute(0, 3, 1, 2)
+        blocks = (_feature_rows(features) @ self.weights + self.intercept).unflatten(0, (len(features), rows, columns)).permute(0, 3, 1, 2)
         return F.pixel_shuffle(blocks, self.block)
 
 
@@ -81,10 +90,10 @@ class _Scatter:
         )
 
 
-class Trained(nn.Module):
+class ResidualDecoder(nn.Module):
     """A residual network that corrects the linear decoder; the network under study stays as it is."""
 
-    def __init__(self, ridge: Ridge, channels: int, colors: int):
+    def __init__(self, ridge: RidgeDecoder, channels: int, colors: int):
         super().__init__()
         self.ridge = ridge
         self.enter = nn.Conv2d(channels, HIDDEN, 1)
@@ -105,7 +114,7 @@ def _residue() -> nn.Sequential:
     return nn.Sequential(nn.ReLU(), nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1), nn.ReLU(), nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1))
 
 
-def trained(ridge: Ridge, pairs: Callable[[], Pairs], seed: int = 0) -> Trained:
+def train_decoder(ridge: RidgeDecoder, pairs: Callable[[], FeatureImageBatches], seed: int = 0) -> ResidualDecoder:
     """A residual decoder trained on batches of (features, images) to the least squared error; `pairs()` begins a pass.
 
     Source   Ma et al. 2022 (residual decoder); He et al. 2016 (residual blocks)
@@ -113,7 +122,7 @@ def trained(ridge: Ridge, pairs: Callable[[], Pairs], seed: int = 0) -> Trained:
     features, images = next(iter(pairs()))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        decoder = Trained(ridge, features.shape[1], images.shape[1]).to(features.device)
+        decoder = ResidualDecoder(ridge, features.shape[1], images.shape[1]).to(features.device)
     scale = features.square().mean().sqrt()
     with torch.no_grad():
         decoder.enter.weight /= scale
@@ -129,7 +138,7 @@ def trained(ridge: Ridge, pairs: Callable[[], Pairs], seed: int = 0) -> Trained:
 
 
 @dataclass(frozen=True)
-class Uncertainty:
+class ReconstructionUncertainty:
     """How far reconstructions are from the images, value by value."""
 
     variance: Float[Tensor, "images C H W"]
@@ -144,9 +153,9 @@ class Uncertainty:
         return 0.5 * (self.variance + self.bias).log() + GAUSSIAN_ENTROPY
 
 
-def uncertainty(
+def reconstruction_uncertainty(
     decode: Callable[[Tensor], Tensor], feature: Callable[[Tensor], Tensor], images: Float[Tensor, "images C H W"], noise: Iterable[Tensor]
-) -> Uncertainty:
+) -> ReconstructionUncertainty:
     """Reconstruction uncertainty of images whose pixels carry each of some noises; a zero noise alone gives the clean one.
 
     Source   Ma et al. 2022, equation 6; variance and bias apart are ours; checked by tests/discarding/test_reconstruction.py
@@ -155,7 +164,7 @@ def uncertainty(
         found = torch.stack([decode(feature(images + each)) for each in noise])
     draws = len(found)
     variance = found.var(0, correction=1) if draws > 1 else torch.zeros_like(images)
-    return Uncertainty(variance, (found.mean(0) - images).square() - variance / draws)
+    return ReconstructionUncertainty(variance, (found.mean(0) - images).square() - variance / draws)
 
 
 def _block(features: Tensor, images: Tensor) -> int:
@@ -168,12 +177,91 @@ def _block(features: Tensor, images: Tensor) -> int:
     return height // rows
 
 
-def _rows(features: Tensor) -> Tensor:
+def _feature_rows(features: Tensor) -> Tensor:
     """One row per place: its numbers, and its neighbors' where the map is narrow."""
-    if features.shape[1] <= WIDE:
+    if features.shape[1] <= NEIGHBORHOOD_UP_TO:
         features = F.unfold(features, 3, padding=1).unflatten(2, features.shape[2:])
     return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _blocks(images: Tensor, block: int) -> Tensor:
     return F.pixel_unshuffle(images, block).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+NOISE_DRAWS = 8
+"""noises of an image"""
+
+NOISE_STREAM = 50_000
+"""number of the first: noise that the optimum has not seen"""
+
+
+def reconstruction_table(
+    view: PixelNetwork,
+    calibration: Iterable,
+    batches: Iterable,
+    found: Sequence[CIDResult],
+    rule: CIDOptions,
+    train: bool,
+    step: Callable[[], None],
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row per layer and decoder: RU with a t interval over images, with the feature's noise and without; variance and bias.
+
+    Decoders are fitted on calibration images without noise. `found` is in the order of batches, layers within a batch.
+    The noise belongs to the images and the seed of the run.
+
+    Raises   ShapeError at a layer whose feature is no map that divides the image.
+    Source   Ma et al. 2022, section 3 (reconstruction uncertainty); checked by tests/discarding/test_restore.py
+    """
+    rows = []
+    for layer in dict.fromkeys(each.layer for each in found):
+        with at(layer.name):
+            linear = RidgeDecoder(_pairs(view, calibration, layer))
+        decoders: dict[str, Callable[[Tensor], Tensor]] = {"ridge": linear}
+        if train:
+            decoders["trained"] = train_decoder(linear, lambda layer=layer: _pairs(view, calibration, layer), seed)
+        own = [each for each in found if each.layer == layer]
+        for name, decode in decoders.items():
+            rows.append({"layer": layer.name, "depth": layer.depth, "decoder": name} | _table_row(view, decode, batches, own, seed))
+        step()
+    return describe_discarding("reconstruction", rows, rule, draws=NOISE_DRAWS)
+
+
+def _pairs(view: PixelNetwork, batches: Iterable, layer: LayerOutput) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, _, _ in indexed_batches(batches, labels=False):
+        pixels = view.pixels(images)
+        yield view.features(pixels, [layer])[0], pixels
+
+
+def _table_row(
+    view: PixelNetwork, decode: Callable[[Tensor], Tensor], batches: Iterable, found: Sequence[CIDResult], seed: int
+) -> dict[str, float | int]:
+    noisy, clean, spread, off = [], [], [], []
+    for (images, _, index), each in zip(indexed_batches(batches, labels=False), found, strict=True):
+        pixels = view.pixels(images)
+        cells = Cells.of((view.shape[1], view.shape[2]), _side(each.sigma.shape[1], view))
+        deviation = cells.spread(each.sigma)[:, None].to(pixels)
+        noise = [
+            deviation * standard_normal(PerImageRandom(seed, index).roll(NOISE_STREAM + draw), view.shape).to(pixels)
+            for draw in range(NOISE_DRAWS)
+        ]
+        with_noise = reconstruction_uncertainty(decode, view.feature(each.layer), pixels, noise)
+        without = reconstruction_uncertainty(decode, view.feature(each.layer), pixels, [torch.zeros_like(deviation)])
+        noisy.append(with_noise.ru.mean((1, 2, 3)))
+        clean.append(without.ru.mean((1, 2, 3)))
+        spread.append(with_noise.variance.mean((1, 2, 3)))
+        off.append(with_noise.bias.mean((1, 2, 3)))
+    ru = pd.Series(torch.cat(noisy).tolist())
+    return {
+        "n": len(ru),
+        **dict(zip(("ru", "ru_low", "ru_high"), t_interval(ru), strict=True)),
+        "ru_clean": float(torch.cat(clean).mean()),
+        "variance": float(torch.cat(spread).mean()),
+        "bias": float(torch.cat(off).mean()),
+    }
+
+
+def _side(count: int, view: PixelNetwork) -> int:
+    """Cells along a side, from their number."""
+    height, width = view.shape[1:]
+    return next(side for side in range(1, max(height, width) + 1) if min(side, height) * min(side, width) == count)

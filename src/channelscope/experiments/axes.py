@@ -1,4 +1,4 @@
-"""axes: are what a channel takes from its input and what it says about the task the same thing? (H1)"""
+"""The two axes: their alignment layer by layer, and whether channels alike on one axis are alike on the other."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,80 @@ import pandas as pd
 import torch
 
 from channelscope.errors import SampleError, at
+from channelscope.formulas.clustering import adjusted_rand, adjusted_rand_null, cluster_stability, kmeans_labels, silhouette
+from channelscope.formulas.information import CEILING
 from channelscope.formulas.ranks import spearman
 from channelscope.formulas.resampling import bootstrap_mean, jackknife
-from channelscope.scores import Convention, Layer, Score, named
+from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.local import capture, overlap
+from channelscope.scores.registry import Score, lookup
+from channelscope.scores.target import excess, relevance
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
-from channelscope.types import Tensor
+from channelscope.types import Float, Tensor
+
+PERMUTATIONS = 200
+
+
+def axis_clusters(profile: Profile, k: int = 4, seed: int = 0, **options) -> pd.DataFrame:
+    """k-means groupings of each layer's channels on local features (I_X, R̄) and on target features (I_T, S), z-scored.
+
+    Returns  one row per site: adjusted Rand index of the two groupings with its permutation null (channels shuffled),
+             silhouettes, stability between random starts, and n, the channels with all features. Layers with fewer than
+             4 k of them, or too few images for the target, stay nan: their groups would be single channels.
+    preset="paper" puts the target excess into both feature sets, as the published code does.
+    """
+    convention = ScoreOptions.of(options)
+    rows = []
+    for site in profile.sites:
+        with at(site.name):
+            layer = LayerStatistics(profile, site, profile.record(site), convention)
+            rows.append({"site": site.name, "depth": site.depth, **_compare_partitions(layer, k, seed)})
+    frame = pd.DataFrame(rows)
+    frame.attrs["name"] = "groups"
+    return frame
+
+
+def _compare_partitions(layer: LayerStatistics, k: int, seed: int) -> dict[str, float]:
+    try:
+        local, target = _cluster_features(layer)
+    except SampleError:
+        return {"n": 0}
+    known = local.isfinite().all(1) & target.isfinite().all(1)
+    local, target = local[known], target[known]
+    if len(local) < 4 * k:
+        return {"n": len(local)}
+    one, other = kmeans_labels(local, k, seed), kmeans_labels(target, k, seed)
+    ari, null = adjusted_rand(one, other), adjusted_rand_null(one, other, PERMUTATIONS, seed)
+    return {
+        "n": len(local),
+        "ari": ari,
+        "null_mean": float(null.mean()),
+        "null_high": float(null.quantile(0.95)),
+        "p": float(1 + (null >= ari).sum()) / (1 + PERMUTATIONS),
+        "silhouette_local": silhouette(local, one),
+        "silhouette_target": silhouette(target, other),
+        "stability_local": cluster_stability(local, k),
+        "stability_target": cluster_stability(target, k),
+    }
+
+
+def _cluster_features(layer: LayerStatistics) -> tuple[Float[Tensor, "channels local"], Float[Tensor, "channels target"]]:
+    together = excess.formula(layer)
+    local = [capture.formula(layer), overlap.formula(layer, ceiling=CEILING)]
+    if layer.convention.paper:
+        local.append(together)
+    return torch.stack(local, 1), torch.stack([relevance.formula(layer), together], 1)
+
 
 LOCAL = ("capture", "overlap", "support", "rayleigh")
+
 TARGET = ("relevance", "excess")
 
 
-def axes(profile: Profile, local_axis: Sequence[str] = LOCAL, target_axis: Sequence[str] = TARGET, **options) -> dict[str, pd.DataFrame]:
+def axis_alignment(
+    profile: Profile, local_axis: Sequence[str] = LOCAL, target_axis: Sequence[str] = TARGET, **options
+) -> dict[str, pd.DataFrame]:
     """Rank correlation of every local quantity with every target quantity, layer by layer and over layers.
 
     Returns  `alignment`: one row per site and pair, Spearman's rho over the site's channels with a jackknife interval over
@@ -25,18 +87,18 @@ def axes(profile: Profile, local_axis: Sequence[str] = LOCAL, target_axis: Seque
              value, which mixes layers and is never to be read alone.
     A layer whose score is refused for want of images has nan there.
     """
-    convention = Convention.of(options)
+    convention = ScoreOptions.of(options)
     whole = {name: [] for name in (*local_axis, *target_axis)}
     rows = []
     for site in profile.sites:
         with at(site.name):
-            values, replicates = _values(profile, site, convention, named((*local_axis, *target_axis)))
+            values, replicates = _values(profile, site, convention, lookup((*local_axis, *target_axis)))
         for name, column in values.items():
             whole[name].append(column)
         for one in local_axis:
             for other in target_axis:
                 rho = spearman(values[one], values[other])
-                low, high = _interval(rho, [spearman(each[one], each[other]) for each in replicates])
+                low, high = _alignment_interval(rho, [spearman(each[one], each[other]) for each in replicates])
                 rows.append(
                     {
                         "site": site.name,
@@ -55,14 +117,16 @@ def axes(profile: Profile, local_axis: Sequence[str] = LOCAL, target_axis: Seque
     return {"alignment": alignment, "alignment_mean": _over_layers(alignment, {name: torch.cat(parts) for name, parts in whole.items()})}
 
 
-def _values(profile: Profile, site: Site, convention: Convention, wanted: list[Score]) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+def _values(
+    profile: Profile, site: Site, convention: ScoreOptions, wanted: list[Score]
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Every wanted quantity of one layer, and again without each shard of images."""
-    layer = Layer(profile, site, profile.record(site), convention)
+    layer = LayerStatistics(profile, site, profile.record(site), convention)
     left_out = profile.leaving_one_out(site) if profile.shards > 1 else []
-    return _columns(layer, wanted), [_columns(Layer(profile, site, record, convention), wanted) for record in left_out]
+    return _columns(layer, wanted), [_columns(LayerStatistics(profile, site, record, convention), wanted) for record in left_out]
 
 
-def _columns(layer: Layer, wanted: list[Score]) -> dict[str, Tensor]:
+def _columns(layer: LayerStatistics, wanted: list[Score]) -> dict[str, Tensor]:
     columns = {}
     for one in wanted:
         try:
@@ -72,7 +136,7 @@ def _columns(layer: Layer, wanted: list[Score]) -> dict[str, Tensor]:
     return columns
 
 
-def _interval(rho: Tensor, replicates: list[Tensor]) -> tuple[float, float]:
+def _alignment_interval(rho: Tensor, replicates: list[Tensor]) -> tuple[float, float]:
     """Jackknife interval clipped to −1 … 1; nan without shards."""
     if not replicates:
         return float("nan"), float("nan")

@@ -1,4 +1,4 @@
-"""hulls: how many peers does it take to stand in for a channel? (local axis)"""
+"""Replacement sets: how many peers replace a channel (local axis)."""
 
 import math
 from collections.abc import Callable
@@ -10,17 +10,18 @@ import torch
 
 from channelscope.errors import at
 from channelscope.experiments.columns import table
-from channelscope.formulas.regression import RIDGE, Hulls
-from channelscope.formulas.regression import hulls as grown
+from channelscope.formulas.hulls import Hulls
+from channelscope.formulas.hulls import hulls as grown
+from channelscope.formulas.regression import RIDGE
 from channelscope.formulas.resampling import Interval, jackknife
-from channelscope.scores import Convention, Layer
+from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.types import Tensor
 
 
 @dataclass(frozen=True)
-class Rule:
+class HullOptions:
     """When a replaceability hull is complete, and how it grows."""
 
     max_size: int = 10
@@ -36,7 +37,7 @@ class Rule:
     ridge: float = RIDGE
     """ridge of the regressions, on the correlation scale"""
 
-    def __call__(self, layer: Layer) -> Hulls:
+    def __call__(self, layer: LayerStatistics) -> Hulls:
         """The hulls of one layer.
 
         Raises   SampleError with fewer images than channels and no shrinkage.
@@ -47,7 +48,7 @@ class Rule:
         )
 
 
-def hulls(profile: Profile, rule: Rule | None = None, **options) -> dict[str, pd.DataFrame]:
+def replacement_sets(profile: Profile, rule: HullOptions | None = None, **options) -> dict[str, pd.DataFrame]:
     """Replaceability hulls of all channels, from the profile alone.
 
     options  fields of the scores' convention that matter here: shrinkage
@@ -57,14 +58,14 @@ def hulls(profile: Profile, rule: Rule | None = None, **options) -> dict[str, pd
              channels (a hull already complete stays where it is); `hull_layers`: mean size, saturated fraction and mean
              compactness of each layer with jackknife intervals over image shards.
     """
-    rule = rule or Rule()
-    convention = Convention.of(options)
+    rule = rule or HullOptions()
+    convention = ScoreOptions.of(options)
     channels, curves, layers = [], [], []
     for site in profile.sites:
         with at(site.name):
-            found = rule(Layer(profile, site, profile.record(site), convention))
+            found = rule(LayerStatistics(profile, site, profile.record(site), convention))
             left_out = profile.leaving_one_out(site) if profile.shards > 1 else []
-            again = [rule(Layer(profile, site, record, convention)) for record in left_out]
+            again = [rule(LayerStatistics(profile, site, record, convention)) for record in left_out]
         channels.append(_channels(site, found))
         curves.append(_curve(site, found))
         layers.append({"site": site.name, "depth": site.depth, "channels": site.channels, **_summary(found, again)})

@@ -1,4 +1,4 @@
-"""propagation: is what a channel is on one axis handed on to the channels that read it, and does it stay on its axis? (H3)"""
+"""Propagation: whether a channel's place on an axis carries over to its consumers, and stays on that axis (H3)."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,24 +10,28 @@ from torch import nn
 
 from channelscope.errors import SampleError, at
 from channelscope.experiments.columns import table
-from channelscope.experiments.traced import traced
 from channelscope.formulas.information import CEILING
-from channelscope.formulas.partial import partial_correlation, ranked
+from channelscope.formulas.ranks import partial_correlation, ranks
 from channelscope.formulas.resampling import bootstrap_mean, permutation_p
-from channelscope.net.readers import readers, reading
-from channelscope.scores import Convention, Layer, capture, excess, overlap, relevance
+from channelscope.network.consumers import channels_seen_by_inputs, consumers
+from channelscope.profiling.store import trace_profiled
+from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.local import capture, overlap
+from channelscope.scores.target import excess, relevance
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.types import Bool, Float, Tensor
 
 LOCAL, TARGET = ("capture", "overlap"), ("relevance", "excess")
+
 QUANTITIES = (*LOCAL, *TARGET)
+
 LEAST = 8
 """Channels below which a layer has no partial correlation with two quantities held equal."""
 
 
 @dataclass(frozen=True, eq=False)
-class Link:
+class Connection:
     """One layer that reads another."""
 
     site: Site
@@ -40,7 +44,7 @@ class Link:
     """|W[j, i]|₁ · standard deviation of channel i at its cut point"""
 
 
-def propagation(model: nn.Module, profile: Profile, permutations: int = 200, seed: int = 0, **options) -> dict[str, pd.DataFrame]:
+def axis_propagation(model: nn.Module, profile: Profile, permutations: int = 200, seed: int = 0, **options) -> dict[str, pd.DataFrame]:
     """Partial rank correlation of each layer's quantities with the influence-weighted mean of what it reads.
 
     For every channel j of a reading layer the upstream mean of a quantity is Σ_i influence_ij q_i / Σ_i influence_ij. A
@@ -52,10 +56,10 @@ def propagation(model: nn.Module, profile: Profile, permutations: int = 200, see
              axis.
     Raises   MismatchError if the profile is of another network or other weights.
     """
-    convention = Convention.of(options)
+    convention = ScoreOptions.of(options)
     values = _values(profile, convention)
     rows, drawn = [], []
-    for number, link in enumerate(links(model, profile)):
+    for number, link in enumerate(connections(model, profile)):
         upstream, downstream = values[link.site.name], values[link.reader.name]
         source = torch.Generator().manual_seed(seed * 1_000_003 + number)
         for (one, other), (rho, plain, n) in _correlations(link.influence, upstream, downstream, permutations, source).items():
@@ -89,25 +93,25 @@ def propagation(model: nn.Module, profile: Profile, permutations: int = 200, see
     }
 
 
-def links(model: nn.Module, profile: Profile) -> Iterator[Link]:
+def connections(model: nn.Module, profile: Profile) -> Iterator[Connection]:
     """Every pair of sites of which one reads the other with no layer in between, found in the traced graph.
 
     Readers whose inputs each mix several channels of the site, as behind a LayerNorm, are left out.
     """
-    found = traced(model, profile)
+    found = trace_profiled(model, profile)
     images = torch.randn(2, *profile.input_shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
     known = {site.name: site for site in profile.sites}
     for site in profile.sites:
-        every = [each for each in readers(found.graph, site) if each.layer in known]
-        marks = reading(found, site, images) if every else {}
+        every = [each for each in consumers(found.graph, site) if each.layer in known]
+        marks = channels_seen_by_inputs(found, site, images) if every else {}
         spread = profile.record(site).cut.variance.sqrt()
         for each in every:
             if bool((marks[each.layer].sum(0) <= 1).all()):
-                strength = _strength(found.graph.modules[each.layer], marks[each.layer])
-                yield Link(site, known[each.layer], each.summed, spread[:, None] * strength)
+                strength = _connection_strength(found.graph.modules[each.layer], marks[each.layer])
+                yield Connection(site, known[each.layer], each.summed, spread[:, None] * strength)
 
 
-def _strength(module: nn.Module, marks: Bool[Tensor, "channels inputs"]) -> Float[Tensor, "channels readers"]:
+def _connection_strength(module: nn.Module, marks: Bool[Tensor, "channels inputs"]) -> Float[Tensor, "channels readers"]:
     """Summed absolute weights from each channel of a site to each output of its reader."""
     weight: Tensor = module.weight.detach().double().cpu()  # type: ignore[assignment,union-attr]
     norms = weight.abs().flatten(2).sum(2) if weight.dim() > 2 else weight.abs()
@@ -118,12 +122,12 @@ def _strength(module: nn.Module, marks: Bool[Tensor, "channels inputs"]) -> Floa
     return marks.double() @ norms.T
 
 
-def _values(profile: Profile, convention: Convention) -> dict[str, Float[Tensor, "channels quantities"]]:
+def _values(profile: Profile, convention: ScoreOptions) -> dict[str, Float[Tensor, "channels quantities"]]:
     """Site → the four quantities of its channels; nan where they are undefined."""
     values = {}
     for site in profile.sites:
         with at(site.name):
-            layer = Layer(profile, site, profile.record(site), convention)
+            layer = LayerStatistics(profile, site, profile.record(site), convention)
             own = [capture.formula(layer), overlap.formula(layer, ceiling=CEILING), relevance.formula(layer), excess.formula(layer)]
             values[site.name] = torch.stack([each.double() for each in own], 1)
     return values
@@ -141,8 +145,8 @@ def _correlations(
         return {}
     share = weights[:, reached] / weights[:, reached].sum(0)
     orders = torch.stack([torch.arange(len(values)), *(torch.randperm(len(values), generator=source) for _ in range(permutations))])
-    means = ranked((share.T @ values[orders]).transpose(1, 2))
-    own = ranked(downstream[reached].T)
+    means = ranks((share.T @ values[orders]).transpose(1, 2))
+    own = ranks(downstream[reached].T)
     found = {}
     for (i, one), (j, other) in itertools.product(enumerate(QUANTITIES), enumerate(QUANTITIES)):
         held = [k for k, name in enumerate(QUANTITIES) if (name in LOCAL) != (one in LOCAL)]

@@ -1,4 +1,4 @@
-"""trajectory: how hulls, synergy, communities and the alignment of the axes change over training. (H2)"""
+"""Training trajectory: hulls, target excess, communities and axis alignment over training (H2)."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,23 +8,25 @@ from scipy import stats
 
 from channelscope.errors import SampleError, at
 from channelscope.experiments.columns import table
-from channelscope.experiments.graphs import matrices
-from channelscope.experiments.hulls import Rule
-from channelscope.formulas.graph import communities
+from channelscope.experiments.communities import pair_matrices
+from channelscope.experiments.hulls import HullOptions
+from channelscope.formulas.graphs import communities
 from channelscope.formulas.information import CEILING
 from channelscope.formulas.ranks import spearman
-from channelscope.scores import Convention, Layer, capture, excess, overlap, relevance
-from channelscope.scores.excess import triplets
+from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.local import capture, overlap
+from channelscope.scores.target import excess, relevance, triplet_excess_by_layer
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 
 PUBLISHED = {"hull_size": (3.08, 4.27), "saturated": (0.067, 0.195), "ratio": (0.192, 0.381), "capture_relevance": (0.71, 0.22)}
 """quantity → at the start and at the end of training, as published (Safaai et al. 2026: six layers, 2,000 images)"""
+
 LOCAL, TARGET = {"capture": capture, "overlap": overlap}, {"relevance": relevance, "excess": excess}
 
 
-def trajectory(
-    stages: Iterable[tuple[str, int, Profile]], layers: int | None = 6, rule: Rule | None = None, triples: int = 2000, **options
+def training_trajectory(
+    stages: Iterable[tuple[str, int, Profile]], layers: int | None = 6, rule: HullOptions | None = None, triples: int = 2000, **options
 ) -> dict[str, pd.DataFrame]:
     """Every quantity at every checkpoint of one or more training runs, as curves with bands over the runs.
 
@@ -39,13 +41,13 @@ def trajectory(
              paired within runs, beside what was published.
     Raises   SampleError without stages.
     """
-    rule = rule or Rule()
-    convention = Convention.of(options)
+    rule = rule or HullOptions()
+    convention = ScoreOptions.of(options)
     rows = []
     for run, epoch, profile in stages:
-        for site in spaced(profile.sites, layers):
+        for site in spaced_epochs(profile.sites, layers):
             with at(f"epoch {epoch} of {run}, {site.name}"):
-                layer = Layer(profile, site, profile.record(site), convention)
+                layer = LayerStatistics(profile, site, profile.record(site), convention)
                 where = {"run": str(run), "epoch": epoch, "site": site.name, "depth": site.depth}
                 rows.append(where | {"accuracy": profile.tally.accuracy} | _quantities(layer, rule, triples))
     if not rows:
@@ -59,18 +61,18 @@ def trajectory(
     }
 
 
-def spaced(sites: tuple[Site, ...], layers: int | None) -> list[Site]:
+def spaced_epochs(sites: tuple[Site, ...], layers: int | None) -> list[Site]:
     """So many sites, the first, the last, and evenly spaced in depth between them."""
     if layers is None or layers >= len(sites):
         return list(sites)
     return [sites[place] for place in np.linspace(0, len(sites) - 1, layers).round().astype(int)]
 
 
-def _quantities(layer: Layer, rule: Rule, triples: int) -> dict[str, float]:
+def _quantities(layer: LayerStatistics, rule: HullOptions, triples: int) -> dict[str, float]:
     hulls = rule(layer)
     alive = ~hulls.support.isnan()
-    triple, ratio = triplets(layer, triples)
-    sharing, together = (communities(pairs).modularity for pairs in matrices(layer).values())
+    triple, ratio = triplet_excess_by_layer(layer, triples)
+    sharing, together = (communities(pairs).modularity for pairs in pair_matrices(layer).values())
     found = {
         "hull_size": float(hulls.size[alive].double().mean()),
         "saturated": float(hulls.saturated[alive].double().mean()),

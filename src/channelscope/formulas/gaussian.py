@@ -10,7 +10,7 @@ from channelscope.errors import InputError, SampleError, ShapeError, SingularErr
 from channelscope.stats.moments import Moments
 from channelscope.types import Bool, Float, Index, Tensor
 
-EXACT = 2.0**-20
+FLOAT32_RESOLUTION = 2.0**-20
 """The share of a variance that float32 statistics cannot tell from zero.
 
 Activations are float32 and so are stored scatter matrices: a correlation carries an error of a few 2⁻²³. A share below
@@ -18,10 +18,10 @@ Activations are float32 and so are stored scatter matrices: a correlation carrie
 determined by others where they leave at most this share of its variance.
 """
 
-SPREAD = 2.0**-21
+SILENT_STD_OVER_MEAN = 2.0**-21
 """Standard deviation over |mean| of a channel that only rounds: four units in the last place of a float32."""
 
-TINY = torch.finfo(torch.float32).tiny
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 """The smallest variance that float32 holds with full precision."""
 
 
@@ -90,7 +90,7 @@ class Gaussian:
         slope = solve(self.covariance[known][:, known], cross, self.count).T
         left = self.covariance[rest][:, rest] - slope @ cross
         left = (left + left.T) / 2
-        settled = left.diagonal() <= EXACT * self.variance[rest]
+        settled = left.diagonal() <= FLOAT32_RESOLUTION * self.variance[rest]
         left[settled] = 0
         left[:, settled] = 0
         shift = 0 if value is None else slope @ (value.to(self.mean) - self.mean[known])
@@ -108,7 +108,7 @@ class Gaussian:
         The rule: standard deviation ≤ 2⁻²¹ |mean| (four units in the last place of the float32 activations), or variance below
         the smallest normal float32. It compares a channel with itself only, so rescaling a channel does not change it.
         """
-        return self.variance <= (SPREAD * self.mean).square().clamp(min=TINY)
+        return self.variance <= (SILENT_STD_OVER_MEAN * self.mean).square().clamp(min=SMALLEST_NORMAL)
 
     @property
     def correlation(self) -> Float[Tensor, "d d"]:
@@ -147,7 +147,7 @@ def cholesky(covariance: Float[Tensor, "d d"], count: float | None = None) -> tu
     scale = covariance.diagonal().sqrt()
     if bool((scale > 0).all()):
         lower, failed = torch.linalg.cholesky_ex(correlation(covariance, scale))
-        if not failed and bool((lower.diagonal().square() > EXACT).all()):
+        if not failed and bool((lower.diagonal().square() > FLOAT32_RESOLUTION).all()):
             return scale, lower
     raise SingularError(_deficit(covariance, count))
 
@@ -208,18 +208,18 @@ def _deficit(covariance: Tensor, count: float | None) -> str:
     rank, spare = 0, []
     if len(alive):
         (pstrf,) = get_lapack_funcs(("pstrf",), (rho,))
-        _, pivots, rank, _ = pstrf(rho, tol=EXACT, lower=1)
+        _, pivots, rank, _ = pstrf(rho, tol=FLOAT32_RESOLUTION, lower=1)
         spare = sorted(alive[[int(p) - 1 for p in pivots[rank:]]].tolist())
     samples = "" if count is None else f", {count:,.0f} samples"
     parts = [f"the covariance ({len(covariance)} channels{samples}) has rank {rank}."]
     if silent:
-        parts.append(f"{_some(silent)} silent: drop them (law[~law.silent]).")
+        parts.append(f"{_listed(silent)} silent: drop them (law[~law.silent]).")
     if spare:
-        parts.append(f'{_some(spare)} determined by the others: drop them, pass shrinkage="oas", or a ridge such as 1e-3.')
+        parts.append(f'{_listed(spare)} determined by the others: drop them, pass shrinkage="oas", or a ridge such as 1e-3.')
     return " ".join(parts)
 
 
-def _some(channels: list[int]) -> str:
+def _listed(channels: list[int]) -> str:
     """'3 channels (4, 8, 9) are', the first few of many."""
     listed = ", ".join(map(str, channels[:8])) + (", …" if len(channels) > 8 else "")
     return f"1 channel ({listed}) is" if len(channels) == 1 else f"{len(channels)} channels ({listed}) are"

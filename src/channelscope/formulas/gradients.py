@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from channelscope.errors import ShapeError
-from channelscope.formulas.gaussian import EXACT
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION
 from channelscope.formulas.information import capture as input_capture
 from channelscope.formulas.information import correlation_information
 from channelscope.types import Float, Tensor
@@ -61,7 +61,7 @@ def linear_axes(
     level = float(power.nanquantile(0.5)) if noise == "median" else float(noise)
     residual = cross - (shared / power)[:, None] * product
     left = power * target_variance - shared.square()
-    pull = shared / left.masked_fill(left <= EXACT * power * target_variance, torch.nan)
+    pull = shared / left.masked_fill(left <= FLOAT32_RESOLUTION * power * target_variance, torch.nan)
     return LinearAxes(
         capture=input_capture(power, noise),
         relevance=correlation_information(shared / (power * target_variance).sqrt()),

@@ -1,19 +1,50 @@
-"""What the peers of a channel explain of it: peer support, replacement weights, and removal one by one."""
+"""Linear prediction of a channel from its peers: peer support, replacement weights, backward elimination."""
 
 from dataclasses import dataclass
 
 import torch
 
 from channelscope.errors import InputError, ShapeError
-from channelscope.formulas.gaussian import correlation, solve
-from channelscope.formulas.hull import Hulls, hulls
-from channelscope.formulas.support import RIDGE, support
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, correlation, solve
 from channelscope.types import Float, Int, Tensor
 
-__all__ = ["RIDGE", "Elimination", "Hulls", "backward_elimination", "hulls", "peers_matrix", "replacement", "support"]
+RIDGE = 1e-3
+"""Ridge on a correlation matrix: a peer counts as if a thousandth of its variance were noise of its own."""
 
 
-def replacement(
+def support(rho: Float[Tensor, "channels channels"], ridge: float = RIDGE) -> Float[Tensor, "channels"]:
+    """Peer support: explained variance of each channel given all its peers, by ridge regression.
+
+        P = (R + λI)⁻¹        E_i = 1 + λ − 1/P_ii
+
+    One inverse for the layer. With λ > 0 this is r'(R_peers + λI)⁻¹r, a little below the explained variance. With λ = 0 and a
+    singular R the eigenvalues stand in for the inverse: those below EXACT/C, which float32 statistics cannot tell from zero, span the
+    linear dependences. A channel that takes part in one (with more than the share EXACT) is determined by its peers, E_i = 1 sharp, and
+    so is a copy; the others are computed without them, which is the limit λ → 0.
+
+    Returns  0..1; nan for silent channels (nan in R), which are nobody's peers.
+    Raises   InputError if ridge is negative.
+    Source   Safaai et al. 2026; Guttman 1953 (image analysis: 1 − 1/P_ii); checked by tests/pencil.py::support
+    """
+    if ridge < 0:
+        raise InputError(f"ridge is at least 0, received {ridge:g}")
+    alive = ~rho.diagonal().isnan()
+    inner = rho[alive][:, alive].double()
+    inner.diagonal().add_(ridge)
+    lower, failed = torch.linalg.cholesky_ex(inner)
+    if failed or bool((lower.diagonal().square() <= FLOAT32_RESOLUTION).any()):
+        values, vectors = torch.linalg.eigh(inner)
+        weights, null = vectors.square(), values <= FLOAT32_RESOLUTION / len(inner)
+        left = (1 / weights[:, ~null].mv(1 / values[~null])).masked_fill(weights[:, null].sum(1) > FLOAT32_RESOLUTION, ridge)
+    else:
+        left = 1 / torch.cholesky_inverse(lower).diagonal()
+    share = left - ridge
+    explained = torch.full_like(rho.diagonal(), torch.nan, dtype=torch.float64)
+    explained[alive] = (1 - share.masked_fill(share <= FLOAT32_RESOLUTION, 0)).clamp(min=0)
+    return explained
+
+
+def replacement_weights(
     covariance: Float[Tensor, "channels channels"],
     mean: Float[Tensor, "channels"],
     target: int,
@@ -33,11 +64,11 @@ def replacement(
     peers = peers[peers >= 0]
     if bool((peers == target).any()):
         raise ShapeError(f"channel {target} is among the members that should replace it: leave it out")
-    weights = peers_matrix(covariance, torch.tensor([target], device=peers.device), peers, ridge)[0]
+    weights = peer_regression(covariance, torch.tensor([target], device=peers.device), peers, ridge)[0]
     return weights, mean[target] - weights @ mean[peers]
 
 
-def peers_matrix(
+def peer_regression(
     covariance: Float[Tensor, "channels channels"],
     dropped: Int[Tensor, "dropped"],
     kept: Int[Tensor, "kept"],

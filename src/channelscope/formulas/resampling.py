@@ -1,4 +1,4 @@
-"""How sure: jackknife, bootstrap, permutations, and the summaries they are applied to."""
+"""Intervals and tests: jackknife, bootstrap, permutations, and the summaries they are applied to."""
 
 import itertools
 from collections.abc import Callable
@@ -6,14 +6,29 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 
 from channelscope.errors import InputError, SampleError, ShapeError
 from channelscope.types import Float, Tensor
 
-EXHAUSTIVE = 2**12
-PATTERNS = 1024
+
+def t_interval(values: pd.Series) -> tuple[float, float, float]:
+    """Mean and 95 % t interval over images; nan ends for fewer than two.
+
+    Source   Student 1908
+    """
+    known = values.dropna()
+    if len(known) < 2:
+        return float(known.mean()) if len(known) else float("nan"), float("nan"), float("nan")
+    reach = float(stats.t.isf(0.025, len(known) - 1)) * float(known.std(ddof=1)) / len(known) ** 0.5
+    return float(known.mean()), float(known.mean()) - reach, float(known.mean()) + reach
+
+
+MAX_EXACT_PATTERNS = 2**12
+
+PATTERNS_PER_BLOCK = 1024
 """Sign patterns up to which all are tried instead of a sample of them."""
 
 RESAMPLES = 64
@@ -22,7 +37,7 @@ RESAMPLES = 64
 TOGETHER = 64
 """Sign patterns multiplied at once: their float64 form then stays in the cache."""
 
-TIE = 1e-12
+RELATIVE_TIE = 1e-12
 """Relative difference below which two permuted statistics are the same sum added up in another order."""
 
 
@@ -93,7 +108,7 @@ def jackknife(value: Float[Tensor, "..."], replicates: Float[Tensor, "groups ...
     return Jackknife(value, groups * value - (groups - 1) * center, error, groups)
 
 
-def shard_weights(shards: int, draws: int, seed: int = 0) -> Float[Tensor, "draws shards"]:
+def bootstrap_counts(shards: int, draws: int, seed: int = 0) -> Float[Tensor, "draws shards"]:
     """How often each shard enters each bootstrap sample: rows of `shards` draws with replacement.
 
     A profile of draw b is the sum of the shards' moments, each as often as its weight.
@@ -220,7 +235,7 @@ def permutation_p(
         observed, null = (observed - null.mean(0)).abs(), (null - null.mean(0)).abs()
     elif side == "less":
         observed, null = -observed, -null
-    slack = TIE * observed.abs().nan_to_num(posinf=0)
+    slack = RELATIVE_TIE * observed.abs().nan_to_num(posinf=0)
     hits = (null >= observed - slack).sum(0)
     unknown = observed.isnan() | null.isnan().any(0)
     return ((1 + hits).double() / (1 + len(null))).masked_fill(unknown, torch.nan)
@@ -291,14 +306,14 @@ def sign_flip_contrasts(
     known = ~np.isnan(values).any(0)
     undefined = (between[~known] != 0).any(0)
     values, between = values[:, known], between[known]
-    bound = np.abs(values.sum(0) @ between) - TIE * (np.abs(values).sum(0) @ np.abs(between))
-    if 2**count <= EXHAUSTIVE:
+    bound = np.abs(values.sum(0) @ between) - RELATIVE_TIE * (np.abs(values).sum(0) @ np.abs(between))
+    if 2**count <= MAX_EXACT_PATTERNS:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
         p = (np.abs(signs @ values @ between) >= bound).mean(0)
     else:
         draws, hits = np.random.default_rng(seed), np.zeros(between.shape[1])
-        for start in range(0, permutations, PATTERNS):
-            coins = draws.integers(0, 2, size=(min(PATTERNS, permutations - start), count), dtype=np.int8)
+        for start in range(0, permutations, PATTERNS_PER_BLOCK):
+            coins = draws.integers(0, 2, size=(min(PATTERNS_PER_BLOCK, permutations - start), count), dtype=np.int8)
             heads = np.concatenate([part.astype(float) @ values for part in np.array_split(coins, -(-len(coins) // TOGETHER))])
             hits += (np.abs((2 * heads - values.sum(0)) @ between) >= bound).sum(0)
         p = (1 + hits) / (1 + permutations)

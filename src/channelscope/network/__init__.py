@@ -1,1 +1,1 @@
-"""The network as a list of steps: a recorded forward pass, and what each kind of step does."""
+"""A traced network: its sites, channels, groups, costs and reversible edits; no statistics."""

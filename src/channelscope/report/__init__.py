@@ -1,8 +1,13 @@
-"""report: a run folder's tables as a page that opens offline, and as figures. How to add a part: see `report/sections/__init__.py`."""
+"""The report: a run folder's tables as a page that opens offline, and as figures."""
 
-from channelscope.report.chart import Chart
-from channelscope.report.html import write
+from channelscope.report.page import write_report
 from channelscope.report.run import Run
-from channelscope.report.section import Drawing, Section
+from channelscope.report.section import Chart, Drawing, Section
 
-__all__ = ["Chart", "Drawing", "Run", "Section", "write"]
+__all__ = [
+    "Chart",
+    "Drawing",
+    "Run",
+    "Section",
+    "write_report",
+]

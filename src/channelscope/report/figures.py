@@ -1,4 +1,4 @@
-"""figures: the report's charts as PNG and SVG, for papers and slides."""
+"""The report's charts as PNG and SVG, for papers and slides."""
 
 import math
 from base64 import b64encode
@@ -17,16 +17,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from channelscope.errors import FormatError
-from channelscope.report import text
-from channelscope.report.chart import Chart
+from channelscope.report import verdict
 from channelscope.report.run import Run, where
-from channelscope.report.section import Drawing, Section
+from channelscope.report.section import Chart, Drawing, Section
 from channelscope.report.sections import sections
-from channelscope.tables import QUANTITIES, whole
+from channelscope.storage import atomic_file
+from channelscope.tables.quantities import QUANTITIES
 
 COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
+
 BEFORE = "#8a929c"
+
 MARKERS = "osD^xP*v"
+
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -42,8 +45,11 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "channelscope",
     "svg.fonttype": "none",
 }
+
 GRADIENT = LinearSegmentedColormap.from_list("depth", ["#d3dfee", "#08306b"])
+
 MOST_COLUMNS = 6
+
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -156,7 +162,7 @@ def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, told: tuple[list, list
         )
     _titled(place, chart, rows)
     if order is not None:
-        place.set_yticks(range(len(order)), [text.title(str(each)) for each in order])
+        place.set_yticks(range(len(order)), [verdict.title(str(each)) for each in order])
 
 
 def _color(index: int, count: int) -> Any:
@@ -205,7 +211,7 @@ def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str 
 def named(frame: pd.DataFrame, column: str) -> str:
     """A column's axis title with its unit."""
     unit = frame.attrs.get("columns", {}).get(column, {}).get("unit") or (QUANTITIES[column].unit if column in QUANTITIES else "")
-    return text.title(column) + (f" [{unit}]" if unit else "")
+    return verdict.title(column) + (f" [{unit}]" if unit else "")
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
@@ -215,7 +221,7 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
     paths = []
     for ending in (".png", ".svg"):
         path = stem.with_name(stem.name + ending)
-        with whole(path) as half:
+        with atomic_file(path) as half:
             figure.savefig(half, dpi=200, metadata={"Date": None} if ending == ".svg" else None)
         paths.append(path)
     return paths

@@ -1,26 +1,34 @@
 """Scores: one number per channel from a profile; `scores.NAME(profile)` gives a Ranking."""
 
-from channelscope.scores.capture import capture, rayleigh
-from channelscope.scores.compactness import compactness
-from channelscope.scores.excess import excess, triplets
-from channelscope.scores.gradient import fisher, taylor_activation, taylor_weight
-from channelscope.scores.layer import Convention, Layer
-from channelscope.scores.mixture import capture_overlap, local_composite, norm_capture, peer_residual, random, target_composite
-from channelscope.scores.null import Null, null
-from channelscope.scores.overlap import overlap, support
-from channelscope.scores.published import chip, hrank
-from channelscope.scores.relevance import redundancy, relevance, unique
-from channelscope.scores.score import REGISTRY, Score, named, score
-from channelscope.scores.size import activation_mean, activation_rms, bn_scale, fpgm, l1, l2
-from channelscope.scores.table import STANDARD, standard_errors, table
+from channelscope.scores.baselines import (
+    activation_mean,
+    activation_rms,
+    bn_scale,
+    chip,
+    fisher,
+    fpgm,
+    hrank,
+    l1,
+    l2,
+    random,
+    taylor_activation,
+    taylor_weight,
+)
+from channelscope.scores.composites import capture_overlap, local_composite, norm_capture, target_composite
+from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.local import capture, compactness, overlap, peer_residual, rayleigh, support
+from channelscope.scores.null_distribution import PermutationNull, permutation_null
+from channelscope.scores.registry import REGISTRY, Score, lookup, register
+from channelscope.scores.score_table import DEFAULT_SCORES, standard_errors, table
+from channelscope.scores.target import excess, redundancy, relevance, triplet_excess_by_layer, unique
 
 __all__ = [
+    "DEFAULT_SCORES",
     "REGISTRY",
-    "STANDARD",
-    "Convention",
-    "Layer",
-    "Null",
+    "LayerStatistics",
+    "PermutationNull",
     "Score",
+    "ScoreOptions",
     "activation_mean",
     "activation_rms",
     "bn_scale",
@@ -35,22 +43,22 @@ __all__ = [
     "l1",
     "l2",
     "local_composite",
-    "named",
+    "lookup",
     "norm_capture",
-    "null",
     "overlap",
     "peer_residual",
+    "permutation_null",
     "random",
     "rayleigh",
     "redundancy",
+    "register",
     "relevance",
-    "score",
     "standard_errors",
     "support",
     "table",
     "target_composite",
     "taylor_activation",
     "taylor_weight",
-    "triplets",
+    "triplet_excess_by_layer",
     "unique",
 ]

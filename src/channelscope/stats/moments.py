@@ -1,16 +1,18 @@
 """Moments: count, mean and centred scatter of a set of samples; they add, whatever the partition."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from channelscope.errors import ShapeError
 from channelscope.types import Float, Index, Tensor
 
-SPLIT = 256
+BLOCKED_FROM = 256
 """Coordinates from which on a symmetric product is cheaper in four blocks, one of them copied."""
 
-NEAR = 256
+MEAN_SAMPLE = 256
 """Rows from which a mean is guessed before it is known."""
 
 
@@ -42,7 +44,7 @@ class Moments:
         rows = samples if samples.dtype == torch.float64 else samples.float()
         if len(rows) == 0:
             return cls.zero(rows.shape[1])
-        point = near(rows)
+        point = approximate_mean(rows)
         away = rows - point
         rest = away.sum(0)
         rest = rest.double()
@@ -84,16 +86,16 @@ class Moments:
         return self.scatter.diagonal() / self.count
 
 
-def near(rows: Float[Tensor, "samples d"]) -> Float[Tensor, "d"]:
+def approximate_mean(rows: Float[Tensor, "samples d"]) -> Float[Tensor, "d"]:
     """A point near the mean, from some hundred of the rows: samples are measured from it, and sums put right what it misses."""
-    return rows[:: len(rows) // NEAR | 1].mean(0)  # an odd step meets every column of a map
+    return rows[:: len(rows) // MEAN_SAMPLE | 1].mean(0)  # an odd step meets every column of a map
 
 
 def gram(rows: Float[Tensor, "samples d"], out: Float[Tensor, "d d"] | None = None) -> Float[Tensor, "d d"]:
     """rows' rows, each off-diagonal block computed once."""
     d = rows.shape[1]
     out = rows.new_empty(d, d) if out is None else out
-    if d < SPLIT:
+    if d < BLOCKED_FROM:
         product = (rows.T @ rows).triu_()  # BLAS does not promise that the two triangles agree
         return torch.add(product, product.triu(1).T, out=out)
     half = d // 128 * 64  # blocks that begin at whole cache lines
@@ -103,3 +105,105 @@ def gram(rows: Float[Tensor, "samples d"], out: Float[Tensor, "d d"] | None = No
     out[:half, half:] = left.T @ right
     out[half:, :half] = out[:half, half:].T
     return out
+
+
+BLOCK = 32768
+"""Samples gathered before they are multiplied: adding to a shard costs as much as the products of some hundred samples."""
+
+BLOCK_BYTES = 16 * 2**20
+"""Most memory the gathered samples of one accumulator take."""
+
+ShardSlices: TypeAlias = Sequence[tuple[int, slice]]
+"""Which images of a batch belong to which shard; a batch is sorted by shard."""
+
+
+class MomentsAccumulator:
+    """Collects samples of `channels`, and target columns that are the same for all samples of an image.
+
+    A batch is `add`ed, then `close`d: the targets are known when the forward pass has ended. Samples are measured from one
+    point, the mean of the first of them, multiplied in their own precision and summed in float64; `finish` moves the
+    moments from that point to each shard's mean.
+    """
+
+    def __init__(self, channels: int, targets: int, shards: int):
+        self.channels, self.targets = channels, targets
+        self._counts = [0] * shards
+        self._sums: list[Tensor | None] = [None] * shards
+        self._products: list[Tensor | None] = [None] * shards
+        self._origin = self._aside = torch.empty(0)
+        self._block = max(256, min(BLOCK, BLOCK_BYTES // (4 * channels)))
+        self._samples: list[Tensor] = []
+        self._columns: list[Tensor] = []
+        self._spans: list[ShardSlices] = []
+        self._waiting = self._each = 0
+
+    def add(self, samples: Float[Tensor, "images each channels"], spans: ShardSlices, lent: bool = False) -> None:
+        """Take over the samples of a batch; `lent` memory is about to change and is copied, or used up at once."""
+        images, self._each, _ = samples.shape
+        samples = samples if samples.dtype == torch.float64 else samples.float()
+        if not len(self._origin):
+            self._origin = approximate_mean(samples.flatten(0, 1))
+        if not self.targets and images * self._each >= self._block:
+            for shard, own in spans:
+                away = samples[own].flatten(0, 1) - self._origin
+                self._merge(shard, len(away), away.sum(0), gram(away))
+            return
+        self._samples.append(samples.clone() if lent else samples)
+        self._spans.append(spans)
+        self._waiting += images * self._each
+
+    def close(self, columns: Float[Tensor, "images targets"]) -> None:
+        """End a batch with its targets; a full block is multiplied."""
+        if len(self._columns) < len(self._samples):
+            if not len(self._aside):
+                self._aside = approximate_mean(columns.to(self._samples[0].dtype))
+            self._columns.append(columns)
+        if self._waiting >= self._block:
+            self.flush()
+
+    def flush(self) -> None:
+        """Multiply and add what is waiting."""
+        owned: dict[int, list[tuple[int, slice]]] = {}
+        for batch, spans in enumerate(self._spans):
+            for shard, own in spans:
+                owned.setdefault(shard, []).append((batch, own))
+        for shard, parts in owned.items():
+            away = torch.cat([self._samples[batch][own] for batch, own in parts]).sub_(self._origin).flatten(0, 1)
+            if self.targets:
+                sides = torch.cat([self._columns[batch][own] for batch, own in parts]).to(away.dtype) - self._aside
+                self._merge(shard, len(away), *_joint_products(away, sides.repeat_interleave(self._each, 0)))
+            else:
+                self._merge(shard, len(away), away.sum(0), gram(away))
+        self._samples, self._columns, self._spans, self._waiting = [], [], [], 0
+
+    def _merge(self, shard: int, n: int, sums: Float[Tensor, "d"], product: Float[Tensor, "d d"]) -> None:
+        """Add a block to a shard, in place: this runs for every site, shard and block."""
+        self._counts[shard] += n
+        old, whole = self._sums[shard], self._products[shard]
+        self._sums[shard] = sums.double() if old is None else old.add_(sums)
+        self._products[shard] = product.double() if whole is None else whole.add_(product)
+
+    def finish(self) -> list[Moments]:
+        """Moments of every shard, channels first, then targets; more may be added afterwards."""
+        self.flush()
+        return [self._moments(*part) for part in zip(self._counts, self._sums, self._products, strict=True)]
+
+    def _moments(self, n: int, sums: Tensor | None, product: Tensor | None) -> Moments:
+        if sums is None or product is None:
+            return Moments.zero(self.channels + self.targets)
+        origin = torch.cat([self._origin, self._aside]) if self.targets else self._origin
+        scatter = torch.addr(product, sums, sums, alpha=-1 / n)
+        return Moments(float(n), (origin.double() + sums / n).cpu(), scatter.cpu())
+
+
+def _joint_products(
+    away: Float[Tensor, "samples channels"], aside: Float[Tensor, "samples targets"]
+) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
+    """Sums and products of rows joined with side columns."""
+    c = away.shape[1]
+    product = away.new_empty(c + aside.shape[1], c + aside.shape[1])
+    gram(away, product[:c, :c])
+    product[c:, :c] = aside.T @ away
+    product[:c, c:] = product[c:, :c].T
+    product[c:, c:] = aside.T @ aside
+    return torch.cat([away.sum(0), aside.sum(0)]), product

@@ -9,11 +9,11 @@ import torch
 
 from channelscope.errors import MismatchError, SampleError, SiteError
 from channelscope.site import Site
-from channelscope.stats.record import Record
+from channelscope.stats.site_record import SiteRecord
 from channelscope.stats.tally import Tally
 from channelscope.types import Int, Tensor
 
-IDENTITY = ("weights_hash", "sites", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards")
+MUST_AGREE = ("weights_hash", "sites", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Profile:
     unlabeled: int = 0
     """images left out because others have a label and they have none"""
     fingerprints: Int[Tensor, "images"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
-    """one number per image (net/identity.py), sorted; empty in profiles written before there were any"""
+    """one number per image (network/module_state.py), sorted; empty in profiles written before there were any"""
 
     def site(self, name: str) -> Site:
         """The site of that name."""
@@ -65,16 +65,16 @@ class Profile:
                 return site
         raise SiteError(f"the profile has no site '{name}'; it has {', '.join(site.name for site in self.sites)}")
 
-    def record(self, site: Site | str, shard: int | None = None) -> Record:
+    def record(self, site: Site | str, shard: int | None = None) -> SiteRecord:
         """Statistics of one site: over all images, or over one shard of them."""
         name = site if isinstance(site, str) else site.name
         prefix = f"{'total' if shard is None else shard}/{name}/"
         if f"{prefix}pooled.count" not in self.tensors:
             self.site(name)
             raise SampleError(f"the profile has no shard {shard}: it was collected with shards={self.shards}")
-        return Record.unpack(self.tensors, prefix)
+        return SiteRecord.unpack(self.tensors, prefix)
 
-    def leaving_one_out(self, site: Site | str) -> list[Record]:
+    def leaving_one_out(self, site: Site | str) -> list[SiteRecord]:
         """Statistics of one site without each shard in turn: the replicates of a delete-a-group jackknife.
 
         Raises   SampleError without shards: there is nothing to leave out.
@@ -95,7 +95,7 @@ class Profile:
         MismatchError
             If they are of different networks, weights or measurements, or have images in common.
         """
-        for name in IDENTITY:
+        for name in MUST_AGREE:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise MismatchError(f"profiles can only be added when their {name} agree: {_brief(mine)} is not {_brief(theirs)}")
@@ -127,7 +127,7 @@ class Profile:
 
 def _sum(a: Mapping[str, Tensor], b: Mapping[str, Tensor], prefixes: Iterator[str]) -> Iterator[tuple[str, Tensor]]:
     for prefix in prefixes:
-        yield from (Record.unpack(a, prefix) + Record.unpack(b, prefix)).pack(prefix)
+        yield from (SiteRecord.unpack(a, prefix) + SiteRecord.unpack(b, prefix)).pack(prefix)
 
 
 def _brief(value: object) -> str:

@@ -1,11 +1,9 @@
-"""tables: pandas frames that know the unit, digits, meaning and source of every column, on disk and in print."""
+"""Tables: pandas frames with the unit, digits, meaning and source of every column, on disk and in print."""
 
-from channelscope.tables.column import Column, Quantity
-from channelscope.tables.columns import COLUMNS
-from channelscope.tables.frame import described, read, table, write, write_json
-from channelscope.tables.quantities import HEADLINE, QUANTITIES
-from channelscope.tables.rounding import interval, percent, shown
-from channelscope.tables.whole import whole
+from channelscope.tables.frame import describe, read, table, write, write_json
+from channelscope.tables.quantities import COLUMNS, HEADLINE, QUANTITIES
+from channelscope.tables.rounding import format_interval, format_number, format_percent
+from channelscope.tables.schema import Column, Quantity
 
 __all__ = [
     "COLUMNS",
@@ -13,13 +11,12 @@ __all__ = [
     "QUANTITIES",
     "Column",
     "Quantity",
-    "described",
-    "interval",
-    "percent",
+    "describe",
+    "format_interval",
+    "format_number",
+    "format_percent",
     "read",
-    "shown",
     "table",
-    "whole",
     "write",
     "write_json",
 ]

@@ -1,4 +1,4 @@
-"""frame: a table is a pandas frame whose attrs say what each column is; on disk a CSV or Parquet file and a JSON beside it."""
+"""A table is a pandas frame whose attrs describe each column; on disk a CSV or Parquet file and a JSON beside it."""
 
 import importlib.util
 import json
@@ -10,11 +10,12 @@ import pandas as pd
 from pandas.api import types
 
 from channelscope.errors import FormatError, InputError
-from channelscope.tables.column import Column
-from channelscope.tables.columns import COLUMNS
-from channelscope.tables.whole import whole
+from channelscope.storage import atomic_file
+from channelscope.tables.quantities import COLUMNS
+from channelscope.tables.schema import Column
 
 FORMAT = 1
+
 DERIVED = {"_se": "standard error of", "_low": "lower end of the 95 % interval of", "_high": "upper end of the 95 % interval of"}
 
 Columns = Mapping[str, Column | Mapping[str, Any]]
@@ -30,10 +31,10 @@ def table(
     Raises   InputError for a column that nobody describes, or one that holds lists or mixed types.
     """
     frame = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows)).copy()
-    return described(frame, {"name": name, "columns": columns or {}, "provenance": dict(provenance or {})})
+    return describe(frame, {"name": name, "columns": columns or {}, "provenance": dict(provenance or {})})
 
 
-def described(frame: pd.DataFrame, attrs: Mapping[Any, Any]) -> pd.DataFrame:
+def describe(frame: pd.DataFrame, attrs: Mapping[Any, Any]) -> pd.DataFrame:
     """The frame with every column described, from attrs["columns"], from attrs["units"], or by its name.
 
     Whatever else attrs holds becomes provenance: what the numbers were made from.
@@ -93,7 +94,7 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
     Raises   InputError for another ending, an undescribed column, or Parquet without pyarrow.
     """
     path = Path(path)
-    frame = described(frame, {"name": path.stem, **frame.attrs})
+    frame = describe(frame, {"name": path.stem, **frame.attrs})
     _suited(path)
     plain = frame.reset_index(drop=True)
     header = {
@@ -103,7 +104,7 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
         "types": {str(column): _kind(values) for column, values in frame.items()},
     }
     plain.attrs = {}
-    with whole(path) as half, whole(beside(path)) as half_beside:
+    with atomic_file(path) as half, atomic_file(description_path(path)) as half_beside:
         if path.suffix == ".parquet":
             plain.to_parquet(half, index=False)
         else:
@@ -119,11 +120,13 @@ def read(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     _suited(path)
-    for needed in (path, beside(path)):
+    for needed in (path, description_path(path)):
         if not needed.is_file():
-            raise FormatError(f"no file at {needed}: a table is {path.name} and {beside(path).name}, written together by tables.write")
+            raise FormatError(
+                f"no file at {needed}: a table is {path.name} and {description_path(path).name}, written together by tables.write"
+            )
     try:
-        header = json.loads(beside(path).read_text(encoding="utf-8"))
+        header = json.loads(description_path(path).read_text(encoding="utf-8"))
         if header.get("format") != FORMAT:
             raise FormatError(f"{path} has table format {header.get('format')}, this version reads {FORMAT}: write it again")
         frame = _parsed(path, header["types"])
@@ -131,7 +134,7 @@ def read(path: str | Path) -> pd.DataFrame:
         raise FormatError(f"{path} is damaged or not a table: {error}") from error
     if len(frame) != header["rows"] or list(frame.columns) != list(header["types"]):
         raise FormatError(
-            f"{path} has {len(frame):,} rows, {beside(path).name} says {header['rows']:,}: one of them is cut short or changed"
+            f"{path} has {len(frame):,} rows, {description_path(path).name} says {header['rows']:,}: one of them is cut short or changed"
         )
     frame.attrs = {key: header[key] for key in ("name", "columns", "provenance")}
     return frame
@@ -141,12 +144,12 @@ def write_json(facts: Mapping[str, Any], path: str | Path) -> Path:
     """Write facts as JSON, all or nothing; nan becomes null."""
     path = Path(path)
     plain = {key: None if isinstance(value, float) and value != value else value for key, value in facts.items()}
-    with whole(path) as half:
+    with atomic_file(path) as half:
         half.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 
-def beside(path: Path) -> Path:
+def description_path(path: Path) -> Path:
     """The file that describes the columns of a table on disk."""
     return path.with_name(path.stem + ".columns.json")
 

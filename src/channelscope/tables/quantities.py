@@ -1,15 +1,21 @@
-"""quantities: the numbers that describe a channel on the two axes, with everything needed to read them."""
+"""The quantities per channel, with title, unit, meaning and source, and the columns that every table may use."""
 
 from collections.abc import Mapping
 
-from channelscope.tables.column import Quantity
+from channelscope.tables.schema import Column, Quantity
 
 PAPER = "Safaai et al. 2026"
+
 POSITIONS = "16 positions per image, at the layer's own output"
+
 POOLED = "average over positions, one sample per image, at the layer's own output"
+
 OWN = "variance of the channel's own output"
+
 PEERS = "correlations with the other channels of its layer"
+
 MARGIN = "correlation with the target, by default the network's logit margin"
+
 BOTH = f"{MARGIN}, for the channel and its peers"
 
 CAPTURE = Quantity(
@@ -186,3 +192,63 @@ QUANTITIES: Mapping[str, Quantity] = {
 """The quantities of both axes; the first four are the headline ones."""
 
 HEADLINE = ("capture", "overlap", "relevance", "excess")
+
+OURS = "this library"
+
+
+def _text(meaning: str) -> Column:
+    return Column(meaning=meaning, source=OURS)
+
+
+def _count(unit: str, meaning: str) -> Column:
+    return Column(unit, 0, meaning, OURS, low=0)
+
+
+def _part(meaning: str, digits: int = 3, source: str = OURS) -> Column:
+    return Column("fraction", digits, meaning, source, 0.0, 1.0)
+
+
+def _index(meaning: str, source: str = OURS) -> Column:
+    return Column("", 3, meaning, source, -1.0, 1.0)
+
+
+COLUMNS: Mapping[str, Column] = {
+    **QUANTITIES,
+    "stage": _text("initialization, trained, or where weights come from that no file gives"),
+    "network": _text("the network"),
+    "data": _text("the images"),
+    "site": _text("layer, by its module path"),
+    "kind": _text("conv, grouped, depthwise or linear"),
+    "note": _text("why a value is undefined or infinite"),
+    "reason": _text("why it was left out"),
+    "local": _text("quantity of the local axis"),
+    "target": _text("quantity of the target axis"),
+    "score": _text("the score"),
+    "members": _text("channels of the set"),
+    "depth": _count("", "position of the layer in execution order, from 0"),
+    "channel": _count("", "channel within its layer, from 0"),
+    "seed": _count("", "random seed"),
+    "epoch": _count("epochs", "passes over the training images; 0 is the initialization"),
+    "images": _count("images", "images measured"),
+    "channels": _count("channels", "channels measured"),
+    "layers": _count("layers", "layers measured"),
+    "n": _count("", "number of things the row's value is made of"),
+    "seconds": Column("s", 2, "wall-clock time", OURS, 0.0),
+    "rho": _index("Spearman rank correlation between a local and a target quantity", "Spearman 1904"),
+    "pooled": _index("the same over all layers at once, which mixes layer effects", "Spearman 1904"),
+    "low": Column("", 3, "lower end of the 95 % interval", OURS),
+    "high": Column("", 3, "upper end of the 95 % interval", OURS),
+    "p": _part("p-value of the permutation test, (1 + hits) / (1 + permutations)", 3, "Phipson & Smyth 2010"),
+    "ari": _index("adjusted Rand index between the grouping by local and by target quantities", "Hubert & Arabie 1985"),
+    "null_mean": _index("mean of the index when channels are shuffled"),
+    "null_high": _index("95th percentile of the index when channels are shuffled"),
+    "silhouette_local": _index("silhouette of the grouping by local quantities", "Rousseeuw 1987"),
+    "silhouette_target": _index("silhouette of the grouping by target quantities", "Rousseeuw 1987"),
+    "stability_local": _index("agreement of the local grouping between random starts, adjusted Rand index"),
+    "stability_target": _index("agreement of the target grouping between random starts, adjusted Rand index"),
+    "accuracy": _part("share of images whose label is the network's first choice"),
+    "loss": Column("nats", 3, "cross-entropy", OURS, 0.0),
+    "macs": _count("MACs", "multiply-adds for one image"),
+    "parameters": _count("", "trainable numbers"),
+}
+"""Every column the library's own tables use; a table may bring more."""

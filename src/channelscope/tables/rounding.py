@@ -1,14 +1,15 @@
-"""rounding: numbers as people read them, rounded so that they cannot lie."""
+"""Numbers as people read them, rounded so that they cannot mislead."""
 
 import math
 from numbers import Integral
 
 MINUS = "\u2212"
+
 TINIEST_PLAIN = -4
 """decimal exponent below which a number is written in powers of ten"""
 
 
-def shown(value: float, digits: int = 3, top: float | None = None) -> str:
+def format_number(value: float, digits: int = 3, top: float | None = None) -> str:
     """A number with `digits` decimals; more where fewer would say zero, fewer steps where rounding would say the top.
 
     nan is "undefined", infinity is "∞", and whole numbers (type int, or digits=0) carry thousands separators.
@@ -42,25 +43,27 @@ def _tiny(size: float) -> str:
     return f"{mantissa}e{MINUS}{-int(exponent)}"
 
 
-def percent(fraction: float, digits: int = 1) -> str:
+def format_percent(fraction: float, digits: int = 1) -> str:
     """A fraction in percent: 0.9996 is "99.9 %", for 100 % is printed only when it is true."""
     if math.isnan(fraction):
         return "undefined"
-    return f"{shown(100 * fraction, digits, top=100.0)} %"
+    return f"{format_number(100 * fraction, digits, top=100.0)} %"
 
 
-def interval(value: float, low: float, high: float, n: int | None = None, of: str = "", digits: int = 2, top: float | None = None) -> str:
+def format_interval(
+    value: float, low: float, high: float, n: int | None = None, of: str = "", digits: int = 2, top: float | None = None
+) -> str:
     """A number with how sure it is: "0.23 [0.18, 0.28] (n = 19 layers)".
 
     of  what n counts, in the plural; without an interval the text says so rather than leave it out
     """
-    text = shown(value, digits, top)
+    text = format_number(value, digits, top)
     if math.isnan(value):
         bounds = ""
     elif math.isnan(low) or math.isnan(high):
         bounds = " [no interval]"
     else:
-        bounds = f" [{shown(low, digits, top)}, {shown(high, digits, top)}]"
+        bounds = f" [{format_number(low, digits, top)}, {format_number(high, digits, top)}]"
     if n is None:
         return text + bounds
     unit = of[:-1] if n == 1 and of.endswith("s") else of

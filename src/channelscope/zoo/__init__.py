@@ -1,42 +1,30 @@
-"""Networks and images: by name, by path, trained or toys whose answers are known."""
+"""Networks: by name or path, trained, or toys whose answers are known."""
 
-from channelscope.net.identity import weights_hash
 from channelscope.zoo import toys
-from channelscope.zoo.data import Images, ImageSource, read_images
-from channelscope.zoo.example import fix_inputs, fixed_inputs
-from channelscope.zoo.finetune import finetune
 from channelscope.zoo.history import Epoch, History
-from channelscope.zoo.loading import load
-from channelscope.zoo.masks import masks
-from channelscope.zoo.models import Card, card, names, network
-from channelscope.zoo.schedule import Schedule, recipe, tuning
-from channelscope.zoo.split import Split
-from channelscope.zoo.train import train
-from channelscope.zoo.weights import load_weights, read_weights, save_weights
+from channelscope.zoo.loading import bind_extra_inputs, extra_inputs, load
+from channelscope.zoo.models import ModelInfo, build, model_info, network_names
+from channelscope.zoo.schedule import Schedule, default_schedule, finetuning_schedule
+from channelscope.zoo.training import finetune, train
+from channelscope.zoo.weight_files import load_weights, read_weights, save_weights
 
 __all__ = [
-    "Card",
     "Epoch",
     "History",
-    "ImageSource",
-    "Images",
+    "ModelInfo",
     "Schedule",
-    "Split",
-    "card",
+    "bind_extra_inputs",
+    "build",
+    "default_schedule",
+    "extra_inputs",
     "finetune",
-    "fix_inputs",
-    "fixed_inputs",
+    "finetuning_schedule",
     "load",
     "load_weights",
-    "masks",
-    "names",
-    "network",
-    "read_images",
+    "model_info",
+    "network_names",
     "read_weights",
-    "recipe",
     "save_weights",
     "toys",
     "train",
-    "tuning",
-    "weights_hash",
 ]

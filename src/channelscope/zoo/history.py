@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from channelscope.errors import FormatError
-from channelscope.tables import whole
+from channelscope.storage import atomic_file
 
 FORMAT = 1
+
 LOG = "training.json"
+
 FEW = 100
 """Validation images from which on the best epoch is kept whatever the last one's accuracy is."""
+
 Z = 1.96
+
 TRAINED = "trained.safetensors"
 
 
@@ -95,7 +99,7 @@ class History:
         """Put the log into the folder; the file appears whole or not at all."""
         data = {**asdict(self), "format": FORMAT, "best": self.best, "kept": self.kept}
         del data["folder"]
-        with whole(self.folder / LOG) as half:
+        with atomic_file(self.folder / LOG) as half:
             half.write_text(json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod

@@ -1,17 +1,75 @@
-"""load: a network and its images, brought together."""
+"""A network, its images and the further inputs of its forward pass, brought together."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from channelscope.data.images import ImageSplits, read_images
+from channelscope.data.partitions import PartitionedDataset
+from channelscope.data.sources import ImageSource, native_shape, open_dataset
 from channelscope.errors import DataError, InputError, WeightsError, first_line
-from channelscope.zoo.data import Images, ImageSource, native_shape, read_images, shelves
-from channelscope.zoo.example import fix_inputs, read_example
-from channelscope.zoo.models import card, network
-from channelscope.zoo.shelf import Shelves
-from channelscope.zoo.weights import load_weights
+from channelscope.zoo.models import build, model_info
+from channelscope.zoo.weight_files import load_weights, read_weights
+
+
+def bind_extra_inputs(model: nn.Module, example: Mapping[str, Tensor]) -> nn.Module:
+    """Make the network's forward pass one of images alone: its other parameters get the values of the example.
+
+    The network itself is changed and returned; names of modules, weights and their fingerprint stay as they were, and the
+    values move with it from device to device.
+
+    example  a tensor for each further parameter of the forward pass, by name; one of shape (1, …) is repeated for every
+             image, any other is given as it is
+
+    Returns  the same network; unchanged where there is nothing to give.
+    Raises   InputError if the forward pass has no such parameter, or still needs one that is not there.
+    """
+    kind = type(model)
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    known = [each.name for each in parameters]
+    strange = [name for name in example if name not in known]
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    lacking = [name for name in needed if name not in example]
+    if strange or lacking:
+        raise InputError(
+            f"the forward pass of {kind.__name__} takes images and {', '.join(known) or 'nothing else'}; the example "
+            + (f"has {', '.join(strange)}" if strange else f"lacks {', '.join(lacking)}: pass a file of named tensors (--example)")
+        )
+    if not example:
+        return model
+    stored = {name: f"example_{name}" for name in example}
+    for name, buffer in stored.items():
+        model.register_buffer(buffer, example[name], persistent=False)
+
+    def forward(self: nn.Module, images: Tensor) -> Tensor:
+        given = {name: _repeated(self.get_buffer(buffer), images) for name, buffer in stored.items()}
+        return kind.forward(self, images, **given)
+
+    model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "fixed": tuple(example)})
+    return model
+
+
+def extra_inputs(model: nn.Module) -> dict[str, Tensor]:
+    """The values that `fix_inputs` gave; empty for a network of images alone."""
+    return {name: model.get_buffer(f"example_{name}").detach().cpu() for name in vars(type(model)).get("fixed", ())}
+
+
+def read_extra_inputs(path: str | Path) -> dict[str, Tensor]:
+    """Named tensors of a safetensors file, or of a dictionary saved by torch.
+
+    Raises   WeightsError if the file is missing, corrupt, or holds something else than named tensors.
+    """
+    return read_weights(path)
+
+
+def _repeated(value: Tensor, images: Tensor) -> Tensor:
+    if value.dim() == 0 or value.shape[0] != 1:
+        return value
+    first = torch.zeros_like(images.flatten(1)[:, 0], dtype=torch.long)  # an index can be traced, where expand() takes plain numbers
+    return torch.index_select(value, 0, first)
 
 
 def load(
@@ -21,10 +79,10 @@ def load(
     device: str | torch.device = "cpu",
     seed: int = 0,
     example: str | Path | None = None,
-) -> tuple[nn.Module, Images]:
+) -> tuple[nn.Module, ImageSplits]:
     """A network in eval mode, on the device, and the divided images, in the size and normalization it wants.
 
-    The network gets the data's number of classes and channels, and a stem for small images where they are (zoo/stems.py).
+    The network gets the data's number of classes and channels, and a stem for small images where they are (zoo/architectures.py).
     Gray pictures are repeated over three channels for a network, or weights, that take color alone. Images larger than the network's own
     input size are resized and cropped to it. Without weights it is initialized from `seed`.
 
@@ -35,14 +93,14 @@ def load(
     data
         Name of the data set, or an `ImageSource`.
     weights
-        File of named tensors (zoo/weights.py).
+        File of named tensors (zoo/weight_files.py).
     device
         Where the network runs.
     seed
         Of the initialization.
     example
         File of named tensors (safetensors): the further inputs of a network whose forward pass needs more than images
-        (zoo/example.py); the same for every image.
+        (zoo/loading.py); the same for every image.
 
     Raises
     ------
@@ -55,8 +113,8 @@ def load(
     """
     place = available(device)
     source = ImageSource(data) if isinstance(data, str) else data
-    found = shelves(source)
-    fixed = read_example(example) if example is not None else {}
+    found = open_dataset(source)
+    fixed = read_extra_inputs(example) if example is not None else {}
     shape = native_shape(found)
     try:
         made, images = _matched(model, source, found, shape, weights, fixed, seed)
@@ -74,20 +132,20 @@ def load(
 def _matched(
     model: str,
     source: ImageSource,
-    found: Shelves,
+    found: PartitionedDataset,
     shape: tuple[int, int, int],
     weights: str | Path | None,
     fixed: Mapping[str, torch.Tensor],
     seed: int,
-) -> tuple[nn.Module, Images]:
+) -> tuple[nn.Module, ImageSplits]:
     """The network made for pictures of that shape, with its weights, and the images as it wants them."""
     channels, height, width = shape
     size = source.size or min(height, width)
-    made = network(model, len(found.class_names), channels, size, seed)
+    made = build(model, len(found.class_names), channels, size, seed)
     if weights is not None:
         load_weights(made, weights)
-    fix_inputs(made, fixed)
-    intake = card(made).intake
+    bind_extra_inputs(made, fixed)
+    intake = model_info(made).intake
     fits = intake.fit is not None and intake.fit.size is not None and (intake.enlarge or size >= min(intake.fit.size))
     own = intake.normalization if intake.normalization and len(intake.normalization[0]) == channels else None
     images = read_images(source, intake.fit if fits else None, own, found, channels)
@@ -114,7 +172,7 @@ def available(device: str | torch.device) -> torch.device:
     return found
 
 
-def _agree(model: nn.Module, images: Images, name: str) -> None:
+def _agree(model: nn.Module, images: ImageSplits, name: str) -> None:
     """Refuse a network that cannot take these images or has too few logits for their labels."""
     shape = images.image_shape
     try:

@@ -14,25 +14,29 @@ from typing import Any
 import torch
 from torch import nn
 
+from channelscope.data.decoding import ResizeCrop
+from channelscope.data.torchvision_cpu import models
 from channelscope.errors import InputError
-from channelscope.zoo.pictures import Fit
-from channelscope.zoo.resnet import SmallResNet
-from channelscope.zoo.stems import ARCHITECTURES, recolor
-from channelscope.zoo.torchvision_cpu import models
+from channelscope.zoo.architectures import ARCHITECTURES, SmallResNet, set_input_channels
 
 SMALL_IMAGE = 64
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
 RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
-FIXED = ("vit", "swin", "maxvit")  # torchvision families that take one image size only
+
+FIXED_SIZE = ("vit", "swin", "maxvit")  # torchvision families that take one image size only
+
 CLASS_WORDS = ("num_classes", "classes", "n_classes")
+
 CHANNEL_WORDS = ("in_chans", "in_channels", "channels", "in_planes")
 
 
 @dataclass(frozen=True)
-class Intake:
+class InputSpec:
     """How a network wants its images."""
 
-    fit: Fit | None = None
+    fit: ResizeCrop | None = None
     """the size images are resized and cropped to; None where any size will do"""
     enlarge: bool = False
     """whether smaller images must be brought to that size as well"""
@@ -41,7 +45,7 @@ class Intake:
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelInfo:
     """What a network of the zoo is; found as `model.card`."""
 
     name: str
@@ -50,48 +54,48 @@ class Card:
     """number of classes it was made for"""
     channels: int
     """channels of its input images"""
-    intake: Intake
+    intake: InputSpec
     """how it wants its images"""
 
 
-def names() -> tuple[str, ...]:
+def network_names() -> tuple[str, ...]:
     """Networks that are asked for by name alone; `timm:NAME`, `torchvision:NAME` and `file.py:Class` come on top."""
     return (*RESNETS, *ARCHITECTURES)
 
 
-def network(name: str, classes: int = 10, channels: int = 3, image_size: int = 32, seed: int = 0) -> nn.Module:
+def build(name: str, classes: int = 10, channels: int = 3, image_size: int = 32, seed: int = 0) -> nn.Module:
     """An untrained network, in eval mode, with its `card`.
 
     `name` is one of `names()`, `timm:NAME`, `torchvision:NAME` (unmodified), or `path/to/file.py:Class` (the file is run);
     keyword arguments of the constructor may follow: `resnet20(width=8)`, `mobilenet_v2(width_mult=0.5)`,
-    `nets.py:Small(depth=20)`. Images of at most 64 pixels get the stems of zoo/stems.py. Initialization is drawn from `seed`
+    `nets.py:Small(depth=20)`. Images of at most 64 pixels get the stems of zoo/architectures.py. Initialization is drawn from `seed`
     and leaves the global generator as it was.
 
     Raises   InputError if there is no such network, or its constructor refuses the arguments.
     """
-    plain, options = _parsed(name)
+    plain, options = _parse(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model, intake = _made(plain, options, classes, channels, image_size)
+            model, intake = _build(plain, options, classes, channels, image_size)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"network '{name}': cannot be made for {classes} classes and {channels} channels ({error})") from error
-    model.__dict__["card"] = Card(name, classes, channels, intake)
+    model.__dict__["card"] = ModelInfo(name, classes, channels, intake)
     return model.eval()
 
 
-def card(model: nn.Module) -> Card:
+def model_info(model: nn.Module) -> ModelInfo:
     """What a network made by `network` is.
 
     Raises   InputError if it was made elsewhere.
     """
     found = vars(model).get("card")
-    if not isinstance(found, Card):
+    if not isinstance(found, ModelInfo):
         raise InputError(f"expected a network made by zoo.network or zoo.load, received a {type(model).__name__} without a card")
     return found
 
 
-def _made(name: str, options: dict[str, Any], classes: int, channels: int, size: int) -> tuple[nn.Module, Intake]:
+def _build(name: str, options: dict[str, Any], classes: int, channels: int, size: int) -> tuple[nn.Module, InputSpec]:
     kind, _, rest = name.partition(":")
     if kind == "timm":
         return _timm(rest, options, classes, channels)
@@ -99,22 +103,22 @@ def _made(name: str, options: dict[str, Any], classes: int, channels: int, size:
         return _torchvision(rest, options, classes)
     if ".py:" in name:
         path, _, attribute = name.rpartition(":")
-        return _called(_attribute(Path(path).expanduser(), attribute), options, classes, channels), Intake()
+        return _call_constructor(_load_attribute(Path(path).expanduser(), attribute), options, classes, channels), InputSpec()
     if name in RESNETS:
-        return SmallResNet(RESNETS[name], classes, channels, **options), Intake()
+        return SmallResNet(RESNETS[name], classes, channels, **options), InputSpec()
     if name not in ARCHITECTURES:
-        known = " ".join(names())
+        known = " ".join(network_names())
         raise InputError(f"unknown network '{name}': expected timm:NAME, torchvision:NAME, path/to/file.py:Class, or one of {known}")
     build, adapt = ARCHITECTURES[name]
     model = build(num_classes=classes, **options)
     if size <= SMALL_IMAGE:
         adapt(model, channels, size)
-        return model, Intake()
-    recolor(model, channels)
-    return model, Intake(Fit((224, 224), 0.875), normalization=IMAGENET if channels == 3 else None)
+        return model, InputSpec()
+    set_input_channels(model, channels)
+    return model, InputSpec(ResizeCrop((224, 224), 0.875), normalization=IMAGENET if channels == 3 else None)
 
 
-def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tuple[nn.Module, Intake]:
+def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tuple[nn.Module, InputSpec]:
     try:
         import timm
     except ImportError as error:
@@ -124,23 +128,23 @@ def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tu
         raise InputError(f"timm has no network '{name}'" + (f"; it has {near}" if near else ""))
     model = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **options)
     wanted: Any = model.pretrained_cfg
-    fit = Fit(tuple(wanted["input_size"][1:]), wanted["crop_pct"], wanted["interpolation"])
+    fit = ResizeCrop(tuple(wanted["input_size"][1:]), wanted["crop_pct"], wanted["interpolation"])
     own = (tuple(wanted["mean"]), tuple(wanted["std"])) if channels == 3 else None
-    return model, Intake(fit, bool(wanted["fixed_input_size"]), own)
+    return model, InputSpec(fit, bool(wanted["fixed_input_size"]), own)
 
 
-def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.Module, Intake]:
+def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.Module, InputSpec]:
     there = models.list_models(module=models)
     if name not in there:
         raise InputError(f"torchvision has no classification network '{name}'; it has {', '.join(there[:5])}, …")
     wanted: Any = models.get_model_weights(name)["DEFAULT"].transforms()
     side = wanted.crop_size[0]
-    fit = Fit((side, side), side / wanted.resize_size[0], wanted.interpolation.value)
+    fit = ResizeCrop((side, side), side / wanted.resize_size[0], wanted.interpolation.value)
     model = models.get_model(name, weights=None, num_classes=classes, **options)
-    return model, Intake(fit, name.startswith(FIXED), (tuple(wanted.mean), tuple(wanted.std)))
+    return model, InputSpec(fit, name.startswith(FIXED_SIZE), (tuple(wanted.mean), tuple(wanted.std)))
 
 
-def _parsed(name: str) -> tuple[str, dict[str, Any]]:
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
     """`name(key=value, …)` → the name and its keyword arguments, which are literals."""
     if not name.endswith(")"):
         return name, {}
@@ -154,11 +158,11 @@ def _parsed(name: str) -> tuple[str, dict[str, Any]]:
         raise InputError(f"network '{name}': expected NAME or NAME(key=value, …) with literal values ({error})") from error
 
 
-def _attribute(path: Path, name: str) -> Callable[..., Any]:
+def _load_attribute(path: Path, name: str) -> Callable[..., Any]:
     """What a Python file calls `name`; the file is run once per path and version."""
     if not path.is_file():
         raise InputError(f"{path}: expected a Python file with the class {name}, found nothing there")
-    module = _run(str(path.resolve()), os.stat(path).st_mtime_ns)
+    module = _run_file(str(path.resolve()), os.stat(path).st_mtime_ns)
     found = vars(module).get(name)
     if not callable(found):
         classes = ", ".join(key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, nn.Module))
@@ -167,7 +171,7 @@ def _attribute(path: Path, name: str) -> Callable[..., Any]:
 
 
 @functools.cache
-def _run(path: str, version: int) -> Any:
+def _run_file(path: str, version: int) -> Any:
     name = f"channelscope_network_{Path(path).stem}_{abs(hash((path, version))):x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -178,7 +182,7 @@ def _run(path: str, version: int) -> Any:
     return module
 
 
-def _called(make: Callable[..., Any], options: dict[str, Any], classes: int, channels: int) -> nn.Module:
+def _call_constructor(make: Callable[..., Any], options: dict[str, Any], classes: int, channels: int) -> nn.Module:
     """Call a constructor, telling it classes and channels if it has a parameter for them that was not given."""
     taken = inspect.signature(make).parameters
     for words, value in ((CLASS_WORDS, classes), (CHANNEL_WORDS, channels)):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from channelscope.errors import InputError
 
 MOMENTUM = 0.9
+
 WEIGHT_DECAY = 5 / 10_000
 
 
@@ -53,22 +54,24 @@ class Schedule:
         return epoch % self.every == 0 or epoch == self.epochs
 
 
-SLOWER = 10
+FINETUNE_LR_DIVISOR = 10
 """A network that is trained already takes steps so much smaller."""
+
 DIGITS = Schedule(epochs=12, lr=0.1, batch_size=64, pad=1, flip=False)
 """8×8 digits in a quarter of a minute: crops move a digit by one pixel at most, and a mirrored digit is none"""
-RATES = {"vgg": 0.05, "mobilenet": 0.01, "alexnet": 0.01, "squeezenet": 0.01, "convnext": 0.01}
+
+LEARNING_RATES = {"vgg": 0.05, "mobilenet": 0.01, "alexnet": 0.01, "squeezenet": 0.01, "convnext": 0.01}
 """learning rate by the word in the network's name; residual networks and the rest take .1"""
 
 
-def recipe(network: str, data: str) -> Schedule:
+def default_schedule(network: str, data: str) -> Schedule:
     """The schedule a network is trained with on a data set unless asked otherwise."""
     schedule = DIGITS if data == "digits" else Schedule()
-    rate = next((rate for word, rate in RATES.items() if word in network.lower()), schedule.lr)
+    rate = next((rate for word, rate in LEARNING_RATES.items() if word in network.lower()), schedule.lr)
     return replace(schedule, lr=rate)
 
 
-def tuning(network: str, data: str, epochs: int, seed: int = 0, slower: float = SLOWER) -> Schedule:
+def finetuning_schedule(network: str, data: str, epochs: int, seed: int = 0, slower: float = FINETUNE_LR_DIVISOR) -> Schedule:
     """The recipe for training on: fewer epochs, smaller steps, no checkpoints on the way."""
-    schedule = recipe(network, data)
+    schedule = default_schedule(network, data)
     return replace(schedule, epochs=epochs, lr=schedule.lr / slower, every=epochs, seed=seed)

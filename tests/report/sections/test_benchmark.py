@@ -3,12 +3,11 @@
 import numpy as np
 
 from channelscope import tables
-from channelscope.report import html
+from channelscope.benchmark.analysis import COLUMNS, analyze
+from channelscope.benchmark.grid import ORIGINAL, Trial
+from channelscope.report.page import write_report
 from channelscope.report.run import Run
-from channelscope.report.sections.benchmark import BENCHMARK, compared
-from channelscope.study.analysis import analysis
-from channelscope.study.cell import ORIGINAL, Cell
-from channelscope.study.columns import COLUMNS
+from channelscope.report.sections.pruning import BENCHMARK, benchmark_sentences
 
 CHANCES = {"l2": 0.6, "l1": 0.5, "capture": 0.8, "random": 0.2}
 
@@ -24,15 +23,15 @@ def folder(path, budgets=None):
     done = {ORIGINAL: row(0.9)}
     for score, chance in CHANCES.items():
         for repair in ("none", "batchnorm"):
-            done |= {Cell(0, score, budget, "global", repair): row(chance) for budget in (budgets or {}).get(score, (0.8, 0.5))}
-    for name, frame in analysis(done).items():
-        tables.write(tables.described(frame, {"name": name, "columns": COLUMNS}), path / f"{name}.csv")
+            done |= {Trial(0, score, budget, "global", repair): row(chance) for budget in (budgets or {}).get(score, (0.8, 0.5))}
+    for name, frame in analyze(done).items():
+        tables.write(tables.describe(frame, {"name": name, "columns": COLUMNS}), path / f"{name}.csv")
     tables.write_json({"title": "compared", "network": "net"}, path / "run.json")
     return path
 
 
 def test_sentences(tmp_path):
-    said = compared(Run.read(folder(tmp_path)))
+    said = benchmark_sentences(Run.read(folder(tmp_path)))
     assert len(said) == 3
     assert said[0].startswith("capture has the largest area of 4 scores under every rule: 0.")
     assert said[0].count("(n = 200 images), one seed (global, ") == 2
@@ -41,7 +40,7 @@ def test_sentences(tmp_path):
 
 
 def test_what_no_area_contains_is_said(tmp_path):
-    assert compared(Run.read(folder(tmp_path, {"l1": (0.8,)})))[2] == (
+    assert benchmark_sentences(Run.read(folder(tmp_path, {"l1": (0.8,)})))[2] == (
         "6 of the measurements are part of no area (l2, capture, random): the table of what is left out says why."
     )
 
@@ -50,7 +49,7 @@ def test_two_winners_are_two_sentences(tmp_path):
     run = Run.read(folder(tmp_path))
     areas = run.table("benchmark_auc")
     areas.loc[(areas["score"] == "l1") & (areas["repair"] == "none"), "auc"] = 1.0
-    said = compared(run)
+    said = benchmark_sentences(run)
     assert said[0].startswith("l1 has the largest area of 4 scores under 1 of 2 rules: 1.000")
     assert said[1].startswith("capture has the largest area of 4 scores under 1 of 2 rules: ")
     assert said[1].endswith("one seed (global, batchnorm).")
@@ -59,11 +58,11 @@ def test_two_winners_are_two_sentences(tmp_path):
 def test_the_page_has_charts_of_named_rows(tmp_path):
     run = Run.read(folder(tmp_path))
     assert len(BENCHMARK.charted(run)) == 3
-    page = html.write(tmp_path).read_text()
+    page = write_report(tmp_path).read_text()
     assert BENCHMARK.title in page
     assert "FLOPs-AUC" in page
 
 
 def test_without_the_table_there_is_nothing_to_say(tmp_path):
     tables.write_json({"title": "compared", "network": "net"}, tmp_path / "run.json")
-    assert compared(Run.read(tmp_path)) == []
+    assert benchmark_sentences(Run.read(tmp_path)) == []

@@ -6,10 +6,17 @@ import pandas as pd
 from PIL import Image
 
 from channelscope import tables
-from channelscope.circuits.columns import CIRCUIT_COLUMNS
-from channelscope.report import html
+from channelscope.circuits.evaluation import CIRCUIT_COLUMNS
+from channelscope.report.page import write_report
 from channelscope.report.run import Run
-from channelscope.report.sections.circuits import CIRCUIT, COMPARISON, compared, drawn, found, told_apart
+from channelscope.report.sections.circuits import (
+    CIRCUIT,
+    COMPARISON,
+    circuit_drawings,
+    circuit_sentences,
+    comparison_sentences,
+    subfeature_sentences,
+)
 
 ENDS = {"r": 0.9, "r_low": 0.85, "r_high": 0.93, "error": 0.2, "error_low": 0.15, "error_high": 0.26, "images": 40}
 
@@ -38,29 +45,31 @@ def folder(path: Path) -> Path:
 
 def test_sentences(tmp_path):
     run = Run.read(folder(tmp_path))
-    said = found(run)
+    said = circuit_sentences(run)
     assert said[0].startswith("30 of the 1,200 kernels that layer1.0.conv1:3 depends on follow it with r = 0.90 [0.85, 0.93] (n = 40")
     assert "random kernels reach r = 0.05" in said[1]
     assert "error of 1.10" in said[1]
     assert "0.80 [0.70, 0.90] (n = 64 images)" in said[2]
-    assert compared(run) == [
+    assert comparison_sentences(run) == [
         "At 0.1 of the kernels gate has the highest median |r|, 0.80 [0.75, 0.85] (n = 20 features); not worse beyond chance: actgrad."
     ]
-    assert told_apart(run) == ["The strongest images fall into groups of 5 and 4; the circuits of two groups share 0.25 of their kernels."]
+    assert subfeature_sentences(run) == [
+        "The strongest images fall into groups of 5 and 4; the circuits of two groups share 0.25 of their kernels."
+    ]
 
 
 def test_the_page_has_the_sections_and_the_diagram(tmp_path):
-    page = html.write(folder(tmp_path)).read_text()
+    page = write_report(folder(tmp_path)).read_text()
     for section in (CIRCUIT, COMPARISON):
         assert section.title in page
     assert 'id="quantities"' not in page  # no table here has one of them
     run = Run.read(tmp_path)
     assert CIRCUIT.charts[0].suits(run.table("circuit_curve"))
     assert COMPARISON.charts[0].suits(run.table("circuit_medians"))
-    assert drawn(run)[0].figure == tmp_path / "circuit.png"
+    assert circuit_drawings(run)[0].figure == tmp_path / "circuit.png"
 
 
 def test_without_tables_there_is_nothing_to_say(tmp_path):
     tables.write_json({"title": "none", "network": "net"}, tmp_path / "run.json")
     run = Run.read(tmp_path)
-    assert found(run) == compared(run) == told_apart(run) == drawn(run) == []
+    assert circuit_sentences(run) == comparison_sentences(run) == subfeature_sentences(run) == circuit_drawings(run) == []

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from channelscope import tables
-from channelscope.discarding.columns import COLUMNS
+from channelscope.discarding.tables import COLUMNS
 from channelscope.report.run import Run
 from channelscope.report.sections import discarding
 
@@ -35,18 +35,18 @@ def layers(converged=1.0, unreached=0, unseen=0.0):
 
 
 def test_the_ends_are_said_with_intervals(tmp_path):
-    (sentence,) = discarding.said(run(tmp_path, discarded_layers=layers()))
+    (sentence,) = discarding.discarding_sentences(run(tmp_path, discarded_layers=layers()))
     assert "first −3.00 [−3.20, −2.80] (n = 8 images), last −2.00" in sentence
 
 
 def test_what_has_not_converged_or_is_out_of_reach_is_said(tmp_path):
-    sentences = discarding.said(run(tmp_path, discarded_layers=layers(0.25, 2)))
+    sentences = discarding.discarding_sentences(run(tmp_path, discarded_layers=layers(0.25, 2)))
     assert "in 1 of 2 layers (least in last: 25 % of the images)" in sentences[1]
     assert "For 2 pairs" in sentences[2]
 
 
 def test_what_a_layer_cannot_see_is_said(tmp_path):
-    sentences = discarding.said(run(tmp_path, discarded_layers=layers(unseen=0.25)))
+    sentences = discarding.discarding_sentences(run(tmp_path, discarded_layers=layers(unseen=0.25)))
     assert sentences[1].startswith("25 % of the image does not reach last: outside its receptive field")
 
 
@@ -54,7 +54,9 @@ def test_differences_and_the_object(tmp_path):
     difference = [{"network": "a", "other": "b", "layer": "x", "other_layer": "x", "depth": 1, "n": 8, "cid": -3.0, "cid_other": -2.5,
                    "difference": 0.5, "difference_low": 0.4, "difference_high": 0.6}]  # fmt: skip
     kept = [{"layer": "x", "depth": 1, "n": 7, "concentration": 0.2, "concentration_low": 0.1, "concentration_high": 0.3}]
-    sentences = discarding.said(run(tmp_path, discarded_layers=layers(), discarded_difference=difference, concentration_layers=kept))
+    sentences = discarding.discarding_sentences(
+        run(tmp_path, discarded_layers=layers(), discarded_difference=difference, concentration_layers=kept)
+    )
     assert "b against a: the largest difference is 0.50 [0.40, 0.60] (n = 8 images)" in sentences[1]
     assert "in 1 of 1 layers the interval excludes zero" in sentences[1]
     assert "0.20 [0.10, 0.30] (n = 7 images)" in sentences[2]
@@ -69,7 +71,7 @@ def test_losing_is_said(tmp_path, low, said):
         {"method": "random", "iou": 0.25, "converged": np.nan, "less_cid_low": -1.0} | known,
     ]
     curves = [{"method": "cid", "baseline": "zero", "n": 9, "area": 0.3, "area_low": 0.2, "area_high": 0.4, "less_cid_high": np.nan}]
-    sentences = discarding.judged(run(tmp_path, localization=rows, descriptive_accuracy=curves))
+    sentences = discarding.faithfulness_sentences(run(tmp_path, localization=rows, descriptive_accuracy=curves))
     assert said in sentences[0]
     assert "(n = 9 images) (a random map: 0.25); " in sentences[0]
     assert sentences[1] == "cid has converged for 50 % of the images."
@@ -100,7 +102,7 @@ def rows(network, converged):
 
 def test_all_maps_share_one_scale_and_doubtful_ones_have_a_star(tmp_path):
     maps(tmp_path / "maps", -3.0)
-    (drawing,) = discarding.drawings(run(tmp_path, discarded=rows("net", [4])))
+    (drawing,) = discarding.map_drawings(run(tmp_path, discarded=rows("net", [4])))
     scales, titles = drawn(drawing)
     assert scales == {(-4.0, -3.0)}
     assert titles[:3] == ["image 4", "shallow", "deep"]
@@ -110,7 +112,7 @@ def test_all_maps_share_one_scale_and_doubtful_ones_have_a_star(tmp_path):
 def test_two_networks_share_the_scale_and_not_the_stars(tmp_path):
     maps(tmp_path / "maps", -3.0)
     maps(tmp_path / "maps_compared", -1.0)
-    found = discarding.drawings(run(tmp_path, discarded=[*rows("net", [4, 7]), *rows("small", [7])]))
+    found = discarding.map_drawings(run(tmp_path, discarded=[*rows("net", [4, 7]), *rows("small", [7])]))
     (scales, titles), (other_scales, other_titles) = (drawn(drawing) for drawing in found)
     assert scales == other_scales == {(-4.0, -1.0)}
     assert not any("*" in title for title in titles)
@@ -120,6 +122,6 @@ def test_two_networks_share_the_scale_and_not_the_stars(tmp_path):
 
 def test_nothing_to_say_without_tables(tmp_path):
     found = run(tmp_path)
-    assert discarding.said(found) == []
-    assert discarding.judged(found) == []
-    assert discarding.drawings(found) == []
+    assert discarding.discarding_sentences(found) == []
+    assert discarding.faithfulness_sentences(found) == []
+    assert discarding.map_drawings(found) == []

@@ -18,31 +18,26 @@ To add one (ten lines of code; sections/groups.py is a short example):
 
 from channelscope.report.run import Run
 from channelscope.report.section import Section
-from channelscope.report.sections.axes import ALIGNMENT, DEPTH
-from channelscope.report.sections.benchmark import BENCHMARK
+from channelscope.report.sections.ablation import ABLATION, HULLS
+from channelscope.report.sections.alignment import ALIGNMENT, CLUSTERS, DEPTH
+from channelscope.report.sections.channel_summary import CHANNEL_SUMMARY
 from channelscope.report.sections.circuits import CIRCUIT, COMPARISON, SUBCIRCUITS
+from channelscope.report.sections.communities import COMMUNITIES, PROPAGATION
 from channelscope.report.sections.discarding import DISCARDED, FAITHFUL
-from channelscope.report.sections.graphs import GRAPHS
-from channelscope.report.sections.groups import GROUPS
-from channelscope.report.sections.hulls import HULLS
-from channelscope.report.sections.lesion import LESION
-from channelscope.report.sections.propagation import PROPAGATION
-from channelscope.report.sections.pruning import PRUNING
-from channelscope.report.sections.theory import THEORY
-from channelscope.report.sections.trajectory import TRAJECTORY
-from channelscope.report.sections.why import WHY
+from channelscope.report.sections.pruning import BENCHMARK, PRUNING
+from channelscope.report.sections.training import GRADIENTS, TRAJECTORY
 
 SECTIONS: tuple[Section, ...] = (
-    WHY,
+    CHANNEL_SUMMARY,
     ALIGNMENT,
     DEPTH,
-    GROUPS,
-    LESION,
+    CLUSTERS,
+    ABLATION,
     HULLS,
-    GRAPHS,
+    COMMUNITIES,
     PROPAGATION,
     TRAJECTORY,
-    THEORY,
+    GRADIENTS,
     PRUNING,
     BENCHMARK,
     DISCARDED,

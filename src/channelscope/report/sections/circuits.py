@@ -1,12 +1,11 @@
 """Circuits: the kernels one feature needs, how the criteria compare, and what a feature answers to."""
 
-from channelscope.report.chart import Chart
 from channelscope.report.run import Run
-from channelscope.report.section import Drawing, Section
-from channelscope.tables import interval, shown
+from channelscope.report.section import Chart, Drawing, Section
+from channelscope.tables.rounding import format_interval, format_number
 
 
-def found(run: Run) -> list[str]:
+def circuit_sentences(run: Run) -> list[str]:
     """How well the circuit does, against chance and against what is left without it."""
     frame = run.table("circuit")
     if frame is None:
@@ -14,18 +13,18 @@ def found(run: Run) -> list[str]:
     row = frame.iloc[0]
     said = [
         f"{row['kernels']:,} of the {row['relevant']:,} kernels that {row['feature']} depends on follow it with r = "
-        f"{interval(row['r'], row['r_low'], row['r_high'], row['images'], 'held-out images')} and a normalized error of "
-        f"{interval(row['error'], row['error_low'], row['error_high'], row['images'], 'held-out images')}.",
-        f"As many random kernels reach r = {shown(row['random_r'], 2)} and an error of {shown(row['random_error'], 2)}; "
-        f"the network without the circuit has an error of {shown(row['rest_error'], 2)}.",
+        f"{format_interval(row['r'], row['r_low'], row['r_high'], row['images'], 'held-out images')} and a normalized error of "
+        f"{format_interval(row['error'], row['error_low'], row['error_high'], row['images'], 'held-out images')}.",
+        f"As many random kernels reach r = {format_number(row['random_r'], 2)} and an error of {format_number(row['random_error'], 2)}; "
+        f"the network without the circuit has an error of {format_number(row['rest_error'], 2)}.",
     ]
     if row["stability"] == row["stability"]:
-        share = interval(row["stability"], row["stability_low"], row["stability_high"], row["scored"], "images")
+        share = format_interval(row["stability"], row["stability_low"], row["stability_high"], row["scored"], "images")
         said.append(f"Circuits of resampled images share {share} of its kernels.")
     return said
 
 
-def drawn(run: Run) -> list[Drawing]:
+def circuit_drawings(run: Run) -> list[Drawing]:
     """The diagram, which circuit.html shows with everything that can be clicked."""
     path = run.folder / "circuit.png"
     if not path.is_file():
@@ -33,7 +32,7 @@ def drawn(run: Run) -> list[Drawing]:
     return [Drawing("circuit", "The circuit", path, "Red kernels raise the feature, blue ones lower it; circuit.html answers to clicks.")]
 
 
-def compared(run: Run) -> list[str]:
+def comparison_sentences(run: Run) -> list[str]:
     """Which criteria are the best or not worse beyond chance, size by size."""
     frame = run.table("circuit_medians")
     if frame is None:
@@ -43,22 +42,22 @@ def compared(run: Run) -> list[str]:
         top = part.loc[part["median_r"].idxmax()]
         tied = [name for name, best in zip(part["criterion"], part["best"], strict=True) if best and name != top["criterion"]]
         others = f"; not worse beyond chance: {', '.join(tied)}" if tied else ""
-        value = interval(top["median_r"], top["median_r_low"], top["median_r_high"], top["n"], "features")
+        value = format_interval(top["median_r"], top["median_r_low"], top["median_r_high"], top["n"], "features")
         said.append(f"At {kept:g} of the kernels {top['criterion']} has the highest median |r|, {value}{others}.")
     return said
 
 
-def told_apart(run: Run) -> list[str]:
+def subfeature_sentences(run: Run) -> list[str]:
     """How far the groups' circuits differ."""
     overlap, images = run.table("subcircuit_overlap"), run.table("subcircuits")
     if overlap is None or images is None:
         return []
-    shared = shown(float(overlap[overlap["site"] == ""]["shared"].mean()), 2)
+    shared = format_number(float(overlap[overlap["site"] == ""]["shared"].mean()), 2)
     sizes = " and ".join(", ".join(map(str, images.groupby("cluster").size())).rsplit(", ", 1))
     return [f"The strongest images fall into groups of {sizes}; the circuits of two groups share {shared} of their kernels."]
 
 
-def grouped(run: Run) -> list[Drawing]:
+def cluster_drawings(run: Run) -> list[Drawing]:
     """The strongest images of every group."""
     path = run.folder / "groups.png"
     if not path.is_file():
@@ -97,8 +96,8 @@ CIRCUIT = Section(
             log=True,
         ),
     ),
-    found,
-    drawn,
+    circuit_sentences,
+    circuit_drawings,
     more=("circuit_curve", "circuit_layers", "circuit_channels", "circuit_kernels"),
     value="r",
 )
@@ -122,7 +121,7 @@ COMPARISON = Section(
             caption="Whiskers are 95 % bootstrap intervals over features; a circuit that computes a constant counts as 0.",
         ),
     ),
-    compared,
+    comparison_sentences,
     more=("circuit_compare",),
     value="median_r",
 )
@@ -145,7 +144,7 @@ SUBCIRCUITS = Section(
             caption="Each line is a circuit scored on one group of images (mixed: of all), each panel the group it is judged on.",
         ),
     ),
-    told_apart,
-    grouped,
+    subfeature_sentences,
+    cluster_drawings,
     more=("subcircuits", "subcircuit_overlap"),
 )

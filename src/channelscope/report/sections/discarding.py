@@ -9,16 +9,15 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
-from channelscope.report.chart import Chart
 from channelscope.report.run import Run
-from channelscope.report.section import Drawing, Section
-from channelscope.tables import interval, shown
+from channelscope.report.section import Chart, Drawing, Section
+from channelscope.tables.rounding import format_interval, format_number
 
 MOST = 6
 """images drawn"""
 
 
-def said(run: Run) -> list[str]:
+def discarding_sentences(run: Run) -> list[str]:
     """CID of the first and the last layer, what has not converged, differences, and where the object is kept."""
     layers = run.table("discarded_layers")
     if layers is None:
@@ -26,18 +25,18 @@ def said(run: Run) -> list[str]:
     sentences = []
     for network, own in layers.groupby("network", sort=False):
         ends = [own.iloc[0], own.iloc[-1]] if len(own) > 1 else [own.iloc[0]]
-        parts = [f"{row.layer} {interval(row.cid, row.cid_low, row.cid_high, int(row.n), 'images')}" for row in ends]
+        parts = [f"{row.layer} {format_interval(row.cid, row.cid_low, row.cid_high, int(row.n), 'images')}" for row in ends]
         sentences.append(f"Mean CID of {network}: {', '.join(parts)} nats per value; a larger number means that more was thrown away.")
         doubtful = own[own.converged < 1]
         if len(doubtful):
             worst = doubtful.loc[doubtful.converged.idxmin()]
             sentences.append(
                 f"Not converged for every image in {len(doubtful)} of {len(own)} layers (least in {worst.layer}: "
-                f"{shown(100 * worst.converged, 0)} % of the images); such maps are marked, and the table says why."
+                f"{format_number(100 * worst.converged, 0)} % of the images); such maps are marked, and the table says why."
             )
         sentences += [
-            f"{shown(100 * row.unseen, 0)} % of the image does not reach {row.layer}: outside its receptive field, or dead; noise sits "
-            "at its cap there."
+            f"{format_number(100 * row.unseen, 0)} % of the image does not reach {row.layer}: outside its receptive field, or dead; noise "
+            "sits at its cap there."
             for row in own[own.unseen > 0].itertuples()
         ]
         if own.unreached.sum():
@@ -50,7 +49,7 @@ def _compared(frame: pd.DataFrame | None) -> list[str]:
         return []
     clear = frame[(frame.difference_low > 0) | (frame.difference_high < 0)]
     row = frame.loc[frame.difference.abs().idxmax()]
-    change = interval(row.difference, row.difference_low, row.difference_high, int(row.n), "images")
+    change = format_interval(row.difference, row.difference_low, row.difference_high, int(row.n), "images")
     return [
         f"{row.other} against {row.network}: the largest difference is {change} nats per value at {row.layer}; "
         f"in {len(clear)} of {len(frame)} layers the interval excludes zero."
@@ -61,11 +60,11 @@ def _kept(frame: pd.DataFrame | None) -> list[str]:
     if frame is None:
         return []
     row = frame.iloc[-1]
-    value = interval(row.concentration, row.concentration_low, row.concentration_high, int(row.n), "images")
+    value = format_interval(row.concentration, row.concentration_low, row.concentration_high, int(row.n), "images")
     return [f"At {row.layer} the background has {value} nats per value more noise than the object; above zero, the object is kept."]
 
 
-def judged(run: Run) -> list[str]:
+def faithfulness_sentences(run: Run) -> list[str]:
     """Where CID (of the first layer) wins, where it does not, what chance reaches, and whether the CID is known."""
     found, curves = run.table("localization"), run.table("descriptive_accuracy")
     sentences = []
@@ -74,17 +73,17 @@ def judged(run: Run) -> list[str]:
         better = found[found.less_cid_low > 0].method.tolist()
         sentences.append(
             f"Boxes from {own.method} overlap the object's with a mean IoU of "
-            f"{interval(own.iou, own.iou_low, own.iou_high, int(own.n), 'images')}{_chance(found, 'iou', 2)}; "
+            f"{format_interval(own.iou, own.iou_low, own.iou_high, int(own.n), 'images')}{_chance(found, 'iou', 2)}; "
             + (f"clearly better: {', '.join(better)}." if better else "no other map is clearly better.")
         )
         sentences += [
-            f"{row.method} has converged for {shown(100 * row.converged, 0)} % of the images."
+            f"{row.method} has converged for {format_number(100 * row.converged, 0)} % of the images."
             for row in found[found.converged < 1].itertuples()
         ]
     for baseline, rows in curves.groupby("baseline", sort=False) if curves is not None else ():
         own = rows.iloc[0]
         better = rows[rows.less_cid_high < 0].method.tolist()
-        value = interval(own.area, own.area_low, own.area_high, int(own.n), "images", 3)
+        value = format_interval(own.area, own.area_low, own.area_high, int(own.n), "images", 3)
         sentences.append(
             f"Descriptive accuracy with {baseline} as baseline (low is better): {value} for {own.method}{_chance(rows, 'area', 3)}; "
             + (f"clearly lower: {', '.join(better)}." if better else "no other map is clearly lower.")
@@ -95,10 +94,10 @@ def judged(run: Run) -> list[str]:
 def _chance(frame: pd.DataFrame, column: str, digits: int) -> str:
     """What a map that knows nothing reaches."""
     own = frame[frame.method == "random"]
-    return f" (a random map: {shown(own[column].iloc[0], digits)})" if len(own) else ""
+    return f" (a random map: {format_number(own[column].iloc[0], digits)})" if len(own) else ""
 
 
-def drawings(run: Run) -> list[Drawing]:
+def map_drawings(run: Run) -> list[Drawing]:
     """The maps of the first images, all layers of all networks on one scale of nats."""
     table = run.table("discarded")
     networks = [] if table is None else list(dict.fromkeys(table.network))
@@ -167,8 +166,8 @@ DISCARDED = Section(
         Chart("What can be had back", "depth", "ru", by="decoder", low="ru_low", high="ru_high", of="images", table="reconstruction",
               caption="Reconstruction uncertainty under the noise that the feature survives."),
     ),
-    said,
-    drawings,
+    discarding_sentences,
+    map_drawings,
     more=("discarded_difference", "concentration_layers", "discarded_edges", "reconstruction", "discarded", "concentration"),
 )  # fmt: skip
 
@@ -183,6 +182,6 @@ FAITHFUL = Section(
               table="descriptive_accuracy", label="area [probability]",
               caption="Class probability while the most relevant cells are replaced, averaged over the share replaced; low is better."),
     ),
-    judged,
+    faithfulness_sentences,
     more=("descriptive_accuracy",),
 )  # fmt: skip

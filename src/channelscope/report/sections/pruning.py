@@ -1,19 +1,119 @@
-"""A smaller network: what it lost, and what repair gave back."""
+"""A smaller network, and the benchmark of scores at equal cost."""
 
-from channelscope.report.chart import Chart
+import pandas as pd
+
 from channelscope.report.run import Run
-from channelscope.report.section import Section
-from channelscope.tables import interval
+from channelscope.report.section import Chart, Section
+from channelscope.tables.rounding import format_interval, format_number
+
+CLEAR = 0.05
 
 
-def smaller(run: Run) -> list[str]:
+def benchmark_sentences(run: Run) -> list[str]:
+    """The best score under every rule, how many pairs differ, and whether the ranking is the rule's doing."""
+    areas, pairs, agreement = (run.table(f"benchmark_{name}") for name in ("auc", "paired", "agreement"))
+    if areas is None:
+        return []
+    said = _best_score(areas)
+    if pairs is not None and len(pairs):
+        clear = int((pairs["p_holm"] < CLEAR).sum())
+        said.append(
+            f"{clear} of {len(pairs)} pairs of scores differ at p < .05 after Holm's correction within their rule (sign flips over images; "
+            "this is about these pruned networks on other images, not about other networks)."
+        )
+    left = run.table("benchmark_left_out")
+    if left is not None and len(left):
+        names = ", ".join(left["score"].unique())
+        said.append(f"{len(left)} of the measurements are part of no area ({names}): the table of what is left out says why.")
+    if agreement is not None and len(agreement):
+        least = agreement.loc[agreement["spearman"].idxmin()]
+        middle, lowest = (format_number(float(value), 2) for value in (agreement["spearman"].median(), least["spearman"]))
+        said.append(
+            f"Between rules the scores' areas correlate with a median Spearman of {middle}; least, {lowest} over "
+            f"{least['scores']} scores, between '{least['first']}' and '{least['second']}'."
+        )
+    return said
+
+
+def _best_score(areas: pd.DataFrame) -> list[str]:
+    """Which score has the largest area, a sentence for each that has it under some rule; the most frequent first."""
+    by_rule = areas.groupby(["allocation", "repair", "epochs"], sort=False)
+    best = areas.loc[by_rule["auc"].idxmax()]
+    said = []
+    for score in best["score"].value_counts(sort=True).index:
+        rows = best.loc[best["score"] == score].sort_values("auc")
+        ends = " to ".join(dict.fromkeys(_area_sentence(row) for row in (rows.iloc[0], rows.iloc[-1])))
+        where = "under every rule" if len(rows) == len(best) > 1 else f"under {len(rows)} of {len(best)} rules" if len(best) > 1 else ""
+        said.append(f"{score} has the largest area of {by_rule.size().max()} scores {where}: {ends}.".replace(" :", ":"))
+    return said
+
+
+def _area_sentence(row: pd.Series) -> str:
+    tuned = f", {row['epochs']} epochs" if row["epochs"] else ""
+    seeds = "one seed" if row["n"] == 1 else f"mean of {row['n']} seeds"
+    area = format_interval(row["auc"], row["auc_low"], row["auc_high"], row["images"], "images", 3)
+    return f"{area}, {seeds} ({row['allocation']}, {row['repair']}{tuned})"
+
+
+BENCHMARK = Section(
+    "benchmark_auc",
+    "Scores compared",
+    "Which score keeps most accuracy at the same multiply-adds, and does the answer depend on the rule?",
+    (
+        Chart(
+            "FLOPs-AUC",
+            "score",
+            "auc",
+            kind="rows",
+            panels=("allocation", "repair", "epochs"),
+            low="auc_low",
+            high="auc_high",
+            of="seeds",
+            caption="Mean accuracy from the unpruned network to the smallest budget, with 95 % bootstrap intervals over images.",
+        ),
+        Chart(
+            "Accuracy and cost",
+            "budget",
+            "accuracy",
+            by="score",
+            color="axis",
+            panels=("allocation", "repair", "epochs", "seed"),
+            table="benchmark",
+            low="accuracy_low",
+            high="accuracy_high",
+            of="images",
+            count="images",
+            caption="Wilson intervals over images; every score saw the same ones.",
+        ),
+        Chart(
+            "Axes under every rule",
+            "axis",
+            "auc",
+            kind="rows",
+            panels=("allocation", "repair", "epochs"),
+            table="benchmark_factorial",
+            low="auc_low",
+            high="auc_high",
+            of="scores",
+            count="scores",
+            caption="Mean area of the scores that ask the same question.",
+        ),
+    ),
+    benchmark_sentences,
+    more=("benchmark", "benchmark_paired", "benchmark_factorial", "benchmark_agreement", "benchmark_left_out"),
+    value="auc",
+)
+
+
+def pruning_sentences(run: Run) -> list[str]:
     """Accuracy and cost of every state of the network."""
     frame = run.table("pruning")
     if frame is None:
         return []
     first, last = frame.iloc[0], frame.iloc[-1]
     said = [
-        f"{str(row.state).capitalize()}: accuracy {interval(row.accuracy, row.accuracy_low, row.accuracy_high, row.images, 'images')}."
+        f"{str(row.state).capitalize()}: accuracy "
+        f"{format_interval(row.accuracy, row.accuracy_low, row.accuracy_high, row.images, 'images')}."
         for row in frame.itertuples()
     ]
     return [
@@ -41,6 +141,6 @@ PRUNING = Section(
             caption="Whiskers are 95 % Wilson intervals over the evaluated images; all states saw the same images.",
         ),
     ),
-    smaller,
+    pruning_sentences,
     value="accuracy",
 )

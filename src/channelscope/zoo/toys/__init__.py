@@ -1,7 +1,7 @@
 """Toys: tiny networks and images whose answers are known exactly, for tests of everything above."""
 
-from channelscope.zoo.toys.flat import dead_channel, exact_copy, independent_channels, label_channel, suppressor_pair, xor_pair
-from channelscope.zoo.toys.tied import depthwise_block, residual_pair, shared_activation
+from channelscope.zoo.toys.coupled import depthwise_block, residual_pair, shared_activation
+from channelscope.zoo.toys.linear import dead_channel, exact_copy, independent_channels, label_channel, suppressor_pair, xor_pair
 from channelscope.zoo.toys.toy import Toy
 
 TOYS = (

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from channelscope.types import Float, Int
 
 Batches = list[tuple[Tensor, Tensor, Tensor]]
+
 SIDE = 4
+
 CHUNK = 64
 
 

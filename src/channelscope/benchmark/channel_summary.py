@@ -1,0 +1,326 @@
+"""What the run folders of one network say about one of its channels."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from channelscope import tables
+from channelscope.circuits import folder
+from channelscope.circuits.circuit import Circuit
+from channelscope.errors import FormatError, InputError, MismatchError, SiteError
+from channelscope.pruning.folder import Manifest
+from channelscope.tables.rounding import format_number, format_percent
+from channelscope.tables.schema import Column
+
+SURE = 2.0
+"""Standard errors by which a damage has to exceed zero to be called one."""
+
+NO_SCORES = ("depth", "channel")
+
+GROUP = "circuit_[0-9]*"
+"""folders of the circuits of a feature's groups of images"""
+
+
+@dataclass(frozen=True)
+class EvidenceFolder:
+    """One run folder."""
+
+    path: Path
+    """where it is"""
+    facts: Mapping[str, Any]
+    """its run.json"""
+
+    @classmethod
+    def read(cls, path: Path) -> "EvidenceFolder":
+        """Raises   FormatError if it is no run folder, or does not say which weights the network had."""
+        try:
+            facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FormatError(
+                f"{path}: expected a run folder with run.json, such as `channelscope axes … --out` writes: {error}"
+            ) from error
+        if not isinstance(facts, dict) or not facts.get("weights"):
+            raise FormatError(f"{path / 'run.json'} does not say which weights the network had: make the run again with this version")
+        return cls(path, facts)
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """One of its tables, None where it has none of that name."""
+        path = self.path / f"{name}.csv"
+        return tables.read(path) if path.is_file() else None
+
+    @cached_property
+    def circuits(self) -> dict[str, Circuit]:
+        """Its circuits by folder: its own, or those of a feature's groups of images."""
+        files = [*self.path.glob(folder.RECIPE), *self.path.glob(f"{GROUP}/{folder.RECIPE}")]
+        return {str(file.parent): folder.load_mask(file.parent) for file in sorted(files)}
+
+    @cached_property
+    def pruned(self) -> Manifest | None:
+        """How a pruned network was made, where this is one."""
+        path = self.path / "recipe.json"
+        return Manifest.read(path) if path.is_file() else None
+
+    def layers(self) -> dict[str, int]:
+        """Layers it knows, with their numbers of channels, as far as it knows them."""
+        found: dict[str, int] = {}
+        for frame in (self.table(name) for name in ("channels", "hulls", "lesions")):
+            if frame is not None:
+                for site, last in frame.groupby("site")["channel"].max().items():
+                    found[str(site)] = max(found.get(str(site), 0), int(last) + 1)
+        marks = [circuit.marks for circuit in self.circuits.values()] + ([self.pruned.kept.marks] if self.pruned else [])
+        for each in marks:
+            found |= {layer: len(rows) for layer, rows in each.items()}
+        return found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about the channel."""
+
+    kind: str
+    """pruning, lesions, circuits, scores or hulls"""
+    run: str
+    """folder it comes from"""
+    said: str
+    """the sentence"""
+    speaks_for: bool | None = None
+    """whether it is a reason to keep the channel: it was kept, its lesion does damage, a circuit has its kernels"""
+
+
+def pruning(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+    """Whether the channel is among those a pruning kept."""
+    if run.pruned is None:
+        return []
+    kept, made = run.pruned.kept, run.pruned.made
+    how = f"{run.path} (score {made.get('score')}, {format_percent(float(made.get('macs', float('nan'))), 0)} of the multiply-adds)"
+    if layer not in kept:
+        return [Finding("pruning", str(run.path), f"{how} had no choice about {layer}: all its channels are left.")]
+    marks = kept[layer]
+    own = bool(marks[number])
+    left = f"{int(marks.sum())} of the {counted(len(marks), 'channel')} of {layer} are left"
+    return [Finding("pruning", str(run.path), f"{how} {'kept' if own else 'removed'} it: {left}.", own)]
+
+
+def lesions(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+    """What happened when the channel was taken away, and what its stand-ins repaid."""
+    frame = run.table("lesions")
+    if frame is None:
+        return []
+    silenced = frame[frame["intervention"] == "silence"]
+    own = silenced[(silenced["site"] == layer) & (silenced["channel"] == number)]
+    if own.empty:
+        return []
+    row, peers = own.iloc[0], silenced[silenced["site"] == layer]["kl"]
+    place = f"{_ordinal(int((peers > row['kl']).sum()) + 1)} of the {counted(len(peers), 'lesioned channel')} of its layer"
+    said = (
+        f"Taken away in {run.path} ({frame.attrs['provenance'].get('images')} images), it changes the loss by {_sure(row, 'loss')} nats "
+        f"and the output by {_sure(row, 'kl')} nats of divergence, the {place}."
+    )
+    whole = run.table("lesioned_channels")
+    if whole is not None:
+        repaid = whole[(whole["site"] == layer) & (whole["channel"] == number)].iloc[0]
+        if repaid["repaid_hull_kl"] == repaid["repaid_hull_kl"]:
+            peers_in_place = counted(int(repaid["hull_size"]), "peer")
+            said += f" Put in its place, {peers_in_place} repay {format_percent(float(repaid['repaid_hull_kl']), 0)} of the divergence."
+    return [Finding("lesions", str(run.path), said, bool(row["loss"] > SURE * row["loss_se"]))]
+
+
+def serving(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+    """Which circuits have kernels that make the channel."""
+    found = []
+    for home, circuit in run.circuits.items():
+        own, every = (int(marks[layer][number].sum()) if layer in marks else 0 for marks in (circuit.marks, circuit.relevant))
+        head = f"The circuit of {circuit.feature} in {home} ({circuit.count:,} of {circuit.total:,} kernels{_fidelity(run, home)})"
+        speaks_for = None
+        if circuit.feature and circuit.feature.layer == layer and number in circuit.feature.channels:
+            said = f"{head} computes it."
+        elif not every:
+            said = f"{head} cannot have it: nothing leads from {layer}:{number} to the feature."
+        elif own:
+            said, speaks_for = f"{head} has {own} of its {counted(every, 'kernel')}{_weight(run, home, layer, number)}.", True
+        else:
+            said, speaks_for = f"{head} has none of its {counted(every, 'kernel')}.", False
+        found.append(Finding("circuits", home, said, speaks_for))
+    return found
+
+
+def _fidelity(run: EvidenceFolder, home: str) -> str:
+    frame = run.table("circuit") if Path(home) == run.path else None
+    return (
+        ""
+        if frame is None
+        else f", r = {format_number(float(frame.iloc[0]['r']), 3)}, error {format_number(float(frame.iloc[0]['error']), 3)}"
+    )
+
+
+def _weight(run: EvidenceFolder, home: str, layer: str, number: int) -> str:
+    """How much of the circuit's saliency the channel's kernels hold, and how many kernels read it."""
+    kernels, channels = (run.table(name) if Path(home) == run.path else None for name in ("circuit_kernels", "circuit_channels"))
+    if kernels is None or channels is None:
+        return ""
+    own, feeds = (frame[(frame["site"] == layer) & (frame["channel"] == number)] for frame in (kernels, channels))
+    share = format_percent(float(own["saliency"].sum() / kernels["saliency"].sum()))
+    return f", with {share} of the circuit's saliency; the circuit reads it by {counted(int(feeds['feeds'].iloc[0]), 'kernel')}"
+
+
+def standing(run: EvidenceFolder, layer: str, number: int) -> list[dict[str, Any]]:
+    """Each score of the channel with its rank in the layer, 1 the largest; of the last stage where there are several."""
+    frame = run.table("channels")
+    if frame is None:
+        return []
+    if "stage" in frame.columns:
+        frame = frame[frame["stage"] == frame["stage"].iloc[-1]]
+    part = frame[frame["site"] == layer]
+    rows = []
+    for score in part.select_dtypes("number").columns.difference(NO_SCORES, sort=False):
+        values, own = part[score].dropna(), part.loc[part["channel"] == number, score]
+        if len(own) and own.iloc[0] == own.iloc[0]:
+            value, others = float(own.iloc[0]), max(1, len(values) - 1)
+            rank = {"rank": int((values > value).sum()) + 1, "of": len(values), "above": float((values < value).sum()) / others}
+            rows.append({"score": score, "value": value, **rank, "run": str(run.path)})
+    return rows
+
+
+def scores(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+    """Where the channel stands in its layer."""
+    rows = standing(run, layer, number)
+    if not rows:
+        return []
+    listed = ", ".join(f"{row['score']} {format_number(row['value'], 3)} ({_ordinal(row['rank'])})" for row in rows)
+    return [
+        Finding("scores", str(run.path), f"Scores in {run.path}, among the {max(row['of'] for row in rows)} channels of {layer}: {listed}.")
+    ]
+
+
+def hulls(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+    """Which peers can stand in for the channel."""
+    frame = run.table("hulls")
+    own = None if frame is None else frame[(frame["site"] == layer) & (frame["channel"] == number)]
+    if own is None or own.empty:
+        return []
+    row = own.iloc[0]
+    peers = f"{counted(int(row['size']), 'peer')} ({', '.join(str(row['members']).split())})"
+    return [
+        Finding("hulls", str(run.path), f"In {run.path}, {peers} make up {format_percent(float(row['explained']), 0)} of its variance.")
+    ]
+
+
+TELLERS: tuple[Callable[[EvidenceFolder, str, int], list[Finding]], ...] = (pruning, lesions, serving, scores, hulls)
+
+
+def counted(count: int, noun: str) -> str:
+    """3 kernels, 1 kernel."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _sure(row: pd.Series, name: str) -> str:
+    return f"{format_number(float(row[name]), 4)} (standard error {format_number(float(row[f'{name}_se']), 4)})"
+
+
+def _ordinal(place: int) -> str:
+    """1 → largest, 2 → 2nd largest."""
+    if place == 1:
+        return "largest"
+    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f"{place}{ending} largest"
+
+
+CHANNEL_COLUMNS = {
+    "evidence": Column(meaning="what kind of run says it"),
+    "run": Column(meaning="folder of the run"),
+    "said": Column(meaning="what it says about the channel"),
+    "score": Column(meaning="name of the score"),
+    "value": Column("", 4, "the channel's score, in the unit of its quantity"),
+    "rank": Column("", 0, "place among the channels of its layer, 1 is the largest", low=1.0),
+    "of": Column("channels", 0, "channels of the layer that have the score", low=1.0),
+    "above": Column("fraction", 3, "share of the layer's other channels with a smaller value", low=0.0, high=1.0),
+}
+
+MADE = {
+    "pruning": ("No pruning", "channelscope prune {network} --out RUN"),
+    "lesions": ("No lesion of it", "channelscope lesion {network} --sites {layer} --all --out RUN"),
+    "circuits": ("No circuit of a feature that {layer} leads to", "channelscope circuit {network} --feature LAYER:CHANNEL --out RUN"),
+    "scores": ("No scores", "channelscope axes {network} --out RUN"),
+    "hulls": ("No stand-ins", "channelscope hulls PROFILE --out RUN, with the profile that axes leaves"),
+}
+"""kind of evidence → what is said where it is missing, and the command that makes it; in the order in which a reader asks"""
+
+COUNTED = {"pruning": ("kept by", "pruning"), "lesions": ("missed in", "lesion"), "circuits": ("part of", "circuit")}
+"""kind of evidence → how the answer counts it"""
+
+
+def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
+    """Everything some run folders of one network say about a channel.
+
+    channel  layer:channel, such as layer3.0.conv2:17
+
+    Returns  `why`, one row a sentence, the answer first and what is missing last; `why_scores`, one row a score.
+    Raises   SiteError, with near matches, for a layer no run knows; InputError for a channel it has not;
+             MismatchError if the runs are of different weights; FormatError for a folder that is no run.
+    """
+    runs = [EvidenceFolder.read(Path(path)) for path in folders]
+    _check_same_weights(runs)
+    layer, number = _channel_name(channel, runs)
+    found = [finding for tell in TELLERS for run in runs for finding in tell(run, layer, number)]
+    rows = [{"evidence": "answer", "run": "", "said": answer(f"{layer}:{number}", found)}]
+    rows += [{"evidence": each.kind, "run": each.run, "said": each.said} for each in found]
+    rows += [{"evidence": "missing", "run": "", "said": said} for said in missing(layer, found, runs[0])]
+    about = {name: next((run.facts[name] for run in runs if run.facts.get(name)), "") for name in ("network", "data")}
+    facts = about | {"channel": f"{layer}:{number}", "weights": runs[0].facts["weights"], "runs": [str(run.path) for run in runs]}
+    ranks = [row for run in runs for row in standing(run, layer, number)]
+    scores = pd.DataFrame(ranks, columns=["score", "value", "rank", "of", "above", "run"])
+    return {
+        "why": tables.table(rows, "why", CHANNEL_COLUMNS, facts),
+        "why_scores": tables.table(scores, "why_scores", CHANNEL_COLUMNS, facts),
+    }
+
+
+def answer(channel: str, found: Sequence[Finding]) -> str:
+    """The answer in a sentence: what speaks for the channel, counted."""
+    parts = []
+    for kind, (verb, noun) in COUNTED.items():
+        votes = [finding.speaks_for for finding in found if finding.kind == kind and finding.speaks_for is not None]
+        if votes:
+            parts.append(f"{verb} {sum(votes)} of {counted(len(votes), noun)}")
+    return f"{channel}: {', '.join(parts)}." if parts else f"{channel}: no run here prunes, lesions or uses it."
+
+
+def missing(layer: str, found: Sequence[Finding], run: EvidenceFolder) -> list[str]:
+    """What kinds of evidence there are not, each with the command that makes it."""
+    kinds = {finding.kind for finding in found if finding.kind != "circuits" or finding.speaks_for is not None}
+    network = f"{run.facts.get('network', 'NETWORK')} --data {run.facts.get('data', 'DATA')}"
+    return [f"{lack}: {made}".format(network=network, layer=layer) for kind, (lack, made) in MADE.items() if kind not in kinds]
+
+
+def _check_same_weights(runs: Sequence[EvidenceFolder]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        if run.facts["weights"] != first.facts["weights"]:
+            raise MismatchError(
+                f"the runs are of different networks: {first.path} has weights {first.facts['weights'][:12]} "
+                f"({first.facts.get('network')}), {run.path} has {run.facts['weights'][:12]} ({run.facts.get('network')}): "
+                "ask about runs of one network"
+            )
+
+
+def _channel_name(channel: str, runs: Sequence[EvidenceFolder]) -> tuple[str, int]:
+    match = re.fullmatch(r"(.+):(\d+)", channel)
+    if not match:
+        raise InputError(f"channel: expected layer:channel, such as layer3.0.conv2:17; received '{channel}'")
+    layer, number = match[1], int(match[2])
+    known: dict[str, int] = {}
+    for run in runs:
+        known |= {name: max(count, known.get(name, 0)) for name, count in run.layers().items()}
+    if layer not in known:
+        near = ", ".join(f"{name}:{number}" for name in get_close_matches(layer, known, n=4, cutoff=0.3)) or "none"
+        raise SiteError(f"no layer is called '{layer}' in these runs; near matches: {near}")
+    if number >= known[layer]:
+        raise InputError(f"{layer} has channels 0 to {known[layer] - 1} in these runs, received {number}")
+    return layer, number

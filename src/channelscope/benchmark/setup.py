@@ -1,0 +1,109 @@
+"""Setup: the network and images of a benchmark, and the measurement of one trial; runs in any process."""
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from channelscope import zoo
+from channelscope.benchmark.grid import FROM_SCRATCH, ORIGINAL, Trial, allocated_as
+from channelscope.data.images import ImageSplits
+from channelscope.data.sources import ImageSource
+from channelscope.data.splits import Split
+from channelscope.errors import BudgetError, DataError
+from channelscope.evaluation import tally_top5
+from channelscope.network.cost import cost
+from channelscope.network.module_state import zero_batch
+from channelscope.network.removal.groups import Groups, groups
+from channelscope.pruning.cut import cut
+from channelscope.pruning.prune import prune
+from channelscope.pruning.shrink import shrink
+from channelscope.ranking import Ranking
+from channelscope.zoo.schedule import FINETUNE_LR_DIVISOR
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every process opens for itself."""
+
+    model: str
+    """as `zoo.load` takes it"""
+    weights: Path | None
+    """weights file"""
+    source: ImageSource
+    """images; the seed is the cell's"""
+    tests: int | None = None
+    """first so many of the test images; None for all"""
+    device: str = "cpu"
+    """where it runs"""
+    example: Path | None = None
+    """file of the network's further inputs"""
+
+    def open(self, seed: int) -> tuple[Groups, ImageSplits]:
+        """Groups of the network, and its images with the calibration images of that seed; the last is remembered."""
+        return _open_network(self, seed)
+
+    def test(self, images: ImageSplits) -> Split:
+        """The images that are evaluated on: test images, or validation images where there are none."""
+        split = images.test if len(images.test) else images.validation
+        if not len(split):
+            raise DataError(f"{self.source.data}: there are no labeled images to evaluate on")
+        return split if self.tests is None else split.take(min(self.tests, len(split)))
+
+
+@lru_cache(maxsize=1)
+def _open_network(bench: Setup, seed: int) -> tuple[Groups, ImageSplits]:
+    torch.manual_seed(seed)
+    model, images = zoo.load(bench.model, replace(bench.source, seed=seed), bench.weights, bench.device, seed, bench.example)
+    return groups(model, zero_batch(model, images.image_shape)), images
+
+
+def measure(bench: Setup, cell: Trial, rankings: Mapping[str, Ranking]) -> dict[str, Any]:
+    """One row: accuracy, loss, cost, which images were right, and the seconds it took; nan with a reason where it cannot be."""
+    begun = time.perf_counter()
+    found, images = bench.open(cell.seed)
+    model = found.graph.model
+    full = cost(model, found.image).total_macs
+    try:
+        small = model if cell == ORIGINAL else _pruned_network(bench, cell, rankings, found, images)
+    except BudgetError as error:
+        return {"accuracy": math.nan, "loss": math.nan, "kept": math.nan, "parameters": 0, "images": 0, "hits": b"", "reason": str(error)}
+    tally, hits = tally_top5(small, bench.test(images))
+    spent = cost(small, found.image)
+    return {
+        "accuracy": tally.accuracy,
+        "loss": tally.loss,
+        "kept": spent.total_macs / full,
+        "parameters": spent.total_parameters,
+        "images": int(tally.images),
+        "hits": np.packbits(hits).tobytes(),
+        "reason": "",
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def _pruned_network(bench: Setup, cell: Trial, rankings: Mapping[str, Ranking], found: Groups, images: ImageSplits) -> nn.Module:
+    other = allocated_as(cell.allocation)
+    allocation: Any = rankings[other] if other else cell.allocation
+    if cell.repair == FROM_SCRATCH:
+        card = zoo.model_info(found.graph.model)
+        fresh = zoo.build(card.name, card.classes, card.channels, min(images.image_shape[1:]), cell.seed)
+        fresh = zoo.bind_extra_inputs(fresh, zoo.extra_inputs(found.graph.model)).to(bench.device)
+        kept = cut(rankings[cell.score], found, cell.budget, allocation)
+        return _trained(shrink(fresh, kept), bench, cell, images, 1)
+    small = prune(rankings[cell.score], found, images.calibration, cell.budget, allocation, cell.repair).model  # type: ignore[arg-type]
+    return _trained(small, bench, cell, images, FINETUNE_LR_DIVISOR) if cell.epochs else small
+
+
+def _trained(small: nn.Module, bench: Setup, cell: Trial, images: ImageSplits, slower: int) -> nn.Module:
+    schedule = zoo.finetuning_schedule(bench.model, bench.source.data, cell.epochs, cell.seed, slower)
+    with tempfile.TemporaryDirectory() as folder:
+        return zoo.finetune(small, images, folder, schedule, bench.device, progress=False)

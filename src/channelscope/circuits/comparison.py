@@ -1,0 +1,202 @@
+"""Criteria compared on many features and sizes, evaluated on the same held-out images."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from channelscope import tables
+from channelscope.circuits.criteria import CRITERIA, criterion_named
+from channelscope.circuits.evaluation import CIRCUIT_COLUMNS, HeldOutImages, fidelity_row
+from channelscope.circuits.located_feature import LocatedFeature, activation_range, image_batches, locate_feature
+from channelscope.circuits.options import CircuitOptions
+from channelscope.errors import BudgetError, InputError, SampleError
+from channelscope.formulas.resampling import Interval, bootstrap
+from channelscope.network.graph import Graph
+from channelscope.network.module_state import weights_hash
+from channelscope.network.sites import sites_of
+from channelscope.storage import atomic_file
+from channelscope.types import Float, Tensor
+
+COMPARED = ("gate", "actgrad", "snip", "force", "iterated_gate", "iterated_actgrad", "magnitude", "random")
+
+COMPARED_FRACTIONS = (0.5, 0.2, 0.1, 0.05)
+
+ROWS = ["feature", "criterion", "kept", "kernels", "relevant", "r", "r_low", "r_high", "error", "error_low", "error_high", "images"]
+
+
+def sample_features(graph: Graph, images: Tensor | Iterable, count: int, seed: int = 0) -> list[str]:
+    """Channels to compare criteria on: spread over the layers from first to last, seeded, active on the images.
+
+    The first layer is left out, for its kernels are all there is to find.
+
+    Raises   SampleError if fewer channels than asked for are active.
+    Source   Hamblin, Konkle, Alvarez 2022 (many features); the draw is this library's
+    """
+    pictures, noise = list(image_batches(images)), np.random.default_rng(seed)
+    layers = [(site.name, noise.permutation(site.channels).tolist()) for site in sites_of(graph)][1:]
+    found: list[str] = []
+    while len(found) < count and any(left for _, left in layers):
+        places = np.linspace(0, len(layers) - 1, min(count - len(found), len(layers))).round().astype(int)
+        for name, left in [layers[place] for place in places]:
+            if left:
+                feature = f"{name}:{left.pop()}"
+                try:
+                    activation_range(locate_feature(graph, feature), pictures)
+                except SampleError:
+                    continue
+                found.append(feature)
+        layers = [layer for layer in layers if layer[1]]
+    if len(found) < count:
+        raise SampleError(f"expected {count} channels that activate on these images, found {len(found)}")
+    order = {site.name: depth for depth, site in enumerate(sites_of(graph))}
+    return sorted(found, key=lambda feature: order[feature.partition(":")[0]])
+
+
+def compare_criteria(
+    graph: Graph,
+    features: Sequence[str],
+    images: Tensor | Iterable,
+    held_out: Tensor | Iterable,
+    criteria: Sequence[str] = COMPARED,
+    sizes: Sequence[float] = COMPARED_FRACTIONS,
+    unfinished: Path | None = None,
+    seed: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """Score every feature's kernels by every criterion, and judge the circuits of every size.
+
+    Criteria that are made for one size are scored again for each.
+
+    unfinished  file in which an interrupted run is kept; a run that finds one goes on from there, and deletes it at the end
+
+    Returns  `circuit_compare`, one row per feature, criterion and size; `circuit_medians`, one row per criterion and size:
+             medians of |r| and of the error over features, and how far behind the best criterion it is.
+    Raises   InputError for criteria that do not exist, sizes that are no fractions, and what is given twice; the errors of
+             `locate` and `activity` for features that cannot be used.
+    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
+    """
+    _usable(features, criteria, sizes)
+    scored, judged = list(image_batches(images)), list(image_batches(held_out))
+    facts = {"features": list(features), "sizes": list(sizes), "criteria": list(criteria), "seed": seed}
+    made = {"weights": weights_hash(graph.model), "seed": seed, "images": _digest([*scored, *judged])}
+    targets = {feature: locate_feature(graph, feature) for feature in features}
+    for target in targets.values():
+        activation_range(target, scored)
+    ledger = _Ledger(unfinished, made)
+    for group in ([c for c in criteria if not CRITERIA[c].sized], [c for c in criteria if CRITERIA[c].sized]):  # the quick ones first
+        for feature in features:
+            wanted = [key for key in itertools.product([feature], group, sizes) if key not in ledger.rows]
+            if wanted:
+                for row in _feature(targets[feature], scored, judged, wanted, seed):
+                    ledger.add(row)
+    rows = [ledger.rows[key] for key in itertools.product(features, criteria, sizes)]
+    frame = pd.DataFrame(rows, columns=ROWS)
+    found = {"circuit_compare": frame, "circuit_medians": medians(frame, seed)}
+    ledger.close()
+    return {name: tables.table(each, name, CIRCUIT_COLUMNS, facts) for name, each in found.items()}
+
+
+def _usable(features: Sequence[str], criteria: Sequence[str], sizes: Sequence[float]) -> None:
+    for what, given in (("features", features), ("criteria", criteria), ("sizes", sizes)):
+        if not given or len(set(given)) < len(given):
+            raise InputError(f"compare: expected one or more {what}, each once; received {', '.join(map(str, given)) or 'none'}")
+    for name in criteria:
+        criterion_named(name)
+    for size in sizes:
+        if not isinstance(size, float) or not 0 < size <= 1:
+            raise InputError(f"compare: expected sizes as fractions of the relevant kernels, above 0 and up to 1.0; received {size}")
+
+
+def _feature(target: LocatedFeature, scored: list[Tensor], judged: list[Tensor], wanted: list, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of one feature: additive criteria are scored once, the others once a size."""
+    held = HeldOutImages.of(target, judged)
+    known: dict[str, Any] = {}
+    for feature, criterion, size in sorted(wanted, key=lambda key: (key[1], -key[2])):
+        choice = CircuitOptions(criterion, np.format_float_positional(size))
+        row = {"feature": feature, "criterion": criterion, "kept": size, "relevant": target.kernels, "images": held.images}
+        try:
+            choice.kernels(target)
+        except BudgetError:
+            yield row | {"kernels": 0, **dict.fromkeys(ROWS[5:11], float("nan"))}  # no path is that short
+            continue
+        if CRITERIA[criterion].sized or criterion not in known:
+            known[criterion] = choice.scored(target, scored, seed)
+        circuit = choice.circuit(known[criterion])
+        yield row | {"kernels": circuit.count, **fidelity_row(held, circuit)}
+
+
+def medians(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Medians over features with bootstrap intervals; a circuit that computes a constant has no r and counts as r = 0.
+
+    Where no path from the images is that short there is no circuit: r counts as 0, and the error's median is over the features that
+    have one, `n_error` of the `n`.
+
+    `behind` is the median of paired differences in |r| to the criterion with the highest median at that size; `best` is 1
+    where its interval reaches zero.
+
+    Source   Hamblin, Konkle, Alvarez 2022 (medians over features with intervals)
+    """
+    rows = []
+    for size, part in frame.groupby("kept", sort=False):
+        strength = part.assign(r=part["r"].abs().fillna(0)).pivot(index="feature", columns="criterion", values="r")
+        errors = part.pivot(index="feature", columns="criterion", values="error")
+        best = strength.median().idxmax()
+        for criterion in part["criterion"].unique():
+            r, error = _median(strength[criterion], seed), _median(errors[criterion].dropna(), seed)
+            behind = _median(strength[best] - strength[criterion], seed)
+            row: dict[str, Any] = {"criterion": criterion, "kept": size, "n": r.n}
+            row |= {"median_r": r.value, "median_r_low": r.low, "median_r_high": r.high}
+            row |= {"n_error": error.n, "median_error": error.value, "median_error_low": error.low, "median_error_high": error.high}
+            row |= {"behind": behind.value, "behind_low": behind.low, "behind_high": behind.high}
+            rows.append(row | {"best": int(criterion == best or not behind.low > 0)})
+    return pd.DataFrame(rows)
+
+
+def _median(values: pd.Series, seed: int) -> Interval:
+    column: Float[Tensor, "n"] = torch.tensor(values.to_numpy(dtype=float))
+    if not len(column):
+        return Interval(float("nan"), float("nan"), float("nan"), 0, "nothing to take a median of")
+    return bootstrap(lambda each: float(np.median(each)), column, seed=seed)
+
+
+def _digest(pictures: list[Tensor]) -> str:
+    whole = hashlib.sha256()
+    for each in pictures:
+        whole.update(each.cpu().numpy().tobytes())
+    return whole.hexdigest()
+
+
+class _Ledger:
+    """Rows measured so far, one JSON line each, below a line that says what they were made from."""
+
+    def __init__(self, path: Path | None, made: dict[str, Any]):
+        self.path, self.rows = path, {}
+        if path is None:
+            return
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        head, *lines = text[: text.rfind("\n") + 1].splitlines() or [json.dumps(made)]  # a line that was cut short is measured again
+        if json.loads(head) != made:
+            raise InputError(f"{path} is of another network, other images or another seed: delete it, or choose another folder")
+        for line in lines:
+            self._keep(json.loads(line))
+        with atomic_file(path) as half:
+            half.write_text("".join(f"{line}\n" for line in (head, *lines)), encoding="utf-8")
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._keep(row)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self.rows[row["feature"], row["criterion"], row["kept"]] = row
+
+    def close(self) -> None:
+        if self.path is not None:
+            self.path.unlink()

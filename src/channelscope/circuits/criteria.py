@@ -1,0 +1,170 @@
+"""Criteria by name, and the score of every kernel of a feature by any of them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from channelscope.circuits import contributions
+from channelscope.circuits.kernel_scores import (
+    Batch,
+    GradientOptions,
+    KernelCriterion,
+    KernelScores,
+    masked_scores,
+    score_batches,
+    with_positions,
+)
+from channelscope.circuits.learned_gates import GateTraining, learned_gates
+from channelscope.circuits.located_feature import LocatedFeature, image_batches
+from channelscope.circuits.selection import geometric_schedule, kernel_count, top_k
+from channelscope.errors import InputError
+from channelscope.network.patches import ConvGeometry
+from channelscope.types import Tensor
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to score kernels."""
+
+    name: str
+    """name in tables and on the command line"""
+    rule: KernelCriterion | None
+    """layer inputs, output gradients and geometry → sums over the batch; None where no image is needed or gates are learned"""
+    iterated: bool
+    """whether kernels are dropped in ten rounds, scored again each time; the result is for one size"""
+    meaning: str
+    """what the number is"""
+    source: str
+    """where the definition comes from"""
+
+    @property
+    def sized(self) -> bool:
+        """Whether the saliency is made for one number of kernels."""
+        return self.iterated or self.name == "learned"
+
+
+DEFAULT = GradientOptions()
+
+PAPER, OURS = "Hamblin, Konkle, Alvarez 2022", "this library"
+
+SCHEDULED = f"{OURS}, on the schedule of de Jorge et al. 2021"
+
+CRITERIA = {
+    criterion.name: criterion
+    for criterion in (
+        Criterion("gate", contributions.gate_scores, False, "Σ over images of |Σ over positions of A·G|", OURS),
+        Criterion("actgrad", contributions.actgrad, False, "Σ over images of the mean over positions of |A·G|", PAPER),
+        Criterion("snip", contributions.snip, False, "Σ over images of the kernel's mean |w·dJ/dw|", "Lee, Ajanthan, Torr 2019"),
+        Criterion("snip_batch", partial(contributions.snip, per_batch=True), False, "mean |w·dJ/dw|, summed by batch first", PAPER),
+        Criterion("force", contributions.snip, True, "SNIP on the FORCE schedule", "de Jorge et al. 2021"),
+        Criterion("iterated_gate", contributions.gate_scores, True, "gate on the FORCE schedule", SCHEDULED),
+        Criterion("iterated_actgrad", contributions.actgrad, True, "ActGrad on the FORCE schedule", SCHEDULED),
+        Criterion(
+            "learned",
+            None,
+            False,
+            "openness of gates trained on the feature's error",
+            f"{OURS}, with the gates of Louizos, Welling, Kingma 2018",
+        ),
+        Criterion("magnitude", None, False, "mean |w| of the kernel", "control"),
+        Criterion("random", None, False, "uniform noise, seeded", "control"),
+    )
+}
+"""every criterion by name"""
+
+
+def score_kernels(
+    target: LocatedFeature,
+    images: Tensor | Iterable,
+    criterion: str = "gate",
+    keep: float | int | None = None,
+    *,
+    how: GradientOptions = DEFAULT,
+    seed: int = 0,
+    training: GateTraining | None = None,
+) -> KernelScores:
+    """Saliency of every relevant kernel of a feature.
+
+    keep       size of the circuit, for criteria that are made for one size (force, iterated_…, learned)
+    how        how gradients are measured: reduction over positions, path, and the circuit inside which kernels are scored
+    seed       of random
+    training   of learned
+
+    Raises   InputError for an unknown criterion or a missing size; SampleError without images.
+    Source   each criterion cites its own
+    """
+    kind = criterion_named(criterion)
+    if kind.sized and keep is None:
+        raise InputError(f"criterion {criterion} scores kernels for one circuit size: pass keep")
+    if criterion in ("magnitude", "random"):
+        found = baseline_scores(target, criterion, seed)
+        return found if how.inside is None else replace(found, values=masked_scores(how.inside.marks, found.values), inside=how.inside)
+    if criterion == "snip_batch":  # sums each batch as it is given
+        given = image_batches(images, target.device)
+    elif criterion == "learned":  # takes a step a batch, whatever batches it is given
+        given = target.batches(torch.cat(list(target.batches(images))))
+    else:
+        given = target.batches(images)
+    ready = with_positions(target, given)
+    if criterion == "learned":
+        size = kernel_count(target, keep)  # type: ignore[arg-type]
+        return learned_gates(
+            target, ready, size, score_batches(target, ready, "gate", contributions.gate_scores, how), training, how.inside
+        )
+    if kind.iterated:
+        return iterative_scores(target, ready, kind, kernel_count(target, keep), how)  # type: ignore[arg-type]
+    return score_batches(target, ready, criterion, kind.rule, how)  # type: ignore[arg-type]
+
+
+def with_signs(saliency: KernelScores, images: Tensor | Iterable) -> KernelScores:
+    """The saliency with signed effects: those it has, or the gate criterion's, which take one more pass.
+
+    Source   this library (the sign of Σ A·G)
+    """
+    if saliency.signed is not None:
+        return saliency
+    return replace(saliency, signed=score_kernels(saliency.target, images, "gate").signed)
+
+
+def criterion_named(criterion: str) -> Criterion:
+    """The criterion of that name.
+
+    Raises   InputError with the names there are.
+    Source   Hamblin, Konkle, Alvarez 2022
+    """
+    if criterion not in CRITERIA:
+        raise InputError(f"unknown criterion '{criterion}': expected one of {', '.join(CRITERIA)}")
+    return CRITERIA[criterion]
+
+
+def iterative_scores(target: LocatedFeature, ready: list[Batch], kind: Criterion, keep: int, how: GradientOptions) -> KernelScores:
+    """Scores of the last of ten rounds, each measured in the network that the round before has left; the dropped may return.
+
+    The rounds begin with all relevant kernels, or with those of the circuit that kernels are scored inside.
+
+    Source   de Jorge et al. 2021 (FORCE); with other criteria than SNIP, this library
+    """
+    marks, found = None, None
+    for size in geometric_schedule(target.kernels if how.inside is None else how.inside.count, keep):
+        found = score_batches(target, ready, kind.name, kind.rule, how, marks)  # type: ignore[arg-type]
+        marks = target.everything()
+        chosen = top_k(found, size)
+        marks = {layer: chosen[layer] | ~target.relevant[layer] for layer in marks}
+    assert found is not None
+    return found
+
+
+def baseline_scores(target: LocatedFeature, criterion: str, seed: int = 0) -> KernelScores:
+    """Magnitude or random scores: no image is looked at.
+
+    Source   Hamblin, Konkle, Alvarez 2022 (controls)
+    """
+    noise = torch.Generator().manual_seed(seed)
+    make: dict[str, Callable[[str], Tensor]] = {
+        "magnitude": lambda layer: contributions.magnitude(ConvGeometry.of(target.graph.modules[layer])).cpu(),
+        "random": lambda layer: torch.rand(target.relevant[layer].shape, generator=noise, dtype=torch.float64),
+    }
+    values = {layer: torch.where(marks, make[criterion](layer), 0.0) for layer, marks in target.relevant.items()}
+    return KernelScores(target, criterion, values, 0)

@@ -1,0 +1,241 @@
+"""Pictures of channels: the image patches with the largest activation, or images optimized for it."""
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.located_feature import LocatedFeature
+from channelscope.circuits.subfeatures import TopImages
+from channelscope.network.channel_graph import KernelEdges
+from channelscope.network.receptive_field import ReceptiveField, receptive_fields
+from channelscope.network.sites import sites_of
+from channelscope.types import Bool, Float, Int
+
+PATCHES, TOGETHER = 6, 1000
+"""Most patches kept for each channel, and for all channels of a circuit together: a page has to stay light enough to mail."""
+
+CROP_PIXELS = 64
+"""Pixels of a picture's side."""
+
+QUALITY = 70
+"""Of a picture's compression, from 0 to 100; a patch takes about 400 bytes."""
+
+STEPS = 64
+"""Gradient steps of a feature visualization."""
+
+RATE = 0.05
+
+JITTER = 4
+"""Pixels by which an image is moved at random before each step, so that no pattern depends on its exact place."""
+
+Pictures = Mapping[str, tuple[bytes, ...]]
+"""channel → WebP files, the strongest first; none for a channel that is the same everywhere"""
+
+
+@dataclass(frozen=True)
+class PixelNormalization:
+    """How pixels were normalized, to show them as they were."""
+
+    mean: tuple[float, ...]
+    """subtracted from pixels in 0..1"""
+    std: tuple[float, ...]
+    """divides after the subtraction"""
+
+    def shown(self, image: Float[Tensor, "C H W"]) -> Image.Image:
+        """A normalized image as a picture."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        pixels = (image.cpu() * std + mean).clamp(0, 1).mul(255).round().byte().numpy()
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels[:3], 0, 2))
+
+
+@dataclass(frozen=True)
+class ChannelLocation:
+    """Where the channels of one layer are looked at."""
+
+    layer: str
+    """module path"""
+    step: str
+    """the step that the layer's readers see, after normalization and activation where these belong to the layer"""
+    channels: tuple[int, ...]
+    """channels of the circuit"""
+    axis: int
+    """axis of the channels, without the batch"""
+    field: ReceptiveField | None
+    """what a position sees; None for the whole image"""
+
+
+def channel_locations(circuit: Circuit, target: LocatedFeature) -> list[ChannelLocation]:
+    """The layers of a circuit with the channels that have kernels in it.
+
+    Source   Hamblin, Konkle, Alvarez 2022 (diagram: nodes are channels)
+    """
+    sites = {site.name: site for site in sites_of(target.graph)}
+    seen = receptive_fields(target.graph, target.step)
+    found = []
+    for call in target.wiring.calls:
+        if call.layer not in circuit or not bool(circuit[call.layer].any()):
+            continue
+        site = sites.get(call.layer)
+        inside = site is not None and site.cut in seen
+        step, axis = (site.cut, site.axis) if site is not None and inside else (call.step, _axis(target, call))
+        found.append(
+            ChannelLocation(call.layer, step, tuple(circuit[call.layer].any(1).nonzero().flatten().tolist()), axis, seen.get(step))
+        )
+    return found
+
+
+def _axis(target: LocatedFeature, call: KernelEdges) -> int:
+    """Where a convolution or linear layer has its channels, without the batch."""
+    linear = isinstance(target.graph.modules[call.layer], nn.Linear)
+    return len(target.graph.shapes[call.step]) - 2 if linear else 0
+
+
+@torch.no_grad()
+def top_patches(
+    circuit: Circuit, target: LocatedFeature, images: Tensor | Iterable, palette: PixelNormalization
+) -> dict[str, tuple[bytes, ...]]:
+    """For each channel, what it saw in the images that drove it most, inside the circuit; one patch an image.
+
+    Source   Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field)
+    """
+    where, pictures = channel_locations(circuit, target), list(target.batches(images))
+    best: dict[ChannelLocation, list[tuple[Tensor, Tensor]]] = {spot: [] for spot in where}
+    with target.without((~circuit).marks):
+        for each in pictures:
+            for spot, maps in zip(where, target.run(each, tuple(spot.step for spot in where)), strict=True):
+                best[spot].append(_columns(maps, spot).max(2))
+    together, found = torch.cat(pictures), {}
+    most = max(1, min(PATCHES, TOGETHER // max(1, sum(len(spot.channels) for spot in where))))
+    for spot in where:
+        values, places = (torch.cat([part[kind] for part in best[spot]]).T for kind in (0, 1))
+        for row, channel in enumerate(spot.channels):
+            own = values[row]
+            constant = not float(own.max()) > float(own.min())
+            ranked = [] if constant else own.argsort(descending=True, stable=True)[:most].tolist()
+            shots = [crop(together[image], spot, int(places[row, image]), target, palette) for image in ranked]
+            found[f"{spot.layer}:{channel}"] = tuple(_coded(shot) for shot in shots)
+    return found
+
+
+def _columns(maps: Tensor, spot: ChannelLocation) -> Float[Tensor, "images channels positions"]:
+    """The spot's channels, with one axis of positions."""
+    own = maps.movedim(spot.axis + 1, 1)[:, list(spot.channels)]
+    return own.reshape(*own.shape[:2], -1)
+
+
+def crop(image: Tensor, spot: ChannelLocation, place: int, target: LocatedFeature, palette: PixelNormalization) -> Image.Image:
+    """What a position of a spot sees of an image; `place` is the flat position.
+
+    Source   Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field)
+    """
+    if spot.field is None:
+        return palette.shown(image)
+    columns, (height, width) = target.graph.shapes[spot.step][3], image.shape[1:]
+    top, bottom = spot.field[0].pixels(place // columns, height)
+    left, right = spot.field[1].pixels(place % columns, width)
+    return palette.shown(image[:, top:bottom, left:right])
+
+
+def _coded(picture: Image.Image) -> bytes:
+    """A square picture in few bytes, for a large circuit has thousands."""
+    file = io.BytesIO()
+    side = picture.resize(
+        (CROP_PIXELS, CROP_PIXELS), Image.Resampling.BICUBIC if max(picture.size) > CROP_PIXELS else Image.Resampling.NEAREST
+    )
+    side.convert("RGB").save(file, "webp", quality=QUALITY)
+    return file.getvalue()
+
+
+def feature_visualizations(
+    circuit: Circuit, target: LocatedFeature, palette: PixelNormalization, seed: int = 0
+) -> dict[str, tuple[bytes, ...]]:
+    """For each channel, an image made to drive it at the center of its map, inside the circuit; cropped to what it sees there.
+
+    The image is a sum of waves whose amplitudes fall with frequency, as those of natural images do, moved a little at random
+    before each of 64 steps of Adam. A channel that no image moves, a constant in this circuit, has none.
+
+    Source   Olah, Mordvintsev, Schubert 2017 (feature visualization)
+    """
+    found: dict[str, tuple[bytes, ...]] = {}
+    with target.without((~circuit).marks):
+        for spot in channel_locations(circuit, target):
+            made, moved = _optimize_images(spot, target, palette, seed)
+            center = _center(target, spot)
+            for channel, image, answers in zip(spot.channels, made, moved.tolist(), strict=True):
+                found[f"{spot.layer}:{channel}"] = (_coded(crop(image, spot, center, target, palette)),) if answers else ()
+    return found
+
+
+def _optimize_images(
+    spot: ChannelLocation, target: LocatedFeature, palette: PixelNormalization, seed: int
+) -> tuple[Float[Tensor, "channels C H W"], Bool[Tensor, "channels"]]:
+    """An image for each channel, and whether the channel ever answered to it."""
+    shape = target.graph.shapes[target.graph.inputs[0]][1:]
+    height, width = shape[1:]
+    noise = torch.Generator().manual_seed(seed)
+    across, down = torch.fft.rfftfreq(width), torch.fft.fftfreq(height)[:, None]
+    falling = 1 / (across.square() + down.square()).sqrt().clamp(min=1 / max(height, width))
+    waves = torch.randn(len(spot.channels), *shape[:1], *falling.shape, 2, generator=noise).mul_(0.01).requires_grad_()
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (palette.mean, palette.std))
+    optimizer = torch.optim.Adam([waves], lr=RATE)
+
+    def painted() -> Tensor:
+        pixels = torch.fft.irfft2(torch.view_as_complex(waves) * falling, s=(height, width), norm="ortho")
+        return (torch.sigmoid(pixels) - mean) / std
+
+    rows, place = torch.arange(len(spot.channels)), _center(target, spot)
+    moved = torch.zeros(len(rows), dtype=torch.bool)
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            below, right = torch.randint(-JITTER, JITTER + 1, (2,), generator=noise).tolist()
+            (maps,) = target.run(painted().roll((below, right), (2, 3)).to(target.device), (spot.step,))
+            driven = _columns(maps, spot)[rows, rows, place].sum()
+            (waves.grad,) = torch.autograd.grad(-driven, waves)
+            moved |= waves.grad.flatten(1).any(1)
+            optimizer.step()
+    return painted().detach(), moved
+
+
+def _center(target: LocatedFeature, spot: ChannelLocation) -> int:
+    """Flat index of the middle position of a layer with rows and columns; 0 for any other."""
+    places = list(target.graph.shapes[spot.step][1:])
+    del places[spot.axis]
+    return (places[0] // 2) * places[1] + places[1] // 2 if len(places) == 2 else 0
+
+
+MAX_IMAGES = 12
+"""Most images of a group, the strongest first."""
+
+SIDE, GAP, LABEL = 96, 8, 150
+"""Pixels of a picture's side, between pictures, and of what stands before a row."""
+
+LETTERS = 18
+"""Pixels of letters."""
+
+
+def contact_sheet(target: LocatedFeature, found: TopImages, labels: Int[Tensor, "images"], palette: PixelNormalization) -> Image.Image:
+    """The strongest images of every group, each cropped to what the feature sees at its maximum.
+
+    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits: top-activating images by cluster)
+    """
+    spot = ChannelLocation(
+        target.feature.layer, target.step, target.feature.channels, target.axis, receptive_fields(target.graph, target.step)[target.step]
+    )
+    groups = [(labels == group).nonzero().flatten().tolist() for group in range(int(labels.max()) + 1)]
+    columns = min(MAX_IMAGES, max(map(len, groups)))
+    page = Image.new("RGB", (LABEL + columns * (SIDE + GAP), len(groups) * (SIDE + GAP) - GAP), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(LETTERS)
+    for row, members in enumerate(groups):
+        top = row * (SIDE + GAP)
+        pen.text((0, top + SIDE / 2), f"group {row}\n{len(members)} images", "#333", font, "lm")
+        for column, image in enumerate(members[:MAX_IMAGES]):
+            shot = crop(found.images[image], spot, int(found.places[image]), target, palette).convert("RGB")
+            how = Image.Resampling.BICUBIC if max(shot.size) > SIDE else Image.Resampling.NEAREST
+            page.paste(shot.resize((SIDE, SIDE), how), (LABEL + column * (SIDE + GAP), top))
+    return page

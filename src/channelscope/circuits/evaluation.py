@@ -1,0 +1,362 @@
+"""How closely a circuit follows its feature on held-out images, over images × positions, and the tables of it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from channelscope import tables
+from channelscope.circuits.circuit import Circuit, remove_dead_ends
+from channelscope.circuits.criteria import baseline_scores, criterion_named
+from channelscope.circuits.kernel_scores import Batch, KernelScores
+from channelscope.circuits.located_feature import LocatedFeature, feature_values, value_range
+from channelscope.circuits.options import CircuitOptions
+from channelscope.circuits.selection import top_k
+from channelscope.errors import ShapeError
+from channelscope.formulas.resampling import Interval, bootstrap_counts
+from channelscope.network.channel_graph import Merge
+from channelscope.subset import Subset
+from channelscope.tables.schema import Column
+from channelscope.types import Float, Tensor
+
+BOOTSTRAP_DRAWS = 1000
+"""Bootstrap samples of the images behind an interval."""
+
+ROUNDING = 64 * torch.finfo(torch.float64).eps
+"""Variance over mean square below which values count as equal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fidelity:
+    """Sums per image from which both measures follow; fidelities on disjoint images add up."""
+
+    sums: Float[Tensor, "images 7"]
+    """float64: positions, Σy, Σŷ, Σy², Σŷ², Σyŷ, Σ(ŷ − y)²"""
+
+    @classmethod
+    def of(cls, feature: Float[Tensor, "images positions"], guess: Float[Tensor, "images positions"]) -> "Fidelity":
+        """From the feature y and what stands for it, ŷ.
+
+        Raises   ShapeError if the two do not match.
+        """
+        if feature.shape != guess.shape:
+            raise ShapeError(f"fidelity: expected two tensors of one shape, received {tuple(feature.shape)} and {tuple(guess.shape)}")
+        y, g = feature.double().cpu(), guess.double().cpu()
+        return cls(torch.stack([part.sum(1) for part in (torch.ones_like(y), y, g, y * y, g * g, y * g, (g - y).square())], 1))
+
+    def __add__(self, other: "Fidelity") -> "Fidelity":
+        """Over the images of both."""
+        return Fidelity(torch.cat([self.sums, other.sums]))
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.sums)
+
+    @property
+    def r(self) -> Interval:
+        """Pearson's correlation; nan where either side is the same everywhere. Does not see a wrong gain."""
+        return self._interval(correlation)
+
+    @property
+    def error(self) -> Interval:
+        """Normalized squared error Σ(ŷ − y)²/Σ(y − ȳ)²: 0 is exact, 1 is what the feature's mean reaches, and more is worse."""
+        return self._interval(normalized_error)
+
+    def _interval(self, measure) -> Interval:
+        value = float(measure(self.sums.sum(0)))
+        low = high = float("nan")
+        if self.images > 1:
+            draws = measure(bootstrap_counts(self.images, BOOTSTRAP_DRAWS) @ self.sums)
+            draws = draws[~draws.isnan()]
+            if 2 * len(draws) >= BOOTSTRAP_DRAWS:
+                low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
+        return Interval(value, low, high, self.images, f"bootstrap over {self.images} images, {BOOTSTRAP_DRAWS:,} draws")
+
+
+def correlation(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
+    """Pearson's r from the sums of a Fidelity.
+
+    Undefined (nan) where either side does not vary.
+    Source   Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity
+    """
+    n, y, g, yy, gg, yg, _ = sums.unbind(-1)
+    across, own, guess = yg - y * g / n, yy - y * y / n, gg - g * g / n
+    varies = (own > ROUNDING * yy) & (guess > ROUNDING * gg)
+    return torch.where(varies, across / (own.clamp(min=0) * guess.clamp(min=0)).sqrt(), torch.nan).clamp(-1, 1)
+
+
+def normalized_error(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
+    """Σ(ŷ − y)²/Σ(y − ȳ)² from the sums of a Fidelity.
+
+    Undefined (nan) where the feature does not vary.
+    Source   Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity
+    """
+    n, y, _, yy, _, _, off = sums.unbind(-1)
+    own = yy - y * y / n
+    return torch.where(own > ROUNDING * yy, off / own, torch.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutImages:
+    """Images that circuits are judged on, with the positions that count and the feature's values there."""
+
+    target: LocatedFeature
+    """the feature and its network"""
+    batches: list[Batch]
+    """images, and the positions that count in each by the unmasked network"""
+    truth: list[Float[Tensor, "images chosen"]]
+    """values of the feature, batch by batch"""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, target: LocatedFeature, images: Tensor | Iterable) -> "HeldOutImages":
+        """Run the network once.
+
+        Raises   SampleError without images, or if the feature is the same on all of them.
+        """
+        found = list(feature_values(target, images))
+        value_range(target, [seen for *_, seen in found])
+        return cls(target, [(pictures, places) for pictures, places, *_ in found], [values for _, _, values, _ in found])
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(len(each) for each, _ in self.batches)
+
+    @torch.no_grad()
+    def fidelity(self, circuit: Subset) -> Fidelity:
+        """How closely the network with only these kernels follows the feature; `~circuit` asks what is left without them."""
+        with self.target.without((~circuit).marks):
+            guesses = [self.target.map(images).gather(1, places) for images, places in self.batches]
+        found = [Fidelity.of(values, guess) for values, guess in zip(self.truth, guesses, strict=True)]
+        return sum(found[1:], found[0])
+
+
+PAPER, OURS = "Hamblin, Konkle, Alvarez 2022", "this library"
+
+R = Column("", 3, "Pearson correlation of circuit and feature over held-out images × positions", PAPER, -1.0, 1.0)
+
+ERROR = Column("", 3, "Σ(ŷ − y)²/Σ(y − ȳ)² on held-out images: 0 exact, 1 the feature's mean", OURS, 0.0)
+
+
+def _count(meaning: str, source: str = PAPER) -> Column:
+    return Column("kernels", 0, meaning, source, 0.0)
+
+
+def _share(meaning: str, source: str = PAPER) -> Column:
+    return Column("fraction", 3, meaning, source, 0.0, 1.0)
+
+
+def _text(meaning: str) -> Column:
+    return Column(meaning=meaning, source=OURS)
+
+
+CIRCUIT_COLUMNS: Mapping[str, Column] = {
+    "feature": _text("what the circuit computes"),
+    "criterion": _text("how kernels were scored"),
+    "kernels": _count("kernels of the circuit"),
+    "relevant": _count("kernels on a path from the images to the feature"),
+    "asked": _count("kernels selected, before dead ends were dropped", OURS),
+    "kept": _share("kernels selected over relevant kernels"),
+    "made_for": _share("share of the relevant kernels that the scores were made for; nan where they hold for every size", OURS),
+    "scored": Column("images", 0, "images that kernels were scored on", OURS, 0.0),
+    "r": R,
+    "error": ERROR,
+    "rest_error": Column("", 3, "error of what is left when the circuit is removed (completeness: 1 or more)", OURS, 0.0),
+    "random_r": Column("", 3, "r of as many random kernels, median of three draws; a constant counts as 0", OURS, -1.0, 1.0),
+    "random_error": Column("", 3, "error of as many random kernels, median of three draws", OURS, 0.0),
+    "stability": _share("intersection over union with the circuits of bootstrapped images", OURS),
+    "r_area": Column(
+        "", 3, "mean of r over the logarithm of the size, from .001 to .9 of the kernels; no circuit counts as 0", OURS, -1.0, 1.0
+    ),
+    "excitatory": _count("kernels of the circuit whose summed effect raises the feature", OURS),
+    "inhibitory": _count("kernels of the circuit whose summed effect lowers the feature", OURS),
+    "input": _text("channel that the kernel reads, as layer:channel; several where it reads their sum"),
+    "saliency": Column("", 4, "score of the kernel, divided by the largest in the circuit", OURS, 0.0, 1.0),
+    "effect": Column(
+        "", 4, "summed effect with its sign, divided by the largest in the circuit; nan where no sign is measured", OURS, -1.0, 1.0
+    ),
+    "reads": _count("kernels of the circuit that make the channel", OURS),
+    "feeds": _count("kernels of the circuit that read the channel", OURS),
+    "cluster": Column("", 0, "group of the feature's strongest images, from 0", PAPER, 0.0),
+    "judged_on": Column("", 0, "group whose images the circuit was judged on", PAPER, 0.0),
+    "scored_on": _text("images that the circuit's kernels were scored on"),
+    "other": Column("", 0, "the other group", PAPER, 0.0),
+    "shared": _share("kernels of both circuits over kernels of either"),
+    "image": Column("", 0, "index of the image in its data set's fixed shuffle", OURS, 0.0),
+    "activation": Column("", 4, "the feature at the position of its maximum", OURS),
+    "position": _text("row,column of the feature's maximum"),
+    "peak_error": Column("", 3, "Σ|ŷ − y|/Σ|y| at each image's original maximum: 0 exact, 1 silence, nan where all are 0", PAPER, 0.0),
+    "median_r": Column("", 3, "median of |r| over features", PAPER, 0.0, 1.0),
+    "median_error": Column("", 3, "median of the error over the features that have a circuit of that size", OURS, 0.0),
+    "n_error": Column("features", 0, "features that have a circuit of that size, behind the median of the error", OURS, 0.0),
+    "best": Column("", 0, "whether the criterion's median |r| is the highest, or not worse than the highest beyond chance", OURS),
+    "behind": Column("", 3, "median over features of the best criterion's |r| minus this one's", OURS),
+}
+"""every column of the tables about circuits by name"""
+
+CURVE_FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001)
+"""shares of the relevant kernels at which a circuit is judged"""
+
+CONTROL_SEEDS = 3
+"""random circuits behind a control"""
+
+
+def evaluate_circuit(
+    choice: CircuitOptions, parts: list[KernelScores], held: HeldOutImages, seed: int = 0, signs: KernelScores | None = None
+) -> dict[str, pd.DataFrame]:
+    """Judge the circuit of a choice on held-out images.
+
+    parts  saliencies of groups of images, as `choice.parts` gives them
+    signs  their sum with signed effects, where the criterion measures none
+
+    Returns  `circuit`, one row: size, r, error, what is left without it, random circuits of its size, stability over images;
+             `circuit_curve`, one row a size; `circuit_layers`, one row a layer; `circuit_channels`, one row a channel of the
+             circuit; `circuit_kernels`, one row a kernel.
+    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
+    """
+    saliency = choice.saliency(parts)
+    circuit, target = choice.circuit(saliency), saliency.target
+    curve = _curve(choice, saliency, held)
+    short = [
+        share for share in CURVE_FRACTIONS if share not in set(curve["kept"])
+    ]  # no path from the images is that short: r counts as 0 there
+    whole = area_over_log_size([*curve["kept"], *short], [*curve["r"], *[0.0] * len(short)])
+    found = {
+        "circuit": pd.DataFrame([_summary(choice, parts, circuit, held, seed) | {"r_area": whole}]),
+        "circuit_curve": curve,
+        "circuit_layers": _layers(circuit, signs or saliency),
+        "circuit_channels": _channels(circuit, target),
+        "circuit_kernels": kernel_table(circuit, signs or saliency),
+    }
+    facts = {"feature": str(target.feature), "criterion": choice.criterion, "held-out images": held.images, "seed": seed}
+    return {name: tables.table(frame, name, CIRCUIT_COLUMNS, facts) for name, frame in found.items()}
+
+
+def _summary(choice: CircuitOptions, parts: list[KernelScores], circuit: Circuit, held: HeldOutImages, seed: int) -> dict[str, Any]:
+    target, asked = held.target, choice.kernels(held.target)
+    stability = choice.stability(parts, circuit, seed)
+    chance = [
+        held.fidelity(remove_dead_ends(top_k(baseline_scores(target, "random", seed + draw), asked), target))
+        for draw in range(1, 1 + CONTROL_SEEDS)
+    ]
+    return {
+        "feature": str(target.feature),
+        "criterion": choice.criterion,
+        "kernels": circuit.count,
+        "asked": asked,
+        "relevant": target.kernels,
+        "kept": asked / target.kernels,
+        "scored": sum(part.images for part in parts),
+        "images": held.images,
+        **fidelity_row(held, circuit),
+        "rest_error": held.fidelity(~circuit).error.value,
+        "random_r": float(np.median(np.nan_to_num([each.r.value for each in chance]))),
+        "random_error": float(np.median([each.error.value for each in chance])),
+        "stability": float(stability.mean()) if len(stability) else float("nan"),
+        **dict(zip(("stability_low", "stability_high"), _fidelity_interval(stability), strict=True)),
+    }
+
+
+def fidelity_row(held: HeldOutImages, circuit: Circuit) -> dict[str, float]:
+    """r and error of a circuit with their intervals, as columns of a table.
+
+    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
+    """
+    found = held.fidelity(circuit)
+    r, error = found.r, found.error
+    values = {"r": r.value, "r_low": r.low, "r_high": r.high}
+    return values | {"error": error.value, "error_low": error.low, "error_high": error.high}
+
+
+def _fidelity_interval(draws: torch.Tensor) -> list[float]:
+    return draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist() if len(draws) else [float("nan")] * 2
+
+
+def _curve(choice: CircuitOptions, saliency: KernelScores, held: HeldOutImages) -> pd.DataFrame:
+    """Circuits of every size, all cut from the same scores; `made_for` is the size of scores that hold for one alone."""
+    rows = []
+    made_for = choice.kernels(held.target) / held.target.kernels if criterion_named(choice.criterion).sized else float("nan")
+    for share in CURVE_FRACTIONS:
+        if share * held.target.kernels < held.target.smallest:
+            continue  # no path from the images is that short
+        circuit = choice.circuit(saliency, float(share))
+        rows.append({"kept": share, "made_for": made_for, "kernels": circuit.count, **fidelity_row(held, circuit), "images": held.images})
+    names = ["kept", "made_for", "kernels", "r", "r_low", "r_high", "error", "error_low", "error_high", "images"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def area_over_log_size(kept: Sequence[float], r: Sequence[float]) -> float:
+    """Area under r over ln(kept), divided by the span of ln(kept): the mean of r over log sizes.
+
+    Sizes at which r is undefined count as 0: such a circuit computes a constant. Areas are comparable over the same sizes: `assess` takes
+    all of SIZES, and 0 where no path from the images is that short.
+    Source   trapezoid rule over ln(kept)
+    """
+    order = np.argsort(kept)
+    x, y = np.log(np.asarray(kept, dtype=float)[order]), np.nan_to_num(np.asarray(r, dtype=float)[order], nan=0.0)
+    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float("nan")
+
+
+def _layers(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
+    rows = []
+    for depth, layer in enumerate(circuit):
+        marks, relevant = circuit[layer], circuit.relevant[layer]
+        signs = None if saliency.signed is None else saliency.signed[layer][marks]
+        rows.append(
+            {
+                "site": layer,
+                "depth": depth,
+                "relevant": int(relevant.sum()),
+                "kernels": int(marks.sum()),
+                "kept": float(marks.sum() / relevant.sum()),
+                "excitatory": float("nan") if signs is None else float((signs > 0).sum()),
+                "inhibitory": float("nan") if signs is None else float((signs < 0).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _channels(circuit: Circuit, target: LocatedFeature) -> pd.DataFrame:
+    """Every channel of the circuit by the name it has everywhere in the library."""
+    feeds = np.zeros(target.wiring.size, dtype=np.int64)
+    for call in target.wiring.calls:
+        if call.layer in circuit:
+            np.add.at(feeds, call.sources[circuit[call.layer].numpy()], 1)
+    for part in reversed(target.wiring.parts):
+        if isinstance(part, Merge):
+            np.add.at(feeds, part.members, feeds[part.outputs][:, None])
+    rows = []
+    for call in target.wiring.calls:
+        if call.layer not in circuit:
+            continue
+        reads = circuit[call.layer].sum(1).numpy()
+        for channel in np.flatnonzero(reads):
+            row = {"site": call.layer, "channel": int(channel), "reads": int(reads[channel]), "feeds": int(feeds[call.outputs[channel]])}
+            rows.append(row | {"feature": str(target.feature)})
+    return pd.DataFrame(rows, columns=["site", "channel", "reads", "feeds", "feature"])
+
+
+def kernel_table(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
+    """One row for each kernel of a circuit, the strongest first.
+
+    Source   Hamblin, Konkle, Alvarez 2022; `effect` is the signed gate sum
+    """
+    target, rows = saliency.target, []
+    names = target.wiring.names()
+    for call in target.wiring.calls:
+        if call.layer not in circuit:
+            continue
+        for row, column in circuit[call.layer].nonzero().tolist():
+            signed = float("nan") if saliency.signed is None else float(saliency.signed[call.layer][row, column])
+            values = {"saliency": float(saliency[call.layer][row, column]), "effect": signed}
+            rows.append({"site": call.layer, "channel": row, "input": names[call.sources[row, column]], **values})
+    frame = pd.DataFrame(rows, columns=["site", "channel", "input", "saliency", "effect"])
+    for column in ("saliency", "effect"):
+        largest = frame[column].abs().max()
+        frame[column] = frame[column] / largest if largest > 0 else frame[column]
+    return frame.sort_values("saliency", ascending=False, kind="stable", ignore_index=True)

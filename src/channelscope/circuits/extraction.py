@@ -1,0 +1,319 @@
+"""A circuit as a smaller stand-alone module with the same output as the masked network."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from channelscope.circuits.circuit import Circuit, remove_dead_ends
+from channelscope.circuits.located_feature import LocatedFeature
+from channelscope.errors import MismatchError, TracingError
+from channelscope.network.channel_tracing import ELEMENTWISE_PAIRS, PADDING, REDUCING, has_separate_kernels, upstream
+from channelscope.network.graph import execute, trace
+from channelscope.network.module_state import eval_mode
+from channelscope.network.removal.channels import POOLING, POOLS, LayerChannels
+from channelscope.network.removal.slicing import slice_layer
+from channelscope.network.sites import BATCH_NORMS, CHANNELWISE
+from channelscope.types import Float
+
+ChannelMask = dict[str, np.ndarray]
+"""step → bool (channels on axis 1,)"""
+
+SPATIAL = {2, 3, -1, -2}
+
+
+def surviving_channels(circuit: Circuit, target: LocatedFeature) -> ChannelMask:
+    """Channels of every step that the circuit's smaller network has; steps without an axis of channels are left out.
+
+    Source   Hamblin, Konkle, Alvarez 2022 (extraction)
+    """
+    plan = _ChannelCut(circuit, target)
+    changed = True
+    while changed:
+        before = {name: marks.copy() for name, marks in plan.kept.items()}
+        for rule in plan.rules:
+            rule()
+        changed = any(not np.array_equal(before[name], marks) for name, marks in plan.kept.items())
+    return plan.kept
+
+
+def effective_mask(circuit: Circuit, target: LocatedFeature) -> dict[str, torch.Tensor]:
+    """Kernels of the masked network: those of the circuit, and those the feature's images never reach (constants pass them).
+
+    Source   Hamblin, Konkle, Alvarez 2022: biases and normalizations stay
+    """
+    every = target.wiring.everything()
+    return {
+        layer: circuit[layer] | ~target.relevant[layer] if layer in target.relevant else torch.ones_like(marks)
+        for layer, marks in every.items()
+    }
+
+
+class _ChannelCut:
+    def __init__(self, circuit: Circuit, target: LocatedFeature):
+        self.graph = target.graph
+        self.shapes = target.graph.shapes
+        self.nodes = upstream(target.graph, target.step)
+        need = target.wiring.needed(effective_mask(circuit, target), target.seeds)
+        need[0] = True
+        self.kept: ChannelMask = {}
+        for node in self.nodes:
+            label = target.wiring.labels.get(node.name)
+            shape = self.shapes.get(node.name, ())
+            if len(shape) >= 2:
+                self.kept[node.name] = (
+                    np.ones(shape[1], dtype=bool) if label is None or node.op in ("placeholder", "get_attr") else need[label]
+                )
+        if target.axis != 0:
+            self.kept.pop(target.step, None)
+        for marks in self.kept.values():
+            marks[0] |= not marks.any()  # no module works with nothing at all
+        self.calls = Counter(str(node.target) for node in self.nodes if node.op == "call_module")
+        self.rules = [rule for node in self.nodes for rule in self._rules(node)]
+
+    def _rules(self, node: fx.Node) -> list[Callable[[], None]]:
+        parents = [parent for parent in node.all_input_nodes if parent.name in self.kept]
+        if node.op in ("placeholder", "get_attr"):
+            return []
+        if len(parents) < len(node.all_input_nodes) or not parents:
+            return self._whole([*parents, node])
+        if node.op == "call_module":
+            return self._module(node, self.graph.modules[str(node.target)], parents)
+        name = str(node.target if node.op == "call_method" else node.target.__name__).rstrip("_")  # type: ignore[union-attr]
+        if name in ("size", "dim") and node.args[1:] == (0,):
+            return []
+        if name == "cat" and _dimension(node) == 1 and node.name in self.kept:
+            return [lambda: self._concatenated(node, parents)]
+        if self._flattens(node, name):
+            return [lambda: self._flattened(node, parents[0])]
+        spatial = name in REDUCING and _reduced(node) <= SPATIAL
+        if name in ELEMENTWISE_PAIRS or name in POOLS or name == "contiguous" or spatial:
+            return self._tied([*parents, node])
+        return self._whole([*parents, node])
+
+    def _module(self, node: fx.Node, module: nn.Module, parents: list[fx.Node]) -> list[Callable[[], None]]:
+        if self.calls[str(node.target)] > 1:
+            return self._whole([*parents, node])
+        if has_separate_kernels(module):
+            groups = int(module.groups) if isinstance(module, nn.Conv2d) else 1
+            if groups == 1:
+                tokens = isinstance(module, nn.Linear) and len(self.shapes[node.name]) > 2
+                return self._whole([*parents, node]) if tokens or node.name not in self.kept else []
+            depthwise = isinstance(module, nn.Conv2d) and groups == module.in_channels == module.out_channels
+            return self._tied([*parents, node]) if depthwise else self._whole([*parents, node])
+        if isinstance(module, CHANNELWISE + BATCH_NORMS + POOLING + PADDING):
+            return self._tied([*parents, node])
+        if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
+            return [lambda: self._flattened(node, parents[0])]
+        return self._whole([*parents, node])
+
+    def _tied(self, nodes: list[fx.Node]) -> list[Callable[[], None]]:
+        """All have the same channels; what is spread over all channels keeps its own."""
+        sizes = {len(self.kept[node.name]) for node in nodes if node.name in self.kept}
+        ranks = {len(self.shapes[node.name]) for node in nodes if node.name in self.kept and len(self.kept[node.name]) > 1}
+        if any(node.name not in self.kept for node in nodes) or len(sizes - {1}) > 1 or (len(ranks) > 1 and not _reduces(nodes[-1])):
+            return self._whole(nodes)
+        wide = [node for node in nodes if len(self.kept[node.name]) == max(sizes)]
+        narrow = [node for node in nodes if node not in wide]
+
+        def tie() -> None:
+            union = np.logical_or.reduce([self.kept[node.name] for node in wide])
+            for node in wide:
+                self.kept[node.name] = union.copy()
+
+        return [tie, *self._whole(narrow)]
+
+    def _whole(self, nodes: list[fx.Node]) -> list[Callable[[], None]]:
+        def keep() -> None:
+            for node in nodes:
+                if node.name in self.kept:
+                    self.kept[node.name] = np.ones_like(self.kept[node.name])
+
+        return [keep]
+
+    def _concatenated(self, node: fx.Node, parents: list[fx.Node]) -> None:
+        parts = node.args[0] if node.args else node.kwargs["tensors"]
+        sizes = [len(self.kept[part.name]) for part in parts]  # type: ignore[union-attr]
+        for part, marks in zip(parts, np.split(self.kept[node.name], np.cumsum(sizes)[:-1]), strict=True):  # type: ignore[arg-type]
+            self.kept[part.name] = self.kept[part.name] | marks  # type: ignore[union-attr]
+        self.kept[node.name] = np.concatenate([self.kept[part.name] for part in parts])  # type: ignore[union-attr]
+
+    def _flattens(self, node: fx.Node, name: str) -> bool:
+        if name == "flatten":
+            return node.args[1:] == (1,) or node.kwargs == {"start_dim": 1}
+        sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
+        return name in ("view", "reshape") and len(sizes) == 2 and sizes[1] == -1  # type: ignore[arg-type,index]
+
+    def _flattened(self, node: fx.Node, parent: fx.Node) -> None:
+        before, after = self.kept[parent.name], self.kept[node.name]
+        positions = len(after) // len(before)
+        union = before | after.reshape(len(before), positions).any(1)
+        self.kept[parent.name], self.kept[node.name] = union, np.repeat(union, positions)
+
+
+def _reduces(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    return name in REDUCING
+
+
+def _reduced(node: fx.Node) -> set[Any]:
+    """The axes a mean or sum runs over; that of channels where it is not said."""
+    axes: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 1)
+    return set(axes) if isinstance(axes, tuple | list) else {axes}
+
+
+def _dimension(node: fx.Node) -> int:
+    return int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
+
+
+TOLERANCE = 1e-3
+"""Relative difference allowed between the extracted and the masked feature; smaller layers add up in another order."""
+
+EVAL_IDENTITY = (nn.Identity, nn.modules.dropout._DropoutNd)
+
+
+class StandaloneCircuit(nn.Module):
+    """A circuit that stands alone: images in, the feature at every position out."""
+
+    def __init__(self, body: fx.GraphModule, channels: list[int], weights: list[float], axis: int):
+        super().__init__()
+        self.body = body
+        self.channels = channels
+        self.axis = axis
+        self.register_buffer("weights", torch.tensor(weights))
+
+    def forward(self, images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images ..."]:
+        """The feature, (images, rows, columns) for a map, (images,) for a logit."""
+        maps = self.body(images).movedim(self.axis + 1, -1)
+        return maps[..., self.channels] @ self.weights.to(maps)
+
+
+def extract_module(circuit: Circuit, target: LocatedFeature) -> StandaloneCircuit:
+    """The circuit as a stand-alone module; the network itself stays as it is.
+
+    Channels that nothing depends on are gone, masked kernels are zero in the rest. The result is compared with the masked
+    network on noise before it is handed out.
+
+    Raises   MismatchError if it computes something else.
+    Source   Hamblin, Konkle, Alvarez 2022 (extraction)
+    """
+    circuit = remove_dead_ends(circuit, target)
+    kept = surviving_channels(circuit, target)
+    kernels = effective_mask(circuit, target)
+    steps = fx.Graph()
+    modules: dict[str, Any] = {}
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in upstream(target.graph, target.step):
+        name = str(node.target)
+        if _is_identity(target, node):
+            copies[node] = copies[node.all_input_nodes[0]]
+            continue
+        if node.op == "call_module" and name not in modules:
+            modules[name] = _cut_module(target, node, kept, kernels.get(name))
+        copies[node] = _inline_module(steps, node, modules, copies, target, kept) or steps.node_copy(node, copies.__getitem__)
+        if node.op == "get_attr":
+            modules[name] = _attribute(target, name)
+    steps.output(copies[target.graph.nodes[target.step]])
+    body = fx.GraphModule(modules, steps, "Circuit")
+    left = kept.get(target.step)
+    places = list(target.feature.channels) if left is None else [int(left[:channel].sum()) for channel in target.feature.channels]
+    small = StandaloneCircuit(body, places, [weight for _, weight in target.feature.weights], target.axis).to(target.device).eval()
+    _compare(small, circuit, target)
+    return small
+
+
+def _is_identity(target: LocatedFeature, node: fx.Node) -> bool:
+    """Whether a step does nothing in evaluation mode."""
+    if node.op == "call_module":
+        return isinstance(target.graph.modules[str(node.target)], EVAL_IDENTITY)
+    return node.op == "call_function" and node.target.__name__ in ("dropout", "stochastic_depth", "drop_path")  # type: ignore[union-attr]
+
+
+def _cut_module(target: LocatedFeature, node: fx.Node, kept: ChannelMask, kernels: Tensor | None) -> nn.Module:
+    """A copy of one module with only the kept channels."""
+    module = copy.deepcopy(target.graph.modules[str(node.target)])
+    module.requires_grad_(False)
+    parent = node.all_input_nodes[0].name
+    if kernels is not None and isinstance(module, nn.Conv2d | nn.Linear):
+        weight = module.weight
+        weight.mul_(kernels.to(weight).view(*kernels.shape, *[1] * (weight.dim() - 2)))
+    if node.name not in kept or parent not in kept or not any(True for _ in module.parameters(recurse=False)):
+        return module
+    ins, outs = torch.from_numpy(kept[parent]), torch.from_numpy(kept[node.name])
+    if bool(ins.all()) and bool(outs.all()):
+        return module
+    inputs, outputs = torch.arange(len(ins)), torch.arange(len(ins), len(ins) + len(outs))
+    groups = int(module.groups) if isinstance(module, nn.Conv2d) else 1
+    taps = int(has_separate_kernels(module))
+    slice_layer(
+        module, LayerChannels(str(node.target), node.name, inputs, outputs, taps, 0, groups), torch.cat([ins, outs, torch.tensor([True])])
+    )
+    return module
+
+
+def torch_nn_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch.nn that the module is, or does the same as; None if it has a forward pass of its own.
+
+    Source   definition
+    """
+    for kind in type(module).__mro__:
+        if vars(nn).get(kind.__name__) is kind:
+            return kind if type(module).forward is kind.forward else None
+    return None
+
+
+def _inline_module(
+    steps: fx.Graph, node: fx.Node, modules: dict[str, Any], copies: dict[fx.Node, fx.Node], target: LocatedFeature, kept: ChannelMask
+) -> fx.Node | None:
+    """The steps inside a module that torch.nn does not have, in the place of its call, so that only plain parts are left."""
+    if node.op != "call_module" or torch_nn_class(modules[str(node.target)]) is not None or len(node.all_input_nodes) != 1:
+        return None
+    (parent,) = node.all_input_nodes
+    shape = list(target.graph.shapes[parent.name])
+    shape[1] = int(kept[parent.name].sum()) if parent.name in kept else shape[1]
+    module = modules[str(node.target)]
+    try:
+        inside = trace(module, torch.zeros(shape))
+    except TracingError:
+        return None  # it stays one step
+    made = next(each for each in inside.steps.nodes if each.op == "output").args[0]
+    within: dict[fx.Node, fx.Node] = {}
+    for each in upstream(inside, made.name):  # type: ignore[union-attr]
+        if each.op == "placeholder":
+            within[each] = copies[parent]
+            continue
+        within[each] = steps.node_copy(each, within.__getitem__)
+        if each.op in ("call_module", "get_attr"):
+            name = f"{node.target}.{each.target}"
+            within[each].target = name
+            modules[name] = (
+                inside.modules[str(each.target)] if each.op == "call_module" else execute(module, "get_attr", each.target, (), {})
+            )
+    return within[made]  # type: ignore[index]
+
+
+def _attribute(target: LocatedFeature, name: str) -> Tensor:
+    if name in target.graph.constants:
+        return target.graph.constants[name]
+    path, _, last = name.rpartition(".")
+    value = getattr(target.model.get_submodule(path), last)
+    return value.detach().clone()
+
+
+@torch.no_grad()
+def _compare(small: StandaloneCircuit, circuit: Circuit, target: LocatedFeature) -> None:
+    shape = target.graph.shapes[target.graph.inputs[0]][1:]
+    like = next(target.model.parameters())
+    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+    with eval_mode(target.model), target.without((~circuit).marks):
+        expected = target.map(noise)
+    received = small(noise).reshape(len(noise), -1)
+    error = (received - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+    if not float(error) < TOLERANCE:
+        raise MismatchError(
+            f"the extracted circuit is {float(error):.2g} (relative) away from the masked network; please report the network"
+        )

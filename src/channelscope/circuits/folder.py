@@ -1,0 +1,209 @@
+"""A circuit on disk: tensors in safetensors, everything else in JSON; read back without the network's code."""
+
+import inspect
+import json
+import math
+import operator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.extraction import StandaloneCircuit, torch_nn_class
+from channelscope.errors import FormatError, InputError
+from channelscope.network.channel_tracing import ELEMENTWISE_PAIRS, REARRANGING, REDUCING
+from channelscope.network.removal.channels import POOLS
+from channelscope.storage import atomic_file
+
+FORMAT = 1
+
+RECIPE, TENSORS = "circuit.json", "circuit.safetensors"
+
+NAMESPACES = {"operator": operator, "math": math, "torch": torch, "torch.nn.functional": F}
+
+NORMS = {"layer_norm", "batch_norm", "group_norm", "normalize", "softmax", "log_softmax"}
+
+NUMBERS = {"size", "numel", "floordiv", "mod", "ceil", "floor"}
+
+FUNCTIONS = ELEMENTWISE_PAIRS | REARRANGING | REDUCING | POOLS | NORMS | NUMBERS | {"pad", "conv2d", "linear", "matmul", "bmm"}
+"""Names of functions and tensor methods a recipe may call; anything else is refused, on writing and on reading."""
+
+PROPERTIES = {"shape", "device", "dtype", "ndim"}
+
+
+def save_circuit(folder: Path, circuit: Circuit, small: StandaloneCircuit, about: dict[str, Any] | None = None) -> None:
+    """Write the circuit and its stand-alone module into a folder.
+
+    about   further facts for the reader, such as the hash of the network's weights; plain JSON values
+
+    Raises   InputError if a step cannot be written down.
+    Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
+    """
+    steps = [_step(node) for node in small.body.graph.nodes]
+    modules = {str(n.target): _module(str(n.target), small.body) for n in small.body.graph.nodes if n.op == "call_module"}
+    recipe = {
+        "format": FORMAT,
+        "about": about or {},
+        "circuit": circuit.as_dict(),
+        "modules": modules,
+        "steps": steps,
+        "channels": small.channels,
+        "axis": small.axis,
+    }
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in small.state_dict().items()}
+    with atomic_file(folder / RECIPE) as half, atomic_file(folder / TENSORS) as half_tensors:
+        half.write_text(json.dumps(recipe, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_file(tensors, half_tensors)
+
+
+def load_circuit(folder: str | Path) -> tuple[Circuit, StandaloneCircuit, dict[str, Any]]:
+    """The circuit, its stand-alone module and the further facts of a folder.
+
+    Raises   FormatError if the files are missing, damaged, of another format, or call anything but tensor functions.
+    Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
+    """
+    folder = Path(folder)
+    recipe = _json(folder)
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FormatError(f"{folder}: expected a circuit ({RECIPE} and {TENSORS}): {error}") from error
+    try:
+        small = _rebuilt(recipe, tensors)
+        return Circuit.from_dict(recipe["circuit"]), small, recipe["about"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FormatError(f"{folder}: {RECIPE} and {TENSORS} do not fit together: {error}") from error
+
+
+def load_mask(folder: Path) -> Circuit:
+    """The kernels of a circuit on disk, without its module.
+
+    Raises   FormatError if the file is missing, damaged or of another format.
+    Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
+    """
+    try:
+        return Circuit.from_dict(_json(folder)["circuit"])
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise FormatError(f"{folder / RECIPE} is damaged: {error}") from error
+
+
+def _json(folder: Path) -> dict[str, Any]:
+    try:
+        recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{folder}: expected a circuit ({RECIPE} and {TENSORS}): {error}") from error
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        raise FormatError(f"{folder}: expected format {FORMAT}, found {recipe.get('format') if isinstance(recipe, dict) else 'none'}")
+    return recipe
+
+
+def _rebuilt(recipe: dict[str, Any], tensors: dict[str, Tensor]) -> StandaloneCircuit:
+    steps = fx.Graph()
+    parts: dict[str, Any] = {name: _build_module(name, data) for name, data in recipe["modules"].items()}
+    known: dict[str, fx.Node] = {}
+    for step in recipe["steps"]:
+        args, kwargs = _decoded(step["args"], known), _decoded(step["kwargs"], known)
+        if step["op"] == "get_attr":
+            parts[step["target"]] = tensors["body." + step["target"]]
+        target = _function(step["target"]) if step["op"] == "call_function" else step["target"]
+        if step["op"] == "call_method" and step["target"].rstrip("_") not in FUNCTIONS:
+            raise FormatError(f"the recipe calls the method {step['target']}, which no circuit needs")
+        if target is getattr and args[1] not in PROPERTIES:
+            raise FormatError(f"the recipe reads the attribute {args[1]}, which no circuit needs")
+        known[step["name"]] = steps.create_node(step["op"], target, tuple(args), kwargs, step["name"])
+    small = StandaloneCircuit(fx.GraphModule(parts, steps, "Circuit"), recipe["channels"], tensors["weights"].tolist(), recipe["axis"])
+    small.load_state_dict(tensors)
+    return small.eval().requires_grad_(False)
+
+
+def _step(node: fx.Node) -> dict[str, Any]:
+    target = node.target
+    if node.op == "call_function":
+        target = _named(target)
+    elif node.op == "call_method" and str(target).rstrip("_") not in FUNCTIONS:
+        raise InputError(f"the circuit calls the tensor method {target}, which a recipe cannot hold; use the module from extract() instead")
+    return {"name": node.name, "op": node.op, "target": target, "args": _encoded(node.args), "kwargs": _encoded(node.kwargs)}
+
+
+def _named(function: Any) -> str:
+    if function is getattr:
+        return "getattr"
+    for space, module in NAMESPACES.items():
+        name = function.__name__
+        if vars(module).get(name) is function and name.rstrip("_") in FUNCTIONS:
+            return f"{space}.{name}"
+    raise InputError(f"the circuit calls {function}, which a recipe cannot hold; use the module from extract() instead")
+
+
+def _function(name: str) -> Any:
+    space, _, last = name.rpartition(".")
+    if name == "getattr":
+        return getattr
+    if space not in NAMESPACES or last.rstrip("_") not in FUNCTIONS:
+        raise FormatError(f"the recipe calls {name}, which no circuit needs")
+    return vars(NAMESPACES[space])[last]
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"step": value.name}
+    if isinstance(value, tuple | list):
+        return [_encoded(part) for part in value]
+    if isinstance(value, dict):
+        return {"map": {key: _encoded(part) for key, part in value.items()}}
+    if isinstance(value, slice):
+        return {"slice": [_encoded(part) for part in (value.start, value.stop, value.step)]}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"the circuit passes {value!r} to a step, which a recipe cannot hold; use the module from extract() instead")
+
+
+def _decoded(value: Any, known: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return tuple(_decoded(part, known) for part in value)
+    if not isinstance(value, dict):
+        return value
+    ((kind, inside),) = value.items()
+    if kind == "step":
+        return known[inside]
+    if kind == "map":
+        return {key: _decoded(part, known) for key, part in inside.items()}
+    if kind == "slice":
+        return slice(*(_decoded(part, known) for part in inside))
+    if kind == "dtype" and isinstance(vars(torch).get(inside), torch.dtype):
+        return vars(torch)[inside]
+    if kind == "ellipsis":
+        return Ellipsis
+    raise FormatError(f"the recipe holds a value of kind {kind}, which is not known")
+
+
+def _module(name: str, body: nn.Module) -> dict[str, Any]:
+    """Class and constructor arguments of one module of torch.nn."""
+    module = body.get_submodule(name)
+    kind = torch_nn_class(module)
+    if kind is None:
+        raise InputError(f"{name} is a {type(module).__name__}, which a recipe cannot hold; use the module from extract() instead")
+    options: dict[str, Any] = {}
+    for option in inspect.signature(kind).parameters:
+        if option == "bias":
+            options[option] = module.bias is not None
+        elif option in vars(module) and isinstance(vars(module)[option], bool | int | float | str | tuple | list | None):
+            options[option] = vars(module)[option]
+    return {"class": kind.__name__, "options": options}
+
+
+def _build_module(name: str, data: dict[str, Any]) -> nn.Module:
+    kind = vars(nn).get(data["class"])
+    if not inspect.isclass(kind) or not issubclass(kind, nn.Module):
+        raise FormatError(f"the recipe's {name} is a {data['class']}, which torch.nn does not have")
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in data["options"].items()}
+    return kind(**options)

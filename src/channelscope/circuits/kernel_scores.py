@@ -1,0 +1,244 @@
+"""KernelScores: one number per kernel, summed over images, from one forward and one backward pass."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.located_feature import LocatedFeature
+from channelscope.errors import InputError, MismatchError, NumericError, TracingError
+from channelscope.network.module_state import eval_mode
+from channelscope.network.patches import ConvGeometry, Points
+from channelscope.types import Float, Int, Tensor
+
+Reduce = Literal["sum", "mean"]
+
+Path = Literal["gates", "inputs"]
+
+PATH_POINTS = 8
+"""Points of a path over which gradients are averaged, at the middles of equal steps from 0 to 1."""
+
+SHARES = tuple((point + 0.5) / PATH_POINTS for point in range(PATH_POINTS))
+
+SLOPES = 1e-2
+"""Relative difference of two gradients up to which they count as the same."""
+
+KernelCriterion = Callable[[Points, Points, ConvGeometry], "Tensor | tuple[Tensor, Tensor]"]
+
+
+@dataclass(frozen=True, eq=False)
+class KernelScores:
+    """One number per relevant kernel, ≥ 0; sums over images, so that saliencies of disjoint image sets add up."""
+
+    target: LocatedFeature
+    """the feature and its network"""
+    criterion: str
+    """how it was measured"""
+    values: Mapping[str, Float[Tensor, "outputs inputs"]]
+    """layer → float64, 0 at kernels that are not relevant"""
+    images: int
+    """how many images were summed over"""
+    signed: Mapping[str, Float[Tensor, "outputs inputs"]] | None = None
+    """layer → summed effect with its sign: positive kernels drive the feature, negative ones hold it down"""
+    inside: Circuit | None = None
+    """circuit whose kernels alone were scored, and alone may be selected; None for all relevant ones"""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be ranked."""
+        for layer, values in self.values.items():
+            if not bool(values.isfinite().all()):
+                raise NumericError(f"saliency ({self.criterion}) of {self.target.feature} at {layer} is not finite: check the images")
+
+    def __add__(self, other: "KernelScores") -> "KernelScores":
+        """Saliency over the union of two disjoint image sets."""
+        if self.target is not other.target or self.criterion != other.criterion or self.inside != other.inside:
+            raise MismatchError("cannot add saliencies of different features, networks or criteria")
+        return replace(
+            self,
+            values={layer: values + other.values[layer] for layer, values in self.values.items()},
+            images=self.images + other.images,
+            signed=None if self.signed is None or other.signed is None else {n: v + other.signed[n] for n, v in self.signed.items()},
+        )
+
+    def __getitem__(self, layer: str) -> Float[Tensor, "outputs inputs"]:
+        """Values of one layer."""
+        return self.values[layer]
+
+    @property
+    def eligible(self) -> Mapping[str, Tensor]:
+        """Layer → bool (outputs, inputs): the kernels that were scored."""
+        return self.target.relevant if self.inside is None else self.inside.marks
+
+    @property
+    def kernels(self) -> int:
+        """Number of kernels that were scored."""
+        return sum(int(marks.sum()) for marks in self.eligible.values())
+
+    def ranked(self) -> Float[Tensor, "kernels"]:
+        """As `flat`, with −inf at kernels that were not scored: places from the largest value to the smallest leave them to the end."""
+        values = [torch.where(self.eligible[layer], self.values[layer], -torch.inf)[marks] for layer, marks in self.target.relevant.items()]
+        return torch.cat(values)
+
+    def flat(self) -> Float[Tensor, "kernels"]:
+        """Values of the relevant kernels, layer by layer in execution order, then by output and input channel."""
+        return torch.cat([self.values[layer][marks] for layer, marks in self.target.relevant.items()])
+
+    def normalized(self, norm: Literal["none", "l1", "l2"] = "none") -> "KernelScores":
+        """Values of each layer divided by their sum (l1) or Euclidean norm (l2); a layer of zeros stays as it is."""
+        if norm == "none":
+            return self
+        if norm not in ("l1", "l2"):
+            raise InputError(f"normalization of layers: expected none, l1 or l2, received '{norm}'")
+        sizes = {layer: float(values.norm(p=1 if norm == "l1" else 2)) for layer, values in self.values.items()}
+        return replace(self, values={layer: values / sizes[layer] if sizes[layer] else values for layer, values in self.values.items()})
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """How the gradients of a saliency are measured."""
+
+    reduce: Reduce = "sum"
+    """how the feature's positions become one value per image"""
+    path: Path | None = None
+    """average over a path: A·G, the gradient to each kernel's gate, while all gates go from 0 to 1 (gates), so that signed effects add up
+    to what the kernels add to the feature; or G alone while the images are scaled from 0 to 1 (inputs)"""
+    inside: Circuit | None = None
+    """the network in which kernels are scored has only these of the relevant ones, and the others score 0"""
+
+    def __post_init__(self) -> None:
+        """Refuse words that mean nothing."""
+        if self.reduce not in ("sum", "mean"):
+            raise InputError(f"reduce: expected sum or mean, received '{self.reduce}'")
+        if self.path not in (None, "gates", "inputs"):
+            raise InputError(f"path: expected gates or inputs, received '{self.path}'")
+
+
+Batch = tuple[Tensor, Tensor]
+"""Images, and the positions of the feature that count in each."""
+
+
+@torch.no_grad()
+def with_positions(target: LocatedFeature, images) -> list[Batch]:
+    """Batches with the positions that count in each image, by the unmasked network.
+
+    Raises   TracingError if the traced pass has other gradients than the network.
+    Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
+    """
+    if not target.slope_error < SLOPES:
+        raise TracingError(
+            f"feature {target.feature}: expected the network's own gradients from the traced pass, received others (relative difference "
+            f"{target.slope_error:.2g}): a step has a backward pass of its own. Write y = f(x) that lets gradients through as "
+            "x + (f(x) - x).detach(), or use criterion magnitude"
+        )
+    with eval_mode(target.model):
+        return [(pictures, target.chosen(pictures)) for pictures in images]
+
+
+def layer_gradients(
+    target: LocatedFeature,
+    images: Tensor,
+    places: Int[Tensor, "images chosen"],
+    weights: Mapping[str, Tensor] | None = None,
+    reduce: Reduce = "sum",
+) -> list[tuple[str, Tensor, Tensor]]:
+    """For every use of every relevant layer: the layer, its inputs X, and the gradient G of the feature at its outputs.
+
+    Source   Hamblin, Konkle, Alvarez 2022; G = dJ_b/dz
+    """
+    calls = [call for call in target.wiring.calls if call.layer in target.relevant]
+    ins = tuple(target.graph.nodes[call.step].all_input_nodes[0].name for call in calls)
+    outs = tuple(call.step for call in calls)
+    with torch.enable_grad():
+        values = target.run(images.detach().requires_grad_(), (target.step, *ins, *outs), weights)
+        read, inputs, outputs = values[0], values[1 : 1 + len(calls)], values[1 + len(calls) :]
+        chosen = target.feature.map(read, target.axis).gather(1, places)
+        value = chosen.sum() if reduce == "sum" else chosen.mean(1).sum()
+        gradients = torch.autograd.grad(value, outputs, allow_unused=True, materialize_grads=True)
+    return [(call.layer, x.detach(), g) for call, x, g in zip(calls, inputs, gradients, strict=True)]
+
+
+def score_batches(
+    target: LocatedFeature,
+    batches: list[Batch],
+    criterion: str,
+    rule: KernelCriterion,
+    how: GradientOptions,
+    marks: Mapping[str, Tensor] | None = None,
+) -> KernelScores:
+    """Saliency of every relevant kernel by one rule, summed over batches; the network keeps only `marks` meanwhile.
+
+    Kernels that are masked are scored as well, for they may come back.
+
+    Source   Hamblin, Konkle, Alvarez 2022; along a path, Sundararajan, Taly, Yan 2017 (integrated gradients); checked by
+             tests/pencil_circuits.py::integrated_gates
+    """
+    own, allowed = target.weights(), how.inside.marks if how.inside else target.relevant
+    if how.inside is not None:
+        limits = {layer: how.inside[layer] | ~relevant for layer, relevant in target.relevant.items()}
+        marks = limits if marks is None else {layer: marks[layer] & limits[layer] for layer in limits}
+    layers = {layer: ConvGeometry.of(target.graph.modules[layer]) for layer in target.relevant}
+    weights = None if marks is None else {layer: own[layer] * broadcast_mask(marks[layer], own[layer]) for layer in own}
+    totals = {layer: torch.zeros(values.shape[:2], dtype=torch.float64, device=values.device) for layer, values in own.items()}
+    signs = {layer: torch.zeros_like(values) for layer, values in totals.items()}
+    has_sign = False
+    with eval_mode(target.model):
+        for images, places in _pieces(batches, how, criterion):
+            for layer, x, g in _integrated_gradients(target, images, places, own if weights is None else weights, weights is None, how):
+                found = rule(x, g, layers[layer])
+                if isinstance(found, tuple):
+                    has_sign = True
+                    signs[layer] += found[1]
+                    found = found[0]
+                totals[layer] += found
+    count = sum(len(images) for images, _ in batches)
+    return KernelScores(
+        target, criterion, masked_scores(allowed, totals), count, masked_scores(allowed, signs) if has_sign else None, how.inside
+    )
+
+
+def _integrated_gradients(
+    target: LocatedFeature, images: Tensor, places: Tensor, weights: Mapping[str, Tensor], plain: bool, how: GradientOptions
+) -> list[tuple[str, Points, Points]]:
+    """Inputs and gradients of every layer: at every point of a path of gates; with the gradients' average along one of images."""
+    if how.path == "gates":
+        scaled = [{layer: weight * share for layer, weight in weights.items()} for share in SHARES]
+        found = [layer_gradients(target, images, places, each, how.reduce) for each in scaled]
+        return [(uses[0][0], tuple(x for _, x, _ in uses), tuple(g for *_, g in uses)) for uses in zip(*found, strict=True)]
+    first = layer_gradients(target, images, places, None if plain else weights, how.reduce)
+    if how.path is None:
+        return list(first)
+    mean = [torch.zeros_like(g) for _, _, g in first]
+    for share in SHARES:
+        for total, (_, _, g) in zip(mean, layer_gradients(target, images * share, places, weights, how.reduce), strict=True):
+            total += g / PATH_POINTS
+    return [(layer, x, g) for (layer, x, _), g in zip(first, mean, strict=True)]
+
+
+def _pieces(batches: list[Batch], how: GradientOptions, criterion: str) -> list[Batch]:
+    """Batches so small that all points of a path fit where one did; snip_batch sums each batch as it is given."""
+    if how.path != "gates" or criterion == "snip_batch":
+        return batches
+    return [
+        piece
+        for images, places in batches
+        for step in [max(1, len(images) // PATH_POINTS)]
+        for piece in zip(images.split(step), places.split(step), strict=True)
+    ]
+
+
+def broadcast_mask(marks: Tensor, weight: Tensor) -> Tensor:
+    """Marks of kernels as numbers that multiply a weight.
+
+    Source   definition
+    """
+    return marks.to(weight).view(*marks.shape, *[1] * (weight.dim() - 2))
+
+
+def masked_scores(allowed: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, zero at kernels that are not among the allowed.
+
+    Source   definition
+    """
+    return {layer: torch.where(marks, values[layer].cpu(), 0.0) for layer, marks in allowed.items()}

@@ -1,0 +1,139 @@
+"""Gates on every kernel, trained to keep the feature with few of them open (hard-concrete relaxation of L0)."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.kernel_scores import Batch, KernelScores, broadcast_mask, masked_scores
+from channelscope.circuits.located_feature import LocatedFeature
+from channelscope.network.module_state import eval_mode
+from channelscope.types import Float, Tensor
+
+TEMPERATURE = 2 / 3
+
+STRETCH = (-0.1, 1.1)
+
+NOISE_MARGIN = torch.finfo(torch.float32).eps
+"""Distance of the noise from 0 and 1, where its log-odds are infinite."""
+
+MAX_INITIAL_LOG_ALPHA = 4.0
+"""Largest distance of a gate's first log-odds from zero."""
+
+
+@dataclass(frozen=True)
+class GateTraining:
+    """How gates are learned."""
+
+    steps: int = 200
+    """gradient steps of Adam, one batch each"""
+    rate: float = 0.2
+    """learning rate, falling to zero along a cosine"""
+    penalty: float = 1.0
+    """weight of the open kernels beyond the budget, as a multiple of the budget"""
+    seed: int = 0
+    """of the gates' noise"""
+
+
+def hard_concrete(odds: Float[Tensor, "..."], noise: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """A hard-concrete gate: a number from 0 to 1, exactly 0 or 1 with positive probability.
+
+        s = σ((ln u − ln(1 − u) + ln α)/β),  m = min(1, max(0, s (ζ − γ) + γ))
+
+    odds     ln α
+    noise    u, uniform in (0, 1)
+
+    Source   Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::opening
+    """
+    s = torch.sigmoid((noise.log() - (-noise).log1p() + odds) / TEMPERATURE)
+    low, high = STRETCH
+    return (s * (high - low) + low).clamp(0, 1)
+
+
+def open_probability(odds: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Probability that a gate is not zero: σ(ln α − β ln(−γ/ζ)), the expected L0.
+
+    Source   Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::openness
+    """
+    low, high = STRETCH
+    return torch.sigmoid(odds - TEMPERATURE * math.log(-low / high))
+
+
+def learned_gates(
+    target: LocatedFeature,
+    batches: list[Batch],
+    keep: int,
+    start: KernelScores,
+    how: GateTraining | None = None,
+    inside: Circuit | None = None,
+) -> KernelScores:
+    """Gates that minimize the feature's normalized error plus a penalty on open gates beyond `keep`; ranked by openness.
+
+        Σ(ŷ − y)²/Σ(y − ȳ)² + λ · max(0, E[L0] − k)/k
+
+    The error is that of each batch over the variance of all images, so that its mean over equal batches is the normalized error.
+    Open gates cost nothing up to k, for the circuit has k kernels; the definition with λ · E[L0] has no size. Gates begin at the log of
+    the start saliency over its k-th largest value, at most 4 from 0: closed ones are then open with probability .08, so that more than k
+    are open at first, none is out of reach of a gradient, and the penalty closes the rest. With `inside`, the gates of all kernels
+    outside that circuit are closed and do not count.
+
+    Source   this library, with the gates of Louizos, Welling, Kingma 2018
+    """
+    how = how or GateTraining()
+    values = start.flat()
+    threshold = float(values.sort(descending=True).values[keep - 1])
+    odds = (
+        (values / threshold).log().clamp(-MAX_INITIAL_LOG_ALPHA, MAX_INITIAL_LOG_ALPHA)
+        if threshold > 0
+        else torch.where(values > 0, MAX_INITIAL_LOG_ALPHA, -MAX_INITIAL_LOG_ALPHA)
+    )
+    odds = odds.to(target.device, torch.get_default_dtype()).requires_grad_()
+    optimizer = torch.optim.Adam([odds], lr=how.rate)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
+    source = torch.Generator().manual_seed(how.seed)
+    counted = torch.cat([(target.relevant if inside is None else inside.marks)[layer][m] for layer, m in target.relevant.items()])
+    own = {
+        layer: weight if inside is None else weight * broadcast_mask(inside[layer], weight) for layer, weight in target.weights().items()
+    }
+    with eval_mode(target.model), torch.enable_grad():
+        truth = [_chosen(target, images, places, None) for images, places in batches]
+        spread = torch.cat([values.flatten() for values in truth]).var(correction=0)
+        for step in range(how.steps):
+            images, places = batches[step % len(batches)]
+            noise = torch.rand(odds.shape, generator=source).clamp_(NOISE_MARGIN, 1 - NOISE_MARGIN).to(odds)
+            weights = _gated(target, own, hard_concrete(odds, noise))
+            wanted = truth[step % len(batches)]
+            error = (_chosen(target, images, places, weights) - wanted).square().mean() / spread
+            crowd = (open_probability(odds[counted]).sum() / keep - 1).clamp(min=0)
+            (odds.grad,) = torch.autograd.grad(error + how.penalty * crowd, odds)
+            optimizer.step()
+            falling.step()
+    found = _ranked(target, odds.detach(), start)
+    return found if inside is None else replace(found, values=masked_scores(inside.marks, found.values), inside=inside)
+
+
+def _chosen(target: LocatedFeature, images: Tensor, places: Tensor, weights: dict[str, Tensor] | None) -> Tensor:
+    with torch.set_grad_enabled(weights is not None):
+        return target.map(images, weights).gather(1, places)
+
+
+def _gated(target: LocatedFeature, own: dict[str, Tensor], gates: Tensor) -> dict[str, Tensor]:
+    """Weights with every relevant kernel multiplied by its gate; the others stay."""
+    weights, begin = {}, 0
+    for layer, marks in target.relevant.items():
+        marks = marks.to(gates.device)
+        size = int(marks.sum())
+        spread = torch.ones(marks.shape, device=gates.device, dtype=gates.dtype).masked_scatter(marks, gates[begin : begin + size])
+        weights[layer] = own[layer] * spread.view(*marks.shape, *[1] * (own[layer].dim() - 2))
+        begin += size
+    return weights
+
+
+def _ranked(target: LocatedFeature, odds: Tensor, start: KernelScores) -> KernelScores:
+    flat, values, begin = open_probability(odds.double()).cpu(), {}, 0
+    for layer, marks in target.relevant.items():
+        size = int(marks.sum())
+        values[layer] = torch.zeros(marks.shape, dtype=torch.float64).masked_scatter_(marks, flat[begin : begin + size])
+        begin += size
+    return KernelScores(target, "learned", values, start.images, start.signed)

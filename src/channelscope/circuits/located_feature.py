@@ -1,0 +1,284 @@
+"""LocatedFeature: a feature in a traced network, with the kernels it depends on."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.func import functional_call
+
+from channelscope.circuits.feature import LOGIT, Feature
+from channelscope.data.batches import images_of
+from channelscope.errors import InputError, SampleError, ShapeError, SiteError
+from channelscope.network.channel_graph import ChannelGraph, KernelMask
+from channelscope.network.channel_tracing import channel_graph
+from channelscope.network.edits import zero_kernels
+from channelscope.network.graph import Graph, trace
+from channelscope.network.module_state import eval_mode
+from channelscope.network.sites import sites_of
+from channelscope.subset import Subset
+from channelscope.types import Float, Int, Tensor
+
+MAX_BATCH = 32
+"""Most images run at once: contributions and gradients of every layer are kept meanwhile."""
+
+IMAGE = ("channels", "rows", "columns")
+
+PIXELS = 2**19
+"""Most pixels run at once; the maps of more do not stay in the processor's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocatedFeature:
+    """A feature located in a network: where it is read, and which kernels can reach it."""
+
+    graph: Graph
+    """the traced network; shares the model's parameters"""
+    feature: Feature
+    """what is looked at"""
+    step: str
+    """the step whose value holds the feature"""
+    axis: int
+    """which axis of that value holds the channels, counted without the batch"""
+    wiring: ChannelGraph = field(repr=False)
+    """channels and kernels upstream of the step"""
+    relevant: KernelMask = field(repr=False)
+    """layer → bool (outputs, inputs): kernels on a path from the images to the feature"""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.graph.model
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers with relevant kernels, in execution order."""
+        return tuple(self.relevant)
+
+    @property
+    def kernels(self) -> int:
+        """Number of relevant kernels."""
+        return sum(int(marks.sum()) for marks in self.relevant.values())
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """Nodes of the wiring that make the feature."""
+        return self.wiring.target[list(self.feature.channels)]
+
+    @cached_property
+    def smallest(self) -> int:
+        """Number of kernels on the shortest path from the images to the feature."""
+        return int(self.wiring.hops()[self.seeds].min())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def memory(self) -> torch.memory_format:
+        """How images lie in memory: channels last, in which pooling and convolutions are quicker, unless the network cannot view it so."""
+        shape = self.graph.shapes[self.graph.inputs[0]][1:]
+        if len(shape) != len(IMAGE):
+            return torch.contiguous_format
+        trial = torch.zeros(2, *shape).to(next(self.model.parameters())).contiguous(memory_format=torch.channels_last)
+        try:
+            with eval_mode(self.model), torch.no_grad():
+                self.graph.run(trial, want=(self.step,), pure=True)
+        except RuntimeError:  # a view that takes rows and columns for one axis
+            return torch.contiguous_format
+        return torch.channels_last
+
+    @cached_property
+    def slope_error(self) -> float:
+        """How far the traced pass's gradient of the feature to the images is from the network's own, on noise; relative, 0 if they agree.
+
+        A function with a backward pass of its own (rounding that lets gradients through) is followed by its forward pass, whose gradient
+        is another.
+        """
+        shape = self.graph.shapes[self.graph.inputs[0]][1:]
+        noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(next(self.model.parameters()))
+        module = self.model if self.feature.layer == LOGIT else self.model.get_submodule(self.feature.layer)
+        seen: list[Tensor] = []
+        handle = module.register_forward_hook(lambda _, __, value: seen.append(value.clone()))  # before anything changes it in place
+        try:
+            with eval_mode(self.model), torch.enable_grad():
+                own = noise.clone().requires_grad_()
+                self.model(own)
+                followed = noise.clone().requires_grad_()
+                values = seen[0], self.graph.run(followed, want=(self.step,), pure=True)[0]
+                slopes = [
+                    torch.autograd.grad(self.feature.map(value, self.axis).sum(), images, allow_unused=True, materialize_grads=True)[0]
+                    for value, images in zip(values, (own, followed), strict=True)
+                ]
+        finally:
+            handle.remove()
+        size = max(float(each.abs().max()) for each in slopes)
+        return float((slopes[0] - slopes[1]).abs().max()) / size if size else 0.0
+
+    def batches(self, images: Tensor | Iterable) -> Iterator[Float[Tensor, "images C H W"]]:
+        """Images as the network runs them quickest: on its device, few at a time, laid out as `memory` says.
+
+        Raises   SampleError if there are none.
+        """
+        for pictures in image_batches(images, self.device):
+            for part in pictures.split(max(1, min(MAX_BATCH, PIXELS // max(1, pictures[0, 0].numel())))):
+                yield part.contiguous(memory_format=self.memory)
+
+    def everything(self) -> dict[str, Tensor]:
+        """Marks of all kernels of the relevant layers."""
+        return {layer: torch.ones_like(marks) for layer, marks in self.relevant.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The relevant layers' weights, detached; they stay as they are when the network is masked."""
+        return {layer: self.graph.modules[layer].weight.detach() for layer in self.relevant}  # type: ignore[union-attr,operator]
+
+    def run(self, images: Tensor, want: tuple[str, ...], weights: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """Values of some steps, with other `weights` in the place of some layers' own if they are given."""
+        if weights is None:
+            return self.graph.run(images, want=want, pure=True)
+        named = {f"model.{layer}.weight": weight for layer, weight in weights.items()}
+        return functional_call(_TracedModule(self.graph), named, (images, want))
+
+    def map(self, images: Float[Tensor, "images C H W"], weights: Mapping[str, Tensor] | None = None) -> Float[Tensor, "images positions"]:
+        """The feature at every position, of the network as it is now or with other weights."""
+        return self.feature.map(self.run(images, (self.step,), weights)[0], self.axis)
+
+    def places(self, values: Float[Tensor, "images positions"]) -> Int[Tensor, "images chosen"]:
+        """The positions that count, by the feature's rule, as flat indices."""
+        return self.feature.places(values, self.spatial)
+
+    def chosen(self, images: Tensor) -> Int[Tensor, "images chosen"]:
+        """The positions that count in some images; only the maximum needs a pass."""
+        if self.feature.positions == "max":
+            return self.places(self.map(images))
+        return self.places(torch.empty(len(images), math.prod(self.spatial), device=images.device))
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Sizes of the position axes."""
+        shape = list(self.graph.shapes[self.step][1:])
+        del shape[self.axis]
+        return tuple(shape)
+
+    @contextmanager
+    def without(self, marks: KernelMask) -> Iterator[None]:
+        """While inside, the network is in evaluation mode and the marked kernels are zero."""
+        with eval_mode(self.model), zero_kernels(self.model, Subset(dict(marks))):
+            yield
+
+
+class _TracedModule(nn.Module):
+    """The network as a module whose forward pass is the traced graph, so that its weights can be exchanged for a call."""
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.model = graph.model
+        self.graph = graph
+
+    def forward(self, images: Tensor, want: tuple[str, ...]) -> tuple[Tensor, ...]:
+        return self.graph.run(images, want=want, pure=True)
+
+
+def locate_feature(model: nn.Module | Graph, feature: Feature | str, example: Tensor | None = None) -> LocatedFeature:
+    """Find a feature in a network, with everything it depends on.
+
+    example   a batch of at least one image, to trace the network with; not needed for a `Graph`
+
+    Raises   SiteError, with near matches, if there is no such layer; InputError if it has no such channel or position;
+             ShapeError if its values have no axis of channels;
+             TracingError if the forward pass cannot be followed.
+    Source   Hamblin, Konkle, Alvarez 2022 (relevant kernels)
+    """
+    feature = Feature.parse(feature)
+    if not isinstance(model, Graph):
+        if example is None:
+            raise InputError("locate: expected an example batch to trace the network with, received none")
+        model = trace(model, example)
+    node = _feature_step(model, feature)
+    shape = model.shapes.get(node.name, ())[1:]
+    if not shape:
+        raise ShapeError(f"feature {feature}: expected a tensor of channels at {feature.layer}, found shape {shape}")
+    wiring = channel_graph(model, node.name)
+    axis = wiring.axis
+    blank = torch.zeros(1, *shape)
+    feature.places(feature.map(blank, axis), tuple(size for place, size in enumerate(shape) if place != axis))
+    marks = wiring.through(wiring.everything(), wiring.target[list(feature.channels)])
+    relevant = {layer: kernels for layer, kernels in marks.items() if bool(kernels.any())}
+    if not relevant:
+        raise InputError(f"feature {feature}: no kernel leads from the images to it; it is made of constants")
+    return LocatedFeature(model, feature, node.name, axis, wiring, relevant)
+
+
+def _feature_step(graph: Graph, feature: Feature) -> fx.Node:
+    if feature.layer == LOGIT:
+        made = next(node for node in graph.steps.nodes if node.op == "output").args[0]
+        if not isinstance(made, fx.Node) or made.name not in graph.shapes:
+            raise SiteError("the network's output is not one tensor: name the layer that makes the logit instead")
+        return made
+    found = [node for node in graph.steps.nodes if node.op == "call_module" and node.target == feature.layer]
+    if len(found) > 1:
+        raise SiteError(f"{feature.layer} is called {len(found)} times in one pass: its channels are not one place")
+    if found:
+        return found[0]
+    names = [str(node.target) for node in graph.steps.nodes if node.op == "call_module"]
+    near = get_close_matches(feature.layer, names, n=4, cutoff=0.3)
+    raise SiteError(f"no layer is called '{feature.layer}'; near matches: {', '.join(near) or 'none'} (logit is the network's output)")
+
+
+def image_batches(images: Tensor | Iterable, device: torch.device | str = "cpu") -> Iterator[Float[Tensor, "images C H W"]]:
+    """Batches of images on a device, from a tensor of all images or from any batches that data/batches.py reads.
+
+    Raises   SampleError if there are none, DataError for a batch that cannot be read.
+    Source   the library's convention for batches
+    """
+    count = 0
+    for batch in images.split(MAX_BATCH) if isinstance(images, Tensor) else images:
+        pictures = images_of(batch)
+        count += len(pictures)
+        yield pictures.to(device)
+    if not count:
+        raise SampleError("expected at least one image, received none")
+
+
+@torch.no_grad()
+def activation_range(target: LocatedFeature, images: Tensor | Iterable) -> tuple[float, float]:
+    """Smallest and largest value of the feature over some images, where its consumers see it (after its own activation).
+
+    Raises   SampleError if the feature is the same everywhere: it never activates on these images.
+    Source   Hamblin, Konkle, Alvarez 2022; cut points as in docs/how-it-works.md
+    """
+    return value_range(target, [seen for *_, seen in feature_values(target, images)])
+
+
+def value_range(target: LocatedFeature, values: list[Tensor]) -> tuple[float, float]:
+    """Smallest and largest of the feature's values, batch by batch.
+
+    Raises   SampleError if they are all the same.
+    Source   definition
+    """
+    low, high = min(float(each.min()) for each in values), max(float(each.max()) for each in values)
+    if not low < high:
+        raise SampleError(f"feature {target.feature} never activates on these images: it is {low:.4g} everywhere; pass other images")
+    return low, high
+
+
+@torch.no_grad()
+def feature_values(target: LocatedFeature, images: Tensor | Iterable) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Batches of images, the positions that count, the feature there, and what its consumers see of it there; one pass.
+
+    Raises   SampleError without images.
+    Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
+    """
+    site = next((site for site in sites_of(target.graph) if site.name == target.feature.layer), None)
+    with eval_mode(target.model):
+        for pictures in target.batches(images):
+            read, cut = target.graph.run(pictures, want=(target.step, site.cut if site else target.step), pure=True)
+            maps = target.feature.map(read, target.axis)
+            places = target.places(maps)
+            yield pictures, places, maps.gather(1, places), target.feature.map(cut, target.axis).gather(1, places)

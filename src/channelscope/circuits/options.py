@@ -1,0 +1,124 @@
+"""CircuitOptions: every choice between a feature and its circuit, for the command line and for Python."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce as fold
+from operator import add
+from typing import Literal
+
+import numpy as np
+import torch
+
+from channelscope.circuits.circuit import Circuit, remove_dead_ends
+from channelscope.circuits.criteria import criterion_named, score_kernels
+from channelscope.circuits.kernel_scores import GradientOptions, KernelScores, Path, Reduce
+from channelscope.circuits.located_feature import LocatedFeature, image_batches
+from channelscope.circuits.selection import connected_top_k, kernel_count, top_k
+from channelscope.errors import BudgetError
+from channelscope.formulas.resampling import bootstrap_counts
+from channelscope.types import Float, Tensor
+
+SHARDS = 16
+"""Groups of images whose saliencies are kept apart, for bootstraps over images."""
+
+DRAWS = 50
+"""Bootstrap samples behind a stability."""
+
+
+@dataclass(frozen=True)
+class CircuitOptions:
+    """How a circuit is chosen."""
+
+    criterion: str = "gate"
+    """gate, actgrad, snip, snip_batch, force, iterated_gate, iterated_actgrad, learned, magnitude or random"""
+    keep: str = "0.1"
+    """size of the circuit: a fraction of the relevant kernels (0.1), or a number of kernels (210); in Python a number is taken as well"""
+    reduce: Reduce = "sum"
+    """how the feature's positions become one value per image"""
+    layer_norm: Literal["none", "l1", "l2"] = "none"
+    """divide the scores of each layer by their sum (l1) or Euclidean norm (l2)"""
+    path: Path | None = None
+    """average gradients while all kernels (gates) or the images (inputs) are scaled from 0 to 1"""
+    live: bool = False
+    """keep only kernels on live paths, grown from the feature, so that no layer is left out"""
+    dead_ends: Literal["backward", "full", "none"] = "backward"
+    """kernels that lead nowhere: backward drops them (exact), full drops also those nothing leads to (as published), none"""
+
+    def __post_init__(self) -> None:
+        """Refuse what no network could do."""
+        criterion_named(self.criterion)
+        if not isinstance(self.keep, str):  # a number, as a text without an exponent
+            object.__setattr__(self, "keep", np.format_float_positional(self.keep) if isinstance(self.keep, float) else str(self.keep))
+        parse_keep(self.keep)
+
+    def kernels(self, target: LocatedFeature) -> int:
+        """Size of the circuit.
+
+        Raises   BudgetError, with the smallest size there is, if no path from the images to the feature fits.
+        """
+        wanted = kernel_count(target, parse_keep(self.keep))
+        if wanted < target.smallest:
+            raise BudgetError(
+                f"feature {target.feature}: keep={self.keep} is {wanted} of {target.kernels:,} kernels, and no path from the images "
+                f"is that short; the smallest circuit has {target.smallest} kernels (a fraction of {target.smallest / target.kernels:.2g})"
+            )
+        return wanted
+
+    def parts(self, target: LocatedFeature, images: Tensor | Iterable, seed: int = 0, inside: Circuit | None = None) -> list[KernelScores]:
+        """Saliencies of groups of images, which add up: up to 16, the batches as given for snip_batch, and a single one
+        where a criterion needs all images at once.
+
+        inside  score in the network that has only these of the relevant kernels; the others score 0
+        """
+        if self.criterion in ("magnitude", "random"):
+            return [self._scored(target, images, seed, inside)]
+        if self.criterion == "snip_batch":
+            return [self._scored(target, batch, seed, inside) for batch in image_batches(images, target.device)]
+        pictures = list(target.batches(images))
+        if criterion_named(self.criterion).sized:
+            return [self._scored(target, pictures, seed, inside)]
+        together = torch.cat(pictures)
+        step = max(1, -(-len(together) // SHARDS))
+        return [self._scored(target, group, seed, inside) for group in together.split(step)]
+
+    def scored(self, target: LocatedFeature, images: Tensor | Iterable, seed: int = 0) -> KernelScores:
+        """Saliency over all images at once: the sum of the parts, normalized as asked."""
+        return self._scored(target, images, seed, None).normalized(self.layer_norm)
+
+    def _scored(self, target: LocatedFeature, images: Tensor | Iterable, seed: int, inside: Circuit | None) -> KernelScores:
+        size = self.kernels(target)
+        return score_kernels(target, images, self.criterion, size, how=GradientOptions(self.reduce, self.path, inside), seed=seed)
+
+    def saliency(self, parts: list[KernelScores]) -> KernelScores:
+        """The sum of the parts, normalized as asked."""
+        return fold(add, parts).normalized(self.layer_norm)
+
+    def circuit(self, saliency: KernelScores, keep: int | float | None = None) -> Circuit:
+        """The kernels that are kept, dead ends dropped; of another size if one is given."""
+        target = saliency.target
+        wanted = self.kernels(target) if keep is None else keep
+        return remove_dead_ends((connected_top_k if self.live else top_k)(saliency, wanted), target, self.dead_ends)
+
+    def stability(self, parts: list[KernelScores], circuit: Circuit, seed: int = 0) -> Float[Tensor, "draws"]:
+        """Intersection over union of the circuit with those of bootstrapped images; empty where the parts are too few to draw from."""
+        if len(parts) < 2:
+            return torch.zeros(0, dtype=torch.float64)
+        shares = []
+        for weights in bootstrap_counts(len(parts), DRAWS, seed).tolist():
+            drawn = [part for part, times in zip(parts, weights, strict=True) for _ in range(int(times))]
+            shares.append(circuit.overlap(self.circuit(self.saliency(drawn)))[""])
+        return torch.tensor(shares, dtype=torch.float64)
+
+
+def parse_keep(text: str) -> float | int:
+    """'0.1' is a fraction of the relevant kernels, '210' a number of kernels.
+
+    Raises   BudgetError if it is neither.
+    Source   Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept
+    """
+    if re.fullmatch(r"\d+", text.strip()):
+        return int(text)
+    if re.fullmatch(r"\d*\.\d+|\d+\.", text.strip()):
+        return float(text)
+    raise BudgetError(f"keep: expected a fraction such as 0.1 or a number of kernels such as 210, received '{text}'")

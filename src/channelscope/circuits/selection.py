@@ -1,0 +1,247 @@
+"""From kernel scores to a circuit of a given number of kernels."""
+
+import heapq
+import math
+from numbers import Integral
+
+import numpy as np
+import torch
+
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.kernel_scores import KernelScores
+from channelscope.circuits.located_feature import LocatedFeature
+from channelscope.errors import BudgetError
+from channelscope.network.channel_graph import KernelEdges, Merge
+from channelscope.types import Float, Tensor
+
+ROUNDS = 10
+
+
+def kernel_count(target: LocatedFeature, keep: float | int) -> int:
+    """Number of kernels meant by `keep`: a number of kernels if it is whole, else a fraction of the relevant ones (at least 1).
+
+    Raises   BudgetError if it is neither from 1 to the number of relevant kernels nor a fraction above 0 and up to 1.
+    Source   Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept
+    """
+    if isinstance(keep, Integral) and not isinstance(keep, bool) and 1 <= keep <= target.kernels:
+        return int(keep)
+    if isinstance(keep, float) and 0 < keep <= 1:
+        return max(1, round(keep * target.kernels))
+    raise BudgetError(f"keep: expected 1 to {target.kernels} kernels or a fraction above 0 and up to 1.0, received {keep!r}")
+
+
+def top_k(saliency: KernelScores, keep: float | int) -> Circuit:
+    """Exactly so many kernels with the largest saliency; among equals the first in execution order.
+
+    Raises   BudgetError if fewer kernels were scored.
+    Source   Hamblin, Konkle, Alvarez 2022 (selection)
+    """
+    return _from_ranking(saliency.target, score_order(saliency.ranked())[: _room(saliency, keep)])
+
+
+def _room(saliency: KernelScores, keep: float | int) -> int:
+    """Number of kernels meant by `keep`; refused where a circuit that they were scored inside has fewer."""
+    wanted = kernel_count(saliency.target, keep)
+    if wanted > saliency.kernels:
+        raise BudgetError(f"keep: {wanted} kernels, and the circuit that they were scored inside has {saliency.kernels}: keep fewer")
+    return wanted
+
+
+def top_share(saliency: KernelScores, share: float) -> Circuit:
+    """The fewest kernels whose saliencies reach a share of the total.
+
+    Raises   BudgetError if the share is not above 0 and up to 1, or all saliencies are zero.
+    Source   Hamblin, Konkle, Alvarez 2022 (selection)
+    """
+    flat = saliency.flat()
+    if not 0 < share <= 1 or not bool(flat.sum() > 0):
+        raise BudgetError(f"share: expected above 0 and up to 1 of a positive total, received {share} of {float(flat.sum()):.4g}")
+    ranked = score_order(flat)
+    sums = flat[ranked].cumsum(0)
+    enough = int((sums < share * sums[-1]).sum()) + 1
+    return _from_ranking(saliency.target, ranked[:enough])
+
+
+def score_order(values: Float[Tensor, "kernels"]) -> Tensor:
+    """Places from the largest value to the smallest; equals stay in order.
+
+    Source   Hamblin, Konkle, Alvarez 2022 (stable tie-break)
+    """
+    return values.sort(descending=True, stable=True).indices
+
+
+def geometric_schedule(kernels: int, keep: int, rounds: int = ROUNDS) -> list[int]:
+    """Kernels kept after each round: k_t = ⌈exp((t/T) ln k + (1 − t/T) ln N)⌉, and k itself at the end.
+
+    Source   de Jorge et al. 2021 (FORCE), rounded up so that the last is k; checked by tests/pencil_circuits.py::schedule
+    """
+    steps = [t / rounds for t in range(1, rounds)]
+    sizes = [math.exp(step * math.log(keep) + (1 - step) * math.log(kernels)) for step in steps]
+    return [math.ceil(round(size, 9)) for size in sizes] + [keep]  # rounded first: exp(ln 3) is a little more than 3
+
+
+def _from_ranking(target: LocatedFeature, places: Tensor) -> Circuit:
+    """The circuit of some places in the flat order of relevant kernels."""
+    flat = torch.zeros(target.kernels, dtype=torch.bool)
+    flat[places] = True
+    marks, start = {}, 0
+    for layer, relevant in target.relevant.items():
+        size = int(relevant.sum())
+        marks[layer] = torch.zeros_like(relevant).masked_scatter_(relevant, flat[start : start + size])
+        start += size
+    return Circuit.of_target(target, marks)
+
+
+def connected_top_k(saliency: KernelScores, keep: float | int) -> Circuit:
+    """Kernels on live paths only, grown from the target: no layer can be left out, no kernel ends nowhere.
+
+    The best kernel that feeds a channel already in the circuit comes next; where it opens a new channel, the best kernels that
+    lead to that channel come with it, as far as the budget has room.
+    Exactly so many kernels, or the few less that the last paths leave over.
+
+    Raises   BudgetError, with the smallest size there is, if no path from the images fits.
+    Source   this library
+    """
+    target, budget = saliency.target, _room(saliency, keep)
+    growth = _PathGrowth(saliency)
+    smallest = growth.hops[target.seeds].min()
+    if not np.isfinite(smallest):
+        raise BudgetError(f"feature {target.feature}: no path from the images lies inside the circuit that kernels were scored inside")
+    if budget < smallest:
+        raise BudgetError(
+            f"feature {target.feature}: no path from the images has {budget} kernels; the smallest circuit has {int(smallest)}"
+        )
+    growth.run(budget)
+    return Circuit.of_target(target, {layer: torch.from_numpy(taken) for layer, taken in growth.taken.items()})
+
+
+class _PathGrowth:
+    """A circuit being grown; `live` nodes are on a path from the images to the feature."""
+
+    def __init__(self, saliency: KernelScores):
+        self.target = saliency.target
+        self.values = {layer: np.where(saliency.eligible[layer], values, -np.inf) for layer, values in saliency.values.items()}
+        wiring = self.target.wiring
+        self.maker: dict[int, tuple[KernelEdges, int]] = {}
+        self.members: dict[int, np.ndarray] = {}
+        for part in wiring.parts:
+            for row, node in enumerate(part.outputs.tolist()):
+                if isinstance(part, KernelEdges):
+                    self.maker[node] = (part, row)
+                else:
+                    self.members[node] = part.members[row]
+        self.joins = [part for part in wiring.parts if isinstance(part, Merge)]
+        self.hops = wiring.hops() if saliency.inside is None else wiring.hops(saliency.eligible)
+        self.fed = np.zeros(wiring.size, dtype=bool)
+        self.fed[wiring.images] = True
+        self.summed = np.zeros(wiring.size, dtype=bool)
+        for join in self.joins:
+            self.summed[join.members] = True
+        self._spread()
+        self.open = np.zeros(wiring.size, dtype=bool)
+        self.taken = {layer: np.zeros(relevant.shape, dtype=bool) for layer, relevant in self.target.relevant.items()}
+        self.queue: list[tuple[float, int, int]] = []
+        self.ranks: dict[int, np.ndarray] = {}
+        self.size = 0
+
+    def run(self, budget: int) -> None:
+        first = min(self.target.seeds.tolist(), key=lambda node: (self.hops[node], node))
+        self._take(self._way(first, budget))
+        for node in self.target.seeds.tolist():
+            self._reach(node)
+        late: list[tuple[KernelEdges, int, int]] = []
+        while self.queue and self.size < budget:
+            _, node, place = heapq.heappop(self.queue)
+            call, row = self.maker[node]
+            self._push(node, place + 1)
+            kernel = (call, row, int(self.ranks[node][place]))
+            if not self._fits(kernel, budget):
+                late.append(kernel)
+        while late and self.size < budget:  # channels opened since then may have made the way to these shorter
+            again = [kernel for kernel in late if not self._fits(kernel, budget)]
+            if len(again) == len(late):
+                break
+            late = again
+
+    def _fits(self, kernel: tuple[KernelEdges, int, int], budget: int) -> bool:
+        """Take a kernel and what feeds it if the budget has room; False if it has not."""
+        call, row, column = kernel
+        source = int(call.sources[row, column])
+        if self.taken[call.layer][row, column] or not np.isfinite(self.hops[source]):
+            return True
+        way = self._way(source, budget - self.size - 1)
+        if (way or self.fed[source]) and self.size < budget:
+            self._take([kernel, *way])
+            return True
+        return False
+
+    def _reach(self, node: int) -> None:
+        """The node leads to the feature: kernels that make it may be taken from now on."""
+        stack = [node]
+        while stack:
+            each = stack.pop()
+            if self.open[each]:
+                continue
+            self.open[each] = True
+            stack += self.members[each].tolist() if each in self.members else []
+            if each in self.maker:
+                call, row = self.maker[each]
+                self.ranks[each] = np.argsort(-self.values[call.layer][row], kind="stable")
+                self._push(each, 0)
+
+    def _push(self, node: int, place: int) -> None:
+        call, row = self.maker[node]
+        if place < call.sources.shape[1]:
+            value = self.values[call.layer][row, self.ranks[node][place]]
+            if np.isfinite(value):
+                heapq.heappush(self.queue, (-float(value), node, place))
+
+    def _way(self, node: int, room: float) -> list[tuple[KernelEdges, int, int]]:
+        """The best kernels, one after the other, from what is already fed down to a node; as few as `room` allows."""
+        way: list[tuple[KernelEdges, int, int]] = []
+        while not self.fed[node]:
+            best: tuple[float, KernelEdges, int, int] | None = None
+            for each in self._makers(node):
+                call, row = self.maker[each]
+                sources = call.sources[row]
+                near = np.where(self.fed[sources], 0, self.hops[sources]) < room - len(way)
+                values = np.where(near, self.values[call.layer][row], -np.inf)
+                near &= np.isfinite(values)
+                column = int(values.argmax())
+                if near[column] and (best is None or values[column] > best[0]):
+                    best = (float(values[column]), call, row, column)
+            if best is None:
+                return []
+            way.append(best[1:])
+            node = int(best[1].sources[best[2], best[3]])
+        return way
+
+    def _makers(self, node: int) -> list[int]:
+        """The layer outputs that a node is a sum of."""
+        found, stack = [], [node]
+        while stack:
+            each = stack.pop()
+            if each in self.maker:
+                found.append(each)
+            stack += self.members[each].tolist() if each in self.members else []
+        return sorted(found)
+
+    def _take(self, way: list[tuple[KernelEdges, int, int]]) -> None:
+        for call, row, column in reversed(way):
+            self.size += not self.taken[call.layer][row, column]
+            self.taken[call.layer][row, column] = True
+            self._reach(int(call.sources[row, column]))
+            self._feed(int(call.outputs[row]))
+
+    def _feed(self, node: int) -> None:
+        """The node gets input, and every sum it is part of."""
+        if self.fed[node]:
+            return
+        self.fed[node] = True
+        if self.summed[node]:
+            self._spread()
+
+    def _spread(self) -> None:
+        """Sums and mixtures are fed by any of their members."""
+        for join in self.joins:
+            self.fed[join.outputs] |= self.fed[join.members].any(1)

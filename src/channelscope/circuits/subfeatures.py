@@ -1,0 +1,201 @@
+"""Sub-features: the images with the largest activation in clusters, and a circuit for each cluster."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
+
+from channelscope import tables
+from channelscope.circuits.circuit import Circuit, remove_dead_ends, union
+from channelscope.circuits.evaluation import CIRCUIT_COLUMNS
+from channelscope.circuits.kernel_scores import KernelScores
+from channelscope.circuits.located_feature import LocatedFeature, activation_range
+from channelscope.circuits.options import CircuitOptions
+from channelscope.circuits.selection import connected_top_k, top_k
+from channelscope.errors import BudgetError, InputError, SampleError
+from channelscope.network.module_state import eval_mode
+from channelscope.subset import Subset
+from channelscope.types import Float, Int, Tensor
+
+MAX_CLUSTERS = 6
+"""Most groups that are tried where the number is not given."""
+
+SUBFEATURE_FRACTIONS = (0.5, 0.3, 0.2, 0.1, 0.05)
+"""shares of the relevant kernels at which circuits are judged on each other's images"""
+
+CONTROL = "mixed"
+
+GENERAL_SHARE = 0.5
+"""share of the relevant kernels in the general circuit that sub-features are looked for in"""
+
+
+@dataclass(frozen=True, eq=False)
+class TopImages:
+    """The images that drive a feature most, and what its layer does where it peaks."""
+
+    images: Float[Tensor, "images C H W"]
+    """the images, the strongest first"""
+    numbers: Int[Tensor, "images"]
+    """place of each among the images given"""
+    places: Int[Tensor, "images"]
+    """flat position of the maximum"""
+    values: Float[Tensor, "images"]
+    """the feature there"""
+    vectors: Float[Tensor, "images channels"]
+    """all channels of the layer there"""
+
+
+@torch.no_grad()
+def top_images(target: LocatedFeature, images: Tensor | Iterable, count: int) -> TopImages:
+    """The `count` images with the highest maxima of the feature.
+
+    Raises   SampleError with fewer images, or if the feature is the same on all of them; InputError for fewer than two images,
+             or a feature at other positions than all or its maximum.
+    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
+    """
+    if count < 2:
+        raise InputError(f"strongest: expected at least 2 images to tell groups apart in, received {count}")
+    if target.feature.positions not in ("all", "max"):
+        raise InputError(f"feature {target.feature}: its strongest images are told by its maximum; leave out @ and what follows")
+    pictures = list(target.batches(images))
+    activation_range(target, pictures)
+    found: list[tuple[Tensor, ...]] = []
+    with eval_mode(target.model):
+        for each in pictures:
+            (maps,) = target.run(each, (target.step,))
+            values, places = target.feature.map(maps, target.axis).max(1)
+            rows = maps.movedim(target.axis + 1, 1)
+            own = rows.reshape(*rows.shape[:2], -1)
+            found.append((values, places, own[torch.arange(len(each)), :, places]))
+    values, places, vectors = (torch.cat([part[kind] for part in found]).cpu() for kind in range(3))
+    if len(values) < count:
+        raise SampleError(f"expected at least {count} images to take the strongest of, received {len(values)}")
+    order = values.argsort(descending=True, stable=True)[:count]
+    return TopImages(torch.cat(pictures).cpu()[order], order, places[order], values[order], vectors[order])
+
+
+def cluster_images(found: TopImages, count: int | None = None, seed: int = 0) -> Int[Tensor, "images"]:
+    """Group of each image by its activation vector (k-means on vectors of length 1); the number by the best silhouette if not given.
+
+    Raises   SampleError if there are fewer different vectors than groups: a group would be empty.
+    Source   Hamblin, Konkle, Alvarez 2022 (clustered by the activation vector at the position of the maximum); Rousseeuw 1987
+    """
+    vectors = (found.vectors / found.vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(found.vectors.dtype).tiny)).double().numpy()
+    different = len(np.unique(vectors.round(9), axis=0))
+    if count is not None and not 2 <= count <= different:
+        raise SampleError(
+            f"clusters: expected 2 to {different} for {different} different images, received {count}: a cluster would be empty"
+        )
+    tried = {
+        k: KMeans(k, n_init=10, random_state=seed).fit_predict(vectors)
+        for k in ([count] if count else range(2, min(MAX_CLUSTERS, different - 1) + 1))
+    }
+    if not tried:
+        raise SampleError(f"clusters: {different} different images are too few to group; pass more images")
+    labels = tried[max(tried, key=lambda k: silhouette_score(vectors, tried[k]))] if len(tried) > 1 else next(iter(tried.values()))
+    first = {old: new for new, old in enumerate(dict.fromkeys(labels.tolist()))}  # numbered by their strongest image
+    return torch.tensor([first[label] for label in labels.tolist()])
+
+
+def subfeature_circuits(
+    target: LocatedFeature,
+    found: TopImages,
+    labels: Int[Tensor, "images"],
+    choice: CircuitOptions | None = None,
+    seed: int = 0,
+    general: float = GENERAL_SHARE,
+) -> tuple[dict[str, Circuit], dict[str, pd.DataFrame]]:
+    """One circuit for each group of images, judged on the other images of every group, at each image's original maximum.
+
+    Half of each group's images score the kernels, the other half judge; a control is scored on as many images of all groups.
+
+    general  share of the relevant kernels in the feature's general circuit, scored on images of all groups; the groups' kernels
+             are scored inside it. 1 scores them in the whole network
+
+    Returns  circuits by group ('0', '1', …, 'mixed', 'union', 'general'); tables `subcircuits` (images), `subcircuit_curves` (error of the
+             circuit of one group on the images of another, by size) and `subcircuit_overlap` (by layer; '' for all kernels).
+    Raises   InputError if labels do not fit, or a group has fewer than two images; BudgetError if the general circuit is smaller
+             than those of the groups.
+    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
+    """
+    choice = choice or CircuitOptions()
+    if len(labels) != len(found.images) or sorted(set(labels.tolist())) != list(range(int(labels.max()) + 1)):
+        raise InputError(f"subcircuits: expected one label from 0 on for each of {len(found.images)} images, without a gap")
+    target = replace(target, feature=replace(target.feature, positions="max"))
+    groups = [(labels == group).nonzero().flatten() for group in range(int(labels.max()) + 1)]
+    small = [group for group, members in enumerate(groups) if len(members) < 2]
+    if small:
+        raise InputError(
+            f"cluster {small[0]} is too small: it takes one image to score kernels and one to judge; pass more images or fewer clusters"
+        )
+    if not choice.kernels(target) / target.kernels <= general <= 1:
+        raise BudgetError(f"general: expected a share from keep={choice.keep} of the relevant kernels to 1, received {general}")
+    scoring, judging = [members[::2] for members in groups], [members[1::2] for members in groups]
+    every = torch.cat(scoring)
+    mixed = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[: max(1, len(every) // len(groups))]]
+    sets = {**{str(group): members for group, members in enumerate(scoring)}, CONTROL: mixed}
+    whole = choice.scored(target, found.images[every], seed)
+    room = (connected_top_k if choice.live else top_k)(whole, float(general))
+    parts = {name: choice.parts(target, found.images[members], seed, room) for name, members in sets.items()}
+    saliencies = {name: choice.saliency(each) for name, each in parts.items()}
+    circuits = {name: choice.circuit(saliency) for name, saliency in saliencies.items()}
+    alone = [circuits[str(group)] for group in range(len(groups))]
+    frames = {
+        "subcircuits": _cluster_tables(target, found, labels, judging),
+        "subcircuit_curves": _curves(choice, saliencies, room, found, judging),
+        "subcircuit_overlap": _overlap(alone),
+    }
+    facts = {"feature": str(target.feature), "criterion": choice.criterion, "seed": seed, "general": general}
+    described = {name: tables.table(frame, name, CIRCUIT_COLUMNS, facts) for name, frame in frames.items()}
+    return circuits | {"union": union(alone), "general": remove_dead_ends(room, target)}, described
+
+
+@torch.no_grad()
+def error_at_maximum(target: LocatedFeature, circuit: Subset, found: TopImages, members: Int[Tensor, "chosen"]) -> float:
+    """Σ|ŷ − y|/Σ|y| over some of the peaks, each at its place in the unmasked network: 0 is exact, 1 what silence reaches.
+
+    Undefined (nan) where the feature is 0 at all of them: silence is exact there.
+    Source   Hamblin, Konkle, Alvarez 2022 (preservation curves: error at each image's original maximum position)
+    """
+    with target.without((~circuit).marks):
+        maps = target.map(found.images[members].to(target.device))
+    guess, truth = maps.cpu().gather(1, found.places[members][:, None])[:, 0].double(), found.values[members].double()
+    return float((guess - truth).abs().sum() / truth.abs().sum()) if bool(truth.any()) else float("nan")
+
+
+def _cluster_tables(target: LocatedFeature, found: TopImages, labels: Tensor, judging: Sequence[Tensor]) -> pd.DataFrame:
+    judged = set(torch.cat(list(judging)).tolist())
+    rows = []
+    for number, (image, place, value, label) in enumerate(zip(found.numbers, found.places, found.values, labels, strict=True)):
+        spot = ",".join(str(int(at)) for at in np.unravel_index(int(place), target.spatial)) if target.spatial else ""
+        row = {"cluster": int(label), "image": int(image), "activation": float(value), "position": spot}
+        rows.append(row | {"scored_on": "" if number in judged else str(int(label))})
+    return pd.DataFrame(rows)
+
+
+def _curves(
+    choice: CircuitOptions, saliencies: dict[str, KernelScores], general: Circuit, found: TopImages, judging: Sequence[Tensor]
+) -> pd.DataFrame:
+    """The general circuit itself, and every group's circuits of the sizes it has room for."""
+    rows, target = [], next(iter(saliencies.values())).target
+    sizes = [size for size in SUBFEATURE_FRACTIONS if target.smallest <= size * target.kernels <= general.count]
+    judged = [("general", general.fraction, general)]
+    judged += [(name, size, choice.circuit(saliency, size)) for name, saliency in saliencies.items() for size in sizes]
+    for name, size, circuit in judged:
+        for group, members in enumerate(judging):
+            row = {"scored_on": name, "judged_on": group, "kept": size, "kernels": circuit.count}
+            rows.append(row | {"peak_error": error_at_maximum(target, circuit, found, members), "images": len(members)})
+    return pd.DataFrame(rows, columns=["scored_on", "judged_on", "kept", "kernels", "peak_error", "images"])
+
+
+def _overlap(circuits: list[Circuit]) -> pd.DataFrame:
+    rows = []
+    for one in range(len(circuits)):
+        for other in range(one + 1, len(circuits)):
+            for layer, share in circuits[one].overlap(circuits[other]).items():
+                rows.append({"cluster": one, "other": other, "site": layer, "shared": share})
+    return pd.DataFrame(rows, columns=["cluster", "other", "site", "shared"])

@@ -1,0 +1,254 @@
+"""The commands `circuit` and `subcircuits`."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from torch import Tensor, nn
+
+from channelscope import storage, tables
+from channelscope.circuits import folder
+from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.comparison import COMPARED, COMPARED_FRACTIONS, compare_criteria, sample_features
+from channelscope.circuits.criteria import with_signs
+from channelscope.circuits.diagram import drawing
+from channelscope.circuits.diagram.layout import lay_out
+from channelscope.circuits.diagram.pictures import PixelNormalization, contact_sheet, feature_visualizations, top_patches
+from channelscope.circuits.evaluation import HeldOutImages, evaluate_circuit
+from channelscope.circuits.extraction import extract_module
+from channelscope.circuits.feature import EXAMPLES
+from channelscope.circuits.located_feature import LocatedFeature, activation_range, image_batches, locate_feature
+from channelscope.circuits.options import CircuitOptions
+from channelscope.circuits.subfeatures import GENERAL_SHARE, top_images
+from channelscope.circuits.subfeatures import cluster_images as grouped
+from channelscope.circuits.subfeatures import subfeature_circuits as told_apart
+from channelscope.cli.options import NetworkOptions, console, fitted, load_network
+from channelscope.cli.run_folder import RunAddition, folder_at, provenance
+from channelscope.data.images import ImageSplits
+from channelscope.data.sources import ImageSource
+from channelscope.data.splits import Split
+from channelscope.errors import InputError
+from channelscope.network.graph import trace
+from channelscope.network.module_state import weights_hash, zero_batch
+
+N_SCORING = 64
+"""Images that kernels are scored on where the user says nothing."""
+
+N_SEARCHED = 1000
+"""Images that the strongest are looked for among where the user says nothing."""
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """Criteria against each other, instead of one circuit."""
+
+    compare: bool = False
+    """compare criteria on many features and sizes, instead of finding one circuit"""
+    criteria: tuple[str, ...] = COMPARED
+    """criteria to compare"""
+    sizes: tuple[float, ...] = COMPARED_FRACTIONS
+    """shares of the relevant kernels to compare them at"""
+    features: str = "20"
+    """how many channels to draw, spread over the layers; or their names, separated by spaces"""
+
+
+def circuit(
+    network: NetworkOptions,
+    source: ImageSource,
+    choice: CircuitOptions,
+    comparison: ComparisonOptions,
+    out: Path,
+    feature: str = "",
+    held_out: int = 128,
+    pictures: Literal["patches", "visualized", "none"] = "patches",
+) -> None:
+    """Find the kernels that one feature needs, run them as a network of their own, and judge it on held-out images.
+
+    Kernels are scored on calibration images (64 of them, if --images does not say otherwise).
+
+    out       folder for the circuit (circuit.json and circuit.safetensors), its tables, and the diagram (circuit.html, .svg, .png)
+    feature   layer3.1.conv1:7, a unit layer3.1.conv1:7@4,5, its maximum …:7@max, a direction layer3.1.conv1:vector.npy or logit:3
+    held_out  images the circuit is judged on, from the validation images (the test images where there are none)
+    pictures  of channels in the diagram: the image patches that drive them most, images made to drive them (slow), or none
+    """
+    begun = time.monotonic()
+    if comparison.compare and (feature or choice != CircuitOptions()):
+        raise InputError(
+            "circuit: --compare takes --features, --criteria and --sizes; leave out --feature and what one circuit is chosen by, "
+            "such as --criterion and --keep"
+        )
+    folder_at(out)
+    model, images = open_inputs(network, source)
+    RunAddition(out).agrees(weights_hash(model), network.model)
+    if comparison.compare:
+        compare_features(model, images, network, comparison, out, held_out)
+        return
+    target = locate(model, images, feature)
+    choice.kernels(target)
+    scored = list(image_batches(images.calibration, target.device))
+    activation_range(target, scored)
+    split = held_out_images(images, held_out)
+    held = HeldOutImages.of(target, split)
+    parts = choice.parts(target, scored, source.seed)
+    saliency = choice.saliency(parts)
+    found, signs = choice.circuit(saliency), with_signs(saliency, scored)
+    small = extract_module(found, target)
+    frames = evaluate_circuit(choice, parts, held, source.seed, signs)
+    said = circuit_headline(frames["circuit"].iloc[0].to_dict())
+    drawn, shots = lay_out(found, signs), make_pictures(found, target, images, scored, pictures)
+    folder.save_circuit(out, found, small, {"network": network.model, "weights": weights_hash(model), "criterion": choice.criterion})
+    facts = {"title": f"Circuit of {target.feature} in {network.model}", "held_out": split.name, "kernels": found.count}
+    write_circuit(out, frames, facts | circuit_facts(network, model, images, begun))
+    console.print(said)
+    print(drawing.write_diagram(out, drawn, shots, f"{target.feature} of {Path(network.model).name}", said))
+
+
+def subcircuits(
+    network: NetworkOptions,
+    source: ImageSource,
+    choice: CircuitOptions,
+    feature: str,
+    out: Path,
+    strongest: int = 64,
+    clusters: int | None = None,
+    general: float = GENERAL_SHARE,
+) -> None:
+    """Group a feature's strongest images by what its layer does there, and find one circuit for each group.
+
+    The strongest images are taken from the calibration images (1,000 of them, if --images does not say otherwise).
+
+    feature    layer3.1.conv1:7, or a direction layer3.1.conv1:vector.npy
+    out        folder for a circuit a group, their union, a control scored on images of all groups, the tables, and the groups' images
+    strongest  how many of the images that drive the feature most are grouped
+    clusters   number of groups; by default the one with the clearest separation (silhouette)
+    general    share of the relevant kernels in the feature's general circuit, inside which the groups' kernels are scored; 1 for all
+    """
+    begun = time.monotonic()
+    folder_at(out)
+    model, images = few(*load_network(network, source), N_SEARCHED)
+    RunAddition(out).agrees(weights_hash(model), network.model)
+    target = locate(model, images, feature)
+    choice.kernels(target)
+    found = top_images(target, images.calibration, strongest)
+    labels = grouped(found, clusters, source.seed)
+    circuits, frames = told_apart(target, found, labels, choice, source.seed, general)
+    modules = {name: extract_module(each, target) for name, each in circuits.items()}
+    for name, each in circuits.items():
+        folder.save_circuit(out / f"circuit_{name}", each, modules[name], {"network": network.model, "weights": weights_hash(model)})
+    page = contact_sheet(target, found, labels, PixelNormalization(*images.normalization))
+    with storage.atomic_file(out / "groups.png") as half:
+        page.save(half)
+    write_circuit(
+        out, frames, {"title": f"Sub-features of {target.feature} in {network.model}"} | circuit_facts(network, model, images, begun)
+    )
+    whole = frames["subcircuit_overlap"].query("site == ''")
+    sizes = ", ".join(f"{int((labels == group).sum())}" for group in range(int(labels.max()) + 1))
+    shared = tables.format_percent(float(whole["shared"].mean()))
+    console.print(f"{target.feature}: groups of {sizes} images; two groups' circuits share {shared} of their kernels on average")
+    print(out / "subcircuit_curves.csv")
+
+
+def compare_features(
+    model: nn.Module, images: ImageSplits, network: NetworkOptions, comparison: ComparisonOptions, out: Path, held_out: int
+) -> None:
+    """Compare criteria on drawn or given features; an interrupted comparison goes on from OUT/compare.unfinished."""
+    begun = time.monotonic()
+    graph = trace(model, zero_batch(model, images.image_shape))
+    scored, split = list(image_batches(images.calibration, network.device)), held_out_images(images, held_out)
+    wanted = comparison.features
+    features = sample_features(graph, scored, int(wanted), images.source.seed) if wanted.isdigit() else wanted.split()
+    frames = compare_criteria(
+        graph, features, scored, split, comparison.criteria, comparison.sizes, out / "compare.unfinished", images.source.seed
+    )
+    title = f"Criteria for circuits of {len(features)} features in {network.model}"
+    write_circuit(out, frames, {"title": title, "held_out": split.name} | circuit_facts(network, model, images, begun))
+    for row in frames["circuit_medians"].to_dict("records"):
+        mark = " *" if row["best"] else ""
+        console.print(
+            f"{row['criterion']:16s} {row['kept']:<5g} |r| {row['median_r']:.3f} [{row['median_r_low']:.3f}, {row['median_r_high']:.3f}] "
+            f"error {row['median_error']:.3f}{mark}",
+        )
+    print(out / "circuit_medians.csv")
+
+
+def make_pictures(found: Circuit, target: LocatedFeature, images: ImageSplits, scored: list[Tensor], how: str) -> drawing.Pictures:
+    """Pictures of the circuit's channels, as asked for."""
+    palette = PixelNormalization(*images.normalization)
+    if how == "none":
+        return {}
+    return (
+        top_patches(found, target, scored, palette)
+        if how == "patches"
+        else feature_visualizations(found, target, palette, images.source.seed)
+    )
+
+
+def open_inputs(network: NetworkOptions, source: ImageSource) -> tuple[nn.Module, ImageSplits]:
+    """The network and few calibration images, for whatever happens in every layer is looked at."""
+    return few(*load_network(network, source), N_SCORING)
+
+
+def few(model: nn.Module, images: ImageSplits, usual: int) -> tuple[nn.Module, ImageSplits]:
+    """The network and its images, with the usual number of calibration images where none was asked for."""
+    if images.source.images is not None:
+        return model, images
+    return model, replace(images, calibration=fitted(images.calibration, None, usual, "--images"))
+
+
+def locate(model: nn.Module, images: ImageSplits, feature: str) -> LocatedFeature:
+    """The feature in the network, found without looking at an image."""
+    if not feature:
+        raise InputError(f"circuit: pass --feature, such as {EXAMPLES}")
+    return locate_feature(trace(model, zero_batch(model, images.image_shape)), feature)
+
+
+def held_out_images(images: ImageSplits, count: int) -> Split:
+    """The held-out images: validation images, or test images where there are none."""
+    if count < 1:
+        raise InputError(f"held-out: expected at least 1 image, received {count}")
+    split = images.validation if len(images.validation) else images.test
+    return split.take(min(count, len(split)))
+
+
+def circuit_facts(network: NetworkOptions, model: nn.Module, images: ImageSplits, begun: float) -> dict:
+    """What every run folder says."""
+    return (
+        network.origin
+        | {
+            "network": network.model,
+            "weights": weights_hash(model),
+            "data": images.source.data,
+            "images": len(images.calibration),
+            "seed": images.source.seed,
+        }
+        | provenance(begun)
+    )
+
+
+def write_circuit(out: Path, frames: dict[str, pd.DataFrame], facts: dict) -> None:
+    """Tables and run.json of a run folder."""
+    for name, frame in frames.items():
+        tables.write(frame, out / f"{name}.csv")
+    tables.write_json(facts, out / "run.json")
+
+
+def circuit_headline(row: dict) -> str:
+    """The answer in a sentence or two."""
+    r, error = (tables.format_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], digits=3) for name in ("r", "error"))
+    share, asked = (
+        tables.format_percent(row["kernels"] / row["relevant"]),
+        f"; {row['asked']:,} asked for" if row["asked"] > row["kernels"] else "",
+    )
+    said = (
+        f"{row['feature']}: {row['kernels']:,} of {row['relevant']:,} kernels ({share}{asked}) "
+        f"reach r = {r} and an error of {error} on {row['images']} held-out images; as many random kernels: "
+        f"r = {tables.format_number(row['random_r'])}, error {tables.format_number(row['random_error'])}; the network without them: "
+        f"error {tables.format_number(row['rest_error'])}."
+    )
+    if row["r"] != row["r"]:
+        return said + "\nThe circuit computes a constant, so r does not exist: keep more, or pass --live for kernels on live paths only."
+    if row["error"] >= 1:
+        return said + "\nAn error of 1 or more is no better than the feature's mean: keep more, or try --criterion learned."
+    return said

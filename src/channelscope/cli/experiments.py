@@ -1,0 +1,259 @@
+"""The commands `lesion`, `hulls`, `graphs`, `propagation`, `theory` and `trajectory`."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.text import Text
+
+from channelscope import zoo
+from channelscope.cli.options import NetworkOptions, ScoreFlags, console, fitted, load_network
+from channelscope.cli.run_folder import RunAddition, folder_at
+from channelscope.data.sources import ImageSource
+from channelscope.errors import DataError, InputError, MismatchError, SampleError
+from channelscope.experiments.ablation.plan import AblationPlan
+from channelscope.experiments.ablation.run import ablate as lesioned
+from channelscope.experiments.communities import find_communities as communities
+from channelscope.experiments.gradients import Readout
+from channelscope.experiments.gradients import gradient_angles as directions
+from channelscope.experiments.gradients import simulate as simulated
+from channelscope.experiments.hulls import HullOptions
+from channelscope.experiments.hulls import replacement_sets as replaceability
+from channelscope.experiments.propagation import axis_propagation as handed_on
+from channelscope.experiments.trajectory import training_trajectory as followed
+from channelscope.network.module_state import weights_hash
+from channelscope.profiling import store
+from channelscope.profiling.collect import collect
+from channelscope.progress import progress_bar
+from channelscope.scores.layer_statistics import ScoreOptions as Shared
+from channelscope.scores.score_table import assumption
+from channelscope.stats.profile import Profile
+from channelscope.tables.rounding import format_interval
+from channelscope.zoo.history import History
+
+EVALUATED = 1000
+"""Test images where the user says nothing."""
+
+
+def lesion(
+    network: NetworkOptions,
+    source: ImageSource,
+    convention: ScoreFlags,
+    plan: AblationPlan,
+    rule: HullOptions,
+    out: Path = Path("runs/lesion"),
+    profile: Path | None = None,
+    evaluated: int | None = None,
+) -> None:
+    """Take channels away one by one, let peers stand in for them, and set the damage beside every score.
+
+    out        folder for the tables and report.html; an interrupted run goes on from there
+    profile    a profile collected before, instead of a new pass over the calibration images
+    evaluated  test images on which the damage is measured; by default 1,000, or all there are
+    """
+    if evaluated is not None and evaluated < 1:
+        raise DataError(f"lesions need evaluation images: expected --evaluated of at least 1, received {evaluated}")
+    folder_at(out)
+    model, images = load_network(network, source)
+    held_out = fitted(images.test, evaluated, EVALUATED, "--evaluated")
+    addition = RunAddition(out)
+    found = addition.profiled(model, images, profile)
+    frames = lesioned(model, found, held_out, plan, rule, out / "lesion.unfinished", **convention.options())
+    facts = {
+        "data": source.data,
+        "target": convention.target,
+        "assumption": assumption(found, Shared(**convention.options())),
+    }
+    page = addition.write(found, f"Lesions of {network.title}", frames, **facts, **network.origin)
+    for line in frames["said"]["said"]:
+        console.print(Text.assemble(("note ", "yellow"), line))
+    console.print(_recovered_line(frames["repaid"]))
+    print(page)
+
+
+def _recovered_line(rows: pd.DataFrame) -> str:
+    """The answer in one sentence."""
+    (whole,) = rows.query("site == 'all layers' and quantity == 'kl' and stand_in == 'hull' and which == 'all'").to_dict("records")
+    share = format_interval(whole["repaid"], whole["low"], whole["high"], int(whole["n"]), "channels")
+    return f"of the damage done by silencing, measured as divergence of the output, hulls repay {share}"
+
+
+def hulls(profile: Path, rule: HullOptions, out: Path, shrinkage: str | float | None = None) -> None:
+    """Find the small sets of peers that can stand in for each channel, from a profile alone.
+
+    profile    profile file
+    out        folder for the tables and report.html
+    shrinkage  of correlation matrices: a number from 0 to 1, or oas
+    """
+    addition, found = RunAddition(out), store.load(profile)
+    addition.agrees(found.weights_hash, found.network)
+    print(addition.write(found, f"Hulls of {found.network}", replaceability(found, rule, shrinkage=shrinkage)))
+
+
+def graphs(profile: Path, convention: ScoreFlags, out: Path, share: float = 0.1, weighted: bool = True, shards: bool = True) -> None:
+    """Find the communities of channels that share information, and of channels that complete each other.
+
+    profile   profile file
+    out       folder for the tables and report.html
+    share     edges kept: this share of the positive ones, the strongest
+    weighted  count the edges' weights in the modularity
+    shards    give intervals over images, at ten times the cost
+    """
+    addition, found = RunAddition(out), store.load(profile)
+    addition.agrees(found.weights_hash, found.network)
+    print(addition.write(found, f"Graphs of {found.network}", communities(found, share, weighted, shards, **convention.options())))
+
+
+def propagation(
+    network: NetworkOptions,
+    source: ImageSource,
+    convention: ScoreFlags,
+    out: Path = Path("runs/propagation"),
+    profile: Path | None = None,
+    permutations: int = 200,
+) -> None:
+    """Follow what channels have on each axis to the channels that read them.
+
+    out           folder for the tables and report.html
+    profile       a profile collected before, instead of a new pass over the calibration images
+    permutations  shuffles of the upstream channels behind the null
+    """
+    folder_at(out)
+    model, images = load_network(network, source)
+    addition = RunAddition(out)
+    found = addition.profiled(model, images, profile)
+    frames = handed_on(model, found, permutations, source.seed, **convention.options())
+    print(addition.write(found, f"Propagation in {network.model}", frames, data=source.data, target=convention.target, **network.origin))
+
+
+def theory(
+    network: NetworkOptions,
+    source: ImageSource,
+    out: Path = Path("runs/theory"),
+    profile: Path | None = None,
+    readout: Readout = "positions",
+    sites: tuple[str, ...] | None = None,
+) -> None:
+    """Measure the angle between the directions in which input capture and task information pull each channel's weights.
+
+    out      folder for the tables and report.html
+    profile  a profile collected before; the directions take a pass over the calibration images of their own
+    readout  what a sample is: every position of an image, or its average
+    sites    sites to look at; by default every one
+    """
+    folder_at(out)
+    model, images = load_network(network, source)
+    addition = RunAddition(out)
+    found = addition.profiled(model, images, profile)
+    frames = directions(model, found, images.calibration, readout, sites) | simulated()
+    for row in frames["theory_skipped"].itertuples():
+        console.print(f"  skipped {row.site}: {row.reason}", style="dim")
+    print(addition.write(found, f"Gradient directions in {network.model}", frames, data=source.data, target="margin", **network.origin))
+
+
+USUAL = 2000
+"""Calibration images where the user says nothing."""
+
+Checkpoint = tuple[str, int, Path]
+"""run, epoch, weights"""
+
+
+def trajectory(
+    runs: list[Path],
+    convention: ScoreFlags,
+    rule: HullOptions,
+    out: Path,
+    images: int | None = None,
+    layers: int = 6,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Follow hulls, synergy, communities and the alignment of the axes over the checkpoints of one or more training runs.
+
+    runs    folders that `channelscope train` left, as a rule of several seeds
+    out     folder for the tables, the profiles and report.html; an interrupted call goes on from there
+    images  calibration images, the same for every checkpoint and run; by default 2,000, or all there are
+    layers  layers to look at, evenly spaced in depth
+    seed    which calibration images are drawn
+    device  where it runs: cpu, cuda, cuda:1, …
+    """
+    histories = [History.read(run) for run in runs]
+    source = _image_source(histories, images, seed)
+    pairs = zip(names(runs), histories, strict=True)
+    stages = [(run, epoch, path) for run, one in pairs for epoch, path in one.checkpoints.items()]
+    if not stages:
+        raise SampleError(f"no checkpoint in {', '.join(map(str, runs))}: train with --every 1 to keep one per epoch")
+    addition = RunAddition(out)
+    addition.agrees("", histories[0].network)
+    profiles = dict(_profiles(stages, histories[0].network, source, device, out / "profiles"))
+    frames = followed(((run, epoch, profiles[run, epoch]) for run, epoch, _ in stages), layers, rule, **convention.options())
+    last = profiles[stages[-1][0], stages[-1][1]]
+    for row in frames["trajectory_change"].query("verdict != ''").itertuples():
+        console.print(f"{row.quantity}: {row.first:.3f} → {row.last:.3f} over {row.n} runs, the published direction {row.verdict}")
+    print(addition.write(last, f"Training of {last.network}", frames, data=source.data, target=convention.target))
+
+
+def names(runs: Sequence[Path]) -> list[str]:
+    """Names of run folders: as many last parts of their paths as tell them apart.
+
+    Parameters
+    ----------
+    runs
+        The folders.
+
+    Returns
+    -------
+    list
+        One name a folder, in their order.
+
+    Raises
+    ------
+    InputError
+        If a folder is given twice.
+
+    Examples
+    --------
+    >>> names([Path("runs/seed0"), Path("runs/seed1")]), names([Path("/a/seed0"), Path("/b/seed0")])
+    (['seed0', 'seed1'], ['a/seed0', 'b/seed0'])
+    """
+    parts = [run.resolve().parts for run in runs]
+    if len(set(parts)) < len(parts):
+        raise InputError(f"expected different runs, received {', '.join(map(str, runs))}: name each folder once")
+    count = next(count for count in itertools.count(1) if len({each[-count:] for each in parts}) == len(parts))
+    return ["/".join(each[-count:]) for each in parts]
+
+
+def _image_source(histories: list[History], images: int | None, seed: int) -> ImageSource:
+    """The images of the runs, normalized as they were in training.
+
+    Raises   MismatchError if the runs are of different networks or images.
+    """
+    kinds = {(one.network, one.settings["images"]["data"]) for one in histories}
+    if len(kinds) > 1:
+        raise MismatchError(f"the runs are of different things: {'; '.join(f'{network} on {data}' for network, data in sorted(kinds))}")
+    told = histories[0].settings["images"]
+    if images is None:
+        images = min(USUAL, told["splits"]["train"])
+        if images < USUAL:
+            console.print(f"--images: {images:,} training images, for that is all there are; {USUAL:,} where there are so many")
+    return ImageSource(told["data"], images=images, seed=seed, mean=tuple(told["mean"]), std=tuple(told["std"]))
+
+
+def _profiles(
+    stages: list[Checkpoint], network: str, source: ImageSource, device: str, folder: Path
+) -> Iterator[tuple[tuple[str, int], Profile]]:
+    """The profile of every checkpoint, kept in a folder; one that is there already is read."""
+    with progress_bar("checkpoints", len(stages)) as step:
+        for run, epoch, weights in stages:
+            model, images = zoo.load(network, source, weights, device)
+            path = folder / f"{run.replace('/', '_')}_{weights.stem}.profile"
+            if path.exists():
+                found = store.load(path)
+                if (found.weights_hash, found.images, found.seed) != (weights_hash(model), len(images.calibration), source.seed):
+                    raise MismatchError(f"{path} is of other weights or images than {weights}: delete it, or give another --out")
+            else:
+                found = collect(model, images.calibration, shards=0, seed=source.seed)
+                store.save(found, path)
+            yield (run, epoch), found
+            step()

@@ -1,5 +1,0 @@
-"""One pass over the calibration images."""
-
-from channelscope.collect.collect import collect
-
-__all__ = ["collect"]

@@ -1,0 +1,64 @@
+"""Object masks: which pixels of each image are the object's, from a column of mask images or a folder of them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from channelscope.data.decoding import BROKEN, ResizeCrop, contents, open_image
+from channelscope.data.sources import IMAGE_SUFFIXES
+from channelscope.data.splits import Split
+from channelscope.errors import DataError, first_line
+from channelscope.types import Bool, Tensor
+
+FOLDER = "folder:"
+
+
+def object_masks(split: Split, where: str) -> list[Bool[Tensor, "height width"]]:
+    """One mask per image of a split, moved along with resizing and cropping (nearest pixel); above zero is the object.
+
+    `where` is a column of the data set with a mask image for every picture, or, for a data set of folders, folder:PATH with
+    a mask at every picture's path and name below it (any ending).
+
+    Raises   DataError for a mask that is missing, no picture, or not as large as its picture.
+    """
+    return [_mask(split, row, data) for row, data in zip(split.rows.tolist(), _files(split, where), strict=True)]
+
+
+def _files(split: Split, where: str) -> list[Any]:
+    """The encoded mask of each image, None where the column has none."""
+    if not where.startswith(FOLDER):
+        cells = [cell if isinstance(cell, dict) else {"bytes": cell} for cell in split.extra(where)]
+        return [contents(Path(cell["path"])) if cell.get("bytes") is None and cell.get("path") else cell.get("bytes") for cell in cells]
+    root = Path(where.removeprefix(FOLDER)).expanduser()
+    return [contents(_beside(root, path)) for path in split.extra("path")]
+
+
+def _beside(root: Path, path: Path) -> Path:
+    """The mask of the picture at a path within its data set."""
+    found = [each for each in sorted((root / path.parent).glob("*")) if each.stem == path.stem and each.suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
+        raise DataError(
+            f"{root / path.with_suffix('')}: expected the mask of {path} (any of {' '.join(sorted(IMAGE_SUFFIXES))}), found none"
+        )
+    return found[0]
+
+
+def _mask(split: Split, row: int, data: Any) -> Tensor:
+    shelf, place = split.album.find(row)
+    where = f"the mask of {shelf.place(place)}"
+    if not isinstance(data, bytes):
+        raise DataError(f"{where}: expected an encoded picture, received {type(data).__name__}; name a column of mask images")
+    picture, size = open_image(data, where), split.album.size(row)
+    if picture.size != size:
+        raise DataError(f"{where}: expected {size[0]}×{size[1]} pixels like the picture, received {picture.size[0]}×{picture.size[1]}")
+    if picture.mode not in ("1", "L", "P", "RGB"):
+        raise DataError(f"{where}: expected gray, palette or RGB pixels, zero where there is no object, received mode {picture.mode}")
+    fit: ResizeCrop = dataclasses.replace(split.album.fit, interpolation="nearest")
+    try:
+        values = np.asarray(fit.apply(picture))
+    except BROKEN as error:
+        raise DataError(f"{where} is corrupt: {first_line(error)}") from error
+    return torch.from_numpy(values.reshape(*values.shape[:2], -1).any(-1))

@@ -1,0 +1,191 @@
+"""ImageSource: a data set by name or path, opened as partitions."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from channelscope.data.decoding import contents, is_gray, open_image
+from channelscope.data.parquet import parquet_or_hub
+from channelscope.data.partitions import ROLES, Partition, PartitionedDataset, from_arrays
+from channelscope.data.torchvision_cpu import datasets as vision
+from channelscope.errors import DataError
+
+
+def digits() -> PartitionedDataset:
+    """The 1,797 scanned digits, 8×8 gray pixels with 17 levels, that ship with scikit-learn; nothing is downloaded."""
+    bunch: Any = load_digits()
+    pixels = np.round(np.asarray(bunch["images"]) * (255 / 16)).astype(np.uint8)
+    names = tuple(str(name) for name in bunch["target_names"])
+    return PartitionedDataset("digits", (from_arrays("all", pixels, bunch["target"], "digits"),), names)
+
+
+def cifar(name: str, root: Path) -> PartitionedDataset:
+    """CIFAR-10 or CIFAR-100 by its archive, downloaded into `root` once.
+
+    Raises   DataError if the archive is neither there nor to be had.
+    """
+    source = vision.CIFAR10 if name == "cifar10" else vision.CIFAR100
+    try:
+        sets = {"train": source(str(root), train=True, download=True), "test": source(str(root), train=False, download=True)}
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: not found in {root} and the download failed ({error}). "
+            f"Put the archive there, or pass data='hf:FOLDER' for a local folder of parquet files."
+        ) from error
+    parts = tuple(from_arrays(part, data.data, np.asarray(data.targets), name) for part, data in sets.items())
+    return PartitionedDataset(name, parts, tuple(sets["train"].classes))
+
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+
+
+def image_folder(root: Path) -> PartitionedDataset:
+    """All parts of a folder of pictures: ROOT/CLASS/, or ROOT/PART/CLASS/ where PART is train, val, validation or test.
+
+    A folder named like a part is one if it has a folder of pictures for each class and no pictures of its own. Where there is
+    one, what lies beside the parts is passed over, and a warning names it.
+    Classes are numbered in the alphabetical order of their folders, over all parts together. The further column `path` is
+    each picture's path below ROOT.
+
+    Raises
+    ------
+    DataError
+        If the folder is missing, holds no picture in a class folder, or has two folders for one part.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: expected a folder with one folder per class, found {'a file' if root.exists() else 'nothing'}")
+    inner = _folders(root)
+    bases = [("all", root)]
+    named = [(ROLES[path.name.lower()], path) for path in inner if path.name.lower() in ROLES and _of_classes(path)]
+    if named:
+        bases, strays = named, [path.name for path in inner if path not in {own for _, own in named}]
+        if strays:
+            known = ", ".join(path.name for _, path in named)
+            warnings.warn(f"{root}: the parts are {known}; passed over, for they are none: {', '.join(strays)}", UserWarning, stacklevel=2)
+    parts = dict(bases)
+    if len(parts) < len(bases):
+        part = next(role for role, path in bases if parts[role] != path)
+        twice = ", ".join(path.name for role, path in bases if role == part)
+        raise DataError(f"{root}: expected one folder of {part} images, found {twice}; put them together, or move one away")
+    names = tuple(sorted({path.name for base in parts.values() for path in _folders(base)}))
+    shelves = tuple(_folder_partition(part, root, base, names) for part, base in parts.items())
+    if not any(len(shelf) for shelf in shelves):
+        endings = " ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{root}: expected pictures ({endings}) in one folder per class, found none in {len(names)} folders")
+    return PartitionedDataset(f"folder:{root}", shelves, names)
+
+
+def _of_classes(base: Path) -> bool:
+    """Whether pictures lie in folders below, and none in the folder itself."""
+    return bool(_folders(base)) and not any(_is_picture(path) for path in base.iterdir())
+
+
+def _folder_partition(part: str, root: Path, base: Path, names: tuple[str, ...]) -> Partition:
+    files = [(path, label) for label, name in enumerate(names) for path in _image_files(base / name)]
+    paths = [path for path, _ in files]
+    labels = torch.tensor([label for _, label in files], dtype=torch.int64)
+    extra = {"path": lambda row: paths[row].relative_to(root)}
+    return Partition(part, labels, lambda row: contents(paths[row]), lambda row: str(paths[row]), extra)
+
+
+def _folders(base: Path) -> list[Path]:
+    return sorted(path for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _image_files(base: Path) -> Iterable[Path]:
+    return sorted(path for path in base.rglob("*") if _is_picture(path))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+
+
+CACHE = Path("~/.cache/channelscope")
+
+Normalization: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Which images, and how they are divided and normalized."""
+
+    data: str = "digits"
+    """digits, cifar10, cifar100, folder:PATH (one folder per class) or hf:ID_OR_PATH (hub id or local folder of parquet files)"""
+    batch_size: int = 128
+    """images per batch"""
+    seed: int = 0
+    """which images are drawn for calibration; what is tested on never depends on it"""
+    images: int | None = None
+    """calibration images; by default 5000, or half of a small set that has no training images"""
+    size: int | None = None
+    """resize the shorter side to this many pixels and crop the center; by default the network's own input size, if it has one"""
+    mean: tuple[float, ...] | None = None
+    """subtracted from pixels in 0..1, one number per channel; by default the network's or the data set's own"""
+    std: tuple[float, ...] | None = None
+    """divides after the subtraction, one number per channel; by default the network's or the data set's own"""
+    image_column: str | None = None
+    """column of the images in a parquet or hub data set; by default found by type and name"""
+    label_column: str | None = None
+    """column of the labels in a parquet or hub data set; by default found by type and name"""
+    skip_corrupt: bool = False
+    """leave out images that cannot be decoded and count them, instead of stopping at the first"""
+    root: Path = CACHE
+    """folder in which downloaded data sets are kept"""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        for name, value, least in (("batch_size", self.batch_size, 1), ("images", self.images, 1), ("size", self.size, 1)):
+            if value is not None and value < least:
+                raise DataError(f"expected {name} of at least {least}, received {value}")
+        if self.std is not None and min(self.std) <= 0:
+            raise DataError(f"expected a positive std, received {self.std}")
+
+
+def open_dataset(source: ImageSource) -> PartitionedDataset:
+    """The data set as it lies on disk; nothing is decoded.
+
+    Raises   DataError if the name is unknown, or the set is missing, empty or unclear.
+    """
+    kind, _, rest = source.data.partition(":")
+    if source.data == "digits":
+        return digits()
+    if source.data in ("cifar10", "cifar100"):
+        return cifar(source.data, source.root.expanduser())
+    if kind == "folder" and rest:
+        return image_folder(Path(rest).expanduser())
+    if kind == "hf" and rest:
+        return parquet_or_hub(rest, source.image_column, source.label_column)
+    raise DataError(f"unknown data '{source.data}': expected digits, cifar10, cifar100, folder:PATH or hf:ID_OR_PATH")
+
+
+def native_shape(found: PartitionedDataset) -> tuple[int, int, int]:
+    """Channels of the pictures, and height and width of the first readable one as it lies on disk.
+
+    The channels are three as soon as any picture has color, else one.
+
+    Raises
+    ------
+    DataError
+        If no picture can be read.
+    """
+    reason, size = None, None
+    for part in found.parts:
+        for row in range(len(part)):
+            try:
+                data = part.fetch(row)
+                gray = is_gray(data, part.place(row))
+                size = size or open_image(data, part.place(row)).size
+            except DataError as error:
+                reason = error
+                continue
+            if not gray:
+                return (3, size[1], size[0])
+    if size is None:
+        raise DataError(f"{found.name}: no image can be read; the last one: {reason}")
+    return (1, size[1], size[0])

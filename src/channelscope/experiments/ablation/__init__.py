@@ -1,0 +1,1 @@
+"""Channels ablated one by one, with and without replacement by their peers (H4)."""

@@ -1,0 +1,136 @@
+"""Hulls: for every channel of a layer the few peers that could replace it, all channels at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from channelscope.errors import InputError
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION
+from channelscope.formulas.regression import RIDGE, support
+from channelscope.types import Bool, Float, Int, Tensor
+
+BLOCK_CHANNELS = 256
+"""Targets treated together: a block of a layer of 2,048 channels needs about 60 MB."""
+
+
+@dataclass(frozen=True)
+class Hulls:
+    """The replaceability hull of every channel of a layer; silent channels have size 0 and nan numbers."""
+
+    members: Int[Tensor, "channels max_size"]
+    """peers in the order they were added, padded with −1"""
+    size: Int[Tensor, "channels"]
+    """number of members; 0 where nothing is to be explained or nothing explains"""
+    explained: Float[Tensor, "channels max_size"]
+    """explained variance (0..1) with the first member, the first two, …; nan beyond the size"""
+    saturated: Bool[Tensor, "channels"]
+    """True where the threshold was not reached"""
+    support: Float[Tensor, "channels"]
+    """explained variance given all peers (0..1)"""
+
+    @property
+    def compactness(self) -> Float[Tensor, "channels"]:
+        """Peer support per member: support/size; nan where the hull is empty."""
+        return self.support / self.size.double().masked_fill(self.size == 0, torch.nan)
+
+
+def hulls(
+    rho: Float[Tensor, "channels channels"],
+    max_size: int = 10,
+    threshold: float = 0.95,
+    *,
+    relative: bool = True,
+    ridge: float = RIDGE,
+    order: Literal["forward", "prefix"] = "forward",
+    pool: int | None = None,
+) -> Hulls:
+    """The replaceability hull of every channel: a small peer set that explains enough of it.
+
+    "forward" adds at each step the peer that raises the explained variance most; "prefix" takes the peers by |ρ| alone. A hull is
+    complete at `threshold` times the channel's peer support (`relative`), or at `threshold` itself, and stops at `max_size`. `pool`
+    limits the candidates to the peers with the largest |ρ|.
+
+    For each target the correlations of all candidates with what is still unexplained are kept up to date by rank-one steps
+    (a Cholesky factor per target, grown by one column at a time): O(C² · max_size²) for a layer, without a loop over channels.
+
+    Raises   InputError for a size below 1, a threshold outside (0, 1], an unknown order.
+    Source   Safaai et al. 2026; Pati, Rezaiifar, Krishnaprasad 1993 (orthogonal updates); checked by tests/pencil.py::hull
+    """
+    if max_size < 1 or not 0 < threshold <= 1 or order not in ("forward", "prefix") or (pool is not None and pool < 1):
+        raise InputError(
+            'expected max_size ≥ 1, 0 < threshold ≤ 1, order "forward" or "prefix" and pool ≥ 1 or None, '
+            f"received {max_size}, {threshold:g}, {order!r} and {pool}"
+        )
+    reach = support(rho, ridge)
+    alive = (~reach.isnan()).nonzero().flatten()
+    law = rho[alive][:, alive].double()
+    goal = threshold * reach[alive] if relative else torch.full_like(reach[alive], threshold)
+    members = torch.full((len(rho), max_size), -1, dtype=torch.long, device=rho.device)
+    explained = torch.full((len(rho), max_size), torch.nan, dtype=torch.float64, device=rho.device)
+    complete = torch.zeros(len(rho), dtype=torch.bool, device=rho.device)
+    for block in torch.arange(len(alive), device=rho.device).split(BLOCK_CHANNELS):
+        growth = _Growth(law, block, ridge, min(max_size, max(len(alive) - 1, 0)), pool)
+        for step in range(growth.steps):
+            pick, going = growth.choose(order, goal[block])
+            if not bool(going.any()):
+                break
+            total = growth.add(pick, going, step)
+            rows = alive[block[going]]
+            members[rows, step] = alive[pick[going]]
+            explained[rows, step] = total[going]
+        complete[alive[block]] = growth.reached(goal[block])
+    size = (members >= 0).sum(1)
+    return Hulls(members, size, explained, ~complete & ~reach.isnan(), reach)
+
+
+class _Growth:
+    """Hulls of a block of targets while they grow: what each candidate could still explain."""
+
+    def __init__(self, law: Tensor, targets: Tensor, ridge: float, steps: int, pool: int | None) -> None:
+        rows = torch.arange(len(targets), device=law.device)
+        self.law, self.rows, self.steps = law, rows, steps
+        self.near = law[targets].abs()
+        self.near[rows, targets] = -1
+        if pool is not None and pool < len(law) - 1:
+            keep = self.near.topk(pool, dim=1).indices
+            self.near = torch.full_like(self.near, -1).scatter(1, keep, self.near.gather(1, keep))
+            self.steps = min(steps, pool)
+        self.unexplained = law[targets].clone()
+        """covariance of each candidate with the residual of the target"""
+        self.left = torch.full_like(self.unexplained, 1 + ridge)
+        """variance of each candidate that the members do not explain"""
+        self.factor = law.new_zeros(len(targets), steps, len(law))
+        """rows of the Cholesky factor, one per member"""
+        self.total = law.new_zeros(len(targets))
+        """explained variance so far"""
+
+    def reached(self, goal: Tensor) -> Tensor:
+        """True where the explained variance has come to the goal, up to float32 resolution."""
+        return self.total >= goal - FLOAT32_RESOLUTION
+
+    def choose(self, order: str, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """The next member of every target, and which targets still need and can use one."""
+        open_ = self.near >= 0
+        fresh = self.left > FLOAT32_RESOLUTION
+        gain = (self.unexplained.square() / self.left).masked_fill(~(open_ & fresh), -1)
+        pick = gain.argmax(1) if order == "forward" else self.near.argmax(1)
+        useful = gain[self.rows, pick] > 0 if order == "forward" else open_.any(1)
+        return pick, useful & ~self.reached(goal)
+
+    def add(self, pick: Tensor, going: Tensor, step: int) -> Tensor:
+        """Take one more member for the targets still going; returns the explained variance with it."""
+        pivot = self.left[self.rows, pick]
+        column = self.law[pick]
+        if step:
+            past = self.factor[:, :step]
+            weight = past[self.rows, :, pick]
+            column = column - torch.bmm(weight[:, None], past)[:, 0]
+        column = (column / pivot.sqrt()[:, None]).masked_fill((pivot <= FLOAT32_RESOLUTION)[:, None], 0)
+        taken = (self.unexplained[self.rows, pick] / pivot.sqrt()).masked_fill((pivot <= FLOAT32_RESOLUTION) | ~going, 0)
+        self.factor[:, step] = column
+        self.left -= column.square()
+        self.unexplained -= taken[:, None] * column
+        self.total = self.total + taken.square()
+        self.near[self.rows, pick] = -1
+        return self.total

@@ -1,0 +1,167 @@
+"""Mutual information of Gaussian variables in nats, its bias, and the quantities of the local axis."""
+
+import math
+from typing import Literal
+
+import torch
+
+from channelscope.errors import InputError, ShapeError, SingularError
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, cholesky
+from channelscope.types import Float, Index, Tensor
+
+CEILING = -math.log1p(-(0.999**2)) / 2
+"""−½ ln(1 − 0.999²) = 3.1076: the cap, in nats, of an information that is averaged, clustered or mixed (the paper clips |ρ| at 0.999)."""
+
+
+def correlation_information(rho: Float[Tensor, "..."], ceiling: float | None = None) -> Float[Tensor, "..."]:
+    """Mutual information of two Gaussian variables with correlation ρ, elementwise.
+
+        I = −½ ln(1 − ρ²)
+
+    Zero iff uncorrelated; infinite where 1 − ρ² ≤ EXACT, which float32 statistics cannot tell from a copy.
+
+    Returns  nats, ≥ 0, at most `ceiling` if one is given.
+    Raises   InputError where |ρ| exceeds 1 by more than rounding.
+    Undefined (nan) where ρ is nan.
+    Source   Cover & Thomas 2006, example 8.5.1; checked by tests/pencil.py::correlation_information
+    """
+    squared = rho.double().square()
+    if bool((squared > 1 + FLOAT32_RESOLUTION).any()):
+        raise InputError(
+            f"expected correlations within [−1, 1], received {float(rho.abs().nan_to_num().max()):.6g}: divide by both deviations"
+        )
+    nats = information_from_unexplained(1 - squared)
+    return nats if ceiling is None else nats.clamp(max=ceiling)
+
+
+def information(law: Gaussian, a: Index, b: Index) -> Float[Tensor, ""]:
+    """Mutual information between two sets of coordinates of a Gaussian.
+
+        I(A;B) = ½ ln( |Σ_A| |Σ_B| / |Σ_AB| )
+
+    Zero iff A and B are uncorrelated; infinite if a combination of one is determined by the other.
+
+    Returns  nats, ≥ 0.
+    Raises   ShapeError if A and B overlap, SingularError if A or B alone has no inverse.
+    Undefined (nan) where a coordinate is silent.
+    Source   Cover & Thomas 2006, section 8.5; checked by tests/pencil.py::information
+    """
+    everything = torch.arange(len(law), device=law.mean.device)
+    first, second = everything[a], everything[b]
+    if bool(torch.isin(first, second).any()):
+        raise ShapeError("information between two sets that overlap is infinite: pass disjoint sets")
+    both = torch.cat([first, second])
+    if bool(law.silent[both].any()):
+        return law.mean.new_tensor(torch.nan)
+    apart = _half_logdet(law[first]) + _half_logdet(law[second])
+    try:
+        return (apart - _half_logdet(law[both])).clamp(min=0)
+    except SingularError:
+        return law.mean.new_tensor(torch.inf)
+
+
+def gaussian_bias(coordinates: int, count: float, classes: int | None = None) -> float:
+    """First-order upward bias of an estimated Gaussian information from independent samples (images, not pixels).
+
+        continuous target: k / (2n)        label with K classes: k (K − 1) / (2n)
+
+    Subtract it; the result may be negative and is then left so. It does not hold for differences of maxima (excess).
+    Returns  nats.
+    Source   Wilks 1938 (2n I is asymptotically χ²); checked by tests/formulas/test_information.py
+    """
+    return coordinates * (1 if classes is None else classes - 1) / (2 * count)
+
+
+def information_from_unexplained(gap: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """−½ ln(gap) for an unexplained share of variance, 0..1; infinite where the share is at most EXACT.
+
+    A share above 1 is a rounding error and counts as 1.
+    Returns  nats, ≥ 0.
+    Source   Cover & Thomas 2006, section 8.5; checked by tests/pencil.py::correlation_information
+    """
+    return gap.clamp(FLOAT32_RESOLUTION, 1).log_().div_(2).abs_().masked_fill_(gap <= FLOAT32_RESOLUTION, torch.inf)
+
+
+def _half_logdet(law: Gaussian) -> Tensor:
+    scale, lower = cholesky(law.covariance, law.count)
+    return (scale * lower.diagonal()).log().sum()
+
+
+def rayleigh(variance: Float[Tensor, "channels"], weight_norm: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
+    """Rayleigh quotient of a channel's weights w on its input covariance: w'Σw / |w|² = Var(Y) / |w|².
+
+    The input covariance is never formed: w'Σw is the variance of the output. `weight_norm` is |w|, not its square.
+
+    Returns  input variance per unit weight, ≥ 0, between the extreme eigenvalues of Σ.
+    Undefined (nan) where the weights are zero.
+    Source   Safaai et al. 2026; checked by tests/pencil.py::rayleigh
+    """
+    return (variance / weight_norm.square()).masked_fill(weight_norm == 0, torch.nan)
+
+
+def capture(variance: Float[Tensor, "channels"], noise: float | Literal["median"] = "median") -> Float[Tensor, "channels"]:
+    """Input capture: information between a channel and its input through Gaussian noise of variance s².
+
+        I_X = ½ ln(1 + Var(Y)/s²)
+
+    By default s² is the layer's own median variance (over the channels that are not nan), so the median channel has ½ ln 2
+    whatever the layer's scale, and values compare within a layer only. A number is a fixed noise variance.
+
+    Returns  nats, ≥ 0.
+    Raises   InputError if the noise is not positive.
+    Undefined (nan) for the whole layer where its median variance is zero: more than half of it is silent.
+    Source   Safaai et al. 2026, median as in the published code; checked by tests/pencil.py::capture
+    """
+    if noise == "median":
+        level = variance.nanquantile(0.5)
+        return (variance / level.masked_fill(level == 0, torch.nan)).log1p() / 2
+    if isinstance(noise, str) or not noise > 0:
+        raise InputError(f'noise is "median" or a positive variance, received {noise!r}')
+    return (variance / noise).log1p() / 2
+
+
+def overlap(
+    rho: Float[Tensor, "channels channels"], ceiling: float | None = None, over: Literal["peers", "channels"] = "peers"
+) -> Float[Tensor, "channels"]:
+    """Peer overlap: mean over the other channels j of R_ij = −½ ln(1 − ρ_ij²).
+
+    Silent channels (nan rows) are nobody's peers. An exact copy gives inf unless a ceiling is stated. `over="channels"`
+    divides by the number of channels instead of peers (with ceiling=CEILING: the paper's convention).
+
+    Returns  nats, ≥ 0; nan for silent channels and where there is no peer.
+    Source   Safaai et al. 2026 (arXiv 2605.07086); checked by tests/pencil.py::overlap
+    """
+    mean = mean_over_peers(correlation_information(rho, ceiling))
+    if over == "peers":
+        return mean
+    alive = (~rho.diagonal().isnan()).sum()
+    return mean * (alive - 1) / len(rho)
+
+
+def mean_over_peers(pairs: Float[Tensor, "channels channels"]) -> Float[Tensor, "channels"]:
+    """Mean of each row without its diagonal and without nan entries (silent peers).
+
+    Undefined (nan) where nothing is left.
+    Source   Safaai et al. 2026; checked by tests/pencil.py::overlap
+    """
+    others = pairs.clone()
+    others.fill_diagonal_(torch.nan)
+    return others.nanmean(1)
+
+
+def mean_of_top_peers(
+    pairs: Float[Tensor, "channels channels"], rho: Float[Tensor, "channels channels"], top: int = 10, of: int = 50
+) -> Float[Tensor, "channels"]:
+    """Mean of the `top` largest entries of a row among the `of` peers with the largest |ρ|.
+
+    Selecting the largest is biased upward: report it with its permutation null. Fewer peers than asked: all of them.
+    Returns  the unit of `pairs`; nan for silent channels.
+    Source   Safaai et al. 2026 (the published code's summary); checked by tests/pencil.py::peer_top
+    """
+    near = rho.abs().nan_to_num(nan=-1.0)
+    near.fill_diagonal_(-1)
+    peers = min(of, max(len(rho) - 1, 0))
+    closest = near.topk(peers, dim=1)
+    values = pairs.gather(1, closest.indices).masked_fill(closest.values < 0, torch.nan)
+    ordered = values.nan_to_num(nan=-torch.inf).topk(min(top, peers), dim=1).values
+    return ordered.masked_fill(ordered.isneginf(), torch.nan).nanmean(1)

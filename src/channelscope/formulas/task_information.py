@@ -1,0 +1,218 @@
+"""Information about the task, continuous target or class label, of one channel and of pairs."""
+
+from typing import Literal
+
+import torch
+
+from channelscope.errors import InputError, SampleError, ShapeError, SingularError
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, cholesky
+from channelscope.formulas.information import correlation_information, information_from_unexplained, mean_over_peers
+from channelscope.types import Float, Index, Int, Tensor
+
+
+def label_information(
+    total: Float[Tensor, "channels channels"], within: Float[Tensor, "channels channels"], index: Index | None = None
+) -> Float[Tensor, ""]:
+    """Information of a set of channels (all, unless given) about the label.
+
+        I(Y_S; label) = ½ ln( det Σ_total / det Σ_within )
+
+    Both covariances are divided by the same count. The true mixture of classes has less entropy than the Gaussian with its
+    covariance, so this is an upper bound, and it can exceed the ln K nats that K classes can carry.
+
+    Returns  nats, ≥ 0; inf if the classes do not vary along some combination of the channels.
+    Raises   SingularError if the total covariance has no inverse: leave silent channels and copies out.
+    Source   Cover & Thomas 2006, theorem 8.6.5 (the bound); checked by tests/pencil.py::label_information
+    """
+    if total.shape != within.shape:
+        raise ShapeError(f"total and within-class covariance differ in shape: {tuple(total.shape)} and {tuple(within.shape)}")
+    if index is not None:
+        total, within = total[index][:, index], within[index][:, index]
+    whole = _half_logdet_within(total)
+    try:
+        return (whole - _half_logdet_within(within)).clamp(min=0)
+    except SingularError:
+        return whole.new_tensor(torch.inf)
+
+
+def label_information_single(total: Float[Tensor, "channels"], within: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
+    """Label information of every channel alone, from its total and within-class variances: ½ ln(total/within).
+
+    Returns  nats, ≥ 0; inf where classes do not vary (within ≤ EXACT of total), nan where the total variance is 0 or nan.
+    Source   as `label_information`; checked by tests/pencil.py::label_information
+    """
+    share = (within / total).masked_fill(total <= 0, torch.nan).clamp(max=1)
+    return information_from_unexplained(share)
+
+
+def label_information_pair(
+    total: Float[Tensor, "channels channels"], within: Float[Tensor, "channels channels"]
+) -> Float[Tensor, "channels channels"]:
+    """Label information of every pair of channels; the diagonal is the single information.
+
+    A copy adds nothing: where 1 − ρ² ≤ EXACT in total the pair has what its better half has.
+
+    Returns  nats, symmetric, never below either single; inf and nan as for singles.
+    Source   as `label_information`; checked by tests/pencil.py::label_information
+    """
+    single = label_information_single(total.diagonal(), within.diagonal())
+    best = torch.maximum(single[:, None], single[None, :])
+    apart, left = _unexplained_pairs(total), _unexplained_pairs(within)
+    joint = single[:, None] + single[None, :] - information_from_unexplained(apart) + information_from_unexplained(left)
+    pair = torch.where((apart <= FLOAT32_RESOLUTION) | best.isposinf(), best, torch.maximum(joint, best))
+    pair.diagonal().copy_(single)
+    return pair
+
+
+def _unexplained_pairs(covariance: Tensor) -> Tensor:
+    """1 − ρ² of every pair; nan for channels without variance."""
+    variance = covariance.diagonal()
+    variance = variance.masked_fill(variance <= 0, torch.nan)
+    return (1 - covariance.square() / torch.outer(variance, variance)).clamp(0, 1)
+
+
+def _half_logdet_within(covariance: Tensor) -> Tensor:
+    scale, lower = cholesky(covariance)
+    return (scale * lower.diagonal()).log().sum()
+
+
+def pair_information(target_rho: Float[Tensor, "channels"], rho: Float[Tensor, "channels channels"]) -> Float[Tensor, "channels channels"]:
+    """Information of every pair of channels about a continuous target.
+
+        R²_ij = (r_i² + r_j² − 2 r_i r_j ρ_ij) / (1 − ρ_ij²)        I(T; Y_i, Y_j) = −½ ln(1 − R²_ij)
+
+    The diagonal is the single information. A copy adds nothing: where 1 − ρ_ij² ≤ EXACT the pair has what its better half has.
+
+    Returns  nats, symmetric, never below either single; inf where the pair determines the target, nan for silent channels.
+    Source   Anderson 2003, section 2.5.2; checked by tests/pencil.py::pair_information
+    """
+    if rho.shape != (len(target_rho), len(target_rho)):
+        raise ShapeError(f"{len(target_rho)} target correlations need a square matrix of that size, received {tuple(rho.shape)}")
+    single = correlation_information(target_rho)
+    pair = _pair(target_rho[:, None], target_rho[None, :], rho, torch.maximum(single[:, None], single[None, :]))
+    pair.diagonal().copy_(single)
+    return pair
+
+
+def excess(pair: Float[Tensor, "channels channels"], single: Float[Tensor, "channels"]) -> Float[Tensor, "channels channels"]:
+    """What a pair says about the target beyond its better half: S_ij = I(T; Y_i, Y_j) − max(I_i, I_j).
+
+    Zero where one half alone determines the target (nothing is left to add). Works for continuous and label targets.
+
+    Returns  nats, ≥ 0, zero on the diagonal.
+    Source   Barrett 2015 (minimum-mutual-information synergy); checked by tests/pencil.py::excess
+    """
+    best = torch.maximum(single[:, None], single[None, :])
+    return (pair - best).masked_fill(best.isposinf(), 0)
+
+
+def redundancy(single: Float[Tensor, "channels"]) -> Float[Tensor, "channels channels"]:
+    """What both channels of a pair say about the target: min(I_i, I_j).
+
+    Returns  nats, ≥ 0.
+    Source   Barrett 2015 (minimum mutual information); checked by tests/pencil.py::unique
+    """
+    return torch.minimum(single[:, None], single[None, :])
+
+
+def unique(single: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
+    """What a channel says beyond its mean redundancy with its peers: max(0, I_i − mean_j min(I_i, I_j)).
+
+    Returns  nats, ≥ 0; nan for silent channels. Infinite information stays infinite.
+    Source   Safaai et al. 2026; checked by tests/pencil.py::unique
+    """
+    shared = mean_over_peers(redundancy(single))
+    return (single - shared).clamp(min=0).masked_fill(single.isposinf() & shared.isposinf(), 0)
+
+
+def triplet_excess(
+    target_rho: Float[Tensor, "channels"],
+    rho: Float[Tensor, "channels channels"],
+    triples: Int[Tensor, "n 3"],
+    over: Literal["pairs", "singles"] = "pairs",
+) -> Float[Tensor, "n"]:
+    """What three channels say about the target beyond their best pair: S3 = I(T; Y_i, Y_j, Y_k) − max over the pairs.
+
+    Computed as the information of the third channel once the best pair is known, so it is never negative.
+    `over="singles"` subtracts the best single instead.
+
+    Returns  nats, ≥ 0; nan where a channel is silent.
+    Source   Safaai et al. 2026; checked by tests/pencil.py::triplet_excess
+    """
+    if over not in ("pairs", "singles"):
+        raise InputError(f'over is "pairs" or "singles", received {over!r}')
+    single = correlation_information(target_rho)[triples]
+    pairs = _pairs_of(target_rho, rho, triples)
+    third = 2 - pairs.argmax(1)  # the pairs are (0, 1), (0, 2), (1, 2)
+    order = torch.tensor([[1, 2, 0], [0, 2, 1], [0, 1, 2]], device=triples.device)[third]
+    chosen = triples.gather(1, order)
+    joint = target_rho.new_ones(len(triples), 4, 4, dtype=torch.float64)
+    joint[:, :3, :3] = rho[chosen[:, :, None], chosen[:, None, :]]
+    joint[:, 3, :3] = joint[:, :3, 3] = target_rho[chosen]
+    for step in (0, 1):
+        pivot = joint[:, step, step, None, None]
+        rank_one = joint[:, :, step, None] * joint[:, None, step, :] / pivot
+        joint = joint - rank_one.masked_fill(pivot <= FLOAT32_RESOLUTION, 0)
+    left = joint[:, 2, 2] * joint[:, 3, 3]
+    spent = (joint[:, 2, 2] <= FLOAT32_RESOLUTION) | (joint[:, 3, 3] <= FLOAT32_RESOLUTION)
+    share = (joint[:, 2, 3].square() / left).masked_fill(spent, 0)
+    beyond = information_from_unexplained(1 - share)
+    if over == "singles":
+        best = single.amax(1)
+        beyond = (beyond + pairs.amax(1) - best).masked_fill(best.isposinf(), 0)
+    return beyond.masked_fill(single.isnan().any(1), torch.nan)
+
+
+def triplet_ratio(
+    target_rho: Float[Tensor, "channels"],
+    rho: Float[Tensor, "channels channels"],
+    triples: Int[Tensor, "n 3"],
+    over: Literal["pairs", "singles"] = "pairs",
+) -> Float[Tensor, ""]:
+    """S3/S2: mean triplet excess over the mean pair excess of the pairs inside the same triples.
+
+    Undefined (nan) if no pair has any excess. Triples with a silent channel are left out.
+    Source   Safaai et al. 2026; checked by tests/pencil.py::triplet_ratio
+    """
+    single = correlation_information(target_rho)[triples]
+    best = torch.stack([torch.maximum(single[:, i], single[:, j]) for i, j in ((0, 1), (0, 2), (1, 2))], 1)
+    two = (_pairs_of(target_rho, rho, triples) - best).masked_fill(best.isposinf(), 0)
+    mean = two.mean(1).nanmean()
+    return triplet_excess(target_rho, rho, triples, over).nanmean() / mean.masked_fill(mean == 0, torch.nan)
+
+
+def sample_triples(channels: Int[Tensor, "channels"], n: int, seed: int = 0) -> Int[Tensor, "n 3"]:
+    """n triples of three different channels, drawn independently and uniformly.
+
+    Raises   SampleError below three channels.
+    Source   Safaai et al. 2026 (sampled triples); checked by tests/formulas/test_information.py
+    """
+    if len(channels) < 3:
+        raise SampleError(f"a triple needs 3 channels that vary, received {len(channels)}")
+    generator = torch.Generator().manual_seed(seed)
+    size = len(channels)
+    picks = [torch.randint(size - taken, (n,), generator=generator) for taken in range(3)]
+    first, second, third = picks
+    second = second + (second >= first)
+    for earlier in torch.stack([first, second]).sort(0).values:
+        third = third + (third >= earlier)
+    return channels[torch.stack([first, second, third], 1).to(channels.device)]
+
+
+def _pair(a: Tensor, b: Tensor, rho: Tensor, best: Tensor) -> Tensor:
+    """Information of pairs with target correlations a and b and mutual correlation ρ; at least `best`, the better half's."""
+    apart = 1 - rho.square()
+    gap = torch.addcmul(apart, a * b, rho, value=2).sub_(a.square() + b.square()).div_(apart)
+    return torch.where(
+        apart <= FLOAT32_RESOLUTION, best, torch.maximum(information_from_unexplained(gap), best)
+    )  # a maximum for rounding only
+
+
+def _pairs_of(target_rho: Tensor, rho: Tensor, triples: Tensor) -> Tensor:
+    """Information of the pairs (0, 1), (0, 2), (1, 2) of each triple."""
+    single = correlation_information(target_rho)
+    columns = []
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        one, two = triples[:, i], triples[:, j]
+        columns.append(_pair(target_rho[one], target_rho[two], rho[one, two], torch.maximum(single[one], single[two])))
+    return torch.stack(columns, 1)

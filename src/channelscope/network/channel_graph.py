@@ -1,0 +1,149 @@
+"""ChannelGraph: which channels feed which kernels of a traced network, whatever lies between the layers.
+
+Channels are numbered as nodes in execution order, so that every node is fed by smaller numbers only: 0 is what does not
+depend on the input, then the channels of the images, then each layer's outputs and the sums and mixtures in between.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from channelscope.types import Bool, Tensor
+
+KernelMask = Mapping[str, Tensor]
+"""layer → bool (outputs, inputs per group), on the CPU: which kernels are there"""
+
+SHOWN = 4
+"""Channels of a sum or mixture that are named."""
+
+
+@dataclass(frozen=True)
+class KernelEdges:
+    """One use of a layer with kernels: kernel (o, i) leads from node `sources[o, i]` to node `outputs[o]`."""
+
+    layer: str
+    """module path"""
+    step: str
+    """the step of the graph"""
+    sources: np.ndarray
+    """int (outputs, inputs per group)"""
+    outputs: np.ndarray
+    """int (outputs,)"""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Nodes that depend on several others, because they are their sum, product or mixture."""
+
+    step: str
+    """the step of the graph"""
+    members: np.ndarray
+    """int (nodes, members)"""
+    outputs: np.ndarray
+    """int (nodes,)"""
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """The channels between the images and one step of a network, and the kernels between the channels."""
+
+    parts: tuple[KernelEdges | Merge, ...]
+    """in execution order"""
+    size: int
+    """number of nodes"""
+    images: np.ndarray
+    """int: nodes of the images' channels"""
+    labels: Mapping[str, np.ndarray | None]
+    """step → node of each of its channels (axis 1), or None where positions of a channel differ or there is no such axis"""
+    target: np.ndarray
+    """int: nodes of the last step's channels"""
+    skipped: Mapping[str, str]
+    """layers with weights whose kernels cannot be told apart, and why; they count as one mixture"""
+    axis: int = 0
+    """which axis of the last step's value holds the channels, counted without the batch"""
+
+    @property
+    def calls(self) -> Iterator[KernelEdges]:
+        """The uses of layers with kernels, in execution order."""
+        return (part for part in self.parts if isinstance(part, KernelEdges))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers with kernels, in execution order."""
+        return tuple(dict.fromkeys(call.layer for call in self.calls))
+
+    def names(self) -> list[str]:
+        """What each node is called: layer:channel, image:channel, or the channels it joins."""
+        names = ["constant"] * self.size
+        for channel, node in enumerate(self.images.tolist()):
+            names[node] = f"image:{channel}"
+        for part in self.parts:
+            for row, node in enumerate(part.outputs.tolist()):
+                names[node] = (
+                    f"{part.layer}:{row}" if isinstance(part, KernelEdges) else _joined([names[each] for each in part.members[row]])
+                )
+        return names
+
+    def everything(self) -> dict[str, Bool[Tensor, "outputs inputs"]]:
+        """Marks of all kernels."""
+        return {call.layer: torch.ones(call.sources.shape, dtype=torch.bool) for call in self.calls}
+
+    def needed(self, marks: KernelMask, seeds: np.ndarray) -> np.ndarray:
+        """Nodes from which a way of marked kernels leads to one of the `seeds`: bool (nodes,)."""
+        need = np.zeros(self.size, dtype=bool)
+        need[seeds] = True
+        for part in reversed(self.parts):
+            rows = need[part.outputs]
+            if isinstance(part, Merge):
+                need[part.members[rows]] = True
+            else:
+                need[part.sources[rows][marks[part.layer].numpy()[rows]]] = True
+        return need
+
+    def fed(self, marks: KernelMask) -> np.ndarray:
+        """Nodes to which a way of marked kernels leads from the images: bool (nodes,)."""
+        fed = np.zeros(self.size, dtype=bool)
+        fed[self.images] = True
+        for part in self.parts:
+            if isinstance(part, Merge):
+                fed[part.outputs] = fed[part.members].any(1)
+            else:
+                fed[part.outputs] = (fed[part.sources] & marks[part.layer].numpy()).any(1)
+        return fed
+
+    def leading(self, marks: KernelMask, seeds: np.ndarray) -> dict[str, Bool[Tensor, "outputs inputs"]]:
+        """Marked kernels with a way to one of the `seeds`."""
+        need = self.needed(marks, seeds)
+        return self._kernels(marks, lambda call: np.broadcast_to(need[call.outputs][:, None], call.sources.shape))
+
+    def through(self, marks: KernelMask, seeds: np.ndarray) -> dict[str, Bool[Tensor, "outputs inputs"]]:
+        """Marked kernels on a way from the images to one of the `seeds`."""
+        need, fed = self.needed(marks, seeds), self.fed(marks)
+        return self._kernels(marks, lambda call: need[call.outputs][:, None] & fed[call.sources])
+
+    def _kernels(self, marks: KernelMask, alive) -> dict[str, Tensor]:
+        found = {call.layer: torch.zeros(call.sources.shape, dtype=torch.bool) for call in self.calls}
+        for call in self.calls:
+            found[call.layer] |= torch.from_numpy(np.array(alive(call)))
+        return {layer: kernels & marks[layer] for layer, kernels in found.items()}
+
+    def hops(self, marks: KernelMask | None = None) -> np.ndarray:
+        """Fewest kernels on a way from the images to each node: float (nodes,), inf where there is none."""
+        hops = np.full(self.size, np.inf)
+        hops[self.images] = 0
+        for part in self.parts:
+            if isinstance(part, Merge):
+                hops[part.outputs] = hops[part.members].min(1)
+            else:
+                before = hops[part.sources]
+                if marks is not None:
+                    before = np.where(marks[part.layer].numpy(), before, np.inf) if part.layer in marks else np.full_like(before, np.inf)
+                hops[part.outputs] = 1 + before.min(1)
+        return hops
+
+
+def _joined(names: list[str]) -> str:
+    shown = list(dict.fromkeys(names))
+    return " + ".join(shown) if len(shown) <= SHOWN else f"{' + '.join(shown[:SHOWN])} + … ({len(shown)} channels)"

@@ -1,0 +1,179 @@
+"""Reversible changes of a running network; afterwards it is bit-identical."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from channelscope.errors import InputError, MismatchError
+from channelscope.network.graph import Graph, Hook, trace
+from channelscope.network.module_state import eval_mode, zero_batch
+from channelscope.network.removal.outputs import EXPONENT, FAILURES, coarsest, distance
+from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.subset import Subset
+
+
+class _GraphForward:
+    """A forward pass through the traced graph with something happening after some of its steps."""
+
+    def __init__(self, graph: Graph, after: Mapping[str, Hook]):
+        self.graph = graph
+        self.after = after
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.graph.run(*self.graph.arguments(args, kwargs), after=self.after)
+
+
+@contextmanager
+def edit(graph: Graph, after: Mapping[str, Hook]) -> Iterator[nn.Module]:
+    """While inside, calling the network also calls `after[step]` on each named step's value.
+
+    A function that returns a tensor replaces the value; one that returns None only watches. Edits nest: the inner
+    one acts after the outer one. On exit, an exception included, the model is as it was.
+    """
+    model = graph.model
+    outer = model.__dict__.get("forward")
+    if isinstance(outer, _GraphForward):
+        after = _merge_hooks(outer.after, after)
+    model.__dict__["forward"] = _GraphForward(graph, after)
+    try:
+        yield model
+    finally:
+        if outer is None:
+            del model.__dict__["forward"]
+        else:
+            model.__dict__["forward"] = outer
+
+
+def _merge_hooks(first: Mapping[str, Hook], second: Mapping[str, Hook]) -> dict[str, Hook]:
+    merged = dict(first)
+    for name, change in second.items():
+        merged[name] = _chain(first[name], change) if name in first else change
+    return merged
+
+
+def _chain(first: Hook, second: Hook) -> Hook:
+    def chained(value: Tensor) -> Tensor | None:
+        changed = first(value)
+        again = second(value if changed is None else changed)
+        return changed if again is None else again
+
+    return chained
+
+
+def zero_channels(channels: Tensor, axis: int, values: Tensor | None = None) -> Hook:
+    """A change that sets the marked channels to zero, or to one constant a channel; `axis` counts without the batch.
+
+    channels   bool (C,)
+    values     (C,) or None for zero
+    """
+
+    def change(maps: Tensor) -> Tensor:
+        shape = [1] * maps.dim()
+        shape[axis + 1] = -1
+        mask = channels.to(maps.device).view(shape)
+        if values is None:
+            return maps.masked_fill(mask, 0)
+        return torch.where(mask, values.to(maps).view(shape), maps)
+
+    return change
+
+
+@contextmanager
+def silence(model: nn.Module | Graph, marked: Subset, example: Tensor | tuple[Tensor, ...] | None = None) -> Iterator[nn.Module]:
+    """While inside, the marked channels are zero at their cut points, or the marked kernels are zero in their weights.
+
+    The network is traced on a zero image of the subset's input shape, or on `example`, unless the subset comes from `cut` and
+    knows the trace; pass a `Graph` (or nest inside another edit) to trace only once. On exit, an exception included, the
+    model is bit-identical to what it was; `silence(model, ~kept)` tries what `shrink(model, kept)` makes permanent, and
+    `silence(model, ~circuit)` runs a circuit.
+
+    Raises   MismatchError if the subset is of another network; TracingError if the forward pass cannot be followed.
+    """
+    if marked.of == "kernels":
+        with zero_kernels(model.model if isinstance(model, Graph) else model, marked) as inside:
+            yield inside
+        return
+    graph = model if isinstance(model, Graph) else _graph(model, marked, example)
+    after: dict[str, Hook] = {}
+    for site in marked.sites:
+        if graph.shapes.get(site.cut, ())[1:] != site.shape:
+            received = graph.shapes.get(site.cut, "no such step")
+            raise MismatchError(
+                f"the subset is of another network: {site.name} should reach {site.cut} with {site.shape}, found {received}"
+            )
+        if bool(marked[site.name].any()):
+            change = zero_channels(marked[site.name], site.axis)
+            after[site.cut] = _chain(after[site.cut], change) if site.cut in after else change
+    with edit(graph, after) as inside:
+        yield inside
+
+
+def _graph(model: nn.Module, marked: Subset, example: Tensor | tuple[Tensor, ...] | None) -> Graph:
+    outer = model.__dict__.get("forward")
+    if isinstance(outer, _GraphForward):
+        return outer.graph
+    known = known_groups(model, marked) if example is None else None
+    if known is not None:
+        return known.graph
+    if example is None:
+        if not marked.sites or not marked.input_shape:
+            raise InputError("silence: a subset of channels needs its sites and input shape, as cut() and Subset.everything() give it")
+        example = zero_batch(model, marked.input_shape)
+    return trace(model, example)
+
+
+def known_groups(model: nn.Module, subset: Subset) -> Any:
+    """The `Groups` that a subset was made of, as long as they are of this network and it still computes what they follow.
+
+    Parameters
+    ----------
+    model
+        The network.
+    subset
+        Channels, as `cut` gives them.
+
+    Returns
+    -------
+    Groups or None
+        None where the subset has none, they are of another network object, or the network has changed its pass, type or device.
+    """
+    known = subset.groups
+    if known is None or known.graph.model is not model or "forward" in vars(model):
+        return None
+    like, image = zero_batch(model, subset.input_shape), known.image
+    if (like.dtype, like.device) != (image[0].dtype, image[0].device):
+        return None
+    try:
+        with eval_mode(model), torch.no_grad():
+            apart, _ = distance(known.graph.run(*image), model(*image))
+    except FAILURES:
+        return None
+    return known if apart <= coarsest(model) ** EXPONENT else None
+
+
+@contextmanager
+def zero_kernels(model: nn.Module, marked: Subset) -> Iterator[nn.Module]:
+    """While inside, the marked kernels (2-D slices W[o,i], or single weights of a linear layer) are zero.
+
+    The parameters stay the same objects, so gradients still reach them; their old values come back on exit.
+    """
+    modules = dict(unwrapped(model).named_modules())
+    weights: dict[str, Tensor] = {}
+    for name, marks in marked.marks.items():
+        weight = modules[name].weight if name in modules else None
+        if not isinstance(weight, Tensor) or weight.shape[:2] != marks.shape:
+            received = f"a weight of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no such layer"
+            raise MismatchError(f"the subset is of another network: expected kernels {tuple(marks.shape)} at {name}, found {received}")
+        weights[name] = weight
+    before = {name: weight.data for name, weight in weights.items()}
+    try:
+        for name, weight in weights.items():
+            mask = marked[name].to(weight.device).view(*weight.shape[:2], *[1] * (weight.dim() - 2))
+            weight.data = weight.data.masked_fill(mask, 0)
+        yield model
+    finally:
+        for name, weight in weights.items():
+            weight.data = before[name]

@@ -1,0 +1,289 @@
+"""Graph: a network's forward pass as a list of steps that can be watched, changed and entered midway.
+
+Tracing follows one example: shapes and Python control flow on them are resolved by its values, and the result is
+compared with the network on a batch of another size, so that a graph that would be wrong is refused.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from channelscope.errors import InputError, TracingError, first_line
+from channelscope.network import nest
+from channelscope.network.module_state import eval_mode, out_of_place, restored_state
+from channelscope.network.tracing.comparison import other_image, same
+from channelscope.network.tracing.recorder import OWN, Recording
+from channelscope.network.tracing.recording import literal, one_step, record
+from channelscope.network.tracing.wrapper import unwrapped
+
+Hook = Callable[[Tensor], Tensor | None]
+"""What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
+
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
+
+LEAVES = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+"""Modules that are one step each, also where a class that derives from them has a forward pass of its own."""
+
+
+def execute(model: nn.Module, op: str, target: Any, args: tuple, kwargs: dict) -> Any:
+    """Carry out one step of a traced graph on concrete values."""
+    if op == "get_attr":
+        value: Any = model
+        for part in str(target).split("."):
+            value = getattr(value, part)
+        return value
+    if op == "call_function":
+        return target(*args, **kwargs)
+    if op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    if op == "call_module":
+        return model.get_submodule(target)(*args, **kwargs)
+    return args[0]  # output
+
+
+class Graph:
+    """The traced forward pass of `model`; shares its parameters, copies nothing.
+
+    Steps are named by their torch.fx node; `shapes` has each step's output shape for the example batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        steps: fx.Graph,
+        shapes: Mapping[str, tuple[int, ...]],
+        constants: Mapping[str, Tensor],
+        output: Any = None,
+    ):
+        self.model = model
+        self.steps = steps
+        self.shapes = shapes
+        self.constants = constants
+        self.output = output
+        self.nodes: dict[str, fx.Node] = {node.name: node for node in steps.nodes}
+        self.inputs = [node.name for node in steps.nodes if node.op == "placeholder"]
+        self.modules = dict(model.named_modules())
+        self.signature = inspect.signature(model.forward)
+        self.options: dict[str, Any] = {}
+        self.running: fx.Node | None = None
+        self._plans: dict[tuple, list[tuple[fx.Node, tuple[str, ...]]]] = {}
+
+    def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The inputs of the graph in the arguments of a call of the network.
+
+        Raises   InputError if an option of the call is another than the one the network was traced with.
+        """
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if name in self.options and not nest.holds_tensor(value) and value != self.options[name]:
+                raise InputError(f"the network was traced with {name}={self.options[name]!r}, received {name}={value!r}: trace it so")
+        return nest.tensors(dict(bound.arguments))
+
+    def run(
+        self,
+        *inputs: Tensor,
+        after: Mapping[str, Hook] | None = None,
+        given: Mapping[str, Any] | None = None,
+        want: str | tuple[str, ...] = "output",
+        pure: bool = False,
+    ) -> Any:
+        """Value of step `want` (or a tuple of values), running only what it needs.
+
+        `after` calls a function on a step's value as soon as it exists; `given` supplies steps already computed, so
+        that a run can start midway; `pure` turns in-place operations into ordinary ones, so that values wanted or
+        given are never overwritten.
+        """
+        after, given = after or {}, given or {}
+        wanted = (want,) if isinstance(want, str) else want
+        unknown = [name for name in (*after, *given, *wanted) if name not in self.nodes]
+        if unknown:
+            raise InputError(f"the graph has no step '{unknown[0]}'; near matches: {', '.join(get_close_matches(unknown[0], self.nodes))}")
+        values: dict[str, Any] = dict(given)
+        values.update(zip(self.inputs, nest.tensors(inputs), strict=False))
+        for node, finished in self._plan(tuple(given), wanted):
+            value = values[node.name] if node.op == "placeholder" and node.name in values else self._step(node, values, pure)
+            if node.name in after:
+                changed = after[node.name](value)
+                value = value if changed is None else changed
+            values[node.name] = value
+            for name in finished:
+                del values[name]
+        return values[wanted[0]] if isinstance(want, str) else tuple(values[name] for name in wanted)
+
+    def _plan(self, given: tuple[str, ...], wanted: tuple[str, ...]) -> list[tuple[fx.Node, tuple[str, ...]]]:
+        """Steps to run in order, each with the values nobody needs afterwards."""
+        key = (given, wanted)
+        if key not in self._plans:
+            needed, stack = set(), [self.nodes[name] for name in wanted if name not in given]
+            while stack:
+                node = stack.pop()
+                if node.name not in needed:
+                    needed.add(node.name)
+                    stack += [parent for parent in node.all_input_nodes if parent.name not in given]
+            order = [node for node in self.steps.nodes if node.name in needed]
+            last = {parent.name: node.name for node in order for parent in node.all_input_nodes}
+            keep = set(wanted) | set(given)
+            self._plans[key] = [
+                (node, tuple(name for name, user in last.items() if user == node.name and name not in keep)) for node in order
+            ]
+        return self._plans[key]
+
+    def _step(self, node: fx.Node, values: Mapping[str, Any], pure: bool) -> Any:
+        self.running = node
+        if node.op == "placeholder":
+            raise InputError(f"the network needs an input named {node.target}, and none was given")
+        args, kwargs = _given(node.args, values), _given(node.kwargs, values)
+        if node.op == "output":
+            return nest.closed(self.output, args[0])
+        if node.op == "get_attr" and node.target in self.constants:
+            return self.constants[str(node.target)]
+        if node.meta.get("writes"):
+            args = (args[0].clone(), *args[1:])
+        if not node.meta.get("no_grad") and not node.meta.get("autocast"):
+            return self._carried_out(node, args, kwargs, pure)
+        with ExitStack() as stack:
+            for kind, on, numbers in node.meta.get("autocast", ()):
+                stack.enter_context(torch.autocast(kind, dtype=numbers, enabled=on))
+            if node.meta.get("no_grad"):
+                stack.enter_context(torch.no_grad())
+            return self._carried_out(node, args, kwargs, pure)
+
+    def _carried_out(self, node: fx.Node, args: tuple, kwargs: dict[str, Any], pure: bool) -> Any:
+        if node.op != "call_module":
+            return execute(self.model, node.op, node.target, args, kwargs)
+        module = self.modules[str(node.target)]
+        with out_of_place(module) if pure else _as_is():
+            return module(*args, **kwargs)
+
+
+def _given(arguments: Any, values: Mapping[str, Any]) -> Any:
+    """Arguments of a step with values in the place of nodes; most are flat."""
+    if isinstance(arguments, tuple):
+        return tuple([values[part.name] if type(part) is fx.Node else _given(part, values) if _deep(part) else part for part in arguments])
+    if not arguments and isinstance(arguments, Mapping):
+        return {}
+    return map_arg(arguments, lambda parent: values[parent.name])
+
+
+def _deep(part: Any) -> bool:
+    return isinstance(part, tuple | list | dict | slice)
+
+
+@contextmanager
+def _as_is() -> Iterator[None]:
+    yield
+
+
+def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
+    """Record one forward pass of `model` on `example`, a batch of at least one image (or a tuple of inputs).
+
+    Raises   InputError if the network cannot run on the example; TracingError, naming the line, if its control flow
+             depends on values that change from image to image, or on the batch size.
+    """
+    model = unwrapped(model)
+    if "forward" in vars(model):
+        raise TracingError(
+            "the network's forward pass is replaced for the moment, by an edit such as silence(…) or by hand: trace it outside"
+        )
+    inputs = example if isinstance(example, tuple) else (example,)
+    other = tuple(other_image(part) for part in inputs)
+    try:
+        expected = _answer(model, other)
+    except FAILURES as error:
+        shapes = ", ".join("×".join(map(str, part.shape[1:])) for part in inputs)
+        raise InputError(f"the network cannot run on images of shape {shapes}: {first_line(error)}") from error
+    recording = _recorded(model, tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs))
+    shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
+    graph = Graph(model, literal(recording), shapes, recording.constants, recording.output)
+    graph.options = _options(graph.signature, inputs)
+    try:
+        with restored_state(model), torch.no_grad():
+            received = graph.run(*other, pure=True)
+    except FAILURES as error:
+        raise TracingError(
+            f"the traced network fails on another batch size{_difference(model, graph, other)}: {first_line(error)}"
+        ) from error
+    drawn = [node.meta["place"] for node in graph.steps.nodes if node.meta.get("random")]
+    if drawn and not same(expected, _answer(model, other, seed=1)):
+        raise TracingError(
+            f"the network's output is random, though it is in evaluation mode, at {drawn[0]}: "
+            "give F.dropout training=self.training, or take the noise out"
+        )
+    if not same(expected, received):
+        raise TracingError(
+            f"the traced network computes something else on another batch{_difference(model, graph, other)}: "
+            "its forward pass depends on the batch size, or on what no step shows"
+        )
+    return graph
+
+
+def _answer(model: nn.Module, inputs: tuple[Tensor, ...], seed: int | None = None) -> Any:
+    """The network's own output; what it keeps for its next call is forgotten."""
+    with restored_state(model), torch.no_grad():
+        if seed is not None:
+            torch.manual_seed(seed)
+        return model(*(part.clone() for part in inputs))
+
+
+def _recorded(model: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
+    try:
+        return record(model, inputs, whole=_whole)
+    except (*FAILURES, TracingError) as error:
+        raise TracingError(f"the forward pass cannot be followed at {_user_line(error)}: {first_line(error)}") from error
+
+
+def _whole(module: nn.Module) -> bool:
+    return isinstance(module, LEAVES) or one_step(module)
+
+
+def _options(signature: inspect.Signature, inputs: tuple) -> dict[str, Any]:
+    """What the forward pass was called with besides tensors."""
+    bound = signature.bind(*inputs)
+    bound.apply_defaults()
+    return {name: value for name, value in bound.arguments.items() if not nest.holds_tensor(value)}
+
+
+def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> str:
+    """Where a recording on other inputs first goes another way."""
+    try:
+        steps = literal(record(model, inputs, whole=_whole))
+    except (*FAILURES, TracingError):
+        return ""
+    for ours, theirs in zip(graph.steps.nodes, steps.nodes, strict=False):
+        if (str(ours.target), str(ours.args), str(ours.kwargs)) != (str(theirs.target), str(theirs.args), str(theirs.kwargs)):
+            return f" at {ours.meta['place']}" if ours.meta["place"] else ""
+    last = graph.running
+    return f" at {last.meta['place']}" if last is not None and last.op != "output" else ""
+
+
+def _user_line(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*OWN, str(Path(__file__).parent)))]
+    frame = own[-1] if own else frames[-1]
+    return f"{frame.filename}:{frame.lineno} ({frame.name})"
+
+
+def memory_format(graph: Graph, image: Tensor) -> torch.memory_format:
+    """Channels last where the network can run so, on a CPU; otherwise the usual order.
+
+    Convolutions take equally long in both, but channels last keeps the channels of a position together, and positions
+    are what is collected. A network that uses `view` across channels and positions cannot run so. On other devices
+    float32 convolutions may be slower in that order.
+    """
+    if image.dim() != 4 or image.device.type != "cpu":
+        return torch.contiguous_format
+    try:
+        with eval_mode(graph.model), torch.no_grad():
+            graph.run(image.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last

@@ -1,0 +1,249 @@
+"""The state of a module (mode, attributes, device, weights' hash), and its restoration."""
+
+import hashlib
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from channelscope.errors import TracingError
+from channelscope.types import Float, Int
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode and give each its own mode back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def restored_state(model: nn.Module) -> Iterator[None]:
+    """While inside, the network is in evaluation mode; afterwards all is as before, also after an exception.
+
+    Training modes, attributes of every module (with the dictionaries, lists and sets they hold), the values of buffers and
+    parameters, whether these require gradients, and the random states of PyTorch, NumPy and Python are put back.
+
+    Raises
+    ------
+    TracingError
+        If the network has lazy layers, whose first pass changes them for good.
+    """
+    lazy = [name for name, part in _tensors(model) if is_lazy(part)]
+    if lazy:
+        raise TracingError(
+            f"the network has no weights yet at {', '.join(lazy[:3])}: it is made of lazy layers; run it once on a batch of images, "
+            "model(images), before it is traced"
+        )
+    with ExitStack() as stack:
+        stack.enter_context(_random_states(model))
+        stack.enter_context(_attributes(model))
+        stack.enter_context(_buffers(model))
+        stack.enter_context(_parameters(model))
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(_uncompiled())
+        yield
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+@contextmanager
+def _attributes(model: nn.Module) -> Iterator[None]:
+    stores: list[Any] = [vars(module) for module in model.modules()]
+    stores += [value for store in stores for value in store.values() if isinstance(value, dict | list | set)]
+    before = [store.copy() for store in stores]
+    try:
+        yield
+    finally:
+        for store, old in zip(stores, before, strict=True):
+            if isinstance(store, list):
+                store[:] = old
+            else:
+                store.clear()
+                store.update(old)
+
+
+@contextmanager
+def _buffers(model: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.clone(), version(buffer)) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values, number in before:
+                if version(buffer) != number:
+                    buffer.copy_(values)
+
+
+@contextmanager
+def _parameters(model: nn.Module) -> Iterator[None]:
+    before = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    written = _Written(before)
+    try:
+        with written:
+            yield
+    finally:
+        for parameter, data, asked in before:
+            if parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
+            parameter.requires_grad_(asked)
+        for data, values in written.saved:
+            data.copy_(values)
+
+
+class _Written(TorchDispatchMode):
+    """Keeps the values of a parameter before it is written to; hardly any network does, so nothing is copied in advance."""
+
+    def __init__(self, parameters: list[tuple[nn.Parameter, torch.Tensor, bool]]):
+        super().__init__()
+        self.places: dict[int, list[torch.Tensor]] = defaultdict(list)
+        self.saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for _, data, _ in parameters:
+            self.places[memory(data)].append(data)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func._schema.is_mutable:
+            for given in args:
+                if isinstance(given, torch.Tensor):
+                    self.saved += [(data, data.clone()) for data in self.places.pop(memory(given), [])]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _random_states(model: nn.Module) -> Iterator[None]:
+    devices = sorted({part.device.index or 0 for part in model.parameters() if part.device.type == "cuda"})
+    ours, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(ours)
+            np.random.set_state(numpys)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """While inside, compiled parts run as written."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def random_state() -> torch.Tensor:
+    """State of PyTorch's random numbers, on the CPU and on the current accelerator."""
+    state = torch.random.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state()]) if torch.cuda.is_initialized() else state
+
+
+def memory(tensor: torch.Tensor) -> int:
+    """Address of a tensor's memory, the same for all its views; 0 where it has none of its own."""
+    plain = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
+    return tensor.untyped_storage().data_ptr() if plain else 0
+
+
+def version(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; 0 where PyTorch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def out_of_place(module: nn.Module) -> Iterator[None]:
+    """Make an activation return a new tensor for a while, whatever its `inplace` flag says."""
+    parts = [part for part in module.modules() if part.__dict__.get("inplace")]
+    for part in parts:
+        part.__dict__["inplace"] = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.__dict__["inplace"] = True
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Fingerprint of the state dictionary: equal exactly when names, types, shapes and bytes are equal.
+
+    Independent of the device, of the memory layout and of the order in which modules were registered.
+
+    Returns  64 hexadecimal digits (SHA-256 over name, dtype, shape and little-endian bytes, in name order).
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not isinstance(value, torch.Tensor):
+            continue  # extra state of quantized modules is not a weight
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprints(images: Float[Tensor, "images C H W"], index: Int[Tensor, "images"]) -> Int[Tensor, "images"]:
+    """One number for each image, from its index and its pixels: two profiles that share one have seen the same image.
+
+    Parameters
+    ----------
+    images
+        Images as the network sees them, normalized.
+    index
+        Number of each image in its data set.
+
+    Returns
+    -------
+    Tensor
+        int64 on the CPU, in the order of the images: the sum, modulo 2⁶⁴, of the bits of every pixel and of the index, each times
+        a fixed odd number (multilinear hashing, Lemire & Kaser 2014). The same on every device and for every batch size.
+
+    Examples
+    --------
+    >>> one, other, again = fingerprints(torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 0])).tolist()
+    >>> one == again, one == other
+    (True, False)
+    """
+    flat = images.detach().flatten(1).contiguous()
+    bits = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+    odd = _odd(flat.shape[1] + 1)
+    if flat.device.type == "cpu":
+        numbers = odd[1:].numpy()
+        sums = torch.tensor([int(np.dot(row.astype(np.int64), numbers)) for row in bits.numpy()], dtype=torch.int64)
+    else:
+        there = odd[1:].to(flat.device)
+        sums = torch.stack([(row.long() * there).sum() for row in bits]).cpu()
+    return sums + (index.cpu() + 1) * odd[0]
+
+
+@lru_cache(maxsize=4)
+def _odd(count: int) -> Int[Tensor, "count"]:
+    """Fixed odd 64-bit numbers that look random (splitmix64, Steele, Lea & Flood 2014)."""
+    with np.errstate(over="ignore"):
+        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return torch.from_numpy((z ^ (z >> np.uint64(31)) | np.uint64(1)).view(np.int64))
+
+
+def zero_batch(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """A batch of one zero image, of the network's type and on its device."""
+    like = next(model.parameters(), torch.zeros(()))
+    return torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the network's parameters."""
+    return next(model.parameters()).device

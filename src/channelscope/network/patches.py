@@ -1,0 +1,235 @@
+"""The input patches of a layer: sums over them, the patches themselves, and their geometry."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.types import Float, Int, Tensor
+
+
+def followable(module: nn.Module) -> str:
+    """Why the patches of a layer cannot be followed; empty when they can."""
+    if isinstance(module, nn.Linear):
+        return ""
+    if not isinstance(module, nn.Conv2d):
+        return f"{type(module).__name__} is not a linear layer or a two-dimensional convolution"
+    if module.padding_mode != "zeros" and _symmetric_padding(module) != (0, 0):
+        return f"it pads with {module.padding_mode}"
+    return "" if all(side == 0 for side in _uneven(module)) else "its padding is not the same on both sides"
+
+
+def patch_products(
+    module: nn.Conv2d | nn.Linear, inputs: Float[Tensor, "images ..."], outputs: Float[Tensor, "images ..."]
+) -> Float[Tensor, "rows taps"]:
+    """Σ over images and positions of output row × input patch: one row per channel of `outputs`, float64.
+
+    For a convolution this is the backward pass of its weights, with `outputs` in the place of gradients: a row of taps is one
+    filter, C_in/groups × kernel. Products are taken in the inputs' precision.
+    """
+    if isinstance(module, nn.Linear):
+        return (outputs.flatten(0, -2).T @ inputs.flatten(0, -2)).double()
+    shape = (outputs.shape[1], inputs.shape[1] // module.groups, *module.kernel_size)
+    stride, dilation = module.stride, module.dilation
+    product = nn.grad.conv2d_weight(inputs, shape, outputs, stride, _symmetric_padding(module), dilation, module.groups)  # type: ignore[arg-type]
+    return product.flatten(1).double()
+
+
+def pooled_patches(
+    module: nn.Conv2d | nn.Linear, inputs: Float[Tensor, "images ..."], size: tuple[int, ...]
+) -> Float[Tensor, "images groups taps"]:
+    """Average over the positions of each image of what the channels of each group see; `size` is the output's height and width."""
+    if isinstance(module, nn.Linear):
+        return inputs.flatten(1, -2).mean(1)[:, None] if inputs.dim() > 2 else inputs[:, None]
+    padded = F.pad(inputs, (_symmetric_padding(module)[1],) * 2 + (_symmetric_padding(module)[0],) * 2)
+    taps = []
+    for row in range(module.kernel_size[0]):
+        for column in range(module.kernel_size[1]):
+            window = padded
+            for axis, start, count in ((2, row, size[0]), (3, column, size[1])):
+                first, stride = start * module.dilation[axis - 2], module.stride[axis - 2]
+                window = window.narrow(axis, first, stride * (count - 1) + 1)
+                window = window[:, :, ::stride] if axis == 2 else window[:, :, :, ::stride]
+            taps.append(window.mean((2, 3)))
+    return torch.stack(taps, 2).unflatten(1, (module.groups, -1)).flatten(2)
+
+
+def _symmetric_padding(module: nn.Conv2d) -> tuple[int, int]:
+    if module.padding == "valid":
+        return (0, 0)
+    if module.padding == "same":
+        return tuple(dilation * (kernel - 1) // 2 for dilation, kernel in zip(module.dilation, module.kernel_size, strict=True))  # type: ignore[return-value]
+    return module.padding  # type: ignore[return-value]
+
+
+def _uneven(module: nn.Conv2d) -> tuple[int, ...]:
+    """Rows and columns that padding="same" adds on one side only."""
+    if module.padding != "same":
+        return (0, 0)
+    return tuple(dilation * (kernel - 1) % 2 for dilation, kernel in zip(module.dilation, module.kernel_size, strict=True))
+
+
+def input_patches(
+    module: nn.Module, inputs: Tensor, output_shape: tuple[int, ...], where: Int[Tensor, "images positions"] | None
+) -> Float[Tensor, "groups samples taps"]:
+    """Rows of inputs, one per image and position, such that rows · weights' is the layer's output there (without bias).
+
+    output_shape   shape of one image's output
+    where          flat output positions of each image; None for all
+    Returns        (groups, images × positions, inputs per group × kernel), in the order of `weight.flatten(1)`
+
+    Padding the module does in its own forward (timm's `Conv2dSame`) is read off the output shape.
+    """
+    if isinstance(module, nn.Linear):
+        rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        if where is not None:
+            rows = rows.gather(1, where[:, :, None].expand(-1, -1, rows.shape[2]))
+        return rows.reshape(1, -1, rows.shape[2])
+    padded = _padded(module, inputs, output_shape)
+    grid = _patch_grid(module, padded.shape[2:], output_shape[1:]).to(inputs.device)  # (positions, taps)
+    index = grid.flatten().expand(len(inputs), -1) if where is None else grid[where].flatten(1)
+    taken = padded.flatten(2).gather(2, index[:, None, :].expand(-1, padded.shape[1], -1))
+    groups: int = module.groups  # type: ignore[assignment]
+    taken = taken.view(len(inputs), groups, padded.shape[1] // groups, -1, grid.shape[1])
+    return taken.permute(1, 0, 3, 2, 4).reshape(groups, -1, taken.shape[2] * taken.shape[4])
+
+
+def patch_rows(
+    values: Tensor, groups: int, linear: bool, where: Int[Tensor, "images positions"] | None
+) -> Float[Tensor, "groups samples outputs"]:
+    """Samples of a layer's output (or of what should be its output) at the same positions as `patches`."""
+    flat = values.reshape(len(values), -1, values.shape[-1]) if linear else values.flatten(2).transpose(1, 2)
+    if where is not None:
+        flat = flat.gather(1, where[:, :, None].expand(-1, -1, flat.shape[2]))
+    return flat.reshape(-1, groups, flat.shape[2] // groups).transpose(0, 1)
+
+
+def _padded(module: Any, inputs: Tensor, output_shape: tuple[int, ...]) -> Tensor:
+    dims = inputs.dim() - 2
+    amounts: list[int] = []
+    for axis in reversed(range(dims)):
+        reach = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
+        total = max((output_shape[1 + axis] - 1) * module.stride[axis] + reach - inputs.shape[2 + axis], 0)
+        first = module.padding[axis] if isinstance(module.padding, tuple) and any(module.padding) else total // 2
+        amounts += [first, max(total - first, 0)]
+    mode = str(module.padding_mode)
+    return nn.functional.pad(inputs, amounts, mode="constant" if mode == "zeros" else mode)
+
+
+def _patch_grid(module: Any, size: tuple[int, ...], outputs: tuple[int, ...]) -> Int[Tensor, "positions taps"]:
+    """Flat index into the padded input for each output position and tap."""
+    index = torch.zeros(1, 1, dtype=torch.long)
+    for axis, length in enumerate(size):
+        starts = torch.arange(outputs[axis]) * module.stride[axis]
+        steps = torch.arange(module.kernel_size[axis]) * module.dilation[axis]
+        here = starts[:, None] + steps[None, :]
+        index = (index[:, None, :, None] * length + here[None, :, None, :]).reshape(len(index) * len(starts), -1)
+    return index
+
+
+def patch_width(module: Any) -> int:
+    """Values that one output of a layer is a sum over."""
+    return module.weight[0].numel()
+
+
+def patches_are_exact(module: Any, image: Tensor) -> bool:
+    """Whether weights · patches is what the module computes, on one image."""
+    linear = isinstance(module, nn.Linear)
+    output = module(image)
+    expected = patch_rows(output, 1 if linear else module.groups, linear, None)
+    taken = input_patches(module, image, tuple(output.shape[1:]), None)
+    received = taken @ module.weight.flatten(1).view(len(taken), -1, taken.shape[2]).transpose(1, 2)
+    if module.bias is not None:
+        received = received + module.bias.view(len(taken), 1, -1)
+    return torch.allclose(received, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+BLOCK_NUMBERS = 2**24
+"""Numbers in one block of unfolded input windows or of per-image weight gradients."""
+
+Points = Tensor | tuple[Tensor, ...]
+"""One tensor, or one for each point of a path."""
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """A layer's weights and how they move over its input."""
+
+    weight: Float[Tensor, "outputs inputs *kernel"]
+    """the kernels (detached; stays as it was when the network is masked)"""
+    kernel: tuple[int, int]
+    """spatial size, (1, 1) for a linear layer"""
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """left, right, top, bottom"""
+    mode: str = "constant"
+    """padding mode of torch.nn.functional.pad"""
+    groups: int = 1
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "ConvGeometry":
+        """Weights and geometry of a 2-D convolution or linear layer."""
+        weight = module.weight.detach()  # type: ignore[union-attr,operator]
+        if not isinstance(module, nn.Conv2d):
+            return cls(weight, (1, 1))
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        return cls(weight, _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation), _pads(module), mode, module.groups)
+
+    def windows(self, inputs: Tensor) -> Float[Tensor, "images groups inputs taps positions"]:
+        """The input values under each tap of each kernel."""
+        if self.weight.dim() == 2:
+            rows = inputs.reshape(len(inputs), -1, inputs.shape[-1]).transpose(1, 2)
+            return rows[:, None, :, None, :]
+        maps = F.pad(inputs, self.pads, mode=self.mode) if any(self.pads) else inputs
+        taps = self.kernel[0] * self.kernel[1]
+        if taps == 1:
+            columns = maps[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
+        else:
+            columns = F.unfold(maps, self.kernel, self.dilation, 0, self.stride)
+        return columns.reshape(len(maps), self.groups, self.weight.shape[1], taps, -1)
+
+    def outputs(self, gradients: Tensor) -> Float[Tensor, "images groups outputs positions"]:
+        """Output gradients with one axis of positions, split into groups."""
+        if self.weight.dim() == 2:
+            return gradients.reshape(len(gradients), -1, gradients.shape[-1]).transpose(1, 2)[:, None]
+        return gradients.flatten(2).reshape(len(gradients), self.groups, -1, gradients[0, 0].numel())
+
+    def split(self, inputs: Points, gradients: Points) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows and gradients in blocks of images that fit in memory.
+
+        The points of a path lie one after the other on the axis of positions, each gradient divided by their number.
+        """
+        xs, gs = (each if isinstance(each, tuple) else (each,) for each in (inputs, gradients))
+        positions = len(gs) * gs[0][0].numel() // self.weight.shape[0]
+        windows = self.weight.shape[1] * self.groups * self.kernel[0] * self.kernel[1] * positions
+        step = max(1, BLOCK_NUMBERS // max(1, windows, self.weight.numel()))
+        for start in range(0, len(gs[0]), step):
+            block = slice(start, start + step)
+            if len(gs) == 1:
+                yield self.windows(xs[0][block]), self.outputs(gs[0][block])
+            else:
+                yield torch.cat([self.windows(x[block]) for x in xs], -1), torch.cat([self.outputs(g[block]) / len(gs) for g in gs], -1)
+
+    @property
+    def rows(self) -> Float[Tensor, "groups outputs inputs taps"]:
+        """The weights with one axis of taps, split into groups."""
+        taps = self.kernel[0] * self.kernel[1]
+        return self.weight.reshape(self.groups, -1, self.weight.shape[1], taps)
+
+
+def _pair(value) -> tuple[int, int]:
+    return (int(value[0]), int(value[1]))
+
+
+def _pads(module: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Left, right, top and bottom padding, 'same' and 'valid' resolved."""
+    if isinstance(module.padding, str):
+        reach = zip(module.dilation, module.kernel_size, strict=True)
+        rows, columns = (step * (size - 1) if module.padding == "same" else 0 for step, size in reach)
+        return (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    rows, columns = _pair(module.padding)
+    return (columns, columns, rows, rows)

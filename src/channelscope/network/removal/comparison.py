@@ -1,0 +1,207 @@
+"""A smaller network compared with the silenced one, in float64 and for any nested output."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from channelscope.errors import MismatchError
+from channelscope.network.edits import silence
+from channelscope.network.module_state import eval_mode
+from channelscope.network.removal.channels import LayerChannels
+from channelscope.network.removal.groups import Groups
+from channelscope.network.removal.outputs import EXPONENT, FAILURES, coarsest, defined, distance
+from channelscope.subset import Subset
+from channelscope.types import Bool, Float, Tensor
+
+FLOOR = 0.3
+"""What is below eps**FLOOR of the largest layer's output may be nothing but rounding: 2e-5 in float64."""
+
+PUSH = 3.0
+"""Offsets that wake silent channels, in root mean squares of what the layer gives out."""
+
+REAL = 2
+"""Real images that are compared on."""
+
+Offsets = Mapping[str, Tensor]
+"""site → what is added to each channel of its layer's output, (channels,)"""
+
+
+def kept_ids(found: Groups, kept: Subset) -> Tensor:
+    """Which channel numbers stay: bool (all channels + 1,), True at −1, the number of what cannot be removed.
+
+    Raises   InputError if a group is split or a channel cannot be removed; MismatchError if the subset is of another network.
+    """
+    alive = np.append(found.kept(kept), True)[found.owner]
+    return torch.from_numpy(np.append(alive, True))
+
+
+def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None = None) -> None:
+    """Refuse a smaller network that computes something else than the silenced one.
+
+    Both run in float64 on noise, on real images where they are given, and on noise with an offset added to every channel, so that
+    channels that the noise leaves silent count too. Every layer's output and every tensor of the network's nested output is
+    compared. Where the pass itself rounds to less than float64, or cannot run in it, so much is allowed as that rounding takes.
+
+    Parameters
+    ----------
+    small
+        The smaller network.
+    kept
+        The channels it was made of.
+    found
+        The `groups` of the original.
+    images
+        All inputs of the network for one or more real images; the first two are compared on.
+
+    Raises
+    ------
+    MismatchError
+        If the smaller network cannot run or an output differs by more than rounding.
+    """
+    try:
+        with _doubled(small, found):
+            error, where, allowed = _furthest(small, kept, found, images)
+    except FAILURES:  # part of the pass asks for the network's own type
+        try:
+            error, where, allowed = _furthest(small, kept, found, images)
+        except FAILURES as failure:
+            said = (str(failure).splitlines() or [type(failure).__name__])[0]
+            raise MismatchError(f"the smaller network cannot run: {said}; please report the network") from failure
+    if not error <= allowed:
+        raise MismatchError(
+            f"the smaller network is {error:.2g} (relative) away from the silenced one at {where}: part of the pass is different with "
+            "fewer channels; keep its channels, or please report the network"
+        )
+
+
+@torch.no_grad()
+def _furthest(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None) -> tuple[float, str, float]:
+    """Largest difference over all trials, where it is, and what rounding explains."""
+    model, draws = found.graph.model, torch.Generator().manual_seed(0)
+    keep = kept_ids(found, kept)
+    ours, theirs = _Watch(small, found, keep), _Watch(model, found, torch.ones_like(keep), keep)
+    noise = _noise(found, 2, draws)
+    trials = [("noise", noise), ("noise with offsets", _noise(found, 1, draws))]
+    if images is not None:
+        trials.append(("real images", tuple(_real(part, like) for part, like in zip(images, noise, strict=True))))
+    results, finite = [], False
+    with eval_mode(small), eval_mode(model), silence(found.graph, ~kept), _Rounding(coarsest(model)) as rounding:
+        for kind, inputs in trials:
+            offsets = theirs.offsets(draws) if kind == "noise with offsets" else {}
+            expected, received = theirs(inputs, offsets), ours(inputs, offsets)
+            finite |= defined(expected)
+            floor = rounding.eps**FLOOR * max((size for size in theirs.scales.values() if size < float("inf")), default=0.0)
+            layers = max(distance(ours.seen.get(name), seen, name, floor) for name, seen in theirs.seen.items())
+            error, where = max(layers, distance(received, expected, floor=floor))
+            results.append((error, f"{where} on {kind}"))
+    if not finite:
+        return float("inf"), "the output, which is nowhere finite on noise", 0.0
+    return *max(results), rounding.eps**EXPONENT
+
+
+class _Watch:
+    """Runs a network, remembering what its layers gave out and adding offsets to the layers of sites."""
+
+    def __init__(self, model: nn.Module, found: Groups, keep: Bool[Tensor, "channels"], compared: Bool[Tensor, "channels"] | None = None):
+        """`keep` marks the channel numbers that the network has; of these, those of `compared` are looked at."""
+        self.model, self.found, self.keep = model, found, keep
+        self.compared = keep if compared is None else compared
+        self.calls: dict[str, list[Tensor]] = {}
+        self.seen: dict[str, Float[Tensor, "calls channels"]] = {}
+        self.scales: dict[str, float] = {}
+
+    def __call__(self, inputs: tuple[Tensor, ...], offsets: Offsets) -> Any:
+        """Output of the network; `seen` then has, for each layer, a sum over positions with random weights, one a call."""
+        self.calls = {layer.name: [] for layer in self.found.layers}
+        with ExitStack() as stack:
+            for layer in self.found.layers:
+                hook = self._hook(layer, offsets.get(layer.name))
+                stack.callback(self.model.get_submodule(layer.name).register_forward_hook(hook).remove)
+            output = self.model(*inputs)
+        self.seen = {name: torch.stack(calls) for name, calls in self.calls.items() if calls}
+        return output
+
+    def _hook(self, layer: LayerChannels, offset: Tensor | None) -> Callable[..., Tensor | None]:
+        there = self.keep[layer.outputs]
+        looked = self.compared[layer.outputs][there]
+
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
+            axis = output.dim() - 1 if layer.linear else 1
+            flat = output.movedim(axis, 0).flatten(1)
+            draws = torch.Generator().manual_seed(len(self.calls[layer.name]))
+            weights = torch.randn(flat.shape[1], generator=draws, dtype=torch.float64).to(flat)
+            self.calls[layer.name].append((flat @ weights)[looked.to(flat.device)])
+            self.scales[layer.name] = float(flat.square().mean().sqrt())
+            if offset is None:
+                return None
+            shape = [1] * output.dim()
+            shape[axis] = -1
+            return output + offset[there].to(output).view(shape)
+
+        return hook
+
+    def offsets(self, draws: torch.Generator) -> Offsets:
+        """A random offset for every channel of every site, in proportion to what its layer gave out."""
+        result = {}
+        for site in self.found.sites:
+            scale = self.scales[site.name] if 0 < self.scales[site.name] < float("inf") else 1.0
+            signs = torch.randint(0, 2, (site.channels,), generator=draws) * 2 - 1
+            result[site.name] = signs * (0.5 + torch.rand(site.channels, generator=draws, dtype=torch.float64)) * PUSH * scale
+        return result
+
+
+def _noise(found: Groups, count: int, draws: torch.Generator) -> tuple[Tensor, ...]:
+    """So many images of noise in the precision of the network's parameters; inputs that are no images as they are."""
+    wide = coarsest(found.graph.model) == torch.finfo(torch.float64).eps
+    inputs = []
+    for part in found.image:
+        like = part.double() if wide and part.is_floating_point() else part
+        if part.dim() > 1:
+            noise = torch.randn(count, *part.shape[1:], generator=draws)
+            like = noise.to(like) if part.is_floating_point() else part[:1].repeat(count, *[1] * (part.dim() - 1))
+        inputs.append(like)
+    return tuple(inputs)
+
+
+def _real(part: Tensor, like: Tensor) -> Tensor:
+    part = part[:REAL] if part.dim() > 1 else part
+    return part.to(like) if part.is_floating_point() else part.to(like.device)
+
+
+class _Rounding(TorchDispatchMode):
+    """Watches for steps that round further: `eps` is that of the coarsest type that a value of a finer type was turned into."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.eps = eps
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [each for part in args for each in (part if isinstance(part, tuple | list) else [part])]
+        finest = min((torch.finfo(each.dtype).eps for each in given if isinstance(each, Tensor) and each.is_floating_point()), default=1)
+        for part in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(part, Tensor) and part.is_floating_point() and torch.finfo(part.dtype).eps > finest:
+                self.eps = max(self.eps, torch.finfo(part.dtype).eps)
+        return result
+
+
+@contextmanager
+def _doubled(small: nn.Module, found: Groups) -> Iterator[None]:
+    """While inside, both networks' parameters, buffers and constants are float64; afterwards they are what they were, to the bit."""
+    every: list[Tensor] = list(found.graph.constants.values())
+    for model in (small, found.graph.model):
+        every += [*model.parameters(), *model.buffers()]
+        every += [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    before = [(part, part.data) for part in {id(part): part for part in every}.values() if part.is_floating_point()]
+    try:
+        for part, data in before:
+            part.data = data.double()
+        yield
+    finally:
+        for part, data in before:
+            part.data = data

@@ -1,0 +1,166 @@
+"""Groups: channels that can only be removed together, and what cannot be removed, with the reason."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from channelscope.errors import InputError, MismatchError
+from channelscope.network.edits import zero_channels
+from channelscope.network.graph import Graph, Hook, trace
+from channelscope.network.module_state import eval_mode
+from channelscope.network.removal.channels import ChannelDependencies, LayerChannels
+from channelscope.network.removal.trial import hold_shared, hold_what_differs, refuse_lazy
+from channelscope.network.sites import sites_of
+from channelscope.site import Site
+from channelscope.subset import Subset
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels tied by residual sums, gates, depthwise and grouped convolutions: removed together or not at all."""
+
+    members: tuple[tuple[str, int], ...]
+    """(site name, channel) of each member, in execution order"""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The member sites, once each, in execution order."""
+        return tuple(dict.fromkeys(name for name, _ in self.members))
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """All groups of a network that can be removed, and everything needed to cost and remove them."""
+
+    found: tuple[Group, ...]
+    """the groups in execution order of their first member"""
+    whole: Mapping[str, str]
+    """site name → why some or all of its channels cannot be removed"""
+    layers: tuple[LayerChannels, ...]
+    """every weighted layer and which channels it reads and writes"""
+    owner: np.ndarray
+    """int64 (all channels,): channel number → group, −1 where the channel is kept whole"""
+    offsets: Mapping[str, int]
+    """site name → number of its channel 0"""
+    sites: tuple[Site, ...]
+    """the sites in execution order"""
+    graph: Graph
+    """the traced network"""
+    image: tuple[Tensor, ...]
+    """one image (all inputs of the network) to run it on"""
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self.found)
+
+    def subset(self, kept: np.ndarray) -> Subset:
+        """The channels kept when these groups (bool, one each) and all that cannot be removed are kept."""
+        alive = np.append(kept, True)[self.owner]
+        marks = {site.name: torch.from_numpy(alive[self._range(site)].copy()) for site in self.sites}
+        return Subset(marks, self.sites, tuple(self.image[0].shape[1:]), groups=self)
+
+    def kept(self, subset: Subset) -> np.ndarray:
+        """Which groups a subset keeps: bool, one each.
+
+        Raises   MismatchError if it is a subset of other sites; InputError if it splits a group, or removes what cannot be.
+        """
+        for site in self.sites:
+            if site.name in subset and subset[site.name].shape != (site.channels,):
+                raise MismatchError(f"the subset has {len(subset[site.name])} channels at {site.name}, the network {site.channels}")
+        strange = [name for name in subset if name not in self.offsets]
+        if strange:
+            raise MismatchError(f"the subset is of another network: this one has no site {', '.join(strange)}")
+        alive = np.ones(len(self.owner), dtype=bool)
+        for site in self.sites:
+            if site.name in subset:
+                alive[self._range(site)] = subset[site.name].cpu().numpy()
+        for site in self.sites:
+            here = self._range(site)
+            lost = np.flatnonzero(~alive[here] & (self.owner[here] < 0))
+            if len(lost):
+                raise InputError(f"channel {lost[0]} of {site.name} cannot be removed: {self.whole[site.name]}")
+        members, living = (np.zeros(len(self.found), dtype=np.int64) for _ in range(2))
+        inside = self.owner >= 0
+        np.add.at(members, self.owner[inside], 1)
+        np.add.at(living, self.owner[inside], alive[inside])
+        split = np.flatnonzero((living > 0) & (living < members))
+        if len(split):
+            tied = ", ".join(f"{name}[{channel}]" for name, channel in self.found[split[0]].members[:6])
+            raise InputError(f"channels that live or die together are split: {tied}; keep or remove all of them (cut() does)")
+        return living > 0
+
+    def _range(self, site: Site) -> slice:
+        return slice(self.offsets[site.name], self.offsets[site.name] + site.channels)
+
+
+def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
+    """The groups of `model`, traced on `example`; the network is neither changed nor needs gradients.
+
+    What cannot be removed exactly, so that the smaller network equals the silenced one, is kept whole: channels that are
+    still not zero at some consumer after silencing, reach a step that looks at all channels at once, share a parameter with
+    another layer, or in a trial compute something else when they are removed than when they are silent.
+
+    Raises   TracingError, SiteError as `sites` does; InputError for a network whose parameters have no shapes yet.
+    """
+    refuse_lazy(model)
+    inputs = example if isinstance(example, tuple) else (example,)
+    source = torch.Generator().manual_seed(0)
+    image = tuple(
+        torch.randn(1, *part.shape[1:], generator=source).to(part) if part.is_floating_point() and part.dim() > 1 else part[:1]
+        for part in inputs
+    )
+    found = sites_of(trace(model, example))
+    with eval_mode(model), torch.no_grad():
+        coupling = ChannelDependencies(found, image)
+        hold_shared(coupling)
+        _check_by_silencing(coupling, image)
+        hold_what_differs(coupling, image)
+    return _to_groups(coupling, image)
+
+
+def _check_by_silencing(coupling: ChannelDependencies, image: tuple[Tensor, ...]) -> None:
+    """Silence one half of the groups, then the other: whatever a consumer still sees is not removed by removal."""
+    numbers = range(len(coupling.parent))
+    roots = np.array([coupling.root(number) for number in numbers])
+    coin = np.random.default_rng(0).random(len(roots)) < 0.5
+    removable = np.array([not coupling.reason(number) for number in numbers])
+    weighted = [layer for layer in coupling.layers.values() if layer.taps]
+    seen = tuple(coupling.graph.nodes[layer.node].all_input_nodes[0].name for layer in weighted)
+    for half in (coin, ~coin):
+        silent = torch.from_numpy(half[roots] & removable)
+        after: dict[str, Hook] = {}
+        for site in coupling.found:
+            start = coupling.offsets[site.name]
+            after[site.cut] = zero_channels(silent[start : start + site.channels], site.axis)
+        values = coupling.graph.run(*image, after=after, want=seen, pure=True)
+        for layer, value in zip(weighted, values, strict=True):
+            axis = value.dim() - 1 if layer.linear else 1
+            there = torch.where(layer.inputs >= 0, silent[layer.inputs.clamp(min=0)], False)
+            rest = value.movedim(axis, 0).flatten(1).abs().amax(1).cpu()
+            loud = there & ~(rest == 0)
+            coupling.hold(layer.inputs[loud], f"it is not zero at the input of {layer.name} even when silenced")
+
+
+def _to_groups(coupling: ChannelDependencies, image: tuple[Tensor, ...]) -> Groups:
+    members: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    whole: dict[str, str] = {}
+    for site in coupling.found:
+        start = coupling.offsets[site.name]
+        reasons = [coupling.reason(start + channel) for channel in range(site.channels)]
+        held = [reason for reason in reasons if reason]
+        if held:
+            whole[site.name] = f"{len(held)} of {site.channels} channels: {held[0]}"
+        for channel, reason in enumerate(reasons):
+            if not reason:
+                members[coupling.root(start + channel)].append((site.name, channel))
+    owner = np.full(len(coupling.parent), -1)
+    for index, group in enumerate(members.values()):
+        for name, channel in group:
+            owner[coupling.offsets[name] + channel] = index
+    found = tuple(Group(tuple(group)) for group in members.values())
+    layers = tuple(coupling.layers.values())
+    return Groups(found, whole, layers, owner, dict(coupling.offsets), coupling.found.found, coupling.graph, image)

@@ -1,0 +1,106 @@
+"""Recording: one real forward pass as a list of steps.
+
+The network runs as it is, on an example, and every call of a PyTorch function, tensor method or plain module becomes a
+step of a torch.fx graph. Python runs as usual: keyword arguments, optional parameters, control flow on shapes and
+outputs of any kind need no rule. What Python decides from the values of pixels is refused.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import map_arg
+
+from channelscope.network import nest
+from channelscope.network.module_state import restored_state
+from channelscope.network.tracing.interception import intercepted
+from channelscope.network.tracing.numbers import attributes, mathematics
+from channelscope.network.tracing.recorder import Recorder, Recording
+
+
+def one_step(module: nn.Module) -> bool:
+    """Whether a module is recorded as one step: it does what a layer of torch.nn does.
+
+    Containers and transformer layers are entered, and so are modules with parametrizations.
+
+    Examples
+    --------
+    >>> one_step(nn.Conv2d(3, 8, 1)), one_step(nn.Sequential()), one_step(nn.TransformerEncoderLayer(8, 2))
+    (True, False, False)
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("torch.nn.modules.") and kind is not nn.Module:
+            room = kind.__module__.rpartition(".")[2]
+            own = type(module).forward is kind.forward
+            return room not in ("container", "transformer") and own and not nn.utils.parametrize.is_parametrized(module)
+    return False
+
+
+def record(
+    model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None = None, whole: Callable[[nn.Module], bool] = one_step
+) -> Recording:
+    """Run the forward pass once and return its steps.
+
+    The network runs in evaluation mode without gradients; its training modes, attributes, buffers and the random state
+    are afterwards as they were.
+
+    Parameters
+    ----------
+    model
+        The network.
+    args
+        Positional arguments of its forward pass; tensors, alone or in containers, become inputs of the recording.
+    kwargs
+        Keyword arguments.
+    whole
+        Which modules are recorded as one step; the others are entered.
+
+    Raises
+    ------
+    TracingError
+        If Python depends on the values of the inputs, or a tensor is changed in a way that no step can say; the message
+        names the line. If the network has lazy layers.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten())
+    >>> recording = record(net, (torch.zeros(2, 3, 5, 5),))
+    >>> [node.name for node in recording.steps.nodes]
+    ['input_1', '_0', '_1', '_2', 'output']
+    >>> recording.values["_2"].shape
+    torch.Size([2, 100])
+    """
+    with restored_state(model):
+        recorder = Recorder(model, whole)
+        args, kwargs = recorder.inputs(args, dict(kwargs or {}))
+        with ExitStack() as stack:
+            stack.enter_context(attributes(recorder, model, lambda module: not whole(module)))
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)  # so that gradients may be allowed, and blocks that forbid them are seen
+            stack.enter_context(mathematics())
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(intercepted(recorder))
+            output = model(*args, **kwargs)
+        return recorder.finished(output)
+
+
+def literal(recording: Recording) -> fx.Graph:
+    """The steps with numbers in the place of steps that compute them from attributes alone."""
+    steps, values = recording.steps, recording.values
+    for node in list(steps.nodes):
+        number = node.op in ("get_attr", "call_function") and not node.all_input_nodes and not nest.holds_tensor(values[node.name])
+        if number:
+            for user in list(node.users):
+                user.args = _exchanged(user.args, node, values[node.name])
+                user.kwargs = _exchanged(user.kwargs, node, values[node.name])
+            steps.erase_node(node)
+            del values[node.name], recording.owner[node.name]
+    return steps
+
+
+def _exchanged(arguments: Any, node: fx.Node, value: Any) -> Any:
+    return map_arg(arguments, lambda part: value if part is node else part)

@@ -1,0 +1,253 @@
+"""ProfileCollector: accumulators of every site, updated batch by batch while the network runs."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial, reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from channelscope.errors import InputError, NumericError
+from channelscope.network.graph import memory_format
+from channelscope.network.module_state import fingerprints, weights_hash
+from channelscope.network.sites import Sites
+from channelscope.profiling.weight_norms import following_batchnorm, weight_norms
+from channelscope.site import Site
+from channelscope.stats.class_means import ClassMeansAccumulator
+from channelscope.stats.feature_maps import FeatureMapSums
+from channelscope.stats.moments import Moments, MomentsAccumulator, ShardSlices
+from channelscope.stats.profile import Profile
+from channelscope.stats.readout import Readout, channels_last
+from channelscope.stats.sensitivity import Sensitivity
+from channelscope.stats.site_record import SiteRecord
+from channelscope.stats.tally import Tally, margin
+
+TARGETS = ("margin", "correct_logit", "top_margin")
+
+TARGETS_WITHOUT_LABELS = ("top_margin",)
+
+
+class ShardedBatch:
+    """Images of one batch in shard order, with their labels and index, and what was kept of each site's values."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None, index: Tensor, seed: int, shards: int):
+        owners = index.cpu() % shards if shards else torch.zeros_like(index).cpu()
+        order = owners.argsort(stable=True)
+        ends = torch.bincount(owners).cumsum(0).tolist()
+        bounds = zip([0, *ends], ends, strict=False)
+        self.spans: ShardSlices = [(shard, slice(start, stop)) for shard, (start, stop) in enumerate(bounds) if stop > start]
+        self.owners, self.seed = owners[order], seed
+        self.images, self.index = images[order.to(images.device)], index[order.to(index.device)]
+        self.labels = labels if labels is None else labels[order.to(labels.device)]
+        self.pooled: dict[str, Tensor] = {}
+        self.values: dict[tuple[str, str], Tensor] = {}
+        self._wheres: dict[tuple[Readout, int], Tensor | None] = {}
+
+    def where(self, readout: Readout, positions: int) -> Tensor | None:
+        """The drawn positions, the same for every site of the same size."""
+        key = (readout, positions)
+        if key not in self._wheres:
+            self._wheres[key] = readout.where(self.index, positions, self.seed)
+        return self._wheres[key]
+
+
+def target_columns(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """Target columns of each image: margin, logit of the correct class and top margin; the last alone without labels."""
+    top = logits.topk(2, 1).values
+    gap = top[:, 0] - top[:, 1]
+    if labels is None:
+        return gap[:, None]
+    return torch.stack([margin(logits, labels), logits.gather(1, labels[:, None])[:, 0], gap], 1)
+
+
+POOLED = Readout("pooled")
+
+CUT_READOUT = Readout("positions", 16)
+
+
+class ProfileCollector:
+    """Takes what every site shows for each batch; `profile` is what has been seen so far."""
+
+    def __init__(self, found: Sites, image: Tensor, readout: Readout, shards: int, seed: int, extras: frozenset[str]):
+        self.found, self.readout, self.shards, self.seed = found, readout, shards, seed
+        self.labeled, self.sensitivity, self.maps = (name in extras for name in ("labels", "sensitivity", "maps"))
+        self.targets = TARGETS if self.labeled else TARGETS_WITHOUT_LABELS
+        self.images, self.unlabeled, self.tally = 0, 0, Tally()
+        self.fingerprints: list[Tensor] = []
+        self.input_shape, self.classes = tuple(image.shape[1:]), _class_count(found)
+        self.layout = memory_format(found.graph, image)
+        self.weights = weight_norms(found, image)
+        self.affine = {site.name: torch.stack(following_batchnorm(found.graph, site)) for site in found if site.affine and self._same(site)}
+        self.sums = {site.name: self._accumulators(site) for site in found}
+        self.class_sums = ClassMeansAccumulator(self.classes, max(shards, 1))
+        self.extras: dict[tuple[str, str, int], Any] = {}
+
+    def _same(self, site: Site) -> bool:
+        """Whether the samples at the read point are the very positions sampled at the cut point."""
+        drawn = self.readout.of(site.positions) == CUT_READOUT.of(site.positions)
+        return site.positions == 1 or (self.readout.kind == "positions" and drawn)
+
+    def _accumulators(self, site: Site) -> dict[str, MomentsAccumulator]:
+        owners, targets = max(self.shards, 1), len(self.targets)
+        sums = {"pooled": MomentsAccumulator(site.channels, targets, owners)}
+        if self.readout.kind == "positions" and site.positions > 1:
+            sums["read"] = MomentsAccumulator(site.channels, 0 if self._all(site) else targets, owners)
+        if site.name not in self.affine:
+            sums["cut"] = MomentsAccumulator(site.channels, 0, owners)
+        return sums
+
+    def _all(self, site: Site) -> bool:
+        """Whether every position is a sample: an image's samples then sum to a multiple of its pooled one."""
+        return self.readout.of(site.positions) == site.positions
+
+    def batch(self, images: Tensor, labels: Tensor | None, index: Tensor) -> None:
+        """Run one batch and take what every site shows."""
+        shown = ShardedBatch(images, labels if self.labeled else None, index, self.seed, self.shards)
+        steps: dict[str, list[Callable[[Tensor], None]]] = defaultdict(list)
+        for site in self.found:
+            steps[site.read].append(partial(self._read, shown, site))
+            steps[site.cut].append(partial(self._cut, shown, site))
+        after = {name: partial(_per_sample, each) for name, each in steps.items()}
+        images = shown.images.contiguous(memory_format=self.layout)
+        logits = self.found.graph.run(images.requires_grad_(self.sensitivity), after=after, pure=self.sensitivity)
+        _finite(logits, "the output", shown.index)
+        if shown.labels is not None:
+            self.tally = self.tally + Tally.of(logits, shown.labels)
+            if self.sensitivity:
+                self._add_gradients(shown, logits, shown.labels)
+            self.class_sums.add(shown.owners, shown.labels, shown.pooled)
+        targets = target_columns(logits.detach(), shown.labels)
+        for points in self.sums.values():
+            for sums in points.values():
+                sums.close(targets)
+        self.images += len(images)
+        self.fingerprints.append(fingerprints(shown.images, shown.index))
+
+    def _read(self, shown: ShardedBatch, site: Site, maps: Tensor) -> None:
+        sums, detached = self.sums[site.name], maps.detach()
+        pooled = POOLED.samples(detached, site.axis)
+        _finite(pooled, site.name, shown.index)
+        shown.pooled[site.name] = pooled[:, 0]
+        sums["pooled"].add(pooled, shown.spans)
+        if "read" in sums:
+            where = shown.where(self.readout, site.positions)
+            sums["read"].add(self.readout.samples(detached, site.axis, where), shown.spans, lent=where is None)
+        if self.sensitivity:
+            shown.values[site.name, "read"] = maps
+
+    def _cut(self, shown: ShardedBatch, site: Site, maps: Tensor) -> None:
+        detached = maps.detach()
+        if site.name not in self.affine:
+            where = shown.where(CUT_READOUT, site.positions)
+            self.sums[site.name]["cut"].add(CUT_READOUT.samples(detached, site.axis, where), shown.spans, lent=where is None)
+        if self.sensitivity:
+            shown.values[site.name, "cut"] = maps
+        if self.maps:
+            grid = detached.movedim(site.axis + 1, 1)
+            grid = grid if grid.dim() == 4 else grid.flatten(2)[:, :, None] if grid.dim() > 2 else grid[:, :, None, None]
+            for shard, own in shown.spans:
+                self._grow((site.name, "maps", shard), FeatureMapSums.of(grid[own].cpu()))
+
+    def _add_gradients(self, shown: ShardedBatch, logits: Tensor, labels: Tensor) -> None:
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        followed = [key for key, value in shown.values.items() if value.requires_grad]  # not what is computed under torch.no_grad()
+        slopes = dict.fromkeys(shown.values) | dict(
+            zip(followed, torch.autograd.grad(loss, [shown.values[key] for key in followed], allow_unused=True), strict=True)
+        )
+        products: dict[tuple[str, str], Tensor] = {}
+        for key, value in shown.values.items():
+            site, value, slope = self.found[key[0]], value.detach(), slopes[key]
+            bias = self.found.graph.modules[site.name].bias if key[1] == "read" else None
+            if isinstance(bias, Tensor):
+                value = value - bias.detach().view([-1 if axis == site.axis + 1 else 1 for axis in range(value.dim())])
+            products[key] = channels_last(torch.zeros_like(value) if slope is None else value * slope, site.axis).sum(1).cpu()
+        for shard, own in shown.spans:
+            for site in self.found:
+                part = Sensitivity.of(products[site.name, "read"][own], products[site.name, "cut"][own])
+                self._grow((site.name, "sensitivity", shard), part)
+
+    def _grow(self, key: tuple[str, str, int], part: Any) -> None:
+        self.extras[key] = self.extras[key] + part if key in self.extras else part
+
+    def profile(self) -> Profile:
+        """The profile of what was seen so far."""
+        model = self.found.graph.model
+        tensors: dict[str, Tensor] = {}
+        for site in self.found:
+            shards = self._records(site)
+            tensors.update(reduce(add, shards).pack(f"total/{site.name}/"))
+            for shard in range(self.shards):
+                tensors.update(shards[shard].pack(f"{shard}/{site.name}/"))
+        return Profile(
+            network=vars(model)["card"].name if "card" in vars(model) else type(model).__name__,
+            weights_hash=weights_hash(model),
+            input_shape=self.input_shape,
+            classes=self.classes,
+            sites=self.found.found,
+            skipped=self.found.skipped,
+            readout=str(self.readout),
+            cut_readout=str(CUT_READOUT),
+            targets=self.targets,
+            seed=self.seed,
+            shards=self.shards,
+            images=self.images,
+            tally=self.tally,
+            weights=self.weights,
+            tensors=tensors,
+            unlabeled=self.unlabeled,
+            fingerprints=torch.cat([torch.empty(0, dtype=torch.int64), *self.fingerprints]).sort().values,
+        )
+
+    def _records(self, site: Site) -> list[SiteRecord]:
+        points = {point: sums.finish() for point, sums in self.sums[site.name].items()}
+        records = []
+        for shard, pooled in enumerate(points["pooled"]):
+            read, cut = (points[point][shard] if point in points else None for point in ("read", "cut"))
+            if read is not None and self._all(site):
+                read = _with_repeated_targets(read, pooled)
+            records.append(SiteRecord(pooled, read, cut, self.affine.get(site.name), **self._parts(site, shard)))
+        return records
+
+    def _parts(self, site: Site, shard: int) -> dict[str, Any]:
+        parts: dict[str, Any] = {}
+        if self.labeled:
+            parts["classes"] = self.class_sums.of(site.name, shard, site.channels)
+        if self.sensitivity:
+            parts["sensitivity"] = self.extras.get((site.name, "sensitivity", shard), Sensitivity.zero(site.channels))
+        if self.maps:
+            parts["maps"] = self.extras.get((site.name, "maps", shard), FeatureMapSums.zero(site.channels))
+        return parts
+
+
+def _with_repeated_targets(channels: Moments, pooled: Moments) -> Moments:
+    """Moments of all positions, joined with targets that are repeated at each: an image's positions sum to a multiple of its average."""
+    own, each = slice(len(channels)), channels.count / pooled.count if pooled.count else 1.0
+    mean, scatter = pooled.mean.clone(), pooled.scatter * each
+    mean[own], scatter[own, own] = channels.mean, channels.scatter
+    return Moments(channels.count, mean, scatter)
+
+
+def _per_sample(steps: list[Callable[[Tensor], None]], value: Tensor) -> None:
+    for step in steps:
+        step(value)
+
+
+def _class_count(found: Sites) -> int:
+    """Number of logits; InputError for a network that is no classifier."""
+    logits = found.graph.nodes["output"].args[0]
+    shape = found.graph.shapes.get(str(logits))
+    if shape is None or len(shape) != 2 or shape[1] < 2:
+        received = "no tensor" if shape is None else "×".join(map(str, shape))
+        raise InputError(f"the network must return logits of shape images × classes (at least 2 classes), received {received}")
+    return shape[1]
+
+
+def _finite(values: Tensor, place: str, index: Tensor) -> None:
+    """Refuse nan and infinity, naming the place and the first images."""
+    fine = values.isfinite().flatten(1)
+    if not bool(fine.all()):
+        images = sorted(index.to(values.device)[~fine.all(1)].tolist())
+        listed = ", ".join(map(str, images[:5])) + (", …" if len(images) > 5 else "")
+        raise NumericError(f"at {place}: activations are not finite (nan or infinity) for {len(images)} images of the batch: {listed}")

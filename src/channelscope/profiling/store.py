@@ -1,0 +1,95 @@
+"""Profiles on disk: one safetensors file with a JSON header, format 2."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from channelscope.errors import FormatError, MismatchError
+from channelscope.network.module_state import weights_hash, zero_batch
+from channelscope.network.sites import Sites, sites
+from channelscope.site import Site
+from channelscope.stats.profile import Profile
+from channelscope.stats.tally import Tally
+from channelscope.storage import atomic_file
+
+FORMAT = 2
+
+HEADER_FIELDS = ("network", "weights_hash", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards", "images")
+
+WEIGHTS = "weights/"
+
+FINGERPRINTS = "fingerprints"
+
+
+def save(profile: Profile, path: str | Path) -> Path:
+    """Write a profile to one file, all or nothing; `load` gives the same profile back, to the bit."""
+    path = Path(path)
+    header = {name: getattr(profile, name) for name in HEADER_FIELDS}
+    header |= {
+        "format": FORMAT,
+        "sites": [site.as_dict() for site in profile.sites],
+        "skipped": dict(profile.skipped),
+        "tally": asdict(profile.tally),
+        "unlabeled": profile.unlabeled,
+    }
+    tensors = dict(profile.tensors) | {FINGERPRINTS: profile.fingerprints}
+    for site, facts in profile.weights.items():
+        tensors |= {f"{WEIGHTS}{site}/{name}": values for name, values in facts.items()}
+    with atomic_file(path) as half:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, half, metadata={"channelscope": json.dumps(header)})
+    return path
+
+
+def load(path: str | Path) -> Profile:
+    """Read a profile.
+
+    Raises   FormatError if the file is missing, damaged, not a profile, or of another format version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FormatError(f"no profile at {path}: write one with `channelscope profile … --out {path.name}`")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if "channelscope" not in metadata:
+                raise FormatError(f"{path} is a safetensors file but not a profile; network weights go to --weights")
+            header = json.loads(metadata["channelscope"])
+            if header.get("format") != FORMAT:
+                raise FormatError(f"{path} has profile format {header.get('format')}, this version reads {FORMAT}: collect it again")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise FormatError(f"{path} is damaged or not a profile: {error}") from error
+    weights: dict[str, dict] = {}
+    for name in [name for name in tensors if name.startswith(WEIGHTS)]:
+        site, fact = name.removeprefix(WEIGHTS).rsplit("/", 1)
+        weights.setdefault(site, {})[fact] = tensors.pop(name)
+    sites = tuple(Site.from_dict(site) for site in header["sites"])
+    plain: dict[str, Any] = {name: tuple(header[name]) if isinstance(header[name], list) else header[name] for name in HEADER_FIELDS}
+    later = {"unlabeled": header.get("unlabeled", 0)}
+    if FINGERPRINTS in tensors:
+        later["fingerprints"] = tensors.pop(FINGERPRINTS)
+    tally = Tally(**header["tally"])
+    return Profile(**plain, sites=sites, skipped=header["skipped"], tally=tally, weights=weights, tensors=tensors, **later)
+
+
+def trace_profiled(model: nn.Module, profile: Profile) -> Sites:
+    """The sites of `model` with its graph, once it is certain that the profile is of this network with these weights.
+
+    Raises   MismatchError if the weights or the sites differ.
+    """
+    own = weights_hash(model)
+    if own != profile.weights_hash:
+        raise MismatchError(
+            f"the profile is of {profile.network} with weights {profile.weights_hash[:12]}, the network given has weights {own[:12]}: "
+            "give the network that was profiled, or collect its profile"
+        )
+    found = sites(model, zero_batch(model, profile.input_shape))
+    if found.found != profile.sites:
+        differ = sorted({site.name for site in found} ^ {site.name for site in profile.sites}) or ["their read or cut points"]
+        raise MismatchError(f"the profile's sites are not the network's: they differ in {', '.join(differ[:5])}; collect it again")
+    return found

@@ -1,0 +1,259 @@
+"""From a ranking to the channels kept, at the same cost for every score."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from channelscope.errors import BudgetError, InputError, MismatchError
+from channelscope.network.cost import MacCounter
+from channelscope.network.module_state import zero_batch
+from channelscope.network.removal.groups import Groups, groups
+from channelscope.ranking import Ranking
+from channelscope.subset import Subset
+
+Allocation = Literal["global", "uniform"] | Ranking
+
+Normalize = Literal["mean", "none", "zscore"]
+
+Reduce = Literal["mean", "sum", "max"]
+
+
+def cut(
+    ranking: Ranking,
+    model: nn.Module | Groups,
+    macs: float = 0.5,
+    allocation: Allocation = "global",
+    normalize: Normalize | None = None,
+    reduce: Reduce = "mean",
+    cap: float = 0.95,
+    closest: bool = False,
+) -> Subset:
+    """The channels to keep so that the network costs at most a fraction `macs` of its multiply-adds.
+
+    Multiply-adds count as executed: those of attention products and of modules that cannot be followed too, which stay. Groups are
+    removed in the order of their scores until the budget holds; then the next-ranked removed groups that still fit come back. What
+    is kept is within one cheapest removed group of the budget, from below. Groups whose channels are all silent (nan) go first; inf
+    is the extreme it is. The protocol of comparison is in docs/how-to/pruning.md.
+
+    Parameters
+    ----------
+    ranking
+        One number per channel.
+    model
+        The network, or its `groups` when several scores are cut.
+    macs
+        Fraction of the network's multiply-adds to keep, above 0 and at most 1.
+    allocation
+        global: one threshold over scores normalized within their layers; uniform: the same fraction of every layer; another
+        ranking: as many channels in each layer as that one keeps globally, chosen by this one.
+    normalize
+        By the layer's mean absolute value (mean), by its mean and deviation (zscore), or not at all (none); None is mean, and none
+        for a ranking that is comparable between layers.
+    reduce
+        A group's score from its members'.
+    cap
+        Largest fraction of a site's channels that may go; a layer is never emptied.
+    closest
+        Where the budget cannot be met, take the smallest that can.
+
+    Returns
+    -------
+    Subset
+        The channels that are kept.
+
+    Raises
+    ------
+    BudgetError
+        If the budget cannot be met, naming the smallest that can and the layers that hold it.
+    MismatchError
+        If the ranking is of another network.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, blank(model, (3, 8, 8)))
+    >>> ranking = Ranking("by hand", "", "high", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
+    >>> cut(ranking, found, macs=0.5)["0"].tolist()
+    [True, False, True, False]
+    """
+    found = model if isinstance(model, Groups) else groups(model, zero_batch(model, ranking.input_shape))
+    return _cut(ranking, found, macs, allocation, normalize, reduce, cap, closest)
+
+
+def _cut(
+    ranking: Ranking,
+    found: Groups,
+    macs: float,
+    allocation: Allocation,
+    normalize: Normalize | None,
+    reduce: Reduce,
+    cap: float,
+    closest: bool,
+) -> Subset:
+    if not 0 < macs <= 1:
+        raise InputError(f"macs: expected a fraction of the multiply-adds above 0 and at most 1, received {macs}")
+    if not 0 <= cap <= 1:
+        raise InputError(f"cap: expected a fraction from 0 to 1, received {cap}")
+    scores = group_importance(ranking, found, normalize, reduce)
+    if isinstance(allocation, Ranking):
+        pattern = found.kept(cut(allocation, found, macs, "global", normalize, reduce, cap, closest))
+        return found.subset(_match_counts(scores, pattern, found))
+    if allocation not in ("global", "uniform"):
+        raise InputError(f"allocation: expected 'global', 'uniform' or another Ranking, received {allocation!r}")
+    if allocation == "uniform":
+        scores = _rank_within_layers(scores, found)
+    return found.subset(_remove_to_budget(scores, found, macs, cap, closest))
+
+
+def refuse_out_of_reach(found: Groups, macs: float, cap: float = 0.95) -> None:
+    """Refuse a budget that no ranking can meet, before one is made.
+
+    Parameters
+    ----------
+    found
+        The network's `groups`.
+    macs
+        Fraction of the network's multiply-adds to keep.
+    cap
+        Largest fraction of a site's channels that may go.
+
+    Raises
+    ------
+    BudgetError
+        If even with every group removed more would be left, naming the layers that hold it.
+    """
+    ledger = MacCounter(found)
+    full = ledger.total
+    for group in range(len(found)):
+        ledger.remove(group)
+    if ledger.total > macs * full:
+        _remove_to_budget(np.zeros(len(found)), found, macs, cap, closest=False)
+
+
+def group_importance(ranking: Ranking, found: Groups, normalize: Normalize | None = None, reduce: Reduce = "mean") -> np.ndarray:
+    """One number per group, larger is kept: its members' scores, normalized within their layers, then reduced.
+
+    Members without a value (nan) are left out of the reduction.
+
+    Returns  float64 (groups,); nan where no member has a value.
+    """
+    how: Normalize = normalize or ("none" if ranking.comparable else "mean")
+    values = np.full(len(found.owner), np.nan)
+    names = {site.name for site in ranking.sites}
+    missing = [site.name for site in found.sites if site.name not in names]
+    if missing:
+        raise MismatchError(f"ranking '{ranking.name}' is of another network, or of only some sites: it has no values for {missing[0]}")
+    for site in found.sites:
+        here = ranking.keep_order(site.name)
+        if len(here) != site.channels:
+            raise MismatchError(f"ranking '{ranking.name}' has {len(here)} channels at {site.name}, the network {site.channels}")
+        start = found.offsets[site.name]
+        values[start : start + site.channels] = _normalized(here, how)
+    inside = (found.owner >= 0) & ~np.isnan(values)
+    owner, values = found.owner[inside], values[inside]
+    members = np.bincount(owner, minlength=len(found))
+    if reduce == "max":
+        result = np.full(len(found), -np.inf)
+        np.maximum.at(result, owner, values)
+    elif reduce in ("mean", "sum"):
+        result = np.zeros(len(found))
+        np.add.at(result, owner, values)
+        if reduce == "mean":
+            result = result / np.maximum(members, 1)
+    else:
+        raise InputError(f"reduce: expected 'mean', 'sum' or 'max', received {reduce!r}")
+    return np.where(members > 0, result, np.nan)
+
+
+def _normalized(values: np.ndarray, how: Normalize) -> np.ndarray:
+    if how == "none":
+        return values
+    finite = values[np.isfinite(values)]
+    if how == "mean":
+        scale = np.abs(finite).mean() if len(finite) else 1.0
+        return values / scale if scale > 0 else values
+    if how == "zscore":
+        spread = 0.0 if len(finite) and finite.max() == finite.min() else finite.std() if len(finite) else 1.0
+        return (values - finite.mean()) / spread if spread > 0 else np.where(np.isfinite(values), 0.0, values)
+    raise InputError(f"normalize: expected 'mean', 'none' or 'zscore', received {how!r}")
+
+
+def _groups_by_layers(found: Groups) -> list[np.ndarray]:
+    """Groups that differ only in which channels they hold, not in which layers."""
+    table = defaultdict(list)
+    for index, group in enumerate(found.found):
+        table[tuple(name for name, _ in group.members)].append(index)
+    return [np.array(family) for family in table.values()]
+
+
+def _removal_order(scores: np.ndarray) -> np.ndarray:
+    """Order of removal: silent groups, then from the lowest score; ties in channel order."""
+    return np.lexsort((np.arange(len(scores)), np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf), ~np.isnan(scores)))
+
+
+def _rank_within_layers(scores: np.ndarray, found: Groups) -> np.ndarray:
+    """Each group's place among its like, from 0 to 1: a threshold on these takes the same fraction everywhere."""
+    result = np.empty(len(scores))
+    for family in _groups_by_layers(found):
+        result[family[_removal_order(scores[family])]] = (np.arange(len(family)) + 0.5) / len(family)
+    return result
+
+
+def _match_counts(scores: np.ndarray, pattern: np.ndarray, found: Groups) -> np.ndarray:
+    """As many groups of each family as `pattern` keeps, the best by these scores."""
+    kept = np.zeros(len(scores), dtype=bool)
+    for family in _groups_by_layers(found):
+        order = family[_removal_order(scores[family])]
+        kept[order[len(order) - pattern[family].sum() :]] = True
+    return kept
+
+
+def _remove_to_budget(scores: np.ndarray, found: Groups, fraction: float, cap: float, closest: bool) -> np.ndarray:
+    ledger = MacCounter(found)
+    full = ledger.total
+    spare = {site.name: min(int(cap * site.channels), site.channels - 1) for site in found.sites}
+    sizes = [Counter(name for name, _ in group.members) for group in found.found]
+    kept = np.ones(len(found), dtype=bool)
+    removed: list[int] = []
+    for group in _removal_order(scores).tolist():
+        if ledger.total <= fraction * full:
+            break
+        if all(spare[name] >= count for name, count in sizes[group].items()):
+            for name, count in sizes[group].items():
+                spare[name] -= count
+            ledger.remove(group)
+            kept[group] = False
+            removed.append(group)
+    if ledger.total > fraction * full and not closest:
+        raise BudgetError(
+            f"macs: {fraction:g} of {full:,} multiply-adds cannot be met; the smallest budget is {_rounded_up(ledger.total / full)} "
+            f"(closest=True or --closest takes it): of what is then left, {_holders(ledger, found)}; at most {cap:g} of each site's "
+            f"channels may go, and {_list_names(found.whole)} kept whole"
+        )
+    for group in reversed(removed):
+        if ledger.add(group) and ledger.total > fraction * full:
+            ledger.remove(group)
+        else:
+            kept[group] = True
+    return kept
+
+
+def _rounded_up(fraction: float) -> str:
+    return f"{np.ceil(fraction * 1000) / 1000:.3f}"
+
+
+def _holders(ledger: MacCounter, found: Groups, most: int = 3) -> str:
+    """The layers, or the modules that are followed as one step, that hold most of the cost."""
+    steps = {str(node.target) for node in found.graph.steps.nodes if node.op == "call_module"} - set(ledger.names)
+    held: Counter[str] = Counter()
+    for name, share in ledger.shares().items():
+        held[next((step for step in steps if name == step or name.startswith(f"{step}.")), name)] += share  # type: ignore[assignment]
+    return ", ".join(f"{name} holds {share:.0%}" for name, share in held.most_common(most))
+
+
+def _list_names(names: Iterable[str]) -> str:
+    names = list(names)
+    return f"{', '.join(names[:3])} and {len(names) - 3} more sites are" if len(names) > 3 else f"{', '.join(names) or 'no site'} is"

@@ -1,0 +1,217 @@
+"""A pruned network on disk, written whole or not at all, and loaded only if its hashes agree with its manifest."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, WeightsError
+from channelscope.network import nest
+from channelscope.network.module_state import eval_mode, weights_hash
+from channelscope.pruning.shrink import cuts, shrink
+from channelscope.subset import Subset
+from channelscope.zoo.loading import bind_extra_inputs, extra_inputs
+from channelscope.zoo.models import ModelInfo, build
+from channelscope.zoo.weight_files import load_weights, save_weights
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """How the unpruned network is made: the arguments of `zoo.network`."""
+
+    name: str
+    """resnet18, timm:NAME, torchvision:NAME or path/to/file.py:Class"""
+    classes: int
+    """number of classes"""
+    channels: int
+    """channels of its images"""
+    image_size: int
+    """shorter side of its images in pixels"""
+    inputs: tuple[str, ...] = ()
+    """further inputs of its forward pass, whose values lie beside the recipe"""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a pruned network was made of and how."""
+
+    kept: Subset
+    """the channels of the original that are left"""
+    original: str
+    """fingerprint of the original's weights (network/module_state.py)"""
+    pruned: str
+    """fingerprint of the pruned network's weights"""
+    factory: NetworkSpec | None = None
+    """how the original is made; None if it was not made by the zoo"""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """score, budget, allocation, repair, images and whatever else is worth knowing; plain values"""
+    earlier: tuple[Subset, ...] = ()
+    """what the network that the factory makes was cut to before, one subset for each time"""
+    versions: Mapping[str, str] = field(default_factory=lambda: {"torch": torch.__version__, "python": platform.python_version()})
+    """what it was made with"""
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        factory = asdict(self.factory) if self.factory else None
+        plain = {"format": FORMAT, **vars(self), "kept": self.kept.as_dict(), "factory": factory}
+        plain["earlier"] = [each.as_dict() for each in self.earlier]
+        path.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Read it back.
+
+        Raises   FormatError, naming the file, if it is missing, damaged, or of another version.
+        """
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            version = plain.pop("format")
+            if version != FORMAT:
+                raise FormatError(f"{path} has format {version}, this version reads {FORMAT}: prune again")
+            factory = plain.pop("factory")
+            earlier = tuple(Subset.from_dict(each) for each in plain.pop("earlier", ()))
+            return cls(Subset.from_dict(plain.pop("kept")), earlier=earlier, factory=_spec_of(factory) if factory else None, **plain)
+        except FileNotFoundError as error:
+            raise FormatError(f"{path}: expected the recipe of a pruned network, found nothing there") from error
+        except FormatError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ChannelscopeError) as error:
+            raise FormatError(f"{path} is damaged ({type(error).__name__}: {error}): prune again") from error
+
+
+def _spec_of(plain: Mapping[str, Any]) -> NetworkSpec:
+    return NetworkSpec(**{**plain, "inputs": tuple(plain.get("inputs", ()))})
+
+
+RECIPE, WEIGHTS, CHECK, EXAMPLE = "recipe.json", "weights.safetensors", "check.safetensors", "example.safetensors"
+
+N_CHECK_IMAGES = 4
+"""Random images whose logits are stored."""
+
+TOLERANCE = 0.001
+"""Largest difference of the stored logits, as a fraction of the largest of them: other processors round differently."""
+
+
+def save_pruned(
+    small: nn.Module,
+    model: nn.Module,
+    kept: Subset,
+    folder: str | Path,
+    made: Mapping[str, Any] | None = None,
+    also: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write `small` = shrink(model, kept), repaired or trained since, so that `load_pruned` can rebuild it; no pickle.
+
+    The folder holds weights.safetensors, recipe.json, check.safetensors (random images and their logits) and, where the
+    network needs more than images, example.safetensors. It is made beside its place and moved there when it is whole: if
+    anything fails, a full disk included, what was there before stays.
+
+    made   score, budget and whatever else the recipe should say; plain values
+    also   writes further files into the folder it is given
+
+    Raises   InputError if the folder holds something else than a pruned network.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
+        raise InputError(f"{folder} holds something else than a pruned network (there is no {RECIPE} in it): choose another folder")
+    factory = _build(model, kept)
+    half, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    try:
+        save_weights(small.state_dict(), half / WEIGHTS)
+        images = torch.randn(N_CHECK_IMAGES, *kept.input_shape, generator=torch.Generator().manual_seed(0))
+        save_file({"images": images, "logits": _logits(small, images)}, half / CHECK)
+        Manifest(kept, weights_hash(model), weights_hash(small), factory, dict(made or {}), cuts(model)).write(half / RECIPE)
+        if factory is not None and factory.inputs:
+            save_file(extra_inputs(small), half / EXAMPLE)
+        if also is not None:
+            also(half)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(half, folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}): what was there before is as it was") from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The pruned network of a folder, in evaluation mode, after its stored logits have come out again.
+
+    model   the unpruned network, with any weights, where the recipe names no factory, or the network that it was pruned from
+            where that had been pruned before; it stays as it is
+
+    Raises   FormatError, naming the file that is missing or damaged; MismatchError if the weights are not those of the recipe
+             or give other logits; InputError if the recipe names no factory and no network is given.
+    """
+    folder = Path(folder)
+    recipe = Manifest.read(folder / RECIPE)
+    if model is None:
+        if recipe.factory is None:
+            raise InputError(f"{folder / RECIPE} names no factory: the network was not made by the zoo; pass it as model=")
+        model = _build_original(recipe.factory, folder)
+    small = model
+    for kept in (*recipe.earlier[len(cuts(model)) :], recipe.kept):
+        small = shrink(small, kept).eval()
+    try:
+        load_weights(small, folder / WEIGHTS)
+    except WeightsError as error:
+        raise FormatError(f"{folder / WEIGHTS} is damaged, or of another network than {RECIPE} says: {error}") from error
+    if weights_hash(small) != recipe.pruned:
+        raise MismatchError(
+            f"{folder / WEIGHTS} has weights {weights_hash(small)[:12]}, {RECIPE} is for weights {recipe.pruned[:12]}: "
+            "one of the two files is from another run"
+        )
+    try:
+        stored = load_file(folder / CHECK)
+        images, expected = stored["images"], stored["logits"]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise FormatError(f"{folder / CHECK} is missing or damaged ({error}): save the network again") from error
+    received = _logits(small, images)
+    apart = float((received - expected).abs().max() / expected.abs().max()) if received.shape == expected.shape else float("inf")
+    if not apart <= TOLERANCE:
+        raise MismatchError(f"{folder}: the network gives logits {apart:.2g} (relative) away from those stored in {CHECK}; prune again")
+    return small
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The network's output; the tensors of a nested one side by side, a row for each image."""
+    like = next(model.parameters())
+    with eval_mode(model):
+        parts = [part.float().cpu() for part in nest.tensors(model(images.to(like)))]
+    return parts[0] if len(parts) == 1 else torch.cat([part.reshape(len(images), -1) for part in parts], 1)
+
+
+def _build(model: nn.Module, kept: Subset) -> NetworkSpec | None:
+    card = vars(model).get("card")
+    if not isinstance(card, ModelInfo):
+        return None
+    return NetworkSpec(card.name, card.classes, card.channels, min(kept.input_shape[1:]), tuple(extra_inputs(model)))
+
+
+def _build_original(factory: NetworkSpec, folder: Path) -> nn.Module:
+    model = build(factory.name, factory.classes, factory.channels, factory.image_size)
+    if not factory.inputs:
+        return model
+    try:
+        return bind_extra_inputs(model, load_file(folder / EXAMPLE))
+    except (SafetensorError, OSError, InputError) as error:
+        raise FormatError(f"{folder / EXAMPLE} is missing or damaged ({error}): prune again") from error

@@ -1,0 +1,270 @@
+"""The order in which channels can be removed when their consumers are re-fitted, and the cost of each removal."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.errors import InputError
+from channelscope.network.cost import MacCounter
+from channelscope.network.graph import Hook
+from channelscope.network.module_state import eval_mode
+from channelscope.network.patches import input_patches, patch_width
+from channelscope.network.removal.channels import LayerChannels
+from channelscope.network.removal.groups import Groups, groups
+from channelscope.pruning.recovery.calibration import rechunked, zero_input
+from channelscope.pruning.recovery.normal_equations import NormalEquations
+from channelscope.ranking import Ranking
+from channelscope.stats.readout import draw_positions
+from channelscope.types import Float, Int, Tensor
+
+EXPONENTS = (1.5, 2.0)
+
+MAX_FAN_IN = 8192
+"""Inputs times kernel size beyond which a consumer's covariance is not formed, and its share of the cost not counted."""
+
+
+def optimal_brain_surgeon(
+    model: nn.Module | Groups, images: Iterable, ridge: float = 0.01, exponent: float = 1.5, positions: int = 64, seed: int = 0
+) -> Ranking:
+    """A ranking made for repair: groups are removed one by one, always the one that then costs least.
+
+        cost = Σ over consumers of tr( A_b' G A_b [P_bb]⁻¹ )        chosen: least cost / MACs saved^exponent
+
+    A are a consumer's weights re-fitted to the inputs that are left, P = (C + λI)⁻¹ of the covariance C of what it reads, b the
+    columns that read the group, and G the second moments of the output's gradient, for labels drawn from the network's own
+    probabilities: the cost is the KL divergence of the output, to second order, if every consumer is re-fitted. Outputs of a
+    consumer that have gone themselves no longer count. Neither labels nor training; one forward and one backward pass.
+
+    model      the network, or its `groups`
+    images     batches of (images, …)
+    exponent   1 would be right if costs added up; a channel of a residual sum has many consumers, each of which repairs what
+               those before it left, so its cost is overestimated, and 1.5 makes up for that (docs/results-repair.md)
+
+    Returns  the place in the order of removal, 0 for the first to go and 1 for the last; comparable between layers. Channels that
+             cannot be removed are infinite.
+    Source   optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric
+    """
+    return optimal_brain_surgeons(model, images, (exponent,), ridge, positions, seed)[0]
+
+
+def optimal_brain_surgeons(
+    model: nn.Module | Groups,
+    images: Iterable,
+    exponents: Sequence[float] = EXPONENTS,
+    ridge: float = 0.01,
+    positions: int = 64,
+    seed: int = 0,
+) -> list[Ranking]:
+    """One `reconstruction` for each exponent, from the same passes; `prune` can choose between them.
+
+    Which exponent is best depends on the network and on the budget (docs/results-repair.md).
+    """
+    images = list(images) if isinstance(images, Iterator) else images
+    found = model if isinstance(model, Groups) else groups(model, zero_input(model, images))
+    consumers = _consumers(found, images, ridge, positions, seed)
+    return [_ranking(found, _removal_order(found, [consumer.copy() for consumer in consumers], each), ridge, each) for each in exponents]
+
+
+def _ranking(found: Groups, order: list[int], ridge: float, exponent: float) -> Ranking:
+    place = np.append(np.empty(len(found)), np.inf)
+    place[order] = np.arange(len(found)) / max(len(found) - 1, 1)
+    values = {site.name: place[found.owner[found.offsets[site.name] : found.offsets[site.name] + site.channels]] for site in found.sites}
+    notes = {name: {int(channel): found.whole[name] for channel in np.flatnonzero(np.isinf(values[name]))} for name in found.whole}
+    shape = tuple(found.image[0].shape[1:])
+    name = f"reconstruction(ridge={ridge:g}, exponent={exponent:g})"
+    return Ranking(name, "", "high", values, found.sites, shape, notes, "local", "Hassibi & Stork 1993", comparable=True)
+
+
+class RefittedLayer:
+    """One layer that reads groups, its weights re-fitted to whatever inputs are left."""
+
+    def __init__(self, layer: LayerChannels, owner: np.ndarray, weights: Tensor, covariance: Tensor, metric: Tensor, ridge: float):
+        taps = weights.shape[1] // len(layer.inputs)
+        columns = np.repeat(_group_of(layer.inputs, owner), taps)
+        load = ridge * covariance.diagonal().mean()
+        if load == 0:
+            load = load + 1  # nothing it reads ever varies: every input costs nothing
+        self.inverse = torch.linalg.inv(covariance + load * torch.eye(len(covariance), dtype=covariance.dtype))
+        self.weights, self.metric = weights.clone(), metric
+        self.weighted = metric @ weights
+        members, sizes = np.unique(columns[columns >= 0], return_counts=True)
+        self.blocks: list[ColumnBlock] = []
+        for size in np.unique(sizes):
+            inside = members[sizes == size]
+            at = torch.from_numpy(np.stack([np.flatnonzero(columns == each) for each in inside]))
+            self.blocks.append(ColumnBlock(inside, at, self.weights.T[at] @ self.weighted.T[at].transpose(1, 2)))
+        outputs = _group_of(layer.outputs, owner)
+        self.rows = {int(group): torch.from_numpy(np.flatnonzero(outputs == group)) for group in np.unique(outputs[outputs >= 0])}
+
+    def copy(self) -> "RefittedLayer":
+        """One that can be taken apart without the other; what never changes is shared."""
+        other = copy.copy(self)
+        other.inverse, other.weights, other.weighted = self.inverse.clone(), self.weights.clone(), self.weighted.clone()
+        other.blocks = [ColumnBlock(block.members, block.at, block.squares.clone()) for block in self.blocks]
+        return other
+
+    @property
+    def groups(self) -> set[int]:
+        """The groups whose removal changes this layer."""
+        return {*self.rows, *(int(member) for block in self.blocks for member in block.members)}
+
+    def costs(self, groups: int) -> np.ndarray:
+        """What removing each of so many groups would cost, the inputs left re-fitted; 0 for those it does not read [nats]."""
+        result = np.zeros(groups)
+        for block in self.blocks:
+            inner = self.inverse[block.at[:, :, None], block.at[:, None, :]]
+            result[block.members] = torch.linalg.solve(inner, block.squares).diagonal(dim1=1, dim2=2).sum(1).numpy() / 2
+        return result
+
+    def remove(self, group: int) -> None:
+        """Take a group's inputs and outputs away and re-fit the weights on the inputs that are left."""
+        if group in self.rows:
+            rows = self.rows[group]
+            lost = self.weights[rows]
+            self._less(lost, self.weighted[rows], self.metric[rows][:, rows])
+            self.weighted.addmm_(self.metric[:, rows], lost, alpha=-1)
+            self.weights[rows] = 0
+        for index, block in enumerate(self.blocks):
+            here = block.members == group
+            if here.any():
+                gone = block.at[int(here.argmax())]
+                step = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])
+                weights, weighted = self.weights[:, gone], self.weighted[:, gone]
+                self._less(step, weights.T @ self.weighted, weights.T @ weighted)
+                self.weights.addmm_(weights, step, alpha=-1)
+                self.weighted.addmm_(weighted, step, alpha=-1)
+                self.inverse.addmm_(self.inverse[:, gone], step, alpha=-1)
+                left = torch.from_numpy(~here)
+                self.blocks[index] = ColumnBlock(block.members[~here], block.at[left], block.squares[left])
+
+    def _less(self, step: Tensor, cross: Tensor, inner: Tensor) -> None:
+        """A_b' G A_b of every block, when step' · cross + cross' · step − step' · inner · step is taken from A' G A."""
+        for block in self.blocks:
+            steps, crosses = step.T[block.at], cross.T[block.at]
+            part = steps @ (crosses - steps @ inner / 2).transpose(1, 2)
+            block.squares.sub_(part + part.transpose(1, 2))
+
+
+@dataclass(frozen=True)
+class ColumnBlock:
+    """The groups that a consumer reads with equally many columns."""
+
+    members: np.ndarray
+    """(members,) groups"""
+    at: Int[Tensor, "members columns"]
+    """the columns of each"""
+    squares: Float[Tensor, "members columns columns"]
+    """A_b' G A_b of each"""
+
+
+def _group_of(numbers: Int[Tensor, "channels"], owner: np.ndarray) -> np.ndarray:
+    return np.where(numbers.numpy() >= 0, owner[numbers.numpy()], -1)
+
+
+def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: float) -> list[int]:
+    """Groups, first removed first."""
+    ledger = MacCounter(found)
+    reading: dict[int, list[RefittedLayer]] = defaultdict(list)
+    for consumer in consumers:
+        for group in consumer.groups:
+            reading[group].append(consumer)
+    share = {consumer: consumer.costs(len(found)) for consumer in consumers}
+    cost = np.sum(list(share.values()), axis=0) if share else np.zeros(len(found))
+    families: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, group in enumerate(found.found):
+        families[tuple(name for name, _ in group.members)].append(index)
+    kinds = [np.array(members) for members in families.values()]
+    left = np.ones(len(found), dtype=bool)
+    order: list[int] = []
+    while left.any():
+        saved = np.ones(len(found))
+        for members in kinds:
+            inside = members[left[members]]
+            if len(inside):
+                saved[inside] = max(ledger.remove(int(inside[0])), 1)
+                ledger.add(int(inside[0]))
+        price = np.where(left, cost.clip(min=0) / saved**exponent, np.inf)
+        pick = int(price.argmin())
+        ledger.remove(pick)
+        left[pick] = False
+        order.append(pick)
+        for consumer in reading[pick]:
+            consumer.remove(pick)
+            before, share[consumer] = share[consumer], consumer.costs(len(found))
+            cost += share[consumer] - before
+    return order
+
+
+def _consumers(found: Groups, images: Iterable, ridge: float, positions: int, seed: int) -> list[RefittedLayer]:
+    """Every layer that reads removable channels, with the statistics of what it reads and of its output's gradient."""
+    graph = found.graph
+    modules: dict[str, Any] = graph.modules
+    layers = [layer for layer in found.layers if layer.taps and layer.groups == 1 and bool((layer.inputs >= 0).any())]
+    turned = nn.modules.conv._ConvTransposeNd
+    layers = [layer for layer in layers if patch_width(modules[layer.name]) <= MAX_FAN_IN and not isinstance(modules[layer.name], turned)]
+    sources = {layer.name: graph.nodes[layer.node].all_input_nodes[0].name for layer in layers}
+    reads: dict[str, NormalEquations] = {}
+    metrics: dict[str, Tensor] = {}
+    total = 0
+    draws = torch.Generator().manual_seed(seed)
+    with eval_mode(graph.model):
+        for batch in rechunked(images, found):
+            values, gradients = _inputs_and_output_gradients(found, batch, [layer.node for layer in layers], list(sources.values()), draws)
+            index = torch.arange(total, total + len(batch[0]), device=batch[0].device)
+            total += len(index)
+            for layer in layers:
+                module, gradient = modules[layer.name], gradients[layer.node]
+                flat = gradient.reshape(-1, gradient.shape[-1]) if layer.linear else gradient.movedim(1, -1).reshape(-1, gradient.shape[1])
+                metrics[layer.name] = metrics.get(layer.name, 0) + (flat.T @ flat).double().cpu()  # type: ignore[operator]
+                count = flat.shape[0] // len(index)
+                where = None if count <= positions else draw_positions(index, count, positions, seed)
+                taken = input_patches(module, values[sources[layer.name]], tuple(gradient.shape[1:]), where)
+                part = NormalEquations.of(taken, taken[:, :, :0])
+                reads[layer.name] = reads[layer.name] + part if layer.name in reads else part
+    return [
+        RefittedLayer(
+            layer,
+            found.owner,
+            modules[layer.name].weight.detach().double().cpu().flatten(1),
+            reads[layer.name].xx[0].cpu() / reads[layer.name].count,
+            metrics[layer.name] / total,
+            ridge,
+        )
+        for layer in layers
+    ]
+
+
+def _check_logits(logits: Any) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        received = " × ".join(map(str, logits.shape)) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise InputError(f"reconstruction draws labels from the network's logits, images × classes, and received {received}")
+
+
+def _inputs_and_output_gradients(
+    found: Groups, batch: tuple[Tensor, ...], outputs: list[str], inputs: list[str], draws: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Float[Tensor, "..."]]]:
+    """Values of some steps, and the gradients of the loss there for labels drawn from the network's own probabilities."""
+    values: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Hook:
+        def watch(value: Tensor) -> None:
+            values[name] = value
+
+        return watch
+
+    with torch.enable_grad():
+        given = tuple(part.detach().clone().requires_grad_(part.is_floating_point()) for part in batch)
+        logits = found.graph.run(*given, after={name: keep(name) for name in dict.fromkeys((*outputs, *inputs))}, pure=True)
+        _check_logits(logits)
+        chances = logits.detach().softmax(1).cpu()
+        labels = torch.multinomial(chances, 1, generator=draws).flatten().to(logits.device)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        gradients = torch.autograd.grad(loss, [values[name] for name in outputs], materialize_grads=True)
+    return {name: values[name].detach() for name in inputs}, dict(zip(outputs, gradients, strict=True))

@@ -1,0 +1,203 @@
+"""Removed channels predicted from the kept channels of their layer, by linear prediction."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from channelscope.errors import MismatchError
+from channelscope.formulas.regression import peer_regression
+from channelscope.network.module_state import weights_hash
+from channelscope.network.partial_forward import ActivationCache
+from channelscope.network.removal.channels import POOLING, POOLS
+from channelscope.network.removal.groups import Groups
+from channelscope.network.sites import NO_OP_IN_EVAL
+from channelscope.pruning.recovery.layer_context import LayerContext, layer_contexts
+from channelscope.pruning.recovery.normal_equations import NormalEquations
+from channelscope.site import Site
+from channelscope.stats.profile import Profile
+from channelscope.stats.readout import channels_last, draw_positions
+from channelscope.types import Bool, Float, Tensor
+
+BETWEEN = POOLS | {"flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "dropout", "contiguous", "clone", "mean"}
+"""Functions and methods between a cut point and a consumer that leave channels apart; pooling is taken as if it were not there."""
+
+MAX_FAN_IN = 8192
+"""Inputs of a consumer beyond which their covariance (512 MiB) is not formed."""
+
+PEER_RIDGE = 0.01
+"""λ as a share of the mean variance of the kept channels."""
+
+
+@dataclass(frozen=True)
+class PeerPrediction:
+    """The linear prediction of what a consumer no longer reads from what it still reads."""
+
+    matrix: Float[Tensor, "dropped kept"]
+    """A = Σ_DK (Σ_KK + λI)⁻¹"""
+    constant: Float[Tensor, "dropped"]
+    """μ_D − A μ_K"""
+    kept: Bool[Tensor, "inputs"]
+    """which inputs stay"""
+
+
+@torch.no_grad()
+def compensate_with_peers(
+    small: nn.Module, found: Groups, keep: Bool[Tensor, "channels"], source: Profile | ActivationCache, ridge: float, positions: int
+) -> dict[str, str]:
+    """Change the consumers of pruned channels in place, and nothing else.
+
+        W_next[:, K] += W_next[:, D] A   at every tap        A = Σ_DK (Σ_KK + λI)⁻¹
+
+    λ is `ridge` times the kept channels' mean variance. The constant W_next[:, D] (μ_D − A μ_K), summed over the taps, goes
+    into the consumer's bias or out of its normalization's running mean; at zero-padded borders fewer taps contribute than that.
+    A consumer with neither has no place for a constant: its prediction goes through zero, with second moments for Σ.
+
+    keep     `survivors`
+    source   the original's activations: Σ is then the covariance of what each consumer reads. Or its profile: Σ is that of
+             the cut points before the consumer, and pooling in between is taken as if it were not there.
+
+    Returns  layer → why it was left as it was. Grouped layers go with their group; of what several sites were added into, a
+             profile has no covariance.
+    Raises   MismatchError if the profile is of other weights.
+    Source   docs/how-to/pruning.md (the protocol of comparison)
+    """
+    if isinstance(source, Profile) and source.weights_hash != weights_hash(found.graph.model):
+        raise MismatchError("repair: the profile was measured on other weights than the original network's; collect it again")
+    reasons = {
+        place.layer.name: peer_weights(small, place, found, keep, source, ridge, positions)
+        for place in layer_contexts(found.graph, found.layers)
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def peer_weights(
+    small: nn.Module,
+    place: LayerContext,
+    found: Groups,
+    keep: Bool[Tensor, "channels"],
+    source: Profile | ActivationCache,
+    ridge: float,
+    positions: int,
+) -> str:
+    """The same for one consumer; returns why it was left as it was, or nothing."""
+    layer = place.layer
+    if bool(keep[layer.inputs].all()):
+        return ""
+    if layer.groups > 1:
+        return "grouped: it goes with its group"
+    moments = (
+        _input_moments_from_profile(place, found, source)
+        if isinstance(source, Profile)
+        else _input_moments_measured(place, source, positions)
+    )
+    if isinstance(moments, str):
+        return moments
+    kept = moments.kept(place, found, keep)
+    constant = small.get_submodule(layer.name).bias is not None or place.norm is not None
+    made = _prediction(moments if constant else moments.about_zero(), kept, ridge)
+    _write(small, place, found, keep[layer.outputs].nonzero().flatten(), made)
+    return ""
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Covariance and mean of what a consumer reads."""
+
+    covariance: Float[Tensor, "inputs inputs"]
+    mean: Float[Tensor, "inputs"]
+    sites: tuple[Site, ...] = ()
+    """the sites whose channels these are, one after the other; empty for the consumer's own inputs"""
+
+    def about_zero(self) -> "_Moments":
+        return _Moments(self.covariance + torch.outer(self.mean, self.mean), torch.zeros_like(self.mean), self.sites)
+
+    def kept(self, place: LayerContext, found: Groups, keep: Tensor) -> Tensor:
+        """Which of them stay."""
+        if not self.sites:
+            return keep[place.layer.inputs]
+        return torch.cat([keep[found.offsets[site.name] : found.offsets[site.name] + site.channels] for site in self.sites])
+
+
+def _input_moments_measured(place: LayerContext, original: ActivationCache, positions: int) -> _Moments | str:
+    """From the original's activations in front of the consumer."""
+    width = len(place.layer.inputs)
+    if width > MAX_FAN_IN:
+        return f"it reads {width:,} channels, more than {MAX_FAN_IN:,}: their covariance is not formed"
+    total: NormalEquations | None = None
+    start = 0
+    for values in original(place.source):
+        flat = channels_last(values, values.dim() - 2 if place.layer.linear else 0)
+        if flat.shape[1] > positions:
+            where = draw_positions(torch.arange(start, start + len(flat)), flat.shape[1], positions, seed=0).to(flat.device)
+            flat = flat.gather(1, where[:, :, None].expand(-1, -1, flat.shape[2]))
+        start += len(flat)
+        part = NormalEquations.of(flat.reshape(1, -1, flat.shape[2]), flat.new_zeros(1, flat.shape[0] * flat.shape[1], 0))
+        total = part if total is None else total + part
+    assert total is not None
+    return _Moments(total.xx[0].cpu() / total.count, total.x_mean[0].cpu())
+
+
+def _input_moments_from_profile(place: LayerContext, found: Groups, profile: Profile) -> _Moments | str:
+    """From the covariances of the cut points in front of the consumer."""
+    feeding = input_sites(found.graph.nodes[place.source], found)
+    if isinstance(feeding, str):
+        return feeding
+    channels = torch.cat([torch.arange(site.channels) + found.offsets[site.name] for site in feeding])
+    numbers = place.layer.inputs
+    if len(numbers) % len(channels):
+        return f"it reads {len(numbers):,} inputs, which are not the {len(channels):,} channels of the sites before it"
+    aligned = channels.repeat_interleave(len(numbers) // len(channels))
+    if not bool(((numbers < 0) | (numbers == aligned)).all()):
+        return "it reads the channels before it in another order, which a profile's covariance does not know"
+    records = [profile.record(site.name).cut for site in feeding]
+    mean = torch.cat([part.mean for part in records])
+    return _Moments(torch.block_diag(*(part.covariance for part in records)), mean, tuple(feeding))
+
+
+def _prediction(moments: _Moments, kept: Tensor, ridge: float) -> PeerPrediction:
+    inside, outside = kept.nonzero().flatten(), (~kept).nonzero().flatten()
+    matrix = peer_regression(moments.covariance, outside, inside, ridge)
+    return PeerPrediction(matrix, moments.mean[outside] - matrix @ moments.mean[inside], kept)
+
+
+def input_sites(node: fx.Node, found: Groups) -> list[Site] | str:
+    """The sites whose cut points, one after the other, are what a consumer reads; or why a profile has no covariance of it."""
+    sites = {site.cut: site for site in found.sites}
+    if node.name in sites:
+        return [sites[node.name]]
+    parents = node.all_input_nodes
+    if node.op == "call_module" and isinstance(found.graph.modules[str(node.target)], (*NO_OP_IN_EVAL, *POOLING, nn.Flatten, nn.Unflatten)):
+        return input_sites(parents[0], found)
+    name = str(node.target)
+    if node.op in ("call_function", "call_method"):
+        name = str(node.target if node.op == "call_method" else node.target.__name__)  # type: ignore[union-attr]
+        if name in ("cat", "concat", "concatenate"):
+            parts = [input_sites(parent, found) for parent in parents]
+            reasons = [part for part in parts if isinstance(part, str)]
+            return reasons[0] if reasons else [site for part in parts for site in part if isinstance(site, Site)]
+        if name in BETWEEN:
+            return input_sites(parents[0], found)
+    if len([parent for parent in parents if parent.op != "get_attr"]) > 1:
+        return "it reads a sum or product of several sites, whose covariance no profile has"
+    return f"it reads what {name} makes of a site, whose covariance no profile has"
+
+
+def _write(small: nn.Module, place: LayerContext, found: Groups, outputs: Tensor, supply: PeerPrediction) -> None:
+    name = place.layer.name
+    module: Any = small.get_submodule(name)
+    original: Any = found.graph.modules[name]
+    weights = original.weight.detach().double().cpu()[outputs]
+    if weights.shape[1] % len(supply.kept):
+        raise MismatchError(f"repair: {name} reads {weights.shape[1]} inputs, the sites before it have {len(supply.kept)} channels")
+    taps = weights.reshape(len(outputs), len(supply.kept), -1)  # a flattening lays positions side by side: they are taps too
+    lost = taps[:, ~supply.kept]
+    fresh = taps[:, supply.kept] + torch.einsum("odt,dk->okt", lost, supply.matrix)
+    constant = lost.sum(2) @ supply.constant
+    module.weight.copy_(fresh.reshape(module.weight.shape))
+    if module.bias is not None:
+        module.bias.add_(constant.to(module.bias))
+    elif place.norm:
+        norm: Any = small.get_submodule(place.norm)
+        norm.running_mean.sub_(constant.to(norm.running_mean))

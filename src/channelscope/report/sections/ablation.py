@@ -1,0 +1,192 @@
+"""Ablations: the damage of silenced channels, the part that peers recover, and the scores that predict it."""
+
+import pandas as pd
+
+from channelscope.report import verdict
+from channelscope.report.run import Run, where
+from channelscope.report.section import Chart, Section
+from channelscope.tables.rounding import format_interval, format_percent
+
+DAMAGE, REPAID = "damage_kl", "repaid_hull_kl"
+
+PEERS = ("overlap", "support", "compactness")
+
+
+def ablation_sentences(run: Run) -> list[str]:
+    """What is repaid, which score goes with damage, and whether peers matter once what a channel says is held equal."""
+    repaid, correlations, partial = (run.table(name) for name in ("repaid", "lesion_correlations", "lesion_partial"))
+    said = [] if repaid is None else _recovered(repaid)
+    said += [] if correlations is None else _scores(correlations)
+    said += [] if partial is None else _beyond(partial)
+    told = run.table("said")
+    return said + ([] if told is None else [f"{line[0].upper()}{line[1:]}." for line in told["said"]])
+
+
+def _recovered(frame: pd.DataFrame) -> list[str]:
+    whole = where(frame, site="all layers", quantity="kl")
+    said = []
+    for name, which, words in (
+        ("hull", "all", "Of the divergence that silencing causes, hulls repay"),
+        ("hull", "controls", "among the channels with controls they repay"),
+        ("random", "controls", "as many random peers"),
+        ("mean", "controls", "and the mean"),
+    ):
+        for row in where(whole, stand_in=name, baseline="silence", which=which).to_dict("records"):
+            said.append(f"{words} {format_interval(row['repaid'], row['low'], row['high'], row['n'], 'channels')}")
+    return [", ".join(said) + "."] if said else []
+
+
+def _scores(frame: pd.DataFrame) -> list[str]:
+    said = []
+    for outcome, words in ((DAMAGE, "Damage goes most with"), (REPAID, "What hulls repay goes most with")):
+        rows = where(frame, outcome=outcome).dropna(subset=["rho"])
+        rows = rows.reindex(rows["rho"].abs().sort_values(ascending=False).index)
+        if len(rows):
+            said.append(f"{words} {', '.join(_spoken(row) for row in rows.head(3).to_dict('records'))}; means over layers.")
+    return said
+
+
+def _beyond(frame: pd.DataFrame) -> list[str]:
+    rows = where(frame, outcome=DAMAGE).to_dict("records")
+    peers = [_spoken(row) for row in rows if row["score"] in PEERS and row["rho"] == row["rho"]]
+    return [f"With task information and input capture held equal, damage goes with {', '.join(peers)}."] if peers else []
+
+
+def _spoken(row: dict) -> str:
+    return f"{verdict.title(row['score'])} {format_interval(row['rho'], row['low'], row['high'], int(row['n']), 'channels', top=1.0)}"
+
+
+ABLATION = Section(
+    "lesion_correlations",
+    "Lesions",
+    "A channel is silenced at the place where its readers look; then its hull, as many random peers, or its mean stand in. "
+    "How much breaks, how much is repaid, and which scores knew?",
+    (
+        Chart(
+            "Rank correlation with the damage of silencing",
+            "score",
+            "rho",
+            kind="rows",
+            where={"outcome": (DAMAGE,)},
+            low="low",
+            high="high",
+            of="channels",
+            label="Spearman ρ, mean over layers",
+            zero=True,
+            caption="Damage is the divergence of the output. Bars are 95 % intervals over channels within layers and over images.",
+        ),
+        Chart(
+            "Rank correlation with what hulls repay",
+            "score",
+            "rho",
+            kind="rows",
+            where={"outcome": (REPAID,)},
+            low="low",
+            high="high",
+            of="channels",
+            label="Spearman ρ, mean over layers",
+            zero=True,
+            caption="Only channels whose damage exceeds its standard error have a repaid share.",
+        ),
+        Chart(
+            "Repaid share of the damage, layer by layer",
+            "depth",
+            "repaid",
+            by="stand_in",
+            where={"quantity": ("kl",), "baseline": ("silence",), "which": ("controls",)},
+            table="repaid",
+            low="low",
+            high="high",
+            of="channels",
+            zero=True,
+            caption="Hull, as many random peers, and the mean, for the same channels. Below zero the stand-in does more harm than silence.",
+        ),
+        Chart(
+            "Damage against peer support",
+            "support",
+            "kl",
+            kind="scatter",
+            table="lesioned_channels",
+            caption="One point per channel; the divergence of the output in nats when it is silenced.",
+        ),
+    ),
+    ablation_sentences,
+    more=("repaid", "lesion_partial", "lesion_matched", "lesioned_channels", "lesions", "readers", "said"),
+    value="rho",
+)
+
+
+def hull_sentences(run: Run) -> list[str]:
+    """Where hulls are small and where large, and how many reach their threshold."""
+    frame = run.table("hulls")
+    if frame is None:
+        return []
+    known = frame.dropna(subset=["support"])
+    silent, full = len(frame) - len(known), int(known["saturated"].sum())
+    said = [
+        _hull_layers(run.table("hull_layers")),
+        f"{full:,} of {len(known):,} hulls ({format_percent(full / len(known)) if len(known) else 'none'}) are full before they reach "
+        f"their threshold.",
+    ]
+    if silent:
+        said.append(
+            f"{silent:,} {'channel does' if silent == 1 else 'channels do'} not vary and {'has' if silent == 1 else 'have'} no hull."
+        )
+    return [line for line in said if line]
+
+
+def _hull_layers(layers: pd.DataFrame | None) -> str:
+    rows = [] if layers is None else layers.dropna(subset=["size"]).sort_values("size").to_dict("records")
+    if not rows:
+        return ""
+    least, middle, most = (f"{_size(row)} in {row['site']}" for row in (rows[0], rows[len(rows) // 2], rows[-1]))
+    return f"Mean number of members of a hull: {middle}, the median layer; from {least} to {most}."
+
+
+def _size(row: dict) -> str:
+    return format_interval(row["size"], row["size_low"], row["size_high"], int(row["channels"]), "channels")
+
+
+HULLS = Section(
+    "hull_layers",
+    "Replaceability hulls",
+    "How many peers does it take to say what a channel says? A hull grows by the peer that explains most, until "
+    "it reaches its share of what all peers explain.",
+    (
+        Chart(
+            "Mean hull size",
+            "depth",
+            "size",
+            low="size_low",
+            high="size_high",
+            count="channels",
+            of="channels",
+            label="members",
+            caption="Bars are 95 % intervals over images (jackknife over shards).",
+        ),
+        Chart(
+            "Hulls that are full before they reach the threshold",
+            "depth",
+            "saturated",
+            low="saturated_low",
+            high="saturated_high",
+            count="channels",
+            of="channels",
+            label="fraction of channels",
+            caption="Bars are 95 % intervals over images (jackknife over shards).",
+        ),
+        Chart(
+            "Explained variance with one, two, three, five and ten members",
+            "depth",
+            "explained",
+            by="size",
+            where={"size": (1, 2, 3, 5, 10)},
+            of="channels",
+            table="hull_curve",
+            label="explained variance",
+            caption="Mean over the channels of a layer; a hull that is complete stays where it is.",
+        ),
+    ),
+    hull_sentences,
+    more=("hulls", "hull_curve"),
+)

@@ -1,0 +1,32 @@
+"""What all runs of a network say about one channel."""
+
+from channelscope.report.run import Run
+from channelscope.report.section import Chart, Section
+
+
+def summary_sentences(run: Run) -> list[str]:
+    """The answer, what each run says, and what is missing."""
+    frame = run.table("why")
+    return [] if frame is None else [str(each) for each in frame["said"]]
+
+
+CHANNEL_SUMMARY = Section(
+    "why",
+    "Why this channel?",
+    "Was the channel kept, what happens without it, which circuits does it serve, and where does it stand in its layer?",
+    (
+        Chart(
+            "Its place in its layer",
+            "score",
+            "above",
+            kind="rows",
+            by="run",
+            table="why_scores",
+            label="share of its layer with a smaller value",
+            zero=True,
+            caption="1: no channel of its layer has a larger value; 0: none has a smaller one.",
+        ),
+    ),
+    summary_sentences,
+    more=("why_scores",),
+)

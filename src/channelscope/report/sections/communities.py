@@ -1,0 +1,131 @@
+"""Communities of channels by what they share and by what they say only together, and propagation between layers."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from channelscope.report.run import Run, where
+from channelscope.report.section import Chart, Drawing, Section
+from channelscope.tables.rounding import format_interval, format_number
+
+GRAPH_NAMES = ("R", "S")
+
+LEGENDS = {"R": "what channels share (R)", "S": "what they say only together (S)", "R − S": "the gap between the two"}
+
+COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
+
+
+def community_sentences(run: Run) -> list[str]:
+    """Mean modularity of both graphs, the gap, and how they go with depth."""
+    frame = run.table("graph_depth")
+    said = []
+    for row in [] if frame is None else frame.to_dict("records"):
+        mean = format_interval(row["modularity"], row["modularity_low"], row["modularity_high"], int(row["n"]), "layers")
+        said.append(f"Modularity of {LEGENDS[row['graph']]}: {mean}; Spearman's ρ with depth {format_number(row['rho'], 2, top=1.0)}.")
+    return said
+
+
+def community_drawings(run: Run) -> list[Drawing]:
+    """Both graphs of the first, the middle and the last layer."""
+    nodes, edges = run.table("graph_nodes"), run.table("graph_edges")
+    if nodes is None or edges is None:
+        return []
+    sites = list(dict.fromkeys(nodes.sort_values("depth")["site"]))
+    chosen = list(dict.fromkeys(sites[place] for place in (0, len(sites) // 2, -1)))
+    figure = Figure(figsize=(2.4 * len(chosen), 5.0), layout="constrained")
+    axes = figure.subplots(2, len(chosen), squeeze=False)
+    for line, graph in zip(axes, GRAPH_NAMES, strict=True):
+        for place, site in zip(line, chosen, strict=True):
+            _draw(place, *(where(frame, site=site, graph=graph) for frame in (nodes, edges)))
+            place.set_title(f"{site}, {graph}")
+    caption = (
+        "Above, edges join the channels that share most; below, those that say most only together. A color is a community; "
+        "channels without an edge are left out, and where a channel stands means nothing but who is near."
+    )
+    return [Drawing("graphs_drawn", "Communities in the first, the middle and the last layer", figure, caption)]
+
+
+def _draw(axes: Axes, nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
+    places = {channel: (x, y) for channel, x, y in zip(nodes["channel"], nodes["x"], nodes["y"], strict=True)}
+    lines = [(places[one], places[other]) for one, other in zip(edges["channel"], edges["peer"], strict=True)]
+    axes.add_collection(LineCollection(lines, colors="#c9ced4", linewidths=0.5, zorder=1))
+    colors = [COLORS[int(each) % len(COLORS)] for each in nodes["community"]]
+    axes.scatter(nodes["x"], nodes["y"], s=14, c=colors, zorder=2, linewidths=0)
+    axes.set_axis_off()
+
+
+COMMUNITIES = Section(
+    "graphs",
+    "Communities of channels",
+    "Do the channels that share information fall into communities, and do those that complete each other? The strongest tenth of the "
+    "pairs are the edges of each graph.",
+    (
+        Chart(
+            "Modularity by depth",
+            "depth",
+            "modularity",
+            by="graph",
+            low="modularity_low",
+            high="modularity_high",
+            count="edges",
+            of="edges",
+            zero=True,
+            caption="R − S is the gap. Bars are 95 % intervals over images (jackknife over shards); partitions jump.",
+        ),
+    ),
+    community_sentences,
+    community_drawings,
+    more=("graph_depth", "graph_nodes", "graph_edges"),
+    value="modularity",
+)
+
+
+def propagation_sentences(run: Run) -> list[str]:
+    """The four ways from axis to axis."""
+    frame = run.table("propagation_axes")
+    return [
+        f"From {row['axes'].replace('→', 'to')}: mean partial rank correlation "
+        f"{format_interval(row['rho'], row['low'], row['high'], int(row['n']), 'links', top=1.0)}, "
+        f"p = {format_number(row['p'], 3)} against shuffled channels."
+        for row in ([] if frame is None else frame.to_dict("records"))
+    ]
+
+
+PROPAGATION = Section(
+    "propagation_axes",
+    "From layer to layer",
+    "Is what a channel has on one axis handed on to the channels that read it, and does it stay on its axis? What reaches a reader is "
+    "weighted by the strength of its connections; the other axis is held equal.",
+    (
+        Chart(
+            "Handed on from axis to axis",
+            "axes",
+            "rho",
+            kind="rows",
+            low="low",
+            high="high",
+            of="links",
+            label="partial Spearman ρ, mean over links",
+            zero=True,
+            caption="A link is a layer and one that reads it. Bars are 95 % bootstrap intervals over links.",
+        ),
+        Chart(
+            "Quantity by quantity",
+            "pair",
+            "rho",
+            kind="rows",
+            by="axes",
+            table="propagation_mean",
+            low="low",
+            high="high",
+            of="links",
+            label="partial Spearman ρ, mean over links",
+            zero=True,
+            caption="From the quantity of the channels that are read to that of their readers.",
+        ),
+    ),
+    propagation_sentences,
+    more=("propagation_mean", "propagation"),
+    value="rho",
+)

@@ -1,0 +1,251 @@
+"""The report's sentences, pure functions of facts and tables. Every number has its n and, where there is one, its interval."""
+
+from collections.abc import Iterable, Mapping
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from channelscope.report.run import Run, where
+from channelscope.tables.quantities import HEADLINE, QUANTITIES
+from channelscope.tables.rounding import format_interval, format_number, format_percent
+
+PAIRS = tuple(product(HEADLINE[:2], HEADLINE[2:]))
+"""(local, target) of the four headline pairs; the first one is the answer's"""
+
+STRENGTHS = ((0.3, "weakly"), (0.5, "moderately"), (0.7, "clearly"), (float("inf"), "strongly"))
+"""words for the size of a correlation, by upper limit"""
+
+UNRELATED = 0.1
+"""correlations smaller than this are called almost unrelated, however sure their sign"""
+
+TARGETS = {
+    "margin": "the logit margin: the label's logit minus the largest other one",
+    "correct_logit": "the label's logit",
+    "top_margin": "the margin between the first and the second logit, which needs no labels",
+    "label": "the class label",
+}
+
+TITLES = {
+    "kl": "divergence of the output",
+    "loss": "rise of the loss",
+    "damage_kl": "damage by silence, as divergence of the output",
+    "damage_loss": "damage by silence, as rise of the loss",
+    "repaid_hull_kl": "repaid by the hull, as divergence of the output",
+    "repaid_hull_loss": "repaid by the hull, as rise of the loss",
+    "ratio": "triplet over pair excess",
+    "gap": "gap between the modularities of the R-graph and the S-graph",
+    "modularity_r": "modularity of the R-graph",
+    "modularity_s": "modularity of the S-graph",
+} | {f"{local}_{target}": f"{QUANTITIES[local].title} with {QUANTITIES[target].title}" for local, target in PAIRS}
+"""what people call other columns and values"""
+
+
+class Estimate(NamedTuple):
+    """A mean rank correlation over layers, with its interval."""
+
+    value: float
+    low: float
+    high: float
+    layers: int
+    pooled: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether it has an interval and the interval leaves out 0."""
+        return bool(self.low > 0 or self.high < 0)
+
+    def __str__(self) -> str:
+        return format_interval(self.value, self.low, self.high, self.layers, "layers", top=1.0)
+
+
+def title(name: str) -> str:
+    """What people call a quantity."""
+    return QUANTITIES[name].title if name in QUANTITIES else TITLES.get(name, name.replace("_", " "))
+
+
+def strength(rho: float) -> str:
+    """How strong a correlation is and which way it goes: "weakly aligned", "strongly opposed", "almost unrelated, slightly opposed"."""
+    way = "aligned" if rho >= 0 else "opposed"
+    if abs(rho) < UNRELATED:
+        return f"almost unrelated, slightly {way}"
+    return f"{next(word for limit, word in STRENGTHS if abs(rho) < limit)} {way}"
+
+
+def estimate(means: pd.DataFrame | None, stage: str, pair: tuple[str, str]) -> Estimate | None:
+    """One pair's mean over layers at one stage; None if it was not measured."""
+    if means is None:
+        return None
+    for row in where(means, stage=stage, local=pair[0], target=pair[1]).to_dict("records"):
+        return Estimate(row["rho"], row["low"], row["high"], int(row["n"]), row.get("pooled", np.nan))
+    return None
+
+
+def verdict(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
+    """The heading: are the two axes aligned here? The answer's pair first, then the strongest of the headline pairs that is sure."""
+    found = _headline(means, last(means, facts))
+    known = [each for each in found.values() if np.isfinite(each.value)]
+    if not known:
+        return "Whether the two axes are aligned was not measured"
+    if all(np.isnan(each.low) for each in known):
+        return "How the two axes are aligned here is not sure: there is no interval"
+    sure = [each for each in known if each.sure]
+    first = next(iter(found.values()))
+    strongest = max(sure, key=lambda each: abs(each.value)).value if sure else np.nan
+    return f"Here the two axes are {_overall(first.value if first.sure else np.nan, strongest)}"
+
+
+def _overall(first: float, strongest: float) -> str:
+    """Two correlations in one phrase; nan for one whose sign is not sure."""
+    if np.isnan(strongest):
+        return "not visibly aligned"
+    if np.isnan(first) and abs(strongest) < UNRELATED:
+        return "almost unrelated"
+    if abs(strongest) < UNRELATED or first == strongest:
+        return strength(strongest)
+    if np.isnan(first) or abs(first) < UNRELATED:
+        return f"{'not visibly aligned' if np.isnan(first) else 'almost unrelated'}, at most {strength(strongest)}"
+    one, other = strength(first), strength(strongest)
+    if first * strongest < 0:
+        return f"{one} in one pair of quantities and {other} in another"
+    return other if one == other else f"{one.split()[0]} to {other}"
+
+
+def answer(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
+    """The answer in one sentence, about input capture and task information."""
+    stage = last(means, facts)
+    found = _headline(means, stage)
+    if not found:
+        return "Alignment of the two axes was not measured in this run."
+    pair = next(iter(found))
+    return _sentence(pair, found[pair])
+
+
+def _sentence(pair: tuple[str, str], found: Estimate) -> str:
+    names = f"{title(pair[0])} and {title(pair[1])}"
+    if np.isnan(found.value):
+        return f"The alignment of {names} is undefined: no layer has two or more channels with both."
+    if np.isnan(found.low):
+        return f"Within layers, {names} have a mean Spearman correlation of {found}: too few layers for an interval."
+    if not found.sure:
+        return f"Within layers, {names} are not visibly aligned: mean Spearman {found}, an interval that covers 0."
+    return f"Within layers, {names} are {strength(found.value)}: mean Spearman {found}."
+
+
+def pairs(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
+    """What the other headline pairs add."""
+    found = _headline(means, last(means, facts))
+    known = {pair: each for pair, each in found.items() if np.isfinite(each.value)}
+    if len(known) < 2:
+        return []
+    first = next(iter(found))
+    pair = max(known, key=lambda each: abs(known[each].value))
+    covering = sum(not each.sure and np.isfinite(each.low) for each in known.values())
+    which = "this one is the strongest" if pair == first else f"the strongest is {title(pair[0])} with {title(pair[1])}, {known[pair]}"
+    if covering == len(known):
+        return [f"The intervals of all {len(known)} pairs cover 0; {which}."]
+    cover = "covers" if covering == 1 else "cover"
+    return [f"Of the {len(known)} pairs below, {which}; {covering or 'none'} of their intervals {cover} 0."]
+
+
+def training(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
+    """What training did to the first headline pair; nothing when only one stage was measured."""
+    stages = tuple(facts.get("stages") or ())
+    if len(stages) < 2:
+        return []
+    before, after = (estimate(means, stage, PAIRS[0]) for stage in (stages[0], stages[-1]))
+    if before is None or after is None or np.isnan(before.value) or np.isnan(after.value):
+        return []
+    start = f"At {stages[0]} the same mean was {before}"
+    if np.isnan(before.low) or np.isnan(after.low):
+        return [f"{start}; without intervals the change cannot be judged."]
+    if before.low <= after.high and after.low <= before.high:
+        return [f"{start}; the two intervals overlap, so a change with training is not established."]
+    word = "lowered" if after.value < before.value else "raised"
+    return [f"{start}: training {word} it by {format_number(abs(after.value - before.value), 2)}, and the two intervals do not overlap."]
+
+
+def pooled(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
+    """The pooled correlation, never without the within-layer one it stands below."""
+    found = estimate(means, last(means, facts), PAIRS[0])
+    if found is None or np.isnan(found.pooled) or np.isnan(found.value):
+        return []
+    value = format_number(found.pooled, 2, top=1.0)
+    return [f"Over the channels of all layers at once it is {value}, which mixes differences between layers with differences within them."]
+
+
+def network(facts: Mapping[str, Any]) -> list[str]:
+    """What was measured, on what, and how good the network is."""
+    images = f"{facts['images']:,} images" if facts.get("images") else "images"
+    data = f" of {facts['data']}" if facts.get("data") else ""
+    said = [f"{facts.get('network', 'The network')} on {images}{data}."]
+    if facts.get("untrained"):
+        said.append(f"No weights were given: they are {facts['untrained']}, and nothing here is about a trained network.")
+    if facts.get("target"):
+        said.append(f"Target: {TARGETS.get(str(facts['target']), str(facts['target']))}.")
+    if not facts.get("labeled", True):
+        said.append("The images carry no labels, so the network's accuracy is not known.")
+    elif facts.get("accuracy") is not None:
+        said.append(f"Accuracy {_accuracy(facts)}.")
+    return said
+
+
+def _accuracy(facts: Mapping[str, Any]) -> str:
+    low, high, n = (facts.get(key) for key in ("accuracy_low", "accuracy_high", "accuracy_images"))
+    bounds = f" [{format_percent(low)}, {format_percent(high)}]" if low is not None and high is not None else " [no interval]"
+    split = f" {facts['accuracy_split']}" if facts.get("accuracy_split") else ""
+    count = f" (n = {n or facts.get('images', 0):,}{split} images)"
+    return f"{format_percent(facts['accuracy'])}{bounds}{count}"
+
+
+def undefined(channels: pd.DataFrame | None) -> list[str]:
+    """How many channels have a value that is not a finite number, quantity by quantity, and where the reasons are."""
+    if channels is None:
+        return []
+    columns = [name for name in QUANTITIES if name in channels.columns]
+    parts = []
+    for word, test in (("undefined", np.isnan), ("infinite", np.isinf)):
+        counts = {name: int(test(channels[name].to_numpy(float)).sum()) for name in columns}
+        alike: dict[int, list[str]] = {}
+        for name, count in counts.items():
+            if count:
+                alike.setdefault(count, []).append(title(name))
+        parts += [f"{_listed(names)} in {count:,}" + f" ({word})" for count, names in sorted(alike.items(), reverse=True)]
+    if not parts:
+        return [f"Every quantity of all {len(channels):,} channels is a finite number."]
+    return [
+        f"Not a finite number, of {len(channels):,} rows: {'; '.join(parts)}. "
+        "The note column or the list of what was skipped says why; in the map such channels stand at the edge."
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def refused(channels: pd.DataFrame | None) -> list[tuple[str, list[str], str]]:
+    """Scores that were refused: what people call the score, the layers, and the reason in the first of them."""
+    stated = {} if channels is None else channels.attrs.get("provenance", {}).get("refused", {})
+    found: dict[str, tuple[list[str], str]] = {}
+    for place, reason in stated.items():
+        name, _, site = place.partition(" at ")
+        found.setdefault(name, ([], reason))[0].append(site or "all layers")
+    return [(title(name), sites, reason) for name, (sites, reason) in found.items()]
+
+
+def first_screen(run: Run) -> list[str]:
+    """The sentences under the heading, the answer first."""
+    means, facts = run.table("alignment_mean"), run.facts
+    return [answer(means, facts), *training(means, facts), *pairs(means, facts), *pooled(means, facts)]
+
+
+def _headline(means: pd.DataFrame | None, stage: str) -> dict[tuple[str, str], Estimate]:
+    found = {pair: estimate(means, stage, pair) for pair in PAIRS}
+    return {pair: each for pair, each in found.items() if each is not None}
+
+
+def last(frame: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
+    """The last stage that was measured."""
+    stages: Iterable[str] = facts.get("stages") or (frame["stage"].unique() if frame is not None and "stage" in frame.columns else ("",))
+    return list(stages)[-1]

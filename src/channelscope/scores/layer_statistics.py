@@ -1,0 +1,254 @@
+"""LayerStatistics: one site's record under given options, with what several scores need computed once."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from channelscope.errors import InputError, SampleError, no_such
+from channelscope.formulas.gaussian import Gaussian
+from channelscope.formulas.information import correlation_information, gaussian_bias
+from channelscope.formulas.task_information import label_information_pair, label_information_single, pair_information
+from channelscope.site import Site
+from channelscope.stats.moments import Moments
+from channelscope.stats.profile import Profile
+from channelscope.stats.site_record import SiteRecord
+from channelscope.types import Float, Tensor
+
+Target = Literal["margin", "correct_logit", "top_margin", "label"]
+
+TargetReadout = Literal["pooled", "positions"]
+
+Preset = Literal["default", "paper"]
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """The choices every score of a table shares; printed with it."""
+
+    target: str = "margin"
+    """margin, correct_logit, top_margin, or label"""
+    target_readout: TargetReadout = "pooled"
+    """one sample per image, or the local axis's positions with the target repeated (pseudo-replicated); a label is always pooled"""
+    shrinkage: float | Literal["oas"] | None = None
+    """of the correlation matrices: a number, oas, or none"""
+    noise: float | Literal["median"] = "median"
+    """noise variance of input capture: the layer's median variance, or a number"""
+    preset: Preset = "default"
+    """paper: the published conventions (|ρ| clipped at 0.999, division by C, ten largest excesses of fifty, repeated targets)"""
+
+    def __post_init__(self) -> None:
+        """Refuse values that do not exist, with the nearest one that does."""
+        for name, kind in (("target", Target), ("target_readout", TargetReadout), ("preset", Preset)):
+            value = vars(self)[name]
+            if value not in get_args(kind):
+                raise InputError(no_such(name, value, get_args(kind)))
+        for name, word in (("shrinkage", "oas"), ("noise", "median")):
+            value = vars(self)[name]
+            if isinstance(value, str) and value != word:
+                raise InputError(f"{name}: expected a number or '{word}', received '{value}'")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "ScoreOptions":
+        """The convention that options ask for, where no other options exist.
+
+        Parameters
+        ----------
+        options
+            Names and values of the convention's fields.
+
+        Returns
+        -------
+        Convention
+            The fields as given, the others at their defaults.
+
+        Raises
+        ------
+        InputError
+            If an option or its value does not exist; the nearest name is in the message.
+
+        Examples
+        --------
+        >>> Convention.of({"shrinkage": "oas"}).shrinkage
+        'oas'
+        """
+        return cls.split(options)[0]
+
+    @classmethod
+    def split(cls, options: Mapping[str, Any], own: Collection[str] = ()) -> tuple["ScoreOptions", dict[str, Any]]:
+        """The convention that options ask for, and the options of one formula among them.
+
+        Parameters
+        ----------
+        options
+            Names and values of the convention's fields and of the formula's options.
+        own
+            Names of the options that the formula has.
+
+        Returns
+        -------
+        tuple
+            The convention, and the formula's options by name.
+
+        Raises
+        ------
+        InputError
+            If an option or a value does not exist; the nearest name is in the message.
+
+        Examples
+        --------
+        >>> convention, own = Convention.split({"target": "label", "ceiling": 3.0}, own=["ceiling"])
+        >>> convention.target, own
+        ('label', {'ceiling': 3.0})
+        """
+        names = [field.name for field in fields(cls)]
+        for option in options:
+            if option not in names and option not in own:
+                raise InputError(no_such("option", option, [*own, *names]))
+        convention = cls(**{key: value for key, value in options.items() if key in names})
+        if convention.preset == "paper":
+            convention = replace(convention, target_readout="positions")
+        return convention, {key: value for key, value in options.items() if key in own}
+
+    @property
+    def paper(self) -> bool:
+        """Whether the published conventions are asked for."""
+        return self.preset == "paper"
+
+
+class LayerStatistics:
+    """One site of a profile as the formulas see it."""
+
+    def __init__(self, profile: Profile, site: Site, record: SiteRecord, convention: ScoreOptions):
+        self.profile, self.site, self.record, self.convention = profile, site, record, convention
+        self.channels = site.channels
+        self.weights = profile.weights[site.name]
+
+    @property
+    def images(self) -> int:
+        """Independent samples: images, never pixels."""
+        return self.record.images
+
+    @cached_property
+    def law(self) -> Gaussian:
+        """The channels at the read point, local readout; counted in images."""
+        return Gaussian.fit(_as_image_count(self.record.read, self.images)[: self.channels], self.convention.shrinkage)
+
+    @cached_property
+    def variance(self) -> Float[Tensor, "channels"]:
+        """Output variances, nan where silent."""
+        return self.law.variance.masked_fill(self.law.silent, torch.nan)
+
+    @cached_property
+    def rho(self) -> Float[Tensor, "channels channels"]:
+        """Correlations of the channels at the local readout, nan where silent."""
+        return self.law.correlation
+
+    @property
+    def joint_moments(self) -> Moments:
+        """Moments of the channels and of the continuous target as last coordinate, at the target's readout, counted in images."""
+        target = self.convention.target
+        if target == "label":
+            raise InputError(
+                f"a correlation with the target needs a continuous one, received target='label': use {_either(self.profile.targets)}"
+            )
+        if target not in self.profile.targets:
+            raise InputError(
+                f"the profile has no target '{target}', it was collected without labels: use {_either(self.profile.targets)}, "
+                "or collect it with labels"
+            )
+        column = self.channels + self.profile.targets.index(target)
+        moments = self.record.pooled if self.convention.target_readout == "pooled" else self.record.read
+        return _as_image_count(moments[torch.tensor([*range(self.channels), column])], self.images)
+
+    @cached_property
+    def joint(self) -> Gaussian:
+        """The law of `joint_moments`."""
+        return Gaussian.fit(self.joint_moments, self.convention.shrinkage)
+
+    @cached_property
+    def target_rho(self) -> Float[Tensor, "channels"]:
+        """Correlation of each channel with a continuous target."""
+        return self.joint.correlation[-1, :-1]
+
+    @cached_property
+    def peer_rho(self) -> Float[Tensor, "channels channels"]:
+        """Correlations of the channels at the target's readout."""
+        if self.convention.target == "label":
+            return Gaussian.fit(self.record.pooled[: self.channels], self.convention.shrinkage).correlation
+        return self.joint.correlation[:-1, :-1]
+
+    @cached_property
+    def single(self) -> Float[Tensor, "channels"]:
+        """Information of each channel about the target, uncorrected."""
+        if self.convention.target == "label":
+            total, within = self._label
+            return label_information_single(total.diagonal(), within.diagonal())
+        return correlation_information(self.target_rho)
+
+    @cached_property
+    def pair(self) -> Float[Tensor, "channels channels"]:
+        """Information of each pair of channels about the target, uncorrected."""
+        return (
+            label_information_pair(*self._label) if self.convention.target == "label" else pair_information(self.target_rho, self.peer_rho)
+        )
+
+    @cached_property
+    def _label(self) -> tuple[Tensor, Tensor]:
+        classes = self.record.classes
+        if classes is None:
+            raise InputError("the label target needs labels, and the profile was collected without: use target='top_margin'")
+        if self.images < 2 * self.profile.classes:
+            raise SampleError(
+                f"the label target needs at least {2 * self.profile.classes:,} images (two for each of {self.profile.classes:,} classes), "
+                f"the profile has {self.images:,}: profile more images or use target='margin'"
+            )
+        pooled = self.record.pooled[: self.channels]
+        silent = Gaussian.fit(pooled).silent
+        mask = silent[:, None] | silent[None, :]
+        return tuple(part.covariance.masked_fill(mask, torch.nan) for part in (pooled, classes.within(pooled)))  # type: ignore[return-value]
+
+    def bias(self, coordinates: int) -> float:
+        """Gaussian bias of an information with this many coordinates, estimated from so many images."""
+        classes = self.profile.classes if self.convention.target == "label" else None
+        return gaussian_bias(coordinates, self.images, classes)
+
+    def enough_for_peers(self) -> None:
+        """Refuse a regression on all peers from fewer images than channels, unless shrinkage was asked for."""
+        if self.images < self.channels and self.convention.shrinkage is None:
+            raise SampleError(
+                f"{self.images:,} images are too few to regress each of {self.channels:,} channels on its peers: "
+                "profile more images or pass shrinkage='oas'"
+            )
+
+    def reasons(self, values: np.ndarray, undefined: Callable[["LayerStatistics", int], str] | None = None) -> dict[int, str]:
+        """Why values are nan or inf, channel by channel; `undefined` says it for a channel that varies."""
+        silent = self.law.silent.numpy()
+        notes = {}
+        for channel in np.flatnonzero(~np.isfinite(values)).tolist():
+            if np.isinf(values[channel]):
+                notes[channel] = self._copies(channel)
+            else:
+                why = "undefined here" if undefined is None else undefined(self, channel)
+                notes[channel] = "silent: it does not vary over the images" if silent[channel] else why
+        return notes
+
+    def _copies(self, channel: int) -> str:
+        same = torch.isinf(correlation_information(self.rho[channel]))
+        same[channel] = False
+        peers = same.nonzero()[:, 0].tolist()
+        if peers:
+            return f"exact copy of {', '.join(map(str, peers[:5]))} (up to scale and float32 resolution)"
+        return "determines the target up to float32 resolution"
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return " or ".join(f"target='{word}'" for word in words)
+
+
+def _as_image_count(moments: Moments, images: int) -> Moments:
+    """The same covariance, counted as that many samples: positions of one image are not independent."""
+    return Moments(float(images), moments.mean, moments.scatter * (images / moments.count)) if moments.count else moments

@@ -1,0 +1,98 @@
+"""Target scores under a target that carries no information: the permutation null, from the profile alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from channelscope.errors import InputError, at
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, oas
+from channelscope.formulas.resampling import permutation_p
+from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.registry import Score, lookup
+from channelscope.stats.profile import Profile
+from channelscope.types import Float, Tensor
+
+
+@dataclass(frozen=True)
+class PermutationNull:
+    """Permutation null of a target score at one site."""
+
+    p: Float[np.ndarray, "channels"]
+    """(1 + permutations that reach the value) / (1 + permutations)"""
+    mean: Float[np.ndarray, "channels"]
+    """mean of the score under the null, to be subtracted from it"""
+    permutations: int
+    """number of permutations"""
+
+
+def permutation_null(profile: Profile, name: str, permutations: int = 200, seed: int = 0, **options) -> dict[str, PermutationNull]:
+    """Permutation null of a target-axis score at every site: targets shuffled over images.
+
+    Over all shuffles, the correlations of a target with the channels have mean zero and covariance R/(n − 1), exactly, R being
+    the unshrunk correlation matrix of the channels; the shuffles are drawn from the normal law with these moments, so the
+    images are not needed again, and are shrunk as the data are. With targets repeated at each position, only the part of R that
+    lies between images takes part: what the mean of an image's positions keeps of it, in expectation over the drawn positions.
+
+    Raises   InputError for the label target or a score that is not on the target axis.
+    Source   Hoeffding 1951 (permutation moments and limit); p values after Phipson & Smyth 2010
+    """
+    (found,) = lookup(name)
+    convention, own = ScoreOptions.split(options, found.options)
+    if found.axis != "target" or convention.target == "label":
+        raise InputError(f"a permutation null is there for target scores of a continuous target, not for {name} with {convention.target}")
+    results = {}
+    for site in profile.sites:
+        with at(site.name):
+            layer = LayerStatistics(profile, site, profile.record(site), convention)
+            results[site.name] = _null_values(found, layer, permutations, seed, own)
+    return results
+
+
+def _null_values(found: Score, layer: LayerStatistics, permutations: int, seed: int, own: dict) -> PermutationNull:
+    value = found.formula(layer, **own)
+    values = torch.stack([found.formula(shuffled, **own) for shuffled in _shuffled(layer, permutations, seed)])
+    return PermutationNull(permutation_p(value, values).numpy(), values.mean(0).numpy(), permutations)
+
+
+def _shuffled(layer: LayerStatistics, permutations: int, seed: int) -> Iterator[LayerStatistics]:
+    """The layer with target correlations as shuffled images would give them."""
+    rho = Gaussian.fit(layer.joint_moments).correlation[:-1, :-1]
+    factor = _root(_between(layer)) / (layer.images - 1) ** 0.5
+    draws = torch.randn(permutations, factor.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64) @ factor.T
+    known, shrinkage = ~rho.diagonal().isnan(), layer.convention.shrinkage
+    own = float(rho[known][:, known].square().sum()) + 1
+    for draw in draws.clamp(-1, 1):
+        blank = LayerStatistics(layer.profile, layer.site, layer.record, layer.convention)
+        if shrinkage == "oas":
+            square = own + 2 * float(draw[known].square().sum())
+            strength = oas(square, int(known.sum()) + 1, layer.images)
+            blank.__dict__["peer_rho"] = (rho * (1 - strength)).diagonal_scatter(rho.diagonal())
+        else:
+            strength = shrinkage or 0.0
+            blank.__dict__["peer_rho"] = layer.peer_rho
+        blank.__dict__["target_rho"] = draw * (1 - strength)
+        yield blank
+
+
+def _between(layer: LayerStatistics) -> Tensor:
+    """Covariance over images of each image's mean sample, in units of the samples' standard deviations; nan for silent channels."""
+    total = Gaussian.fit(layer.joint_moments)[: layer.channels]
+    scale = total.variance.sqrt().masked_fill(total.silent, torch.nan)
+    own = layer.record.own_read
+    if own is None or layer.convention.target_readout == "pooled":
+        return total.covariance / torch.outer(scale, scale)
+    images = layer.record.pooled[: layer.channels].covariance
+    each, positions = own.count / layer.images, layer.site.positions
+    spread = (total.covariance - images) * ((positions - each) / (each * (positions - 1)))
+    return (images + spread) / torch.outer(scale, scale)
+
+
+def _root(rho: Tensor) -> Tensor:
+    """A matrix B with BB' = R; rows of silent channels are nan."""
+    alive = ~rho.diagonal().isnan()
+    values, vectors = torch.linalg.eigh(rho[alive][:, alive])
+    root = torch.full((len(rho), int(alive.sum())), torch.nan, dtype=torch.float64)
+    root[alive] = vectors * values.clamp(min=0).masked_fill(values < FLOAT32_RESOLUTION, 0).sqrt()
+    return root

@@ -1,0 +1,172 @@
+"""Sites: what is a channel, where it is read and where it is cut."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.errors import SiteError
+from channelscope.network.sites import sites
+from channelscope.profiling.weight_norms import following_batchnorm
+from networks import NARROW, built
+
+COUNTS = {
+    "resnet18": 13,
+    "resnet50": 19,
+    "vgg16_bn": 4,
+    "mobilenet_v2": 52,
+    "alexnet": 6,
+    "squeezenet1_1": 25,
+    "resnext50_32x4d": 17,
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_every_layer_is_a_site_or_is_skipped_with_a_reason(name):
+    model, shape = built(name)
+    found = sites(model, torch.randn(1, *shape))
+    layers = {path for path, part in model.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
+    assert {site.name for site in found} | set(found.skipped) == layers
+    assert not {site.name for site in found} & set(found.skipped)
+    assert all(found.skipped.values())
+    assert [site.depth for site in found] == list(range(len(found.found)))
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_only_the_layer_of_the_logits_is_skipped(name):
+    model, shape = built(name)
+    found = sites(model, torch.randn(1, *shape))
+    assert set(found.skipped.values()) == {"its outputs are the network's own outputs, not channels inside it"}
+    assert len(found.skipped) == 1
+    if name in COUNTS:
+        layers = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+        assert len(found.found) == len(layers) - 1
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_sites_describe_their_layers(name):
+    model, shape = built(name)
+    found = sites(model, torch.randn(1, *shape))
+    values = {}
+    with torch.no_grad():
+        watch = {step: (lambda value, step=step: values.update({step: value.clone()})) for site in found for step in (site.read, site.cut)}
+        found.graph.run(torch.randn(2, *shape), after=watch)
+    for site in found:
+        layer = model.get_submodule(site.name)
+        assert site.channels == layer.weight.shape[0] == site.shape[site.axis]
+        assert values[site.read].shape[1:] == values[site.cut].shape[1:] == site.shape
+        assert site.kind == ("linear" if isinstance(layer, nn.Linear) else kind(layer))
+        assert site.positions * site.channels == values[site.read][0].numel()
+        if site.affine:
+            factor, shift = (
+                part.view([-1 if axis == site.axis else 1 for axis in range(len(site.shape))])
+                for part in following_batchnorm(found.graph, site)
+            )
+            torch.testing.assert_close(values[site.cut].double(), values[site.read].double() * factor + shift, rtol=1e-3, atol=1e-4)
+
+
+def kind(layer: nn.Conv2d) -> str:
+    if layer.groups == 1:
+        return "conv"
+    return "depthwise" if layer.groups == layer.in_channels else "grouped"
+
+
+def cuts(forward, **layers) -> dict[str, str]:
+    """Cut point of each site of a small network with this forward pass."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.bn, self.relu, self.fc = nn.BatchNorm2d(4), nn.ReLU(), nn.Linear(4, 2)
+            for name, layer in layers.items():
+                self.add_module(name, layer)
+
+        def forward(self, x):
+            return forward(self, x)
+
+    return {site.name: site.cut for site in sites(Net().eval(), torch.randn(1, 3, 6, 6))}
+
+
+def test_the_cut_point_is_behind_normalization_and_activation():
+    found = cuts(lambda net, x: net.fc(net.b(net.relu(net.bn(net.a(x)))).mean((2, 3))))
+    assert found == {"a": "relu", "b": "b"}
+
+
+def test_a_shared_activation_is_another_place_at_each_call():
+    found = cuts(lambda net, x: net.fc(net.relu(net.b(net.relu(net.a(x)))).mean((2, 3))))
+    assert found == {"a": "relu", "b": "relu_1"}
+
+
+def test_a_residual_sum_ends_the_channel():
+    def forward(net, x):
+        x = net.relu(net.a(x))
+        return net.fc(net.relu(x + net.bn(net.b(x))).mean((2, 3)))
+
+    assert cuts(forward) == {"a": "relu", "b": "bn"}
+
+
+def test_a_branch_ends_the_channel():
+    def forward(net, x):
+        y = net.a(x)
+        return net.fc((net.b(y) + F.relu(y)).mean((2, 3)))
+
+    assert cuts(forward) == {"a": "a", "b": "b"}
+
+
+def test_mixing_ends_the_channel():
+    assert cuts(lambda net, x: net.fc(net.ln(net.a(x)).mean((2, 3))), ln=nn.GroupNorm(2, 4))["a"] == "a"
+    assert cuts(lambda net, x: net.fc(F.softmax(net.a(x), 1).mean((2, 3))))["a"] == "a"
+    assert cuts(lambda net, x: net.fc(net.pool(net.a(x)).flatten(1)), pool=nn.AdaptiveAvgPool2d(1))["a"] == "a"
+
+
+def test_scales_and_functions_are_followed():
+    assert cuts(lambda net, x: net.fc(F.hardswish(net.a(x) * 0.5).mean((2, 3))))["a"] == "hardswish"
+    assert cuts(lambda net, x: net.fc(torch.clamp(net.a(x), min=0).sigmoid().mean((2, 3))))["a"] == "sigmoid"
+
+
+def skipped(forward, **layers) -> dict[str, str]:
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 2)
+            for name, layer in layers.items():
+                self.add_module(name, layer)
+
+        def forward(self, x):
+            return forward(self, x)
+
+    return sites(Net().eval(), torch.randn(1, 3, 6, 6)).skipped
+
+
+def test_reasons():
+    assert "called 2 times" in skipped(lambda net, x: net.fc((net.a(net.a(x)) + net.b(x)).mean((2, 3))), b=nn.Conv2d(3, 3, 1))["a"]
+    assert skipped(lambda net, x: net.fc(net.a(net.up(x)).mean((2, 3))), up=nn.ConvTranspose2d(3, 3, 2))["up"] == "transposed convolution"
+    assert "not called" in skipped(lambda net, x: net.fc(net.a(x).mean((2, 3))), idle=nn.Conv2d(3, 3, 1))["idle"]
+    weight = skipped(lambda net, x: net.fc(F.conv2d(net.a(x), net.raw.weight).mean((2, 3))), raw=nn.Conv2d(3, 3, 1))
+    assert "not called as a module" in weight["raw"]
+
+
+@pytest.mark.parametrize("end", [lambda y: y.softmax(1), lambda y: torch.flatten(y, 1), lambda y: F.log_softmax(y, 1), lambda y: F.relu(y)])
+def test_what_leads_to_the_output_alone_is_the_output(end):
+    assert set(skipped(lambda net, x: end(net.fc(net.a(x).mean((2, 3)))))) == {"fc"}
+
+
+def test_pooled_maps_that_are_the_logits_are_the_output():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = sites(model.eval(), torch.randn(1, 3, 8, 8))
+    assert [site.name for site in found] == ["0"]
+    assert set(found.skipped) == {"2"}
+
+
+def test_a_network_without_sites_says_why():
+    with pytest.raises(SiteError, match=r"no convolution or linear layer .* 1: its outputs are the network's own"):
+        sites(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.randn(1, 3, 2, 2))
+
+
+def test_sites_are_looked_up_by_name_with_near_matches():
+    model, shape = built("resnet18")
+    found = sites(model, torch.randn(1, *shape))
+    assert found["layer1.0.conv1"].name == "layer1.0.conv1"
+    with pytest.raises(SiteError, match=r"layer1\.0\.conv"):
+        found["layer1.0.conv3"]

@@ -1,0 +1,241 @@
+"""Groups: what lives or dies together, checked against torch-pruning's dependency graph and against planted structures."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.errors import InputError, MismatchError
+from channelscope.network.removal.groups import Group, groups
+from channelscope.subset import Subset
+from networks import built
+
+
+def found(model: nn.Module, *shape: int):
+    return groups(model.eval(), torch.zeros(1, *(shape or (3, 8, 8))))
+
+
+def members(result) -> set[frozenset]:
+    return {frozenset(group.members) for group in result.found}
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 4, 1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        x = F.relu(x + self.c(F.relu(self.b(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_sum_ties_its_terms_and_nothing_else():
+    result = found(Residual())
+    tied = {frozenset({("a", channel), ("c", channel)}) for channel in range(4)}
+    assert members(result) == tied | {frozenset({("b", channel)}) for channel in range(6)}
+    assert result.whole == {}
+    assert result.found[0] == Group((("a", 0), ("c", 0)))
+    assert result.found[0].sites == ("a", "c")
+
+
+def dependency_groups(model: nn.Module, shape: tuple[int, ...], names: set[str]) -> set[frozenset]:
+    """The same question to torch-pruning: which output channels of which layers go with channel i of layer n."""
+    import torch_pruning as tp
+
+    model.requires_grad_(True)
+    graph = tp.DependencyGraph().build_dependency(model, example_inputs=torch.zeros(1, *shape))
+    modules = {module: name for name, module in model.named_modules()}
+    answer = set()
+    for name in names:
+        module = model.get_submodule(name)
+        prune = tp.prune_linear_out_channels if isinstance(module, nn.Linear) else tp.prune_conv_out_channels
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            prune = tp.prune_depthwise_conv_out_channels
+        for channel in range(module.weight.shape[0]):
+            tied = set()
+            for dependency, idxs in graph.get_pruning_group(module, prune, idxs=[channel]):
+                outputs = "out_channels" in dependency.handler.__name__
+                target = modules.get(dependency.target.module)
+                tied |= {(target, i) for i in idxs if outputs and target in names}
+            answer.add(frozenset(tied))
+    return answer
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
+def test_the_same_groups_as_torch_pruning(name):
+    model, shape = built(name)
+    result = groups(model, torch.zeros(1, *shape))
+    few = {site.name for site in result.sites if site.channels <= 96 and site.name not in result.whole}
+    mine = {frozenset(m for m in group.members if m[0] in few) for group in result.found} - {frozenset()}
+    assert mine == dependency_groups(model, shape, few)
+
+
+def test_depthwise_and_grouped_convolutions_tie_inputs_to_outputs():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2), nn.ReLU())
+    net = nn.Sequential(*net, nn.Conv2d(6, 2, 1), nn.Flatten())
+    result = found(net)
+    assert members(result) == {
+        frozenset({("0", 0), ("0", 1), ("2", 0), ("2", 1), ("4", 0), ("4", 1), ("4", 2)}),
+        frozenset({("0", 2), ("0", 3), ("2", 2), ("2", 3), ("4", 3), ("4", 4), ("4", 5)}),
+    }
+
+
+def test_a_gate_goes_with_what_it_gates():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.squeeze, self.gate, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = F.relu(self.conv(x))
+            gate = torch.sigmoid(self.gate(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+            return self.head(x * gate).flatten(1)
+
+    result = found(Gated())
+    gated = {frozenset({("conv", channel), ("gate", channel)}) for channel in range(4)}
+    assert members(result) == gated | {frozenset({("squeeze", channel)}) for channel in range(2)}
+
+
+def test_concatenation_and_flattening_keep_channels_apart():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(5, 4, 1)
+            self.head = nn.Linear(4 * 64, 2)
+
+        def forward(self, x):
+            x = self.c(torch.cat([F.relu(self.a(x)), F.relu(self.b(x))], 1))
+            return self.head(torch.flatten(F.relu(x), 1))
+
+    result = found(Branches())
+    assert len(result) == 2 + 3 + 4
+    reads = {layer.name: layer for layer in result.layers}
+    assert reads["c"].inputs.tolist() == [0, 1, 2, 3, 4]
+    assert reads["head"].inputs.tolist() == [5] * 64 + [6] * 64 + [7] * 64 + [8] * 64
+
+
+class Block(nn.Module):
+    """Two convolutions with something between them."""
+
+    def __init__(self, between, width=4, head=4):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(head, 2, 1)
+        self.between = between if isinstance(between, nn.Module) else None
+        self.function = between
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return self.last(self.function(x)).flatten(1)
+
+
+REASONS = {
+    "LayerNorm": (lambda: Block(nn.LayerNorm(8)), "LayerNorm"),
+    "GroupNorm": (lambda: Block(nn.GroupNorm(2, 4)), "GroupNorm"),
+    "BatchNorm after a join": (lambda: Block(nn.Sequential(nn.MaxPool2d(2), nn.BatchNorm2d(4))), "shift of between.1"),
+    "f(0) is not 0": (lambda: Block(lambda x: torch.sigmoid(F.max_pool2d(x, 2))), "not zero at the input of last"),
+    "a constant added": (lambda: Block(lambda x: F.max_pool2d(x, 2) + 1.0), "not zero at the input of last"),
+    "two halves": (lambda: Block(lambda x: x.chunk(2, 1)[0] + x.chunk(2, 1)[1], head=2), "written-out size"),
+    "a shuffle": (lambda: Block(lambda x: x.view(x.shape[0], 2, 2, 8, 8).transpose(1, 2).reshape(x.shape[0], 4, 8, 8)), "size"),
+    "a number in view": (lambda: Block(lambda x: x.view(-1, 4, 8, 8)), "number 4 written out"),
+    "the image added": (lambda: Block(lambda x: x + x.new_ones(1)[0], head=4), "new_ones|cannot be removed|not zero"),
+    "mean over channels": (lambda: Block(lambda x: x - x.mean(1, keepdim=True)), "reduces over channels"),
+    "softmax": (lambda: Block(lambda x: F.softmax(x, 1)), "softmax"),
+    "pool over channels": (lambda: Block(lambda x: F.max_pool2d(x.transpose(1, 3), 2).transpose(1, 3), head=2), "size|several channels"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_what_cannot_be_removed_is_kept_whole_with_a_reason(name):
+    make, reason = REASONS[name]
+    result = found(make())
+    assert len(result) == 0
+    assert re.search(reason, result.whole["first"]), result.whole
+    assert result.whole["first"].startswith("4 of 4 channels: ")
+
+
+def test_a_layer_called_twice_is_kept_whole():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1)
+
+        def forward(self, x):
+            return self.c(F.relu(self.b(F.relu(self.b(F.relu(self.a(x))))))).flatten(1)
+
+    result = found(Twice())
+    assert len(result) == 0
+    assert "several places" in result.whole["a"]
+
+
+def test_spatial_padding_is_harmless_and_channel_padding_ties_by_position():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 4, 1, stride=2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = F.pad(F.relu(self.a(x)), (1, 1, 1, 1))
+            return self.head(F.relu(self.b(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))).mean((2, 3)))
+
+    result = found(Padded())
+    assert members(result) == {frozenset({("a", 0), ("b", 1)}), frozenset({("a", 1), ("b", 2)})}
+    assert "2 of 4 channels" in result.whole["b"]
+
+
+def test_frozen_and_training_networks_give_the_same_groups_and_stay_as_they_are():
+    model = Residual()
+    expected = members(found(model))
+    model.requires_grad_(False).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert members(groups(model, torch.zeros(1, 3, 8, 8))) == expected
+    assert model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_subsets_and_groups_translate_both_ways():
+    result = found(Residual())
+    kept = result.subset(torch.arange(10).numpy() % 2 == 0)
+    assert kept["a"].tolist() == kept["c"].tolist() == [True, False, True, False]
+    assert kept["b"].tolist() == [True, False] * 3
+    assert result.kept(kept).tolist() == [True, False] * 5
+    split = Subset({**kept.marks, "a": ~kept["a"]}, kept.sites, kept.input_shape)
+    with pytest.raises(InputError, match=r"live or die together are split: a\[0\], c\[0\]"):
+        result.kept(split)
+    with pytest.raises(MismatchError, match="no site x"):
+        result.kept(Subset({"x": torch.ones(3, dtype=torch.bool)}))
+    with pytest.raises(MismatchError, match="3 channels at a"):
+        result.kept(Subset({"a": torch.ones(3, dtype=torch.bool)}))
+    whole = found(Block(nn.LayerNorm(8)))
+    with pytest.raises(InputError, match="channel 0 of first cannot be removed: 4 of 4 channels: between"):
+        whole.kept(Subset({"first": torch.zeros(4, dtype=torch.bool)}))
+
+
+def test_networks_of_several_inputs_and_of_tokens():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Linear(5, 4), nn.Linear(4, 2)
+
+        def forward(self, x, y):
+            return self.head(F.relu(self.a(x)).mean((2, 3)) + F.relu(self.b(y)))
+
+    result = groups(Two().eval(), (torch.zeros(1, 3, 8, 8), torch.zeros(1, 5)))
+    assert members(result) == {frozenset({("a", channel), ("b", channel)}) for channel in range(4)}
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.up, self.down, self.head = nn.Conv2d(3, 4, 2, 2), nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            return self.head((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+    result = found(Tokens())
+    tied = {frozenset({("patch", channel), ("down", channel)}) for channel in range(4)}
+    assert members(result) == tied | {frozenset({("up", channel)}) for channel in range(8)}

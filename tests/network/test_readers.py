@@ -1,0 +1,135 @@
+"""Who sees a channel: layers and inputs, read off the traced graph."""
+
+import pytest
+import torch
+from torch import nn
+
+import networks
+from channelscope import zoo
+from channelscope.network.consumers import Consumer, channels_seen_by_inputs, consumers
+from channelscope.network.sites import sites
+
+
+class Branches(nn.Module):
+    """Two branches lined up, pooled, flattened into a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1)
+        self.mix, self.pool = nn.Conv2d(9, 6, 3), nn.MaxPool2d(2)
+        self.fc1, self.fc2 = nn.Linear(6 * 9, 7), nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.a(x).relu(), self.b(x).relu()], 1)
+        x = self.pool(self.mix(x).relu()).flatten(1)
+        return self.fc2(self.fc1(x).relu())
+
+
+class Gated(nn.Module):
+    """A convolution that a gate made of its own average multiplies."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate, self.after = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.after(x).mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def branches():
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 8, 8)
+    return sites(Branches().eval(), images), images
+
+
+def test_lined_up_branches_keep_their_places(branches):
+    found, images = branches
+    a, b = (channels_seen_by_inputs(found, found[name], images)["mix"] for name in ("a", "b"))
+    assert torch.equal(a, torch.eye(9, dtype=torch.bool)[:4])
+    assert torch.equal(b, torch.eye(9, dtype=torch.bool)[4:])
+    assert consumers(found.graph, found["a"]) == (Consumer("mix", False),)
+
+
+def test_a_flattened_map_gives_each_channel_its_block(branches):
+    found, images = branches
+    marks = channels_seen_by_inputs(found, found["mix"], images)["fc1"]
+    assert torch.equal(marks, torch.eye(6, dtype=torch.bool).repeat_interleave(9, 1))
+
+
+def test_a_linear_layer_behind_a_linear_layer(branches):
+    found, images = branches
+    assert torch.equal(channels_seen_by_inputs(found, found["fc1"], images)["fc2"], torch.eye(7, dtype=torch.bool))
+
+
+def test_a_residual_stage_is_seen_through_its_sums():
+    toy = zoo.toys.residual_pair()
+    found = sites(toy.model, toy.batches[0][0])
+    assert consumers(found.graph, found["stem"]) == (Consumer("inner", False), Consumer("fc", True))
+    assert consumers(found.graph, found["inner"]) == (Consumer("outer", False),)
+    assert consumers(found.graph, found["outer"]) == (Consumer("fc", True),)
+
+
+def test_readers_come_after_the_site_only():
+    model, shape = networks.built("resnet18")
+    found = sites(model, torch.randn(1, *shape))
+    depth = {site.name: site.depth for site in found}
+    for site in found:
+        assert all(depth.get(reader.layer, len(depth)) > site.depth for reader in consumers(found.graph, site))
+
+
+def test_a_gate_reads_the_channel_and_the_product_counts_as_met():
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 5, 5)
+    found = sites(Gated().eval(), images)
+    assert consumers(found.graph, found["conv"]) == (Consumer("gate", False), Consumer("after", True))
+    marks = channels_seen_by_inputs(found, found["conv"], images)
+    assert torch.equal(marks["gate"], torch.eye(4, dtype=torch.bool))
+    assert torch.equal(marks["after"], torch.eye(4, dtype=torch.bool))
+
+
+def test_a_depthwise_layer_reads_one_channel_each():
+    toy = zoo.toys.depthwise_block()
+    images = toy.batches[0][0][:2]
+    found = sites(toy.model, images)
+    assert torch.equal(channels_seen_by_inputs(found, found["expand"], images)["depthwise"], torch.eye(8, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "vgg16_bn"])
+def test_marks_say_what_changes_when_a_channel_changes(name):
+    """Slow twin: change one channel, and look at the reader's own input with a hook, other layers held by nothing."""
+    model, shape = networks.built(name)
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2))
+    found = sites(model, images)
+    site = found.found[len(found) // 3]
+    marks = channels_seen_by_inputs(found, site, images)
+    assert set(marks) == {reader.layer for reader in consumers(found.graph, site)}
+    first = next(iter(marks))
+    assert marks[first].shape[0] == site.channels
+    node = next(node for node in found.graph.steps.nodes if node.target == first)
+    source = node.all_input_nodes[0].name
+    before = found.graph.run(images, want=source, pure=True)
+    for channel in (0, site.channels - 1):
+
+        def raised(maps, channel=channel):
+            maps = maps.clone()
+            maps[:, channel] += 1 + 2 * maps.abs().max()
+            return maps
+
+        after = found.graph.run(images, want=source, after={site.cut: raised}, pure=True)
+        axis = -1 if isinstance(found.graph.modules[first], nn.Linear) else 1
+        changed = (after != before).movedim(axis, 0).flatten(1).any(1)
+        assert torch.equal(marks[first][channel], changed)
+
+
+def test_reading_leaves_no_trace():
+    model, shape = networks.built("resnet18")
+    images = torch.randn(2, *shape)
+    found = sites(model, images)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    channels_seen_by_inputs(found, found.found[0], images)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,385 @@
+"""One pass: the laws of a profile, what it refuses, and that it can stop and go on."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import pencil
+import pencil_stats
+from channelscope import zoo
+from channelscope.errors import DataError, InputError, MismatchError, NumericError, SiteError
+from channelscope.network.edits import edit
+from channelscope.network.sites import sites
+from channelscope.profiling import store
+from channelscope.profiling.collect import CheckpointTimer, collect
+from channelscope.stats.profile import Profile
+from channelscope.stats.readout import draw_positions
+from channelscope.zoo import toys
+
+IMAGES, CLASSES = 45, 4
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 5, 3, stride=2, bias=False),
+        nn.BatchNorm2d(5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 7),
+        nn.ReLU(),
+        nn.Linear(7, CLASSES),
+    )
+    for part in model:
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.running_mean, 0, 0.3)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+    return model
+
+
+MODEL = network().double()  # convolutions in float32 depend on the batch size in their last digits
+SOURCE = torch.Generator().manual_seed(5)
+PIXELS = torch.randn(IMAGES, 3, 9, 9, generator=SOURCE, dtype=torch.float64)
+LABELS = torch.randint(CLASSES, (IMAGES,), generator=SOURCE)
+
+
+def batches(order=None, size: int = 16) -> list:
+    order = torch.arange(IMAGES) if order is None else torch.as_tensor(order)
+    return [(PIXELS[part], LABELS[part], part) for part in order.split(size)]
+
+
+def same(a: Profile, b: Profile, tolerance: float = 1e-6) -> None:
+    """Equal to a tolerance relative to each tensor's largest entry; scatters are compared whole, as what they stand for."""
+    assert a.images == b.images
+    assert set(a.tensors) == set(b.tensors)
+    for site in a.sites:
+        for shard in (None, *range(a.shards)):
+            mine, theirs = a.record(site, shard), b.record(site, shard)
+            for point in ("read", "pooled", "cut"):
+                one, other = getattr(mine, point), getattr(theirs, point)
+                assert one.count == other.count
+                close(one.mean, other.mean, tolerance, one.variance.max().sqrt() if one.count else 1)
+                close(one.scatter, other.scatter, tolerance)
+            if mine.classes is not None:
+                assert torch.equal(mine.classes.counts, theirs.classes.counts)
+                close(mine.classes.means, theirs.classes.means, tolerance)
+
+
+def close(a, b, tolerance, scale=None) -> None:
+    scale = max(float(a.abs().max()), 1e-12) if scale is None else max(float(a.abs().max()), float(scale))
+    assert float((a - b).abs().max()) <= tolerance * scale
+
+
+WHOLE = collect(MODEL, batches(), shards=5)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    order=st.permutations(range(IMAGES)), size=st.integers(1, IMAGES), readout=st.sampled_from(["positions(4)", "positions(all)", "pooled"])
+)
+def test_order_and_batch_size_do_not_matter(order, size, readout):
+    same(collect(MODEL, batches(), readout, shards=5), collect(MODEL, batches(order, size), readout, shards=5))
+
+
+@settings(max_examples=12, deadline=None)
+@given(order=st.permutations(range(IMAGES)), cut=st.integers(1, IMAGES - 1))
+def test_profiles_of_any_partition_add_up(order, cut):
+    parts = [collect(MODEL, batches(part), shards=5) for part in (order[:cut], order[cut:])]
+    same(WHOLE, parts[0] + parts[1])
+    same(WHOLE, parts[1] + parts[0])
+
+
+def values(at: str) -> np.ndarray:
+    """What a site's module puts out, by a hook: images × channels × positions."""
+    seen = []
+    handle = MODEL[int(at)].register_forward_hook(lambda module, given, value: seen.append(value.detach().clone()))
+    with torch.no_grad():
+        MODEL.eval()(PIXELS)
+    handle.remove()
+    return seen[0].flatten(2).double().numpy() if seen[0].dim() > 2 else seen[0].double().numpy()[:, :, None]
+
+
+def target() -> np.ndarray:
+    with torch.no_grad():
+        logits = MODEL.eval()(PIXELS).double()
+    rows = logits.numpy()
+    correct = logits.gather(1, LABELS[:, None])[:, 0].numpy()
+    ordered = np.sort(rows, 1)
+    return np.column_stack([pencil_stats.margin(rows, LABELS.tolist()), correct, ordered[:, -1] - ordered[:, -2]])
+
+
+def test_pooled_moments_are_those_of_averaged_maps_joined_with_the_targets():
+    joined = np.column_stack([values("3").mean(2), target()])
+    count, mean, scatter = pencil.moments(joined)
+    record = WHOLE.record("3")
+    assert record.pooled.count == count
+    np.testing.assert_allclose(record.pooled.mean, mean, atol=1e-6)
+    np.testing.assert_allclose(record.pooled.scatter, scatter, rtol=1e-4, atol=1e-5 * np.abs(scatter).max())
+
+
+@pytest.mark.parametrize("readout", ["positions(4)", "positions(all)"])
+def test_read_moments_are_those_of_the_drawn_positions(readout):
+    profile = collect(MODEL, batches(), readout, shards=0)
+    maps, column = values("0"), target()
+    where = [range(81)] * IMAGES if readout == "positions(all)" else draw_positions(torch.arange(IMAGES), 81, 4, 0).tolist()
+    rows = [np.concatenate([maps[i][:, p], column[i]]) for i in range(IMAGES) for p in where[i]]
+    count, mean, scatter = pencil.moments(np.array(rows))
+    read = profile.record("0").read
+    assert read.count == count
+    np.testing.assert_allclose(read.mean, mean, atol=1e-6)
+    np.testing.assert_allclose(read.scatter, scatter, rtol=1e-4, atol=1e-5 * np.abs(scatter).max())
+
+
+@pytest.mark.parametrize(("site", "after"), [("0", "2"), ("3", "4"), ("7", "8")])
+def test_cut_moments_are_of_what_consumers_see(site, after):
+    maps = values(after)
+    positions = maps.shape[2]
+    where = draw_positions(torch.arange(IMAGES), positions, 16, 0).tolist() if positions > 16 else [range(positions)] * IMAGES
+    rows = np.array([maps[i][:, p] for i in range(IMAGES) for p in where[i]])
+    count, mean, scatter = pencil.moments(rows)
+    cut = WHOLE.record(site).cut
+    assert cut.count == count
+    np.testing.assert_allclose(cut.mean, mean, atol=1e-5)
+    np.testing.assert_allclose(cut.scatter, scatter, rtol=1e-3, atol=1e-4 * np.abs(scatter).max())
+
+
+def test_an_affine_cut_point_costs_nothing():
+    assert [site.name for site in WHOLE.sites if site.affine] == ["3"]
+    assert WHOLE.record("3").own_cut is None
+    assert WHOLE.record("0").own_cut is not None
+
+
+def test_class_means_and_within_scatter():
+    pooled, labels = values("3").mean(2), LABELS.numpy()
+    counts, means = pencil_stats.class_means(pooled, labels, CLASSES)
+    record = WHOLE.record("3")
+    np.testing.assert_array_equal(record.classes.counts, counts)
+    np.testing.assert_allclose(record.classes.means, means, atol=1e-5)
+    within = record.classes.within(record.pooled[:5]).scatter
+    np.testing.assert_allclose(within, pencil_stats.within_scatter(pooled, labels), rtol=1e-4, atol=1e-4)
+
+
+def test_shards_are_index_mod_shards_and_sum_to_the_whole():
+    for shard in range(5):
+        alone = collect(MODEL, batches(torch.arange(IMAGES)[torch.arange(IMAGES) % 5 == shard]), shards=0)
+        close(WHOLE.record("3", shard).read.scatter, alone.record("3").read.scatter, 1e-5)
+        assert WHOLE.record("3", shard).images == 9
+    total = sum((WHOLE.record("0", shard) for shard in range(1, 5)), WHOLE.record("0", 0))
+    close(total.read.scatter, WHOLE.record("0").read.scatter, 1e-6)
+
+
+def test_without_shards_there_are_none():
+    profile = collect(MODEL, batches(), shards=0)
+    assert not [name for name in profile.tensors if not name.startswith("total/")]
+    same(profile, collect(MODEL, batches(size=7), shards=0))
+
+
+def test_index_defaults_to_the_running_count_and_labels_may_be_missing():
+    plain = [(pixels, labels) for pixels, labels, _ in batches()]
+    same(WHOLE, collect(MODEL, plain, shards=5), 0)
+    unlabeled = collect(MODEL, [pixels for pixels, *_ in batches()], shards=5)
+    assert unlabeled.targets == ("top_margin",)
+    assert unlabeled.record("0").classes is None
+    assert unlabeled.tally.images == 0
+    close(unlabeled.record("0").read.scatter[:6, :6], WHOLE.record("0").read.scatter[:6, :6], 1e-6)
+    marked = collect(MODEL, [(pixels, torch.full_like(labels, -1)) for pixels, labels, _ in batches()], shards=5)
+    assert marked.targets == ("top_margin",)
+
+
+def test_a_large_offset_loses_nothing():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 49, CLASSES))
+    images = [(pixels.float(), labels) for pixels, labels, _ in batches()]
+    shifted = copy.deepcopy(model)
+    with torch.no_grad():
+        shifted[0].bias += 2000.0
+    plain, far = (collect(each, images, "positions(all)", shards=3).record("0").read for each in (model, shifted))
+    close(plain.scatter[:6, :6], far.scatter[:6, :6], 2e-3)
+    np.testing.assert_allclose(far.mean[:6] - plain.mean[:6], 2000, rtol=1e-5)
+
+
+def test_the_model_is_left_as_it_was():
+    model = network().double().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    collect(model, batches())
+    assert all(part.training for part in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(part._forward_hooks for part in model.modules())
+
+
+def test_sensitivity_sums_first_order_effects():
+    profile = collect(MODEL, batches(), sensitivity=True, shards=3)
+    weight = MODEL[0].weight
+    MODEL.eval()
+    slope = torch.zeros_like(weight)
+    for part in range(IMAGES):
+        loss = nn.functional.cross_entropy(MODEL(PIXELS[part : part + 1]), LABELS[part : part + 1])
+        slope += torch.autograd.grad(loss, weight)[0]
+    expected = (weight * slope).sum((1, 2, 3)).detach()
+    close(profile.record("0").sensitivity.read, expected, 1e-4)
+    assert all(parameter.grad is None for parameter in MODEL.parameters())
+
+
+def test_maps_are_summed_on_request():
+    profile = collect(MODEL, batches(), maps=True, shards=0)
+    with torch.no_grad():
+        maps = MODEL.eval()[:3](PIXELS).double().numpy()
+    np.testing.assert_allclose(profile.record("0").maps.rank, pencil_stats.rank(maps))
+    np.testing.assert_allclose(profile.record("0").maps.independence, pencil_stats.independence(maps), rtol=1e-4)
+    assert WHOLE.record("0").maps is None
+
+
+class StoppedError(RuntimeError):
+    pass
+
+
+def broken_off(after: int):
+    for number, batch in enumerate(batches(size=8)):
+        if number == after:
+            raise StoppedError
+        yield batch
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_an_interrupted_pass_goes_on_and_gives_the_same(tmp_path, monkeypatch, after):
+    monkeypatch.setattr("channelscope.profiling.collect.CheckpointTimer", lambda: CheckpointTimer(0.0))
+    kept = tmp_path / "unfinished"
+    with pytest.raises(StoppedError):
+        collect(MODEL, broken_off(after), shards=5, checkpoint=kept)
+    assert store.load(kept).images == 8 * after
+    same(WHOLE, collect(MODEL, batches(size=8), shards=5, checkpoint=kept))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    store.save(collect(MODEL, batches()[:1], shards=5), tmp_path / "kept")
+    with pytest.raises(MismatchError, match="readout agree"):
+        collect(MODEL, batches(), "pooled", shards=5, checkpoint=tmp_path / "kept")
+    with pytest.raises(MismatchError, match="ends inside a batch"):
+        collect(MODEL, batches(size=12), shards=5, checkpoint=tmp_path / "kept")
+    other = network().double()
+    nn.init.normal_(other[0].weight)
+    with pytest.raises(MismatchError, match="weights_hash"):
+        collect(other, batches(), shards=5, checkpoint=tmp_path / "kept")
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_name_the_site_and_the_image(poison):
+    model = network().double()
+    with torch.no_grad():
+        model[3].weight[0, 0] = poison
+    with pytest.raises(NumericError, match=r"at 3: activations are not finite .* 16 images of the batch: 0, 1, 2, 3, 4, …"):
+        collect(model, batches())
+    one = PIXELS.clone()
+    one[20] = poison
+    with pytest.raises(NumericError, match=r"at 0: .* 1 images of the batch: 20$"):
+        collect(MODEL, [(one, LABELS)])
+
+
+def test_bad_batches():
+    with pytest.raises(DataError, match="no images to profile"):
+        collect(MODEL, [])
+    with pytest.raises(DataError, match=r"shape \(3, 9, 9\)"):
+        collect(MODEL, [(PIXELS[0], LABELS[:1])])
+    with pytest.raises(DataError, match="45 images need as many labels"):
+        collect(MODEL, [(PIXELS, LABELS[:9])])
+    with pytest.raises(DataError, match="shape of the first"):
+        collect(MODEL, [(PIXELS, LABELS), (PIXELS[:, :, :8], LABELS)])
+    with pytest.raises(InputError, match="cannot run on images of shape 1×9×9"):
+        collect(MODEL, [(PIXELS[:, :1], LABELS)])
+    with pytest.raises(DataError, match=r"labels must lie in 0 … 3 .* received 2 … 5"):
+        collect(MODEL, [(PIXELS, LABELS + 2)])
+    with pytest.raises(InputError, match="shards must be 0"):
+        collect(MODEL, batches(), shards=-1)
+    with pytest.raises(InputError, match=r"expected 'pooled'.*received 'all'"):
+        collect(MODEL, batches(), "all")
+    with pytest.raises(DataError, match="needs labels"):
+        collect(MODEL, [PIXELS], sensitivity=True)
+
+
+def test_networks_that_cannot_be_profiled():
+    with pytest.raises(SiteError, match="no convolution or linear layer"):
+        collect(nn.Sequential(nn.Flatten(), nn.Linear(243, CLASSES)).double(), batches())
+    with pytest.raises(InputError, match="logits of shape images × classes"):
+        collect(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).double(), batches())
+
+
+def test_a_network_under_an_edit_is_refused_not_mismeasured():
+    found = sites(MODEL, PIXELS[:1])
+    with edit(found.graph, {"_0": lambda maps: maps * 0}), pytest.raises(Exception, match="trace it outside"):
+        collect(MODEL, batches())
+
+
+@pytest.mark.parametrize("toy", [toys.residual_pair, toys.depthwise_block, toys.shared_activation], ids=lambda toy: toy.__name__)
+def test_toys_show_the_sites_they_have(toy):
+    made = toy()
+    profile = collect(made.model, made.batches)
+    assert [site.name for site in profile.sites] == made.truth["sites"]
+    assert profile.images == made.images
+    assert set(profile.weights) == set(made.truth["sites"])
+
+
+def test_a_zoo_network_keeps_its_name():
+    model = zoo.build("resnet20", 10, 3, 16)
+    assert collect(model, [(torch.randn(12, 3, 16, 16), torch.arange(12) % 10)]).network == "resnet20"
+
+
+NONE = torch.full((16,), -1)
+
+
+@pytest.mark.parametrize("missing", ["first", "last", "some"])
+def test_what_is_labeled_is_used_and_what_is_not_is_said(missing):
+    parts = batches()
+    if missing == "some":
+        labels = parts[1][1].clone()
+        labels[:16:2] = -1
+        mixed, kept = [parts[0], (parts[1][0], labels.tolist(), parts[1][2])], [*range(16), *range(17, 32, 2)]
+    else:
+        mixed = [(parts[0][0], None if missing == "last" else NONE, parts[0][2]), parts[1]]
+        mixed, kept = (mixed, range(16, 32)) if missing == "first" else (mixed[::-1], range(16, 32))
+    with pytest.warns(UserWarning, match=rf"{32 - len(kept)} of 32 images have no label and were left out"):
+        profile = collect(MODEL, mixed, shards=5)
+    assert profile.targets == ("margin", "correct_logit", "top_margin")
+    assert (profile.images, profile.tally.images, profile.unlabeled) == (len(kept), len(kept), 32 - len(kept))
+    same(profile, collect(MODEL, batches(list(kept)), shards=5))
+
+
+def test_labels_that_begin_late_are_not_lost_by_an_interruption(tmp_path, monkeypatch):
+    monkeypatch.setattr("channelscope.profiling.collect.CheckpointTimer", lambda: CheckpointTimer(0.0))
+    parts = batches(size=8)
+    mixed = [(parts[0][0], None, parts[0][2]), *parts[1:4]]
+
+    def broken():
+        yield from mixed[:3]
+        raise StoppedError
+
+    kept = tmp_path / "unfinished"
+    with pytest.raises(StoppedError):
+        collect(MODEL, broken(), shards=5, checkpoint=kept)
+    assert (store.load(kept).images, store.load(kept).unlabeled) == (16, 8)
+    with pytest.warns(UserWarning, match="8 of 32 images"):
+        same(collect(MODEL, mixed, shards=5, checkpoint=kept), collect(MODEL, parts[1:4], shards=5))
+    store.save(collect(MODEL, [(images, None, index) for images, _, index in parts[:1]], shards=5), kept)
+    with pytest.raises(MismatchError, match="begun on images without labels"):
+        collect(MODEL, parts, shards=5, checkpoint=kept)
+
+
+def test_images_of_another_precision_are_taken_in_the_networks():
+    single = collect(MODEL, [(PIXELS.float(), LABELS)], shards=0)
+    assert single.images == IMAGES
+    close(single.record("0").pooled.mean, WHOLE.record("0").pooled.mean, 1e-6)
+
+
+def test_one_image_twice_is_found_whatever_the_batches():
+    with pytest.raises(MismatchError, match="16 of the 45 images of one are among the 16 of the other"):
+        WHOLE + collect(MODEL, batches(range(20, 36), 5), shards=5)

@@ -1,0 +1,72 @@
+"""Calibration images in any of the forms users have them in."""
+
+import pytest
+import torch
+from torch import nn
+
+from channelscope.errors import DataError, InputError, SampleError
+from channelscope.network.removal.groups import groups
+from channelscope.pruning.recovery.calibration import CHUNK_IMAGES, rechunked, zero_input
+from channelscope.subset import Subset
+
+IMAGES = torch.arange(230.0)[:, None, None, None].expand(230, 3, 4, 4)
+FOUND = groups(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1), nn.Flatten()), IMAGES[:1])
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 230])
+def test_chunks_are_equal_whatever_the_batches(size):
+    for wrapped in (
+        lambda batch: batch,
+        lambda batch: (batch,),
+        lambda batch: [batch, torch.zeros(len(batch))],
+        lambda batch: (batch, None, torch.arange(len(batch))),
+        lambda batch: {"pixel_values": batch.numpy(), "labels": torch.rand(len(batch), 5)},
+    ):
+        made = rechunked((wrapped(batch) for batch in IMAGES.split(size)), FOUND)
+        assert [len(chunk[0]) for chunk in made] == [CHUNK_IMAGES, CHUNK_IMAGES, 30]
+        assert torch.equal(torch.cat([chunk[0] for chunk in made]), IMAGES)
+
+
+def test_two_inputs_come_as_a_pair():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x, y):
+            return self.c(self.a(x) + self.b(y)).mean((2, 3))
+
+    found = groups(Two(), (IMAGES[:1], IMAGES[:1]))
+    made = rechunked([((IMAGES[:120], -IMAGES[:120]), torch.zeros(120))], found)
+    assert [tuple(len(part) for part in chunk) for chunk in made] == [(100, 100), (20, 20)]
+    assert torch.equal(made[0][1], -made[0][0])
+    with pytest.raises(DataError, match=r"takes 2 inputs, .*received Tensor$"):
+        rechunked([IMAGES[:4]], found)
+
+
+def test_what_is_no_batch_is_refused():
+    with pytest.raises(DataError, match="received uint8"):
+        rechunked([IMAGES[:4].byte()], FOUND)
+    with pytest.raises(DataError, match="needs its images as"):
+        zero_input(FOUND.graph.model, [{"picture": IMAGES[:4]}])
+
+
+def test_halves_stay_halves():
+    assert CHUNK_IMAGES % 2 == 0
+
+
+def test_no_images():
+    with pytest.raises(SampleError, match="no calibration images"):
+        rechunked([], FOUND)
+    with pytest.raises(SampleError, match="no calibration images"):
+        zero_input(FOUND.graph.model, iter([]))
+
+
+def test_examples_are_blank_and_of_the_right_shape():
+    model = FOUND.graph.model
+    assert zero_input(model, [(IMAGES[:3], None)]).shape == (1, 3, 4, 4)
+    assert not zero_input(model, [IMAGES[:3]]).any()
+    subset = Subset.everything(FOUND.sites, (3, 4, 4))
+    assert zero_input(model, subset).shape == (1, 3, 4, 4)
+    with pytest.raises(InputError, match="input shape"):
+        zero_input(model, Subset({name: subset[name] for name in subset}))

@@ -1,0 +1,162 @@
+"""Reconstruction: costs are what brute-force refits cost, and redundant channels go first."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from channelscope.errors import InputError, SampleError
+from channelscope.network.removal.channels import LayerChannels
+from channelscope.network.removal.groups import groups
+from channelscope.pruning.cut import cut
+from channelscope.pruning.optimal_brain_surgeon import RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
+from channelscope.pruning.recovery.repair import repair
+from channelscope.pruning.shrink import shrink
+from networks import built
+from pencil_pruning import elimination_slowly
+
+IMAGES = torch.randn(80, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+class Twins(nn.Module):
+    """Channel 4 of the first layer is a copy of channel 1; channel 2 is read by nobody; channel 5 is not removable alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.head(F.relu(self.second(F.relu(self.first(x)))).mean((2, 3)))
+
+
+def twins() -> nn.Module:
+    torch.manual_seed(3)
+    model = Twins()
+    model.first.weight.data[4] = model.first.weight[1]
+    model.first.bias.data[4] = model.first.bias[1]
+    model.second.weight.data[:, 2] = 0
+    model.head.weight.data *= 5
+    return model.eval().requires_grad_(False)
+
+
+def test_a_copy_and_a_channel_nobody_reads_go_first():
+    model = twins()
+    ranking = optimal_brain_surgeon(model, IMAGES.split(30), exponent=1.0)
+    first = np.argsort(ranking["first"])
+    assert first[0] == 2
+    assert first[1] in (1, 4)
+    assert ranking.comparable
+    values = np.concatenate([ranking["first"], ranking["second"]])
+    np.testing.assert_allclose(np.sort(values), np.arange(11) / 10)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_cut_takes_it_as_it_is():
+    model = twins()
+    found = groups(model, IMAGES[:1])
+    ranking = optimal_brain_surgeon(found, IMAGES.split(30))
+    kept = cut(ranking, found, macs=0.6)
+    alive = found.kept(kept)
+    order = np.argsort(np.concatenate([ranking["first"], ranking["second"]]))
+    removed = np.flatnonzero(~alive[order])
+    small = shrink(model, kept, found)
+    before = float((small(IMAGES) - model(IMAGES)).square().mean())
+    repair(small, found, kept, IMAGES.split(40))
+    assert float((small(IMAGES) - model(IMAGES)).square().mean()) < 0.5 * before
+    assert removed[0] == 0
+
+
+def layer(inputs, outputs, taps=1) -> LayerChannels:
+    return LayerChannels("x", "x", torch.tensor(inputs), torch.tensor(outputs), taps, 1)
+
+
+@pytest.mark.parametrize("taps", [1, 4])
+def test_costs_are_those_of_refits_by_brute_force(taps):
+    """Weighted error of ridge regressions on what is left, done anew for every candidate, in plain numpy."""
+    draw = np.random.default_rng(0)
+    width = 5 * taps
+    root, weights, gradient = draw.normal(size=(width, width)), draw.normal(size=(3, width)), draw.normal(size=(3, 3))
+    covariance, metric = root @ root.T, gradient @ gradient.T
+    owner = np.array([0, 1, 2, 1, -1, 3, 4, 5])  # inputs 1 and 3 are one group, input 4 cannot go
+    consumer = RefittedLayer(layer([0, 1, 2, 3, 4], [5, 6, 7]), owner, *map(torch.tensor, (weights, covariance, metric)), 0.1)
+    loaded = covariance + 0.1 * np.mean(np.diag(covariance)) * np.eye(width)
+    groups_of = np.repeat(owner[:5], taps)
+    outputs = owner[5:]
+    gone: list[int] = []
+    for pick in (2, 4, 1):
+        expected = elimination_slowly(loaded, metric, weights, groups_of, outputs, gone)
+        received = consumer.costs(6)
+        assert set(np.flatnonzero(received)) == {group for group, value in expected.items() if value}
+        for group, value in expected.items():
+            assert received[group] == pytest.approx(value, rel=1e-8, abs=1e-10)
+        consumer.remove(pick)
+        gone.append(pick)
+    assert np.flatnonzero(consumer.costs(6)).tolist() == [0]
+
+
+def test_inputs_that_never_vary_cost_nothing():
+    owner = np.arange(4)
+    consumer = RefittedLayer(
+        layer([0, 1], [2, 3]), owner, torch.ones(2, 2).double(), torch.zeros(2, 2).double(), torch.eye(2).double(), 0.1
+    )
+    assert np.isfinite(consumer.costs(4)).all()
+
+
+@pytest.mark.parametrize("name", [pytest.param("mobilenet_v2", marks=pytest.mark.slow), "densenet121", "convnext_tiny"])
+def test_every_architecture_gets_a_whole_order(name):
+    model, shape = built(name)
+    found = groups(model, torch.zeros(1, *shape))
+    ranking = optimal_brain_surgeon(found, [torch.randn(6, *shape, generator=torch.Generator().manual_seed(0))], positions=4)
+    for site in found.sites:
+        values = ranking[site.name]
+        owner = found.owner[found.offsets[site.name] : found.offsets[site.name] + site.channels]
+        assert (np.isinf(values) == (owner < 0)).all()
+        assert set(ranking.notes.get(site.name, {})) == set(np.flatnonzero(owner < 0))
+    assert cut(ranking, found, 0.6).fraction < 1
+
+
+def test_the_same_seed_gives_the_same_order():
+    first, second = (optimal_brain_surgeon(twins(), IMAGES.split(size)) for size in (30, 80))
+    assert all(np.array_equal(first[name], second[name]) for name in first.values)
+    assert first.name == "reconstruction(ridge=0.01, exponent=1.5)"
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_nearly_the_same_order():
+    here, there = (
+        optimal_brain_surgeon(twins(), IMAGES.split(30), positions=9),
+        optimal_brain_surgeon(twins().cuda(), IMAGES.split(30), positions=9),
+    )
+    for name in here.values:
+        assert np.corrcoef(here[name], there[name])[0, 1] > 0.99
+
+
+def test_a_network_without_logits_is_refused():
+    maps = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    with pytest.raises(InputError, match="images × classes, and received 2 × 4 × 5 × 5"):
+        optimal_brain_surgeon(groups(maps, torch.randn(1, 3, 5, 5)), [torch.randn(2, 3, 5, 5)])
+
+
+def test_without_images():
+    with pytest.raises(SampleError, match="no calibration images"):
+        optimal_brain_surgeon(twins(), [])
+
+
+def test_several_exponents_are_the_rankings_each_alone_gives():
+    model = twins()
+    together = optimal_brain_surgeons(model, [IMAGES], (0.5, 1.5))
+    for ranking, exponent in zip(together, (0.5, 1.5), strict=True):
+        alone = optimal_brain_surgeon(model, [IMAGES], exponent=exponent)
+        assert ranking.name == alone.name
+        for site, values in alone.values.items():
+            np.testing.assert_array_equal(ranking.values[site], values)
+
+
+def test_a_generator_loses_no_batch():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    images = [torch.randn(6, 1, 8, 8) for _ in range(3)]
+    once, listed = optimal_brain_surgeon(model, (batch for batch in images)), optimal_brain_surgeon(model, images)
+    assert {site: once[site].tolist() for site in once.values} == {site: listed[site].tolist() for site in listed.values}

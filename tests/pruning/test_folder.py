@@ -1,0 +1,213 @@
+"""A pruned network comes back as it was, or not at all; what was there before survives whatever fails."""
+
+import copy
+import errno
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from channelscope import zoo
+from channelscope.errors import FormatError, InputError, MismatchError
+from channelscope.network.removal.groups import groups
+from channelscope.pruning import folder as folders
+from channelscope.pruning.cut import cut
+from channelscope.pruning.folder import Manifest, NetworkSpec, load_pruned, save_pruned
+from channelscope.pruning.prune import prune
+from channelscope.pruning.shrink import cuts, shrink
+from channelscope.ranking import Ranking
+
+IMAGES = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+def control(found, seed=0) -> Ranking:
+    draw = np.random.default_rng(seed)
+    values = {site.name: draw.random(site.channels) for site in found.sites}
+    return Ranking("random", "", "high", values, found.sites, tuple(found.image[0].shape[1:]))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    model = zoo.build("resnet20(width=4)", classes=5, channels=3, image_size=16, seed=1)
+    found = groups(model, IMAGES[:1])
+    return model, found, prune(control(found), found, [IMAGES], macs=0.5)
+
+
+@pytest.fixture
+def saved(whole, tmp_path):
+    model, _, made = whole
+    return save_pruned(made.model, model, made.kept, tmp_path / "small", {"score": "random", "macs": 0.5})
+
+
+@torch.no_grad()
+def test_it_comes_back_from_its_factory_to_the_bit(whole, saved):
+    made = whole[2]
+    again = load_pruned(saved)
+    assert torch.equal(again(IMAGES), made.model(IMAGES))
+    assert not again.training
+    recipe = Manifest.read(saved / "recipe.json")
+    assert recipe.factory == NetworkSpec("resnet20(width=4)", 5, 3, 16)
+    assert recipe.kept == made.kept
+    assert recipe.made == {"score": "random", "macs": 0.5}
+    assert recipe.versions["torch"] == torch.__version__
+    assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors", ".safetensors"]
+
+
+@torch.no_grad()
+def test_a_network_pruned_three_times_comes_back(whole, tmp_path):
+    model, _, made = whole
+    small = made.model
+    for turn in range(2):
+        before, found = small, groups(small, IMAGES[:1])
+        made = prune(control(found, turn), found, [IMAGES], macs=0.8, method="none")
+        small = copy.deepcopy(made.model)
+    save_pruned(small, before, made.kept, tmp_path / "thrice")
+    for given in (None, model, whole[2].model, before):
+        assert torch.equal(load_pruned(tmp_path / "thrice", given)(IMAGES), small(IMAGES))
+    recipe = Manifest.read(tmp_path / "thrice" / "recipe.json")
+    assert recipe.earlier == (whole[2].kept, cuts(before)[1])
+    assert cuts(small) == (*recipe.earlier, recipe.kept)
+    assert cuts(model) == ()
+
+
+@torch.no_grad()
+def test_a_network_of_ones_own_is_passed_in(tmp_path):
+    def make(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(6 * 14 * 14, 2)).eval()
+
+    model = make(0)
+    found = groups(model, IMAGES[:1])
+    kept = cut(control(found), found, 0.6)
+    small = shrink(model, kept, found)
+    save_pruned(small, model, kept, tmp_path / "own")
+    with pytest.raises(InputError, match="names no factory"):
+        load_pruned(tmp_path / "own")
+    fresh = make(9)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    assert torch.equal(load_pruned(tmp_path / "own", fresh)(IMAGES), small(IMAGES))
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "weights.safetensors", "check.safetensors"])
+@pytest.mark.parametrize("how", ["cut short", "gone", "noise"])
+def test_a_damaged_file_is_named(saved, name, how):
+    path = saved / name
+    content = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if how == "cut short" else b"\x00\x01noise" * 20)
+    with pytest.raises(FormatError, match=name):
+        load_pruned(saved)
+
+
+class Two(nn.Module):
+    """A network with two heads, in a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.f, self.g = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x)).mean((2, 3))
+        return {"kind": self.f(h), "place": self.g(h)}
+
+
+def test_a_network_with_two_heads_is_compared_in_both(tmp_path):
+    model = Two().eval()
+    found = groups(model, torch.zeros(1, 3, 8, 8))
+    kept = found.subset(np.arange(len(found)) % 2 == 0)
+    small = shrink(model, kept, found)
+    save_pruned(small, model, kept, tmp_path / "two")
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(load_pruned(tmp_path / "two", model)(x), small(x))
+    check = load_file(tmp_path / "two" / "check.safetensors")
+    assert check["logits"].shape == (len(check["images"]), 7)
+
+
+def test_recipes_and_weights_of_different_runs_are_told_apart(whole, saved, tmp_path):
+    model, found, made = whole
+    other = save_pruned(shrink(model, made.kept, found), model, made.kept, tmp_path / "other")
+    shutil.copy(other / "weights.safetensors", saved)
+    with pytest.raises(MismatchError, match=r"is for weights .*another run"):
+        load_pruned(saved)
+    wider = prune(control(found), found, method="none", macs=0.8)
+    third = save_pruned(wider.model, model, wider.kept, tmp_path / "third")
+    shutil.copy(third / "weights.safetensors", saved)
+    with pytest.raises(FormatError, match=r"weights\.safetensors is damaged, or of another network"):
+        load_pruned(saved)
+
+
+def test_a_network_that_computes_something_else_is_refused(saved):
+    stored = folders.load_file(saved / "check.safetensors")
+    folders.save_file({"images": stored["images"], "logits": stored["logits"] * 1.01}, saved / "check.safetensors")
+    with pytest.raises(MismatchError, match=r"0\.0099 \(relative\) away"):
+        load_pruned(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 7}, "format 7, this version reads 1"),
+        ({"kept": {"marks": {}}}, "damaged"),
+        ({"surprise": 1}, "damaged"),
+        ({"factory": {"name": "resnet20"}}, "damaged"),
+        ({"factory": {"name": "nothing", "classes": 5, "channels": 3, "image_size": 16}}, "unknown network 'nothing'"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense(saved, change, message):
+    path = saved / "recipe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises((FormatError, InputError), match=message):
+        load_pruned(saved)
+
+
+@pytest.mark.parametrize("fails", ["save_weights", "save_file"])
+def test_a_full_disk_leaves_the_previous_result(whole, saved, monkeypatch, fails):
+    model, found, made = whole
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders, fails, full)
+    with pytest.raises(InputError, match=r"No space left on device.*as it was"):
+        save_pruned(shrink(model, made.kept, found), model, made.kept, saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_an_interruption_at_the_last_moment_leaves_the_previous_result(whole, saved, monkeypatch):
+    model, found, made = whole
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    replace = folders.os.replace
+
+    def stopped(source, target):
+        if str(source).endswith(".partial"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(folders.os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        save_pruned(shrink(model, made.kept, found), model, made.kept, saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_a_new_result_replaces_the_old_one_and_brings_its_own_files(whole, saved):
+    model, found, made = whole
+    save_pruned(shrink(model, made.kept, found), model, made.kept, saved, also=lambda path: (path / "note.txt").write_text("new"))
+    assert (saved / "note.txt").read_text() == "new"
+    assert load_pruned(saved).conv1.out_channels == int(made.kept["conv1"].sum())
+
+
+def test_a_folder_of_something_else_is_not_touched(whole, tmp_path):
+    model, _, made = whole
+    (tmp_path / "thesis.txt").write_text("three years")
+    with pytest.raises(InputError, match="holds something else"):
+        save_pruned(made.model, model, made.kept, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "three years"
