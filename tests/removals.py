@@ -9,7 +9,7 @@ from torch import nn
 from channelscope.network.labeling.labeled_graph import Heads, LabeledGraph
 from channelscope.network.labeling.narrowing import narrow, outputs, silenced
 from channelscope.network.operations import of_module
-from channelscope.network.recording import one_step, record
+from channelscope.network.tracing.recording import one_step, record
 
 
 def drawn(graph: LabeledGraph, fraction: float = 0.4, seed: int = 0, cap: float = 0.9) -> torch.Tensor:

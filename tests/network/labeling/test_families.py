@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from channelscope.data.torchvision_cpu import models
 from channelscope.network.labeling.narrowing import narrow, outputs, silenced
 from channelscope.network.labeling.trial import labeled_graph
-from channelscope.zoo.torchvision_cpu import models
 from removals import drawn, lively
 
 TIMM = {

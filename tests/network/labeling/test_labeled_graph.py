@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from channelscope.net.groups import groups
+from channelscope.network.removal.groups import groups
 from networks import NARROW, built
 from removals import assert_exact, drawn, graph_of
 

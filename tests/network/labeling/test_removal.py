@@ -9,7 +9,7 @@ from channelscope.errors import InputError, MismatchError
 from channelscope.network.labeling.labels import FIXED, FREE, full
 from channelscope.network.labeling.removal import Removal
 from channelscope.network.labeling.replay import attribute, out_of_place, plain, replay
-from channelscope.network.recording import record
+from channelscope.network.tracing.recording import record
 from removals import graph_of, lively
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.zoo import torchvision_cpu  # noqa: F401  declares what timm needs
+from channelscope.data import torchvision_cpu  # noqa: F401  declares what timm needs
 from removals import assert_exact, drawn, graph_of, lively
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from channelscope.zoo.torchvision_cpu import models
+from channelscope.data.torchvision_cpu import models
 from removals import assert_exact, drawn, graph_of, lively
 
 

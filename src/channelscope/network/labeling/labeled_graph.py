@@ -21,7 +21,7 @@ from channelscope.network.operations.mixing import Mix
 from channelscope.network.operations.opaque import computed
 from channelscope.network.operations.operation import Operation, of_module, of_step
 from channelscope.network.operations.step import Operand, Step
-from channelscope.network.recorder import Recording
+from channelscope.network.tracing.recorder import Recording
 
 Heads = Literal["whole", "widths"]
 """What attention can be narrowed by: whole heads, or the widths of queries, keys and values in every head."""

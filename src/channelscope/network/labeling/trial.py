@@ -10,7 +10,7 @@ from channelscope.network.labeling.labels import numbers_in
 from channelscope.network.labeling.narrowing import UnfitError, correct, cut, references
 from channelscope.network.labeling.removal import Removal
 from channelscope.network.operations import of_module
-from channelscope.network.recording import one_step, record
+from channelscope.network.tracing.recording import one_step, record
 
 TRIALS = 100
 """Most trials; each that fails keeps more channels whole."""
