@@ -10,6 +10,7 @@ from channelscope.network.labeling.labels import (
     FIXED,
     FREE,
     PARAMETERS,
+    Union,
     channels_in,
     compact,
     fixed,
@@ -20,7 +21,6 @@ from channelscope.network.labeling.labels import (
     varying,
 )  # fmt: skip
 from channelscope.network.labeling.sources import ADOPTED, Axis, Pairs, Sources, agree
-from channelscope.network.labeling.union import Union
 from channelscope.network.operations.step import Operand
 
 

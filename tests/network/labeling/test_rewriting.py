@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.network.labeling.attributes import Setting, settings
-from channelscope.network.labeling.finishing import calls
+from channelscope.network.labeling.finishing import Setting, calls, settings
 from channelscope.network.labeling.narrowing import correct, cut, narrow, references
 from channelscope.network.labeling.removal import Removal
 from channelscope.network.operations.numbers import Edit, Number

@@ -13,9 +13,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from channelscope.network.labeling.labels import FIXED, FREE, PARAMETERS, channels_in, compact, fixed, full, mapped, numbers_in, tensors
+from channelscope.network.labeling.labels import (
+    FIXED,
+    FREE,
+    PARAMETERS,
+    Union,
+    channels_in,
+    compact,
+    fixed,
+    full,
+    mapped,
+    numbers_in,
+    tensors,
+)
 from channelscope.network.labeling.sources import ADOPTED, Sources, agree
-from channelscope.network.labeling.union import Union
 from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.mixing import Mix
 from channelscope.network.operations.opaque import computed

@@ -7,8 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, fx
 
-from channelscope.network.labeling.labels import FIXED, FREE, PARAMETERS, channels_in, compact
-from channelscope.network.labeling.union import Union
+from channelscope.network.labeling.labels import FIXED, FREE, PARAMETERS, Union, channels_in, compact
 from channelscope.network.operations.step import Operand
 
 Gone = Callable[[Tensor], Tensor]
