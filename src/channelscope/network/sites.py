@@ -11,27 +11,18 @@ from torch.nn import functional as F
 
 from channelscope.errors import SiteError
 from channelscope.network.graph import Graph, trace
+from channelscope.network.operations import of_function, spelling
+from channelscope.network.operations.elementwise import ACTIVATIONS, IDLE
+from channelscope.network.operations.norms import BATCH_NORMS
 from channelscope.site import Kind, Site
-
-BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 PLAIN_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 
-NO_OP_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+NO_OP_IN_EVAL = IDLE
 """Modules that do nothing in evaluation mode."""
 
-CHANNELWISE = (
-    nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU,
-    nn.Sigmoid, nn.Tanh, nn.Softplus, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
-)  # fmt: skip
+CHANNELWISE = (*ACTIVATIONS, *IDLE, nn.PReLU)
 """Modules that treat each element, or each channel, on its own."""
-
-CHANNELWISE_FUNCTIONS = {
-    F.relu, F.relu6, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, F.leaky_relu, F.elu, F.celu, F.selu,
-    F.sigmoid, F.tanh, F.softplus, F.dropout, F.dropout1d, F.dropout2d, torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.clamp,
-}  # fmt: skip
-
-CHANNELWISE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_", "contiguous", "clone"}
 
 SKIPPED_MODULES = (nn.Flatten, nn.Softmax, nn.LogSoftmax, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
 
@@ -202,10 +193,16 @@ def _channelwise(graph: Graph, user: fx.Node, node: fx.Node, axis: int) -> bool:
         module = graph.modules[str(user.target)]
         return isinstance(module, CHANNELWISE) or (isinstance(module, BATCH_NORMS) and axis == 0)
     if user.op == "call_method":
-        return user.target in CHANNELWISE_METHODS and user.args[0] is node
+        return _elementwise(user) and user.args[0] is node
     if user.op == "call_function":
         if user.target in {operator.mul, operator.imul, torch.mul}:
             other = user.args[1] if user.args[0] is node else user.args[0]
             return isinstance(other, int | float) or (isinstance(other, fx.Node) and other.op == "get_attr")
-        return user.target in CHANNELWISE_FUNCTIONS
+        return _elementwise(user)
     return False
+
+
+def _elementwise(user: fx.Node) -> bool:
+    """Whether a function or method is an activation or does nothing, and is given no other tensor."""
+    entry = of_function(spelling(user))
+    return entry is not None and entry.name in ("elementwise", "idle") and len(user.all_input_nodes) == 1
