@@ -78,7 +78,7 @@ def test_gradients_are_the_networks_own(step):
 def test_gradients_that_the_graph_changes_are_refused():
     found, images = sites(made(Straight.apply), IMAGES), IMAGES[:2]
     run = found.graph.run
-    found.graph.run = lambda *inputs, **options: run(*inputs, **options).detach() + run(inputs[0].detach() * 2, pure=True)
+    found.graph.run = lambda *inputs, **options: run(*inputs, **options).detach() + run(inputs[0].detach() * 2, out_of_place=True)
     with pytest.raises(TracingError, match=r"at b: expected the network's own gradients.* torch.no_grad\(\).*sensitivity=True"):
         check_gradients(found, images)
 

@@ -36,7 +36,7 @@ def test_a_silenced_channel_gives_the_logits_of_the_whole_pass(entered):
         marks[site.name][site.channels // 2] = True
         with silence(found.graph, Subset(marks, found.found, tuple(images.shape[1:]))):
             expected = model(images)
-        changed = zero_channels(marks[site.name], site.axis)(stop.maps)
+        changed = zero_channels(marks[site.name], site.channel_axis)(stop.maps)
         torch.testing.assert_close(stop.finish(changed), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -89,7 +89,7 @@ def test_hooks_that_zero_a_module_agree():
     found = sites(model, images)
     modules = dict(model.named_modules())
     for stop in partial_forwards(found.graph, found, images):
-        module = modules[str(found.graph.nodes[stop.site.cut].target)]
+        module = modules[str(found.graph.nodes[stop.site.activation].target)]
         maps = stop.maps.clone()
         maps[:, 1] = 0
         torch.testing.assert_close(stop.finish(maps), pencil.silenced(model, module, 1, images), rtol=1e-5, atol=1e-5)

@@ -55,7 +55,7 @@ def replayed(way, *inputs, others=None, **named):
         for given in (inputs, others or tuple(images(5, *part.shape[1:], seed=7) for part in inputs)):
             expected = model(*(part.clone() for part in given), **named)
             torch.testing.assert_close(steps.run(*given), expected)
-            torch.testing.assert_close(steps.run(*given, pure=True), expected)
+            torch.testing.assert_close(steps.run(*given, out_of_place=True), expected)
     return recording
 
 

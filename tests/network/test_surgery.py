@@ -125,11 +125,11 @@ def test_bad_input():
     model, shape = built("resnet18")
     found = groups(model, torch.zeros(1, *shape))
     every = Subset.everything(found.sites, shape)
-    split = {name: marks.clone() for name, marks in every.marks.items()}
+    split = {name: marks.clone() for name, marks in every.masks.items()}
     split["layer1.0.conv2"][3] = False
     with pytest.raises(InputError, match="live or die together"):
         shrink(model, Subset(split, found.sites, shape), found)
-    empty = {name: marks.clone() for name, marks in every.marks.items()}
+    empty = {name: marks.clone() for name, marks in every.masks.items()}
     empty["layer4.1.conv1"][:] = False
     with pytest.raises(InputError, match=r"removes all 512 channels of layer4.1.conv1: keep at least one"):
         shrink(model, Subset(empty, found.sites, shape), found)
@@ -156,4 +156,4 @@ def test_a_wrong_result_is_not_handed_out():
     model = Hidden().eval()
     found = groups(model, torch.zeros(1, 3, 4, 4))
     with pytest.raises(MismatchError, match="away from the silenced one"):
-        shrink(model, found.subset(np.arange(6) < 3), found)
+        shrink(model, found.to_subset(np.arange(6) < 3), found)

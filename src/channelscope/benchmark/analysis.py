@@ -126,7 +126,7 @@ def analyze(done: Mapping[Trial, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
 
 def axis(score: str) -> str:
     """Which question a score asks."""
-    return "repair" if score == RECONSTRUCTION else scoring.REGISTRY[score].axis
+    return "repair" if score == RECONSTRUCTION else scoring.REGISTRY[score].family
 
 
 def curves(done: Mapping[Trial, Mapping[str, Any]]) -> pd.DataFrame:

@@ -74,7 +74,7 @@ class EvidenceFolder:
             if frame is not None:
                 for site, last in frame.groupby("site")["channel"].max().items():
                     found[str(site)] = max(found.get(str(site), 0), int(last) + 1)
-        marks = [circuit.marks for circuit in self.circuits.values()] + ([self.pruned.kept.marks] if self.pruned else [])
+        marks = [circuit.masks for circuit in self.circuits.values()] + ([self.pruned.kept.masks] if self.pruned else [])
         for each in marks:
             found |= {layer: len(rows) for layer, rows in each.items()}
         return found
@@ -136,7 +136,7 @@ def serving(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
     """Which circuits have kernels that make the channel."""
     found = []
     for home, circuit in run.circuits.items():
-        own, every = (int(marks[layer][number].sum()) if layer in marks else 0 for marks in (circuit.marks, circuit.relevant))
+        own, every = (int(marks[layer][number].sum()) if layer in marks else 0 for marks in (circuit.masks, circuit.relevant))
         head = f"The circuit of {circuit.feature} in {home} ({circuit.count:,} of {circuit.total:,} kernels{_fidelity(run, home)})"
         speaks_for = None
         if circuit.feature and circuit.feature.layer == layer and number in circuit.feature.channels:

@@ -114,13 +114,13 @@ def _make_ranking(bench: Setup, seed: int, names: list[str]) -> Iterator[tuple[s
         )
         foreign = ""
         try:
-            profile = gathered(sensitivity=any(score.axis == "gradient" for score in plain))
+            profile = gathered(sensitivity=any(score.family == "gradient" for score in plain))
         except TracingError as error:
             profile, foreign = gathered(), str(error)
         for score in plain:
             options = {"seed": seed} if score.name == "random" else {}
             try:
-                if foreign and score.axis == "gradient":
+                if foreign and score.family == "gradient":
                     raise InputError(foreign)
                 yield score.name, score(profile, **options), ""
             except (InputError, SampleError, SingularError) as error:

@@ -89,7 +89,10 @@ def compare_criteria(
     for target in targets.values():
         activation_range(target, scored)
     ledger = _Ledger(unfinished, made)
-    for group in ([c for c in criteria if not CRITERIA[c].sized], [c for c in criteria if CRITERIA[c].sized]):  # the quick ones first
+    for group in (
+        [c for c in criteria if not CRITERIA[c].needs_size],
+        [c for c in criteria if CRITERIA[c].needs_size],
+    ):  # the quick ones first
         for feature in features:
             wanted = [key for key in itertools.product([feature], group, sizes) if key not in ledger.rows]
             if wanted:
@@ -119,13 +122,13 @@ def _feature(target: LocatedFeature, scored: list[Tensor], judged: list[Tensor],
     known: dict[str, Any] = {}
     for feature, criterion, size in sorted(wanted, key=lambda key: (key[1], -key[2])):
         choice = CircuitOptions(criterion, np.format_float_positional(size))
-        row = {"feature": feature, "criterion": criterion, "kept": size, "relevant": target.kernels, "images": held.images}
+        row = {"feature": feature, "criterion": criterion, "kept": size, "relevant": target.relevant_count, "images": held.images}
         try:
             choice.kernels(target)
         except BudgetError:
             yield row | {"kernels": 0, **dict.fromkeys(ROWS[5:11], float("nan"))}  # no path is that short
             continue
-        if CRITERIA[criterion].sized or criterion not in known:
+        if CRITERIA[criterion].needs_size or criterion not in known:
             known[criterion] = choice.scored(target, scored, seed)
         circuit = choice.circuit(known[criterion])
         yield row | {"kernels": circuit.count, **fidelity_row(held, circuit)}

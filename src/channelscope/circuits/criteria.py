@@ -30,9 +30,9 @@ class Criterion:
 
     name: str
     """name in tables and on the command line"""
-    rule: KernelCriterion | None
+    function: KernelCriterion | None
     """layer inputs, output gradients and geometry → sums over the batch; None where no image is needed or gates are learned"""
-    iterated: bool
+    iterative: bool
     """whether kernels are dropped in ten rounds, scored again each time; the result is for one size"""
     meaning: str
     """what the number is"""
@@ -40,9 +40,9 @@ class Criterion:
     """where the definition comes from"""
 
     @property
-    def sized(self) -> bool:
+    def needs_size(self) -> bool:
         """Whether the saliency is made for one number of kernels."""
-        return self.iterated or self.name == "learned"
+        return self.iterative or self.name == "learned"
 
 
 DEFAULT = GradientOptions()
@@ -96,26 +96,26 @@ def score_kernels(
     Source   each criterion cites its own
     """
     kind = criterion_named(criterion)
-    if kind.sized and keep is None:
+    if kind.needs_size and keep is None:
         raise InputError(f"criterion {criterion} scores kernels for one circuit size: pass keep")
     if criterion in ("magnitude", "random"):
         found = baseline_scores(target, criterion, seed)
-        return found if how.inside is None else replace(found, values=masked_scores(how.inside.marks, found.values), inside=how.inside)
+        return found if how.inside is None else replace(found, values=masked_scores(how.inside.masks, found.values), inside=how.inside)
     if criterion == "snip_batch":  # sums each batch as it is given
         given = image_batches(images, target.device)
     elif criterion == "learned":  # takes a step a batch, whatever batches it is given
-        given = target.batches(torch.cat(list(target.batches(images))))
+        given = target.image_batches(torch.cat(list(target.image_batches(images))))
     else:
-        given = target.batches(images)
+        given = target.image_batches(images)
     ready = with_positions(target, given)
     if criterion == "learned":
         size = kernel_count(target, keep)  # type: ignore[arg-type]
         return learned_gates(
             target, ready, size, score_batches(target, ready, "gate", contributions.gate_scores, how), training, how.inside
         )
-    if kind.iterated:
+    if kind.iterative:
         return iterative_scores(target, ready, kind, kernel_count(target, keep), how)  # type: ignore[arg-type]
-    return score_batches(target, ready, criterion, kind.rule, how)  # type: ignore[arg-type]
+    return score_batches(target, ready, criterion, kind.function, how)  # type: ignore[arg-type]
 
 
 def with_signs(saliency: KernelScores, images: Tensor | Iterable) -> KernelScores:
@@ -123,9 +123,9 @@ def with_signs(saliency: KernelScores, images: Tensor | Iterable) -> KernelScore
 
     Source   this library (the sign of Σ A·G)
     """
-    if saliency.signed is not None:
+    if saliency.signed_values is not None:
         return saliency
-    return replace(saliency, signed=score_kernels(saliency.target, images, "gate").signed)
+    return replace(saliency, signed=score_kernels(saliency.feature, images, "gate").signed_values)
 
 
 def criterion_named(criterion: str) -> Criterion:
@@ -147,9 +147,9 @@ def iterative_scores(target: LocatedFeature, ready: list[Batch], kind: Criterion
     Source   de Jorge et al. 2021 (FORCE); with other criteria than SNIP, this library
     """
     marks, found = None, None
-    for size in geometric_schedule(target.kernels if how.inside is None else how.inside.count, keep):
-        found = score_batches(target, ready, kind.name, kind.rule, how, marks)  # type: ignore[arg-type]
-        marks = target.everything()
+    for size in geometric_schedule(target.relevant_count if how.inside is None else how.inside.count, keep):
+        found = score_batches(target, ready, kind.name, kind.function, how, marks)  # type: ignore[arg-type]
+        marks = target.full_mask()
         chosen = top_k(found, size)
         marks = {layer: chosen[layer] | ~target.relevant[layer] for layer in marks}
     assert found is not None

@@ -108,7 +108,7 @@ class HeldOutImages:
     """the feature and its network"""
     batches: list[Batch]
     """images, and the positions that count in each by the unmasked network"""
-    truth: list[Float[Tensor, "images chosen"]]
+    feature_values: list[Float[Tensor, "images chosen"]]
     """values of the feature, batch by batch"""
 
     @classmethod
@@ -130,9 +130,9 @@ class HeldOutImages:
     @torch.no_grad()
     def fidelity(self, circuit: Subset) -> Fidelity:
         """How closely the network with only these kernels follows the feature; `~circuit` asks what is left without them."""
-        with self.target.without((~circuit).marks):
-            guesses = [self.target.map(images).gather(1, places) for images, places in self.batches]
-        found = [Fidelity.of(values, guess) for values, guess in zip(self.truth, guesses, strict=True)]
+        with self.target.ablated((~circuit).masks):
+            guesses = [self.target.feature_map(images).gather(1, places) for images, places in self.batches]
+        found = [Fidelity.of(values, guess) for values, guess in zip(self.feature_values, guesses, strict=True)]
         return sum(found[1:], found[0])
 
 
@@ -220,7 +220,7 @@ def evaluate_circuit(
     Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
     """
     saliency = choice.saliency(parts)
-    circuit, target = choice.circuit(saliency), saliency.target
+    circuit, target = choice.circuit(saliency), saliency.feature
     curve = _curve(choice, saliency, held)
     short = [
         share for share in CURVE_FRACTIONS if share not in set(curve["kept"])
@@ -249,8 +249,8 @@ def _summary(choice: CircuitOptions, parts: list[KernelScores], circuit: Circuit
         "criterion": choice.criterion,
         "kernels": circuit.count,
         "asked": asked,
-        "relevant": target.kernels,
-        "kept": asked / target.kernels,
+        "relevant": target.relevant_count,
+        "kept": asked / target.relevant_count,
         "scored": sum(part.images for part in parts),
         "images": held.images,
         **fidelity_row(held, circuit),
@@ -280,9 +280,9 @@ def _fidelity_interval(draws: torch.Tensor) -> list[float]:
 def _curve(choice: CircuitOptions, saliency: KernelScores, held: HeldOutImages) -> pd.DataFrame:
     """Circuits of every size, all cut from the same scores; `made_for` is the size of scores that hold for one alone."""
     rows = []
-    made_for = choice.kernels(held.target) / held.target.kernels if criterion_named(choice.criterion).sized else float("nan")
+    made_for = choice.kernels(held.target) / held.target.relevant_count if criterion_named(choice.criterion).needs_size else float("nan")
     for share in CURVE_FRACTIONS:
-        if share * held.target.kernels < held.target.smallest:
+        if share * held.target.relevant_count < held.target.shortest_path:
             continue  # no path from the images is that short
         circuit = choice.circuit(saliency, float(share))
         rows.append({"kept": share, "made_for": made_for, "kernels": circuit.count, **fidelity_row(held, circuit), "images": held.images})
@@ -306,7 +306,7 @@ def _layers(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
     rows = []
     for depth, layer in enumerate(circuit):
         marks, relevant = circuit[layer], circuit.relevant[layer]
-        signs = None if saliency.signed is None else saliency.signed[layer][marks]
+        signs = None if saliency.signed_values is None else saliency.signed_values[layer][marks]
         rows.append(
             {
                 "site": layer,
@@ -323,15 +323,15 @@ def _layers(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
 
 def _channels(circuit: Circuit, target: LocatedFeature) -> pd.DataFrame:
     """Every channel of the circuit by the name it has everywhere in the library."""
-    feeds = np.zeros(target.wiring.size, dtype=np.int64)
-    for call in target.wiring.calls:
+    feeds = np.zeros(target.channel_graph.node_count, dtype=np.int64)
+    for call in target.channel_graph.calls:
         if call.layer in circuit:
             np.add.at(feeds, call.sources[circuit[call.layer].numpy()], 1)
-    for part in reversed(target.wiring.parts):
+    for part in reversed(target.channel_graph.operations):
         if isinstance(part, Merge):
             np.add.at(feeds, part.members, feeds[part.outputs][:, None])
     rows = []
-    for call in target.wiring.calls:
+    for call in target.channel_graph.calls:
         if call.layer not in circuit:
             continue
         reads = circuit[call.layer].sum(1).numpy()
@@ -346,13 +346,13 @@ def kernel_table(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
 
     Source   Hamblin, Konkle, Alvarez 2022; `effect` is the signed gate sum
     """
-    target, rows = saliency.target, []
-    names = target.wiring.names()
-    for call in target.wiring.calls:
+    target, rows = saliency.feature, []
+    names = target.channel_graph.names()
+    for call in target.channel_graph.calls:
         if call.layer not in circuit:
             continue
         for row, column in circuit[call.layer].nonzero().tolist():
-            signed = float("nan") if saliency.signed is None else float(saliency.signed[call.layer][row, column])
+            signed = float("nan") if saliency.signed_values is None else float(saliency.signed_values[call.layer][row, column])
             values = {"saliency": float(saliency[call.layer][row, column]), "effect": signed}
             rows.append({"site": call.layer, "channel": row, "input": names[call.sources[row, column]], **values})
     frame = pd.DataFrame(rows, columns=["site", "channel", "input", "saliency", "effect"])

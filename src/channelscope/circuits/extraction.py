@@ -46,7 +46,7 @@ def effective_mask(circuit: Circuit, target: LocatedFeature) -> dict[str, torch.
 
     Source   Hamblin, Konkle, Alvarez 2022: biases and normalizations stay
     """
-    every = target.wiring.everything()
+    every = target.channel_graph.full_mask()
     return {
         layer: circuit[layer] | ~target.relevant[layer] if layer in target.relevant else torch.ones_like(marks)
         for layer, marks in every.items()
@@ -58,11 +58,11 @@ class _ChannelCut:
         self.graph = target.graph
         self.shapes = target.graph.shapes
         self.nodes = upstream(target.graph, target.step)
-        need = target.wiring.needed(effective_mask(circuit, target), target.seeds)
+        need = target.channel_graph.ancestors(effective_mask(circuit, target), target.feature_nodes)
         need[0] = True
         self.kept: ChannelMask = {}
         for node in self.nodes:
-            label = target.wiring.labels.get(node.name)
+            label = target.channel_graph.channel_nodes.get(node.name)
             shape = self.shapes.get(node.name, ())
             if len(shape) >= 2:
                 self.kept[node.name] = (
@@ -309,8 +309,8 @@ def _compare(small: StandaloneCircuit, circuit: Circuit, target: LocatedFeature)
     shape = target.graph.shapes[target.graph.inputs[0]][1:]
     like = next(target.model.parameters())
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(like)
-    with eval_mode(target.model), target.without((~circuit).marks):
-        expected = target.map(noise)
+    with eval_mode(target.model), target.ablated((~circuit).masks):
+        expected = target.feature_map(noise)
     received = small(noise).reshape(len(noise), -1)
     error = (received - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     if not float(error) < TOLERANCE:

@@ -81,7 +81,7 @@ def learned_gates(
     Source   this library, with the gates of Louizos, Welling, Kingma 2018
     """
     how = how or GateTraining()
-    values = start.flat()
+    values = start.flatten()
     threshold = float(values.sort(descending=True).values[keep - 1])
     odds = (
         (values / threshold).log().clamp(-MAX_INITIAL_LOG_ALPHA, MAX_INITIAL_LOG_ALPHA)
@@ -92,9 +92,10 @@ def learned_gates(
     optimizer = torch.optim.Adam([odds], lr=how.rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
     source = torch.Generator().manual_seed(how.seed)
-    counted = torch.cat([(target.relevant if inside is None else inside.marks)[layer][m] for layer, m in target.relevant.items()])
+    counted = torch.cat([(target.relevant if inside is None else inside.masks)[layer][m] for layer, m in target.relevant.items()])
     own = {
-        layer: weight if inside is None else weight * broadcast_mask(inside[layer], weight) for layer, weight in target.weights().items()
+        layer: weight if inside is None else weight * broadcast_mask(inside[layer], weight)
+        for layer, weight in target.original_weights().items()
     }
     with eval_mode(target.model), torch.enable_grad():
         truth = [_chosen(target, images, places, None) for images, places in batches]
@@ -110,12 +111,12 @@ def learned_gates(
             optimizer.step()
             falling.step()
     found = _ranked(target, odds.detach(), start)
-    return found if inside is None else replace(found, values=masked_scores(inside.marks, found.values), inside=inside)
+    return found if inside is None else replace(found, values=masked_scores(inside.masks, found.values), inside=inside)
 
 
 def _chosen(target: LocatedFeature, images: Tensor, places: Tensor, weights: dict[str, Tensor] | None) -> Tensor:
     with torch.set_grad_enabled(weights is not None):
-        return target.map(images, weights).gather(1, places)
+        return target.feature_map(images, weights).gather(1, places)
 
 
 def _gated(target: LocatedFeature, own: dict[str, Tensor], gates: Tensor) -> dict[str, Tensor]:
@@ -136,4 +137,4 @@ def _ranked(target: LocatedFeature, odds: Tensor, start: KernelScores) -> Kernel
         size = int(marks.sum())
         values[layer] = torch.zeros(marks.shape, dtype=torch.float64).masked_scatter_(marks, flat[begin : begin + size])
         begin += size
-    return KernelScores(target, "learned", values, start.images, start.signed)
+    return KernelScores(target, "learned", values, start.images, start.signed_values)

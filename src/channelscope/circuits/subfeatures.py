@@ -39,13 +39,13 @@ class TopImages:
 
     images: Float[Tensor, "images C H W"]
     """the images, the strongest first"""
-    numbers: Int[Tensor, "images"]
+    indices: Int[Tensor, "images"]
     """place of each among the images given"""
-    places: Int[Tensor, "images"]
+    positions: Int[Tensor, "images"]
     """flat position of the maximum"""
     values: Float[Tensor, "images"]
     """the feature there"""
-    vectors: Float[Tensor, "images channels"]
+    layer_activations: Float[Tensor, "images channels"]
     """all channels of the layer there"""
 
 
@@ -61,7 +61,7 @@ def top_images(target: LocatedFeature, images: Tensor | Iterable, count: int) ->
         raise InputError(f"strongest: expected at least 2 images to tell groups apart in, received {count}")
     if target.feature.positions not in ("all", "max"):
         raise InputError(f"feature {target.feature}: its strongest images are told by its maximum; leave out @ and what follows")
-    pictures = list(target.batches(images))
+    pictures = list(target.image_batches(images))
     activation_range(target, pictures)
     found: list[tuple[Tensor, ...]] = []
     with eval_mode(target.model):
@@ -84,7 +84,14 @@ def cluster_images(found: TopImages, count: int | None = None, seed: int = 0) ->
     Raises   SampleError if there are fewer different vectors than groups: a group would be empty.
     Source   Hamblin, Konkle, Alvarez 2022 (clustered by the activation vector at the position of the maximum); Rousseeuw 1987
     """
-    vectors = (found.vectors / found.vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(found.vectors.dtype).tiny)).double().numpy()
+    vectors = (
+        (
+            found.layer_activations
+            / found.layer_activations.norm(dim=1, keepdim=True).clamp(min=torch.finfo(found.layer_activations.dtype).tiny)
+        )
+        .double()
+        .numpy()
+    )
     different = len(np.unique(vectors.round(9), axis=0))
     if count is not None and not 2 <= count <= different:
         raise SampleError(
@@ -132,7 +139,7 @@ def subfeature_circuits(
         raise InputError(
             f"cluster {small[0]} is too small: it takes one image to score kernels and one to judge; pass more images or fewer clusters"
         )
-    if not choice.kernels(target) / target.kernels <= general <= 1:
+    if not choice.kernels(target) / target.relevant_count <= general <= 1:
         raise BudgetError(f"general: expected a share from keep={choice.keep} of the relevant kernels to 1, received {general}")
     scoring, judging = [members[::2] for members in groups], [members[1::2] for members in groups]
     every = torch.cat(scoring)
@@ -161,17 +168,17 @@ def error_at_maximum(target: LocatedFeature, circuit: Subset, found: TopImages, 
     Undefined (nan) where the feature is 0 at all of them: silence is exact there.
     Source   Hamblin, Konkle, Alvarez 2022 (preservation curves: error at each image's original maximum position)
     """
-    with target.without((~circuit).marks):
-        maps = target.map(found.images[members].to(target.device))
-    guess, truth = maps.cpu().gather(1, found.places[members][:, None])[:, 0].double(), found.values[members].double()
+    with target.ablated((~circuit).masks):
+        maps = target.feature_map(found.images[members].to(target.device))
+    guess, truth = maps.cpu().gather(1, found.positions[members][:, None])[:, 0].double(), found.values[members].double()
     return float((guess - truth).abs().sum() / truth.abs().sum()) if bool(truth.any()) else float("nan")
 
 
 def _cluster_tables(target: LocatedFeature, found: TopImages, labels: Tensor, judging: Sequence[Tensor]) -> pd.DataFrame:
     judged = set(torch.cat(list(judging)).tolist())
     rows = []
-    for number, (image, place, value, label) in enumerate(zip(found.numbers, found.places, found.values, labels, strict=True)):
-        spot = ",".join(str(int(at)) for at in np.unravel_index(int(place), target.spatial)) if target.spatial else ""
+    for number, (image, place, value, label) in enumerate(zip(found.indices, found.positions, found.values, labels, strict=True)):
+        spot = ",".join(str(int(at)) for at in np.unravel_index(int(place), target.spatial_shape)) if target.spatial_shape else ""
         row = {"cluster": int(label), "image": int(image), "activation": float(value), "position": spot}
         rows.append(row | {"scored_on": "" if number in judged else str(int(label))})
     return pd.DataFrame(rows)
@@ -181,8 +188,8 @@ def _curves(
     choice: CircuitOptions, saliencies: dict[str, KernelScores], general: Circuit, found: TopImages, judging: Sequence[Tensor]
 ) -> pd.DataFrame:
     """The general circuit itself, and every group's circuits of the sizes it has room for."""
-    rows, target = [], next(iter(saliencies.values())).target
-    sizes = [size for size in SUBFEATURE_FRACTIONS if target.smallest <= size * target.kernels <= general.count]
+    rows, target = [], next(iter(saliencies.values())).feature
+    sizes = [size for size in SUBFEATURE_FRACTIONS if target.shortest_path <= size * target.relevant_count <= general.count]
     judged = [("general", general.fraction, general)]
     judged += [(name, size, choice.circuit(saliency, size)) for name, saliency in saliencies.items() for size in sizes]
     for name, size, circuit in judged:
@@ -196,6 +203,6 @@ def _overlap(circuits: list[Circuit]) -> pd.DataFrame:
     rows = []
     for one in range(len(circuits)):
         for other in range(one + 1, len(circuits)):
-            for layer, share in circuits[one].overlap(circuits[other]).items():
+            for layer, share in circuits[one].iou(circuits[other]).items():
                 rows.append({"cluster": one, "other": other, "site": layer, "shared": share})
     return pd.DataFrame(rows, columns=["cluster", "other", "site", "shared"])

@@ -30,10 +30,10 @@ def object_masks(split: Split, where: str) -> list[Bool[Tensor, "height width"]]
 def _files(split: Split, where: str) -> list[Any]:
     """The encoded mask of each image, None where the column has none."""
     if not where.startswith(FOLDER):
-        cells = [cell if isinstance(cell, dict) else {"bytes": cell} for cell in split.extra(where)]
+        cells = [cell if isinstance(cell, dict) else {"bytes": cell} for cell in split.column(where)]
         return [contents(Path(cell["path"])) if cell.get("bytes") is None and cell.get("path") else cell.get("bytes") for cell in cells]
     root = Path(where.removeprefix(FOLDER)).expanduser()
-    return [contents(_beside(root, path)) for path in split.extra("path")]
+    return [contents(_beside(root, path)) for path in split.column("path")]
 
 
 def _beside(root: Path, path: Path) -> Path:
@@ -47,16 +47,16 @@ def _beside(root: Path, path: Path) -> Path:
 
 
 def _mask(split: Split, row: int, data: Any) -> Tensor:
-    shelf, place = split.album.find(row)
-    where = f"the mask of {shelf.place(place)}"
+    shelf, place = split.store.locate(row)
+    where = f"the mask of {shelf.location(place)}"
     if not isinstance(data, bytes):
         raise DataError(f"{where}: expected an encoded picture, received {type(data).__name__}; name a column of mask images")
-    picture, size = open_image(data, where), split.album.size(row)
+    picture, size = open_image(data, where), split.store.size(row)
     if picture.size != size:
         raise DataError(f"{where}: expected {size[0]}×{size[1]} pixels like the picture, received {picture.size[0]}×{picture.size[1]}")
     if picture.mode not in ("1", "L", "P", "RGB"):
         raise DataError(f"{where}: expected gray, palette or RGB pixels, zero where there is no object, received mode {picture.mode}")
-    fit: ResizeCrop = dataclasses.replace(split.album.fit, interpolation="nearest")
+    fit: ResizeCrop = dataclasses.replace(split.store.fit, interpolation="nearest")
     try:
         values = np.asarray(fit.apply(picture))
     except BROKEN as error:

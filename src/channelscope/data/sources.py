@@ -178,9 +178,9 @@ def native_shape(found: PartitionedDataset) -> tuple[int, int, int]:
     for part in found.parts:
         for row in range(len(part)):
             try:
-                data = part.fetch(row)
-                gray = is_gray(data, part.place(row))
-                size = size or open_image(data, part.place(row)).size
+                data = part.read(row)
+                gray = is_gray(data, part.location(row))
+                size = size or open_image(data, part.location(row)).size
             except DataError as error:
                 reason = error
                 continue

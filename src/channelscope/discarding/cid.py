@@ -68,8 +68,8 @@ class CIDOptions:
     def caps(self, pixels: Variance, cells: Cells) -> tuple[Float[Tensor, "cells"], Bool[Tensor, "C H W"]]:
         """Caps of the cells (root mean variance of their varying values, infinite without caps), and which values vary at all."""
         varies = pixels.each > 0
-        counts = cells.sum(varies.double().sum(0))
-        cap = (cells.sum(pixels.each.sum(0)) / counts.clamp(min=1)).sqrt().float()
+        counts = cells.sum_by_cell(varies.double().sum(0))
+        cap = (cells.sum_by_cell(pixels.each.sum(0)) / counts.clamp(min=1)).sqrt().float()
         return (cap if self.cap else cap.new_full(cap.shape, math.inf)), varies
 
     def convention(self) -> dict[str, Any]:
@@ -101,8 +101,8 @@ class CalibrationStatistics:
         """
         found: list[Variance] | None = None
         for images, _, _ in indexed_batches(batches, labels=False):
-            pixels = view.pixels(images)
-            own = [Variance.of(each) for each in (pixels, *view.features(pixels, layers))]
+            pixels = view.denormalize(images)
+            own = [Variance.of(each) for each in (pixels, *view.layer_values(pixels, layers))]
             found = own if found is None else [mine + new for mine, new in zip(found, own, strict=True)]
             step()
         if found is None or found[0].count < 2:
@@ -118,15 +118,15 @@ class CIDResult:
     """the layer"""
     index: Int[Tensor, "images"]
     """index of each image in its data set"""
-    sigma: Float[Tensor, "images cells"]
+    noise_std: Float[Tensor, "images cells"]
     """noise in each cell, in pixels of 0 to 1; 0 in cells that are left out"""
     numbers: dict[str, Float[Tensor, "images"]]
     """CID and what says how sure it is: the fields of `Optimum`"""
-    reached: Tensor
+    constraint_reached: Tensor
     """False where the constraint cannot be reached"""
     passes: int
     """passes per image"""
-    freedom: int
+    degrees_of_freedom: int
     """degrees of freedom of the errors"""
     seconds: float
     """wall-clock time per image"""
@@ -134,7 +134,7 @@ class CIDResult:
     @property
     def entropy(self) -> Float[Tensor, "images cells"]:
         """H in nats per value; −inf in cells that are left out."""
-        return entropy(self.sigma)
+        return entropy(self.noise_std)
 
 
 def discard(
@@ -166,19 +166,19 @@ def discard(
         with at(layer.name):
             constraints.append(rule.constraint(feature))
     for number, (images, _, index) in enumerate(indexed_batches(batches, labels=False)):
-        pixels, mark = view.pixels(images), fingerprint(images, index)
+        pixels, mark = view.denormalize(images), fingerprint(images, index)
         for layer, constraint in zip(layers, constraints, strict=True):
             part = f"{layer.name}/{number:04d}"
             found = kept.read(part, mark)
             if found is None:
                 begun = time.monotonic()
                 with at(layer.name):
-                    scene = SensitivityEstimator(view.feature(layer), pixels, cells, varies, PerImageRandom(seed, index))
+                    scene = SensitivityEstimator(view.layer_value(layer), pixels, cells, varies, PerImageRandom(seed, index))
                     best = optimal_noise(scene, constraint, cap, rule.mode)
-                spent = torch.tensor([best.passes, best.freedom, (time.monotonic() - begun) / len(images)], dtype=torch.float64)
+                spent = torch.tensor([best.passes, best.degrees_of_freedom, (time.monotonic() - begun) / len(images)], dtype=torch.float64)
                 values = {name: vars(best)[name] for name in NUMBERS}
-                found = values | {"sigma": best.sigma, "reached": best.reached, "index": index, "spent": spent}
-                kept.write(part, mark, found | {"entropy": entropy(best.sigma), "pixels": (pixels * 255).round().clamp(0, 255).byte()})
+                found = values | {"sigma": best.noise_std, "reached": best.constraint_reached, "index": index, "spent": spent}
+                kept.write(part, mark, found | {"entropy": entropy(best.noise_std), "pixels": (pixels * 255).round().clamp(0, 255).byte()})
             passes, freedom, seconds = found["spent"].tolist()
             numbers = {name: found[name] for name in NUMBERS}
             yield CIDResult(layer, found["index"], found["sigma"], numbers, found["reached"], int(passes), int(freedom), seconds)

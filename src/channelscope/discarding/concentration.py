@@ -47,8 +47,8 @@ def edge_color_correlation(view: PixelNetwork, batches: Iterable, found: Sequenc
     values: dict[tuple[str, int, str], list[float]] = {}
     layers = list(dict.fromkeys(each.layer for each in found))
     for number, (images, _, _) in enumerate(indexed_batches(batches, labels=False)):
-        pixels = view.pixels(images)
-        seen = {"edges": cells.mean(edge_strength(pixels)), "color": cells.mean(colorfulness(pixels))}
+        pixels = view.denormalize(images)
+        seen = {"edges": cells.mean_by_cell(edge_strength(pixels)), "color": cells.mean_by_cell(colorfulness(pixels))}
         for each in found[number * len(layers) : (number + 1) * len(layers)]:
             for kind, what in seen.items():
                 own = values.setdefault((each.layer.name, each.layer.depth, kind), [])
@@ -204,7 +204,7 @@ def concentration_by_layer(images: pd.DataFrame) -> pd.DataFrame:
 
 def _row(each: CIDResult, place: int, inside: Tensor, data: tuple[Cells, Tensor, Tensor], margin: float) -> dict[str, float | int]:
     cells, cap, counts = data
-    foreground, background = cells.sum((counts * inside).float()), cells.sum((counts * ~inside).float())
+    foreground, background = cells.sum_by_cell((counts * inside).float()), cells.sum_by_cell((counts * ~inside).float())
     if not bool(background.sum() > 0) or not bool(foreground.sum() > 0):
         raise DataError("there is no foreground or no background: concentration is undefined")
     maps = each.entropy[place]

@@ -42,13 +42,13 @@ def descriptive_accuracy(
     Source   Samek et al. 2017 (region perturbation); checked by tests/pencil_discarding.py::descriptive_accuracy
     """
     cells = Cells.of((images.shape[2], images.shape[3]), SIDE)
-    order = torch.argsort(cells.mean(relevance), dim=1, descending=True, stable=True)
+    order = torch.argsort(cells.mean_by_cell(relevance), dim=1, descending=True, stable=True)
     covered = cells.pixels.to(order.device)[order].cumsum(1)
     other = torch.zeros_like(images) if baseline == "zero" else gaussian_blur(images, BLUR)
     curves = []
     for share in REMOVED_FRACTIONS:
         taken = _closest(covered, share * relevance[0].numel())
-        where = cells.spread(torch.zeros_like(covered).scatter_(1, order, taken.to(covered)))[:, None] > 0
+        where = cells.expand_to_pixels(torch.zeros_like(covered).scatter_(1, order, taken.to(covered)))[:, None] > 0
         with torch.no_grad():
             chosen = logits(torch.where(where, other, images)).softmax(1).gather(1, target[:, None])[:, 0]
         curves.append(chosen)

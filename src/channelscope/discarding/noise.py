@@ -43,29 +43,29 @@ class Cells:
         return self.grid == self.plane
 
     @cached_property
-    def of_row(self) -> Int[Tensor, "height"]:
+    def row_of_cell(self) -> Int[Tensor, "height"]:
         """Row of cells that each row of pixels belongs to."""
         return torch.arange(self.plane[0]) * self.grid[0] // self.plane[0]
 
     @cached_property
-    def of_column(self) -> Int[Tensor, "width"]:
+    def column_of_cell(self) -> Int[Tensor, "width"]:
         """Column of cells that each column of pixels belongs to."""
         return torch.arange(self.plane[1]) * self.grid[1] // self.plane[1]
 
-    def sum(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
+    def sum_by_cell(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
         """Sum over the pixels of each cell."""
         if self.per_pixel:
             return plane.flatten(-2)
-        rows = plane.new_zeros(*plane.shape[:-2], self.grid[0], plane.shape[-1]).index_add_(-2, self.of_row.to(plane.device), plane)
-        cells = rows.new_zeros(*rows.shape[:-1], self.grid[1]).index_add_(-1, self.of_column.to(plane.device), rows)
+        rows = plane.new_zeros(*plane.shape[:-2], self.grid[0], plane.shape[-1]).index_add_(-2, self.row_of_cell.to(plane.device), plane)
+        cells = rows.new_zeros(*rows.shape[:-1], self.grid[1]).index_add_(-1, self.column_of_cell.to(plane.device), rows)
         return cells.flatten(-2)
 
     @cached_property
     def pixels(self) -> Float[Tensor, "cells"]:
         """Number of pixels in each cell: not equal where the grid does not divide the plane."""
-        return torch.outer(torch.bincount(self.of_row), torch.bincount(self.of_column)).flatten().float()
+        return torch.outer(torch.bincount(self.row_of_cell), torch.bincount(self.column_of_cell)).flatten().float()
 
-    def mean(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
+    def mean_by_cell(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
         """Mean of a map over the pixels of each cell, so that cells of unequal size can be compared.
 
         Parameters
@@ -84,12 +84,12 @@ class Cells:
         >>> cells.pixels.tolist(), cells.mean(torch.tensor([[1.0, 1.0, 1.0, 3.0, 5.0]])).tolist()
         ([3.0, 2.0], [1.0, 4.0])
         """
-        return self.sum(plane) / self.pixels.to(plane)
+        return self.sum_by_cell(plane) / self.pixels.to(plane)
 
-    def spread(self, cells: Float[Tensor, "... cells"]) -> Float[Tensor, "... height width"]:
+    def expand_to_pixels(self, cells: Float[Tensor, "... cells"]) -> Float[Tensor, "... height width"]:
         """Each cell's value at all of its pixels."""
         grid = cells.unflatten(-1, self.grid)
-        return grid.index_select(-2, self.of_row.to(cells.device)).index_select(-1, self.of_column.to(cells.device))
+        return grid.index_select(-2, self.row_of_cell.to(cells.device)).index_select(-1, self.column_of_cell.to(cells.device))
 
 
 GAUSSIAN_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
@@ -103,17 +103,17 @@ LOW, NEAR = -0.8, 0.01
 class Allocation:
     """The noise that maximizes mean entropy while the linearized feature change stays within the budget."""
 
-    sigma: Float[Tensor, "images cells"]
+    noise_std: Float[Tensor, "images cells"]
     """standard deviation of the noise in each cell, in the unit of the pixels; 0 in cells that are left out"""
     capped: Bool[Tensor, "images cells"]
     """True where the cap, not the budget, holds the noise back"""
-    level: Float[Tensor, "images"]
+    water_level: Float[Tensor, "images"]
     """θ: the budget that each value of an uncapped cell spends; infinite where the budget cannot be spent"""
 
     @property
     def reached(self) -> Bool[Tensor, "images"]:
         """True where the budget is spent; False where even the caps change the feature by less than it."""
-        return self.level.isfinite()
+        return self.water_level.isfinite()
 
 
 def entropy(sigma: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

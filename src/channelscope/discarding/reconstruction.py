@@ -229,8 +229,8 @@ def reconstruction_table(
 
 def _pairs(view: PixelNetwork, batches: Iterable, layer: LayerOutput) -> Iterator[tuple[Tensor, Tensor]]:
     for images, _, _ in indexed_batches(batches, labels=False):
-        pixels = view.pixels(images)
-        yield view.features(pixels, [layer])[0], pixels
+        pixels = view.denormalize(images)
+        yield view.layer_values(pixels, [layer])[0], pixels
 
 
 def _table_row(
@@ -238,15 +238,15 @@ def _table_row(
 ) -> dict[str, float | int]:
     noisy, clean, spread, off = [], [], [], []
     for (images, _, index), each in zip(indexed_batches(batches, labels=False), found, strict=True):
-        pixels = view.pixels(images)
-        cells = Cells.of((view.shape[1], view.shape[2]), _side(each.sigma.shape[1], view))
-        deviation = cells.spread(each.sigma)[:, None].to(pixels)
+        pixels = view.denormalize(images)
+        cells = Cells.of((view.shape[1], view.shape[2]), _side(each.noise_std.shape[1], view))
+        deviation = cells.expand_to_pixels(each.noise_std)[:, None].to(pixels)
         noise = [
             deviation * standard_normal(PerImageRandom(seed, index).roll(NOISE_STREAM + draw), view.shape).to(pixels)
             for draw in range(NOISE_DRAWS)
         ]
-        with_noise = reconstruction_uncertainty(decode, view.feature(each.layer), pixels, noise)
-        without = reconstruction_uncertainty(decode, view.feature(each.layer), pixels, [torch.zeros_like(deviation)])
+        with_noise = reconstruction_uncertainty(decode, view.layer_value(each.layer), pixels, noise)
+        without = reconstruction_uncertainty(decode, view.layer_value(each.layer), pixels, [torch.zeros_like(deviation)])
         noisy.append(with_noise.ru.mean((1, 2, 3)))
         clean.append(without.ru.mean((1, 2, 3)))
         spread.append(with_noise.variance.mean((1, 2, 3)))

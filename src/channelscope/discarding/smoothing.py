@@ -103,8 +103,8 @@ def image_regressors(images: Float[Tensor, "images C H W"], cells: Cells) -> Flo
 
     Source   this library
     """
-    pixels = cells.sum(torch.ones_like(images[0, 0]))
-    mean, square = ((cells.sum(part) / pixels).unflatten(-1, cells.grid) for part in (images, images.square()))
+    pixels = cells.sum_by_cell(torch.ones_like(images[0, 0]))
+    mean, square = ((cells.sum_by_cell(part) / pixels).unflatten(-1, cells.grid) for part in (images, images.square()))
     ones = torch.ones_like(mean)
     near = lambda plane, width: gaussian_blur(plane, width) / gaussian_blur(ones, width)  # noqa: E731
     contrast = [(near(square, width) - near(mean, width).square()).clamp(min=0).sum(1).add(ONE_GRAY_LEVEL**2).log() for width in CONTRAST]

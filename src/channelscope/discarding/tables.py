@@ -179,10 +179,10 @@ def describe_discarding(
 
 def _rows(found: CIDResult, rule: CIDOptions, network: str) -> Iterable[dict[str, Any]]:
     numbers = {name: values.double().tolist() for name, values in found.numbers.items()}
-    reach = float(stats.t.isf(0.025, found.freedom)) if found.freedom > 0 else float("nan")
+    reach = float(stats.t.isf(0.025, found.degrees_of_freedom)) if found.degrees_of_freedom > 0 else float("nan")
     for place, image in enumerate(found.index.tolist()):
         own = {name: values[place] for name, values in numbers.items()}
-        reached = bool(found.reached[place])
+        reached = bool(found.constraint_reached[place])
         note = _convergence_note(own, reached, rule)
         if not reached:
             own |= {"gap": float("nan"), "error": float("nan")}

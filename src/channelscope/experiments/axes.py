@@ -122,7 +122,7 @@ def _values(
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Every wanted quantity of one layer, and again without each shard of images."""
     layer = LayerStatistics(profile, site, profile.record(site), convention)
-    left_out = profile.leaving_one_out(site) if profile.shards > 1 else []
+    left_out = profile.jackknife_records(site) if profile.shards > 1 else []
     return _columns(layer, wanted), [_columns(LayerStatistics(profile, site, record, convention), wanted) for record in left_out]
 
 

@@ -42,7 +42,7 @@ def find_communities(
     for site in profile.sites:
         with at(site.name):
             layer = LayerStatistics(profile, site, profile.record(site), convention)
-            left_out = profile.leaving_one_out(site) if shards and profile.shards > 1 else []
+            left_out = profile.jackknife_records(site) if shards and profile.shards > 1 else []
             pairs = pair_matrices(layer)
             found = communities_of(pairs, share, weighted)
             again = [
@@ -65,7 +65,10 @@ def find_communities(
 
 def pair_matrices(layer: LayerStatistics) -> dict[str, Float[Tensor, "channels channels"]]:
     """R and S of a layer: pairwise shared information at the local readout, and pairwise target excess."""
-    return {"R": information.correlation_information(layer.rho), "S": task_information.excess(layer.pair, layer.single)}
+    return {
+        "R": information.correlation_information(layer.correlation),
+        "S": task_information.excess(layer.pair_information, layer.task_information),
+    }
 
 
 def communities_of(pairs: dict[str, Tensor], share: float = 0.1, weighted: bool = True) -> dict[str, Communities]:

@@ -77,16 +77,16 @@ def gradient_angles(
 
 def _passed_weights(found: Sites, pairs: list["_Pair"], batches: Iterable, progress: bool) -> None:
     """Every batch through the network once, and what each pair needs of it added up."""
-    inputs = [found.graph.nodes[pair.site.read].all_input_nodes[0].name for pair in pairs]
-    wanted = tuple(dict.fromkeys([*inputs, *(pair.site.read for pair in pairs), "output"]))
+    inputs = [found.graph.nodes[pair.site.preactivation].all_input_nodes[0].name for pair in pairs]
+    wanted = tuple(dict.fromkeys([*inputs, *(pair.site.preactivation for pair in pairs), "output"]))
     model = found.graph.model
     device = next(model.parameters()).device
     with eval_mode(model), torch.no_grad(), progress_bar("directions", batch_count(batches), progress) as step:
         for images, labels, _ in labeled_batches(batches):
-            values = dict(zip(wanted, found.graph.run(on_device_of(images, model), want=wanted, pure=True), strict=True))
+            values = dict(zip(wanted, found.graph.run(on_device_of(images, model), outputs=wanted, out_of_place=True), strict=True))
             target = margin(values["output"].double(), labels.to(device)).cpu()
             for pair, source in zip(pairs, inputs, strict=True):
-                pair.add(values[source], values[pair.site.read], target)
+                pair.add(values[source], values[pair.site.preactivation], target)
             step(1)
 
 
@@ -107,24 +107,24 @@ class _Pair:
 
     def add(self, inputs: Tensor, outputs: Tensor, target: Float[Tensor, "images"]) -> None:
         """Take over one batch."""
-        shape = [-1 if axis == self.site.axis + 1 else 1 for axis in range(outputs.dim())]
+        shape = [-1 if axis == self.site.channel_axis + 1 else 1 for axis in range(outputs.dim())]
         rest = outputs - self.center.to(outputs).view(shape)
         gap = target - self.middle
         if self.readout == "pooled":
             self._add_pooled(inputs, rest, gap)
             return
         positions = self.site.positions
-        constant = outputs.narrow(self.site.axis + 1, 0, self.groups)
+        constant = outputs.narrow(self.site.channel_axis + 1, 0, self.groups)
         ones = torch.ones_like(constant)
         repeated = gap.to(outputs).view(-1, *[1] * (outputs.dim() - 1)) * ones
         self.with_outputs += patch_products(self.module, inputs, rest).cpu()  # type: ignore[arg-type]
         self.with_target += patch_products(self.module, inputs, repeated).cpu()  # type: ignore[arg-type]
         self.inputs += patch_products(self.module, inputs, ones).cpu()  # type: ignore[arg-type]
-        self._sums(rest.double().movedim(self.site.axis + 1, -1).flatten(0, -2).sum(0).cpu(), gap, positions)
+        self._sums(rest.double().movedim(self.site.channel_axis + 1, -1).flatten(0, -2).sum(0).cpu(), gap, positions)
 
     def _add_pooled(self, inputs: Tensor, rest: Tensor, gap: Tensor) -> None:
         patches = pooled_patches(self.module, inputs, tuple(rest.shape[2:])).double().cpu()  # type: ignore[arg-type]
-        flat = rest.double().movedim(self.site.axis + 1, 1)
+        flat = rest.double().movedim(self.site.channel_axis + 1, 1)
         own = (flat.flatten(2).mean(2) if flat.dim() > 2 else flat).cpu()
         grouped = own.unflatten(1, (self.groups, -1))
         self.with_outputs += torch.einsum("bgo,bgt->got", grouped, patches).flatten(0, 1)

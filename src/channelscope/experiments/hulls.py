@@ -42,9 +42,9 @@ class HullOptions:
 
         Raises   SampleError with fewer images than channels and no shrinkage.
         """
-        layer.enough_for_peers()
+        layer.require_samples_for_peers()
         return grown(
-            layer.rho, self.max_size, self.threshold, relative=not self.absolute, ridge=self.ridge, order=self.order, pool=self.pool
+            layer.correlation, self.max_size, self.threshold, relative=not self.absolute, ridge=self.ridge, order=self.order, pool=self.pool
         )
 
 
@@ -64,7 +64,7 @@ def replacement_sets(profile: Profile, rule: HullOptions | None = None, **option
     for site in profile.sites:
         with at(site.name):
             found = rule(LayerStatistics(profile, site, profile.record(site), convention))
-            left_out = profile.leaving_one_out(site) if profile.shards > 1 else []
+            left_out = profile.jackknife_records(site) if profile.shards > 1 else []
             again = [rule(LayerStatistics(profile, site, record, convention)) for record in left_out]
         channels.append(_channels(site, found))
         curves.append(_curve(site, found))

@@ -104,11 +104,11 @@ def connections(model: nn.Module, profile: Profile) -> Iterator[Connection]:
     for site in profile.sites:
         every = [each for each in consumers(found.graph, site) if each.layer in known]
         marks = channels_seen_by_inputs(found, site, images) if every else {}
-        spread = profile.record(site).cut.variance.sqrt()
+        spread = profile.record(site).activation.variance.sqrt()
         for each in every:
             if bool((marks[each.layer].sum(0) <= 1).all()):
                 strength = _connection_strength(found.graph.modules[each.layer], marks[each.layer])
-                yield Connection(site, known[each.layer], each.summed, spread[:, None] * strength)
+                yield Connection(site, known[each.layer], each.through_sum, spread[:, None] * strength)
 
 
 def _connection_strength(module: nn.Module, marks: Bool[Tensor, "channels inputs"]) -> Float[Tensor, "channels readers"]:

@@ -88,7 +88,7 @@ def channel_graph(graph: Graph, target: str, axis: int | None = None) -> Channel
     like = next(graph.model.parameters(), torch.zeros(()))
     blank = [torch.zeros(1, *graph.shapes[name][1:], device=like.device, dtype=like.dtype) for name in graph.inputs if name in graph.shapes]
     with eval_mode(graph.model), torch.no_grad():
-        values = graph.run(*blank, want=names, pure=True)
+        values = graph.run(*blank, outputs=names, out_of_place=True)
         trail = _ChannelTracer(graph, {name: _cpu(value) for name, value in zip(names, values, strict=True)})
         for node in nodes:
             trail.labels[node.name] = trail.follow(node)

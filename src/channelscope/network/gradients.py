@@ -73,8 +73,8 @@ def _traced(found: Sites, images: Tensor) -> dict[str, Tensor]:
     def keep(name: str, value: Tensor) -> None:
         seen[name] = value
 
-    after = {site.read: partial(keep, site.name) for site in found}
-    return _slopes(found.graph.run(images.detach().clone().requires_grad_(), after=after, pure=True), seen)
+    after = {site.preactivation: partial(keep, site.name) for site in found}
+    return _slopes(found.graph.run(images.detach().clone().requires_grad_(), hooks=after, out_of_place=True), seen)
 
 
 def _slopes(output: Tensor, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -91,10 +91,10 @@ class Graph:
     def run(
         self,
         *inputs: Tensor,
-        after: Mapping[str, Hook] | None = None,
-        given: Mapping[str, Any] | None = None,
-        want: str | tuple[str, ...] = "output",
-        pure: bool = False,
+        hooks: Mapping[str, Hook] | None = None,
+        known: Mapping[str, Any] | None = None,
+        outputs: str | tuple[str, ...] = "output",
+        out_of_place: bool = False,
     ) -> Any:
         """Value of step `want` (or a tuple of values), running only what it needs.
 
@@ -102,22 +102,22 @@ class Graph:
         that a run can start midway; `pure` turns in-place operations into ordinary ones, so that values wanted or
         given are never overwritten.
         """
-        after, given = after or {}, given or {}
-        wanted = (want,) if isinstance(want, str) else want
-        unknown = [name for name in (*after, *given, *wanted) if name not in self.nodes]
+        hooks, known = hooks or {}, known or {}
+        wanted = (outputs,) if isinstance(outputs, str) else outputs
+        unknown = [name for name in (*hooks, *known, *wanted) if name not in self.nodes]
         if unknown:
             raise InputError(f"the graph has no step '{unknown[0]}'; near matches: {', '.join(get_close_matches(unknown[0], self.nodes))}")
-        values: dict[str, Any] = dict(given)
+        values: dict[str, Any] = dict(known)
         values.update(zip(self.inputs, nest.tensors(inputs), strict=False))
-        for node, finished in self._plan(tuple(given), wanted):
-            value = values[node.name] if node.op == "placeholder" and node.name in values else self._step(node, values, pure)
-            if node.name in after:
-                changed = after[node.name](value)
+        for node, finished in self._plan(tuple(known), wanted):
+            value = values[node.name] if node.op == "placeholder" and node.name in values else self._step(node, values, out_of_place)
+            if node.name in hooks:
+                changed = hooks[node.name](value)
                 value = value if changed is None else changed
             values[node.name] = value
             for name in finished:
                 del values[name]
-        return values[wanted[0]] if isinstance(want, str) else tuple(values[name] for name in wanted)
+        return values[wanted[0]] if isinstance(outputs, str) else tuple(values[name] for name in wanted)
 
     def _plan(self, given: tuple[str, ...], wanted: tuple[str, ...]) -> list[tuple[fx.Node, tuple[str, ...]]]:
         """Steps to run in order, each with the values nobody needs afterwards."""
@@ -207,7 +207,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     graph.options = _options(graph.signature, inputs)
     try:
         with restored_state(model), torch.no_grad():
-            received = graph.run(*other, pure=True)
+            received = graph.run(*other, out_of_place=True)
     except FAILURES as error:
         raise TracingError(
             f"the traced network fails on another batch size{_difference(model, graph, other)}: {first_line(error)}"

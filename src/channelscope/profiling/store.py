@@ -38,7 +38,7 @@ def save(profile: Profile, path: str | Path) -> Path:
         "unlabeled": profile.unlabeled,
     }
     tensors = dict(profile.tensors) | {FINGERPRINTS: profile.fingerprints}
-    for site, facts in profile.weights.items():
+    for site, facts in profile.weight_norms.items():
         tensors |= {f"{WEIGHTS}{site}/{name}": values for name, values in facts.items()}
     with atomic_file(path) as half:
         save_file({name: value.contiguous() for name, value in tensors.items()}, half, metadata={"channelscope": json.dumps(header)})
@@ -74,7 +74,7 @@ def load(path: str | Path) -> Profile:
     if FINGERPRINTS in tensors:
         later["fingerprints"] = tensors.pop(FINGERPRINTS)
     tally = Tally(**header["tally"])
-    return Profile(**plain, sites=sites, skipped=header["skipped"], tally=tally, weights=weights, tensors=tensors, **later)
+    return Profile(**plain, sites=sites, skipped=header["skipped"], tally=tally, weight_norms=weights, tensors=tensors, **later)
 
 
 def trace_profiled(model: nn.Module, profile: Profile) -> Sites:

@@ -57,7 +57,7 @@ def activation_mean(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 
     Source   Molchanov, Tyree, Karras, Aila, Kautz 2017 (mean activation baseline)
     """
-    return layer.record.cut.mean.abs()
+    return layer.record.activation.mean.abs()
 
 
 @register(axis="size", unit="", keeps="high", source="root mean square activation, a common baseline")
@@ -66,7 +66,7 @@ def activation_rms(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 
     Source   Molchanov, Tyree, Karras, Aila, Kautz 2017 (activation baselines)
     """
-    return (layer.record.cut.variance + layer.record.cut.mean.square()).sqrt()
+    return (layer.record.activation.variance + layer.record.activation.mean.square()).sqrt()
 
 
 def _gradient_sums(layer: LayerStatistics) -> Sensitivity:

@@ -36,8 +36,8 @@ def overlap(layer: LayerStatistics, ceiling: float | None = None) -> Float[Tenso
     Source   Safaai et al. 2026
     """
     if layer.convention.paper:
-        return information.overlap(layer.rho, information.CEILING, over="channels")
-    return information.overlap(layer.rho, ceiling)
+        return information.overlap(layer.correlation, information.CEILING, over="channels")
+    return information.overlap(layer.correlation, ceiling)
 
 
 @register(axis="local", unit="fraction", keeps="low", source="Safaai et al. 2026; Guttman 1953")
@@ -47,8 +47,8 @@ def support(layer: LayerStatistics, ridge: float = RIDGE) -> Float[Tensor, "chan
     Raises   SampleError with fewer images than channels and no shrinkage.
     Source   Safaai et al. 2026
     """
-    layer.enough_for_peers()
-    return explained(layer.rho, ridge)
+    layer.require_samples_for_peers()
+    return explained(layer.correlation, ridge)
 
 
 @register(axis="local", unit="fraction/member", keeps="low", source="Safaai et al. 2026")
@@ -59,8 +59,8 @@ def compactness(layer: LayerStatistics, max_size: int = 10, threshold: float = 0
     Raises   SampleError with fewer images than channels and no shrinkage.
     Source   Safaai et al. 2026
     """
-    layer.enough_for_peers()
-    return hulls(layer.rho, max_size, threshold, ridge=ridge).compactness
+    layer.require_samples_for_peers()
+    return hulls(layer.correlation, max_size, threshold, ridge=ridge).compactness
 
 
 def _unread(layer: LayerStatistics, channel: int) -> str:
@@ -78,8 +78,8 @@ def peer_residual(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     Undefined (nan) where no convolution or linear layer reads the site.
     Source   this library; Schur updates as in Golub & Van Loan 2013, section 6.5
     """
-    layer.enough_for_peers()
-    cut = layer.record.cut
+    layer.require_samples_for_peers()
+    cut = layer.record.activation
     if "outgoing" not in layer.weights:
         return torch.full((layer.channels,), torch.nan, dtype=torch.float64)
     return backward_elimination(cut.covariance, layer.weights["outgoing"].square()).cost.masked_fill(cut.variance == 0, torch.nan)

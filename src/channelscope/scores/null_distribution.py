@@ -40,7 +40,7 @@ def permutation_null(profile: Profile, name: str, permutations: int = 200, seed:
     """
     (found,) = lookup(name)
     convention, own = ScoreOptions.split(options, found.options)
-    if found.axis != "target" or convention.target == "label":
+    if found.family != "target" or convention.target == "label":
         raise InputError(f"a permutation null is there for target scores of a continuous target, not for {name} with {convention.target}")
     results = {}
     for site in profile.sites:
@@ -71,7 +71,7 @@ def _shuffled(layer: LayerStatistics, permutations: int, seed: int) -> Iterator[
             blank.__dict__["peer_rho"] = (rho * (1 - strength)).diagonal_scatter(rho.diagonal())
         else:
             strength = shrinkage or 0.0
-            blank.__dict__["peer_rho"] = layer.peer_rho
+            blank.__dict__["peer_rho"] = layer.target_readout_correlation
         blank.__dict__["target_rho"] = draw * (1 - strength)
         yield blank
 
@@ -80,7 +80,7 @@ def _between(layer: LayerStatistics) -> Tensor:
     """Covariance over images of each image's mean sample, in units of the samples' standard deviations; nan for silent channels."""
     total = Gaussian.fit(layer.joint_moments)[: layer.channels]
     scale = total.variance.sqrt().masked_fill(total.silent, torch.nan)
-    own = layer.record.own_read
+    own = layer.record.stored_preactivation
     if own is None or layer.convention.target_readout == "pooled":
         return total.covariance / torch.outer(scale, scale)
     images = layer.record.pooled[: layer.channels].covariance

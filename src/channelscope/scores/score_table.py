@@ -55,7 +55,7 @@ def _score_descriptions(
     columns, notes = {}, {}
     for one in wanted:
         try:
-            columns[one.name], why = one.of(layer)
+            columns[one.name], why = one.layer_values(layer)
         except SampleError as error:
             columns[one.name], why = np.full(layer.channels, np.nan), {}
             refused[f"{one.name} at {layer.site.name}"] = str(error)
@@ -71,7 +71,7 @@ def standard_errors(layer: LayerStatistics, wanted: list[Score]) -> dict[str, np
     Source   Efron & Tibshirani 1993, chapter 11; Kott 2001
     """
     replicates = [
-        LayerStatistics(layer.profile, layer.site, record, layer.convention) for record in layer.profile.leaving_one_out(layer.site)
+        LayerStatistics(layer.profile, layer.site, record, layer.convention) for record in layer.profile.jackknife_records(layer.site)
     ]
     columns = {}
     for one in wanted:
@@ -91,7 +91,7 @@ def assumption(profile: Profile, convention: ScoreOptions) -> str:
     Source   none needed: a description
     """
     site = profile.sites[0]
-    law = LayerStatistics(profile, site, profile.record(site), convention).law
+    law = LayerStatistics(profile, site, profile.record(site), convention).gaussian
     readout = "pooled" if convention.target == "label" else convention.target_readout
     repeated = "" if readout == "pooled" else "; target repeated at each position (pseudo-replicated)"
     noise = "median variance of the layer" if convention.noise == "median" else f"{convention.noise:g}"

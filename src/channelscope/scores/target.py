@@ -16,7 +16,7 @@ def relevance(layer: LayerStatistics, corrected: bool = True) -> Float[Tensor, "
     Source   Safaai et al. 2026
     """
     bias = layer.bias(1) if corrected and not layer.convention.paper else 0.0
-    return layer.single - bias
+    return layer.task_information - bias
 
 
 @register(axis="target", unit="nats", keeps="high", source="Safaai et al. 2026")
@@ -25,7 +25,7 @@ def unique(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 
     Source   Safaai et al. 2026
     """
-    return task_information.unique(layer.single)
+    return task_information.unique(layer.task_information)
 
 
 @register(axis="target", unit="nats", keeps="low", source="Barrett 2015; Safaai et al. 2026")
@@ -34,7 +34,7 @@ def redundancy(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 
     Source   Barrett 2015 (minimum mutual information)
     """
-    shared = task_information.redundancy(layer.single)
+    shared = task_information.redundancy(layer.task_information)
     return information.mean_over_peers(shared)
 
 
@@ -51,8 +51,12 @@ def excess(layer: LayerStatistics, top: int | None = None, of: int = OF) -> Floa
     """
     if layer.convention.paper:
         top = TOP
-    pairs = task_information.excess(layer.pair, layer.single)
-    return information.mean_over_peers(pairs) if top is None else information.mean_of_top_peers(pairs, layer.peer_rho, top, of)
+    pairs = task_information.excess(layer.pair_information, layer.task_information)
+    return (
+        information.mean_over_peers(pairs)
+        if top is None
+        else information.mean_of_top_peers(pairs, layer.target_readout_correlation, top, of)
+    )
 
 
 def triplet_excess_by_layer(layer: LayerStatistics, n: int = 2000, over: str = "pairs", seed: int = 0) -> tuple[float, float]:
@@ -62,10 +66,10 @@ def triplet_excess_by_layer(layer: LayerStatistics, n: int = 2000, over: str = "
     Raises   InputError for the label, which has no correlation.
     Source   Safaai et al. 2026
     """
-    alive = (~layer.target_rho.isnan()).nonzero()[:, 0]
+    alive = (~layer.target_correlation.isnan()).nonzero()[:, 0]
     if len(alive) < 3:
         return float("nan"), float("nan")
     triples = task_information.sample_triples(alive, n, seed)
-    mean = task_information.triplet_excess(layer.target_rho, layer.peer_rho, triples, over).nanmean()  # type: ignore[arg-type]
-    ratio = task_information.triplet_ratio(layer.target_rho, layer.peer_rho, triples, over)  # type: ignore[arg-type]
+    mean = task_information.triplet_excess(layer.target_correlation, layer.target_readout_correlation, triples, over).nanmean()  # type: ignore[arg-type]
+    ratio = task_information.triplet_ratio(layer.target_correlation, layer.target_readout_correlation, triples, over)  # type: ignore[arg-type]
     return float(mean), float(ratio) if torch.isfinite(ratio) else float("nan")

@@ -78,12 +78,12 @@ def channel_locations(circuit: Circuit, target: LocatedFeature) -> list[ChannelL
     sites = {site.name: site for site in sites_of(target.graph)}
     seen = receptive_fields(target.graph, target.step)
     found = []
-    for call in target.wiring.calls:
+    for call in target.channel_graph.calls:
         if call.layer not in circuit or not bool(circuit[call.layer].any()):
             continue
         site = sites.get(call.layer)
-        inside = site is not None and site.cut in seen
-        step, axis = (site.cut, site.axis) if site is not None and inside else (call.step, _axis(target, call))
+        inside = site is not None and site.activation in seen
+        step, axis = (site.activation, site.channel_axis) if site is not None and inside else (call.step, _axis(target, call))
         found.append(
             ChannelLocation(call.layer, step, tuple(circuit[call.layer].any(1).nonzero().flatten().tolist()), axis, seen.get(step))
         )
@@ -104,9 +104,9 @@ def top_patches(
 
     Source   Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field)
     """
-    where, pictures = channel_locations(circuit, target), list(target.batches(images))
+    where, pictures = channel_locations(circuit, target), list(target.image_batches(images))
     best: dict[ChannelLocation, list[tuple[Tensor, Tensor]]] = {spot: [] for spot in where}
-    with target.without((~circuit).marks):
+    with target.ablated((~circuit).masks):
         for each in pictures:
             for spot, maps in zip(where, target.run(each, tuple(spot.step for spot in where)), strict=True):
                 best[spot].append(_columns(maps, spot).max(2))
@@ -163,7 +163,7 @@ def feature_visualizations(
     Source   Olah, Mordvintsev, Schubert 2017 (feature visualization)
     """
     found: dict[str, tuple[bytes, ...]] = {}
-    with target.without((~circuit).marks):
+    with target.ablated((~circuit).masks):
         for spot in channel_locations(circuit, target):
             made, moved = _optimize_images(spot, target, palette, seed)
             center = _center(target, spot)
@@ -235,7 +235,7 @@ def contact_sheet(target: LocatedFeature, found: TopImages, labels: Int[Tensor, 
         top = row * (SIDE + GAP)
         pen.text((0, top + SIDE / 2), f"group {row}\n{len(members)} images", "#333", font, "lm")
         for column, image in enumerate(members[:MAX_IMAGES]):
-            shot = crop(found.images[image], spot, int(found.places[image]), target, palette).convert("RGB")
+            shot = crop(found.images[image], spot, int(found.positions[image]), target, palette).convert("RGB")
             how = Image.Resampling.BICUBIC if max(shot.size) > SIDE else Image.Resampling.NEAREST
             page.paste(shot.resize((SIDE, SIDE), how), (LABEL + column * (SIDE + GAP), top))
     return page

@@ -128,7 +128,7 @@ class AblationPlan:
         if not order:
             return []
         record = profile.record(site)
-        cut, found = record.cut, rule(LayerStatistics(profile, site, record, convention))
+        cut, found = record.activation, rule(LayerStatistics(profile, site, record, convention))
         loud = set((cut.variance > 0).nonzero()[:, 0].tolist())
         every = []
         for channel in sorted(order):

@@ -83,7 +83,7 @@ def _ablate_layer(found: Sites, stand_ins: Plans, batches: Iterable, ledger: Abl
             if not left:
                 continue
             images, labels = on_device_of(images, found.graph.model), labels.to(device)
-            before = _check_plan(found.graph.run(images, pure=True), labels)
+            before = _check_plan(found.graph.run(images, out_of_place=True), labels)
             for stop in partial_forwards(found.graph, left, images):
                 every = stand_ins[stop.site.name]
                 harms = torch.stack([_measure_damage(stop, each, before, labels) for each in every])
@@ -93,7 +93,7 @@ def _ablate_layer(found: Sites, stand_ins: Plans, batches: Iterable, ledger: Abl
 
 def _measure_damage(stop: PartialForward, each: Replacement, before: Tensor, labels: Tensor) -> Float[Tensor, "quantities images"]:
     """What one lesion does to each image of a batch; nothing is run where it changes nothing."""
-    changed = each.standing_in(stop.maps, stop.site.axis)
+    changed = each.standing_in(stop.maps, stop.site.channel_axis)
     if changed is None:
         return before.new_zeros(len(DAMAGE_QUANTITIES), len(labels), dtype=torch.float64)
     harms = image_damage(before, stop.finish(changed), labels)

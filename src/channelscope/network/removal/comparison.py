@@ -36,7 +36,7 @@ def kept_ids(found: Groups, kept: Subset) -> Tensor:
 
     Raises   InputError if a group is split or a channel cannot be removed; MismatchError if the subset is of another network.
     """
-    alive = np.append(found.kept(kept), True)[found.owner]
+    alive = np.append(found.kept(kept), True)[found.group_of]
     return torch.from_numpy(np.append(alive, True))
 
 
@@ -159,7 +159,7 @@ def _noise(found: Groups, count: int, draws: torch.Generator) -> tuple[Tensor, .
     """So many images of noise in the precision of the network's parameters; inputs that are no images as they are."""
     wide = coarsest(found.graph.model) == torch.finfo(torch.float64).eps
     inputs = []
-    for part in found.image:
+    for part in found.example:
         like = part.double() if wide and part.is_floating_point() else part
         if part.dim() > 1:
             noise = torch.randn(count, *part.shape[1:], generator=draws)

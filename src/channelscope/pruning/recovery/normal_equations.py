@@ -47,7 +47,7 @@ class NormalEquations:
             self.tt + other.tt + factor * dt.square(),
         )
 
-    def uncentred(self) -> "NormalEquations":
+    def about_zero(self) -> "NormalEquations":
         """The same samples about zero: for layers that have no constant to fit."""
         zero = torch.zeros_like
         return NormalEquations(
@@ -81,23 +81,23 @@ class NormalEquations:
             inner.diagonal(dim1=1, dim2=2).add_(load[:, None])
             yield prior + torch.cholesky_solve(gap, torch.linalg.cholesky(inner)).transpose(1, 2)
 
-    def constant(self, weights: Float[Tensor, "groups outputs inputs"]) -> Float[Tensor, "groups outputs"]:
+    def intercept(self, weights: Float[Tensor, "groups outputs inputs"]) -> Float[Tensor, "groups outputs"]:
         """The best constant to add to weights · x."""
         return self.t_mean - (weights @ self.x_mean[:, :, None])[:, :, 0]
 
-    def output(self, weights: Float[Tensor, "groups outputs inputs"]) -> tuple[Tensor, Tensor]:
+    def output_moments(self, weights: Float[Tensor, "groups outputs inputs"]) -> tuple[Tensor, Tensor]:
         """Mean and variance of weights · x, per output."""
         variance = ((weights @ self.xx) * weights).sum(2) / self.count
         return (weights @ self.x_mean[:, :, None])[:, :, 0], variance.clamp(min=0)
 
-    def at_scale(self, weights: Float[Tensor, "groups outputs inputs"], most: float) -> Float[Tensor, "groups outputs inputs"]:
+    def match_target_variance(self, weights: Float[Tensor, "groups outputs inputs"], most: float) -> Float[Tensor, "groups outputs inputs"]:
         """The weights, each output scaled (up by `most` at most) until weights · x varies as much as its target.
 
         Re-estimating a batch normalization does this to the weights before it (Li et al. 2018, AdaBN). Least squares alone gives
         an output the share R of its target's spread; shrunk toward weights that expect inputs at full spread, a deep network loses
         it layer after layer.
         """
-        variance = self.output(weights)[1]
+        variance = self.output_moments(weights)[1]
         factor = (self.tt / self.count / variance).sqrt().clamp(max=most)
         return weights * torch.where(variance > 0, factor, 1.0)[:, :, None]
 
