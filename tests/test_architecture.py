@@ -70,6 +70,13 @@ def test_plain_data_and_report_know_no_torch(path):
     assert not {name for name in imported(ast.parse(path.read_text())) if name.split(".")[0] in {"torch", "torchvision"}}
 
 
+def documentation(node: ast.AST) -> int:
+    """Lines of the docstring."""
+    body = node.body
+    first = body[0] if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) else None
+    return first.end_lineno - first.lineno + 1 if first is not None and isinstance(first.value.value, str) else 0
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_size_and_manners(path):
     text = path.read_text()
@@ -77,7 +84,7 @@ def test_size_and_manners(path):
     assert len(text.splitlines()) <= 400, "a noun is missing"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno + 1 <= 60, f"{node.name} is longer than 60 lines"
+            assert node.end_lineno - node.lineno + 1 - documentation(node) <= 60, f"{node.name} is longer than 60 lines"
             count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
             assert count <= 8, f"{node.name} has {count} parameters"
             for inner in ast.walk(node):
@@ -113,7 +120,7 @@ def test_no_package_exports_the_name_of_a_submodule(init):
 
 def test_rooms_are_small_and_few():
     files = [path for path in FILES if path.name != "__init__.py"]
-    assert len(files) <= 170
+    assert len(files) <= 185
     short = [path for path in files if len(path.read_text().splitlines()) < 60]
     assert len(short) <= 20, [str(path.relative_to(ROOT)) for path in short]
     for folder in {path.parent for path in files} - {ROOT}:
@@ -132,6 +139,10 @@ def test_public_formulas_cite_their_source(path):
 
 
 def test_there_are_tests_enough():
-    source = sum(len(path.read_text().splitlines()) for path in FILES)
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    source = 0
+    for path in FILES:
+        text = path.read_text()
+        source += len(text.splitlines()) - sum(documentation(node) for node in ast.walk(ast.parse(text)) if isinstance(node, kinds))
     tests = sum(len(path.read_text().splitlines()) for path in Path(__file__).parent.rglob("*.py"))
-    assert tests >= 0.95 * source, f"{tests} lines of tests for {source} of source"
+    assert tests >= 1.1 * source, f"{tests} lines of tests for {source} of source without docstrings"

@@ -108,7 +108,7 @@ def test_small_blocks_give_the_same(rule, monkeypatch):
     conv = nn.Conv2d(4, 6, 3, 1, 1, groups=2).double()
     x, g = torch.randn(5, 4, 7, 7, dtype=torch.float64), torch.randn(5, 6, 7, 7, dtype=torch.float64)
     whole = rule(x, g, ConvGeometry.of(conv))
-    monkeypatch.setattr(contributions, "BLOCK_NUMBERS", 2000)
+    monkeypatch.setattr("channelscope.network.patches.BLOCK_NUMBERS", 2000)
     monkeypatch.setattr(contributions, "CHUNK_NUMBERS", 200)
     parts = rule(x, g, ConvGeometry.of(conv))
     for a, b in zip(whole, parts, strict=True) if isinstance(whole, tuple) else [(whole, parts)]:

@@ -70,7 +70,7 @@ def test_rounds_begin_with_the_circuit_that_kernels_are_scored_inside(criterion,
     target = locate_feature(network("chain"), "c:1", images)
     room = top_k(score_kernels(target, images), 0.5)
     sizes = []
-    monkeypatch.setitem(score_kernels.__globals__, "top", lambda found, size: sizes.append(size) or top_k(found, size))
+    monkeypatch.setitem(score_kernels.__globals__, "top_k", lambda found, size: sizes.append(size) or top_k(found, size))
     found = score_kernels(target, images, criterion, keep=5, how=GradientOptions(inside=room))
     assert sizes == pencil.schedule(room.count, 5)
     assert found.inside == room

@@ -74,7 +74,7 @@ class TestDiscard:
         from channelscope.discarding import cid as module
 
         with monkeypatch.context() as patch:
-            calls, optimum = [], module.optimum
+            calls, optimum = [], module.optimal_noise
 
             def failing(*given):
                 if calls:
@@ -82,7 +82,7 @@ class TestDiscard:
                 calls.append(1)
                 return optimum(*given)
 
-            patch.setattr(module, "optimum", failing)
+            patch.setattr(module, "optimal_noise", failing)
             assert run(*arguments) == 130
         assert [path.name for path in out.iterdir()] == ["maps"]
         assert run(*arguments) == 0

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class Score:
 
 
 REGISTRY: dict[str, Score] = {}
-"""Every score by name, in order of definition."""
+"""Every score by name, family by family."""
 
 
 def register(axis: Family, unit: str, keeps: Keeps, source: str, undefined: Undefined | None = None) -> Callable[[Formula], Score]:
@@ -91,8 +91,12 @@ def register(axis: Family, unit: str, keeps: Keeps, source: str, undefined: Unde
     """
 
     def declare(formula: Formula) -> Score:
-        REGISTRY[formula.__name__] = Score(formula.__name__, axis, unit, keeps, source, formula, undefined)
-        return REGISTRY[formula.__name__]
+        score = Score(formula.__name__, axis, unit, keeps, source, formula, undefined)
+        families = get_args(Family)
+        ordered = sorted([*REGISTRY.values(), score], key=lambda each: families.index(each.axis))
+        REGISTRY.clear()
+        REGISTRY.update((each.name, each) for each in ordered)
+        return score
 
     return declare
 

@@ -429,7 +429,7 @@ def test_a_consumer_without_a_place_for_a_constant_is_predicted_through_zero(whe
 
 
 def test_least_squares_says_where_peers_did_not_apply(monkeypatch):
-    monkeypatch.setattr(sys.modules["channelscope.pruning.recovery.peers"], "WIDEST", 3)
+    monkeypatch.setattr(sys.modules["channelscope.pruning.recovery.peers"], "MAX_FAN_IN", 3)
     model = Headed(lambda h: h.flatten(1)).eval().requires_grad_(False)
     found = groups(model, IMAGES[:1])
     kept = found.to_subset(np.arange(4) != 3)
