@@ -108,7 +108,10 @@ class Resampled:
 def analyze(done: Mapping[Trial, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
     """Tables of a benchmark: benchmark (every cell), auc, paired, factorial, agreement and left_out (cells that no area contains).
 
-    Raises   SampleError without a measured cell, or without the unpruned network.
+    Raises
+    ------
+    SampleError
+        Without a measured cell, or without the unpruned network.
     """
     if ORIGINAL not in done or len(done) < 2:
         raise SampleError("nothing has been measured yet: the unpruned network and at least one cell are needed")

@@ -259,11 +259,26 @@ COUNTED = {"pruning": ("kept by", "pruning"), "lesions": ("missed in", "lesion")
 def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
     """Everything some run folders of one network say about a channel.
 
-    channel  layer:channel, such as layer3.0.conv2:17
+    Parameters
+    ----------
+    channel
+        Layer:channel, such as layer3.0.conv2:17.
 
-    Returns  `why`, one row a sentence, the answer first and what is missing last; `why_scores`, one row a score.
-    Raises   SiteError, with near matches, for a layer no run knows; InputError for a channel it has not;
-             MismatchError if the runs are of different weights; FormatError for a folder that is no run.
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `why`, one row a sentence, the answer first and what is missing last; `why_scores`, one row a score.
+
+    Raises
+    ------
+    SiteError
+        With near matches, for a layer no run knows.
+    InputError
+        For a channel it has not.
+    MismatchError
+        If the runs are of different weights.
+    FormatError
+        For a folder that is no run.
     """
     runs = [EvidenceFolder.read(Path(path)) for path in folders]
     _check_same_weights(runs)

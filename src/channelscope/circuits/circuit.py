@@ -136,7 +136,9 @@ def remove_dead_ends(circuit: Circuit, target: LocatedFeature, rule: str = "back
     full       also kernels of channels without a surviving input, as published: not exact, for act(bias) is lost
     none       leave the circuit as it is
 
-    Source   Hamblin, Konkle, Alvarez 2022
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022.
     """
     if rule not in ("backward", "full", "none"):
         raise InputError(f"dead ends: expected backward, full or none, received '{rule}'")
@@ -151,7 +153,13 @@ def remove_dead_ends(circuit: Circuit, target: LocatedFeature, rule: str = "back
 def union(circuits: "list[Circuit]") -> Circuit:
     """Kernels of any of the circuits of one feature.
 
-    Raises   MismatchError for circuits of features that depend on different kernels.
-    Source   Hamblin, Konkle, Alvarez 2022 (unions of sub-feature circuits)
+    Raises
+    ------
+    MismatchError
+        For circuits of features that depend on different kernels.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (unions of sub-feature circuits).
     """
     return reduce(lambda one, other: one._with((one | other).masks), circuits)

@@ -87,13 +87,27 @@ def score_kernels(
 ) -> KernelScores:
     """Saliency of every relevant kernel of a feature.
 
-    keep       size of the circuit, for criteria that are made for one size (force, iterated_…, learned)
-    how        how gradients are measured: reduction over positions, path, and the circuit inside which kernels are scored
-    seed       of random
-    training   of learned
+    Parameters
+    ----------
+    keep
+        Size of the circuit, for criteria that are made for one size (force, iterated_…, learned).
+    how
+        How gradients are measured: reduction over positions, path, and the circuit inside which kernels are scored.
+    seed
+        Of random.
+    training
+        Of learned.
 
-    Raises   InputError for an unknown criterion or a missing size; SampleError without images.
-    Source   each criterion cites its own
+    Raises
+    ------
+    InputError
+        For an unknown criterion or a missing size.
+    SampleError
+        Without images.
+
+    References
+    ----------
+    Each criterion cites its own.
     """
     kind = criterion_named(criterion)
     if kind.needs_size and keep is None:
@@ -121,7 +135,9 @@ def score_kernels(
 def with_signs(saliency: KernelScores, images: Tensor | Iterable) -> KernelScores:
     """The saliency with signed effects: those it has, or the gate criterion's, which take one more pass.
 
-    Source   this library (the sign of Σ A·G)
+    References
+    ----------
+    This library (the sign of Σ A·G).
     """
     if saliency.signed_values is not None:
         return saliency
@@ -131,8 +147,14 @@ def with_signs(saliency: KernelScores, images: Tensor | Iterable) -> KernelScore
 def criterion_named(criterion: str) -> Criterion:
     """The criterion of that name.
 
-    Raises   InputError with the names there are.
-    Source   Hamblin, Konkle, Alvarez 2022
+    Raises
+    ------
+    InputError
+        With the names there are.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022.
     """
     if criterion not in CRITERIA:
         raise InputError(f"unknown criterion '{criterion}': expected one of {', '.join(CRITERIA)}")
@@ -144,7 +166,9 @@ def iterative_scores(target: LocatedFeature, ready: list[Batch], kind: Criterion
 
     The rounds begin with all relevant kernels, or with those of the circuit that kernels are scored inside.
 
-    Source   de Jorge et al. 2021 (FORCE); with other criteria than SNIP, this library
+    References
+    ----------
+    De Jorge et al. 2021 (FORCE); with other criteria than SNIP, this library.
     """
     marks, found = None, None
     for size in geometric_schedule(target.relevant_count if how.inside is None else how.inside.count, keep):
@@ -159,7 +183,9 @@ def iterative_scores(target: LocatedFeature, ready: list[Batch], kind: Criterion
 def baseline_scores(target: LocatedFeature, criterion: str, seed: int = 0) -> KernelScores:
     """Magnitude or random scores: no image is looked at.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (controls)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (controls).
     """
     noise = torch.Generator().manual_seed(seed)
     make: dict[str, Callable[[str], Tensor]] = {

@@ -40,7 +40,10 @@ class Fidelity:
     def of(cls, feature: Float[Tensor, "images positions"], guess: Float[Tensor, "images positions"]) -> "Fidelity":
         """From the feature y and what stands for it, ŷ.
 
-        Raises   ShapeError if the two do not match.
+        Raises
+        ------
+        ShapeError
+            If the two do not match.
         """
         if feature.shape != guess.shape:
             raise ShapeError(f"fidelity: expected two tensors of one shape, received {tuple(feature.shape)} and {tuple(guess.shape)}")
@@ -81,7 +84,10 @@ def correlation(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
     """Pearson's r from the sums of a Fidelity.
 
     Undefined (nan) where either side does not vary.
-    Source   Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity.
     """
     n, y, g, yy, gg, yg, _ = sums.unbind(-1)
     across, own, guess = yg - y * g / n, yy - y * y / n, gg - g * g / n
@@ -93,7 +99,10 @@ def normalized_error(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
     """Σ(ŷ − y)²/Σ(y − ȳ)² from the sums of a Fidelity.
 
     Undefined (nan) where the feature does not vary.
-    Source   Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity.
     """
     n, y, _, yy, _, _, off = sums.unbind(-1)
     own = yy - y * y / n
@@ -116,7 +125,10 @@ class HeldOutImages:
     def of(cls, target: LocatedFeature, images: Tensor | Iterable) -> "HeldOutImages":
         """Run the network once.
 
-        Raises   SampleError without images, or if the feature is the same on all of them.
+        Raises
+        ------
+        SampleError
+            Without images, or if the feature is the same on all of them.
         """
         found = list(feature_values(target, images))
         value_range(target, [seen for *_, seen in found])
@@ -211,13 +223,23 @@ def evaluate_circuit(
 ) -> dict[str, pd.DataFrame]:
     """Judge the circuit of a choice on held-out images.
 
-    parts  saliencies of groups of images, as `choice.parts` gives them
-    signs  their sum with signed effects, where the criterion measures none
+    Parameters
+    ----------
+    parts
+        Saliencies of groups of images, as `choice.parts` gives them.
+    signs
+        Their sum with signed effects, where the criterion measures none.
 
-    Returns  `circuit`, one row: size, r, error, what is left without it, random circuits of its size, stability over images;
-             `circuit_curve`, one row a size; `circuit_layers`, one row a layer; `circuit_channels`, one row a channel of the
-             circuit; `circuit_kernels`, one row a kernel.
-    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `circuit`, one row: size, r, error, what is left without it, random circuits of its size, stability over images;
+        `circuit_curve`, one row a size; `circuit_layers`, one row a layer; `circuit_channels`, one row a channel of the
+        circuit; `circuit_kernels`, one row a kernel.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (evaluation).
     """
     saliency = choice.saliency(parts)
     circuit, target = choice.circuit(saliency), saliency.feature
@@ -265,7 +287,9 @@ def _summary(choice: CircuitOptions, parts: list[KernelScores], circuit: Circuit
 def fidelity_row(held: HeldOutImages, circuit: Circuit) -> dict[str, float]:
     """r and error of a circuit with their intervals, as columns of a table.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (evaluation).
     """
     found = held.fidelity(circuit)
     r, error = found.r, found.error
@@ -293,9 +317,12 @@ def _curve(choice: CircuitOptions, saliency: KernelScores, held: HeldOutImages) 
 def area_over_log_size(kept: Sequence[float], r: Sequence[float]) -> float:
     """Area under r over ln(kept), divided by the span of ln(kept): the mean of r over log sizes.
 
-    Sizes at which r is undefined count as 0: such a circuit computes a constant. Areas are comparable over the same sizes: `assess` takes
-    all of SIZES, and 0 where no path from the images is that short.
-    Source   trapezoid rule over ln(kept)
+    Sizes at which r is undefined count as 0: such a circuit computes a constant. Areas are comparable over the same sizes:
+    `evaluate_circuit` takes all of CURVE_FRACTIONS, and 0 where no path from the images is that short.
+
+    References
+    ----------
+    Trapezoid rule over ln(kept).
     """
     order = np.argsort(kept)
     x, y = np.log(np.asarray(kept, dtype=float)[order]), np.nan_to_num(np.asarray(r, dtype=float)[order], nan=0.0)
@@ -344,7 +371,9 @@ def _channels(circuit: Circuit, target: LocatedFeature) -> pd.DataFrame:
 def kernel_table(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
     """One row for each kernel of a circuit, the strongest first.
 
-    Source   Hamblin, Konkle, Alvarez 2022; `effect` is the signed gate sum
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022; `effect` is the signed gate sum.
     """
     target, rows = saliency.feature, []
     names = target.channel_graph.names()

@@ -127,8 +127,14 @@ Batch = tuple[Tensor, Tensor]
 def with_positions(target: LocatedFeature, images) -> list[Batch]:
     """Batches with the positions that count in each image, by the unmasked network.
 
-    Raises   TracingError if the traced pass has other gradients than the network.
-    Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
+    Raises
+    ------
+    TracingError
+        If the traced pass has other gradients than the network.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (rule for positions).
     """
     if not target.slope_error < SLOPES:
         raise TracingError(
@@ -149,7 +155,9 @@ def layer_gradients(
 ) -> list[tuple[str, Tensor, Tensor]]:
     """For every use of every relevant layer: the layer, its inputs X, and the gradient G of the feature at its outputs.
 
-    Source   Hamblin, Konkle, Alvarez 2022; G = dJ_b/dz
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022; G = dJ_b/dz.
     """
     calls = [call for call in target.channel_graph.calls if call.layer in target.relevant]
     ins = tuple(target.graph.nodes[call.step].all_input_nodes[0].name for call in calls)
@@ -175,8 +183,10 @@ def score_batches(
 
     Kernels that are masked are scored as well, for they may come back.
 
-    Source   Hamblin, Konkle, Alvarez 2022; along a path, Sundararajan, Taly, Yan 2017 (integrated gradients); checked by
-             tests/pencil_circuits.py::integrated_gates
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022; along a path, Sundararajan, Taly, Yan 2017 (integrated gradients); checked by
+    tests/pencil_circuits.py::integrated_gates.
     """
     own, allowed = target.original_weights(), how.inside.masks if how.inside else target.relevant
     if how.inside is not None:
@@ -235,7 +245,9 @@ def _pieces(batches: list[Batch], how: GradientOptions, criterion: str) -> list[
 def broadcast_mask(marks: Tensor, weight: Tensor) -> Tensor:
     """Marks of kernels as numbers that multiply a weight.
 
-    Source   definition
+    References
+    ----------
+    Definition.
     """
     return marks.to(weight).view(*marks.shape, *[1] * (weight.dim() - 2))
 
@@ -243,6 +255,8 @@ def broadcast_mask(marks: Tensor, weight: Tensor) -> Tensor:
 def masked_scores(allowed: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """On the CPU, zero at kernels that are not among the allowed.
 
-    Source   definition
+    References
+    ----------
+    Definition.
     """
     return {layer: torch.where(marks, values[layer].cpu(), 0.0) for layer, marks in allowed.items()}

@@ -41,10 +41,16 @@ def hard_concrete(odds: Float[Tensor, "..."], noise: Float[Tensor, "..."]) -> Fl
 
         s = σ((ln u − ln(1 − u) + ln α)/β),  m = min(1, max(0, s (ζ − γ) + γ))
 
-    odds     ln α
-    noise    u, uniform in (0, 1)
+    Parameters
+    ----------
+    odds
+        Ln α.
+    noise
+        U, uniform in (0, 1).
 
-    Source   Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::opening
+    References
+    ----------
+    Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::opening.
     """
     s = torch.sigmoid((noise.log() - (-noise).log1p() + odds) / TEMPERATURE)
     low, high = STRETCH
@@ -54,7 +60,9 @@ def hard_concrete(odds: Float[Tensor, "..."], noise: Float[Tensor, "..."]) -> Fl
 def open_probability(odds: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Probability that a gate is not zero: σ(ln α − β ln(−γ/ζ)), the expected L0.
 
-    Source   Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::openness
+    References
+    ----------
+    Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::openness.
     """
     low, high = STRETCH
     return torch.sigmoid(odds - TEMPERATURE * math.log(-low / high))
@@ -78,7 +86,9 @@ def learned_gates(
     are open at first, none is out of reach of a gradient, and the penalty closes the rest. With `inside`, the gates of all kernels
     outside that circuit are closed and do not count.
 
-    Source   this library, with the gates of Louizos, Welling, Kingma 2018
+    References
+    ----------
+    This library, with the gates of Louizos, Welling, Kingma 2018.
     """
     how = how or GateTraining()
     values = start.flatten()

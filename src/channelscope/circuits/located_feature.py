@@ -124,7 +124,10 @@ class LocatedFeature:
     def image_batches(self, images: Tensor | Iterable) -> Iterator[Float[Tensor, "images C H W"]]:
         """Images as the network runs them quickest: on its device, few at a time, laid out as `memory` says.
 
-        Raises   SampleError if there are none.
+        Raises
+        ------
+        SampleError
+            If there are none.
         """
         for pictures in image_batches(images, self.device):
             for part in pictures.split(max(1, min(MAX_BATCH, PIXELS // max(1, pictures[0, 0].numel())))):
@@ -190,12 +193,25 @@ class _TracedModule(nn.Module):
 def locate_feature(model: nn.Module | Graph, feature: Feature | str, example: Tensor | None = None) -> LocatedFeature:
     """Find a feature in a network, with everything it depends on.
 
-    example   a batch of at least one image, to trace the network with; not needed for a `Graph`
+    Parameters
+    ----------
+    example
+        A batch of at least one image, to trace the network with; not needed for a `Graph`.
 
-    Raises   SiteError, with near matches, if there is no such layer; InputError if it has no such channel or position;
-             ShapeError if its values have no axis of channels;
-             TracingError if the forward pass cannot be followed.
-    Source   Hamblin, Konkle, Alvarez 2022 (relevant kernels)
+    Raises
+    ------
+    SiteError
+        With near matches, if there is no such layer.
+    InputError
+        If it has no such channel or position.
+    ShapeError
+        If its values have no axis of channels.
+    TracingError
+        If the forward pass cannot be followed.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (relevant kernels).
     """
     feature = Feature.parse(feature)
     if not isinstance(model, Graph):
@@ -236,8 +252,16 @@ def _feature_step(graph: Graph, feature: Feature) -> fx.Node:
 def image_batches(images: Tensor | Iterable, device: torch.device | str = "cpu") -> Iterator[Float[Tensor, "images C H W"]]:
     """Batches of images on a device, from a tensor of all images or from any batches that data/batches.py reads.
 
-    Raises   SampleError if there are none, DataError for a batch that cannot be read.
-    Source   the library's convention for batches
+    Raises
+    ------
+    SampleError
+        If there are none.
+    DataError
+        For a batch that cannot be read.
+
+    References
+    ----------
+    The library's convention for batches.
     """
     count = 0
     for batch in images.split(MAX_BATCH) if isinstance(images, Tensor) else images:
@@ -252,8 +276,14 @@ def image_batches(images: Tensor | Iterable, device: torch.device | str = "cpu")
 def activation_range(target: LocatedFeature, images: Tensor | Iterable) -> tuple[float, float]:
     """Smallest and largest value of the feature over some images, where its consumers see it (after its own activation).
 
-    Raises   SampleError if the feature is the same everywhere: it never activates on these images.
-    Source   Hamblin, Konkle, Alvarez 2022; cut points as in docs/how-it-works.md
+    Raises
+    ------
+    SampleError
+        If the feature is the same everywhere: it never activates on these images.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022; cut points as in docs/how-it-works.md.
     """
     return value_range(target, [seen for *_, seen in feature_values(target, images)])
 
@@ -261,8 +291,14 @@ def activation_range(target: LocatedFeature, images: Tensor | Iterable) -> tuple
 def value_range(target: LocatedFeature, values: list[Tensor]) -> tuple[float, float]:
     """Smallest and largest of the feature's values, batch by batch.
 
-    Raises   SampleError if they are all the same.
-    Source   definition
+    Raises
+    ------
+    SampleError
+        If they are all the same.
+
+    References
+    ----------
+    Definition.
     """
     low, high = min(float(each.min()) for each in values), max(float(each.max()) for each in values)
     if not low < high:
@@ -274,8 +310,14 @@ def value_range(target: LocatedFeature, values: list[Tensor]) -> tuple[float, fl
 def feature_values(target: LocatedFeature, images: Tensor | Iterable) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Batches of images, the positions that count, the feature there, and what its consumers see of it there; one pass.
 
-    Raises   SampleError without images.
-    Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
+    Raises
+    ------
+    SampleError
+        Without images.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (rule for positions).
     """
     site = next((site for site in sites_of(target.graph) if site.name == target.feature.layer), None)
     with eval_mode(target.model):

@@ -55,21 +55,29 @@ class CircuitOptions:
     def kernels(self, target: LocatedFeature) -> int:
         """Size of the circuit.
 
-        Raises   BudgetError, with the smallest size there is, if no path from the images to the feature fits.
+        Raises
+        ------
+        BudgetError
+            With the smallest size there is, if no path from the images to the feature fits.
         """
         wanted = kernel_count(target, parse_keep(self.keep))
         if wanted < target.shortest_path:
             raise BudgetError(
                 f"feature {target.feature}: keep={self.keep} is {wanted} of {target.relevant_count:,} kernels, and no path from the images "
-                f"is that short; the smallest circuit has {target.shortest_path} kernels (a fraction of {target.shortest_path / target.relevant_count:.2g})"
+                f"is that short; the smallest circuit has {target.shortest_path} kernels "
+                f"(a fraction of {target.shortest_path / target.relevant_count:.2g})"
             )
         return wanted
 
     def parts(self, target: LocatedFeature, images: Tensor | Iterable, seed: int = 0, inside: Circuit | None = None) -> list[KernelScores]:
         """Saliencies of groups of images, which add up: up to 16, the batches as given for snip_batch, and a single one
+
         where a criterion needs all images at once.
 
-        inside  score in the network that has only these of the relevant kernels; the others score 0
+        Parameters
+        ----------
+        inside
+            Score in the network that has only these of the relevant kernels; the others score 0.
         """
         if self.criterion in ("magnitude", "random"):
             return [self._scored(target, images, seed, inside)]
@@ -114,8 +122,14 @@ class CircuitOptions:
 def parse_keep(text: str) -> float | int:
     """'0.1' is a fraction of the relevant kernels, '210' a number of kernels.
 
-    Raises   BudgetError if it is neither.
-    Source   Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept
+    Raises
+    ------
+    BudgetError
+        If it is neither.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept.
     """
     if re.fullmatch(r"\d+", text.strip()):
         return int(text)

@@ -20,8 +20,14 @@ ROUNDS = 10
 def kernel_count(target: LocatedFeature, keep: float | int) -> int:
     """Number of kernels meant by `keep`: a number of kernels if it is whole, else a fraction of the relevant ones (at least 1).
 
-    Raises   BudgetError if it is neither from 1 to the number of relevant kernels nor a fraction above 0 and up to 1.
-    Source   Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept
+    Raises
+    ------
+    BudgetError
+        If it is neither from 1 to the number of relevant kernels nor a fraction above 0 and up to 1.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept.
     """
     if isinstance(keep, Integral) and not isinstance(keep, bool) and 1 <= keep <= target.relevant_count:
         return int(keep)
@@ -33,8 +39,14 @@ def kernel_count(target: LocatedFeature, keep: float | int) -> int:
 def top_k(saliency: KernelScores, keep: float | int) -> Circuit:
     """Exactly so many kernels with the largest saliency; among equals the first in execution order.
 
-    Raises   BudgetError if fewer kernels were scored.
-    Source   Hamblin, Konkle, Alvarez 2022 (selection)
+    Raises
+    ------
+    BudgetError
+        If fewer kernels were scored.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (selection).
     """
     return _from_ranking(saliency.feature, score_order(saliency.ranked())[: _room(saliency, keep)])
 
@@ -50,8 +62,14 @@ def _room(saliency: KernelScores, keep: float | int) -> int:
 def top_share(saliency: KernelScores, share: float) -> Circuit:
     """The fewest kernels whose saliencies reach a share of the total.
 
-    Raises   BudgetError if the share is not above 0 and up to 1, or all saliencies are zero.
-    Source   Hamblin, Konkle, Alvarez 2022 (selection)
+    Raises
+    ------
+    BudgetError
+        If the share is not above 0 and up to 1, or all saliencies are zero.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (selection).
     """
     flat = saliency.flatten()
     if not 0 < share <= 1 or not bool(flat.sum() > 0):
@@ -65,7 +83,9 @@ def top_share(saliency: KernelScores, share: float) -> Circuit:
 def score_order(values: Float[Tensor, "kernels"]) -> Tensor:
     """Places from the largest value to the smallest; equals stay in order.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (stable tie-break)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (stable tie-break).
     """
     return values.sort(descending=True, stable=True).indices
 
@@ -73,7 +93,9 @@ def score_order(values: Float[Tensor, "kernels"]) -> Tensor:
 def geometric_schedule(kernels: int, keep: int, rounds: int = ROUNDS) -> list[int]:
     """Kernels kept after each round: k_t = ⌈exp((t/T) ln k + (1 − t/T) ln N)⌉, and k itself at the end.
 
-    Source   de Jorge et al. 2021 (FORCE), rounded up so that the last is k; checked by tests/pencil_circuits.py::schedule
+    References
+    ----------
+    De Jorge et al. 2021 (FORCE), rounded up so that the last is k; checked by tests/pencil_circuits.py::schedule.
     """
     steps = [t / rounds for t in range(1, rounds)]
     sizes = [math.exp(step * math.log(keep) + (1 - step) * math.log(kernels)) for step in steps]
@@ -99,8 +121,14 @@ def connected_top_k(saliency: KernelScores, keep: float | int) -> Circuit:
     lead to that channel come with it, as far as the budget has room.
     Exactly so many kernels, or the few less that the last paths leave over.
 
-    Raises   BudgetError, with the smallest size there is, if no path from the images fits.
-    Source   this library
+    Raises
+    ------
+    BudgetError
+        With the smallest size there is, if no path from the images fits.
+
+    References
+    ----------
+    This library.
     """
     target, budget = saliency.feature, _room(saliency, keep)
     growth = _PathGrowth(saliency)

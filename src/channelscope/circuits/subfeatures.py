@@ -53,9 +53,16 @@ class TopImages:
 def top_images(target: LocatedFeature, images: Tensor | Iterable, count: int) -> TopImages:
     """The `count` images with the highest maxima of the feature.
 
-    Raises   SampleError with fewer images, or if the feature is the same on all of them; InputError for fewer than two images,
-             or a feature at other positions than all or its maximum.
-    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
+    Raises
+    ------
+    SampleError
+        With fewer images, or if the feature is the same on all of them.
+    InputError
+        For fewer than two images, or a feature at other positions than all or its maximum.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (sub-feature circuits).
     """
     if count < 2:
         raise InputError(f"strongest: expected at least 2 images to tell groups apart in, received {count}")
@@ -81,8 +88,14 @@ def top_images(target: LocatedFeature, images: Tensor | Iterable, count: int) ->
 def cluster_images(found: TopImages, count: int | None = None, seed: int = 0) -> Int[Tensor, "images"]:
     """Group of each image by its activation vector (k-means on vectors of length 1); the number by the best silhouette if not given.
 
-    Raises   SampleError if there are fewer different vectors than groups: a group would be empty.
-    Source   Hamblin, Konkle, Alvarez 2022 (clustered by the activation vector at the position of the maximum); Rousseeuw 1987
+    Raises
+    ------
+    SampleError
+        If there are fewer different vectors than groups: a group would be empty.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (clustered by the activation vector at the position of the maximum); Rousseeuw 1987.
     """
     vectors = (
         (
@@ -120,14 +133,29 @@ def subfeature_circuits(
 
     Half of each group's images score the kernels, the other half judge; a control is scored on as many images of all groups.
 
-    general  share of the relevant kernels in the feature's general circuit, scored on images of all groups; the groups' kernels
-             are scored inside it. 1 scores them in the whole network
+    Parameters
+    ----------
+    general
+        Share of the relevant kernels in the feature's general circuit, scored on images of all groups; the groups'
+        kernels are scored inside it. 1 scores them in the whole network.
 
-    Returns  circuits by group ('0', '1', …, 'mixed', 'union', 'general'); tables `subcircuits` (images), `subcircuit_curves` (error of the
-             circuit of one group on the images of another, by size) and `subcircuit_overlap` (by layer; '' for all kernels).
-    Raises   InputError if labels do not fit, or a group has fewer than two images; BudgetError if the general circuit is smaller
-             than those of the groups.
-    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
+    Returns
+    -------
+    tuple[dict[str, Circuit], dict[str, pd.DataFrame]]
+        Circuits by group ('0', '1', …, 'mixed', 'union', 'general'); tables `subcircuits` (images), `subcircuit_curves`
+        (error of the circuit of one group on the images of another, by size) and `subcircuit_overlap` (by layer; '' for
+        all kernels).
+
+    Raises
+    ------
+    InputError
+        If labels do not fit, or a group has fewer than two images.
+    BudgetError
+        If the general circuit is smaller than those of the groups.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (sub-feature circuits).
     """
     choice = choice or CircuitOptions()
     if len(labels) != len(found.images) or sorted(set(labels.tolist())) != list(range(int(labels.max()) + 1)):
@@ -166,7 +194,10 @@ def error_at_maximum(target: LocatedFeature, circuit: Subset, found: TopImages, 
     """Σ|ŷ − y|/Σ|y| over some of the peaks, each at its place in the unmasked network: 0 is exact, 1 what silence reaches.
 
     Undefined (nan) where the feature is 0 at all of them: silence is exact there.
-    Source   Hamblin, Konkle, Alvarez 2022 (preservation curves: error at each image's original maximum position)
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (preservation curves: error at each image's original maximum position).
     """
     with target.ablated((~circuit).masks):
         maps = target.feature_map(found.images[members].to(target.device))

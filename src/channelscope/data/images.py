@@ -84,7 +84,10 @@ def read_images(
     of at most 64 pixels are normalized by the mean and standard deviation of (up to 5,000 of) the training images, larger
     ones by ImageNet's.
 
-    Raises   DataError if the data cannot be used; a corrupt picture is met when it is first decoded.
+    Raises
+    ------
+    DataError
+        If the data cannot be used; a corrupt picture is met when it is first decoded.
     """
     source = ImageSource(source) if isinstance(source, str) else source
     found = found or open_dataset(source)

@@ -22,7 +22,10 @@ def object_masks(split: Split, where: str) -> list[Bool[Tensor, "height width"]]
     `where` is a column of the data set with a mask image for every picture, or, for a data set of folders, folder:PATH with
     a mask at every picture's path and name below it (any ending).
 
-    Raises   DataError for a mask that is missing, no picture, or not as large as its picture.
+    Raises
+    ------
+    DataError
+        For a mask that is missing, no picture, or not as large as its picture.
     """
     return [_mask(split, row, data) for row, data in zip(split.rows.tolist(), _files(split, where), strict=True)]
 

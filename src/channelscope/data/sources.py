@@ -28,7 +28,10 @@ def digits() -> PartitionedDataset:
 def cifar(name: str, root: Path) -> PartitionedDataset:
     """CIFAR-10 or CIFAR-100 by its archive, downloaded into `root` once.
 
-    Raises   DataError if the archive is neither there nor to be had.
+    Raises
+    ------
+    DataError
+        If the archive is neither there nor to be had.
     """
     source = vision.CIFAR10 if name == "cifar10" else vision.CIFAR100
     try:
@@ -150,7 +153,10 @@ class ImageSource:
 def open_dataset(source: ImageSource) -> PartitionedDataset:
     """The data set as it lies on disk; nothing is decoded.
 
-    Raises   DataError if the name is unknown, or the set is missing, empty or unclear.
+    Raises
+    ------
+    DataError
+        If the name is unknown, or the set is missing, empty or unclear.
     """
     kind, _, rest = source.data.partition(":")
     if source.data == "digits":

@@ -59,7 +59,10 @@ class ImageStore:
     def read(self, rows: Int[Tensor, "images"]) -> Tensor:
         """Pixels of some pictures: uint8 (images, C, H, W).
 
-        Raises   DataError naming the first picture that is corrupt or of another size.
+        Raises
+        ------
+        DataError
+            Naming the first picture that is corrupt or of another size.
         """
         known, pixels = self._memory
         if pixels is None:
@@ -73,7 +76,10 @@ class ImageStore:
     def corrupt_rows(self) -> list[int]:
         """Rows whose picture cannot be decoded; decodes everything once.
 
-        Raises   DataError if no picture can be.
+        Raises
+        ------
+        DataError
+            If no picture can be.
         """
         rows = [row for row in range(len(self)) if not self._readable(row)]
         if len(rows) == len(self):
@@ -183,7 +189,10 @@ class Split:
     def take(self, n: int) -> "Split":
         """The first n images (a random sample, for the order is a shuffle).
 
-        Raises   DataError if there are fewer.
+        Raises
+        ------
+        DataError
+            If there are fewer.
         """
         if not 0 <= n <= len(self):
             raise DataError(f"expected at most {len(self)} images of the {self.name} split, asked for {n}")
@@ -198,7 +207,10 @@ class Split:
 
         Boxes (column `boxes`, x0 y0 x1 y1 in pixels) are moved along with resizing and cropping.
 
-        Raises   DataError if the data set has no such column.
+        Raises
+        ------
+        DataError
+            If the data set has no such column.
         """
         values = []
         for row in self.rows.tolist():

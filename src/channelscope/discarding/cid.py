@@ -56,7 +56,10 @@ class CIDOptions:
     def constraint(self, feature: Variance) -> Constraint:
         """The constraint on a feature that varies so much over the data.
 
-        Raises   InputError if it does not vary.
+        Raises
+        ------
+        InputError
+            If it does not vary.
         """
         if not feature.total > 0:
             raise InputError(
@@ -97,7 +100,10 @@ class CalibrationStatistics:
     ) -> "CalibrationStatistics":
         """One pass over (images, …) batches; `step` is called after each.
 
-        Raises   SampleError for fewer than two images.
+        Raises
+        ------
+        SampleError
+            For fewer than two images.
         """
         found: list[Variance] | None = None
         for images, _, _ in indexed_batches(batches, labels=False):
@@ -121,7 +127,7 @@ class CIDResult:
     noise_std: Float[Tensor, "images cells"]
     """noise in each cell, in pixels of 0 to 1; 0 in cells that are left out"""
     numbers: dict[str, Float[Tensor, "images"]]
-    """CID and what says how sure it is: the fields of `Optimum`"""
+    """CID and what says how sure it is: the fields of `OptimalNoise`"""
     constraint_reached: Tensor
     """False where the constraint cannot be reached"""
     passes: int
@@ -153,10 +159,23 @@ def discard(
     Parts that `kept` has are read, not computed. Random numbers belong to the images (their index and the seed): batch
     size and order change nothing.
 
-    Returns  a `Discarded` per batch and layer, in that order.
-    Raises   InputError at a layer whose feature does not vary; NumericError where gradients are not finite, or where a pixel
-             is not seen and there are no caps; MismatchError if `kept` is of another run.
-    Source   Ma et al. 2022 (arXiv 1906.04109), equations 2–4; checked by tests/discarding/test_discard.py
+    Returns
+    -------
+    Iterator[CIDResult]
+        A `CIDResult` per batch and layer, in that order.
+
+    Raises
+    ------
+    InputError
+        At a layer whose feature does not vary.
+    NumericError
+        Where gradients are not finite, or where a pixel is not seen and there are no caps.
+    MismatchError
+        If `kept` is of another run.
+
+    References
+    ----------
+    Ma et al. 2022 (arXiv 1906.04109), equations 2–4; checked by tests/discarding/test_discard.py.
     """
     kept = kept or MapCache(None, {})
     cells = Cells.of((view.shape[1], view.shape[2]), rule.side)

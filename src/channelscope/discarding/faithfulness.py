@@ -39,7 +39,9 @@ def descriptive_accuracy(
     the pixels: cells of unequal size weigh what they cover. `images` are normalized, so that zero is the mean color; blur
     replaces a cell by its blurred self. The lower the curve, the better the map says where the evidence is.
 
-    Source   Samek et al. 2017 (region perturbation); checked by tests/pencil_discarding.py::descriptive_accuracy
+    References
+    ----------
+    Samek et al. 2017 (region perturbation); checked by tests/pencil_discarding.py::descriptive_accuracy.
     """
     cells = Cells.of((images.shape[2], images.shape[3]), SIDE)
     order = torch.argsort(cells.mean_by_cell(relevance), dim=1, descending=True, stable=True)
@@ -64,7 +66,9 @@ def _closest(covered: Float[Tensor, "images cells"], wanted: float) -> Bool[Tens
 def area_under_curve(curves: Float[Tensor, "images shares"]) -> Float[Tensor, "images"]:
     """Trapezoid area under the curves over the share taken away.
 
-    Source   trapezoid rule
+    References
+    ----------
+    Trapezoid rule.
     """
     return torch.trapezoid(curves, torch.tensor(REMOVED_FRACTIONS, device=curves.device), dim=1)
 
@@ -74,7 +78,9 @@ def descriptive_accuracy_table(curves: Mapping[tuple[str, str], Float[Tensor, "i
 
     The table names the rule of its CID maps.
 
-    Source   Ma et al. 2022 (descriptive accuracy)
+    References
+    ----------
+    Ma et al. 2022 (descriptive accuracy).
     """
     rows = []
     first = next(method for method, _ in curves)

@@ -38,7 +38,9 @@ class PerImageRandom:
 def standard_normal(dice: list[torch.Generator], shape: Iterable[int]) -> Tensor:
     """Standard normal numbers of one shape per image, stacked.
 
-    Source   torch.randn
+    References
+    ----------
+    Torch.randn.
     """
     return torch.stack([torch.randn(tuple(shape), generator=one) for one in dice])
 
@@ -46,7 +48,9 @@ def standard_normal(dice: list[torch.Generator], shape: Iterable[int]) -> Tensor
 def rademacher(dice: list[torch.Generator], size: int) -> Tensor:
     """Random signs ±1 (Rademacher), one row per image.
 
-    Source   Hutchinson 1990
+    References
+    ----------
+    Hutchinson 1990.
     """
     return torch.stack([torch.randint(0, 2, (size,), generator=one) for one in dice]).float() * 2 - 1
 

@@ -26,7 +26,10 @@ class Cells:
     def of(cls, plane: tuple[int, int], side: int | None = GRID_SIDE) -> "Cells":
         """At most `side` cells along each side, so one per pixel of a small image; None for one per pixel always.
 
-        Raises   InputError if the side is not positive.
+        Raises
+        ------
+        InputError
+            If the side is not positive.
         """
         if side is not None and side < 1:
             raise InputError(f"expected at least one cell along a side, received {side}")
@@ -81,7 +84,7 @@ class Cells:
         Examples
         --------
         >>> cells = Cells.of((1, 5), 2)
-        >>> cells.pixels.tolist(), cells.mean(torch.tensor([[1.0, 1.0, 1.0, 3.0, 5.0]])).tolist()
+        >>> cells.pixels.tolist(), cells.mean_by_cell(torch.tensor([[1.0, 1.0, 1.0, 3.0, 5.0]])).tolist()
         ([3.0, 2.0], [1.0, 4.0])
         """
         return self.sum_by_cell(plane) / self.pixels.to(plane)
@@ -119,8 +122,14 @@ class Allocation:
 def entropy(sigma: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Differential entropy of Gaussian noise: H = ln σ + ½ ln(2πe).
 
-    Returns  nats per value; −inf where there is no noise.
-    Source   Ma et al. 2022 (arXiv 1906.04109), equation 2; checked by tests/discarding/test_noise.py
+    Returns
+    -------
+    Tensor
+        Nats per value; −inf where there is no noise.
+
+    References
+    ----------
+    Ma et al. 2022 (arXiv 1906.04109), equation 2; checked by tests/discarding/test_noise.py.
     """
     return sigma.log() + GAUSSIAN_ENTROPY
 
@@ -128,8 +137,14 @@ def entropy(sigma: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def mean_entropy(sigma: Float[Tensor, "images cells"], values: Float[Tensor, "cells"]) -> Float[Tensor, "images"]:
     """Mean of H over the values of an image, cells without values left out.
 
-    Returns  nats per value.
-    Source   Ma et al. 2022, equation 3; checked by tests/discarding/test_noise.py
+    Returns
+    -------
+    Tensor
+        Nats per value.
+
+    References
+    ----------
+    Ma et al. 2022, equation 3; checked by tests/discarding/test_noise.py.
     """
     used = values > 0
     return (entropy(sigma[:, used]) * values[used]).sum(1) / values.sum()
@@ -138,7 +153,9 @@ def mean_entropy(sigma: Float[Tensor, "images cells"], values: Float[Tensor, "ce
 def capacity(sensitivity: Float[Tensor, "images cells"], cap: Float[Tensor, "cells"]) -> Float[Tensor, "images"]:
     """The largest feature change the caps allow: Σ cap² g, infinite without caps.
 
-    Source   Ma et al. 2022 (reverse water-filling); checked by tests/discarding/test_noise.py
+    References
+    ----------
+    Ma et al. 2022 (reverse water-filling); checked by tests/discarding/test_noise.py.
     """
     return _change_at_cap(sensitivity, cap).sum(1)
 
@@ -156,10 +173,22 @@ def water_filling(
     `sensitivity` is g_i, the squared response of the feature to unit noise in cell i, summed over its n_i values; θ is
     exact: the sum is piecewise linear in it, with one kink per cell. Cells without values (n_i = 0) get no noise.
 
-    Returns  an Allocation; where Σ cap² g < ε every cell sits at its cap and `reached` is False.
-    Raises   NumericError for negative or non-finite sensitivities, or for a cell that the feature does not see
-             (g_i = 0) and no cap holds: its entropy has no maximum. ShapeError if the cells do not match.
-    Source   Cover & Thomas 2006, section 10.3.3 (reverse water-filling); checked by tests/pencil_discarding.py::allocation
+    Returns
+    -------
+    Allocation
+        An Allocation; where Σ cap² g < ε every cell sits at its cap and `reached` is False.
+
+    Raises
+    ------
+    NumericError
+        For negative or non-finite sensitivities, or for a cell that the feature does not see (g_i = 0) and no cap holds:
+        its entropy has no maximum.
+    ShapeError
+        If the cells do not match.
+
+    References
+    ----------
+    Cover & Thomas 2006, section 10.3.3 (reverse water-filling); checked by tests/pencil_discarding.py::allocation.
     """
     if not sensitivity.shape[1:] == cap.shape == values.shape:
         raise ShapeError(
@@ -237,8 +266,14 @@ def entropy_gap(share: Float[Tensor, "draws images cells"], free: Bool[Tensor, "
     s is a cell's share over the mean. Its square is the product of two draws, so that the draws' noise is not in it; how far
     the logarithm bends away from the parabola is taken at the mean of all draws.
 
-    Returns  nats per value of the free cells; may be slightly negative where there is nothing to gain.
-    Source   Jensen's gap of the logarithm at the optimum of reverse water-filling; checked by tests/discarding/test_noise.py
+    Returns
+    -------
+    Tensor
+        Nats per value of the free cells; may be slightly negative where there is nothing to gain.
+
+    References
+    ----------
+    Jensen's gap of the logarithm at the optimum of reverse water-filling; checked by tests/discarding/test_noise.py.
     """
     share = share.where(free, 0)
     mean = share.sum(2).mean(0) / free.sum(1).clamp(min=1)

@@ -129,10 +129,21 @@ def optimal_noise(
     fast    isotropic noise, then one round at the noise found: 20 passes an image, the check on fresh noise included
     exact   further rounds at the noise found: at most 600 passes; `gap` is measured on fresh noise
 
-    Returns  an Optimum; where the constraint cannot be reached every cell is at its cap and `reached` is False.
-    Raises   InputError in fast mode for a feature of so few numbers that its Jacobian is known, if it does not answer linearly;
-             NumericError if the gradients are not finite, or a cell without a cap is not seen.
-    Source   Ma et al. 2022, equations 2–4 (the problem); the solution is ours; checked by tests/pencil_discarding.py
+    Returns
+    -------
+    OptimalNoise
+        An Optimum; where the constraint cannot be reached every cell is at its cap and `reached` is False.
+
+    Raises
+    ------
+    InputError
+        In fast mode for a feature of so few numbers that its Jacobian is known, if it does not answer linearly.
+    NumericError
+        If the gradients are not finite, or a cell without a cap is not seen.
+
+    References
+    ----------
+    Ma et al. 2022, equations 2–4 (the problem); the solution is ours; checked by tests/pencil_discarding.py.
     """
     plan = BUDGETS[mode] if isinstance(mode, str) else mode
     search = _FixedPoint(scene, constraint, cap, plan)

@@ -55,7 +55,12 @@ class PixelNetwork:
     def layers(self, names: Iterable[str] = ()) -> list[LayerOutput]:
         """Layers by module path or step name, in execution order; without names, some evenly spaced ones.
 
-        Raises   SiteError for a name that is neither, with near matches; InputError for one named twice.
+        Raises
+        ------
+        SiteError
+            For a name that is neither, with near matches.
+        InputError
+            For one named twice.
         """
         names = list(names)
         if not names:

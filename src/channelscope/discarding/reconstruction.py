@@ -37,8 +37,14 @@ class RidgeDecoder:
     def __init__(self, pairs: FeatureImageBatches):
         """Fit on batches of (features, images): one pass, normal equations in float64.
 
-        Raises   ShapeError where the feature is no map, or the image's sides are not multiples of the map's.
-        Source   Hoerl & Kennard 1970; checked by tests/discarding/test_reconstruction.py
+        Raises
+        ------
+        ShapeError
+            Where the feature is no map, or the image's sides are not multiples of the map's.
+
+        References
+        ----------
+        Hoerl & Kennard 1970; checked by tests/discarding/test_reconstruction.py.
         """
         whole: _Scatter | None = None
         for features, images in pairs:
@@ -117,7 +123,9 @@ def _residue() -> nn.Sequential:
 def train_decoder(ridge: RidgeDecoder, pairs: Callable[[], FeatureImageBatches], seed: int = 0) -> ResidualDecoder:
     """A residual decoder trained on batches of (features, images) to the least squared error; `pairs()` begins a pass.
 
-    Source   Ma et al. 2022 (residual decoder); He et al. 2016 (residual blocks)
+    References
+    ----------
+    Ma et al. 2022 (residual decoder); He et al. 2016 (residual blocks).
     """
     features, images = next(iter(pairs()))
     with torch.random.fork_rng():
@@ -158,7 +166,9 @@ def reconstruction_uncertainty(
 ) -> ReconstructionUncertainty:
     """Reconstruction uncertainty of images whose pixels carry each of some noises; a zero noise alone gives the clean one.
 
-    Source   Ma et al. 2022, equation 6; variance and bias apart are ours; checked by tests/discarding/test_reconstruction.py
+    References
+    ----------
+    Ma et al. 2022, equation 6; variance and bias apart are ours; checked by tests/discarding/test_reconstruction.py.
     """
     with torch.no_grad():
         found = torch.stack([decode(feature(images + each)) for each in noise])
@@ -210,8 +220,14 @@ def reconstruction_table(
     Decoders are fitted on calibration images without noise. `found` is in the order of batches, layers within a batch.
     The noise belongs to the images and the seed of the run.
 
-    Raises   ShapeError at a layer whose feature is no map that divides the image.
-    Source   Ma et al. 2022, section 3 (reconstruction uncertainty); checked by tests/discarding/test_restore.py
+    Raises
+    ------
+    ShapeError
+        At a layer whose feature is no map that divides the image.
+
+    References
+    ----------
+    Ma et al. 2022, section 3 (reconstruction uncertainty); checked by tests/discarding/test_restore.py.
     """
     rows = []
     for layer in dict.fromkeys(each.layer for each in found):

@@ -40,14 +40,30 @@ def gradient_angles(
     Each layer is taken as what it is at its read point, linear channels Y = w'X of patches X, with the logit margin as target. The
     products Σw come from one pass; Σ itself, which has (C_in k²)² entries, is never formed.
 
-    batches  (images, labels) or (images, labels, index); as a rule the calibration images
-    readout  what a sample is, for both gradients: every position of an image (the target repeated), or the image's average
-    sites    sites to look at; by default all
     progress draw a bar with the time left on a terminal
 
-    Returns  `theory`: one row per channel: cosine, both informations, and the identity w'g = 0 relative to |w| |g|;
-             `theory_layers`: mean |cosine| of each layer with a bootstrap interval over channels; `theory_skipped`: site and reason.
-    Raises   MismatchError if the profile is of another network or other weights; SiteError where nothing is left.
+    Parameters
+    ----------
+    batches
+        (images, labels) or (images, labels, index); as a rule the calibration images.
+    readout
+        What a sample is, for both gradients: every position of an image (the target repeated), or the image's average.
+    sites
+        Sites to look at; by default all.
+
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `theory`: one row per channel: cosine, both informations, and the identity w'g = 0 relative to |w| |g|;
+        `theory_layers`: mean |cosine| of each layer with a bootstrap interval over channels; `theory_skipped`: site and
+        reason.
+
+    Raises
+    ------
+    MismatchError
+        If the profile is of another network or other weights.
+    SiteError
+        Where nothing is left.
     """
     if readout not in ("positions", "pooled"):
         raise InputError(f'readout is "positions" or "pooled", received {readout!r}')
@@ -190,15 +206,26 @@ def simulate(
     its squared error. One input direction is strong and carries most of the target, so that random channels begin coupled:
     whoever has more of it has more variance and says more.
 
-    channels   number of channels
-    inputs     number of inputs
-    steps      gradient steps
-    every      steps between rows of the table
-    seeds      independent starts
-    isotropic  all input directions alike: the control, in which the gradients' cosine is zero and nothing is coupled
+    Parameters
+    ----------
+    channels
+        Number of channels.
+    inputs
+        Number of inputs.
+    steps
+        Gradient steps.
+    every
+        Steps between rows of the table.
+    seeds
+        Independent starts.
+    isotropic
+        All input directions alike: the control, in which the gradients' cosine is zero and nothing is coupled.
 
-    Returns  `simulation`: one row per system and step: alignment, mean |cosine| and mean informations, each mean over seeds with
-             a 95 % Student interval.
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `simulate`: one row per system and step: alignment, mean |cosine| and mean informations, each mean over seeds
+        with a 95 % Student interval.
     """
     rows = []
     for system in RATES:

@@ -40,7 +40,10 @@ class HullOptions:
     def __call__(self, layer: LayerStatistics) -> Hulls:
         """The hulls of one layer.
 
-        Raises   SampleError with fewer images than channels and no shrinkage.
+        Raises
+        ------
+        SampleError
+            With fewer images than channels and no shrinkage.
         """
         layer.require_samples_for_peers()
         return grown(
@@ -51,12 +54,18 @@ class HullOptions:
 def replacement_sets(profile: Profile, rule: HullOptions | None = None, **options) -> dict[str, pd.DataFrame]:
     """Replaceability hulls of all channels, from the profile alone.
 
-    options  fields of the scores' convention that matter here: shrinkage
+    Parameters
+    ----------
+    options
+        Fields of the scores' convention that matter here: shrinkage.
 
-    Returns  `hulls`: one row per channel: size, members in the order they were added, saturated (threshold not reached),
-             support, compactness (support/size); `hull_curve`: explained variance by number of members, mean over a layer's
-             channels (a hull already complete stays where it is); `hull_layers`: mean size, saturated fraction and mean
-             compactness of each layer with jackknife intervals over image shards.
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `hulls`: one row per channel: size, members in the order they were added, saturated (threshold not reached),
+        support, compactness (support/size); `hull_curve`: explained variance by number of members, mean over a layer's
+        channels (a hull already complete stays where it is); `hull_layers`: mean size, saturated fraction and mean
+        compactness of each layer with jackknife intervals over image shards.
     """
     rule = rule or HullOptions()
     convention = ScoreOptions.of(options)

@@ -38,7 +38,9 @@ CONVOLUTIONS_IN_ORDER = (nn.Conv2d.forward, nn.Linear.forward)
 def has_separate_kernels(module: nn.Module) -> bool:
     """Whether a module's kernels can be told apart: an ordinary 2-D convolution or linear layer.
 
-    Source   Hamblin, Konkle, Alvarez 2022: a kernel is a 2-D slice W[o,i] of a convolution, or one weight of a linear layer
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022: a kernel is a 2-D slice W[o,i] of a convolution, or one weight of a linear layer.
     """
     return isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward in CONVOLUTIONS_IN_ORDER
 
@@ -46,7 +48,9 @@ def has_separate_kernels(module: nn.Module) -> bool:
 def upstream(graph: Graph, target: str) -> list[fx.Node]:
     """The steps that `target` depends on, itself included, in execution order.
 
-    Source   reachability in the traced graph
+    References
+    ----------
+    Reachability in the traced graph.
     """
     found, stack = set(), [graph.nodes[target]]
     while stack:
@@ -136,7 +140,9 @@ def _spelled(node: fx.Node) -> str:
 def node_per_channel(label: Tensor) -> np.ndarray | None:
     """Node of each channel on axis 1, or None where positions of a channel come from different nodes.
 
-    Source   definition
+    References
+    ----------
+    Definition.
     """
     if label.dim() < 2:
         return None

@@ -53,7 +53,10 @@ def channels_seen_by_inputs(found: Sites, site: Site, images: Tensor) -> dict[st
     channels are raised, and an input that changes shows them. Behind a norm or gate that looks at all channels, every input
     shows every channel, as it does in truth.
 
-    images   one or a few images to try it on; any number that is not all alike will do
+    Parameters
+    ----------
+    images
+        One or a few images to try it on; any number that is not all alike will do.
     """
     marks: dict[str, Tensor] = {}
     for layer, seen in Trial(found, images, (site,)).marks(site):

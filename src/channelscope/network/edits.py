@@ -66,8 +66,12 @@ def _chain(first: Hook, second: Hook) -> Hook:
 def zero_channels(channels: Tensor, axis: int, values: Tensor | None = None) -> Hook:
     """A change that sets the marked channels to zero, or to one constant a channel; `axis` counts without the batch.
 
-    channels   bool (C,)
-    values     (C,) or None for zero
+    Parameters
+    ----------
+    channels
+        Bool (C,).
+    values
+        (C,) or None for zero.
     """
 
     def change(maps: Tensor) -> Tensor:
@@ -90,7 +94,12 @@ def silence(model: nn.Module | Graph, marked: Subset, example: Tensor | tuple[Te
     model is bit-identical to what it was; `silence(model, ~kept)` tries what `shrink(model, kept)` makes permanent, and
     `silence(model, ~circuit)` runs a circuit.
 
-    Raises   MismatchError if the subset is of another network; TracingError if the forward pass cannot be followed.
+    Raises
+    ------
+    MismatchError
+        If the subset is of another network.
+    TracingError
+        If the forward pass cannot be followed.
     """
     if marked.unit == "kernels":
         with zero_kernels(model.model if isinstance(model, Graph) else model, marked) as inside:

@@ -79,7 +79,10 @@ class Graph:
     def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The inputs of the graph in the arguments of a call of the network.
 
-        Raises   InputError if an option of the call is another than the one the network was traced with.
+        Raises
+        ------
+        InputError
+            If an option of the call is another than the one the network was traced with.
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -186,8 +189,12 @@ def _as_is() -> Iterator[None]:
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     """Record one forward pass of `model` on `example`, a batch of at least one image (or a tuple of inputs).
 
-    Raises   InputError if the network cannot run on the example; TracingError, naming the line, if its control flow
-             depends on values that change from image to image, or on the batch size.
+    Raises
+    ------
+    InputError
+        If the network cannot run on the example.
+    TracingError
+        Naming the line, if its control flow depends on values that change from image to image, or on the batch size.
     """
     model = unwrapped(model)
     if "forward" in vars(model):

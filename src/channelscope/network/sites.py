@@ -86,7 +86,12 @@ def site_named(found: tuple[Site, ...], name: str) -> Site:
 def sites(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Sites:
     """All places of `model` where channels live, from one traced pass over `example`.
 
-    Raises   SiteError if there is none; TracingError if the pass cannot be followed.
+    Raises
+    ------
+    SiteError
+        If there is none.
+    TracingError
+        If the pass cannot be followed.
     """
     return sites_of(trace(model, example))
 

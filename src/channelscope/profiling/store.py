@@ -48,7 +48,10 @@ def save(profile: Profile, path: str | Path) -> Path:
 def load(path: str | Path) -> Profile:
     """Read a profile.
 
-    Raises   FormatError if the file is missing, damaged, not a profile, or of another format version.
+    Raises
+    ------
+    FormatError
+        If the file is missing, damaged, not a profile, or of another format version.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,7 +83,10 @@ def load(path: str | Path) -> Profile:
 def trace_profiled(model: nn.Module, profile: Profile) -> Sites:
     """The sites of `model` with its graph, once it is certain that the profile is of this network with these weights.
 
-    Raises   MismatchError if the weights or the sites differ.
+    Raises
+    ------
+    MismatchError
+        If the weights or the sites differ.
     """
     own = weights_hash(model)
     if own != profile.weights_hash:

@@ -74,7 +74,7 @@ def cut(
     Examples
     --------
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
-    >>> found = groups(model, blank(model, (3, 8, 8)))
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
     >>> ranking = Ranking("by hand", "", "high", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
     >>> cut(ranking, found, macs=0.5)["0"].tolist()
     [True, False, True, False]
@@ -138,7 +138,10 @@ def group_importance(ranking: Ranking, found: Groups, normalize: Normalize | Non
 
     Members without a value (nan) are left out of the reduction.
 
-    Returns  float64 (groups,); nan where no member has a value.
+    Returns
+    -------
+    np.ndarray
+        Float64 (groups,); nan where no member has a value.
     """
     how: Normalize = normalize or ("none" if ranking.comparable_across_layers else "mean")
     values = np.full(len(found.group_of), np.nan)

@@ -42,14 +42,25 @@ def optimal_brain_surgeon(
     probabilities: the cost is the KL divergence of the output, to second order, if every consumer is re-fitted. Outputs of a
     consumer that have gone themselves no longer count. Neither labels nor training; one forward and one backward pass.
 
-    model      the network, or its `groups`
-    images     batches of (images, …)
-    exponent   1 would be right if costs added up; a channel of a residual sum has many consumers, each of which repairs what
-               those before it left, so its cost is overestimated, and 1.5 makes up for that (docs/results-repair.md)
+    Parameters
+    ----------
+    model
+        The network, or its `groups`.
+    images
+        Batches of (images, …).
+    exponent
+        1 would be right if costs added up; a channel of a residual sum has many consumers, each of which repairs what
+        those before it left, so its cost is overestimated, and 1.5 makes up for that (docs/results-repair.md).
 
-    Returns  the place in the order of removal, 0 for the first to go and 1 for the last; comparable between layers. Channels that
-             cannot be removed are infinite.
-    Source   optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric
+    Returns
+    -------
+    Ranking
+        The place in the order of removal, 0 for the first to go and 1 for the last; comparable between layers. Channels
+        that cannot be removed are infinite.
+
+    References
+    ----------
+    Optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric.
     """
     return optimal_brain_surgeons(model, images, (exponent,), ridge, positions, seed)[0]
 

@@ -171,7 +171,10 @@ SUMMARY_COLUMNS = {
 def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image_shape: tuple[int, ...]) -> pd.DataFrame:
     """One row a network; the first is the original. Latencies are measured in turns, so that all see the same machine.
 
-    batches   labeled images to evaluate on; may be read more than once
+    Parameters
+    ----------
+    batches
+        Labeled images to evaluate on; may be read more than once.
     """
     rows = []
     taken = latency_samples(networks, image_shape)

@@ -72,7 +72,7 @@ class ScoreOptions:
 
         Examples
         --------
-        >>> Convention.of({"shrinkage": "oas"}).shrinkage
+        >>> ScoreOptions.of({"shrinkage": "oas"}).shrinkage
         'oas'
         """
         return cls.split(options)[0]
@@ -100,7 +100,7 @@ class ScoreOptions:
 
         Examples
         --------
-        >>> convention, own = Convention.split({"target": "label", "ceiling": 3.0}, own=["ceiling"])
+        >>> convention, own = ScoreOptions.split({"target": "label", "ceiling": 3.0}, own=["ceiling"])
         >>> convention.target, own
         ('label', {'ceiling': 3.0})
         """

@@ -35,8 +35,14 @@ def permutation_null(profile: Profile, name: str, permutations: int = 200, seed:
     images are not needed again, and are shrunk as the data are. With targets repeated at each position, only the part of R that
     lies between images takes part: what the mean of an image's positions keeps of it, in expectation over the drawn positions.
 
-    Raises   InputError for the label target or a score that is not on the target axis.
-    Source   Hoeffding 1951 (permutation moments and limit); p values after Phipson & Smyth 2010
+    Raises
+    ------
+    InputError
+        For the label target or a score that is not on the target axis.
+
+    References
+    ----------
+    Hoeffding 1951 (permutation moments and limit); p values after Phipson & Smyth 2010.
     """
     (found,) = lookup(name)
     convention, own = ScoreOptions.split(options, found.options)

@@ -84,16 +84,18 @@ REGISTRY: dict[str, Score] = {}
 """Every score by name, family by family."""
 
 
-def register(axis: Family, unit: str, keeps: Keeps, source: str, undefined: Undefined | None = None) -> Callable[[Formula], Score]:
+def register(family: Family, unit: str, keeps: Keeps, source: str, undefined: Undefined | None = None) -> Callable[[Formula], Score]:
     """Declare a formula as a score under its own name.
 
-    Source   how scores are declared is this library's; each cites its own
+    References
+    ----------
+    How scores are declared is this library's; each cites its own.
     """
 
     def declare(formula: Formula) -> Score:
-        score = Score(formula.__name__, axis, unit, keeps, source, formula, undefined)
+        score = Score(formula.__name__, family, unit, keeps, source, formula, undefined)
         families = get_args(Family)
-        ordered = sorted([*REGISTRY.values(), score], key=lambda each: families.index(each.axis))
+        ordered = sorted([*REGISTRY.values(), score], key=lambda each: families.index(each.family))
         REGISTRY.clear()
         REGISTRY.update((each.name, each) for each in ordered)
         return score
@@ -104,7 +106,9 @@ def register(axis: Family, unit: str, keeps: Keeps, source: str, undefined: Unde
 def lookup(names: str | Iterable[str]) -> list[Score]:
     """Scores by name; InputError for an unknown name, with the nearest one.
 
-    Source   none needed: a look-up
+    References
+    ----------
+    None needed: a look-up.
     """
     wanted = [names] if isinstance(names, str) else list(names)
     for name in wanted:

@@ -77,7 +77,10 @@ class Profile:
     def jackknife_records(self, site: Site | str) -> list[SiteRecord]:
         """Statistics of one site without each shard in turn: the replicates of a delete-a-group jackknife.
 
-        Raises   SampleError without shards: there is nothing to leave out.
+        Raises
+        ------
+        SampleError
+            Without shards: there is nothing to leave out.
         """
         if self.shards < 2:
             raise SampleError(f"intervals over images need at least 2 shards, the profile has {self.shards}: collect with shards=10")

@@ -117,7 +117,7 @@ def pack_symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "pairs"]:
 
 
 def unpack_symmetric(packed: Float[Tensor, "pairs"]) -> Float[Tensor, "d d"]:
-    """Inverse of `triangle`, float64."""
+    """Inverse of `pack_symmetric`, float64."""
     d = (int((8 * len(packed) + 1) ** 0.5) - 1) // 2
     return packed.double().index_select(0, _matrix_indices(d)).view(d, d)
 

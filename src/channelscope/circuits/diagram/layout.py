@@ -91,7 +91,9 @@ class DiagramLayout:
 def lay_out(circuit: Circuit, saliency: KernelScores) -> DiagramLayout:
     """Place the channels of a circuit: a column for each depth of layers in the network, sums between the columns.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (diagram); rows by barycenters (Sugiyama, Tagawa, Toda 1981)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (diagram); rows by barycenters (Sugiyama, Tagawa, Toda 1981).
     """
     network = _CircuitGraph(circuit, saliency)
     network.read()

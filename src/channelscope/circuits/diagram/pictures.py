@@ -73,7 +73,9 @@ class ChannelLocation:
 def channel_locations(circuit: Circuit, target: LocatedFeature) -> list[ChannelLocation]:
     """The layers of a circuit with the channels that have kernels in it.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (diagram: nodes are channels)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (diagram: nodes are channels).
     """
     sites = {site.name: site for site in sites_of(target.graph)}
     seen = receptive_fields(target.graph, target.step)
@@ -102,7 +104,9 @@ def top_patches(
 ) -> dict[str, tuple[bytes, ...]]:
     """For each channel, what it saw in the images that drove it most, inside the circuit; one patch an image.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field).
     """
     where, pictures = channel_locations(circuit, target), list(target.image_batches(images))
     best: dict[ChannelLocation, list[tuple[Tensor, Tensor]]] = {spot: [] for spot in where}
@@ -132,7 +136,9 @@ def _columns(maps: Tensor, spot: ChannelLocation) -> Float[Tensor, "images chann
 def crop(image: Tensor, spot: ChannelLocation, place: int, target: LocatedFeature, palette: PixelNormalization) -> Image.Image:
     """What a position of a spot sees of an image; `place` is the flat position.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field).
     """
     if spot.field is None:
         return palette.shown(image)
@@ -160,7 +166,9 @@ def feature_visualizations(
     The image is a sum of waves whose amplitudes fall with frequency, as those of natural images do, moved a little at random
     before each of 64 steps of Adam. A channel that no image moves, a constant in this circuit, has none.
 
-    Source   Olah, Mordvintsev, Schubert 2017 (feature visualization)
+    References
+    ----------
+    Olah, Mordvintsev, Schubert 2017 (feature visualization).
     """
     found: dict[str, tuple[bytes, ...]] = {}
     with target.ablated((~circuit).masks):
@@ -222,7 +230,9 @@ LETTERS = 18
 def contact_sheet(target: LocatedFeature, found: TopImages, labels: Int[Tensor, "images"], palette: PixelNormalization) -> Image.Image:
     """The strongest images of every group, each cropped to what the feature sees at its maximum.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits: top-activating images by cluster)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (sub-feature circuits: top-activating images by cluster).
     """
     spot = ChannelLocation(
         target.feature.layer, target.step, target.feature.channels, target.axis, receptive_fields(target.graph, target.step)[target.step]

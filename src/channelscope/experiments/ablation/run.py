@@ -45,19 +45,37 @@ def ablate(
     Everything before a site is computed once per batch for all lesions of the site, and nothing twice on the way from one
     site to the next. Stand-ins are linear predictions from the profile's cut-point moments.
 
-    batches     (images, labels) or (images, labels, index) of images that were neither trained nor profiled on
-    plan        which channels, which controls, how silenced
-    rule        how hulls grow
-    unfinished  file in which an interrupted run is kept; a run that finds one goes on from there, and deletes it at the end
-    progress    draw a bar with the time left on a terminal
-    options     the scores' convention: target, shrinkage, …
+    Parameters
+    ----------
+    batches
+        (images, labels) or (images, labels, index) of images that were neither trained nor profiled on.
+    plan
+        Which channels, which controls, how silenced.
+    rule
+        How hulls grow.
+    unfinished
+        File in which an interrupted run is kept; a run that finds one goes on from there, and deletes it at the end.
+    progress
+        Draw a bar with the time left on a terminal.
+    options
+        The scores' convention: target, shrinkage, ….
 
-    Returns  `lesions`: one row per channel and intervention, damage with standard errors over images; `channels`: one row per
-             channel: damage of silence, repaid, and every score; `repaid`: one row per layer, stand-in and quantity, as ratio
-             of sums; `correlations`, `matched`, `partial`: damage and repaid against the scores. `readers`: which layers see
-             each lesion; `said`: what a reader must be told, such as too few images.
-    Raises   MismatchError if the profile is of another network or `unfinished` of another run; SiteError for a site that does
-             not exist; SampleError with fewer images than groups.
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `lesions`: one row per channel and intervention, damage with standard errors over images; `channels`: one row per
+        channel: damage of silence, repaid, and every score; `repaid`: one row per layer, stand-in and quantity, as ratio
+        of sums; `correlations`, `matched`, `partial`: damage and repaid against the scores. `readers`: which layers see
+        each lesion; `said`: what a reader must be told, such as too few images.
+
+    Raises
+    ------
+    MismatchError
+        If the profile is of another network or `unfinished` of another run.
+    SiteError
+        For a site that does not exist.
+    SampleError
+        With fewer images than groups.
     """
     plan, rule = plan or AblationPlan(), rule or HullOptions()
     convention = ScoreOptions.of(options)

@@ -29,7 +29,12 @@ def ablation_tables(
 ) -> dict[str, pd.DataFrame]:
     """`lesions`, one row per channel and intervention; `channels`, one row per channel; `readers`, one row per site; `said`.
 
-    Raises   DataError without images, SampleError with fewer images than groups.
+    Raises
+    ------
+    DataError
+        Without images.
+    SampleError
+        With fewer images than groups.
     """
     _enough(damage)
     lesions = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in stand_ins.items()], ignore_index=True)

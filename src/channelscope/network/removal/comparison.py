@@ -34,7 +34,12 @@ Offsets = Mapping[str, Tensor]
 def kept_ids(found: Groups, kept: Subset) -> Tensor:
     """Which channel numbers stay: bool (all channels + 1,), True at −1, the number of what cannot be removed.
 
-    Raises   InputError if a group is split or a channel cannot be removed; MismatchError if the subset is of another network.
+    Raises
+    ------
+    InputError
+        If a group is split or a channel cannot be removed.
+    MismatchError
+        If the subset is of another network.
     """
     alive = np.append(found.kept(kept), True)[found.group_of]
     return torch.from_numpy(np.append(alive, True))

@@ -66,7 +66,12 @@ class Groups:
     def kept(self, subset: Subset) -> np.ndarray:
         """Which groups a subset keeps: bool, one each.
 
-        Raises   MismatchError if it is a subset of other sites; InputError if it splits a group, or removes what cannot be.
+        Raises
+        ------
+        MismatchError
+            If it is a subset of other sites.
+        InputError
+            If it splits a group, or removes what cannot be.
         """
         for site in self.sites:
             if site.name in subset and subset[site.name].shape != (site.channels,):
@@ -104,7 +109,14 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     still not zero at some consumer after silencing, reach a step that looks at all channels at once, share a parameter with
     another layer, or in a trial compute something else when they are removed than when they are silent.
 
-    Raises   TracingError, SiteError as `sites` does; InputError for a network whose parameters have no shapes yet.
+    Raises
+    ------
+    TracingError
+        As `sites` does.
+    SiteError
+        As `sites` does.
+    InputError
+        For a network whose parameters have no shapes yet.
     """
     refuse_lazy(model)
     inputs = example if isinstance(example, tuple) else (example,)

@@ -71,7 +71,9 @@ class NormalEquations:
 
             W = W₀ + (T − W₀X) X' (XX' + λI)⁻¹        λ = share × mean diagonal of XX'
 
-        Source   Hoerl & Kennard 1970, shrunk toward a prior instead of zero
+        References
+        ----------
+        Hoerl & Kennard 1970, shrunk toward a prior instead of zero.
         """
         level = self.xx.diagonal(dim1=1, dim2=2).mean(1)
         gap = self.xt - self.xx @ prior.transpose(1, 2)
@@ -111,7 +113,9 @@ def cross_validated_error(
 ) -> Float[Tensor, "shares"]:
     """Mean squared error of ridge fits toward a prior on the half they have not seen, for each share; both ways round.
 
-    Source   Stone 1974 (cross-validation); solved in float32, which is enough to choose by
+    References
+    ----------
+    Stone 1974 (cross-validation); solved in float32, which is enough to choose by.
     """
     first, second = (half.single() for half in halves)
     prior = prior.float()

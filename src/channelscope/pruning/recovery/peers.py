@@ -54,14 +54,28 @@ def compensate_with_peers(
     into the consumer's bias or out of its normalization's running mean; at zero-padded borders fewer taps contribute than that.
     A consumer with neither has no place for a constant: its prediction goes through zero, with second moments for Σ.
 
-    keep     `survivors`
-    source   the original's activations: Σ is then the covariance of what each consumer reads. Or its profile: Σ is that of
-             the cut points before the consumer, and pooling in between is taken as if it were not there.
+    Parameters
+    ----------
+    keep
+        `kept_ids`.
+    source
+        The original's activations: Σ is then the covariance of what each consumer reads. Or its profile: Σ is that of the
+        cut points before the consumer, and pooling in between is taken as if it were not there.
 
-    Returns  layer → why it was left as it was. Grouped layers go with their group; of what several sites were added into, a
-             profile has no covariance.
-    Raises   MismatchError if the profile is of other weights.
-    Source   docs/how-to/pruning.md (the protocol of comparison)
+    Returns
+    -------
+    dict[str, str]
+        Layer → why it was left as it was. Grouped layers go with their group; of what several sites were added into, a
+        profile has no covariance.
+
+    Raises
+    ------
+    MismatchError
+        If the profile is of other weights.
+
+    References
+    ----------
+    Docs/how-to/pruning.md (the protocol of comparison).
     """
     if isinstance(source, Profile) and source.weights_hash != weights_hash(found.graph.model):
         raise MismatchError("repair: the profile was measured on other weights than the original network's; collect it again")

@@ -63,18 +63,32 @@ def repair(
     batchnorm       batch normalizations are re-estimated only
     none            nothing
 
-    model       the original network, or its `groups`
-    kept        the channels `small` was made of: small = shrink(model, kept)
     source      batches of (images, …), labels are not looked at; or, for peers, the original's profile alone
-    ridge       λ as a share of the mean variance of what a layer reads; None: the one of .005, .05, .5 and 5 that predicts each
-                layer best on images not fitted to, for peers 0.01
-    positions   positions an image gives to the regressions, drawn by its index
 
     All images' activations at the current layer are held in memory, of both networks.
 
-    Raises   MismatchError if small, model, kept and profile do not belong together; InputError for an unknown method, or
-             one that lacks its source.
-    Source   He, Zhang, Sun 2017 (least squares)
+    Parameters
+    ----------
+    model
+        The original network, or its `groups`.
+    kept
+        The channels `small` was made of: small = shrink(model, kept).
+    ridge
+        Λ as a share of the mean variance of what a layer reads; None: the one of .005, .05, .5 and 5 that predicts each
+        layer best on images not fitted to, for peers 0.01.
+    positions
+        Positions an image gives to the regressions, drawn by its index.
+
+    Raises
+    ------
+    MismatchError
+        If small, model, kept and profile do not belong together.
+    InputError
+        For an unknown method, or one that lacks its source.
+
+    References
+    ----------
+    He, Zhang, Sun 2017 (least squares).
     """
     if method not in get_args(Method):
         raise InputError(f"method: expected least_squares, peers, batchnorm or none, received '{method}'")
@@ -107,7 +121,7 @@ def repair(
 
 
 def _check_same_network(small: nn.Module, found: Groups, kept: Subset) -> Tensor:
-    """`survivors`, after refusing a smaller network that was not made of these channels."""
+    """`kept_ids`, after refusing a smaller network that was not made of these channels."""
     keep = kept_ids(found, kept)
     modules = dict(small.named_modules())
     for layer in found.layers:

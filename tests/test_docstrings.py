@@ -1,0 +1,35 @@
+"""Every example in a docstring runs as written, and every public function has one."""
+
+import ast
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "channelscope"
+MODULES = sorted(
+    ".".join(["channelscope", *path.relative_to(ROOT).with_suffix("").parts]) for path in ROOT.rglob("*.py") if path.name[:2] != "__"
+)
+COMMANDS = "channelscope.cli."
+"""The docstrings of commands are their help; they are run by the tests of the command line."""
+WITHOUT_EXAMPLES: set[str] = {}
+"""Modules in which a public function still lacks an example."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_run(name):
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    said: list[str] = []
+    for example in doctest.DocTestFinder(exclude_empty=True).find(module, name):
+        runner.run(example, out=said.append)
+    assert not runner.failures, "".join(said)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith(COMMANDS)])
+def test_every_public_function_has_an_example(name):
+    tree = ast.parse((ROOT / Path(*name.split(".")[1:])).with_suffix(".py").read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    lacking = [node.name for node in functions if ">>> " not in (ast.get_docstring(node) or "")]
+    assert bool(lacking) == (name.removeprefix("channelscope.") in WITHOUT_EXAMPLES), lacking
