@@ -457,6 +457,18 @@ def test_owners_are_the_modules_whose_forward_made_the_step():
     }  # fmt: skip
 
 
+def test_steps_know_their_line():
+    recording = record(Net(computed_pad), (images(),))
+    places = {node.meta["place"] for node in recording.steps.nodes if node.op in ("call_module", "call_function")}
+    first = computed_pad.__code__.co_firstlineno
+    assert {place.rpartition("/")[2] for place in places} <= {
+        *(f"test_recorder.py:{first + line} (computed_pad)" for line in range(1, 5)),
+        f"test_recorder.py:{head.__code__.co_firstlineno + 1} (head)",
+    }
+    plain = record(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), (images(),))
+    assert {node.meta["place"] for node in plain.steps.nodes if node.op == "call_module"} == {""}
+
+
 def test_tensors_from_elsewhere_are_constants():
     table = torch.arange(4.0).view(4, 1, 1)
     recording = replayed(lambda net, x: head(net, net.conv(x) * table + torch.linspace(0, 1, 6)))

@@ -139,8 +139,8 @@ def with_positions(target: LocatedFeature, images) -> list[Batch]:
     if not target.slope_error < SLOPES:
         raise TracingError(
             f"feature {target.feature}: expected the network's own gradients from the traced pass, received others (relative difference "
-            f"{target.slope_error:.2g}): a step has a backward pass of its own. Write y = f(x) that lets gradients through as "
-            "x + (f(x) - x).detach(), or use criterion magnitude"
+            f"{target.slope_error:.2g}): a hook on a tensor (register_hook) changes them. Write it as a torch.autograd.Function, "
+            "or use criterion magnitude"
         )
     with eval_mode(target.model):
         return [(pictures, target.selected_positions(pictures)) for pictures in images]

@@ -98,8 +98,7 @@ class LocatedFeature:
     def slope_error(self) -> float:
         """How far the traced pass's gradient of the feature to the images is from the network's own, on noise; relative, 0 if they agree.
 
-        A function with a backward pass of its own (rounding that lets gradients through) is followed by its forward pass, whose gradient
-        is another.
+        A hook that changes the gradient of a tensor is no step of the recorded pass, whose gradient is then another.
         """
         shape = self.graph.shapes[self.graph.inputs[0]][1:]
         noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(next(self.model.parameters()))

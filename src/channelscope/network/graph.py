@@ -1,7 +1,7 @@
 """Graph: a network's forward pass as a list of steps that can be watched, changed and entered midway.
 
-Tracing follows one example: shapes and Python control flow on them are resolved by its values, and the result is
-compared with the network on a batch of another size, so that a graph that would be wrong is refused.
+The pass is recorded on one example (network/tracing/recording.py): Python control flow is that of the example. The result is
+compared with the network on another image and another batch size, so that a graph that would be wrong is refused.
 """
 
 import inspect
@@ -187,14 +187,28 @@ def _as_is() -> Iterator[None]:
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
-    """Record one forward pass of `model` on `example`, a batch of at least one image (or a tuple of inputs).
+    """The graph of a network, recorded in one forward pass and compared with the network on another image.
+
+    Parameters
+    ----------
+    model
+        The network; a wrapper such as DataParallel is taken off, with a warning.
+    example
+        A batch of at least one image, or a tuple of all inputs.
 
     Raises
     ------
     InputError
         If the network cannot run on the example.
     TracingError
-        Naming the line, if its control flow depends on values that change from image to image, or on the batch size.
+        If Python depends on values that change from image to image or on the batch size, if the output is random, or if the
+        network is scripted or has lazy layers; the message names the line.
+
+    Examples
+    --------
+    >>> graph = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten()), torch.zeros(1, 3, 5, 5))
+    >>> graph.shapes["_2"], graph.run(torch.zeros(7, 3, 5, 5)).shape
+    ((2, 100), torch.Size([7, 100]))
     """
     model = unwrapped(model)
     if "forward" in vars(model):
@@ -219,10 +233,10 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         raise TracingError(
             f"the traced network fails on another batch size{_difference(model, graph, other)}: {first_line(error)}"
         ) from error
-    drawn = [node.meta["place"] for node in graph.steps.nodes if node.meta.get("random")]
+    drawn = [node for node in graph.steps.nodes if node.meta.get("random")]
     if drawn and not same(expected, _answer(model, other, seed=1)):
         raise TracingError(
-            f"the network's output is random, though it is in evaluation mode, at {drawn[0]}: "
+            f"the network's output is random, though it is in evaluation mode,{_at(drawn[0])}: "
             "give F.dropout training=self.training, or take the noise out"
         )
     if not same(expected, received):
@@ -267,9 +281,14 @@ def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> s
         return ""
     for ours, theirs in zip(graph.steps.nodes, steps.nodes, strict=False):
         if (str(ours.target), str(ours.args), str(ours.kwargs)) != (str(theirs.target), str(theirs.args), str(theirs.kwargs)):
-            return f" at {ours.meta['place']}" if ours.meta["place"] else ""
+            return _at(ours)
     last = graph.running
-    return f" at {last.meta['place']}" if last is not None and last.op != "output" else ""
+    return _at(last) if last is not None and last.op != "output" else ""
+
+
+def _at(node: fx.Node) -> str:
+    """Where a step was made: the line, or the step itself where the line is PyTorch's own."""
+    return f" at {node.meta['place'] or node.name}"
 
 
 def _user_line(error: BaseException) -> str:

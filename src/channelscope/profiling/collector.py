@@ -156,10 +156,12 @@ class ProfileCollector:
 
     def _add_gradients(self, shown: ShardedBatch, logits: Tensor, labels: Tensor) -> None:
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        followed = [key for key, value in shown.values.items() if value.requires_grad]  # not what is computed under torch.no_grad()
-        slopes = dict.fromkeys(shown.values) | dict(
-            zip(followed, torch.autograd.grad(loss, [shown.values[key] for key in followed], allow_unused=True), strict=True)
-        )
+        followed = [
+            key for key, value in shown.values.items() if value.requires_grad and loss.requires_grad
+        ]  # not what is computed under torch.no_grad()
+        given = [shown.values[key] for key in followed]
+        gradients = torch.autograd.grad(loss, given, allow_unused=True) if given else ()
+        slopes = dict.fromkeys(shown.values) | dict(zip(followed, gradients, strict=True))
         products: dict[tuple[str, str], Tensor] = {}
         for key, value in shown.values.items():
             site, value, slope = self.found[key[0]], value.detach(), slopes[key]
