@@ -264,8 +264,8 @@ def macs(groups: Groups, kept: Subset, other: int | None = None) -> int:
     --------
     >>> from channelscope.network.removal.groups import groups
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), torch.zeros(1, 3, 5, 5))
-    >>> macs(found, found.to_subset(np.array([True, True, True, True]))), macs(found, found.to_subset(np.array([True, False, False, False])))
-    (500, 125)
+    >>> [macs(found, found.to_subset(np.array(kept))) for kept in ([True] * 4, [True, False, False, False])]
+    [500, 125]
     """
     ledger = MacCounter(groups, other)
     for group in np.flatnonzero(~groups.kept(kept)):
