@@ -43,7 +43,7 @@ class Subset:
             if tuple(self.masks[site.name].shape) != (site.channels,):
                 received = tuple(self.masks[site.name].shape)
                 raise ShapeError(f"subset at {site.name}: expected {site.channels} channels, received shape {received}")
-        object.__setattr__(self, "marks", MappingProxyType(dict(self.masks)))
+        object.__setattr__(self, "masks", MappingProxyType(dict(self.masks)))
 
     @classmethod
     def everything(cls, sites: tuple[Site, ...], input_shape: tuple[int, ...]) -> "Subset":

@@ -30,7 +30,7 @@ def some(name: str, fraction: float, seed: int) -> Circuit:
 @torch.no_grad()
 def run(circuit: Circuit, target) -> torch.Tensor:
     with silence(target.model, ~circuit):
-        return target.map(IMAGES)
+        return target.feature_map(IMAGES)
 
 
 @settings(max_examples=30, deadline=None)

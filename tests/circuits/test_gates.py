@@ -33,9 +33,9 @@ def test_gates_are_exactly_shut_or_open():
 
 
 def error(target, images, marks) -> float:
-    y = target.map(images)
-    with target.without({layer: target.relevant[layer] & ~marks[layer] for layer in target.relevant}):
-        guess = target.map(images)
+    y = target.feature_map(images)
+    with target.ablated({layer: target.relevant[layer] & ~marks[layer] for layer in target.relevant}):
+        guess = target.feature_map(images)
     return pencil.fidelity(y.flatten().numpy(), guess.flatten().numpy())[1]
 
 

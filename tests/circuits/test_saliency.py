@@ -146,10 +146,10 @@ def test_force_is_snip_on_the_mask():
 
 def on_mask(target, images, marks) -> KernelScores:
     values = {layer: torch.zeros(relevant.shape, dtype=torch.float64) for layer, relevant in target.relevant.items()}
-    own = target.weights()
+    own = target.original_weights()
     for b in range(len(images)):
         held = {n: (w * (marks[n] | ~target.relevant[n])[:, :, None, None]).requires_grad_() for n, w in own.items()}
-        grads = torch.autograd.grad(target.map(images[b : b + 1], held).sum(), list(held.values()))
+        grads = torch.autograd.grad(target.feature_map(images[b : b + 1], held).sum(), list(held.values()))
         for (layer, weight), grad in zip(own.items(), grads, strict=True):
             values[layer] += (weight * grad).abs().mean((2, 3)).double() * target.relevant[layer]
     return KernelScores(target, "twin", values, len(images))

@@ -88,7 +88,7 @@ def test_overlap_by_layer(found):
     table = frames["subcircuit_overlap"]
     assert table["site"].tolist() == ["", "a", "b", "c"]
     assert (table["shared"] == 0).all()  # the two paths share nothing
-    assert circuits["0"].overlap(circuits["1"])[""] == 0
+    assert circuits["0"].iou(circuits["1"])[""] == 0
 
 
 def test_images_say_where_they_belong(found):

@@ -36,7 +36,7 @@ def influences(graph, source: str, sink: str) -> np.ndarray:
             return value
 
         after = {name: changed if name == source else fresh for name in between}
-        maps = graph.run(pictures(1), after=after, want=inputs, pure=True)
+        maps = graph.run(pictures(1), hooks=after, outputs=inputs, out_of_place=True)
         found.append(maps[0].flatten(1).sum(1) if maps.dim() > 2 else maps[0])
     return np.stack([(row != found[0]).numpy() for row in found[1:]], axis=1)
 

@@ -32,7 +32,7 @@ def ranking(found, seed=0, keeps="high", **planted) -> Ranking:
     values = {site.name: np.exp(draw.normal(size=site.channels)) for site in found.sites}
     for name, (channel, value) in planted.items():
         values[name.replace("_", ".")][channel] = value
-    return Ranking("planted", "", keeps, values, found.sites, tuple(found.image[0].shape[1:]))
+    return Ranking("planted", "", keeps, values, found.sites, tuple(found.example[0].shape[1:]))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "regnety_002", "densenet121", "convnext_tiny"])

@@ -79,9 +79,9 @@ def random_cuts(found, count: int, seed: int) -> None:
     draws = np.random.default_rng(seed)
     for _ in range(count):
         alive = draws.random(len(found)) < draws.uniform(0.3, 1)
-        for family in {group.sites for group in found.found}:
-            alive[next(index for index, group in enumerate(found.found) if group.sites == family)] = True
-        kept = found.subset(alive)
+        for family in {group.sites for group in found.members}:
+            alive[next(index for index, group in enumerate(found.members) if group.sites == family)] = True
+        kept = found.to_subset(alive)
         small = shrink(found.graph.model, kept, found)
         assert sum(part.numel() for part in small.parameters()) <= sum(part.numel() for part in found.graph.model.parameters())
 

@@ -74,7 +74,7 @@ def hooked(x):
 def test_gradients_that_tracing_would_change_are_refused():
     with pytest.raises(TracingError, match=r"at a: expected the network's own gradients.* \(register_hook\).*sensitivity=True"):
         collect(made(hooked), [(IMAGES, LABELS)], sensitivity=True)
-    assert set(collect(made(hooked), [(IMAGES, LABELS)]).weights) == {"a", "b"}
+    assert set(collect(made(hooked), [(IMAGES, LABELS)]).weight_norms) == {"a", "b"}
 
 
 STEPS = {"straight": Straight.apply, "reversed": Scaled.apply, "no_grad": unwatched, "detached": detached}

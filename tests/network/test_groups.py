@@ -18,7 +18,7 @@ def found(model: nn.Module, *shape: int):
 
 
 def members(result) -> set[frozenset]:
-    return {frozenset(group.members) for group in result.found}
+    return {frozenset(group.members) for group in result.members}
 
 
 class Residual(nn.Module):

@@ -46,9 +46,9 @@ def test_the_frontier_holds_what_enters_later_and_nothing_else(entered):
     reads = dict(steps)
     weights = {node.name for node in found.graph.steps.nodes if node.op == "get_attr"}
     for site in found:
-        after = pencil.later(steps, site.cut)
+        after = pencil.later(steps, site.activation)
         needed = {parent for name in after for parent in reads[name]} - after - weights
-        assert set(live_nodes(found.graph, site.cut)) == needed | {site.cut}
+        assert set(live_nodes(found.graph, site.activation)) == needed | {site.activation}
 
 
 def test_finishing_leaves_the_kept_maps_as_they_were():

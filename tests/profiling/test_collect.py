@@ -64,7 +64,7 @@ def same(a: Profile, b: Profile, tolerance: float = 1e-6) -> None:
     for site in a.sites:
         for shard in (None, *range(a.shards)):
             mine, theirs = a.record(site, shard), b.record(site, shard)
-            for point in ("read", "pooled", "cut"):
+            for point in ("preactivation", "pooled", "activation"):
                 one, other = getattr(mine, point), getattr(theirs, point)
                 assert one.count == other.count
                 close(one.mean, other.mean, tolerance, one.variance.max().sqrt() if one.count else 1)

@@ -27,7 +27,7 @@ IMAGES = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 def control(found, seed=0) -> Ranking:
     draw = np.random.default_rng(seed)
     values = {site.name: draw.random(site.channels) for site in found.sites}
-    return Ranking("random", "", "high", values, found.sites, tuple(found.image[0].shape[1:]))
+    return Ranking("random", "", "high", values, found.sites, tuple(found.example[0].shape[1:]))
 
 
 @pytest.fixture(scope="module")

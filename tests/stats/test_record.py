@@ -43,7 +43,7 @@ KINDS = [
 
 
 def close(a, b, tolerance=1e-12):
-    for name in ("pooled", "read", "cut"):
+    for name in ("pooled", "preactivation", "activation"):
         one, other = getattr(a, name), getattr(b, name)
         assert one.count == other.count
         torch.testing.assert_close(one.mean, other.mean, rtol=tolerance, atol=tolerance)

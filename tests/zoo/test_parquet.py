@@ -15,7 +15,7 @@ from zoo.shelves import encoded, features, picture, write_parquet
 
 
 def pixels(part, row):
-    return decode(part.fetch(row), part.place(row), 3, ResizeCrop())
+    return decode(part.read(row), part.location(row), 3, ResizeCrop())
 
 
 def test_parts_classes_and_pictures_come_back(tmp_path):

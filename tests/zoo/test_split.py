@@ -33,9 +33,9 @@ def counted(shelves):
     def watch(shelf):
         def fetch(row):
             read.append(row)
-            return shelf.fetch(row)
+            return shelf.read(row)
 
-        return dataclasses.replace(shelf, fetch=fetch)
+        return dataclasses.replace(shelf, read=fetch)
 
     return PartitionedDataset(shelves.name, tuple(watch(shelf) for shelf in shelves.parts), shelves.class_names), read
 
@@ -177,7 +177,7 @@ def test_a_corrupt_picture_is_named_when_it_is_met():
 def test_corrupt_pictures_are_listed():
     assert mixed(bad=(0, 7)).corrupt_rows() == [0, 7]
     assert mixed().corrupt_rows() == []
-    for ask in (lambda album: album.corrupt(), lambda album: album.shape):
+    for ask in (lambda album: album.corrupt_rows(), lambda album: album.shape):
         with pytest.raises(DataError, match="mixed: none of the 11 images can be decoded"):
             ask(mixed(bad=range(11)))
 

@@ -141,7 +141,7 @@ def with_signs(saliency: KernelScores, images: Tensor | Iterable) -> KernelScore
     """
     if saliency.signed_values is not None:
         return saliency
-    return replace(saliency, signed=score_kernels(saliency.feature, images, "gate").signed_values)
+    return replace(saliency, signed_values=score_kernels(saliency.feature, images, "gate").signed_values)
 
 
 def criterion_named(criterion: str) -> Criterion:

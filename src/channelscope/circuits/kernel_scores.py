@@ -59,7 +59,7 @@ class KernelScores:
             self,
             values={layer: values + other.values[layer] for layer, values in self.values.items()},
             images=self.images + other.images,
-            signed=None
+            signed_values=None
             if self.signed_values is None or other.signed_values is None
             else {n: v + other.signed_values[n] for n, v in self.signed_values.items()},
         )

@@ -81,8 +81,17 @@ class CIDOptions:
         return plain | {"kappa": self.fraction, "noise": self.noise if self.normalizer == "local" else None}
 
 
-NUMBERS = ("cid", "error", "gap", "uniform", "ratio", "ratio_error", "capped", "unseen")
-"""what an Optimum says of each image beside its noise"""
+NUMBERS = {
+    "cid": "cid",
+    "error": "cid_se",
+    "gap": "entropy_gap",
+    "uniform": "isotropic_entropy",
+    "ratio": "constraint_ratio",
+    "ratio_error": "ratio_error",
+    "capped": "capped",
+    "unseen": "outside_receptive_field",
+}
+"""Numbers of each image in tables and stored maps → field of `OptimalNoise`."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,7 @@ def discard(
                     scene = SensitivityEstimator(view.layer_value(layer), pixels, cells, varies, PerImageRandom(seed, index))
                     best = optimal_noise(scene, constraint, cap, rule.mode)
                 spent = torch.tensor([best.passes, best.degrees_of_freedom, (time.monotonic() - begun) / len(images)], dtype=torch.float64)
-                values = {name: vars(best)[name] for name in NUMBERS}
+                values = {name: vars(best)[field] for name, field in NUMBERS.items()}
                 found = values | {"sigma": best.noise_std, "reached": best.constraint_reached, "index": index, "spent": spent}
                 kept.write(part, mark, found | {"entropy": entropy(best.noise_std), "pixels": (pixels * 255).round().clamp(0, 255).byte()})
             passes, freedom, seconds = found["spent"].tolist()

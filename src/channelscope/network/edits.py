@@ -152,7 +152,7 @@ def known_groups(model: nn.Module, subset: Subset) -> Any:
     known = subset.groups
     if known is None or known.graph.model is not model or "forward" in vars(model):
         return None
-    like, image = zero_batch(model, subset.input_shape), known.image
+    like, image = zero_batch(model, subset.input_shape), known.example
     if (like.dtype, like.device) != (image[0].dtype, image[0].device):
         return None
     try:

@@ -74,11 +74,11 @@ def _shuffled(layer: LayerStatistics, permutations: int, seed: int) -> Iterator[
         if shrinkage == "oas":
             square = own + 2 * float(draw[known].square().sum())
             strength = oas(square, int(known.sum()) + 1, layer.images)
-            blank.__dict__["peer_rho"] = (rho * (1 - strength)).diagonal_scatter(rho.diagonal())
+            blank.__dict__["target_readout_correlation"] = (rho * (1 - strength)).diagonal_scatter(rho.diagonal())
         else:
             strength = shrinkage or 0.0
-            blank.__dict__["peer_rho"] = layer.target_readout_correlation
-        blank.__dict__["target_rho"] = draw * (1 - strength)
+            blank.__dict__["target_readout_correlation"] = layer.target_readout_correlation
+        blank.__dict__["target_correlation"] = draw * (1 - strength)
         yield blank
 
 

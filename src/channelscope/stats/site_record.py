@@ -90,8 +90,8 @@ class SiteRecord:
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], prefix: str) -> "SiteRecord":
         """Inverse of `pack`, up to its rounding."""
-        parts: dict = {"own_read": None, "own_cut": None, "affine": tensors.get(f"{prefix}affine")}
-        for name, field in (("read", "own_read"), ("pooled", "pooled"), ("cut", "own_cut")):
+        parts: dict = {"stored_preactivation": None, "stored_activation": None, "affine": tensors.get(f"{prefix}affine")}
+        for name, field in (("read", "stored_preactivation"), ("pooled", "pooled"), ("cut", "stored_activation")):
             head = f"{prefix}{name}."
             if f"{head}count" in tensors:
                 parts[field] = Moments(float(tensors[f"{head}count"]), tensors[f"{head}mean"], unpack_symmetric(tensors[f"{head}scatter"]))

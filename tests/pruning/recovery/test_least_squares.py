@@ -119,15 +119,15 @@ def test_the_head_reads_what_it_will_get_and_aims_at_the_logits(repaired):
 
 def test_errors_are_fractions_of_what_there_was_to_explain(repaired):
     model, inherited, _, report, before, after = repaired
-    assert list(report.errors) == ["stem", "up", "down", "head"]
+    assert list(report.relative_errors) == ["stem", "up", "down", "head"]
     x, t = after["pooled"].double().numpy(), before["logits"].double().numpy()
     rest = t - x @ inherited.head.weight.double().numpy().T
-    assert report.errors["head"][0] == pytest.approx(rest.var(0).mean() / t.var(0).mean(), rel=1e-3)
+    assert report.relative_errors["head"][0] == pytest.approx(rest.var(0).mean() / t.var(0).mean(), rel=1e-3)
     prior, held = at_scale_slowly(supplied(model.head.weight, before["pooled"], STAYING), x, t), []
     for fit, judge in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
         weights, _ = ridge_slowly(x[fit], t[fit], prior, 2 * RIDGE)
         held.append((t[judge] - x[judge] @ weights.T).var(0).mean())
-    assert report.errors["head"][1] == pytest.approx(np.mean(held) / t.var(0).mean(), rel=1e-2)
+    assert report.relative_errors["head"][1] == pytest.approx(np.mean(held) / t.var(0).mean(), rel=1e-2)
 
 
 def test_the_penalty_is_the_one_that_predicts_best(repaired, monkeypatch):

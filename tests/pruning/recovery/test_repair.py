@@ -97,7 +97,7 @@ def test_peers_from_the_profile_alone_where_one_site_feeds_the_consumer():
 
 def peers_slowly(model, kept, profile, ridge):
     """The consumer's new weights and constant, tap by tap, in plain numpy: `mid` reads what `first` writes."""
-    moments = profile.record("first").cut
+    moments = profile.record("first").activation
     covariance, mean = moments.covariance.numpy(), moments.mean.numpy()
     alive, gone = np.flatnonzero(kept["first"]), np.flatnonzero(~kept["first"])
     inner = covariance[np.ix_(alive, alive)] + ridge * np.mean(covariance[alive, alive]) * np.eye(len(alive))
