@@ -30,7 +30,7 @@ def both_ways(target: LocatedFeature, images: torch.Tensor) -> None:
     """One forward and backward pass through what the feature depends on."""
     with torch.enable_grad():
         pictures = images.clone().requires_grad_()
-        torch.autograd.grad(target.map(pictures).sum(), pictures)
+        torch.autograd.grad(target.feature_map(pictures).sum(), pictures)
 
 
 def main() -> None:

@@ -37,12 +37,12 @@ class Bench:
         (layer,) = view.layers(["linear"])
         backdrop = CalibrationStatistics.over(view, self.images.calibration, [layer], lambda: None)
         cells, rule = Cells.of((32, 32), SIDE), CIDOptions(side=SIDE)
-        features = torch.cat([change(view.features(view.pixels(part), [layer])[0]) for part, *_ in self.images.calibration])
+        features = torch.cat([change(view.layer_values(view.denormalize(part), [layer])[0]) for part, *_ in self.images.calibration])
         variance = type(backdrop.features[0]).of(features)
         cap, varies = rule.caps(backdrop.pixels, cells)
-        feature = view.feature(layer)
+        feature = view.layer_value(layer)
         scene = SensitivityEstimator(
-            lambda pixels: change(feature(pixels)), view.pixels(self.batch[0]), cells, varies, PerImageRandom(0, self.batch[2])
+            lambda pixels: change(feature(pixels)), view.denormalize(self.batch[0]), cells, varies, PerImageRandom(0, self.batch[2])
         )
         if along is not None:
             scene._basis = along(_orthogonal(scene.dice.roll(PROBE_STREAM), 100))
@@ -104,7 +104,7 @@ def main() -> None:
         ("nothing (new probes)", again),
         *((" + ".join(everything[:n]), bench.solved(randomized(model, everything[:n]), same)) for n in (1, 2, 5)),
     ):
-        rho = torch.tensor([float(stats.spearmanr(a, b)[0]) for a, b in zip(plain.sigma, other.sigma, strict=True)])
+        rho = torch.tensor([float(stats.spearmanr(a, b)[0]) for a, b in zip(plain.noise_std, other.noise_std, strict=True)])
         reach = float(stats.t.isf(0.025, IMAGES - 1) * rho.std() / IMAGES**0.5)
         change = float((other.cid - plain.cid).mean())
         print(f"| {label} | {rho.mean():.2f} [{rho.mean() - reach:.2f}, {rho.mean() + reach:.2f}] | {change:+.2f} |")

@@ -34,18 +34,18 @@ def main() -> None:
             cap, varies = rule.caps(backdrop.pixels, cells)
 
             def solved(mode: str, seed: int, layer=layer, feature=feature, rule=rule, cap=cap, varies=varies) -> OptimalNoise:
-                scene = SensitivityEstimator(view.feature(layer), view.pixels(batch), cells, varies, PerImageRandom(seed, index))
+                scene = SensitivityEstimator(view.layer_value(layer), view.denormalize(batch), cells, varies, PerImageRandom(seed, index))
                 return optimal_noise(scene, rule.constraint(feature), cap, mode)  # type: ignore[arg-type]
 
             exact, fast = solved("exact", 99), [solved("fast", seed) for seed in range(SEEDS)]
             cids = torch.stack([each.cid for each in fast])
-            maps = [float(stats.spearmanr(each.sigma[one], exact.sigma[one])[0]) for each in fast for one in range(IMAGES)]
-            ratio = torch.cat([each.ratio for each in fast])
+            maps = [float(stats.spearmanr(each.noise_std[one], exact.noise_std[one])[0]) for each in fast for one in range(IMAGES)]
+            ratio = torch.cat([each.constraint_ratio for each in fast])
             print(
-                f"| {layer.name} | {normalizer} | {exact.cid.mean():.3f} ({exact.gap.mean():.4f}) | "
+                f"| {layer.name} | {normalizer} | {exact.cid.mean():.3f} ({exact.entropy_gap.mean():.4f}) | "
                 f"{(cids.mean(0) - exact.cid).abs().mean():.3f} | {cids.std(0).mean():.3f} | "
                 f"{sum(maps) / len(maps):.2f} ({min(maps):.2f}) | "
-                f"{ratio.mean():.3f} ± {ratio.std() / len(ratio) ** 0.5:.3f} | {exact.ratio.mean():.3f} ± "
+                f"{ratio.mean():.3f} ± {ratio.std() / len(ratio) ** 0.5:.3f} | {exact.constraint_ratio.mean():.3f} ± "
                 f"{exact.ratio_error.square().sum().sqrt() / IMAGES:.3f} | {fast[0].passes} / {exact.passes} |",
                 flush=True,
             )

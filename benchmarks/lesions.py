@@ -29,11 +29,14 @@ def main(name: str = "resnet20", images: int = 125) -> None:
             for stop in partial_forwards(found.graph, found, batch):
                 for channel in range(CHANNELS):
                     maps = stop.maps.clone()
-                    maps.select(stop.site.axis + 1, channel).zero_()
+                    maps.select(stop.site.channel_axis + 1, channel).zero_()
                     quick = stop.finish(maps)
                     reused += time.perf_counter() - begun
                     begun = time.perf_counter()
-                    with edit(found.graph, {stop.site.cut: zero_channels(torch.arange(stop.site.channels) == channel, stop.site.axis)}):
+                    with edit(
+                        found.graph,
+                        {stop.site.activation: zero_channels(torch.arange(stop.site.channels) == channel, stop.site.channel_axis)},
+                    ):
                         slow = model(batch)
                     whole += time.perf_counter() - begun
                     furthest = max(furthest, float((quick - slow).abs().max()))

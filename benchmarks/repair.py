@@ -36,7 +36,7 @@ def main(name: str = "resnet18", images: int = 1000) -> None:
     begun = time.process_time()
     report = repair(small, found, kept, pixels)
     spent = time.process_time() - begun
-    before, after = np.median(list(report.errors.values()), axis=0)
+    before, after = np.median(list(report.relative_errors.values()), axis=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     print(
         f"{name}, {images:,} images: forward {forward:.1f} s, least squares {spent:.1f} s of processor time: {spent / forward:.1f} forward "

@@ -10,4 +10,7 @@ both, whole = halves[0] + halves[1], channelscope.collect(model, batches)
 
 site = whole.sites[3]
 print(both.images, "images;", site.name)
-print("variances differ by at most", float((both.record(site).read.variance / whole.record(site).read.variance - 1).abs().max()))
+print(
+    "variances differ by at most",
+    float((both.record(site).preactivation.variance / whole.record(site).preactivation.variance - 1).abs().max()),
+)

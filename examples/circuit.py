@@ -11,7 +11,7 @@ print(f"{target.feature} has {sum(int(marks.sum()) for marks in target.relevant.
 
 saliency = circuits.score_kernels(target, pixels, criterion="gate")
 with torch.no_grad():
-    whole = target.map(pixels)
+    whole = target.feature_map(pixels)
     for keep in (0.5, 0.2, 0.1):
         alone = circuits.extract_module(circuits.top_k(saliency, keep), target)
         pair = torch.stack([whole.flatten(), alone(pixels).flatten()])

@@ -14,7 +14,7 @@ batches = [(torch.randn(50, 3, 20, 20), torch.randint(0, 5, (50,))) for _ in ran
 
 profile = channelscope.collect(network, batches)
 for site in profile.sites:
-    print(site.name, site.kind, site.channels, "channels, cut point", site.cut)
+    print(site.name, site.kind, site.channels, "channels, cut point", site.activation)
 print("skipped:", profile.skipped)
 
 ranking = scores.support(profile)

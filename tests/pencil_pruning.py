@@ -19,7 +19,7 @@ def cut_slowly(ranking, found, fraction: float, allocation: str, normalize: str,
     full = chain_macs(found, kept)
     queue = []
     for depth, site in enumerate(found.sites):
-        if site.name in found.whole:
+        if site.name in found.unprunable:
             continue
         values = ranking[site.name] if ranking.keeps == "high" else -ranking[site.name]
         if normalize == "mean":

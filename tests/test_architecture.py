@@ -81,7 +81,9 @@ def documentation(node: ast.AST) -> int:
 def test_size_and_manners(path):
     text = path.read_text()
     tree = ast.parse(text)
-    assert len(text.splitlines()) <= 400, "a noun is missing"
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    written = sum(documentation(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    assert len(text.splitlines()) - written <= 400, "a noun is missing"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno + 1 - documentation(node) <= 60, f"{node.name} is longer than 60 lines"

@@ -40,7 +40,7 @@ def same(a, b) -> None:
     assert a.unlabeled == b.unlabeled
     assert torch.equal(a.fingerprints, b.fingerprints) or not len(a.fingerprints)
     assert dict(a.skipped) == dict(b.skipped)
-    for mine, theirs in ((a.tensors, b.tensors), *((a.weights[site.name], b.weights[site.name]) for site in a.sites)):
+    for mine, theirs in ((a.tensors, b.tensors), *((a.weight_norms[site.name], b.weight_norms[site.name]) for site in a.sites)):
         assert set(mine) == set(theirs)
         for name, value in mine.items():
             assert value.dtype == theirs[name].dtype

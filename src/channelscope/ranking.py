@@ -33,11 +33,11 @@ class Ranking:
     """shape of one input image (C, H, W), as profiled"""
     notes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     """site name → channel → the reason for a nan or inf"""
-    axis: str = ""
+    family: str = ""
     """local, target, both, size, gradient, published or control"""
     source: str = ""
     """where the definition comes from"""
-    comparable: bool = False
+    comparable_across_layers: bool = False
     """whether values of different layers can be compared as they are; if not, cut() normalizes them within layers"""
 
     def __post_init__(self) -> None:
@@ -53,6 +53,6 @@ class Ranking:
         """Values of one site."""
         return self.values[site]
 
-    def keep_order(self, site: str) -> np.ndarray:
+    def importance(self, site: str) -> np.ndarray:
         """Values of one site turned so that larger always means keep; nan stays nan."""
         return self.values[site] if self.keeps == "high" else -self.values[site]

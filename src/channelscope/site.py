@@ -6,6 +6,18 @@ from typing import Any, Literal
 Kind = Literal["conv", "grouped", "depthwise", "linear"]
 
 
+STORED_NAMES = {
+    "channel_axis": "axis",
+    "preactivation": "read",
+    "activation": "cut",
+    "in_channels": "inputs",
+    "kernel_size": "kernel",
+    "batchnorm": "norm",
+    "activation_is_affine": "affine",
+}
+"""What files of format 2 call a field."""
+
+
 @dataclass(frozen=True)
 class Site:
     """A convolution or linear layer whose output channels can be told apart; plain data, no tensor.
@@ -22,23 +34,23 @@ class Site:
     """number of output channels"""
     shape: tuple[int, ...]
     """shape of the output for one image, without the batch axis"""
-    axis: int
+    channel_axis: int
     """which axis of `shape` holds the channels: 0 for C×H×W, the last for token or channels-last layouts"""
-    read: str
+    preactivation: str
     """graph node of the layer's own output"""
-    cut: str
+    activation: str
     """graph node of the tensor its consumers see"""
     depth: int
     """position in execution order among the sites, from 0"""
-    inputs: int
+    in_channels: int
     """number of input channels"""
-    kernel: tuple[int, ...]
+    kernel_size: tuple[int, ...]
     """spatial size of the kernel; () for linear layers"""
     groups: int = 1
     """groups of the convolution"""
-    norm: str | None = None
+    batchnorm: str | None = None
     """module path of the batch normalization between read and cut point, if there is one"""
-    affine: bool = False
+    activation_is_affine: bool = False
     """whether the cut point is the read point scaled and shifted per channel, with no activation between"""
 
     @property
@@ -46,16 +58,17 @@ class Site:
         """Number of positions per image: the product of the non-channel axes."""
         total = 1
         for axis, size in enumerate(self.shape):
-            if axis != self.axis:
+            if axis != self.channel_axis:
                 total *= size
         return total
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
-        return asdict(self)
+        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Site":
         """Inverse of `as_dict`; lists become tuples again."""
-        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        names = {stored: name for name, stored in STORED_NAMES.items()}
+        plain: dict[str, Any] = {names.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in data.items()}
         return cls(**plain)

@@ -21,7 +21,7 @@ class Subset:
     `silence(model, subset)` needs nothing else; a subset of kernels, a circuit, carries marks alone.
     """
 
-    marks: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
     """site or layer name → bool (channels,) or bool (outputs, inputs per group)"""
     sites: tuple[Site, ...] = ()
     """the sites of the marks in execution order; empty for kernels"""
@@ -33,17 +33,17 @@ class Subset:
 
     def __post_init__(self) -> None:
         """Refuse marks that are not booleans, or do not match the sites."""
-        dims = {marks.dim() for marks in self.marks.values()}
-        if any(marks.dtype != torch.bool for marks in self.marks.values()) or len(dims) > 1 or not dims <= {1, 2}:
+        dims = {marks.dim() for marks in self.masks.values()}
+        if any(marks.dtype != torch.bool for marks in self.masks.values()) or len(dims) > 1 or not dims <= {1, 2}:
             raise ShapeError("a subset needs bool (channels,) for every site, or bool (outputs, inputs) for every layer, not a mixture")
-        if self.sites and set(self.marks) != {site.name for site in self.sites}:
-            missing = {site.name for site in self.sites} ^ set(self.marks)
+        if self.sites and set(self.masks) != {site.name for site in self.sites}:
+            missing = {site.name for site in self.sites} ^ set(self.masks)
             raise ShapeError(f"a subset needs marks for exactly its sites; they differ in {', '.join(sorted(missing))}")
         for site in self.sites:
-            if tuple(self.marks[site.name].shape) != (site.channels,):
-                received = tuple(self.marks[site.name].shape)
+            if tuple(self.masks[site.name].shape) != (site.channels,):
+                received = tuple(self.masks[site.name].shape)
                 raise ShapeError(f"subset at {site.name}: expected {site.channels} channels, received shape {received}")
-        object.__setattr__(self, "marks", MappingProxyType(dict(self.marks)))
+        object.__setattr__(self, "masks", MappingProxyType(dict(self.masks)))
 
     @classmethod
     def everything(cls, sites: tuple[Site, ...], input_shape: tuple[int, ...]) -> "Subset":
@@ -51,19 +51,19 @@ class Subset:
         return cls({site.name: torch.ones(site.channels, dtype=torch.bool) for site in sites}, tuple(sites), tuple(input_shape))
 
     @property
-    def of(self) -> Literal["channels", "kernels"]:
+    def unit(self) -> Literal["channels", "kernels"]:
         """What the marks are about."""
-        return "kernels" if any(marks.dim() == 2 for marks in self.marks.values()) else "channels"
+        return "kernels" if any(marks.dim() == 2 for marks in self.masks.values()) else "channels"
 
     @property
     def count(self) -> int:
         """Number of marked channels or kernels."""
-        return sum(int(marks.sum()) for marks in self.marks.values())
+        return sum(int(marks.sum()) for marks in self.masks.values())
 
     @property
     def total(self) -> int:
         """Number of channels or kernels, marked or not."""
-        return sum(marks.numel() for marks in self.marks.values())
+        return sum(marks.numel() for marks in self.masks.values())
 
     @property
     def fraction(self) -> float:
@@ -77,25 +77,25 @@ class Subset:
 
     def __getitem__(self, name: str) -> Tensor:
         """Marks of one site or layer."""
-        if name not in self.marks:
-            raise SiteError(f"the subset has no marks for '{name}'; it has {', '.join(self.marks) or 'none at all'}")
-        return self.marks[name]
+        if name not in self.masks:
+            raise SiteError(f"the subset has no marks for '{name}'; it has {', '.join(self.masks) or 'none at all'}")
+        return self.masks[name]
 
     def __iter__(self) -> Iterator[str]:
         """Names of the sites or layers."""
-        return iter(self.marks)
+        return iter(self.masks)
 
     def __len__(self) -> int:
         """Number of sites or layers."""
-        return len(self.marks)
+        return len(self.masks)
 
     def __contains__(self, name: object) -> bool:
         """Whether there are marks for the site or layer."""
-        return name in self.marks
+        return name in self.masks
 
     def __invert__(self) -> "Subset":
         """The others."""
-        return self._with({name: ~marks for name, marks in self.marks.items()})
+        return self._with({name: ~marks for name, marks in self.masks.items()})
 
     def __and__(self, other: "Subset") -> "Subset":
         """Marked in both."""
@@ -109,29 +109,29 @@ class Subset:
         """The same marks on the same sites."""
         if not isinstance(other, Subset):
             return NotImplemented
-        same = set(self.marks) == set(other.marks) and (self.sites, self.input_shape) == (other.sites, other.input_shape)
-        return same and all(torch.equal(marks.cpu(), other.marks[name].cpu()) for name, marks in self.marks.items())
+        same = set(self.masks) == set(other.masks) and (self.sites, self.input_shape) == (other.sites, other.input_shape)
+        return same and all(torch.equal(marks.cpu(), other.masks[name].cpu()) for name, marks in self.masks.items())
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         """Counts, not tensors."""
-        return f"Subset({self.count} of {self.total} {self.of} at {len(self)} places)"
+        return f"Subset({self.count} of {self.total} {self.unit} at {len(self)} places)"
 
     def _with(self, marks: Mapping[str, Tensor]) -> "Subset":
         return Subset(marks, self.sites, self.input_shape, groups=self.groups)
 
     def _merge(self, other: "Subset", rule: Callable[[Tensor, Tensor], Tensor]) -> "Subset":
-        shapes = [{name: tuple(marks.shape) for name, marks in subset.marks.items()} for subset in (self, other)]
+        shapes = [{name: tuple(marks.shape) for name, marks in subset.masks.items()} for subset in (self, other)]
         if shapes[0] != shapes[1]:
             differ = [name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)]
             raise MismatchError(f"the two subsets are not of the same network: they differ in the shape of {', '.join(differ)}")
-        return self._with({name: rule(marks, other.marks[name].to(marks.device)) for name, marks in self.marks.items()})
+        return self._with({name: rule(marks, other.masks[name].to(marks.device)) for name, marks in self.masks.items()})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON: each place's shape and the flat indices of its marks."""
         marks = {
-            name: {"shape": list(marks.shape), "marked": marks.flatten().nonzero().flatten().tolist()} for name, marks in self.marks.items()
+            name: {"shape": list(marks.shape), "marked": marks.flatten().nonzero().flatten().tolist()} for name, marks in self.masks.items()
         }
         return {"marks": marks, "sites": [site.as_dict() for site in self.sites], "input_shape": list(self.input_shape)}
 

@@ -112,7 +112,7 @@ def test_a_budget_that_cannot_be_met_is_a_row_with_its_reason(bench, tmp_path):
 def test_rankings_come_back_as_they_were(bench, tmp_path):
     results = benchmark(bench, Grid(("overlap", "reconstruction"), (0.8,), repairs=("none",)), tmp_path)
     again = TrialStore(results.path, results.facts).rankings(0)
-    assert again["reconstruction"].comparable
+    assert again["reconstruction"].comparable_across_layers
     assert again["overlap"].keeps == "low"
     assert again["overlap"].sites == again["reconstruction"].sites
     results.add_ranking(0, "chip", None, "too slow")

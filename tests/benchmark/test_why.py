@@ -52,7 +52,7 @@ def lesioned(home):
 class TestWhatIsSaid:
     def test_a_pruning_says_what_its_recipe_says(self, runs):
         kept = Manifest.read(runs / "pruned" / "recipe.json").kept
-        for layer, marks in kept.marks.items():
+        for layer, marks in kept.masks.items():
             for channel in (0, len(marks) - 1):
                 (said,) = told(runs, f"{layer}:{channel}", "pruning")
                 assert (" kept it" in said) == bool(marks[channel])

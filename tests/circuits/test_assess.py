@@ -60,7 +60,7 @@ def test_the_planted_circuit_is_complete_exact_and_stable(planted):
 def test_the_summary_is_what_the_circuit_does(residual):
     circuit, parts, frames = residual
     row = frames["circuit"].iloc[0]
-    held = HeldOutImages.of(parts[0].target, pictures(8, seed=1))
+    held = HeldOutImages.of(parts[0].feature, pictures(8, seed=1))
     assert row["kernels"] == circuit.count <= row["asked"] == round(0.4 * circuit.total)
     assert row["error"] == held.fidelity(circuit).error.value
     assert row["r_low"] <= row["r"] <= row["r_high"]
@@ -71,10 +71,10 @@ def test_the_summary_is_what_the_circuit_does(residual):
 def test_the_curve_falls_to_the_sizes_that_any_path_allows(residual):
     circuit, parts, frames = residual
     curve = frames["circuit_curve"]
-    smallest = parts[0].target.smallest
+    smallest = parts[0].feature.shortest_path
     assert curve["kept"].tolist() == [share for share in CURVE_FRACTIONS if share * circuit.total >= smallest]
     assert curve["kernels"].is_monotonic_decreasing
-    held = HeldOutImages.of(parts[0].target, pictures(8, seed=1))
+    held = HeldOutImages.of(parts[0].feature, pictures(8, seed=1))
     saliency = CircuitOptions().saliency(parts)
     for row in curve.to_dict("records"):
         own = CircuitOptions().circuit(saliency, row["kept"])

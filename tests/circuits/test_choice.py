@@ -45,7 +45,7 @@ def test_the_parts_of_a_saliency_add_up(criterion):
     choice = CircuitOptions(criterion, keep="0.3")
     parts = choice.parts(TARGET, IMAGES)
     whole = score_kernels(TARGET, IMAGES, criterion, keep=0.3)
-    assert len(parts) == (1 if CRITERIA[criterion].sized or criterion in ("magnitude", "random") else 10)  # 20 images in pairs
+    assert len(parts) == (1 if CRITERIA[criterion].needs_size or criterion in ("magnitude", "random") else 10)  # 20 images in pairs
     assert len(parts) <= SHARDS
     together = choice.saliency(parts)
     assert together.images == whole.images
@@ -64,8 +64,8 @@ def test_every_option_reaches_the_circuit():
     for layer in TARGET.layers:
         assert float(evened[layer].norm()) == pytest.approx(1)
     averaged = CircuitOptions(reduce="mean").saliency(CircuitOptions(reduce="mean").parts(TARGET, IMAGES))
-    assert torch.allclose(averaged.flat() * 4, plain.flat(), rtol=1e-4)  # four positions
-    assert CircuitOptions(path="gates").parts(TARGET, IMAGES)[0].flat().ne(parts[0].flat()).any()
+    assert torch.allclose(averaged.flatten() * 4, plain.flatten(), rtol=1e-4)  # four positions
+    assert CircuitOptions(path="gates").parts(TARGET, IMAGES)[0].flatten().ne(parts[0].flatten()).any()
 
 
 def test_another_size_on_demand():
@@ -83,7 +83,7 @@ def test_seeds_of_the_random_control():
 
 
 def test_a_size_below_the_shortest_path_says_the_smallest():
-    assert TARGET.smallest == 3  # stem, shortcut, last
+    assert TARGET.shortest_path == 3  # stem, shortcut, last
     with pytest.raises(BudgetError, match=r"keep=2 is 2 of .* the smallest circuit has 3 kernels"):
         CircuitOptions(keep="2").kernels(TARGET)
     with pytest.raises(BudgetError, match="smallest circuit has 3 kernels"):
@@ -108,7 +108,7 @@ def test_what_is_planted_is_stable_and_what_is_random_is_not():
     parts = choice.parts(target, images)
     assert len(parts) == 16
     circuit = choice.circuit(choice.saliency(parts))
-    assert circuit == Circuit.of_target(target, model.truth)
+    assert circuit == Circuit.of_feature(target, model.truth)
     assert choice.stability(parts, circuit).tolist() == [1.0] * 50
     assert len(choice.stability(parts[:1], circuit)) == 0
     noise = CircuitOptions(keep="0.2")
@@ -121,12 +121,12 @@ def test_all_images_at_once_are_the_sum_of_the_parts():
         choice = CircuitOptions(criterion, layer_norm="l1")
         whole, parts = choice.scored(TARGET, IMAGES, 3), choice.saliency(choice.parts(TARGET, IMAGES, 3))
         assert whole.images == parts.images
-        assert torch.allclose(whole.flat(), parts.flat(), rtol=1e-6)
+        assert torch.allclose(whole.flatten(), parts.flatten(), rtol=1e-6)
 
 
 def test_snip_by_batch_sums_the_batches_it_is_given():
     choice = CircuitOptions("snip_batch")
     assert len(choice.parts(TARGET, [IMAGES[:12], IMAGES[12:]])) == 2
     one, two = choice.scored(TARGET, [IMAGES]), choice.scored(TARGET, [IMAGES[:12], IMAGES[12:]])
-    assert bool((two.flat() >= one.flat() * (1 - 1e-6)).all())
-    assert not torch.allclose(one.flat(), two.flat())
+    assert bool((two.flatten() >= one.flatten() * (1 - 1e-6)).all())
+    assert not torch.allclose(one.flatten(), two.flatten())

@@ -30,20 +30,20 @@ def some(name: str, fraction: float, seed: int) -> Circuit:
 @torch.no_grad()
 def run(circuit: Circuit, target) -> torch.Tensor:
     with silence(target.model, ~circuit):
-        return target.map(IMAGES)
+        return target.feature_map(IMAGES)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(list(NETWORKS)), st.floats(0.05, 0.95), st.integers(0, 30))
 def test_boolean_algebra_stays_among_relevant_kernels(name, fraction, seed):
     a, b = some(name, fraction, seed), some(name, fraction, seed + 1)
-    whole = Circuit.whole(TARGETS[name])
+    whole = Circuit.full(TARGETS[name])
     assert ~(a & b) == ~a | ~b
     assert ~~a == a
     assert (a | ~a) == whole
     assert whole.fraction == 1
     assert (a & ~a).count == 0
-    assert a.count + (~a).count == a.total == TARGETS[name].kernels
+    assert a.count + (~a).count == a.total == TARGETS[name].relevant_count
     assert isinstance(a & b, Circuit)
     assert (a & b).feature == TARGETS[name].feature
     assert union([a, b, a]) == a | b
@@ -55,7 +55,7 @@ def test_boolean_algebra_stays_among_relevant_kernels(name, fraction, seed):
 
 def test_the_whole_circuit_is_the_network():
     for target in TARGETS.values():
-        assert torch.equal(run(Circuit.whole(target), target), target.map(IMAGES))
+        assert torch.equal(run(Circuit.full(target), target), target.feature_map(IMAGES))
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,7 +80,7 @@ def test_dead_ends_against_brute_force(name, fraction, seed):
     noise = torch.Generator().manual_seed(seed)
     model = target.model
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    noticed = {layer: torch.zeros_like(marks) for layer, marks in circuit.marks.items()}
+    noticed = {layer: torch.zeros_like(marks) for layer, marks in circuit.masks.items()}
     try:
         for parameter in model.parameters():  # positive weights: nothing is cut by an activation, nothing cancels
             parameter.data = torch.rand(parameter.shape, generator=noise, dtype=torch.float64) + 0.5
@@ -90,24 +90,24 @@ def test_dead_ends_against_brute_force(name, fraction, seed):
         model.double()
         images = torch.rand(1, 2, 8, 8, generator=noise, dtype=torch.float64) + 0.5
         with torch.no_grad():
-            for layer, row, column in [(n, *k) for n, marks in circuit.marks.items() for k in marks.nonzero().tolist()]:
-                fewer = {n: marks.clone() for n, marks in circuit.marks.items()}
+            for layer, row, column in [(n, *k) for n, marks in circuit.masks.items() for k in marks.nonzero().tolist()]:
+                fewer = {n: marks.clone() for n, marks in circuit.masks.items()}
                 fewer[layer][row, column] = False
                 with silence(model, ~circuit):
-                    with_it = target.map(images)
+                    with_it = target.feature_map(images)
                 with silence(model, ~circuit._with(fewer)):
-                    noticed[layer][row, column] = not torch.equal(target.map(images), with_it)
+                    noticed[layer][row, column] = not torch.equal(target.feature_map(images), with_it)
     finally:
         model.float()
         model.load_state_dict(before)
-    for layer, marks in trimmed.marks.items():
+    for layer, marks in trimmed.masks.items():
         assert torch.equal(marks, noticed[layer])
 
 
 def test_full_removal_is_what_is_left_of_whole_paths():
     target = TARGETS["chain"]
-    circuit = Circuit.whole(target)
-    marks = {layer: kernels.clone() for layer, kernels in circuit.marks.items()}
+    circuit = Circuit.full(target)
+    marks = {layer: kernels.clone() for layer, kernels in circuit.masks.items()}
     marks["a"][2] = False  # nothing feeds channel 2 of a
     marks["c"][:, 1] = False  # nothing reads channel 1 of b
     circuit = circuit._with(marks)
@@ -120,46 +120,46 @@ def test_full_removal_is_what_is_left_of_whole_paths():
 
 def test_nothing_is_left_where_nothing_leads():
     target = TARGETS["dense"]
-    circuit = Circuit.whole(target)
-    marks = {layer: kernels.clone() & (layer != "head") for layer, kernels in circuit.marks.items()}
+    circuit = Circuit.full(target)
+    marks = {layer: kernels.clone() & (layer != "head") for layer, kernels in circuit.masks.items()}
     assert remove_dead_ends(circuit._with(marks), target).count == 0
 
 
 def test_overlap_by_layer():
     target = TARGETS["chain"]
-    whole = Circuit.whole(target)
-    half = whole._with({layer: marks.clone() & (layer != "a") for layer, marks in whole.marks.items()})
-    shares = whole.overlap(half)
+    whole = Circuit.full(target)
+    half = whole._with({layer: marks.clone() & (layer != "a") for layer, marks in whole.masks.items()})
+    shares = whole.iou(half)
     assert shares["a"] == 0
     assert shares["b"] == 1
     assert shares[""] == half.count / whole.count
-    assert half.overlap(half)["a"] != half.overlap(half)["a"]  # nan: neither has a kernel there
+    assert half.iou(half)["a"] != half.iou(half)["a"]  # nan: neither has a kernel there
 
 
 def test_circuits_of_features_that_depend_on_other_kernels_are_not_merged():
     """b:1 and b:2 share the kernels of a and differ in a row of b each."""
     graph = trace(network("chain"), pictures())
-    one, other = (Circuit.whole(locate_feature(graph, f"b:{channel}")) for channel in (1, 2))
+    one, other = (Circuit.full(locate_feature(graph, f"b:{channel}")) for channel in (1, 2))
     for merge in (lambda: one | other, lambda: one & other, lambda: union([one, other])):
         with pytest.raises(MismatchError, match="received circuits of b:1 and b:2"):
             merge()
-    both = Subset(one.marks) | Subset(other.marks)
+    both = Subset(one.masks) | Subset(other.masks)
     assert both["b"].any(1).tolist() == [False, True, True, False]
-    assert one.overlap(other) == {"": 8 / 16, "a": 1.0, "b": 0.0}
-    assert (one | Circuit.whole(locate_feature(graph, "b:1@max"))) == one
+    assert one.iou(other) == {"": 8 / 16, "a": 1.0, "b": 0.0}
+    assert (one | Circuit.full(locate_feature(graph, "b:1@max"))) == one
 
 
 def test_what_is_no_circuit_is_refused():
     target = TARGETS["chain"]
     with pytest.raises(MismatchError, match="do not reach the feature"):
-        Circuit(target.everything(), relevant=target.relevant, feature=target.feature)
+        Circuit(target.full_mask(), relevant=target.relevant, feature=target.feature)
     with pytest.raises(MismatchError, match="exactly the layers"):
         Circuit({"a": target.relevant["a"]}, relevant=target.relevant, feature=target.feature)
     with pytest.raises(MismatchError, match=r"not of the same network|depend on the same kernels"):
-        Circuit.whole(target) & Circuit.whole(TARGETS["dense"])
+        Circuit.full(target) & Circuit.full(TARGETS["dense"])
     with pytest.raises(InputError, match="backward, full or none"):
-        remove_dead_ends(Circuit.whole(target), target, "forward")
-    assert repr(Circuit.whole(target)) == f"Circuit({target.kernels} of {target.kernels} kernels of head:1 at 4 layers)"
+        remove_dead_ends(Circuit.full(target), target, "forward")
+    assert repr(Circuit.full(target)) == f"Circuit({target.relevant_count} of {target.relevant_count} kernels of head:1 at 4 layers)"
 
 
 def test_a_circuit_is_copied_and_pickled_whole():

@@ -78,7 +78,7 @@ def test_the_module_it_leaves_is_the_masked_network(found, file):
     circuit, alone, about = folder.load_circuit(found)
     model, images = small(file), torch.randn(5, 1, 8, 8)
     with silence(model, ~circuit):
-        expected = locate_feature(model, "b:3", images).map(images)
+        expected = locate_feature(model, "b:3", images).feature_map(images)
     assert torch.allclose(alone(images).flatten(1), expected, atol=1e-6)
     assert about["criterion"] == "gate"
     assert len(about["weights"]) == 64

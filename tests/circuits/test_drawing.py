@@ -18,7 +18,7 @@ SIGNED = {name: score_kernels(locate_feature(network(name), f"{LAST[name]}:1", I
 
 
 def drawn(name: str, fraction: float, seed: int) -> tuple[Circuit, DiagramLayout]:
-    target = SIGNED[name].target
+    target = SIGNED[name].feature
     circuit = remove_dead_ends(top_k(baseline_scores(target, "random", seed), fraction), target)
     return circuit, lay_out(circuit, SIGNED[name])
 
@@ -70,7 +70,7 @@ def test_the_planted_circuit_as_drawn():
     model = Planted().eval()
     images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     target = locate_feature(model, "c:0", images)
-    page = lay_out(Circuit.of_target(target, model.truth), score_kernels(target, images))
+    page = lay_out(Circuit.of_feature(target, model.truth), score_kernels(target, images))
     ways = {(page.nodes[e.source].name, page.nodes[e.target].name): e for e in page.edges}
     assert set(ways) == {("image:0", "a:0"), ("image:1", "a:1"), ("a:0", "b:0"), ("a:1", "b:1"), ("b:0", "c:0"), ("b:1", "c:0")}
     assert ways["b:0", "c:0"].effect > 0 > ways["b:1", "c:0"].effect
@@ -83,44 +83,44 @@ def test_the_planted_circuit_as_drawn():
 
 def test_columns_are_in_the_order_of_the_network():
     """A channel that nothing feeds, a constant in this circuit, stands where its layer is, and its readers behind it."""
-    target = SIGNED["chain"].target
-    marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
+    target = SIGNED["chain"].feature
+    marks = {layer: kernels.clone() for layer, kernels in Circuit.full(target).masks.items()}
     marks["b"][:] = False  # channels of b are constants
     marks["a"][:] = False
-    page = lay_out(remove_dead_ends(Circuit.of_target(target, marks), target), SIGNED["chain"])
+    page = lay_out(remove_dead_ends(Circuit.of_feature(target, marks), target), SIGNED["chain"])
     assert [lines for _, lines in page.titles] == [("b",), ("c",), ("head",)]
     marks["a"], marks["b"][0, 0] = target.relevant["a"].clone(), True
-    page = lay_out(remove_dead_ends(Circuit.of_target(target, marks), target), SIGNED["chain"])
+    page = lay_out(remove_dead_ends(Circuit.of_feature(target, marks), target), SIGNED["chain"])
     assert [lines for _, lines in page.titles] == [("image",), ("a",), ("b",), ("c",), ("head",)]
-    residual = SIGNED["residual"].target
-    marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(residual).marks.items()}
+    residual = SIGNED["residual"].feature
+    marks = {layer: kernels.clone() for layer, kernels in Circuit.full(residual).masks.items()}
     marks["one"][:] = False  # nothing leads into the first branch
-    page = lay_out(remove_dead_ends(Circuit.of_target(residual, marks), residual), SIGNED["residual"])
+    page = lay_out(remove_dead_ends(Circuit.of_feature(residual, marks), residual), SIGNED["residual"])
     columns = {line: place for place, (_, lines) in enumerate(page.titles) for line in lines}
-    whole = lay_out(Circuit.whole(residual), SIGNED["residual"])
+    whole = lay_out(Circuit.full(residual), SIGNED["residual"])
     order = [line for _, lines in whole.titles for line in lines if line in columns]
     assert [columns[line] for line in order] == sorted(columns.values())
     assert columns["stem"] < columns["one"] < columns["two"]
 
 
 def test_sums_stand_between_columns_only_where_two_members_are_left():
-    target = SIGNED["residual"].target
-    whole = lay_out(Circuit.whole(target), SIGNED["residual"])
+    target = SIGNED["residual"].feature
+    whole = lay_out(Circuit.full(target), SIGNED["residual"])
     sums = [node for node in whole.nodes if node.kind == "sum"]
     assert {frozenset(node.name.split(" + ")) for node in sums} >= {frozenset({"stem:0", "two:0"})}
-    marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
+    marks = {layer: kernels.clone() for layer, kernels in Circuit.full(target).masks.items()}
     marks["two"][:] = False
-    alone = lay_out(remove_dead_ends(Circuit.of_target(target, marks), target), SIGNED["residual"])
+    alone = lay_out(remove_dead_ends(Circuit.of_feature(target, marks), target), SIGNED["residual"])
     assert not any("two" in node.name for node in alone.nodes)
     assert any(alone.nodes[edge.source].name == "stem:0" and alone.nodes[edge.target].group == "three" for edge in alone.edges)
 
 
 def test_constant_sums_stand_between_the_columns():
     """Nothing feeds them, and their kernels have room between the columns, also where a column is folded."""
-    target = SIGNED["residual"].target
+    target = SIGNED["residual"].feature
     for layers in (("stem", "one", "two"), ("stem", "one", "two", "three", "four", "short")):
-        marks = {layer: kernels.clone() & (layer not in layers) for layer, kernels in Circuit.whole(target).marks.items()}
-        page = lay_out(remove_dead_ends(Circuit.of_target(target, marks), target), SIGNED["residual"])
+        marks = {layer: kernels.clone() & (layer not in layers) for layer, kernels in Circuit.full(target).masks.items()}
+        page = lay_out(remove_dead_ends(Circuit.of_feature(target, marks), target), SIGNED["residual"])
         sums = [place for place, node in enumerate(page.nodes) if "constant here" in node.name]
         assert sums
         for place in sums:
@@ -135,7 +135,7 @@ def test_constant_sums_stand_between_the_columns():
 def test_titles_have_room():
     """Every line of a column's title is as wide as its letters, on the page, and beside the next column's."""
     for name in NETWORKS:
-        circuit = Circuit.whole(SIGNED[name].target)
+        circuit = Circuit.full(SIGNED[name].feature)
         page = lay_out(circuit, SIGNED[name])
         spans = [(x - LETTER * max(map(len, lines)) / 2, x + LETTER * max(map(len, lines)) / 2) for x, lines in page.titles]
         assert spans[0][0] >= 0
@@ -153,20 +153,20 @@ def test_high_columns_are_folded():
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 90, 1), torch.nn.Conv2d(90, 1, 1)).eval()
     images = torch.randn(2, 2, 4, 4)
     target = locate_feature(model, "1:0", images)
-    page = lay_out(Circuit.whole(target), score_kernels(target, images))
+    page = lay_out(Circuit.full(target), score_kernels(target, images))
     assert page.kernels == 270
     assert page.height <= HEIGHT
     assert len({node.x for node in page.nodes if node.group == "0"}) > 1
 
 
 def test_signs_are_measured_where_a_criterion_has_none():
-    target = SIGNED["chain"].target
+    target = SIGNED["chain"].feature
     plain = score_kernels(target, IMAGES, "actgrad")
     both = with_signs(plain, IMAGES)
-    assert plain.signed is None
+    assert plain.signed_values is None
     for layer in target.layers:
         assert torch.equal(both[layer], plain[layer])
-        assert torch.equal(both.signed[layer], SIGNED["chain"].signed[layer])
+        assert torch.equal(both.signed_values[layer], SIGNED["chain"].signed_values[layer])
     assert with_signs(both, IMAGES) is both
-    grey = lay_out(Circuit.whole(target), plain)
+    grey = lay_out(Circuit.full(target), plain)
     assert {edge.effect for edge in grey.edges} == {0.0}

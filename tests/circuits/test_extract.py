@@ -25,8 +25,8 @@ TARGETS = {name: locate_feature(network(name), f"{LAST[name]}:1", IMAGES) for na
 
 @torch.no_grad()
 def masked(target: LocatedFeature, circuit: Circuit, images: torch.Tensor) -> torch.Tensor:
-    with target.without((~circuit).marks):
-        return target.map(images)
+    with target.ablated((~circuit).masks):
+        return target.feature_map(images)
 
 
 def size(module: nn.Module) -> int:
@@ -39,7 +39,9 @@ def size(module: nn.Module) -> int:
 def test_masked_is_extracted(name, fraction, seed, live):
     target = TARGETS[name]
     scores = baseline_scores(target, "random", seed)
-    circuit = connected_top_k(scores, max(target.smallest, round(fraction * target.kernels))) if live else top_k(scores, fraction)
+    circuit = (
+        connected_top_k(scores, max(target.shortest_path, round(fraction * target.relevant_count))) if live else top_k(scores, fraction)
+    )
     small = extract_module(circuit, target)
     expected = masked(target, circuit, IMAGES)
     assert torch.allclose(small(IMAGES).reshape(3, -1), expected, rtol=1e-5, atol=1e-5)
@@ -70,7 +72,7 @@ def test_only_what_is_needed_is_left():
     model = Planted().eval()
     images = torch.randn(4, 3, 8, 8)
     target = locate_feature(model, "c:0", images)
-    truth = Circuit.of_target(target, model.truth)
+    truth = Circuit.of_feature(target, model.truth)
     small = extract_module(truth, target)
     assert [tuple(p.shape) for p in small.parameters()] == [(2, 3, 3, 3), (2,), (2, 2, 3, 3), (2,), (1, 2, 1, 1), (1,)]
     assert torch.equal(small(images), model(images)[:, 0])
@@ -81,15 +83,15 @@ def test_only_what_is_needed_is_left():
 def test_a_direction_is_projected():
     target = TARGETS["residual"]
     both = locate_feature(target.graph, target.feature.direction("last", torch.tensor([0.5, -2.0])))
-    small = extract_module(Circuit.whole(both), both)
+    small = extract_module(Circuit.full(both), both)
     maps = both.model(IMAGES)
     assert torch.allclose(small(IMAGES), 0.5 * maps[:, 0] - 2 * maps[:, 1], atol=1e-5)
 
 
 def test_flattened_channels_leave_in_blocks():
     target = TARGETS["chain"]
-    circuit = Circuit.whole(target)
-    marks = {layer: kernels.clone() for layer, kernels in circuit.marks.items()}
+    circuit = Circuit.full(target)
+    marks = {layer: kernels.clone() for layer, kernels in circuit.masks.items()}
     marks["head"][1, 4:8] = False  # all four positions of channel 1
     kept = surviving_channels(circuit._with(marks), target)
     assert kept["c"].tolist() == [True, False, True]
@@ -207,21 +209,21 @@ class Special(nn.Module):
 @pytest.mark.parametrize("kind", [Own, Doubling])
 def test_modules_that_torch_does_not_have_are_written_as_their_steps(kind, tmp_path):
     target = locate_feature(Special(kind).eval(), "own:0", IMAGES)
-    small = extract_module(Circuit.whole(target), target)
+    small = extract_module(Circuit.full(target), target)
     assert {type(module) for module in small.modules()}.isdisjoint({Doubling})
-    folder.save_circuit(tmp_path, Circuit.whole(target), small)
+    folder.save_circuit(tmp_path, Circuit.full(target), small)
     _, again, _ = folder.load_circuit(tmp_path)
-    assert torch.equal(again(IMAGES).flatten(1), target.map(IMAGES))
+    assert torch.equal(again(IMAGES).flatten(1), target.feature_map(IMAGES))
 
 
 def test_what_a_recipe_cannot_hold_is_said(tmp_path):
     target = locate_feature(Special(Own).eval(), "logit:0", IMAGES)
-    small = extract_module(Circuit.whole(target), target)
+    small = extract_module(Circuit.full(target), target)
     with pytest.raises(InputError, match="erfinv"):
-        folder.save_circuit(tmp_path, Circuit.whole(target), small)
+        folder.save_circuit(tmp_path, Circuit.full(target), small)
     target = locate_feature(Special(Choosing).eval(), "own:0", IMAGES)
     with pytest.raises(InputError, match="own is a Choosing, which a recipe cannot hold"):
-        folder.save_circuit(tmp_path, Circuit.whole(target), extract_module(Circuit.whole(target), target))
+        folder.save_circuit(tmp_path, Circuit.full(target), extract_module(Circuit.full(target), target))
     assert not list(tmp_path.iterdir())
 
 
@@ -233,7 +235,7 @@ def test_the_kernels_can_be_read_without_the_module(tmp_path):
     read = folder.load_mask(tmp_path)
     assert read == circuit
     assert read.feature == target.feature
-    assert read.total == target.kernels
+    assert read.total == target.relevant_count
     text = json.loads((tmp_path / folder.RECIPE).read_text())
     for change in ({"format": 9}, {"circuit": {}}, {"circuit": None}):
         (tmp_path / folder.RECIPE).write_text(json.dumps(text | change))

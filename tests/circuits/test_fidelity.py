@@ -111,7 +111,7 @@ def test_the_whole_circuit_is_exact(name):
     target = locate_feature(network(name), f"{LAST[name]}:1", IMAGES)
     held = HeldOutImages.of(target, IMAGES)
     assert held.images == 6
-    whole = held.fidelity(Circuit.whole(target))
+    whole = held.fidelity(Circuit.full(target))
     assert whole.error.value == 0
     assert whole.r.value == pytest.approx(1)
 
@@ -122,10 +122,10 @@ def test_circuits_are_judged_at_the_positions_of_the_network(rule):
     target = locate_feature(network("residual"), f"last:1@{rule}", IMAGES)
     circuit = top_k(baseline_scores(target, "random", 3), 0.6)
     found = HeldOutImages.of(target, [IMAGES[:4], IMAGES[4:]]).fidelity(circuit)
-    maps = target.map(IMAGES)
-    places = target.places(maps)
-    with target.without((~circuit).marks):
-        guess = target.map(IMAGES)
+    maps = target.feature_map(IMAGES)
+    places = target.positions_of(maps)
+    with target.ablated((~circuit).masks):
+        guess = target.feature_map(IMAGES)
     y, guess = (values.gather(1, places).flatten().double().numpy() for values in (maps, guess))
     r, error = pencil.fidelity(y, guess)
     assert found.r.value == pytest.approx(r, rel=1e-6)
@@ -137,10 +137,10 @@ def test_completeness_of_the_planted_circuit():
     images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     target = locate_feature(model, "c:0", images)
     held = HeldOutImages.of(target, images)
-    truth = Circuit.of_target(target, model.truth)
+    truth = Circuit.of_feature(target, model.truth)
     assert held.fidelity(truth).error.value == 0
     rest = held.fidelity(~truth)  # zero everywhere
-    values = target.map(images).double().detach().numpy()
+    values = target.feature_map(images).double().detach().numpy()
     assert rest.error.value == pytest.approx((values**2).sum() / ((values - values.mean()) ** 2).sum())
     assert math.isnan(rest.r.value)
 

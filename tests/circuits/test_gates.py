@@ -33,9 +33,9 @@ def test_gates_are_exactly_shut_or_open():
 
 
 def error(target, images, marks) -> float:
-    y = target.map(images)
-    with target.without({layer: target.relevant[layer] & ~marks[layer] for layer in target.relevant}):
-        guess = target.map(images)
+    y = target.feature_map(images)
+    with target.ablated({layer: target.relevant[layer] & ~marks[layer] for layer in target.relevant}):
+        guess = target.feature_map(images)
     return pencil.fidelity(y.flatten().numpy(), guess.flatten().numpy())[1]
 
 
@@ -55,7 +55,7 @@ def test_closed_gates_do_not_count_as_open():
     """Inside one kernel of eight, one gate can be open: there is nothing beyond the budget, and the error alone moves it."""
     images = torch.randn(6, 8, 3, 3, generator=torch.Generator().manual_seed(0))
     target = locate_feature(Sum(), "a:0", images)
-    room = Circuit.of_target(target, {"a": torch.tensor([[False, False, True] + [False] * 5])})
+    room = Circuit.of_feature(target, {"a": torch.tensor([[False, False, True] + [False] * 5])})
     found = [
         score_kernels(target, images, "learned", keep=1, how=GradientOptions(inside=room), training=GateTraining(steps=20, penalty=penalty))
         for penalty in (0.0, 100.0)
@@ -81,8 +81,8 @@ def test_the_best_circuit_of_all():
     assert gate["a"][0].tolist() == [True, True] + [False] * 6
     learned = top_k(score_kernels(target, images, "learned", keep=2, training=GateTraining(steps=300)), 2)
     assert tuple(learned["a"][0].nonzero().flatten().tolist()) == best[1]
-    assert error(target, images, learned.marks) == pytest.approx(best[0])
-    assert best[0] < 0.05 < 0.5 < error(target, images, gate.marks)
+    assert error(target, images, learned.masks) == pytest.approx(best[0])
+    assert best[0] < 0.05 < 0.5 < error(target, images, gate.masks)
 
 
 @torch.no_grad()
@@ -92,13 +92,15 @@ def test_training_improves_on_its_start():
     learned = top_k(score_kernels(target, images, "learned", keep=0.15, training=GateTraining(steps=150)), 0.15)
     gate = top_k(score_kernels(target, images), 0.15)
     assert learned.count == gate.count
-    assert error(target, images, learned.marks) < error(target, images, gate.marks)
+    assert error(target, images, learned.masks) < error(target, images, gate.masks)
 
 
 def test_training_is_seeded():
     images = pictures(4)
     target = locate_feature(network("chain"), "c:0", images)
     one = score_kernels(target, images, "learned", keep=6, training=GateTraining(steps=5))
-    assert torch.equal(one.flat(), score_kernels(target, images, "learned", keep=6, training=GateTraining(steps=5)).flat())
-    assert not torch.equal(one.flat(), score_kernels(target, images, "learned", keep=6, training=GateTraining(steps=5, seed=1)).flat())
-    assert one.signed is not None
+    assert torch.equal(one.flatten(), score_kernels(target, images, "learned", keep=6, training=GateTraining(steps=5)).flatten())
+    assert not torch.equal(
+        one.flatten(), score_kernels(target, images, "learned", keep=6, training=GateTraining(steps=5, seed=1)).flatten()
+    )
+    assert one.signed_values is not None

@@ -39,5 +39,5 @@ def test_the_lines_run(tmp_path, monkeypatch):
     assert names["circuit"] == circuit
     assert names["about"] == {"criterion": "random"}
     with silence(target.model, ~circuit):
-        expected = target.map(pictures())
+        expected = target.feature_map(pictures())
     assert torch.allclose(names["feature"].flatten(1), expected, atol=1e-5)

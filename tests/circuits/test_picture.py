@@ -65,7 +65,7 @@ def test_palettes_undo_the_normalization():
 def test_patches_are_what_the_channel_saw():
     model, images = Two().eval(), torch.cat([bright(8, 0), bright(8, 1)])
     target = locate_feature(model, "b:0", images)
-    found = top_patches(Circuit.whole(target), target, images, COLOR)
+    found = top_patches(Circuit.full(target), target, images, COLOR)
     assert set(found) == {"a:0", "a:1", "b:0"}
     red, green = opened(found["a:0"][0]).mean((0, 1)), opened(found["a:1"][0]).mean((0, 1))
     assert red[0] > 20 > red[1]  # one of nine pixels is fully red
@@ -81,7 +81,7 @@ def test_a_large_circuit_has_fewer_patches_a_channel(monkeypatch):
     target = locate_feature(model, "b:0", images)
     for together, each in ((7, 2), (3, 1), (1, 1), (300, PATCHES)):
         monkeypatch.setattr(pictures_module, "TOGETHER", together)
-        found = top_patches(Circuit.whole(target), target, images, COLOR)
+        found = top_patches(Circuit.full(target), target, images, COLOR)
         assert {len(files) for files in found.values()} == {each}
         assert all(file[8:12] == b"WEBP" and len(file) < 2_000 for files in found.values() for file in files)
 
@@ -89,10 +89,10 @@ def test_a_large_circuit_has_fewer_patches_a_channel(monkeypatch):
 def test_channels_that_are_constant_in_the_circuit_have_no_patch():
     model, images = Two().eval(), torch.cat([bright(4, 0), bright(4, 1)])
     target = locate_feature(model, "b:0", images)
-    marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
+    marks = {layer: kernels.clone() for layer, kernels in Circuit.full(target).masks.items()}
     marks["a"][0] = False  # channel 0 is there, and nothing comes in
     marks["a"][0, 2] = True
-    found = top_patches(Circuit.of_target(target, marks), target, images, COLOR)
+    found = top_patches(Circuit.of_feature(target, marks), target, images, COLOR)
     assert found["a:0"] == ()
     assert len(found["a:1"]) == PATCHES
 
@@ -103,7 +103,7 @@ def test_patches_come_from_the_circuit_not_the_network():
     target = locate_feature(model, "c:0@max", images)
     palette = PixelNormalization((0.0, 0.0), (10.0, 10.0))
     for cause in (0, 1):
-        shown = top_patches(Circuit.of_target(target, model.truth(cause)), target, torch.cat([images, images[:, :1]], 1)[:, :2], palette)
+        shown = top_patches(Circuit.of_feature(target, model.truth(cause)), target, torch.cat([images, images[:, :1]], 1)[:, :2], palette)
         assert set(shown) == {f"a:{cause}", f"b:{cause}", "c:0"}
 
 
@@ -119,7 +119,7 @@ def test_every_channel_of_a_circuit_has_a_place(name):
 
 def test_channels_are_looked_at_where_their_readers_see_them():
     target = locate_feature(network("residual"), "last:1", pictures(2))
-    steps = {spot.layer: spot.step for spot in channel_locations(Circuit.whole(target), target)}
+    steps = {spot.layer: spot.step for spot in channel_locations(Circuit.full(target), target)}
     assert steps["one"] == "relu"
     assert steps["stem"] != "stem"  # after normalization and activation
     assert steps["last"] == "last"
@@ -128,9 +128,9 @@ def test_channels_are_looked_at_where_their_readers_see_them():
 def test_channels_of_a_channels_last_layer_are_in_its_last_axis(monkeypatch):
     monkeypatch.setattr(pictures_module, "STEPS", 2)
     target = locate_feature(ChannelsLast().eval(), "wide:7", pictures(2, size=12))
-    where = {spot.layer: spot.axis for spot in channel_locations(Circuit.whole(target), target)}
+    where = {spot.layer: spot.axis for spot in channel_locations(Circuit.full(target), target)}
     assert where == {"stem": 0, "wide": 2}
-    found = feature_visualizations(Circuit.whole(target), target, PixelNormalization((0.5,) * 2, (0.25,) * 2))
+    found = feature_visualizations(Circuit.full(target), target, PixelNormalization((0.5,) * 2, (0.25,) * 2))
     assert len(found["wide:7"]) == 1
 
 
@@ -148,21 +148,21 @@ def test_visualizations_drive_their_channel(cause, monkeypatch):
     monkeypatch.setattr(pictures_module, "STEPS", 24)
     model = Two().eval()
     target = locate_feature(model, "b:0", torch.zeros(1, 3, 12, 12))
-    found = feature_visualizations(Circuit.whole(target), target, COLOR)
+    found = feature_visualizations(Circuit.full(target), target, COLOR)
     assert set(found) == {"a:0", "a:1", "b:0"}
     shown = opened(found[f"a:{cause}"][0]).mean((0, 1))
     assert shown[cause] > 180
     assert shown[cause] > shown[1 - cause] + 30
-    assert feature_visualizations(Circuit.whole(target), target, COLOR) == found  # seeded
+    assert feature_visualizations(Circuit.full(target), target, COLOR) == found  # seeded
 
 
 def test_channels_that_no_image_moves_are_not_visualized(monkeypatch):
     monkeypatch.setattr(pictures_module, "STEPS", 3)
     target = locate_feature(Two().eval(), "b:0", torch.zeros(1, 3, 12, 12))
-    marks = {layer: kernels.clone() for layer, kernels in Circuit.whole(target).marks.items()}
+    marks = {layer: kernels.clone() for layer, kernels in Circuit.full(target).masks.items()}
     marks["a"][0] = False
     marks["a"][0, 2] = True  # a kernel of zeros: channel 0 is a constant
-    found = feature_visualizations(Circuit.of_target(target, marks), target, COLOR)
+    found = feature_visualizations(Circuit.of_feature(target, marks), target, COLOR)
     assert found["a:0"] == ()
     assert len(found["a:1"]) == len(found["b:0"]) == 1
 

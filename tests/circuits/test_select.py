@@ -39,8 +39,8 @@ def test_schedules_end_at_the_size_asked_for(keep, more):
 def test_exactly_so_many_kernels(name, fraction, seed):
     target = TARGETS[name]
     found = top_k(baseline_scores(target, "random", seed), fraction)
-    assert found.count == kernel_count(target, fraction) == max(1, round(fraction * target.kernels))
-    assert found.total == target.kernels
+    assert found.count == kernel_count(target, fraction) == max(1, round(fraction * target.relevant_count))
+    assert found.total == target.relevant_count
     whole = top_k(baseline_scores(target, "random", seed), found.count)
     assert whole == found
 
@@ -69,25 +69,25 @@ def test_fewest_kernels_that_reach_a_share(name, share):
     scores = baseline_scores(TARGETS[name], "random")
     found = top_share(scores, share)
     held = sum(float(scores[layer][found[layer]].sum()) for layer in found)
-    assert held >= share * float(scores.flat().sum()) * (1 - 1e-12)
+    assert held >= share * float(scores.flatten().sum()) * (1 - 1e-12)
     if found.count > 1:
         fewer = top_k(scores, found.count - 1)
-        assert sum(float(scores[layer][fewer[layer]].sum()) for layer in fewer) < share * float(scores.flat().sum())
+        assert sum(float(scores[layer][fewer[layer]].sum()) for layer in fewer) < share * float(scores.flatten().sum())
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(list(NETWORKS)), st.floats(0, 1), st.integers(0, 20))
 def test_grown_circuits_have_no_dead_ends(name, fraction, seed):
     target = TARGETS[name]
-    size = target.smallest + round(fraction * (target.kernels - target.smallest))
+    size = target.shortest_path + round(fraction * (target.relevant_count - target.shortest_path))
     found = connected_top_k(baseline_scores(target, "random", seed), size)
     assert remove_dead_ends(found, target, "full") == found
-    assert target.smallest <= found.count <= size
-    assert size - found.count <= len(list(target.wiring.calls))
+    assert target.shortest_path <= found.count <= size
+    assert size - found.count <= len(list(target.channel_graph.calls))
     if name == "chain":
         assert found.count == size or size - found.count < 3
     if fraction == 1:
-        assert found.count == target.kernels
+        assert found.count == target.relevant_count
 
 
 def test_growing_prefers_the_better_kernels():
@@ -95,7 +95,7 @@ def test_growing_prefers_the_better_kernels():
     target = TARGETS["residual"]
     scores = score_kernels(target, pictures(4))
     found, best = connected_top_k(scores, 0.6), top_k(scores, 0.6)
-    assert found.overlap(best)[""] > 0.8
+    assert found.iou(best)[""] > 0.8
     assert found.count == best.count
 
 
@@ -124,7 +124,7 @@ def test_two_separate_paths_cannot_be_split():
             return self.d(torch.relu(self.c(torch.relu(self.b(torch.relu(self.a(x)))))))
 
     target = locate_feature(Lanes(), "d:0", pictures(1))
-    assert target.smallest == 4
+    assert target.shortest_path == 4
     assert connected_top_k(baseline_scores(target, "random"), 6).count == 4
     assert connected_top_k(baseline_scores(target, "random"), 8).count == 8
 
@@ -140,7 +140,7 @@ def test_whole_numbers_of_any_kind_are_numbers_of_kernels():
     target = TARGETS["chain"]
     assert kernel_count(target, np.int64(3)) == 3
     assert type(kernel_count(target, np.int64(3))) is int
-    assert (kernel_count(target, 1), kernel_count(target, 1.0)) == (1, target.kernels)
+    assert (kernel_count(target, 1), kernel_count(target, 1.0)) == (1, target.relevant_count)
 
 
 @settings(max_examples=40, deadline=None)
@@ -148,25 +148,27 @@ def test_whole_numbers_of_any_kind_are_numbers_of_kernels():
 def test_kernels_scored_inside_a_circuit_are_selected_inside_it(name, fraction, seed):
     """Whatever the scores: all but half of the circuit's kernels score zero, as all kernels outside it do."""
     target = TARGETS[name]
-    room = connected_top_k(baseline_scores(target, "random", seed), target.smallest + round(0.4 * (target.kernels - target.smallest)))
+    room = connected_top_k(
+        baseline_scores(target, "random", seed), target.shortest_path + round(0.4 * (target.relevant_count - target.shortest_path))
+    )
     plain = baseline_scores(target, "random", seed + 1)
     values = {layer: torch.where(room[layer] & (plain[layer] > 0.5), plain[layer], 0.0) for layer in room}
     scores = replace(plain, values=values, inside=room)
-    smallest = int(target.wiring.hops(room.marks)[target.seeds].min())
+    smallest = int(target.channel_graph.distances(room.masks)[target.feature_nodes].min())
     size = smallest + round(fraction * (room.count - smallest))
     for found in (top_k(scores, size), connected_top_k(scores, size)):
         assert found & room == found
     assert top_k(scores, size).count == size
     assert smallest <= connected_top_k(scores, size).count <= size
     assert remove_dead_ends(connected_top_k(scores, size), target, "full") == connected_top_k(scores, size)
-    if room.count < target.kernels:
+    if room.count < target.relevant_count:
         with pytest.raises(BudgetError, match=f"scored inside has {room.count}"):
             top_k(scores, room.count + 1)
 
 
 def test_growing_where_no_path_lies_inside():
     target = TARGETS["chain"]
-    room = Circuit.of_target(target, {layer: marks & (layer != "b") for layer, marks in target.relevant.items()})
+    room = Circuit.of_feature(target, {layer: marks & (layer != "b") for layer, marks in target.relevant.items()})
     with pytest.raises(BudgetError, match="no path from the images lies inside the circuit"):
         connected_top_k(replace(baseline_scores(target, "random"), inside=room), 5)
 

@@ -27,7 +27,7 @@ def test_every_group_is_a_row_of_what_the_feature_sees():
         images[number, channel, 2 + number % 5, 4] = 1 - number / 40
     target = locate_feature(Bright().eval(), "a:0", images)
     found = top_images(target, images, 20)
-    labels = torch.tensor(color)[found.numbers]
+    labels = torch.tensor(color)[found.indices]
     pixels = np.asarray(contact_sheet(target, found, labels, PixelNormalization((0.0,) * 3, (1.0,) * 3)))
     assert pixels.shape == (2 * SIDE + GAP, LABEL + MAX_IMAGES * (SIDE + GAP), 3)
 

@@ -17,7 +17,7 @@ MODEL = Polysemantic().eval()
 IMAGES = causes(24)
 TARGET = locate_feature(MODEL, "c:0@max", IMAGES)
 PEAKS = top_images(TARGET, IMAGES, 20)
-CAUSE = (PEAKS.numbers >= 12).long()
+CAUSE = (PEAKS.indices >= 12).long()
 """the cause of each of the strongest images"""
 
 
@@ -28,19 +28,19 @@ def found():
 
 @torch.no_grad()
 def test_peaks_are_the_strongest_images_at_their_maximum():
-    maps = TARGET.map(IMAGES)
+    maps = TARGET.feature_map(IMAGES)
     best = maps.amax(1).sort(descending=True)
     assert torch.equal(PEAKS.values, best.values[:20])
-    assert torch.equal(PEAKS.images, IMAGES[PEAKS.numbers])
-    assert torch.equal(maps[PEAKS.numbers, PEAKS.places], PEAKS.values)
+    assert torch.equal(PEAKS.images, IMAGES[PEAKS.indices])
+    assert torch.equal(maps[PEAKS.indices, PEAKS.positions], PEAKS.values)
     whole = MODEL(IMAGES).flatten(2)
-    assert torch.equal(PEAKS.vectors, whole[PEAKS.numbers, :, PEAKS.places])
+    assert torch.equal(PEAKS.layer_activations, whole[PEAKS.indices, :, PEAKS.positions])
 
 
 def test_batches_make_no_difference():
     parts = top_images(TARGET, IMAGES.split(5), 20)
-    assert torch.equal(parts.numbers, PEAKS.numbers)
-    assert torch.allclose(parts.vectors, PEAKS.vectors)
+    assert torch.equal(parts.indices, PEAKS.indices)
+    assert torch.allclose(parts.layer_activations, PEAKS.layer_activations)
 
 
 def test_groups_are_the_causes():
@@ -52,7 +52,7 @@ def test_groups_are_the_causes():
 
 def test_one_circuit_for_each_cause(found):
     circuits, _ = found
-    truths = [Circuit.of_target(TARGET, MODEL.truth(cause)) for cause in (0, 1)]
+    truths = [Circuit.of_feature(TARGET, MODEL.truth(cause)) for cause in (0, 1)]
     first = int(CAUSE[0])
     assert circuits["0"] == truths[first]
     assert circuits["1"] == truths[1 - first]
@@ -88,20 +88,20 @@ def test_overlap_by_layer(found):
     table = frames["subcircuit_overlap"]
     assert table["site"].tolist() == ["", "a", "b", "c"]
     assert (table["shared"] == 0).all()  # the two paths share nothing
-    assert circuits["0"].overlap(circuits["1"])[""] == 0
+    assert circuits["0"].iou(circuits["1"])[""] == 0
 
 
 def test_images_say_where_they_belong(found):
     _, frames = found
     table = frames["subcircuits"]
-    assert table["image"].tolist() == PEAKS.numbers.tolist()
+    assert table["image"].tolist() == PEAKS.indices.tolist()
     assert table["activation"].is_monotonic_decreasing
     assert all(len(spot.split(",")) == 2 for spot in table["position"])
 
 
 def test_labels_of_the_user():
     own = subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"))[0]
-    assert own["0"] == Circuit.of_target(TARGET, MODEL.truth(0))
+    assert own["0"] == Circuit.of_feature(TARGET, MODEL.truth(0))
     with pytest.raises(InputError, match="one label from 0 on"):
         subfeature_circuits(TARGET, PEAKS, CAUSE[:5])
     with pytest.raises(InputError, match="without a gap"):
@@ -130,7 +130,7 @@ def test_clusters_that_would_be_empty_or_too_small():
 def test_groups_are_scored_inside_the_general_circuit():
     circuits, frames = subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general=0.4)
     general = circuits["general"]
-    assert general.count <= round(0.4 * TARGET.kernels)
+    assert general.count <= round(0.4 * TARGET.relevant_count)
     for name in ("0", "1", "mixed", "union"):
         assert circuits[name] & general == circuits[name]
     curves = frames["subcircuit_curves"]
@@ -142,7 +142,7 @@ def test_groups_are_scored_inside_the_general_circuit():
 
 def test_peaks_of_nothing_have_no_error():
     silent = replace(PEAKS, values=torch.zeros_like(PEAKS.values))
-    assert math.isnan(error_at_maximum(TARGET, Circuit.whole(TARGET), silent, torch.arange(3)))
+    assert math.isnan(error_at_maximum(TARGET, Circuit.full(TARGET), silent, torch.arange(3)))
 
 
 def test_grown_circuits_stay_inside_the_general_circuit():

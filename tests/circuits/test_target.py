@@ -19,21 +19,23 @@ def test_the_feature_is_the_layers_own_output():
     model(images)
     handle.remove()
     target = locate_feature(model, "two:1", images)
-    assert torch.allclose(target.map(images), seen["two"][:, 1].flatten(1))
-    assert target.spatial == (8, 8)
-    assert torch.equal(locate_feature(model, "two:1@max", images).chosen(images), target.map(images).argmax(1, keepdim=True))
-    assert locate_feature(model, "two:1@2,3", images).chosen(images).tolist() == [[19]] * 5
+    assert torch.allclose(target.feature_map(images), seen["two"][:, 1].flatten(1))
+    assert target.spatial_shape == (8, 8)
+    assert torch.equal(
+        locate_feature(model, "two:1@max", images).selected_positions(images), target.feature_map(images).argmax(1, keepdim=True)
+    )
+    assert locate_feature(model, "two:1@2,3", images).selected_positions(images).tolist() == [[19]] * 5
 
 
 @torch.no_grad()
 def test_logits_and_any_other_step_can_be_features():
     model, images = network("chain"), pictures()
     graph = trace(model, images)
-    assert torch.allclose(locate_feature(graph, "logit:2").map(images), model(images)[:, 2:])
+    assert torch.allclose(locate_feature(graph, "logit:2").feature_map(images), model(images)[:, 2:])
     assert locate_feature(graph, "logit:2").relevant.keys() == locate_feature(graph, "head:2").relevant.keys()
     pooled = locate_feature(graph, "pool:1")
     assert pooled.layers == ("a", "b")
-    assert pooled.spatial == (2, 2)
+    assert pooled.spatial_shape == (2, 2)
     assert torch.equal(pooled.relevant["b"], torch.tensor([False, True, False, False])[:, None].expand(4, 4))
 
 
@@ -41,12 +43,12 @@ def test_other_weights_for_one_call_leave_no_trace():
     model, images = network("residual"), pictures()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     target = locate_feature(model, "last:0", images)
-    plain = target.map(images).detach()
-    doubled = {layer: weight * 2 for layer, weight in target.weights().items()}
-    assert not torch.allclose(target.map(images, doubled), plain)
-    with target.without(target.relevant):
-        assert not torch.allclose(target.map(images), plain)
-    assert torch.equal(target.map(images), plain)
+    plain = target.feature_map(images).detach()
+    doubled = {layer: weight * 2 for layer, weight in target.original_weights().items()}
+    assert not torch.allclose(target.feature_map(images, doubled), plain)
+    with target.ablated(target.relevant):
+        assert not torch.allclose(target.feature_map(images), plain)
+    assert torch.equal(target.feature_map(images), plain)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -80,12 +82,12 @@ def test_channels_are_where_tracing_finds_them():
     graph = trace(model, images)
     wide = model.wide(model.norm(model.stem(images).permute(0, 2, 3, 1)))
     found = locate_feature(graph, "act:7")
-    assert (found.axis, found.spatial) == (2, (12, 12))
-    assert torch.allclose(found.map(images), model.act(wide)[..., 7].flatten(1), atol=1e-6)
+    assert (found.axis, found.spatial_shape) == (2, (12, 12))
+    assert torch.allclose(found.feature_map(images), model.act(wide)[..., 7].flatten(1), atol=1e-6)
     assert found.relevant["wide"].any(1).tolist() == [False] * 7 + [True]
     normed = locate_feature(graph, "norm:5")
-    assert torch.allclose(normed.map(images), model.norm(model.stem(images).permute(0, 2, 3, 1))[..., 5].flatten(1), atol=1e-6)
-    assert (locate_feature(graph, "last:0").axis, locate_feature(graph, "logit:0").spatial) == (0, (12, 12))
+    assert torch.allclose(normed.feature_map(images), model.norm(model.stem(images).permute(0, 2, 3, 1))[..., 5].flatten(1), atol=1e-6)
+    assert (locate_feature(graph, "last:0").axis, locate_feature(graph, "logit:0").spatial_shape) == (0, (12, 12))
     for feature, last in (("act:11", 7), ("norm:6", 5), ("logit:1", 0)):
         with pytest.raises(InputError, match=f"has channels 0 to {last}"):
             locate_feature(graph, feature)
@@ -193,19 +195,19 @@ class Viewed(nn.Module):
 
 def test_images_lie_channels_last_unless_the_network_cannot_view_them_so():
     target = locate_feature(network("residual"), "last:1", pictures())
-    assert target.memory == torch.channels_last
-    assert all(part.is_contiguous(memory_format=torch.channels_last) for part in target.batches(pictures()))
+    assert target.memory_format == torch.channels_last
+    assert all(part.is_contiguous(memory_format=torch.channels_last) for part in target.image_batches(pictures()))
     viewed = locate_feature(Viewed(), "last:1", pictures())
-    assert viewed.memory == torch.contiguous_format
-    assert locate_feature(viewed.model, "first:1", pictures()).memory == torch.channels_last  # the view is behind the feature
-    values = torch.cat([viewed.map(part) for part in viewed.batches(pictures())])
+    assert viewed.memory_format == torch.contiguous_format
+    assert locate_feature(viewed.model, "first:1", pictures()).memory_format == torch.channels_last  # the view is behind the feature
+    values = torch.cat([viewed.feature_map(part) for part in viewed.image_batches(pictures())])
     assert torch.allclose(values, viewed.model(pictures())[:, 1:2])
 
 
 def test_few_images_are_run_at_once():
     target = locate_feature(network("residual"), "last:1", pictures())
-    assert [len(part) for part in target.batches(pictures(MAX_BATCH + 3))] == [MAX_BATCH, 3]
-    assert [len(part) for part in target.batches([pictures(2), pictures(3)])] == [2, 3]
+    assert [len(part) for part in target.image_batches(pictures(MAX_BATCH + 3))] == [MAX_BATCH, 3]
+    assert [len(part) for part in target.image_batches([pictures(2), pictures(3)])] == [2, 3]
     large = torch.zeros(3, 2, 512, PIXELS // 1024)
-    assert [len(part) for part in target.batches(large)] == [2, 1]
-    assert [len(part) for part in target.batches(torch.zeros(2, 2, 1024, PIXELS // 1000))] == [1, 1]
+    assert [len(part) for part in target.image_batches(large)] == [2, 1]
+    assert [len(part) for part in target.image_batches(torch.zeros(2, 2, 1024, PIXELS // 1000))] == [1, 1]

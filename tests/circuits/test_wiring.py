@@ -36,7 +36,7 @@ def influences(graph, source: str, sink: str) -> np.ndarray:
             return value
 
         after = {name: changed if name == source else fresh for name in between}
-        maps = graph.run(pictures(1), after=after, want=inputs, pure=True)
+        maps = graph.run(pictures(1), hooks=after, outputs=inputs, out_of_place=True)
         found.append(maps[0].flatten(1).sum(1) if maps.dim() > 2 else maps[0])
     return np.stack([(row != found[0]).numpy() for row in found[1:]], axis=1)
 
@@ -54,7 +54,7 @@ def test_direct_wires_are_what_changing_a_channel_shows(name):
         outputs, inputs = late.sources.shape
         for channel in range(groups * inputs):
             group, column = divmod(channel, inputs)
-            need = wiring.needed(nothing, late.sources[group * (outputs // groups), column : column + 1])
+            need = wiring.ancestors(nothing, late.sources[group * (outputs // groups), column : column + 1])
             assert (need[early.outputs] >= truth[channel]).all()
             if name != "gated":  # a normalization over channels is taken to mix everything
                 assert (need[early.outputs] == truth[channel]).all()
@@ -65,8 +65,8 @@ def test_relevant_kernels_of_alexnet():
     graph = trace(model, torch.zeros(1, 3, 96, 96))
     for layer, kernels in (("features.6", 12_672), ("features.8", 86_592), ("features.10", 184_768)):
         target = locate_feature(graph, f"{layer}:5")
-        assert target.kernels == kernels
-        assert target.smallest == len(target.layers)
+        assert target.relevant_count == kernels
+        assert target.shortest_path == len(target.layers)
     assert target.layers == ("features.0", "features.3", "features.6", "features.8", "features.10")
     assert not target.relevant["features.10"][4].any()
     assert target.relevant["features.10"][5].all()
@@ -78,15 +78,15 @@ def test_published_networks_are_wired_from_image_to_logit(name):
     target = locate_feature(model, "logit:3", torch.zeros(2, *shape))
     assert target.relevant[target.layers[0]].all()
     assert int(target.relevant[target.layers[-1]].any(1).sum()) == 1
-    assert not target.wiring.skipped
-    assert target.smallest >= 2
+    assert not target.channel_graph.opaque
+    assert target.shortest_path >= 2
 
 
 def test_a_residual_path_is_shorter_than_the_network():
     target = locate_feature(network("residual"), "last:0", pictures(1))
-    assert target.smallest == 3  # stem, projected shortcut, last
+    assert target.shortest_path == 3  # stem, projected shortcut, last
     assert len(target.layers) == 7
-    assert locate_feature(network("inception"), "last:0", pictures(1)).smallest == 2  # stem, pooled branch, last
+    assert locate_feature(network("inception"), "last:0", pictures(1)).shortest_path == 2  # stem, pooled branch, last
 
 
 def test_flattening_gives_every_pixel_its_channel():
@@ -105,9 +105,9 @@ def test_the_first_channels_of_concatenations_and_chunks():
     wiring = channel_graph(graph, step_of(graph, "last"))
     stem, _, excite, left, right, _ = wiring.calls
     nothing = {call.layer: torch.zeros(call.sources.shape, dtype=torch.bool) for call in wiring.calls}
-    need = wiring.needed(nothing, left.sources[0])
+    need = wiring.ancestors(nothing, left.sources[0])
     assert need[stem.outputs].tolist() == need[excite.outputs].tolist() == [True, True, False, False]
-    need = wiring.needed(nothing, right.sources[0])
+    need = wiring.ancestors(nothing, right.sources[0])
     assert need[stem.outputs].tolist() == [False, False, True, True]
 
 
@@ -138,7 +138,7 @@ def test_padding_in_space_and_over_channels():
 
     target = locate_feature(Padded(), "b:0", pictures(1))
     assert target.relevant["b"].tolist() == [[False, True, True, True, False]]  # the first and last channel are constants
-    assert target.kernels == 6 + 3
+    assert target.relevant_count == 6 + 3
 
 
 def test_a_layer_used_twice_counts_once():
@@ -152,9 +152,9 @@ def test_a_layer_used_twice_counts_once():
 
     target = locate_feature(Twice(), "b:0", pictures(1))
     assert target.layers == ("a", "b")
-    assert len(list(target.wiring.calls)) == 3
-    assert target.smallest == 3
-    assert target.kernels == 6
+    assert len(list(target.channel_graph.calls)) == 3
+    assert target.shortest_path == 3
+    assert target.relevant_count == 6
 
 
 def test_layers_without_kernels_are_named():
@@ -167,8 +167,8 @@ def test_layers_without_kernels_are_named():
             return self.b(self.up(self.a(x)))
 
     target = locate_feature(Transposed(), "b:0", pictures(1))
-    assert "ConvTranspose2d" in target.wiring.skipped["up"]
-    assert target.kernels == 6 + 4
+    assert "ConvTranspose2d" in target.channel_graph.opaque["up"]
+    assert target.relevant_count == 6 + 4
 
 
 def test_what_the_pass_makes_of_nothing_is_no_channel():
@@ -181,4 +181,4 @@ def test_what_the_pass_makes_of_nothing_is_no_channel():
             return self.conv(x) + torch.linspace(1, 40, 6)
 
     wiring = channel_graph(trace(Ramp(), torch.zeros(1, 3, 8, 8)), "add")
-    assert np.array_equal(wiring.labels["add"], wiring.labels["conv"])
+    assert np.array_equal(wiring.channel_nodes["add"], wiring.channel_nodes["conv"])

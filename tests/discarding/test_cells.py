@@ -18,7 +18,7 @@ planes = st.tuples(st.integers(1, 14), st.integers(1, 14))
 def test_sums_agree_with_a_loop(plane, side, seed):
     cells = Cells.of(plane, side)
     values = torch.rand(2, *plane, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    sums = cells.sum(values)
+    sums = cells.sum_by_cell(values)
     assert sums.shape == (2, len(cells))
     for own, expected in zip(sums, values, strict=True):
         assert np.allclose(own.view(cells.grid), pencil.cell_sums(expected.numpy(), cells.grid))
@@ -31,14 +31,14 @@ def test_spreading_is_the_transpose_of_summing(plane, side, seed):
     source = torch.Generator().manual_seed(seed)
     values = torch.rand(*plane, generator=source, dtype=torch.float64)
     weights = torch.rand(len(cells), generator=source, dtype=torch.float64)
-    assert torch.isclose((cells.sum(values) * weights).sum(), (values * cells.spread(weights)).sum())
+    assert torch.isclose((cells.sum_by_cell(values) * weights).sum(), (values * cells.expand_to_pixels(weights)).sum())
 
 
 @settings(max_examples=30, deadline=None)
 @given(planes, st.integers(1, 20))
 def test_every_pixel_is_in_one_cell_and_no_cell_is_empty(plane, side):
     cells = Cells.of(plane, side)
-    counts = cells.sum(torch.ones(plane))
+    counts = cells.sum_by_cell(torch.ones(plane))
     assert counts.min() >= 1
     assert counts.sum() == plane[0] * plane[1]
     assert counts.max() <= (-(-plane[0] // cells.grid[0])) * (-(-plane[1] // cells.grid[1]))
@@ -48,8 +48,8 @@ def test_every_pixel_is_in_one_cell_and_no_cell_is_empty(plane, side):
 @given(planes, st.integers(1, 20))
 def test_a_flat_map_has_one_mean_however_unequal_the_cells(plane, side):
     cells = Cells.of(plane, side)
-    assert torch.equal(cells.mean(torch.full((3, *plane), 0.25)), torch.full((3, len(cells)), 0.25))
-    assert torch.equal(cells.pixels, cells.sum(torch.ones(plane)))
+    assert torch.equal(cells.mean_by_cell(torch.full((3, *plane), 0.25)), torch.full((3, len(cells)), 0.25))
+    assert torch.equal(cells.pixels, cells.sum_by_cell(torch.ones(plane)))
 
 
 def test_small_images_have_a_cell_per_pixel():
@@ -57,8 +57,8 @@ def test_small_images_have_a_cell_per_pixel():
     assert cells.per_pixel
     assert len(cells) == 1024
     plane = torch.rand(32, 32)
-    assert torch.equal(cells.sum(plane), plane.flatten())
-    assert torch.equal(cells.spread(cells.sum(plane)), plane)
+    assert torch.equal(cells.sum_by_cell(plane), plane.flatten())
+    assert torch.equal(cells.expand_to_pixels(cells.sum_by_cell(plane)), plane)
 
 
 def test_large_images_have_a_grid_unless_told_otherwise():

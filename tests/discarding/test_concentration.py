@@ -32,7 +32,7 @@ def drawn(seed):
 @given(st.integers(0, 2**31))
 def test_concentration_and_rho_are_what_they_stand_for(seed):
     plane, cap, inside = drawn(seed)
-    parts = CELLS.sum(3.0 * inside), CELLS.sum(3.0 * ~inside)
+    parts = CELLS.sum_by_cell(3.0 * inside), CELLS.sum_by_cell(3.0 * ~inside)
     found = room.concentration(plane.flatten(), *parts)
     assert float(found) == pytest.approx(pencil.concentration(plane.numpy(), inside.numpy()))
     constants = room.RhoConstants.of(cap.flatten(), *parts)
@@ -43,7 +43,7 @@ def test_concentration_and_rho_are_what_they_stand_for(seed):
 def test_constants_of_a_uniform_image():
     half = torch.zeros(PLANE, dtype=torch.bool)
     half[:3] = True
-    constants = room.RhoConstants.of(torch.full((48,), 0.3), CELLS.sum(half.float()), CELLS.sum((~half).float()))
+    constants = room.RhoConstants.of(torch.full((48,), 0.3), CELLS.sum_by_cell(half.float()), CELLS.sum_by_cell((~half).float()))
     assert (constants.c1, constants.c2, constants.c3) == (0.5, 0.5, pytest.approx(0.0))
     assert constants.rho(-3.0, 0.0) == pytest.approx(0.5)
     assert math.isnan(constants.rho(constants.c4 + 1, 0.0))
@@ -72,7 +72,7 @@ def test_knowledge_points_lie_on_or_beside():
     inside = torch.zeros(PLANE, dtype=torch.bool)
     inside[:2] = True
     plane[0, :3], plane[5, 0], plane[5, 1] = -1, -1, -0.1
-    found = room.knowledge_points(plane.flatten(), CELLS.sum(inside.float()), CELLS.sum((~inside).float()), 0.2)
+    found = room.knowledge_points(plane.flatten(), CELLS.sum_by_cell(inside.float()), CELLS.sum_by_cell((~inside).float()), 0.2)
     assert found == (3, 1)
 
 

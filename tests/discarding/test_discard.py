@@ -23,7 +23,7 @@ def answered(view=None, given=None, rule=None, kept=None, layers=("block", "down
     return {
         layer.name: (
             torch.cat([part.numbers["cid"] for part in parts if part.layer == layer]),
-            torch.cat([part.sigma for part in parts if part.layer == layer]),
+            torch.cat([part.noise_std for part in parts if part.layer == layer]),
         )
         for layer in found
     }

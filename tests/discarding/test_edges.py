@@ -36,7 +36,7 @@ def test_a_map_that_keeps_edges_says_so():
     view, batches, cells = small.view(), small.batches(4, 2), Cells.of((8, 8))
     parts = []
     for images, *_ in batches:
-        strength = cells.sum(edge_strength(view.pixels(images)))
+        strength = cells.sum_by_cell(edge_strength(view.denormalize(images)))
         parts += [discarded(1 / (1 + strength)), discarded(1 + strength, "b")]
     frame = edge_color_correlation(view, batches, parts, CIDOptions(side=8)).set_index(["layer", "of"])
     assert frame.rho["a", "edges"] == pytest.approx(1)
@@ -49,8 +49,8 @@ def test_a_map_that_keeps_edges_says_so():
 def test_cells_of_unequal_size_do_not_look_like_edges():
     """The layer's noise grows with the mean edge strength per pixel, which a large cell does not have more of."""
     view, batches, cells = small.view(), small.batches(2, 2), Cells.of((8, 8), 3)
-    strength = edge_strength(view.pixels(batches[0][0])).double()
-    members = [torch.outer(cells.of_row == row, cells.of_column == column) for row in range(3) for column in range(3)]
+    strength = edge_strength(view.denormalize(batches[0][0])).double()
+    members = [torch.outer(cells.row_of_cell == row, cells.column_of_cell == column) for row in range(3) for column in range(3)]
     sigma = 1 + torch.stack([torch.stack([one[inside].mean() for inside in members]) for one in strength])
     frame = edge_color_correlation(view, batches, [discarded(sigma)], CIDOptions(side=3)).set_index("of")
     assert frame.rho["edges"] == pytest.approx(-1)

@@ -26,7 +26,7 @@ def scene(feature, images=2, cells=None, varies=None, seed=0):
 
 def per_cell(matrix, cells=None):
     """Squared Jacobian column norms summed over each cell's values."""
-    return (cells or Cells.of((4, 4))).sum(matrix.square().sum(0).view(SHAPE).sum(0))
+    return (cells or Cells.of((4, 4))).sum_by_cell(matrix.square().sum(0).view(SHAPE).sum(0))
 
 
 def test_random_numbers_belong_to_the_image():
@@ -50,18 +50,18 @@ def test_one_cycle_of_orthogonal_probes_knows_a_linear_feature():
     feature, matrix = linear(5)
     seen = scene(feature)
     sigma = torch.full((2, 16), 0.1)
-    draws = [seen.probe(sigma, draw) for draw in range(5)]
+    draws = [seen.jacobian_sample(sigma, draw) for draw in range(5)]
     mean = torch.cat([each.sensitivity for each in draws]).mean(0)
     torch.testing.assert_close(mean, per_cell(matrix).expand(2, -1), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(seen.linear.flatten(2), matrix.expand(2, -1, -1), rtol=1e-4, atol=1e-4)
     exact = (sigma.square() * per_cell(matrix)).sum(1)
-    torch.testing.assert_close(seen.respond(sigma, 99), exact, rtol=1e-4, atol=1e-6)  # nothing random is left
+    torch.testing.assert_close(seen.response(sigma, 99), exact, rtol=1e-4, atol=1e-6)  # nothing random is left
 
 
 def test_sign_probes_are_unbiased_where_the_feature_is_large():
     feature, matrix = linear(ORTHOGONAL_PROBES_UP_TO + 40)
     seen = scene(feature)
-    draws = [seen.probe(torch.full((2, 16), 0.1), draw, probes=8) for draw in range(25)]
+    draws = [seen.jacobian_sample(torch.full((2, 16), 0.1), draw, probes=8) for draw in range(25)]
     samples = torch.cat([each.sensitivity for each in draws])
     error = samples.std(0) / len(samples) ** 0.5
     assert ((samples.mean(0) - per_cell(matrix)).abs() < 4.5 * error).all()
@@ -104,8 +104,8 @@ def test_constant_values_get_no_noise():
     seen = scene(feature, varies=varies)
     assert seen.values[0] == 0
     assert seen.values[10] == 1
-    draws = [seen.probe(torch.full((2, 16), 0.1), draw) for draw in range(5)]
-    expected = Cells.of((4, 4)).sum((matrix.square().sum(0).view(SHAPE) * varies).sum(0))
+    draws = [seen.jacobian_sample(torch.full((2, 16), 0.1), draw) for draw in range(5)]
+    expected = Cells.of((4, 4)).sum_by_cell((matrix.square().sum(0).view(SHAPE) * varies).sum(0))
     torch.testing.assert_close(torch.cat([each.sensitivity for each in draws]).mean(0)[0], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -113,7 +113,7 @@ def test_cells_of_several_pixels_add_up():
     feature, matrix = linear(5)
     cells = Cells.of((4, 4), 2)
     seen = scene(feature, cells=cells)
-    draws = [seen.probe(torch.full((2, 4), 0.1), draw) for draw in range(5)]
+    draws = [seen.jacobian_sample(torch.full((2, 4), 0.1), draw) for draw in range(5)]
     assert seen.values.tolist() == [8, 8, 8, 8]
     torch.testing.assert_close(torch.cat([d.sensitivity for d in draws]).mean(0)[0], per_cell(matrix, cells), rtol=1e-4, atol=1e-4)
 
@@ -122,13 +122,13 @@ def test_every_pass_is_counted():
     feature, _ = linear(ORTHOGONAL_PROBES_UP_TO + 1)
     seen = scene(feature)
     assert seen.passes == 1
-    seen.probe(torch.full((2, 16), 0.1), 0, probes=3)
+    seen.jacobian_sample(torch.full((2, 16), 0.1), 0, probes=3)
     assert seen.passes == 1 + 1 + 3
-    seen.probe(torch.full((2, 16), 0.1), 3, probes=1, curvature=True)
+    seen.jacobian_sample(torch.full((2, 16), 0.1), 3, probes=1, curvature=True)
     assert seen.passes == 5 + 1 + 1 + 1
     seen.pull(torch.full((2, 16), 0.1), 1)
     assert seen.passes == 10
-    seen.respond(torch.full((2, 16), 0.1), 2)
+    seen.response(torch.full((2, 16), 0.1), 2)
     assert seen.passes == 11
 
 
@@ -138,8 +138,8 @@ def test_batching_changes_nothing():
     images = torch.rand(3, *SHAPE)
     sigma = torch.rand(3, 16) * 0.1 + 0.05
     cells, varies = Cells.of((4, 4)), torch.ones(SHAPE).bool()
-    both = SensitivityEstimator(net, images, cells, varies, PerImageRandom(1, torch.arange(3))).probe(sigma, 0, 2, curvature=True)
-    alone = SensitivityEstimator(net, images[2:], cells, varies, PerImageRandom(1, torch.tensor([2]))).probe(
+    both = SensitivityEstimator(net, images, cells, varies, PerImageRandom(1, torch.arange(3))).jacobian_sample(sigma, 0, 2, curvature=True)
+    alone = SensitivityEstimator(net, images[2:], cells, varies, PerImageRandom(1, torch.tensor([2]))).jacobian_sample(
         sigma[2:], 0, 2, curvature=True
     )
     for name in ("response", "sensitivity", "effective"):

@@ -31,7 +31,7 @@ def found(sensitivity, budget, cap, values=None):
 def test_the_published_numeric_example():
     weights = torch.tensor([[10.0, 20, 5, -20, -10]], dtype=torch.float64)
     free = torch.full((5,), torch.inf, dtype=torch.float64)
-    sigma = water_filling(weights.square(), torch.tensor([0.00512], dtype=torch.float64), free, torch.ones(5).double()).sigma
+    sigma = water_filling(weights.square(), torch.tensor([0.00512], dtype=torch.float64), free, torch.ones(5).double()).noise_std
     torch.testing.assert_close(sigma, torch.tensor([[0.0032, 0.0016, 0.0064, 0.0016, 0.0032]]).double(), rtol=1e-6, atol=0)
     printed = torch.tensor([[0.00316, 0.00181, 0.00633, 0.00175, 0.00308]]).double()  # 5,000 published optimization steps
     assert ((printed - sigma).abs() / sigma).max() < 0.15
@@ -54,7 +54,7 @@ def test_uniform_noise_without_caps_and_where_nothing_is_seen():
 def test_without_caps_every_cell_spends_the_same(sensitivity, budget):
     result = found(sensitivity, budget, [math.inf] * CELLS)
     expected = [math.sqrt(budget / (CELLS * g)) for g in sensitivity]
-    assert np.allclose(result.sigma[0], expected, rtol=1e-9)
+    assert np.allclose(result.noise_std[0], expected, rtol=1e-9)
     assert bool(result.reached.all())
     assert not bool(result.capped.any())
 
@@ -63,7 +63,7 @@ def test_without_caps_every_cell_spends_the_same(sensitivity, budget):
 @given(numbers, st.floats(0.001, 1000), numbers, counts)
 def test_agrees_with_bisection_on_the_water_level(sensitivity, budget, cap, values):
     result = found(sensitivity, budget, cap, values)
-    assert np.allclose(result.sigma[0], pencil.allocation(sensitivity, budget, cap, values), rtol=1e-6)
+    assert np.allclose(result.noise_std[0], pencil.allocation(sensitivity, budget, cap, values), rtol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -73,9 +73,9 @@ def test_conditions_of_optimality(sensitivity, share, cap, values):
     largest = sum(c * c * g for c, g in zip(cap, sensitivity, strict=True))
     budget = min(share / 10.1, 0.99) * largest
     result = found(sensitivity, budget, cap, values)
-    spent = result.sigma[0].square() * torch.tensor(sensitivity, dtype=torch.float64)
+    spent = result.noise_std[0].square() * torch.tensor(sensitivity, dtype=torch.float64)
     assert math.isclose(float(spent.sum()), budget, rel_tol=1e-9)
-    level, free = float(result.level[0]), ~result.capped[0]
+    level, free = float(result.water_level[0]), ~result.capped[0]
     assert np.allclose((spent / torch.tensor(values))[free], level, rtol=1e-9)
     assert bool(((spent / torch.tensor(values))[~free] <= level * (1 + 1e-9)).all())
 
@@ -84,7 +84,7 @@ def test_conditions_of_optimality(sensitivity, share, cap, values):
 @given(numbers, numbers, counts, st.integers(0, 2**31))
 def test_no_feasible_noise_has_more_entropy(sensitivity, cap, values, seed):
     budget = 0.3 * sum(c * c * g for c, g in zip(cap, sensitivity, strict=True))
-    best = found(sensitivity, budget, cap, values).sigma
+    best = found(sensitivity, budget, cap, values).noise_std
     count = torch.tensor(values, dtype=torch.float64)
     source = torch.Generator().manual_seed(seed)
     other = (best * (1 + 0.3 * torch.randn(20, CELLS, generator=source, dtype=torch.float64)).abs()).clamp(max=torch.tensor(cap).double())
@@ -97,8 +97,8 @@ def test_no_feasible_noise_has_more_entropy(sensitivity, cap, values, seed):
 @given(numbers, numbers, st.floats(0.01, 100))
 def test_the_unit_of_the_pixels_shifts_entropy_by_its_logarithm(sensitivity, cap, factor):
     budget = 0.3 * sum(c * c * g for c, g in zip(cap, sensitivity, strict=True))
-    before = found(sensitivity, budget, cap).sigma
-    after = found([g / factor**2 for g in sensitivity], budget, [c * factor for c in cap]).sigma
+    before = found(sensitivity, budget, cap).noise_std
+    after = found([g / factor**2 for g in sensitivity], budget, [c * factor for c in cap]).noise_std
     assert np.allclose(after, before * factor, rtol=1e-9)
     gained = mean_entropy(after, torch.ones(CELLS)) - mean_entropy(before, torch.ones(CELLS))
     assert math.isclose(float(gained), math.log(factor), abs_tol=1e-9)
@@ -108,26 +108,26 @@ def test_the_unit_of_the_pixels_shifts_entropy_by_its_logarithm(sensitivity, cap
 @given(numbers, numbers, st.floats(0.1, 0.4))
 def test_a_larger_budget_never_quiets_a_cell(sensitivity, cap, share):
     largest = sum(c * c * g for c, g in zip(cap, sensitivity, strict=True))
-    small, large = (found(sensitivity, part * largest, cap).sigma for part in (share, 2 * share))
+    small, large = (found(sensitivity, part * largest, cap).noise_std for part in (share, 2 * share))
     assert (large >= small - 1e-12).all()
 
 
 def test_what_caps_cannot_spend_is_said():
     result = found([1.0, 1.0], 5.0, [1.0, 1.0])
     assert not bool(result.reached.any())
-    assert result.sigma.tolist() == [[1.0, 1.0]]
+    assert result.noise_std.tolist() == [[1.0, 1.0]]
     assert bool(result.capped.all())
     assert float(capacity(torch.ones(1, 2), torch.ones(2))) == 2.0
 
 
 def test_each_image_has_its_own_level():
     result = water_filling(torch.tensor([[1.0, 1.0], [4.0, 4.0]]), torch.tensor([0.5, 0.5]), torch.full((2,), torch.inf), torch.ones(2))
-    torch.testing.assert_close(result.sigma, torch.tensor([[0.5, 0.5], [0.25, 0.25]]))
+    torch.testing.assert_close(result.noise_std, torch.tensor([[0.5, 0.5], [0.25, 0.25]]))
 
 
 def test_unseen_cells_sit_at_their_cap():
     result = found([0.0, 1.0, 1.0], 0.02, [0.3, 1.0, 1.0])
-    torch.testing.assert_close(result.sigma, torch.tensor([[0.3, 0.1, 0.1]]).double())
+    torch.testing.assert_close(result.noise_std, torch.tensor([[0.3, 0.1, 0.1]]).double())
     assert result.capped.tolist() == [[True, False, False]]
 
 
@@ -138,8 +138,8 @@ def test_unseen_cells_without_a_cap_are_refused():
 
 def test_constant_cells_are_left_out():
     result = found([1.0, 0.0, 1.0], 2.0, [math.inf] * 3, [1, 0, 1])
-    torch.testing.assert_close(result.sigma, torch.tensor([[1.0, 0.0, 1.0]]).double())
-    assert math.isclose(float(mean_entropy(result.sigma, torch.tensor([1.0, 0, 1]))), GAUSSIAN_ENTROPY)
+    torch.testing.assert_close(result.noise_std, torch.tensor([[1.0, 0.0, 1.0]]).double())
+    assert math.isclose(float(mean_entropy(result.noise_std, torch.tensor([1.0, 0, 1]))), GAUSSIAN_ENTROPY)
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])

@@ -49,17 +49,17 @@ def test_a_linear_network_has_the_analytic_optimum(mode):
     expected = (0.2 / (16 * matrix.square().sum(0))).sqrt()
     best = float(expected.log().mean()) + GAUSSIAN_ENTROPY
     assert (found.cid - best).abs().max() < 1e-3
-    assert (found.gap.abs() < 1e-3).all()
+    assert (found.entropy_gap.abs() < 1e-3).all()
     if mode == "exact":
-        torch.testing.assert_close(found.sigma, expected.expand(3, -1), rtol=5e-3, atol=0)
-        torch.testing.assert_close(found.ratio, torch.ones(3), rtol=1e-3, atol=0)
+        torch.testing.assert_close(found.noise_std, expected.expand(3, -1), rtol=5e-3, atol=0)
+        torch.testing.assert_close(found.constraint_ratio, torch.ones(3), rtol=1e-3, atol=0)
 
 
 def test_the_published_numeric_example():
     weights = torch.tensor([10.0, 20, 5, -20, -10])
     feature = lambda images: (images.flatten(1) * weights).sum(1, keepdim=True)  # noqa: E731
     found = solved(feature, Constraint("data", 1.0, 0.00512), cap=torch.full((5,), torch.inf), images=photographs(2, (1, 1, 5)))
-    torch.testing.assert_close(found.sigma[0], torch.tensor([0.0032, 0.0016, 0.0064, 0.0016, 0.0032]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.noise_std[0], torch.tensor([0.0032, 0.0016, 0.0064, 0.0016, 0.0032]), rtol=1e-3, atol=0)
 
 
 def test_local_normalizer_compares_with_isotropic_noise_at_the_image():
@@ -68,7 +68,7 @@ def test_local_normalizer_compares_with_isotropic_noise_at_the_image():
     g = matrix.square().sum(0)
     expected = (1.5 * 1e-4 * g.sum() / (16 * g)).sqrt()
     assert (found.cid - expected.log().mean() - GAUSSIAN_ENTROPY).abs().max() < 1e-3
-    assert (found.uniform - GAUSSIAN_ENTROPY - math.log(0.01 * math.sqrt(1.5))).abs().max() < 0.15
+    assert (found.isotropic_entropy - GAUSSIAN_ENTROPY - math.log(0.01 * math.sqrt(1.5))).abs().max() < 0.15
 
 
 def test_caps_hold_and_their_cells_are_counted():
@@ -77,7 +77,7 @@ def test_caps_hold_and_their_cells_are_counted():
     cap[:4] = 0.001
     found = solved(feature, Constraint("data", 0.1, 1.0), cap=cap)
     expected = pencil.allocation(matrix.square().sum(0).tolist(), 0.1, cap.tolist(), [1] * 16)
-    assert np.allclose(found.sigma[0], expected, rtol=2e-3)
+    assert np.allclose(found.noise_std[0], expected, rtol=2e-3)
     assert found.capped[0] == float((expected >= cap.numpy() * 0.9999).mean())
 
 
@@ -88,8 +88,8 @@ def test_uniform_noise_has_the_same_caps():
     found = solved(feature, Constraint("data", 0.1, 1.0), cap=cap)
     level = pencil.isotropic(matrix.square().sum(0).tolist(), 0.1, cap.tolist(), [1] * 16)
     expected = np.mean([math.log(min(level, c)) for c in cap.tolist()]) + GAUSSIAN_ENTROPY
-    assert np.allclose(found.uniform, expected, atol=0.15)  # the draw's own noise is in the level
-    assert (found.cid >= found.uniform - 0.15).all()
+    assert np.allclose(found.isotropic_entropy, expected, atol=0.15)  # the draw's own noise is in the level
+    assert (found.cid >= found.isotropic_entropy - 0.15).all()
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_fast_mode_refuses_a_small_feature_that_is_not_linear(normalizer, size):
     curved = lambda images: (feature(images) - feature(torch.full_like(images, 0.5))).square()  # noqa: E731
     with pytest.raises(InputError, match=rf'has {size} numbers .* pass mode "exact"'):
         solved(curved, constraint, "fast", cap)
-    assert (solved(curved, constraint, "exact", cap).ratio > 0).all()
-    assert (solved(feature, constraint, "fast", cap).ratio - 1).abs().max() < 0.02
+    assert (solved(curved, constraint, "exact", cap).constraint_ratio > 0).all()
+    assert (solved(feature, constraint, "fast", cap).constraint_ratio - 1).abs().max() < 0.02
 
 
 def test_a_constraint_that_may_be_out_of_reach_is_not_said_to_be():
@@ -113,29 +113,29 @@ def test_a_constraint_that_may_be_out_of_reach_is_not_said_to_be():
     noise = 0.1 * torch.randn(4000, *SHAPE, generator=torch.Generator().manual_seed(5))
     mean = torch.stack([(net(one + noise) - net(one[None])).square().sum(1).mean() for one in clean])
     found = solved(net, Constraint("data", 1.0, float(mean.mean())), "fast", torch.full((16,), 0.1))
-    at_caps = (found.sigma == 0.1).all(1)
+    at_caps = (found.noise_std == 0.1).all(1)
     assert at_caps.any()
-    assert found.reached.all()
-    assert (found.error > 0).all()
+    assert found.constraint_reached.all()
+    assert (found.cid_se > 0).all()
 
 
 def test_a_constraint_out_of_reach_is_said():
     feature, _ = linear()
     found = solved(feature, Constraint("data", 1e6, 1.0), cap=torch.full((16,), 0.1), mode="fast")
-    assert (found.error == 0).all()
-    torch.testing.assert_close(found.uniform, found.cid, atol=1e-5, rtol=0)  # no gain where both are at the caps
-    assert not found.reached.any()
-    torch.testing.assert_close(found.sigma, torch.full((3, 16), 0.1))
-    assert (found.ratio < 0.01).all()
+    assert (found.cid_se == 0).all()
+    torch.testing.assert_close(found.isotropic_entropy, found.cid, atol=1e-5, rtol=0)  # no gain where both are at the caps
+    assert not found.constraint_reached.any()
+    torch.testing.assert_close(found.noise_std, torch.full((3, 16), 0.1))
+    assert (found.constraint_ratio < 0.01).all()
 
 
 def test_pixels_outside_the_receptive_field_sit_at_the_cap():
     feature, matrix = linear(values=8)
     found = solved(lambda images: feature(images[..., :2, :]), Constraint("data", 0.1, 0.1), cap=torch.full((16,), 0.5))
-    assert (found.sigma[:, 8:] == 0.5).all()
-    assert (found.unseen == 0.5).all()
+    assert (found.noise_std[:, 8:] == 0.5).all()
+    assert (found.outside_receptive_field == 0.5).all()
     expected = pencil.allocation(matrix.square().sum(0).tolist(), 0.01, [0.5] * 8, [1] * 8)
-    assert np.allclose(found.sigma[0, :8], expected, rtol=2e-3)
+    assert np.allclose(found.noise_std[0, :8], expected, rtol=2e-3)
 
 
 def test_constant_pixels_are_left_out():
@@ -143,9 +143,9 @@ def test_constant_pixels_are_left_out():
     varies = torch.ones(SHAPE, dtype=torch.bool)
     varies[0, 0] = False
     found = solved(feature, Constraint("data", 0.1, 1.0), varies=varies)
-    assert (found.sigma[:, :4] == 0).all()
+    assert (found.noise_std[:, :4] == 0).all()
     expected = (0.1 / (12 * matrix.square().sum(0)[4:])).sqrt()
-    torch.testing.assert_close(found.sigma[:, 4:], expected.expand(3, -1), rtol=5e-3, atol=0)
+    torch.testing.assert_close(found.noise_std[:, 4:], expected.expand(3, -1), rtol=5e-3, atol=0)
 
 
 def test_scaling_one_layer_up_and_the_next_down_changes_nothing():
@@ -196,8 +196,8 @@ def test_cells_share_one_level():
     feature, matrix = linear()
     cells = Cells.of((4, 4), 2)
     found = solved(feature, Constraint("data", 0.1, 1.0), cap=torch.full((4,), torch.inf), cells=cells)
-    g = cells.sum(matrix.square().sum(0).view(4, 4))
-    torch.testing.assert_close(found.sigma, (0.1 * 4 / 16 / g).sqrt().expand(3, -1), rtol=5e-3, atol=0)
+    g = cells.sum_by_cell(matrix.square().sum(0).view(4, 4))
+    torch.testing.assert_close(found.noise_std, (0.1 * 4 / 16 / g).sqrt().expand(3, -1), rtol=5e-3, atol=0)
 
 
 def test_the_slow_published_way_finds_no_better_noise():
@@ -215,8 +215,8 @@ def test_the_slow_published_way_finds_no_better_noise():
     entropy = float(mean_entropy(torch.tensor(slow)[None], torch.ones(16)))
     found = solved(net, Constraint("data", 0.5, 1.0), cap=torch.full((16,), 0.6), images=image)
     assert abs(float(found.cid) - entropy) < 0.02
-    assert float(found.gap) < 0.005
-    assert abs(float(found.ratio) - 1) < 3 * float(found.ratio_error) + 0.005
+    assert float(found.entropy_gap) < 0.005
+    assert abs(float(found.constraint_ratio) - 1) < 3 * float(found.ratio_error) + 0.005
 
 
 def test_fast_is_near_exact_within_its_own_error():
@@ -240,5 +240,5 @@ def test_errors_say_how_often_they_would_be_wrong():
     net = rectified()
     runs = [solved(net, Constraint("data", 0.1, 1.0), "fast", seed=seed, images=photographs(6)) for seed in range(12)]
     spread = torch.stack([run.cid for run in runs]).std(0).mean()
-    stated = torch.stack([run.error for run in runs]).mean()
+    stated = torch.stack([run.cid_se for run in runs]).mean()
     assert 0.4 * spread < stated < 2.0 * spread

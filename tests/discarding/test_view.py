@@ -12,7 +12,7 @@ from discarding import small
 
 def test_pixels_undo_the_normalization():
     view, (images, _, _) = small.view(), small.batches(3)[0]
-    torch.testing.assert_close(view.pixels(images), small.pixels(3))
+    torch.testing.assert_close(view.denormalize(images), small.pixels(3))
 
 
 def test_a_layer_is_a_modules_output_or_a_step():
@@ -23,8 +23,8 @@ def test_a_layer_is_a_modules_output_or_a_step():
     model(images)
     handle.remove()
     down, logits = view.layers(["down", "head"])
-    torch.testing.assert_close(view.feature(down)(view.pixels(images)), seen["down"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(view.features(view.pixels(images), [logits])[0], model(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(view.layer_value(down)(view.denormalize(images)), seen["down"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(view.layer_values(view.denormalize(images), [logits])[0], model(images), rtol=1e-4, atol=1e-5)
 
 
 def test_a_block_ends_with_its_last_step_and_nothing_in_place_spoils_it():
@@ -33,7 +33,7 @@ def test_a_block_ends_with_its_last_step_and_nothing_in_place_spoils_it():
     (block,) = view.layers(["block"])
     images = small.batches(3)[0][0]
     stem = torch.relu(model.stem(images))
-    torch.testing.assert_close(view.feature(block)(view.pixels(images)), torch.relu(model.block[0](stem)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(view.layer_value(block)(view.denormalize(images)), torch.relu(model.block[0](stem)), rtol=1e-4, atol=1e-5)
 
 
 def test_layers_come_in_order_of_depth():

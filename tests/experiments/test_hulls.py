@@ -74,7 +74,7 @@ def test_a_suppressor_needs_its_partner():
 def test_forward_hulls_are_brute_force_greedy(network):
     tables = replacement_sets(network, HullOptions(max_size=4))
     for site in network.sites[:3]:
-        rho = LayerStatistics(network, site, network.record(site), ScoreOptions()).rho.numpy()
+        rho = LayerStatistics(network, site, network.record(site), ScoreOptions()).correlation.numpy()
         own = tables["hulls"][tables["hulls"].site == site.name].set_index("channel")
         alive = np.flatnonzero(~np.isnan(np.diag(rho)))
         for place, channel in enumerate(alive):
@@ -86,7 +86,7 @@ def test_forward_hulls_are_brute_force_greedy(network):
 def test_the_prefix_order_is_by_correlation(network):
     tables = replacement_sets(network, HullOptions(order="prefix", max_size=3))
     site = network.sites[1]
-    rho = np.abs(LayerStatistics(network, site, network.record(site), ScoreOptions()).rho.numpy())
+    rho = np.abs(LayerStatistics(network, site, network.record(site), ScoreOptions()).correlation.numpy())
     np.fill_diagonal(rho, -1)
     own = tables["hulls"][tables["hulls"].site == site.name].set_index("channel")
     for channel in range(site.channels):
@@ -101,7 +101,7 @@ def test_forward_needs_no_more_members_than_prefix(network):
 
 def test_a_pool_limits_the_candidates(network):
     site = network.sites[0]
-    rho = np.abs(LayerStatistics(network, site, network.record(site), ScoreOptions()).rho.numpy())
+    rho = np.abs(LayerStatistics(network, site, network.record(site), ScoreOptions()).correlation.numpy())
     np.fill_diagonal(rho, -1)
     own = replacement_sets(network, HullOptions(pool=2))["hulls"]
     for _, row in own[own.site == site.name].iterrows():

@@ -54,7 +54,7 @@ def network():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.bias.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(0))
-    return model, collect(model, images.calibration.take(200)), list(images.test.take(60).batched(30))
+    return model, collect(model, images.calibration.take(200)), list(images.test.take(60).with_batch_size(30))
 
 
 PLAN = AblationPlan(
@@ -152,7 +152,7 @@ class TestEngine:
         for channel in own.channel[:3]:
             kept = Subset.everything(found.sites, tuple(images.shape[1:]))
             rest = torch.arange(len(kept["layer3.0.conv1"])) != channel
-            kept = Subset({**kept.marks, "layer3.0.conv1": rest}, kept.sites, kept.input_shape)
+            kept = Subset({**kept.masks, "layer3.0.conv1": rest}, kept.sites, kept.input_shape)
             with torch.no_grad():
                 expected = image_damage(model(images), shrink(model, kept, found)(images), labels).mean(1)
             np.testing.assert_allclose(row(own, channel=channel)[list(DAMAGE_QUANTITIES)].to_numpy(float), expected, atol=2e-5)

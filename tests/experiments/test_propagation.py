@@ -110,7 +110,7 @@ class TestLinks:
             ("depthwise", "fc1"): np.repeat(np.arange(12), 36),
         }.items():
             module = model.get_submodule(reader)
-            spread = profile.record(profile.sites[[s.name for s in profile.sites].index(site)]).cut.variance.sqrt().numpy()
+            spread = profile.record(profile.sites[[s.name for s in profile.sites].index(site)]).activation.variance.sqrt().numpy()
             groups = module.groups if isinstance(module, nn.Conv2d) else 1
             weight = module.weight.detach().double().flatten(2).numpy() if module.weight.dim() > 2 else module.weight.detach().numpy()
             expected = pencil.influence(weight[..., None] if weight.ndim == 2 else weight, groups, spread, list(seen))

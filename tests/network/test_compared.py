@@ -67,21 +67,21 @@ def sliced(found, kept) -> nn.Module:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_neighbor_of_the_right_channel_is_never_accepted(name):
     found = found_in(name)
-    pairs = [(index, index + 1) for index in range(len(found) - 1) if found.found[index].sites == found.found[index + 1].sites]
+    pairs = [(index, index + 1) for index in range(len(found) - 1) if found.members[index].sites == found.members[index + 1].sites]
     draws = np.random.default_rng(0)
     for right, wrong in draws.permutation(pairs)[: TRIES[name]]:
-        small = sliced(found, found.subset(np.arange(len(found)) != wrong))
+        small = sliced(found, found.to_subset(np.arange(len(found)) != wrong))
         with pytest.raises(MismatchError, match="away from the silenced one"):
-            check_same(small, found.subset(np.arange(len(found)) != right), found)
+            check_same(small, found.to_subset(np.arange(len(found)) != right), found)
 
 
 def random_cuts(found, count: int, seed: int) -> None:
     draws = np.random.default_rng(seed)
     for _ in range(count):
         alive = draws.random(len(found)) < draws.uniform(0.3, 1)
-        for family in {group.sites for group in found.found}:
-            alive[next(index for index, group in enumerate(found.found) if group.sites == family)] = True
-        kept = found.subset(alive)
+        for family in {group.sites for group in found.members}:
+            alive[next(index for index, group in enumerate(found.members) if group.sites == family)] = True
+        kept = found.to_subset(alive)
         small = shrink(found.graph.model, kept, found)
         assert sum(part.numel() for part in small.parameters()) <= sum(part.numel() for part in found.graph.model.parameters())
 
@@ -140,7 +140,7 @@ def test_every_tensor_of_a_nested_output_is_compared(kind):
     right, wrong = Nested(kind, wrong=False).eval(), Nested(kind, wrong=True).eval()
     for model in (right, wrong):
         found = groups(model, torch.zeros(1, 3, 8, 8))
-        kept = found.subset(np.arange(len(found)) >= 3)
+        kept = found.to_subset(np.arange(len(found)) >= 3)
         small = sliced(found, kept)
         if model is right:
             check_same(small, kept, found)
@@ -189,7 +189,7 @@ class Typed(Casting):
 def test_a_pass_that_needs_single_precision_is_allowed_its_rounding_and_no_more(kind):
     torch.manual_seed(0)
     found = groups(kind().eval(), torch.zeros(1, 3, 8, 8))
-    kept = found.subset(np.arange(64) >= 30)
+    kept = found.to_subset(np.arange(64) >= 30)
     small = shrink(found.graph.model, kept, found)
     assert small.a.weight.dtype == found.graph.model.a.weight.dtype == torch.float32
     small.b.bias.data += 0.001
@@ -210,7 +210,7 @@ def test_real_images_are_compared_on_where_they_are_given():
             return h * torch.where(x.mean((1, 2, 3), keepdim=True) > 50, 6.0 / self.a.out_channels, 1.0)
 
     found = groups(Bright().eval(), torch.zeros(1, 3, 4, 4))
-    kept = found.subset(np.arange(6) > 1)
+    kept = found.to_subset(np.arange(6) > 1)
     small = shrink(found.graph.model, kept, found)
     with pytest.raises(MismatchError, match="at output on real images"):
         check_same(small, kept, found, (torch.full((5, 3, 4, 4), 100.0),))
@@ -220,7 +220,7 @@ def test_the_comparison_leaves_both_networks_as_they_were():
     model, shape = built("mobilenet_v2")
     found = groups(model, torch.zeros(1, *shape))
     before = {name: (value.clone(), value.data_ptr()) for name, value in model.state_dict().items()}
-    kept = found.subset(np.arange(len(found)) != 3)
+    kept = found.to_subset(np.arange(len(found)) != 3)
     small = shrink(model, kept, found)
     assert all(value.dtype in (torch.float32, torch.int64) for value in small.state_dict().values())
     for name, value in model.state_dict().items():

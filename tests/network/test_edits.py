@@ -31,7 +31,7 @@ def net():
 def values(graph, x, steps) -> dict[str, torch.Tensor]:
     seen = {}
     with torch.no_grad():
-        graph.run(x, after={step: (lambda value, step=step: seen.update({step: value.clone()})) for step in steps})
+        graph.run(x, hooks={step: (lambda value, step=step: seen.update({step: value.clone()})) for step in steps})
     return seen
 
 
@@ -40,12 +40,12 @@ def test_silenced_channels_are_zero_where_consumers_look_and_others_are_what_the
     site = found["layer1.0.conv1"]
     mask = torch.zeros(site.channels, dtype=torch.bool)
     mask[[1, 5]] = True
-    before = values(found.graph, x, [site.cut])[site.cut]
+    before = values(found.graph, x, [site.activation])[site.activation]
     seen = {}
     with (
         torch.no_grad(),
-        edit(found.graph, {site.cut: zero_channels(mask, site.axis)}),
-        edit(found.graph, {site.cut: lambda v: seen.update(v=v)}),
+        edit(found.graph, {site.activation: zero_channels(mask, site.channel_axis)}),
+        edit(found.graph, {site.activation: lambda v: seen.update(v=v)}),
     ):
         model(x)
     assert not seen["v"][:, mask].any()
@@ -83,7 +83,7 @@ def test_outside_the_model_is_as_it_was_even_after_an_exception(name):
 
 def test_edits_nest_and_the_inner_one_acts_last(net):
     model, _, found, x = net
-    cut = found["layer1.0.conv1"].cut
+    cut = found["layer1.0.conv1"].activation
     with torch.no_grad():
         with edit(found.graph, {cut: lambda v: v + 1}):
             one = model(x)

@@ -49,20 +49,26 @@ def test_sites_describe_their_layers(name):
     found = sites(model, torch.randn(1, *shape))
     values = {}
     with torch.no_grad():
-        watch = {step: (lambda value, step=step: values.update({step: value.clone()})) for site in found for step in (site.read, site.cut)}
-        found.graph.run(torch.randn(2, *shape), after=watch)
+        watch = {
+            step: (lambda value, step=step: values.update({step: value.clone()}))
+            for site in found
+            for step in (site.preactivation, site.activation)
+        }
+        found.graph.run(torch.randn(2, *shape), hooks=watch)
     for site in found:
         layer = model.get_submodule(site.name)
-        assert site.channels == layer.weight.shape[0] == site.shape[site.axis]
-        assert values[site.read].shape[1:] == values[site.cut].shape[1:] == site.shape
+        assert site.channels == layer.weight.shape[0] == site.shape[site.channel_axis]
+        assert values[site.preactivation].shape[1:] == values[site.activation].shape[1:] == site.shape
         assert site.kind == ("linear" if isinstance(layer, nn.Linear) else kind(layer))
-        assert site.positions * site.channels == values[site.read][0].numel()
-        if site.affine:
+        assert site.positions * site.channels == values[site.preactivation][0].numel()
+        if site.activation_is_affine:
             factor, shift = (
-                part.view([-1 if axis == site.axis else 1 for axis in range(len(site.shape))])
+                part.view([-1 if axis == site.channel_axis else 1 for axis in range(len(site.shape))])
                 for part in following_batchnorm(found.graph, site)
             )
-            torch.testing.assert_close(values[site.cut].double(), values[site.read].double() * factor + shift, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                values[site.activation].double(), values[site.preactivation].double() * factor + shift, rtol=1e-3, atol=1e-4
+            )
 
 
 def kind(layer: nn.Conv2d) -> str:
@@ -85,7 +91,7 @@ def cuts(forward, **layers) -> dict[str, str]:
         def forward(self, x):
             return forward(self, x)
 
-    return {site.name: site.cut for site in sites(Net().eval(), torch.randn(1, 3, 6, 6))}
+    return {site.name: site.activation for site in sites(Net().eval(), torch.randn(1, 3, 6, 6))}
 
 
 def test_the_cut_point_is_behind_normalization_and_activation():

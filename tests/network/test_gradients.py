@@ -64,7 +64,23 @@ def made(step) -> nn.Module:
     return Net(step).eval()
 
 
-@pytest.mark.parametrize("step", [Straight.apply, Scaled.apply, unwatched, detached], ids=["straight", "reversed", "no_grad", "detached"])
+def hooked(x):
+    x = x * 1
+    if x.requires_grad:
+        x.register_hook(lambda slope: -slope)
+    return x
+
+
+def test_gradients_that_tracing_would_change_are_refused():
+    with pytest.raises(TracingError, match=r"at a: expected the network's own gradients.* \(register_hook\).*sensitivity=True"):
+        collect(made(hooked), [(IMAGES, LABELS)], sensitivity=True)
+    assert set(collect(made(hooked), [(IMAGES, LABELS)]).weight_norms) == {"a", "b"}
+
+
+STEPS = {"straight": Straight.apply, "reversed": Scaled.apply, "no_grad": unwatched, "detached": detached}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_gradients_are_the_networks_own(step):
     model = made(step)
     ranking = scores.taylor_weight(collect(model, [(IMAGES, LABELS)], sensitivity=True))
@@ -72,14 +88,15 @@ def test_gradients_are_the_networks_own(step):
     for name in ("a", "b"):
         weight = model.get_submodule(name).weight
         slope = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        assert ranking[name] == pytest.approx((weight * slope).sum((1, 2, 3)).abs().detach().double().numpy(), rel=1e-4, abs=1e-7)
+        own = (weight * slope).sum((1, 2, 3)).abs().detach().double().numpy()
+        assert ranking[name] == pytest.approx(own, rel=1e-4, abs=1e-7)
 
 
 def test_gradients_that_the_graph_changes_are_refused():
     found, images = sites(made(Straight.apply), IMAGES), IMAGES[:2]
     run = found.graph.run
-    found.graph.run = lambda *inputs, **options: run(*inputs, **options).detach() + run(inputs[0].detach() * 2, pure=True)
-    with pytest.raises(TracingError, match=r"at b: expected the network's own gradients.* torch.no_grad\(\).*sensitivity=True"):
+    found.graph.run = lambda *inputs, **options: run(*inputs, **options).detach() + run(inputs[0].detach() * 2, out_of_place=True)
+    with pytest.raises(TracingError, match=r"at b: expected the network's own gradients.*sensitivity=True"):
         check_gradients(found, images)
 
 

@@ -26,7 +26,7 @@ def test_the_graph_is_the_network_on_other_images_and_batches(name):
         with torch.no_grad():
             expected = model(images(n, shape, seed=n))
             torch.testing.assert_close(graph.run(images(n, shape, seed=n)), expected)
-            torch.testing.assert_close(graph.run(images(n, shape, seed=n), pure=True), expected)
+            torch.testing.assert_close(graph.run(images(n, shape, seed=n), out_of_place=True), expected)
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -130,7 +130,7 @@ def test_what_can_be_followed(forward):
         with torch.no_grad():
             expected = model(images(n, (3, 6, 6), n))
             torch.testing.assert_close(graph.run(images(n, (3, 6, 6), n)), expected)
-            torch.testing.assert_close(graph.run(images(n, (3, 6, 6), n), pure=True), expected)
+            torch.testing.assert_close(graph.run(images(n, (3, 6, 6), n), out_of_place=True), expected)
 
 
 def value_branch(net, x):
@@ -245,10 +245,10 @@ def test_a_run_starts_midway_and_ends_early():
     model, graph = traced(in_place)
     x = images(2, (3, 6, 6))
     with torch.no_grad():
-        whole, middle = graph.run(x, want=("output", "conv"), pure=True)
+        whole, middle = graph.run(x, outputs=("output", "conv"), out_of_place=True)
         torch.testing.assert_close(middle, model.conv(x))
-        torch.testing.assert_close(graph.run(given={"conv": middle}, pure=True), whole)
-        torch.testing.assert_close(graph.run(given={"conv": middle}, pure=True), whole)  # pure: the value given is as it was
+        torch.testing.assert_close(graph.run(known={"conv": middle}, out_of_place=True), whole)
+        torch.testing.assert_close(graph.run(known={"conv": middle}, out_of_place=True), whole)  # pure: the value given is as it was
 
 
 def test_only_what_is_needed_runs():
@@ -256,7 +256,7 @@ def test_only_what_is_needed_runs():
     calls = []
     handle = model.fc.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
-        graph.run(images(1, (3, 6, 6)), want="conv")
+        graph.run(images(1, (3, 6, 6)), outputs="conv")
         assert not calls
         graph.run(images(1, (3, 6, 6)))
     handle.remove()
@@ -268,7 +268,7 @@ def test_values_are_changed_and_watched_on_the_way():
     seen = []
     x = images(2, (3, 6, 6))
     with torch.no_grad():
-        result = graph.run(x, after={"conv": lambda maps: maps * 0, "fc": lambda logits: seen.append(logits)})
+        result = graph.run(x, hooks={"conv": lambda maps: maps * 0, "fc": lambda logits: seen.append(logits)})
     torch.testing.assert_close(result, model.fc.bias.expand(2, 3))
     assert len(seen) == 1
 
@@ -276,9 +276,9 @@ def test_values_are_changed_and_watched_on_the_way():
 def test_unknown_steps_have_near_matches():
     _, graph = traced(attribute)
     with pytest.raises(InputError, match=r"no step 'conb'; near matches: conv"):
-        graph.run(images(1, (3, 6, 6)), want="conb")
+        graph.run(images(1, (3, 6, 6)), outputs="conb")
     with pytest.raises(InputError, match=r"no step 'nothing'"):
-        graph.run(images(1, (3, 6, 6)), after={"nothing": lambda maps: None})
+        graph.run(images(1, (3, 6, 6)), hooks={"nothing": lambda maps: None})
     with pytest.raises(InputError, match="needs an input named x"):
         graph.run()
 

@@ -18,7 +18,7 @@ def found(model: nn.Module, *shape: int):
 
 
 def members(result) -> set[frozenset]:
-    return {frozenset(group.members) for group in result.found}
+    return {frozenset(group.members) for group in result.members}
 
 
 class Residual(nn.Module):
@@ -37,9 +37,9 @@ def test_a_sum_ties_its_terms_and_nothing_else():
     result = found(Residual())
     tied = {frozenset({("a", channel), ("c", channel)}) for channel in range(4)}
     assert members(result) == tied | {frozenset({("b", channel)}) for channel in range(6)}
-    assert result.whole == {}
-    assert result.found[0] == Group((("a", 0), ("c", 0)))
-    assert result.found[0].sites == ("a", "c")
+    assert result.unprunable == {}
+    assert result.members[0] == Group((("a", 0), ("c", 0)))
+    assert result.members[0].sites == ("a", "c")
 
 
 def dependency_groups(model: nn.Module, shape: tuple[int, ...], names: set[str]) -> set[frozenset]:
@@ -69,8 +69,8 @@ def dependency_groups(model: nn.Module, shape: tuple[int, ...], names: set[str])
 def test_the_same_groups_as_torch_pruning(name):
     model, shape = built(name)
     result = groups(model, torch.zeros(1, *shape))
-    few = {site.name for site in result.sites if site.channels <= 96 and site.name not in result.whole}
-    mine = {frozenset(m for m in group.members if m[0] in few) for group in result.found} - {frozenset()}
+    few = {site.name for site in result.sites if site.channels <= 96 and site.name not in result.unprunable}
+    mine = {frozenset(m for m in group.members if m[0] in few) for group in result.members} - {frozenset()}
     assert mine == dependency_groups(model, shape, few)
 
 
@@ -153,8 +153,8 @@ def test_what_cannot_be_removed_is_kept_whole_with_a_reason(name):
     make, reason = REASONS[name]
     result = found(make())
     assert len(result) == 0
-    assert re.search(reason, result.whole["first"]), result.whole
-    assert result.whole["first"].startswith("4 of 4 channels: ")
+    assert re.search(reason, result.unprunable["first"]), result.unprunable
+    assert result.unprunable["first"].startswith("4 of 4 channels: ")
 
 
 def test_a_layer_called_twice_is_kept_whole():
@@ -168,7 +168,7 @@ def test_a_layer_called_twice_is_kept_whole():
 
     result = found(Twice())
     assert len(result) == 0
-    assert "several places" in result.whole["a"]
+    assert "several places" in result.unprunable["a"]
 
 
 def test_spatial_padding_is_harmless_and_channel_padding_ties_by_position():
@@ -183,7 +183,7 @@ def test_spatial_padding_is_harmless_and_channel_padding_ties_by_position():
 
     result = found(Padded())
     assert members(result) == {frozenset({("a", 0), ("b", 1)}), frozenset({("a", 1), ("b", 2)})}
-    assert "2 of 4 channels" in result.whole["b"]
+    assert "2 of 4 channels" in result.unprunable["b"]
 
 
 def test_frozen_and_training_networks_give_the_same_groups_and_stay_as_they_are():
@@ -199,11 +199,11 @@ def test_frozen_and_training_networks_give_the_same_groups_and_stay_as_they_are(
 
 def test_subsets_and_groups_translate_both_ways():
     result = found(Residual())
-    kept = result.subset(torch.arange(10).numpy() % 2 == 0)
+    kept = result.to_subset(torch.arange(10).numpy() % 2 == 0)
     assert kept["a"].tolist() == kept["c"].tolist() == [True, False, True, False]
     assert kept["b"].tolist() == [True, False] * 3
     assert result.kept(kept).tolist() == [True, False] * 5
-    split = Subset({**kept.marks, "a": ~kept["a"]}, kept.sites, kept.input_shape)
+    split = Subset({**kept.masks, "a": ~kept["a"]}, kept.sites, kept.input_shape)
     with pytest.raises(InputError, match=r"live or die together are split: a\[0\], c\[0\]"):
         result.kept(split)
     with pytest.raises(MismatchError, match="no site x"):

@@ -36,7 +36,7 @@ def test_a_silenced_channel_gives_the_logits_of_the_whole_pass(entered):
         marks[site.name][site.channels // 2] = True
         with silence(found.graph, Subset(marks, found.found, tuple(images.shape[1:]))):
             expected = model(images)
-        changed = zero_channels(marks[site.name], site.axis)(stop.maps)
+        changed = zero_channels(marks[site.name], site.channel_axis)(stop.maps)
         torch.testing.assert_close(stop.finish(changed), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -46,9 +46,9 @@ def test_the_frontier_holds_what_enters_later_and_nothing_else(entered):
     reads = dict(steps)
     weights = {node.name for node in found.graph.steps.nodes if node.op == "get_attr"}
     for site in found:
-        after = pencil.later(steps, site.cut)
+        after = pencil.later(steps, site.activation)
         needed = {parent for name in after for parent in reads[name]} - after - weights
-        assert set(live_nodes(found.graph, site.cut)) == needed | {site.cut}
+        assert set(live_nodes(found.graph, site.activation)) == needed | {site.activation}
 
 
 def test_finishing_leaves_the_kept_maps_as_they_were():
@@ -89,7 +89,7 @@ def test_hooks_that_zero_a_module_agree():
     found = sites(model, images)
     modules = dict(model.named_modules())
     for stop in partial_forwards(found.graph, found, images):
-        module = modules[str(found.graph.nodes[stop.site.cut].target)]
+        module = modules[str(found.graph.nodes[stop.site.activation].target)]
         maps = stop.maps.clone()
         maps[:, 1] = 0
         torch.testing.assert_close(stop.finish(maps), pencil.silenced(model, module, 1, images), rtol=1e-5, atol=1e-5)

@@ -110,7 +110,7 @@ def test_marks_say_what_changes_when_a_channel_changes(name):
     assert marks[first].shape[0] == site.channels
     node = next(node for node in found.graph.steps.nodes if node.target == first)
     source = node.all_input_nodes[0].name
-    before = found.graph.run(images, want=source, pure=True)
+    before = found.graph.run(images, outputs=source, out_of_place=True)
     for channel in (0, site.channels - 1):
 
         def raised(maps, channel=channel):
@@ -118,7 +118,7 @@ def test_marks_say_what_changes_when_a_channel_changes(name):
             maps[:, channel] += 1 + 2 * maps.abs().max()
             return maps
 
-        after = found.graph.run(images, want=source, after={site.cut: raised}, pure=True)
+        after = found.graph.run(images, outputs=source, hooks={site.activation: raised}, out_of_place=True)
         axis = -1 if isinstance(found.graph.modules[first], nn.Linear) else 1
         changed = (after != before).movedim(axis, 0).flatten(1).any(1)
         assert torch.equal(marks[first][channel], changed)

@@ -55,7 +55,7 @@ def replayed(way, *inputs, others=None, **named):
         for given in (inputs, others or tuple(images(5, *part.shape[1:], seed=7) for part in inputs)):
             expected = model(*(part.clone() for part in given), **named)
             torch.testing.assert_close(steps.run(*given), expected)
-            torch.testing.assert_close(steps.run(*given, pure=True), expected)
+            torch.testing.assert_close(steps.run(*given, out_of_place=True), expected)
     return recording
 
 
@@ -455,6 +455,18 @@ def test_owners_are_the_modules_whose_forward_made_the_step():
     assert {name: owner[name] for name in ("_0_conv", "relu", "add", "_1_0_conv", "add_1")} == {
         "_0_conv": "0", "relu": "0", "add": "0", "_1_0_conv": "1.0", "add_1": "1.0",
     }  # fmt: skip
+
+
+def test_steps_know_their_line():
+    recording = record(Net(computed_pad), (images(),))
+    places = {node.meta["place"] for node in recording.steps.nodes if node.op in ("call_module", "call_function")}
+    first = computed_pad.__code__.co_firstlineno
+    assert {place.rpartition("/")[2] for place in places} <= {
+        *(f"test_recorder.py:{first + line} (computed_pad)" for line in range(1, 5)),
+        f"test_recorder.py:{head.__code__.co_firstlineno + 1} (head)",
+    }
+    plain = record(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), (images(),))
+    assert {node.meta["place"] for node in plain.steps.nodes if node.op == "call_module"} == {""}
 
 
 def test_tensors_from_elsewhere_are_constants():

@@ -57,7 +57,7 @@ def test_boolean_algebra(a, b):
 
 def test_kernels_are_marked_by_matrices():
     circuit = Subset({"0": torch.eye(6, 3, dtype=torch.bool), "6": torch.ones(4, 180, dtype=torch.bool)})
-    assert circuit.of == "kernels"
+    assert circuit.unit == "kernels"
     assert circuit.count == 3 + 720
     assert circuit.total == 18 + 720
     assert Subset.from_dict(circuit.as_dict()) == circuit
@@ -88,7 +88,7 @@ def test_what_is_not_a_subset_is_refused():
 def test_a_subset_cannot_be_changed():
     kept = of([True] * 11)
     with pytest.raises(TypeError):
-        kept.marks["0"] = torch.zeros(6, dtype=torch.bool)  # type: ignore[index]
+        kept.masks["0"] = torch.zeros(6, dtype=torch.bool)  # type: ignore[index]
     with pytest.raises(TypeError):
         hash(kept)
 

@@ -21,14 +21,14 @@ from networks import FULL, NARROW, built
 def control(found, seed=0) -> Ranking:
     draw = np.random.default_rng(seed)
     values = {site.name: draw.random(site.channels) for site in found.sites}
-    return Ranking("random", "", "high", values, found.sites, tuple(found.image[0].shape[1:]))
+    return Ranking("random", "", "high", values, found.sites, tuple(found.example[0].shape[1:]))
 
 
 @torch.no_grad()
 def assert_two_roads_meet(model, found, pairs):
-    images = torch.randn(2, *found.image[0].shape[1:], generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, *found.example[0].shape[1:], generator=torch.Generator().manual_seed(1))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    whole, full = model(images), cost(model, found.image).total_macs
+    whole, full = model(images), cost(model, found.example).total_macs
     for budget, allocation in pairs:
         kept = cut(control(found), found, budget, allocation)
         small = shrink(model, kept, found)
@@ -36,7 +36,7 @@ def assert_two_roads_meet(model, found, pairs):
             silenced = model(images)
         assert float((small(images) - silenced).abs().max()) <= 1e-4 * float(silenced.abs().max())
         assert float((whole - silenced).abs().max()) > 0.02 * float(whole.abs().max())
-        assert 0.95 * budget <= cost(small, found.image).total_macs / full <= budget
+        assert 0.95 * budget <= cost(small, found.example).total_macs / full <= budget
         assert not any(parameter.requires_grad for parameter in small.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -125,11 +125,11 @@ def test_bad_input():
     model, shape = built("resnet18")
     found = groups(model, torch.zeros(1, *shape))
     every = Subset.everything(found.sites, shape)
-    split = {name: marks.clone() for name, marks in every.marks.items()}
+    split = {name: marks.clone() for name, marks in every.masks.items()}
     split["layer1.0.conv2"][3] = False
     with pytest.raises(InputError, match="live or die together"):
         shrink(model, Subset(split, found.sites, shape), found)
-    empty = {name: marks.clone() for name, marks in every.marks.items()}
+    empty = {name: marks.clone() for name, marks in every.masks.items()}
     empty["layer4.1.conv1"][:] = False
     with pytest.raises(InputError, match=r"removes all 512 channels of layer4.1.conv1: keep at least one"):
         shrink(model, Subset(empty, found.sites, shape), found)
@@ -156,4 +156,4 @@ def test_a_wrong_result_is_not_handed_out():
     model = Hidden().eval()
     found = groups(model, torch.zeros(1, 3, 4, 4))
     with pytest.raises(MismatchError, match="away from the silenced one"):
-        shrink(model, found.subset(np.arange(6) < 3), found)
+        shrink(model, found.to_subset(np.arange(6) < 3), found)

@@ -45,8 +45,8 @@ def whole(model: nn.Module) -> dict[str, str]:
     if len(found):
         alive = np.arange(len(found)) % 3 != 0
         alive[-1] = True
-        shrink(model, found.subset(alive), found)
-    return {name: reason for name, reason in found.whole.items() if name != "d"}
+        shrink(model, found.to_subset(alive), found)
+    return {name: reason for name, reason in found.unprunable.items() if name != "d"}
 
 
 def test_ordinary_layers_stay_removable_whatever_class_they_are_of():
@@ -102,10 +102,10 @@ class Tied(nn.Module):
 def test_layers_that_share_a_parameter_stay_whole_and_tied():
     model = Tied(alone=False).eval()
     found = groups(model, torch.zeros(1, 3, 16, 16))
-    assert set(found.whole.values()) == {"16 of 16 channels: b.weight and c.weight are one parameter"}
-    small = shrink(model, found.subset(np.ones(0, dtype=bool)), found)
+    assert set(found.unprunable.values()) == {"16 of 16 channels: b.weight and c.weight are one parameter"}
+    small = shrink(model, found.to_subset(np.ones(0, dtype=bool)), found)
     assert small.b.weight is small.c.weight
-    held = groups(Tied(alone=True).eval(), torch.zeros(1, 3, 16, 16)).whole
+    held = groups(Tied(alone=True).eval(), torch.zeros(1, 3, 16, 16)).unprunable
     assert "b.weight and the step b_weight are one parameter" in held["a"]
 
 
@@ -118,7 +118,7 @@ def test_a_per_channel_layer_called_twice_keeps_what_enters_it():
         def forward(self, x):
             return self.c(self.p(self.b(self.p(self.a(x)))).mean((2, 3)))
 
-    assert groups(Twice().eval(), torch.zeros(1, 3, 16, 16)).whole == {
+    assert groups(Twice().eval(), torch.zeros(1, 3, 16, 16)).unprunable == {
         "a": "16 of 16 channels: p is used in several places", "b": "16 of 16 channels: p is used in several places"
     }  # fmt: skip
 
@@ -134,5 +134,5 @@ def test_a_lazy_network_is_refused_and_untouched():
 @pytest.mark.parametrize("name", NARROW)
 def test_a_trial_keeps_nothing_of_a_network_that_can_be_followed(name):
     model, shape = built(name)
-    reasons = groups(model, torch.zeros(1, *shape)).whole.values()
+    reasons = groups(model, torch.zeros(1, *shape)).unprunable.values()
     assert not [reason for reason in reasons if "fewer channels" in reason or "one parameter" in reason]

@@ -23,7 +23,7 @@ def test_norms_and_distances(name):
         np.testing.assert_allclose(facts[site.name]["l2"], np.sqrt((rows**2).sum(1)))
         distances = [sum(np.linalg.norm(a - b) for b in rows) for a in rows[:3]]
         np.testing.assert_allclose(facts[site.name]["distances"][:3], distances, rtol=1e-6)
-        norm = model.get_submodule(site.norm) if site.norm else None
+        norm = model.get_submodule(site.batchnorm) if site.batchnorm else None
         if isinstance(norm, nn.BatchNorm2d):
             np.testing.assert_allclose(facts[site.name]["gamma"], norm.weight.detach())
         assert filters(model.get_submodule(site.name)).shape == rows.shape
@@ -221,7 +221,7 @@ def test_the_affine_way(affine, bias):
 
 def test_normalization_by_the_batch_is_not_affine():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(64, 2)).eval()
-    assert not sites(model, torch.randn(2, 3, 6, 6))["0"].affine
+    assert not sites(model, torch.randn(2, 3, 6, 6))["0"].activation_is_affine
 
 
 def test_the_layout_is_channels_last_where_the_network_can_run_so():

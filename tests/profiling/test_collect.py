@@ -64,7 +64,7 @@ def same(a: Profile, b: Profile, tolerance: float = 1e-6) -> None:
     for site in a.sites:
         for shard in (None, *range(a.shards)):
             mine, theirs = a.record(site, shard), b.record(site, shard)
-            for point in ("read", "pooled", "cut"):
+            for point in ("preactivation", "pooled", "activation"):
                 one, other = getattr(mine, point), getattr(theirs, point)
                 assert one.count == other.count
                 close(one.mean, other.mean, tolerance, one.variance.max().sqrt() if one.count else 1)
@@ -133,7 +133,7 @@ def test_read_moments_are_those_of_the_drawn_positions(readout):
     where = [range(81)] * IMAGES if readout == "positions(all)" else draw_positions(torch.arange(IMAGES), 81, 4, 0).tolist()
     rows = [np.concatenate([maps[i][:, p], column[i]]) for i in range(IMAGES) for p in where[i]]
     count, mean, scatter = pencil.moments(np.array(rows))
-    read = profile.record("0").read
+    read = profile.record("0").preactivation
     assert read.count == count
     np.testing.assert_allclose(read.mean, mean, atol=1e-6)
     np.testing.assert_allclose(read.scatter, scatter, rtol=1e-4, atol=1e-5 * np.abs(scatter).max())
@@ -146,16 +146,16 @@ def test_cut_moments_are_of_what_consumers_see(site, after):
     where = draw_positions(torch.arange(IMAGES), positions, 16, 0).tolist() if positions > 16 else [range(positions)] * IMAGES
     rows = np.array([maps[i][:, p] for i in range(IMAGES) for p in where[i]])
     count, mean, scatter = pencil.moments(rows)
-    cut = WHOLE.record(site).cut
+    cut = WHOLE.record(site).activation
     assert cut.count == count
     np.testing.assert_allclose(cut.mean, mean, atol=1e-5)
     np.testing.assert_allclose(cut.scatter, scatter, rtol=1e-3, atol=1e-4 * np.abs(scatter).max())
 
 
 def test_an_affine_cut_point_costs_nothing():
-    assert [site.name for site in WHOLE.sites if site.affine] == ["3"]
-    assert WHOLE.record("3").own_cut is None
-    assert WHOLE.record("0").own_cut is not None
+    assert [site.name for site in WHOLE.sites if site.activation_is_affine] == ["3"]
+    assert WHOLE.record("3").stored_activation is None
+    assert WHOLE.record("0").stored_activation is not None
 
 
 def test_class_means_and_within_scatter():
@@ -164,17 +164,17 @@ def test_class_means_and_within_scatter():
     record = WHOLE.record("3")
     np.testing.assert_array_equal(record.classes.counts, counts)
     np.testing.assert_allclose(record.classes.means, means, atol=1e-5)
-    within = record.classes.within(record.pooled[:5]).scatter
+    within = record.classes.within_class_moments(record.pooled[:5]).scatter
     np.testing.assert_allclose(within, pencil_stats.within_scatter(pooled, labels), rtol=1e-4, atol=1e-4)
 
 
 def test_shards_are_index_mod_shards_and_sum_to_the_whole():
     for shard in range(5):
         alone = collect(MODEL, batches(torch.arange(IMAGES)[torch.arange(IMAGES) % 5 == shard]), shards=0)
-        close(WHOLE.record("3", shard).read.scatter, alone.record("3").read.scatter, 1e-5)
+        close(WHOLE.record("3", shard).preactivation.scatter, alone.record("3").preactivation.scatter, 1e-5)
         assert WHOLE.record("3", shard).images == 9
     total = sum((WHOLE.record("0", shard) for shard in range(1, 5)), WHOLE.record("0", 0))
-    close(total.read.scatter, WHOLE.record("0").read.scatter, 1e-6)
+    close(total.preactivation.scatter, WHOLE.record("0").preactivation.scatter, 1e-6)
 
 
 def test_without_shards_there_are_none():
@@ -190,7 +190,7 @@ def test_index_defaults_to_the_running_count_and_labels_may_be_missing():
     assert unlabeled.targets == ("top_margin",)
     assert unlabeled.record("0").classes is None
     assert unlabeled.tally.images == 0
-    close(unlabeled.record("0").read.scatter[:6, :6], WHOLE.record("0").read.scatter[:6, :6], 1e-6)
+    close(unlabeled.record("0").preactivation.scatter[:6, :6], WHOLE.record("0").preactivation.scatter[:6, :6], 1e-6)
     marked = collect(MODEL, [(pixels, torch.full_like(labels, -1)) for pixels, labels, _ in batches()], shards=5)
     assert marked.targets == ("top_margin",)
 
@@ -201,7 +201,7 @@ def test_a_large_offset_loses_nothing():
     shifted = copy.deepcopy(model)
     with torch.no_grad():
         shifted[0].bias += 2000.0
-    plain, far = (collect(each, images, "positions(all)", shards=3).record("0").read for each in (model, shifted))
+    plain, far = (collect(each, images, "positions(all)", shards=3).record("0").preactivation for each in (model, shifted))
     close(plain.scatter[:6, :6], far.scatter[:6, :6], 2e-3)
     np.testing.assert_allclose(far.mean[:6] - plain.mean[:6], 2000, rtol=1e-5)
 
@@ -326,7 +326,7 @@ def test_toys_show_the_sites_they_have(toy):
     profile = collect(made.model, made.batches)
     assert [site.name for site in profile.sites] == made.truth["sites"]
     assert profile.images == made.images
-    assert set(profile.weights) == set(made.truth["sites"])
+    assert set(profile.weight_norms) == set(made.truth["sites"])
 
 
 def test_a_zoo_network_keeps_its_name():

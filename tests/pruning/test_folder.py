@@ -27,7 +27,7 @@ IMAGES = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 def control(found, seed=0) -> Ranking:
     draw = np.random.default_rng(seed)
     values = {site.name: draw.random(site.channels) for site in found.sites}
-    return Ranking("random", "", "high", values, found.sites, tuple(found.image[0].shape[1:]))
+    return Ranking("random", "", "high", values, found.sites, tuple(found.example[0].shape[1:]))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ class Two(nn.Module):
 def test_a_network_with_two_heads_is_compared_in_both(tmp_path):
     model = Two().eval()
     found = groups(model, torch.zeros(1, 3, 8, 8))
-    kept = found.subset(np.arange(len(found)) % 2 == 0)
+    kept = found.to_subset(np.arange(len(found)) % 2 == 0)
     small = shrink(model, kept, found)
     save_pruned(small, model, kept, tmp_path / "two")
     x = torch.randn(2, 3, 8, 8)

@@ -48,4 +48,4 @@ def test_prune_is_cut_shrink_and_repair():
     repair(small, model, kept, [images])
     assert made.kept == kept
     assert torch.equal(made.model(images), small(images))
-    assert made.report.images == 30
+    assert made.repair.images == 30

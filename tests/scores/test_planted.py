@@ -52,9 +52,9 @@ def test_a_suppressor_says_nothing_alone_and_completes_its_partner():
     profile = seen(toy)
     site = profile.site(toy.truth["site"])
     layer = scores.LayerStatistics(profile, site, profile.record(site), scores.ScoreOptions())
-    alone = layer.single
+    alone = layer.task_information
     assert abs(float(alone[1])) < 1e-6
-    pair = float(layer.pair[0, 1] - max(alone[0], alone[1]))
+    pair = float(layer.pair_information[0, 1] - max(alone[0], alone[1]))
     assert pair == pytest.approx(toy.truth["excess"][0, 1], rel=1e-4)
     assert pair > 0.5
 
@@ -64,8 +64,8 @@ def test_second_moments_cannot_see_an_exclusive_or():
     profile = seen(toy)
     site = profile.site(toy.truth["site"])
     layer = scores.LayerStatistics(profile, site, profile.record(site), scores.ScoreOptions(target="label"))
-    assert float(layer.single[:2].abs().max()) < 1e-6
-    assert abs(float(layer.pair[0, 1])) < 1e-6
+    assert float(layer.task_information[:2].abs().max()) < 1e-6
+    assert abs(float(layer.pair_information[0, 1])) < 1e-6
     assert toy.truth["discrete_information"] == pytest.approx(math.log(2))
     assert profile.tally.accuracy == 1.0
 

@@ -96,11 +96,11 @@ def test_copies_have_full_support_and_add_nothing_to_each_other():
     assert scores.support(profile).values["0"][[1, 4]] == pytest.approx(1, abs=2e-3)
     site = profile.site("0")
     layer = scores.LayerStatistics(profile, site, profile.record(site), scores.ScoreOptions())
-    assert float(layer.pair[1, 4]) == pytest.approx(float(layer.single[1]), abs=1e-5)
+    assert float(layer.pair_information[1, 4]) == pytest.approx(float(layer.task_information[1]), abs=1e-5)
 
 
 def test_indexing_channels_commutes_with_measuring():
-    whole = profile().record("0").read
+    whole = profile().record("0").preactivation
     some = torch.tensor([5, 0, 3])
     model = network()
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_indexing_channels_commutes_with_measuring():
         thin.weight.copy_(model[0].weight[some])
         thin.bias.copy_(model[0].bias[some])
     small = nn.Sequential(thin, nn.Flatten(), nn.ReLU(), nn.Linear(75, 3)).double()
-    alone = collect(small, [images()], "positions(all)", shards=SHARDS).record("0").read
+    alone = collect(small, [images()], "positions(all)", shards=SHARDS).record("0").preactivation
     torch.testing.assert_close(whole[some].scatter, alone[:3].scatter, rtol=1e-6, atol=1e-6 * float(whole.scatter.max()))
     torch.testing.assert_close(whole[some].mean, alone[:3].mean)
 
@@ -168,7 +168,7 @@ def test_names_are_looked_up():
 def test_a_ranking_says_what_it_is_and_refuses_what_does_not_fit():
     ranking = scores.overlap(profile(), preset="paper")
     assert ranking.name == "overlap(preset=paper)"
-    assert (ranking.unit, ranking.keeps, ranking.axis, ranking.input_shape) == ("nats", "low", "local", (2, 5, 5))
+    assert (ranking.unit, ranking.keeps, ranking.family, ranking.input_shape) == ("nats", "low", "local", (2, 5, 5))
     with pytest.raises(ShapeError, match="has no values for site 0"):
         Ranking("x", "", "high", {}, ranking.sites, ranking.input_shape)
 

@@ -52,7 +52,7 @@ def test_addition_is_associative_and_commutative_with_a_zero(sizes, seed):
 @given(SEEDS, st.integers(2, 60))
 def test_the_within_scatter_is_the_definition(seed, n):
     x, y = labeled(n, seed=seed)
-    within = ClassMeans.of(x, y, 5).within(Moments.of(x))
+    within = ClassMeans.of(x, y, 5).within_class_moments(Moments.of(x))
     np.testing.assert_allclose(within.scatter, pencil_stats.within_scatter(x.numpy(), y.numpy()), atol=1e-9)
     assert within.count == n
     assert not within.mean.any()
@@ -61,15 +61,15 @@ def test_the_within_scatter_is_the_definition(seed, n):
 def test_within_never_exceeds_total():
     x, y = labeled(60)
     total = Moments.of(x)
-    gap = total.scatter - ClassMeans.of(x, y, 5).within(total).scatter
+    gap = total.scatter - ClassMeans.of(x, y, 5).within_class_moments(total).scatter
     assert float(torch.linalg.eigvalsh(gap).min()) > -1e-9
 
 
 def test_one_class_has_all_the_scatter_and_one_sample_a_class_none():
     x, _ = labeled(12)
     total = Moments.of(x)
-    torch.testing.assert_close(ClassMeans.of(x, torch.zeros(12, dtype=torch.long), 1).within(total).scatter, total.scatter)
-    each = ClassMeans.of(x, torch.arange(12), 12).within(total).scatter
+    torch.testing.assert_close(ClassMeans.of(x, torch.zeros(12, dtype=torch.long), 1).within_class_moments(total).scatter, total.scatter)
+    each = ClassMeans.of(x, torch.arange(12), 12).within_class_moments(total).scatter
     torch.testing.assert_close(each, torch.zeros(3, 3, dtype=torch.float64), rtol=0, atol=1e-9)
 
 

@@ -22,8 +22,8 @@ def record(seed=0, read=True, affine=False, labels=True, extras=True, images=12)
     rows = torch.randn(images, CHANNELS, generator=generator, dtype=torch.float64)
     return SiteRecord(
         pooled=moments(images, CHANNELS + TARGETS, seed),
-        own_read=moments(4 * images, CHANNELS + TARGETS, seed + 1) if read else None,
-        own_cut=None if affine else moments(4 * images, CHANNELS, seed + 2),
+        stored_preactivation=moments(4 * images, CHANNELS + TARGETS, seed + 1) if read else None,
+        stored_activation=None if affine else moments(4 * images, CHANNELS, seed + 2),
         affine=torch.tensor([[1.0, 2, 3, -4], [0, 1, 0, 5]], dtype=torch.float64) if affine else None,
         classes=ClassMeans.of(rows, torch.randint(CLASSES, (images,), generator=generator), CLASSES) if labels else None,
         sensitivity=Sensitivity.of(rows, rows + 1) if extras else None,
@@ -43,7 +43,7 @@ KINDS = [
 
 
 def close(a, b, tolerance=1e-12):
-    for name in ("pooled", "read", "cut"):
+    for name in ("pooled", "preactivation", "activation"):
         one, other = getattr(a, name), getattr(b, name)
         assert one.count == other.count
         torch.testing.assert_close(one.mean, other.mean, rtol=tolerance, atol=tolerance)
@@ -104,16 +104,16 @@ def test_the_parts_that_follow_are_derived_not_stored():
     shared = record(read=False, affine=True)
     names = set(dict(shared.pack("")))
     assert not [name for name in names if name.startswith(("read.", "cut."))]
-    assert shared.read is shared.pooled
+    assert shared.preactivation is shared.pooled
     factor, shift = shared.affine
-    expected = shared.read[:CHANNELS].scaled(factor, shift)
-    torch.testing.assert_close(shared.cut.scatter, expected.scatter)
-    torch.testing.assert_close(shared.cut.mean, expected.mean)
+    expected = shared.preactivation[:CHANNELS].scaled(factor, shift)
+    torch.testing.assert_close(shared.activation.scatter, expected.scatter)
+    torch.testing.assert_close(shared.activation.mean, expected.mean)
 
 
 def test_derived_moments_add_like_measured_ones():
     a, b = record(0, affine=True), record(1, affine=True)
-    torch.testing.assert_close((a + b).cut.scatter, (a.cut + b.cut).scatter)
+    torch.testing.assert_close((a + b).activation.scatter, (a.activation + b.activation).scatter)
 
 
 def test_parts_that_only_one_side_has_are_dropped():
@@ -123,7 +123,7 @@ def test_parts_that_only_one_side_has_are_dropped():
 
 def test_a_record_without_a_cut_point_says_so():
     with pytest.raises(ShapeError, match="cut point"):
-        _ = SiteRecord(moments(3, 4, 0), None, None).cut
+        _ = SiteRecord(moments(3, 4, 0), None, None).activation
 
 
 @pytest.mark.parametrize("d", [1, 2, 7, 130])

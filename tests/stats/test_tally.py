@@ -28,7 +28,7 @@ def test_sums_are_the_definition():
     assert tally.images == 30
     assert tally.accuracy == pytest.approx(np.mean([m > 0 for m in margins]))
     assert tally.loss == pytest.approx(np.mean(losses))
-    assert tally.loss_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(30))
+    assert tally.loss_standard_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(30))
     assert tally.margin == pytest.approx(np.mean(margins))
     assert tally.margin_squares == pytest.approx(np.sum(np.square(margins)))
 
@@ -71,8 +71,10 @@ def test_the_interval_covers_what_it_promises():
 
 def test_nothing_evaluated_is_nan_not_zero():
     empty = Tally()
-    assert all(math.isnan(value) for value in (empty.accuracy, empty.loss, empty.margin, empty.loss_error, *empty.accuracy_interval()))
-    assert math.isnan(Tally(images=1, loss_sum=2.0, loss_squares=4.0).loss_error)
+    assert all(
+        math.isnan(value) for value in (empty.accuracy, empty.loss, empty.margin, empty.loss_standard_error, *empty.accuracy_interval())
+    )
+    assert math.isnan(Tally(images=1, loss_sum=2.0, loss_squares=4.0).loss_standard_error)
 
 
 def test_the_margin_is_to_the_best_other_class():

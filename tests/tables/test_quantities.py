@@ -22,7 +22,7 @@ def test_every_quantity_can_be_read_by_a_stranger(quantity):
 def test_quantities_and_scores_agree(name):
     score, quantity = REGISTRY[name], QUANTITIES[name]
     assert quantity.keeps == score.keeps
-    assert quantity.axis == score.axis
+    assert quantity.axis == score.family
     if score.unit:
         assert quantity.unit == score.unit
 

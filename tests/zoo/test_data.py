@@ -233,7 +233,7 @@ def test_large_images_take_imagenets_numbers():
 
 def test_a_constant_channel_has_no_std():
     found = made([row % 2 for row in range(1200)])
-    shelf = dataclasses.replace(found.parts[0], fetch=lambda row: np.zeros((8, 8, 3), np.uint8))
+    shelf = dataclasses.replace(found.parts[0], read=lambda row: np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(DataError, match="a channel is the same in all images"):
         read_images(ImageSource(), found=dataclasses.replace(found, parts=(shelf,)))
 

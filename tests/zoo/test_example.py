@@ -74,7 +74,7 @@ def test_it_can_be_traced_for_any_number_of_images(example, images):
 def test_channels_that_meet_the_guide_go_together(example):
     fixed = bind_extra_inputs(Guided(), example).eval()
     found = groups(fixed, zero_batch(fixed, (1, 8, 8)))
-    assert any({"a", "guide"} <= set(group.sites) for group in found.found)
+    assert any({"a", "guide"} <= set(group.sites) for group in found.members)
 
 
 @pytest.mark.parametrize(

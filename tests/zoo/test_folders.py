@@ -13,10 +13,10 @@ def test_one_folder_per_class(tmp_path):
     found = image_folder(tmp_path)
     (part,) = found.parts
     assert found.class_names == ("ant", "cat")
-    assert part.part == "all"
+    assert part.role == "all"
     assert part.labels.tolist() == [0, 0, 1, 1, 1]
-    assert part.place(4) == str(tmp_path / "cat" / "002.png")
-    assert part.fetch(2) == encoded(picture(0))
+    assert part.location(4) == str(tmp_path / "cat" / "002.png")
+    assert part.read(2) == encoded(picture(0))
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("training", "valid", "testing"), ("Train", "Validation", "TEST")])
@@ -24,7 +24,7 @@ def test_folders_named_like_parts_are_parts(tmp_path, names):
     for name, count in zip(names, (4, 2, 1), strict=True):
         write_folder(tmp_path / name, {"a": count, "b": count})
     found = image_folder(tmp_path)
-    assert [(part.part, len(part)) for part in found.parts] == [("train", 8), ("validation", 4), ("test", 2)]
+    assert [(part.role, len(part)) for part in found.parts] == [("train", 8), ("validation", 4), ("test", 2)]
 
 
 def test_classes_are_numbered_over_all_parts_together(tmp_path):
@@ -89,14 +89,14 @@ def test_a_stray_folder_beside_the_parts_is_named_and_passed_over(tmp_path):
     with pytest.warns(UserWarning, match="the parts are train, val; passed over, for they are none: samples"):
         found = image_folder(tmp_path)
     assert found.class_names == ("a", "b")
-    assert [(part.part, len(part)) for part in found.parts] == [("train", 4), ("validation", 2)]
+    assert [(part.role, len(part)) for part in found.parts] == [("train", 4), ("validation", 2)]
 
 
 def test_a_test_folder_without_classes_is_no_part(tmp_path):
     write_folder(tmp_path / "train", {"a": 2, "b": 2})
     write_folder(tmp_path, {"test": 3})
     with pytest.warns(UserWarning, match="passed over, for they are none: test"):
-        assert [part.part for part in image_folder(tmp_path).parts] == ["train"]
+        assert [part.role for part in image_folder(tmp_path).parts] == ["train"]
 
 
 def test_two_folders_for_one_part_are_refused(tmp_path):
@@ -115,7 +115,7 @@ def test_a_folder_called_like_a_picture_is_none_and_what_cannot_be_read_is_said(
     (part,) = image_folder(tmp_path).parts
     assert len(part) == 5
     with pytest.raises(DataError, match=r"y\.png: cannot be read \(a link to nothing\); remove it, or pass skip_corrupt"):
-        part.fetch(4)
+        part.read(4)
     images = read_images(ImageSource(f"folder:{tmp_path}", skip_corrupt=True))
     assert images.skipped == 1
     assert sum(len(x) for split in (images.calibration, images.test) for x, _, _ in split) == 4

@@ -106,7 +106,7 @@ def test_large_images_are_fitted_to_the_networks_input(tmp_path):
     model, images = zoo.load("squeezenet1_1", data)
     assert images.image_shape == (3, 224, 224)
     assert images.normalization == IMAGENET
-    assert images.calibration.album.fit.crop == 0.875
+    assert images.calibration.store.fit.crop == 0.875
     assert logits(model, images).shape == (3, 2)
 
 

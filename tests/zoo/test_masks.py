@@ -91,7 +91,7 @@ def test_a_folder_of_the_same_layout(tmp_path):
     images = data.read_images(f"folder:{pictures}")
     for row, found in zip(images.test.rows.tolist(), object_masks(images.test, f"folder:{tmp_path / 'masks'}"), strict=True):
         assert np.array_equal(found.numpy(), picture(row, SIZE, gray=True) > 0)
-    (path,) = images.test.take(1).extra("path")
+    (path,) = images.test.take(1).column("path")
     (tmp_path / "masks" / path).unlink()
     with pytest.raises(DataError, match=f"expected the mask of {path}"):
         object_masks(images.test, f"folder:{tmp_path / 'masks'}")

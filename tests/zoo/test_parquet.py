@@ -15,19 +15,19 @@ from zoo.shelves import encoded, features, picture, write_parquet
 
 
 def pixels(part, row):
-    return decode(part.fetch(row), part.place(row), 3, ResizeCrop())
+    return decode(part.read(row), part.location(row), 3, ResizeCrop())
 
 
 def test_parts_classes_and_pictures_come_back(tmp_path):
     write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", [0, 1, 2, 1], metadata=features("abc"))
     write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [2, 0], metadata=features("abc"))
     found = parquet_or_hub(str(tmp_path))
-    assert [(part.part, part.labels.tolist()) for part in found.parts] == [("train", [0, 1, 2, 1]), ("test", [2, 0])]
+    assert [(part.role, part.labels.tolist()) for part in found.parts] == [("train", [0, 1, 2, 1]), ("test", [2, 0])]
     assert found.class_names == ("a", "b", "c")
     assert found.name == f"hf:{tmp_path}"
     for row in range(4):
         assert np.array_equal(pixels(found.parts[0], row), picture(row).transpose(2, 0, 1))
-    assert found.parts[1].place(1) == f"{tmp_path}, test row 1, column image"
+    assert found.parts[1].location(1) == f"{tmp_path}, test row 1, column image"
 
 
 def test_files_of_one_part_are_joined_in_order(tmp_path):
@@ -51,7 +51,7 @@ def test_files_of_one_part_are_joined_in_order(tmp_path):
 )
 def test_the_part_is_in_the_name_of_the_file_or_its_folder(tmp_path, file, part):
     write_parquet(tmp_path / file, [0, 1])
-    assert [found.part for found in parquet_or_hub(str(tmp_path)).parts] == [part]
+    assert [found.role for found in parquet_or_hub(str(tmp_path)).parts] == [part]
 
 
 def test_plain_bytes_are_pictures_too(tmp_path):
@@ -67,7 +67,7 @@ def test_a_picture_may_be_a_file_beside(tmp_path):
     (part,) = parquet_or_hub(str(tmp_path)).parts
     assert np.array_equal(pixels(part, 0), picture(3).transpose(2, 0, 1))
     with pytest.raises(DataError, match="train row 1, column image: expected an encoded picture, received none"):
-        part.fetch(1)
+        part.read(1)
 
 
 @pytest.mark.parametrize("image", ["image", "img", "picture", "only_binary_column"])
@@ -76,14 +76,14 @@ def test_columns_are_found_by_type_and_name(tmp_path, image, label):
     write_parquet(tmp_path / "train.parquet", [0, 1], image=image, label=label, weight=[0.5, 0.1])
     found = parquet_or_hub(str(tmp_path))
     assert found.parts[0].labels.tolist() == [0, 1]
-    assert list(found.parts[0].extra) == ["weight"]
+    assert list(found.parts[0].columns) == ["weight"]
 
 
 def test_the_usual_name_comes_before_other_columns_of_its_type(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 1], label="fine_label", coarse_label=[7, 7], id=[100, 200])
     found = parquet_or_hub(str(tmp_path))
     assert found.parts[0].labels.tolist() == [0, 1]
-    assert found.parts[0].extra["coarse_label"](1) == 7
+    assert found.parts[0].columns["coarse_label"](1) == 7
 
 
 def test_columns_can_be_named(tmp_path):
@@ -128,9 +128,9 @@ def test_without_metadata_the_largest_label_tells_the_number_of_classes(tmp_path
 def test_withheld_and_missing_labels_leave_a_part_out(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 1], metadata=features("ab"))
     write_parquet(tmp_path / "test.parquet", [-1, -1], metadata=features("ab"))
-    assert [part.part for part in parquet_or_hub(str(tmp_path)).parts] == ["train"]
+    assert [part.role for part in parquet_or_hub(str(tmp_path)).parts] == ["train"]
     write_parquet(tmp_path / "test.parquet", pa.array([None, None], pa.int64()), metadata=features("ab"))
-    assert [part.part for part in parquet_or_hub(str(tmp_path)).parts] == ["train"]
+    assert [part.role for part in parquet_or_hub(str(tmp_path)).parts] == ["train"]
 
 
 def test_a_part_without_the_column_of_labels_has_them_withheld(tmp_path):
@@ -138,7 +138,7 @@ def test_a_part_without_the_column_of_labels_has_them_withheld(tmp_path):
     table = pq.read_table(write_parquet(tmp_path / "test.parquet", ["a", "b"])).drop_columns(["label"])
     pq.write_table(table, tmp_path / "test.parquet")
     found = parquet_or_hub(str(tmp_path))
-    assert [(part.part, part.labels.tolist()) for part in found.parts] == [("train", [1, 0, 1])]
+    assert [(part.role, part.labels.tolist()) for part in found.parts] == [("train", [1, 0, 1])]
     pq.write_table(pa.table({"label": ["a"]}), tmp_path / "test.parquet")
     with pytest.raises(DataError, match="the test part has no column 'image' as the first part has; its columns are label"):
         parquet_or_hub(str(tmp_path))
@@ -162,7 +162,7 @@ def test_further_columns_are_kept(tmp_path):
     boxes = [[[0.0, 0.0, 4.0, 4.0]], [[1.0, 1.0, 2.0, 2.0], [0.0, 0.0, 8.0, 8.0]]]
     write_parquet(tmp_path / "train.parquet", [0, 1], boxes=boxes)
     (part,) = parquet_or_hub(str(tmp_path)).parts
-    assert [part.extra["boxes"](row) for row in range(2)] == boxes
+    assert [part.columns["boxes"](row) for row in range(2)] == boxes
 
 
 def test_a_folder_without_parquet_and_a_damaged_file_are_refused(tmp_path):
@@ -202,7 +202,7 @@ def test_the_hub_is_asked_when_there_is_no_such_folder(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     found = parquet_or_hub("someone/something")
     assert asked == ["someone/something"]
-    assert [(part.part, len(part)) for part in found.parts] == [("train", 2), ("validation", 1)]
+    assert [(part.role, len(part)) for part in found.parts] == [("train", 2), ("validation", 1)]
     assert np.array_equal(pixels(found.parts[0], 0), picture(0).transpose(2, 0, 1))
 
 

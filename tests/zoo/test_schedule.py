@@ -78,4 +78,4 @@ def test_the_recipe_of_a_network_is_its_learning_rate(network, rate):
 def test_every_option_is_explained():
     fields = [field.name for field in dataclasses.fields(Schedule)]
     assert fields == ["epochs", "lr", "batch_size", "pad", "flip", "every", "seed"]
-    assert "Source" in (Schedule.__doc__ or "")
+    assert "References" in (Schedule.__doc__ or "")

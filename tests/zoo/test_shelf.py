@@ -20,16 +20,16 @@ def test_the_digits_are_those_of_scikit_learn():
     (part,) = found.parts
     bunch = load_digits()
     assert len(part) == 1797
-    assert part.part == "all"
+    assert part.role == "all"
     assert torch.equal(part.labels, torch.as_tensor(bunch["target"], dtype=torch.int64))
     assert found.class_names == tuple("0123456789")
     for row in (0, 1000, 1796):
-        np.testing.assert_allclose(part.fetch(row) / 255, bunch["images"][row] / 16, atol=0.5 / 255)
+        np.testing.assert_allclose(part.read(row) / 255, bunch["images"][row] / 16, atol=0.5 / 255)
 
 
 def test_all_seventeen_levels_of_the_digits_survive():
     part = digits().parts[0]
-    levels = np.unique(np.stack([part.fetch(row) for row in range(200)]))
+    levels = np.unique(np.stack([part.read(row) for row in range(200)]))
     assert len(levels) == 17
     assert levels[0] == 0
     assert levels[-1] == 255
@@ -37,7 +37,7 @@ def test_all_seventeen_levels_of_the_digits_survive():
 
 def test_parts_are_put_in_order():
     found = PartitionedDataset("set", (shelf("test"), shelf("validation"), shelf("train")), ("a", "b"))
-    assert [part.part for part in found.parts] == ["train", "validation", "test"]
+    assert [part.role for part in found.parts] == ["train", "validation", "test"]
 
 
 def test_an_empty_set_is_refused():
@@ -49,7 +49,7 @@ def test_an_empty_set_is_refused():
 
 def test_a_part_whose_labels_are_withheld_is_left_out():
     found = PartitionedDataset("set", (shelf("train"), shelf("test", (-1, -1))), ("a", "b"))
-    assert [part.part for part in found.parts] == ["train"]
+    assert [part.role for part in found.parts] == ["train"]
     with pytest.raises(DataError, match="received none"):
         PartitionedDataset("set", (shelf("test", (-1, -1)),), ("a",))
 
@@ -64,8 +64,8 @@ def test_pictures_in_memory():
     pixels = np.arange(2 * 4 * 4).reshape(2, 4, 4).astype(np.uint8)
     found = from_arrays("train", pixels, np.array([1, 0]), "made")
     assert found.labels.dtype == torch.int64
-    assert np.array_equal(found.fetch(1), pixels[1])
-    assert found.place(1) == "made, train image 1"
+    assert np.array_equal(found.read(1), pixels[1])
+    assert found.location(1) == "made, train image 1"
 
 
 def test_the_roles_cover_what_data_sets_call_their_parts():
@@ -87,9 +87,9 @@ class Archive:
 def test_cifar_is_what_the_archive_holds(monkeypatch, tmp_path, name, attribute):
     monkeypatch.setattr(torchvision_cpu.datasets, attribute, Archive)
     found = cifar(name, tmp_path)
-    assert [(part.part, len(part)) for part in found.parts] == [("train", 6), ("test", 2)]
+    assert [(part.role, len(part)) for part in found.parts] == [("train", 6), ("test", 2)]
     assert found.class_names == ("plane", "car")
-    assert found.parts[1].fetch(0).max() == 9
+    assert found.parts[1].read(0).max() == 9
     assert found.parts[1].labels.tolist() == [1, 0]
 
 

@@ -33,9 +33,9 @@ def counted(shelves):
     def watch(shelf):
         def fetch(row):
             read.append(row)
-            return shelf.fetch(row)
+            return shelf.read(row)
 
-        return dataclasses.replace(shelf, fetch=fetch)
+        return dataclasses.replace(shelf, read=fetch)
 
     return PartitionedDataset(shelves.name, tuple(watch(shelf) for shelf in shelves.parts), shelves.class_names), read
 
@@ -64,7 +64,7 @@ def test_the_batch_size_changes_nothing_but_the_batches(size):
     whole = [torch.cat(parts) for parts in zip(*split(size), strict=True)]
     usual = [torch.cat(parts) for parts in zip(*split(), strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(whole, usual, strict=True))
-    assert len(list(split().batched(size))) == -(-11 // size)
+    assert len(list(split().with_batch_size(size))) == -(-11 // size)
 
 
 @given(st.permutations(range(11)), st.integers(0, 11))
@@ -138,7 +138,7 @@ def test_many_pictures_are_decoded_in_order():
 def test_rows_run_through_all_parts():
     parts = (made([0, 1, 0], part="train").parts[0], made([1, 1], part="test").parts[0])
     album = ImageStore(PartitionedDataset("two", parts, ("a", "b")), ResizeCrop(), 3)
-    assert [(album.find(row)[0].part, album.find(row)[1]) for row in range(5)] == [
+    assert [(album.locate(row)[0].role, album.locate(row)[1]) for row in range(5)] == [
         ("train", 0),
         ("train", 1),
         ("train", 2),
@@ -175,9 +175,9 @@ def test_a_corrupt_picture_is_named_when_it_is_met():
 
 
 def test_corrupt_pictures_are_listed():
-    assert mixed(bad=(0, 7)).corrupt() == [0, 7]
-    assert mixed().corrupt() == []
-    for ask in (lambda album: album.corrupt(), lambda album: album.shape):
+    assert mixed(bad=(0, 7)).corrupt_rows() == [0, 7]
+    assert mixed().corrupt_rows() == []
+    for ask in (lambda album: album.corrupt_rows(), lambda album: album.shape):
         with pytest.raises(DataError, match="mixed: none of the 11 images can be decoded"):
             ask(mixed(bad=range(11)))
 
@@ -198,11 +198,11 @@ def test_gray_pictures_have_one_channel():
 
 def test_further_columns_follow_the_order_of_the_split():
     train = split(rows=[4, 0, 9], weight=[row / 10 for row in range(11)])
-    assert train.extra("weight") == [0.4, 0.0, 0.9]
+    assert train.column("weight") == [0.4, 0.0, 0.9]
     with pytest.raises(DataError, match=r"made: expected a column 'age', the further columns are: weight"):
-        train.extra("age")
+        train.column("age")
     with pytest.raises(DataError, match="are: none"):
-        split().extra("age")
+        split().column("age")
 
 
 def test_boxes_move_with_their_pictures():
@@ -210,5 +210,5 @@ def test_boxes_move_with_their_pictures():
     album = ImageStore(made([0, 1], size=(20, 12), boxes=boxes), ResizeCrop((6, 6), 0.9), 3)
     found = Split("test", album, torch.tensor([1, 0]), torch.tensor([0, 1]), MEAN, STD)
     expected = [[pencil.box_through(box, 20, 12, 6, 0.9) for box in boxes[row]] for row in (1, 0)]
-    for got, want in zip(found.extra("boxes"), expected, strict=True):
+    for got, want in zip(found.column("boxes"), expected, strict=True):
         np.testing.assert_allclose(got, want)

@@ -230,7 +230,7 @@ def test_measured_is_the_cross_entropy_and_the_share_that_is_right(images):
 @pytest.mark.parametrize("size", [1, 4, 100])
 def test_what_is_measured_does_not_depend_on_the_batches(images, size):
     model = net()
-    assert tally_split(model, images.test.batched(size)) == pytest.approx(tally_split(model, images.test), abs=1e-6)
+    assert tally_split(model, images.test.with_batch_size(size)) == pytest.approx(tally_split(model, images.test), abs=1e-6)
 
 
 def test_the_steps_are_sgd_with_nesterov_momentum_and_weight_decay(images, tmp_path):
@@ -284,7 +284,7 @@ def test_the_card_names_the_run(images, tmp_path):
 def test_a_network_learns_what_can_be_learned(tmp_path):
     """Brightness is the label; a small network finds it in a few epochs."""
     shelves = made([row % 2 for row in range(120)], part="train")
-    bright = dataclasses.replace(shelves.parts[0], fetch=lambda row: np.full((8, 8, 3), 60 + 100 * (row % 2) + row % 30, np.uint8))
+    bright = dataclasses.replace(shelves.parts[0], read=lambda row: np.full((8, 8, 3), 60 + 100 * (row % 2) + row % 30, np.uint8))
     images = read_images(ImageSource(), found=dataclasses.replace(shelves, parts=(bright,)))
     history = train(net(), images, tmp_path, dataclasses.replace(SHORT, epochs=6, lr=0.2), progress=False)
     assert history.test_accuracy == 1

@@ -108,7 +108,10 @@ class Resampled:
 def analyze(done: Mapping[Trial, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
     """Tables of a benchmark: benchmark (every cell), auc, paired, factorial, agreement and left_out (cells that no area contains).
 
-    Raises   SampleError without a measured cell, or without the unpruned network.
+    Raises
+    ------
+    SampleError
+        Without a measured cell, or without the unpruned network.
     """
     if ORIGINAL not in done or len(done) < 2:
         raise SampleError("nothing has been measured yet: the unpruned network and at least one cell are needed")
@@ -126,7 +129,7 @@ def analyze(done: Mapping[Trial, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
 
 def axis(score: str) -> str:
     """Which question a score asks."""
-    return "repair" if score == RECONSTRUCTION else scoring.REGISTRY[score].axis
+    return "repair" if score == RECONSTRUCTION else scoring.REGISTRY[score].family
 
 
 def curves(done: Mapping[Trial, Mapping[str, Any]]) -> pd.DataFrame:

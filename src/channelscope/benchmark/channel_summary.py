@@ -74,7 +74,7 @@ class EvidenceFolder:
             if frame is not None:
                 for site, last in frame.groupby("site")["channel"].max().items():
                     found[str(site)] = max(found.get(str(site), 0), int(last) + 1)
-        marks = [circuit.marks for circuit in self.circuits.values()] + ([self.pruned.kept.marks] if self.pruned else [])
+        marks = [circuit.masks for circuit in self.circuits.values()] + ([self.pruned.kept.masks] if self.pruned else [])
         for each in marks:
             found |= {layer: len(rows) for layer, rows in each.items()}
         return found
@@ -136,7 +136,7 @@ def serving(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
     """Which circuits have kernels that make the channel."""
     found = []
     for home, circuit in run.circuits.items():
-        own, every = (int(marks[layer][number].sum()) if layer in marks else 0 for marks in (circuit.marks, circuit.relevant))
+        own, every = (int(marks[layer][number].sum()) if layer in marks else 0 for marks in (circuit.masks, circuit.relevant))
         head = f"The circuit of {circuit.feature} in {home} ({circuit.count:,} of {circuit.total:,} kernels{_fidelity(run, home)})"
         speaks_for = None
         if circuit.feature and circuit.feature.layer == layer and number in circuit.feature.channels:
@@ -259,11 +259,26 @@ COUNTED = {"pruning": ("kept by", "pruning"), "lesions": ("missed in", "lesion")
 def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
     """Everything some run folders of one network say about a channel.
 
-    channel  layer:channel, such as layer3.0.conv2:17
+    Parameters
+    ----------
+    channel
+        Layer:channel, such as layer3.0.conv2:17.
 
-    Returns  `why`, one row a sentence, the answer first and what is missing last; `why_scores`, one row a score.
-    Raises   SiteError, with near matches, for a layer no run knows; InputError for a channel it has not;
-             MismatchError if the runs are of different weights; FormatError for a folder that is no run.
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `why`, one row a sentence, the answer first and what is missing last; `why_scores`, one row a score.
+
+    Raises
+    ------
+    SiteError
+        With near matches, for a layer no run knows.
+    InputError
+        For a channel it has not.
+    MismatchError
+        If the runs are of different weights.
+    FormatError
+        For a folder that is no run.
     """
     runs = [EvidenceFolder.read(Path(path)) for path in folders]
     _check_same_weights(runs)

@@ -20,6 +20,16 @@ CREATE TABLE IF NOT EXISTS rankings (seed INTEGER, score TEXT, about TEXT NOT NU
 CREATE TABLE IF NOT EXISTS cells (cell TEXT PRIMARY KEY, row TEXT NOT NULL, hits BLOB NOT NULL);
 """
 
+RANKING_FIELDS = {
+    "name": "name",
+    "unit": "unit",
+    "keeps": "keeps",
+    "family": "axis",
+    "source": "source",
+    "comparable_across_layers": "comparable",
+}
+"""Field of a ranking → its name in the file."""
+
 
 class TrialStore:
     """What has been measured so far; a file of another network, data or size is refused."""
@@ -46,8 +56,7 @@ class TrialStore:
         """Keep a ranking, or why there is none."""
         about, numbers = {"reason": reason}, b""
         if ranking is not None:
-            fields = ("name", "unit", "keeps", "axis", "source", "comparable")
-            about = {field: vars(ranking)[field] for field in fields}
+            about = {stored: vars(ranking)[field] for field, stored in RANKING_FIELDS.items()}
             about |= {"sites": [site.as_dict() for site in ranking.sites], "input_shape": list(ranking.input_shape)}
             numbers = np.concatenate([ranking[site.name] for site in ranking.sites]).astype("<f8").tobytes()
         with self.base:
@@ -58,6 +67,7 @@ class TrialStore:
         found: dict[str, Ranking | str] = {}
         for name, text, numbers in self.base.execute("SELECT score, about, numbers FROM rankings WHERE seed = ?", (seed,)):
             about = json.loads(text)
+            about |= {field: about.pop(stored) for field, stored in RANKING_FIELDS.items() if stored in about}
             if "reason" in about:
                 found[name] = about["reason"]
                 continue

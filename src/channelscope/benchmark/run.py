@@ -36,10 +36,17 @@ def benchmark(
     A score only ranks: the groups, the budget, the removal, the repair and the images are the same for all. Interrupted at any
     moment it goes on where it was; a cell is kept as soon as it is measured, and never measured again.
 
-    step   is told how many cells of how many are done
+    Parameters
+    ----------
+    step
+        Is told how many cells of how many are done.
 
-    Raises   InputError for an engine that does not exist; MismatchError if the folder's results are of another network, data
-             or number of images.
+    Raises
+    ------
+    InputError
+        For an engine that does not exist.
+    MismatchError
+        If the folder's results are of another network, data or number of images.
     """
     if engine not in get_args(Engine):
         raise InputError(no_such("engine", engine, get_args(Engine)))
@@ -80,7 +87,10 @@ def benchmark(
 def make_rankings(bench: Setup, seed: int, names: Iterable[str], others: Iterable[str], results: TrialStore) -> dict[str, Ranking]:
     """The rankings of one seed, from the results or made and kept there.
 
-    Raises   InputError if a score that was asked for by name cannot be computed on these images; with `all` it is left out.
+    Raises
+    ------
+    InputError
+        If a score that was asked for by name cannot be computed on these images; with `all` it is left out.
     """
     asked = tuple(dict.fromkeys((*_requested_scores(names), *others)))
     known = results.rankings(seed)
@@ -114,13 +124,13 @@ def _make_ranking(bench: Setup, seed: int, names: list[str]) -> Iterator[tuple[s
         )
         foreign = ""
         try:
-            profile = gathered(sensitivity=any(score.axis == "gradient" for score in plain))
+            profile = gathered(sensitivity=any(score.family == "gradient" for score in plain))
         except TracingError as error:
             profile, foreign = gathered(), str(error)
         for score in plain:
             options = {"seed": seed} if score.name == "random" else {}
             try:
-                if foreign and score.axis == "gradient":
+                if foreign and score.family == "gradient":
                     raise InputError(foreign)
                 yield score.name, score(profile, **options), ""
             except (InputError, SampleError, SingularError) as error:

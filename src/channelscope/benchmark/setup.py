@@ -71,13 +71,13 @@ def measure(bench: Setup, cell: Trial, rankings: Mapping[str, Ranking]) -> dict[
     begun = time.perf_counter()
     found, images = bench.open(cell.seed)
     model = found.graph.model
-    full = cost(model, found.image).total_macs
+    full = cost(model, found.example).total_macs
     try:
         small = model if cell == ORIGINAL else _pruned_network(bench, cell, rankings, found, images)
     except BudgetError as error:
         return {"accuracy": math.nan, "loss": math.nan, "kept": math.nan, "parameters": 0, "images": 0, "hits": b"", "reason": str(error)}
     tally, hits = tally_top5(small, bench.test(images))
-    spent = cost(small, found.image)
+    spent = cost(small, found.example)
     return {
         "accuracy": tally.accuracy,
         "loss": tally.loss,

@@ -32,16 +32,16 @@ class Circuit(Subset):
     def __post_init__(self) -> None:
         """Refuse marks on kernels the feature does not depend on."""
         super().__post_init__()
-        if set(self.relevant) != set(self.marks):
+        if set(self.relevant) != set(self.masks):
             raise MismatchError("a circuit needs marks for exactly the layers its feature depends on")
         object.__setattr__(self, "relevant", MappingProxyType(dict(self.relevant)))
-        for layer, marks in self.marks.items():
+        for layer, marks in self.masks.items():
             stray = int((marks & ~self.relevant[layer]).sum())
             if stray:
                 raise MismatchError(f"circuit at {layer}: {stray} marked kernels do not reach the feature")
 
     @classmethod
-    def of_target(cls, target: LocatedFeature, marks: KernelMask) -> "Circuit":
+    def of_feature(cls, target: LocatedFeature, marks: KernelMask) -> "Circuit":
         """The circuit of a target with these kernels."""
         return cls(
             {layer: marks[layer] & relevant for layer, relevant in target.relevant.items()},
@@ -50,9 +50,9 @@ class Circuit(Subset):
         )
 
     @classmethod
-    def whole(cls, target: LocatedFeature) -> "Circuit":
+    def full(cls, target: LocatedFeature) -> "Circuit":
         """All kernels the feature depends on."""
-        return cls.of_target(target, target.relevant)
+        return cls.of_feature(target, target.relevant)
 
     @property
     def total(self) -> int:
@@ -79,14 +79,14 @@ class Circuit(Subset):
                 f"expected circuits that depend on the same kernels, received circuits of {self.feature} and {other.feature}: "
                 "unite their marks as plain subsets, Subset(one.marks) | Subset(other.marks)"
             )
-        return self._with(merged.marks)
+        return self._with(merged.masks)
 
-    def overlap(self, other: "Circuit") -> dict[str, float]:
+    def iou(self, other: "Circuit") -> dict[str, float]:
         """Intersection over union per layer, and of all kernels under ''; nan where neither has a kernel.
 
         The two may be circuits of different features.
         """
-        mine, theirs = Subset(self.marks), Subset(other.marks)
+        mine, theirs = Subset(self.masks), Subset(other.masks)
         both, either = mine & theirs, mine | theirs
         shares = {"": both.count / either.count if either.count else float("nan")}
         for layer in self:
@@ -100,14 +100,14 @@ class Circuit(Subset):
             "feature": self.feature.as_dict() if self.feature else None,
             "kernels": self.count,
             "relevant_kernels": self.total,
-            "circuit": Subset(self.marks).as_dict()["marks"],
+            "circuit": Subset(self.masks).as_dict()["marks"],
             "relevant": {layer: _rows(marks) for layer, marks in self.relevant.items()},
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Circuit":
         """Inverse of `as_dict`."""
-        marks = Subset.from_dict({"marks": data["circuit"], "sites": [], "input_shape": []}).marks
+        marks = Subset.from_dict({"marks": data["circuit"], "sites": [], "input_shape": []}).masks
         relevant = {layer: _marks(rows, tuple(marks[layer].shape)) for layer, rows in data["relevant"].items()}
         return cls(marks, relevant=relevant, feature=Feature.from_dict(data["feature"]) if data["feature"] else None)
 
@@ -136,22 +136,30 @@ def remove_dead_ends(circuit: Circuit, target: LocatedFeature, rule: str = "back
     full       also kernels of channels without a surviving input, as published: not exact, for act(bias) is lost
     none       leave the circuit as it is
 
-    Source   Hamblin, Konkle, Alvarez 2022
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022.
     """
     if rule not in ("backward", "full", "none"):
         raise InputError(f"dead ends: expected backward, full or none, received '{rule}'")
     if rule == "none":
         return circuit
-    wiring = target.wiring
-    marks = {layer: circuit.marks.get(layer, torch.zeros_like(every)) for layer, every in wiring.everything().items()}
-    alive = wiring.leading(marks, target.seeds) if rule == "backward" else wiring.through(marks, target.seeds)
-    return Circuit.of_target(target, alive)
+    wiring = target.channel_graph
+    marks = {layer: circuit.masks.get(layer, torch.zeros_like(every)) for layer, every in wiring.full_mask().items()}
+    alive = wiring.leading_to(marks, target.feature_nodes) if rule == "backward" else wiring.on_paths_to(marks, target.feature_nodes)
+    return Circuit.of_feature(target, alive)
 
 
 def union(circuits: "list[Circuit]") -> Circuit:
     """Kernels of any of the circuits of one feature.
 
-    Raises   MismatchError for circuits of features that depend on different kernels.
-    Source   Hamblin, Konkle, Alvarez 2022 (unions of sub-feature circuits)
+    Raises
+    ------
+    MismatchError
+        For circuits of features that depend on different kernels.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (unions of sub-feature circuits).
     """
-    return reduce(lambda one, other: one._with((one | other).marks), circuits)
+    return reduce(lambda one, other: one._with((one | other).masks), circuits)

@@ -36,8 +36,14 @@ def sample_features(graph: Graph, images: Tensor | Iterable, count: int, seed: i
 
     The first layer is left out, for its kernels are all there is to find.
 
-    Raises   SampleError if fewer channels than asked for are active.
-    Source   Hamblin, Konkle, Alvarez 2022 (many features); the draw is this library's
+    Raises
+    ------
+    SampleError
+        If fewer channels than asked for are active.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (many features); the draw is this library's.
     """
     pictures, noise = list(image_batches(images)), np.random.default_rng(seed)
     layers = [(site.name, noise.permutation(site.channels).tolist()) for site in sites_of(graph)][1:]
@@ -73,13 +79,26 @@ def compare_criteria(
 
     Criteria that are made for one size are scored again for each.
 
-    unfinished  file in which an interrupted run is kept; a run that finds one goes on from there, and deletes it at the end
+    Parameters
+    ----------
+    unfinished
+        File in which an interrupted run is kept; a run that finds one goes on from there, and deletes it at the end.
 
-    Returns  `circuit_compare`, one row per feature, criterion and size; `circuit_medians`, one row per criterion and size:
-             medians of |r| and of the error over features, and how far behind the best criterion it is.
-    Raises   InputError for criteria that do not exist, sizes that are no fractions, and what is given twice; the errors of
-             `locate` and `activity` for features that cannot be used.
-    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `circuit_compare`, one row per feature, criterion and size; `circuit_medians`, one row per criterion and size:
+        medians of |r| and of the error over features, and how far behind the best criterion it is.
+
+    Raises
+    ------
+    InputError
+        For criteria that do not exist, sizes that are no fractions, and what is given twice; the errors of `locate` and
+        `activation_range` for features that cannot be used.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (evaluation).
     """
     _usable(features, criteria, sizes)
     scored, judged = list(image_batches(images)), list(image_batches(held_out))
@@ -89,7 +108,10 @@ def compare_criteria(
     for target in targets.values():
         activation_range(target, scored)
     ledger = _Ledger(unfinished, made)
-    for group in ([c for c in criteria if not CRITERIA[c].sized], [c for c in criteria if CRITERIA[c].sized]):  # the quick ones first
+    for group in (
+        [c for c in criteria if not CRITERIA[c].needs_size],
+        [c for c in criteria if CRITERIA[c].needs_size],
+    ):  # the quick ones first
         for feature in features:
             wanted = [key for key in itertools.product([feature], group, sizes) if key not in ledger.rows]
             if wanted:
@@ -119,13 +141,13 @@ def _feature(target: LocatedFeature, scored: list[Tensor], judged: list[Tensor],
     known: dict[str, Any] = {}
     for feature, criterion, size in sorted(wanted, key=lambda key: (key[1], -key[2])):
         choice = CircuitOptions(criterion, np.format_float_positional(size))
-        row = {"feature": feature, "criterion": criterion, "kept": size, "relevant": target.kernels, "images": held.images}
+        row = {"feature": feature, "criterion": criterion, "kept": size, "relevant": target.relevant_count, "images": held.images}
         try:
             choice.kernels(target)
         except BudgetError:
             yield row | {"kernels": 0, **dict.fromkeys(ROWS[5:11], float("nan"))}  # no path is that short
             continue
-        if CRITERIA[criterion].sized or criterion not in known:
+        if CRITERIA[criterion].needs_size or criterion not in known:
             known[criterion] = choice.scored(target, scored, seed)
         circuit = choice.circuit(known[criterion])
         yield row | {"kernels": circuit.count, **fidelity_row(held, circuit)}
@@ -140,7 +162,9 @@ def medians(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     `behind` is the median of paired differences in |r| to the criterion with the highest median at that size; `best` is 1
     where its interval reaches zero.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (medians over features with intervals)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (medians over features with intervals).
     """
     rows = []
     for size, part in frame.groupby("kept", sort=False):

@@ -21,8 +21,14 @@ def gate_scores(inputs: Points, gradients: Points, layer: ConvGeometry) -> tuple
 
     Σ_positions A·G = Σ_taps w · dJ_b/dw, so one matrix product per image takes the place of the contribution maps.
 
-    Returns  float64 (outputs, inputs per group), twice.
-    Source   this library; checked by tests/pencil_circuits.py::gate
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        Float64 (outputs, inputs per group), twice.
+
+    References
+    ----------
+    This library; checked by tests/pencil_circuits.py::gate.
     """
     single = layer.kernel == (1, 1) and gradients[0].numel() == layer.weight.shape[0] and layer.groups == 1
     if isinstance(inputs, Tensor) and isinstance(gradients, Tensor) and single:
@@ -50,10 +56,19 @@ def _effects(inputs: Points, gradients: Points, layer: ConvGeometry) -> Iterator
 def snip(inputs: Points, gradients: Points, layer: ConvGeometry, per_batch: bool = False) -> Tensor:
     """SNIP: |w · dJ_b/dw| of each weight, mean over the kernel, summed over images.
 
-    per_batch   take the absolute value after summing the batch, as the published scripts do; depends on the batch size
+    Parameters
+    ----------
+    per_batch
+        Take the absolute value after summing the batch, as the published scripts do; depends on the batch size.
 
-    Returns  float64 (outputs, inputs per group).
-    Source   Lee, Ajanthan, Torr 2019; Hamblin, Konkle, Alvarez 2022; checked by tests/pencil_circuits.py::snip
+    Returns
+    -------
+    Tensor
+        Float64 (outputs, inputs per group).
+
+    References
+    ----------
+    Lee, Ajanthan, Torr 2019; Hamblin, Konkle, Alvarez 2022; checked by tests/pencil_circuits.py::snip.
     """
     total, batch = _zeros(layer), torch.zeros_like(layer.rows)
     for x, g in layer.split(inputs, gradients):
@@ -68,8 +83,14 @@ def snip(inputs: Points, gradients: Points, layer: ConvGeometry, per_batch: bool
 def actgrad(inputs: Points, gradients: Points, layer: ConvGeometry) -> Tensor:
     """ActGrad: mean over positions of |A·G|, summed over images; never more than one block of maps in memory.
 
-    Returns  float64 (outputs, inputs per group).
-    Source   Hamblin, Konkle, Alvarez 2022; checked by tests/pencil_circuits.py::actgrad
+    Returns
+    -------
+    Tensor
+        Float64 (outputs, inputs per group).
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022; checked by tests/pencil_circuits.py::actgrad.
     """
     total, points = _zeros(layer), len(gradients) if isinstance(gradients, tuple) else 1
     for x, g in layer.split(inputs, gradients):
@@ -104,8 +125,14 @@ def _positions(x: Tensor, gradients: Tensor, weights: Tensor, points: int) -> Te
 def magnitude(layer: ConvGeometry) -> Tensor:
     """Mean |w| over the kernel, the same for every feature.
 
-    Returns  float64 (outputs, inputs per group).
-    Source   Hamblin, Konkle, Alvarez 2022 (control); checked by tests/pencil_circuits.py::magnitude
+    Returns
+    -------
+    Tensor
+        Float64 (outputs, inputs per group).
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (control); checked by tests/pencil_circuits.py::magnitude.
     """
     return layer.weight.double().abs().flatten(2).mean(2) if layer.weight.dim() > 2 else layer.weight.double().abs()
 

@@ -30,9 +30,9 @@ class Criterion:
 
     name: str
     """name in tables and on the command line"""
-    rule: KernelCriterion | None
+    function: KernelCriterion | None
     """layer inputs, output gradients and geometry → sums over the batch; None where no image is needed or gates are learned"""
-    iterated: bool
+    iterative: bool
     """whether kernels are dropped in ten rounds, scored again each time; the result is for one size"""
     meaning: str
     """what the number is"""
@@ -40,9 +40,9 @@ class Criterion:
     """where the definition comes from"""
 
     @property
-    def sized(self) -> bool:
+    def needs_size(self) -> bool:
         """Whether the saliency is made for one number of kernels."""
-        return self.iterated or self.name == "learned"
+        return self.iterative or self.name == "learned"
 
 
 DEFAULT = GradientOptions()
@@ -87,52 +87,74 @@ def score_kernels(
 ) -> KernelScores:
     """Saliency of every relevant kernel of a feature.
 
-    keep       size of the circuit, for criteria that are made for one size (force, iterated_…, learned)
-    how        how gradients are measured: reduction over positions, path, and the circuit inside which kernels are scored
-    seed       of random
-    training   of learned
+    Parameters
+    ----------
+    keep
+        Size of the circuit, for criteria that are made for one size (force, iterated_…, learned).
+    how
+        How gradients are measured: reduction over positions, path, and the circuit inside which kernels are scored.
+    seed
+        Of random.
+    training
+        Of learned.
 
-    Raises   InputError for an unknown criterion or a missing size; SampleError without images.
-    Source   each criterion cites its own
+    Raises
+    ------
+    InputError
+        For an unknown criterion or a missing size.
+    SampleError
+        Without images.
+
+    References
+    ----------
+    Each criterion cites its own.
     """
     kind = criterion_named(criterion)
-    if kind.sized and keep is None:
+    if kind.needs_size and keep is None:
         raise InputError(f"criterion {criterion} scores kernels for one circuit size: pass keep")
     if criterion in ("magnitude", "random"):
         found = baseline_scores(target, criterion, seed)
-        return found if how.inside is None else replace(found, values=masked_scores(how.inside.marks, found.values), inside=how.inside)
+        return found if how.inside is None else replace(found, values=masked_scores(how.inside.masks, found.values), inside=how.inside)
     if criterion == "snip_batch":  # sums each batch as it is given
         given = image_batches(images, target.device)
     elif criterion == "learned":  # takes a step a batch, whatever batches it is given
-        given = target.batches(torch.cat(list(target.batches(images))))
+        given = target.image_batches(torch.cat(list(target.image_batches(images))))
     else:
-        given = target.batches(images)
+        given = target.image_batches(images)
     ready = with_positions(target, given)
     if criterion == "learned":
         size = kernel_count(target, keep)  # type: ignore[arg-type]
         return learned_gates(
             target, ready, size, score_batches(target, ready, "gate", contributions.gate_scores, how), training, how.inside
         )
-    if kind.iterated:
+    if kind.iterative:
         return iterative_scores(target, ready, kind, kernel_count(target, keep), how)  # type: ignore[arg-type]
-    return score_batches(target, ready, criterion, kind.rule, how)  # type: ignore[arg-type]
+    return score_batches(target, ready, criterion, kind.function, how)  # type: ignore[arg-type]
 
 
 def with_signs(saliency: KernelScores, images: Tensor | Iterable) -> KernelScores:
     """The saliency with signed effects: those it has, or the gate criterion's, which take one more pass.
 
-    Source   this library (the sign of Σ A·G)
+    References
+    ----------
+    This library (the sign of Σ A·G).
     """
-    if saliency.signed is not None:
+    if saliency.signed_values is not None:
         return saliency
-    return replace(saliency, signed=score_kernels(saliency.target, images, "gate").signed)
+    return replace(saliency, signed_values=score_kernels(saliency.feature, images, "gate").signed_values)
 
 
 def criterion_named(criterion: str) -> Criterion:
     """The criterion of that name.
 
-    Raises   InputError with the names there are.
-    Source   Hamblin, Konkle, Alvarez 2022
+    Raises
+    ------
+    InputError
+        With the names there are.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022.
     """
     if criterion not in CRITERIA:
         raise InputError(f"unknown criterion '{criterion}': expected one of {', '.join(CRITERIA)}")
@@ -144,12 +166,14 @@ def iterative_scores(target: LocatedFeature, ready: list[Batch], kind: Criterion
 
     The rounds begin with all relevant kernels, or with those of the circuit that kernels are scored inside.
 
-    Source   de Jorge et al. 2021 (FORCE); with other criteria than SNIP, this library
+    References
+    ----------
+    De Jorge et al. 2021 (FORCE); with other criteria than SNIP, this library.
     """
     marks, found = None, None
-    for size in geometric_schedule(target.kernels if how.inside is None else how.inside.count, keep):
-        found = score_batches(target, ready, kind.name, kind.rule, how, marks)  # type: ignore[arg-type]
-        marks = target.everything()
+    for size in geometric_schedule(target.relevant_count if how.inside is None else how.inside.count, keep):
+        found = score_batches(target, ready, kind.name, kind.function, how, marks)  # type: ignore[arg-type]
+        marks = target.full_mask()
         chosen = top_k(found, size)
         marks = {layer: chosen[layer] | ~target.relevant[layer] for layer in marks}
     assert found is not None
@@ -159,7 +183,9 @@ def iterative_scores(target: LocatedFeature, ready: list[Batch], kind: Criterion
 def baseline_scores(target: LocatedFeature, criterion: str, seed: int = 0) -> KernelScores:
     """Magnitude or random scores: no image is looked at.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (controls)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (controls).
     """
     noise = torch.Generator().manual_seed(seed)
     make: dict[str, Callable[[str], Tensor]] = {

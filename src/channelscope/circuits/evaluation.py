@@ -40,7 +40,10 @@ class Fidelity:
     def of(cls, feature: Float[Tensor, "images positions"], guess: Float[Tensor, "images positions"]) -> "Fidelity":
         """From the feature y and what stands for it, ŷ.
 
-        Raises   ShapeError if the two do not match.
+        Raises
+        ------
+        ShapeError
+            If the two do not match.
         """
         if feature.shape != guess.shape:
             raise ShapeError(f"fidelity: expected two tensors of one shape, received {tuple(feature.shape)} and {tuple(guess.shape)}")
@@ -81,7 +84,10 @@ def correlation(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
     """Pearson's r from the sums of a Fidelity.
 
     Undefined (nan) where either side does not vary.
-    Source   Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity.
     """
     n, y, g, yy, gg, yg, _ = sums.unbind(-1)
     across, own, guess = yg - y * g / n, yy - y * y / n, gg - g * g / n
@@ -93,7 +99,10 @@ def normalized_error(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
     """Σ(ŷ − y)²/Σ(y − ȳ)² from the sums of a Fidelity.
 
     Undefined (nan) where the feature does not vary.
-    Source   Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (evaluation); checked by tests/pencil_circuits.py::fidelity.
     """
     n, y, _, yy, _, _, off = sums.unbind(-1)
     own = yy - y * y / n
@@ -108,7 +117,7 @@ class HeldOutImages:
     """the feature and its network"""
     batches: list[Batch]
     """images, and the positions that count in each by the unmasked network"""
-    truth: list[Float[Tensor, "images chosen"]]
+    feature_values: list[Float[Tensor, "images chosen"]]
     """values of the feature, batch by batch"""
 
     @classmethod
@@ -116,7 +125,10 @@ class HeldOutImages:
     def of(cls, target: LocatedFeature, images: Tensor | Iterable) -> "HeldOutImages":
         """Run the network once.
 
-        Raises   SampleError without images, or if the feature is the same on all of them.
+        Raises
+        ------
+        SampleError
+            Without images, or if the feature is the same on all of them.
         """
         found = list(feature_values(target, images))
         value_range(target, [seen for *_, seen in found])
@@ -130,9 +142,9 @@ class HeldOutImages:
     @torch.no_grad()
     def fidelity(self, circuit: Subset) -> Fidelity:
         """How closely the network with only these kernels follows the feature; `~circuit` asks what is left without them."""
-        with self.target.without((~circuit).marks):
-            guesses = [self.target.map(images).gather(1, places) for images, places in self.batches]
-        found = [Fidelity.of(values, guess) for values, guess in zip(self.truth, guesses, strict=True)]
+        with self.target.ablated((~circuit).masks):
+            guesses = [self.target.feature_map(images).gather(1, places) for images, places in self.batches]
+        found = [Fidelity.of(values, guess) for values, guess in zip(self.feature_values, guesses, strict=True)]
         return sum(found[1:], found[0])
 
 
@@ -211,16 +223,26 @@ def evaluate_circuit(
 ) -> dict[str, pd.DataFrame]:
     """Judge the circuit of a choice on held-out images.
 
-    parts  saliencies of groups of images, as `choice.parts` gives them
-    signs  their sum with signed effects, where the criterion measures none
+    Parameters
+    ----------
+    parts
+        Saliencies of groups of images, as `choice.parts` gives them.
+    signs
+        Their sum with signed effects, where the criterion measures none.
 
-    Returns  `circuit`, one row: size, r, error, what is left without it, random circuits of its size, stability over images;
-             `circuit_curve`, one row a size; `circuit_layers`, one row a layer; `circuit_channels`, one row a channel of the
-             circuit; `circuit_kernels`, one row a kernel.
-    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `circuit`, one row: size, r, error, what is left without it, random circuits of its size, stability over images;
+        `circuit_curve`, one row a size; `circuit_layers`, one row a layer; `circuit_channels`, one row a channel of the
+        circuit; `circuit_kernels`, one row a kernel.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (evaluation).
     """
     saliency = choice.saliency(parts)
-    circuit, target = choice.circuit(saliency), saliency.target
+    circuit, target = choice.circuit(saliency), saliency.feature
     curve = _curve(choice, saliency, held)
     short = [
         share for share in CURVE_FRACTIONS if share not in set(curve["kept"])
@@ -249,8 +271,8 @@ def _summary(choice: CircuitOptions, parts: list[KernelScores], circuit: Circuit
         "criterion": choice.criterion,
         "kernels": circuit.count,
         "asked": asked,
-        "relevant": target.kernels,
-        "kept": asked / target.kernels,
+        "relevant": target.relevant_count,
+        "kept": asked / target.relevant_count,
         "scored": sum(part.images for part in parts),
         "images": held.images,
         **fidelity_row(held, circuit),
@@ -265,7 +287,9 @@ def _summary(choice: CircuitOptions, parts: list[KernelScores], circuit: Circuit
 def fidelity_row(held: HeldOutImages, circuit: Circuit) -> dict[str, float]:
     """r and error of a circuit with their intervals, as columns of a table.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (evaluation)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (evaluation).
     """
     found = held.fidelity(circuit)
     r, error = found.r, found.error
@@ -280,9 +304,9 @@ def _fidelity_interval(draws: torch.Tensor) -> list[float]:
 def _curve(choice: CircuitOptions, saliency: KernelScores, held: HeldOutImages) -> pd.DataFrame:
     """Circuits of every size, all cut from the same scores; `made_for` is the size of scores that hold for one alone."""
     rows = []
-    made_for = choice.kernels(held.target) / held.target.kernels if criterion_named(choice.criterion).sized else float("nan")
+    made_for = choice.kernels(held.target) / held.target.relevant_count if criterion_named(choice.criterion).needs_size else float("nan")
     for share in CURVE_FRACTIONS:
-        if share * held.target.kernels < held.target.smallest:
+        if share * held.target.relevant_count < held.target.shortest_path:
             continue  # no path from the images is that short
         circuit = choice.circuit(saliency, float(share))
         rows.append({"kept": share, "made_for": made_for, "kernels": circuit.count, **fidelity_row(held, circuit), "images": held.images})
@@ -293,9 +317,12 @@ def _curve(choice: CircuitOptions, saliency: KernelScores, held: HeldOutImages) 
 def area_over_log_size(kept: Sequence[float], r: Sequence[float]) -> float:
     """Area under r over ln(kept), divided by the span of ln(kept): the mean of r over log sizes.
 
-    Sizes at which r is undefined count as 0: such a circuit computes a constant. Areas are comparable over the same sizes: `assess` takes
-    all of SIZES, and 0 where no path from the images is that short.
-    Source   trapezoid rule over ln(kept)
+    Sizes at which r is undefined count as 0: such a circuit computes a constant. Areas are comparable over the same sizes:
+    `evaluate_circuit` takes all of CURVE_FRACTIONS, and 0 where no path from the images is that short.
+
+    References
+    ----------
+    Trapezoid rule over ln(kept).
     """
     order = np.argsort(kept)
     x, y = np.log(np.asarray(kept, dtype=float)[order]), np.nan_to_num(np.asarray(r, dtype=float)[order], nan=0.0)
@@ -306,7 +333,7 @@ def _layers(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
     rows = []
     for depth, layer in enumerate(circuit):
         marks, relevant = circuit[layer], circuit.relevant[layer]
-        signs = None if saliency.signed is None else saliency.signed[layer][marks]
+        signs = None if saliency.signed_values is None else saliency.signed_values[layer][marks]
         rows.append(
             {
                 "site": layer,
@@ -323,15 +350,15 @@ def _layers(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
 
 def _channels(circuit: Circuit, target: LocatedFeature) -> pd.DataFrame:
     """Every channel of the circuit by the name it has everywhere in the library."""
-    feeds = np.zeros(target.wiring.size, dtype=np.int64)
-    for call in target.wiring.calls:
+    feeds = np.zeros(target.channel_graph.node_count, dtype=np.int64)
+    for call in target.channel_graph.calls:
         if call.layer in circuit:
             np.add.at(feeds, call.sources[circuit[call.layer].numpy()], 1)
-    for part in reversed(target.wiring.parts):
+    for part in reversed(target.channel_graph.operations):
         if isinstance(part, Merge):
             np.add.at(feeds, part.members, feeds[part.outputs][:, None])
     rows = []
-    for call in target.wiring.calls:
+    for call in target.channel_graph.calls:
         if call.layer not in circuit:
             continue
         reads = circuit[call.layer].sum(1).numpy()
@@ -344,15 +371,17 @@ def _channels(circuit: Circuit, target: LocatedFeature) -> pd.DataFrame:
 def kernel_table(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
     """One row for each kernel of a circuit, the strongest first.
 
-    Source   Hamblin, Konkle, Alvarez 2022; `effect` is the signed gate sum
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022; `effect` is the signed gate sum.
     """
-    target, rows = saliency.target, []
-    names = target.wiring.names()
-    for call in target.wiring.calls:
+    target, rows = saliency.feature, []
+    names = target.channel_graph.names()
+    for call in target.channel_graph.calls:
         if call.layer not in circuit:
             continue
         for row, column in circuit[call.layer].nonzero().tolist():
-            signed = float("nan") if saliency.signed is None else float(saliency.signed[call.layer][row, column])
+            signed = float("nan") if saliency.signed_values is None else float(saliency.signed_values[call.layer][row, column])
             values = {"saliency": float(saliency[call.layer][row, column]), "effect": signed}
             rows.append({"site": call.layer, "channel": row, "input": names[call.sources[row, column]], **values})
     frame = pd.DataFrame(rows, columns=["site", "channel", "input", "saliency", "effect"])

@@ -29,7 +29,9 @@ SPATIAL = {2, 3, -1, -2}
 def surviving_channels(circuit: Circuit, target: LocatedFeature) -> ChannelMask:
     """Channels of every step that the circuit's smaller network has; steps without an axis of channels are left out.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (extraction)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (extraction).
     """
     plan = _ChannelCut(circuit, target)
     changed = True
@@ -44,9 +46,11 @@ def surviving_channels(circuit: Circuit, target: LocatedFeature) -> ChannelMask:
 def effective_mask(circuit: Circuit, target: LocatedFeature) -> dict[str, torch.Tensor]:
     """Kernels of the masked network: those of the circuit, and those the feature's images never reach (constants pass them).
 
-    Source   Hamblin, Konkle, Alvarez 2022: biases and normalizations stay
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022: biases and normalizations stay.
     """
-    every = target.wiring.everything()
+    every = target.channel_graph.full_mask()
     return {
         layer: circuit[layer] | ~target.relevant[layer] if layer in target.relevant else torch.ones_like(marks)
         for layer, marks in every.items()
@@ -58,11 +62,11 @@ class _ChannelCut:
         self.graph = target.graph
         self.shapes = target.graph.shapes
         self.nodes = upstream(target.graph, target.step)
-        need = target.wiring.needed(effective_mask(circuit, target), target.seeds)
+        need = target.channel_graph.ancestors(effective_mask(circuit, target), target.feature_nodes)
         need[0] = True
         self.kept: ChannelMask = {}
         for node in self.nodes:
-            label = target.wiring.labels.get(node.name)
+            label = target.channel_graph.channel_nodes.get(node.name)
             shape = self.shapes.get(node.name, ())
             if len(shape) >= 2:
                 self.kept[node.name] = (
@@ -198,8 +202,14 @@ def extract_module(circuit: Circuit, target: LocatedFeature) -> StandaloneCircui
     Channels that nothing depends on are gone, masked kernels are zero in the rest. The result is compared with the masked
     network on noise before it is handed out.
 
-    Raises   MismatchError if it computes something else.
-    Source   Hamblin, Konkle, Alvarez 2022 (extraction)
+    Raises
+    ------
+    MismatchError
+        If it computes something else.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (extraction).
     """
     circuit = remove_dead_ends(circuit, target)
     kept = surviving_channels(circuit, target)
@@ -258,7 +268,9 @@ def _cut_module(target: LocatedFeature, node: fx.Node, kept: ChannelMask, kernel
 def torch_nn_class(module: nn.Module) -> type[nn.Module] | None:
     """The class of torch.nn that the module is, or does the same as; None if it has a forward pass of its own.
 
-    Source   definition
+    References
+    ----------
+    Definition.
     """
     for kind in type(module).__mro__:
         if vars(nn).get(kind.__name__) is kind:
@@ -309,8 +321,8 @@ def _compare(small: StandaloneCircuit, circuit: Circuit, target: LocatedFeature)
     shape = target.graph.shapes[target.graph.inputs[0]][1:]
     like = next(target.model.parameters())
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(like)
-    with eval_mode(target.model), target.without((~circuit).marks):
-        expected = target.map(noise)
+    with eval_mode(target.model), target.ablated((~circuit).masks):
+        expected = target.feature_map(noise)
     received = small(noise).reshape(len(noise), -1)
     error = (received - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     if not float(error) < TOLERANCE:

@@ -62,7 +62,10 @@ class Feature:
     def parse(cls, text: "str | Feature") -> "Feature":
         """Read the text form; a vector's file is read as well.
 
-        Raises   InputError if the text is not a feature or the file is not one vector.
+        Raises
+        ------
+        InputError
+            If the text is not a feature or the file is not one vector.
         """
         if isinstance(text, Feature):
             return text
@@ -103,7 +106,10 @@ class Feature:
     def places(self, values: Float[Tensor, "images positions"], spatial: tuple[int, ...]) -> Int[Tensor, "images chosen"]:
         """Flat index of the positions that count, for each image; ties of the maximum go to the first.
 
-        spatial   sizes of the position axes; () for a layer without any
+        Parameters
+        ----------
+        spatial
+            Sizes of the position axes; () for a layer without any.
         """
         count = values.shape[1]
         if self.positions == "max":

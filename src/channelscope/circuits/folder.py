@@ -39,10 +39,19 @@ PROPERTIES = {"shape", "device", "dtype", "ndim"}
 def save_circuit(folder: Path, circuit: Circuit, small: StandaloneCircuit, about: dict[str, Any] | None = None) -> None:
     """Write the circuit and its stand-alone module into a folder.
 
-    about   further facts for the reader, such as the hash of the network's weights; plain JSON values
+    Parameters
+    ----------
+    about
+        Further facts for the reader, such as the hash of the network's weights; plain JSON values.
 
-    Raises   InputError if a step cannot be written down.
-    Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
+    Raises
+    ------
+    InputError
+        If a step cannot be written down.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's.
     """
     steps = [_step(node) for node in small.body.graph.nodes]
     modules = {str(n.target): _module(str(n.target), small.body) for n in small.body.graph.nodes if n.op == "call_module"}
@@ -64,8 +73,14 @@ def save_circuit(folder: Path, circuit: Circuit, small: StandaloneCircuit, about
 def load_circuit(folder: str | Path) -> tuple[Circuit, StandaloneCircuit, dict[str, Any]]:
     """The circuit, its stand-alone module and the further facts of a folder.
 
-    Raises   FormatError if the files are missing, damaged, of another format, or call anything but tensor functions.
-    Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
+    Raises
+    ------
+    FormatError
+        If the files are missing, damaged, of another format, or call anything but tensor functions.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's.
     """
     folder = Path(folder)
     recipe = _json(folder)
@@ -83,8 +98,14 @@ def load_circuit(folder: str | Path) -> tuple[Circuit, StandaloneCircuit, dict[s
 def load_mask(folder: Path) -> Circuit:
     """The kernels of a circuit on disk, without its module.
 
-    Raises   FormatError if the file is missing, damaged or of another format.
-    Source   Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's
+    Raises
+    ------
+    FormatError
+        If the file is missing, damaged or of another format.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's.
     """
     try:
         return Circuit.from_dict(_json(folder)["circuit"])

@@ -32,7 +32,7 @@ KernelCriterion = Callable[[Points, Points, ConvGeometry], "Tensor | tuple[Tenso
 class KernelScores:
     """One number per relevant kernel, ≥ 0; sums over images, so that saliencies of disjoint image sets add up."""
 
-    target: LocatedFeature
+    feature: LocatedFeature
     """the feature and its network"""
     criterion: str
     """how it was measured"""
@@ -40,7 +40,7 @@ class KernelScores:
     """layer → float64, 0 at kernels that are not relevant"""
     images: int
     """how many images were summed over"""
-    signed: Mapping[str, Float[Tensor, "outputs inputs"]] | None = None
+    signed_values: Mapping[str, Float[Tensor, "outputs inputs"]] | None = None
     """layer → summed effect with its sign: positive kernels drive the feature, negative ones hold it down"""
     inside: Circuit | None = None
     """circuit whose kernels alone were scored, and alone may be selected; None for all relevant ones"""
@@ -49,17 +49,19 @@ class KernelScores:
         """Refuse numbers that cannot be ranked."""
         for layer, values in self.values.items():
             if not bool(values.isfinite().all()):
-                raise NumericError(f"saliency ({self.criterion}) of {self.target.feature} at {layer} is not finite: check the images")
+                raise NumericError(f"saliency ({self.criterion}) of {self.feature.feature} at {layer} is not finite: check the images")
 
     def __add__(self, other: "KernelScores") -> "KernelScores":
         """Saliency over the union of two disjoint image sets."""
-        if self.target is not other.target or self.criterion != other.criterion or self.inside != other.inside:
+        if self.feature is not other.feature or self.criterion != other.criterion or self.inside != other.inside:
             raise MismatchError("cannot add saliencies of different features, networks or criteria")
         return replace(
             self,
             values={layer: values + other.values[layer] for layer, values in self.values.items()},
             images=self.images + other.images,
-            signed=None if self.signed is None or other.signed is None else {n: v + other.signed[n] for n, v in self.signed.items()},
+            signed_values=None
+            if self.signed_values is None or other.signed_values is None
+            else {n: v + other.signed_values[n] for n, v in self.signed_values.items()},
         )
 
     def __getitem__(self, layer: str) -> Float[Tensor, "outputs inputs"]:
@@ -69,7 +71,7 @@ class KernelScores:
     @property
     def eligible(self) -> Mapping[str, Tensor]:
         """Layer → bool (outputs, inputs): the kernels that were scored."""
-        return self.target.relevant if self.inside is None else self.inside.marks
+        return self.feature.relevant if self.inside is None else self.inside.masks
 
     @property
     def kernels(self) -> int:
@@ -78,14 +80,16 @@ class KernelScores:
 
     def ranked(self) -> Float[Tensor, "kernels"]:
         """As `flat`, with −inf at kernels that were not scored: places from the largest value to the smallest leave them to the end."""
-        values = [torch.where(self.eligible[layer], self.values[layer], -torch.inf)[marks] for layer, marks in self.target.relevant.items()]
+        values = [
+            torch.where(self.eligible[layer], self.values[layer], -torch.inf)[marks] for layer, marks in self.feature.relevant.items()
+        ]
         return torch.cat(values)
 
-    def flat(self) -> Float[Tensor, "kernels"]:
+    def flatten(self) -> Float[Tensor, "kernels"]:
         """Values of the relevant kernels, layer by layer in execution order, then by output and input channel."""
-        return torch.cat([self.values[layer][marks] for layer, marks in self.target.relevant.items()])
+        return torch.cat([self.values[layer][marks] for layer, marks in self.feature.relevant.items()])
 
-    def normalized(self, norm: Literal["none", "l1", "l2"] = "none") -> "KernelScores":
+    def normalized_by_layer(self, norm: Literal["none", "l1", "l2"] = "none") -> "KernelScores":
         """Values of each layer divided by their sum (l1) or Euclidean norm (l2); a layer of zeros stays as it is."""
         if norm == "none":
             return self
@@ -123,17 +127,23 @@ Batch = tuple[Tensor, Tensor]
 def with_positions(target: LocatedFeature, images) -> list[Batch]:
     """Batches with the positions that count in each image, by the unmasked network.
 
-    Raises   TracingError if the traced pass has other gradients than the network.
-    Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
+    Raises
+    ------
+    TracingError
+        If the traced pass has other gradients than the network.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (rule for positions).
     """
     if not target.slope_error < SLOPES:
         raise TracingError(
             f"feature {target.feature}: expected the network's own gradients from the traced pass, received others (relative difference "
-            f"{target.slope_error:.2g}): a step has a backward pass of its own. Write y = f(x) that lets gradients through as "
-            "x + (f(x) - x).detach(), or use criterion magnitude"
+            f"{target.slope_error:.2g}): a hook on a tensor (register_hook) changes them. Write it as a torch.autograd.Function, "
+            "or use criterion magnitude"
         )
     with eval_mode(target.model):
-        return [(pictures, target.chosen(pictures)) for pictures in images]
+        return [(pictures, target.selected_positions(pictures)) for pictures in images]
 
 
 def layer_gradients(
@@ -145,9 +155,11 @@ def layer_gradients(
 ) -> list[tuple[str, Tensor, Tensor]]:
     """For every use of every relevant layer: the layer, its inputs X, and the gradient G of the feature at its outputs.
 
-    Source   Hamblin, Konkle, Alvarez 2022; G = dJ_b/dz
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022; G = dJ_b/dz.
     """
-    calls = [call for call in target.wiring.calls if call.layer in target.relevant]
+    calls = [call for call in target.channel_graph.calls if call.layer in target.relevant]
     ins = tuple(target.graph.nodes[call.step].all_input_nodes[0].name for call in calls)
     outs = tuple(call.step for call in calls)
     with torch.enable_grad():
@@ -171,10 +183,12 @@ def score_batches(
 
     Kernels that are masked are scored as well, for they may come back.
 
-    Source   Hamblin, Konkle, Alvarez 2022; along a path, Sundararajan, Taly, Yan 2017 (integrated gradients); checked by
-             tests/pencil_circuits.py::integrated_gates
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022; along a path, Sundararajan, Taly, Yan 2017 (integrated gradients); checked by
+    tests/pencil_circuits.py::integrated_gates.
     """
-    own, allowed = target.weights(), how.inside.marks if how.inside else target.relevant
+    own, allowed = target.original_weights(), how.inside.masks if how.inside else target.relevant
     if how.inside is not None:
         limits = {layer: how.inside[layer] | ~relevant for layer, relevant in target.relevant.items()}
         marks = limits if marks is None else {layer: marks[layer] & limits[layer] for layer in limits}
@@ -231,7 +245,9 @@ def _pieces(batches: list[Batch], how: GradientOptions, criterion: str) -> list[
 def broadcast_mask(marks: Tensor, weight: Tensor) -> Tensor:
     """Marks of kernels as numbers that multiply a weight.
 
-    Source   definition
+    References
+    ----------
+    Definition.
     """
     return marks.to(weight).view(*marks.shape, *[1] * (weight.dim() - 2))
 
@@ -239,6 +255,8 @@ def broadcast_mask(marks: Tensor, weight: Tensor) -> Tensor:
 def masked_scores(allowed: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """On the CPU, zero at kernels that are not among the allowed.
 
-    Source   definition
+    References
+    ----------
+    Definition.
     """
     return {layer: torch.where(marks, values[layer].cpu(), 0.0) for layer, marks in allowed.items()}

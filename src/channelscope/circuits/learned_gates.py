@@ -41,10 +41,16 @@ def hard_concrete(odds: Float[Tensor, "..."], noise: Float[Tensor, "..."]) -> Fl
 
         s = σ((ln u − ln(1 − u) + ln α)/β),  m = min(1, max(0, s (ζ − γ) + γ))
 
-    odds     ln α
-    noise    u, uniform in (0, 1)
+    Parameters
+    ----------
+    odds
+        Ln α.
+    noise
+        U, uniform in (0, 1).
 
-    Source   Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::opening
+    References
+    ----------
+    Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::opening.
     """
     s = torch.sigmoid((noise.log() - (-noise).log1p() + odds) / TEMPERATURE)
     low, high = STRETCH
@@ -54,7 +60,9 @@ def hard_concrete(odds: Float[Tensor, "..."], noise: Float[Tensor, "..."]) -> Fl
 def open_probability(odds: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Probability that a gate is not zero: σ(ln α − β ln(−γ/ζ)), the expected L0.
 
-    Source   Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::openness
+    References
+    ----------
+    Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::openness.
     """
     low, high = STRETCH
     return torch.sigmoid(odds - TEMPERATURE * math.log(-low / high))
@@ -78,10 +86,12 @@ def learned_gates(
     are open at first, none is out of reach of a gradient, and the penalty closes the rest. With `inside`, the gates of all kernels
     outside that circuit are closed and do not count.
 
-    Source   this library, with the gates of Louizos, Welling, Kingma 2018
+    References
+    ----------
+    This library, with the gates of Louizos, Welling, Kingma 2018.
     """
     how = how or GateTraining()
-    values = start.flat()
+    values = start.flatten()
     threshold = float(values.sort(descending=True).values[keep - 1])
     odds = (
         (values / threshold).log().clamp(-MAX_INITIAL_LOG_ALPHA, MAX_INITIAL_LOG_ALPHA)
@@ -92,9 +102,10 @@ def learned_gates(
     optimizer = torch.optim.Adam([odds], lr=how.rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
     source = torch.Generator().manual_seed(how.seed)
-    counted = torch.cat([(target.relevant if inside is None else inside.marks)[layer][m] for layer, m in target.relevant.items()])
+    counted = torch.cat([(target.relevant if inside is None else inside.masks)[layer][m] for layer, m in target.relevant.items()])
     own = {
-        layer: weight if inside is None else weight * broadcast_mask(inside[layer], weight) for layer, weight in target.weights().items()
+        layer: weight if inside is None else weight * broadcast_mask(inside[layer], weight)
+        for layer, weight in target.original_weights().items()
     }
     with eval_mode(target.model), torch.enable_grad():
         truth = [_chosen(target, images, places, None) for images, places in batches]
@@ -110,12 +121,12 @@ def learned_gates(
             optimizer.step()
             falling.step()
     found = _ranked(target, odds.detach(), start)
-    return found if inside is None else replace(found, values=masked_scores(inside.marks, found.values), inside=inside)
+    return found if inside is None else replace(found, values=masked_scores(inside.masks, found.values), inside=inside)
 
 
 def _chosen(target: LocatedFeature, images: Tensor, places: Tensor, weights: dict[str, Tensor] | None) -> Tensor:
     with torch.set_grad_enabled(weights is not None):
-        return target.map(images, weights).gather(1, places)
+        return target.feature_map(images, weights).gather(1, places)
 
 
 def _gated(target: LocatedFeature, own: dict[str, Tensor], gates: Tensor) -> dict[str, Tensor]:
@@ -136,4 +147,4 @@ def _ranked(target: LocatedFeature, odds: Tensor, start: KernelScores) -> Kernel
         size = int(marks.sum())
         values[layer] = torch.zeros(marks.shape, dtype=torch.float64).masked_scatter_(marks, flat[begin : begin + size])
         begin += size
-    return KernelScores(target, "learned", values, start.images, start.signed)
+    return KernelScores(target, "learned", values, start.images, start.signed_values)

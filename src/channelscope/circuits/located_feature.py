@@ -45,7 +45,7 @@ class LocatedFeature:
     """the step whose value holds the feature"""
     axis: int
     """which axis of that value holds the channels, counted without the batch"""
-    wiring: ChannelGraph = field(repr=False)
+    channel_graph: ChannelGraph = field(repr=False)
     """channels and kernels upstream of the step"""
     relevant: KernelMask = field(repr=False)
     """layer → bool (outputs, inputs): kernels on a path from the images to the feature"""
@@ -61,19 +61,19 @@ class LocatedFeature:
         return tuple(self.relevant)
 
     @property
-    def kernels(self) -> int:
+    def relevant_count(self) -> int:
         """Number of relevant kernels."""
         return sum(int(marks.sum()) for marks in self.relevant.values())
 
     @property
-    def seeds(self) -> np.ndarray:
+    def feature_nodes(self) -> np.ndarray:
         """Nodes of the wiring that make the feature."""
-        return self.wiring.target[list(self.feature.channels)]
+        return self.channel_graph.output_nodes[list(self.feature.channels)]
 
     @cached_property
-    def smallest(self) -> int:
+    def shortest_path(self) -> int:
         """Number of kernels on the shortest path from the images to the feature."""
-        return int(self.wiring.hops()[self.seeds].min())
+        return int(self.channel_graph.distances()[self.feature_nodes].min())
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +81,7 @@ class LocatedFeature:
         return next(self.model.parameters()).device
 
     @cached_property
-    def memory(self) -> torch.memory_format:
+    def memory_format(self) -> torch.memory_format:
         """How images lie in memory: channels last, in which pooling and convolutions are quicker, unless the network cannot view it so."""
         shape = self.graph.shapes[self.graph.inputs[0]][1:]
         if len(shape) != len(IMAGE):
@@ -89,7 +89,7 @@ class LocatedFeature:
         trial = torch.zeros(2, *shape).to(next(self.model.parameters())).contiguous(memory_format=torch.channels_last)
         try:
             with eval_mode(self.model), torch.no_grad():
-                self.graph.run(trial, want=(self.step,), pure=True)
+                self.graph.run(trial, outputs=(self.step,), out_of_place=True)
         except RuntimeError:  # a view that takes rows and columns for one axis
             return torch.contiguous_format
         return torch.channels_last
@@ -98,8 +98,7 @@ class LocatedFeature:
     def slope_error(self) -> float:
         """How far the traced pass's gradient of the feature to the images is from the network's own, on noise; relative, 0 if they agree.
 
-        A function with a backward pass of its own (rounding that lets gradients through) is followed by its forward pass, whose gradient
-        is another.
+        A hook that changes the gradient of a tensor is no step of the recorded pass, whose gradient is then another.
         """
         shape = self.graph.shapes[self.graph.inputs[0]][1:]
         noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(next(self.model.parameters()))
@@ -111,7 +110,7 @@ class LocatedFeature:
                 own = noise.clone().requires_grad_()
                 self.model(own)
                 followed = noise.clone().requires_grad_()
-                values = seen[0], self.graph.run(followed, want=(self.step,), pure=True)[0]
+                values = seen[0], self.graph.run(followed, outputs=(self.step,), out_of_place=True)[0]
                 slopes = [
                     torch.autograd.grad(self.feature.map(value, self.axis).sum(), images, allow_unused=True, materialize_grads=True)[0]
                     for value, images in zip(values, (own, followed), strict=True)
@@ -121,53 +120,58 @@ class LocatedFeature:
         size = max(float(each.abs().max()) for each in slopes)
         return float((slopes[0] - slopes[1]).abs().max()) / size if size else 0.0
 
-    def batches(self, images: Tensor | Iterable) -> Iterator[Float[Tensor, "images C H W"]]:
+    def image_batches(self, images: Tensor | Iterable) -> Iterator[Float[Tensor, "images C H W"]]:
         """Images as the network runs them quickest: on its device, few at a time, laid out as `memory` says.
 
-        Raises   SampleError if there are none.
+        Raises
+        ------
+        SampleError
+            If there are none.
         """
         for pictures in image_batches(images, self.device):
             for part in pictures.split(max(1, min(MAX_BATCH, PIXELS // max(1, pictures[0, 0].numel())))):
-                yield part.contiguous(memory_format=self.memory)
+                yield part.contiguous(memory_format=self.memory_format)
 
-    def everything(self) -> dict[str, Tensor]:
+    def full_mask(self) -> dict[str, Tensor]:
         """Marks of all kernels of the relevant layers."""
         return {layer: torch.ones_like(marks) for layer, marks in self.relevant.items()}
 
-    def weights(self) -> dict[str, Tensor]:
+    def original_weights(self) -> dict[str, Tensor]:
         """The relevant layers' weights, detached; they stay as they are when the network is masked."""
         return {layer: self.graph.modules[layer].weight.detach() for layer in self.relevant}  # type: ignore[union-attr,operator]
 
     def run(self, images: Tensor, want: tuple[str, ...], weights: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
         """Values of some steps, with other `weights` in the place of some layers' own if they are given."""
         if weights is None:
-            return self.graph.run(images, want=want, pure=True)
+            return self.graph.run(images, outputs=want, out_of_place=True)
         named = {f"model.{layer}.weight": weight for layer, weight in weights.items()}
         return functional_call(_TracedModule(self.graph), named, (images, want))
 
-    def map(self, images: Float[Tensor, "images C H W"], weights: Mapping[str, Tensor] | None = None) -> Float[Tensor, "images positions"]:
+    def feature_map(
+        self, images: Float[Tensor, "images C H W"], weights: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "images positions"]:
         """The feature at every position, of the network as it is now or with other weights."""
         return self.feature.map(self.run(images, (self.step,), weights)[0], self.axis)
 
-    def places(self, values: Float[Tensor, "images positions"]) -> Int[Tensor, "images chosen"]:
+    def positions_of(self, values: Float[Tensor, "images positions"]) -> Int[Tensor, "images chosen"]:
         """The positions that count, by the feature's rule, as flat indices."""
-        return self.feature.places(values, self.spatial)
+        return self.feature.places(values, self.spatial_shape)
 
-    def chosen(self, images: Tensor) -> Int[Tensor, "images chosen"]:
+    def selected_positions(self, images: Tensor) -> Int[Tensor, "images chosen"]:
         """The positions that count in some images; only the maximum needs a pass."""
         if self.feature.positions == "max":
-            return self.places(self.map(images))
-        return self.places(torch.empty(len(images), math.prod(self.spatial), device=images.device))
+            return self.positions_of(self.feature_map(images))
+        return self.positions_of(torch.empty(len(images), math.prod(self.spatial_shape), device=images.device))
 
     @property
-    def spatial(self) -> tuple[int, ...]:
+    def spatial_shape(self) -> tuple[int, ...]:
         """Sizes of the position axes."""
         shape = list(self.graph.shapes[self.step][1:])
         del shape[self.axis]
         return tuple(shape)
 
     @contextmanager
-    def without(self, marks: KernelMask) -> Iterator[None]:
+    def ablated(self, marks: KernelMask) -> Iterator[None]:
         """While inside, the network is in evaluation mode and the marked kernels are zero."""
         with eval_mode(self.model), zero_kernels(self.model, Subset(dict(marks))):
             yield
@@ -182,18 +186,31 @@ class _TracedModule(nn.Module):
         self.graph = graph
 
     def forward(self, images: Tensor, want: tuple[str, ...]) -> tuple[Tensor, ...]:
-        return self.graph.run(images, want=want, pure=True)
+        return self.graph.run(images, outputs=want, out_of_place=True)
 
 
 def locate_feature(model: nn.Module | Graph, feature: Feature | str, example: Tensor | None = None) -> LocatedFeature:
     """Find a feature in a network, with everything it depends on.
 
-    example   a batch of at least one image, to trace the network with; not needed for a `Graph`
+    Parameters
+    ----------
+    example
+        A batch of at least one image, to trace the network with; not needed for a `Graph`.
 
-    Raises   SiteError, with near matches, if there is no such layer; InputError if it has no such channel or position;
-             ShapeError if its values have no axis of channels;
-             TracingError if the forward pass cannot be followed.
-    Source   Hamblin, Konkle, Alvarez 2022 (relevant kernels)
+    Raises
+    ------
+    SiteError
+        With near matches, if there is no such layer.
+    InputError
+        If it has no such channel or position.
+    ShapeError
+        If its values have no axis of channels.
+    TracingError
+        If the forward pass cannot be followed.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (relevant kernels).
     """
     feature = Feature.parse(feature)
     if not isinstance(model, Graph):
@@ -208,7 +225,7 @@ def locate_feature(model: nn.Module | Graph, feature: Feature | str, example: Te
     axis = wiring.axis
     blank = torch.zeros(1, *shape)
     feature.places(feature.map(blank, axis), tuple(size for place, size in enumerate(shape) if place != axis))
-    marks = wiring.through(wiring.everything(), wiring.target[list(feature.channels)])
+    marks = wiring.on_paths_to(wiring.full_mask(), wiring.output_nodes[list(feature.channels)])
     relevant = {layer: kernels for layer, kernels in marks.items() if bool(kernels.any())}
     if not relevant:
         raise InputError(f"feature {feature}: no kernel leads from the images to it; it is made of constants")
@@ -234,8 +251,16 @@ def _feature_step(graph: Graph, feature: Feature) -> fx.Node:
 def image_batches(images: Tensor | Iterable, device: torch.device | str = "cpu") -> Iterator[Float[Tensor, "images C H W"]]:
     """Batches of images on a device, from a tensor of all images or from any batches that data/batches.py reads.
 
-    Raises   SampleError if there are none, DataError for a batch that cannot be read.
-    Source   the library's convention for batches
+    Raises
+    ------
+    SampleError
+        If there are none.
+    DataError
+        For a batch that cannot be read.
+
+    References
+    ----------
+    The library's convention for batches.
     """
     count = 0
     for batch in images.split(MAX_BATCH) if isinstance(images, Tensor) else images:
@@ -250,8 +275,14 @@ def image_batches(images: Tensor | Iterable, device: torch.device | str = "cpu")
 def activation_range(target: LocatedFeature, images: Tensor | Iterable) -> tuple[float, float]:
     """Smallest and largest value of the feature over some images, where its consumers see it (after its own activation).
 
-    Raises   SampleError if the feature is the same everywhere: it never activates on these images.
-    Source   Hamblin, Konkle, Alvarez 2022; cut points as in docs/how-it-works.md
+    Raises
+    ------
+    SampleError
+        If the feature is the same everywhere: it never activates on these images.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022; cut points as in docs/how-it-works.md.
     """
     return value_range(target, [seen for *_, seen in feature_values(target, images)])
 
@@ -259,8 +290,14 @@ def activation_range(target: LocatedFeature, images: Tensor | Iterable) -> tuple
 def value_range(target: LocatedFeature, values: list[Tensor]) -> tuple[float, float]:
     """Smallest and largest of the feature's values, batch by batch.
 
-    Raises   SampleError if they are all the same.
-    Source   definition
+    Raises
+    ------
+    SampleError
+        If they are all the same.
+
+    References
+    ----------
+    Definition.
     """
     low, high = min(float(each.min()) for each in values), max(float(each.max()) for each in values)
     if not low < high:
@@ -272,13 +309,19 @@ def value_range(target: LocatedFeature, values: list[Tensor]) -> tuple[float, fl
 def feature_values(target: LocatedFeature, images: Tensor | Iterable) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Batches of images, the positions that count, the feature there, and what its consumers see of it there; one pass.
 
-    Raises   SampleError without images.
-    Source   Hamblin, Konkle, Alvarez 2022 (rule for positions)
+    Raises
+    ------
+    SampleError
+        Without images.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (rule for positions).
     """
     site = next((site for site in sites_of(target.graph) if site.name == target.feature.layer), None)
     with eval_mode(target.model):
-        for pictures in target.batches(images):
-            read, cut = target.graph.run(pictures, want=(target.step, site.cut if site else target.step), pure=True)
+        for pictures in target.image_batches(images):
+            read, cut = target.graph.run(pictures, outputs=(target.step, site.activation if site else target.step), out_of_place=True)
             maps = target.feature.map(read, target.axis)
-            places = target.places(maps)
+            places = target.positions_of(maps)
             yield pictures, places, maps.gather(1, places), target.feature.map(cut, target.axis).gather(1, places)

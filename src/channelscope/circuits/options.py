@@ -55,28 +55,36 @@ class CircuitOptions:
     def kernels(self, target: LocatedFeature) -> int:
         """Size of the circuit.
 
-        Raises   BudgetError, with the smallest size there is, if no path from the images to the feature fits.
+        Raises
+        ------
+        BudgetError
+            With the smallest size there is, if no path from the images to the feature fits.
         """
         wanted = kernel_count(target, parse_keep(self.keep))
-        if wanted < target.smallest:
+        if wanted < target.shortest_path:
             raise BudgetError(
-                f"feature {target.feature}: keep={self.keep} is {wanted} of {target.kernels:,} kernels, and no path from the images "
-                f"is that short; the smallest circuit has {target.smallest} kernels (a fraction of {target.smallest / target.kernels:.2g})"
+                f"feature {target.feature}: keep={self.keep} is {wanted} of {target.relevant_count:,} kernels, and no path from the images "
+                f"is that short; the smallest circuit has {target.shortest_path} kernels "
+                f"(a fraction of {target.shortest_path / target.relevant_count:.2g})"
             )
         return wanted
 
     def parts(self, target: LocatedFeature, images: Tensor | Iterable, seed: int = 0, inside: Circuit | None = None) -> list[KernelScores]:
         """Saliencies of groups of images, which add up: up to 16, the batches as given for snip_batch, and a single one
+
         where a criterion needs all images at once.
 
-        inside  score in the network that has only these of the relevant kernels; the others score 0
+        Parameters
+        ----------
+        inside
+            Score in the network that has only these of the relevant kernels; the others score 0.
         """
         if self.criterion in ("magnitude", "random"):
             return [self._scored(target, images, seed, inside)]
         if self.criterion == "snip_batch":
             return [self._scored(target, batch, seed, inside) for batch in image_batches(images, target.device)]
-        pictures = list(target.batches(images))
-        if criterion_named(self.criterion).sized:
+        pictures = list(target.image_batches(images))
+        if criterion_named(self.criterion).needs_size:
             return [self._scored(target, pictures, seed, inside)]
         together = torch.cat(pictures)
         step = max(1, -(-len(together) // SHARDS))
@@ -84,7 +92,7 @@ class CircuitOptions:
 
     def scored(self, target: LocatedFeature, images: Tensor | Iterable, seed: int = 0) -> KernelScores:
         """Saliency over all images at once: the sum of the parts, normalized as asked."""
-        return self._scored(target, images, seed, None).normalized(self.layer_norm)
+        return self._scored(target, images, seed, None).normalized_by_layer(self.layer_norm)
 
     def _scored(self, target: LocatedFeature, images: Tensor | Iterable, seed: int, inside: Circuit | None) -> KernelScores:
         size = self.kernels(target)
@@ -92,11 +100,11 @@ class CircuitOptions:
 
     def saliency(self, parts: list[KernelScores]) -> KernelScores:
         """The sum of the parts, normalized as asked."""
-        return fold(add, parts).normalized(self.layer_norm)
+        return fold(add, parts).normalized_by_layer(self.layer_norm)
 
     def circuit(self, saliency: KernelScores, keep: int | float | None = None) -> Circuit:
         """The kernels that are kept, dead ends dropped; of another size if one is given."""
-        target = saliency.target
+        target = saliency.feature
         wanted = self.kernels(target) if keep is None else keep
         return remove_dead_ends((connected_top_k if self.live else top_k)(saliency, wanted), target, self.dead_ends)
 
@@ -107,15 +115,21 @@ class CircuitOptions:
         shares = []
         for weights in bootstrap_counts(len(parts), DRAWS, seed).tolist():
             drawn = [part for part, times in zip(parts, weights, strict=True) for _ in range(int(times))]
-            shares.append(circuit.overlap(self.circuit(self.saliency(drawn)))[""])
+            shares.append(circuit.iou(self.circuit(self.saliency(drawn)))[""])
         return torch.tensor(shares, dtype=torch.float64)
 
 
 def parse_keep(text: str) -> float | int:
     """'0.1' is a fraction of the relevant kernels, '210' a number of kernels.
 
-    Raises   BudgetError if it is neither.
-    Source   Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept
+    Raises
+    ------
+    BudgetError
+        If it is neither.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept.
     """
     if re.fullmatch(r"\d+", text.strip()):
         return int(text)

@@ -20,28 +20,40 @@ ROUNDS = 10
 def kernel_count(target: LocatedFeature, keep: float | int) -> int:
     """Number of kernels meant by `keep`: a number of kernels if it is whole, else a fraction of the relevant ones (at least 1).
 
-    Raises   BudgetError if it is neither from 1 to the number of relevant kernels nor a fraction above 0 and up to 1.
-    Source   Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept
+    Raises
+    ------
+    BudgetError
+        If it is neither from 1 to the number of relevant kernels nor a fraction above 0 and up to 1.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept.
     """
-    if isinstance(keep, Integral) and not isinstance(keep, bool) and 1 <= keep <= target.kernels:
+    if isinstance(keep, Integral) and not isinstance(keep, bool) and 1 <= keep <= target.relevant_count:
         return int(keep)
     if isinstance(keep, float) and 0 < keep <= 1:
-        return max(1, round(keep * target.kernels))
-    raise BudgetError(f"keep: expected 1 to {target.kernels} kernels or a fraction above 0 and up to 1.0, received {keep!r}")
+        return max(1, round(keep * target.relevant_count))
+    raise BudgetError(f"keep: expected 1 to {target.relevant_count} kernels or a fraction above 0 and up to 1.0, received {keep!r}")
 
 
 def top_k(saliency: KernelScores, keep: float | int) -> Circuit:
     """Exactly so many kernels with the largest saliency; among equals the first in execution order.
 
-    Raises   BudgetError if fewer kernels were scored.
-    Source   Hamblin, Konkle, Alvarez 2022 (selection)
+    Raises
+    ------
+    BudgetError
+        If fewer kernels were scored.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (selection).
     """
-    return _from_ranking(saliency.target, score_order(saliency.ranked())[: _room(saliency, keep)])
+    return _from_ranking(saliency.feature, score_order(saliency.ranked())[: _room(saliency, keep)])
 
 
 def _room(saliency: KernelScores, keep: float | int) -> int:
     """Number of kernels meant by `keep`; refused where a circuit that they were scored inside has fewer."""
-    wanted = kernel_count(saliency.target, keep)
+    wanted = kernel_count(saliency.feature, keep)
     if wanted > saliency.kernels:
         raise BudgetError(f"keep: {wanted} kernels, and the circuit that they were scored inside has {saliency.kernels}: keep fewer")
     return wanted
@@ -50,22 +62,30 @@ def _room(saliency: KernelScores, keep: float | int) -> int:
 def top_share(saliency: KernelScores, share: float) -> Circuit:
     """The fewest kernels whose saliencies reach a share of the total.
 
-    Raises   BudgetError if the share is not above 0 and up to 1, or all saliencies are zero.
-    Source   Hamblin, Konkle, Alvarez 2022 (selection)
+    Raises
+    ------
+    BudgetError
+        If the share is not above 0 and up to 1, or all saliencies are zero.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (selection).
     """
-    flat = saliency.flat()
+    flat = saliency.flatten()
     if not 0 < share <= 1 or not bool(flat.sum() > 0):
         raise BudgetError(f"share: expected above 0 and up to 1 of a positive total, received {share} of {float(flat.sum()):.4g}")
     ranked = score_order(flat)
     sums = flat[ranked].cumsum(0)
     enough = int((sums < share * sums[-1]).sum()) + 1
-    return _from_ranking(saliency.target, ranked[:enough])
+    return _from_ranking(saliency.feature, ranked[:enough])
 
 
 def score_order(values: Float[Tensor, "kernels"]) -> Tensor:
     """Places from the largest value to the smallest; equals stay in order.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (stable tie-break)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (stable tie-break).
     """
     return values.sort(descending=True, stable=True).indices
 
@@ -73,7 +93,9 @@ def score_order(values: Float[Tensor, "kernels"]) -> Tensor:
 def geometric_schedule(kernels: int, keep: int, rounds: int = ROUNDS) -> list[int]:
     """Kernels kept after each round: k_t = ⌈exp((t/T) ln k + (1 − t/T) ln N)⌉, and k itself at the end.
 
-    Source   de Jorge et al. 2021 (FORCE), rounded up so that the last is k; checked by tests/pencil_circuits.py::schedule
+    References
+    ----------
+    De Jorge et al. 2021 (FORCE), rounded up so that the last is k; checked by tests/pencil_circuits.py::schedule.
     """
     steps = [t / rounds for t in range(1, rounds)]
     sizes = [math.exp(step * math.log(keep) + (1 - step) * math.log(kernels)) for step in steps]
@@ -82,14 +104,14 @@ def geometric_schedule(kernels: int, keep: int, rounds: int = ROUNDS) -> list[in
 
 def _from_ranking(target: LocatedFeature, places: Tensor) -> Circuit:
     """The circuit of some places in the flat order of relevant kernels."""
-    flat = torch.zeros(target.kernels, dtype=torch.bool)
+    flat = torch.zeros(target.relevant_count, dtype=torch.bool)
     flat[places] = True
     marks, start = {}, 0
     for layer, relevant in target.relevant.items():
         size = int(relevant.sum())
         marks[layer] = torch.zeros_like(relevant).masked_scatter_(relevant, flat[start : start + size])
         start += size
-    return Circuit.of_target(target, marks)
+    return Circuit.of_feature(target, marks)
 
 
 def connected_top_k(saliency: KernelScores, keep: float | int) -> Circuit:
@@ -99,12 +121,18 @@ def connected_top_k(saliency: KernelScores, keep: float | int) -> Circuit:
     lead to that channel come with it, as far as the budget has room.
     Exactly so many kernels, or the few less that the last paths leave over.
 
-    Raises   BudgetError, with the smallest size there is, if no path from the images fits.
-    Source   this library
+    Raises
+    ------
+    BudgetError
+        With the smallest size there is, if no path from the images fits.
+
+    References
+    ----------
+    This library.
     """
-    target, budget = saliency.target, _room(saliency, keep)
+    target, budget = saliency.feature, _room(saliency, keep)
     growth = _PathGrowth(saliency)
-    smallest = growth.hops[target.seeds].min()
+    smallest = growth.hops[target.feature_nodes].min()
     if not np.isfinite(smallest):
         raise BudgetError(f"feature {target.feature}: no path from the images lies inside the circuit that kernels were scored inside")
     if budget < smallest:
@@ -112,42 +140,42 @@ def connected_top_k(saliency: KernelScores, keep: float | int) -> Circuit:
             f"feature {target.feature}: no path from the images has {budget} kernels; the smallest circuit has {int(smallest)}"
         )
     growth.run(budget)
-    return Circuit.of_target(target, {layer: torch.from_numpy(taken) for layer, taken in growth.taken.items()})
+    return Circuit.of_feature(target, {layer: torch.from_numpy(taken) for layer, taken in growth.taken.items()})
 
 
 class _PathGrowth:
     """A circuit being grown; `live` nodes are on a path from the images to the feature."""
 
     def __init__(self, saliency: KernelScores):
-        self.target = saliency.target
+        self.target = saliency.feature
         self.values = {layer: np.where(saliency.eligible[layer], values, -np.inf) for layer, values in saliency.values.items()}
-        wiring = self.target.wiring
+        wiring = self.target.channel_graph
         self.maker: dict[int, tuple[KernelEdges, int]] = {}
         self.members: dict[int, np.ndarray] = {}
-        for part in wiring.parts:
+        for part in wiring.operations:
             for row, node in enumerate(part.outputs.tolist()):
                 if isinstance(part, KernelEdges):
                     self.maker[node] = (part, row)
                 else:
                     self.members[node] = part.members[row]
-        self.joins = [part for part in wiring.parts if isinstance(part, Merge)]
-        self.hops = wiring.hops() if saliency.inside is None else wiring.hops(saliency.eligible)
-        self.fed = np.zeros(wiring.size, dtype=bool)
-        self.fed[wiring.images] = True
-        self.summed = np.zeros(wiring.size, dtype=bool)
+        self.joins = [part for part in wiring.operations if isinstance(part, Merge)]
+        self.hops = wiring.distances() if saliency.inside is None else wiring.distances(saliency.eligible)
+        self.fed = np.zeros(wiring.node_count, dtype=bool)
+        self.fed[wiring.image_nodes] = True
+        self.summed = np.zeros(wiring.node_count, dtype=bool)
         for join in self.joins:
             self.summed[join.members] = True
         self._spread()
-        self.open = np.zeros(wiring.size, dtype=bool)
+        self.open = np.zeros(wiring.node_count, dtype=bool)
         self.taken = {layer: np.zeros(relevant.shape, dtype=bool) for layer, relevant in self.target.relevant.items()}
         self.queue: list[tuple[float, int, int]] = []
         self.ranks: dict[int, np.ndarray] = {}
         self.size = 0
 
     def run(self, budget: int) -> None:
-        first = min(self.target.seeds.tolist(), key=lambda node: (self.hops[node], node))
+        first = min(self.target.feature_nodes.tolist(), key=lambda node: (self.hops[node], node))
         self._take(self._way(first, budget))
-        for node in self.target.seeds.tolist():
+        for node in self.target.feature_nodes.tolist():
             self._reach(node)
         late: list[tuple[KernelEdges, int, int]] = []
         while self.queue and self.size < budget:

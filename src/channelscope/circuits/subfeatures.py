@@ -39,13 +39,13 @@ class TopImages:
 
     images: Float[Tensor, "images C H W"]
     """the images, the strongest first"""
-    numbers: Int[Tensor, "images"]
+    indices: Int[Tensor, "images"]
     """place of each among the images given"""
-    places: Int[Tensor, "images"]
+    positions: Int[Tensor, "images"]
     """flat position of the maximum"""
     values: Float[Tensor, "images"]
     """the feature there"""
-    vectors: Float[Tensor, "images channels"]
+    layer_activations: Float[Tensor, "images channels"]
     """all channels of the layer there"""
 
 
@@ -53,15 +53,22 @@ class TopImages:
 def top_images(target: LocatedFeature, images: Tensor | Iterable, count: int) -> TopImages:
     """The `count` images with the highest maxima of the feature.
 
-    Raises   SampleError with fewer images, or if the feature is the same on all of them; InputError for fewer than two images,
-             or a feature at other positions than all or its maximum.
-    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
+    Raises
+    ------
+    SampleError
+        With fewer images, or if the feature is the same on all of them.
+    InputError
+        For fewer than two images, or a feature at other positions than all or its maximum.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (sub-feature circuits).
     """
     if count < 2:
         raise InputError(f"strongest: expected at least 2 images to tell groups apart in, received {count}")
     if target.feature.positions not in ("all", "max"):
         raise InputError(f"feature {target.feature}: its strongest images are told by its maximum; leave out @ and what follows")
-    pictures = list(target.batches(images))
+    pictures = list(target.image_batches(images))
     activation_range(target, pictures)
     found: list[tuple[Tensor, ...]] = []
     with eval_mode(target.model):
@@ -81,10 +88,23 @@ def top_images(target: LocatedFeature, images: Tensor | Iterable, count: int) ->
 def cluster_images(found: TopImages, count: int | None = None, seed: int = 0) -> Int[Tensor, "images"]:
     """Group of each image by its activation vector (k-means on vectors of length 1); the number by the best silhouette if not given.
 
-    Raises   SampleError if there are fewer different vectors than groups: a group would be empty.
-    Source   Hamblin, Konkle, Alvarez 2022 (clustered by the activation vector at the position of the maximum); Rousseeuw 1987
+    Raises
+    ------
+    SampleError
+        If there are fewer different vectors than groups: a group would be empty.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (clustered by the activation vector at the position of the maximum); Rousseeuw 1987.
     """
-    vectors = (found.vectors / found.vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(found.vectors.dtype).tiny)).double().numpy()
+    vectors = (
+        (
+            found.layer_activations
+            / found.layer_activations.norm(dim=1, keepdim=True).clamp(min=torch.finfo(found.layer_activations.dtype).tiny)
+        )
+        .double()
+        .numpy()
+    )
     different = len(np.unique(vectors.round(9), axis=0))
     if count is not None and not 2 <= count <= different:
         raise SampleError(
@@ -113,14 +133,29 @@ def subfeature_circuits(
 
     Half of each group's images score the kernels, the other half judge; a control is scored on as many images of all groups.
 
-    general  share of the relevant kernels in the feature's general circuit, scored on images of all groups; the groups' kernels
-             are scored inside it. 1 scores them in the whole network
+    Parameters
+    ----------
+    general
+        Share of the relevant kernels in the feature's general circuit, scored on images of all groups; the groups'
+        kernels are scored inside it. 1 scores them in the whole network.
 
-    Returns  circuits by group ('0', '1', …, 'mixed', 'union', 'general'); tables `subcircuits` (images), `subcircuit_curves` (error of the
-             circuit of one group on the images of another, by size) and `subcircuit_overlap` (by layer; '' for all kernels).
-    Raises   InputError if labels do not fit, or a group has fewer than two images; BudgetError if the general circuit is smaller
-             than those of the groups.
-    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits)
+    Returns
+    -------
+    tuple[dict[str, Circuit], dict[str, pd.DataFrame]]
+        Circuits by group ('0', '1', …, 'mixed', 'union', 'general'); tables `subcircuits` (images), `subcircuit_curves`
+        (error of the circuit of one group on the images of another, by size) and `subcircuit_overlap` (by layer; '' for
+        all kernels).
+
+    Raises
+    ------
+    InputError
+        If labels do not fit, or a group has fewer than two images.
+    BudgetError
+        If the general circuit is smaller than those of the groups.
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (sub-feature circuits).
     """
     choice = choice or CircuitOptions()
     if len(labels) != len(found.images) or sorted(set(labels.tolist())) != list(range(int(labels.max()) + 1)):
@@ -132,7 +167,7 @@ def subfeature_circuits(
         raise InputError(
             f"cluster {small[0]} is too small: it takes one image to score kernels and one to judge; pass more images or fewer clusters"
         )
-    if not choice.kernels(target) / target.kernels <= general <= 1:
+    if not choice.kernels(target) / target.relevant_count <= general <= 1:
         raise BudgetError(f"general: expected a share from keep={choice.keep} of the relevant kernels to 1, received {general}")
     scoring, judging = [members[::2] for members in groups], [members[1::2] for members in groups]
     every = torch.cat(scoring)
@@ -159,19 +194,22 @@ def error_at_maximum(target: LocatedFeature, circuit: Subset, found: TopImages, 
     """Σ|ŷ − y|/Σ|y| over some of the peaks, each at its place in the unmasked network: 0 is exact, 1 what silence reaches.
 
     Undefined (nan) where the feature is 0 at all of them: silence is exact there.
-    Source   Hamblin, Konkle, Alvarez 2022 (preservation curves: error at each image's original maximum position)
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (preservation curves: error at each image's original maximum position).
     """
-    with target.without((~circuit).marks):
-        maps = target.map(found.images[members].to(target.device))
-    guess, truth = maps.cpu().gather(1, found.places[members][:, None])[:, 0].double(), found.values[members].double()
+    with target.ablated((~circuit).masks):
+        maps = target.feature_map(found.images[members].to(target.device))
+    guess, truth = maps.cpu().gather(1, found.positions[members][:, None])[:, 0].double(), found.values[members].double()
     return float((guess - truth).abs().sum() / truth.abs().sum()) if bool(truth.any()) else float("nan")
 
 
 def _cluster_tables(target: LocatedFeature, found: TopImages, labels: Tensor, judging: Sequence[Tensor]) -> pd.DataFrame:
     judged = set(torch.cat(list(judging)).tolist())
     rows = []
-    for number, (image, place, value, label) in enumerate(zip(found.numbers, found.places, found.values, labels, strict=True)):
-        spot = ",".join(str(int(at)) for at in np.unravel_index(int(place), target.spatial)) if target.spatial else ""
+    for number, (image, place, value, label) in enumerate(zip(found.indices, found.positions, found.values, labels, strict=True)):
+        spot = ",".join(str(int(at)) for at in np.unravel_index(int(place), target.spatial_shape)) if target.spatial_shape else ""
         row = {"cluster": int(label), "image": int(image), "activation": float(value), "position": spot}
         rows.append(row | {"scored_on": "" if number in judged else str(int(label))})
     return pd.DataFrame(rows)
@@ -181,8 +219,8 @@ def _curves(
     choice: CircuitOptions, saliencies: dict[str, KernelScores], general: Circuit, found: TopImages, judging: Sequence[Tensor]
 ) -> pd.DataFrame:
     """The general circuit itself, and every group's circuits of the sizes it has room for."""
-    rows, target = [], next(iter(saliencies.values())).target
-    sizes = [size for size in SUBFEATURE_FRACTIONS if target.smallest <= size * target.kernels <= general.count]
+    rows, target = [], next(iter(saliencies.values())).feature
+    sizes = [size for size in SUBFEATURE_FRACTIONS if target.shortest_path <= size * target.relevant_count <= general.count]
     judged = [("general", general.fraction, general)]
     judged += [(name, size, choice.circuit(saliency, size)) for name, saliency in saliencies.items() for size in sizes]
     for name, size, circuit in judged:
@@ -196,6 +234,6 @@ def _overlap(circuits: list[Circuit]) -> pd.DataFrame:
     rows = []
     for one in range(len(circuits)):
         for other in range(one + 1, len(circuits)):
-            for layer, share in circuits[one].overlap(circuits[other]).items():
+            for layer, share in circuits[one].iou(circuits[other]).items():
                 rows.append({"cluster": one, "other": other, "site": layer, "shared": share})
     return pd.DataFrame(rows, columns=["cluster", "other", "site", "shared"])

@@ -73,7 +73,7 @@ class ExtraAnalyses:
         indices, plane = split.indices.tolist(), (split.image_shape[1], split.image_shape[2])
         if self.masks is not None:
             return dict(zip(indices, object_masks(split, self.masks), strict=True)).__getitem__
-        boxes = dict(zip(indices, split.extra("boxes"), strict=True)) if self.boxes else None
+        boxes = dict(zip(indices, split.column("boxes"), strict=True)) if self.boxes else None
         return None if boxes is None else lambda image: concentration.box_mask(boxes[image], plane)
 
 
@@ -89,7 +89,7 @@ class DiscardingRun:
 
     def answer(self, model: nn.Module, out: Path) -> "DiscardingResult":
         """The table by image, and the maps; parts that lie in the folder are not computed again."""
-        calibration = self.images.calibration.batched(min(self.images.source.batch_size, 4 * BATCH))
+        calibration = self.images.calibration.with_batch_size(min(self.images.source.batch_size, 4 * BATCH))
         view = PixelNetwork(model, self.images.image_shape, *self.images.normalization, device=self.network.device)
         layers = view.layers(layer_names(self.layers))
         kept = MapCache(out, self._facts(model))
@@ -138,7 +138,7 @@ class DiscardingResult:
 
     def decoded(self, train: bool) -> pd.DataFrame:
         """Reconstruction uncertainty by layer."""
-        calibration, split = self.question.images.calibration.batched(BATCH), self.question.split
+        calibration, split = self.question.images.calibration.with_batch_size(BATCH), self.question.split
         with progress_bar("decode", len({each.layer for each in self.found})) as step:
             return reconstruction_table(
                 self.view, calibration, split, self.found, self.question.rule, train, step, self.question.images.source.seed
@@ -166,7 +166,7 @@ def discard(
         raise DataError(f"expected --evaluated of at least 1, received {evaluated}")
     folder_at(out)
     model, images = load_network(network, source)
-    split = fitted(images.test, evaluated, EVALUATED, "--evaluated").batched(min(source.batch_size, BATCH))
+    split = fitted(images.test, evaluated, EVALUATED, "--evaluated").with_batch_size(min(source.batch_size, BATCH))
     RunAddition(out).agrees(weights_hash(model), network.model)
     objects = further.objects(split)
     question = DiscardingRun(network, layers, images, split, rule)
@@ -211,7 +211,7 @@ def _other(question: DiscardingRun, source: ImageSource, compared: ComparedNetwo
         raise DataError(
             f"{network.model} sees images of {images.image_shape}, {question.network.model} of {question.images.image_shape}: pass --size"
         )
-    split = images.test.take(len(question.split)).batched(question.split.batch_size)
+    split = images.test.take(len(question.split)).with_batch_size(question.split.batch_size)
     layers = question.layers if compared.compare_layers is None else compared.compare_layers
     frame = DiscardingRun(network, layers, images, split, question.rule).answer(model, out / "maps_compared").frame
     label = network.model if network.model != question.network.model else f"{network.model} ({weights_hash(model)[:8]})"

@@ -61,8 +61,8 @@ def faithfulness(
     model, images = load_network(network, source)
     RunAddition(out).agrees(weights_hash(model), network.model)
     size = min(source.batch_size, BATCH)
-    tuning_on = fitted(images.calibration, tuned, TUNED, "--tuned").batched(size)
-    splits = tuning_on, fitted(images.test, evaluated, EVALUATED, "--evaluated").batched(size)
+    tuning_on = fitted(images.calibration, tuned, TUNED, "--tuned").with_batch_size(size)
+    splits = tuning_on, fitted(images.test, evaluated, EVALUATED, "--evaluated").with_batch_size(size)
     boxes = [_images_with_boxes(split) for split in splits]
     view = PixelNetwork(model, images.image_shape, *images.normalization, device=network.device)
     chosen = view.layers(layer_names(layers)) if layers else [view.layers()[2]]
@@ -90,7 +90,7 @@ def faithfulness(
 
 def _images_with_boxes(split: Split) -> list:
     """The boxes of a split, every image having one."""
-    boxes = split.extra("boxes")
+    boxes = split.column("boxes")
     without = [index for index, own in zip(split.indices.tolist(), boxes, strict=True) if not any(b[2] > b[0] and b[3] > b[1] for b in own)]
     if without:
         few = ", ".join(map(str, without[:5]))
@@ -113,7 +113,7 @@ class CidMethod:
         (found,) = discard(self.view, [(batch, target, index)], self.backdrop, [self.layer], self.rule)
         self.found.append(found)
         cells = Cells.of((self.view.shape[1], self.view.shape[2]), self.rule.side)
-        return -cells.spread(found.entropy.clamp(min=found.entropy[found.entropy.isfinite()].min()))
+        return -cells.expand_to_pixels(found.entropy.clamp(min=found.entropy[found.entropy.isfinite()].min()))
 
     def converged(self, index: Tensor) -> float:
         """Share of some images whose CID is known."""
@@ -126,7 +126,7 @@ def _methods(
 ) -> dict[str, Callable]:
     """Name → map from (images, target, index)."""
     given = attributions(model, layers[-1].name)
-    calibration = images.calibration.batched(2 * BATCH)
+    calibration = images.calibration.with_batch_size(2 * BATCH)
     with progress_bar("data", -(-len(calibration) // calibration.batch_size)) as step:
         backdrop = CalibrationStatistics.over(view, calibration, layers, step)
     backdrops = [CalibrationStatistics(backdrop.pixels, (feature,)) for feature in backdrop.features]

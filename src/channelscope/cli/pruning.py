@@ -147,8 +147,8 @@ def prune(
     facts |= {
         "ranking": made.ranking.name,
         "undefined": sum(len(each) for each in made.ranking.notes.values()),
-        "skipped": dict(made.report.skipped),
-        "notes": dict(made.report.notes),
+        "skipped": dict(made.repair.skipped),
+        "notes": dict(made.repair.notes),
     }
 
     def also(folder: Path) -> None:
@@ -176,7 +176,7 @@ def make_ranking(name: str, found: Groups, images: ImageSplits) -> Ranking | lis
         images.calibration,
         shards=0,
         seed=images.source.seed,
-        sensitivity=score.axis == "gradient",
+        sensitivity=score.family == "gradient",
         maps=name in ("hrank", "chip"),
     )
     return score(profile, seed=images.source.seed) if "seed" in score.options else score(profile)

@@ -65,7 +65,7 @@ def read_batch(batch: Any, labels: bool = True, maps: bool = False) -> Batch:
 
     Examples
     --------
-    >>> read({"pixel_values": torch.zeros(2, 3, 8, 8), "labels": [4, None]}).labels
+    >>> read_batch({"pixel_values": torch.zeros(2, 3, 8, 8), "labels": [4, None]}).labels
     tensor([ 4, -1])
     """
     given, named, index = _entries(batch)
@@ -122,7 +122,7 @@ def labeled_batches(batches: Iterable) -> Iterator[tuple[Tensor, Int[Tensor, "im
     Raises
     ------
     DataError
-        Where no image has a label, and what `numbered` raises.
+        Where no image has a label, and what `indexed_batches` raises.
     """
     left = total = 0
     for images, labels, index in indexed_batches(batches):

@@ -98,7 +98,10 @@ def is_gray(data: bytes | np.ndarray, where: str) -> bool:
 def open_image(data: bytes | np.ndarray, where: str) -> Image.Image:
     """A picture from its encoded bytes, or from a uint8 array (H, W) or (H, W, 3); pixels are decoded on first use.
 
-    Raises   DataError naming the place if it is no picture or has more than 8 bits per channel.
+    Raises
+    ------
+    DataError
+        Naming the place if it is no picture or has more than 8 bits per channel.
     """
     if isinstance(data, np.ndarray):
         return Image.fromarray(data)
@@ -119,8 +122,15 @@ def decode(data: bytes | np.ndarray, where: str, channels: int, fit: ResizeCrop)
 
     Gray pictures among color ones are repeated over the channels; color among gray is refused.
 
-    Returns  uint8 (channels, H, W).
-    Raises   DataError naming the place if the picture is corrupt or has too many channels.
+    Returns
+    -------
+    np.ndarray
+        Uint8 (channels, H, W).
+
+    Raises
+    ------
+    DataError
+        Naming the place if the picture is corrupt or has too many channels.
     """
     picture = open_image(data, where)
     if channels == 1 and picture.mode not in GRAY:

@@ -44,7 +44,7 @@ class ImageSplits:
     @property
     def class_names(self) -> tuple[str, ...]:
         """One name per class, in label order."""
-        return self.calibration.album.shelves.class_names
+        return self.calibration.store.shelves.class_names
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -84,15 +84,18 @@ def read_images(
     of at most 64 pixels are normalized by the mean and standard deviation of (up to 5,000 of) the training images, larger
     ones by ImageNet's.
 
-    Raises   DataError if the data cannot be used; a corrupt picture is met when it is first decoded.
+    Raises
+    ------
+    DataError
+        If the data cannot be used; a corrupt picture is met when it is first decoded.
     """
     source = ImageSource(source) if isinstance(source, str) else source
     found = found or open_dataset(source)
     if source.size is not None:
         fit = ResizeCrop((source.size, source.size))
     album = ImageStore(found, fit or ResizeCrop(), channels or native_shape(found)[0])
-    bad = album.corrupt() if source.skip_corrupt else []
-    sizes = {part.part: len(part) for part in found.parts}
+    bad = album.corrupt_rows() if source.skip_corrupt else []
+    sizes = {part.role: len(part) for part in found.parts}
     rows, index = divide(sizes, source.images, source.seed)
     good = torch.ones(len(album), dtype=torch.bool)
     good[bad] = False

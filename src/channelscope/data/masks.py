@@ -22,7 +22,10 @@ def object_masks(split: Split, where: str) -> list[Bool[Tensor, "height width"]]
     `where` is a column of the data set with a mask image for every picture, or, for a data set of folders, folder:PATH with
     a mask at every picture's path and name below it (any ending).
 
-    Raises   DataError for a mask that is missing, no picture, or not as large as its picture.
+    Raises
+    ------
+    DataError
+        For a mask that is missing, no picture, or not as large as its picture.
     """
     return [_mask(split, row, data) for row, data in zip(split.rows.tolist(), _files(split, where), strict=True)]
 
@@ -30,10 +33,10 @@ def object_masks(split: Split, where: str) -> list[Bool[Tensor, "height width"]]
 def _files(split: Split, where: str) -> list[Any]:
     """The encoded mask of each image, None where the column has none."""
     if not where.startswith(FOLDER):
-        cells = [cell if isinstance(cell, dict) else {"bytes": cell} for cell in split.extra(where)]
+        cells = [cell if isinstance(cell, dict) else {"bytes": cell} for cell in split.column(where)]
         return [contents(Path(cell["path"])) if cell.get("bytes") is None and cell.get("path") else cell.get("bytes") for cell in cells]
     root = Path(where.removeprefix(FOLDER)).expanduser()
-    return [contents(_beside(root, path)) for path in split.extra("path")]
+    return [contents(_beside(root, path)) for path in split.column("path")]
 
 
 def _beside(root: Path, path: Path) -> Path:
@@ -47,16 +50,16 @@ def _beside(root: Path, path: Path) -> Path:
 
 
 def _mask(split: Split, row: int, data: Any) -> Tensor:
-    shelf, place = split.album.find(row)
-    where = f"the mask of {shelf.place(place)}"
+    shelf, place = split.store.locate(row)
+    where = f"the mask of {shelf.location(place)}"
     if not isinstance(data, bytes):
         raise DataError(f"{where}: expected an encoded picture, received {type(data).__name__}; name a column of mask images")
-    picture, size = open_image(data, where), split.album.size(row)
+    picture, size = open_image(data, where), split.store.size(row)
     if picture.size != size:
         raise DataError(f"{where}: expected {size[0]}×{size[1]} pixels like the picture, received {picture.size[0]}×{picture.size[1]}")
     if picture.mode not in ("1", "L", "P", "RGB"):
         raise DataError(f"{where}: expected gray, palette or RGB pixels, zero where there is no object, received mode {picture.mode}")
-    fit: ResizeCrop = dataclasses.replace(split.album.fit, interpolation="nearest")
+    fit: ResizeCrop = dataclasses.replace(split.store.fit, interpolation="nearest")
     try:
         values = np.asarray(fit.apply(picture))
     except BROKEN as error:

@@ -25,7 +25,10 @@ def parquet_or_hub(name: str, image_column: str | None = None, label_column: str
     Files of a folder belong to the part their name starts with (train-00000-of-00003.parquet) or their folder is called.
     The columns are found by type and name unless given. Encoded pictures of a local folder stay in memory.
 
-    Raises   DataError if there is no such set, or its columns are not clear.
+    Raises
+    ------
+    DataError
+        If there is no such set, or its columns are not clear.
     """
     try:
         tables = _local(Path(name).expanduser()) if Path(name).expanduser().is_dir() else _remote(name)

@@ -27,15 +27,15 @@ ROLES = {
 class Partition:
     """Labeled pictures of one part of a data set; reading one costs a file access, not a decoding."""
 
-    part: str
+    role: str
     """train, validation, test, or all where the data set has no parts"""
     labels: Int[Tensor, "images"]
     """class of each picture, int64; −1 where the data set withholds it"""
-    fetch: Callable[[int], bytes | np.ndarray]
+    read: Callable[[int], bytes | np.ndarray]
     """row → the encoded picture, or its uint8 pixels (H, W) or (H, W, 3)"""
-    place: Callable[[int], str]
+    location: Callable[[int], str]
     """row → where the picture is, for messages"""
-    extra: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
+    columns: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
     """further columns, such as boxes: name → row → value"""
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class PartitionedDataset:
         """Refuse an empty set and labels that are no class; drop a part whose labels are all withheld."""
         kept = tuple(part for part in self.parts if len(part) and not bool((part.labels == -1).all()))
         order = ("train", "validation", "test", "all")
-        object.__setattr__(self, "parts", tuple(sorted(kept, key=lambda part: order.index(part.part))))
+        object.__setattr__(self, "parts", tuple(sorted(kept, key=lambda part: order.index(part.role))))
         if not self.parts:
             raise DataError(f"{self.name}: expected labeled images, received none; check the path and its layout")
         classes = len(self.class_names)
@@ -66,7 +66,7 @@ class PartitionedDataset:
             wrong = (part.labels < 0) | (part.labels >= classes)
             if bool(wrong.any()):
                 row = int(wrong.nonzero()[0, 0])
-                raise DataError(f"{part.place(row)}: expected a label from 0 to {classes - 1}, received {int(part.labels[row])}")
+                raise DataError(f"{part.location(row)}: expected a label from 0 to {classes - 1}, received {int(part.labels[row])}")
 
 
 def from_arrays(part: str, pixels: np.ndarray, labels: np.ndarray, name: str) -> Partition:

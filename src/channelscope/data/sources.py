@@ -28,7 +28,10 @@ def digits() -> PartitionedDataset:
 def cifar(name: str, root: Path) -> PartitionedDataset:
     """CIFAR-10 or CIFAR-100 by its archive, downloaded into `root` once.
 
-    Raises   DataError if the archive is neither there nor to be had.
+    Raises
+    ------
+    DataError
+        If the archive is neither there nor to be had.
     """
     source = vision.CIFAR10 if name == "cifar10" else vision.CIFAR100
     try:
@@ -150,7 +153,10 @@ class ImageSource:
 def open_dataset(source: ImageSource) -> PartitionedDataset:
     """The data set as it lies on disk; nothing is decoded.
 
-    Raises   DataError if the name is unknown, or the set is missing, empty or unclear.
+    Raises
+    ------
+    DataError
+        If the name is unknown, or the set is missing, empty or unclear.
     """
     kind, _, rest = source.data.partition(":")
     if source.data == "digits":
@@ -178,9 +184,9 @@ def native_shape(found: PartitionedDataset) -> tuple[int, int, int]:
     for part in found.parts:
         for row in range(len(part)):
             try:
-                data = part.fetch(row)
-                gray = is_gray(data, part.place(row))
-                size = size or open_image(data, part.place(row)).size
+                data = part.read(row)
+                gray = is_gray(data, part.location(row))
+                size = size or open_image(data, part.location(row)).size
             except DataError as error:
                 reason = error
                 continue

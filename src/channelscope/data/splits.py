@@ -35,15 +35,15 @@ class ImageStore:
         """Number of pictures, corrupt ones included."""
         return len(self.labels)
 
-    def find(self, row: int) -> tuple[Partition, int]:
+    def locate(self, row: int) -> tuple[Partition, int]:
         """The shelf that holds a row, and the row's place on it."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.shelves.parts[part], row - int(self.starts[part])
 
     def size(self, row: int) -> tuple[int, int]:
         """Width and height in pixels of a picture as it lies on disk."""
-        shelf, place = self.find(row)
-        return open_image(shelf.fetch(place), shelf.place(place)).size
+        shelf, place = self.locate(row)
+        return open_image(shelf.read(place), shelf.location(place)).size
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -59,7 +59,10 @@ class ImageStore:
     def read(self, rows: Int[Tensor, "images"]) -> Tensor:
         """Pixels of some pictures: uint8 (images, C, H, W).
 
-        Raises   DataError naming the first picture that is corrupt or of another size.
+        Raises
+        ------
+        DataError
+            Naming the first picture that is corrupt or of another size.
         """
         known, pixels = self._memory
         if pixels is None:
@@ -70,10 +73,13 @@ class ImageStore:
             known[missing] = True
         return pixels[rows]
 
-    def corrupt(self) -> list[int]:
+    def corrupt_rows(self) -> list[int]:
         """Rows whose picture cannot be decoded; decodes everything once.
 
-        Raises   DataError if no picture can be.
+        Raises
+        ------
+        DataError
+            If no picture can be.
         """
         rows = [row for row in range(len(self)) if not self._readable(row)]
         if len(rows) == len(self):
@@ -81,9 +87,9 @@ class ImageStore:
         return rows
 
     def _readable(self, row: int) -> bool:
-        shelf, place = self.find(row)
+        shelf, place = self.locate(row)
         try:
-            decode(shelf.fetch(place), shelf.place(place), self.channels, ResizeCrop())
+            decode(shelf.read(place), shelf.location(place), self.channels, ResizeCrop())
         except DataError:
             return False
         return True
@@ -104,11 +110,11 @@ class ImageStore:
     def _decode_some(self, rows: Sequence[int]) -> list[Tensor]:
         pictures = []
         for row in rows:
-            shelf, place = self.find(row)
-            pixels = decode(shelf.fetch(place), shelf.place(place), self.channels, self.fit)
+            shelf, place = self.locate(row)
+            pixels = decode(shelf.read(place), shelf.location(place), self.channels, self.fit)
             if pixels.shape != self.shape:
                 raise DataError(
-                    f"{shelf.place(place)}: expected {_size(self.shape)} pixels like the set's first picture, "
+                    f"{shelf.location(place)}: expected {_size(self.shape)} pixels like the set's first picture, "
                     f"received {_size(pixels.shape)}; pass size to resize and crop all images"
                 )
             pictures.append(torch.from_numpy(np.array(pixels)))
@@ -129,7 +135,7 @@ class Split:
 
     name: str
     """train, calibration, validation or test"""
-    album: ImageStore = field(repr=False)
+    store: ImageStore = field(repr=False)
     """the pictures, shared by the splits of a data set"""
     rows: Int[Tensor, "images"] = field(repr=False)
     """row of each image in the album"""
@@ -149,17 +155,17 @@ class Split:
     @property
     def classes(self) -> int:
         """Number of classes of the data set."""
-        return len(self.album.shelves.class_names)
+        return len(self.store.shelves.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height, width of one image."""
-        return self.album.shape
+        return self.store.shape
 
     @property
     def labels(self) -> Int[Tensor, "images"]:
         """Class of each image, int64."""
-        return self.album.labels[self.rows]
+        return self.store.labels[self.rows]
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches in order: float32 images (B, C, H, W), int64 labels (B,), int64 indices (B,)."""
@@ -172,7 +178,7 @@ class Split:
 
     def pixels(self, places: Int[Tensor, "images"]) -> Tensor:
         """The images at some places of the split as uint8 (B, C, H, W), before normalization."""
-        return self.album.read(self.rows[places])
+        return self.store.read(self.rows[places])
 
     def normalized(self, pixels: Tensor) -> Float[Tensor, "images C H W"]:
         """(pixels / 255 − mean) / std in float32, on the device of the pixels."""
@@ -183,31 +189,37 @@ class Split:
     def take(self, n: int) -> "Split":
         """The first n images (a random sample, for the order is a shuffle).
 
-        Raises   DataError if there are fewer.
+        Raises
+        ------
+        DataError
+            If there are fewer.
         """
         if not 0 <= n <= len(self):
             raise DataError(f"expected at most {len(self)} images of the {self.name} split, asked for {n}")
         return replace(self, rows=self.rows[:n], indices=self.indices[:n])
 
-    def batched(self, size: int) -> "Split":
+    def with_batch_size(self, size: int) -> "Split":
         """The same images in batches of another size."""
         return replace(self, batch_size=size)
 
-    def extra(self, column: str) -> list[Any]:
+    def column(self, column: str) -> list[Any]:
         """A further column of the data set, one value per image.
 
         Boxes (column `boxes`, x0 y0 x1 y1 in pixels) are moved along with resizing and cropping.
 
-        Raises   DataError if the data set has no such column.
+        Raises
+        ------
+        DataError
+            If the data set has no such column.
         """
         values = []
         for row in self.rows.tolist():
-            shelf, place = self.album.find(row)
-            if column not in shelf.extra:
-                found = ", ".join(shelf.extra) or "none"
-                raise DataError(f"{self.album.shelves.name}: expected a column '{column}', the further columns are: {found}")
-            value = shelf.extra[column](place)
-            values.append(self.album.fit.boxes(value, *self.album.size(row)) if column == "boxes" else value)
+            shelf, place = self.store.locate(row)
+            if column not in shelf.columns:
+                found = ", ".join(shelf.columns) or "none"
+                raise DataError(f"{self.store.shelves.name}: expected a column '{column}', the further columns are: {found}")
+            value = shelf.columns[column](place)
+            values.append(self.store.fit.boxes(value, *self.store.size(row)) if column == "boxes" else value)
         return values
 
 

@@ -26,8 +26,14 @@ Attribution = Callable[[Float[Tensor, "images C H W"], Int[Tensor, "images"]], F
 def require_extras() -> None:
     """Refuse where the extra is not installed.
 
-    Raises   InputError that says how to install it.
-    Source   pyproject.toml, extra `attribution`
+    Raises
+    ------
+    InputError
+        That says how to install it.
+
+    References
+    ----------
+    Pyproject.toml, extra `attribution`.
     """
     missing = [name for name in ("captum", "zennit") if importlib.util.find_spec(name) is None]
     if missing:
@@ -37,8 +43,16 @@ def require_extras() -> None:
 def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:
     """Gradient, integrated gradients, Grad-CAM at a layer, and LRP, by name.
 
-    Raises   SiteError if the layer is no module; InputError without captum or zennit.
-    Source   Simonyan et al. 2014; Sundararajan et al. 2017; Selvaraju et al. 2017; Montavon et al. 2019 (epsilon-plus-flat)
+    Raises
+    ------
+    SiteError
+        If the layer is no module.
+    InputError
+        Without captum or zennit.
+
+    References
+    ----------
+    Simonyan et al. 2014; Sundararajan et al. 2017; Selvaraju et al. 2017; Montavon et al. 2019 (epsilon-plus-flat).
     """
     require_extras()
     if layer not in dict(model.named_modules()):
@@ -55,7 +69,9 @@ def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:
 def gradient(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
     """Largest absolute gradient over the colors.
 
-    Source   Simonyan et al. 2014, by captum's Saliency
+    References
+    ----------
+    Simonyan et al. 2014, by captum's Saliency.
     """
     from captum.attr import Saliency
 
@@ -65,7 +81,9 @@ def gradient(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, 
 def integrated_gradients(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
     """Integrated gradients from the mean color, absolute, summed over the colors; one point of the path at a time.
 
-    Source   Sundararajan et al. 2017, by captum's IntegratedGradients
+    References
+    ----------
+    Sundararajan et al. 2017, by captum's IntegratedGradients.
     """
     from captum.attr import IntegratedGradients
 
@@ -78,7 +96,9 @@ def integrated_gradients(model: nn.Module, images: Tensor, target: Tensor) -> Fl
 def gradcam(model: nn.Module, layer: str, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
     """Grad-CAM at a module, enlarged to the image.
 
-    Source   Selvaraju et al. 2017, by captum's LayerGradCam
+    References
+    ----------
+    Selvaraju et al. 2017, by captum's LayerGradCam.
     """
     from captum.attr import LayerGradCam
 
@@ -92,7 +112,9 @@ def lrp(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "imag
 
     A sum of two values hands its relevance on in proportion to them, so that residual blocks conserve it.
 
-    Source   Montavon et al. 2019, by zennit's EpsilonPlusFlat
+    References
+    ----------
+    Montavon et al. 2019, by zennit's EpsilonPlusFlat.
     """
     from zennit.attribution import Gradient
     from zennit.canonizers import SequentialMergeBatchNorm

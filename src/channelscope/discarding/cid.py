@@ -56,7 +56,10 @@ class CIDOptions:
     def constraint(self, feature: Variance) -> Constraint:
         """The constraint on a feature that varies so much over the data.
 
-        Raises   InputError if it does not vary.
+        Raises
+        ------
+        InputError
+            If it does not vary.
         """
         if not feature.total > 0:
             raise InputError(
@@ -68,8 +71,8 @@ class CIDOptions:
     def caps(self, pixels: Variance, cells: Cells) -> tuple[Float[Tensor, "cells"], Bool[Tensor, "C H W"]]:
         """Caps of the cells (root mean variance of their varying values, infinite without caps), and which values vary at all."""
         varies = pixels.each > 0
-        counts = cells.sum(varies.double().sum(0))
-        cap = (cells.sum(pixels.each.sum(0)) / counts.clamp(min=1)).sqrt().float()
+        counts = cells.sum_by_cell(varies.double().sum(0))
+        cap = (cells.sum_by_cell(pixels.each.sum(0)) / counts.clamp(min=1)).sqrt().float()
         return (cap if self.cap else cap.new_full(cap.shape, math.inf)), varies
 
     def convention(self) -> dict[str, Any]:
@@ -78,8 +81,17 @@ class CIDOptions:
         return plain | {"kappa": self.fraction, "noise": self.noise if self.normalizer == "local" else None}
 
 
-NUMBERS = ("cid", "error", "gap", "uniform", "ratio", "ratio_error", "capped", "unseen")
-"""what an Optimum says of each image beside its noise"""
+NUMBERS = {
+    "cid": "cid",
+    "error": "cid_se",
+    "gap": "entropy_gap",
+    "uniform": "isotropic_entropy",
+    "ratio": "constraint_ratio",
+    "ratio_error": "ratio_error",
+    "capped": "capped",
+    "unseen": "outside_receptive_field",
+}
+"""Numbers of each image in tables and stored maps → field of `OptimalNoise`."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +109,15 @@ class CalibrationStatistics:
     ) -> "CalibrationStatistics":
         """One pass over (images, …) batches; `step` is called after each.
 
-        Raises   SampleError for fewer than two images.
+        Raises
+        ------
+        SampleError
+            For fewer than two images.
         """
         found: list[Variance] | None = None
         for images, _, _ in indexed_batches(batches, labels=False):
-            pixels = view.pixels(images)
-            own = [Variance.of(each) for each in (pixels, *view.features(pixels, layers))]
+            pixels = view.denormalize(images)
+            own = [Variance.of(each) for each in (pixels, *view.layer_values(pixels, layers))]
             found = own if found is None else [mine + new for mine, new in zip(found, own, strict=True)]
             step()
         if found is None or found[0].count < 2:
@@ -118,15 +133,15 @@ class CIDResult:
     """the layer"""
     index: Int[Tensor, "images"]
     """index of each image in its data set"""
-    sigma: Float[Tensor, "images cells"]
+    noise_std: Float[Tensor, "images cells"]
     """noise in each cell, in pixels of 0 to 1; 0 in cells that are left out"""
     numbers: dict[str, Float[Tensor, "images"]]
-    """CID and what says how sure it is: the fields of `Optimum`"""
-    reached: Tensor
+    """CID and what says how sure it is: the fields of `OptimalNoise`"""
+    constraint_reached: Tensor
     """False where the constraint cannot be reached"""
     passes: int
     """passes per image"""
-    freedom: int
+    degrees_of_freedom: int
     """degrees of freedom of the errors"""
     seconds: float
     """wall-clock time per image"""
@@ -134,7 +149,7 @@ class CIDResult:
     @property
     def entropy(self) -> Float[Tensor, "images cells"]:
         """H in nats per value; −inf in cells that are left out."""
-        return entropy(self.sigma)
+        return entropy(self.noise_std)
 
 
 def discard(
@@ -153,10 +168,23 @@ def discard(
     Parts that `kept` has are read, not computed. Random numbers belong to the images (their index and the seed): batch
     size and order change nothing.
 
-    Returns  a `Discarded` per batch and layer, in that order.
-    Raises   InputError at a layer whose feature does not vary; NumericError where gradients are not finite, or where a pixel
-             is not seen and there are no caps; MismatchError if `kept` is of another run.
-    Source   Ma et al. 2022 (arXiv 1906.04109), equations 2–4; checked by tests/discarding/test_discard.py
+    Returns
+    -------
+    Iterator[CIDResult]
+        A `CIDResult` per batch and layer, in that order.
+
+    Raises
+    ------
+    InputError
+        At a layer whose feature does not vary.
+    NumericError
+        Where gradients are not finite, or where a pixel is not seen and there are no caps.
+    MismatchError
+        If `kept` is of another run.
+
+    References
+    ----------
+    Ma et al. 2022 (arXiv 1906.04109), equations 2–4; checked by tests/discarding/test_discard.py.
     """
     kept = kept or MapCache(None, {})
     cells = Cells.of((view.shape[1], view.shape[2]), rule.side)
@@ -166,19 +194,19 @@ def discard(
         with at(layer.name):
             constraints.append(rule.constraint(feature))
     for number, (images, _, index) in enumerate(indexed_batches(batches, labels=False)):
-        pixels, mark = view.pixels(images), fingerprint(images, index)
+        pixels, mark = view.denormalize(images), fingerprint(images, index)
         for layer, constraint in zip(layers, constraints, strict=True):
             part = f"{layer.name}/{number:04d}"
             found = kept.read(part, mark)
             if found is None:
                 begun = time.monotonic()
                 with at(layer.name):
-                    scene = SensitivityEstimator(view.feature(layer), pixels, cells, varies, PerImageRandom(seed, index))
+                    scene = SensitivityEstimator(view.layer_value(layer), pixels, cells, varies, PerImageRandom(seed, index))
                     best = optimal_noise(scene, constraint, cap, rule.mode)
-                spent = torch.tensor([best.passes, best.freedom, (time.monotonic() - begun) / len(images)], dtype=torch.float64)
-                values = {name: vars(best)[name] for name in NUMBERS}
-                found = values | {"sigma": best.sigma, "reached": best.reached, "index": index, "spent": spent}
-                kept.write(part, mark, found | {"entropy": entropy(best.sigma), "pixels": (pixels * 255).round().clamp(0, 255).byte()})
+                spent = torch.tensor([best.passes, best.degrees_of_freedom, (time.monotonic() - begun) / len(images)], dtype=torch.float64)
+                values = {name: vars(best)[field] for name, field in NUMBERS.items()}
+                found = values | {"sigma": best.noise_std, "reached": best.constraint_reached, "index": index, "spent": spent}
+                kept.write(part, mark, found | {"entropy": entropy(best.noise_std), "pixels": (pixels * 255).round().clamp(0, 255).byte()})
             passes, freedom, seconds = found["spent"].tolist()
             numbers = {name: found[name] for name in NUMBERS}
             yield CIDResult(layer, found["index"], found["sigma"], numbers, found["reached"], int(passes), int(freedom), seconds)

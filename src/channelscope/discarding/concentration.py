@@ -22,7 +22,9 @@ from channelscope.types import Bool, Float, Tensor
 def edge_strength(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:
     """Length of the brightness gradient (central differences; brightness is the mean of the colors).
 
-    Source   Sobel & Feldman 1968 (gradient magnitude), without their smoothing
+    References
+    ----------
+    Sobel & Feldman 1968 (gradient magnitude), without their smoothing.
     """
     rows, columns = torch.gradient(pixels.mean(1), dim=(1, 2))
     return (rows.square() + columns.square()).sqrt()
@@ -31,7 +33,9 @@ def edge_strength(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "image
 def colorfulness(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:
     """Standard deviation over the colors of a pixel: zero where it is gray.
 
-    Source   chroma as the distance from the gray axis
+    References
+    ----------
+    Chroma as the distance from the gray axis.
     """
     return pixels.std(1, correction=0)
 
@@ -41,14 +45,16 @@ def edge_color_correlation(view: PixelNetwork, batches: Iterable, found: Sequenc
 
     Edges and color are means over the pixels of a cell. An image without any color, or with one H everywhere, has no ρ and is left out.
 
-    Source   Spearman 1904; checked by tests/discarding/test_edges.py
+    References
+    ----------
+    Spearman 1904; checked by tests/discarding/test_edges.py.
     """
     cells = Cells.of((view.shape[1], view.shape[2]), rule.side)
     values: dict[tuple[str, int, str], list[float]] = {}
     layers = list(dict.fromkeys(each.layer for each in found))
     for number, (images, _, _) in enumerate(indexed_batches(batches, labels=False)):
-        pixels = view.pixels(images)
-        seen = {"edges": cells.mean(edge_strength(pixels)), "color": cells.mean(colorfulness(pixels))}
+        pixels = view.denormalize(images)
+        seen = {"edges": cells.mean_by_cell(edge_strength(pixels)), "color": cells.mean_by_cell(colorfulness(pixels))}
         for each in found[number * len(layers) : (number + 1) * len(layers)]:
             for kind, what in seen.items():
                 own = values.setdefault((each.layer.name, each.layer.depth, kind), [])
@@ -77,8 +83,14 @@ Box = Sequence[float]
 def box_mask(boxes: Iterable[Box], plane: tuple[int, int]) -> Bool[Tensor, "height width"]:
     """Pixels whose center lies in any of the boxes.
 
-    Raises   DataError for a box that is turned around, or wholly outside the image.
-    Source   Ma et al. 2022 (foreground from boxes)
+    Raises
+    ------
+    DataError
+        For a box that is turned around, or wholly outside the image.
+
+    References
+    ----------
+    Ma et al. 2022 (foreground from boxes).
     """
     rows, columns = torch.arange(plane[0]) + 0.5, torch.arange(plane[1]) + 0.5
     found = torch.zeros(plane, dtype=torch.bool)
@@ -100,8 +112,14 @@ def concentration(
 
     `foreground` and `background` count each cell's varying values inside and outside of the object.
 
-    Returns  nats per value; nan where either has none.
-    Source   Ma et al. 2022 (arXiv 1906.04109), section 3; checked by tests/pencil_discarding.py::concentration
+    Returns
+    -------
+    Tensor
+        Nats per value; nan where either has none.
+
+    References
+    ----------
+    Ma et al. 2022 (arXiv 1906.04109), section 3; checked by tests/pencil_discarding.py::concentration.
     """
     if not entropies.shape[-1:] == foreground.shape == background.shape:
         raise ShapeError(f"expected one count per cell, received {entropies.shape[-1]} cells and {len(foreground)} counts")
@@ -153,7 +171,9 @@ def knowledge_points(
 ) -> tuple[int, int]:
     """Cells kept better than the background's mean by a margin in nats: how many lie on the object, how many beside it.
 
-    Source   Cheng, Rao, Chen, Zhang 2020 (arXiv 2003.03622)
+    References
+    ----------
+    Cheng, Rao, Chen, Zhang 2020 (arXiv 2003.03622).
     """
     kept = entropies < _mean(entropies, background) - margin
     return int((kept & (foreground >= background) & (foreground > 0)).sum()), int((kept & (background > foreground)).sum())
@@ -173,7 +193,9 @@ def concentration_table(
     `inside` gives the pixels of an image's object; what it raises as DataError is the row's note. ρ is about the map, so it
     takes the map's own mean entropy, without the gap that `cid` contains.
 
-    Source   Ma et al. 2022; checked by tests/discarding/test_concentration.py
+    References
+    ----------
+    Ma et al. 2022; checked by tests/discarding/test_concentration.py.
     """
     counts = varies.sum(0)
     rows = []
@@ -190,7 +212,9 @@ def concentration_table(
 def concentration_by_layer(images: pd.DataFrame) -> pd.DataFrame:
     """Mean concentration and ρ of each layer with t intervals over the images that have both parts.
 
-    Source   Student 1908
+    References
+    ----------
+    Student 1908.
     """
     rows = []
     for layer, own in images.groupby("layer", sort=False):
@@ -204,7 +228,7 @@ def concentration_by_layer(images: pd.DataFrame) -> pd.DataFrame:
 
 def _row(each: CIDResult, place: int, inside: Tensor, data: tuple[Cells, Tensor, Tensor], margin: float) -> dict[str, float | int]:
     cells, cap, counts = data
-    foreground, background = cells.sum((counts * inside).float()), cells.sum((counts * ~inside).float())
+    foreground, background = cells.sum_by_cell((counts * inside).float()), cells.sum_by_cell((counts * ~inside).float())
     if not bool(background.sum() > 0) or not bool(foreground.sum() > 0):
         raise DataError("there is no foreground or no background: concentration is undefined")
     maps = each.entropy[place]

@@ -39,16 +39,18 @@ def descriptive_accuracy(
     the pixels: cells of unequal size weigh what they cover. `images` are normalized, so that zero is the mean color; blur
     replaces a cell by its blurred self. The lower the curve, the better the map says where the evidence is.
 
-    Source   Samek et al. 2017 (region perturbation); checked by tests/pencil_discarding.py::descriptive_accuracy
+    References
+    ----------
+    Samek et al. 2017 (region perturbation); checked by tests/pencil_discarding.py::descriptive_accuracy.
     """
     cells = Cells.of((images.shape[2], images.shape[3]), SIDE)
-    order = torch.argsort(cells.mean(relevance), dim=1, descending=True, stable=True)
+    order = torch.argsort(cells.mean_by_cell(relevance), dim=1, descending=True, stable=True)
     covered = cells.pixels.to(order.device)[order].cumsum(1)
     other = torch.zeros_like(images) if baseline == "zero" else gaussian_blur(images, BLUR)
     curves = []
     for share in REMOVED_FRACTIONS:
         taken = _closest(covered, share * relevance[0].numel())
-        where = cells.spread(torch.zeros_like(covered).scatter_(1, order, taken.to(covered)))[:, None] > 0
+        where = cells.expand_to_pixels(torch.zeros_like(covered).scatter_(1, order, taken.to(covered)))[:, None] > 0
         with torch.no_grad():
             chosen = logits(torch.where(where, other, images)).softmax(1).gather(1, target[:, None])[:, 0]
         curves.append(chosen)
@@ -64,7 +66,9 @@ def _closest(covered: Float[Tensor, "images cells"], wanted: float) -> Bool[Tens
 def area_under_curve(curves: Float[Tensor, "images shares"]) -> Float[Tensor, "images"]:
     """Trapezoid area under the curves over the share taken away.
 
-    Source   trapezoid rule
+    References
+    ----------
+    Trapezoid rule.
     """
     return torch.trapezoid(curves, torch.tensor(REMOVED_FRACTIONS, device=curves.device), dim=1)
 
@@ -74,7 +78,9 @@ def descriptive_accuracy_table(curves: Mapping[tuple[str, str], Float[Tensor, "i
 
     The table names the rule of its CID maps.
 
-    Source   Ma et al. 2022 (descriptive accuracy)
+    References
+    ----------
+    Ma et al. 2022 (descriptive accuracy).
     """
     rows = []
     first = next(method for method, _ in curves)

@@ -38,7 +38,9 @@ class PerImageRandom:
 def standard_normal(dice: list[torch.Generator], shape: Iterable[int]) -> Tensor:
     """Standard normal numbers of one shape per image, stacked.
 
-    Source   torch.randn
+    References
+    ----------
+    Torch.randn.
     """
     return torch.stack([torch.randn(tuple(shape), generator=one) for one in dice])
 
@@ -46,7 +48,9 @@ def standard_normal(dice: list[torch.Generator], shape: Iterable[int]) -> Tensor
 def rademacher(dice: list[torch.Generator], size: int) -> Tensor:
     """Random signs ±1 (Rademacher), one row per image.
 
-    Source   Hutchinson 1990
+    References
+    ----------
+    Hutchinson 1990.
     """
     return torch.stack([torch.randint(0, 2, (size,), generator=one) for one in dice]).float() * 2 - 1
 
@@ -91,7 +95,7 @@ class SensitivityEstimator:
         self.images = images
         self.cells = cells
         self.varies = varies.to(images)
-        self.values = cells.sum(self.varies.sum(0))
+        self.values = cells.sum_by_cell(self.varies.sum(0))
         self.dice = dice
         self.passes = 0
         with torch.no_grad():
@@ -105,7 +109,7 @@ class SensitivityEstimator:
         self.linear: Tensor | None = None  # mean Jacobian (B, size, C, H, W) at noisy images, once a cycle of probes knows it
         self.missed: Tensor | None = None  # share of |Δf|² that it missed in the draw that completed it (B,)
 
-    def respond(self, sigma: Float[Tensor, "images cells"], draw: int) -> Float[Tensor, "images"]:
+    def response(self, sigma: Float[Tensor, "images cells"], draw: int) -> Float[Tensor, "images"]:
         """An unbiased sample of E|f(x + σe) − f(x)|²: one pass.
 
         Where the mean Jacobian J is known, |Jσe|² is replaced by its mean Σ σ² |J_i|² (a control variate: for a linear
@@ -126,9 +130,9 @@ class SensitivityEstimator:
     def _columns(self) -> Tensor:
         """Squared norms of the mean Jacobian's columns, summed over each cell's values."""
         assert self.linear is not None
-        return self.cells.sum((self.linear.square().sum(1) * self.varies).sum(1))
+        return self.cells.sum_by_cell((self.linear.square().sum(1) * self.varies).sum(1))
 
-    def probe(self, sigma: Float[Tensor, "images cells"], draw: int, probes: int = 1, curvature: bool = False) -> NoiseSamples:
+    def jacobian_sample(self, sigma: Float[Tensor, "images cells"], draw: int, probes: int = 1, curvature: bool = False) -> NoiseSamples:
         """Response and sensitivities at the noise of one draw: one pass forward, `probes` backward, one more for curvature.
 
         The sensitivity is (J'v)² at the noisy image for a random v of mean square 1 in feature space, so that its mean is
@@ -148,13 +152,13 @@ class SensitivityEstimator:
 
     def _square(self, feature: Tensor, noisy: Tensor, dice: list[torch.Generator]) -> Tensor:
         vector = rademacher(dice, self.size) if self._basis is None else self._basis[:, self._probes % self.size]
-        pull = self._backward(feature, noisy, vector.to(feature)) * self.varies
+        effective_sample = self._backward(feature, noisy, vector.to(feature)) * self.varies
         if self._basis is not None:
-            self._outer = self._outer + vector[:, :, None, None, None].to(pull) * pull[:, None]
+            self._outer = self._outer + vector[:, :, None, None, None].to(effective_sample) * effective_sample[:, None]
             self._probes += 1
             if self._probes % self.size == 0:
                 self.linear = self._outer / self._probes  # the best linear predictor of the response (Stein)
-        return self.cells.sum(pull.square().sum(1))
+        return self.cells.sum_by_cell(effective_sample.square().sum(1))
 
     def pull(self, sigma: Float[Tensor, "images cells"], draw: int, mirrored: bool = False) -> NoiseSamples:
         """Response and effective sensitivities alone: one pass forward, one backward; `mirrored` takes the noise −e."""
@@ -170,7 +174,7 @@ class SensitivityEstimator:
         if self.linear is not None:
             predicted = self._linearly((noisy - self.images).detach())
             slope = slope - torch.einsum("bdchw,bd->bchw", self.linear, predicted)
-        effective = self.cells.sum((slope * unit * self.varies).sum(1)) / sigma.where(sigma > 0, torch.inf)
+        effective = self.cells.sum_by_cell((slope * unit * self.varies).sum(1)) / sigma.where(sigma > 0, torch.inf)
         if self.linear is not None:
             effective = effective + self._columns()
         return (effective * sigma.square()).sum(1)[None], effective[None]
@@ -182,7 +186,7 @@ class SensitivityEstimator:
 
     def _noise(self, sigma: Tensor, dice: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         unit = standard_normal(dice, self.images.shape[1:]).to(self.images)
-        return self.cells.spread(sigma)[:, None] * self.varies * unit, unit
+        return self.cells.expand_to_pixels(sigma)[:, None] * self.varies * unit, unit
 
     def _forward(self, images: Tensor) -> Tensor:
         self.passes += 1

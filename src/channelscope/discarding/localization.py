@@ -25,7 +25,9 @@ def largest_component_box(relevance: Float[Tensor, "height width"], level: float
 
     Quantiles make maps of any scale comparable; ties at the quantile count as above it.
 
-    Source   Zhou et al. 2016 (threshold, largest component, box); checked by tests/pencil_discarding.py::box
+    References
+    ----------
+    Zhou et al. 2016 (threshold, largest component, box); checked by tests/pencil_discarding.py::box.
     """
     values = relevance.detach().cpu().numpy()
     labels, count = ndimage.label(values >= np.quantile(values, level))
@@ -37,7 +39,9 @@ def largest_component_box(relevance: Float[Tensor, "height width"], level: float
 def box_iou(first: Box, second: Box) -> float:
     """Intersection over union of two boxes.
 
-    Source   Jaccard 1901
+    References
+    ----------
+    Jaccard 1901.
     """
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
@@ -49,8 +53,14 @@ def box_iou(first: Box, second: Box) -> float:
 def best_iou(found: Box, boxes: Sequence[Box]) -> float:
     """The largest overlap with any of the image's boxes.
 
-    Raises   DataError for an image without a box.
-    Source   ILSVRC localization (Russakovsky et al. 2015)
+    Raises
+    ------
+    DataError
+        For an image without a box.
+
+    References
+    ----------
+    ILSVRC localization (Russakovsky et al. 2015).
     """
     usable = [each for each in boxes if each[2] > each[0] and each[3] > each[1]]
     if not usable:
@@ -61,8 +71,16 @@ def best_iou(found: Box, boxes: Sequence[Box]) -> float:
 def best_quantile(relevance: Float[Tensor, "images height width"], boxes: Sequence[Sequence[Box]]) -> float:
     """The level whose boxes overlap best on average, to be chosen on images that are not reported.
 
-    Raises   ShapeError if maps and boxes do not match; DataError for an image without a box.
-    Source   Ma et al. 2022 (threshold chosen on a held-out split)
+    Raises
+    ------
+    ShapeError
+        If maps and boxes do not match.
+    DataError
+        For an image without a box.
+
+    References
+    ----------
+    Ma et al. 2022 (threshold chosen on a held-out split).
     """
     if len(relevance) != len(boxes) or not len(boxes):
         raise ShapeError(f"expected boxes for each of {len(relevance)} maps, received {len(boxes)}")
@@ -91,8 +109,14 @@ def localization_table(
 
     Differences are from the first method, paired. The table names the rule of its CID maps.
 
-    Raises   DataError for an image without a box.
-    Source   Zhou et al. 2016; Ma et al. 2022 (weakly supervised localization)
+    Raises
+    ------
+    DataError
+        For an image without a box.
+
+    References
+    ----------
+    Zhou et al. 2016; Ma et al. 2022 (weakly supervised localization).
     """
     scores = {}
     levels = {name: best_quantile(tuned[name], tuned_boxes) for name in maps}
@@ -114,7 +138,9 @@ def localization_table(
 def center_prior(images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:
     """A map that knows nothing but that objects are in the middle: the control of localization.
 
-    Source   this library
+    References
+    ----------
+    This library.
     """
     rows, columns = (torch.linspace(-1, 1, side, device=images.device) for side in images.shape[2:])
     return (-rows.square()[:, None] - columns.square()).expand(len(images), -1, -1)
@@ -123,6 +149,8 @@ def center_prior(images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images
 def smoothed(relevance: Float[Tensor, "images H W"]) -> Float[Tensor, "images H W"]:
     """A map blurred by a few pixels, so that a threshold leaves parts and not grains; the same for all methods.
 
-    Source   Ma et al. 2022 (localization)
+    References
+    ----------
+    Ma et al. 2022 (localization).
     """
     return gaussian_blur(relevance, MAP_BLUR)

@@ -27,7 +27,12 @@ class MapCache:
     def read(self, part: str, digest: str) -> dict[str, Tensor] | None:
         """A finished part, or None.
 
-        Raises   MismatchError if it is of another run or of other images; FormatError if it is damaged.
+        Raises
+        ------
+        MismatchError
+            If it is of another run or of other images.
+        FormatError
+            If it is damaged.
         """
         if self.path is None:
             return self.memory.get(part)
@@ -63,7 +68,9 @@ class MapCache:
 def fingerprint(*tensors: Tensor) -> str:
     """Fingerprint of some tensors.
 
-    Source   SHA-256 over their bytes
+    References
+    ----------
+    SHA-256 over their bytes.
     """
     total = hashlib.sha256()
     for tensor in tensors:

@@ -26,7 +26,10 @@ class Cells:
     def of(cls, plane: tuple[int, int], side: int | None = GRID_SIDE) -> "Cells":
         """At most `side` cells along each side, so one per pixel of a small image; None for one per pixel always.
 
-        Raises   InputError if the side is not positive.
+        Raises
+        ------
+        InputError
+            If the side is not positive.
         """
         if side is not None and side < 1:
             raise InputError(f"expected at least one cell along a side, received {side}")
@@ -43,29 +46,29 @@ class Cells:
         return self.grid == self.plane
 
     @cached_property
-    def of_row(self) -> Int[Tensor, "height"]:
+    def row_of_cell(self) -> Int[Tensor, "height"]:
         """Row of cells that each row of pixels belongs to."""
         return torch.arange(self.plane[0]) * self.grid[0] // self.plane[0]
 
     @cached_property
-    def of_column(self) -> Int[Tensor, "width"]:
+    def column_of_cell(self) -> Int[Tensor, "width"]:
         """Column of cells that each column of pixels belongs to."""
         return torch.arange(self.plane[1]) * self.grid[1] // self.plane[1]
 
-    def sum(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
+    def sum_by_cell(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
         """Sum over the pixels of each cell."""
         if self.per_pixel:
             return plane.flatten(-2)
-        rows = plane.new_zeros(*plane.shape[:-2], self.grid[0], plane.shape[-1]).index_add_(-2, self.of_row.to(plane.device), plane)
-        cells = rows.new_zeros(*rows.shape[:-1], self.grid[1]).index_add_(-1, self.of_column.to(plane.device), rows)
+        rows = plane.new_zeros(*plane.shape[:-2], self.grid[0], plane.shape[-1]).index_add_(-2, self.row_of_cell.to(plane.device), plane)
+        cells = rows.new_zeros(*rows.shape[:-1], self.grid[1]).index_add_(-1, self.column_of_cell.to(plane.device), rows)
         return cells.flatten(-2)
 
     @cached_property
     def pixels(self) -> Float[Tensor, "cells"]:
         """Number of pixels in each cell: not equal where the grid does not divide the plane."""
-        return torch.outer(torch.bincount(self.of_row), torch.bincount(self.of_column)).flatten().float()
+        return torch.outer(torch.bincount(self.row_of_cell), torch.bincount(self.column_of_cell)).flatten().float()
 
-    def mean(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
+    def mean_by_cell(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
         """Mean of a map over the pixels of each cell, so that cells of unequal size can be compared.
 
         Parameters
@@ -81,15 +84,15 @@ class Cells:
         Examples
         --------
         >>> cells = Cells.of((1, 5), 2)
-        >>> cells.pixels.tolist(), cells.mean(torch.tensor([[1.0, 1.0, 1.0, 3.0, 5.0]])).tolist()
+        >>> cells.pixels.tolist(), cells.mean_by_cell(torch.tensor([[1.0, 1.0, 1.0, 3.0, 5.0]])).tolist()
         ([3.0, 2.0], [1.0, 4.0])
         """
-        return self.sum(plane) / self.pixels.to(plane)
+        return self.sum_by_cell(plane) / self.pixels.to(plane)
 
-    def spread(self, cells: Float[Tensor, "... cells"]) -> Float[Tensor, "... height width"]:
+    def expand_to_pixels(self, cells: Float[Tensor, "... cells"]) -> Float[Tensor, "... height width"]:
         """Each cell's value at all of its pixels."""
         grid = cells.unflatten(-1, self.grid)
-        return grid.index_select(-2, self.of_row.to(cells.device)).index_select(-1, self.of_column.to(cells.device))
+        return grid.index_select(-2, self.row_of_cell.to(cells.device)).index_select(-1, self.column_of_cell.to(cells.device))
 
 
 GAUSSIAN_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
@@ -103,24 +106,30 @@ LOW, NEAR = -0.8, 0.01
 class Allocation:
     """The noise that maximizes mean entropy while the linearized feature change stays within the budget."""
 
-    sigma: Float[Tensor, "images cells"]
+    noise_std: Float[Tensor, "images cells"]
     """standard deviation of the noise in each cell, in the unit of the pixels; 0 in cells that are left out"""
     capped: Bool[Tensor, "images cells"]
     """True where the cap, not the budget, holds the noise back"""
-    level: Float[Tensor, "images"]
+    water_level: Float[Tensor, "images"]
     """θ: the budget that each value of an uncapped cell spends; infinite where the budget cannot be spent"""
 
     @property
     def reached(self) -> Bool[Tensor, "images"]:
         """True where the budget is spent; False where even the caps change the feature by less than it."""
-        return self.level.isfinite()
+        return self.water_level.isfinite()
 
 
 def entropy(sigma: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Differential entropy of Gaussian noise: H = ln σ + ½ ln(2πe).
 
-    Returns  nats per value; −inf where there is no noise.
-    Source   Ma et al. 2022 (arXiv 1906.04109), equation 2; checked by tests/discarding/test_noise.py
+    Returns
+    -------
+    Tensor
+        Nats per value; −inf where there is no noise.
+
+    References
+    ----------
+    Ma et al. 2022 (arXiv 1906.04109), equation 2; checked by tests/discarding/test_noise.py.
     """
     return sigma.log() + GAUSSIAN_ENTROPY
 
@@ -128,8 +137,14 @@ def entropy(sigma: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def mean_entropy(sigma: Float[Tensor, "images cells"], values: Float[Tensor, "cells"]) -> Float[Tensor, "images"]:
     """Mean of H over the values of an image, cells without values left out.
 
-    Returns  nats per value.
-    Source   Ma et al. 2022, equation 3; checked by tests/discarding/test_noise.py
+    Returns
+    -------
+    Tensor
+        Nats per value.
+
+    References
+    ----------
+    Ma et al. 2022, equation 3; checked by tests/discarding/test_noise.py.
     """
     used = values > 0
     return (entropy(sigma[:, used]) * values[used]).sum(1) / values.sum()
@@ -138,7 +153,9 @@ def mean_entropy(sigma: Float[Tensor, "images cells"], values: Float[Tensor, "ce
 def capacity(sensitivity: Float[Tensor, "images cells"], cap: Float[Tensor, "cells"]) -> Float[Tensor, "images"]:
     """The largest feature change the caps allow: Σ cap² g, infinite without caps.
 
-    Source   Ma et al. 2022 (reverse water-filling); checked by tests/discarding/test_noise.py
+    References
+    ----------
+    Ma et al. 2022 (reverse water-filling); checked by tests/discarding/test_noise.py.
     """
     return _change_at_cap(sensitivity, cap).sum(1)
 
@@ -156,10 +173,22 @@ def water_filling(
     `sensitivity` is g_i, the squared response of the feature to unit noise in cell i, summed over its n_i values; θ is
     exact: the sum is piecewise linear in it, with one kink per cell. Cells without values (n_i = 0) get no noise.
 
-    Returns  an Allocation; where Σ cap² g < ε every cell sits at its cap and `reached` is False.
-    Raises   NumericError for negative or non-finite sensitivities, or for a cell that the feature does not see
-             (g_i = 0) and no cap holds: its entropy has no maximum. ShapeError if the cells do not match.
-    Source   Cover & Thomas 2006, section 10.3.3 (reverse water-filling); checked by tests/pencil_discarding.py::allocation
+    Returns
+    -------
+    Allocation
+        An Allocation; where Σ cap² g < ε every cell sits at its cap and `reached` is False.
+
+    Raises
+    ------
+    NumericError
+        For negative or non-finite sensitivities, or for a cell that the feature does not see (g_i = 0) and no cap holds:
+        its entropy has no maximum.
+    ShapeError
+        If the cells do not match.
+
+    References
+    ----------
+    Cover & Thomas 2006, section 10.3.3 (reverse water-filling); checked by tests/pencil_discarding.py::allocation.
     """
     if not sensitivity.shape[1:] == cap.shape == values.shape:
         raise ShapeError(
@@ -237,8 +266,14 @@ def entropy_gap(share: Float[Tensor, "draws images cells"], free: Bool[Tensor, "
     s is a cell's share over the mean. Its square is the product of two draws, so that the draws' noise is not in it; how far
     the logarithm bends away from the parabola is taken at the mean of all draws.
 
-    Returns  nats per value of the free cells; may be slightly negative where there is nothing to gain.
-    Source   Jensen's gap of the logarithm at the optimum of reverse water-filling; checked by tests/discarding/test_noise.py
+    Returns
+    -------
+    Tensor
+        Nats per value of the free cells; may be slightly negative where there is nothing to gain.
+
+    References
+    ----------
+    Jensen's gap of the logarithm at the optimum of reverse water-filling; checked by tests/discarding/test_noise.py.
     """
     share = share.where(free, 0)
     mean = share.sum(2).mean(0) / free.sum(1).clamp(min=1)

@@ -90,29 +90,29 @@ MAX_LEVEL_JUMP = 20.0
 class OptimalNoise:
     """The noise found for a batch of images, and how sure it is."""
 
-    sigma: Float[Tensor, "images cells"]
+    noise_std: Float[Tensor, "images cells"]
     """standard deviation of the noise, 0 in cells that are left out"""
     cid: Float[Tensor, "images"]
     """largest mean entropy in nats per value: that of `sigma` plus `gap`, of which 0.1 is believed at most"""
-    error: Float[Tensor, "images"]
+    cid_se: Float[Tensor, "images"]
     """standard error of `cid`, from the draws that set the level"""
-    gap: Float[Tensor, "images"]
+    entropy_gap: Float[Tensor, "images"]
     """entropy in nats that better-known noise could still gain, estimated"""
-    uniform: Float[Tensor, "images"]
+    isotropic_entropy: Float[Tensor, "images"]
     """entropy in nats of isotropic noise under the same constraint and the same caps"""
-    ratio: Float[Tensor, "images"]
+    constraint_ratio: Float[Tensor, "images"]
     """E|Δf|² over ε on fresh noise: 1 where the constraint is met"""
     ratio_error: Float[Tensor, "images"]
     """standard error of `ratio`"""
     capped: Float[Tensor, "images"]
     """share of the cells held by their cap"""
-    unseen: Float[Tensor, "images"]
+    outside_receptive_field: Float[Tensor, "images"]
     """share of the cells that do not reach the feature: outside its receptive field"""
-    reached: Bool[Tensor, "images"]
+    constraint_reached: Bool[Tensor, "images"]
     """False where the feature changes by less than ε with every cell at its cap, by more than two standard errors"""
     passes: int
     """passes per image, forward and backward, the check included"""
-    freedom: int
+    degrees_of_freedom: int
     """degrees of freedom of the two standard errors"""
 
 
@@ -129,10 +129,21 @@ def optimal_noise(
     fast    isotropic noise, then one round at the noise found: 20 passes an image, the check on fresh noise included
     exact   further rounds at the noise found: at most 600 passes; `gap` is measured on fresh noise
 
-    Returns  an Optimum; where the constraint cannot be reached every cell is at its cap and `reached` is False.
-    Raises   InputError in fast mode for a feature of so few numbers that its Jacobian is known, if it does not answer linearly;
-             NumericError if the gradients are not finite, or a cell without a cap is not seen.
-    Source   Ma et al. 2022, equations 2–4 (the problem); the solution is ours; checked by tests/pencil_discarding.py
+    Returns
+    -------
+    OptimalNoise
+        An Optimum; where the constraint cannot be reached every cell is at its cap and `reached` is False.
+
+    Raises
+    ------
+    InputError
+        In fast mode for a feature of so few numbers that its Jacobian is known, if it does not answer linearly.
+    NumericError
+        If the gradients are not finite, or a cell without a cap is not seen.
+
+    References
+    ----------
+    Ma et al. 2022, equations 2–4 (the problem); the solution is ours; checked by tests/pencil_discarding.py.
     """
     plan = BUDGETS[mode] if isinstance(mode, str) else mode
     search = _FixedPoint(scene, constraint, cap, plan)
@@ -161,13 +172,13 @@ class _FixedPoint:
         """First round: isotropic noise; under `data` its level follows the responses."""
         plan, scene, local = self.plan, self.scene, self.constraint.local
         level = start = self._each(self.constraint.noise)
-        first = response = None if local else scene.respond(self._isotropic(start), 0)
+        first = response = None if local else scene.response(self._isotropic(start), 0)
         levels, draws = [], []
         for draw in range(plan.start):
             if response is not None:
                 level = level * (self.epsilon / response).sqrt().clamp(1 / MAX_LEVEL_JUMP, MAX_LEVEL_JUMP)
             levels.append(level)
-            draws.append(scene.probe(self._isotropic(level), draw, plan.probes + EXTRA_LOCAL_PROBES * self.paired))
+            draws.append(scene.jacobian_sample(self._isotropic(level), draw, plan.probes + EXTRA_LOCAL_PROBES * self.paired))
             response = None if local else draws[-1].response[0]
         if first is None or scene.linear is not None:
             self.power = torch.ones_like(self.epsilon)
@@ -219,7 +230,7 @@ class _FixedPoint:
         drawn: list[NoiseSamples] = []
         for draw in numbers:
             loud = self.scene.linear is None
-            found = self.scene.pull(self.sigma, draw) if self.paired else self.scene.probe(self.sigma, draw, 1, curvature=True)
+            found = self.scene.pull(self.sigma, draw) if self.paired else self.scene.jacobian_sample(self.sigma, draw, 1, curvature=True)
             if loud and self.scene.linear is not None:
                 drawn, self.history = ([each.probed for each in before] for before in (drawn, self.history))
             drawn.append(found)
@@ -231,7 +242,7 @@ class _FixedPoint:
         for draw in range(self.final):
             if draw == max(1, self.final // 3):
                 self._allocate(self._level(ratios, references))
-            ratios.append(self.scene.respond(self.sigma, FINAL + draw) / self.budget**self.power)
+            ratios.append(self.scene.response(self.sigma, FINAL + draw) / self.budget**self.power)
             references.append(self._reference(FINAL + draw))
         if self.final:
             _, residue = _ratio(torch.stack(ratios), torch.stack(references))
@@ -245,7 +256,7 @@ class _FixedPoint:
         pulls = [scene.pull(self.sigma, draw) for draw in draws] if plan.audit else []
         again = not pulls or scene.linear is not None
         responses = (
-            torch.stack([scene.respond(self.sigma, draw) for draw in draws]) if again else torch.cat([pull.response for pull in pulls])
+            torch.stack([scene.response(self.sigma, draw) for draw in draws]) if again else torch.cat([pull.response for pull in pulls])
         )
         ratio, fresh = _ratio(responses, references)
         spread = (torch.cat([self.residue, fresh]).square().sum(0) / self._freedom()).sqrt()
@@ -254,18 +265,18 @@ class _FixedPoint:
         reached = self.reached | ((1 + 2 * error) * ratio >= (self.constraint.kappa if self.constraint.local else 1))
         gap = (self._unspent(torch.cat([pull.effective for pull in pulls])) if pulls else self.missed).clamp(min=0) * free
         return OptimalNoise(
-            sigma=self.sigma,
+            noise_std=self.sigma,
             cid=mean_entropy(self.sigma, scene.values) + gap.clamp(max=MAX_COUNTED_GAP),
-            error=torch.where(reached, self._error(spread), 0),
-            gap=gap,
-            uniform=self.uniform,
-            ratio=ratio / (self.constraint.kappa if self.constraint.local else 1),
+            cid_se=torch.where(reached, self._error(spread), 0),
+            entropy_gap=gap,
+            isotropic_entropy=self.uniform,
+            constraint_ratio=ratio / (self.constraint.kappa if self.constraint.local else 1),
             ratio_error=ratio * error / (self.constraint.kappa if self.constraint.local else 1),
             capped=1 - free,
-            unseen=(~self.seen & (scene.values > 0)).float().mean(1),
-            reached=reached,
+            outside_receptive_field=(~self.seen & (scene.values > 0)).float().mean(1),
+            constraint_reached=reached,
             passes=scene.passes,
-            freedom=self._freedom(),
+            degrees_of_freedom=self._freedom(),
         )
 
     def _freedom(self) -> int:
@@ -315,7 +326,7 @@ class _FixedPoint:
 
     def _allocate(self, budget: Tensor) -> None:
         found = water_filling(self.sensitivity, budget, self.cap, self.scene.values)
-        self.sigma, self.capped, self.reached, self.budget = found.sigma, found.capped, found.reached, budget
+        self.sigma, self.capped, self.reached, self.budget = found.noise_std, found.capped, found.reached, budget
 
     def _level(self, ratios: list[Tensor], references: list[Tensor]) -> Tensor:
         """The budget at which the response E|Δf|² = a · budget^power meets the constraint; the round's draws have their say."""
@@ -326,7 +337,7 @@ class _FixedPoint:
 
     def _reference(self, draw: int) -> Tensor:
         """What the response is compared with: ε, or under `local` the response to the same draw's isotropic noise."""
-        return self.scene.respond(self._isotropic(self._each(self.constraint.noise)), draw) if self.constraint.local else self.epsilon
+        return self.scene.response(self._isotropic(self._each(self.constraint.noise)), draw) if self.constraint.local else self.epsilon
 
     def _unspent(self, effective: Tensor) -> Tensor:
         """What the free cells would gain if each value spent the same."""

@@ -39,23 +39,28 @@ class PixelNetwork:
         self.graph: Graph = trace(model, torch.zeros(1, *shape, device=device))
         self.places = {node.name: place for place, node in enumerate(self.graph.steps.nodes)}
 
-    def pixels(self, images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images C H W"]:
+    def denormalize(self, images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images C H W"]:
         """Normalized images back in pixels of 0 to 1."""
         return images.to(self.mean.device) * self.std + self.mean
 
-    def feature(self, layer: LayerOutput) -> FeatureFunction:
+    def layer_value(self, layer: LayerOutput) -> FeatureFunction:
         """The network from pixels to a layer."""
-        return lambda pixels: self.graph.run((pixels - self.mean) / self.std, want=layer.step, pure=True)
+        return lambda pixels: self.graph.run((pixels - self.mean) / self.std, outputs=layer.step, out_of_place=True)
 
-    def features(self, pixels: Float[Tensor, "images C H W"], layers: Sequence[LayerOutput]) -> tuple[Tensor, ...]:
+    def layer_values(self, pixels: Float[Tensor, "images C H W"], layer_outputs: Sequence[LayerOutput]) -> tuple[Tensor, ...]:
         """The values of several layers in one pass, without gradients."""
         with torch.no_grad():
-            return self.graph.run((pixels - self.mean) / self.std, want=tuple(layer.step for layer in layers), pure=True)
+            return self.graph.run((pixels - self.mean) / self.std, outputs=tuple(layer.step for layer in layer_outputs), out_of_place=True)
 
     def layers(self, names: Iterable[str] = ()) -> list[LayerOutput]:
         """Layers by module path or step name, in execution order; without names, some evenly spaced ones.
 
-        Raises   SiteError for a name that is neither, with near matches; InputError for one named twice.
+        Raises
+        ------
+        SiteError
+            For a name that is neither, with near matches.
+        InputError
+            For one named twice.
         """
         names = list(names)
         if not names:

@@ -37,8 +37,14 @@ class RidgeDecoder:
     def __init__(self, pairs: FeatureImageBatches):
         """Fit on batches of (features, images): one pass, normal equations in float64.
 
-        Raises   ShapeError where the feature is no map, or the image's sides are not multiples of the map's.
-        Source   Hoerl & Kennard 1970; checked by tests/discarding/test_reconstruction.py
+        Raises
+        ------
+        ShapeError
+            Where the feature is no map, or the image's sides are not multiples of the map's.
+
+        References
+        ----------
+        Hoerl & Kennard 1970; checked by tests/discarding/test_reconstruction.py.
         """
         whole: _Scatter | None = None
         for features, images in pairs:
@@ -117,7 +123,9 @@ def _residue() -> nn.Sequential:
 def train_decoder(ridge: RidgeDecoder, pairs: Callable[[], FeatureImageBatches], seed: int = 0) -> ResidualDecoder:
     """A residual decoder trained on batches of (features, images) to the least squared error; `pairs()` begins a pass.
 
-    Source   Ma et al. 2022 (residual decoder); He et al. 2016 (residual blocks)
+    References
+    ----------
+    Ma et al. 2022 (residual decoder); He et al. 2016 (residual blocks).
     """
     features, images = next(iter(pairs()))
     with torch.random.fork_rng():
@@ -158,7 +166,9 @@ def reconstruction_uncertainty(
 ) -> ReconstructionUncertainty:
     """Reconstruction uncertainty of images whose pixels carry each of some noises; a zero noise alone gives the clean one.
 
-    Source   Ma et al. 2022, equation 6; variance and bias apart are ours; checked by tests/discarding/test_reconstruction.py
+    References
+    ----------
+    Ma et al. 2022, equation 6; variance and bias apart are ours; checked by tests/discarding/test_reconstruction.py.
     """
     with torch.no_grad():
         found = torch.stack([decode(feature(images + each)) for each in noise])
@@ -210,8 +220,14 @@ def reconstruction_table(
     Decoders are fitted on calibration images without noise. `found` is in the order of batches, layers within a batch.
     The noise belongs to the images and the seed of the run.
 
-    Raises   ShapeError at a layer whose feature is no map that divides the image.
-    Source   Ma et al. 2022, section 3 (reconstruction uncertainty); checked by tests/discarding/test_restore.py
+    Raises
+    ------
+    ShapeError
+        At a layer whose feature is no map that divides the image.
+
+    References
+    ----------
+    Ma et al. 2022, section 3 (reconstruction uncertainty); checked by tests/discarding/test_restore.py.
     """
     rows = []
     for layer in dict.fromkeys(each.layer for each in found):
@@ -229,8 +245,8 @@ def reconstruction_table(
 
 def _pairs(view: PixelNetwork, batches: Iterable, layer: LayerOutput) -> Iterator[tuple[Tensor, Tensor]]:
     for images, _, _ in indexed_batches(batches, labels=False):
-        pixels = view.pixels(images)
-        yield view.features(pixels, [layer])[0], pixels
+        pixels = view.denormalize(images)
+        yield view.layer_values(pixels, [layer])[0], pixels
 
 
 def _table_row(
@@ -238,15 +254,15 @@ def _table_row(
 ) -> dict[str, float | int]:
     noisy, clean, spread, off = [], [], [], []
     for (images, _, index), each in zip(indexed_batches(batches, labels=False), found, strict=True):
-        pixels = view.pixels(images)
-        cells = Cells.of((view.shape[1], view.shape[2]), _side(each.sigma.shape[1], view))
-        deviation = cells.spread(each.sigma)[:, None].to(pixels)
+        pixels = view.denormalize(images)
+        cells = Cells.of((view.shape[1], view.shape[2]), _side(each.noise_std.shape[1], view))
+        deviation = cells.expand_to_pixels(each.noise_std)[:, None].to(pixels)
         noise = [
             deviation * standard_normal(PerImageRandom(seed, index).roll(NOISE_STREAM + draw), view.shape).to(pixels)
             for draw in range(NOISE_DRAWS)
         ]
-        with_noise = reconstruction_uncertainty(decode, view.feature(each.layer), pixels, noise)
-        without = reconstruction_uncertainty(decode, view.feature(each.layer), pixels, [torch.zeros_like(deviation)])
+        with_noise = reconstruction_uncertainty(decode, view.layer_value(each.layer), pixels, noise)
+        without = reconstruction_uncertainty(decode, view.layer_value(each.layer), pixels, [torch.zeros_like(deviation)])
         noisy.append(with_noise.ru.mean((1, 2, 3)))
         clean.append(without.ru.mean((1, 2, 3)))
         spread.append(with_noise.variance.mean((1, 2, 3)))

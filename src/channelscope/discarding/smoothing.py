@@ -27,10 +27,17 @@ def multiscale_shrinkage(
 
     Draws without scatter are returned as they are, and so is a single draw, whose noise is unknown.
 
-    Returns  the map, with the sum that was measured, zero in cells not `seen`; and what the noise leaves of its mean squared
-             relative error, Σ w · noise over the scales (posterior variances): a lower bound, for what is too faint to be told
-             from the noise is not in it; 0 for a single draw.
-    Source   Efron & Morris 1973 (empirical Bayes) on the scales of Burt & Adelson 1983; checked by tests/pencil_discarding.py::shrunk
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        The map, with the sum that was measured, zero in cells not `seen`; and what the noise leaves of its mean squared
+        relative error, Σ w · noise over the scales (posterior variances): a lower bound, for what is too faint to be told
+        from the noise is not in it; 0 for a single draw.
+
+    References
+    ----------
+    Efron & Morris 1973 (empirical Bayes) on the scales of Burt & Adelson 1983; checked by
+    tests/pencil_discarding.py::shrunk.
     """
     samples = samples.where(seen, 0)
     total = samples.mean(0).sum((1, 2), keepdim=True)
@@ -50,7 +57,9 @@ def multiscale_shrinkage(
 def blur_widths(rows: int, columns: int) -> list[float]:
     """Widths of the blurs in cells, each half the one before, and 0 for none.
 
-    Source   Burt & Adelson 1983 (octaves)
+    References
+    ----------
+    Burt & Adelson 1983 (octaves).
     """
     widths = [2.0**power for power in range(15, -2, -1) if 4 * 2**power <= max(rows, columns)]
     return [*widths, 0.0]
@@ -59,7 +68,9 @@ def blur_widths(rows: int, columns: int) -> list[float]:
 def gaussian_blur(maps: Float[Tensor, "... rows columns"], width: float) -> Float[Tensor, "... rows columns"]:
     """Gaussian blur of standard deviation `width` cells; nothing comes in from outside the map.
 
-    Source   separable convolution; checked by tests/discarding/test_shrinkage.py
+    References
+    ----------
+    Separable convolution; checked by tests/discarding/test_shrinkage.py.
     """
     if width == 0:
         return maps
@@ -101,10 +112,12 @@ def image_regressors(images: Float[Tensor, "images C H W"], cells: Cells) -> Flo
 
     What differs by less than one 8-bit step, or its share of a logarithm, is 0.
 
-    Source   this library
+    References
+    ----------
+    This library.
     """
-    pixels = cells.sum(torch.ones_like(images[0, 0]))
-    mean, square = ((cells.sum(part) / pixels).unflatten(-1, cells.grid) for part in (images, images.square()))
+    pixels = cells.sum_by_cell(torch.ones_like(images[0, 0]))
+    mean, square = ((cells.sum_by_cell(part) / pixels).unflatten(-1, cells.grid) for part in (images, images.square()))
     ones = torch.ones_like(mean)
     near = lambda plane, width: gaussian_blur(plane, width) / gaussian_blur(ones, width)  # noqa: E731
     contrast = [(near(square, width) - near(mean, width).square()).clamp(min=0).sum(1).add(ONE_GRAY_LEVEL**2).log() for width in CONTRAST]
@@ -128,8 +141,15 @@ def gamma_regression(
     b solves the equations of a gamma regression with a logarithmic link, whose scatter is in proportion to the mean and
     which minds no negative sample; the penalty is that of one more cell with b = 0.
 
-    Returns  the map; zero in cells not `seen`.
-    Source   McCullagh & Nelder 1989 (gamma regression), ridge of Hoerl & Kennard 1970; checked by tests/pencil_discarding.py::regressed
+    Returns
+    -------
+    Tensor
+        The map; zero in cells not `seen`.
+
+    References
+    ----------
+    McCullagh & Nelder 1989 (gamma regression), ridge of Hoerl & Kennard 1970; checked by
+    tests/pencil_discarding.py::regressed.
     """
     design = torch.where(seen[..., None], torch.cat([torch.ones_like(features[..., :1]), features], -1), 0).flatten(1, 2).double()
     ratio = torch.where(seen, samples.mean(0) / start.where(seen, 1), 0).flatten(1).double()

@@ -89,7 +89,9 @@ RATIO, NATS = 0.02, 0.02
 def image_table(found: Iterable[CIDResult], rule: CIDOptions, network: str) -> pd.DataFrame:
     """One row per image and layer: CID with its interval, the constraint on fresh noise, the cost, and what is wrong if anything is.
 
-    Source   Ma et al. 2022 (convergence report); checked by tests/discarding/test_frames.py
+    References
+    ----------
+    Ma et al. 2022 (convergence report); checked by tests/discarding/test_frames.py.
     """
     rows = [row for each in found for row in _rows(each, rule, network)]
     rows.sort(key=lambda row: (row["depth"], row["image"]))
@@ -99,7 +101,9 @@ def image_table(found: Iterable[CIDResult], rule: CIDOptions, network: str) -> p
 def layer_table(images: pd.DataFrame) -> pd.DataFrame:
     """One row per layer: mean CID over the images with a t interval, the mean constraint ratio, and how many converged.
 
-    Source   Student 1908 (t intervals over images)
+    References
+    ----------
+    Student 1908 (t intervals over images).
     """
     rows = []
     for (network, layer), own in images.groupby(["network", "layer"], sort=False):
@@ -120,8 +124,14 @@ def layer_table(images: pd.DataFrame) -> pd.DataFrame:
 def difference_table(images: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """CID of another network less CID of this one, layer by layer in order of depth, paired over images, with t intervals.
 
-    Raises   MismatchError if the two tables mix normalizers, κ, caps, cells or images, or have other numbers of layers.
-    Source   Ma et al. 2022 (comparability)
+    Raises
+    ------
+    MismatchError
+        If the two tables mix normalizers, κ, caps, cells or images, or have other numbers of layers.
+
+    References
+    ----------
+    Ma et al. 2022 (comparability).
     """
     here, there = (frame.attrs["provenance"]["convention"] for frame in (images, other))
     differ = [f"{key} ({here[key]} and {there.get(key)})" for key in here if here[key] != there.get(key)]
@@ -179,10 +189,10 @@ def describe_discarding(
 
 def _rows(found: CIDResult, rule: CIDOptions, network: str) -> Iterable[dict[str, Any]]:
     numbers = {name: values.double().tolist() for name, values in found.numbers.items()}
-    reach = float(stats.t.isf(0.025, found.freedom)) if found.freedom > 0 else float("nan")
+    reach = float(stats.t.isf(0.025, found.degrees_of_freedom)) if found.degrees_of_freedom > 0 else float("nan")
     for place, image in enumerate(found.index.tolist()):
         own = {name: values[place] for name, values in numbers.items()}
-        reached = bool(found.reached[place])
+        reached = bool(found.constraint_reached[place])
         note = _convergence_note(own, reached, rule)
         if not reached:
             own |= {"gap": float("nan"), "error": float("nan")}

@@ -24,10 +24,14 @@ PERMUTATIONS = 200
 def axis_clusters(profile: Profile, k: int = 4, seed: int = 0, **options) -> pd.DataFrame:
     """k-means groupings of each layer's channels on local features (I_X, R̄) and on target features (I_T, S), z-scored.
 
-    Returns  one row per site: adjusted Rand index of the two groupings with its permutation null (channels shuffled),
-             silhouettes, stability between random starts, and n, the channels with all features. Layers with fewer than
-             4 k of them, or too few images for the target, stay nan: their groups would be single channels.
     preset="paper" puts the target excess into both feature sets, as the published code does.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per site: adjusted Rand index of the two groupings with its permutation null (channels shuffled),
+        silhouettes, stability between random starts, and n, the channels with all features. Layers with fewer than 4 k of
+        them, or too few images for the target, stay nan: their groups would be single channels.
     """
     convention = ScoreOptions.of(options)
     rows = []
@@ -82,10 +86,14 @@ def axis_alignment(
 ) -> dict[str, pd.DataFrame]:
     """Rank correlation of every local quantity with every target quantity, layer by layer and over layers.
 
-    Returns  `alignment`: one row per site and pair, Spearman's rho over the site's channels with a jackknife interval over
-             image shards; `alignment_mean`: the mean over layers with a bootstrap interval over layers, beside the pooled
-             value, which mixes layers and is never to be read alone.
     A layer whose score is refused for want of images has nan there.
+
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `alignment`: one row per site and pair, Spearman's rho over the site's channels with a jackknife interval over
+        image shards; `alignment_mean`: the mean over layers with a bootstrap interval over layers, beside the pooled
+        value, which mixes layers and is never to be read alone.
     """
     convention = ScoreOptions.of(options)
     whole = {name: [] for name in (*local_axis, *target_axis)}
@@ -122,7 +130,7 @@ def _values(
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """Every wanted quantity of one layer, and again without each shard of images."""
     layer = LayerStatistics(profile, site, profile.record(site), convention)
-    left_out = profile.leaving_one_out(site) if profile.shards > 1 else []
+    left_out = profile.jackknife_records(site) if profile.shards > 1 else []
     return _columns(layer, wanted), [_columns(LayerStatistics(profile, site, record, convention), wanted) for record in left_out]
 
 

@@ -27,22 +27,36 @@ def find_communities(
 ) -> dict[str, pd.DataFrame]:
     """R-graph (what two channels share) and S-graph (what they say about the target only together) of every layer.
 
-    share     edges kept: this share of the positive ones, the strongest
-    weighted  whether the modularity counts the edges' weights
-    shards    jackknife intervals over image shards, at ten times the cost
-    options   the scores' convention: target, shrinkage, …
+    Parameters
+    ----------
+    share
+        Edges kept: this share of the positive ones, the strongest.
+    weighted
+        Whether the modularity counts the edges' weights.
+    shards
+        Jackknife intervals over image shards, at ten times the cost.
+    options
+        The scores' convention: target, shrinkage, ….
 
-    Returns  `graphs`: modularity, communities and edges of both graphs of each layer, and their gap; `graph_depth`: their
-             means over layers with bootstrap intervals, and Spearman's rho of each with depth; `graph_nodes` and `graph_edges`: the
-             graphs themselves, with the community and a place for each channel that has an edge, ready to be drawn.
-    Raises   InputError for a share outside (0, 1].
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `graphs`: modularity, communities and edges of both graphs of each layer, and their gap; `graph_depth`: their
+        means over layers with bootstrap intervals, and Spearman's rho of each with depth; `graph_nodes` and
+        `graph_edges`: the graphs themselves, with the community and a place for each channel that has an edge, ready to
+        be drawn.
+
+    Raises
+    ------
+    InputError
+        For a share outside (0, 1].
     """
     convention = ScoreOptions.of(options)
     rows, nodes, edges = [], [], []
     for site in profile.sites:
         with at(site.name):
             layer = LayerStatistics(profile, site, profile.record(site), convention)
-            left_out = profile.leaving_one_out(site) if shards and profile.shards > 1 else []
+            left_out = profile.jackknife_records(site) if shards and profile.shards > 1 else []
             pairs = pair_matrices(layer)
             found = communities_of(pairs, share, weighted)
             again = [
@@ -65,7 +79,10 @@ def find_communities(
 
 def pair_matrices(layer: LayerStatistics) -> dict[str, Float[Tensor, "channels channels"]]:
     """R and S of a layer: pairwise shared information at the local readout, and pairwise target excess."""
-    return {"R": information.correlation_information(layer.rho), "S": task_information.excess(layer.pair, layer.single)}
+    return {
+        "R": information.correlation_information(layer.correlation),
+        "S": task_information.excess(layer.pair_information, layer.task_information),
+    }
 
 
 def communities_of(pairs: dict[str, Tensor], share: float = 0.1, weighted: bool = True) -> dict[str, Communities]:

@@ -40,14 +40,30 @@ def gradient_angles(
     Each layer is taken as what it is at its read point, linear channels Y = w'X of patches X, with the logit margin as target. The
     products Σw come from one pass; Σ itself, which has (C_in k²)² entries, is never formed.
 
-    batches  (images, labels) or (images, labels, index); as a rule the calibration images
-    readout  what a sample is, for both gradients: every position of an image (the target repeated), or the image's average
-    sites    sites to look at; by default all
     progress draw a bar with the time left on a terminal
 
-    Returns  `theory`: one row per channel: cosine, both informations, and the identity w'g = 0 relative to |w| |g|;
-             `theory_layers`: mean |cosine| of each layer with a bootstrap interval over channels; `theory_skipped`: site and reason.
-    Raises   MismatchError if the profile is of another network or other weights; SiteError where nothing is left.
+    Parameters
+    ----------
+    batches
+        (images, labels) or (images, labels, index); as a rule the calibration images.
+    readout
+        What a sample is, for both gradients: every position of an image (the target repeated), or the image's average.
+    sites
+        Sites to look at; by default all.
+
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `theory`: one row per channel: cosine, both informations, and the identity w'g = 0 relative to |w| |g|;
+        `theory_layers`: mean |cosine| of each layer with a bootstrap interval over channels; `theory_skipped`: site and
+        reason.
+
+    Raises
+    ------
+    MismatchError
+        If the profile is of another network or other weights.
+    SiteError
+        Where nothing is left.
     """
     if readout not in ("positions", "pooled"):
         raise InputError(f'readout is "positions" or "pooled", received {readout!r}')
@@ -77,16 +93,16 @@ def gradient_angles(
 
 def _passed_weights(found: Sites, pairs: list["_Pair"], batches: Iterable, progress: bool) -> None:
     """Every batch through the network once, and what each pair needs of it added up."""
-    inputs = [found.graph.nodes[pair.site.read].all_input_nodes[0].name for pair in pairs]
-    wanted = tuple(dict.fromkeys([*inputs, *(pair.site.read for pair in pairs), "output"]))
+    inputs = [found.graph.nodes[pair.site.preactivation].all_input_nodes[0].name for pair in pairs]
+    wanted = tuple(dict.fromkeys([*inputs, *(pair.site.preactivation for pair in pairs), "output"]))
     model = found.graph.model
     device = next(model.parameters()).device
     with eval_mode(model), torch.no_grad(), progress_bar("directions", batch_count(batches), progress) as step:
         for images, labels, _ in labeled_batches(batches):
-            values = dict(zip(wanted, found.graph.run(on_device_of(images, model), want=wanted, pure=True), strict=True))
+            values = dict(zip(wanted, found.graph.run(on_device_of(images, model), outputs=wanted, out_of_place=True), strict=True))
             target = margin(values["output"].double(), labels.to(device)).cpu()
             for pair, source in zip(pairs, inputs, strict=True):
-                pair.add(values[source], values[pair.site.read], target)
+                pair.add(values[source], values[pair.site.preactivation], target)
             step(1)
 
 
@@ -107,24 +123,24 @@ class _Pair:
 
     def add(self, inputs: Tensor, outputs: Tensor, target: Float[Tensor, "images"]) -> None:
         """Take over one batch."""
-        shape = [-1 if axis == self.site.axis + 1 else 1 for axis in range(outputs.dim())]
+        shape = [-1 if axis == self.site.channel_axis + 1 else 1 for axis in range(outputs.dim())]
         rest = outputs - self.center.to(outputs).view(shape)
         gap = target - self.middle
         if self.readout == "pooled":
             self._add_pooled(inputs, rest, gap)
             return
         positions = self.site.positions
-        constant = outputs.narrow(self.site.axis + 1, 0, self.groups)
+        constant = outputs.narrow(self.site.channel_axis + 1, 0, self.groups)
         ones = torch.ones_like(constant)
         repeated = gap.to(outputs).view(-1, *[1] * (outputs.dim() - 1)) * ones
         self.with_outputs += patch_products(self.module, inputs, rest).cpu()  # type: ignore[arg-type]
         self.with_target += patch_products(self.module, inputs, repeated).cpu()  # type: ignore[arg-type]
         self.inputs += patch_products(self.module, inputs, ones).cpu()  # type: ignore[arg-type]
-        self._sums(rest.double().movedim(self.site.axis + 1, -1).flatten(0, -2).sum(0).cpu(), gap, positions)
+        self._sums(rest.double().movedim(self.site.channel_axis + 1, -1).flatten(0, -2).sum(0).cpu(), gap, positions)
 
     def _add_pooled(self, inputs: Tensor, rest: Tensor, gap: Tensor) -> None:
         patches = pooled_patches(self.module, inputs, tuple(rest.shape[2:])).double().cpu()  # type: ignore[arg-type]
-        flat = rest.double().movedim(self.site.axis + 1, 1)
+        flat = rest.double().movedim(self.site.channel_axis + 1, 1)
         own = (flat.flatten(2).mean(2) if flat.dim() > 2 else flat).cpu()
         grouped = own.unflatten(1, (self.groups, -1))
         self.with_outputs += torch.einsum("bgo,bgt->got", grouped, patches).flatten(0, 1)
@@ -190,15 +206,26 @@ def simulate(
     its squared error. One input direction is strong and carries most of the target, so that random channels begin coupled:
     whoever has more of it has more variance and says more.
 
-    channels   number of channels
-    inputs     number of inputs
-    steps      gradient steps
-    every      steps between rows of the table
-    seeds      independent starts
-    isotropic  all input directions alike: the control, in which the gradients' cosine is zero and nothing is coupled
+    Parameters
+    ----------
+    channels
+        Number of channels.
+    inputs
+        Number of inputs.
+    steps
+        Gradient steps.
+    every
+        Steps between rows of the table.
+    seeds
+        Independent starts.
+    isotropic
+        All input directions alike: the control, in which the gradients' cosine is zero and nothing is coupled.
 
-    Returns  `simulation`: one row per system and step: alignment, mean |cosine| and mean informations, each mean over seeds with
-             a 95 % Student interval.
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `simulate`: one row per system and step: alignment, mean |cosine| and mean informations, each mean over seeds
+        with a 95 % Student interval.
     """
     rows = []
     for system in RATES:

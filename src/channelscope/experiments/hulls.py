@@ -40,23 +40,32 @@ class HullOptions:
     def __call__(self, layer: LayerStatistics) -> Hulls:
         """The hulls of one layer.
 
-        Raises   SampleError with fewer images than channels and no shrinkage.
+        Raises
+        ------
+        SampleError
+            With fewer images than channels and no shrinkage.
         """
-        layer.enough_for_peers()
+        layer.require_samples_for_peers()
         return grown(
-            layer.rho, self.max_size, self.threshold, relative=not self.absolute, ridge=self.ridge, order=self.order, pool=self.pool
+            layer.correlation, self.max_size, self.threshold, relative=not self.absolute, ridge=self.ridge, order=self.order, pool=self.pool
         )
 
 
 def replacement_sets(profile: Profile, rule: HullOptions | None = None, **options) -> dict[str, pd.DataFrame]:
     """Replaceability hulls of all channels, from the profile alone.
 
-    options  fields of the scores' convention that matter here: shrinkage
+    Parameters
+    ----------
+    options
+        Fields of the scores' convention that matter here: shrinkage.
 
-    Returns  `hulls`: one row per channel: size, members in the order they were added, saturated (threshold not reached),
-             support, compactness (support/size); `hull_curve`: explained variance by number of members, mean over a layer's
-             channels (a hull already complete stays where it is); `hull_layers`: mean size, saturated fraction and mean
-             compactness of each layer with jackknife intervals over image shards.
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `hulls`: one row per channel: size, members in the order they were added, saturated (threshold not reached),
+        support, compactness (support/size); `hull_curve`: explained variance by number of members, mean over a layer's
+        channels (a hull already complete stays where it is); `hull_layers`: mean size, saturated fraction and mean
+        compactness of each layer with jackknife intervals over image shards.
     """
     rule = rule or HullOptions()
     convention = ScoreOptions.of(options)
@@ -64,7 +73,7 @@ def replacement_sets(profile: Profile, rule: HullOptions | None = None, **option
     for site in profile.sites:
         with at(site.name):
             found = rule(LayerStatistics(profile, site, profile.record(site), convention))
-            left_out = profile.leaving_one_out(site) if profile.shards > 1 else []
+            left_out = profile.jackknife_records(site) if profile.shards > 1 else []
             again = [rule(LayerStatistics(profile, site, record, convention)) for record in left_out]
         channels.append(_channels(site, found))
         curves.append(_curve(site, found))

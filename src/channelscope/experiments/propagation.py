@@ -51,10 +51,17 @@ def axis_propagation(model: nn.Module, profile: Profile, permutations: int = 200
     correlation holds the two upstream means of the other axis equal, so that what reaches j along one axis is not credited to
     the other. The null shuffles which upstream channel has which quantities: the weights and all marginals stay.
 
-    Returns  `propagation`: one row per link and pair of quantities; `propagation_mean`: mean over links with a bootstrap
-             interval over links and the permutation p of that mean; `propagation_axes`: the same for the four ways from axis to
-             axis.
-    Raises   MismatchError if the profile is of another network or other weights.
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `propagation`: one row per link and pair of quantities; `propagation_mean`: mean over links with a bootstrap
+        interval over links and the permutation p of that mean; `propagation_axes`: the same for the four ways from axis
+        to axis.
+
+    Raises
+    ------
+    MismatchError
+        If the profile is of another network or other weights.
     """
     convention = ScoreOptions.of(options)
     values = _values(profile, convention)
@@ -104,11 +111,11 @@ def connections(model: nn.Module, profile: Profile) -> Iterator[Connection]:
     for site in profile.sites:
         every = [each for each in consumers(found.graph, site) if each.layer in known]
         marks = channels_seen_by_inputs(found, site, images) if every else {}
-        spread = profile.record(site).cut.variance.sqrt()
+        spread = profile.record(site).activation.variance.sqrt()
         for each in every:
             if bool((marks[each.layer].sum(0) <= 1).all()):
                 strength = _connection_strength(found.graph.modules[each.layer], marks[each.layer])
-                yield Connection(site, known[each.layer], each.summed, spread[:, None] * strength)
+                yield Connection(site, known[each.layer], each.through_sum, spread[:, None] * strength)
 
 
 def _connection_strength(module: nn.Module, marks: Bool[Tensor, "channels inputs"]) -> Float[Tensor, "channels readers"]:

@@ -30,16 +30,30 @@ def training_trajectory(
 ) -> dict[str, pd.DataFrame]:
     """Every quantity at every checkpoint of one or more training runs, as curves with bands over the runs.
 
-    stages   (run, epoch, profile), epoch 0 being the initialization: a trajectory is a list of profiles, of the same images
-    layers   so many layers, evenly spaced in depth; None for all
-    rule     how hulls grow
-    triples  sampled triples of channels behind S3
-    options  the scores' convention: target, shrinkage, …
+    Parameters
+    ----------
+    stages
+        (run, epoch, profile), epoch 0 being the initialization: a trajectory is a list of profiles, of the same images.
+    layers
+        So many layers, evenly spaced in depth; None for all.
+    rule
+        How hulls grow.
+    triples
+        Sampled triples of channels behind S3.
+    options
+        The scores' convention: target, shrinkage, ….
 
-    Returns  `trajectory_layers`: one row per run, epoch and layer; `trajectory`: one row per epoch and quantity, the mean over
-             runs of the mean over layers, with a 95 % Student interval over runs; `trajectory_change`: first against last epoch,
-             paired within runs, beside what was published.
-    Raises   SampleError without stages.
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `trajectory_layers`: one row per run, epoch and layer; `trajectory`: one row per epoch and quantity, the mean over
+        runs of the mean over layers, with a 95 % Student interval over runs; `trajectory_change`: first against last
+        epoch, paired within runs, beside what was published.
+
+    Raises
+    ------
+    SampleError
+        Without stages.
     """
     rule = rule or HullOptions()
     convention = ScoreOptions.of(options)

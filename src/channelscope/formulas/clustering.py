@@ -19,8 +19,14 @@ STARTS = 10
 def z_scores(features: Float[Tensor, "channels k"]) -> Float[Tensor, "channels k"]:
     """z-scores of every column over the rows without nan; rows with nan become nan throughout, a constant column becomes zeros.
 
-    Raises   InputError for infinite features: cap them first (information.CEILING).
-    Source   Milligan & Cooper 1988; checked by tests/formulas/test_groupings.py
+    Raises
+    ------
+    InputError
+        For infinite features: cap them first (information.CEILING).
+
+    References
+    ----------
+    Milligan & Cooper 1988; checked by tests/formulas/test_groupings.py.
     """
     if bool(features.isinf().any()):
         raise InputError("an infinite feature has no z-score: cap it first, for example at information.CEILING")
@@ -36,8 +42,14 @@ def z_scores(features: Float[Tensor, "channels k"]) -> Float[Tensor, "channels k
 def kmeans_labels(features: Float[Tensor, "channels k"], groups: int = 4, seed: int = 0, starts: int = STARTS) -> Int[Tensor, "channels"]:
     """k-means of the z-scored features: the group of each channel; −1 where a feature is nan.
 
-    Raises   SampleError with fewer different channels than groups.
-    Source   Lloyd 1982; Arthur & Vassilvitskii 2007 (seeding); checked by tests/formulas/test_groupings.py
+    Raises
+    ------
+    SampleError
+        With fewer different channels than groups.
+
+    References
+    ----------
+    Lloyd 1982; Arthur & Vassilvitskii 2007 (seeding); checked by tests/formulas/test_groupings.py.
     """
     scaled = z_scores(features)
     known = ~scaled.isnan().any(1)
@@ -55,7 +67,10 @@ def adjusted_rand(one: Int[Tensor, "channels"], other: Int[Tensor, "channels"]) 
     """Adjusted Rand index of two groupings: 1 for the same, 0 on average by chance. Channels without a group (−1) in either are left out.
 
     Undefined (nan) below two common channels.
-    Source   Hubert & Arabie 1985; checked by tests/pencil.py::rand_index
+
+    References
+    ----------
+    Hubert & Arabie 1985; checked by tests/pencil.py::rand_index.
     """
     if len(one) != len(other):
         raise ShapeError(f"groupings of {len(one)} and {len(other)} channels")
@@ -70,7 +85,9 @@ def adjusted_rand_null(
 ) -> Float[Tensor, "p"]:
     """Adjusted Rand indices after shuffling the channels of the second grouping: what sizes alone would give.
 
-    Source   Hubert & Arabie 1985; checked by tests/formulas/test_groupings.py
+    References
+    ----------
+    Hubert & Arabie 1985; checked by tests/formulas/test_groupings.py.
     """
     both = (one >= 0) & (other >= 0)
     first, second = (torch.unique(labels[both], return_inverse=True)[1].cpu() for labels in (one, other))
@@ -90,7 +107,10 @@ def silhouette(features: Float[Tensor, "channels k"], labels: Int[Tensor, "chann
     """Mean silhouette of a grouping on the z-scored features: 1 for compact and distant groups, 0 for overlapping ones.
 
     Undefined (nan) with one group, or with every channel in a group of its own.
-    Source   Rousseeuw 1987; checked by tests/pencil.py::silhouette
+
+    References
+    ----------
+    Rousseeuw 1987; checked by tests/pencil.py::silhouette.
     """
     scaled = z_scores(features)
     known = (labels >= 0) & ~scaled.isnan().any(1)
@@ -103,7 +123,9 @@ def silhouette(features: Float[Tensor, "channels k"], labels: Int[Tensor, "chann
 def cluster_stability(features: Float[Tensor, "channels k"], groups: int = 4, seeds: Sequence[int] = range(5)) -> float:
     """Mean adjusted Rand index between k-means groupings from single random starts with different seeds.
 
-    Source   Ben-Hur, Elisseeff, Guyon 2002; checked by tests/formulas/test_groupings.py
+    References
+    ----------
+    Ben-Hur, Elisseeff, Guyon 2002; checked by tests/formulas/test_groupings.py.
     """
     labels = [kmeans_labels(features, groups, seed, starts=1) for seed in seeds]
     if len(labels) < 2:

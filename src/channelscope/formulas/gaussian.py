@@ -46,8 +46,16 @@ class Gaussian:
         "oas" chooses s by the oracle-approximating rule applied to the correlation matrix. Variances are never changed,
         so the result does not depend on the channels' units and a silent channel stays silent.
 
-        Raises   SampleError below two samples, InputError for any other shrinkage.
-        Source   Chen, Wiesel, Eldar, Hero 2010, equation 23 (OAS); checked by tests/pencil.py::oas
+        Raises
+        ------
+        SampleError
+            Below two samples.
+        InputError
+            For any other shrinkage.
+
+        References
+        ----------
+        Chen, Wiesel, Eldar, Hero 2010, equation 23 (OAS); checked by tests/pencil.py::oas.
         """
         if moments.count < 2:
             raise SampleError(f"a covariance needs at least 2 samples, received {moments.count:g}: profile more images")
@@ -80,8 +88,14 @@ class Gaussian:
 
         `value` is the mean unless given. A coordinate of which at most the share EXACT is left gets variance zero: it is known.
 
-        Raises   SingularError if the covariance at `index` has no inverse.
-        Source   Anderson 2003, theorem 2.5.1; checked by tests/pencil.py::conditional
+        Raises
+        ------
+        SingularError
+            If the covariance at `index` has no inverse.
+
+        References
+        ----------
+        Anderson 2003, theorem 2.5.1; checked by tests/pencil.py::conditional.
         """
         everything = torch.arange(len(self), device=self.mean.device)
         known = everything[index]
@@ -125,7 +139,10 @@ def correlation(covariance: Float[Tensor, "d d"], scale: Float[Tensor, "d"] | No
     """Covariance over the product of standard deviations, within [−1, 1], diagonal of exact ones.
 
     Undefined (nan) in the rows and columns of a coordinate without variance.
-    Source   Anderson 2003, section 2.3; checked by tests/pencil.py::correlation
+
+    References
+    ----------
+    Anderson 2003, section 2.3; checked by tests/pencil.py::correlation.
     """
     if scale is None:
         scale = covariance.diagonal().sqrt()
@@ -141,8 +158,14 @@ def cholesky(covariance: Float[Tensor, "d d"], count: float | None = None) -> tu
     Factoring the correlation keeps the digits of badly scaled channels, and L_jj² is the share of channel j that
     channels 0..j−1 leave unexplained: the rank is read off it.
 
-    Raises   SingularError if a channel is silent, or determined by others up to EXACT.
-    Source   Golub & Van Loan 2013, section 4.2; checked by tests/formulas/test_gaussian.py
+    Raises
+    ------
+    SingularError
+        If a channel is silent, or determined by others up to EXACT.
+
+    References
+    ----------
+    Golub & Van Loan 2013, section 4.2; checked by tests/formulas/test_gaussian.py.
     """
     scale = covariance.diagonal().sqrt()
     if bool((scale > 0).all()):
@@ -155,8 +178,16 @@ def cholesky(covariance: Float[Tensor, "d d"], count: float | None = None) -> tu
 def solve(covariance: Float[Tensor, "d d"], right: Float[Tensor, "d k"], count: float | None = None) -> Float[Tensor, "d k"]:
     """Σ⁻¹ B for a covariance of full rank.
 
-    Raises   SingularError with the channels at fault; ShapeError if B has another number of rows.
-    Source   Golub & Van Loan 2013, section 4.2; checked by tests/pencil.py::conditional
+    Raises
+    ------
+    SingularError
+        With the channels at fault.
+    ShapeError
+        If B has another number of rows.
+
+    References
+    ----------
+    Golub & Van Loan 2013, section 4.2; checked by tests/pencil.py::conditional.
     """
     if len(right) != len(covariance):
         raise ShapeError(f"cannot solve {len(covariance)} equations for a right-hand side of {len(right)} rows")

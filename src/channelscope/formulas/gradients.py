@@ -47,9 +47,16 @@ def linear_axes(
     Two identities hold whatever Σ and c: w'g = 0 (the task information does not see the length of w), and (Σw)'Σ⁻¹g = 0 (in
     the metric of the input the two gradients are orthogonal). Σ itself is never needed: for a convolution Σw is a pass over patches.
 
-    Raises   ShapeError if the shapes do not fit.
     Undefined (nan) where D is 0; the task gradient also where the channel determines the target.
-    Source   Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md; checked by tests/pencil.py::linear_axes
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit.
+
+    References
+    ----------
+    Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md; checked by tests/pencil.py::linear_axes.
     """
     if weights.shape != product.shape or weights.shape[-1] != len(cross):
         shapes = ", ".join(str(tuple(each.shape)) for each in (weights, product, cross))
@@ -78,7 +85,10 @@ def cosine(
 
     With M = Σ⁻¹ the two gradients of `linear_axes` have cosine 0.
     Undefined (nan) where a direction is zero.
-    Source   Golub & Van Loan 2013, section 2.3; checked by tests/pencil.py::cosine
+
+    References
+    ----------
+    Golub & Van Loan 2013, section 2.3; checked by tests/pencil.py::cosine.
     """
     left = a if metric is None else a @ metric
     right = b if metric is None else b @ metric
@@ -96,7 +106,10 @@ def information_step(
     """One Euler step of every channel along its task gradient: w ← w + rate · ∇I_T.
 
     The flow keeps |w| (w'g = 0) and ends at w ∝ Σ⁻¹c, where every channel of the same length captures the same.
-    Source   Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md; checked by tests/formulas/test_gradients.py
+
+    References
+    ----------
+    Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md; checked by tests/formulas/test_gradients.py.
     """
     return weights + rate * linear_axes(weights, weights @ covariance, cross, target_variance).task_gradient
 
@@ -113,8 +126,15 @@ def network_step(
         r = c − Σ W'a        W ← W + rate · a r'        a ← a + rate · W r
 
     The flow keeps W W' − a a' (balancedness).
-    Returns  new weights and new readout.
-    Source   Saxe, McClelland, Ganguli 2014; checked by tests/formulas/test_gradients.py
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        New weights and new readout.
+
+    References
+    ----------
+    Saxe, McClelland, Ganguli 2014; checked by tests/formulas/test_gradients.py.
     """
     missing = cross - covariance @ (weights.T @ readout)
     return weights + rate * torch.outer(readout, missing), readout + rate * (weights @ missing)

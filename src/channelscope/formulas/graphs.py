@@ -32,8 +32,14 @@ def strongest_edges(
     Weights are capped at `ceiling`, so that an exact copy (inf) is a strong edge and not all of the graph; nan (silent channels) is no
     edge. Equal entries are taken in the order of their channels.
 
-    Raises   InputError for a share outside (0, 1].
-    Source   Safaai et al. 2026 (R-graph and S-graph); checked by tests/pencil.py::strongest_edges
+    Raises
+    ------
+    InputError
+        For a share outside (0, 1].
+
+    References
+    ----------
+    Safaai et al. 2026 (R-graph and S-graph); checked by tests/pencil.py::strongest_edges.
     """
     if not 0 < share <= 1:
         raise InputError(f"share is within (0, 1], received {share:g}")
@@ -54,7 +60,9 @@ def communities(
 
     L_c is the weight inside community c, d_c its summed degree, m the total weight; with `weighted=False` every edge counts 1.
 
-    Source   Clauset, Newman, Moore 2004; checked by tests/pencil.py::modularity
+    References
+    ----------
+    Clauset, Newman, Moore 2004; checked by tests/pencil.py::modularity.
     """
     edges, weights = strongest_edges(pairs, share, ceiling)
     graph = networkx.Graph()

@@ -54,8 +54,14 @@ def hulls(
     For each target the correlations of all candidates with what is still unexplained are kept up to date by rank-one steps
     (a Cholesky factor per target, grown by one column at a time): O(C² · max_size²) for a layer, without a loop over channels.
 
-    Raises   InputError for a size below 1, a threshold outside (0, 1], an unknown order.
-    Source   Safaai et al. 2026; Pati, Rezaiifar, Krishnaprasad 1993 (orthogonal updates); checked by tests/pencil.py::hull
+    Raises
+    ------
+    InputError
+        For a size below 1, a threshold outside (0, 1], an unknown order.
+
+    References
+    ----------
+    Safaai et al. 2026; Pati, Rezaiifar, Krishnaprasad 1993 (orthogonal updates); checked by tests/pencil.py::hull.
     """
     if max_size < 1 or not 0 < threshold <= 1 or order not in ("forward", "prefix") or (pool is not None and pool < 1):
         raise InputError(

@@ -20,10 +20,21 @@ def correlation_information(rho: Float[Tensor, "..."], ceiling: float | None = N
 
     Zero iff uncorrelated; infinite where 1 − ρ² ≤ EXACT, which float32 statistics cannot tell from a copy.
 
-    Returns  nats, ≥ 0, at most `ceiling` if one is given.
-    Raises   InputError where |ρ| exceeds 1 by more than rounding.
     Undefined (nan) where ρ is nan.
-    Source   Cover & Thomas 2006, example 8.5.1; checked by tests/pencil.py::correlation_information
+
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0, at most `ceiling` if one is given.
+
+    Raises
+    ------
+    InputError
+        Where |ρ| exceeds 1 by more than rounding.
+
+    References
+    ----------
+    Cover & Thomas 2006, example 8.5.1; checked by tests/pencil.py::correlation_information.
     """
     squared = rho.double().square()
     if bool((squared > 1 + FLOAT32_RESOLUTION).any()):
@@ -41,10 +52,23 @@ def information(law: Gaussian, a: Index, b: Index) -> Float[Tensor, ""]:
 
     Zero iff A and B are uncorrelated; infinite if a combination of one is determined by the other.
 
-    Returns  nats, ≥ 0.
-    Raises   ShapeError if A and B overlap, SingularError if A or B alone has no inverse.
     Undefined (nan) where a coordinate is silent.
-    Source   Cover & Thomas 2006, section 8.5; checked by tests/pencil.py::information
+
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0.
+
+    Raises
+    ------
+    ShapeError
+        If A and B overlap.
+    SingularError
+        If A or B alone has no inverse.
+
+    References
+    ----------
+    Cover & Thomas 2006, section 8.5; checked by tests/pencil.py::information.
     """
     everything = torch.arange(len(law), device=law.mean.device)
     first, second = everything[a], everything[b]
@@ -66,8 +90,15 @@ def gaussian_bias(coordinates: int, count: float, classes: int | None = None) ->
         continuous target: k / (2n)        label with K classes: k (K − 1) / (2n)
 
     Subtract it; the result may be negative and is then left so. It does not hold for differences of maxima (excess).
-    Returns  nats.
-    Source   Wilks 1938 (2n I is asymptotically χ²); checked by tests/formulas/test_information.py
+
+    Returns
+    -------
+    float
+        Nats.
+
+    References
+    ----------
+    Wilks 1938 (2n I is asymptotically χ²); checked by tests/formulas/test_information.py.
     """
     return coordinates * (1 if classes is None else classes - 1) / (2 * count)
 
@@ -76,8 +107,15 @@ def information_from_unexplained(gap: Float[Tensor, "..."]) -> Float[Tensor, "..
     """−½ ln(gap) for an unexplained share of variance, 0..1; infinite where the share is at most EXACT.
 
     A share above 1 is a rounding error and counts as 1.
-    Returns  nats, ≥ 0.
-    Source   Cover & Thomas 2006, section 8.5; checked by tests/pencil.py::correlation_information
+
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0.
+
+    References
+    ----------
+    Cover & Thomas 2006, section 8.5; checked by tests/pencil.py::correlation_information.
     """
     return gap.clamp(FLOAT32_RESOLUTION, 1).log_().div_(2).abs_().masked_fill_(gap <= FLOAT32_RESOLUTION, torch.inf)
 
@@ -92,9 +130,16 @@ def rayleigh(variance: Float[Tensor, "channels"], weight_norm: Float[Tensor, "ch
 
     The input covariance is never formed: w'Σw is the variance of the output. `weight_norm` is |w|, not its square.
 
-    Returns  input variance per unit weight, ≥ 0, between the extreme eigenvalues of Σ.
     Undefined (nan) where the weights are zero.
-    Source   Safaai et al. 2026; checked by tests/pencil.py::rayleigh
+
+    Returns
+    -------
+    Tensor
+        Input variance per unit weight, ≥ 0, between the extreme eigenvalues of Σ.
+
+    References
+    ----------
+    Safaai et al. 2026; checked by tests/pencil.py::rayleigh.
     """
     return (variance / weight_norm.square()).masked_fill(weight_norm == 0, torch.nan)
 
@@ -107,10 +152,21 @@ def capture(variance: Float[Tensor, "channels"], noise: float | Literal["median"
     By default s² is the layer's own median variance (over the channels that are not nan), so the median channel has ½ ln 2
     whatever the layer's scale, and values compare within a layer only. A number is a fixed noise variance.
 
-    Returns  nats, ≥ 0.
-    Raises   InputError if the noise is not positive.
     Undefined (nan) for the whole layer where its median variance is zero: more than half of it is silent.
-    Source   Safaai et al. 2026, median as in the published code; checked by tests/pencil.py::capture
+
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0.
+
+    Raises
+    ------
+    InputError
+        If the noise is not positive.
+
+    References
+    ----------
+    Safaai et al. 2026, median as in the published code; checked by tests/pencil.py::capture.
     """
     if noise == "median":
         level = variance.nanquantile(0.5)
@@ -128,8 +184,14 @@ def overlap(
     Silent channels (nan rows) are nobody's peers. An exact copy gives inf unless a ceiling is stated. `over="channels"`
     divides by the number of channels instead of peers (with ceiling=CEILING: the paper's convention).
 
-    Returns  nats, ≥ 0; nan for silent channels and where there is no peer.
-    Source   Safaai et al. 2026 (arXiv 2605.07086); checked by tests/pencil.py::overlap
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0; nan for silent channels and where there is no peer.
+
+    References
+    ----------
+    Safaai et al. 2026 (arXiv 2605.07086); checked by tests/pencil.py::overlap.
     """
     mean = mean_over_peers(correlation_information(rho, ceiling))
     if over == "peers":
@@ -142,7 +204,10 @@ def mean_over_peers(pairs: Float[Tensor, "channels channels"]) -> Float[Tensor, 
     """Mean of each row without its diagonal and without nan entries (silent peers).
 
     Undefined (nan) where nothing is left.
-    Source   Safaai et al. 2026; checked by tests/pencil.py::overlap
+
+    References
+    ----------
+    Safaai et al. 2026; checked by tests/pencil.py::overlap.
     """
     others = pairs.clone()
     others.fill_diagonal_(torch.nan)
@@ -155,8 +220,15 @@ def mean_of_top_peers(
     """Mean of the `top` largest entries of a row among the `of` peers with the largest |ρ|.
 
     Selecting the largest is biased upward: report it with its permutation null. Fewer peers than asked: all of them.
-    Returns  the unit of `pairs`; nan for silent channels.
-    Source   Safaai et al. 2026 (the published code's summary); checked by tests/pencil.py::peer_top
+
+    Returns
+    -------
+    Tensor
+        The unit of `pairs`; nan for silent channels.
+
+    References
+    ----------
+    Safaai et al. 2026 (the published code's summary); checked by tests/pencil.py::peer_top.
     """
     near = rho.abs().nan_to_num(nan=-1.0)
     near.fill_diagonal_(-1)

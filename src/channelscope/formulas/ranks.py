@@ -53,10 +53,21 @@ def partial_correlation(columns: Float[Tensor, "... n k"]) -> Float[Tensor, "...
 
     With k = 2 it is the plain correlation. On ranks (`ranked`) it is Kendall's partial rank correlation in Spearman's form.
 
-    Returns  −1 … 1, one value per leading index.
-    Raises   ShapeError below two columns.
     Undefined (nan) where one of the two is constant or determined by the others, and with fewer than k + 1 rows.
-    Source   Anderson 2003, section 2.5.3; checked by tests/pencil_experiments.py::partial_correlation
+
+    Returns
+    -------
+    Tensor
+        −1 … 1, one value per leading index.
+
+    Raises
+    ------
+    ShapeError
+        Below two columns.
+
+    References
+    ----------
+    Anderson 2003, section 2.5.3; checked by tests/pencil_experiments.py::partial_correlation.
     """
     n, k = columns.shape[-2:]
     if k < 2:
@@ -77,8 +88,14 @@ def partial_correlation(columns: Float[Tensor, "... n k"]) -> Float[Tensor, "...
 def ranks(values: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
     """Ranks 1 … n along the last axis; ties share their mean rank, inf is the largest.
 
-    Raises   ShapeError for nan, which has no rank: leave those rows out first.
-    Source   Spearman 1904; checked by tests/pencil_experiments.py::ranked
+    Raises
+    ------
+    ShapeError
+        For nan, which has no rank: leave those rows out first.
+
+    References
+    ----------
+    Spearman 1904; checked by tests/pencil_experiments.py::ranked.
     """
     if bool(values.isnan().any()):
         raise ShapeError("nan has no rank: leave those rows out before ranking")
@@ -94,9 +111,16 @@ def spearman(x: Float[Tensor, "n *columns"], y: Float[Tensor, "n *columns"]) -> 
 
     Two columns give one number; two matrices (or a matrix and a column) one number per column.
 
-    Raises   ShapeError if the numbers of rows differ.
     Undefined (nan) below three pairs, or where one column is constant.
-    Source   Spearman 1904; checked by tests/pencil.py::spearman
+
+    Raises
+    ------
+    ShapeError
+        If the numbers of rows differ.
+
+    References
+    ----------
+    Spearman 1904; checked by tests/pencil.py::spearman.
     """
     if len(x) != len(y):
         raise ShapeError(f"a rank correlation needs pairs, received {len(x)} and {len(y)} rows")
@@ -110,7 +134,10 @@ def partial_spearman(x: Float[Tensor, "n"], y: Float[Tensor, "n"], covariates: F
     """Rank correlation of x and y once the ranks of the covariates are known; rows with a nan anywhere are left out.
 
     Undefined (nan) with fewer than k + 3 rows, where a column is constant, or determined by the others.
-    Source   Spearman 1904; Anderson 2003, section 2.5.3; checked by tests/pencil.py::partial_spearman
+
+    References
+    ----------
+    Spearman 1904; Anderson 2003, section 2.5.3; checked by tests/pencil.py::partial_spearman.
     """
     columns = torch.cat([x[:, None], y[:, None], covariates], 1).double().cpu()
     known = columns[~columns.isnan().any(1)]
@@ -135,7 +162,10 @@ def matched_cells(covariates: Float[Tensor, "n k"], bins: int = 3) -> Int[Tensor
     """The cell of each row when every covariate is cut at its quantiles into equally full bins; −1 where one is nan.
 
     Equal values share a bin. k covariates make up to bins^k cells.
-    Source   Cochran 1968 (subclassification); checked by tests/formulas/test_ranks.py
+
+    References
+    ----------
+    Cochran 1968 (subclassification); checked by tests/formulas/test_ranks.py.
     """
     if bins < 1:
         raise InputError(f"bins is at least 1, received {bins}")
@@ -153,7 +183,10 @@ def within_cells(x: Float[Tensor, "n"], y: Float[Tensor, "n"], cells: Int[Tensor
     """Does y go with x among rows of the same cell? Cells with fewer than `least` rows are left out, and so are nan rows.
 
     Undefined (nan) where no cell is left.
-    Source   Cochran 1968 (subclassification); checked by tests/pencil.py::within_cells
+
+    References
+    ----------
+    Cochran 1968 (subclassification); checked by tests/pencil.py::within_cells.
     """
     known = (cells >= 0) & ~x.isnan() & ~y.isnan()
     found = []

@@ -22,9 +22,19 @@ def support(rho: Float[Tensor, "channels channels"], ridge: float = RIDGE) -> Fl
     linear dependences. A channel that takes part in one (with more than the share EXACT) is determined by its peers, E_i = 1 sharp, and
     so is a copy; the others are computed without them, which is the limit λ → 0.
 
-    Returns  0..1; nan for silent channels (nan in R), which are nobody's peers.
-    Raises   InputError if ridge is negative.
-    Source   Safaai et al. 2026; Guttman 1953 (image analysis: 1 − 1/P_ii); checked by tests/pencil.py::support
+    Returns
+    -------
+    Tensor
+        0..1; nan for silent channels (nan in R), which are nobody's peers.
+
+    Raises
+    ------
+    InputError
+        If ridge is negative.
+
+    References
+    ----------
+    Safaai et al. 2026; Guttman 1953 (image analysis: 1 − 1/P_ii); checked by tests/pencil.py::support.
     """
     if ridge < 0:
         raise InputError(f"ridge is at least 0, received {ridge:g}")
@@ -57,8 +67,16 @@ def replacement_weights(
 
     λ is `ridge` times the mean variance of the members. No members: the mean alone. Padding (−1) in `members` is ignored.
 
-    Raises   ShapeError if the channel is its own member, SingularError if the members have no inverse and ridge is 0.
-    Source   Safaai et al. 2026 (peer replacement); checked by tests/pencil.py::replacement
+    Raises
+    ------
+    ShapeError
+        If the channel is its own member.
+    SingularError
+        If the members have no inverse and ridge is 0.
+
+    References
+    ----------
+    Safaai et al. 2026 (peer replacement); checked by tests/pencil.py::replacement.
     """
     peers = torch.as_tensor(members, dtype=torch.long, device=covariance.device)
     peers = peers[peers >= 0]
@@ -81,8 +99,16 @@ def peer_regression(
     λ is `ridge` times the mean variance of the kept channels, so it has the layer's own unit. Silent dropped channels get zeros:
     there is nothing to predict.
 
-    Raises   SingularError if Σ_KK has no inverse and ridge is 0, InputError if ridge is negative.
-    Source   Hoerl & Kennard 1970; checked by tests/pencil.py::peers_matrix
+    Raises
+    ------
+    SingularError
+        If Σ_KK has no inverse and ridge is 0.
+    InputError
+        If ridge is negative.
+
+    References
+    ----------
+    Hoerl & Kennard 1970; checked by tests/pencil.py::peers_matrix.
     """
     if ridge < 0:
         raise InputError(f"ridge is a share of the mean variance, at least 0, received {ridge:g}")
@@ -114,8 +140,17 @@ def backward_elimination(
     linear prediction. One inverse for the layer; removing j updates it by P ← P − P_:j P_j: / P_jj, so O(C³) in all. `ridge` is
     on the correlation scale, as in `support`. Silent channels are removed first and cost nothing.
 
-    Raises   SingularError if ridge is 0 and channels determine each other; InputError for negative weights.
-    Source   Cotter, Kreutz-Delgado, Rao 2001 (backward elimination by Schur updates); checked by tests/pencil.py::backward_elimination
+    Raises
+    ------
+    SingularError
+        If ridge is 0 and channels determine each other.
+    InputError
+        For negative weights.
+
+    References
+    ----------
+    Cotter, Kreutz-Delgado, Rao 2001 (backward elimination by Schur updates); checked by
+    tests/pencil.py::backward_elimination.
     """
     if not bool((weights >= 0).all()):
         raise InputError("weights are squared norms of outgoing weights, at least 0 and not nan")

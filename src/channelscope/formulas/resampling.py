@@ -17,7 +17,9 @@ from channelscope.types import Float, Tensor
 def t_interval(values: pd.Series) -> tuple[float, float, float]:
     """Mean and 95 % t interval over images; nan ends for fewer than two.
 
-    Source   Student 1908
+    References
+    ----------
+    Student 1908.
     """
     known = values.dropna()
     if len(known) < 2:
@@ -93,9 +95,18 @@ def jackknife(value: Float[Tensor, "..."], replicates: Float[Tensor, "groups ...
 
     Groups are of (nearly) equal size and independent of each other, such as shards of images.
 
-    Raises   SampleError below two groups, ShapeError if the replicates have another shape than the value.
     Undefined (nan) where the value or any replicate is nan or infinite.
-    Source   Efron & Tibshirani 1993, chapter 11; Kott 2001 (groups); checked by tests/pencil.py::jackknife
+
+    Raises
+    ------
+    SampleError
+        Below two groups.
+    ShapeError
+        If the replicates have another shape than the value.
+
+    References
+    ----------
+    Efron & Tibshirani 1993, chapter 11; Kott 2001 (groups); checked by tests/pencil.py::jackknife.
     """
     value, replicates = torch.as_tensor(value).double(), torch.as_tensor(replicates).double()
     groups = len(replicates)
@@ -112,8 +123,15 @@ def bootstrap_counts(shards: int, draws: int, seed: int = 0) -> Float[Tensor, "d
     """How often each shard enters each bootstrap sample: rows of `shards` draws with replacement.
 
     A profile of draw b is the sum of the shards' moments, each as often as its weight.
-    Returns  whole numbers that sum to `shards` in each row.
-    Source   Efron & Tibshirani 1993, chapter 6; checked by tests/formulas/test_resampling.py
+
+    Returns
+    -------
+    Tensor
+        Whole numbers that sum to `shards` in each row.
+
+    References
+    ----------
+    Efron & Tibshirani 1993, chapter 6; checked by tests/formulas/test_resampling.py.
     """
     if shards < 2:
         raise SampleError(f"a bootstrap over shards needs at least 2 of them, received {shards}")
@@ -134,8 +152,16 @@ def bootstrap(
 
     Draws on which the statistic is undefined (nan) are left out; above half of them the ends are nan.
 
-    Raises   SampleError without rows, ShapeError for columns of different length.
-    Source   Efron & Tibshirani 1993, chapter 13; checked by tests/formulas/test_resampling.py
+    Raises
+    ------
+    SampleError
+        Without rows.
+    ShapeError
+        For columns of different length.
+
+    References
+    ----------
+    Efron & Tibshirani 1993, chapter 13; checked by tests/formulas/test_resampling.py.
     """
     n = len(columns[0])
     labels = np.zeros(n, dtype=int) if strata is None else np.unique(torch.as_tensor(strata).cpu(), return_inverse=True)[1]
@@ -160,7 +186,10 @@ def bootstrap_mean(values: Float[Tensor, "n"], draws: int = 10_000, level: float
     """Mean over independent units (layers, seeds) with its percentile bootstrap interval; nan values are left out.
 
     Below two values the ends are nan.
-    Source   Efron & Tibshirani 1993, chapter 13; checked by tests/formulas/test_resampling.py
+
+    References
+    ----------
+    Efron & Tibshirani 1993, chapter 13; checked by tests/formulas/test_resampling.py.
     """
     kept = torch.as_tensor(values).double().flatten().cpu().numpy()
     kept = kept[~np.isnan(kept)]
@@ -226,7 +255,10 @@ def permutation_p(
     A hit is a permuted value at least as extreme as the observed one; "both" compares distances from the null's mean.
 
     Undefined (nan) where the observed or a permuted value is nan.
-    Source   Phipson & Smyth 2010; checked by tests/pencil.py::permutation_p
+
+    References
+    ----------
+    Phipson & Smyth 2010; checked by tests/pencil.py::permutation_p.
     """
     if side not in ("greater", "less", "both"):
         raise InputError(f'side is "greater", "less" or "both", received {side!r}')
@@ -248,9 +280,16 @@ def sign_flip(differences: Float[Tensor, "... n"], permutations: int = 10_000, s
     seeded sample of them, p = (1 + hits)/(1 + permutations); no p is smaller than 1/(1 + permutations), so take many more of them
     than there are tests. Each difference is one independent cluster, such as an image or a training seed; all tests flip the same ones.
 
-    Raises   SampleError without differences.
     Undefined (nan) for a test in which a difference is nan.
-    Source   Fisher 1935, section 21; Phipson & Smyth 2010; checked by tests/pencil.py::sign_flip
+
+    Raises
+    ------
+    SampleError
+        Without differences.
+
+    References
+    ----------
+    Fisher 1935, section 21; Phipson & Smyth 2010; checked by tests/pencil.py::sign_flip.
     """
     given = torch.as_tensor(differences).double().cpu()
     if given.shape[-1] == 0:
@@ -323,7 +362,9 @@ def sign_flip_contrasts(
 def holm(p: Float[Tensor, "tests"]) -> Float[Tensor, "tests"]:
     """Holm's step-down adjusted p-values; nan stays nan and is not counted as a test.
 
-    Source   Holm 1979; checked by tests/pencil.py::holm
+    References
+    ----------
+    Holm 1979; checked by tests/pencil.py::holm.
     """
     p = torch.as_tensor(p).double()
     asked = (~p.isnan()).nonzero().flatten()
@@ -338,7 +379,10 @@ def effect_size(differences: Float[Tensor, "n"]) -> float:
     """Paired effect size, Cohen's d_z: mean difference over the standard deviation of the differences (n − 1).
 
     Undefined (nan) below two pairs and where all differences are equal.
-    Source   Cohen 1988, section 2.3.5; checked by tests/pencil.py::effect_size
+
+    References
+    ----------
+    Cohen 1988, section 2.3.5; checked by tests/pencil.py::effect_size.
     """
     pairs = torch.as_tensor(differences).double().flatten()
     if len(pairs) < 2 or bool((pairs == pairs[0]).all()):
@@ -352,9 +396,19 @@ def flops_auc(removed: Float[Tensor, "budgets"], accuracy: Float[Tensor, "budget
     Trapezoid area under the curve divided by its span; `upto` is the largest budget that every compared score reached (by
     default this curve's last), and the curve is interpolated there.
 
-    Returns  the unit of `accuracy`.
-    Raises   InputError without the unpruned point, for repeated or missing numbers, or if the curve ends before `upto`.
-    Source   Safaai et al. 2026; checked by tests/pencil.py::flops_auc
+    Returns
+    -------
+    float
+        The unit of `accuracy`.
+
+    Raises
+    ------
+    InputError
+        Without the unpruned point, for repeated or missing numbers, or if the curve ends before `upto`.
+
+    References
+    ----------
+    Safaai et al. 2026; checked by tests/pencil.py::flops_auc.
     """
     x, y = (torch.as_tensor(column).double().flatten().cpu().numpy() for column in (removed, accuracy))
     if len(x) != len(y):

@@ -20,9 +20,19 @@ def label_information(
     Both covariances are divided by the same count. The true mixture of classes has less entropy than the Gaussian with its
     covariance, so this is an upper bound, and it can exceed the ln K nats that K classes can carry.
 
-    Returns  nats, ≥ 0; inf if the classes do not vary along some combination of the channels.
-    Raises   SingularError if the total covariance has no inverse: leave silent channels and copies out.
-    Source   Cover & Thomas 2006, theorem 8.6.5 (the bound); checked by tests/pencil.py::label_information
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0; inf if the classes do not vary along some combination of the channels.
+
+    Raises
+    ------
+    SingularError
+        If the total covariance has no inverse: leave silent channels and copies out.
+
+    References
+    ----------
+    Cover & Thomas 2006, theorem 8.6.5 (the bound); checked by tests/pencil.py::label_information.
     """
     if total.shape != within.shape:
         raise ShapeError(f"total and within-class covariance differ in shape: {tuple(total.shape)} and {tuple(within.shape)}")
@@ -38,8 +48,14 @@ def label_information(
 def label_information_single(total: Float[Tensor, "channels"], within: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
     """Label information of every channel alone, from its total and within-class variances: ½ ln(total/within).
 
-    Returns  nats, ≥ 0; inf where classes do not vary (within ≤ EXACT of total), nan where the total variance is 0 or nan.
-    Source   as `label_information`; checked by tests/pencil.py::label_information
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0; inf where classes do not vary (within ≤ EXACT of total), nan where the total variance is 0 or nan.
+
+    References
+    ----------
+    As `label_information`; checked by tests/pencil.py::label_information.
     """
     share = (within / total).masked_fill(total <= 0, torch.nan).clamp(max=1)
     return information_from_unexplained(share)
@@ -52,8 +68,14 @@ def label_information_pair(
 
     A copy adds nothing: where 1 − ρ² ≤ EXACT in total the pair has what its better half has.
 
-    Returns  nats, symmetric, never below either single; inf and nan as for singles.
-    Source   as `label_information`; checked by tests/pencil.py::label_information
+    Returns
+    -------
+    Tensor
+        Nats, symmetric, never below either single; inf and nan as for singles.
+
+    References
+    ----------
+    As `label_information`; checked by tests/pencil.py::label_information.
     """
     single = label_information_single(total.diagonal(), within.diagonal())
     best = torch.maximum(single[:, None], single[None, :])
@@ -83,8 +105,14 @@ def pair_information(target_rho: Float[Tensor, "channels"], rho: Float[Tensor, "
 
     The diagonal is the single information. A copy adds nothing: where 1 − ρ_ij² ≤ EXACT the pair has what its better half has.
 
-    Returns  nats, symmetric, never below either single; inf where the pair determines the target, nan for silent channels.
-    Source   Anderson 2003, section 2.5.2; checked by tests/pencil.py::pair_information
+    Returns
+    -------
+    Tensor
+        Nats, symmetric, never below either single; inf where the pair determines the target, nan for silent channels.
+
+    References
+    ----------
+    Anderson 2003, section 2.5.2; checked by tests/pencil.py::pair_information.
     """
     if rho.shape != (len(target_rho), len(target_rho)):
         raise ShapeError(f"{len(target_rho)} target correlations need a square matrix of that size, received {tuple(rho.shape)}")
@@ -99,8 +127,14 @@ def excess(pair: Float[Tensor, "channels channels"], single: Float[Tensor, "chan
 
     Zero where one half alone determines the target (nothing is left to add). Works for continuous and label targets.
 
-    Returns  nats, ≥ 0, zero on the diagonal.
-    Source   Barrett 2015 (minimum-mutual-information synergy); checked by tests/pencil.py::excess
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0, zero on the diagonal.
+
+    References
+    ----------
+    Barrett 2015 (minimum-mutual-information synergy); checked by tests/pencil.py::excess.
     """
     best = torch.maximum(single[:, None], single[None, :])
     return (pair - best).masked_fill(best.isposinf(), 0)
@@ -109,8 +143,14 @@ def excess(pair: Float[Tensor, "channels channels"], single: Float[Tensor, "chan
 def redundancy(single: Float[Tensor, "channels"]) -> Float[Tensor, "channels channels"]:
     """What both channels of a pair say about the target: min(I_i, I_j).
 
-    Returns  nats, ≥ 0.
-    Source   Barrett 2015 (minimum mutual information); checked by tests/pencil.py::unique
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0.
+
+    References
+    ----------
+    Barrett 2015 (minimum mutual information); checked by tests/pencil.py::unique.
     """
     return torch.minimum(single[:, None], single[None, :])
 
@@ -118,8 +158,14 @@ def redundancy(single: Float[Tensor, "channels"]) -> Float[Tensor, "channels cha
 def unique(single: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
     """What a channel says beyond its mean redundancy with its peers: max(0, I_i − mean_j min(I_i, I_j)).
 
-    Returns  nats, ≥ 0; nan for silent channels. Infinite information stays infinite.
-    Source   Safaai et al. 2026; checked by tests/pencil.py::unique
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0; nan for silent channels. Infinite information stays infinite.
+
+    References
+    ----------
+    Safaai et al. 2026; checked by tests/pencil.py::unique.
     """
     shared = mean_over_peers(redundancy(single))
     return (single - shared).clamp(min=0).masked_fill(single.isposinf() & shared.isposinf(), 0)
@@ -136,8 +182,14 @@ def triplet_excess(
     Computed as the information of the third channel once the best pair is known, so it is never negative.
     `over="singles"` subtracts the best single instead.
 
-    Returns  nats, ≥ 0; nan where a channel is silent.
-    Source   Safaai et al. 2026; checked by tests/pencil.py::triplet_excess
+    Returns
+    -------
+    Tensor
+        Nats, ≥ 0; nan where a channel is silent.
+
+    References
+    ----------
+    Safaai et al. 2026; checked by tests/pencil.py::triplet_excess.
     """
     if over not in ("pairs", "singles"):
         raise InputError(f'over is "pairs" or "singles", received {over!r}')
@@ -172,7 +224,10 @@ def triplet_ratio(
     """S3/S2: mean triplet excess over the mean pair excess of the pairs inside the same triples.
 
     Undefined (nan) if no pair has any excess. Triples with a silent channel are left out.
-    Source   Safaai et al. 2026; checked by tests/pencil.py::triplet_ratio
+
+    References
+    ----------
+    Safaai et al. 2026; checked by tests/pencil.py::triplet_ratio.
     """
     single = correlation_information(target_rho)[triples]
     best = torch.stack([torch.maximum(single[:, i], single[:, j]) for i, j in ((0, 1), (0, 2), (1, 2))], 1)
@@ -184,8 +239,14 @@ def triplet_ratio(
 def sample_triples(channels: Int[Tensor, "channels"], n: int, seed: int = 0) -> Int[Tensor, "n 3"]:
     """n triples of three different channels, drawn independently and uniformly.
 
-    Raises   SampleError below three channels.
-    Source   Safaai et al. 2026 (sampled triples); checked by tests/formulas/test_information.py
+    Raises
+    ------
+    SampleError
+        Below three channels.
+
+    References
+    ----------
+    Safaai et al. 2026 (sampled triples); checked by tests/formulas/test_information.py.
     """
     if len(channels) < 3:
         raise SampleError(f"a triple needs 3 channels that vary, received {len(channels)}")

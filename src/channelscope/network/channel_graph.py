@@ -49,17 +49,17 @@ class Merge:
 class ChannelGraph:
     """The channels between the images and one step of a network, and the kernels between the channels."""
 
-    parts: tuple[KernelEdges | Merge, ...]
+    operations: tuple[KernelEdges | Merge, ...]
     """in execution order"""
-    size: int
+    node_count: int
     """number of nodes"""
-    images: np.ndarray
+    image_nodes: np.ndarray
     """int: nodes of the images' channels"""
-    labels: Mapping[str, np.ndarray | None]
+    channel_nodes: Mapping[str, np.ndarray | None]
     """step → node of each of its channels (axis 1), or None where positions of a channel differ or there is no such axis"""
-    target: np.ndarray
+    output_nodes: np.ndarray
     """int: nodes of the last step's channels"""
-    skipped: Mapping[str, str]
+    opaque: Mapping[str, str]
     """layers with weights whose kernels cannot be told apart, and why; they count as one mixture"""
     axis: int = 0
     """which axis of the last step's value holds the channels, counted without the batch"""
@@ -67,7 +67,7 @@ class ChannelGraph:
     @property
     def calls(self) -> Iterator[KernelEdges]:
         """The uses of layers with kernels, in execution order."""
-        return (part for part in self.parts if isinstance(part, KernelEdges))
+        return (part for part in self.operations if isinstance(part, KernelEdges))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -76,25 +76,25 @@ class ChannelGraph:
 
     def names(self) -> list[str]:
         """What each node is called: layer:channel, image:channel, or the channels it joins."""
-        names = ["constant"] * self.size
-        for channel, node in enumerate(self.images.tolist()):
+        names = ["constant"] * self.node_count
+        for channel, node in enumerate(self.image_nodes.tolist()):
             names[node] = f"image:{channel}"
-        for part in self.parts:
+        for part in self.operations:
             for row, node in enumerate(part.outputs.tolist()):
                 names[node] = (
                     f"{part.layer}:{row}" if isinstance(part, KernelEdges) else _joined([names[each] for each in part.members[row]])
                 )
         return names
 
-    def everything(self) -> dict[str, Bool[Tensor, "outputs inputs"]]:
+    def full_mask(self) -> dict[str, Bool[Tensor, "outputs inputs"]]:
         """Marks of all kernels."""
         return {call.layer: torch.ones(call.sources.shape, dtype=torch.bool) for call in self.calls}
 
-    def needed(self, marks: KernelMask, seeds: np.ndarray) -> np.ndarray:
+    def ancestors(self, marks: KernelMask, seeds: np.ndarray) -> np.ndarray:
         """Nodes from which a way of marked kernels leads to one of the `seeds`: bool (nodes,)."""
-        need = np.zeros(self.size, dtype=bool)
+        need = np.zeros(self.node_count, dtype=bool)
         need[seeds] = True
-        for part in reversed(self.parts):
+        for part in reversed(self.operations):
             rows = need[part.outputs]
             if isinstance(part, Merge):
                 need[part.members[rows]] = True
@@ -102,25 +102,25 @@ class ChannelGraph:
                 need[part.sources[rows][marks[part.layer].numpy()[rows]]] = True
         return need
 
-    def fed(self, marks: KernelMask) -> np.ndarray:
+    def reached(self, marks: KernelMask) -> np.ndarray:
         """Nodes to which a way of marked kernels leads from the images: bool (nodes,)."""
-        fed = np.zeros(self.size, dtype=bool)
-        fed[self.images] = True
-        for part in self.parts:
+        fed = np.zeros(self.node_count, dtype=bool)
+        fed[self.image_nodes] = True
+        for part in self.operations:
             if isinstance(part, Merge):
                 fed[part.outputs] = fed[part.members].any(1)
             else:
                 fed[part.outputs] = (fed[part.sources] & marks[part.layer].numpy()).any(1)
         return fed
 
-    def leading(self, marks: KernelMask, seeds: np.ndarray) -> dict[str, Bool[Tensor, "outputs inputs"]]:
+    def leading_to(self, marks: KernelMask, seeds: np.ndarray) -> dict[str, Bool[Tensor, "outputs inputs"]]:
         """Marked kernels with a way to one of the `seeds`."""
-        need = self.needed(marks, seeds)
+        need = self.ancestors(marks, seeds)
         return self._kernels(marks, lambda call: np.broadcast_to(need[call.outputs][:, None], call.sources.shape))
 
-    def through(self, marks: KernelMask, seeds: np.ndarray) -> dict[str, Bool[Tensor, "outputs inputs"]]:
+    def on_paths_to(self, marks: KernelMask, seeds: np.ndarray) -> dict[str, Bool[Tensor, "outputs inputs"]]:
         """Marked kernels on a way from the images to one of the `seeds`."""
-        need, fed = self.needed(marks, seeds), self.fed(marks)
+        need, fed = self.ancestors(marks, seeds), self.reached(marks)
         return self._kernels(marks, lambda call: need[call.outputs][:, None] & fed[call.sources])
 
     def _kernels(self, marks: KernelMask, alive) -> dict[str, Tensor]:
@@ -129,11 +129,11 @@ class ChannelGraph:
             found[call.layer] |= torch.from_numpy(np.array(alive(call)))
         return {layer: kernels & marks[layer] for layer, kernels in found.items()}
 
-    def hops(self, marks: KernelMask | None = None) -> np.ndarray:
+    def distances(self, marks: KernelMask | None = None) -> np.ndarray:
         """Fewest kernels on a way from the images to each node: float (nodes,), inf where there is none."""
-        hops = np.full(self.size, np.inf)
-        hops[self.images] = 0
-        for part in self.parts:
+        hops = np.full(self.node_count, np.inf)
+        hops[self.image_nodes] = 0
+        for part in self.operations:
             if isinstance(part, Merge):
                 hops[part.outputs] = hops[part.members].min(1)
             else:

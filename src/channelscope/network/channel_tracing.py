@@ -38,7 +38,9 @@ CONVOLUTIONS_IN_ORDER = (nn.Conv2d.forward, nn.Linear.forward)
 def has_separate_kernels(module: nn.Module) -> bool:
     """Whether a module's kernels can be told apart: an ordinary 2-D convolution or linear layer.
 
-    Source   Hamblin, Konkle, Alvarez 2022: a kernel is a 2-D slice W[o,i] of a convolution, or one weight of a linear layer
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022: a kernel is a 2-D slice W[o,i] of a convolution, or one weight of a linear layer.
     """
     return isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward in CONVOLUTIONS_IN_ORDER
 
@@ -46,7 +48,9 @@ def has_separate_kernels(module: nn.Module) -> bool:
 def upstream(graph: Graph, target: str) -> list[fx.Node]:
     """The steps that `target` depends on, itself included, in execution order.
 
-    Source   reachability in the traced graph
+    References
+    ----------
+    Reachability in the traced graph.
     """
     found, stack = set(), [graph.nodes[target]]
     while stack:
@@ -88,7 +92,7 @@ def channel_graph(graph: Graph, target: str, axis: int | None = None) -> Channel
     like = next(graph.model.parameters(), torch.zeros(()))
     blank = [torch.zeros(1, *graph.shapes[name][1:], device=like.device, dtype=like.dtype) for name in graph.inputs if name in graph.shapes]
     with eval_mode(graph.model), torch.no_grad():
-        values = graph.run(*blank, want=names, pure=True)
+        values = graph.run(*blank, outputs=names, out_of_place=True)
         trail = _ChannelTracer(graph, {name: _cpu(value) for name, value in zip(names, values, strict=True)})
         for node in nodes:
             trail.labels[node.name] = trail.follow(node)
@@ -136,7 +140,9 @@ def _spelled(node: fx.Node) -> str:
 def node_per_channel(label: Tensor) -> np.ndarray | None:
     """Node of each channel on axis 1, or None where positions of a channel come from different nodes.
 
-    Source   definition
+    References
+    ----------
+    Definition.
     """
     if label.dim() < 2:
         return None

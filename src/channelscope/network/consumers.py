@@ -34,7 +34,7 @@ class Consumer:
 
     layer: str
     """module path of the convolution or linear layer"""
-    summed: bool
+    through_sum: bool
     """whether the channels meet others in a sum or product on the way, as in a residual connection"""
 
 
@@ -53,7 +53,10 @@ def channels_seen_by_inputs(found: Sites, site: Site, images: Tensor) -> dict[st
     channels are raised, and an input that changes shows them. Behind a norm or gate that looks at all channels, every input
     shows every channel, as it does in truth.
 
-    images   one or a few images to try it on; any number that is not all alike will do
+    Parameters
+    ----------
+    images
+        One or a few images to try it on; any number that is not all alike will do.
     """
     marks: dict[str, Tensor] = {}
     for layer, seen in Trial(found, images, (site,)).marks(site):
@@ -81,9 +84,9 @@ class Trial:
     def __init__(self, found: Sites, images: Tensor, asked: Sequence[Site], structural: bool = False):
         self.found, self.images, self.structural = found, images, structural
         self.held = [node.name for node in found.graph.steps.nodes if _weighted(found.graph, node)]
-        wanted = tuple(dict.fromkeys((*self.held, *(site.cut for site in asked))))
+        wanted = tuple(dict.fromkeys((*self.held, *(site.activation for site in asked))))
         with eval_mode(found.graph.model), torch.no_grad():
-            self.before = dict(zip(wanted, found.graph.run(images, want=wanted, pure=True), strict=True))
+            self.before = dict(zip(wanted, found.graph.run(images, outputs=wanted, out_of_place=True), strict=True))
         if structural:
             source = torch.Generator().manual_seed(0)
             self.before = {name: _small(value, source) for name, value in self.before.items()}
@@ -140,10 +143,10 @@ class Trial:
     def _run(self, site: Site, patterns: Bool[Tensor, "patterns channels"], inputs: tuple[str, ...]) -> list[Tensor]:
         """What the readers see with the channels of each pattern raised: (patterns, images, …) each."""
         times = len(patterns)
-        given = {name: _copied(self.before[name], times) for name in self.held if name != site.cut}
-        given[site.cut] = _perturbed(self.before[site.cut], patterns, site.axis)
+        given = {name: _copied(self.before[name], times) for name in self.held if name != site.activation}
+        given[site.activation] = _perturbed(self.before[site.activation], patterns, site.channel_axis)
         after = self._passing(given) if self.structural else None
-        values = self.found.graph.run(_copied(self.images, times), given=given, after=after, want=inputs, pure=True)
+        values = self.found.graph.run(_copied(self.images, times), known=given, hooks=after, outputs=inputs, out_of_place=True)
         return [value.unflatten(0, (times, len(self.images))) for value in values]
 
     def _passing(self, given: dict[str, Tensor]) -> dict[str, Hook]:
@@ -179,7 +182,7 @@ def _small(value: Tensor, source: torch.Generator) -> Tensor:
 
 def _reached_layers(graph: Graph, site: Site) -> dict[fx.Node, bool]:
     """Calls of layers that see the site → whether its channels have met others before."""
-    summed: dict[fx.Node, bool] = {graph.nodes[site.cut]: False}
+    summed: dict[fx.Node, bool] = {graph.nodes[site.activation]: False}
     found: dict[fx.Node, bool] = {}
     for node in graph.steps.nodes:
         before = [parent for parent in node.all_input_nodes if parent in summed]

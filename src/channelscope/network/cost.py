@@ -83,7 +83,7 @@ class Cost:
 
     macs: Mapping[str, int]
     """convolution or linear layer → MACs per image, over all its calls"""
-    other: int
+    other_macs: int
     """MACs per image outside such layers, such as attention products"""
     parameters: Mapping[str, int]
     """module path → number of parameters it owns itself"""
@@ -93,7 +93,7 @@ class Cost:
     @property
     def total_macs(self) -> int:
         """MACs per image of the whole network."""
-        return sum(self.macs.values()) + self.other
+        return sum(self.macs.values()) + self.other_macs
 
     @property
     def total_parameters(self) -> int:
@@ -198,7 +198,7 @@ class MacCounter:
         self.grouped = [len(layer.inputs) // layer.groups if layer.groups > 1 else 0 for layer in weighted]
         self.inputs = [len(layer.inputs) for layer in weighted]
         self.outputs = [len(layer.outputs) for layer in weighted]
-        self.spent = cost(groups.graph.model, groups.image)
+        self.spent = cost(groups.graph.model, groups.example)
         followed = sum(self._layer(index) for index in range(len(weighted)))
         unfollowed = sum(amount for name, amount in self.spent.macs.items() if name not in set(self.names))
         rest = self.spent.total_macs - followed if other is None else unfollowed + other
@@ -206,7 +206,7 @@ class MacCounter:
         counts: list[dict[int, list[int]]] = [defaultdict(lambda: [0, 0]) for _ in range(len(groups))]
         for index, layer in enumerate(weighted):
             for side, numbers in enumerate((layer.inputs.numpy(), layer.outputs.numpy())):
-                owners = np.where(numbers >= 0, groups.owner[numbers], -1)
+                owners = np.where(numbers >= 0, groups.group_of[numbers], -1)
                 for group, count in zip(*np.unique(owners[owners >= 0], return_counts=True), strict=True):
                     counts[group][index][side] += int(count)
         self.counts = counts
@@ -264,8 +264,8 @@ def macs(groups: Groups, kept: Subset, other: int | None = None) -> int:
     --------
     >>> from channelscope.network.removal.groups import groups
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), torch.zeros(1, 3, 5, 5))
-    >>> macs(found, found.subset(np.array([True, True, True, True]))), macs(found, found.subset(np.array([True, False, False, False])))
-    (500, 125)
+    >>> [macs(found, found.to_subset(np.array(kept))) for kept in ([True] * 4, [True, False, False, False])]
+    [500, 125]
     """
     ledger = MacCounter(groups, other)
     for group in np.flatnonzero(~groups.kept(kept)):

@@ -23,7 +23,7 @@ class _GraphForward:
         self.after = after
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.graph.run(*self.graph.arguments(args, kwargs), after=self.after)
+        return self.graph.run(*self.graph.arguments(args, kwargs), hooks=self.after)
 
 
 @contextmanager
@@ -66,8 +66,12 @@ def _chain(first: Hook, second: Hook) -> Hook:
 def zero_channels(channels: Tensor, axis: int, values: Tensor | None = None) -> Hook:
     """A change that sets the marked channels to zero, or to one constant a channel; `axis` counts without the batch.
 
-    channels   bool (C,)
-    values     (C,) or None for zero
+    Parameters
+    ----------
+    channels
+        Bool (C,).
+    values
+        (C,) or None for zero.
     """
 
     def change(maps: Tensor) -> Tensor:
@@ -90,23 +94,28 @@ def silence(model: nn.Module | Graph, marked: Subset, example: Tensor | tuple[Te
     model is bit-identical to what it was; `silence(model, ~kept)` tries what `shrink(model, kept)` makes permanent, and
     `silence(model, ~circuit)` runs a circuit.
 
-    Raises   MismatchError if the subset is of another network; TracingError if the forward pass cannot be followed.
+    Raises
+    ------
+    MismatchError
+        If the subset is of another network.
+    TracingError
+        If the forward pass cannot be followed.
     """
-    if marked.of == "kernels":
+    if marked.unit == "kernels":
         with zero_kernels(model.model if isinstance(model, Graph) else model, marked) as inside:
             yield inside
         return
     graph = model if isinstance(model, Graph) else _graph(model, marked, example)
     after: dict[str, Hook] = {}
     for site in marked.sites:
-        if graph.shapes.get(site.cut, ())[1:] != site.shape:
-            received = graph.shapes.get(site.cut, "no such step")
+        if graph.shapes.get(site.activation, ())[1:] != site.shape:
+            received = graph.shapes.get(site.activation, "no such step")
             raise MismatchError(
-                f"the subset is of another network: {site.name} should reach {site.cut} with {site.shape}, found {received}"
+                f"the subset is of another network: {site.name} should reach {site.activation} with {site.shape}, found {received}"
             )
         if bool(marked[site.name].any()):
-            change = zero_channels(marked[site.name], site.axis)
-            after[site.cut] = _chain(after[site.cut], change) if site.cut in after else change
+            change = zero_channels(marked[site.name], site.channel_axis)
+            after[site.activation] = _chain(after[site.activation], change) if site.activation in after else change
     with edit(graph, after) as inside:
         yield inside
 
@@ -143,7 +152,7 @@ def known_groups(model: nn.Module, subset: Subset) -> Any:
     known = subset.groups
     if known is None or known.graph.model is not model or "forward" in vars(model):
         return None
-    like, image = zero_batch(model, subset.input_shape), known.image
+    like, image = zero_batch(model, subset.input_shape), known.example
     if (like.dtype, like.device) != (image[0].dtype, image[0].device):
         return None
     try:
@@ -162,7 +171,7 @@ def zero_kernels(model: nn.Module, marked: Subset) -> Iterator[nn.Module]:
     """
     modules = dict(unwrapped(model).named_modules())
     weights: dict[str, Tensor] = {}
-    for name, marks in marked.marks.items():
+    for name, marks in marked.masks.items():
         weight = modules[name].weight if name in modules else None
         if not isinstance(weight, Tensor) or weight.shape[:2] != marks.shape:
             received = f"a weight of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no such layer"

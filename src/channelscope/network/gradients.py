@@ -17,8 +17,8 @@ AGREEMENT = 1e-3
 def check_gradients(found: Sites, images: Tensor) -> None:
     """Compare the gradients of the traced forward pass with those of the network itself, at the output of every site's layer.
 
-    Tracing follows what the forward pass computes. The backward pass of a `torch.autograd.Function` and the effect of
-    `torch.no_grad()` are not part of that, so they are compared here.
+    A recorded pass keeps the backward pass of a `torch.autograd.Function` and the effect of `torch.no_grad()`. A hook that
+    changes the gradient of a tensor is no step, so gradients are compared here.
 
     Parameters
     ----------
@@ -44,9 +44,8 @@ def check_gradients(found: Sites, images: Tensor) -> None:
         scale = max(float(own[site.name].norm()), float(traced[site.name].norm()))
         if float((own[site.name] - traced[site.name]).norm()) > AGREEMENT * scale:
             raise TracingError(
-                f"at {site.name}: expected the network's own gradients, but tracing changes them: behind it lies a torch.autograd.Function "
-                "or a part under torch.no_grad(). Leave out what needs gradients (sensitivity=True), or write the function such "
-                "that its gradient follows from its steps, as in x + (f(x) - x).detach()"
+                f"at {site.name}: expected the network's own gradients, but tracing changes them: behind it lies a hook on a tensor "
+                "(register_hook). Leave out what needs gradients (sensitivity=True), or write the hook as a torch.autograd.Function"
             )
 
 
@@ -73,8 +72,8 @@ def _traced(found: Sites, images: Tensor) -> dict[str, Tensor]:
     def keep(name: str, value: Tensor) -> None:
         seen[name] = value
 
-    after = {site.read: partial(keep, site.name) for site in found}
-    return _slopes(found.graph.run(images.detach().clone().requires_grad_(), after=after, pure=True), seen)
+    after = {site.preactivation: partial(keep, site.name) for site in found}
+    return _slopes(found.graph.run(images.detach().clone().requires_grad_(), hooks=after, out_of_place=True), seen)
 
 
 def _slopes(output: Tensor, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:

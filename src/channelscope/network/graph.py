@@ -1,7 +1,7 @@
 """Graph: a network's forward pass as a list of steps that can be watched, changed and entered midway.
 
-Tracing follows one example: shapes and Python control flow on them are resolved by its values, and the result is
-compared with the network on a batch of another size, so that a graph that would be wrong is refused.
+The pass is recorded on one example (network/tracing/recording.py): Python control flow is that of the example. The result is
+compared with the network on another image and another batch size, so that a graph that would be wrong is refused.
 """
 
 import inspect
@@ -79,7 +79,10 @@ class Graph:
     def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The inputs of the graph in the arguments of a call of the network.
 
-        Raises   InputError if an option of the call is another than the one the network was traced with.
+        Raises
+        ------
+        InputError
+            If an option of the call is another than the one the network was traced with.
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -91,10 +94,10 @@ class Graph:
     def run(
         self,
         *inputs: Tensor,
-        after: Mapping[str, Hook] | None = None,
-        given: Mapping[str, Any] | None = None,
-        want: str | tuple[str, ...] = "output",
-        pure: bool = False,
+        hooks: Mapping[str, Hook] | None = None,
+        known: Mapping[str, Any] | None = None,
+        outputs: str | tuple[str, ...] = "output",
+        out_of_place: bool = False,
     ) -> Any:
         """Value of step `want` (or a tuple of values), running only what it needs.
 
@@ -102,22 +105,22 @@ class Graph:
         that a run can start midway; `pure` turns in-place operations into ordinary ones, so that values wanted or
         given are never overwritten.
         """
-        after, given = after or {}, given or {}
-        wanted = (want,) if isinstance(want, str) else want
-        unknown = [name for name in (*after, *given, *wanted) if name not in self.nodes]
+        hooks, known = hooks or {}, known or {}
+        wanted = (outputs,) if isinstance(outputs, str) else outputs
+        unknown = [name for name in (*hooks, *known, *wanted) if name not in self.nodes]
         if unknown:
             raise InputError(f"the graph has no step '{unknown[0]}'; near matches: {', '.join(get_close_matches(unknown[0], self.nodes))}")
-        values: dict[str, Any] = dict(given)
+        values: dict[str, Any] = dict(known)
         values.update(zip(self.inputs, nest.tensors(inputs), strict=False))
-        for node, finished in self._plan(tuple(given), wanted):
-            value = values[node.name] if node.op == "placeholder" and node.name in values else self._step(node, values, pure)
-            if node.name in after:
-                changed = after[node.name](value)
+        for node, finished in self._plan(tuple(known), wanted):
+            value = values[node.name] if node.op == "placeholder" and node.name in values else self._step(node, values, out_of_place)
+            if node.name in hooks:
+                changed = hooks[node.name](value)
                 value = value if changed is None else changed
             values[node.name] = value
             for name in finished:
                 del values[name]
-        return values[wanted[0]] if isinstance(want, str) else tuple(values[name] for name in wanted)
+        return values[wanted[0]] if isinstance(outputs, str) else tuple(values[name] for name in wanted)
 
     def _plan(self, given: tuple[str, ...], wanted: tuple[str, ...]) -> list[tuple[fx.Node, tuple[str, ...]]]:
         """Steps to run in order, each with the values nobody needs afterwards."""
@@ -184,10 +187,28 @@ def _as_is() -> Iterator[None]:
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
-    """Record one forward pass of `model` on `example`, a batch of at least one image (or a tuple of inputs).
+    """The graph of a network, recorded in one forward pass and compared with the network on another image.
 
-    Raises   InputError if the network cannot run on the example; TracingError, naming the line, if its control flow
-             depends on values that change from image to image, or on the batch size.
+    Parameters
+    ----------
+    model
+        The network; a wrapper such as DataParallel is taken off, with a warning.
+    example
+        A batch of at least one image, or a tuple of all inputs.
+
+    Raises
+    ------
+    InputError
+        If the network cannot run on the example.
+    TracingError
+        If Python depends on values that change from image to image or on the batch size, if the output is random, or if the
+        network is scripted or has lazy layers; the message names the line.
+
+    Examples
+    --------
+    >>> graph = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten()), torch.zeros(1, 3, 5, 5))
+    >>> graph.shapes["_2"], graph.run(torch.zeros(7, 3, 5, 5)).shape
+    ((2, 100), torch.Size([7, 100]))
     """
     model = unwrapped(model)
     if "forward" in vars(model):
@@ -207,15 +228,15 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     graph.options = _options(graph.signature, inputs)
     try:
         with restored_state(model), torch.no_grad():
-            received = graph.run(*other, pure=True)
+            received = graph.run(*other, out_of_place=True)
     except FAILURES as error:
         raise TracingError(
             f"the traced network fails on another batch size{_difference(model, graph, other)}: {first_line(error)}"
         ) from error
-    drawn = [node.meta["place"] for node in graph.steps.nodes if node.meta.get("random")]
+    drawn = [node for node in graph.steps.nodes if node.meta.get("random")]
     if drawn and not same(expected, _answer(model, other, seed=1)):
         raise TracingError(
-            f"the network's output is random, though it is in evaluation mode, at {drawn[0]}: "
+            f"the network's output is random, though it is in evaluation mode,{_at(drawn[0])}: "
             "give F.dropout training=self.training, or take the noise out"
         )
     if not same(expected, received):
@@ -260,9 +281,14 @@ def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> s
         return ""
     for ours, theirs in zip(graph.steps.nodes, steps.nodes, strict=False):
         if (str(ours.target), str(ours.args), str(ours.kwargs)) != (str(theirs.target), str(theirs.args), str(theirs.kwargs)):
-            return f" at {ours.meta['place']}" if ours.meta["place"] else ""
+            return _at(ours)
     last = graph.running
-    return f" at {last.meta['place']}" if last is not None and last.op != "output" else ""
+    return _at(last) if last is not None and last.op != "output" else ""
+
+
+def _at(node: fx.Node) -> str:
+    """Where a step was made: the line, or the step itself where the line is PyTorch's own."""
+    return f" at {node.meta['place'] or node.name}"
 
 
 def _user_line(error: BaseException) -> str:

@@ -182,7 +182,10 @@ def weights_hash(model: nn.Module) -> str:
 
     Independent of the device, of the memory layout and of the order in which modules were registered.
 
-    Returns  64 hexadecimal digits (SHA-256 over name, dtype, shape and little-endian bytes, in name order).
+    Returns
+    -------
+    str
+        64 hexadecimal digits (SHA-256 over name, dtype, shape and little-endian bytes, in name order).
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

@@ -18,11 +18,11 @@ class PartialForward:
     @property
     def maps(self) -> Tensor:
         """The site's maps as they are (images, …); not to be written into."""
-        return self.values[self.site.cut]
+        return self.values[self.site.activation]
 
     def finish(self, maps: Tensor) -> Tensor:
         """Logits of the batch with other maps at the cut point."""
-        return self.graph.run(given={**self.values, self.site.cut: maps}, pure=True)
+        return self.graph.run(known={**self.values, self.site.activation: maps}, out_of_place=True)
 
 
 def partial_forwards(graph: Graph, sites: Iterable[Site], images: Tensor) -> Iterator[PartialForward]:
@@ -33,8 +33,8 @@ def partial_forwards(graph: Graph, sites: Iterable[Site], images: Tensor) -> Ite
     """
     values: dict[str, Any] = {}
     for site in sites:
-        wanted = live_nodes(graph, site.cut)
-        values = dict(zip(wanted, graph.run(images, given=values, want=wanted, pure=True), strict=True))
+        wanted = live_nodes(graph, site.activation)
+        values = dict(zip(wanted, graph.run(images, known=values, outputs=wanted, out_of_place=True), strict=True))
         yield PartialForward(graph, site, values)
 
 
@@ -77,16 +77,16 @@ class ActivationCache:
                 node = self.graph.nodes[name]
                 if name not in values and node.op != "output":
                     given = {parent.name: values[parent.name] for parent in node.all_input_nodes}
-                    values[name] = self.graph.run(given=given, want=name, pure=True)
+                    values[name] = self.graph.run(known=given, outputs=name, out_of_place=True)
                 self._forget(values, self.place[name])
         self.reached = max(self.reached, self.place[step])
         return [values[step] for values in self.now]
 
-    def hold(self, step: str) -> None:
+    def pin(self, step: str) -> None:
         """Remember a step's values beyond their last use, until `release`."""
         self.held.add(step)
 
-    def release(self, step: str) -> None:
+    def unpin(self, step: str) -> None:
         """Forget a held step as soon as nothing else needs it."""
         self.held.discard(step)
         for values in self.now:

@@ -54,11 +54,19 @@ def input_patches(
 ) -> Float[Tensor, "groups samples taps"]:
     """Rows of inputs, one per image and position, such that rows · weights' is the layer's output there (without bias).
 
-    output_shape   shape of one image's output
-    where          flat output positions of each image; None for all
-    Returns        (groups, images × positions, inputs per group × kernel), in the order of `weight.flatten(1)`
-
     Padding the module does in its own forward (timm's `Conv2dSame`) is read off the output shape.
+
+    Parameters
+    ----------
+    output_shape
+        Shape of one image's output.
+    where
+        Flat output positions of each image; None for all.
+
+    Returns
+    -------
+    Tensor
+        (groups, images × positions, inputs per group × kernel), in the order of `weight.flatten(1)`.
     """
     if isinstance(module, nn.Linear):
         rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])

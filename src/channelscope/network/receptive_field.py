@@ -55,7 +55,9 @@ ReceptiveField = tuple[AxisReceptiveField, AxisReceptiveField]
 def receptive_fields(graph: Graph, step: str) -> dict[str, ReceptiveField | None]:
     """Step → what a position of its maps sees, for a step and everything before it; None stands for the whole image.
 
-    Source   composition of windows (Dumoulin & Visin 2016); checked by tests/circuits/test_receptive.py against gradients
+    References
+    ----------
+    Composition of windows (Dumoulin & Visin 2016); checked by tests/circuits/test_receptive.py against gradients.
     """
     found: dict[str, ReceptiveField | None] = {}
     for node in upstream(graph, step):

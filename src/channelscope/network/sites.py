@@ -77,7 +77,12 @@ def site_named(found: tuple[Site, ...], name: str) -> Site:
 def sites(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Sites:
     """All places of `model` where channels live, from one traced pass over `example`.
 
-    Raises   SiteError if there is none; TracingError if the pass cannot be followed.
+    Raises
+    ------
+    SiteError
+        If there is none.
+    TracingError
+        If the pass cannot be followed.
     """
     return sites_of(trace(model, example))
 
@@ -159,15 +164,15 @@ def _site(graph: Graph, node: fx.Node, module: nn.Module, kind: Kind, depth: int
         kind=kind,
         channels=shape[axis],
         shape=shape,
-        axis=axis,
-        read=node.name,
-        cut=cut.name,
+        channel_axis=axis,
+        preactivation=node.name,
+        activation=cut.name,
         depth=depth,
-        inputs=int(module.in_features if linear else module.in_channels),  # type: ignore[arg-type]
-        kernel=() if linear else tuple(module.kernel_size),  # type: ignore[arg-type]
+        in_channels=int(module.in_features if linear else module.in_channels),  # type: ignore[arg-type]
+        kernel_size=() if linear else tuple(module.kernel_size),  # type: ignore[arg-type]
         groups=1 if linear else int(module.groups),  # type: ignore[arg-type]
-        norm=norm,
-        affine=affine,
+        batchnorm=norm,
+        activation_is_affine=affine,
     )
 
 

@@ -79,7 +79,11 @@ class ProfileCollector:
         self.input_shape, self.classes = tuple(image.shape[1:]), _class_count(found)
         self.layout = memory_format(found.graph, image)
         self.weights = weight_norms(found, image)
-        self.affine = {site.name: torch.stack(following_batchnorm(found.graph, site)) for site in found if site.affine and self._same(site)}
+        self.affine = {
+            site.name: torch.stack(following_batchnorm(found.graph, site))
+            for site in found
+            if site.activation_is_affine and self._same(site)
+        }
         self.sums = {site.name: self._accumulators(site) for site in found}
         self.class_sums = ClassMeansAccumulator(self.classes, max(shards, 1))
         self.extras: dict[tuple[str, str, int], Any] = {}
@@ -107,11 +111,11 @@ class ProfileCollector:
         shown = ShardedBatch(images, labels if self.labeled else None, index, self.seed, self.shards)
         steps: dict[str, list[Callable[[Tensor], None]]] = defaultdict(list)
         for site in self.found:
-            steps[site.read].append(partial(self._read, shown, site))
-            steps[site.cut].append(partial(self._cut, shown, site))
+            steps[site.preactivation].append(partial(self._read, shown, site))
+            steps[site.activation].append(partial(self._cut, shown, site))
         after = {name: partial(_per_sample, each) for name, each in steps.items()}
         images = shown.images.contiguous(memory_format=self.layout)
-        logits = self.found.graph.run(images.requires_grad_(self.sensitivity), after=after, pure=self.sensitivity)
+        logits = self.found.graph.run(images.requires_grad_(self.sensitivity), hooks=after, out_of_place=self.sensitivity)
         _finite(logits, "the output", shown.index)
         if shown.labels is not None:
             self.tally = self.tally + Tally.of(logits, shown.labels)
@@ -127,13 +131,13 @@ class ProfileCollector:
 
     def _read(self, shown: ShardedBatch, site: Site, maps: Tensor) -> None:
         sums, detached = self.sums[site.name], maps.detach()
-        pooled = POOLED.samples(detached, site.axis)
+        pooled = POOLED.samples(detached, site.channel_axis)
         _finite(pooled, site.name, shown.index)
         shown.pooled[site.name] = pooled[:, 0]
         sums["pooled"].add(pooled, shown.spans)
         if "read" in sums:
             where = shown.where(self.readout, site.positions)
-            sums["read"].add(self.readout.samples(detached, site.axis, where), shown.spans, lent=where is None)
+            sums["read"].add(self.readout.samples(detached, site.channel_axis, where), shown.spans, lent=where is None)
         if self.sensitivity:
             shown.values[site.name, "read"] = maps
 
@@ -141,28 +145,30 @@ class ProfileCollector:
         detached = maps.detach()
         if site.name not in self.affine:
             where = shown.where(CUT_READOUT, site.positions)
-            self.sums[site.name]["cut"].add(CUT_READOUT.samples(detached, site.axis, where), shown.spans, lent=where is None)
+            self.sums[site.name]["cut"].add(CUT_READOUT.samples(detached, site.channel_axis, where), shown.spans, lent=where is None)
         if self.sensitivity:
             shown.values[site.name, "cut"] = maps
         if self.maps:
-            grid = detached.movedim(site.axis + 1, 1)
+            grid = detached.movedim(site.channel_axis + 1, 1)
             grid = grid if grid.dim() == 4 else grid.flatten(2)[:, :, None] if grid.dim() > 2 else grid[:, :, None, None]
             for shard, own in shown.spans:
                 self._grow((site.name, "maps", shard), FeatureMapSums.of(grid[own].cpu()))
 
     def _add_gradients(self, shown: ShardedBatch, logits: Tensor, labels: Tensor) -> None:
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        followed = [key for key, value in shown.values.items() if value.requires_grad]  # not what is computed under torch.no_grad()
-        slopes = dict.fromkeys(shown.values) | dict(
-            zip(followed, torch.autograd.grad(loss, [shown.values[key] for key in followed], allow_unused=True), strict=True)
-        )
+        followed = [
+            key for key, value in shown.values.items() if value.requires_grad and loss.requires_grad
+        ]  # not what is computed under torch.no_grad()
+        given = [shown.values[key] for key in followed]
+        gradients = torch.autograd.grad(loss, given, allow_unused=True) if given else ()
+        slopes = dict.fromkeys(shown.values) | dict(zip(followed, gradients, strict=True))
         products: dict[tuple[str, str], Tensor] = {}
         for key, value in shown.values.items():
             site, value, slope = self.found[key[0]], value.detach(), slopes[key]
             bias = self.found.graph.modules[site.name].bias if key[1] == "read" else None
             if isinstance(bias, Tensor):
-                value = value - bias.detach().view([-1 if axis == site.axis + 1 else 1 for axis in range(value.dim())])
-            products[key] = channels_last(torch.zeros_like(value) if slope is None else value * slope, site.axis).sum(1).cpu()
+                value = value - bias.detach().view([-1 if axis == site.channel_axis + 1 else 1 for axis in range(value.dim())])
+            products[key] = channels_last(torch.zeros_like(value) if slope is None else value * slope, site.channel_axis).sum(1).cpu()
         for shard, own in shown.spans:
             for site in self.found:
                 part = Sensitivity.of(products[site.name, "read"][own], products[site.name, "cut"][own])
@@ -194,7 +200,7 @@ class ProfileCollector:
             shards=self.shards,
             images=self.images,
             tally=self.tally,
-            weights=self.weights,
+            weight_norms=self.weights,
             tensors=tensors,
             unlabeled=self.unlabeled,
             fingerprints=torch.cat([torch.empty(0, dtype=torch.int64), *self.fingerprints]).sort().values,

@@ -38,7 +38,7 @@ def save(profile: Profile, path: str | Path) -> Path:
         "unlabeled": profile.unlabeled,
     }
     tensors = dict(profile.tensors) | {FINGERPRINTS: profile.fingerprints}
-    for site, facts in profile.weights.items():
+    for site, facts in profile.weight_norms.items():
         tensors |= {f"{WEIGHTS}{site}/{name}": values for name, values in facts.items()}
     with atomic_file(path) as half:
         save_file({name: value.contiguous() for name, value in tensors.items()}, half, metadata={"channelscope": json.dumps(header)})
@@ -48,7 +48,10 @@ def save(profile: Profile, path: str | Path) -> Path:
 def load(path: str | Path) -> Profile:
     """Read a profile.
 
-    Raises   FormatError if the file is missing, damaged, not a profile, or of another format version.
+    Raises
+    ------
+    FormatError
+        If the file is missing, damaged, not a profile, or of another format version.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,13 +77,16 @@ def load(path: str | Path) -> Profile:
     if FINGERPRINTS in tensors:
         later["fingerprints"] = tensors.pop(FINGERPRINTS)
     tally = Tally(**header["tally"])
-    return Profile(**plain, sites=sites, skipped=header["skipped"], tally=tally, weights=weights, tensors=tensors, **later)
+    return Profile(**plain, sites=sites, skipped=header["skipped"], tally=tally, weight_norms=weights, tensors=tensors, **later)
 
 
 def trace_profiled(model: nn.Module, profile: Profile) -> Sites:
     """The sites of `model` with its graph, once it is certain that the profile is of this network with these weights.
 
-    Raises   MismatchError if the weights or the sites differ.
+    Raises
+    ------
+    MismatchError
+        If the weights or the sites differ.
     """
     own = weights_hash(model)
     if own != profile.weights_hash:

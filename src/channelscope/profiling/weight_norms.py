@@ -42,7 +42,7 @@ def weight_norms(found: Sites, image: Tensor) -> dict[str, dict[str, Tensor]]:
 def _facts(graph: Graph, site: Site) -> dict[str, Tensor]:
     rows = filters(graph.modules[site.name])
     facts = {"l1": rows.abs().sum(1), "l2": rows.norm(dim=1), "distances": _distances(rows)}
-    norm = graph.modules.get(site.norm) if site.norm else None
+    norm = graph.modules.get(site.batchnorm) if site.batchnorm else None
     if norm is not None and isinstance(norm.weight, Tensor):
         facts["gamma"] = norm.weight.detach().double().cpu().clone()
     return facts
@@ -56,7 +56,7 @@ def _distances(rows: Tensor) -> Tensor:
 
 def following_batchnorm(graph: Graph, site: Site) -> tuple[Tensor, Tensor]:
     """Factor and shift (C,) that take the read point of an affine site to its cut point, in evaluation mode."""
-    norm = graph.modules.get(site.norm) if site.norm else None
+    norm = graph.modules.get(site.batchnorm) if site.batchnorm else None
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
         return torch.ones(site.channels, dtype=torch.float64), torch.zeros(site.channels, dtype=torch.float64)
     factor = (norm.running_var.double().cpu() + norm.eps).rsqrt()

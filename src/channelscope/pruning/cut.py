@@ -74,7 +74,7 @@ def cut(
     Examples
     --------
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
-    >>> found = groups(model, blank(model, (3, 8, 8)))
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
     >>> ranking = Ranking("by hand", "", "high", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
     >>> cut(ranking, found, macs=0.5)["0"].tolist()
     [True, False, True, False]
@@ -100,12 +100,12 @@ def _cut(
     scores = group_importance(ranking, found, normalize, reduce)
     if isinstance(allocation, Ranking):
         pattern = found.kept(cut(allocation, found, macs, "global", normalize, reduce, cap, closest))
-        return found.subset(_match_counts(scores, pattern, found))
+        return found.to_subset(_match_counts(scores, pattern, found))
     if allocation not in ("global", "uniform"):
         raise InputError(f"allocation: expected 'global', 'uniform' or another Ranking, received {allocation!r}")
     if allocation == "uniform":
         scores = _rank_within_layers(scores, found)
-    return found.subset(_remove_to_budget(scores, found, macs, cap, closest))
+    return found.to_subset(_remove_to_budget(scores, found, macs, cap, closest))
 
 
 def refuse_out_of_reach(found: Groups, macs: float, cap: float = 0.95) -> None:
@@ -138,22 +138,25 @@ def group_importance(ranking: Ranking, found: Groups, normalize: Normalize | Non
 
     Members without a value (nan) are left out of the reduction.
 
-    Returns  float64 (groups,); nan where no member has a value.
+    Returns
+    -------
+    np.ndarray
+        Float64 (groups,); nan where no member has a value.
     """
-    how: Normalize = normalize or ("none" if ranking.comparable else "mean")
-    values = np.full(len(found.owner), np.nan)
+    how: Normalize = normalize or ("none" if ranking.comparable_across_layers else "mean")
+    values = np.full(len(found.group_of), np.nan)
     names = {site.name for site in ranking.sites}
     missing = [site.name for site in found.sites if site.name not in names]
     if missing:
         raise MismatchError(f"ranking '{ranking.name}' is of another network, or of only some sites: it has no values for {missing[0]}")
     for site in found.sites:
-        here = ranking.keep_order(site.name)
+        here = ranking.importance(site.name)
         if len(here) != site.channels:
             raise MismatchError(f"ranking '{ranking.name}' has {len(here)} channels at {site.name}, the network {site.channels}")
-        start = found.offsets[site.name]
+        start = found.first_id[site.name]
         values[start : start + site.channels] = _normalized(here, how)
-    inside = (found.owner >= 0) & ~np.isnan(values)
-    owner, values = found.owner[inside], values[inside]
+    inside = (found.group_of >= 0) & ~np.isnan(values)
+    owner, values = found.group_of[inside], values[inside]
     members = np.bincount(owner, minlength=len(found))
     if reduce == "max":
         result = np.full(len(found), -np.inf)
@@ -184,7 +187,7 @@ def _normalized(values: np.ndarray, how: Normalize) -> np.ndarray:
 def _groups_by_layers(found: Groups) -> list[np.ndarray]:
     """Groups that differ only in which channels they hold, not in which layers."""
     table = defaultdict(list)
-    for index, group in enumerate(found.found):
+    for index, group in enumerate(found.members):
         table[tuple(name for name, _ in group.members)].append(index)
     return [np.array(family) for family in table.values()]
 
@@ -215,7 +218,7 @@ def _remove_to_budget(scores: np.ndarray, found: Groups, fraction: float, cap: f
     ledger = MacCounter(found)
     full = ledger.total
     spare = {site.name: min(int(cap * site.channels), site.channels - 1) for site in found.sites}
-    sizes = [Counter(name for name, _ in group.members) for group in found.found]
+    sizes = [Counter(name for name, _ in group.members) for group in found.members]
     kept = np.ones(len(found), dtype=bool)
     removed: list[int] = []
     for group in _removal_order(scores).tolist():
@@ -231,7 +234,7 @@ def _remove_to_budget(scores: np.ndarray, found: Groups, fraction: float, cap: f
         raise BudgetError(
             f"macs: {fraction:g} of {full:,} multiply-adds cannot be met; the smallest budget is {_rounded_up(ledger.total / full)} "
             f"(closest=True or --closest takes it): of what is then left, {_holders(ledger, found)}; at most {cap:g} of each site's "
-            f"channels may go, and {_list_names(found.whole)} kept whole"
+            f"channels may go, and {_list_names(found.unprunable)} kept whole"
         )
     for group in reversed(removed):
         if ledger.add(group) and ledger.total > fraction * full:

@@ -23,8 +23,17 @@ def export(model: nn.Module, path: str | Path, image_shape: tuple[int, ...]) -> 
 
     The file is read back and run on two and on three random images.
 
-    Returns  largest difference from the model's own outputs, as a fraction of the largest of them.
-    Raises   InputError for another ending or a missing extra; MismatchError if the outputs differ, and nothing is written.
+    Returns
+    -------
+    float
+        Largest difference from the model's own outputs, as a fraction of the largest of them.
+
+    Raises
+    ------
+    InputError
+        For another ending or a missing extra.
+    MismatchError
+        If the outputs differ, and nothing is written.
     """
     path = Path(path)
     if path.suffix not in (".onnx", ".pt2"):

@@ -72,7 +72,10 @@ class Manifest:
     def read(cls, path: Path) -> "Manifest":
         """Read it back.
 
-        Raises   FormatError, naming the file, if it is missing, damaged, or of another version.
+        Raises
+        ------
+        FormatError
+            Naming the file, if it is missing, damaged, or of another version.
         """
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
@@ -117,10 +120,17 @@ def save_pruned(
     network needs more than images, example.safetensors. It is made beside its place and moved there when it is whole: if
     anything fails, a full disk included, what was there before stays.
 
-    made   score, budget and whatever else the recipe should say; plain values
-    also   writes further files into the folder it is given
+    Parameters
+    ----------
+    made
+        Score, budget and whatever else the recipe should say; plain values.
+    also
+        Writes further files into the folder it is given.
 
-    Raises   InputError if the folder holds something else than a pruned network.
+    Raises
+    ------
+    InputError
+        If the folder holds something else than a pruned network.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
@@ -155,11 +165,20 @@ def save_pruned(
 def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """The pruned network of a folder, in evaluation mode, after its stored logits have come out again.
 
-    model   the unpruned network, with any weights, where the recipe names no factory, or the network that it was pruned from
-            where that had been pruned before; it stays as it is
+    Parameters
+    ----------
+    model
+        The unpruned network, with any weights, where the recipe names no factory, or the network that it was pruned from
+        where that had been pruned before; it stays as it is.
 
-    Raises   FormatError, naming the file that is missing or damaged; MismatchError if the weights are not those of the recipe
-             or give other logits; InputError if the recipe names no factory and no network is given.
+    Raises
+    ------
+    FormatError
+        Naming the file that is missing or damaged.
+    MismatchError
+        If the weights are not those of the recipe or give other logits.
+    InputError
+        If the recipe names no factory and no network is given.
     """
     folder = Path(folder)
     recipe = Manifest.read(folder / RECIPE)

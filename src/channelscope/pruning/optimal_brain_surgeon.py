@@ -42,14 +42,25 @@ def optimal_brain_surgeon(
     probabilities: the cost is the KL divergence of the output, to second order, if every consumer is re-fitted. Outputs of a
     consumer that have gone themselves no longer count. Neither labels nor training; one forward and one backward pass.
 
-    model      the network, or its `groups`
-    images     batches of (images, …)
-    exponent   1 would be right if costs added up; a channel of a residual sum has many consumers, each of which repairs what
-               those before it left, so its cost is overestimated, and 1.5 makes up for that (docs/results-repair.md)
+    Parameters
+    ----------
+    model
+        The network, or its `groups`.
+    images
+        Batches of (images, …).
+    exponent
+        1 would be right if costs added up; a channel of a residual sum has many consumers, each of which repairs what
+        those before it left, so its cost is overestimated, and 1.5 makes up for that (docs/results-repair.md).
 
-    Returns  the place in the order of removal, 0 for the first to go and 1 for the last; comparable between layers. Channels that
-             cannot be removed are infinite.
-    Source   optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric
+    Returns
+    -------
+    Ranking
+        The place in the order of removal, 0 for the first to go and 1 for the last; comparable between layers. Channels
+        that cannot be removed are infinite.
+
+    References
+    ----------
+    Optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric.
     """
     return optimal_brain_surgeons(model, images, (exponent,), ridge, positions, seed)[0]
 
@@ -75,11 +86,15 @@ def optimal_brain_surgeons(
 def _ranking(found: Groups, order: list[int], ridge: float, exponent: float) -> Ranking:
     place = np.append(np.empty(len(found)), np.inf)
     place[order] = np.arange(len(found)) / max(len(found) - 1, 1)
-    values = {site.name: place[found.owner[found.offsets[site.name] : found.offsets[site.name] + site.channels]] for site in found.sites}
-    notes = {name: {int(channel): found.whole[name] for channel in np.flatnonzero(np.isinf(values[name]))} for name in found.whole}
-    shape = tuple(found.image[0].shape[1:])
+    values = {
+        site.name: place[found.group_of[found.first_id[site.name] : found.first_id[site.name] + site.channels]] for site in found.sites
+    }
+    notes = {
+        name: {int(channel): found.unprunable[name] for channel in np.flatnonzero(np.isinf(values[name]))} for name in found.unprunable
+    }
+    shape = tuple(found.example[0].shape[1:])
     name = f"reconstruction(ridge={ridge:g}, exponent={exponent:g})"
-    return Ranking(name, "", "high", values, found.sites, shape, notes, "local", "Hassibi & Stork 1993", comparable=True)
+    return Ranking(name, "", "high", values, found.sites, shape, notes, "local", "Hassibi & Stork 1993", comparable_across_layers=True)
 
 
 class RefittedLayer:
@@ -178,7 +193,7 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
     share = {consumer: consumer.costs(len(found)) for consumer in consumers}
     cost = np.sum(list(share.values()), axis=0) if share else np.zeros(len(found))
     families: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index, group in enumerate(found.found):
+    for index, group in enumerate(found.members):
         families[tuple(name for name, _ in group.members)].append(index)
     kinds = [np.array(members) for members in families.values()]
     left = np.ones(len(found), dtype=bool)
@@ -231,7 +246,7 @@ def _consumers(found: Groups, images: Iterable, ridge: float, positions: int, se
     return [
         RefittedLayer(
             layer,
-            found.owner,
+            found.group_of,
             modules[layer.name].weight.detach().double().cpu().flatten(1),
             reads[layer.name].xx[0].cpu() / reads[layer.name].count,
             metrics[layer.name] / total,
@@ -261,7 +276,7 @@ def _inputs_and_output_gradients(
 
     with torch.enable_grad():
         given = tuple(part.detach().clone().requires_grad_(part.is_floating_point()) for part in batch)
-        logits = found.graph.run(*given, after={name: keep(name) for name in dict.fromkeys((*outputs, *inputs))}, pure=True)
+        logits = found.graph.run(*given, hooks={name: keep(name) for name in dict.fromkeys((*outputs, *inputs))}, out_of_place=True)
         _check_logits(logits)
         chances = logits.detach().softmax(1).cpu()
         labels = torch.multinomial(chances, 1, generator=draws).flatten().to(logits.device)

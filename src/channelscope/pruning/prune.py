@@ -38,7 +38,7 @@ class Pruned:
     """the smaller network, in evaluation mode"""
     kept: Subset
     """the channels of the original it was made of"""
-    report: RepairReport
+    repair: RepairReport
     """what the repair did"""
     ranking: Ranking
     """what was ranked by, chosen where there were several"""
@@ -47,7 +47,7 @@ class Pruned:
 def prune(
     ranking: Ranking | Sequence[Ranking],
     model: nn.Module | Groups,
-    source: Iterable | Profile | None = None,
+    calibration: Iterable | Profile | None = None,
     macs: float = 0.5,
     allocation: Allocation = "global",
     method: Method = "least_squares",
@@ -91,9 +91,9 @@ def prune(
     rankings = [ranking] if isinstance(ranking, Ranking) else list(ranking)
     if not rankings:
         raise InputError("prune: expected a ranking, received none")
-    source = list(source) if isinstance(source, Iterator) else source
+    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     found = model if isinstance(model, Groups) else groups(model, zero_batch(model, rankings[0].input_shape))
-    batches = _read(source, found, only_first=method == "none" and len(rankings) == 1)
+    batches = _read(calibration, found, only_first=method == "none" and len(rankings) == 1)
 
     def made(ranking: Ranking, source: Any) -> Pruned:
         kept = cut(ranking, found, macs, allocation, closest=closest)
@@ -102,7 +102,7 @@ def prune(
             _met(small, found, macs)
         return Pruned(small, replace(kept, groups=None), repair(small, found, kept, source, method), ranking)
 
-    return made(rankings[0] if len(rankings) == 1 else _nearest(rankings, made, found, batches), batches or source)
+    return made(rankings[0] if len(rankings) == 1 else _nearest(rankings, made, found, batches), batches or calibration)
 
 
 def _nearest(rankings: list[Ranking], made: Callable[[Ranking, Any], Pruned], found: Groups, batches: list) -> Ranking:
@@ -130,7 +130,7 @@ def _read(source: Iterable | Profile | None, found: Groups, only_first: bool) ->
 
 def _met(small: nn.Module, found: Groups, macs: float) -> None:
     """Refuse a smaller network that costs more than it should, counted as executed."""
-    full, spent = (cost(network, found.image).total_macs for network in (found.graph.model, small))
+    full, spent = (cost(network, found.example).total_macs for network in (found.graph.model, small))
     if spent > macs * full:
         raise BudgetError(
             f"macs: expected at most {macs:g} of {full:,} multiply-adds, the smaller network carries out {spent:,} ({spent / full:.3f}): "
@@ -171,7 +171,10 @@ SUMMARY_COLUMNS = {
 def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image_shape: tuple[int, ...]) -> pd.DataFrame:
     """One row a network; the first is the original. Latencies are measured in turns, so that all see the same machine.
 
-    batches   labeled images to evaluate on; may be read more than once
+    Parameters
+    ----------
+    batches
+        Labeled images to evaluate on; may be read more than once.
     """
     rows = []
     taken = latency_samples(networks, image_shape)

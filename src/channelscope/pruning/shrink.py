@@ -52,7 +52,7 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
     >>> found = groups(model, torch.zeros(1, 3, 8, 8))
-    >>> shrink(model, found.subset([True, False, True, True]), found)[0].out_channels
+    >>> shrink(model, found.to_subset([True, False, True, True]), found)[0].out_channels
     3
     """
     model = unwrapped(model)

@@ -50,9 +50,20 @@ FOOTER_FACTS = {
 def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a run folder: one HTML file, and its charts as PNG and SVG in folder/figures.
 
-    out      the HTML file; by default report.html in the folder
-    Returns  the HTML file. It appears whole or not at all.
-    Raises   FormatError if the folder is no run folder, or for a damaged file in it.
+    Parameters
+    ----------
+    out
+        The HTML file; by default report.html in the folder.
+
+    Returns
+    -------
+    Path
+        The HTML file. It appears whole or not at all.
+
+    Raises
+    ------
+    FormatError
+        If the folder is no run folder, or for a damaged file in it.
     """
     run = Run.read(folder)
     path = Path(out) if out else run.folder / "report.html"

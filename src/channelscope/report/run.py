@@ -27,7 +27,10 @@ class Run:
     def read(cls, folder: str | Path) -> "Run":
         """Read every table of a run folder.
 
-        Raises   FormatError if it is no run folder, or for a damaged file in it.
+        Raises
+        ------
+        FormatError
+            If it is no run folder, or for a damaged file in it.
         """
         folder = Path(folder)
         path = folder / "run.json"

@@ -12,61 +12,77 @@ from channelscope.stats.sensitivity import Sensitivity
 from channelscope.types import Float, Tensor
 
 
-@register(axis="size", unit="", keeps="high", source="Li et al. 2017")
+@register(family="size", unit="", keeps="high", source="Li et al. 2017")
 def l1(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Sum of absolute weights of the channel's filter.
 
-    Source   Li, Kadav, Durdanovic, Samet, Graf 2017
+    References
+    ----------
+    Li, Kadav, Durdanovic, Samet, Graf 2017.
     """
     return layer.weights["l1"]
 
 
-@register(axis="size", unit="", keeps="high", source="Li et al. 2017")
+@register(family="size", unit="", keeps="high", source="Li et al. 2017")
 def l2(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Euclidean norm of the channel's filter.
 
-    Source   Li, Kadav, Durdanovic, Samet, Graf 2017
+    References
+    ----------
+    Li, Kadav, Durdanovic, Samet, Graf 2017.
     """
     return layer.weights["l2"]
 
 
-@register(axis="size", unit="", keeps="high", source="Liu et al. 2017")
+@register(family="size", unit="", keeps="high", source="Liu et al. 2017")
 def bn_scale(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Absolute BatchNorm scale |γ| of the channel (network slimming).
 
-    Raises   InputError at a site without BatchNorm.
-    Source   Liu, Li, Shen, Huang, Yan, Zhang 2017
+    Raises
+    ------
+    InputError
+        At a site without BatchNorm.
+
+    References
+    ----------
+    Liu, Li, Shen, Huang, Yan, Zhang 2017.
     """
     if "gamma" not in layer.weights:
         raise InputError(f"bn_scale needs a BatchNorm behind every site, and {layer.site.name} has none: use l2 there")
     return layer.weights["gamma"].abs()
 
 
-@register(axis="published", unit="", keeps="high", source="He et al. 2019")
+@register(family="published", unit="", keeps="high", source="He et al. 2019")
 def fpgm(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Sum of Euclidean distances from the channel's filter to all filters of its layer (geometric median).
 
-    Source   He, Liu, Wang, Hu, Yang 2019 (FPGM)
+    References
+    ----------
+    He, Liu, Wang, Hu, Yang 2019 (FPGM).
     """
     return layer.weights["distances"]
 
 
-@register(axis="size", unit="", keeps="high", source="mean activation, a common baseline")
+@register(family="size", unit="", keeps="high", source="mean activation, a common baseline")
 def activation_mean(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Absolute mean of the channel at its cut point.
 
-    Source   Molchanov, Tyree, Karras, Aila, Kautz 2017 (mean activation baseline)
+    References
+    ----------
+    Molchanov, Tyree, Karras, Aila, Kautz 2017 (mean activation baseline).
     """
-    return layer.record.cut.mean.abs()
+    return layer.record.activation.mean.abs()
 
 
-@register(axis="size", unit="", keeps="high", source="root mean square activation, a common baseline")
+@register(family="size", unit="", keeps="high", source="root mean square activation, a common baseline")
 def activation_rms(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Root mean square of the channel at its cut point.
 
-    Source   Molchanov, Tyree, Karras, Aila, Kautz 2017 (activation baselines)
+    References
+    ----------
+    Molchanov, Tyree, Karras, Aila, Kautz 2017 (activation baselines).
     """
-    return (layer.record.cut.variance + layer.record.cut.mean.square()).sqrt()
+    return (layer.record.activation.variance + layer.record.activation.mean.square()).sqrt()
 
 
 def _gradient_sums(layer: LayerStatistics) -> Sensitivity:
@@ -75,31 +91,37 @@ def _gradient_sums(layer: LayerStatistics) -> Sensitivity:
     return layer.record.sensitivity
 
 
-@register(axis="gradient", unit="nats", keeps="high", source="Molchanov et al. 2019")
+@register(family="gradient", unit="nats", keeps="high", source="Molchanov et al. 2019")
 def taylor_weight(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Absolute mean over images of Σ w · dloss/dw: first-order effect of removing the filter.
 
-    Source   Molchanov, Mallya, Tyree, Frosio, Kautz 2019
+    References
+    ----------
+    Molchanov, Mallya, Tyree, Frosio, Kautz 2019.
     """
     sums = _gradient_sums(layer)
     return sums.read.abs() / sums.images
 
 
-@register(axis="gradient", unit="nats", keeps="high", source="Molchanov et al. 2017")
+@register(family="gradient", unit="nats", keeps="high", source="Molchanov et al. 2017")
 def taylor_activation(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Mean over images of |Σ over positions of activation · dloss/dactivation| at the cut point.
 
-    Source   Molchanov, Tyree, Karras, Aila, Kautz 2017
+    References
+    ----------
+    Molchanov, Tyree, Karras, Aila, Kautz 2017.
     """
     sums = _gradient_sums(layer)
     return sums.cut_absolute / sums.images
 
 
-@register(axis="gradient", unit="nats²", keeps="high", source="Theis et al. 2018")
+@register(family="gradient", unit="nats²", keeps="high", source="Theis et al. 2018")
 def fisher(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Half the mean over images of the squared first-order effect at the cut point (Fisher pruning).
 
-    Source   Theis, Korshunova, Tejani, Huszár 2018
+    References
+    ----------
+    Theis, Korshunova, Tejani, Huszár 2018.
     """
     sums = _gradient_sums(layer)
     return sums.cut_square / (2 * sums.images)
@@ -111,31 +133,37 @@ def _map_sums(layer: LayerStatistics) -> FeatureMapSums:
     return layer.record.maps
 
 
-@register(axis="published", unit="", keeps="high", source="Lin et al. 2020")
+@register(family="published", unit="", keeps="high", source="Lin et al. 2020")
 def hrank(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Average rank of the channel's feature map over the images.
 
-    Source   Lin, Ji, Wang, Zhang, Zhang, Tian, Shao 2020 (HRank)
+    References
+    ----------
+    Lin, Ji, Wang, Zhang, Zhang, Tian, Shao 2020 (HRank).
     """
     sums = _map_sums(layer)
     return sums.rank / sums.images
 
 
-@register(axis="published", unit="", keeps="high", source="Sui et al. 2021")
+@register(family="published", unit="", keeps="high", source="Sui et al. 2021")
 def chip(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Channel independence: average drop of the nuclear norm of the layer's maps without the channel.
 
-    Source   Sui, Yin, Xie, Phan, Zonouz, Yuan 2021 (CHIP)
+    References
+    ----------
+    Sui, Yin, Xie, Phan, Zonouz, Yuan 2021 (CHIP).
     """
     sums = _map_sums(layer)
     return sums.independence / sums.images
 
 
-@register(axis="control", unit="", keeps="high", source="seeded uniform numbers")
+@register(family="control", unit="", keeps="high", source="seeded uniform numbers")
 def random(layer: LayerStatistics, seed: int = 0) -> Float[Tensor, "channels"]:
     """Uniform numbers from the seed and the site's name: the control for every other score.
 
-    Source   none: a control
+    References
+    ----------
+    None: a control.
     """
     own = int.from_bytes(hashlib.sha256(f"{seed}/{layer.site.name}".encode()).digest()[:7], "big")
     return torch.rand(layer.channels, generator=torch.Generator().manual_seed(own), dtype=torch.float64)

@@ -18,37 +18,45 @@ def _min_max(values: Tensor) -> Tensor:
     return (values - low) / (high - low) if high > low else values - low
 
 
-@register(axis="local", unit="", keeps="high", source="Safaai et al. 2026")
+@register(family="local", unit="", keeps="high", source="Safaai et al. 2026")
 def capture_overlap(layer: LayerStatistics, beta: float = 0.3) -> Float[Tensor, "channels"]:
     """I_X − β R̄, both scaled to 0..1 within the layer, R̄ with the stated ceiling.
 
-    Source   Safaai et al. 2026
+    References
+    ----------
+    Safaai et al. 2026.
     """
     return _min_max(capture.formula(layer)) - beta * _min_max(overlap.formula(layer, ceiling=CEILING))
 
 
-@register(axis="local", unit="", keeps="high", source="Safaai et al. 2026")
+@register(family="local", unit="", keeps="high", source="Safaai et al. 2026")
 def local_composite(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Mean of scaled input capture and scaled lack of overlap: local quantities only.
 
-    Source   Safaai et al. 2026
+    References
+    ----------
+    Safaai et al. 2026.
     """
     return (_min_max(capture.formula(layer)) + 1 - _min_max(overlap.formula(layer, ceiling=CEILING))) / 2
 
 
-@register(axis="target", unit="", keeps="high", source="Safaai et al. 2026")
+@register(family="target", unit="", keeps="high", source="Safaai et al. 2026")
 def target_composite(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Mean of scaled task information and scaled target excess: target quantities only.
 
-    Source   Safaai et al. 2026
+    References
+    ----------
+    Safaai et al. 2026.
     """
     return (_min_max(relevance.formula(layer)) + _min_max(excess.formula(layer))) / 2
 
 
-@register(axis="both", unit="", keeps="high", source="Safaai et al. 2026")
+@register(family="both", unit="", keeps="high", source="Safaai et al. 2026")
 def norm_capture(layer: LayerStatistics, alpha: float = 0.5) -> Float[Tensor, "channels"]:
     """L2 norm + α I_X, both scaled to 0..1 within the layer.
 
-    Source   Safaai et al. 2026
+    References
+    ----------
+    Safaai et al. 2026.
     """
     return _min_max(l2.formula(layer)) + alpha * _min_max(capture.formula(layer))

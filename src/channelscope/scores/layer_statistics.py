@@ -72,7 +72,7 @@ class ScoreOptions:
 
         Examples
         --------
-        >>> Convention.of({"shrinkage": "oas"}).shrinkage
+        >>> ScoreOptions.of({"shrinkage": "oas"}).shrinkage
         'oas'
         """
         return cls.split(options)[0]
@@ -100,7 +100,7 @@ class ScoreOptions:
 
         Examples
         --------
-        >>> convention, own = Convention.split({"target": "label", "ceiling": 3.0}, own=["ceiling"])
+        >>> convention, own = ScoreOptions.split({"target": "label", "ceiling": 3.0}, own=["ceiling"])
         >>> convention.target, own
         ('label', {'ceiling': 3.0})
         """
@@ -125,7 +125,7 @@ class LayerStatistics:
     def __init__(self, profile: Profile, site: Site, record: SiteRecord, convention: ScoreOptions):
         self.profile, self.site, self.record, self.convention = profile, site, record, convention
         self.channels = site.channels
-        self.weights = profile.weights[site.name]
+        self.weights = profile.weight_norms[site.name]
 
     @property
     def images(self) -> int:
@@ -133,19 +133,19 @@ class LayerStatistics:
         return self.record.images
 
     @cached_property
-    def law(self) -> Gaussian:
+    def gaussian(self) -> Gaussian:
         """The channels at the read point, local readout; counted in images."""
-        return Gaussian.fit(_as_image_count(self.record.read, self.images)[: self.channels], self.convention.shrinkage)
+        return Gaussian.fit(_as_image_count(self.record.preactivation, self.images)[: self.channels], self.convention.shrinkage)
 
     @cached_property
     def variance(self) -> Float[Tensor, "channels"]:
         """Output variances, nan where silent."""
-        return self.law.variance.masked_fill(self.law.silent, torch.nan)
+        return self.gaussian.variance.masked_fill(self.gaussian.silent, torch.nan)
 
     @cached_property
-    def rho(self) -> Float[Tensor, "channels channels"]:
+    def correlation(self) -> Float[Tensor, "channels channels"]:
         """Correlations of the channels at the local readout, nan where silent."""
-        return self.law.correlation
+        return self.gaussian.correlation
 
     @property
     def joint_moments(self) -> Moments:
@@ -161,39 +161,41 @@ class LayerStatistics:
                 "or collect it with labels"
             )
         column = self.channels + self.profile.targets.index(target)
-        moments = self.record.pooled if self.convention.target_readout == "pooled" else self.record.read
+        moments = self.record.pooled if self.convention.target_readout == "pooled" else self.record.preactivation
         return _as_image_count(moments[torch.tensor([*range(self.channels), column])], self.images)
 
     @cached_property
-    def joint(self) -> Gaussian:
+    def joint_gaussian(self) -> Gaussian:
         """The law of `joint_moments`."""
         return Gaussian.fit(self.joint_moments, self.convention.shrinkage)
 
     @cached_property
-    def target_rho(self) -> Float[Tensor, "channels"]:
+    def target_correlation(self) -> Float[Tensor, "channels"]:
         """Correlation of each channel with a continuous target."""
-        return self.joint.correlation[-1, :-1]
+        return self.joint_gaussian.correlation[-1, :-1]
 
     @cached_property
-    def peer_rho(self) -> Float[Tensor, "channels channels"]:
+    def target_readout_correlation(self) -> Float[Tensor, "channels channels"]:
         """Correlations of the channels at the target's readout."""
         if self.convention.target == "label":
             return Gaussian.fit(self.record.pooled[: self.channels], self.convention.shrinkage).correlation
-        return self.joint.correlation[:-1, :-1]
+        return self.joint_gaussian.correlation[:-1, :-1]
 
     @cached_property
-    def single(self) -> Float[Tensor, "channels"]:
+    def task_information(self) -> Float[Tensor, "channels"]:
         """Information of each channel about the target, uncorrected."""
         if self.convention.target == "label":
             total, within = self._label
             return label_information_single(total.diagonal(), within.diagonal())
-        return correlation_information(self.target_rho)
+        return correlation_information(self.target_correlation)
 
     @cached_property
-    def pair(self) -> Float[Tensor, "channels channels"]:
+    def pair_information(self) -> Float[Tensor, "channels channels"]:
         """Information of each pair of channels about the target, uncorrected."""
         return (
-            label_information_pair(*self._label) if self.convention.target == "label" else pair_information(self.target_rho, self.peer_rho)
+            label_information_pair(*self._label)
+            if self.convention.target == "label"
+            else pair_information(self.target_correlation, self.target_readout_correlation)
         )
 
     @cached_property
@@ -209,14 +211,14 @@ class LayerStatistics:
         pooled = self.record.pooled[: self.channels]
         silent = Gaussian.fit(pooled).silent
         mask = silent[:, None] | silent[None, :]
-        return tuple(part.covariance.masked_fill(mask, torch.nan) for part in (pooled, classes.within(pooled)))  # type: ignore[return-value]
+        return tuple(part.covariance.masked_fill(mask, torch.nan) for part in (pooled, classes.within_class_moments(pooled)))  # type: ignore[return-value]
 
     def bias(self, coordinates: int) -> float:
         """Gaussian bias of an information with this many coordinates, estimated from so many images."""
         classes = self.profile.classes if self.convention.target == "label" else None
         return gaussian_bias(coordinates, self.images, classes)
 
-    def enough_for_peers(self) -> None:
+    def require_samples_for_peers(self) -> None:
         """Refuse a regression on all peers from fewer images than channels, unless shrinkage was asked for."""
         if self.images < self.channels and self.convention.shrinkage is None:
             raise SampleError(
@@ -224,9 +226,9 @@ class LayerStatistics:
                 "profile more images or pass shrinkage='oas'"
             )
 
-    def reasons(self, values: np.ndarray, undefined: Callable[["LayerStatistics", int], str] | None = None) -> dict[int, str]:
+    def notes(self, values: np.ndarray, undefined: Callable[["LayerStatistics", int], str] | None = None) -> dict[int, str]:
         """Why values are nan or inf, channel by channel; `undefined` says it for a channel that varies."""
-        silent = self.law.silent.numpy()
+        silent = self.gaussian.silent.numpy()
         notes = {}
         for channel in np.flatnonzero(~np.isfinite(values)).tolist():
             if np.isinf(values[channel]):
@@ -237,7 +239,7 @@ class LayerStatistics:
         return notes
 
     def _copies(self, channel: int) -> str:
-        same = torch.isinf(correlation_information(self.rho[channel]))
+        same = torch.isinf(correlation_information(self.correlation[channel]))
         same[channel] = False
         peers = same.nonzero()[:, 0].tolist()
         if peers:

@@ -11,56 +11,75 @@ from channelscope.scores.registry import register
 from channelscope.types import Float, Tensor
 
 
-@register(axis="local", unit="", keeps="high", source="Safaai et al. 2026")
+@register(family="local", unit="", keeps="high", source="Safaai et al. 2026")
 def rayleigh(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Rayleigh quotient w'Σw / |w|²: output variance per squared weight norm.
 
-    Source   Safaai et al. 2026
+    References
+    ----------
+    Safaai et al. 2026.
     """
     return information.rayleigh(layer.variance, layer.weights["l2"])
 
 
-@register(axis="local", unit="nats", keeps="high", source="Safaai et al. 2026")
+@register(family="local", unit="nats", keeps="high", source="Safaai et al. 2026")
 def capture(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Input capture I_X = ½ ln(1 + Var/s²), s² the layer's median variance unless `noise=` is a number.
 
-    Source   Safaai et al. 2026
+    References
+    ----------
+    Safaai et al. 2026.
     """
     return information.capture(layer.variance, layer.convention.noise)
 
 
-@register(axis="local", unit="nats", keeps="low", source="Safaai et al. 2026")
+@register(family="local", unit="nats", keeps="low", source="Safaai et al. 2026")
 def overlap(layer: LayerStatistics, ceiling: float | None = None) -> Float[Tensor, "channels"]:
     """Peer overlap: mean over the peers of −½ ln(1 − ρ²); an exact copy is inf unless a ceiling is stated.
 
-    Source   Safaai et al. 2026
+    References
+    ----------
+    Safaai et al. 2026.
     """
     if layer.convention.paper:
-        return information.overlap(layer.rho, information.CEILING, over="channels")
-    return information.overlap(layer.rho, ceiling)
+        return information.overlap(layer.correlation, information.CEILING, over="channels")
+    return information.overlap(layer.correlation, ceiling)
 
 
-@register(axis="local", unit="fraction", keeps="low", source="Safaai et al. 2026; Guttman 1953")
+@register(family="local", unit="fraction", keeps="low", source="Safaai et al. 2026; Guttman 1953")
 def support(layer: LayerStatistics, ridge: float = RIDGE) -> Float[Tensor, "channels"]:
     """Peer support: share of the channel's variance that all its peers explain together.
 
-    Raises   SampleError with fewer images than channels and no shrinkage.
-    Source   Safaai et al. 2026
+    Raises
+    ------
+    SampleError
+        With fewer images than channels and no shrinkage.
+
+    References
+    ----------
+    Safaai et al. 2026.
     """
-    layer.enough_for_peers()
-    return explained(layer.rho, ridge)
+    layer.require_samples_for_peers()
+    return explained(layer.correlation, ridge)
 
 
-@register(axis="local", unit="fraction/member", keeps="low", source="Safaai et al. 2026")
+@register(family="local", unit="fraction/member", keeps="low", source="Safaai et al. 2026")
 def compactness(layer: LayerStatistics, max_size: int = 10, threshold: float = 0.95, ridge: float = RIDGE) -> Float[Tensor, "channels"]:
     """Hull compactness: peer support over the size of the replaceability hull; high where few peers explain much.
 
     A channel that no peer explains has an empty hull and compactness nan.
-    Raises   SampleError with fewer images than channels and no shrinkage.
-    Source   Safaai et al. 2026
+
+    Raises
+    ------
+    SampleError
+        With fewer images than channels and no shrinkage.
+
+    References
+    ----------
+    Safaai et al. 2026.
     """
-    layer.enough_for_peers()
-    return hulls(layer.rho, max_size, threshold, ridge=ridge).compactness
+    layer.require_samples_for_peers()
+    return hulls(layer.correlation, max_size, threshold, ridge=ridge).compactness
 
 
 def _unread(layer: LayerStatistics, channel: int) -> str:
@@ -69,17 +88,20 @@ def _unread(layer: LayerStatistics, channel: int) -> str:
     return "silent: it does not vary at its cut point"
 
 
-@register(axis="local", unit="", keeps="high", source="this library", undefined=_unread)
+@register(family="local", unit="", keeps="high", source="this library", undefined=_unread)
 def peer_residual(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """What consumers lose of the channel once the kept peers stand in: residual variance weighted by outgoing weights.
 
     Backward elimination at the cut point: the cheapest channel goes, the others' residuals are updated, and so on; the
     value is the cost at removal, which never falls along the way.
     Undefined (nan) where no convolution or linear layer reads the site.
-    Source   this library; Schur updates as in Golub & Van Loan 2013, section 6.5
+
+    References
+    ----------
+    This library; Schur updates as in Golub & Van Loan 2013, section 6.5.
     """
-    layer.enough_for_peers()
-    cut = layer.record.cut
+    layer.require_samples_for_peers()
+    cut = layer.record.activation
     if "outgoing" not in layer.weights:
         return torch.full((layer.channels,), torch.nan, dtype=torch.float64)
     return backward_elimination(cut.covariance, layer.weights["outgoing"].square()).cost.masked_fill(cut.variance == 0, torch.nan)

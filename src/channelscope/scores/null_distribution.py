@@ -35,12 +35,18 @@ def permutation_null(profile: Profile, name: str, permutations: int = 200, seed:
     images are not needed again, and are shrunk as the data are. With targets repeated at each position, only the part of R that
     lies between images takes part: what the mean of an image's positions keeps of it, in expectation over the drawn positions.
 
-    Raises   InputError for the label target or a score that is not on the target axis.
-    Source   Hoeffding 1951 (permutation moments and limit); p values after Phipson & Smyth 2010
+    Raises
+    ------
+    InputError
+        For the label target or a score that is not on the target axis.
+
+    References
+    ----------
+    Hoeffding 1951 (permutation moments and limit); p values after Phipson & Smyth 2010.
     """
     (found,) = lookup(name)
     convention, own = ScoreOptions.split(options, found.options)
-    if found.axis != "target" or convention.target == "label":
+    if found.family != "target" or convention.target == "label":
         raise InputError(f"a permutation null is there for target scores of a continuous target, not for {name} with {convention.target}")
     results = {}
     for site in profile.sites:
@@ -68,11 +74,11 @@ def _shuffled(layer: LayerStatistics, permutations: int, seed: int) -> Iterator[
         if shrinkage == "oas":
             square = own + 2 * float(draw[known].square().sum())
             strength = oas(square, int(known.sum()) + 1, layer.images)
-            blank.__dict__["peer_rho"] = (rho * (1 - strength)).diagonal_scatter(rho.diagonal())
+            blank.__dict__["target_readout_correlation"] = (rho * (1 - strength)).diagonal_scatter(rho.diagonal())
         else:
             strength = shrinkage or 0.0
-            blank.__dict__["peer_rho"] = layer.peer_rho
-        blank.__dict__["target_rho"] = draw * (1 - strength)
+            blank.__dict__["target_readout_correlation"] = layer.target_readout_correlation
+        blank.__dict__["target_correlation"] = draw * (1 - strength)
         yield blank
 
 
@@ -80,7 +86,7 @@ def _between(layer: LayerStatistics) -> Tensor:
     """Covariance over images of each image's mean sample, in units of the samples' standard deviations; nan for silent channels."""
     total = Gaussian.fit(layer.joint_moments)[: layer.channels]
     scale = total.variance.sqrt().masked_fill(total.silent, torch.nan)
-    own = layer.record.own_read
+    own = layer.record.stored_preactivation
     if own is None or layer.convention.target_readout == "pooled":
         return total.covariance / torch.outer(scale, scale)
     images = layer.record.pooled[: layer.channels].covariance

@@ -30,7 +30,7 @@ class Score:
 
     name: str
     """name in tables and on the command line"""
-    axis: Family
+    family: Family
     """which question it answers"""
     unit: str
     """unit of its values"""
@@ -56,7 +56,7 @@ class Score:
         for site in profile.sites:
             with at(site.name):
                 layer = LayerStatistics(profile, site, profile.record(site), convention)
-                values[site.name], notes[site.name] = self.of(layer, **own)
+                values[site.name], notes[site.name] = self.layer_values(layer, **own)
         return Ranking(
             name=self.name + (f"({', '.join(f'{key}={value}' for key, value in options.items())})" if options else ""),
             unit=self.unit,
@@ -65,7 +65,7 @@ class Score:
             sites=profile.sites,
             input_shape=profile.input_shape,
             notes={name: note for name, note in notes.items() if note},
-            axis=self.axis,
+            family=self.family,
             source=self.source,
         )
 
@@ -74,26 +74,28 @@ class Score:
         """Names of the formula's own options."""
         return tuple(inspect.signature(self.formula).parameters)[1:]
 
-    def of(self, layer: LayerStatistics, **own) -> tuple[np.ndarray, dict[int, str]]:
+    def layer_values(self, layer: LayerStatistics, **own) -> tuple[np.ndarray, dict[int, str]]:
         """Values and notes of one layer."""
         values = self.formula(layer, **own).double().numpy()
-        return values, layer.reasons(values, self.undefined)
+        return values, layer.notes(values, self.undefined)
 
 
 REGISTRY: dict[str, Score] = {}
 """Every score by name, family by family."""
 
 
-def register(axis: Family, unit: str, keeps: Keeps, source: str, undefined: Undefined | None = None) -> Callable[[Formula], Score]:
+def register(family: Family, unit: str, keeps: Keeps, source: str, undefined: Undefined | None = None) -> Callable[[Formula], Score]:
     """Declare a formula as a score under its own name.
 
-    Source   how scores are declared is this library's; each cites its own
+    References
+    ----------
+    How scores are declared is this library's; each cites its own.
     """
 
     def declare(formula: Formula) -> Score:
-        score = Score(formula.__name__, axis, unit, keeps, source, formula, undefined)
+        score = Score(formula.__name__, family, unit, keeps, source, formula, undefined)
         families = get_args(Family)
-        ordered = sorted([*REGISTRY.values(), score], key=lambda each: families.index(each.axis))
+        ordered = sorted([*REGISTRY.values(), score], key=lambda each: families.index(each.family))
         REGISTRY.clear()
         REGISTRY.update((each.name, each) for each in ordered)
         return score
@@ -104,7 +106,9 @@ def register(axis: Family, unit: str, keeps: Keeps, source: str, undefined: Unde
 def lookup(names: str | Iterable[str]) -> list[Score]:
     """Scores by name; InputError for an unknown name, with the nearest one.
 
-    Source   none needed: a look-up
+    References
+    ----------
+    None needed: a look-up.
     """
     wanted = [names] if isinstance(names, str) else list(names)
     for name in wanted:

@@ -23,7 +23,9 @@ def table(profile: Profile, names: Iterable[str] = DEFAULT_SCORES, errors: bool 
     assumed. With `errors`, each score also gets a column NAME_se, its jackknife standard error over image shards. A score
     that a layer has too few images for is nan there, with the reason in `attrs["refused"]` and in the note.
 
-    Source   the scores' own; standard errors as in Efron & Tibshirani 1993, chapter 11
+    References
+    ----------
+    The scores' own; standard errors as in Efron & Tibshirani 1993, chapter 11.
     """
     wanted = lookup(names)
     convention = ScoreOptions.of(options)
@@ -55,7 +57,7 @@ def _score_descriptions(
     columns, notes = {}, {}
     for one in wanted:
         try:
-            columns[one.name], why = one.of(layer)
+            columns[one.name], why = one.layer_values(layer)
         except SampleError as error:
             columns[one.name], why = np.full(layer.channels, np.nan), {}
             refused[f"{one.name} at {layer.site.name}"] = str(error)
@@ -67,11 +69,17 @@ def _score_descriptions(
 def standard_errors(layer: LayerStatistics, wanted: list[Score]) -> dict[str, np.ndarray]:
     """Jackknife standard error over image shards of each score of one layer, in columns NAME_se.
 
-    Raises   SampleError if the profile has no shards.
-    Source   Efron & Tibshirani 1993, chapter 11; Kott 2001
+    Raises
+    ------
+    SampleError
+        If the profile has no shards.
+
+    References
+    ----------
+    Efron & Tibshirani 1993, chapter 11; Kott 2001.
     """
     replicates = [
-        LayerStatistics(layer.profile, layer.site, record, layer.convention) for record in layer.profile.leaving_one_out(layer.site)
+        LayerStatistics(layer.profile, layer.site, record, layer.convention) for record in layer.profile.jackknife_records(layer.site)
     ]
     columns = {}
     for one in wanted:
@@ -88,10 +96,12 @@ def standard_errors(layer: LayerStatistics, wanted: list[Score]) -> dict[str, np
 def assumption(profile: Profile, convention: ScoreOptions) -> str:
     """What the numbers of a table rest on, in one line.
 
-    Source   none needed: a description
+    References
+    ----------
+    None needed: a description.
     """
     site = profile.sites[0]
-    law = LayerStatistics(profile, site, profile.record(site), convention).law
+    law = LayerStatistics(profile, site, profile.record(site), convention).gaussian
     readout = "pooled" if convention.target == "label" else convention.target_readout
     repeated = "" if readout == "pooled" else "; target repeated at each position (pseudo-replicated)"
     noise = "median variance of the layer" if convention.noise == "median" else f"{convention.noise:g}"

@@ -39,7 +39,7 @@ class ClassMeans:
         share = torch.where(counts > 0, other.counts / counts.clamp(min=1), 0.0)[:, None]
         return ClassMeans(counts, self.means + (other.means - self.means) * share)
 
-    def within(self, total: Moments) -> Moments:
+    def within_class_moments(self, total: Moments) -> Moments:
         """Moments of what is left after subtracting each sample's class mean: the pooled within-class scatter."""
         away = (self.means - total.mean) * self.counts.sqrt()[:, None]
         return Moments(total.count, torch.zeros_like(total.mean), total.scatter - away.T @ away)

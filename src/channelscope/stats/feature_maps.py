@@ -27,7 +27,9 @@ class FeatureMapSums:
     def of(cls, maps: Float[Tensor, "images channels height width"]) -> "FeatureMapSums":
         """Ranks and independences of a batch of maps.
 
-        Source   Lin et al. 2020 (HRank); Sui et al. 2021 (CHIP); checked by tests/pencil_stats.py
+        References
+        ----------
+        Lin et al. 2020 (HRank); Sui et al. 2021 (CHIP); checked by tests/pencil_stats.py.
         """
         ranks = torch.linalg.matrix_rank(maps.float()).double().sum(0)
         drops = torch.stack([independence(image.flatten(1)) for image in maps.double()]).sum(0)
@@ -41,7 +43,9 @@ class FeatureMapSums:
 def independence(matrix: Float[Tensor, "channels positions"]) -> Float[Tensor, "channels"]:
     """Drop of the nuclear norm when each row in turn is zeroed, from the smaller of the two Gram matrices.
 
-    Source   Sui et al. 2021, equation 4
+    References
+    ----------
+    Sui et al. 2021, equation 4.
     """
     channels, positions = matrix.shape
     if channels <= positions:

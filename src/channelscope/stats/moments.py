@@ -39,7 +39,9 @@ class Moments:
     def of(cls, samples: Float[Tensor, "samples d"]) -> "Moments":
         """Moments of a block of samples: centred first, multiplied in the samples' precision (at least float32).
 
-        Source   Chan, Golub, LeVeque 1983; checked by tests/pencil.py::moments
+        References
+        ----------
+        Chan, Golub, LeVeque 1983; checked by tests/pencil.py::moments.
         """
         rows = samples if samples.dtype == torch.float64 else samples.float()
         if len(rows) == 0:

@@ -49,7 +49,7 @@ class Profile:
     """images profiled"""
     tally: Tally
     """accuracy and loss on these images; empty without labels"""
-    weights: Mapping[str, Mapping[str, Tensor]]
+    weight_norms: Mapping[str, Mapping[str, Tensor]]
     """site → name → one number per channel read off the weights: l1, l2, gamma (BatchNorm scale), distances (FPGM), outgoing (readers)"""
     tensors: Mapping[str, Tensor] = field(repr=False)
     """packed records: 'total/SITE/…' and 'SHARD/SITE/…'"""
@@ -74,10 +74,13 @@ class Profile:
             raise SampleError(f"the profile has no shard {shard}: it was collected with shards={self.shards}")
         return SiteRecord.unpack(self.tensors, prefix)
 
-    def leaving_one_out(self, site: Site | str) -> list[SiteRecord]:
+    def jackknife_records(self, site: Site | str) -> list[SiteRecord]:
         """Statistics of one site without each shard in turn: the replicates of a delete-a-group jackknife.
 
-        Raises   SampleError without shards: there is nothing to leave out.
+        Raises
+        ------
+        SampleError
+            Without shards: there is nothing to leave out.
         """
         if self.shards < 2:
             raise SampleError(f"intervals over images need at least 2 shards, the profile has {self.shards}: collect with shards=10")

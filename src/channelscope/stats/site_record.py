@@ -24,9 +24,9 @@ class SiteRecord:
 
     pooled: Moments
     """read point, one sample per image (average over positions), channels and targets"""
-    own_read: Moments | None
+    stored_preactivation: Moments | None
     """`read`, or None where it is `pooled`: a pooled readout, or one position per image"""
-    own_cut: Moments | None
+    stored_activation: Moments | None
     """`cut`, or None where it follows from `read` by `affine`"""
     affine: Float[Tensor, "2 channels"] | None = None
     """factor and shift that take the read point to the cut point; None if more than that lies between, or other positions are read"""
@@ -38,18 +38,18 @@ class SiteRecord:
     """sums of feature-map ranks and independences, when asked for"""
 
     @property
-    def read(self) -> Moments:
+    def preactivation(self) -> Moments:
         """Read point, local readout (positions of each image), channels and targets (repeated for each position)."""
-        return self.pooled if self.own_read is None else self.own_read
+        return self.pooled if self.stored_preactivation is None else self.stored_preactivation
 
     @cached_property
-    def cut(self) -> Moments:
+    def activation(self) -> Moments:
         """Cut point, positions of each image, channels."""
-        if self.own_cut is not None:
-            return self.own_cut
+        if self.stored_activation is not None:
+            return self.stored_activation
         if self.affine is None:
             raise ShapeError("a record needs moments at the cut point, or the affine map that leads there")
-        return self.read[: self.affine.shape[1]].scaled(*self.affine)
+        return self.preactivation[: self.affine.shape[1]].scaled(*self.affine)
 
     def __add__(self, other: "SiteRecord") -> "SiteRecord":
         """Statistics of the union of two disjoint image sets."""
@@ -61,7 +61,7 @@ class SiteRecord:
     @property
     def channels(self) -> int:
         """Number of channels."""
-        return len(self.cut) if self.affine is None else self.affine.shape[1]
+        return len(self.activation) if self.affine is None else self.affine.shape[1]
 
     @property
     def images(self) -> int:
@@ -70,7 +70,7 @@ class SiteRecord:
 
     def pack(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """Named tensors that hold the record: scatters as float32 triangles, means of the classes seen as float32 offsets."""
-        for name, moments in (("read", self.own_read), ("pooled", self.pooled), ("cut", self.own_cut)):
+        for name, moments in (("read", self.stored_preactivation), ("pooled", self.pooled), ("cut", self.stored_activation)):
             if moments is not None:
                 yield f"{prefix}{name}.count", torch.tensor(moments.count, dtype=torch.float64)
                 yield f"{prefix}{name}.mean", moments.mean.clone()
@@ -90,8 +90,8 @@ class SiteRecord:
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], prefix: str) -> "SiteRecord":
         """Inverse of `pack`, up to its rounding."""
-        parts: dict = {"own_read": None, "own_cut": None, "affine": tensors.get(f"{prefix}affine")}
-        for name, field in (("read", "own_read"), ("pooled", "pooled"), ("cut", "own_cut")):
+        parts: dict = {"stored_preactivation": None, "stored_activation": None, "affine": tensors.get(f"{prefix}affine")}
+        for name, field in (("read", "stored_preactivation"), ("pooled", "pooled"), ("cut", "stored_activation")):
             head = f"{prefix}{name}."
             if f"{head}count" in tensors:
                 parts[field] = Moments(float(tensors[f"{head}count"]), tensors[f"{head}mean"], unpack_symmetric(tensors[f"{head}scatter"]))
@@ -117,7 +117,7 @@ def pack_symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "pairs"]:
 
 
 def unpack_symmetric(packed: Float[Tensor, "pairs"]) -> Float[Tensor, "d d"]:
-    """Inverse of `triangle`, float64."""
+    """Inverse of `pack_symmetric`, float64."""
     d = (int((8 * len(packed) + 1) ** 0.5) - 1) // 2
     return packed.double().index_select(0, _matrix_indices(d)).view(d, d)
 

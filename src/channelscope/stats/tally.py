@@ -68,7 +68,7 @@ class Tally:
         return self.margin_sum / self.images if self.images else float("nan")
 
     @property
-    def loss_error(self) -> float:
+    def loss_standard_error(self) -> float:
         """Standard error of the mean loss over images."""
         return _error(self.loss_sum, self.loss_squares, self.images)
 
@@ -85,7 +85,7 @@ class Tally:
     def __str__(self) -> str:
         """Accuracy with its interval and the loss, on one line."""
         low, high = self.accuracy_interval()
-        loss = f"loss {self.loss:.3f} ± {self.loss_error:.3f} nats"
+        loss = f"loss {self.loss:.3f} ± {self.loss_standard_error:.3f} nats"
         return f"accuracy {self.accuracy:.1%} [{low:.1%}, {high:.1%}], {loss}, {self.images:,.0f} images"
 
 

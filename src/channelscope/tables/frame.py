@@ -28,7 +28,10 @@ def table(
 
     Columns the library knows (`COLUMNS`) need no description; NAME_se, NAME_low and NAME_high take theirs from NAME.
 
-    Raises   InputError for a column that nobody describes, or one that holds lists or mixed types.
+    Raises
+    ------
+    InputError
+        For a column that nobody describes, or one that holds lists or mixed types.
     """
     frame = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows)).copy()
     return describe(frame, {"name": name, "columns": columns or {}, "provenance": dict(provenance or {})})
@@ -91,7 +94,10 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
 
     Numbers come back to the bit from `read`. Nothing half-written is left: both files appear whole or not at all.
 
-    Raises   InputError for another ending, an undescribed column, or Parquet without pyarrow.
+    Raises
+    ------
+    InputError
+        For another ending, an undescribed column, or Parquet without pyarrow.
     """
     path = Path(path)
     frame = describe(frame, {"name": path.stem, **frame.attrs})
@@ -116,7 +122,10 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
 def read(path: str | Path) -> pd.DataFrame:
     """Read what `write` wrote, described.
 
-    Raises   FormatError if either file is missing, damaged, of another version, or the two do not belong together.
+    Raises
+    ------
+    FormatError
+        If either file is missing, damaged, of another version, or the two do not belong together.
     """
     path = Path(path)
     _suited(path)

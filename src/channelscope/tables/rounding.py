@@ -55,7 +55,10 @@ def format_interval(
 ) -> str:
     """A number with how sure it is: "0.23 [0.18, 0.28] (n = 19 layers)".
 
-    of  what n counts, in the plural; without an interval the text says so rather than leave it out
+    Parameters
+    ----------
+    of
+        What n counts, in the plural; without an interval the text says so rather than leave it out.
     """
     text = format_number(value, digits, top)
     if math.isnan(value):

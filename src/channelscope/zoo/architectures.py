@@ -35,7 +35,9 @@ class SmallResNet(nn.Module):
     Option B shortcuts (projections) instead of the paper's zero-padded identities: every channel then has a convolution that
     makes it, so all of them can be scored, removed and repaired. They add 2,752 weights to ResNet-20.
 
-    Source   He, Zhang, Ren, Sun 2016, Deep residual learning for image recognition, section 4.2
+    References
+    ----------
+    He, Zhang, Ren, Sun 2016, Deep residual learning for image recognition, section 4.2.
     """
 
     def __init__(self, depth: int = 20, classes: int = 10, channels: int = 3, width: int = 16):

@@ -106,7 +106,10 @@ class History:
     def read(cls, folder: str | Path) -> "History":
         """The log a training run left in its folder.
 
-        Raises   FormatError if there is none, or it is damaged or of another version.
+        Raises
+        ------
+        FormatError
+            If there is none, or it is damaged or of another version.
         """
         path = Path(folder) / LOG
         if not path.is_file():

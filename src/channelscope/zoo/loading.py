@@ -21,11 +21,21 @@ def bind_extra_inputs(model: nn.Module, example: Mapping[str, Tensor]) -> nn.Mod
     The network itself is changed and returned; names of modules, weights and their fingerprint stay as they were, and the
     values move with it from device to device.
 
-    example  a tensor for each further parameter of the forward pass, by name; one of shape (1, …) is repeated for every
-             image, any other is given as it is
+    Parameters
+    ----------
+    example
+        A tensor for each further parameter of the forward pass, by name; one of shape (1, …) is repeated for every image,
+        any other is given as it is.
 
-    Returns  the same network; unchanged where there is nothing to give.
-    Raises   InputError if the forward pass has no such parameter, or still needs one that is not there.
+    Returns
+    -------
+    nn.Module
+        The same network; unchanged where there is nothing to give.
+
+    Raises
+    ------
+    InputError
+        If the forward pass has no such parameter, or still needs one that is not there.
     """
     kind = type(model)
     parameters = list(inspect.signature(model.forward).parameters.values())[1:]
@@ -53,14 +63,17 @@ def bind_extra_inputs(model: nn.Module, example: Mapping[str, Tensor]) -> nn.Mod
 
 
 def extra_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """The values that `fix_inputs` gave; empty for a network of images alone."""
+    """The values that `bind_extra_inputs` gave; empty for a network of images alone."""
     return {name: model.get_buffer(f"example_{name}").detach().cpu() for name in vars(type(model)).get("fixed", ())}
 
 
 def read_extra_inputs(path: str | Path) -> dict[str, Tensor]:
     """Named tensors of a safetensors file, or of a dictionary saved by torch.
 
-    Raises   WeightsError if the file is missing, corrupt, or holds something else than named tensors.
+    Raises
+    ------
+    WeightsError
+        If the file is missing, corrupt, or holds something else than named tensors.
     """
     return read_weights(path)
 

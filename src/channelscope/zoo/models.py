@@ -71,7 +71,10 @@ def build(name: str, classes: int = 10, channels: int = 3, image_size: int = 32,
     `nets.py:Small(depth=20)`. Images of at most 64 pixels get the stems of zoo/architectures.py. Initialization is drawn from `seed`
     and leaves the global generator as it was.
 
-    Raises   InputError if there is no such network, or its constructor refuses the arguments.
+    Raises
+    ------
+    InputError
+        If there is no such network, or its constructor refuses the arguments.
     """
     plain, options = _parse(name)
     with torch.random.fork_rng(devices=[]):
@@ -87,7 +90,10 @@ def build(name: str, classes: int = 10, channels: int = 3, image_size: int = 32,
 def model_info(model: nn.Module) -> ModelInfo:
     """What a network made by `network` is.
 
-    Raises   InputError if it was made elsewhere.
+    Raises
+    ------
+    InputError
+        If it was made elsewhere.
     """
     found = vars(model).get("card")
     if not isinstance(found, ModelInfo):

@@ -14,7 +14,9 @@ WEIGHT_DECAY = 5 / 10_000
 class Schedule:
     """SGD with Nesterov momentum .9 and weight decay 5/10,000, cosine learning rate, random crops and flips.
 
-    Source   the reference training of small-image networks; Loshchilov & Hutter 2017 for the cosine
+    References
+    ----------
+    The reference training of small-image networks; Loshchilov & Hutter 2017 for the cosine.
     """
 
     epochs: int = 200

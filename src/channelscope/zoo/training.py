@@ -46,8 +46,14 @@ def train(
     the result is the same to the bit, as is that of a second run. On a CUDA device products are taken in bfloat16. The network
     is left with the weights of trained.safetensors, in eval mode.
 
-    Raises   DataError without training or validation images; MismatchError if `out` holds another run;
-             NumericError if the loss stops being a number.
+    Raises
+    ------
+    DataError
+        Without training or validation images.
+    MismatchError
+        If `out` holds another run.
+    NumericError
+        If the loss stops being a number.
     """
     schedule = schedule or Schedule()
     for split in (images.train, images.validation):

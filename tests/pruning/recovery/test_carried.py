@@ -47,7 +47,7 @@ def test_every_step_on_the_way_is_what_a_plain_run_gives():
     _, graph, images = carried()
     for node in graph.steps.nodes:
         if node.op in ("call_module", "call_function", "call_method"):
-            expected = graph.run(IMAGES, want=node.name, pure=True)
+            expected = graph.run(IMAGES, outputs=node.name, out_of_place=True)
             torch.testing.assert_close(torch.cat(images(node.name)), expected)
 
 
@@ -77,10 +77,10 @@ def test_a_layer_changed_on_the_way_acts_on_what_follows_and_on_nothing_before()
 @torch.no_grad()
 def test_what_nobody_needs_any_more_is_forgotten_unless_it_is_held():
     _, graph, images = carried()
-    images.hold("left")
+    images.pin("left")
     last = graph.steps.output_node().all_input_nodes[0].name
     images("left")
     images(last)
     assert set(images.now[0]) == {"left", last}
-    images.release("left")
+    images.unpin("left")
     assert set(images.now[0]) == {last}

@@ -119,15 +119,15 @@ def test_the_head_reads_what_it_will_get_and_aims_at_the_logits(repaired):
 
 def test_errors_are_fractions_of_what_there_was_to_explain(repaired):
     model, inherited, _, report, before, after = repaired
-    assert list(report.errors) == ["stem", "up", "down", "head"]
+    assert list(report.relative_errors) == ["stem", "up", "down", "head"]
     x, t = after["pooled"].double().numpy(), before["logits"].double().numpy()
     rest = t - x @ inherited.head.weight.double().numpy().T
-    assert report.errors["head"][0] == pytest.approx(rest.var(0).mean() / t.var(0).mean(), rel=1e-3)
+    assert report.relative_errors["head"][0] == pytest.approx(rest.var(0).mean() / t.var(0).mean(), rel=1e-3)
     prior, held = at_scale_slowly(supplied(model.head.weight, before["pooled"], STAYING), x, t), []
     for fit, judge in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
         weights, _ = ridge_slowly(x[fit], t[fit], prior, 2 * RIDGE)
         held.append((t[judge] - x[judge] @ weights.T).var(0).mean())
-    assert report.errors["head"][1] == pytest.approx(np.mean(held) / t.var(0).mean(), rel=1e-2)
+    assert report.relative_errors["head"][1] == pytest.approx(np.mean(held) / t.var(0).mean(), rel=1e-2)
 
 
 def test_the_penalty_is_the_one_that_predicts_best(repaired, monkeypatch):
@@ -139,7 +139,7 @@ def test_the_penalty_is_the_one_that_predicts_best(repaired, monkeypatch):
     for shares in ((0.01,), (10.0,), (0.01, 0.1, 1.0, 10.0)):
         monkeypatch.setattr(least_squares, "RIDGES", shares)
         report = repair(shrink(model, kept, found), found, kept, IMAGES.split(5))
-        errors[shares] = report.errors["stem"][1]
+        errors[shares] = report.relative_errors["stem"][1]
     assert errors[0.01, 0.1, 1.0, 10.0] <= min(errors[(0.01,)], errors[(10.0,)]) + 1e-12
 
 
@@ -148,9 +148,9 @@ def test_weights_that_hardly_vary_are_stretched_by_no_more_than_a_bound(repaired
     x, t = unfolded(IMAGES, 0), rows(repaired[0].stem(IMAGES))
     small, wide = 1e-3 * repaired[0].stem.weight.flatten(1).double(), 2 * repaired[0].stem.weight.flatten(1).double()
     normal = NormalEquations.of(torch.from_numpy(x)[None], torch.from_numpy(t)[None])
-    torch.testing.assert_close(normal.at_scale(small[None], 4.0)[0], 4 * small)
-    torch.testing.assert_close(normal.at_scale(wide[None], 4.0)[0], wide / 2)
-    assert torch.equal(normal.at_scale(0 * wide[None], 4.0)[0], 0 * wide)
+    torch.testing.assert_close(normal.match_target_variance(small[None], 4.0)[0], 4 * small)
+    torch.testing.assert_close(normal.match_target_variance(wide[None], 4.0)[0], wide / 2)
+    assert torch.equal(normal.match_target_variance(0 * wide[None], 4.0)[0], 0 * wide)
 
 
 def test_a_layer_that_reads_too_much_is_left_alone_with_a_reason(repaired, monkeypatch):
@@ -163,7 +163,7 @@ def test_a_layer_that_reads_too_much_is_left_alone_with_a_reason(repaired, monke
     report = repair(small, found, kept, IMAGES.split(5))
     assert "45 values at once" in report.skipped["up"]
     assert torch.equal(small.up.weight, before)
-    assert set(report.errors) == {"stem", "down", "head"}
+    assert set(report.relative_errors) == {"stem", "down", "head"}
 
 
 def test_few_positions_are_enough_and_seeded(repaired):

@@ -44,7 +44,7 @@ def test_ridge_toward_a_prior_is_the_augmented_least_squares():
         for group in range(2):
             weights, constant = ridge_slowly(x[group].numpy(), t[group].numpy(), prior[group].numpy(), share)
             np.testing.assert_allclose(fitted[group].numpy(), weights, rtol=1e-7, atol=1e-9)
-            np.testing.assert_allclose(statistics.constant(fitted)[group].numpy(), constant, rtol=1e-7, atol=1e-8)
+            np.testing.assert_allclose(statistics.intercept(fitted)[group].numpy(), constant, rtol=1e-7, atol=1e-8)
 
 
 def test_a_strong_ridge_keeps_the_prior_and_so_does_a_constant_input():
@@ -57,9 +57,9 @@ def test_a_strong_ridge_keeps_the_prior_and_so_does_a_constant_input():
 def test_errors_and_outputs_are_those_of_the_samples():
     x, t, prior = samples()
     statistics = NormalEquations.of(x, t)
-    guess = x @ prior.transpose(1, 2) + statistics.constant(prior)[:, None]
+    guess = x @ prior.transpose(1, 2) + statistics.intercept(prior)[:, None]
     torch.testing.assert_close(statistics.error(prior), (guess - t).square().mean(1), rtol=1e-8, atol=1e-8)
-    mean, variance = statistics.output(prior)
+    mean, variance = statistics.output_moments(prior)
     product = x @ prior.transpose(1, 2)
     torch.testing.assert_close(mean, product.mean(1))
     torch.testing.assert_close(variance, product.var(1, correction=0))
@@ -69,11 +69,11 @@ def test_errors_and_outputs_are_those_of_the_samples():
 
 def test_without_a_constant_the_samples_are_taken_about_zero():
     x, t, prior = samples()
-    (fitted,) = NormalEquations.of(x, t).uncentred().ridge(prior, (0.0,))
+    (fitted,) = NormalEquations.of(x, t).about_zero().ridge(prior, (0.0,))
     for group in range(2):
         expected = np.linalg.lstsq(x[group].numpy(), t[group].numpy(), rcond=None)[0].T
         np.testing.assert_allclose(fitted[group].numpy(), expected, rtol=1e-7, atol=1e-8)
-    assert bool((NormalEquations.of(x, t).uncentred().constant(fitted) == 0).all())
+    assert bool((NormalEquations.of(x, t).about_zero().intercept(fitted) == 0).all())
 
 
 def test_held_out_errors_are_those_of_each_half_predicting_the_other():

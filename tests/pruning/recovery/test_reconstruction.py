@@ -46,7 +46,7 @@ def test_a_copy_and_a_channel_nobody_reads_go_first():
     first = np.argsort(ranking["first"])
     assert first[0] == 2
     assert first[1] in (1, 4)
-    assert ranking.comparable
+    assert ranking.comparable_across_layers
     values = np.concatenate([ranking["first"], ranking["second"]])
     np.testing.assert_allclose(np.sort(values), np.arange(11) / 10)
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -111,7 +111,7 @@ def test_every_architecture_gets_a_whole_order(name):
     ranking = optimal_brain_surgeon(found, [torch.randn(6, *shape, generator=torch.Generator().manual_seed(0))], positions=4)
     for site in found.sites:
         values = ranking[site.name]
-        owner = found.owner[found.offsets[site.name] : found.offsets[site.name] + site.channels]
+        owner = found.group_of[found.first_id[site.name] : found.first_id[site.name] + site.channels]
         assert (np.isinf(values) == (owner < 0)).all()
         assert set(ranking.notes.get(site.name, {})) == set(np.flatnonzero(owner < 0))
     assert cut(ranking, found, 0.6).fraction < 1

@@ -70,8 +70,8 @@ def test_what_the_kept_channels_determine_comes_back_exactly():
     report = repair(small, model, kept, BATCHES, ridge=1e-9)
     assert gap(small, model) < 1e-4
     assert (report.method, report.images, dict(report.skipped)) == ("least_squares", 60, {})
-    assert set(report.errors) == {"stem", "up", "down", "head"}
-    assert all(after <= max(start, 1e-6) for start, after in report.errors.values())
+    assert set(report.relative_errors) == {"stem", "up", "down", "head"}
+    assert all(after <= max(start, 1e-6) for start, after in report.relative_errors.values())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -84,7 +84,7 @@ def test_peers_from_the_profile_alone_where_one_site_feeds_the_consumer():
     assert report.method == "peers"
     assert set(report.skipped) == {"head"}
     assert "sum" in report.skipped["head"]
-    inner = Subset({**kept.marks, "stem": torch.ones(6).bool(), "down": torch.ones(6).bool()}, found.sites, (3, 8, 8))
+    inner = Subset({**kept.masks, "stem": torch.ones(6).bool(), "down": torch.ones(6).bool()}, found.sites, (3, 8, 8))
     small = shrink(model, inner, found)
     assert repair(small, found, inner, profile, method="peers", ridge=1e-9).skipped == {}
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
@@ -97,7 +97,7 @@ def test_peers_from_the_profile_alone_where_one_site_feeds_the_consumer():
 
 def peers_slowly(model, kept, profile, ridge):
     """The consumer's new weights and constant, tap by tap, in plain numpy: `mid` reads what `first` writes."""
-    moments = profile.record("first").cut
+    moments = profile.record("first").activation
     covariance, mean = moments.covariance.numpy(), moments.mean.numpy()
     alive, gone = np.flatnonzero(kept["first"]), np.flatnonzero(~kept["first"])
     inner = covariance[np.ix_(alive, alive)] + ridge * np.mean(covariance[alive, alive]) * np.eye(len(alive))
@@ -199,7 +199,7 @@ def test_a_network_that_lost_nothing_is_left_as_it_is(name):
     report = repair(small, found, Subset.everything(found.sites, shape), images.split(5))
     with torch.no_grad():
         torch.testing.assert_close(small(images), model(images), rtol=1e-3, atol=1e-3 * float(model(images).abs().max()))
-    assert len(report.errors) + len(report.skipped) == sum(1 for layer in found.layers if layer.taps)
+    assert len(report.relative_errors) + len(report.skipped) == sum(1 for layer in found.layers if layer.taps)
     assert report.skipped == {}
 
 
@@ -223,7 +223,7 @@ def pruned(seed=0):
     model.eval()
     found = groups(model, torch.zeros(1, *shape))
     draw = np.random.default_rng(seed)
-    kept = found.subset(draw.random(len(found)) < 0.66)
+    kept = found.to_subset(draw.random(len(found)) < 0.66)
     return model, found, kept, images
 
 
@@ -287,8 +287,8 @@ def test_layers_without_a_constant_or_in_tokens_are_fitted_too():
     )
     model = nn.Sequential(*model, nn.Flatten(), nn.Linear(128, 3)).eval().requires_grad_(False)
     found = groups(model, IMAGES[:1])
-    assert set(found.whole) == {"0", "5"} or found.whole == {}
-    kept = found.subset(np.arange(len(found)) % 4 != 1)
+    assert set(found.unprunable) == {"0", "5"} or found.unprunable == {}
+    kept = found.to_subset(np.arange(len(found)) % 4 != 1)
     small = shrink(model, kept, found)
     before = gap(small, model)
     report = repair(small, found, kept, BATCHES)
@@ -314,11 +314,11 @@ def test_what_cannot_be_fitted_is_left_with_a_reason():
 
     model = Odd().eval()
     found = groups(model, IMAGES[:1])
-    kept = found.subset(np.arange(len(found)) != 1)
+    kept = found.to_subset(np.arange(len(found)) != 1)
     report = repair(shrink(model, kept, found), found, kept, BATCHES)
     assert "transposed" in report.skipped["up"]
     assert "several places" in report.skipped["b"]
-    assert set(report.errors) == {"a", "head"}
+    assert set(report.relative_errors) == {"a", "head"}
 
 
 def test_none_does_nothing():
@@ -387,7 +387,7 @@ class Headed(nn.Module):
 def repaired(model: nn.Module, source):
     found = groups(model.eval().requires_grad_(False), IMAGES[:1])
     assert len(found) == 4
-    kept = found.subset(np.arange(4) != 3)
+    kept = found.to_subset(np.arange(4) != 3)
     small = shrink(model, kept, found)
     return small, repair(small, found, kept, source(model), method="peers", ridge=1e-9)
 
@@ -432,7 +432,7 @@ def test_least_squares_says_where_peers_did_not_apply(monkeypatch):
     monkeypatch.setattr(sys.modules["channelscope.pruning.recovery.peers"], "MAX_FAN_IN", 3)
     model = Headed(lambda h: h.flatten(1)).eval().requires_grad_(False)
     found = groups(model, IMAGES[:1])
-    kept = found.subset(np.arange(4) != 3)
+    kept = found.to_subset(np.arange(4) != 3)
     report = repair(shrink(model, kept, found), found, kept, BATCHES)
     reason = "it reads 4 channels, more than 3: their covariance is not formed"
     assert dict(report.notes) == {"head": f"re-fitted toward its inherited weights, not those of peers: {reason}"}

@@ -43,10 +43,16 @@ Pictures = Mapping[str, tuple[bytes, ...]]
 def write_diagram(folder: Path, drawn: DiagramLayout, pictures: Pictures, title: str, said: str) -> Path:
     """Write circuit.html, circuit.svg and circuit.png; returns the page's path.
 
-    pictures  channel → image files, the strongest first
-    said      what is drawn, in a sentence
+    Parameters
+    ----------
+    pictures
+        Channel → image files, the strongest first.
+    said
+        What is drawn, in a sentence.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (diagram); red raises the feature, blue lowers it, zero and unknown are grey
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (diagram); red raises the feature, blue lowers it, zero and unknown are grey.
     """
     environment = Environment(loader=PackageLoader("channelscope.circuits.diagram"), undefined=StrictUndefined, autoescape=True)
     drawing = environment.get_template("circuit.svg.j2").render(_svg(drawn, pictures, title))
@@ -64,7 +70,9 @@ def write_diagram(folder: Path, drawn: DiagramLayout, pictures: Pictures, title:
 def effect_color(effect: float) -> tuple[int, int, int]:
     """Red for kernels that raise the feature, blue for those that lower it, grey at zero; symmetric, by the root of the size.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (symmetric red-blue colors)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (symmetric red-blue colors).
     """
     strength = abs(effect) ** 0.5 if effect == effect else 0.0
     end = RED if effect > 0 else BLUE
@@ -75,7 +83,9 @@ def effect_color(effect: float) -> tuple[int, int, int]:
 def kernel_heatmap(kernel: np.ndarray) -> Image.Image:
     """A kernel's weights as pixels: red is positive, blue negative, white zero; symmetric in its own largest weight.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (kernel heat maps)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (kernel heat maps).
     """
     largest = float(np.abs(kernel).max()) or 1.0
     share = (kernel / largest)[..., None]
@@ -214,7 +224,9 @@ def _data(drawn: DiagramLayout, pictures: Pictures) -> str:
 def png(drawn: DiagramLayout, pictures: Pictures) -> Image.Image:
     """The drawing as pixels, two for each of its own.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (static drawings)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (static drawings).
     """
     page = Image.new("RGB", (round(drawn.width * SCALE), round(drawn.height * SCALE)), "white")
     pen = ImageDraw.Draw(page)

@@ -91,7 +91,9 @@ class DiagramLayout:
 def lay_out(circuit: Circuit, saliency: KernelScores) -> DiagramLayout:
     """Place the channels of a circuit: a column for each depth of layers in the network, sums between the columns.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (diagram); rows by barycenters (Sugiyama, Tagawa, Toda 1981)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (diagram); rows by barycenters (Sugiyama, Tagawa, Toda 1981).
     """
     network = _CircuitGraph(circuit, saliency)
     network.read()
@@ -108,20 +110,20 @@ class _CircuitGraph:
     """The circuit as nodes and edges; sums of which only one member is left are that member."""
 
     def __init__(self, circuit: Circuit, saliency: KernelScores):
-        self.circuit, self.saliency, self.target = circuit, saliency, saliency.target
-        self.wiring: ChannelGraph = saliency.target.wiring
+        self.circuit, self.saliency, self.target = circuit, saliency, saliency.feature
+        self.wiring: ChannelGraph = saliency.feature.channel_graph
         self.names = self.wiring.names()
         self.place: dict[int, int] = {}
         self.nodes: list[Node] = []
         self.edges: list[Edge] = []
-        joins = [part for part in self.wiring.parts if isinstance(part, Merge)]
+        joins = [part for part in self.wiring.operations if isinstance(part, Merge)]
         self.members = {int(node): join.members[row] for join in joins for row, node in enumerate(join.outputs)}
-        self.images = set(self.wiring.images.tolist())
+        self.images = set(self.wiring.image_nodes.tolist())
         self.live: set[int] = set()
 
     def read(self) -> None:
         largest = max((float(values.abs().max()) for values in self.saliency.values.values()), default=0.0) or 1.0
-        signed = self.saliency.signed or {}
+        signed = self.saliency.signed_values or {}
         strongest = max((float(values.abs().max()) for values in signed.values()), default=0.0) or 1.0
         for call in self.wiring.calls:
             if call.layer not in self.circuit:
@@ -133,7 +135,7 @@ class _CircuitGraph:
                 effect = float(signed[call.layer][row, column]) / strongest if signed else 0.0
                 kernel = weights[row, column].reshape(-1, weights.shape[-1] if weights.dim() == 4 else 1).numpy()
                 self.edges.append(Edge(source, reader, score, effect, kernel))
-        for seed in self.target.seeds.tolist():
+        for seed in self.target.feature_nodes.tolist():
             self.nodes[self._source(seed)].feature = True
         depth = self._depths()
         for node in self.nodes:
@@ -145,8 +147,8 @@ class _CircuitGraph:
     def _depths(self) -> dict[str, int]:
         """Column of every layer with a channel in the drawing: as in the network, so that what is a constant here stands in its place."""
         drawn, found = {node.group for node in self.nodes}, {}
-        level = np.zeros(self.wiring.size, dtype=np.int64)
-        for part in self.wiring.parts:
+        level = np.zeros(self.wiring.node_count, dtype=np.int64)
+        for part in self.wiring.operations:
             if isinstance(part, Merge):
                 level[part.outputs] = level[part.members].max(1)
             elif part.layer in drawn:

@@ -73,17 +73,19 @@ class ChannelLocation:
 def channel_locations(circuit: Circuit, target: LocatedFeature) -> list[ChannelLocation]:
     """The layers of a circuit with the channels that have kernels in it.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (diagram: nodes are channels)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (diagram: nodes are channels).
     """
     sites = {site.name: site for site in sites_of(target.graph)}
     seen = receptive_fields(target.graph, target.step)
     found = []
-    for call in target.wiring.calls:
+    for call in target.channel_graph.calls:
         if call.layer not in circuit or not bool(circuit[call.layer].any()):
             continue
         site = sites.get(call.layer)
-        inside = site is not None and site.cut in seen
-        step, axis = (site.cut, site.axis) if site is not None and inside else (call.step, _axis(target, call))
+        inside = site is not None and site.activation in seen
+        step, axis = (site.activation, site.channel_axis) if site is not None and inside else (call.step, _axis(target, call))
         found.append(
             ChannelLocation(call.layer, step, tuple(circuit[call.layer].any(1).nonzero().flatten().tolist()), axis, seen.get(step))
         )
@@ -102,11 +104,13 @@ def top_patches(
 ) -> dict[str, tuple[bytes, ...]]:
     """For each channel, what it saw in the images that drove it most, inside the circuit; one patch an image.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field).
     """
-    where, pictures = channel_locations(circuit, target), list(target.batches(images))
+    where, pictures = channel_locations(circuit, target), list(target.image_batches(images))
     best: dict[ChannelLocation, list[tuple[Tensor, Tensor]]] = {spot: [] for spot in where}
-    with target.without((~circuit).marks):
+    with target.ablated((~circuit).masks):
         for each in pictures:
             for spot, maps in zip(where, target.run(each, tuple(spot.step for spot in where)), strict=True):
                 best[spot].append(_columns(maps, spot).max(2))
@@ -132,7 +136,9 @@ def _columns(maps: Tensor, spot: ChannelLocation) -> Float[Tensor, "images chann
 def crop(image: Tensor, spot: ChannelLocation, place: int, target: LocatedFeature, palette: PixelNormalization) -> Image.Image:
     """What a position of a spot sees of an image; `place` is the flat position.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field).
     """
     if spot.field is None:
         return palette.shown(image)
@@ -160,10 +166,12 @@ def feature_visualizations(
     The image is a sum of waves whose amplitudes fall with frequency, as those of natural images do, moved a little at random
     before each of 64 steps of Adam. A channel that no image moves, a constant in this circuit, has none.
 
-    Source   Olah, Mordvintsev, Schubert 2017 (feature visualization)
+    References
+    ----------
+    Olah, Mordvintsev, Schubert 2017 (feature visualization).
     """
     found: dict[str, tuple[bytes, ...]] = {}
-    with target.without((~circuit).marks):
+    with target.ablated((~circuit).masks):
         for spot in channel_locations(circuit, target):
             made, moved = _optimize_images(spot, target, palette, seed)
             center = _center(target, spot)
@@ -222,7 +230,9 @@ LETTERS = 18
 def contact_sheet(target: LocatedFeature, found: TopImages, labels: Int[Tensor, "images"], palette: PixelNormalization) -> Image.Image:
     """The strongest images of every group, each cropped to what the feature sees at its maximum.
 
-    Source   Hamblin, Konkle, Alvarez 2022 (sub-feature circuits: top-activating images by cluster)
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (sub-feature circuits: top-activating images by cluster).
     """
     spot = ChannelLocation(
         target.feature.layer, target.step, target.feature.channels, target.axis, receptive_fields(target.graph, target.step)[target.step]
@@ -235,7 +245,7 @@ def contact_sheet(target: LocatedFeature, found: TopImages, labels: Int[Tensor, 
         top = row * (SIDE + GAP)
         pen.text((0, top + SIDE / 2), f"group {row}\n{len(members)} images", "#333", font, "lm")
         for column, image in enumerate(members[:MAX_IMAGES]):
-            shot = crop(found.images[image], spot, int(found.places[image]), target, palette).convert("RGB")
+            shot = crop(found.images[image], spot, int(found.positions[image]), target, palette).convert("RGB")
             how = Image.Resampling.BICUBIC if max(shot.size) > SIDE else Image.Resampling.NEAREST
             page.paste(shot.resize((SIDE, SIDE), how), (LABEL + column * (SIDE + GAP), top))
     return page

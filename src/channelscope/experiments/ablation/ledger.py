@@ -45,7 +45,10 @@ class AblationStore:
     def known(self, batch: int, digest: str) -> set[str]:
         """Sites whose lesions are done for a batch.
 
-        Raises   MismatchError if that batch held other images.
+        Raises
+        ------
+        MismatchError
+            If that batch held other images.
         """
         rows = self.base.execute("SELECT site, digest FROM done WHERE batch = ?", (batch,)).fetchall()
         if any(old != digest for _, old in rows):

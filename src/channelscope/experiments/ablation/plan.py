@@ -37,8 +37,15 @@ class Replacement:
     def predicting(cls, name: str, cut: Moments, channel: int, members: list[int], ridge: float) -> "Replacement":
         """The best linear prediction of a channel from some peers at the cut point; peers silent there are left out.
 
-        ridge   on the correlation scale, as in the hull: a peer's own scale does not matter
-        Raises   SingularError if the peers determine each other and ridge is 0.
+        Parameters
+        ----------
+        ridge
+            On the correlation scale, as in the hull: a peer's own scale does not matter.
+
+        Raises
+        ------
+        SingularError
+            If the peers determine each other and ridge is 0.
         """
         loud = [peer for peer in members if cut.variance[peer] > 0]
         scale = cut.variance.sqrt()
@@ -128,7 +135,7 @@ class AblationPlan:
         if not order:
             return []
         record = profile.record(site)
-        cut, found = record.cut, rule(LayerStatistics(profile, site, record, convention))
+        cut, found = record.activation, rule(LayerStatistics(profile, site, record, convention))
         loud = set((cut.variance > 0).nonzero()[:, 0].tolist())
         every = []
         for channel in sorted(order):

@@ -45,19 +45,37 @@ def ablate(
     Everything before a site is computed once per batch for all lesions of the site, and nothing twice on the way from one
     site to the next. Stand-ins are linear predictions from the profile's cut-point moments.
 
-    batches     (images, labels) or (images, labels, index) of images that were neither trained nor profiled on
-    plan        which channels, which controls, how silenced
-    rule        how hulls grow
-    unfinished  file in which an interrupted run is kept; a run that finds one goes on from there, and deletes it at the end
-    progress    draw a bar with the time left on a terminal
-    options     the scores' convention: target, shrinkage, …
+    Parameters
+    ----------
+    batches
+        (images, labels) or (images, labels, index) of images that were neither trained nor profiled on.
+    plan
+        Which channels, which controls, how silenced.
+    rule
+        How hulls grow.
+    unfinished
+        File in which an interrupted run is kept; a run that finds one goes on from there, and deletes it at the end.
+    progress
+        Draw a bar with the time left on a terminal.
+    options
+        The scores' convention: target, shrinkage, ….
 
-    Returns  `lesions`: one row per channel and intervention, damage with standard errors over images; `channels`: one row per
-             channel: damage of silence, repaid, and every score; `repaid`: one row per layer, stand-in and quantity, as ratio
-             of sums; `correlations`, `matched`, `partial`: damage and repaid against the scores. `readers`: which layers see
-             each lesion; `said`: what a reader must be told, such as too few images.
-    Raises   MismatchError if the profile is of another network or `unfinished` of another run; SiteError for a site that does
-             not exist; SampleError with fewer images than groups.
+    Returns
+    -------
+    dict[str, pd.DataFrame]
+        `lesions`: one row per channel and intervention, damage with standard errors over images; `channels`: one row per
+        channel: damage of silence, repaid, and every score; `repaid`: one row per layer, stand-in and quantity, as ratio
+        of sums; `correlations`, `matched`, `partial`: damage and repaid against the scores. `readers`: which layers see
+        each lesion; `said`: what a reader must be told, such as too few images.
+
+    Raises
+    ------
+    MismatchError
+        If the profile is of another network or `unfinished` of another run.
+    SiteError
+        For a site that does not exist.
+    SampleError
+        With fewer images than groups.
     """
     plan, rule = plan or AblationPlan(), rule or HullOptions()
     convention = ScoreOptions.of(options)
@@ -83,7 +101,7 @@ def _ablate_layer(found: Sites, stand_ins: Plans, batches: Iterable, ledger: Abl
             if not left:
                 continue
             images, labels = on_device_of(images, found.graph.model), labels.to(device)
-            before = _check_plan(found.graph.run(images, pure=True), labels)
+            before = _check_plan(found.graph.run(images, out_of_place=True), labels)
             for stop in partial_forwards(found.graph, left, images):
                 every = stand_ins[stop.site.name]
                 harms = torch.stack([_measure_damage(stop, each, before, labels) for each in every])
@@ -93,7 +111,7 @@ def _ablate_layer(found: Sites, stand_ins: Plans, batches: Iterable, ledger: Abl
 
 def _measure_damage(stop: PartialForward, each: Replacement, before: Tensor, labels: Tensor) -> Float[Tensor, "quantities images"]:
     """What one lesion does to each image of a batch; nothing is run where it changes nothing."""
-    changed = each.standing_in(stop.maps, stop.site.axis)
+    changed = each.standing_in(stop.maps, stop.site.channel_axis)
     if changed is None:
         return before.new_zeros(len(DAMAGE_QUANTITIES), len(labels), dtype=torch.float64)
     harms = image_damage(before, stop.finish(changed), labels)

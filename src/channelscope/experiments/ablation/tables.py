@@ -29,7 +29,12 @@ def ablation_tables(
 ) -> dict[str, pd.DataFrame]:
     """`lesions`, one row per channel and intervention; `channels`, one row per channel; `readers`, one row per site; `said`.
 
-    Raises   DataError without images, SampleError with fewer images than groups.
+    Raises
+    ------
+    DataError
+        Without images.
+    SampleError
+        With fewer images than groups.
     """
     _enough(damage)
     lesions = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in stand_ins.items()], ignore_index=True)
@@ -48,8 +53,8 @@ def applicable(profile: Profile) -> list[str]:
     record = profile.record(profile.sites[0])
     missing = set() if record.maps is not None else {"hrank", "chip"}
     if record.sensitivity is None:
-        missing |= {name for name, each in scores.REGISTRY.items() if each.axis == "gradient"}
-    if any("gamma" not in profile.weights[site.name] for site in profile.sites):
+        missing |= {name for name, each in scores.REGISTRY.items() if each.family == "gradient"}
+    if any("gamma" not in profile.weight_norms[site.name] for site in profile.sites):
         missing.add("bn_scale")
     return [name for name in scores.REGISTRY if name not in missing]
 
@@ -87,7 +92,7 @@ def _consumer_rows(found: Sites, names: list[str]) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         every = consumers(found.graph, found[name])
-        summed = [each.layer for each in every if each.summed]
+        summed = [each.layer for each in every if each.through_sum]
         note = f"tied into a residual sum: seen through it by {', '.join(summed)}" if summed else ""
         rows.append({"site": name, "depth": found[name].depth, "readers": " ".join(each.layer for each in every), "note": note})
     return rows

@@ -125,7 +125,7 @@ class ChannelDependencies:
         self.layers: dict[str, LayerChannels] = {}
         self.own = self._own_chains()
         names = tuple(node.name for node in self.graph.steps.nodes)
-        self.values = dict(zip(names, self.graph.run(*image, want=names, pure=True), strict=True))
+        self.values = dict(zip(names, self.graph.run(*image, outputs=names, out_of_place=True), strict=True))
         self.labels: dict[str, Any] = {}
         for node in self.graph.steps.nodes:
             self.labels[node.name] = self._label(node)
@@ -167,8 +167,8 @@ class ChannelDependencies:
         """Steps between a site's read and cut point: what is applied there is silenced with the channel."""
         own = set()
         for site in self.found:
-            node = self.graph.nodes[site.read]
-            while node.name != site.cut:
+            node = self.graph.nodes[site.preactivation]
+            while node.name != site.activation:
                 node = next(iter(node.users))
                 own.add(node.name)
         return own

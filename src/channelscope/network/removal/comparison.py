@@ -34,9 +34,14 @@ Offsets = Mapping[str, Tensor]
 def kept_ids(found: Groups, kept: Subset) -> Tensor:
     """Which channel numbers stay: bool (all channels + 1,), True at −1, the number of what cannot be removed.
 
-    Raises   InputError if a group is split or a channel cannot be removed; MismatchError if the subset is of another network.
+    Raises
+    ------
+    InputError
+        If a group is split or a channel cannot be removed.
+    MismatchError
+        If the subset is of another network.
     """
-    alive = np.append(found.kept(kept), True)[found.owner]
+    alive = np.append(found.kept(kept), True)[found.group_of]
     return torch.from_numpy(np.append(alive, True))
 
 
@@ -159,7 +164,7 @@ def _noise(found: Groups, count: int, draws: torch.Generator) -> tuple[Tensor, .
     """So many images of noise in the precision of the network's parameters; inputs that are no images as they are."""
     wide = coarsest(found.graph.model) == torch.finfo(torch.float64).eps
     inputs = []
-    for part in found.image:
+    for part in found.example:
         like = part.double() if wide and part.is_floating_point() else part
         if part.dim() > 1:
             noise = torch.randn(count, *part.shape[1:], generator=draws)

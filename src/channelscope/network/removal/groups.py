@@ -36,65 +36,70 @@ class Group:
 class Groups:
     """All groups of a network that can be removed, and everything needed to cost and remove them."""
 
-    found: tuple[Group, ...]
+    members: tuple[Group, ...]
     """the groups in execution order of their first member"""
-    whole: Mapping[str, str]
+    unprunable: Mapping[str, str]
     """site name → why some or all of its channels cannot be removed"""
     layers: tuple[LayerChannels, ...]
     """every weighted layer and which channels it reads and writes"""
-    owner: np.ndarray
+    group_of: np.ndarray
     """int64 (all channels,): channel number → group, −1 where the channel is kept whole"""
-    offsets: Mapping[str, int]
+    first_id: Mapping[str, int]
     """site name → number of its channel 0"""
     sites: tuple[Site, ...]
     """the sites in execution order"""
     graph: Graph
     """the traced network"""
-    image: tuple[Tensor, ...]
+    example: tuple[Tensor, ...]
     """one image (all inputs of the network) to run it on"""
 
     def __len__(self) -> int:
         """Number of groups."""
-        return len(self.found)
+        return len(self.members)
 
-    def subset(self, kept: np.ndarray) -> Subset:
+    def to_subset(self, kept_groups: np.ndarray) -> Subset:
         """The channels kept when these groups (bool, one each) and all that cannot be removed are kept."""
-        alive = np.append(kept, True)[self.owner]
+        alive = np.append(kept_groups, True)[self.group_of]
         marks = {site.name: torch.from_numpy(alive[self._range(site)].copy()) for site in self.sites}
-        return Subset(marks, self.sites, tuple(self.image[0].shape[1:]), groups=self)
+        return Subset(marks, self.sites, tuple(self.example[0].shape[1:]), groups=self)
 
     def kept(self, subset: Subset) -> np.ndarray:
         """Which groups a subset keeps: bool, one each.
 
-        Raises   MismatchError if it is a subset of other sites; InputError if it splits a group, or removes what cannot be.
+        Raises
+        ------
+        MismatchError
+            If it is a subset of other sites.
+        InputError
+            If it splits a group, or removes what cannot be.
         """
         for site in self.sites:
             if site.name in subset and subset[site.name].shape != (site.channels,):
                 raise MismatchError(f"the subset has {len(subset[site.name])} channels at {site.name}, the network {site.channels}")
-        strange = [name for name in subset if name not in self.offsets]
+        strange = [name for name in subset if name not in self.first_id]
         if strange:
             raise MismatchError(f"the subset is of another network: this one has no site {', '.join(strange)}")
-        alive = np.ones(len(self.owner), dtype=bool)
+        alive = np.ones(len(self.group_of), dtype=bool)
         for site in self.sites:
             if site.name in subset:
                 alive[self._range(site)] = subset[site.name].cpu().numpy()
         for site in self.sites:
             here = self._range(site)
-            lost = np.flatnonzero(~alive[here] & (self.owner[here] < 0))
+            lost = np.flatnonzero(~alive[here] & (self.group_of[here] < 0))
             if len(lost):
-                raise InputError(f"channel {lost[0]} of {site.name} cannot be removed: {self.whole[site.name]}")
-        members, living = (np.zeros(len(self.found), dtype=np.int64) for _ in range(2))
-        inside = self.owner >= 0
-        np.add.at(members, self.owner[inside], 1)
-        np.add.at(living, self.owner[inside], alive[inside])
+                raise InputError(f"channel {lost[0]} of {site.name} cannot be removed: {self.unprunable[site.name]}")
+        members, living = (np.zeros(len(self.members), dtype=np.int64) for _ in range(2))
+        inside = self.group_of >= 0
+        np.add.at(members, self.group_of[inside], 1)
+        np.add.at(living, self.group_of[inside], alive[inside])
         split = np.flatnonzero((living > 0) & (living < members))
         if len(split):
-            tied = ", ".join(f"{name}[{channel}]" for name, channel in self.found[split[0]].members[:6])
+            tied = ", ".join(f"{name}[{channel}]" for name, channel in self.members[split[0]].members[:6])
             raise InputError(f"channels that live or die together are split: {tied}; keep or remove all of them (cut() does)")
         return living > 0
 
     def _range(self, site: Site) -> slice:
-        return slice(self.offsets[site.name], self.offsets[site.name] + site.channels)
+        return slice(self.first_id[site.name], self.first_id[site.name] + site.channels)
 
 
 def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
@@ -104,7 +109,14 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     still not zero at some consumer after silencing, reach a step that looks at all channels at once, share a parameter with
     another layer, or in a trial compute something else when they are removed than when they are silent.
 
-    Raises   TracingError, SiteError as `sites` does; InputError for a network whose parameters have no shapes yet.
+    Raises
+    ------
+    TracingError
+        As `sites` does.
+    SiteError
+        As `sites` does.
+    InputError
+        For a network whose parameters have no shapes yet.
     """
     refuse_lazy(model)
     inputs = example if isinstance(example, tuple) else (example,)
@@ -135,8 +147,8 @@ def _check_by_silencing(coupling: ChannelDependencies, image: tuple[Tensor, ...]
         after: dict[str, Hook] = {}
         for site in coupling.found:
             start = coupling.offsets[site.name]
-            after[site.cut] = zero_channels(silent[start : start + site.channels], site.axis)
-        values = coupling.graph.run(*image, after=after, want=seen, pure=True)
+            after[site.activation] = zero_channels(silent[start : start + site.channels], site.channel_axis)
+        values = coupling.graph.run(*image, hooks=after, outputs=seen, out_of_place=True)
         for layer, value in zip(weighted, values, strict=True):
             axis = value.dim() - 1 if layer.linear else 1
             there = torch.where(layer.inputs >= 0, silent[layer.inputs.clamp(min=0)], False)

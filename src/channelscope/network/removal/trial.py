@@ -129,11 +129,11 @@ def _differing(coupling: ChannelDependencies, image: tuple[Tensor, ...], silent:
     after: dict[str, Hook] = {}
     for site in coupling.found:
         start = coupling.offsets[site.name]
-        after[site.cut] = zero_channels(silent[start : start + site.channels], site.axis)
+        after[site.activation] = zero_channels(silent[start : start + site.channels], site.channel_axis)
     calls = Counter(str(node.target) for node in graph.steps.nodes if node.op == "call_module")
     layers = [layer for layer in coupling.layers.values() if calls[layer.name] == 1]
     steps = tuple(dict.fromkeys(name for layer in layers for name in (graph.nodes[layer.node].all_input_nodes[0].name, layer.node)))
-    values = dict(zip(steps, graph.run(*image, after=after, want=steps, pure=True), strict=True)) if steps else {}
+    values = dict(zip(steps, graph.run(*image, hooks=after, outputs=steps, out_of_place=True), strict=True)) if steps else {}
     allowed = coarsest(graph.model) ** EXPONENT
     found: list[tuple[Tensor, str]] = []
     inside: list[LayerChannels] = []

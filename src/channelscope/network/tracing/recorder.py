@@ -256,10 +256,10 @@ class Recorder:
 
 
 def place() -> str:
-    """File, line and function of the network's code that runs now; empty where there is none."""
+    """File, line and function of the network's code that runs now; empty where all of it is PyTorch's."""
     frame = sys._getframe(1)
     while frame is not None and _foreign(frame.f_code.co_filename):
-        frame = frame.f_back
+        frame = None if frame.f_code.co_name == "record" else frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})" if frame is not None else ""
 
 

@@ -60,10 +60,10 @@ class LayerwiseLeastSquares:
                 self.notes[place.layer.name] = f"re-fitted toward its inherited weights, not those of peers: {reason}"
             summed = place.total is not None and self.small.place[str(place.rest)] < self.small.place[place.layer.node]
             goal = str(place.total) if summed else place.layer.node
-            self.original.hold(goal)
+            self.original.pin(goal)
             targets = self.original(goal)
             halves = self._halves(place, module, summed, targets)
-            self.original.release(goal)
+            self.original.unpin(goal)
             yield place.layer.name, *self._solve(place, module, inherited, halves)
 
     def _unfit(self, place: LayerContext, module: nn.Module) -> str:
@@ -123,14 +123,14 @@ class LayerwiseLeastSquares:
     ) -> tuple[float, float]:
         norm: Any = self.small.graph.modules[place.norm] if place.norm else None
         if norm is None and module.bias is None:
-            halves = halves[0].uncentred(), halves[1].uncentred()
+            halves = halves[0].about_zero(), halves[1].about_zero()
         total = halves[0] + halves[1]
-        prior = total.at_scale(self._weights(place, module), MAX_RESCALE)
+        prior = total.match_target_variance(self._weights(place, module), MAX_RESCALE)
         shares = RIDGES if self.ridge is None else (2 * self.ridge,)
         errors = cross_validated_error(halves, prior, shares)
         best = int(errors.argmin())
         (fitted,) = total.ridge(prior, (shares[best] / 2,))  # twice the images of a half, against the same penalty
-        mean, variance = total.output(fitted)
-        write_linear_map(module, norm, fitted.flatten(0, 1), total.constant(fitted).flatten(), mean.flatten(), variance.flatten())
+        mean, variance = total.output_moments(fitted)
+        write_linear_map(module, norm, fitted.flatten(0, 1), total.intercept(fitted).flatten(), mean.flatten(), variance.flatten())
         scale = (total.tt / total.count).mean()  # where the target never varies, the fractions are nan
         return float(total.error(inherited).mean() / scale), float(errors[best] / scale)

@@ -47,7 +47,7 @@ class NormalEquations:
             self.tt + other.tt + factor * dt.square(),
         )
 
-    def uncentred(self) -> "NormalEquations":
+    def about_zero(self) -> "NormalEquations":
         """The same samples about zero: for layers that have no constant to fit."""
         zero = torch.zeros_like
         return NormalEquations(
@@ -71,7 +71,9 @@ class NormalEquations:
 
             W = W₀ + (T − W₀X) X' (XX' + λI)⁻¹        λ = share × mean diagonal of XX'
 
-        Source   Hoerl & Kennard 1970, shrunk toward a prior instead of zero
+        References
+        ----------
+        Hoerl & Kennard 1970, shrunk toward a prior instead of zero.
         """
         level = self.xx.diagonal(dim1=1, dim2=2).mean(1)
         gap = self.xt - self.xx @ prior.transpose(1, 2)
@@ -81,23 +83,23 @@ class NormalEquations:
             inner.diagonal(dim1=1, dim2=2).add_(load[:, None])
             yield prior + torch.cholesky_solve(gap, torch.linalg.cholesky(inner)).transpose(1, 2)
 
-    def constant(self, weights: Float[Tensor, "groups outputs inputs"]) -> Float[Tensor, "groups outputs"]:
+    def intercept(self, weights: Float[Tensor, "groups outputs inputs"]) -> Float[Tensor, "groups outputs"]:
         """The best constant to add to weights · x."""
         return self.t_mean - (weights @ self.x_mean[:, :, None])[:, :, 0]
 
-    def output(self, weights: Float[Tensor, "groups outputs inputs"]) -> tuple[Tensor, Tensor]:
+    def output_moments(self, weights: Float[Tensor, "groups outputs inputs"]) -> tuple[Tensor, Tensor]:
         """Mean and variance of weights · x, per output."""
         variance = ((weights @ self.xx) * weights).sum(2) / self.count
         return (weights @ self.x_mean[:, :, None])[:, :, 0], variance.clamp(min=0)
 
-    def at_scale(self, weights: Float[Tensor, "groups outputs inputs"], most: float) -> Float[Tensor, "groups outputs inputs"]:
+    def match_target_variance(self, weights: Float[Tensor, "groups outputs inputs"], most: float) -> Float[Tensor, "groups outputs inputs"]:
         """The weights, each output scaled (up by `most` at most) until weights · x varies as much as its target.
 
         Re-estimating a batch normalization does this to the weights before it (Li et al. 2018, AdaBN). Least squares alone gives
         an output the share R of its target's spread; shrunk toward weights that expect inputs at full spread, a deep network loses
         it layer after layer.
         """
-        variance = self.output(weights)[1]
+        variance = self.output_moments(weights)[1]
         factor = (self.tt / self.count / variance).sqrt().clamp(max=most)
         return weights * torch.where(variance > 0, factor, 1.0)[:, :, None]
 
@@ -111,7 +113,9 @@ def cross_validated_error(
 ) -> Float[Tensor, "shares"]:
     """Mean squared error of ridge fits toward a prior on the half they have not seen, for each share; both ways round.
 
-    Source   Stone 1974 (cross-validation); solved in float32, which is enough to choose by
+    References
+    ----------
+    Stone 1974 (cross-validation); solved in float32, which is enough to choose by.
     """
     first, second = (half.single() for half in halves)
     prior = prior.float()

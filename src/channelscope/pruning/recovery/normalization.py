@@ -16,7 +16,10 @@ def reestimate_batchnorms(small: ActivationCache) -> dict[str, str]:
     The statistics are exact over the set, each behind the already re-estimated ones before it, so neither batch size nor
     order matters. Variances are unbiased, as in training.
 
-    Returns  module path → why it was left as it was.
+    Returns
+    -------
+    dict[str, str]
+        Module path → why it was left as it was.
     """
     skipped: dict[str, str] = {}
     calls: dict[str, int] = {}

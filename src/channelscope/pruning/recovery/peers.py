@@ -54,14 +54,28 @@ def compensate_with_peers(
     into the consumer's bias or out of its normalization's running mean; at zero-padded borders fewer taps contribute than that.
     A consumer with neither has no place for a constant: its prediction goes through zero, with second moments for Σ.
 
-    keep     `survivors`
-    source   the original's activations: Σ is then the covariance of what each consumer reads. Or its profile: Σ is that of
-             the cut points before the consumer, and pooling in between is taken as if it were not there.
+    Parameters
+    ----------
+    keep
+        `kept_ids`.
+    source
+        The original's activations: Σ is then the covariance of what each consumer reads. Or its profile: Σ is that of the
+        cut points before the consumer, and pooling in between is taken as if it were not there.
 
-    Returns  layer → why it was left as it was. Grouped layers go with their group; of what several sites were added into, a
-             profile has no covariance.
-    Raises   MismatchError if the profile is of other weights.
-    Source   docs/how-to/pruning.md (the protocol of comparison)
+    Returns
+    -------
+    dict[str, str]
+        Layer → why it was left as it was. Grouped layers go with their group; of what several sites were added into, a
+        profile has no covariance.
+
+    Raises
+    ------
+    MismatchError
+        If the profile is of other weights.
+
+    References
+    ----------
+    Docs/how-to/pruning.md (the protocol of comparison).
     """
     if isinstance(source, Profile) and source.weights_hash != weights_hash(found.graph.model):
         raise MismatchError("repair: the profile was measured on other weights than the original network's; collect it again")
@@ -117,7 +131,7 @@ class _Moments:
         """Which of them stay."""
         if not self.sites:
             return keep[place.layer.inputs]
-        return torch.cat([keep[found.offsets[site.name] : found.offsets[site.name] + site.channels] for site in self.sites])
+        return torch.cat([keep[found.first_id[site.name] : found.first_id[site.name] + site.channels] for site in self.sites])
 
 
 def _input_moments_measured(place: LayerContext, original: ActivationCache, positions: int) -> _Moments | str:
@@ -144,14 +158,14 @@ def _input_moments_from_profile(place: LayerContext, found: Groups, profile: Pro
     feeding = input_sites(found.graph.nodes[place.source], found)
     if isinstance(feeding, str):
         return feeding
-    channels = torch.cat([torch.arange(site.channels) + found.offsets[site.name] for site in feeding])
+    channels = torch.cat([torch.arange(site.channels) + found.first_id[site.name] for site in feeding])
     numbers = place.layer.inputs
     if len(numbers) % len(channels):
         return f"it reads {len(numbers):,} inputs, which are not the {len(channels):,} channels of the sites before it"
     aligned = channels.repeat_interleave(len(numbers) // len(channels))
     if not bool(((numbers < 0) | (numbers == aligned)).all()):
         return "it reads the channels before it in another order, which a profile's covariance does not know"
-    records = [profile.record(site.name).cut for site in feeding]
+    records = [profile.record(site.name).activation for site in feeding]
     mean = torch.cat([part.mean for part in records])
     return _Moments(torch.block_diag(*(part.covariance for part in records)), mean, tuple(feeding))
 
@@ -164,7 +178,7 @@ def _prediction(moments: _Moments, kept: Tensor, ridge: float) -> PeerPrediction
 
 def input_sites(node: fx.Node, found: Groups) -> list[Site] | str:
     """The sites whose cut points, one after the other, are what a consumer reads; or why a profile has no covariance of it."""
-    sites = {site.cut: site for site in found.sites}
+    sites = {site.activation: site for site in found.sites}
     if node.name in sites:
         return [sites[node.name]]
     parents = node.all_input_nodes

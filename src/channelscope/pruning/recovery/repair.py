@@ -34,7 +34,7 @@ class RepairReport:
     """the method, and whether normalizations were re-estimated after it"""
     images: int
     """calibration images used"""
-    errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    relative_errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """layer → squared error of its (normalized) output before its re-fit, and after it on images it was not fitted to, as fractions
     of the target's variance; nan where that is zero"""
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ def repair(
     small: nn.Module,
     model: nn.Module | Groups,
     kept: Subset,
-    source: Iterable | Profile | None = None,
+    calibration: Iterable | Profile | None = None,
     method: Method = "least_squares",
     ridge: float | None = None,
     positions: int = 64,
@@ -63,18 +63,32 @@ def repair(
     batchnorm       batch normalizations are re-estimated only
     none            nothing
 
-    model       the original network, or its `groups`
-    kept        the channels `small` was made of: small = shrink(model, kept)
     source      batches of (images, …), labels are not looked at; or, for peers, the original's profile alone
-    ridge       λ as a share of the mean variance of what a layer reads; None: the one of .005, .05, .5 and 5 that predicts each
-                layer best on images not fitted to, for peers 0.01
-    positions   positions an image gives to the regressions, drawn by its index
 
     All images' activations at the current layer are held in memory, of both networks.
 
-    Raises   MismatchError if small, model, kept and profile do not belong together; InputError for an unknown method, or
-             one that lacks its source.
-    Source   He, Zhang, Sun 2017 (least squares)
+    Parameters
+    ----------
+    model
+        The original network, or its `groups`.
+    kept
+        The channels `small` was made of: small = shrink(model, kept).
+    ridge
+        Λ as a share of the mean variance of what a layer reads; None: the one of .005, .05, .5 and 5 that predicts each
+        layer best on images not fitted to, for peers 0.01.
+    positions
+        Positions an image gives to the regressions, drawn by its index.
+
+    Raises
+    ------
+    MismatchError
+        If small, model, kept and profile do not belong together.
+    InputError
+        For an unknown method, or one that lacks its source.
+
+    References
+    ----------
+    He, Zhang, Sun 2017 (least squares).
     """
     if method not in get_args(Method):
         raise InputError(f"method: expected least_squares, peers, batchnorm or none, received '{method}'")
@@ -84,12 +98,12 @@ def repair(
         return RepairReport("none", 0)
     found = model if isinstance(model, Groups) else known_groups(model, kept) or groups(model, zero_input(model, kept))
     keep = _check_same_network(small, found, kept)
-    if isinstance(source, Profile) and method == "peers":
-        skipped = compensate_with_peers(small, found, keep, source, PEER_RIDGE if ridge is None else ridge, positions)
-        return RepairReport("peers", source.images, skipped=skipped)
-    if source is None or isinstance(source, Profile):
+    if isinstance(calibration, Profile) and method == "peers":
+        skipped = compensate_with_peers(small, found, keep, calibration, PEER_RIDGE if ridge is None else ridge, positions)
+        return RepairReport("peers", calibration.images, skipped=skipped)
+    if calibration is None or isinstance(calibration, Profile):
         raise InputError(f"repair: {method} needs calibration images, batches of (images, …){FROM_PROFILE if method == 'peers' else ''}")
-    batches = rechunked(source, found)
+    batches = rechunked(calibration, found)
     with torch.no_grad(), eval_mode(small), eval_mode(found.graph.model):
         original = ActivationCache(found.graph, batches)
         skipped = (
@@ -107,13 +121,13 @@ def repair(
 
 
 def _check_same_network(small: nn.Module, found: Groups, kept: Subset) -> Tensor:
-    """`survivors`, after refusing a smaller network that was not made of these channels."""
+    """`kept_ids`, after refusing a smaller network that was not made of these channels."""
     keep = kept_ids(found, kept)
     modules = dict(small.named_modules())
     for layer in found.layers:
         weight: Any = modules[layer.name].weight if layer.name in modules else None
         expected = int(keep[layer.outputs].sum())
-        if weight is not None and layer.taps and weight.shape[0] != expected and layer.name in found.offsets:
+        if weight is not None and layer.taps and weight.shape[0] != expected and layer.name in found.first_id:
             raise MismatchError(
                 f"repair: {layer.name} has {weight.shape[0]} outputs, the subset keeps {expected}: small = shrink(model, kept)"
             )
