@@ -15,7 +15,7 @@ def test_groups_and_removal(name):
     graph = graph_of(model, *shape)
     sites = {site.name for site in earlier.sites}
     mine = {frozenset(member for member in group if member[0] in sites) for group in graph.groups}
-    before = {frozenset(group.members) for group in earlier.found}
+    before = {frozenset(group.members) for group in earlier.members}
     assert before <= mine
     assert (before == mine) == (name != "densenet121")  # norms behind its concatenations shift what is silenced, but removal does not mind
     assert graph.opaque == {}
