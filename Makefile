@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.channelscope-ready
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help demo test test-data test-browser test-slow lint bench report clean
+.PHONY: help demo test test-data test-browser test-slow lint mutants bench report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+mutants: $(READY)  ## make 200 small changes of the source and see which the tests notice, about two hours; resumable
+	$(BIN)/python tools/mutants.py
 
 bench: $(READY)  ## every benchmark table, ratios of medians taken in one run
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
