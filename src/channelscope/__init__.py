@@ -3,6 +3,7 @@
 The verbs and nouns below and every room (`channelscope.scores`, `channelscope.circuits`, …) are attributes, imported when first used.
 """
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,8 @@ def __getattr__(name: str) -> Any:
         value = vars(import_module(f"channelscope.{_HOME_OF[name]}"))[name]
         globals()[name] = value
         return value
-    raise AttributeError(f"module 'channelscope' has no attribute '{name}'")
+    near = get_close_matches(name, __all__, 2)
+    raise AttributeError(f"module 'channelscope' has no attribute '{name}'" + (f"; near matches: {', '.join(near)}" if near else ""))
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,47 @@
+"""The package's own face: every name is an attribute when it is first used, and importing it loads nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import channelscope
+
+HEAVY = ("torch", "pandas", "matplotlib", "plotly", "sklearn", "networkx", "scipy")
+FACE = Path(channelscope.__file__)
+
+
+def run(lines: str) -> str:
+    return subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True).stdout
+
+
+def test_importing_the_package_loads_no_library():
+    assert run(f"import sys, channelscope; print([name for name in {HEAVY} if name in sys.modules])").strip() == "[]"
+
+
+def test_rooms_and_their_names_are_there_without_further_imports():
+    lines = "import channelscope; print(channelscope.experiments.ablate.__name__, channelscope.circuits.Circuit.__name__)"
+    assert run(lines).split() == ["ablate", "Circuit"]
+    assert run("import channelscope; print(channelscope.discarding.discard.__name__, channelscope.Subset.__name__)").split() == [
+        "discard",
+        "Subset",
+    ]
+
+
+@pytest.mark.parametrize("name", channelscope.__all__)
+def test_every_public_name_is_an_attribute(name):
+    assert getattr(channelscope, name) is not None
+    assert name in dir(channelscope)
+
+
+def test_type_checkers_see_the_same_names():
+    (block,) = [node for node in ast.parse(FACE.read_text()).body if isinstance(node, ast.If)]
+    seen = {alias.name for node in block.body for alias in node.names}
+    assert seen == set(channelscope.__all__)
+
+
+def test_a_name_that_is_none_is_refused():
+    with pytest.raises(AttributeError, match="module 'channelscope' has no attribute 'colect'; near matches: collect"):
+        channelscope.colect  # noqa: B018
