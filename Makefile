@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.channelscope-ready
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help demo test test-data test-browser test-slow lint mutants bench report clean
+.PHONY: help demo test test-data test-browser test-slow lint mutants wheel bench report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,14 @@ lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+wheel: $(READY)  ## build sdist and wheel, install the wheel into an empty environment and run it there
+	rm -rf dist build/empty
+	$(BIN)/python -m build --quiet --outdir dist .
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd build && ./empty/bin/channelscope demo --out wheel-demo
+	test -s build/wheel-demo/report.html
 
 mutants: $(READY)  ## make 200 small changes of the source and see which the tests notice, about two hours; resumable
 	$(BIN)/python tools/mutants.py
