@@ -79,7 +79,6 @@ WITHOUT_EXAMPLES = {
     "formulas.information",
     "formulas.ranks",
     "formulas.regression",
-    "formulas.resampling",
     "formulas.task_information",
     "network.channel_tracing",
     "network.consumers",

@@ -9,9 +9,10 @@ from channelscope.formulas.gaussian import Gaussian, correlation
 from channelscope.formulas.gradients import linear_axes
 from channelscope.formulas.graphs import communities, strongest_edges
 from channelscope.formulas.hulls import hulls
+from channelscope.formulas.intervals import jackknife
 from channelscope.formulas.ranks import matched_cells, partial_spearman, spearman
 from channelscope.formulas.regression import backward_elimination, peer_regression, replacement_weights, support
-from channelscope.formulas.resampling import holm, jackknife, permutation_p
+from channelscope.formulas.significance import holm, permutation_p
 from channelscope.stats.moments import Moments
 from formulas import laws
 
