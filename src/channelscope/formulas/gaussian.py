@@ -11,15 +11,15 @@ from channelscope.stats.moments import Moments
 from channelscope.types import Bool, Float, Index, Tensor
 
 FLOAT32_RESOLUTION = 2.0**-20
-"""The share of a variance that float32 statistics cannot tell from zero.
+"""Share of a variance that float32 statistics cannot distinguish from zero.
 
 Activations are float32 and so are stored scatter matrices: a correlation carries an error of a few 2⁻²³. A share below
-2⁻²⁰, eight times that, is therefore called zero: |ρ| = 1 where 1 − ρ² ≤ EXACT (above 6.93 nats), and a channel is
+2⁻²⁰, eight times that, therefore counts as zero: |ρ| = 1 where 1 − ρ² is at most this (above 6.93 nats), and a channel is
 determined by others where they leave at most this share of its variance.
 """
 
 SILENT_STD_OVER_MEAN = 2.0**-21
-"""Standard deviation over |mean| of a channel that only rounds: four units in the last place of a float32."""
+"""Standard deviation over |mean| of a channel that is constant up to rounding: four units in the last place of a float32."""
 
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 """The smallest variance that float32 holds with full precision."""
@@ -324,17 +324,17 @@ def _deficit(covariance: Tensor, count: float | None) -> str:
     silent = (~varies).nonzero().flatten().tolist()
     alive = varies.nonzero().flatten()
     rho = correlation(covariance[alive][:, alive]).cpu().numpy()
-    rank, spare = 0, []
+    rank, redundant = 0, []
     if len(alive):
         (pstrf,) = get_lapack_funcs(("pstrf",), (rho,))
         _, pivots, rank, _ = pstrf(rho, tol=FLOAT32_RESOLUTION, lower=1)
-        spare = sorted(alive[[int(p) - 1 for p in pivots[rank:]]].tolist())
+        redundant = sorted(alive[[int(p) - 1 for p in pivots[rank:]]].tolist())
     samples = "" if count is None else f", {count:,.0f} samples"
     parts = [f"the covariance ({len(covariance)} channels{samples}) has rank {rank}."]
     if silent:
         parts.append(f"{_listed(silent)} silent: drop them (law[~law.silent]).")
-    if spare:
-        parts.append(f'{_listed(spare)} determined by the others: drop them, pass shrinkage="oas", or a ridge such as 1e-3.')
+    if redundant:
+        parts.append(f'{_listed(redundant)} determined by the others: drop them, pass shrinkage="oas", or a ridge such as 1e-3.')
     return " ".join(parts)
 
 
