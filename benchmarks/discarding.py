@@ -19,6 +19,7 @@ from channelscope.discarding.jacobian import PROBE_STREAM, PerImageRandom, Sensi
 from channelscope.discarding.noise import Cells
 from channelscope.discarding.optimum import OptimalNoise, optimal_noise
 from channelscope.discarding.pixel_network import PixelNetwork
+from channelscope.formulas.intervals import t_interval
 
 DATA = "../shared/data"
 IMAGES, SIDE, SCALE = 8, 16, 4.0
@@ -105,9 +106,9 @@ def main() -> None:
         *((" + ".join(everything[:n]), bench.solved(randomized(model, everything[:n]), same)) for n in (1, 2, 5)),
     ):
         rho = torch.tensor([float(stats.spearmanr(a, b)[0]) for a, b in zip(plain.noise_std, other.noise_std, strict=True)])
-        reach = float(stats.t.isf(0.025, IMAGES - 1) * rho.std() / IMAGES**0.5)
+        mean, low, high = t_interval(rho)
         change = float((other.cid - plain.cid).mean())
-        print(f"| {label} | {rho.mean():.2f} [{rho.mean() - reach:.2f}, {rho.mean() + reach:.2f}] | {change:+.2f} |")
+        print(f"| {label} | {mean:.2f} [{low:.2f}, {high:.2f}] | {change:+.2f} |")
 
 
 if __name__ == "__main__":

@@ -285,19 +285,6 @@ def partial_spearman(x, y, covariates):
     return pearson(*left)
 
 
-def within_cells(x, y, cells, least):
-    """Weighted mean over cells of the rank correlation, and of the gap between the upper and the lower half."""
-    total = rho = gap = 0.0
-    for cell in set(cells.tolist()) - {-1}:
-        a, b = x[cells == cell], y[cells == cell]
-        if len(a) >= least:
-            middle = np.median(a)
-            rho += (len(a) - 1) * spearman(a, b)
-            gap += (len(a) - 1) * (b[a > middle].mean() - b[a < middle].mean())
-            total += len(a) - 1
-    return rho / total, gap / total
-
-
 def rand_index(one, other):
     """Adjusted Rand index by looking at every couple."""
     couples = list(itertools.combinations(range(len(one)), 2))

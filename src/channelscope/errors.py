@@ -1,12 +1,18 @@
-"""Every error the library raises on purpose: what was expected, what came, where, and what to do."""
+"""The errors that the library raises: what was expected, what was received, where, and what to do."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+MAX_NEAR = 4
+"""Near matches named by a message."""
+
+MAX_LISTED = 40
+"""Names listed by a message."""
+
 
 class ChannelscopeError(Exception):
-    """Base of all errors a user can act on; the command line prints it alone and exits with status 2."""
+    """Base of the library's errors; the command line prints the message without a traceback and exits with status 2."""
 
 
 class InputError(ChannelscopeError):
@@ -69,7 +75,7 @@ def first_line(error: BaseException) -> str:
 
 
 def no_such(what: str, name: str, known: Iterable[str]) -> str:
-    """Sentence that refuses a name, with the nearest name that exists and all the others.
+    """Message that refuses a name, with the nearest names that exist and a list of the others.
 
     Parameters
     ----------
@@ -83,22 +89,40 @@ def no_such(what: str, name: str, known: Iterable[str]) -> str:
     Returns
     -------
     str
-        The message of an error.
+        The message of an error; of many names only the first are listed, with their number.
 
     Examples
     --------
     >>> no_such("preset", "papr", ["default", "paper"])
     'no preset is called papr; near matches: paper; there are: default, paper'
+
+    References
+    ----------
+    Near matches are those of `difflib.get_close_matches`.
     """
     names = list(known)
-    near = get_close_matches(str(name), names, 2)
+    near = get_close_matches(str(name), names, MAX_NEAR)
     hint = f"near matches: {', '.join(near)}; " if near else ""
-    return f"no {what} is called {name}; {hint}there are: {', '.join(names)}"
+    listed = ", ".join(names[:MAX_LISTED]) + (f", … ({len(names)} in all)" if len(names) > MAX_LISTED else "") if names else "none"
+    return f"no {what} is called {name or repr(name)}; {hint}there are: {listed}"
 
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """Add the place to any of the library's errors raised inside: `with at("layer1.0.conv1"): …`."""
+    """Context that adds a place to the message of any of the library's errors raised inside it.
+
+    Parameters
+    ----------
+    place
+        Where the work is done, such as a site's name.
+
+    Examples
+    --------
+    >>> with at("layer1.0.conv1"):
+    ...     raise ShapeError("expected 16 channels")
+    Traceback (most recent call last):
+    channelscope.errors.ShapeError: at layer1.0.conv1: expected 16 channels
+    """
     try:
         yield
     except ChannelscopeError as error:

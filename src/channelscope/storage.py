@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic files: each is written completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -8,18 +8,37 @@ from pathlib import Path
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A place to write to, beside `path` and with its ending; at the end of the block it becomes `path`.
+    """Temporary path to write to, with the suffix of `path`, which replaces `path` at the end of the block.
 
-    If anything fails before, a full disk included, what was at `path` stays as it was and nothing is left beside it.
+    If anything fails before, a full disk included, the file at `path` is unchanged and the temporary file is deleted.
+
+    Parameters
+    ----------
+    path
+        The file to write; missing folders are made.
+
+    Yields
+    ------
+    Path
+        The temporary file, in the same folder.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with atomic_file(Path(folder) / "numbers.txt") as temporary:
+    ...         _ = temporary.write_text("1 2 3", encoding="utf-8")
+    ...     [path.name for path in Path(folder).iterdir()]
+    ['numbers.txt']
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f"{path.stem}.partial{path.suffix}")
-    half.touch()
-    mode = half.stat().st_mode
-    half.unlink()
+    temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    temporary.unlink()
     try:
-        yield half
-        half.chmod(mode)  # as any new file: some libraries make theirs readable by nobody else
-        os.replace(half, path)
+        yield temporary
+        temporary.chmod(mode)  # as any new file: some libraries make theirs readable by nobody else
+        os.replace(temporary, path)
     finally:
-        half.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

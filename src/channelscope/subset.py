@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from channelscope.errors import MismatchError, ShapeError, SiteError
+from channelscope.errors import MismatchError, ShapeError, SiteError, no_such
 from channelscope.site import Site
 
 
@@ -78,7 +78,7 @@ class Subset:
     def __getitem__(self, name: str) -> Tensor:
         """Marks of one site or layer."""
         if name not in self.masks:
-            raise SiteError(f"the subset has no marks for '{name}'; it has {', '.join(self.masks) or 'none at all'}")
+            raise SiteError(no_such("site" if self.sites else "layer", name, self.masks))
         return self.masks[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -116,7 +116,7 @@ class Subset:
 
     def __repr__(self) -> str:
         """Counts, not tensors."""
-        return f"Subset({self.count} of {self.total} {self.unit} at {len(self)} places)"
+        return f"Subset({self.count:,} of {self.total:,} {self.unit} at {len(self)} {'sites' if self.sites else 'layers'})"
 
     def _with(self, marks: Mapping[str, Tensor]) -> "Subset":
         return Subset(marks, self.sites, self.input_shape, groups=self.groups)

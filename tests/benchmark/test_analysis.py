@@ -11,7 +11,8 @@ from channelscope import tables
 from channelscope.benchmark.analysis import COLUMNS, DRAWS, Protocol, Resampled, ScoreCurve, agreement, analyze, areas, paired
 from channelscope.benchmark.grid import ORIGINAL, Trial
 from channelscope.errors import SampleError
-from channelscope.formulas.resampling import bootstrap_mean, sign_flip
+from channelscope.formulas.intervals import bootstrap_mean
+from channelscope.formulas.significance import sign_flip
 from channelscope.scores.registry import REGISTRY
 
 IMAGES = 400

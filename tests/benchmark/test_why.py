@@ -141,7 +141,7 @@ class TestWhatIsRefused:
             channel_summary("conv1:1", [runs / "circuit", other])
 
     def test_names_that_are_none(self, runs):
-        with pytest.raises(SiteError, match=r"no layer is called 'layr2\.0\.conv1'.*layer2\.0\.conv1:1"):
+        with pytest.raises(SiteError, match=r"no channel is called layr2\.0\.conv1:1.*layer2\.0\.conv1:1"):
             channel_summary("layr2.0.conv1:1", folders(runs))
         with pytest.raises(InputError, match="conv1 has channels 0 to 3 in these runs, received 4"):
             channel_summary("conv1:4", folders(runs))

@@ -145,7 +145,7 @@ def test_a_circuit_no_better_than_the_mean_is_said():
 @pytest.mark.parametrize(
     ("feature", "message"),
     [
-        ("bb:3", "no layer is called 'bb'; near matches: b"),
+        ("bb:3", "no layer is called bb; near matches: b"),
         ("b:8", "b has channels 0 to 7"),
         ("b:3@9,9", "b has 8×8 positions, and 9,9 is none of them"),
         ("b", "feature: expected layer3.1.conv1:7"),

@@ -158,5 +158,5 @@ def test_what_does_not_exist_is_refused():
     for size in (2.0, 0.0, -0.1, float("nan"), "half"):
         with pytest.raises(InputError, match=f"above 0 and up to 1.0; received {size}"):
             compare_criteria(GRAPH, FEATURES, IMAGES, HELD, ("gate",), (0.5, size))
-    with pytest.raises(SiteError, match="no layer is called 'lost'"):
+    with pytest.raises(SiteError, match="no layer is called lost"):
         compare_criteria(GRAPH, ["lost:1"], IMAGES, HELD)

@@ -108,7 +108,7 @@ def test_a_value_without_an_axis_of_channels_is_refused():
 
 def test_near_matches_are_listed():
     model, images = network("residual"), pictures()
-    with pytest.raises(SiteError, match="no layer is called 'thre'; near matches: three"):
+    with pytest.raises(SiteError, match="no layer is called thre; near matches: three"):
         locate_feature(model, "thre:0", images)
     with pytest.raises(InputError, match="last has channels 0 to 1"):
         locate_feature(model, "last:2", images)

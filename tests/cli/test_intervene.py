@@ -121,7 +121,7 @@ class TestLesionRefuses:
     def test_a_site_that_is_none_lists_near_matches(self, network, capsys, tmp_path):
         given, profile = network
         arguments = ("lesion", *given, *FEW, "--profile", profile, "--sites", "layer1.0.conv9", "--out", tmp_path / "out")
-        assert "no site is called 'layer1.0.conv9'; near matches: layer1.0.conv" in refused(capsys, *arguments)
+        assert "no site is called layer1.0.conv9; near matches: layer1.0.conv" in refused(capsys, *arguments)
         assert not (tmp_path / "out").exists()
 
     def test_a_folder_of_other_weights(self, network, capsys, tmp_path):

@@ -12,7 +12,7 @@ from channelscope.discarding import tables as discarding_tables
 from channelscope.discarding.cid import NUMBERS, CIDOptions, CIDResult
 from channelscope.discarding.pixel_network import LayerOutput
 from channelscope.errors import MismatchError
-from channelscope.formulas import resampling
+from channelscope.formulas import intervals
 
 
 def found(layer="a", depth=1, images=(3, 1, 2), reached=None, **numbers):
@@ -69,11 +69,11 @@ def test_layer_means_have_t_intervals_over_images():
 
 
 def test_one_image_has_no_interval():
-    mean, low, high = resampling.t_interval(pd.Series([1.0]))
+    mean, low, high = intervals.t_interval(pd.Series([1.0]))
     assert mean == 1.0
     assert math.isnan(low)
     assert math.isnan(high)
-    assert math.isnan(resampling.t_interval(pd.Series([], dtype=float))[0])
+    assert math.isnan(intervals.t_interval(pd.Series([], dtype=float))[0])
 
 
 def test_differences_are_paired_over_images():

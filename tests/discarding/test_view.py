@@ -69,7 +69,7 @@ def test_a_number_taken_early_and_used_late_does_not_count_as_passing_by():
 
 
 def test_unknown_layers_name_near_matches():
-    with pytest.raises(SiteError, match="no layer is called 'dawn'; near matches: down"):
+    with pytest.raises(SiteError, match="no layer is called dawn; near matches: down"):
         small.view().layers(["dawn"])
     with pytest.raises(SiteError, match="there are: "):
         small.view().layers(["zzzzzz"])

@@ -342,7 +342,7 @@ class TestBadInput:
             ablate(other, profile, batches, PLAN, progress=False)
 
     def test_a_site_that_is_none_lists_near_matches(self, network):
-        with pytest.raises(SiteError, match=r"no site is called 'layer1.0.conv3'; near matches: layer1.0.conv"):
+        with pytest.raises(SiteError, match=r"no site is called layer1.0.conv3; near matches: layer1.0.conv"):
             ablate(*network, AblationPlan(sites=("layer1.0.conv3",)), progress=False)
 
     def test_fewer_images_than_groups(self, network):

@@ -9,9 +9,10 @@ from channelscope.formulas.gaussian import Gaussian, correlation
 from channelscope.formulas.gradients import linear_axes
 from channelscope.formulas.graphs import communities, strongest_edges
 from channelscope.formulas.hulls import hulls
-from channelscope.formulas.ranks import matched_cells, partial_spearman, spearman
+from channelscope.formulas.intervals import jackknife
+from channelscope.formulas.ranks import partial_spearman, spearman
 from channelscope.formulas.regression import backward_elimination, peer_regression, replacement_weights, support
-from channelscope.formulas.resampling import holm, jackknife, permutation_p
+from channelscope.formulas.significance import holm, permutation_p
 from channelscope.stats.moments import Moments
 from formulas import laws
 
@@ -41,7 +42,6 @@ FORMULAS = {
     "edges": lambda cov, r, rho, rows: strongest_edges(rho)[1],
     "spearman": lambda cov, r, rho, rows: spearman(rows[:, 0], rows[:, 1]),
     "partial": lambda cov, r, rho, rows: partial_spearman(rows[:, 0], rows[:, 1], rows[:, 2:]),
-    "cells": lambda cov, r, rho, rows: matched_cells(rows, 2),
     "grouping": lambda cov, r, rho, rows: kmeans_labels(rows),
     "jackknife": lambda cov, r, rho, rows: jackknife(rows.mean(0), rows).standard_error,
     "permutation": lambda cov, r, rho, rows: permutation_p(rows[0], rows),

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import pencil
-from channelscope.errors import InputError, ShapeError
-from channelscope.formulas.ranks import matched_cells, partial_spearman, spearman, within_cells
+import pencil_experiments
+from channelscope.errors import ShapeError
+from channelscope.formulas.ranks import constant, partial_correlation, partial_spearman, ranks, spearman
 
 FEW = st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=3, max_size=20)
 
@@ -93,67 +94,105 @@ def test_partial_spearman_edge_cases():
     torch.testing.assert_close(partial_spearman(longer[0], longer[1], longer[2][:, None]), partial_spearman(x, y, z[:, None]))
 
 
-# ---------------------------------------------------------------- matched cells
+# ---------------------------------------------------------------- partial correlation
 
 
-def test_matched_cells_are_equally_full():
-    cells = matched_cells(columns(90, 1), 3)
-    assert cells.bincount().tolist() == [30, 30, 30]
-    two = matched_cells(columns(900, 2), 3)
-    assert len(two.unique()) == 9
-    assert int(two.bincount().min()) > 60
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5), st.integers(7, 30))
+def test_equals_the_correlation_of_residuals(seed, k, n):
+    columns = np.random.default_rng(seed).normal(size=(n, k)) @ np.random.default_rng(seed + 1).normal(size=(k, k))
+    assert partial_correlation(torch.tensor(columns)).item() == pytest.approx(pencil_experiments.partial_correlation(columns), abs=1e-6)
 
 
-def test_matched_cells_keep_ties_together_and_nan_out():
-    covariate = torch.tensor([[1.0], [1.0], [1.0], [2.0], [math.nan], [3.0]])
-    cells = matched_cells(covariate, 2)
-    assert cells.tolist() == [0, 0, 0, 1, -1, 1]
-    assert matched_cells(columns(5, 2), 1).tolist() == [0] * 5
-    order = columns(20, 1).flatten().argsort()
-    assert bool((matched_cells(columns(20, 1), 4)[order].diff() >= 0).all())
-    with pytest.raises(InputError, match="bins"):
-        matched_cells(covariate, 0)
+def test_many_samples_at_once_are_each_on_their_own():
+    columns = torch.randn(4, 3, 12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = partial_correlation(columns)
+    assert whole.shape == (4, 3)
+    torch.testing.assert_close(whole[2, 1], partial_correlation(columns[2, 1]))
 
 
-@given(st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
-def test_within_cells_twin(seed):
-    rows = columns(40, 2, seed)
-    cells = torch.randint(-1, 3, (40,), generator=torch.Generator().manual_seed(seed))
-    found = within_cells(rows[:, 0], rows[:, 1], cells)
-    rho, gap = pencil.within_cells(rows[:, 0].numpy(), rows[:, 1].numpy(), cells.numpy(), 5)
-    assert found.correlation == pytest.approx(rho)
-    assert found.difference == pytest.approx(gap)
-    sizes = cells[cells >= 0].bincount()
-    assert found.rows == int(sizes[sizes >= 5].sum())
+def test_two_columns_on_ranks_are_spearman():
+    a, b = torch.randn(2, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = stats.spearmanr(a.numpy(), b.numpy()).statistic
+    assert partial_correlation(torch.stack([ranks(a), ranks(b)], 1)).item() == pytest.approx(expected)
 
 
-def test_matching_removes_a_common_cause():
-    rows = columns(6000, 3, 2)
-    x, y = rows[:, 0] + 3 * rows[:, 2], rows[:, 1] + 3 * rows[:, 2]
-    everyone = within_cells(x, y, torch.zeros(6000, dtype=torch.long))
-    matched = within_cells(x, y, matched_cells(rows[:, 2:], 20))
-    assert everyone.correlation > 0.85
-    assert abs(matched.correlation) < 0.25
-    assert abs(matched.difference) < 0.2 * everyone.difference
+def test_a_chain_loses_its_ends_correlation_once_the_middle_is_known():
+    source = torch.Generator().manual_seed(2)
+    first = torch.randn(20_000, dtype=torch.float64, generator=source)
+    middle = first + torch.randn(20_000, dtype=torch.float64, generator=source)
+    last = middle + torch.randn(20_000, dtype=torch.float64, generator=source)
+    assert partial_correlation(torch.stack([first, last], 1)).item() > 0.5
+    assert abs(partial_correlation(torch.stack([first, last, middle], 1)).item()) < 0.03
 
 
-def test_a_planted_effect_survives_matching():
-    rows = columns(1000, 3, 4)
-    found = within_cells(rows[:, 0], rows[:, 0] * 2 + rows[:, 1], matched_cells(rows[:, 2:], 4))
-    assert found.correlation > 0.8
-    assert found.difference > 2
-    assert (found.cells, found.rows) == (4, 1000)
+def test_scale_shift_and_order_of_the_given_columns_do_not_matter():
+    columns = torch.randn(15, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    moved = columns * torch.tensor([2.0, 5.0, 0.1, 30.0]) + torch.tensor([1.0, -3.0, 100.0, 0.0])
+    torch.testing.assert_close(partial_correlation(moved[:, [0, 1, 3, 2]]), partial_correlation(columns))
+    torch.testing.assert_close(partial_correlation(columns[:, [1, 0, 2, 3]]), partial_correlation(columns))
 
 
-def test_within_cells_leaves_small_and_constant_cells_out():
-    x, y = torch.arange(10.0), torch.arange(10.0) ** 2
-    cells = torch.tensor([0] * 6 + [1] * 4)
-    found = within_cells(x, y, cells)
-    assert (found.cells, found.rows, found.correlation) == (1, 6, pytest.approx(1))
-    nothing = within_cells(torch.ones(10), y, cells)
-    assert math.isnan(nothing.correlation)
-    assert nothing.rows == 0
-    x[0] = math.nan
-    assert within_cells(x, y, cells).rows == 5
-    assert np.isnan(within_cells(x, y, torch.full((10,), -1)).difference)
+@pytest.mark.parametrize(
+    "columns",
+    [
+        torch.ones(10, 2),
+        torch.stack([torch.arange(10.0), torch.randn(10), torch.arange(10.0) * 3], 1),
+        torch.randn(2, 2),
+        torch.randn(3, 3),
+    ],
+    ids=["constant", "determined", "too few for two", "too few for three"],
+)
+def test_undefined_is_nan(columns):
+    assert partial_correlation(columns).isnan()
+
+
+def test_exact_dependence_is_one_in_size():
+    a = torch.randn(12, dtype=torch.float64)
+    assert partial_correlation(torch.stack([a, -3 * a], 1)).item() == pytest.approx(-1)
+    b = torch.randn(12, dtype=torch.float64)
+    assert partial_correlation(torch.stack([a, a + b, b], 1)).item() == pytest.approx(1)
+
+
+def test_columns_given_twice_or_constant_change_nothing():
+    columns = torch.randn(15, 3, dtype=torch.float64)
+    expected = partial_correlation(columns)
+    torch.testing.assert_close(partial_correlation(torch.cat([columns, columns[:, 2:]], 1)), expected)
+    torch.testing.assert_close(partial_correlation(torch.cat([columns, torch.ones(15, 1)], 1)), expected)
+
+
+def test_one_sample_that_is_undefined_leaves_the_others_alone():
+    columns = torch.randn(3, 10, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    alone = partial_correlation(columns)
+    columns[1, :, 0] = 7
+    value = partial_correlation(columns)
+    assert value[1].isnan()
+    torch.testing.assert_close(value[[0, 2]], alone[[0, 2]])
+
+
+def test_one_column_is_refused():
+    with pytest.raises(ShapeError, match="two columns, received 1"):
+        partial_correlation(torch.randn(10, 1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
+def test_ranks_by_counting(values):
+    np.testing.assert_allclose(ranks(torch.tensor(values, dtype=torch.float64)).numpy(), pencil_experiments.ranked(values))
+
+
+def test_infinity_ranks_last_and_nan_has_no_rank():
+    assert ranks(torch.tensor([torch.inf, 0.0, 5.0])).tolist() == [3, 1, 2]
+    with pytest.raises(ShapeError, match="nan has no rank"):
+        ranks(torch.tensor([0.0, torch.nan]))
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.1])
+@pytest.mark.parametrize("n", [7, 10, 13, 50])
+def test_a_constant_whose_mean_is_rounded_is_constant(value, n):
+    flat = torch.full((n,), value, dtype=torch.float64)
+    noise = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    assert constant(torch.column_stack([flat, noise])).tolist() == [True, False, False]
+    assert partial_correlation(torch.column_stack([flat, noise[:, 0]])).isnan()
+    plain = partial_correlation(noise)
+    torch.testing.assert_close(partial_correlation(torch.column_stack([noise, flat])), plain)

@@ -275,9 +275,9 @@ def test_values_are_changed_and_watched_on_the_way():
 
 def test_unknown_steps_have_near_matches():
     _, graph = traced(attribute)
-    with pytest.raises(InputError, match=r"no step 'conb'; near matches: conv"):
+    with pytest.raises(InputError, match=r"no step is called conb; near matches: conv"):
         graph.run(images(1, (3, 6, 6)), outputs="conb")
-    with pytest.raises(InputError, match=r"no step 'nothing'"):
+    with pytest.raises(InputError, match=r"no step is called nothing"):
         graph.run(images(1, (3, 6, 6)), hooks={"nothing": lambda maps: None})
     with pytest.raises(InputError, match="needs an input named x"):
         graph.run()

@@ -13,8 +13,10 @@ import torch
 from channelscope import scores as scoring
 from channelscope.benchmark.grid import FROM_SCRATCH, ORIGINAL, RECONSTRUCTION, Trial, allocated_as
 from channelscope.errors import SampleError
+from channelscope.formulas.curves import flops_auc
+from channelscope.formulas.intervals import bootstrap_means
 from channelscope.formulas.ranks import spearman
-from channelscope.formulas.resampling import bootstrap_means, effect_size, flops_auc, holm, sign_flip, sign_flip_contrasts
+from channelscope.formulas.significance import effect_size, holm, sign_flip, sign_flip_contrasts
 from channelscope.pruning.recovery.repair import Method
 from channelscope.stats.tally import Tally
 from channelscope.tables.schema import Column

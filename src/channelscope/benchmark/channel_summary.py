@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pandas as pd
 from channelscope import tables
 from channelscope.circuits import folder
 from channelscope.circuits.circuit import Circuit
-from channelscope.errors import FormatError, InputError, MismatchError, SiteError
+from channelscope.errors import FormatError, InputError, MismatchError, SiteError, no_such
 from channelscope.pruning.folder import Manifest
 from channelscope.tables.rounding import format_number, format_percent
 from channelscope.tables.schema import Column
@@ -334,8 +333,7 @@ def _channel_name(channel: str, runs: Sequence[EvidenceFolder]) -> tuple[str, in
     for run in runs:
         known |= {name: max(count, known.get(name, 0)) for name, count in run.layers().items()}
     if layer not in known:
-        near = ", ".join(f"{name}:{number}" for name in get_close_matches(layer, known, n=4, cutoff=0.3)) or "none"
-        raise SiteError(f"no layer is called '{layer}' in these runs; near matches: {near}")
+        raise SiteError(no_such("channel", channel, [f"{name}:{number}" for name, count in known.items() if number < count]))
     if number >= known[layer]:
         raise InputError(f"{layer} has channels 0 to {known[layer] - 1} in these runs, received {number}")
     return layer, number

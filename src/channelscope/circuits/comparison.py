@@ -17,7 +17,7 @@ from channelscope.circuits.evaluation import CIRCUIT_COLUMNS, HeldOutImages, fid
 from channelscope.circuits.located_feature import LocatedFeature, activation_range, image_batches, locate_feature
 from channelscope.circuits.options import CircuitOptions
 from channelscope.errors import BudgetError, InputError, SampleError
-from channelscope.formulas.resampling import Interval, bootstrap
+from channelscope.formulas.intervals import Interval, bootstrap
 from channelscope.network.graph import Graph
 from channelscope.network.module_state import weights_hash
 from channelscope.network.sites import sites_of

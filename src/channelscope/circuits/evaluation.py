@@ -16,7 +16,7 @@ from channelscope.circuits.located_feature import LocatedFeature, feature_values
 from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.selection import top_k
 from channelscope.errors import ShapeError
-from channelscope.formulas.resampling import Interval, bootstrap_counts
+from channelscope.formulas.intervals import Interval, bootstrap_counts
 from channelscope.network.channel_graph import Merge
 from channelscope.subset import Subset
 from channelscope.tables.schema import Column

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.func import functional_call
 
 from channelscope.circuits.feature import LOGIT, Feature
 from channelscope.data.batches import images_of
-from channelscope.errors import InputError, SampleError, ShapeError, SiteError
+from channelscope.errors import InputError, SampleError, ShapeError, SiteError, no_such
 from channelscope.network.channel_graph import ChannelGraph, KernelMask
 from channelscope.network.channel_tracing import channel_graph
 from channelscope.network.edits import zero_kernels
@@ -244,8 +243,7 @@ def _feature_step(graph: Graph, feature: Feature) -> fx.Node:
     if found:
         return found[0]
     names = [str(node.target) for node in graph.steps.nodes if node.op == "call_module"]
-    near = get_close_matches(feature.layer, names, n=4, cutoff=0.3)
-    raise SiteError(f"no layer is called '{feature.layer}'; near matches: {', '.join(near) or 'none'} (logit is the network's output)")
+    raise SiteError(no_such("layer", feature.layer, [LOGIT, *names]))
 
 
 def image_batches(images: Tensor | Iterable, device: torch.device | str = "cpu") -> Iterator[Float[Tensor, "images C H W"]]:

@@ -16,7 +16,7 @@ from channelscope.circuits.kernel_scores import GradientOptions, KernelScores, P
 from channelscope.circuits.located_feature import LocatedFeature, image_batches
 from channelscope.circuits.selection import connected_top_k, kernel_count, top_k
 from channelscope.errors import BudgetError
-from channelscope.formulas.resampling import bootstrap_counts
+from channelscope.formulas.intervals import bootstrap_counts
 from channelscope.types import Float, Tensor
 
 SHARDS = 16

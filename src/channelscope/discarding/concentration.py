@@ -15,7 +15,7 @@ from channelscope.discarding.noise import Cells, entropy
 from channelscope.discarding.pixel_network import PixelNetwork
 from channelscope.discarding.tables import COLUMNS, describe_discarding
 from channelscope.errors import DataError, ShapeError
-from channelscope.formulas.resampling import t_interval
+from channelscope.formulas.intervals import t_interval
 from channelscope.types import Bool, Float, Tensor
 
 

@@ -11,7 +11,7 @@ from channelscope.discarding.cid import CIDOptions
 from channelscope.discarding.noise import Cells
 from channelscope.discarding.smoothing import gaussian_blur
 from channelscope.discarding.tables import describe_discarding
-from channelscope.formulas.resampling import t_interval
+from channelscope.formulas.intervals import t_interval
 from channelscope.types import Bool, Float, Int, Tensor
 
 REMOVED_FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -87,7 +87,7 @@ def descriptive_accuracy_table(curves: Mapping[tuple[str, str], Float[Tensor, "i
     for (method, baseline), curve in curves.items():
         own, cid = area_under_curve(curve), area_under_curve(curves[first, baseline])
         row = {"method": method, "baseline": baseline, "n": len(own)}
-        row |= dict(zip(("area", "area_low", "area_high"), t_interval(pd.Series(own.tolist())), strict=True))
-        apart = t_interval(pd.Series((own - cid).tolist())) if method != first else (math.nan,) * 3
+        row |= dict(zip(("area", "area_low", "area_high"), t_interval(own.tolist()), strict=True))
+        apart = t_interval((own - cid).tolist()) if method != first else (math.nan,) * 3
         rows.append(row | dict(zip(("less_cid", "less_cid_low", "less_cid_high"), apart, strict=True)))
     return describe_discarding("descriptive_accuracy", rows, rule)

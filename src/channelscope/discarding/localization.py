@@ -13,7 +13,7 @@ from channelscope.discarding.concentration import Box
 from channelscope.discarding.smoothing import gaussian_blur
 from channelscope.discarding.tables import describe_discarding
 from channelscope.errors import DataError, ShapeError
-from channelscope.formulas.resampling import t_interval
+from channelscope.formulas.intervals import t_interval
 from channelscope.types import Float, Tensor
 
 QUANTILES = tuple(level / 20 for level in range(1, 20))

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch
 from torch import fx, nn
 
 from channelscope.discarding.jacobian import FeatureFunction
-from channelscope.errors import InputError, SiteError
+from channelscope.errors import InputError, SiteError, no_such
 from channelscope.network.graph import Graph, trace
 from channelscope.types import Float, Tensor
 
@@ -74,9 +73,7 @@ class PixelNetwork:
         steps = [node for node in self.graph.steps.nodes if name == node.name or name in _module_outputs(node)]
         if not steps or steps[-1].name not in self.graph.shapes:
             known = {path for node in self.graph.steps.nodes for path in _module_outputs(node)} | set(self.graph.shapes)
-            near = get_close_matches(name, known, 3, 0.5)
-            hint = f"near matches: {', '.join(near)}" if near else f"there are: {', '.join(sorted(known)[:8])}, …"
-            raise SiteError(f"no layer is called '{name}'; {hint}")
+            raise SiteError(no_such("layer", name, sorted(known)))
         return LayerOutput(name, steps[-1].name, self.places[steps[-1].name])
 
     def _spaced(self) -> list[LayerOutput]:

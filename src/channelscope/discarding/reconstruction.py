@@ -15,7 +15,7 @@ from channelscope.discarding.noise import GAUSSIAN_ENTROPY, Cells
 from channelscope.discarding.pixel_network import LayerOutput, PixelNetwork
 from channelscope.discarding.tables import describe_discarding
 from channelscope.errors import SampleError, ShapeError, at
-from channelscope.formulas.resampling import t_interval
+from channelscope.formulas.intervals import t_interval
 from channelscope.types import Float, Tensor
 
 RIDGE = 1e-3

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from channelscope import tables
 from channelscope.discarding.cid import CIDOptions, CIDResult
 from channelscope.errors import MismatchError
-from channelscope.formulas.resampling import t_interval
+from channelscope.formulas.intervals import student_reach, t_interval
 from channelscope.tables.schema import Column
 
 OURS = "this library"
@@ -189,7 +188,7 @@ def describe_discarding(
 
 def _rows(found: CIDResult, rule: CIDOptions, network: str) -> Iterable[dict[str, Any]]:
     numbers = {name: values.double().tolist() for name, values in found.numbers.items()}
-    reach = float(stats.t.isf(0.025, found.degrees_of_freedom)) if found.degrees_of_freedom > 0 else float("nan")
+    reach = student_reach(1.0, found.degrees_of_freedom)
     for place, image in enumerate(found.index.tolist()):
         own = {name: values[place] for name, values in numbers.items()}
         reached = bool(found.constraint_reached[place])

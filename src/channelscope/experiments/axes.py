@@ -8,8 +8,8 @@ import torch
 from channelscope.errors import SampleError, at
 from channelscope.formulas.clustering import adjusted_rand, adjusted_rand_null, cluster_stability, kmeans_labels, silhouette
 from channelscope.formulas.information import CEILING
+from channelscope.formulas.intervals import bootstrap_mean, jackknife
 from channelscope.formulas.ranks import spearman
-from channelscope.formulas.resampling import bootstrap_mean, jackknife
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.local import capture, overlap
 from channelscope.scores.registry import Score, lookup

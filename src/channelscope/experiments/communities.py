@@ -8,8 +8,8 @@ from channelscope.errors import at
 from channelscope.experiments.columns import table
 from channelscope.formulas import information, task_information
 from channelscope.formulas.graphs import Communities, communities, strongest_edges
+from channelscope.formulas.intervals import bootstrap_mean, jackknife
 from channelscope.formulas.ranks import spearman
-from channelscope.formulas.resampling import bootstrap_mean, jackknife
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile

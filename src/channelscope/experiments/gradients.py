@@ -5,15 +5,14 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from scipy import stats
 from torch import nn
 
 from channelscope.data.batches import batch_count, labeled_batches, on_device_of
 from channelscope.errors import DataError, InputError, SiteError
 from channelscope.experiments.columns import table
 from channelscope.formulas.gradients import LinearAxes, information_step, linear_axes, network_step
+from channelscope.formulas.intervals import bootstrap_mean, student_reach
 from channelscope.formulas.ranks import spearman
-from channelscope.formulas.resampling import bootstrap_mean
 from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import followable, patch_products, pooled_patches
 from channelscope.network.sites import Sites
@@ -280,5 +279,5 @@ def _band(name: str, values: Float[Tensor, "seeds"]) -> dict[str, float]:
     """Mean over seeds and its Student interval."""
     n = len(values)
     mean = float(values.mean())
-    reach = float(stats.t.ppf(0.975, n - 1) * values.std() / n**0.5) if n > 1 else float("nan")
+    reach = student_reach(float(values.std()) / n**0.5, n - 1) if n > 1 else float("nan")
     return {name: mean, f"{name}_low": mean - reach, f"{name}_high": mean + reach}

@@ -12,8 +12,8 @@ from channelscope.errors import at
 from channelscope.experiments.columns import table
 from channelscope.formulas.hulls import Hulls
 from channelscope.formulas.hulls import hulls as grown
+from channelscope.formulas.intervals import Interval, jackknife
 from channelscope.formulas.regression import RIDGE
-from channelscope.formulas.resampling import Interval, jackknife
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile

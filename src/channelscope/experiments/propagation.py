@@ -11,8 +11,9 @@ from torch import nn
 from channelscope.errors import SampleError, at
 from channelscope.experiments.columns import table
 from channelscope.formulas.information import CEILING
+from channelscope.formulas.intervals import bootstrap_mean
 from channelscope.formulas.ranks import partial_correlation, ranks
-from channelscope.formulas.resampling import bootstrap_mean, permutation_p
+from channelscope.formulas.significance import permutation_p
 from channelscope.network.consumers import channels_seen_by_inputs, consumers
 from channelscope.profiling.store import trace_profiled
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions

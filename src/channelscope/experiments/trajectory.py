@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from channelscope.errors import SampleError, at
 from channelscope.experiments.columns import table
@@ -12,6 +11,7 @@ from channelscope.experiments.communities import pair_matrices
 from channelscope.experiments.hulls import HullOptions
 from channelscope.formulas.graphs import communities
 from channelscope.formulas.information import CEILING
+from channelscope.formulas.intervals import t_interval
 from channelscope.formulas.ranks import spearman
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.local import capture, overlap
@@ -141,8 +141,5 @@ def _verdict(change: dict[str, float], published: float) -> str:
 
 def _band(values: np.ndarray) -> dict[str, float]:
     """Mean over runs with its Student interval; nan values are left out."""
-    values = values[~np.isnan(values)]
-    n = len(values)
-    mean = float(values.mean()) if n else float("nan")
-    reach = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
-    return {"value": mean, "low": mean - reach, "high": mean + reach, "n": n}
+    mean, low, high = t_interval(values)
+    return {"value": mean, "low": low, "high": high, "n": int((~np.isnan(values)).sum())}

@@ -17,16 +17,31 @@ STARTS = 10
 
 
 def z_scores(features: Float[Tensor, "channels k"]) -> Float[Tensor, "channels k"]:
-    """z-scores of every column over the rows without nan; rows with nan become nan throughout, a constant column becomes zeros.
+    """z-scores of every column over the rows without nan.
+
+    Parameters
+    ----------
+    features
+        One row per channel.
+
+    Returns
+    -------
+    Tensor
+        Float64, in the shape of `features`: a row with a nan is nan throughout, a constant column is zero.
 
     Raises
     ------
     InputError
         For infinite features: cap them first (information.CEILING).
 
+    Examples
+    --------
+    >>> z_scores(torch.tensor([[1.0, 5.0], [3.0, 5.0], [torch.nan, 5.0]])).tolist()
+    [[-1.0, 0.0], [1.0, 0.0], [nan, nan]]
+
     References
     ----------
-    Milligan & Cooper 1988; checked by tests/formulas/test_groupings.py.
+    Milligan & Cooper 1988. Checked by tests/formulas/test_clustering.py.
     """
     if bool(features.isinf().any()):
         raise InputError("an infinite feature has no z-score: cap it first, for example at information.CEILING")
@@ -40,16 +55,38 @@ def z_scores(features: Float[Tensor, "channels k"]) -> Float[Tensor, "channels k
 
 
 def kmeans_labels(features: Float[Tensor, "channels k"], groups: int = 4, seed: int = 0, starts: int = STARTS) -> Int[Tensor, "channels"]:
-    """k-means of the z-scored features: the group of each channel; −1 where a feature is nan.
+    """k-means clusters of the z-scored features.
+
+    Parameters
+    ----------
+    features
+        One row per channel.
+    groups
+        Number of clusters.
+    seed
+        Of the starts.
+    starts
+        Random starts; the best is taken.
+
+    Returns
+    -------
+    Tensor
+        Cluster of each channel; −1 where a feature is nan.
 
     Raises
     ------
     SampleError
-        With fewer different channels than groups.
+        For fewer different channels than clusters.
+
+    Examples
+    --------
+    >>> labels = kmeans_labels(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), groups=2).tolist()
+    >>> labels[0] == labels[1] != labels[2] == labels[3]
+    True
 
     References
     ----------
-    Lloyd 1982; Arthur & Vassilvitskii 2007 (seeding); checked by tests/formulas/test_groupings.py.
+    Lloyd 1982; Arthur & Vassilvitskii 2007 (seeding). Checked by tests/formulas/test_clustering.py.
     """
     scaled = z_scores(features)
     known = ~scaled.isnan().any(1)
@@ -58,19 +95,37 @@ def kmeans_labels(features: Float[Tensor, "channels k"], groups: int = 4, seed: 
     if different < groups:
         raise SampleError(f"{groups} groups need at least as many different channels, received {different}: ask for fewer groups")
     labels = torch.full((len(features),), -1, dtype=torch.long, device=features.device)
-    found = KMeans(groups, random_state=seed).set_params(n_init=starts).fit_predict(rows)
-    labels[known] = torch.as_tensor(found, dtype=torch.long, device=features.device)
+    clusters = KMeans(groups, random_state=seed).set_params(n_init=starts).fit_predict(rows)
+    labels[known] = torch.as_tensor(clusters, dtype=torch.long, device=features.device)
     return labels
 
 
 def adjusted_rand(one: Int[Tensor, "channels"], other: Int[Tensor, "channels"]) -> float:
-    """Adjusted Rand index of two groupings: 1 for the same, 0 on average by chance. Channels without a group (−1) in either are left out.
+    """Adjusted Rand index of two clusterings: 1 for the same one, 0 on average by chance.
 
-    Undefined (nan) below two common channels.
+    Parameters
+    ----------
+    one, other
+        Cluster of each channel; channels without one (−1) in either are left out.
+
+    Returns
+    -------
+    float
+        nan for fewer than two common channels.
+
+    Raises
+    ------
+    ShapeError
+        If the numbers of channels differ.
+
+    Examples
+    --------
+    >>> adjusted_rand(torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 0]))
+    1.0
 
     References
     ----------
-    Hubert & Arabie 1985; checked by tests/pencil.py::rand_index.
+    Hubert & Arabie 1985. Checked against tests/pencil.py::rand_index.
     """
     if len(one) != len(other):
         raise ShapeError(f"groupings of {len(one)} and {len(other)} channels")
@@ -83,11 +138,33 @@ def adjusted_rand(one: Int[Tensor, "channels"], other: Int[Tensor, "channels"]) 
 def adjusted_rand_null(
     one: Int[Tensor, "channels"], other: Int[Tensor, "channels"], permutations: int = 1000, seed: int = 0
 ) -> Float[Tensor, "p"]:
-    """Adjusted Rand indices after shuffling the channels of the second grouping: what sizes alone would give.
+    """Adjusted Rand indices after shuffling the channels of the second clustering: the null distribution for clusters of these sizes.
+
+    Parameters
+    ----------
+    one, other
+        Cluster of each channel; channels without one (−1) in either are left out.
+    permutations
+        Number of shuffles.
+    seed
+        Of the shuffles.
+
+    Returns
+    -------
+    Tensor
+        Float64 (permutations,).
+
+    Examples
+    --------
+    Of the three ways to pair four channels one is the same again.
+
+    >>> null = adjusted_rand_null(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]), permutations=50)
+    >>> [round(value, 3) for value in null.unique().tolist()]
+    [-0.5, 1.0]
 
     References
     ----------
-    Hubert & Arabie 1985; checked by tests/formulas/test_groupings.py.
+    Hubert & Arabie 1985. Checked by tests/formulas/test_clustering.py.
     """
     both = (one >= 0) & (other >= 0)
     first, second = (torch.unique(labels[both], return_inverse=True)[1].cpu() for labels in (one, other))
@@ -104,13 +181,28 @@ def adjusted_rand_null(
 
 
 def silhouette(features: Float[Tensor, "channels k"], labels: Int[Tensor, "channels"]) -> float:
-    """Mean silhouette of a grouping on the z-scored features: 1 for compact and distant groups, 0 for overlapping ones.
+    """Mean silhouette of a clustering on the z-scored features: near 1 for compact, distant clusters, 0 for overlapping ones.
 
-    Undefined (nan) with one group, or with every channel in a group of its own.
+    Parameters
+    ----------
+    features
+        One row per channel.
+    labels
+        Cluster of each channel; −1 for none.
+
+    Returns
+    -------
+    float
+        −1 … 1; nan with one cluster, or with every channel in a cluster of its own.
+
+    Examples
+    --------
+    >>> round(silhouette(torch.tensor([[0.0], [1.0], [9.0], [10.0]]), torch.tensor([0, 0, 1, 1])), 3)
+    0.889
 
     References
     ----------
-    Rousseeuw 1987; checked by tests/pencil.py::silhouette.
+    Rousseeuw 1987. Checked against tests/pencil.py::silhouette.
     """
     scaled = z_scores(features)
     known = (labels >= 0) & ~scaled.isnan().any(1)
@@ -121,11 +213,35 @@ def silhouette(features: Float[Tensor, "channels k"], labels: Int[Tensor, "chann
 
 
 def cluster_stability(features: Float[Tensor, "channels k"], groups: int = 4, seeds: Sequence[int] = range(5)) -> float:
-    """Mean adjusted Rand index between k-means groupings from single random starts with different seeds.
+    """Mean adjusted Rand index between k-means clusterings from single random starts with different seeds.
+
+    Parameters
+    ----------
+    features
+        One row per channel.
+    groups
+        Number of clusters.
+    seeds
+        At least two seeds.
+
+    Returns
+    -------
+    float
+        1 if all starts give the same clusters.
+
+    Raises
+    ------
+    SampleError
+        For fewer than two seeds.
+
+    Examples
+    --------
+    >>> cluster_stability(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), groups=2)
+    1.0
 
     References
     ----------
-    Ben-Hur, Elisseeff, Guyon 2002; checked by tests/formulas/test_groupings.py.
+    Ben-Hur, Elisseeff, Guyon 2002. Checked by tests/formulas/test_clustering.py.
     """
     labels = [kmeans_labels(features, groups, seed, starts=1) for seed in seeds]
     if len(labels) < 2:

@@ -1,4 +1,4 @@
-"""Gaussian: the one place where moments become a distribution; `[]` marginalizes, `given` conditions."""
+"""Gaussian laws of moments: covariance with shrinkage, marginals by `[]`, conditionals by `given`, and linear solves."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,15 +11,15 @@ from channelscope.stats.moments import Moments
 from channelscope.types import Bool, Float, Index, Tensor
 
 FLOAT32_RESOLUTION = 2.0**-20
-"""The share of a variance that float32 statistics cannot tell from zero.
+"""Share of a variance that float32 statistics cannot distinguish from zero.
 
 Activations are float32 and so are stored scatter matrices: a correlation carries an error of a few 2⁻²³. A share below
-2⁻²⁰, eight times that, is therefore called zero: |ρ| = 1 where 1 − ρ² ≤ EXACT (above 6.93 nats), and a channel is
+2⁻²⁰, eight times that, therefore counts as zero: |ρ| = 1 where 1 − ρ² is at most this (above 6.93 nats), and a channel is
 determined by others where they leave at most this share of its variance.
 """
 
 SILENT_STD_OVER_MEAN = 2.0**-21
-"""Standard deviation over |mean| of a channel that only rounds: four units in the last place of a float32."""
+"""Standard deviation over |mean| of a channel that is constant up to rounding: four units in the last place of a float32."""
 
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 """The smallest variance that float32 holds with full precision."""
@@ -27,7 +27,14 @@ SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A normal law over the coordinates of some moments: the assumption behind every information in nats."""
+    """A normal law over the coordinates of some moments: the assumption behind every information in nats.
+
+    Examples
+    --------
+    >>> law = Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]]), torch.inf)
+    >>> law.given([0]).variance
+    tensor([0.6400])
+    """
 
     mean: Float[Tensor, "d"]
     """mean, float64"""
@@ -40,22 +47,39 @@ class Gaussian:
 
     @classmethod
     def fit(cls, moments: Moments, shrinkage: float | Literal["oas"] | None = None) -> "Gaussian":
-        """The normal law of some moments.
+        """The normal law of some moments, with shrunk correlations if asked for.
 
-        None takes the maximum-likelihood covariance; a number s in [0, 1] multiplies every correlation by 1 − s;
-        "oas" chooses s by the oracle-approximating rule applied to the correlation matrix. Variances are never changed,
-        so the result does not depend on the channels' units and a silent channel stays silent.
+        Variances are never changed, so that the result does not depend on the channels' units and a silent channel stays silent.
+
+        Parameters
+        ----------
+        moments
+            Count, mean and scatter of at least two samples.
+        shrinkage
+            None takes the maximum-likelihood covariance; a number s in [0, 1] multiplies every correlation by 1 − s;
+            "oas" chooses s by the oracle-approximating rule applied to the correlation matrix.
+
+        Returns
+        -------
+        Gaussian
+            Float64; its `estimator` names the shrinkage.
 
         Raises
         ------
         SampleError
-            Below two samples.
+            For fewer than two samples.
         InputError
             For any other shrinkage.
 
+        Examples
+        --------
+        >>> moments = Moments.of(torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
+        >>> Gaussian.fit(moments, shrinkage=0.5).covariance.tolist()
+        [[1.0, 0.5], [0.5, 1.0]]
+
         References
         ----------
-        Chen, Wiesel, Eldar, Hero 2010, equation 23 (OAS); checked by tests/pencil.py::oas.
+        Chen, Wiesel, Eldar, Hero 2010, equation 23 (OAS). Checked against tests/pencil.py::oas.
         """
         if moments.count < 2:
             raise SampleError(f"a covariance needs at least 2 samples, received {moments.count:g}: profile more images")
@@ -78,15 +102,27 @@ class Gaussian:
         return len(self.mean)
 
     def __getitem__(self, index: Index) -> "Gaussian":
-        """The law of some coordinates, whatever the others do."""
+        """Marginal law of some coordinates."""
         return Gaussian(self.mean[index], self.covariance[index][:, index], self.count, self.estimator)
 
     def given(self, index: Index, value: Float[Tensor, "k"] | None = None) -> "Gaussian":
-        """The law of the other coordinates (in their order) once those at `index` are known.
+        """Conditional law of the other coordinates, in their order, given those at `index`.
 
             Σ_A|B = Σ_AA − Σ_AB Σ_BB⁻¹ Σ_BA        μ_A|B = μ_A + Σ_AB Σ_BB⁻¹ (value − μ_B)
 
-        `value` is the mean unless given. A coordinate of which at most the share EXACT is left gets variance zero: it is known.
+        A coordinate of which at most the share FLOAT32_RESOLUTION of its variance is left gets variance zero.
+
+        Parameters
+        ----------
+        index
+            The known coordinates.
+        value
+            Their values; the mean by default.
+
+        Returns
+        -------
+        Gaussian
+            Over the coordinates that are not in `index`.
 
         Raises
         ------
@@ -95,7 +131,7 @@ class Gaussian:
 
         References
         ----------
-        Anderson 2003, theorem 2.5.1; checked by tests/pencil.py::conditional.
+        Anderson 2003, theorem 2.5.1. Checked against tests/pencil.py::conditional.
         """
         everything = torch.arange(len(self), device=self.mean.device)
         known = everything[index]
@@ -117,10 +153,10 @@ class Gaussian:
 
     @property
     def silent(self) -> Bool[Tensor, "d"]:
-        """True where a coordinate does not vary, or by rounding alone.
+        """True where a coordinate is constant up to the rounding of float32.
 
-        The rule: standard deviation ≤ 2⁻²¹ |mean| (four units in the last place of the float32 activations), or variance below
-        the smallest normal float32. It compares a channel with itself only, so rescaling a channel does not change it.
+        That is where the standard deviation is at most 2⁻²¹ |mean| (four units in the last place of the activations), or the
+        variance is below the smallest normal float32. A channel is compared with itself only, so rescaling does not matter.
         """
         return self.variance <= (SILENT_STD_OVER_MEAN * self.mean).square().clamp(min=SMALLEST_NORMAL)
 
@@ -131,18 +167,33 @@ class Gaussian:
         return correlation(self.covariance, scale)
 
     def describe(self) -> str:
-        """The assumption in words, for the foot of a table: 'Gaussian, ML covariance, n=5,000'."""
+        """The assumption in words, as tables print it, such as 'Gaussian, ML covariance, n=5,000'."""
         return f"Gaussian, {self.estimator}, n={self.count:,.0f}"
 
 
 def correlation(covariance: Float[Tensor, "d d"], scale: Float[Tensor, "d"] | None = None) -> Float[Tensor, "d d"]:
-    """Covariance over the product of standard deviations, within [−1, 1], diagonal of exact ones.
+    """Correlation matrix: covariance over the product of standard deviations, within [−1, 1], with a diagonal of exact ones.
 
-    Undefined (nan) in the rows and columns of a coordinate without variance.
+    Parameters
+    ----------
+    covariance
+        Symmetric.
+    scale
+        Standard deviations, if they are known; nan marks a coordinate as undefined.
+
+    Returns
+    -------
+    Tensor
+        nan in the rows and columns of a coordinate without variance.
+
+    Examples
+    --------
+    >>> correlation(torch.tensor([[4.0, 1.0], [1.0, 1.0]])).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
 
     References
     ----------
-    Anderson 2003, section 2.3; checked by tests/pencil.py::correlation.
+    Anderson 2003, section 2.3. Checked against tests/pencil.py::correlation.
     """
     if scale is None:
         scale = covariance.diagonal().sqrt()
@@ -153,19 +204,37 @@ def correlation(covariance: Float[Tensor, "d d"], scale: Float[Tensor, "d"] | No
 
 
 def cholesky(covariance: Float[Tensor, "d d"], count: float | None = None) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
-    """Standard deviations s and lower factor L of the correlation matrix: Σ = diag(s) L L' diag(s).
+    """Standard deviations s and lower Cholesky factor L of the correlation matrix: Σ = diag(s) L L' diag(s).
 
     Factoring the correlation keeps the digits of badly scaled channels, and L_jj² is the share of channel j that
-    channels 0..j−1 leave unexplained: the rank is read off it.
+    channels 0..j−1 leave unexplained.
+
+    Parameters
+    ----------
+    covariance
+        Symmetric, of full rank.
+    count
+        Samples behind it, for the message of an error.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        s (d,) and L (d, d).
 
     Raises
     ------
     SingularError
-        If a channel is silent, or determined by others up to EXACT.
+        If a channel is silent, or determined by others up to FLOAT32_RESOLUTION.
+
+    Examples
+    --------
+    >>> scale, lower = cholesky(torch.tensor([[4.0, 1.2], [1.2, 1.0]], dtype=torch.float64))
+    >>> scale.tolist(), [round(value, 3) for value in lower[1].tolist()]
+    ([2.0, 1.0], [0.6, 0.8])
 
     References
     ----------
-    Golub & Van Loan 2013, section 4.2; checked by tests/formulas/test_gaussian.py.
+    Golub & Van Loan 2013, section 4.2. Checked by tests/formulas/test_gaussian.py.
     """
     scale = covariance.diagonal().sqrt()
     if bool((scale > 0).all()):
@@ -176,18 +245,37 @@ def cholesky(covariance: Float[Tensor, "d d"], count: float | None = None) -> tu
 
 
 def solve(covariance: Float[Tensor, "d d"], right: Float[Tensor, "d k"], count: float | None = None) -> Float[Tensor, "d k"]:
-    """Σ⁻¹ B for a covariance of full rank.
+    """Σ⁻¹ B for a covariance Σ of full rank.
+
+    Parameters
+    ----------
+    covariance
+        Symmetric, of full rank.
+    right
+        Right-hand sides B, one per column.
+    count
+        Samples behind the covariance, for the message of an error.
+
+    Returns
+    -------
+    Tensor
+        The shape of B.
 
     Raises
     ------
     SingularError
-        With the channels at fault.
+        If the covariance has no inverse; the message names the channels.
     ShapeError
         If B has another number of rows.
 
+    Examples
+    --------
+    >>> solve(torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([[2.0], [2.0]])).tolist()
+    [[1.0], [0.5]]
+
     References
     ----------
-    Golub & Van Loan 2013, section 4.2; checked by tests/pencil.py::conditional.
+    Golub & Van Loan 2013, section 4.2. Checked against tests/pencil.py::conditional.
     """
     if len(right) != len(covariance):
         raise ShapeError(f"cannot solve {len(covariance)} equations for a right-hand side of {len(right)} rows")
@@ -236,17 +324,17 @@ def _deficit(covariance: Tensor, count: float | None) -> str:
     silent = (~varies).nonzero().flatten().tolist()
     alive = varies.nonzero().flatten()
     rho = correlation(covariance[alive][:, alive]).cpu().numpy()
-    rank, spare = 0, []
+    rank, redundant = 0, []
     if len(alive):
         (pstrf,) = get_lapack_funcs(("pstrf",), (rho,))
         _, pivots, rank, _ = pstrf(rho, tol=FLOAT32_RESOLUTION, lower=1)
-        spare = sorted(alive[[int(p) - 1 for p in pivots[rank:]]].tolist())
+        redundant = sorted(alive[[int(p) - 1 for p in pivots[rank:]]].tolist())
     samples = "" if count is None else f", {count:,.0f} samples"
     parts = [f"the covariance ({len(covariance)} channels{samples}) has rank {rank}."]
     if silent:
         parts.append(f"{_listed(silent)} silent: drop them (law[~law.silent]).")
-    if spare:
-        parts.append(f'{_listed(spare)} determined by the others: drop them, pass shrinkage="oas", or a ridge such as 1e-3.')
+    if redundant:
+        parts.append(f'{_listed(redundant)} determined by the others: drop them, pass shrinkage="oas", or a ridge such as 1e-3.')
     return " ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""The two axes of a linear Gaussian channel Y = w'X as directions in weight space: their gradients never work against each other."""
+"""Gradients of input capture and task information with respect to the weights of linear Gaussian channels Y = w'X."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ from channelscope.types import Float, Tensor
 
 @dataclass(frozen=True)
 class LinearAxes:
-    """Both informations of some linear channels and their gradients with respect to the weights, one row per channel."""
+    """Input capture and task information of linear channels and their gradients with respect to the weights, one row per channel."""
 
     capture: Float[Tensor, "channels"]
     """I_X = ½ ln(1 + D/s²), nats"""
@@ -40,23 +40,49 @@ def linear_axes(
     target_variance: float,
     noise: float | Literal["median"] = "median",
 ) -> LinearAxes:
-    """Gaussian linear analysis of the channels with weights w, from `product` = Σw, `cross` = c = Cov(X, T) and v_T = Var T.
+    """Gaussian linear analysis of the channels with weights w: both informations and their gradients.
 
         D = w'Σw        b = w'c        g = c − (b/D) Σw
 
-    Two identities hold whatever Σ and c: w'g = 0 (the task information does not see the length of w), and (Σw)'Σ⁻¹g = 0 (in
-    the metric of the input the two gradients are orthogonal). Σ itself is never needed: for a convolution Σw is a pass over patches.
+    Two identities hold whatever Σ and c: w'g = 0 (the task information does not depend on the length of w), and (Σw)'Σ⁻¹g = 0
+    (in the metric of the input the two gradients are orthogonal). Σ itself is never needed: for a convolution Σw is a pass
+    over patches.
 
-    Undefined (nan) where D is 0; the task gradient also where the channel determines the target.
+    Parameters
+    ----------
+    weights
+        w, one row per channel.
+    product
+        Σw, one row per channel, with the input covariance Σ.
+    cross
+        c = Cov(X, T) with the target T.
+    target_variance
+        v_T = Var T.
+    noise
+        Noise variance s² of the input capture; "median" for the layer's median D.
+
+    Returns
+    -------
+    LinearAxes
+        nan where D is 0; the task gradient also where the channel determines the target.
 
     Raises
     ------
     ShapeError
         If the shapes do not fit.
 
+    Examples
+    --------
+    One channel reads the first of two independent inputs of variance 1; the target is the sum of both and noise.
+
+    >>> weights = torch.tensor([[1.0, 0.0]])
+    >>> axes = linear_axes(weights, weights, torch.tensor([1.0, 1.0]), target_variance=4.0)
+    >>> round(float(axes.relevance), 3), axes.residual.tolist()
+    (0.144, [[0.0, 1.0]])
+
     References
     ----------
-    Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md; checked by tests/pencil.py::linear_axes.
+    Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md. Checked against tests/pencil.py::linear_axes.
     """
     if weights.shape != product.shape or weights.shape[-1] != len(cross):
         shapes = ", ".join(str(tuple(each.shape)) for each in (weights, product, cross))
@@ -84,11 +110,28 @@ def cosine(
     """Cosine of two directions per row, Euclidean or in a metric M: a'Mb / √(a'Ma · b'Mb).
 
     With M = Σ⁻¹ the two gradients of `linear_axes` have cosine 0.
-    Undefined (nan) where a direction is zero.
+
+    Parameters
+    ----------
+    a, b
+        One direction per row.
+    metric
+        M, symmetric and positive definite; None for the Euclidean one.
+
+    Returns
+    -------
+    Tensor
+        −1 … 1; nan where a direction is zero.
+
+    Examples
+    --------
+    >>> a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
+    >>> [round(value, 3) for value in cosine(a, b).tolist()]
+    [0.6]
 
     References
     ----------
-    Golub & Van Loan 2013, section 2.3; checked by tests/pencil.py::cosine.
+    Golub & Van Loan 2013, section 2.3. Checked against tests/pencil.py::cosine.
     """
     left = a if metric is None else a @ metric
     right = b if metric is None else b @ metric
@@ -103,13 +146,37 @@ def information_step(
     target_variance: float,
     rate: float,
 ) -> Float[Tensor, "channels inputs"]:
-    """One Euler step of every channel along its task gradient: w ← w + rate · ∇I_T.
+    """Weights after one Euler step of every channel along its task gradient: w ← w + rate · ∇I_T.
 
-    The flow keeps |w| (w'g = 0) and ends at w ∝ Σ⁻¹c, where every channel of the same length captures the same.
+    The flow keeps |w| (w'g = 0) and ends at w ∝ Σ⁻¹c, where all channels of the same length have the same input capture.
+
+    Parameters
+    ----------
+    weights
+        w, one row per channel.
+    covariance
+        Input covariance Σ.
+    cross
+        c = Cov(X, T) with the target T.
+    target_variance
+        Var T.
+    rate
+        Step size.
+
+    Returns
+    -------
+    Tensor
+        The shape of `weights`.
+
+    Examples
+    --------
+    >>> step = information_step(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([1.0, 1.0]), 4.0, rate=0.3)
+    >>> [round(value, 3) for value in step[0].tolist()]
+    [1.0, 0.1]
 
     References
     ----------
-    Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md; checked by tests/formulas/test_gradients.py.
+    Safaai et al. 2026 (mechanism of H2), derived in docs/theory/together.md. Checked by tests/formulas/test_gradients.py.
     """
     return weights + rate * linear_axes(weights, weights @ covariance, cross, target_variance).task_gradient
 
@@ -127,14 +194,33 @@ def network_step(
 
     The flow keeps W W' − a a' (balancedness).
 
+    Parameters
+    ----------
+    weights
+        W, one row per channel.
+    readout
+        a, one number per channel.
+    covariance
+        Input covariance Σ.
+    cross
+        c = Cov(X, T) with the target T.
+    rate
+        Step size.
+
     Returns
     -------
     tuple[Tensor, Tensor]
         New weights and new readout.
 
+    Examples
+    --------
+    >>> weights, readout = network_step(torch.tensor([[1.0, 0.0]]), torch.tensor([0.5]), torch.eye(2), torch.tensor([1.0, 1.0]), 0.1)
+    >>> [round(value, 3) for value in weights[0].tolist()], round(float(readout), 3)
+    ([1.025, 0.05], 0.55)
+
     References
     ----------
-    Saxe, McClelland, Ganguli 2014; checked by tests/formulas/test_gradients.py.
+    Saxe, McClelland, Ganguli 2014. Checked by tests/formulas/test_gradients.py.
     """
     missing = cross - covariance @ (weights.T @ readout)
     return weights + rate * torch.outer(readout, missing), readout + rate * (weights @ missing)

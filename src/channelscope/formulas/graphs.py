@@ -1,4 +1,4 @@
-"""The graph of a layer's strongest pairs, and its modularity."""
+"""The graph of a layer's strongest pairs, its communities and their modularity."""
 
 import math
 from dataclasses import dataclass
@@ -27,19 +27,38 @@ class Communities:
 def strongest_edges(
     pairs: Float[Tensor, "channels channels"], share: float = 0.1, ceiling: float = CEILING
 ) -> tuple[Int[Tensor, "edges 2"], Float[Tensor, "edges"]]:
-    """The largest `share` (rounded up) of the positive entries above the diagonal of a symmetric matrix, largest first.
+    """The largest positive entries above the diagonal of a symmetric matrix, as edges with weights.
 
-    Weights are capped at `ceiling`, so that an exact copy (inf) is a strong edge and not all of the graph; nan (silent channels) is no
-    edge. Equal entries are taken in the order of their channels.
+    Equal entries are taken in the order of their channels.
+
+    Parameters
+    ----------
+    pairs
+        A quantity of each pair of channels; nan (silent channels) is no edge.
+    share
+        Part of the positive entries that is taken, within (0, 1], rounded up.
+    ceiling
+        Largest weight; the inf of an exact copy becomes this weight.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        Channels (edges, 2) and weights (edges,), largest first.
 
     Raises
     ------
     InputError
         For a share outside (0, 1].
 
+    Examples
+    --------
+    >>> edges, weights = strongest_edges(torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0], [2.0, 0.0, 0.0]]), share=0.5)
+    >>> edges.tolist(), weights.tolist()
+    ([[0, 2]], [2.0])
+
     References
     ----------
-    Safaai et al. 2026 (R-graph and S-graph); checked by tests/pencil.py::strongest_edges.
+    Safaai et al. 2026 (R-graph and S-graph). Checked against tests/pencil.py::strongest_edges.
     """
     if not 0 < share <= 1:
         raise InputError(f"share is within (0, 1], received {share:g}")
@@ -54,15 +73,35 @@ def strongest_edges(
 def communities(
     pairs: Float[Tensor, "channels channels"], share: float = 0.1, *, weighted: bool = True, ceiling: float = CEILING
 ) -> Communities:
-    """Greedy (Clauset-Newman-Moore) partition of the graph of the strongest edges, and its modularity.
+    """Greedy (Clauset-Newman-Moore) partition of the graph of the strongest edges, with its modularity.
 
         Q = Σ_communities  L_c/m − (d_c/2m)²
 
-    L_c is the weight inside community c, d_c its summed degree, m the total weight; with `weighted=False` every edge counts 1.
+    L_c is the weight inside community c, d_c its summed degree, m the total weight.
+
+    Parameters
+    ----------
+    pairs
+        A quantity of each pair of channels.
+    share, ceiling
+        As for `strongest_edges`.
+    weighted
+        False to count every edge as 1.
+
+    Returns
+    -------
+    Communities
+        Largest community first; the modularity is nan where there is no edge.
+
+    Examples
+    --------
+    >>> pairs = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))
+    >>> communities(pairs, share=1)
+    Communities(members=((0, 1), (2, 3)), modularity=0.5, edges=2)
 
     References
     ----------
-    Clauset, Newman, Moore 2004; checked by tests/pencil.py::modularity.
+    Clauset, Newman, Moore 2004. Checked against tests/pencil.py::modularity.
     """
     edges, weights = strongest_edges(pairs, share, ceiling)
     graph = networkx.Graph()

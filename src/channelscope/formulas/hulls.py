@@ -1,4 +1,4 @@
-"""Hulls: for every channel of a layer the few peers that could replace it, all channels at once."""
+"""Hulls: a small set of peers that predicts a channel, for all channels of a layer at once."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -45,23 +45,51 @@ def hulls(
     order: Literal["forward", "prefix"] = "forward",
     pool: int | None = None,
 ) -> Hulls:
-    """The replaceability hull of every channel: a small peer set that explains enough of it.
+    """The replaceability hull of every channel: a small peer set that explains enough of its variance.
 
-    "forward" adds at each step the peer that raises the explained variance most; "prefix" takes the peers by |ρ| alone. A hull is
-    complete at `threshold` times the channel's peer support (`relative`), or at `threshold` itself, and stops at `max_size`. `pool`
-    limits the candidates to the peers with the largest |ρ|.
+    For each target the correlations of all candidates with the residual are updated by rank-one steps (a Cholesky factor per
+    target, grown by one column at a time): O(C² · max_size²) for a layer, without a loop over channels.
 
-    For each target the correlations of all candidates with what is still unexplained are kept up to date by rank-one steps
-    (a Cholesky factor per target, grown by one column at a time): O(C² · max_size²) for a layer, without a loop over channels.
+    Parameters
+    ----------
+    rho
+        Correlations of the layer's channels; a silent channel has a nan row and is excluded as a peer.
+    max_size
+        Largest number of members.
+    threshold
+        A hull is complete when it explains this share.
+    relative
+        Whether the threshold is a share of the channel's peer support, or of its variance.
+    ridge
+        Ridge on the correlations, as in `regression.support`.
+    order
+        "forward" adds at each step the peer that raises the explained variance most; "prefix" takes the peers by |ρ| alone.
+    pool
+        Only the peers with the largest |ρ|, this many, are candidates; None for all.
+
+    Returns
+    -------
+    Hulls
+        Members, size and explained variance of each channel.
 
     Raises
     ------
     InputError
         For a size below 1, a threshold outside (0, 1], an unknown order.
 
+    Examples
+    --------
+    Channel 0 is the sum of the independent channels 1 and 2 (scaled to variance 1); channel 3 is independent of them.
+
+    >>> half = 0.5**0.5
+    >>> rho = torch.tensor([[1.0, half, half, 0.0], [half, 1.0, 0.0, 0.0], [half, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    >>> result = hulls(rho, max_size=3)
+    >>> result.size.tolist(), sorted(result.members[0, :2].tolist())
+    ([2, 2, 2, 0], [1, 2])
+
     References
     ----------
-    Safaai et al. 2026; Pati, Rezaiifar, Krishnaprasad 1993 (orthogonal updates); checked by tests/pencil.py::hull.
+    Safaai et al. 2026; Pati, Rezaiifar, Krishnaprasad 1993 (orthogonal updates). Checked against tests/pencil.py::hull.
     """
     if max_size < 1 or not 0 < threshold <= 1 or order not in ("forward", "prefix") or (pool is not None and pool < 1):
         raise InputError(

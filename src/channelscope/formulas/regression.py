@@ -17,24 +17,36 @@ def support(rho: Float[Tensor, "channels channels"], ridge: float = RIDGE) -> Fl
 
         P = (R + λI)⁻¹        E_i = 1 + λ − 1/P_ii
 
-    One inverse for the layer. With λ > 0 this is r'(R_peers + λI)⁻¹r, a little below the explained variance. With λ = 0 and a
-    singular R the eigenvalues stand in for the inverse: those below EXACT/C, which float32 statistics cannot tell from zero, span the
-    linear dependences. A channel that takes part in one (with more than the share EXACT) is determined by its peers, E_i = 1 sharp, and
-    so is a copy; the others are computed without them, which is the limit λ → 0.
+    With λ > 0 this is r'(R_peers + λI)⁻¹r, slightly below the explained variance. With λ = 0 and a singular R, eigenvalues
+    below FLOAT32_RESOLUTION/C count as zero: a channel with more than the share FLOAT32_RESOLUTION in their span is determined
+    by its peers and has E_i = 1; the others use the pseudo-inverse, which is the limit λ → 0.
+
+    Parameters
+    ----------
+    rho
+        Correlations of the channels; a silent channel has a nan row and is excluded as a peer.
+    ridge
+        λ, a share of each channel's variance.
 
     Returns
     -------
     Tensor
-        0..1; nan for silent channels (nan in R), which are nobody's peers.
+        Float64 (channels,), 0..1; nan for silent channels.
 
     Raises
     ------
     InputError
         If ridge is negative.
 
+    Examples
+    --------
+    >>> rho = torch.tensor([[1.0, 0.6, 0.0], [0.6, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> [round(share, 3) for share in support(rho, ridge=0).tolist()]
+    [0.36, 0.36, 0.0]
+
     References
     ----------
-    Safaai et al. 2026; Guttman 1953 (image analysis: 1 − 1/P_ii); checked by tests/pencil.py::support.
+    Safaai et al. 2026; Guttman 1953 (image analysis: 1 − 1/P_ii). Checked against tests/pencil.py::support.
     """
     if ridge < 0:
         raise InputError(f"ridge is at least 0, received {ridge:g}")
@@ -65,18 +77,42 @@ def replacement_weights(
 
         Ŷ_i = a'Y_M + b        a = (Σ_MM + λI)⁻¹ Σ_Mi        b = μ_i − a'μ_M
 
-    λ is `ridge` times the mean variance of the members. No members: the mean alone. Padding (−1) in `members` is ignored.
+    Parameters
+    ----------
+    covariance
+        Covariance Σ of the layer's channels.
+    mean
+        Their means μ.
+    target
+        The channel i to predict.
+    members
+        The peers M; padding (−1) is ignored, and without members the prediction is the mean.
+    ridge
+        λ as a share of the mean variance of the members.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        Weights a (members,) and intercept b.
 
     Raises
     ------
     ShapeError
         If the channel is its own member.
     SingularError
-        If the members have no inverse and ridge is 0.
+        If the members' covariance has no inverse and ridge is 0.
+
+    Examples
+    --------
+    Channel 0 is twice channel 1, plus 3.
+
+    >>> weights, intercept = replacement_weights(torch.tensor([[4.0, 2.0], [2.0, 1.0]]), torch.tensor([5.0, 1.0]), 0, [1])
+    >>> weights.tolist(), float(intercept)
+    ([2.0], 3.0)
 
     References
     ----------
-    Safaai et al. 2026 (peer replacement); checked by tests/pencil.py::replacement.
+    Safaai et al. 2026 (peer replacement). Checked against tests/pencil.py::replacement.
     """
     peers = torch.as_tensor(members, dtype=torch.long, device=covariance.device)
     peers = peers[peers >= 0]
@@ -92,12 +128,23 @@ def peer_regression(
     kept: Int[Tensor, "kept"],
     ridge: float = RIDGE,
 ) -> Float[Tensor, "dropped kept"]:
-    """Linear prediction of the dropped channels from the kept ones.
+    """Weights of the linear prediction of the dropped channels D from the kept ones K.
 
         A = Σ_DK (Σ_KK + λI)⁻¹
 
-    λ is `ridge` times the mean variance of the kept channels, so it has the layer's own unit. Silent dropped channels get zeros:
-    there is nothing to predict.
+    Parameters
+    ----------
+    covariance
+        Covariance Σ of the layer's channels.
+    dropped, kept
+        Channels D and K.
+    ridge
+        λ as a share of the mean variance of the kept channels.
+
+    Returns
+    -------
+    Tensor
+        A (dropped, kept); zeros for silent dropped channels.
 
     Raises
     ------
@@ -106,9 +153,15 @@ def peer_regression(
     InputError
         If ridge is negative.
 
+    Examples
+    --------
+    >>> covariance = torch.tensor([[4.0, 2.0], [2.0, 1.0]])
+    >>> peer_regression(covariance, torch.tensor([0]), torch.tensor([1]), ridge=0).tolist()
+    [[2.0]]
+
     References
     ----------
-    Hoerl & Kennard 1970; checked by tests/pencil.py::peers_matrix.
+    Hoerl & Kennard 1970. Checked against tests/pencil.py::peers_matrix.
     """
     if ridge < 0:
         raise InputError(f"ridge is a share of the mean variance, at least 0, received {ridge:g}")
@@ -121,7 +174,7 @@ def peer_regression(
 
 @dataclass(frozen=True)
 class Elimination:
-    """The order in which channels of a layer can be done without, and what each removal costs."""
+    """The order in which the channels of a layer are removed, and the cost of each removal."""
 
     order: Int[Tensor, "channels"]
     """channels, first removed first"""
@@ -132,13 +185,26 @@ class Elimination:
 def backward_elimination(
     covariance: Float[Tensor, "channels channels"], weights: Float[Tensor, "channels"], ridge: float = RIDGE
 ) -> Elimination:
-    """Remove, one after the other, the channel that costs least given the peers that are left.
+    """Order of removal in which each step takes the channel that costs least given the peers that are left.
 
         cost_i = weight_i · Var(Y_i) · (1 − E_i)        E_i = explained variance given the channels left
 
     With weight_i = |W_next[:, i]|² the cost is the mean squared change of the consumers (by tap) when i is replaced by its
-    linear prediction. One inverse for the layer; removing j updates it by P ← P − P_:j P_j: / P_jj, so O(C³) in all. `ridge` is
-    on the correlation scale, as in `support`. Silent channels are removed first and cost nothing.
+    linear prediction. One inverse for the layer; removing j updates it by P ← P − P_:j P_j: / P_jj, so O(C³) in all.
+
+    Parameters
+    ----------
+    covariance
+        Covariance of the layer's channels.
+    weights
+        Squared norm of each channel's outgoing weights.
+    ridge
+        On the correlation scale, as in `support`.
+
+    Returns
+    -------
+    Elimination
+        Silent channels are removed first and cost nothing.
 
     Raises
     ------
@@ -147,9 +213,15 @@ def backward_elimination(
     InputError
         For negative weights.
 
+    Examples
+    --------
+    >>> elimination = backward_elimination(torch.diag(torch.tensor([3.0, 0.0, 1.0])), torch.ones(3), ridge=0)
+    >>> elimination.order.tolist(), elimination.cost.tolist()
+    ([1, 2, 0], [3.0, 0.0, 1.0])
+
     References
     ----------
-    Cotter, Kreutz-Delgado, Rao 2001 (backward elimination by Schur updates); checked by
+    Cotter, Kreutz-Delgado, Rao 2001 (backward elimination by Schur updates). Checked against
     tests/pencil.py::backward_elimination.
     """
     if not bool((weights >= 0).all()):

@@ -8,7 +8,6 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from channelscope.errors import InputError, TracingError, first_line
+from channelscope.errors import InputError, TracingError, first_line, no_such
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.tracing.comparison import other_image, same
@@ -109,7 +108,7 @@ class Graph:
         wanted = (outputs,) if isinstance(outputs, str) else outputs
         unknown = [name for name in (*hooks, *known, *wanted) if name not in self.nodes]
         if unknown:
-            raise InputError(f"the graph has no step '{unknown[0]}'; near matches: {', '.join(get_close_matches(unknown[0], self.nodes))}")
+            raise InputError(no_such("step", unknown[0], self.nodes))
         values: dict[str, Any] = dict(known)
         values.update(zip(self.inputs, nest.tensors(inputs), strict=False))
         for node, finished in self._plan(tuple(known), wanted):

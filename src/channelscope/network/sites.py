@@ -3,13 +3,12 @@
 import operator
 from collections import Counter
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from channelscope.errors import SiteError
+from channelscope.errors import SiteError, no_such
 from channelscope.network.graph import Graph, trace
 from channelscope.network.operations import of_function, spelling
 from channelscope.network.operations.elementwise import ACTIVATIONS, IDLE
@@ -70,8 +69,7 @@ def site_named(found: tuple[Site, ...], name: str) -> Site:
     table = {site.name: site for site in found}
     if name in table:
         return table[name]
-    near = get_close_matches(name, table, n=4, cutoff=0.4)
-    raise SiteError(f"no site is called '{name}'; near matches: {', '.join(near) or 'none'} (channelscope.sites lists all {len(table)})")
+    raise SiteError(no_such("site", name, table))
 
 
 def sites(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Sites:

@@ -8,7 +8,7 @@ import torch
 
 from channelscope.errors import InputError, at
 from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, oas
-from channelscope.formulas.resampling import permutation_p
+from channelscope.formulas.significance import permutation_p
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.registry import Score, lookup
 from channelscope.stats.profile import Profile

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from channelscope.errors import SampleError, at
-from channelscope.formulas.resampling import jackknife
+from channelscope.formulas.intervals import jackknife
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.registry import Score, lookup
 from channelscope.stats.profile import Profile

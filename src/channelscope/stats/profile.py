@@ -7,7 +7,7 @@ from operator import add
 
 import torch
 
-from channelscope.errors import MismatchError, SampleError, SiteError
+from channelscope.errors import MismatchError, SampleError, SiteError, no_such
 from channelscope.site import Site
 from channelscope.stats.site_record import SiteRecord
 from channelscope.stats.tally import Tally
@@ -58,12 +58,30 @@ class Profile:
     fingerprints: Int[Tensor, "images"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
     """one number per image (network/module_state.py), sorted; empty in profiles written before there were any"""
 
+    def __repr__(self) -> str:
+        """What was measured, on how many images and where, on four lines."""
+        channels, size = sum(site.channels for site in self.sites), " × ".join(map(str, self.input_shape))
+        return "\n".join(
+            (
+                f"Profile({self.network}: {self.images:,} images, {channels:,} channels at {len(self.sites)} sites)",
+                f"  weights {self.weights_hash[:12]}, input {size}, {self.classes} classes, {len(self.skipped)} layers skipped",
+                f"  readout {self.readout}, at the cut point {self.cut_readout}, seed {self.seed}, {self.shards} shards",
+                f"  targets {', '.join(self.targets) or 'none'}" + (f"; {self.tally}" if self.tally.images else ""),
+            )
+        )
+
     def site(self, name: str) -> Site:
-        """The site of that name."""
+        """The site of that name.
+
+        Raises
+        ------
+        SiteError
+            If there is none, with the nearest names.
+        """
         for site in self.sites:
             if site.name == name:
                 return site
-        raise SiteError(f"the profile has no site '{name}'; it has {', '.join(site.name for site in self.sites)}")
+        raise SiteError(no_such("site", name, [site.name for site in self.sites]))
 
     def record(self, site: Site | str, shard: int | None = None) -> SiteRecord:
         """Statistics of one site: over all images, or over one shard of them."""

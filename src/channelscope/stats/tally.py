@@ -1,10 +1,10 @@
-"""Tally: what evaluating a network leaves behind — sums over images, so that accuracy merges like any statistic."""
+"""Tally: sums over evaluated images, from which accuracy, loss and margin follow."""
 
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from scipy.stats import norm
+from scipy.stats import binomtest
 from torch.nn import functional as F
 
 from channelscope.errors import DataError, InputError
@@ -13,7 +13,16 @@ from channelscope.types import Float, Int, Tensor
 
 @dataclass(frozen=True)
 class Tally:
-    """Sums over evaluated images; `+` merges disjoint image sets."""
+    """Sums over evaluated images; `+` merges disjoint image sets.
+
+    Examples
+    --------
+    >>> one = Tally.of(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
+    >>> one.accuracy, one.margin, (one + one).images
+    (0.5, 0.0, 4.0)
+    >>> [round(end, 3) for end in one.accuracy_interval()]
+    [0.095, 0.905]
+    """
 
     images: float = 0.0
     """number of images"""
@@ -31,6 +40,13 @@ class Tally:
     @classmethod
     def of(cls, logits: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> "Tally":
         """Tally of one batch.
+
+        Parameters
+        ----------
+        logits
+            Output of the network, images × classes.
+        labels
+            Class of each image, from 0.
 
         Raises
         ------
@@ -73,14 +89,16 @@ class Tally:
         return _error(self.loss_sum, self.loss_squares, self.images)
 
     def accuracy_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Wilson interval of the accuracy (Wilson 1927)."""
+        """Wilson interval of the accuracy; nan ends without images.
+
+        References
+        ----------
+        Wilson 1927.
+        """
         if not self.images:
-            return (float("nan"), float("nan"))
-        z = float(norm.ppf(0.5 + level / 2))
-        n, p = self.images, self.accuracy
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-        return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
+            return float("nan"), float("nan")
+        ends = binomtest(round(self.correct), round(self.images)).proportion_ci(level, "wilson")
+        return float(ends.low), float(ends.high)
 
     def __str__(self) -> str:
         """Accuracy with its interval and the loss, on one line."""
@@ -122,7 +140,25 @@ def _check(labels: Int[Tensor, "images"], classes: int) -> None:
 
 
 def margin(logits: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> Float[Tensor, "images"]:
-    """Logit margin z_y − max over c ≠ y of z_c."""
-    own = logits.gather(1, labels[:, None])
+    """Logit margin of each image, z_y − max over c ≠ y of z_c for the label y.
+
+    Parameters
+    ----------
+    logits
+        Output of the network, images × classes.
+    labels
+        Class of each image, from 0.
+
+    Returns
+    -------
+    Tensor
+        In the unit of the logits; positive where the image is classified correctly.
+
+    Examples
+    --------
+    >>> margin(torch.tensor([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]]), torch.tensor([0, 1])).tolist()
+    [2.0, -2.0]
+    """
+    label_logits = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return own[:, 0] - others
+    return label_logits - others

@@ -13,8 +13,8 @@ from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
 from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 from channelscope.experiments.ablation.tables import CONTROLS
 from channelscope.experiments.columns import table
+from channelscope.formulas.intervals import bootstrap_counts
 from channelscope.formulas.ranks import partial_correlation, ranks, spearman
-from channelscope.formulas.resampling import bootstrap_counts
 from channelscope.types import Bool, Float, Int, Tensor
 
 

@@ -65,7 +65,7 @@ def test_kernels_are_marked_by_matrices():
     assert len(circuit) == 2
     assert "6" in circuit
     assert "5" not in circuit
-    assert repr(circuit) == "Subset(723 of 738 kernels at 2 places)"
+    assert repr(circuit) == "Subset(723 of 738 kernels at 2 layers)"
 
 
 def test_what_is_not_a_subset_is_refused():
@@ -80,7 +80,7 @@ def test_what_is_not_a_subset_is_refused():
         Subset({"0": torch.ones(6, dtype=torch.bool), "3": torch.ones(6, dtype=torch.bool)}, found, (3, 8, 8))
     with pytest.raises(MismatchError, match="differ in the shape of 0"):
         Subset({"0": torch.ones(6, dtype=torch.bool)}) & Subset({"0": torch.ones(7, dtype=torch.bool)})
-    with pytest.raises(SiteError, match="no marks for '9'"):
+    with pytest.raises(SiteError, match=r"no (site|layer) is called 9; there are: "):
         of([True] * 11)["9"]
     assert Subset({"0": torch.ones(6, dtype=torch.bool)}) != "subset"
 

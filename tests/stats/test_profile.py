@@ -1,0 +1,30 @@
+import re
+
+import pytest
+
+import measured
+from channelscope.errors import SampleError, SiteError
+
+
+def test_a_misspelled_site_is_refused_with_the_nearest():
+    profile = measured.profile()
+    first = profile.sites[0].name
+    assert profile.site(first) is profile.sites[0]
+    for read in (profile.site, profile.record):
+        with pytest.raises(SiteError, match=re.escape(f"no site is called {first}0; near matches: {first}; there are: {first}, ")):
+            read(f"{first}0")
+
+
+def test_printed_it_says_what_was_measured():
+    lines = repr(measured.profile()).splitlines()
+    assert lines[0] == "Profile(Sequential: 90 images, 11 channels at 2 sites)"
+    assert lines[1] == f"  weights {measured.profile().weights_hash[:12]}, input 2 × 5 × 5, 3 classes, 1 layers skipped"
+    assert lines[2] == "  readout positions(all), at the cut point positions(16), seed 0, 6 shards"
+    assert lines[3].startswith("  targets margin, ")
+    assert lines[3].endswith("; " + str(measured.profile().tally))
+    assert len(lines) == 4
+
+
+def test_a_shard_that_was_not_kept_is_refused():
+    with pytest.raises(SampleError, match="no shard 6: it was collected with shards=6"):
+        measured.profile().record(measured.profile().sites[0], 6)

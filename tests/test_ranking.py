@@ -1,0 +1,48 @@
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from channelscope.errors import ShapeError, SiteError
+from channelscope.ranking import Ranking
+from channelscope.site import Site
+
+SITES = tuple(Site(f"block{k}.conv", "conv", 2, (2, 4, 4), 0, f"conv{k}", f"relu{k}", k, 3, (3, 3)) for k in range(20))
+
+
+def ranking(**changes):
+    values = {site.name: np.array([1.0, 2.0]) for site in SITES}
+    return replace(Ranking("overlap", "nats", "low", values, SITES, (3, 4, 4)), **changes)
+
+
+def test_a_misspelled_site_is_refused_with_the_nearest():
+    for read in (ranking().__getitem__, ranking().importance):
+        with pytest.raises(SiteError, match=re.escape("no site is called block3.con; near matches: block3.conv")):
+            read("block3.con")
+
+
+def test_printed_it_has_at_most_fifteen_lines():
+    lines = repr(ranking(notes={"block0.conv": {0: "silent"}})).splitlines()
+    assert lines[0] == "Ranking(overlap [nats], low is kept: 40 channels at 20 sites, 1 with a note)"
+    assert lines[1] == "  block0.conv: 2 channels, 1 … 2"
+    assert lines[-1] == "  … 7 more sites"
+    assert len(lines) == 15
+
+
+def test_printed_an_undefined_site_says_so():
+    one = ranking(values={SITES[0].name: np.array([np.nan, np.nan])}, sites=SITES[:1], unit="")
+    assert repr(one) == "Ranking(overlap, low is kept: 2 channels at 1 sites, 0 with a note)\n  block0.conv: 2 channels, all undefined"
+
+
+def test_importance_turns_values_of_which_the_low_are_kept():
+    assert ranking().importance("block0.conv").tolist() == [-1, -2]
+    assert ranking(keeps="high").importance("block0.conv").tolist() == [1, 2]
+
+
+def test_values_must_match_the_sites():
+    values = {site.name: np.array([1.0, 2.0]) for site in SITES}
+    with pytest.raises(ShapeError, match=r"has no values for site block19\.conv"):
+        ranking(values={name: each for name, each in values.items() if name != "block19.conv"})
+    with pytest.raises(ShapeError, match=r"expected 2 values, received shape \(3,\)"):
+        ranking(values=values | {"block1.conv": np.zeros(3)})
