@@ -106,7 +106,6 @@ WITHOUT_EXAMPLES = {
     "profiling.collector",
     "profiling.distributed",
     "profiling.store",
-    "profiling.weight_norms",
     "progress",
     "pruning.cut",
     "pruning.export",
