@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from channelscope.scores.registry import Score
+
 ROOT = Path(__file__).parents[1] / "src" / "channelscope"
 MODULES = sorted(
     ".".join(["channelscope", *path.relative_to(ROOT).with_suffix("").parts]) for path in ROOT.rglob("*.py") if path.name[:2] != "__"
@@ -132,13 +134,6 @@ WITHOUT_EXAMPLES = {
     "report.sections.pruning",
     "report.sections.training",
     "report.verdict",
-    "scores.baselines",
-    "scores.composites",
-    "scores.local",
-    "scores.null_distribution",
-    "scores.registry",
-    "scores.score_table",
-    "scores.target",
     "stats.feature_maps",
     "stats.moments",
     "stats.readout",
@@ -164,10 +159,13 @@ WITHOUT_EXAMPLES = {
 def test_the_examples_run(name):
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    said: list[str] = []
-    for example in doctest.DocTestFinder(exclude_empty=True).find(module, name):
-        runner.run(example, out=said.append)
-    assert not runner.failures, "".join(said)
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    formulas = [value.formula for value in vars(module).values() if isinstance(value, Score) and value.formula.__module__ == name]
+    examples = [*finder.find(module, name), *(test for formula in formulas for test in finder.find(formula, formula.__name__, module))]
+    output: list[str] = []
+    for example in examples:
+        runner.run(example, out=output.append)
+    assert not runner.failures, "".join(output)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith(COMMANDS)])

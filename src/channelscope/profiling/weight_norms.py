@@ -12,7 +12,6 @@ from channelscope.network.sites import Sites
 from channelscope.site import Site
 from channelscope.types import Float, Tensor
 
-
 ROWS = 512
 """Filters per block: a block in float64 stays in the processor's cache for small filters, and below 100 MB for the largest."""
 
@@ -84,15 +83,39 @@ def _filter_norms(graph: Graph, site: Site) -> dict[str, Tensor]:
     rows = filters(graph.modules[site.name])
     norms = [(block.abs().sum(1), block.square().sum(1)) for block in map(Tensor.double, rows.split(ROWS))]
     l1, squares = (torch.cat(parts) for parts in zip(*norms, strict=True))
-    values = {"l1": l1, "l2": squares.sqrt(), "distances": _distances(rows, squares)}
+    values = {"l1": l1, "l2": squares.sqrt(), "distances": filter_distances(rows, squares)}
     norm = graph.modules.get(site.batchnorm) if site.batchnorm else None
     if norm is not None and isinstance(norm.weight, Tensor):
         values["gamma"] = norm.weight.detach().double().cpu().clone()
     return values
 
 
-def _distances(rows: Float[Tensor, "channels weights"], squares: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
-    """Sum of the Euclidean distances of each row to all rows; `squares` are the rows' squared norms in float64."""
+def filter_distances(rows: Float[Tensor, "channels weights"], squares: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
+    """Sum of the Euclidean distances of each filter to all filters of its layer.
+
+    Parameters
+    ----------
+    rows
+        (channels, weights of a filter), float32 or float64.
+    squares
+        (channels,) squared Euclidean norms of the rows, float64.
+
+    Returns
+    -------
+    Tensor
+        (channels,) float64, as exact as float32 products are; of float64 rows, and of filters that nearly coincide, as
+        exact as float64 products.
+
+    Examples
+    --------
+    >>> rows = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    >>> filter_distances(rows, rows.double().square().sum(1))
+    tensor([5., 5.], dtype=torch.float64)
+
+    References
+    ----------
+    He et al. 2019 (FPGM).
+    """
     sums = torch.zeros(len(rows), dtype=torch.float64)
     spans = [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)]
     for number, left in enumerate(spans):
