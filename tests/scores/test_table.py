@@ -9,6 +9,7 @@ from channelscope import scores
 from channelscope.errors import InputError, SampleError, ShapeError
 from channelscope.profiling.collect import collect
 from channelscope.ranking import Ranking
+from channelscope.zoo.toys import independent_channels
 from measured import CHANNELS, SHARDS, images, network, profile
 
 
@@ -223,3 +224,9 @@ def test_a_channel_shut_by_its_activation_has_no_peer_residual_and_says_so():
         model[0].bias[1] = -1000
     ranking = scores.peer_residual(collect(model, [images()]))
     assert ranking.notes["0"] == {1: "silent: it does not vary at its cut point"}
+
+
+def test_a_channel_without_a_hull_says_so():
+    toy = independent_channels()
+    ranking = scores.compactness(collect(toy.model, toy.batches))
+    assert ranking.notes["conv"] == dict.fromkeys(range(5), "no peer explains it: its hull is empty")

@@ -1,5 +1,8 @@
 """Numbers per channel that the weights alone give."""
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -9,21 +12,44 @@ from channelscope.network.sites import Sites
 from channelscope.site import Site
 from channelscope.types import Float, Tensor
 
+ROWS = 512
+"""Filters per block: a block in float64 stays in the processor's cache for small filters, and below 100 MB for the largest."""
 
-def filters(module: nn.Module) -> Tensor:
-    """Weights of a convolution or linear layer as one row per output channel, float64."""
-    return module.weight.detach().flatten(1).double().cpu()  # type: ignore[union-attr,operator]
+CANCELLATION = 1 / 64
+"""Squared distances below this share of the filters' squared norms lose digits in float32 and are computed in float64."""
+
+
+def filters(module: nn.Module) -> Float[Tensor, "channels weights"]:
+    """Weights of a convolution or linear layer, one row per output channel.
+
+    Parameters
+    ----------
+    module
+        A convolution or linear layer, on any device.
+
+    Returns
+    -------
+    Tensor
+        (channels, weights of a filter) on the CPU, float64 if the weights are, else float32.
+
+    Examples
+    --------
+    >>> filters(nn.Conv2d(3, 8, 5)).shape
+    torch.Size([8, 75])
+    """
+    weight: Tensor = module.weight.detach().flatten(1).cpu()  # type: ignore[union-attr,operator]
+    return weight if weight.dtype == torch.float64 else weight.float()
 
 
 def weight_norms(found: Sites, image: Tensor) -> dict[str, dict[str, Tensor]]:
-    """Numbers read off the weights, one per channel of each site.
+    """Numbers that the weights alone give, one per channel of each site.
 
     Parameters
     ----------
     found
         The sites of a network.
     image
-        A batch of the images the network takes; only its shape and type are used.
+        A batch of the images that the network takes; only its shape and type are used.
 
     Returns
     -------
@@ -33,29 +59,111 @@ def weight_norms(found: Sites, image: Tensor) -> dict[str, dict[str, Tensor]]:
         Euclidean norm of the weights that read the channel: of every convolution and linear layer that sees it through
         activations, pooling, normalization, sums, reshaping and concatenation. Where no layer reads the site there is no
         `outgoing`; a channel that its site's readers do not see has 0.
+
+    Examples
+    --------
+    >>> from channelscope.network.sites import sites
+    >>> from channelscope.zoo.toys import independent_channels
+    >>> toy = independent_channels()
+    >>> image = toy.batches[0][0][:1]
+    >>> weight_norms(sites(toy.model, image), image)["conv"]["l2"]
+    tensor([1., 2., 3., 4., 5.], dtype=torch.float64)
+
+    References
+    ----------
+    Norms: Li et al. 2017. Distances: He et al. 2019 (FPGM). BatchNorm scale: Liu et al. 2017.
     """
     source = torch.Generator().manual_seed(0)
     trial = Trial(found, torch.randn(1, *image.shape[1:], generator=source).to(image), found.found, structural=True)
-    return {site.name: _facts(found.graph, site) | _outgoing(trial, site) for site in found}
+    input_squares = cache(lambda layer: _input_squares(found.graph.modules[layer]))
+    return {site.name: _filter_norms(found.graph, site) | _outgoing(trial, site, input_squares) for site in found}
 
 
-def _facts(graph: Graph, site: Site) -> dict[str, Tensor]:
+def _filter_norms(graph: Graph, site: Site) -> dict[str, Tensor]:
     rows = filters(graph.modules[site.name])
-    facts = {"l1": rows.abs().sum(1), "l2": rows.norm(dim=1), "distances": _distances(rows)}
+    norms = [(block.abs().sum(1), block.square().sum(1)) for block in map(Tensor.double, rows.split(ROWS))]
+    l1, squares = (torch.cat(parts) for parts in zip(*norms, strict=True))
+    values = {"l1": l1, "l2": squares.sqrt(), "distances": filter_distances(rows, squares)}
     norm = graph.modules.get(site.batchnorm) if site.batchnorm else None
     if norm is not None and isinstance(norm.weight, Tensor):
-        facts["gamma"] = norm.weight.detach().double().cpu().clone()
-    return facts
+        values["gamma"] = norm.weight.detach().double().cpu().clone()
+    return values
 
 
-def _distances(rows: Tensor) -> Tensor:
-    """Sum of the Euclidean distances of each row to all rows."""
-    squares = rows.square().sum(1)
-    return (squares[:, None] + squares - 2 * rows @ rows.T).clamp(min=0).sqrt().fill_diagonal_(0).sum(1)
+def filter_distances(rows: Float[Tensor, "channels weights"], squares: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
+    """Sum of the Euclidean distances of each filter to all filters of its layer.
+
+    Parameters
+    ----------
+    rows
+        (channels, weights of a filter), float32 or float64.
+    squares
+        (channels,) squared Euclidean norms of the rows, float64.
+
+    Returns
+    -------
+    Tensor
+        (channels,) float64, as exact as float32 products are; of float64 rows, and of filters that nearly coincide, as
+        exact as float64 products.
+
+    Examples
+    --------
+    >>> rows = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    >>> filter_distances(rows, rows.double().square().sum(1))
+    tensor([5., 5.], dtype=torch.float64)
+
+    References
+    ----------
+    He et al. 2019 (FPGM).
+    """
+    sums = torch.zeros(len(rows), dtype=torch.float64)
+    spans = [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)]
+    for number, left in enumerate(spans):
+        for right in spans[: number + 1]:
+            distance = _pairwise(rows[left], rows[right], squares[left, None] + squares[right], left == right)
+            sums[left] += distance.sum(1)
+            if left != right:
+                sums[right] += distance.sum(0)
+    return sums
+
+
+def _pairwise(left: Tensor, right: Tensor, squares: Float[Tensor, "left right"], same: bool) -> Float[Tensor, "left right"]:
+    """Euclidean distances of rows to rows, float64; `squares` are the sums of their squared norms."""
+    distances = squares - 2 * (left @ right.T).double()
+    close = distances < CANCELLATION * squares
+    if same:
+        close.fill_diagonal_(False)
+    if left.dtype != torch.float64 and bool(close.any()):
+        distances = squares - 2 * left.double() @ right.double().T
+    distances = distances.clamp(min=0).sqrt()
+    return distances.fill_diagonal_(0) if same else distances
 
 
 def following_batchnorm(graph: Graph, site: Site) -> tuple[Tensor, Tensor]:
-    """Factor and shift (C,) that take the read point of an affine site to its cut point, in evaluation mode."""
+    """Factor and shift per channel of the BatchNorm behind a site, in evaluation mode.
+
+    Parameters
+    ----------
+    graph
+        The traced network.
+    site
+        A site whose activation is an affine function of its preactivation.
+
+    Returns
+    -------
+    tuple
+        Factor and shift, float64 (channels,); ones and zeros where there is no BatchNorm with running statistics.
+
+    Examples
+    --------
+    >>> from channelscope.network.sites import sites
+    >>> norm = nn.BatchNorm2d(1, eps=0.0)
+    >>> _ = norm.running_mean.fill_(3), norm.running_var.fill_(4)
+    >>> model = nn.Sequential(nn.Conv2d(1, 1, 1), norm, nn.Flatten(), nn.Linear(4, 2)).eval()
+    >>> found = sites(model, torch.zeros(1, 1, 2, 2))
+    >>> [float(number) for number in following_batchnorm(found.graph, found["0"])]
+    [0.5, -1.5]
+    """
     norm = graph.modules.get(site.batchnorm) if site.batchnorm else None
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
         return torch.ones(site.channels, dtype=torch.float64), torch.zeros(site.channels, dtype=torch.float64)
@@ -65,18 +173,20 @@ def following_batchnorm(graph: Graph, site: Site) -> tuple[Tensor, Tensor]:
     return factor, shift if norm.bias is None else shift + norm.bias.detach().double().cpu()
 
 
-def _outgoing(trial: Trial, site: Site) -> dict[str, Tensor]:
-    squares, graph = torch.zeros(site.channels, dtype=torch.float64), trial.found.graph
-    seen = trial.marks(site)
-    for layer, marks in seen:
-        squares += marks.double() @ _input_squares(graph.modules[layer])
-    return {"outgoing": squares.sqrt()} if seen else {}
+def _outgoing(trial: Trial, site: Site, input_squares: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    squares = torch.zeros(site.channels, dtype=torch.float64)
+    calls = trial.marks(site)
+    for layer, marks in calls:
+        squares += marks.double() @ input_squares(layer)
+    return {"outgoing": squares.sqrt()} if calls else {}
 
 
 def _input_squares(module: nn.Module) -> Float[Tensor, "inputs"]:
     """Sum of the squared weights that multiply each input channel of a convolution or linear layer."""
-    squares: Tensor = module.weight.detach().double().cpu().square()  # type: ignore[union-attr,operator]
+    weight: Tensor = module.weight.detach().cpu()  # type: ignore[union-attr,operator]
+    if isinstance(module, nn.Linear):
+        return torch.stack([block.double().square().sum(0) for block in weight.split(ROWS)]).sum(0)
+    squares = weight.double().square()
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return squares.flatten(1).sum(1)
-    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
-    return squares.flatten(2).sum(2).view(groups, -1, squares.shape[1]).sum(1).flatten() if squares.dim() > 2 else squares.sum(0)
+    return squares.flatten(2).sum(2).view(module.groups, -1, squares.shape[1]).sum(1).flatten()  # type: ignore[arg-type]

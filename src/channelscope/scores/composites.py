@@ -1,4 +1,4 @@
-"""Composite scores: every part is scaled within its layer before it is mixed."""
+"""Composite scores: sums of scores that are scaled to 0..1 within their layer."""
 
 from channelscope.formulas.information import CEILING
 from channelscope.scores.baselines import l2
@@ -11,16 +11,24 @@ from channelscope.types import Float, Tensor
 
 def _min_max(values: Tensor) -> Tensor:
     """Min-max scaled to 0..1 within the layer; nan stays nan, and a constant layer is 0."""
-    seen = values[~values.isnan()]
-    if len(seen) == 0:
+    defined = values[~values.isnan()]
+    if len(defined) == 0:
         return values
-    low, high = seen.min(), seen.max()
+    low, high = defined.min(), defined.max()
     return (values - low) / (high - low) if high > low else values - low
 
 
 @register(family="local", unit="", keeps="high", source="Safaai et al. 2026")
 def capture_overlap(layer: LayerStatistics, beta: float = 0.3) -> Float[Tensor, "channels"]:
-    """I_X − β R̄, both scaled to 0..1 within the layer, R̄ with the stated ceiling.
+    """Input capture minus β times peer overlap, both scaled to 0..1 within the layer; overlap is at most `CEILING`.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> capture_overlap(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.7, 0.237, 0.0]
 
     References
     ----------
@@ -31,7 +39,15 @@ def capture_overlap(layer: LayerStatistics, beta: float = 0.3) -> Float[Tensor, 
 
 @register(family="local", unit="", keeps="high", source="Safaai et al. 2026")
 def local_composite(layer: LayerStatistics) -> Float[Tensor, "channels"]:
-    """Mean of scaled input capture and scaled lack of overlap: local quantities only.
+    """Mean of input capture and of 1 − peer overlap, both scaled to 0..1 within the layer.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> local_composite(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.5, 0.268, 0.5]
 
     References
     ----------
@@ -42,7 +58,15 @@ def local_composite(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 
 @register(family="target", unit="", keeps="high", source="Safaai et al. 2026")
 def target_composite(layer: LayerStatistics) -> Float[Tensor, "channels"]:
-    """Mean of scaled task information and scaled target excess: target quantities only.
+    """Mean of task information and target excess, both scaled to 0..1 within the layer.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> target_composite(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [1.0, 0.315, 0.218]
 
     References
     ----------
@@ -53,7 +77,15 @@ def target_composite(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 
 @register(family="both", unit="", keeps="high", source="Safaai et al. 2026")
 def norm_capture(layer: LayerStatistics, alpha: float = 0.5) -> Float[Tensor, "channels"]:
-    """L2 norm + α I_X, both scaled to 0..1 within the layer.
+    """Norm of the filter plus α times input capture, both scaled to 0..1 within the layer.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> norm_capture(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [1.5, 0.815, 0.0]
 
     References
     ----------

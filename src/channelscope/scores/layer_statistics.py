@@ -1,4 +1,4 @@
-"""LayerStatistics: one site's record under given options, with what several scores need computed once."""
+"""LayerStatistics: the statistics of one site that several scores share, computed once."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -27,12 +27,18 @@ Preset = Literal["default", "paper"]
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """The choices every score of a table shares; printed with it."""
+    """Choices that all scores of a table share; printed with the table.
+
+    Examples
+    --------
+    >>> ScoreOptions(target="label").shrinkage is None
+    True
+    """
 
     target: str = "margin"
     """margin, correct_logit, top_margin, or label"""
     target_readout: TargetReadout = "pooled"
-    """one sample per image, or the local axis's positions with the target repeated (pseudo-replicated); a label is always pooled"""
+    """pooled: one sample per image; positions: those of the local axis, the target repeated at each (the label is always pooled)"""
     shrinkage: float | Literal["oas"] | None = None
     """of the correlation matrices: a number, oas, or none"""
     noise: float | Literal["median"] = "median"
@@ -41,7 +47,7 @@ class ScoreOptions:
     """paper: the published conventions (|ρ| clipped at 0.999, division by C, ten largest excesses of fifty, repeated targets)"""
 
     def __post_init__(self) -> None:
-        """Refuse values that do not exist, with the nearest one that does."""
+        """Raise InputError for an unknown value, with the nearest known one."""
         for name, kind in (("target", Target), ("target_readout", TargetReadout), ("preset", Preset)):
             value = vars(self)[name]
             if value not in get_args(kind):
@@ -53,16 +59,16 @@ class ScoreOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "ScoreOptions":
-        """The convention that options ask for, where no other options exist.
+        """Options from keyword arguments, where no other arguments are allowed.
 
         Parameters
         ----------
         options
-            Names and values of the convention's fields.
+            Names and values of the fields.
 
         Returns
         -------
-        Convention
+        ScoreOptions
             The fields as given, the others at their defaults.
 
         Raises
@@ -79,19 +85,19 @@ class ScoreOptions:
 
     @classmethod
     def split(cls, options: Mapping[str, Any], own: Collection[str] = ()) -> tuple["ScoreOptions", dict[str, Any]]:
-        """The convention that options ask for, and the options of one formula among them.
+        """Options from keyword arguments, and the arguments that belong to one formula.
 
         Parameters
         ----------
         options
-            Names and values of the convention's fields and of the formula's options.
+            Names and values of the fields and of the formula's own arguments.
         own
-            Names of the options that the formula has.
+            Names of the formula's own arguments.
 
         Returns
         -------
         tuple
-            The convention, and the formula's options by name.
+            The options, and the formula's own arguments by name.
 
         Raises
         ------
@@ -100,8 +106,8 @@ class ScoreOptions:
 
         Examples
         --------
-        >>> convention, own = ScoreOptions.split({"target": "label", "ceiling": 3.0}, own=["ceiling"])
-        >>> convention.target, own
+        >>> options, arguments = ScoreOptions.split({"target": "label", "ceiling": 3.0}, own=["ceiling"])
+        >>> options.target, arguments
         ('label', {'ceiling': 3.0})
         """
         names = [field.name for field in fields(cls)]
@@ -115,12 +121,34 @@ class ScoreOptions:
 
     @property
     def paper(self) -> bool:
-        """Whether the published conventions are asked for."""
+        """Whether the preset is `paper`."""
         return self.preset == "paper"
 
 
 class LayerStatistics:
-    """One site of a profile as the formulas see it."""
+    """Statistics of one site under given options, computed on first use and shared by the score formulas.
+
+    Parameters
+    ----------
+    profile
+        The profile of a network.
+    site
+        One of its sites.
+    record
+        Statistics of the site: of all images, or of a jackknife replicate.
+    convention
+        Choices that all scores share.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> profile = collect(toy.model, toy.batches)
+    >>> layer = LayerStatistics(profile, profile.site("conv"), profile.record("conv"), ScoreOptions())
+    >>> layer.target_correlation.square().round(decimals=2).tolist()
+    [0.4, 0.0, 0.2]
+    """
 
     def __init__(self, profile: Profile, site: Site, record: SiteRecord, convention: ScoreOptions):
         self.profile, self.site, self.record, self.convention = profile, site, record, convention
@@ -129,17 +157,17 @@ class LayerStatistics:
 
     @property
     def images(self) -> int:
-        """Independent samples: images, never pixels."""
+        """Number of independent samples: images, not positions."""
         return self.record.images
 
     @cached_property
     def gaussian(self) -> Gaussian:
-        """The channels at the read point, local readout; counted in images."""
+        """Gaussian of the channels at the preactivation, local readout; the sample count is that of images."""
         return Gaussian.fit(_as_image_count(self.record.preactivation, self.images)[: self.channels], self.convention.shrinkage)
 
     @cached_property
     def variance(self) -> Float[Tensor, "channels"]:
-        """Output variances, nan where silent."""
+        """Variances at the preactivation, nan where silent."""
         return self.gaussian.variance.masked_fill(self.gaussian.silent, torch.nan)
 
     @cached_property
@@ -166,7 +194,7 @@ class LayerStatistics:
 
     @cached_property
     def joint_gaussian(self) -> Gaussian:
-        """The law of `joint_moments`."""
+        """Gaussian of the channels and the target, fitted to `joint_moments`."""
         return Gaussian.fit(self.joint_moments, self.convention.shrinkage)
 
     @cached_property
@@ -183,7 +211,7 @@ class LayerStatistics:
 
     @cached_property
     def task_information(self) -> Float[Tensor, "channels"]:
-        """Information of each channel about the target, uncorrected."""
+        """Information of each channel about the target [nats], without bias correction."""
         if self.convention.target == "label":
             total, within = self._label
             return label_information_single(total.diagonal(), within.diagonal())
@@ -191,7 +219,7 @@ class LayerStatistics:
 
     @cached_property
     def pair_information(self) -> Float[Tensor, "channels channels"]:
-        """Information of each pair of channels about the target, uncorrected."""
+        """Information of each pair of channels about the target [nats], without bias correction."""
         return (
             label_information_pair(*self._label)
             if self.convention.target == "label"
@@ -214,12 +242,29 @@ class LayerStatistics:
         return tuple(part.covariance.masked_fill(mask, torch.nan) for part in (pooled, classes.within_class_moments(pooled)))  # type: ignore[return-value]
 
     def bias(self, coordinates: int) -> float:
-        """Gaussian bias of an information with this many coordinates, estimated from so many images."""
+        """Bias of a Gaussian information about the target [nats], estimated from the layer's number of images.
+
+        Parameters
+        ----------
+        coordinates
+            Number of channels in the information: 1 for a single channel, 2 for a pair.
+
+        Returns
+        -------
+        float
+            k/(2n) for a continuous target; for the label that of the class-conditional Gaussians.
+        """
         classes = self.profile.classes if self.convention.target == "label" else None
         return gaussian_bias(coordinates, self.images, classes)
 
     def require_samples_for_peers(self) -> None:
-        """Refuse a regression on all peers from fewer images than channels, unless shrinkage was asked for."""
+        """Raise if there are fewer images than channels and no shrinkage, too few for a regression on all peers.
+
+        Raises
+        ------
+        SampleError
+            With fewer images than channels and no shrinkage.
+        """
         if self.images < self.channels and self.convention.shrinkage is None:
             raise SampleError(
                 f"{self.images:,} images are too few to regress each of {self.channels:,} channels on its peers: "
@@ -227,15 +272,28 @@ class LayerStatistics:
             )
 
     def notes(self, values: np.ndarray, undefined: Callable[["LayerStatistics", int], str] | None = None) -> dict[int, str]:
-        """Why values are nan or inf, channel by channel; `undefined` says it for a channel that varies."""
+        """Reasons for the values that are nan or inf.
+
+        Parameters
+        ----------
+        values
+            (channels,) values of a score.
+        undefined
+            Layer, channel → the reason for nan at a channel that varies.
+
+        Returns
+        -------
+        dict
+            Channel → reason.
+        """
         silent = self.gaussian.silent.numpy()
         notes = {}
         for channel in np.flatnonzero(~np.isfinite(values)).tolist():
             if np.isinf(values[channel]):
                 notes[channel] = self._copies(channel)
             else:
-                why = "undefined here" if undefined is None else undefined(self, channel)
-                notes[channel] = "silent: it does not vary over the images" if silent[channel] else why
+                reason = "the score is undefined for it" if undefined is None else undefined(self, channel)
+                notes[channel] = "silent: it does not vary over the images" if silent[channel] else reason
         return notes
 
     def _copies(self, channel: int) -> str:

@@ -15,6 +15,14 @@ from channelscope.types import Float, Tensor
 def rayleigh(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Rayleigh quotient w'Σw / |w|²: output variance per squared weight norm.
 
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import independent_channels
+    >>> toy = independent_channels()
+    >>> rayleigh(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0]
+
     References
     ----------
     Safaai et al. 2026.
@@ -26,6 +34,14 @@ def rayleigh(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 def capture(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """Input capture I_X = ½ ln(1 + Var/s²), s² the layer's median variance unless `noise=` is a number.
 
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import independent_channels
+    >>> toy = independent_channels()
+    >>> capture(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.053, 0.184, 0.347, 0.511, 0.665]
+
     References
     ----------
     Safaai et al. 2026.
@@ -36,6 +52,14 @@ def capture(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 @register(family="local", unit="nats", keeps="low", source="Safaai et al. 2026")
 def overlap(layer: LayerStatistics, ceiling: float | None = None) -> Float[Tensor, "channels"]:
     """Peer overlap: mean over the peers of −½ ln(1 − ρ²); an exact copy is inf unless a ceiling is stated.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> overlap(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.173, 0.173, 0.0]
 
     References
     ----------
@@ -55,6 +79,14 @@ def support(layer: LayerStatistics, ridge: float = RIDGE) -> Float[Tensor, "chan
     SampleError
         With fewer images than channels and no shrinkage.
 
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> support(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.5, 0.5, 0.0]
+
     References
     ----------
     Safaai et al. 2026.
@@ -63,7 +95,11 @@ def support(layer: LayerStatistics, ridge: float = RIDGE) -> Float[Tensor, "chan
     return explained(layer.correlation, ridge)
 
 
-@register(family="local", unit="fraction/member", keeps="low", source="Safaai et al. 2026")
+def _empty_hull(layer: LayerStatistics, channel: int) -> str:
+    return "no peer explains it: its hull is empty"
+
+
+@register(family="local", unit="fraction/member", keeps="low", source="Safaai et al. 2026", undefined=_empty_hull)
 def compactness(layer: LayerStatistics, max_size: int = 10, threshold: float = 0.95, ridge: float = RIDGE) -> Float[Tensor, "channels"]:
     """Hull compactness: peer support over the size of the replaceability hull; high where few peers explain much.
 
@@ -74,6 +110,14 @@ def compactness(layer: LayerStatistics, max_size: int = 10, threshold: float = 0
     SampleError
         With fewer images than channels and no shrinkage.
 
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> compactness(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.5, 0.5, nan]
+
     References
     ----------
     Safaai et al. 2026.
@@ -82,19 +126,27 @@ def compactness(layer: LayerStatistics, max_size: int = 10, threshold: float = 0
     return hulls(layer.correlation, max_size, threshold, ridge=ridge).compactness
 
 
-def _unread(layer: LayerStatistics, channel: int) -> str:
+def _no_consumer(layer: LayerStatistics, channel: int) -> str:
     if "outgoing" not in layer.weights:
         return "no convolution or linear layer reads it"
     return "silent: it does not vary at its cut point"
 
 
-@register(family="local", unit="", keeps="high", source="this library", undefined=_unread)
+@register(family="local", unit="", keeps="high", source="this library", undefined=_no_consumer)
 def peer_residual(layer: LayerStatistics) -> Float[Tensor, "channels"]:
-    """What consumers lose of the channel once the kept peers stand in: residual variance weighted by outgoing weights.
+    """Residual variance of the channel given the kept peers, times the squared norm of the weights that read it.
 
     Backward elimination at the cut point: the cheapest channel goes, the others' residuals are updated, and so on; the
     value is the cost at removal, which never falls along the way.
     Undefined (nan) where no convolution or linear layer reads the site.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import independent_channels
+    >>> toy = independent_channels()
+    >>> peer_residual(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [1.0, 0.0, 9.0, 0.0, 1.0]
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Score: a formula applied to every site of a profile; the registry of all of them."""
+"""Score: a formula applied to every site of a profile; and the registry of scores."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +25,16 @@ Undefined = Callable[[LayerStatistics, int], str]
 class Score:
     """A named number per channel. Calling it on a profile gives a `Ranking`.
 
-    Options are the convention's fields (target, shrinkage, preset, …) and the formula's own keyword arguments.
+    Options are the fields of `ScoreOptions` (target, shrinkage, preset, …) and the formula's own keyword arguments.
+
+    Examples
+    --------
+    >>> from channelscope import collect, scores
+    >>> from channelscope.zoo.toys import independent_channels
+    >>> toy = independent_channels()
+    >>> ranking = scores.capture(collect(toy.model, toy.batches), noise=1.0)
+    >>> ranking.name, ranking["conv"].round(3).tolist()
+    ('capture(noise=1.0)', [0.347, 0.805, 1.151, 1.417, 1.629])
     """
 
     name: str
@@ -35,13 +44,13 @@ class Score:
     unit: str
     """unit of its values"""
     keeps: Keeps
-    """which end a pruner keeps; declared once"""
+    """high or low: the values that pruning keeps"""
     source: str
-    """where the definition comes from"""
+    """citation of the definition"""
     formula: Formula
     """Layer, options → (channels,)"""
     undefined: Undefined | None = None
-    """why a channel is nan that varies at its read point, where that can be said"""
+    """layer, channel → why a channel that varies at its preactivation has no value"""
 
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
@@ -49,7 +58,27 @@ class Score:
         return self.formula.__doc__
 
     def __call__(self, profile: Profile, **options) -> Ranking:
-        """Values of every channel of every site, with the reasons where they are nan or inf."""
+        """Ranking of every channel of every site, with the reasons where values are nan or inf.
+
+        Parameters
+        ----------
+        profile
+            The profile of a network.
+        **options
+            Fields of `ScoreOptions`, and the formula's own keyword arguments.
+
+        Returns
+        -------
+        Ranking
+            One number per channel of each site.
+
+        Raises
+        ------
+        InputError
+            For an option that does not exist, or statistics that the profile lacks.
+        SampleError
+            For too few images.
+        """
         convention, own = ScoreOptions.split(options, self.options)
         values: dict[str, np.ndarray] = {}
         notes: dict[str, Mapping[int, str]] = {}
@@ -71,11 +100,24 @@ class Score:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Names of the formula's own options."""
+        """Names of the formula's own keyword arguments."""
         return tuple(inspect.signature(self.formula).parameters)[1:]
 
     def layer_values(self, layer: LayerStatistics, **own) -> tuple[np.ndarray, dict[int, str]]:
-        """Values and notes of one layer."""
+        """Values of one layer's channels, float64, and the reasons where they are nan or inf.
+
+        Parameters
+        ----------
+        layer
+            Statistics of the layer.
+        **own
+            The formula's own keyword arguments.
+
+        Returns
+        -------
+        tuple
+            (channels,) array, and channel → reason.
+        """
         values = self.formula(layer, **own).double().numpy()
         return values, layer.notes(values, self.undefined)
 
@@ -85,11 +127,38 @@ REGISTRY: dict[str, Score] = {}
 
 
 def register(family: Family, unit: str, keeps: Keeps, source: str, undefined: Undefined | None = None) -> Callable[[Formula], Score]:
-    """Declare a formula as a score under its own name.
+    """Decorator that turns a formula into a score and adds it to the registry under the formula's name.
+
+    Parameters
+    ----------
+    family
+        Question that the score answers.
+    unit
+        Unit of its values, such as nats; empty where there is none.
+    keeps
+        high or low: the values that pruning keeps.
+    source
+        Citation of the definition.
+    undefined
+        Layer, channel → why a channel that varies has no value.
+
+    Returns
+    -------
+    Callable
+        Formula (layer statistics, keyword arguments → one number per channel) → `Score`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> @register(family="control", unit="", keeps="high", source="an example")
+    ... def depth(layer):
+    ...     return torch.full((layer.channels,), float(layer.site.depth))
+    >>> REGISTRY.pop("depth").name
+    'depth'
 
     References
     ----------
-    How scores are declared is this library's; each cites its own.
+    None: each score cites its own.
     """
 
     def declare(formula: Formula) -> Score:
@@ -104,11 +173,32 @@ def register(family: Family, unit: str, keeps: Keeps, source: str, undefined: Un
 
 
 def lookup(names: str | Iterable[str]) -> list[Score]:
-    """Scores by name; InputError for an unknown name, with the nearest one.
+    """Scores of the registry, by name.
+
+    Parameters
+    ----------
+    names
+        One name, or several.
+
+    Returns
+    -------
+    list
+        The scores, in the order of the names.
+
+    Raises
+    ------
+    InputError
+        For an unknown name; the nearest one is in the message.
+
+    Examples
+    --------
+    >>> from channelscope import scores
+    >>> [score.unit for score in lookup(["capture", "support"])]
+    ['nats', 'fraction']
 
     References
     ----------
-    None needed: a look-up.
+    None: a look-up.
     """
     wanted = [names] if isinstance(names, str) else list(names)
     for name in wanted:

@@ -10,9 +10,17 @@ from channelscope.types import Float, Tensor
 
 @register(family="target", unit="nats", keeps="high", source="Safaai et al. 2026")
 def relevance(layer: LayerStatistics, corrected: bool = True) -> Float[Tensor, "channels"]:
-    """Task information I_T = −½ ln(1 − ρ²) with the target, less its bias k/(2n) unless `corrected=False`.
+    """Task information I_T = −½ ln(1 − ρ²) with the target, minus its bias k/(2n) unless `corrected=False`.
 
-    Corrected values of channels that say nothing scatter around zero and may be negative.
+    Corrected values of uninformative channels scatter around zero and may be negative.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> relevance(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.253, -0.002, 0.11]
 
     References
     ----------
@@ -24,7 +32,15 @@ def relevance(layer: LayerStatistics, corrected: bool = True) -> Float[Tensor, "
 
 @register(family="target", unit="nats", keeps="high", source="Safaai et al. 2026")
 def unique(layer: LayerStatistics) -> Float[Tensor, "channels"]:
-    """What a channel says about the target beyond its mean redundancy with its peers.
+    """Task information of a channel minus its mean redundancy with its peers, at least 0.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> unique(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.2, 0.0, 0.056]
 
     References
     ----------
@@ -35,7 +51,15 @@ def unique(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 
 @register(family="target", unit="nats", keeps="low", source="Barrett 2015; Safaai et al. 2026")
 def redundancy(layer: LayerStatistics) -> Float[Tensor, "channels"]:
-    """Mean over the peers of what both say about the target, min(I_i, I_j).
+    """Mean over the peers of min(I_i, I_j), the information about the target that both channels have.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> redundancy(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.056, 0.0, 0.056]
 
     References
     ----------
@@ -53,7 +77,15 @@ def excess(layer: LayerStatistics, top: int | None = None, of: int = OF) -> Floa
     """Target excess: mean over the peers of S_ij = I(T; Y_i, Y_j) − max(I_i, I_j).
 
     With `top=10` the mean of the ten largest among the `of` most overlapping peers, which is biased upward: compare it
-    with `scores.null`. The overlap of peers is measured at the target's readout; for the label, in the pooled samples.
+    with `scores.permutation_null`. The overlap of peers is measured at the target's readout; for the label, in the pooled samples.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> excess(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.376, 0.275, 0.101]
 
     References
     ----------
@@ -72,12 +104,37 @@ def excess(layer: LayerStatistics, top: int | None = None, of: int = OF) -> Floa
 def triplet_excess_by_layer(layer: LayerStatistics, n: int = 2000, over: str = "pairs", seed: int = 0) -> tuple[float, float]:
     """Mean triplet excess S3 [nats] over `n` sampled triples of a layer, and its ratio S3/S2 to the pairs inside them.
 
-    Undefined (nan, nan) for a layer with fewer than three channels that vary.
+    Parameters
+    ----------
+    layer
+        Statistics of the layer.
+    n
+        Number of triples.
+    over
+        pairs: S3 is the information of three channels beyond their best pair; singles: beyond the best single channel.
+    seed
+        Seed of the triples.
+
+    Returns
+    -------
+    tuple
+        Mean and ratio; (nan, nan) for a layer with fewer than three channels that vary.
 
     Raises
     ------
     InputError
         For the label, which has no correlation.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.scores.layer_statistics import ScoreOptions
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> profile = collect(toy.model, toy.batches)
+    >>> layer = LayerStatistics(profile, profile.site("conv"), profile.record("conv"), ScoreOptions(shrinkage=0.1))
+    >>> [round(number, 2) for number in triplet_excess_by_layer(layer)]
+    [0.22, 1.97]
 
     References
     ----------

@@ -29,6 +29,35 @@ def test_norms_and_distances(name):
         assert filters(model.get_submodule(site.name)).shape == rows.shape
 
 
+def distances_of(rows: torch.Tensor) -> torch.Tensor:
+    """Distances of a linear layer with these weights."""
+    layer = nn.Linear(rows.shape[1], len(rows)).to(rows.dtype)
+    layer.weight.data = rows
+    image = torch.zeros(1, 1, 1, rows.shape[1], dtype=rows.dtype)
+    found = sites(nn.Sequential(nn.Flatten(), layer, nn.ReLU(), nn.Linear(len(rows), 2, dtype=rows.dtype)).eval(), image)
+    return weight_norms(found, image)["1"]["distances"]
+
+
+def test_distances_of_more_filters_than_a_block_holds():
+    rows = torch.randn(1030, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    torch.testing.assert_close(distances_of(rows), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("apart", [2.0**-10, 2.0**-14])
+def test_distances_of_nearly_equal_filters_keep_their_digits(apart):
+    rows = torch.ones(520, 7)
+    rows[0, 0] = rows[519, 0] = 1 + apart
+    expected = torch.full((520,), 2 * apart, dtype=torch.float64)
+    expected[0] = expected[519] = 518 * apart
+    torch.testing.assert_close(distances_of(rows), expected, rtol=1e-6, atol=0)
+
+
+def test_distances_of_float64_filters_are_exact():
+    rows = torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
+    assert distances_of(rows).tolist() == [5.0, 5.0]
+
+
 def outgoing(*layers: nn.Module, shape: tuple[int, ...] = (3, 8, 8)) -> torch.Tensor:
     """Of the first layer."""
     model = nn.Sequential(*layers).eval()
