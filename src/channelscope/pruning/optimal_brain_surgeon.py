@@ -18,10 +18,9 @@ from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import input_patches, patch_width
 from channelscope.network.removal.channels import LayerChannels
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.pruning.recovery.calibration import rechunked, zero_input
+from channelscope.pruning.recovery.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.pruning.recovery.normal_equations import NormalEquations
 from channelscope.ranking import Ranking
-from channelscope.stats.readout import draw_positions
 from channelscope.types import Float, Int, Tensor
 
 EXPONENTS = (1.5, 2.0)
@@ -228,18 +227,20 @@ def _consumers(found: Groups, images: Iterable, ridge: float, positions: int, se
     reads: dict[str, NormalEquations] = {}
     metrics: dict[str, Tensor] = {}
     total = 0
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    batches = rechunked(images, found)
+    draws = DrawnPositions(sum(len(batch[0]) for batch in batches), positions, seed=seed, device=batches[0][0].device)
+    nodes = [layer.node for layer in layers]
     with eval_mode(graph.model):
-        for batch in rechunked(images, found):
-            values, gradients = _inputs_and_output_gradients(found, batch, [layer.node for layer in layers], list(sources.values()), draws)
-            index = torch.arange(total, total + len(batch[0]), device=batch[0].device)
-            total += len(index)
+        for batch in batches:
+            values, gradients = _inputs_and_output_gradients(found, batch, nodes, list(sources.values()), generator)
+            start, total = total, total + len(batch[0])
             for layer in layers:
                 module, gradient = modules[layer.name], gradients[layer.node]
                 flat = gradient.reshape(-1, gradient.shape[-1]) if layer.linear else gradient.movedim(1, -1).reshape(-1, gradient.shape[1])
                 metrics[layer.name] = metrics.get(layer.name, 0) + (flat.T @ flat).double().cpu()  # type: ignore[operator]
-                count = flat.shape[0] // len(index)
-                where = None if count <= positions else draw_positions(index, count, positions, seed)
+                drawn = draws.of(len(flat) // len(batch[0]))
+                where = None if drawn is None else drawn[start:total]
                 taken = input_patches(module, values[sources[layer.name]], tuple(gradient.shape[1:]), where)
                 part = NormalEquations.of(taken, taken[:, :, :0])
                 reads[layer.name] = reads[layer.name] + part if layer.name in reads else part

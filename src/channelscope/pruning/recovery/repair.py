@@ -14,7 +14,7 @@ from channelscope.network.module_state import eval_mode
 from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.pruning.recovery.calibration import rechunked, zero_input
+from channelscope.pruning.recovery.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.pruning.recovery.least_squares import LayerwiseLeastSquares
 from channelscope.pruning.recovery.normalization import reestimate_batchnorms
 from channelscope.pruning.recovery.peers import PEER_RIDGE, compensate_with_peers
@@ -99,21 +99,20 @@ def repair(
     found = model if isinstance(model, Groups) else known_groups(model, kept) or groups(model, zero_input(model, kept))
     keep = _check_same_network(small, found, kept)
     if isinstance(calibration, Profile) and method == "peers":
-        skipped = compensate_with_peers(small, found, keep, calibration, PEER_RIDGE if ridge is None else ridge, positions)
+        skipped = compensate_with_peers(small, found, keep, calibration, PEER_RIDGE if ridge is None else ridge)
         return RepairReport("peers", calibration.images, skipped=skipped)
     if calibration is None or isinstance(calibration, Profile):
         raise InputError(f"repair: {method} needs calibration images, batches of (images, …){FROM_PROFILE if method == 'peers' else ''}")
     batches = rechunked(calibration, found)
     with torch.no_grad(), eval_mode(small), eval_mode(found.graph.model):
         original = ActivationCache(found.graph, batches)
+        draws = DrawnPositions(original.images, positions, device=batches[0][0].device)
         skipped = (
-            compensate_with_peers(small, found, keep, original, PEER_RIDGE if ridge is None else ridge, positions)
-            if method == "peers"
-            else {}
+            compensate_with_peers(small, found, keep, original, PEER_RIDGE if ridge is None else ridge, draws) if method == "peers" else {}
         )
         carried = ActivationCache(trace(small, tuple(part[:1] for part in batches[0])), batches)
         if method == "least_squares":
-            fit = LayerwiseLeastSquares(found, keep, carried, original, positions, ridge)
+            fit = LayerwiseLeastSquares(found, keep, carried, original, draws, ridge)
             errors = {name: (before, after) for name, before, after in fit.run()}
             return RepairReport("least_squares", carried.images, errors, fit.skipped, fit.notes)
         skipped |= reestimate_batchnorms(carried)
