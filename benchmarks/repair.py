@@ -29,8 +29,8 @@ def main(name: str = "resnet18", images: int = 1000) -> None:
     found = groups(model, pixels[0][:1])
     values = {site.name: model.get_submodule(site.name).weight.flatten(1).norm(dim=1).double().numpy() for site in found.sites}
     ranking = Ranking("l2", "", "high", values, found.sites, (3, 32, 32))
-    kept = cut(ranking, found, 0.5, "uniform")
-    small = shrink(model, kept, found)
+    kept = cut(ranking, found, macs=0.5, allocation="uniform")
+    small = shrink(found, kept)
     with torch.no_grad():
         begun = time.process_time()
         for batch in pixels:
@@ -47,9 +47,8 @@ def main(name: str = "resnet18", images: int = 1000) -> None:
         f"{name}, {images:,} images: forward {forward:.1f} s, least squares {spent:.1f} s of processor time: {spent / forward:.1f} forward "
         f"passes; peak memory of the process {peak:.1f} GB; median layer error {before:.3f} → {after:.3f} on unseen images"
     )
-    print(
-        f"{name}, {images:,} images: drawing positions {sum(drawing):.3f} s in {len(drawing)} calls, {sum(drawing) / spent:.1%} of least squares"
-    )
+    drawn = sum(drawing)
+    print(f"{name}, {images:,} images: drawing positions {drawn:.3f} s in {len(drawing)} calls, {drawn / spent:.1%} of least squares")
 
 
 def timed(function: Callable, seconds: list[float]) -> Callable:

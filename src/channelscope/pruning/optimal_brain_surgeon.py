@@ -30,7 +30,7 @@ MAX_FAN_IN = 8192
 
 
 def optimal_brain_surgeon(
-    model: nn.Module | Groups, images: Iterable, ridge: float = 0.01, exponent: float = 1.5, positions: int = 64, seed: int = 0
+    model: nn.Module | Groups, calibration: Iterable, *, exponent: float = 1.5, ridge: float = 0.01, positions: int = 64, seed: int = 0
 ) -> Ranking:
     """A ranking made for repair: groups are removed one by one, always the one that then costs least.
 
@@ -61,12 +61,13 @@ def optimal_brain_surgeon(
     ----------
     Optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric.
     """
-    return optimal_brain_surgeons(model, images, (exponent,), ridge, positions, seed)[0]
+    return optimal_brain_surgeons(model, calibration, exponents=(exponent,), ridge=ridge, positions=positions, seed=seed)[0]
 
 
 def optimal_brain_surgeons(
     model: nn.Module | Groups,
-    images: Iterable,
+    calibration: Iterable,
+    *,
     exponents: Sequence[float] = EXPONENTS,
     ridge: float = 0.01,
     positions: int = 64,
@@ -76,9 +77,9 @@ def optimal_brain_surgeons(
 
     Which exponent is best depends on the network and on the budget (docs/results-repair.md).
     """
-    images = list(images) if isinstance(images, Iterator) else images
-    found = model if isinstance(model, Groups) else groups(model, zero_input(model, images))
-    consumers = _consumers(found, images, ridge, positions, seed)
+    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
+    found = model if isinstance(model, Groups) else groups(model, zero_input(model, calibration))
+    consumers = _consumers(found, calibration, ridge, positions, seed)
     return [_ranking(found, _removal_order(found, [consumer.copy() for consumer in consumers], each), ridge, each) for each in exponents]
 
 
@@ -216,7 +217,7 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
     return order
 
 
-def _consumers(found: Groups, images: Iterable, ridge: float, positions: int, seed: int) -> list[RefittedLayer]:
+def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: int, seed: int) -> list[RefittedLayer]:
     """Every layer that reads removable channels, with the statistics of what it reads and of its output's gradient."""
     graph = found.graph
     modules: dict[str, Any] = graph.modules
@@ -228,7 +229,7 @@ def _consumers(found: Groups, images: Iterable, ridge: float, positions: int, se
     metrics: dict[str, Tensor] = {}
     total = 0
     generator = torch.Generator().manual_seed(seed)
-    batches = rechunked(images, found)
+    batches = rechunked(calibration, found)
     draws = DrawnPositions(sum(len(batch[0]) for batch in batches), positions, seed=seed, device=batches[0][0].device)
     nodes = [layer.node for layer in layers]
     with eval_mode(graph.model):

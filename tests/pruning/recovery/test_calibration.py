@@ -98,6 +98,6 @@ def test_positions_are_drawn_once_for_each_size_of_map(method, monkeypatch):
 
     monkeypatch.setattr(calibration, "draw_positions", counted)
     images = torch.randn(120, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    repair(shrink(model, kept, found), found, kept, [images], method=method, positions=10)
+    repair(shrink(found, kept), found, kept, [images], method=method, positions=10)
     expected = {"least_squares": [144, 25], "peers": [144]}[method]
     assert sizes == [(start, size) for size in expected for start in (0, 100)]
