@@ -17,7 +17,7 @@ with TemporaryDirectory() as folder:
     print("as it is:", channelscope.evaluate(model, images.test))
     with channelscope.silence(model, ~kept):
         print("silenced:", channelscope.evaluate(model, images.test))
-    small = channelscope.shrink(model, kept, found)
+    small = channelscope.shrink(found, kept)
     channelscope.repair(small, found, kept, images.calibration)
     print("repaired:", channelscope.evaluate(small, images.test))
 

@@ -154,7 +154,7 @@ class TestEngine:
             rest = torch.arange(len(kept["layer3.0.conv1"])) != channel
             kept = Subset({**kept.masks, "layer3.0.conv1": rest}, kept.sites, kept.input_shape)
             with torch.no_grad():
-                expected = image_damage(model(images), shrink(model, kept, found)(images), labels).mean(1)
+                expected = image_damage(model(images), shrink(found, kept)(images), labels).mean(1)
             np.testing.assert_allclose(row(own, channel=channel)[list(DAMAGE_QUANTITIES)].to_numpy(float), expected, atol=2e-5)
 
     def test_the_model_is_left_as_it_was(self, network):

@@ -82,7 +82,7 @@ def random_cuts(found, count: int, seed: int) -> None:
         for family in {group.sites for group in found.members}:
             alive[next(index for index, group in enumerate(found.members) if group.sites == family)] = True
         kept = found.to_subset(alive)
-        small = shrink(found.graph.model, kept, found)
+        small = shrink(found, kept)
         assert sum(part.numel() for part in small.parameters()) <= sum(part.numel() for part in found.graph.model.parameters())
 
 
@@ -190,7 +190,7 @@ def test_a_pass_that_needs_single_precision_is_allowed_its_rounding_and_no_more(
     torch.manual_seed(0)
     found = groups(kind().eval(), torch.zeros(1, 3, 8, 8))
     kept = found.to_subset(np.arange(64) >= 30)
-    small = shrink(found.graph.model, kept, found)
+    small = shrink(found, kept)
     assert small.a.weight.dtype == found.graph.model.a.weight.dtype == torch.float32
     small.b.bias.data += 0.001
     with pytest.raises(MismatchError, match=r"away from the silenced one at (b|output) on noise"):
@@ -211,7 +211,7 @@ def test_real_images_are_compared_on_where_they_are_given():
 
     found = groups(Bright().eval(), torch.zeros(1, 3, 4, 4))
     kept = found.to_subset(np.arange(6) > 1)
-    small = shrink(found.graph.model, kept, found)
+    small = shrink(found, kept)
     with pytest.raises(MismatchError, match="at output on real images"):
         check_same(small, kept, found, (torch.full((5, 3, 4, 4), 100.0),))
 
@@ -221,7 +221,7 @@ def test_the_comparison_leaves_both_networks_as_they_were():
     found = groups(model, torch.zeros(1, *shape))
     before = {name: (value.clone(), value.data_ptr()) for name, value in model.state_dict().items()}
     kept = found.to_subset(np.arange(len(found)) != 3)
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     assert all(value.dtype in (torch.float32, torch.int64) for value in small.state_dict().values())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name][0])

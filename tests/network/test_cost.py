@@ -124,7 +124,7 @@ def test_the_ledger_knows_what_a_rebuilt_network_costs(share, seed):
     for family in {group.sites for group in FOUND.members}:
         kept[next(index for index, group in enumerate(FOUND.members) if group.sites == family)] = True
     subset = FOUND.to_subset(kept)
-    small = shrink(MOBILE, subset, FOUND)
+    small = shrink(FOUND, subset)
     assert macs(FOUND, subset) == cost(small, FOUND.example).total_macs
     assert macs(FOUND, subset, other=10) == macs(FOUND, subset) + 10
     assert macs(FOUND, subset, other=0) == macs(FOUND, subset)

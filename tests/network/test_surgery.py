@@ -30,8 +30,8 @@ def assert_two_roads_meet(model, found, pairs):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     whole, full = model(images), cost(model, found.example).total_macs
     for budget, allocation in pairs:
-        kept = cut(control(found), found, budget, allocation)
-        small = shrink(model, kept, found)
+        kept = cut(control(found), found, macs=budget, allocation=allocation)
+        small = shrink(found, kept)
         with silence(found.graph, ~kept):
             silenced = model(images)
         assert float((small(images) - silenced).abs().max()) <= 1e-4 * float(silenced.abs().max())
@@ -98,8 +98,8 @@ def test_types_modes_gradients_and_the_original_survive():
     model[0].requires_grad_(False)
     original = copy.deepcopy(model)
     found = groups(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
-    kept = cut(control(found), found, 0.5)
-    small = shrink(model, kept, found)
+    kept = cut(control(found), found, macs=0.5)
+    small = shrink(found, kept)
     assert small.training
     assert small[0].weight.dtype == torch.float64
     assert not small[0].weight.requires_grad
@@ -116,7 +116,7 @@ def test_types_modes_gradients_and_the_original_survive():
 def test_keeping_everything_copies():
     model, shape = built("resnet18")
     found = groups(model, torch.zeros(1, *shape))
-    small = shrink(model, Subset.everything(found.sites, shape), found)
+    small = shrink(found, Subset.everything(found.sites, shape))
     images = torch.randn(1, *shape)
     assert torch.equal(small(images), model(images))
 
@@ -128,13 +128,11 @@ def test_bad_input():
     split = {name: marks.clone() for name, marks in every.masks.items()}
     split["layer1.0.conv2"][3] = False
     with pytest.raises(InputError, match="live or die together"):
-        shrink(model, Subset(split, found.sites, shape), found)
+        shrink(found, Subset(split, found.sites, shape))
     empty = {name: marks.clone() for name, marks in every.masks.items()}
     empty["layer4.1.conv1"][:] = False
     with pytest.raises(InputError, match=r"removes all 512 channels of layer4.1.conv1: keep at least one"):
-        shrink(model, Subset(empty, found.sites, shape), found)
-    with pytest.raises(InputError, match="groups are of another network object"):
-        shrink(copy.deepcopy(model), every, found)
+        shrink(found, Subset(empty, found.sites, shape))
     with pytest.raises(InputError, match="input shape"):
         shrink(model, Subset({"conv1": torch.ones(64, dtype=torch.bool)}))
     with pytest.raises(MismatchError, match="another network"):
@@ -156,4 +154,4 @@ def test_a_wrong_result_is_not_handed_out():
     model = Hidden().eval()
     found = groups(model, torch.zeros(1, 3, 4, 4))
     with pytest.raises(MismatchError, match="away from the silenced one"):
-        shrink(model, found.to_subset(np.arange(6) < 3), found)
+        shrink(found, found.to_subset(np.arange(6) < 3))

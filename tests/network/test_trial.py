@@ -45,7 +45,7 @@ def whole(model: nn.Module) -> dict[str, str]:
     if len(found):
         alive = np.arange(len(found)) % 3 != 0
         alive[-1] = True
-        shrink(model, found.to_subset(alive), found)
+        shrink(found, found.to_subset(alive))
     return {name: reason for name, reason in found.unprunable.items() if name != "d"}
 
 
@@ -103,7 +103,7 @@ def test_layers_that_share_a_parameter_stay_whole_and_tied():
     model = Tied(alone=False).eval()
     found = groups(model, torch.zeros(1, 3, 16, 16))
     assert set(found.unprunable.values()) == {"16 of 16 channels: b.weight and c.weight are one parameter"}
-    small = shrink(model, found.to_subset(np.ones(0, dtype=bool)), found)
+    small = shrink(found, found.to_subset(np.ones(0, dtype=bool)))
     assert small.b.weight is small.c.weight
     held = groups(Tied(alone=True).eval(), torch.zeros(1, 3, 16, 16)).unprunable
     assert "b.weight and the step b_weight are one parameter" in held["a"]

@@ -40,7 +40,7 @@ def test_a_wrapped_network_is_cut_like_the_one_inside(wrap):
     wrapped = wrap(net)
     found = channelscope.groups(wrapped, x)
     kept = found.to_subset(torch.arange(len(found)).numpy() % 2 == 0)
-    small = channelscope.shrink(wrapped, kept, found)
+    small = channelscope.shrink(wrapped, kept)
     assert type(small) is nn.Sequential
     torch.testing.assert_close(small(x), channelscope.shrink(net, kept)(x))
 

@@ -82,8 +82,8 @@ def test_a_network_of_ones_own_is_passed_in(tmp_path):
 
     model = make(0)
     found = groups(model, IMAGES[:1])
-    kept = cut(control(found), found, 0.6)
-    small = shrink(model, kept, found)
+    kept = cut(control(found), found, macs=0.6)
+    small = shrink(found, kept)
     save_pruned(small, model, kept, tmp_path / "own")
     with pytest.raises(InputError, match="names no factory"):
         load_pruned(tmp_path / "own")
@@ -122,7 +122,7 @@ def test_a_network_with_two_heads_is_compared_in_both(tmp_path):
     model = Two().eval()
     found = groups(model, torch.zeros(1, 3, 8, 8))
     kept = found.to_subset(np.arange(len(found)) % 2 == 0)
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     save_pruned(small, model, kept, tmp_path / "two")
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(load_pruned(tmp_path / "two", model)(x), small(x))
@@ -132,7 +132,7 @@ def test_a_network_with_two_heads_is_compared_in_both(tmp_path):
 
 def test_recipes_and_weights_of_different_runs_are_told_apart(whole, saved, tmp_path):
     model, found, made = whole
-    other = save_pruned(shrink(model, made.kept, found), model, made.kept, tmp_path / "other")
+    other = save_pruned(shrink(found, made.kept), model, made.kept, tmp_path / "other")
     shutil.copy(other / "weights.safetensors", saved)
     with pytest.raises(MismatchError, match=r"is for weights .*another run"):
         load_pruned(saved)
@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_the_previous_result(whole, saved, monkeypatch, fails
 
     monkeypatch.setattr(folders, fails, full)
     with pytest.raises(InputError, match=r"No space left on device.*as it was"):
-        save_pruned(shrink(model, made.kept, found), model, made.kept, saved)
+        save_pruned(shrink(found, made.kept), model, made.kept, saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
@@ -194,13 +194,13 @@ def test_an_interruption_at_the_last_moment_leaves_the_previous_result(whole, sa
 
     monkeypatch.setattr(folders.os, "replace", stopped)
     with pytest.raises(KeyboardInterrupt):
-        save_pruned(shrink(model, made.kept, found), model, made.kept, saved)
+        save_pruned(shrink(found, made.kept), model, made.kept, saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 def test_a_new_result_replaces_the_old_one_and_brings_its_own_files(whole, saved):
     model, found, made = whole
-    save_pruned(shrink(model, made.kept, found), model, made.kept, saved, also=lambda path: (path / "note.txt").write_text("new"))
+    save_pruned(shrink(found, made.kept), model, made.kept, saved, also=lambda path: (path / "note.txt").write_text("new"))
     assert (saved / "note.txt").read_text() == "new"
     assert load_pruned(saved).conv1.out_channels == int(made.kept["conv1"].sum())
 

@@ -13,6 +13,7 @@ from channelscope.network.removal.groups import groups
 from channelscope.profiling.collect import collect
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon
 from channelscope.pruning.prune import kl_divergence, prune
+from channelscope.pruning.shrink import shrink
 from channelscope.ranking import Ranking
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -46,19 +47,19 @@ def same(one, two):
 @pytest.mark.parametrize("first", [True, False])
 def test_the_ranking_that_leaves_the_nearer_network_is_chosen(network, good, first):
     pair = (good, turned(good)) if first else (turned(good), good)
-    made = prune(pair, network, [IMAGES], 0.6)
-    distances = [kl_divergence(prune(each, network, [IMAGES], 0.6).model, network.graph.model, [OTHERS], network) for each in pair]
+    made = prune(pair, network, [IMAGES], macs=0.6)
+    distances = [kl_divergence(prune(each, network, [IMAGES], macs=0.6).model, network, [OTHERS]) for each in pair]
     assert made.ranking is pair[distances.index(min(distances))]
-    assert same(made.model, prune(made.ranking, network, [IMAGES], 0.6).model)
+    assert same(made.model, prune(made.ranking, network, [IMAGES], macs=0.6).model)
 
 
 @pytest.mark.parametrize("budget", [0.8, 0.6, 0.4])
 def test_every_fourth_image_judges_and_is_not_fitted_to(network, budget):
     candidates = [optimal_brain_surgeon(network, [IMAGES], exponent=exponent) for exponent in (0.0, 1.0, 2.0)]
     aside = torch.arange(64) % 4 == 3
-    trials = [prune(each, network, [IMAGES[~aside]], budget).model for each in candidates]
-    distances = [kl_divergence(trial, network.graph.model, [IMAGES[aside]], network) for trial in trials]
-    chosen = prune(candidates, network, [IMAGES[:30], IMAGES[30:]], budget).ranking
+    trials = [prune(each, network, [IMAGES[~aside]], macs=budget).model for each in candidates]
+    distances = [kl_divergence(trial, network, [IMAGES[aside]]) for trial in trials]
+    chosen = prune(candidates, network, [IMAGES[:30], IMAGES[30:]], macs=budget).ranking
     assert chosen is candidates[distances.index(min(distances))]
 
 
@@ -71,19 +72,19 @@ def test_divergence_is_the_mean_over_images(network):
     with torch.no_grad():
         theirs, ours = network.graph.model(OTHERS).softmax(1), Shifted()(OTHERS).softmax(1)
     expected = (theirs * (theirs / ours).log()).sum(1).mean()
-    assert kl_divergence(Shifted(), network.graph.model, [OTHERS[:10], OTHERS[10:]], network) == pytest.approx(float(expected), rel=1e-4)
-    assert kl_divergence(network.graph.model, network.graph.model, [OTHERS], network) == 0
+    assert kl_divergence(Shifted(), network, [OTHERS[:10], OTHERS[10:]]) == pytest.approx(float(expected), rel=1e-4)
+    assert kl_divergence(network.graph.model, network, [OTHERS]) == 0
 
 
 def test_what_cannot_be_chosen_between_is_refused(network, good):
     profile = collect(network.graph.model, [IMAGES])
     (capture,) = scores.lookup("capture")
     with pytest.raises(InputError, match="images are needed"):
-        prune([good, capture(profile)], network, profile, 0.6, method="peers")
+        prune([good, capture(profile)], network, profile, macs=0.6, method="peers")
     with pytest.raises(SampleError, match="at least 8 images are needed, received 7"):
-        prune([good, turned(good)], network, [IMAGES[:7]], 0.6)
+        prune([good, turned(good)], network, [IMAGES[:7]], macs=0.6)
     with pytest.raises(InputError, match="received none"):
-        prune([], network, [IMAGES], 0.6)
+        prune([], network, [IMAGES], macs=0.6)
 
 
 class Bright(nn.Module):
@@ -103,9 +104,9 @@ def test_the_smaller_network_is_compared_on_the_images_too(method):
     found = groups(Bright().eval(), IMAGES[:1])
     ranking = Ranking("by hand", "", "high", {"a": np.arange(6.0), "b": np.ones(2)}, found.sites, (3, 8, 8))
     with pytest.raises(MismatchError, match="away from the silenced one at output on real images"):
-        prune(ranking, found, [IMAGES + 100], 0.6, method=method)
-    assert prune(ranking, found, None, 0.6, method="none").kept.count == 3 + 2
-    assert prune(ranking, found, [], 0.6, method="none").kept.count == 3 + 2
+        prune(ranking, found, [IMAGES + 100], macs=0.6, method=method)
+    assert prune(ranking, found, None, macs=0.6, method="none").kept.count == 3 + 2
+    assert prune(ranking, found, [], macs=0.6, method="none").kept.count == 3 + 2
 
 
 class Wasteful(Bright):
@@ -122,8 +123,35 @@ def test_a_budget_that_the_smaller_network_does_not_meet_is_refused_or_taken():
     found = groups(Wasteful().eval(), IMAGES[:1])
     ranking = Ranking("by hand", "", "high", {"a": np.arange(6.0)}, found.sites, (3, 8, 8))
     with pytest.raises(BudgetError, match=r"at most 0.6 of 1,920 multiply-adds, the smaller network carries out 1,728 \(0.900\)"):
-        prune(ranking, found, None, 0.6, method="none")
-    assert prune(ranking, found, None, 0.6, method="none", closest=True).kept.count == 3
+        prune(ranking, found, None, macs=0.6, method="none")
+    assert prune(ranking, found, None, macs=0.6, method="none", closest=True).kept.count == 3
     with pytest.raises(BudgetError, match="smallest budget is"):
-        prune(ranking, found, None, 0.01, method="none")
-    assert prune(ranking, found, None, 0.01, method="none", closest=True).kept.count == 1
+        prune(ranking, found, None, macs=0.01, method="none")
+    assert prune(ranking, found, None, macs=0.01, method="none", closest=True).kept.count == 1
+
+
+def test_the_original_is_run_once_to_choose_between_rankings(network, good):
+    model, runs = network.graph.model, []
+    handle = model.register_forward_hook(lambda module, images, output: runs.append(len(images[0])) if module is model else None)
+    try:
+        for rankings in ([good, turned(good)], [good, turned(good), turned(good)]):
+            runs.clear()
+            prune(rankings, network, [IMAGES], macs=0.6)
+            assert runs.count(16) == 1
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("method", ["none", "batchnorm", "least_squares"])
+def test_the_result_holds_the_network_before_its_repair(network, good, method):
+    result = prune(good, network, [IMAGES], macs=0.6, method=method)
+    assert same(result.unrepaired, shrink(network, result.kept))
+    assert (result.unrepaired is result.model) == (method == "none")
+    assert same(result.unrepaired, result.model) == (method != "least_squares")
+    assert not result.unrepaired.training
+
+
+def test_a_result_is_shown_in_one_line(network, good):
+    result = prune(good, network, [IMAGES], macs=0.6, method="none")
+    kept = f"{result.kept.count} of 16 channels kept by {good.name}"
+    assert repr(result) == f"PruningResult({kept}, RepairReport(none))"

@@ -43,7 +43,7 @@ def test_prune_is_cut_shrink_and_repair():
     found = groups(model, images[:1])
     ranking = Ranking("planted", "", "high", {"0": np.arange(8.0)}, found.sites, (3, 8, 8))
     made = prune(ranking, model, [images], macs=0.6)
-    kept = cut(ranking, model, 0.6)
+    kept = cut(ranking, model, macs=0.6)
     small = shrink(model, kept)
     repair(small, model, kept, [images])
     assert made.kept == kept

@@ -97,9 +97,10 @@ def _pruned_network(bench: Setup, cell: Trial, rankings: Mapping[str, Ranking], 
         card = zoo.model_info(found.graph.model)
         fresh = zoo.build(card.name, card.classes, card.channels, min(images.image_shape[1:]), cell.seed)
         fresh = zoo.bind_extra_inputs(fresh, zoo.extra_inputs(found.graph.model)).to(bench.device)
-        kept = cut(rankings[cell.score], found, cell.budget, allocation)
+        kept = cut(rankings[cell.score], found, macs=cell.budget, allocation=allocation)
         return _trained(shrink(fresh, kept), bench, cell, images, 1)
-    small = prune(rankings[cell.score], found, images.calibration, cell.budget, allocation, cell.repair).model  # type: ignore[arg-type]
+    method: Any = cell.repair
+    small = prune(rankings[cell.score], found, images.calibration, macs=cell.budget, allocation=allocation, method=method).model
     return _trained(small, bench, cell, images, FINETUNE_LR_DIVISOR) if cell.epochs else small
 
 

@@ -33,7 +33,6 @@ from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
 from channelscope.pruning.prune import SUMMARY_COLUMNS, compare_networks
 from channelscope.pruning.prune import prune as pruning
 from channelscope.pruning.recovery.repair import Method
-from channelscope.pruning.shrink import shrink
 from channelscope.ranking import Ranking
 from channelscope.report import page
 
@@ -134,11 +133,11 @@ def prune(
     if not plan.closest:
         refuse_out_of_reach(found, plan.macs)
     ranking = make_ranking(plan.score, found, images)
-    made = pruning(ranking, found, images.calibration, plan.macs, plan.allocation, plan.repair, plan.closest)
+    made = pruning(ranking, found, images.calibration, macs=plan.macs, allocation=plan.allocation, method=plan.repair, closest=plan.closest)
     undefined_note(made.ranking)
-    networks = {"original": model, "pruned": shrink(model, made.kept, found).eval(), "repaired": made.model}
-    if plan.repair == "none":
-        networks["pruned"] = networks.pop("repaired")
+    networks = {"original": model, "pruned": made.unrepaired}
+    if plan.repair != "none":
+        networks["repaired"] = made.model
     small = made.model
     if finetune:
         small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, out.with_name(out.name + ".finetune"))

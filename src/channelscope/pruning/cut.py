@@ -24,6 +24,7 @@ Reduce = Literal["mean", "sum", "max"]
 def cut(
     ranking: Ranking,
     model: nn.Module | Groups,
+    *,
     macs: float = 0.5,
     allocation: Allocation = "global",
     normalize: Normalize | None = None,
@@ -80,26 +81,13 @@ def cut(
     [True, False, True, False]
     """
     found = model if isinstance(model, Groups) else groups(model, zero_batch(model, ranking.input_shape))
-    return _cut(ranking, found, macs, allocation, normalize, reduce, cap, closest)
-
-
-def _cut(
-    ranking: Ranking,
-    found: Groups,
-    macs: float,
-    allocation: Allocation,
-    normalize: Normalize | None,
-    reduce: Reduce,
-    cap: float,
-    closest: bool,
-) -> Subset:
     if not 0 < macs <= 1:
         raise InputError(f"macs: expected a fraction of the multiply-adds above 0 and at most 1, received {macs}")
     if not 0 <= cap <= 1:
         raise InputError(f"cap: expected a fraction from 0 to 1, received {cap}")
-    scores = group_importance(ranking, found, normalize, reduce)
+    scores = group_importance(ranking, found, normalize=normalize, reduce=reduce)
     if isinstance(allocation, Ranking):
-        pattern = found.kept(cut(allocation, found, macs, "global", normalize, reduce, cap, closest))
+        pattern = found.kept(cut(allocation, found, macs=macs, normalize=normalize, reduce=reduce, cap=cap, closest=closest))
         return found.to_subset(_match_counts(scores, pattern, found))
     if allocation not in ("global", "uniform"):
         raise InputError(f"allocation: expected 'global', 'uniform' or another Ranking, received {allocation!r}")
@@ -108,7 +96,7 @@ def _cut(
     return found.to_subset(_remove_to_budget(scores, found, macs, cap, closest))
 
 
-def refuse_out_of_reach(found: Groups, macs: float, cap: float = 0.95) -> None:
+def refuse_out_of_reach(found: Groups, macs: float, *, cap: float = 0.95) -> None:
     """Refuse a budget that no ranking can meet, before one is made.
 
     Parameters
@@ -133,7 +121,7 @@ def refuse_out_of_reach(found: Groups, macs: float, cap: float = 0.95) -> None:
         _remove_to_budget(np.zeros(len(found)), found, macs, cap, closest=False)
 
 
-def group_importance(ranking: Ranking, found: Groups, normalize: Normalize | None = None, reduce: Reduce = "mean") -> np.ndarray:
+def group_importance(ranking: Ranking, found: Groups, *, normalize: Normalize | None = None, reduce: Reduce = "mean") -> np.ndarray:
     """One number per group, larger is kept: its members' scores, normalized within their layers, then reduced.
 
     Members without a value (nan) are left out of the reduction.

@@ -18,10 +18,9 @@ from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import input_patches, patch_width
 from channelscope.network.removal.channels import LayerChannels
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.pruning.recovery.calibration import rechunked, zero_input
+from channelscope.pruning.recovery.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.pruning.recovery.normal_equations import NormalEquations
 from channelscope.ranking import Ranking
-from channelscope.stats.readout import draw_positions
 from channelscope.types import Float, Int, Tensor
 
 EXPONENTS = (1.5, 2.0)
@@ -31,7 +30,7 @@ MAX_FAN_IN = 8192
 
 
 def optimal_brain_surgeon(
-    model: nn.Module | Groups, images: Iterable, ridge: float = 0.01, exponent: float = 1.5, positions: int = 64, seed: int = 0
+    model: nn.Module | Groups, calibration: Iterable, *, exponent: float = 1.5, ridge: float = 0.01, positions: int = 64, seed: int = 0
 ) -> Ranking:
     """A ranking made for repair: groups are removed one by one, always the one that then costs least.
 
@@ -62,12 +61,13 @@ def optimal_brain_surgeon(
     ----------
     Optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric.
     """
-    return optimal_brain_surgeons(model, images, (exponent,), ridge, positions, seed)[0]
+    return optimal_brain_surgeons(model, calibration, exponents=(exponent,), ridge=ridge, positions=positions, seed=seed)[0]
 
 
 def optimal_brain_surgeons(
     model: nn.Module | Groups,
-    images: Iterable,
+    calibration: Iterable,
+    *,
     exponents: Sequence[float] = EXPONENTS,
     ridge: float = 0.01,
     positions: int = 64,
@@ -77,9 +77,9 @@ def optimal_brain_surgeons(
 
     Which exponent is best depends on the network and on the budget (docs/results-repair.md).
     """
-    images = list(images) if isinstance(images, Iterator) else images
-    found = model if isinstance(model, Groups) else groups(model, zero_input(model, images))
-    consumers = _consumers(found, images, ridge, positions, seed)
+    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
+    found = model if isinstance(model, Groups) else groups(model, zero_input(model, calibration))
+    consumers = _consumers(found, calibration, ridge, positions, seed)
     return [_ranking(found, _removal_order(found, [consumer.copy() for consumer in consumers], each), ridge, each) for each in exponents]
 
 
@@ -217,7 +217,7 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
     return order
 
 
-def _consumers(found: Groups, images: Iterable, ridge: float, positions: int, seed: int) -> list[RefittedLayer]:
+def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: int, seed: int) -> list[RefittedLayer]:
     """Every layer that reads removable channels, with the statistics of what it reads and of its output's gradient."""
     graph = found.graph
     modules: dict[str, Any] = graph.modules
@@ -228,18 +228,20 @@ def _consumers(found: Groups, images: Iterable, ridge: float, positions: int, se
     reads: dict[str, NormalEquations] = {}
     metrics: dict[str, Tensor] = {}
     total = 0
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    batches = rechunked(calibration, found)
+    draws = DrawnPositions(sum(len(batch[0]) for batch in batches), positions, seed=seed, device=batches[0][0].device)
+    nodes = [layer.node for layer in layers]
     with eval_mode(graph.model):
-        for batch in rechunked(images, found):
-            values, gradients = _inputs_and_output_gradients(found, batch, [layer.node for layer in layers], list(sources.values()), draws)
-            index = torch.arange(total, total + len(batch[0]), device=batch[0].device)
-            total += len(index)
+        for batch in batches:
+            values, gradients = _inputs_and_output_gradients(found, batch, nodes, list(sources.values()), generator)
+            start, total = total, total + len(batch[0])
             for layer in layers:
                 module, gradient = modules[layer.name], gradients[layer.node]
                 flat = gradient.reshape(-1, gradient.shape[-1]) if layer.linear else gradient.movedim(1, -1).reshape(-1, gradient.shape[1])
                 metrics[layer.name] = metrics.get(layer.name, 0) + (flat.T @ flat).double().cpu()  # type: ignore[operator]
-                count = flat.shape[0] // len(index)
-                where = None if count <= positions else draw_positions(index, count, positions, seed)
+                drawn = draws.of(len(flat) // len(batch[0]))
+                where = None if drawn is None else drawn[start:total]
                 taken = input_patches(module, values[sources[layer.name]], tuple(gradient.shape[1:]), where)
                 part = NormalEquations.of(taken, taken[:, :, :0])
                 reads[layer.name] = reads[layer.name] + part if layer.name in reads else part

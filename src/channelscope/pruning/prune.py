@@ -1,5 +1,6 @@
 """Cut, shrink and repair in one step, and the comparison of the two networks."""
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from channelscope.network.cost import cost
 from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.pruning.cut import Allocation, cut
-from channelscope.pruning.recovery.calibration import rechunked
+from channelscope.pruning.recovery.calibration import rechunked, zero_input
 from channelscope.pruning.recovery.repair import Method, RepairReport, repair
 from channelscope.pruning.shrink import shrink
 from channelscope.ranking import Ranking
@@ -27,44 +28,54 @@ from channelscope.subset import Subset
 from channelscope.tables.schema import Column
 
 MIN_IMAGES = 8
-"""Images that can be divided into some to fit to and some to judge by."""
+"""Fewest images that are divided into images to fit to and images to compare on."""
+
+HELD_OUT_EVERY = 4
+"""One image of so many is held out where pruning chooses between rankings."""
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """A smaller network and how it came to be."""
+@dataclass(frozen=True, repr=False)
+class PruningResult:
+    """A smaller network, the channels it keeps and what was done to its weights."""
 
     model: nn.Module
-    """the smaller network, in evaluation mode"""
+    """the smaller network after the repair, in evaluation mode"""
+    unrepaired: nn.Module
+    """the smaller network as `shrink` made it; the same object as `model` where the method is none"""
     kept: Subset
-    """the channels of the original it was made of"""
+    """the channels of the original that are kept"""
     repair: RepairReport
     """what the repair did"""
     ranking: Ranking
-    """what was ranked by, chosen where there were several"""
+    """the ranking that was followed, chosen where there were several"""
+
+    def __repr__(self) -> str:
+        """The numbers of channels, the ranking's name and the repair."""
+        return f"PruningResult({self.kept.count:,} of {self.kept.total:,} channels kept by {self.ranking.name}, {self.repair!r})"
 
 
 def prune(
     ranking: Ranking | Sequence[Ranking],
     model: nn.Module | Groups,
     calibration: Iterable | Profile | None = None,
+    *,
     macs: float = 0.5,
     allocation: Allocation = "global",
     method: Method = "least_squares",
     closest: bool = False,
-) -> Pruned:
+) -> PruningResult:
     """A smaller dense network that costs at most a fraction `macs` of the multiply-adds; the original stays as it is.
 
     Parameters
     ----------
     ranking
-        One, or several to choose from: the one whose network, made with every fourth image set aside, has outputs nearest to the
-        original's on these, by Kullback-Leibler divergence; it is then made again with all images.
+        One number per channel; or several rankings to choose from. Each of several is tried with three quarters of the images,
+        and the one whose network has the smallest Kullback-Leibler divergence from the original on the rest is followed with all.
     model
         The network, or its `groups`.
-    source
-        What `repair` needs: batches of calibration images, or for peers a profile. The smaller network is compared with the
-        silenced one on some of the images too.
+    calibration
+        What `repair` needs: batches of images, or for peers a profile. The smaller network is also compared with the silenced
+        one on the first images.
     macs
         Fraction of the network's multiply-adds to keep, above 0 and at most 1, counted as executed.
     allocation
@@ -76,17 +87,26 @@ def prune(
 
     Returns
     -------
-    Pruned
-        The smaller network in evaluation mode, and how it came to be.
+    PruningResult
+        The smaller network in evaluation mode, before and after its repair, and the channels it keeps.
 
     Raises
     ------
     BudgetError
         If the budget cannot be met, or the smaller network does not meet it.
     InputError
-        For several rankings and no images to choose by.
+        Without a ranking, or for several rankings and no images to choose by.
     SampleError
         For several rankings and fewer than 8 images.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
+    >>> ranking = Ranking("by hand", "", "high", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
+    >>> result = prune(ranking, model, [torch.rand(10, 3, 8, 8)], macs=0.5)
+    >>> result.kept["0"].tolist(), result.model[0].out_channels, result.repair.images
+    ([True, False, True, False], 2, 10)
     """
     rankings = [ranking] if isinstance(ranking, Ranking) else list(ranking)
     if not rankings:
@@ -94,41 +114,45 @@ def prune(
     calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     found = model if isinstance(model, Groups) else groups(model, zero_batch(model, rankings[0].input_shape))
     batches = _read(calibration, found, only_first=method == "none" and len(rankings) == 1)
+    limit = None if closest else macs
 
-    def made(ranking: Ranking, source: Any) -> Pruned:
-        kept = cut(ranking, found, macs, allocation, closest=closest)
-        small = shrink(found.graph.model, kept, found, batches[0] if batches else None).eval()
-        if not closest:
-            _met(small, found, macs)
-        return Pruned(small, replace(kept, groups=None), repair(small, found, kept, source, method), ranking)
+    def follow(ranking: Ranking, calibration: Any) -> PruningResult:
+        kept = cut(ranking, found, macs=macs, allocation=allocation, closest=closest)
+        small = shrink(found, kept, batches[:1]).eval()
+        if limit is not None:
+            _check_cost(small, found, limit)
+        unrepaired = small if method == "none" else copy.deepcopy(small)
+        report = repair(small, found, kept, calibration, method=method)
+        return PruningResult(small, unrepaired, replace(kept, groups=None), report, ranking)
 
-    return made(rankings[0] if len(rankings) == 1 else _nearest(rankings, made, found, batches), batches or calibration)
+    return follow(rankings[0] if len(rankings) == 1 else _nearest(rankings, follow, found, batches), batches or calibration)
 
 
-def _nearest(rankings: list[Ranking], made: Callable[[Ranking, Any], Pruned], found: Groups, batches: list) -> Ranking:
-    """The ranking whose network, made without every fourth image, is nearest to the original on these."""
+def _nearest(rankings: list[Ranking], follow: Callable[[Ranking, Any], PruningResult], found: Groups, batches: list) -> Ranking:
+    """The ranking whose network, fitted without the held-out images, is nearest to the original on these."""
     if not batches:
         raise InputError("prune: to choose between several rankings, batches of images are needed")
     inputs = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    aside = torch.arange(len(inputs[0]), device=inputs[0].device) % 4 == 3
-    if len(aside) < MIN_IMAGES:
-        raise SampleError(f"prune: to choose between several rankings, at least {MIN_IMAGES} images are needed, received {len(aside)}")
-    seen, judges = ([tuple(part[mask] for part in inputs)] for mask in (~aside, aside))
-    distances = [kl_divergence(made(each, seen).model, found.graph.model, judges, found) for each in rankings]
+    held_out = torch.arange(len(inputs[0]), device=inputs[0].device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    if len(held_out) < MIN_IMAGES:
+        raise SampleError(f"prune: to choose between several rankings, at least {MIN_IMAGES} images are needed, received {len(held_out)}")
+    fitting, validation = (rechunked([tuple(part[mask] for part in inputs)], found) for mask in (~held_out, held_out))
+    expected = list(_log_probabilities(found.graph.model, validation))
+    distances = [_mean_divergence(follow(each, fitting).model, validation, expected) for each in rankings]
     return rankings[distances.index(min(distances))]
 
 
-def _read(source: Iterable | Profile | None, found: Groups, only_first: bool) -> list[tuple[Tensor, ...]]:
+def _read(calibration: Iterable | Profile | None, found: Groups, only_first: bool) -> list[tuple[Tensor, ...]]:
     """All images of the batches, or of the first batch; none of a profile."""
-    if source is None or isinstance(source, Profile):
+    if calibration is None or isinstance(calibration, Profile):
         return []
     if not only_first:
-        return rechunked(source, found)
-    first = list(islice(source, 1))
+        return rechunked(calibration, found)
+    first = list(islice(calibration, 1))
     return rechunked(first, found) if first else []
 
 
-def _met(small: nn.Module, found: Groups, macs: float) -> None:
+def _check_cost(small: nn.Module, found: Groups, macs: float) -> None:
     """Refuse a smaller network that costs more than it should, counted as executed."""
     full, spent = (cost(network, found.example).total_macs for network in (found.graph.model, small))
     if spent > macs * full:
@@ -138,15 +162,55 @@ def _met(small: nn.Module, found: Groups, macs: float) -> None:
         )
 
 
+def kl_divergence(small: nn.Module, model: nn.Module | Groups, calibration: Iterable) -> float:
+    """Mean Kullback-Leibler divergence of a network's class probabilities from those of the original.
+
+    Parameters
+    ----------
+    small
+        The smaller network, which returns logits (images, classes).
+    model
+        The original network, or its `groups`.
+    calibration
+        Batches of images; labels are not used.
+
+    Returns
+    -------
+    float
+        Mean over the images of Σ p log(p / q) in nats, p of the original and q of the smaller network; 0 if the two agree.
+
+    Raises
+    ------
+    SampleError
+        Without images.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 2, 1, bias=False), nn.Flatten())
+    >>> model[0].weight.data, model[1].weight.data = torch.ones(1, 1, 1, 1), torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    >>> uniform = nn.Sequential(model, nn.Threshold(9.0, 0.0))  # every logit is 0
+    >>> round(kl_divergence(uniform, model, [torch.ones(5, 1, 1, 1)]), 3)
+    0.111
+    """
+    calibration = list(calibration)
+    found = model if isinstance(model, Groups) else groups(model, zero_input(model, calibration))
+    batches = rechunked(calibration, found)
+    return _mean_divergence(small, batches, _log_probabilities(found.graph.model, batches))
+
+
 @torch.no_grad()
-def kl_divergence(small: nn.Module, model: nn.Module, source: Iterable, found: Groups) -> float:
-    """Mean Kullback-Leibler divergence of a network's output from the original's over images [nats]."""
+def _log_probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+    """Log probabilities of the classes, (images, classes) for each batch."""
+    with eval_mode(model):
+        for batch in batches:
+            yield model(*batch).log_softmax(1)
+
+
+def _mean_divergence(small: nn.Module, batches: Iterable[tuple[Tensor, ...]], expected: Iterable[Tensor]) -> float:
     total, count = 0.0, 0
-    with eval_mode(small), eval_mode(model):
-        for batch in rechunked(source, found):
-            ours, theirs = (network(*batch).log_softmax(1) for network in (small, model))
-            total += float(F.kl_div(ours, theirs, reduction="sum", log_target=True))
-            count += len(batch[0])
+    for received, original in zip(_log_probabilities(small, batches), expected, strict=True):
+        total += float(F.kl_div(received, original, reduction="sum", log_target=True))
+        count += len(received)
     return total / count
 
 

@@ -1,9 +1,11 @@
 """The smaller dense network that computes the same as the silenced one."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 
-from torch import Tensor, nn
+from torch import nn
 
 from channelscope.errors import InputError
 from channelscope.network.edits import known_groups
@@ -12,28 +14,28 @@ from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.removal.slicing import slice_layer
 from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.pruning.recovery.calibration import rechunked
 from channelscope.subset import Subset
 
 CUTS = "_channelscope_cuts"
-"""Attribute of a smaller network: what it was made of."""
+"""Attribute of a smaller network that holds the subsets it was cut to."""
 
 
-def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: tuple[Tensor, ...] | None = None) -> nn.Module:
-    """A new network with only the kept channels; `model` itself stays as it is, to the bit.
+def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None = None) -> nn.Module:
+    """A new, smaller network that has only the kept channels; `model` is not changed.
 
-    Weights keep their type, device and requires_grad, modules their training mode. Before the result is handed out, every tensor
-    of its (nested) output is compared with that of the silenced network, in float64, on noise and on real images if there are any.
+    Weights keep their type, device and requires_grad, modules their training mode. Before it is returned, every tensor of its
+    (nested) output is compared with that of the silenced network, in float64, on noise and on calibration images if there are any.
 
     Parameters
     ----------
     model
-        The network.
+        The network, or its `groups`. A subset that `cut` made of a network's groups carries them, so that the network is not traced
+        again.
     kept
         The channels to keep, as `cut` gives them.
-    found
-        The network's `groups`, when they are already known; a subset from `cut` knows them.
-    images
-        All inputs of the network for a few real images, each (images, …), to compare on too.
+    calibration
+        Batches of (images, …); images of the first batch are compared on too, labels are not used.
 
     Returns
     -------
@@ -43,38 +45,39 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: 
     Raises
     ------
     InputError
-        If a group is split or a channel cannot be removed, with the reason, or `found` is of another network object.
+        If a group is split or a channel cannot be removed, with the reason, or without the shape of its images.
     MismatchError
         If the subset is of another network, or the smaller network computes something else.
 
     Examples
     --------
-    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
-    >>> found = groups(model, torch.zeros(1, 3, 8, 8))
-    >>> shrink(model, found.to_subset([True, False, True, True]), found)[0].out_channels
-    3
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
+    >>> small = shrink(found, found.to_subset([True, False, True, True]))
+    >>> small[0].out_channels, small[2].in_channels, model[0].out_channels
+    (3, 3, 4)
     """
-    model = unwrapped(model)
-    found = known_groups(model, kept) if found is None else found
+    found = model if isinstance(model, Groups) else known_groups(unwrapped(model), kept)
     if found is None:
         if not kept.input_shape:
             raise InputError("shrink: the subset needs the input shape, as cut() and Subset.everything() give it")
-        found = groups(model, zero_batch(model, kept.input_shape))
+        found = groups(unwrapped(model), zero_batch(unwrapped(model), kept.input_shape))
+    original = found.graph.model
     keep = kept_ids(found, kept)
     for layer in found.layers:
         if not bool(keep[layer.outputs].any()):
             raise InputError(f"shrink: the subset removes all {len(layer.outputs)} channels of {layer.name}: keep at least one")
-    small = copy.deepcopy(model)
+    small = copy.deepcopy(original)
     for layer in found.layers:
         slice_layer(small.get_submodule(layer.name), layer, keep)
-    _check_equal_outputs(small, model, kept, found, images)
-    vars(small)[CUTS] = (*cuts(model), replace(kept, groups=None))
+    first = list(islice(calibration or (), 1))
+    check_same(small, kept, found, rechunked(first, found)[0] if first else None)
+    vars(small)[CUTS] = (*cuts(original), replace(kept, groups=None))
     return small
 
 
 def cuts(model: nn.Module) -> tuple[Subset, ...]:
-    """What a network was made of by `shrink`, one subset for each time, the first one of the original; empty for an original.
+    """The subsets that `shrink` cut a network to, one for each time, the first one of the original; empty for an original.
 
     Parameters
     ----------
@@ -85,11 +88,13 @@ def cuts(model: nn.Module) -> tuple[Subset, ...]:
     -------
     tuple of Subset
         The channels that were kept each time.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
+    >>> small = shrink(found, found.to_subset([True, False, True, True]))
+    >>> len(cuts(model)), [each["0"].tolist() for each in cuts(small)]
+    (0, [[True, False, True, True]])
     """
     return vars(model).get(CUTS, ())
-
-
-def _check_equal_outputs(small: nn.Module, model: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None = None) -> None:
-    if found.graph.model is not model:
-        raise InputError("shrink: the groups are of another network object: found = groups(model, example)")
-    check_same(small, kept, found, images)

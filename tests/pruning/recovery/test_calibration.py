@@ -6,7 +6,11 @@ from torch import nn
 
 from channelscope.errors import DataError, InputError, SampleError
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.recovery.calibration import CHUNK_IMAGES, rechunked, zero_input
+from channelscope.pruning.recovery import calibration
+from channelscope.pruning.recovery.calibration import CHUNK_IMAGES, DrawnPositions, rechunked, zero_input
+from channelscope.pruning.recovery.repair import repair
+from channelscope.pruning.shrink import shrink
+from channelscope.stats.readout import draw_positions
 from channelscope.subset import Subset
 
 IMAGES = torch.arange(230.0)[:, None, None, None].expand(230, 3, 4, 4)
@@ -70,3 +74,30 @@ def test_examples_are_blank_and_of_the_right_shape():
     assert zero_input(model, subset).shape == (1, 3, 4, 4)
     with pytest.raises(InputError, match="input shape"):
         zero_input(model, Subset({name: subset[name] for name in subset}))
+
+
+def test_positions_are_those_of_the_images_index():
+    draws = DrawnPositions(230, 5, seed=3)
+    assert torch.equal(draws.of(49), draw_positions(torch.arange(230), 49, 5, seed=3))
+    assert torch.equal(draws.of(6), draw_positions(torch.arange(230), 6, 5, seed=3))
+    assert draws.of(5) is None
+    assert draws.of(49) is draws.of(49)
+    assert not torch.equal(draws.of(49), DrawnPositions(230, 5).of(49))
+
+
+@pytest.mark.parametrize("method", ["least_squares", "peers"])
+def test_positions_are_drawn_once_for_each_size_of_map(method, monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)), nn.Conv2d(4, 2, 3, stride=2))
+    found = groups(model.eval(), torch.zeros(1, 3, 12, 12))
+    kept = found.to_subset(torch.arange(len(found)).remainder(2).eq(0).numpy())
+    sizes = []
+
+    def counted(index, positions, count, seed):
+        sizes.append((int(index[0]), positions))
+        return draw_positions(index, positions, count, seed)
+
+    monkeypatch.setattr(calibration, "draw_positions", counted)
+    images = torch.randn(120, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    repair(shrink(found, kept), found, kept, [images], method=method, positions=10)
+    expected = {"least_squares": [144, 25], "peers": [144]}[method]
+    assert sizes == [(start, size) for size in expected for start in (0, 100)]

@@ -58,7 +58,7 @@ def repaired():
     model = lively(Net())
     found = groups(model, IMAGES[:1])
     kept = Subset({"stem": torch.arange(6) != 2, "down": torch.arange(6) != 2, "up": torch.arange(5) > 0}, found.sites, (3, 8, 8))
-    inherited = shrink(model, kept, found)
+    inherited = shrink(found, kept)
     small = copy.deepcopy(inherited)
     report = repair(small, found, kept, IMAGES.split(5), ridge=RIDGE, positions=1000)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_the_penalty_is_the_one_that_predicts_best(repaired, monkeypatch):
     errors = {}
     for shares in ((0.01,), (10.0,), (0.01, 0.1, 1.0, 10.0)):
         monkeypatch.setattr(least_squares, "RIDGES", shares)
-        report = repair(shrink(model, kept, found), found, kept, IMAGES.split(5))
+        report = repair(shrink(found, kept), found, kept, IMAGES.split(5))
         errors[shares] = report.relative_errors["stem"][1]
     assert errors[0.01, 0.1, 1.0, 10.0] <= min(errors[(0.01,)], errors[(10.0,)]) + 1e-12
 
@@ -158,7 +158,7 @@ def test_a_layer_that_reads_too_much_is_left_alone_with_a_reason(repaired, monke
     found = groups(model, IMAGES[:1])
     kept = Subset({"stem": STAYING, "down": STAYING, "up": torch.arange(5) > 0}, found.sites, (3, 8, 8))
     monkeypatch.setattr(least_squares, "MAX_FAN_IN", 40)
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     before = small.up.weight.clone()
     report = repair(small, found, kept, IMAGES.split(5))
     assert "45 values at once" in report.skipped["up"]
@@ -172,7 +172,7 @@ def test_few_positions_are_enough_and_seeded(repaired):
     kept = Subset({"stem": STAYING, "down": STAYING, "up": torch.arange(5) > 0}, found.sites, (3, 8, 8))
     made = []
     for _ in range(2):
-        small = shrink(model, kept, found)
+        small = shrink(found, kept)
         repair(small, found, kept, IMAGES.split(5), positions=6)
         made.append(small.state_dict())
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])

@@ -64,7 +64,7 @@ def gap(a: nn.Module, b: nn.Module) -> float:
 def test_what_the_kept_channels_determine_comes_back_exactly():
     model = redundant()
     found, kept = without_last(model)
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     assert gap(small, model) > 0.01
     before = {name: value.clone() for name, value in model.state_dict().items()}
     report = repair(small, model, kept, BATCHES, ridge=1e-9)
@@ -79,13 +79,13 @@ def test_peers_from_the_profile_alone_where_one_site_feeds_the_consumer():
     model = redundant()
     found, kept = without_last(model)
     profile = collect(model, BATCHES, readout="positions(all)")
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     report = repair(small, found, kept, profile, method="peers")
     assert report.method == "peers"
     assert set(report.skipped) == {"head"}
     assert "sum" in report.skipped["head"]
     inner = Subset({**kept.masks, "stem": torch.ones(6).bool(), "down": torch.ones(6).bool()}, found.sites, (3, 8, 8))
-    small = shrink(model, inner, found)
+    small = shrink(found, inner)
     assert repair(small, found, inner, profile, method="peers", ridge=1e-9).skipped == {}
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     x = F.batch_norm(
@@ -118,7 +118,7 @@ def test_peers_from_images_know_sums_and_pooling():
     """The head reads the pooled sum of two sites: predicted from its pooled values, as plain numpy would."""
     model = redundant()
     found, kept = without_last(model)
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     assert repair(small, found, kept, BATCHES, method="peers", ridge=0.02).skipped == {}
     seen = []
     handle = model.head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
@@ -153,7 +153,7 @@ def test_peers_are_those_of_a_slow_loop(bias):
     found = groups(model, IMAGES[:1])
     kept = Subset({"first": torch.arange(6) > 1, "second": torch.arange(5) != 3}, found.sites, (3, 8, 8))
     profile = collect(model, BATCHES)
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     inherited = copy.deepcopy(small)
     repair(small, model, kept, profile, method="peers", ridge=0.01)
     weights, constant = peers_slowly(model, kept, profile, 0.01)
@@ -232,7 +232,7 @@ def test_every_step_of_the_ladder_helps():
     model, found, kept, images = pruned()
     errors = {}
     for method in ("none", "batchnorm", "peers", "least_squares"):
-        small = shrink(model, kept, found)
+        small = shrink(found, kept)
         repair(small, found, kept, images[:200].split(50), method=method)
         errors[method] = float((small(images[200:]) - model(images[200:])).square().mean())
     assert errors["least_squares"] < 0.8 * errors["peers"]
@@ -245,7 +245,7 @@ def test_few_images_do_not_make_it_worse():
     model, found, kept, images = pruned()
     errors = {}
     for penalty, method in ((None, "batchnorm"), (None, "least_squares"), (0.001, "least_squares")):
-        small = shrink(model, kept, found)
+        small = shrink(found, kept)
         report = repair(small, found, kept, [images[:16]], method=method, ridge=penalty)
         errors[method, penalty] = float((small(images[200:]) - model(images[200:])).square().mean())
         assert report.images == 16
@@ -255,10 +255,10 @@ def test_few_images_do_not_make_it_worse():
 
 @torch.no_grad()
 def test_the_result_depends_on_neither_batches_nor_modes_and_only_weights_change():
-    model, found, kept, images = pruned()
+    _, found, kept, images = pruned()
     results = []
     for batches, mode in ((images.split(50), False), (images.split(37), True)):
-        small = shrink(model, kept, found).train(mode)
+        small = shrink(found, kept).train(mode)
         keys = small.state_dict().keys()
         repair(small, found, kept, [(batch, None) for batch in batches])
         assert small.training == mode
@@ -270,8 +270,8 @@ def test_the_result_depends_on_neither_batches_nor_modes_and_only_weights_change
 
 @torch.no_grad()
 def test_normalizations_hold_the_statistics_of_what_they_now_see():
-    model, found, kept, images = pruned()
-    small = shrink(model, kept, found)
+    _, found, kept, images = pruned()
+    small = shrink(found, kept)
     repair(small, found, kept, images.split(50), positions=10_000)
     expected = copy.deepcopy(small)
     repair(expected, found, kept, images.split(50), method="batchnorm")
@@ -289,7 +289,7 @@ def test_layers_without_a_constant_or_in_tokens_are_fitted_too():
     found = groups(model, IMAGES[:1])
     assert set(found.unprunable) == {"0", "5"} or found.unprunable == {}
     kept = found.to_subset(np.arange(len(found)) % 4 != 1)
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     before = gap(small, model)
     report = repair(small, found, kept, BATCHES)
     assert report.skipped == {}
@@ -315,7 +315,7 @@ def test_what_cannot_be_fitted_is_left_with_a_reason():
     model = Odd().eval()
     found = groups(model, IMAGES[:1])
     kept = found.to_subset(np.arange(len(found)) != 1)
-    report = repair(shrink(model, kept, found), found, kept, BATCHES)
+    report = repair(shrink(found, kept), found, kept, BATCHES)
     assert "transposed" in report.skipped["up"]
     assert "several places" in report.skipped["b"]
     assert set(report.relative_errors) == {"a", "head"}
@@ -323,7 +323,7 @@ def test_what_cannot_be_fitted_is_left_with_a_reason():
 
 def test_none_does_nothing():
     model, found, kept, _images = pruned()
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     before = copy.deepcopy(small.state_dict())
     assert repair(small, model, kept, method="none").images == 0
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
@@ -336,7 +336,7 @@ def test_a_gpu_gives_the_same(method):
     results = []
     for device in ("cpu", "cuda"):
         there = groups(copy.deepcopy(model).to(device), images[:1].to(device))
-        small = shrink(there.graph.model, kept, there)
+        small = shrink(there, kept)
         repair(small, there, kept, images[:100].split(50), method=method, ridge=0.1, positions=16)
         with torch.no_grad():
             results.append(small(images[200:].to(device)).cpu())
@@ -345,7 +345,7 @@ def test_a_gpu_gives_the_same(method):
 
 def test_bad_input():
     model, found, kept, images = pruned()
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     with pytest.raises(InputError, match="received 'best'"):
         repair(small, found, kept, [images], method="best")
     with pytest.raises(InputError, match="least_squares needs calibration images"):
@@ -388,7 +388,7 @@ def repaired(model: nn.Module, source):
     found = groups(model.eval().requires_grad_(False), IMAGES[:1])
     assert len(found) == 4
     kept = found.to_subset(np.arange(4) != 3)
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     return small, repair(small, found, kept, source(model), method="peers", ridge=1e-9)
 
 
@@ -433,7 +433,7 @@ def test_least_squares_says_where_peers_did_not_apply(monkeypatch):
     model = Headed(lambda h: h.flatten(1)).eval().requires_grad_(False)
     found = groups(model, IMAGES[:1])
     kept = found.to_subset(np.arange(4) != 3)
-    report = repair(shrink(model, kept, found), found, kept, BATCHES)
+    report = repair(shrink(found, kept), found, kept, BATCHES)
     reason = "it reads 4 channels, more than 3: their covariance is not formed"
     assert dict(report.notes) == {"head": f"re-fitted toward its inherited weights, not those of peers: {reason}"}
     assert report.skipped == {}

@@ -1,4 +1,4 @@
-"""Calibration images as repair takes them: in chunks of one size, whatever the batches were."""
+"""Calibration images in chunks of one size, and the positions that each of them contributes to a regression."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,10 +10,12 @@ from channelscope.data.batches import images_of, on_device_of
 from channelscope.errors import DataError, InputError, SampleError
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.groups import Groups
+from channelscope.stats.readout import draw_positions
 from channelscope.subset import Subset
+from channelscope.types import Int
 
 CHUNK_IMAGES = 100
-"""Images carried forward together; an even number, for every other image belongs to the other half."""
+"""Images in one chunk; even, so that alternate images divide every full chunk into two equal halves."""
 
 
 def rechunked(source: Iterable, found: Groups) -> list[tuple[Tensor, ...]]:
@@ -48,6 +50,57 @@ def zero_input(model: nn.Module, source: Subset | Iterable) -> Tensor:
     if batch is None:
         raise SampleError("there are no calibration images: the batches are empty")
     return zero_batch(model, tuple(images_of(batch).shape[1:]))
+
+
+class DrawnPositions:
+    """Positions that each calibration image contributes to a regression, drawn once for each number of positions of a map.
+
+    Draws depend on the seed, the image's index and the number of positions alone, so layers with maps of equal size share them.
+
+    Parameters
+    ----------
+    images
+        Number of calibration images.
+    count
+        Positions drawn from each image.
+    seed
+        Seed of the draws.
+    device
+        Device of the drawn positions.
+
+    Examples
+    --------
+    >>> draws = DrawnPositions(images=2, count=3)
+    >>> draws.of(64).tolist()
+    [[13, 41, 47], [8, 35, 39]]
+    >>> draws.of(64) is draws.of(64), draws.of(3)
+    (True, None)
+    """
+
+    def __init__(self, images: int, count: int, *, seed: int = 0, device: torch.device | str = "cpu"):
+        self.images, self.count, self.seed, self.device = images, count, seed, device
+        self._drawn: dict[int, Tensor] = {}
+
+    def of(self, positions: int) -> Int[Tensor, "images count"] | None:
+        """Positions drawn from every image, in ascending order, or None where all positions are taken.
+
+        Parameters
+        ----------
+        positions
+            Positions of one image in the map.
+
+        Returns
+        -------
+        Tensor or None
+            int64 (images, count), row i for the image of index i; None if a map has at most `count` positions.
+        """
+        if positions <= self.count:
+            return None
+        if positions not in self._drawn:
+            chunks = torch.arange(self.images).split(CHUNK_IMAGES)
+            drawn = torch.cat([draw_positions(index, positions, self.count, self.seed) for index in chunks])
+            self._drawn[positions] = drawn.to(self.device)
+        return self._drawn[positions]
 
 
 def _inputs(batch: Any, count: int) -> Sequence[Tensor]:

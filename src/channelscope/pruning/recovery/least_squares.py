@@ -3,19 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from channelscope.errors import SampleError
 from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.patches import input_patches, patch_rows, patch_width, patches_are_exact
 from channelscope.network.removal.groups import Groups
+from channelscope.pruning.recovery.calibration import DrawnPositions
 from channelscope.pruning.recovery.layer_context import LayerContext, call_counts, layer_contexts
 from channelscope.pruning.recovery.normal_equations import NormalEquations, cross_validated_error
 from channelscope.pruning.recovery.normalization import batchnorm_scale_shift, write_linear_map
 from channelscope.pruning.recovery.peers import PEER_RIDGE, peer_weights
-from channelscope.stats.readout import draw_positions
-from channelscope.types import Bool, Float, Int, Tensor
+from channelscope.types import Bool, Float, Tensor
 
 RIDGES = (0.01, 0.1, 1.0, 10.0)
 """Ridge penalties that are tried, as shares of the mean variance of what a layer reads."""
@@ -36,13 +35,13 @@ class LayerwiseLeastSquares:
         alive: Bool[Tensor, "channels"],
         small: ActivationCache,
         original: ActivationCache,
-        positions: int,
+        draws: DrawnPositions,
         ridge: float | None,
     ):
         if small.images < 2:
             raise SampleError("repair: least_squares needs at least two images, for one half judges the fit to the other")
         self.found, self.alive, self.small, self.original = found, alive, small, original
-        self.positions, self.ridge = positions, ridge
+        self.draws, self.ridge = draws, ridge
         self.skipped: dict[str, str] = {}
         self.notes: dict[str, str] = {}
 
@@ -55,7 +54,7 @@ class LayerwiseLeastSquares:
                 self.skipped[place.layer.name] = reason
                 continue
             inherited = self._weights(place, module)
-            reason = peer_weights(self.small.graph.model, place, self.found, self.alive, self.original, PEER_RIDGE, self.positions)
+            reason = peer_weights(self.small.graph.model, place, self.found, self.alive, self.original, PEER_RIDGE, self.draws)
             if reason:
                 self.notes[place.layer.name] = f"re-fitted toward its inherited weights, not those of peers: {reason}"
             summed = place.total is not None and self.small.place[str(place.rest)] < self.small.place[place.layer.node]
@@ -93,9 +92,9 @@ class LayerwiseLeastSquares:
                 factor, shift = (part[outputs].to(target).view(1, -1, *[1] * (target.dim() - 2)) for part in norm)
                 target = target * factor + shift
             target = target - rest if summed else target
+            drawn = self.draws.of(target[0].numel() // target.shape[axis])
             for half in range(min(len(source), 2)):
-                images = torch.arange(start + half, start + len(source), 2, device=target.device)
-                where = self._where(images, tuple(target.shape[1:]), axis)
+                where = None if drawn is None else drawn[start + half : start + len(source) : 2]
                 taken = input_patches(module, source[half::2], tuple(target.shape[1:]), where)
                 part = NormalEquations.of(taken, patch_rows(target[half::2], groups, place.layer.linear, where))
                 before = halves[half]
@@ -105,10 +104,6 @@ class LayerwiseLeastSquares:
         assert first is not None
         assert second is not None
         return first, second
-
-    def _where(self, images: Int[Tensor, "images"], shape: tuple[int, ...], axis: int) -> Int[Tensor, "images positions"] | None:
-        count = torch.Size(shape).numel() // shape[axis if axis < 0 else 0]
-        return None if count <= self.positions else draw_positions(images, count, self.positions, seed=0)
 
     def _weights(self, place: LayerContext, module: Any) -> Float[Tensor, "groups outputs inputs"]:
         """A layer's weights as it has them now, with the factor of its normalization."""

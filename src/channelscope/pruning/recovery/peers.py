@@ -13,11 +13,12 @@ from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.removal.channels import POOLING, POOLS
 from channelscope.network.removal.groups import Groups
 from channelscope.network.sites import NO_OP_IN_EVAL
+from channelscope.pruning.recovery.calibration import DrawnPositions
 from channelscope.pruning.recovery.layer_context import LayerContext, layer_contexts
 from channelscope.pruning.recovery.normal_equations import NormalEquations
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
-from channelscope.stats.readout import channels_last, draw_positions
+from channelscope.stats.readout import channels_last
 from channelscope.types import Bool, Float, Tensor
 
 BETWEEN = POOLS | {"flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "dropout", "contiguous", "clone", "mean"}
@@ -44,7 +45,12 @@ class PeerPrediction:
 
 @torch.no_grad()
 def compensate_with_peers(
-    small: nn.Module, found: Groups, keep: Bool[Tensor, "channels"], source: Profile | ActivationCache, ridge: float, positions: int
+    small: nn.Module,
+    found: Groups,
+    keep: Bool[Tensor, "channels"],
+    source: Profile | ActivationCache,
+    ridge: float = PEER_RIDGE,
+    draws: DrawnPositions | None = None,
 ) -> dict[str, str]:
     """Change the consumers of pruned channels in place, and nothing else.
 
@@ -80,7 +86,7 @@ def compensate_with_peers(
     if isinstance(source, Profile) and source.weights_hash != weights_hash(found.graph.model):
         raise MismatchError("repair: the profile was measured on other weights than the original network's; collect it again")
     reasons = {
-        place.layer.name: peer_weights(small, place, found, keep, source, ridge, positions)
+        place.layer.name: peer_weights(small, place, found, keep, source, ridge, draws)
         for place in layer_contexts(found.graph, found.layers)
     }
     return {name: reason for name, reason in reasons.items() if reason}
@@ -92,8 +98,8 @@ def peer_weights(
     found: Groups,
     keep: Bool[Tensor, "channels"],
     source: Profile | ActivationCache,
-    ridge: float,
-    positions: int,
+    ridge: float = PEER_RIDGE,
+    draws: DrawnPositions | None = None,
 ) -> str:
     """The same for one consumer; returns why it was left as it was, or nothing."""
     layer = place.layer
@@ -102,9 +108,7 @@ def peer_weights(
     if layer.groups > 1:
         return "grouped: it goes with its group"
     moments = (
-        _input_moments_from_profile(place, found, source)
-        if isinstance(source, Profile)
-        else _input_moments_measured(place, source, positions)
+        _input_moments_from_profile(place, found, source) if isinstance(source, Profile) else _input_moments_measured(place, source, draws)
     )
     if isinstance(moments, str):
         return moments
@@ -134,7 +138,7 @@ class _Moments:
         return torch.cat([keep[found.first_id[site.name] : found.first_id[site.name] + site.channels] for site in self.sites])
 
 
-def _input_moments_measured(place: LayerContext, original: ActivationCache, positions: int) -> _Moments | str:
+def _input_moments_measured(place: LayerContext, original: ActivationCache, draws: DrawnPositions | None) -> _Moments | str:
     """From the original's activations in front of the consumer."""
     width = len(place.layer.inputs)
     if width > MAX_FAN_IN:
@@ -143,9 +147,9 @@ def _input_moments_measured(place: LayerContext, original: ActivationCache, posi
     start = 0
     for values in original(place.source):
         flat = channels_last(values, values.dim() - 2 if place.layer.linear else 0)
-        if flat.shape[1] > positions:
-            where = draw_positions(torch.arange(start, start + len(flat)), flat.shape[1], positions, seed=0).to(flat.device)
-            flat = flat.gather(1, where[:, :, None].expand(-1, -1, flat.shape[2]))
+        drawn = None if draws is None else draws.of(flat.shape[1])
+        if drawn is not None:
+            flat = flat.gather(1, drawn[start : start + len(flat), :, None].expand(-1, -1, flat.shape[2]))
         start += len(flat)
         part = NormalEquations.of(flat.reshape(1, -1, flat.shape[2]), flat.new_zeros(1, flat.shape[0] * flat.shape[1], 0))
         total = part if total is None else total + part

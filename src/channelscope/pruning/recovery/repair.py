@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +15,7 @@ from channelscope.network.module_state import eval_mode
 from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.pruning.recovery.calibration import rechunked, zero_input
+from channelscope.pruning.recovery.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.pruning.recovery.least_squares import LayerwiseLeastSquares
 from channelscope.pruning.recovery.normalization import reestimate_batchnorms
 from channelscope.pruning.recovery.peers import PEER_RIDGE, compensate_with_peers
@@ -26,21 +27,38 @@ Method = Literal["least_squares", "peers", "batchnorm", "none"]
 FROM_PROFILE = "; or, for peers, the original's profile"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RepairReport:
-    """What a repair did."""
+    """What a repair did to each layer.
+
+    Examples
+    --------
+    >>> RepairReport("least_squares", 100, {"conv1": (0.5, 0.25), "conv2": (0.7, 0.35)}, {"conv3": "grouped"})
+    RepairReport(least_squares, 100 images, 2 layers re-fitted, median relative error 0.6 → 0.3, 1 skipped)
+    """
 
     method: str
     """the method, and whether normalizations were re-estimated after it"""
     images: int
     """calibration images used"""
     relative_errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """layer → squared error of its (normalized) output before its re-fit, and after it on images it was not fitted to, as fractions
-    of the target's variance; nan where that is zero"""
+    """layer → mean squared error of its (normalized) output before the fit, and cross-validated after it, as fractions of the
+    target's variance; nan where that is zero"""
     skipped: Mapping[str, str] = field(default_factory=dict)
-    """layer → why it was left as it was"""
+    """layer → why it was not changed"""
     notes: Mapping[str, str] = field(default_factory=dict)
     """layer → what of the method did not apply to it, though it was changed"""
+
+    def __repr__(self) -> str:
+        """The method and how many layers it changed."""
+        parts = [self.method]
+        if self.images:
+            parts.append(f"{self.images:,} images")
+        if self.relative_errors:
+            before, after = (median(column) for column in zip(*self.relative_errors.values(), strict=True))
+            parts.append(f"{len(self.relative_errors)} layers re-fitted, median relative error {before:.2g} → {after:.2g}")
+        parts += [f"{len(each)} {name}" for name, each in (("skipped", self.skipped), ("with notes", self.notes)) if each]
+        return f"RepairReport({', '.join(parts)})"
 
 
 def repair(
@@ -48,43 +66,73 @@ def repair(
     model: nn.Module | Groups,
     kept: Subset,
     calibration: Iterable | Profile | None = None,
+    *,
     method: Method = "least_squares",
     ridge: float | None = None,
     positions: int = 64,
 ) -> RepairReport:
-    """Change the weights of `small`, in place, so that it comes closer to the network it was cut from.
+    """Report of a repair that changes the weights of `small`, in place, so that it computes nearly what the original computes.
 
-    least_squares   every layer is re-fitted in forward order, so that what it gives out from the already repaired layers
-                    before it is what the original gives out there; a layer that is added to a sum also makes up for the
-                    error of the other terms. The ridge regression is shrunk toward the weights that peers would give, each
-                    output at the spread of its target
-    peers           kept channels supply what removed ones supplied, by linear prediction; with images, batch normalizations
-                    are re-estimated afterwards
-    batchnorm       batch normalizations are re-estimated only
-    none            nothing
+    ==============  ================================================================================================
+    method          what it does
+    ==============  ================================================================================================
+    least_squares   re-fits every layer, in forward order, to the output of the original layer, from the inputs that the
+                    repaired network gives it. A layer that is added to a residual sum also corrects the error of the other
+                    term. Ridge regression toward the weights that `peers` gives, rescaled to the target's variance
+    peers           predicts removed channels linearly from kept ones and folds the prediction into the weights; with images,
+                    BatchNorm statistics are re-estimated afterwards
+    batchnorm       re-estimates BatchNorm statistics only
+    none            changes nothing
+    ==============  ================================================================================================
 
-    source      batches of (images, …), labels are not looked at; or, for peers, the original's profile alone
-
-    All images' activations at the current layer are held in memory, of both networks.
+    The activations of all images at the current layer, of both networks, are held in memory.
 
     Parameters
     ----------
+    small
+        The smaller network: `shrink(model, kept)`.
     model
         The original network, or its `groups`.
     kept
-        The channels `small` was made of: small = shrink(model, kept).
+        The channels that `small` was made of.
+    calibration
+        Batches of (images, …), labels are not used; or, for peers, the original's profile alone.
+    method
+        least_squares, peers, batchnorm or none.
     ridge
-        Λ as a share of the mean variance of what a layer reads; None: the one of .005, .05, .5 and 5 that predicts each
-        layer best on images not fitted to, for peers 0.01.
+        Penalty λ as a fraction of the mean variance of what a layer reads. None: for least_squares the one of 0.005, 0.05, 0.5
+        and 5 with the smallest cross-validated error of each layer, for peers 0.01.
     positions
-        Positions an image gives to the regressions, drawn by its index.
+        Positions that an image contributes to each regression, drawn by its index.
+
+    Returns
+    -------
+    RepairReport
+        The relative error of each layer, and the layers that were skipped, with the reason.
 
     Raises
     ------
     MismatchError
-        If small, model, kept and profile do not belong together.
+        If `small`, `model`, `kept` and the profile do not belong together.
     InputError
-        For an unknown method, or one that lacks its source.
+        For an unknown method, one that lacks its calibration images, or a penalty that is not positive.
+    SampleError
+        For batches without images, or a single image for least squares.
+
+    Examples
+    --------
+    >>> from channelscope.pruning.shrink import shrink
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> images = torch.randn(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    >>> found = groups(model, images[:1])
+    >>> kept = found.to_subset([True, True, False, True])
+    >>> small = shrink(model, kept)
+    >>> before = float((small(images) - model(images)).detach().abs().max())
+    >>> repair(small, model, kept, [images], ridge=1e-6).images  # a linear network of three inputs needs three channels
+    20
+    >>> float((small(images) - model(images)).detach().abs().max()) < before / 100
+    True
 
     References
     ----------
@@ -99,21 +147,20 @@ def repair(
     found = model if isinstance(model, Groups) else known_groups(model, kept) or groups(model, zero_input(model, kept))
     keep = _check_same_network(small, found, kept)
     if isinstance(calibration, Profile) and method == "peers":
-        skipped = compensate_with_peers(small, found, keep, calibration, PEER_RIDGE if ridge is None else ridge, positions)
+        skipped = compensate_with_peers(small, found, keep, calibration, PEER_RIDGE if ridge is None else ridge)
         return RepairReport("peers", calibration.images, skipped=skipped)
     if calibration is None or isinstance(calibration, Profile):
         raise InputError(f"repair: {method} needs calibration images, batches of (images, …){FROM_PROFILE if method == 'peers' else ''}")
     batches = rechunked(calibration, found)
     with torch.no_grad(), eval_mode(small), eval_mode(found.graph.model):
         original = ActivationCache(found.graph, batches)
+        draws = DrawnPositions(original.images, positions, device=batches[0][0].device)
         skipped = (
-            compensate_with_peers(small, found, keep, original, PEER_RIDGE if ridge is None else ridge, positions)
-            if method == "peers"
-            else {}
+            compensate_with_peers(small, found, keep, original, PEER_RIDGE if ridge is None else ridge, draws) if method == "peers" else {}
         )
         carried = ActivationCache(trace(small, tuple(part[:1] for part in batches[0])), batches)
         if method == "least_squares":
-            fit = LayerwiseLeastSquares(found, keep, carried, original, positions, ridge)
+            fit = LayerwiseLeastSquares(found, keep, carried, original, draws, ridge)
             errors = {name: (before, after) for name, before, after in fit.run()}
             return RepairReport("least_squares", carried.images, errors, fit.skipped, fit.notes)
         skipped |= reestimate_batchnorms(carried)

@@ -61,7 +61,7 @@ def test_cut_takes_it_as_it_is():
     alive = found.kept(kept)
     order = np.argsort(np.concatenate([ranking["first"], ranking["second"]]))
     removed = np.flatnonzero(~alive[order])
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     before = float((small(IMAGES) - model(IMAGES)).square().mean())
     repair(small, found, kept, IMAGES.split(40))
     assert float((small(IMAGES) - model(IMAGES)).square().mean()) < 0.5 * before
@@ -114,7 +114,7 @@ def test_every_architecture_gets_a_whole_order(name):
         owner = found.group_of[found.first_id[site.name] : found.first_id[site.name] + site.channels]
         assert (np.isinf(values) == (owner < 0)).all()
         assert set(ranking.notes.get(site.name, {})) == set(np.flatnonzero(owner < 0))
-    assert cut(ranking, found, 0.6).fraction < 1
+    assert cut(ranking, found, macs=0.6).fraction < 1
 
 
 def test_the_same_seed_gives_the_same_order():
@@ -146,7 +146,7 @@ def test_without_images():
 
 def test_several_exponents_are_the_rankings_each_alone_gives():
     model = twins()
-    together = optimal_brain_surgeons(model, [IMAGES], (0.5, 1.5))
+    together = optimal_brain_surgeons(model, [IMAGES], exponents=(0.5, 1.5))
     for ranking, exponent in zip(together, (0.5, 1.5), strict=True):
         alone = optimal_brain_surgeon(model, [IMAGES], exponent=exponent)
         assert ranking.name == alone.name

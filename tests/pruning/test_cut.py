@@ -41,7 +41,7 @@ def ranking(found, seed=0, keeps="high", **planted) -> Ranking:
 def test_the_budget_is_met_from_below_within_one_group(name, allocation, fraction):
     found = net(name)
     score = ranking(found)
-    kept = cut(score, found, fraction, ranking(found, seed=1) if allocation == "as" else allocation)
+    kept = cut(score, found, macs=fraction, allocation=ranking(found, seed=1) if allocation == "as" else allocation)
     full, spent = MacCounter(found).total, macs(found, kept)
     assert spent <= fraction * full
     ledger = MacCounter(found)
@@ -72,14 +72,14 @@ CHAIN = groups(chain(), torch.zeros(1, 3, 8, 8))
 @given(st.integers(0, 10_000), st.floats(0.25, 1), st.sampled_from(["mean", "none", "zscore"]), st.sampled_from(["global", "uniform"]))
 def test_the_same_as_a_slow_loop(seed, fraction, normalize, allocation):
     score = ranking(CHAIN, seed, keeps="low" if seed % 2 else "high")
-    kept = cut(score, CHAIN, fraction, allocation, normalize)
+    kept = cut(score, CHAIN, macs=fraction, allocation=allocation, normalize=normalize)
     expected = cut_slowly(score, CHAIN, fraction, allocation, normalize)
     assert {name: kept[name].tolist() for name in kept} == expected
 
 
 def test_a_threshold_then_what_still_fits():
     score = ranking(CHAIN)
-    kept = cut(score, CHAIN, 0.5)
+    kept = cut(score, CHAIN, macs=0.5)
     values = group_importance(score, CHAIN)
     alive = CHAIN.kept(kept)
     below = np.flatnonzero(alive & (values < values[~alive].max()))
@@ -95,7 +95,7 @@ def test_normalizing_within_layers_makes_scale_irrelevant_and_none_does_not():
     louder = Ranking("louder", "", "high", {**score.values, "2": score["2"] * 1000}, score.sites, score.input_shape)
     assert cut(score, CHAIN) == cut(louder, CHAIN)
     assert cut(score, CHAIN, normalize="zscore") == cut(louder, CHAIN, normalize="zscore")
-    assert bool(cut(louder, CHAIN, 0.5, normalize="none")["2"].all())
+    assert bool(cut(louder, CHAIN, macs=0.5, normalize="none")["2"].all())
 
 
 def test_low_keeps_the_low_end():
@@ -110,28 +110,28 @@ def test_low_keeps_the_low_end():
 
 def test_silent_channels_go_first_and_infinite_ones_last_or_first():
     spoiled = ranking(CHAIN, **{"2": (3, np.nan), "4": (7, np.inf)})
-    kept = cut(spoiled, CHAIN, 0.95)
+    kept = cut(spoiled, CHAIN, macs=0.95)
     assert not kept["2"][3]
     assert kept["4"][7]
-    assert bool(cut(spoiled, CHAIN, 0.35)["4"][7])
+    assert bool(cut(spoiled, CHAIN, macs=0.35)["4"][7])
     redundant = ranking(CHAIN, keeps="low", **{"4": (7, np.inf)})
-    assert not cut(redundant, CHAIN, 0.97)["4"][7]
+    assert not cut(redundant, CHAIN, macs=0.97)["4"][7]
     assert np.isfinite(group_importance(redundant, CHAIN)).sum() == len(CHAIN) - 1
 
 
 def test_uniform_takes_the_same_fraction_of_every_layer():
     found = net("resnet50")
-    kept = cut(ranking(found), found, 0.4, "uniform")
+    kept = cut(ranking(found), found, macs=0.4, allocation="uniform")
     fractions = np.array([float(kept[site.name].float().mean()) for site in found.sites if site.channels >= 32])
     assert fractions.max() - fractions.min() < 0.08
 
 
 def test_as_takes_the_counts_of_one_score_and_the_choice_of_another():
     first, second = ranking(CHAIN, 0), ranking(CHAIN, 1)
-    pattern, kept = cut(first, CHAIN, 0.5), cut(second, CHAIN, 0.5, first)
+    pattern, kept = cut(first, CHAIN, macs=0.5), cut(second, CHAIN, macs=0.5, allocation=first)
     assert [int(kept[site.name].sum()) for site in CHAIN.sites] == [int(pattern[site.name].sum()) for site in CHAIN.sites]
     assert kept != pattern
-    assert cut(first, CHAIN, 0.5, first) == pattern
+    assert cut(first, CHAIN, macs=0.5, allocation=first) == pattern
     for site in CHAIN.sites[:3]:
         alive = kept[site.name].numpy()
         assert second[site.name][alive].min() > second[site.name][~alive].max() if not alive.all() else True
@@ -150,22 +150,22 @@ def test_group_scores_by_hand():
     found = groups(Pair().eval(), torch.zeros(1, 3, 4, 4))
     values = {"a": np.array([1.0, 2.0, np.nan]), "b": np.array([4.0, np.nan, np.nan])}
     score = Ranking("hand", "", "high", values, found.sites, (3, 4, 4))
-    np.testing.assert_allclose(group_importance(score, found, "none"), [2.5, 2, np.nan])
-    np.testing.assert_allclose(group_importance(score, found, "none", "sum"), [5, 2, np.nan])
-    np.testing.assert_allclose(group_importance(score, found, "none", "max"), [4, 2, np.nan])
+    np.testing.assert_allclose(group_importance(score, found, normalize="none"), [2.5, 2, np.nan])
+    np.testing.assert_allclose(group_importance(score, found, normalize="none", reduce="sum"), [5, 2, np.nan])
+    np.testing.assert_allclose(group_importance(score, found, normalize="none", reduce="max"), [4, 2, np.nan])
     np.testing.assert_allclose(group_importance(score, found), [(1 / 1.5 + 1) / 2, 2 / 1.5, np.nan])
-    np.testing.assert_allclose(group_importance(score, found, "zscore"), [-0.5, 1, np.nan])
-    assert cut(score, found, 0.9)["a"].tolist() == [True, True, False]
+    np.testing.assert_allclose(group_importance(score, found, normalize="zscore"), [-0.5, 1, np.nan])
+    assert cut(score, found, macs=0.9)["a"].tolist() == [True, True, False]
 
 
 def test_bad_input_says_what_to_do():
     found, score = CHAIN, ranking(CHAIN)
     with pytest.raises(BudgetError, match=r"the smallest budget is 0\.\d\d\d"):
-        cut(score, found, 0.001)
+        cut(score, found, macs=0.001)
     with pytest.raises(BudgetError, match="kept whole") as caught:
-        cut(score, found, 0.5, cap=0.1)
+        cut(score, found, macs=0.5, cap=0.1)
     smallest = float(str(caught.value).split("smallest budget is ")[1].split()[0])
-    assert isinstance(cut(score, found, smallest, cap=0.1), Subset)
+    assert isinstance(cut(score, found, macs=smallest, cap=0.1), Subset)
     for word, value in (("macs", 0), ("macs", 1.2), ("cap", 2), ("allocation", "best"), ("normalize", "rank"), ("reduce", "min")):
         with pytest.raises(InputError, match=word):
             cut(score, found, **{word: value})
@@ -201,30 +201,30 @@ def test_what_is_not_followed_counts_and_a_budget_out_of_reach_is_refused():
     full = STEM + ENCODER + FC
     assert cost(model, image).total_macs == MacCounter(found).total == full
     score = ranking(found)
-    small = shrink(model, cut(score, found, 0.8), found)
+    small = shrink(found, cut(score, found, macs=0.8))
     assert full * 0.8 - 69_000 < cost(small, image).total_macs <= full * 0.8
     least = float(np.ceil((full - 30 * STEM / 32) / full * 1000) / 1000)
     with pytest.raises(BudgetError, match=rf"0.5 of {full:,} multiply-adds cannot be met; the smallest budget is {least}") as caught:
-        cut(score, found, 0.5)
+        cut(score, found, macs=0.5)
     assert f"enc holds {ENCODER / (full - 30 * STEM / 32):.0%}, stem.3 holds 5%, stem.0 holds 1%; at most 0.95" in str(caught.value)
     with pytest.raises(BudgetError, match="enc holds"):
         refuse_out_of_reach(found, 0.3)
     refuse_out_of_reach(found, 0.7)
-    nearest = cut(score, found, 0.5, closest=True)
-    assert nearest == cut(score, found, least) != cut(score, found, 0.8)
-    assert cost(shrink(model, nearest, found), image).total_macs == macs(found, nearest) == full - 30 * STEM // 32
-    assert cut(score, found, 0.5, score, closest=True) == nearest
+    nearest = cut(score, found, macs=0.5, closest=True)
+    assert nearest == cut(score, found, macs=least) != cut(score, found, macs=0.8)
+    assert cost(shrink(found, nearest), image).total_macs == macs(found, nearest) == full - 30 * STEM // 32
+    assert cut(score, found, macs=0.5, allocation=score, closest=True) == nearest
 
 
 def test_everything_fits_a_whole_budget_and_a_model_may_be_given_itself():
     model = chain()
     score = ranking(CHAIN)
-    assert cut(score, model, 1.0).fraction == 1
-    assert cut(score, model, 0.5) == cut(score, CHAIN, 0.5)
+    assert cut(score, model, macs=1.0).fraction == 1
+    assert cut(score, model, macs=0.5) == cut(score, CHAIN, macs=0.5)
 
 
 @pytest.mark.parametrize("value", [0.1, 0.7, 1.1])
 def test_a_layer_of_equal_scores_has_zscores_of_zero(value):
     found = groups(Pair().eval(), torch.zeros(1, 3, 4, 4))
     score = Ranking("flat", "", "high", {"a": np.full(3, value), "b": np.full(3, value)}, found.sites, (3, 4, 4))
-    np.testing.assert_array_equal(group_importance(score, found, "zscore"), [0, 0, 0])
+    np.testing.assert_array_equal(group_importance(score, found, normalize="zscore"), [0, 0, 0])
