@@ -41,18 +41,18 @@ class Circuit(Subset):
                 raise MismatchError(f"circuit at {layer}: {stray} marked kernels do not reach the feature")
 
     @classmethod
-    def of_feature(cls, target: LocatedFeature, marks: KernelMask) -> "Circuit":
+    def of_feature(cls, feature: LocatedFeature, marks: KernelMask) -> "Circuit":
         """The circuit of a target with these kernels."""
         return cls(
-            {layer: marks[layer] & relevant for layer, relevant in target.relevant.items()},
-            relevant=target.relevant,
-            feature=target.feature,
+            {layer: marks[layer] & relevant for layer, relevant in feature.relevant.items()},
+            relevant=feature.relevant,
+            feature=feature.feature,
         )
 
     @classmethod
-    def full(cls, target: LocatedFeature) -> "Circuit":
+    def full(cls, feature: LocatedFeature) -> "Circuit":
         """All kernels the feature depends on."""
-        return cls.of_feature(target, target.relevant)
+        return cls.of_feature(feature, feature.relevant)
 
     @property
     def total(self) -> int:
@@ -129,7 +129,7 @@ def _marks(data: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     return marks
 
 
-def remove_dead_ends(circuit: Circuit, target: LocatedFeature, rule: str = "backward") -> Circuit:
+def remove_dead_ends(circuit: Circuit, feature: LocatedFeature, rule: str = "backward") -> Circuit:
     """Drop dead ends.
 
     backward   kernels that feed only channels without a surviving way to the feature: exact, outputs unchanged to the bit
@@ -144,10 +144,14 @@ def remove_dead_ends(circuit: Circuit, target: LocatedFeature, rule: str = "back
         raise InputError(f"dead ends: expected backward, full or none, received '{rule}'")
     if rule == "none":
         return circuit
-    wiring = target.channel_graph
-    marks = {layer: circuit.masks.get(layer, torch.zeros_like(every)) for layer, every in wiring.full_mask().items()}
-    alive = wiring.leading_to(marks, target.feature_nodes) if rule == "backward" else wiring.on_paths_to(marks, target.feature_nodes)
-    return Circuit.of_feature(target, alive)
+    kernel_graph = feature.channel_graph
+    marks = {layer: circuit.masks.get(layer, torch.zeros_like(every)) for layer, every in kernel_graph.full_mask().items()}
+    alive = (
+        kernel_graph.leading_to(marks, feature.feature_nodes)
+        if rule == "backward"
+        else kernel_graph.on_paths_to(marks, feature.feature_nodes)
+    )
+    return Circuit.of_feature(feature, alive)
 
 
 def union(circuits: "list[Circuit]") -> Circuit:

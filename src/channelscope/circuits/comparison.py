@@ -101,12 +101,12 @@ def compare_criteria(
     Hamblin, Konkle, Alvarez 2022 (evaluation).
     """
     _usable(features, criteria, sizes)
-    scored, judged = list(image_batches(images)), list(image_batches(held_out))
+    scoring_batches, held_out_batches = list(image_batches(images)), list(image_batches(held_out))
     facts = {"features": list(features), "sizes": list(sizes), "criteria": list(criteria), "seed": seed}
-    made = {"weights": weights_hash(graph.model), "seed": seed, "images": _digest([*scored, *judged])}
+    made = {"weights": weights_hash(graph.model), "seed": seed, "images": _digest([*scoring_batches, *held_out_batches])}
     targets = {feature: locate_feature(graph, feature) for feature in features}
     for target in targets.values():
-        activation_range(target, scored)
+        activation_range(target, scoring_batches)
     ledger = _Ledger(unfinished, made)
     for group in (
         [c for c in criteria if not CRITERIA[c].needs_size],
@@ -115,7 +115,7 @@ def compare_criteria(
         for feature in features:
             wanted = [key for key in itertools.product([feature], group, sizes) if key not in ledger.rows]
             if wanted:
-                for row in _feature(targets[feature], scored, judged, wanted, seed):
+                for row in _feature(targets[feature], scoring_batches, held_out_batches, wanted, seed):
                     ledger.add(row)
     rows = [ledger.rows[key] for key in itertools.product(features, criteria, sizes)]
     frame = pd.DataFrame(rows, columns=ROWS)
@@ -135,21 +135,23 @@ def _usable(features: Sequence[str], criteria: Sequence[str], sizes: Sequence[fl
             raise InputError(f"compare: expected sizes as fractions of the relevant kernels, above 0 and up to 1.0; received {size}")
 
 
-def _feature(target: LocatedFeature, scored: list[Tensor], judged: list[Tensor], wanted: list, seed: int) -> Iterator[dict[str, Any]]:
+def _feature(
+    target: LocatedFeature, scoring_batches: list[Tensor], held_out_batches: list[Tensor], wanted: list, seed: int
+) -> Iterator[dict[str, Any]]:
     """Rows of one feature: additive criteria are scored once, the others once a size."""
-    held = HeldOutImages.of(target, judged)
+    held = HeldOutImages.of(target, held_out_batches)
     known: dict[str, Any] = {}
     for feature, criterion, size in sorted(wanted, key=lambda key: (key[1], -key[2])):
-        choice = CircuitOptions(criterion, np.format_float_positional(size))
+        options = CircuitOptions(criterion, np.format_float_positional(size))
         row = {"feature": feature, "criterion": criterion, "kept": size, "relevant": target.relevant_count, "images": held.images}
         try:
-            choice.kernels(target)
+            options.kernels(target)
         except BudgetError:
             yield row | {"kernels": 0, **dict.fromkeys(ROWS[5:11], float("nan"))}  # no path is that short
             continue
         if CRITERIA[criterion].needs_size or criterion not in known:
-            known[criterion] = choice.scored(target, scored, seed)
-        circuit = choice.circuit(known[criterion])
+            known[criterion] = options.scores(target, scoring_batches, seed)
+        circuit = options.circuit(known[criterion])
         yield row | {"kernels": circuit.count, **fidelity_row(held, circuit)}
 
 

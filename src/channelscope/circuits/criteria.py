@@ -76,12 +76,12 @@ CRITERIA = {
 
 
 def score_kernels(
-    target: LocatedFeature,
+    feature: LocatedFeature,
     images: Tensor | Iterable,
     criterion: str = "gate",
     keep: float | int | None = None,
     *,
-    how: GradientOptions = DEFAULT,
+    gradient: GradientOptions = DEFAULT,
     seed: int = 0,
     training: GateTraining | None = None,
 ) -> KernelScores:
@@ -113,35 +113,39 @@ def score_kernels(
     if kind.needs_size and keep is None:
         raise InputError(f"criterion {criterion} scores kernels for one circuit size: pass keep")
     if criterion in ("magnitude", "random"):
-        found = baseline_scores(target, criterion, seed)
-        return found if how.inside is None else replace(found, values=masked_scores(how.inside.masks, found.values), inside=how.inside)
+        found = baseline_scores(feature, criterion, seed)
+        return (
+            found
+            if gradient.inside is None
+            else replace(found, values=masked_scores(gradient.inside.masks, found.values), inside=gradient.inside)
+        )
     if criterion == "snip_batch":  # sums each batch as it is given
-        given = image_batches(images, target.device)
+        given = image_batches(images, feature.device)
     elif criterion == "learned":  # takes a step a batch, whatever batches it is given
-        given = target.image_batches(torch.cat(list(target.image_batches(images))))
+        given = feature.image_batches(torch.cat(list(feature.image_batches(images))))
     else:
-        given = target.image_batches(images)
-    ready = with_positions(target, given)
+        given = feature.image_batches(images)
+    ready = with_positions(feature, given)
     if criterion == "learned":
-        size = kernel_count(target, keep)  # type: ignore[arg-type]
+        size = kernel_count(feature, keep)  # type: ignore[arg-type]
         return learned_gates(
-            target, ready, size, score_batches(target, ready, "gate", contributions.gate_scores, how), training, how.inside
+            feature, ready, size, score_batches(feature, ready, "gate", contributions.gate_scores, gradient), training, gradient.inside
         )
     if kind.iterative:
-        return iterative_scores(target, ready, kind, kernel_count(target, keep), how)  # type: ignore[arg-type]
-    return score_batches(target, ready, criterion, kind.function, how)  # type: ignore[arg-type]
+        return iterative_scores(feature, ready, kind, kernel_count(feature, keep), gradient)  # type: ignore[arg-type]
+    return score_batches(feature, ready, criterion, kind.function, gradient)  # type: ignore[arg-type]
 
 
-def with_signs(saliency: KernelScores, images: Tensor | Iterable) -> KernelScores:
+def with_signs(scores: KernelScores, images: Tensor | Iterable) -> KernelScores:
     """The saliency with signed effects: those it has, or the gate criterion's, which take one more pass.
 
     References
     ----------
     This library (the sign of Σ A·G).
     """
-    if saliency.signed_values is not None:
-        return saliency
-    return replace(saliency, signed_values=score_kernels(saliency.feature, images, "gate").signed_values)
+    if scores.signed_values is not None:
+        return scores
+    return replace(scores, signed_values=score_kernels(scores.feature, images, "gate").signed_values)
 
 
 def criterion_named(criterion: str) -> Criterion:
@@ -161,7 +165,7 @@ def criterion_named(criterion: str) -> Criterion:
     return CRITERIA[criterion]
 
 
-def iterative_scores(target: LocatedFeature, ready: list[Batch], kind: Criterion, keep: int, how: GradientOptions) -> KernelScores:
+def iterative_scores(feature: LocatedFeature, ready: list[Batch], kind: Criterion, keep: int, gradient: GradientOptions) -> KernelScores:
     """Scores of the last of ten rounds, each measured in the network that the round before has left; the dropped may return.
 
     The rounds begin with all relevant kernels, or with those of the circuit that kernels are scored inside.
@@ -171,16 +175,16 @@ def iterative_scores(target: LocatedFeature, ready: list[Batch], kind: Criterion
     De Jorge et al. 2021 (FORCE); with other criteria than SNIP, this library.
     """
     marks, found = None, None
-    for size in geometric_schedule(target.relevant_count if how.inside is None else how.inside.count, keep):
-        found = score_batches(target, ready, kind.name, kind.function, how, marks)  # type: ignore[arg-type]
-        marks = target.full_mask()
+    for size in geometric_schedule(feature.relevant_count if gradient.inside is None else gradient.inside.count, keep):
+        found = score_batches(feature, ready, kind.name, kind.function, gradient, marks)  # type: ignore[arg-type]
+        marks = feature.full_mask()
         chosen = top_k(found, size)
-        marks = {layer: chosen[layer] | ~target.relevant[layer] for layer in marks}
+        marks = {layer: chosen[layer] | ~feature.relevant[layer] for layer in marks}
     assert found is not None
     return found
 
 
-def baseline_scores(target: LocatedFeature, criterion: str, seed: int = 0) -> KernelScores:
+def baseline_scores(feature: LocatedFeature, criterion: str, seed: int = 0) -> KernelScores:
     """Magnitude or random scores: no image is looked at.
 
     References
@@ -189,8 +193,8 @@ def baseline_scores(target: LocatedFeature, criterion: str, seed: int = 0) -> Ke
     """
     noise = torch.Generator().manual_seed(seed)
     make: dict[str, Callable[[str], Tensor]] = {
-        "magnitude": lambda layer: contributions.magnitude(ConvGeometry.of(target.graph.modules[layer])).cpu(),
-        "random": lambda layer: torch.rand(target.relevant[layer].shape, generator=noise, dtype=torch.float64),
+        "magnitude": lambda layer: contributions.magnitude(ConvGeometry.of(feature.graph.modules[layer])).cpu(),
+        "random": lambda layer: torch.rand(feature.relevant[layer].shape, generator=noise, dtype=torch.float64),
     }
-    values = {layer: torch.where(marks, make[criterion](layer), 0.0) for layer, marks in target.relevant.items()}
-    return KernelScores(target, criterion, values, 0)
+    values = {layer: torch.where(marks, make[criterion](layer), 0.0) for layer, marks in feature.relevant.items()}
+    return KernelScores(feature, criterion, values, 0)

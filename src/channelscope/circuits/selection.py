@@ -17,7 +17,7 @@ from channelscope.types import Float, Tensor
 ROUNDS = 10
 
 
-def kernel_count(target: LocatedFeature, keep: float | int) -> int:
+def kernel_count(feature: LocatedFeature, keep: float | int) -> int:
     """Number of kernels meant by `keep`: a number of kernels if it is whole, else a fraction of the relevant ones (at least 1).
 
     Raises
@@ -29,14 +29,14 @@ def kernel_count(target: LocatedFeature, keep: float | int) -> int:
     ----------
     Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept.
     """
-    if isinstance(keep, Integral) and not isinstance(keep, bool) and 1 <= keep <= target.relevant_count:
+    if isinstance(keep, Integral) and not isinstance(keep, bool) and 1 <= keep <= feature.relevant_count:
         return int(keep)
     if isinstance(keep, float) and 0 < keep <= 1:
-        return max(1, round(keep * target.relevant_count))
-    raise BudgetError(f"keep: expected 1 to {target.relevant_count} kernels or a fraction above 0 and up to 1.0, received {keep!r}")
+        return max(1, round(keep * feature.relevant_count))
+    raise BudgetError(f"keep: expected 1 to {feature.relevant_count} kernels or a fraction above 0 and up to 1.0, received {keep!r}")
 
 
-def top_k(saliency: KernelScores, keep: float | int) -> Circuit:
+def top_k(scores: KernelScores, keep: float | int) -> Circuit:
     """Exactly so many kernels with the largest saliency; among equals the first in execution order.
 
     Raises
@@ -48,18 +48,18 @@ def top_k(saliency: KernelScores, keep: float | int) -> Circuit:
     ----------
     Hamblin, Konkle, Alvarez 2022 (selection).
     """
-    return _from_ranking(saliency.feature, score_order(saliency.ranked())[: _room(saliency, keep)])
+    return _from_ranking(scores.feature, score_order(scores.ranked())[: _room(scores, keep)])
 
 
-def _room(saliency: KernelScores, keep: float | int) -> int:
+def _room(scores: KernelScores, keep: float | int) -> int:
     """Number of kernels meant by `keep`; refused where a circuit that they were scored inside has fewer."""
-    wanted = kernel_count(saliency.feature, keep)
-    if wanted > saliency.kernels:
-        raise BudgetError(f"keep: {wanted} kernels, and the circuit that they were scored inside has {saliency.kernels}: keep fewer")
+    wanted = kernel_count(scores.feature, keep)
+    if wanted > scores.kernels:
+        raise BudgetError(f"keep: {wanted} kernels, and the circuit that they were scored inside has {scores.kernels}: keep fewer")
     return wanted
 
 
-def top_share(saliency: KernelScores, share: float) -> Circuit:
+def top_share(scores: KernelScores, share: float) -> Circuit:
     """The fewest kernels whose saliencies reach a share of the total.
 
     Raises
@@ -71,13 +71,13 @@ def top_share(saliency: KernelScores, share: float) -> Circuit:
     ----------
     Hamblin, Konkle, Alvarez 2022 (selection).
     """
-    flat = saliency.flatten()
+    flat = scores.flatten()
     if not 0 < share <= 1 or not bool(flat.sum() > 0):
         raise BudgetError(f"share: expected above 0 and up to 1 of a positive total, received {share} of {float(flat.sum()):.4g}")
     ranked = score_order(flat)
     sums = flat[ranked].cumsum(0)
     enough = int((sums < share * sums[-1]).sum()) + 1
-    return _from_ranking(saliency.feature, ranked[:enough])
+    return _from_ranking(scores.feature, ranked[:enough])
 
 
 def score_order(values: Float[Tensor, "kernels"]) -> Tensor:
@@ -102,19 +102,19 @@ def geometric_schedule(kernels: int, keep: int, rounds: int = ROUNDS) -> list[in
     return [math.ceil(round(size, 9)) for size in sizes] + [keep]  # rounded first: exp(ln 3) is a little more than 3
 
 
-def _from_ranking(target: LocatedFeature, places: Tensor) -> Circuit:
+def _from_ranking(feature: LocatedFeature, indices: Tensor) -> Circuit:
     """The circuit of some places in the flat order of relevant kernels."""
-    flat = torch.zeros(target.relevant_count, dtype=torch.bool)
-    flat[places] = True
+    flat = torch.zeros(feature.relevant_count, dtype=torch.bool)
+    flat[indices] = True
     marks, start = {}, 0
-    for layer, relevant in target.relevant.items():
+    for layer, relevant in feature.relevant.items():
         size = int(relevant.sum())
         marks[layer] = torch.zeros_like(relevant).masked_scatter_(relevant, flat[start : start + size])
         start += size
-    return Circuit.of_feature(target, marks)
+    return Circuit.of_feature(feature, marks)
 
 
-def connected_top_k(saliency: KernelScores, keep: float | int) -> Circuit:
+def connected_top_k(scores: KernelScores, keep: float | int) -> Circuit:
     """Kernels on live paths only, grown from the target: no layer can be left out, no kernel ends nowhere.
 
     The best kernel that feeds a channel already in the circuit comes next; where it opens a new channel, the best kernels that
@@ -130,52 +130,52 @@ def connected_top_k(saliency: KernelScores, keep: float | int) -> Circuit:
     ----------
     This library.
     """
-    target, budget = saliency.feature, _room(saliency, keep)
-    growth = _PathGrowth(saliency)
-    smallest = growth.hops[target.feature_nodes].min()
+    feature, budget = scores.feature, _room(scores, keep)
+    growth = _PathGrowth(scores)
+    smallest = growth.hops[feature.feature_nodes].min()
     if not np.isfinite(smallest):
-        raise BudgetError(f"feature {target.feature}: no path from the images lies inside the circuit that kernels were scored inside")
+        raise BudgetError(f"feature {feature.feature}: no path from the images lies inside the circuit that kernels were scored inside")
     if budget < smallest:
         raise BudgetError(
-            f"feature {target.feature}: no path from the images has {budget} kernels; the smallest circuit has {int(smallest)}"
+            f"feature {feature.feature}: no path from the images has {budget} kernels; the smallest circuit has {int(smallest)}"
         )
     growth.run(budget)
-    return Circuit.of_feature(target, {layer: torch.from_numpy(taken) for layer, taken in growth.taken.items()})
+    return Circuit.of_feature(feature, {layer: torch.from_numpy(taken) for layer, taken in growth.taken.items()})
 
 
 class _PathGrowth:
     """A circuit being grown; `live` nodes are on a path from the images to the feature."""
 
-    def __init__(self, saliency: KernelScores):
-        self.target = saliency.feature
-        self.values = {layer: np.where(saliency.eligible[layer], values, -np.inf) for layer, values in saliency.values.items()}
-        wiring = self.target.channel_graph
+    def __init__(self, scores: KernelScores):
+        self.feature = scores.feature
+        self.values = {layer: np.where(scores.eligible[layer], values, -np.inf) for layer, values in scores.values.items()}
+        kernel_graph = self.feature.channel_graph
         self.maker: dict[int, tuple[KernelEdges, int]] = {}
         self.members: dict[int, np.ndarray] = {}
-        for part in wiring.operations:
+        for part in kernel_graph.operations:
             for row, node in enumerate(part.outputs.tolist()):
                 if isinstance(part, KernelEdges):
                     self.maker[node] = (part, row)
                 else:
                     self.members[node] = part.members[row]
-        self.joins = [part for part in wiring.operations if isinstance(part, Merge)]
-        self.hops = wiring.distances() if saliency.inside is None else wiring.distances(saliency.eligible)
-        self.fed = np.zeros(wiring.node_count, dtype=bool)
-        self.fed[wiring.image_nodes] = True
-        self.summed = np.zeros(wiring.node_count, dtype=bool)
+        self.joins = [part for part in kernel_graph.operations if isinstance(part, Merge)]
+        self.hops = kernel_graph.distances() if scores.inside is None else kernel_graph.distances(scores.eligible)
+        self.fed = np.zeros(kernel_graph.node_count, dtype=bool)
+        self.fed[kernel_graph.image_nodes] = True
+        self.summed = np.zeros(kernel_graph.node_count, dtype=bool)
         for join in self.joins:
             self.summed[join.members] = True
         self._spread()
-        self.open = np.zeros(wiring.node_count, dtype=bool)
-        self.taken = {layer: np.zeros(relevant.shape, dtype=bool) for layer, relevant in self.target.relevant.items()}
+        self.open = np.zeros(kernel_graph.node_count, dtype=bool)
+        self.taken = {layer: np.zeros(relevant.shape, dtype=bool) for layer, relevant in self.feature.relevant.items()}
         self.queue: list[tuple[float, int, int]] = []
         self.ranks: dict[int, np.ndarray] = {}
         self.size = 0
 
     def run(self, budget: int) -> None:
-        first = min(self.target.feature_nodes.tolist(), key=lambda node: (self.hops[node], node))
+        first = min(self.feature.feature_nodes.tolist(), key=lambda node: (self.hops[node], node))
         self._take(self._way(first, budget))
-        for node in self.target.feature_nodes.tolist():
+        for node in self.feature.feature_nodes.tolist():
             self._reach(node)
         late: list[tuple[KernelEdges, int, int]] = []
         while self.queue and self.size < budget:
