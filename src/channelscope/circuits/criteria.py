@@ -41,7 +41,7 @@ class Criterion:
 
     @property
     def needs_size(self) -> bool:
-        """Whether the saliency is made for one number of kernels."""
+        """Whether the scores hold for one number of kernels only."""
         return self.iterative or self.name == "learned"
 
 
@@ -85,18 +85,29 @@ def score_kernels(
     seed: int = 0,
     training: GateTraining | None = None,
 ) -> KernelScores:
-    """Saliency of every relevant kernel of a feature.
+    """The score of every kernel that a feature depends on, by one criterion.
 
     Parameters
     ----------
+    feature
+        The feature and its network.
+    images
+        Images (images, C, H, W), or batches of them.
+    criterion
+        A key of `CRITERIA`.
     keep
-        Size of the circuit, for criteria that are made for one size (force, iterated_…, learned).
-    how
+        Size of the circuit, a number of kernels or a fraction; needed by criteria made for one size (force, iterated_…, learned).
+    gradient
         How gradients are measured: reduction over positions, path, and the circuit inside which kernels are scored.
     seed
-        Of random.
+        Seed of `random`.
     training
-        Of learned.
+        Options of `learned`.
+
+    Returns
+    -------
+    KernelScores
+        One number for each kernel, at least 0, summed over images.
 
     Raises
     ------
@@ -104,6 +115,18 @@ def score_kernels(
         For an unknown criterion or a missing size.
     SampleError
         Without images.
+
+    Examples
+    --------
+    The logit is x₀ + 3 x₂ + x₄: each image contributes 16 times the weights, from a bias of 16 and planes with mean 0.
+
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> scores = score_kernels(feature, toy.batches)
+    >>> (scores["fc"][1] / scores.images).round(decimals=3).tolist()
+    [16.0, 0.0, 48.0, 0.0, 16.0]
 
     References
     ----------
@@ -137,7 +160,29 @@ def score_kernels(
 
 
 def with_signs(scores: KernelScores, images: Tensor | Iterable) -> KernelScores:
-    """The saliency with signed effects: those it has, or the gate criterion's, which take one more pass.
+    """The scores with signed effects: those that they have, or those of the gate criterion, which take one more pass.
+
+    Parameters
+    ----------
+    scores
+        Scores by any criterion.
+    images
+        Images (images, C, H, W), or batches of them; used if the criterion measures no sign.
+
+    Returns
+    -------
+    KernelScores
+        The same values, with `signed_values`.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> scores = with_signs(baseline_scores(feature, "magnitude"), toy.batches)
+    >>> scores["fc"][1].round(decimals=1).tolist(), scores.signed_values["fc"][1].sign().tolist()
+    ([1.0, 0.0, 1.0, 0.0, 0.2], [1.0, 0.0, 1.0, 0.0, 1.0])
 
     References
     ----------
@@ -149,12 +194,27 @@ def with_signs(scores: KernelScores, images: Tensor | Iterable) -> KernelScores:
 
 
 def criterion_named(criterion: str) -> Criterion:
-    """The criterion of that name.
+    """The criterion with this name.
+
+    Parameters
+    ----------
+    criterion
+        A key of `CRITERIA`.
+
+    Returns
+    -------
+    Criterion
+        Name, function, meaning and source.
 
     Raises
     ------
     InputError
-        With the names there are.
+        For an unknown name, with all that exist.
+
+    Examples
+    --------
+    >>> criterion_named("gate").meaning
+    'Σ over images of |Σ over positions of A·G|'
 
     References
     ----------
@@ -166,9 +226,39 @@ def criterion_named(criterion: str) -> Criterion:
 
 
 def iterative_scores(feature: LocatedFeature, ready: list[Batch], kind: Criterion, keep: int, gradient: GradientOptions) -> KernelScores:
-    """Scores of the last of ten rounds, each measured in the network that the round before has left; the dropped may return.
+    """Scores of the last of ten rounds, each measured in the network that the round before has left.
 
-    The rounds begin with all relevant kernels, or with those of the circuit that kernels are scored inside.
+    The rounds begin with all relevant kernels, or with those of the circuit that kernels are scored inside. Kernels that a round
+    drops are scored again in the next one and may return.
+
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    ready
+        Batches of images with the positions that count, from `with_positions`.
+    kind
+        An iterative criterion.
+    keep
+        Number of kernels at the end.
+    gradient
+        How gradients are measured.
+
+    Returns
+    -------
+    KernelScores
+        Valid for circuits of `keep` kernels.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> ready = with_positions(feature, feature.image_batches(toy.batches))
+    >>> scores = iterative_scores(feature, ready, criterion_named("force"), 6, DEFAULT)
+    >>> top_k(scores, 6)["conv"].nonzero().tolist()
+    [[0, 0], [2, 2], [4, 4]]
 
     References
     ----------
@@ -185,7 +275,30 @@ def iterative_scores(feature: LocatedFeature, ready: list[Batch], kind: Criterio
 
 
 def baseline_scores(feature: LocatedFeature, criterion: str, seed: int = 0) -> KernelScores:
-    """Magnitude or random scores: no image is looked at.
+    """Magnitude or random scores, which need no images.
+
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    criterion
+        `magnitude` or `random`.
+    seed
+        Seed of `random`.
+
+    Returns
+    -------
+    KernelScores
+        0 at kernels that the feature does not depend on; `images` is 0.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    >>> baseline_scores(feature, "magnitude")["conv"][2].tolist()
+    [0.0, 0.0, 3.0, 0.0, 0.0]
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""CircuitOptions: every choice between a feature and its circuit, for the command line and for Python."""
+"""CircuitOptions: the options of finding a circuit (score, select, remove dead ends), for the command line and for Python."""
 
 import re
 from collections.abc import Iterable
@@ -46,7 +46,7 @@ class CircuitOptions:
     """kernels that lead nowhere: backward drops them (exact), full drops also those nothing leads to (as published), none"""
 
     def __post_init__(self) -> None:
-        """Refuse what no network could do."""
+        """Check the values."""
         criterion_named(self.criterion)
         if not isinstance(self.keep, str):  # a number, as a text without an exponent
             object.__setattr__(self, "keep", np.format_float_positional(self.keep) if isinstance(self.keep, float) else str(self.keep))
@@ -72,14 +72,25 @@ class CircuitOptions:
     def shard_scores(
         self, feature: LocatedFeature, images: Tensor | Iterable, seed: int = 0, inside: Circuit | None = None
     ) -> list[KernelScores]:
-        """Saliencies of groups of images, which add up: up to 16, the batches as given for snip_batch, and a single one
+        """Scores of groups of images, which add up.
 
-        where a criterion needs all images at once.
+        Up to 16 groups; the batches as given for snip_batch; a single one where a criterion needs all images at once.
 
         Parameters
         ----------
+        feature
+            The feature and its network.
+        images
+            Images (images, C, H, W), or batches of them.
+        seed
+            Seed of `random`.
         inside
-            Score in the network that has only these of the relevant kernels; the others score 0.
+            Score in the network that has only these of the relevant kernels; all others get 0.
+
+        Returns
+        -------
+        list[KernelScores]
+            One for each group.
         """
         if self.criterion in ("magnitude", "random"):
             return [self._scored(feature, images, seed, inside)]
@@ -93,7 +104,7 @@ class CircuitOptions:
         return [self._scored(feature, group, seed, inside) for group in together.split(step)]
 
     def scores(self, feature: LocatedFeature, images: Tensor | Iterable, seed: int = 0) -> KernelScores:
-        """Saliency over all images at once: the sum of the parts, normalized as asked."""
+        """Scores over all images at once, normalized by layer as the options say."""
         return self._scored(feature, images, seed, None).normalized_by_layer(self.layer_norm)
 
     def _scored(self, feature: LocatedFeature, images: Tensor | Iterable, seed: int, inside: Circuit | None) -> KernelScores:
@@ -101,17 +112,32 @@ class CircuitOptions:
         return score_kernels(feature, images, self.criterion, size, gradient=GradientOptions(self.reduce, self.path, inside), seed=seed)
 
     def total_scores(self, shard_scores: list[KernelScores]) -> KernelScores:
-        """The sum of the parts, normalized as asked."""
+        """The sum of the scores of groups of images, normalized by layer as the options say."""
         return fold(add, shard_scores).normalized_by_layer(self.layer_norm)
 
     def circuit(self, scores: KernelScores, keep: int | float | None = None) -> Circuit:
-        """The kernels that are kept, dead ends dropped; of another size if one is given."""
+        """The circuit of these scores, without dead ends; of another size if `keep` is given."""
         feature = scores.feature
         wanted = self.kernels(feature) if keep is None else keep
         return remove_dead_ends((connected_top_k if self.live else top_k)(scores, wanted), feature, self.dead_ends)
 
     def stability(self, shard_scores: list[KernelScores], circuit: Circuit, seed: int = 0) -> Float[Tensor, "draws"]:
-        """Intersection over union of the circuit with those of bootstrapped images; empty where the parts are too few to draw from."""
+        """Intersection over union of the circuit with circuits of bootstrapped images; empty where there is one group of images.
+
+        Parameters
+        ----------
+        shard_scores
+            Scores of groups of images, which are drawn with replacement.
+        circuit
+            The circuit of all images.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        Tensor
+            Float64 (50,), or (0,).
+        """
         if len(shard_scores) < 2:
             return torch.zeros(0, dtype=torch.float64)
         shares = []
@@ -122,12 +148,27 @@ class CircuitOptions:
 
 
 def parse_keep(text: str) -> float | int:
-    """'0.1' is a fraction of the relevant kernels, '210' a number of kernels.
+    """The number that a text means: '0.1' is a fraction of the relevant kernels, '210' a number of kernels.
+
+    Parameters
+    ----------
+    text
+        A fraction with a decimal point, or a whole number.
+
+    Returns
+    -------
+    float or int
+        A float is a fraction, an int a number of kernels.
 
     Raises
     ------
     BudgetError
         If it is neither.
+
+    Examples
+    --------
+    >>> parse_keep("0.1"), parse_keep("210")
+    (0.1, 210)
 
     References
     ----------

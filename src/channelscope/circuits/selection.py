@@ -18,12 +18,33 @@ ROUNDS = 10
 
 
 def kernel_count(feature: LocatedFeature, keep: float | int) -> int:
-    """Number of kernels meant by `keep`: a number of kernels if it is whole, else a fraction of the relevant ones (at least 1).
+    """Number of kernels meant by `keep`: a number of kernels if it is a whole number, else a fraction of the relevant ones (at least 1).
+
+    Parameters
+    ----------
+    feature
+        The feature, which has `relevant_count` kernels.
+    keep
+        1 to `relevant_count` kernels, or a fraction above 0 and up to 1.
+
+    Returns
+    -------
+    int
+        Kernels.
 
     Raises
     ------
     BudgetError
-        If it is neither from 1 to the number of relevant kernels nor a fraction above 0 and up to 1.
+        For any other `keep`.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> kernel_count(feature, 6), kernel_count(feature, 0.5), kernel_count(feature, 1.0)
+    (6, 15, 30)
 
     References
     ----------
@@ -37,12 +58,34 @@ def kernel_count(feature: LocatedFeature, keep: float | int) -> int:
 
 
 def top_k(scores: KernelScores, keep: float | int) -> Circuit:
-    """Exactly so many kernels with the largest saliency; among equals the first in execution order.
+    """The circuit of exactly so many kernels with the largest scores; among equal scores the first in execution order.
+
+    Parameters
+    ----------
+    scores
+        Scores by any criterion.
+    keep
+        Number of kernels, or a fraction of the relevant ones.
+
+    Returns
+    -------
+    Circuit
+        It may contain dead ends; see `remove_dead_ends`.
 
     Raises
     ------
     BudgetError
         If fewer kernels were scored.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature, score_kernels
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> circuit = top_k(score_kernels(feature, toy.batches), 6)
+    >>> circuit["conv"].nonzero().tolist(), circuit["fc"].nonzero().tolist()
+    ([[0, 0], [2, 2], [4, 4]], [[1, 0], [1, 2], [1, 4]])
 
     References
     ----------
@@ -60,12 +103,36 @@ def _room(scores: KernelScores, keep: float | int) -> int:
 
 
 def top_share(scores: KernelScores, share: float) -> Circuit:
-    """The fewest kernels whose saliencies reach a share of the total.
+    """The circuit of the fewest kernels whose scores reach a share of the total.
+
+    Parameters
+    ----------
+    scores
+        Scores by any criterion.
+    share
+        Fraction of the sum of all scores, above 0 and up to 1.
+
+    Returns
+    -------
+    Circuit
+        At least one kernel.
 
     Raises
     ------
     BudgetError
-        If the share is not above 0 and up to 1, or all saliencies are zero.
+        If the share is not above 0 and up to 1, or all scores are zero.
+
+    Examples
+    --------
+    The five scores are 0, 0, 3, 0, 0.
+
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.circuits.criteria import baseline_scores
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    >>> top_share(baseline_scores(feature, "magnitude"), 0.9)["conv"].nonzero().tolist()
+    [[2, 2]]
 
     References
     ----------
@@ -81,7 +148,22 @@ def top_share(scores: KernelScores, share: float) -> Circuit:
 
 
 def score_order(values: Float[Tensor, "kernels"]) -> Tensor:
-    """Places from the largest value to the smallest; equals stay in order.
+    """Indices from the largest value to the smallest; equal values stay in order.
+
+    Parameters
+    ----------
+    values
+        One number per kernel.
+
+    Returns
+    -------
+    Tensor
+        Int64 (kernels,).
+
+    Examples
+    --------
+    >>> score_order(torch.tensor([1.0, 2.0, 2.0, 0.0])).tolist()
+    [1, 2, 0, 3]
 
     References
     ----------
@@ -93,6 +175,25 @@ def score_order(values: Float[Tensor, "kernels"]) -> Tensor:
 def geometric_schedule(kernels: int, keep: int, rounds: int = ROUNDS) -> list[int]:
     """Kernels kept after each round: k_t = ⌈exp((t/T) ln k + (1 − t/T) ln N)⌉, and k itself at the end.
 
+    Parameters
+    ----------
+    kernels
+        Kernels N at the start.
+    keep
+        Kernels k at the end.
+    rounds
+        Number T of rounds.
+
+    Returns
+    -------
+    list[int]
+        `rounds` numbers, never increasing.
+
+    Examples
+    --------
+    >>> geometric_schedule(16, 1, rounds=4)
+    [8, 4, 2, 1]
+
     References
     ----------
     De Jorge et al. 2021 (FORCE), rounded up so that the last is k; checked by tests/pencil_circuits.py::schedule.
@@ -103,7 +204,7 @@ def geometric_schedule(kernels: int, keep: int, rounds: int = ROUNDS) -> list[in
 
 
 def _from_ranking(feature: LocatedFeature, indices: Tensor) -> Circuit:
-    """The circuit of some places in the flat order of relevant kernels."""
+    """The circuit of the kernels at some indices of the flat order of relevant kernels."""
     flat = torch.zeros(feature.relevant_count, dtype=torch.bool)
     flat[indices] = True
     marks, start = {}, 0
@@ -115,16 +216,39 @@ def _from_ranking(feature: LocatedFeature, indices: Tensor) -> Circuit:
 
 
 def connected_top_k(scores: KernelScores, keep: float | int) -> Circuit:
-    """Kernels on live paths only, grown from the target: no layer can be left out, no kernel ends nowhere.
+    """The circuit of kernels with large scores that all lie on paths from the images to the feature.
 
-    The best kernel that feeds a channel already in the circuit comes next; where it opens a new channel, the best kernels that
-    lead to that channel come with it, as far as the budget has room.
-    Exactly so many kernels, or the few less that the last paths leave over.
+    Greedy best-first selection from the feature backwards: the kernel with the largest score that feeds a channel of the circuit comes
+    next. If its source channel is new, the best path from the images to that channel is added with it, where the budget allows.
+    So no layer is left out and there are no dead ends.
+
+    Parameters
+    ----------
+    scores
+        Scores by any criterion.
+    keep
+        Number of kernels, or a fraction of the relevant ones.
+
+    Returns
+    -------
+    Circuit
+        `keep` kernels, or a few less where no path fits into the rest.
 
     Raises
     ------
     BudgetError
-        With the smallest size there is, if no path from the images fits.
+        If no path from the images has so few kernels, with the smallest number that works.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.circuits.criteria import baseline_scores
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> circuit = connected_top_k(baseline_scores(feature, "magnitude"), 4)
+    >>> circuit["conv"].nonzero().tolist(), circuit["fc"].nonzero().tolist()
+    ([[0, 0], [2, 2]], [[1, 0], [1, 2]])
 
     References
     ----------
@@ -144,7 +268,7 @@ def connected_top_k(scores: KernelScores, keep: float | int) -> Circuit:
 
 
 class _PathGrowth:
-    """A circuit being grown; `live` nodes are on a path from the images to the feature."""
+    """A circuit that grows by one path at a time; `open` nodes lead to the feature, `fed` nodes are reached from the images."""
 
     def __init__(self, scores: KernelScores):
         self.feature = scores.feature
@@ -192,7 +316,7 @@ class _PathGrowth:
             late = again
 
     def _fits(self, kernel: tuple[KernelEdges, int, int], budget: int) -> bool:
-        """Take a kernel and what feeds it if the budget has room; False if it has not."""
+        """Take a kernel and the path that feeds it if the budget allows; False if it does not."""
         call, row, column = kernel
         source = int(call.sources[row, column])
         if self.taken[call.layer][row, column] or not np.isfinite(self.hops[source]):
@@ -204,7 +328,7 @@ class _PathGrowth:
         return False
 
     def _reach(self, node: int) -> None:
-        """The node leads to the feature: kernels that make it may be taken from now on."""
+        """Mark the node as an ancestor of the feature, and queue the kernels that produce it."""
         stack = [node]
         while stack:
             each = stack.pop()
@@ -225,7 +349,7 @@ class _PathGrowth:
                 heapq.heappush(self.queue, (-float(value), node, place))
 
     def _way(self, node: int, room: float) -> list[tuple[KernelEdges, int, int]]:
-        """The best kernels, one after the other, from what is already fed down to a node; as few as `room` allows."""
+        """The best path from what is already fed to a node, as few kernels as `room` allows."""
         way: list[tuple[KernelEdges, int, int]] = []
         while not self.fed[node]:
             best: tuple[float, KernelEdges, int, int] | None = None
@@ -262,7 +386,7 @@ class _PathGrowth:
             self._feed(int(call.outputs[row]))
 
     def _feed(self, node: int) -> None:
-        """The node gets input, and every sum it is part of."""
+        """Mark the node as reached from the images, and every sum that it is a member of."""
         if self.fed[node]:
             return
         self.fed[node] = True
@@ -270,6 +394,6 @@ class _PathGrowth:
             self._spread()
 
     def _spread(self) -> None:
-        """Sums and mixtures are fed by any of their members."""
+        """Sums and mixtures are reached if any of their members is."""
         for join in self.joins:
             self.fed[join.outputs] |= self.fed[join.members].any(1)
