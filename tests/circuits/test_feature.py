@@ -16,12 +16,12 @@ MAPS = torch.arange(2 * 3 * 2 * 4.0).view(2, 3, 2, 4)
 @pytest.mark.parametrize(
     ("text", "feature"),
     [
-        ("layer3.1.conv1:7", Feature.unit("layer3.1.conv1", 7)),
-        ("conv:0@max", Feature.unit("conv", 0, "max")),
-        ("conv:0@centre", Feature.unit("conv", 0, "center")),
-        ("conv:2@4,5", Feature.unit("conv", 2, [(4, 5)])),
-        ("conv:2@4,5;0,1", Feature.unit("conv", 2, [(4, 5), (0, 1)])),
-        ("logit:3", Feature.unit("logit", 3)),
+        ("layer3.1.conv1:7", Feature.channel("layer3.1.conv1", 7)),
+        ("conv:0@max", Feature.channel("conv", 0, "max")),
+        ("conv:0@centre", Feature.channel("conv", 0, "center")),
+        ("conv:2@4,5", Feature.channel("conv", 2, [(4, 5)])),
+        ("conv:2@4,5;0,1", Feature.channel("conv", 2, [(4, 5), (0, 1)])),
+        ("logit:3", Feature.channel("logit", 3)),
     ],
 )
 def test_text_form(text, feature):
@@ -44,7 +44,7 @@ def test_a_vector_comes_from_a_file(tmp_path):
 
 
 def test_a_channel_is_a_one_hot_direction():
-    unit, direction = Feature.unit("conv", 1), Feature.direction("conv", torch.tensor([0.0, 1.0, 0.0]))
+    unit, direction = Feature.channel("conv", 1), Feature.direction("conv", torch.tensor([0.0, 1.0, 0.0]))
     assert torch.equal(unit.map(MAPS, 0), MAPS[:, 1].flatten(1))
     assert torch.equal(unit.map(MAPS, 0), direction.map(MAPS, 0))
     weights = torch.tensor([1.0, -2.0, 0.5])
@@ -54,17 +54,17 @@ def test_a_channel_is_a_one_hot_direction():
 
 def test_channels_may_be_on_the_last_axis():
     tokens = MAPS.permute(0, 2, 3, 1)
-    assert torch.equal(Feature.unit("fc", 2).map(tokens, 2), MAPS[:, 2].flatten(1))
-    assert torch.equal(Feature.unit("fc", 1).map(MAPS[:, :, 0, 0], 0), MAPS[:, 1, 0, :1])
+    assert torch.equal(Feature.channel("fc", 2).map(tokens, 2), MAPS[:, 2].flatten(1))
+    assert torch.equal(Feature.channel("fc", 1).map(MAPS[:, :, 0, 0], 0), MAPS[:, 1, 0, :1])
 
 
 def test_position_rules():
     values = torch.tensor([[0.0, 3, 1, 3, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0, 0, 9]])
-    assert Feature.unit("c", 0, "max").places(values, (2, 4)).tolist() == [[1], [7]]
-    assert Feature.unit("c", 0).places(values, (2, 4)).tolist() == [list(range(8))] * 2
-    assert Feature.unit("c", 0, "center").places(values, (2, 4)).tolist() == [[6]] * 2
-    assert Feature.unit("c", 0, [(1, 0), (0, 3)]).places(values, (2, 4)).tolist() == [[4, 3]] * 2
-    assert Feature.unit("c", 0, "center").places(values[:, :1], ()).tolist() == [[0]] * 2
+    assert Feature.channel("c", 0, "max").select_positions(values, (2, 4)).tolist() == [[1], [7]]
+    assert Feature.channel("c", 0).select_positions(values, (2, 4)).tolist() == [list(range(8))] * 2
+    assert Feature.channel("c", 0, "center").select_positions(values, (2, 4)).tolist() == [[6]] * 2
+    assert Feature.channel("c", 0, [(1, 0), (0, 3)]).select_positions(values, (2, 4)).tolist() == [[4, 3]] * 2
+    assert Feature.channel("c", 0, "center").select_positions(values[:, :1], ()).tolist() == [[0]] * 2
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_what_does_not_fit_the_layer_is_refused(tmp_path):
     with pytest.raises(ShapeError, match="direction of 3 numbers, received 2"):
         Feature.direction("conv", torch.ones(2)).map(MAPS, 0)
     with pytest.raises(InputError, match="channels 0 to 2"):
-        Feature.unit("conv", 3).map(MAPS, 0)
+        Feature.channel("conv", 3).map(MAPS, 0)
     with pytest.raises(InputError, match="2×4 positions, and 2,0 is none"):
-        Feature.unit("conv", 0, [(2, 0)]).places(torch.zeros(1, 8), (2, 4))
+        Feature.channel("conv", 0, [(2, 0)]).select_positions(torch.zeros(1, 8), (2, 4))
     with pytest.raises(InputError, match="no positions"):
-        Feature.unit("fc", 0, [(0,)]).places(torch.zeros(1, 1), ())
+        Feature.channel("fc", 0, [(0,)]).select_positions(torch.zeros(1, 1), ())
     np.save(tmp_path / "m.npy", np.eye(2))
     with pytest.raises(ShapeError, match=r"found shape \(2, 2\)"):
         Feature.parse(f"conv:{tmp_path / 'm.npy'}")

@@ -41,18 +41,18 @@ class Circuit(Subset):
                 raise MismatchError(f"circuit at {layer}: {stray} marked kernels do not reach the feature")
 
     @classmethod
-    def of_feature(cls, target: LocatedFeature, marks: KernelMask) -> "Circuit":
-        """The circuit of a target with these kernels."""
+    def of_feature(cls, feature: LocatedFeature, marks: KernelMask) -> "Circuit":
+        """The circuit of a feature with the marked kernels; marks on kernels that the feature does not depend on are dropped."""
         return cls(
-            {layer: marks[layer] & relevant for layer, relevant in target.relevant.items()},
-            relevant=target.relevant,
-            feature=target.feature,
+            {layer: marks[layer] & relevant for layer, relevant in feature.relevant.items()},
+            relevant=feature.relevant,
+            feature=feature.feature,
         )
 
     @classmethod
-    def full(cls, target: LocatedFeature) -> "Circuit":
-        """All kernels the feature depends on."""
-        return cls.of_feature(target, target.relevant)
+    def full(cls, feature: LocatedFeature) -> "Circuit":
+        """The circuit of all kernels that the feature depends on."""
+        return cls.of_feature(feature, feature.relevant)
 
     @property
     def total(self) -> int:
@@ -60,11 +60,11 @@ class Circuit(Subset):
         return sum(int(marks.sum()) for marks in self.relevant.values())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles of plain marks, which are made anew."""
+        """Copies and pickles are rebuilt from the plain dictionary."""
         return Circuit.from_dict, (self.as_dict(),)
 
     def __repr__(self) -> str:
-        """Counts, not tensors."""
+        """Number of kernels and layers."""
         return f"Circuit({self.count} of {self.total} kernels of {self.feature} at {len(self)} layers)"
 
     def _with(self, marks: Mapping[str, Tensor]) -> "Circuit":
@@ -113,7 +113,7 @@ class Circuit(Subset):
 
 
 def _rows(marks: Tensor) -> dict[str, Any]:
-    """Marks that are a grid of outputs × inputs, or all that differ from it."""
+    """Marks as row and column indices if they are the outer product of both, otherwise as flat indices."""
     rows, columns = marks.any(1), marks.any(0)
     if torch.equal(marks, rows[:, None] & columns):
         return {"outputs": rows.nonzero().flatten().tolist(), "inputs": columns.nonzero().flatten().tolist()}
@@ -129,12 +129,41 @@ def _marks(data: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
     return marks
 
 
-def remove_dead_ends(circuit: Circuit, target: LocatedFeature, rule: str = "backward") -> Circuit:
-    """Drop dead ends.
+def remove_dead_ends(circuit: Circuit, feature: LocatedFeature, rule: str = "backward") -> Circuit:
+    """The circuit without kernels that lead nowhere.
 
-    backward   kernels that feed only channels without a surviving way to the feature: exact, outputs unchanged to the bit
-    full       also kernels of channels without a surviving input, as published: not exact, for act(bias) is lost
-    none       leave the circuit as it is
+    Parameters
+    ----------
+    circuit
+        Kernels that are kept.
+    feature
+        The feature that the circuit computes.
+    rule
+        `backward` drops kernels from which the feature cannot be reached: exact, outputs are unchanged to the bit.
+        `full` also drops kernels that no image reaches, as published: not exact, because act(bias) is lost.
+        `none` returns the circuit as it is.
+
+    Returns
+    -------
+    Circuit
+        A subset of `circuit`.
+
+    Raises
+    ------
+    InputError
+        For another rule.
+
+    Examples
+    --------
+    Without the second layer nothing reaches the output.
+
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> first_layer = Circuit.of_feature(feature, {"conv": feature.relevant["conv"], "fc": feature.relevant["fc"] & False})
+    >>> first_layer, remove_dead_ends(first_layer, feature)
+    (Circuit(25 of 30 kernels of logit:1 at 2 layers), Circuit(0 of 30 kernels of logit:1 at 2 layers))
 
     References
     ----------
@@ -144,19 +173,43 @@ def remove_dead_ends(circuit: Circuit, target: LocatedFeature, rule: str = "back
         raise InputError(f"dead ends: expected backward, full or none, received '{rule}'")
     if rule == "none":
         return circuit
-    wiring = target.channel_graph
-    marks = {layer: circuit.masks.get(layer, torch.zeros_like(every)) for layer, every in wiring.full_mask().items()}
-    alive = wiring.leading_to(marks, target.feature_nodes) if rule == "backward" else wiring.on_paths_to(marks, target.feature_nodes)
-    return Circuit.of_feature(target, alive)
+    kernel_graph = feature.channel_graph
+    marks = {layer: circuit.masks.get(layer, torch.zeros_like(every)) for layer, every in kernel_graph.full_mask().items()}
+    alive = (
+        kernel_graph.leading_to(marks, feature.feature_nodes)
+        if rule == "backward"
+        else kernel_graph.on_paths_to(marks, feature.feature_nodes)
+    )
+    return Circuit.of_feature(feature, alive)
 
 
 def union(circuits: "list[Circuit]") -> Circuit:
-    """Kernels of any of the circuits of one feature.
+    """The circuit of the kernels that are in any of the circuits of one feature.
+
+    Parameters
+    ----------
+    circuits
+        One or more circuits of one feature.
+
+    Returns
+    -------
+    Circuit
+        Of the first circuit's feature.
 
     Raises
     ------
     MismatchError
         For circuits of features that depend on different kernels.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> full = Circuit.full(feature)
+    >>> union([full & ~full, full])
+    Circuit(30 of 30 kernels of logit:1 at 2 layers)
 
     References
     ----------

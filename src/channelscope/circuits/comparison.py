@@ -32,14 +32,39 @@ ROWS = ["feature", "criterion", "kept", "kernels", "relevant", "r", "r_low", "r_
 
 
 def sample_features(graph: Graph, images: Tensor | Iterable, count: int, seed: int = 0) -> list[str]:
-    """Channels to compare criteria on: spread over the layers from first to last, seeded, active on the images.
+    """Names of channels to compare criteria on: spread over the layers from first to last, drawn at random, active on the images.
 
-    The first layer is left out, for its kernels are all there is to find.
+    The first layer is left out, because its relevant kernels are those of one channel.
+
+    Parameters
+    ----------
+    graph
+        The traced network.
+    images
+        Images (images, C, H, W), or batches of them; a channel counts as active if it varies over them.
+    count
+        Number of channels.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    list[str]
+        `layer:channel`, in execution order.
 
     Raises
     ------
     SampleError
         If fewer channels than asked for are active.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.graph import trace
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1), nn.Conv2d(1, 2, 1)).eval()
+    >>> image = torch.eye(3)[None, None]
+    >>> sample_features(trace(model, image), image, 1)
+    ['1:0']
 
     References
     ----------
@@ -75,38 +100,64 @@ def compare_criteria(
     unfinished: Path | None = None,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
-    """Score every feature's kernels by every criterion, and judge the circuits of every size.
+    """Tables of how closely the circuits of several criteria and sizes follow their features on held-out images.
 
-    Criteria that are made for one size are scored again for each.
+    Criteria that are made for one size are scored again for each size.
 
     Parameters
     ----------
+    graph
+        The traced network.
+    features
+        Names of the features, as `Feature.parse` reads them.
+    images
+        Images (images, C, H, W), or batches of them, on which kernels are scored.
+    held_out
+        Images on which circuits are evaluated.
+    criteria
+        Names of criteria, keys of `CRITERIA`.
+    sizes
+        Fractions of the relevant kernels, above 0 and up to 1.
     unfinished
-        File in which an interrupted run is kept; a run that finds one goes on from there, and deletes it at the end.
+        File that holds the rows of an interrupted run; a run that finds it continues from there, and deletes it at the end.
+    seed
+        Seed of random scores and of bootstraps.
 
     Returns
     -------
     dict[str, pd.DataFrame]
         `circuit_compare`, one row per feature, criterion and size; `circuit_medians`, one row per criterion and size:
-        medians of |r| and of the error over features, and how far behind the best criterion it is.
+        medians of |r| and of the error over features, and the distance to the best criterion.
 
     Raises
     ------
     InputError
-        For criteria that do not exist, sizes that are no fractions, and what is given twice; the errors of `locate` and
+        For unknown criteria, sizes that are not fractions, and names or sizes given twice; the errors of `locate_feature` and
         `activation_range` for features that cannot be used.
+
+    Examples
+    --------
+    Six of 30 kernels of the toy are not zero: the gate criterion finds them, and the circuit is exact.
+
+    >>> from channelscope.network.graph import trace
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> graph = trace(toy.model, toy.batches[0][0])
+    >>> found = compare_criteria(graph, ["logit:1"], toy.batches, toy.batches, ["gate"], [0.2])
+    >>> found["circuit_compare"][["criterion", "kernels", "relevant", "r"]].round(3).values.tolist()
+    [['gate', 6, 30, 1.0]]
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022 (evaluation).
     """
     _usable(features, criteria, sizes)
-    scored, judged = list(image_batches(images)), list(image_batches(held_out))
+    scoring_batches, held_out_batches = list(image_batches(images)), list(image_batches(held_out))
     facts = {"features": list(features), "sizes": list(sizes), "criteria": list(criteria), "seed": seed}
-    made = {"weights": weights_hash(graph.model), "seed": seed, "images": _digest([*scored, *judged])}
+    made = {"weights": weights_hash(graph.model), "seed": seed, "images": _digest([*scoring_batches, *held_out_batches])}
     targets = {feature: locate_feature(graph, feature) for feature in features}
     for target in targets.values():
-        activation_range(target, scored)
+        activation_range(target, scoring_batches)
     ledger = _Ledger(unfinished, made)
     for group in (
         [c for c in criteria if not CRITERIA[c].needs_size],
@@ -115,7 +166,7 @@ def compare_criteria(
         for feature in features:
             wanted = [key for key in itertools.product([feature], group, sizes) if key not in ledger.rows]
             if wanted:
-                for row in _feature(targets[feature], scored, judged, wanted, seed):
+                for row in _feature(targets[feature], scoring_batches, held_out_batches, wanted, seed):
                     ledger.add(row)
     rows = [ledger.rows[key] for key in itertools.product(features, criteria, sizes)]
     frame = pd.DataFrame(rows, columns=ROWS)
@@ -135,32 +186,51 @@ def _usable(features: Sequence[str], criteria: Sequence[str], sizes: Sequence[fl
             raise InputError(f"compare: expected sizes as fractions of the relevant kernels, above 0 and up to 1.0; received {size}")
 
 
-def _feature(target: LocatedFeature, scored: list[Tensor], judged: list[Tensor], wanted: list, seed: int) -> Iterator[dict[str, Any]]:
+def _feature(
+    target: LocatedFeature, scoring_batches: list[Tensor], held_out_batches: list[Tensor], wanted: list, seed: int
+) -> Iterator[dict[str, Any]]:
     """Rows of one feature: additive criteria are scored once, the others once a size."""
-    held = HeldOutImages.of(target, judged)
+    held = HeldOutImages.of(target, held_out_batches)
     known: dict[str, Any] = {}
     for feature, criterion, size in sorted(wanted, key=lambda key: (key[1], -key[2])):
-        choice = CircuitOptions(criterion, np.format_float_positional(size))
+        options = CircuitOptions(criterion, np.format_float_positional(size))
         row = {"feature": feature, "criterion": criterion, "kept": size, "relevant": target.relevant_count, "images": held.images}
         try:
-            choice.kernels(target)
+            options.kernels(target)
         except BudgetError:
             yield row | {"kernels": 0, **dict.fromkeys(ROWS[5:11], float("nan"))}  # no path is that short
             continue
         if CRITERIA[criterion].needs_size or criterion not in known:
-            known[criterion] = choice.scored(target, scored, seed)
-        circuit = choice.circuit(known[criterion])
+            known[criterion] = options.scores(target, scoring_batches, seed)
+        circuit = options.circuit(known[criterion])
         yield row | {"kernels": circuit.count, **fidelity_row(held, circuit)}
 
 
 def medians(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Medians over features with bootstrap intervals; a circuit that computes a constant has no r and counts as r = 0.
+    """Medians over features with bootstrap intervals, one row for each criterion and size.
 
-    Where no path from the images is that short there is no circuit: r counts as 0, and the error's median is over the features that
-    have one, `n_error` of the `n`.
+    A circuit that computes a constant has no r and counts as r = 0. Where no path from the images is as short as the size, there is
+    no circuit: r counts as 0, and the median of the error is over the `n_error` features of the `n` that have one.
 
-    `behind` is the median of paired differences in |r| to the criterion with the highest median at that size; `best` is 1
-    where its interval reaches zero.
+    Parameters
+    ----------
+    frame
+        One row per feature, criterion and size, with columns feature, criterion, kept, r and error.
+    seed
+        Seed of the bootstraps.
+
+    Returns
+    -------
+    pd.DataFrame
+        `behind` is the median of paired differences in |r| to the criterion with the highest median at that size; `best` is 1
+        where the interval of `behind` reaches zero.
+
+    Examples
+    --------
+    >>> rows = [["a", "gate", 0.1, 0.9, 0.2], ["a", "random", 0.1, -0.1, 1.0], ["b", "gate", 0.1, 0.7, 0.4], ["b", "random", 0.1, 0.1, 1.2]]
+    >>> found = medians(pd.DataFrame(rows, columns=["feature", "criterion", "kept", "r", "error"]))
+    >>> found[["criterion", "median_r", "median_error", "behind"]].round(3).values.tolist()
+    [['gate', 0.8, 0.3, 0.0], ['random', 0.1, 1.1, 0.7]]
 
     References
     ----------

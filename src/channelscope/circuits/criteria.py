@@ -41,7 +41,7 @@ class Criterion:
 
     @property
     def needs_size(self) -> bool:
-        """Whether the saliency is made for one number of kernels."""
+        """Whether the scores hold for one number of kernels only."""
         return self.iterative or self.name == "learned"
 
 
@@ -76,27 +76,38 @@ CRITERIA = {
 
 
 def score_kernels(
-    target: LocatedFeature,
+    feature: LocatedFeature,
     images: Tensor | Iterable,
     criterion: str = "gate",
     keep: float | int | None = None,
     *,
-    how: GradientOptions = DEFAULT,
+    gradient: GradientOptions = DEFAULT,
     seed: int = 0,
     training: GateTraining | None = None,
 ) -> KernelScores:
-    """Saliency of every relevant kernel of a feature.
+    """The score of every kernel that a feature depends on, by one criterion.
 
     Parameters
     ----------
+    feature
+        The feature and its network.
+    images
+        Images (images, C, H, W), or batches of them.
+    criterion
+        A key of `CRITERIA`.
     keep
-        Size of the circuit, for criteria that are made for one size (force, iterated_…, learned).
-    how
+        Size of the circuit, a number of kernels or a fraction; needed by criteria made for one size (force, iterated_…, learned).
+    gradient
         How gradients are measured: reduction over positions, path, and the circuit inside which kernels are scored.
     seed
-        Of random.
+        Seed of `random`.
     training
-        Of learned.
+        Options of `learned`.
+
+    Returns
+    -------
+    KernelScores
+        One number for each kernel, at least 0, summed over images.
 
     Raises
     ------
@@ -104,6 +115,18 @@ def score_kernels(
         For an unknown criterion or a missing size.
     SampleError
         Without images.
+
+    Examples
+    --------
+    The logit is x₀ + 3 x₂ + x₄: each image contributes 16 times the weights, from a bias of 16 and planes with mean 0.
+
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> scores = score_kernels(feature, toy.batches)
+    >>> (scores["fc"][1] / scores.images).round(decimals=3).tolist()
+    [16.0, 0.0, 48.0, 0.0, 16.0]
 
     References
     ----------
@@ -113,44 +136,85 @@ def score_kernels(
     if kind.needs_size and keep is None:
         raise InputError(f"criterion {criterion} scores kernels for one circuit size: pass keep")
     if criterion in ("magnitude", "random"):
-        found = baseline_scores(target, criterion, seed)
-        return found if how.inside is None else replace(found, values=masked_scores(how.inside.masks, found.values), inside=how.inside)
+        found = baseline_scores(feature, criterion, seed)
+        return (
+            found
+            if gradient.inside is None
+            else replace(found, values=masked_scores(gradient.inside.masks, found.values), inside=gradient.inside)
+        )
     if criterion == "snip_batch":  # sums each batch as it is given
-        given = image_batches(images, target.device)
+        given = image_batches(images, feature.device)
     elif criterion == "learned":  # takes a step a batch, whatever batches it is given
-        given = target.image_batches(torch.cat(list(target.image_batches(images))))
+        given = feature.image_batches(torch.cat(list(feature.image_batches(images))))
     else:
-        given = target.image_batches(images)
-    ready = with_positions(target, given)
+        given = feature.image_batches(images)
+    ready = with_positions(feature, given)
     if criterion == "learned":
-        size = kernel_count(target, keep)  # type: ignore[arg-type]
+        size = kernel_count(feature, keep)  # type: ignore[arg-type]
         return learned_gates(
-            target, ready, size, score_batches(target, ready, "gate", contributions.gate_scores, how), training, how.inside
+            feature, ready, size, score_batches(feature, ready, "gate", contributions.gate_scores, gradient), training, gradient.inside
         )
     if kind.iterative:
-        return iterative_scores(target, ready, kind, kernel_count(target, keep), how)  # type: ignore[arg-type]
-    return score_batches(target, ready, criterion, kind.function, how)  # type: ignore[arg-type]
+        return iterative_scores(feature, ready, kind, kernel_count(feature, keep), gradient)  # type: ignore[arg-type]
+    return score_batches(feature, ready, criterion, kind.function, gradient)  # type: ignore[arg-type]
 
 
-def with_signs(saliency: KernelScores, images: Tensor | Iterable) -> KernelScores:
-    """The saliency with signed effects: those it has, or the gate criterion's, which take one more pass.
+def with_signs(scores: KernelScores, images: Tensor | Iterable) -> KernelScores:
+    """The scores with signed effects: those that they have, or those of the gate criterion, which take one more pass.
+
+    Parameters
+    ----------
+    scores
+        Scores by any criterion.
+    images
+        Images (images, C, H, W), or batches of them; used if the criterion measures no sign.
+
+    Returns
+    -------
+    KernelScores
+        The same values, with `signed_values`.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> scores = with_signs(baseline_scores(feature, "magnitude"), toy.batches)
+    >>> scores["fc"][1].round(decimals=1).tolist(), scores.signed_values["fc"][1].sign().tolist()
+    ([1.0, 0.0, 1.0, 0.0, 0.2], [1.0, 0.0, 1.0, 0.0, 1.0])
 
     References
     ----------
     This library (the sign of Σ A·G).
     """
-    if saliency.signed_values is not None:
-        return saliency
-    return replace(saliency, signed_values=score_kernels(saliency.feature, images, "gate").signed_values)
+    if scores.signed_values is not None:
+        return scores
+    return replace(scores, signed_values=score_kernels(scores.feature, images, "gate").signed_values)
 
 
 def criterion_named(criterion: str) -> Criterion:
-    """The criterion of that name.
+    """The criterion with this name.
+
+    Parameters
+    ----------
+    criterion
+        A key of `CRITERIA`.
+
+    Returns
+    -------
+    Criterion
+        Name, function, meaning and source.
 
     Raises
     ------
     InputError
-        With the names there are.
+        For an unknown name, with all that exist.
+
+    Examples
+    --------
+    >>> criterion_named("gate").meaning
+    'Σ over images of |Σ over positions of A·G|'
 
     References
     ----------
@@ -161,27 +225,80 @@ def criterion_named(criterion: str) -> Criterion:
     return CRITERIA[criterion]
 
 
-def iterative_scores(target: LocatedFeature, ready: list[Batch], kind: Criterion, keep: int, how: GradientOptions) -> KernelScores:
-    """Scores of the last of ten rounds, each measured in the network that the round before has left; the dropped may return.
+def iterative_scores(feature: LocatedFeature, ready: list[Batch], kind: Criterion, keep: int, gradient: GradientOptions) -> KernelScores:
+    """Scores of the last of ten rounds, each measured in the network that the round before has left.
 
-    The rounds begin with all relevant kernels, or with those of the circuit that kernels are scored inside.
+    The rounds begin with all relevant kernels, or with those of the circuit that kernels are scored inside. Kernels that a round
+    drops are scored again in the next one and may return.
+
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    ready
+        Batches of images with the positions that count, from `with_positions`.
+    kind
+        An iterative criterion.
+    keep
+        Number of kernels at the end.
+    gradient
+        How gradients are measured.
+
+    Returns
+    -------
+    KernelScores
+        Valid for circuits of `keep` kernels.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> ready = with_positions(feature, feature.image_batches(toy.batches))
+    >>> scores = iterative_scores(feature, ready, criterion_named("force"), 6, DEFAULT)
+    >>> top_k(scores, 6)["conv"].nonzero().tolist()
+    [[0, 0], [2, 2], [4, 4]]
 
     References
     ----------
     De Jorge et al. 2021 (FORCE); with other criteria than SNIP, this library.
     """
     marks, found = None, None
-    for size in geometric_schedule(target.relevant_count if how.inside is None else how.inside.count, keep):
-        found = score_batches(target, ready, kind.name, kind.function, how, marks)  # type: ignore[arg-type]
-        marks = target.full_mask()
+    for size in geometric_schedule(feature.relevant_count if gradient.inside is None else gradient.inside.count, keep):
+        found = score_batches(feature, ready, kind.name, kind.function, gradient, marks)  # type: ignore[arg-type]
+        marks = feature.full_mask()
         chosen = top_k(found, size)
-        marks = {layer: chosen[layer] | ~target.relevant[layer] for layer in marks}
+        marks = {layer: chosen[layer] | ~feature.relevant[layer] for layer in marks}
     assert found is not None
     return found
 
 
-def baseline_scores(target: LocatedFeature, criterion: str, seed: int = 0) -> KernelScores:
-    """Magnitude or random scores: no image is looked at.
+def baseline_scores(feature: LocatedFeature, criterion: str, seed: int = 0) -> KernelScores:
+    """Magnitude or random scores, which need no images.
+
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    criterion
+        `magnitude` or `random`.
+    seed
+        Seed of `random`.
+
+    Returns
+    -------
+    KernelScores
+        0 at kernels that the feature does not depend on; `images` is 0.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    >>> baseline_scores(feature, "magnitude")["conv"][2].tolist()
+    [0.0, 0.0, 3.0, 0.0, 0.0]
 
     References
     ----------
@@ -189,8 +306,8 @@ def baseline_scores(target: LocatedFeature, criterion: str, seed: int = 0) -> Ke
     """
     noise = torch.Generator().manual_seed(seed)
     make: dict[str, Callable[[str], Tensor]] = {
-        "magnitude": lambda layer: contributions.magnitude(ConvGeometry.of(target.graph.modules[layer])).cpu(),
-        "random": lambda layer: torch.rand(target.relevant[layer].shape, generator=noise, dtype=torch.float64),
+        "magnitude": lambda layer: contributions.magnitude(ConvGeometry.of(feature.graph.modules[layer])).cpu(),
+        "random": lambda layer: torch.rand(feature.relevant[layer].shape, generator=noise, dtype=torch.float64),
     }
-    values = {layer: torch.where(marks, make[criterion](layer), 0.0) for layer, marks in target.relevant.items()}
-    return KernelScores(target, criterion, values, 0)
+    values = {layer: torch.where(marks, make[criterion](layer), 0.0) for layer, marks in feature.relevant.items()}
+    return KernelScores(feature, criterion, values, 0)

@@ -113,7 +113,7 @@ def normalized_error(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
 class HeldOutImages:
     """Images that circuits are judged on, with the positions that count and the feature's values there."""
 
-    target: LocatedFeature
+    feature: LocatedFeature
     """the feature and its network"""
     batches: list[Batch]
     """images, and the positions that count in each by the unmasked network"""
@@ -122,7 +122,7 @@ class HeldOutImages:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, target: LocatedFeature, images: Tensor | Iterable) -> "HeldOutImages":
+    def of(cls, feature: LocatedFeature, images: Tensor | Iterable) -> "HeldOutImages":
         """Run the network once.
 
         Raises
@@ -130,9 +130,9 @@ class HeldOutImages:
         SampleError
             Without images, or if the feature is the same on all of them.
         """
-        found = list(feature_values(target, images))
-        value_range(target, [seen for *_, seen in found])
-        return cls(target, [(pictures, places) for pictures, places, *_ in found], [values for _, _, values, _ in found])
+        found = list(feature_values(feature, images))
+        value_range(feature, [seen for *_, seen in found])
+        return cls(feature, [(pictures, positions) for pictures, positions, *_ in found], [values for _, _, values, _ in found])
 
     @property
     def images(self) -> int:
@@ -142,8 +142,8 @@ class HeldOutImages:
     @torch.no_grad()
     def fidelity(self, circuit: Subset) -> Fidelity:
         """How closely the network with only these kernels follows the feature; `~circuit` asks what is left without them."""
-        with self.target.ablated((~circuit).masks):
-            guesses = [self.target.feature_map(images).gather(1, places) for images, places in self.batches]
+        with self.feature.ablated((~circuit).masks):
+            guesses = [self.feature.feature_map(images).gather(1, positions) for images, positions in self.batches]
         found = [Fidelity.of(values, guess) for values, guess in zip(self.feature_values, guesses, strict=True)]
         return sum(found[1:], found[0])
 
@@ -219,7 +219,7 @@ CONTROL_SEEDS = 3
 
 
 def evaluate_circuit(
-    choice: CircuitOptions, parts: list[KernelScores], held: HeldOutImages, seed: int = 0, signs: KernelScores | None = None
+    options: CircuitOptions, parts: list[KernelScores], held_out: HeldOutImages, seed: int = 0, signs: KernelScores | None = None
 ) -> dict[str, pd.DataFrame]:
     """Judge the circuit of a choice on held-out images.
 
@@ -241,42 +241,42 @@ def evaluate_circuit(
     ----------
     Hamblin, Konkle, Alvarez 2022 (evaluation).
     """
-    saliency = choice.saliency(parts)
-    circuit, target = choice.circuit(saliency), saliency.feature
-    curve = _curve(choice, saliency, held)
+    scores = options.total_scores(parts)
+    circuit, feature = options.circuit(scores), scores.feature
+    curve = _curve(options, scores, held_out)
     short = [
         share for share in CURVE_FRACTIONS if share not in set(curve["kept"])
     ]  # no path from the images is that short: r counts as 0 there
     whole = area_over_log_size([*curve["kept"], *short], [*curve["r"], *[0.0] * len(short)])
     found = {
-        "circuit": pd.DataFrame([_summary(choice, parts, circuit, held, seed) | {"r_area": whole}]),
+        "circuit": pd.DataFrame([_summary(options, parts, circuit, held_out, seed) | {"r_area": whole}]),
         "circuit_curve": curve,
-        "circuit_layers": _layers(circuit, signs or saliency),
-        "circuit_channels": _channels(circuit, target),
-        "circuit_kernels": kernel_table(circuit, signs or saliency),
+        "circuit_layers": _layers(circuit, signs or scores),
+        "circuit_channels": _channels(circuit, feature),
+        "circuit_kernels": kernel_table(circuit, signs or scores),
     }
-    facts = {"feature": str(target.feature), "criterion": choice.criterion, "held-out images": held.images, "seed": seed}
+    facts = {"feature": str(feature.feature), "criterion": options.criterion, "held-out images": held_out.images, "seed": seed}
     return {name: tables.table(frame, name, CIRCUIT_COLUMNS, facts) for name, frame in found.items()}
 
 
-def _summary(choice: CircuitOptions, parts: list[KernelScores], circuit: Circuit, held: HeldOutImages, seed: int) -> dict[str, Any]:
-    target, asked = held.target, choice.kernels(held.target)
-    stability = choice.stability(parts, circuit, seed)
+def _summary(options: CircuitOptions, parts: list[KernelScores], circuit: Circuit, held_out: HeldOutImages, seed: int) -> dict[str, Any]:
+    feature, asked = held_out.feature, options.kernels(held_out.feature)
+    stability = options.stability(parts, circuit, seed)
     chance = [
-        held.fidelity(remove_dead_ends(top_k(baseline_scores(target, "random", seed + draw), asked), target))
+        held_out.fidelity(remove_dead_ends(top_k(baseline_scores(feature, "random", seed + draw), asked), feature))
         for draw in range(1, 1 + CONTROL_SEEDS)
     ]
     return {
-        "feature": str(target.feature),
-        "criterion": choice.criterion,
+        "feature": str(feature.feature),
+        "criterion": options.criterion,
         "kernels": circuit.count,
         "asked": asked,
-        "relevant": target.relevant_count,
-        "kept": asked / target.relevant_count,
+        "relevant": feature.relevant_count,
+        "kept": asked / feature.relevant_count,
         "scored": sum(part.images for part in parts),
-        "images": held.images,
-        **fidelity_row(held, circuit),
-        "rest_error": held.fidelity(~circuit).error.value,
+        "images": held_out.images,
+        **fidelity_row(held_out, circuit),
+        "rest_error": held_out.fidelity(~circuit).error.value,
         "random_r": float(np.median(np.nan_to_num([each.r.value for each in chance]))),
         "random_error": float(np.median([each.error.value for each in chance])),
         "stability": float(stability.mean()) if len(stability) else float("nan"),
@@ -284,14 +284,14 @@ def _summary(choice: CircuitOptions, parts: list[KernelScores], circuit: Circuit
     }
 
 
-def fidelity_row(held: HeldOutImages, circuit: Circuit) -> dict[str, float]:
+def fidelity_row(held_out: HeldOutImages, circuit: Circuit) -> dict[str, float]:
     """r and error of a circuit with their intervals, as columns of a table.
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022 (evaluation).
     """
-    found = held.fidelity(circuit)
+    found = held_out.fidelity(circuit)
     r, error = found.r, found.error
     values = {"r": r.value, "r_low": r.low, "r_high": r.high}
     return values | {"error": error.value, "error_low": error.low, "error_high": error.high}
@@ -301,15 +301,21 @@ def _fidelity_interval(draws: torch.Tensor) -> list[float]:
     return draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist() if len(draws) else [float("nan")] * 2
 
 
-def _curve(choice: CircuitOptions, saliency: KernelScores, held: HeldOutImages) -> pd.DataFrame:
+def _curve(options: CircuitOptions, scores: KernelScores, held_out: HeldOutImages) -> pd.DataFrame:
     """Circuits of every size, all cut from the same scores; `made_for` is the size of scores that hold for one alone."""
     rows = []
-    made_for = choice.kernels(held.target) / held.target.relevant_count if criterion_named(choice.criterion).needs_size else float("nan")
+    made_for = (
+        options.kernels(held_out.feature) / held_out.feature.relevant_count
+        if criterion_named(options.criterion).needs_size
+        else float("nan")
+    )
     for share in CURVE_FRACTIONS:
-        if share * held.target.relevant_count < held.target.shortest_path:
+        if share * held_out.feature.relevant_count < held_out.feature.shortest_path:
             continue  # no path from the images is that short
-        circuit = choice.circuit(saliency, float(share))
-        rows.append({"kept": share, "made_for": made_for, "kernels": circuit.count, **fidelity_row(held, circuit), "images": held.images})
+        circuit = options.circuit(scores, float(share))
+        rows.append(
+            {"kept": share, "made_for": made_for, "kernels": circuit.count, **fidelity_row(held_out, circuit), "images": held_out.images}
+        )
     names = ["kept", "made_for", "kernels", "r", "r_low", "r_high", "error", "error_low", "error_high", "images"]
     return pd.DataFrame(rows, columns=names)
 
@@ -329,11 +335,11 @@ def area_over_log_size(kept: Sequence[float], r: Sequence[float]) -> float:
     return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float("nan")
 
 
-def _layers(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
+def _layers(circuit: Circuit, scores: KernelScores) -> pd.DataFrame:
     rows = []
     for depth, layer in enumerate(circuit):
         marks, relevant = circuit[layer], circuit.relevant[layer]
-        signs = None if saliency.signed_values is None else saliency.signed_values[layer][marks]
+        signs = None if scores.signed_values is None else scores.signed_values[layer][marks]
         rows.append(
             {
                 "site": layer,
@@ -348,41 +354,41 @@ def _layers(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _channels(circuit: Circuit, target: LocatedFeature) -> pd.DataFrame:
+def _channels(circuit: Circuit, feature: LocatedFeature) -> pd.DataFrame:
     """Every channel of the circuit by the name it has everywhere in the library."""
-    feeds = np.zeros(target.channel_graph.node_count, dtype=np.int64)
-    for call in target.channel_graph.calls:
+    feeds = np.zeros(feature.channel_graph.node_count, dtype=np.int64)
+    for call in feature.channel_graph.calls:
         if call.layer in circuit:
             np.add.at(feeds, call.sources[circuit[call.layer].numpy()], 1)
-    for part in reversed(target.channel_graph.operations):
+    for part in reversed(feature.channel_graph.operations):
         if isinstance(part, Merge):
             np.add.at(feeds, part.members, feeds[part.outputs][:, None])
     rows = []
-    for call in target.channel_graph.calls:
+    for call in feature.channel_graph.calls:
         if call.layer not in circuit:
             continue
         reads = circuit[call.layer].sum(1).numpy()
         for channel in np.flatnonzero(reads):
             row = {"site": call.layer, "channel": int(channel), "reads": int(reads[channel]), "feeds": int(feeds[call.outputs[channel]])}
-            rows.append(row | {"feature": str(target.feature)})
+            rows.append(row | {"feature": str(feature.feature)})
     return pd.DataFrame(rows, columns=["site", "channel", "reads", "feeds", "feature"])
 
 
-def kernel_table(circuit: Circuit, saliency: KernelScores) -> pd.DataFrame:
+def kernel_table(circuit: Circuit, scores: KernelScores) -> pd.DataFrame:
     """One row for each kernel of a circuit, the strongest first.
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022; `effect` is the signed gate sum.
     """
-    target, rows = saliency.feature, []
-    names = target.channel_graph.names()
-    for call in target.channel_graph.calls:
+    feature, rows = scores.feature, []
+    names = feature.channel_graph.names()
+    for call in feature.channel_graph.calls:
         if call.layer not in circuit:
             continue
         for row, column in circuit[call.layer].nonzero().tolist():
-            signed = float("nan") if saliency.signed_values is None else float(saliency.signed_values[call.layer][row, column])
-            values = {"saliency": float(saliency[call.layer][row, column]), "effect": signed}
+            signed = float("nan") if scores.signed_values is None else float(scores.signed_values[call.layer][row, column])
+            values = {"saliency": float(scores[call.layer][row, column]), "effect": signed}
             rows.append({"site": call.layer, "channel": row, "input": names[call.sources[row, column]], **values})
     frame = pd.DataFrame(rows, columns=["site", "channel", "input", "saliency", "effect"])
     for column in ("saliency", "effect"):

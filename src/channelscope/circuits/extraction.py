@@ -26,14 +26,14 @@ ChannelMask = dict[str, np.ndarray]
 SPATIAL = {2, 3, -1, -2}
 
 
-def surviving_channels(circuit: Circuit, target: LocatedFeature) -> ChannelMask:
+def surviving_channels(circuit: Circuit, feature: LocatedFeature) -> ChannelMask:
     """Channels of every step that the circuit's smaller network has; steps without an axis of channels are left out.
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022 (extraction).
     """
-    plan = _ChannelCut(circuit, target)
+    plan = _ChannelCut(circuit, feature)
     changed = True
     while changed:
         before = {name: marks.copy() for name, marks in plan.kept.items()}
@@ -43,37 +43,37 @@ def surviving_channels(circuit: Circuit, target: LocatedFeature) -> ChannelMask:
     return plan.kept
 
 
-def effective_mask(circuit: Circuit, target: LocatedFeature) -> dict[str, torch.Tensor]:
+def effective_mask(circuit: Circuit, feature: LocatedFeature) -> dict[str, torch.Tensor]:
     """Kernels of the masked network: those of the circuit, and those the feature's images never reach (constants pass them).
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022: biases and normalizations stay.
     """
-    every = target.channel_graph.full_mask()
+    every = feature.channel_graph.full_mask()
     return {
-        layer: circuit[layer] | ~target.relevant[layer] if layer in target.relevant else torch.ones_like(marks)
+        layer: circuit[layer] | ~feature.relevant[layer] if layer in feature.relevant else torch.ones_like(marks)
         for layer, marks in every.items()
     }
 
 
 class _ChannelCut:
-    def __init__(self, circuit: Circuit, target: LocatedFeature):
-        self.graph = target.graph
-        self.shapes = target.graph.shapes
-        self.nodes = upstream(target.graph, target.step)
-        need = target.channel_graph.ancestors(effective_mask(circuit, target), target.feature_nodes)
+    def __init__(self, circuit: Circuit, feature: LocatedFeature):
+        self.graph = feature.graph
+        self.shapes = feature.graph.shapes
+        self.nodes = upstream(feature.graph, feature.step)
+        need = feature.channel_graph.ancestors(effective_mask(circuit, feature), feature.feature_nodes)
         need[0] = True
         self.kept: ChannelMask = {}
         for node in self.nodes:
-            label = target.channel_graph.channel_nodes.get(node.name)
+            label = feature.channel_graph.channel_nodes.get(node.name)
             shape = self.shapes.get(node.name, ())
             if len(shape) >= 2:
                 self.kept[node.name] = (
                     np.ones(shape[1], dtype=bool) if label is None or node.op in ("placeholder", "get_attr") else need[label]
                 )
-        if target.axis != 0:
-            self.kept.pop(target.step, None)
+        if feature.axis != 0:
+            self.kept.pop(feature.step, None)
         for marks in self.kept.values():
             marks[0] |= not marks.any()  # no module works with nothing at all
         self.calls = Counter(str(node.target) for node in self.nodes if node.op == "call_module")
@@ -196,7 +196,7 @@ class StandaloneCircuit(nn.Module):
         return maps[..., self.channels] @ self.weights.to(maps)
 
 
-def extract_module(circuit: Circuit, target: LocatedFeature) -> StandaloneCircuit:
+def extract_module(circuit: Circuit, feature: LocatedFeature) -> StandaloneCircuit:
     """The circuit as a stand-alone module; the network itself stays as it is.
 
     Channels that nothing depends on are gone, masked kernels are zero in the rest. The result is compared with the masked
@@ -211,41 +211,41 @@ def extract_module(circuit: Circuit, target: LocatedFeature) -> StandaloneCircui
     ----------
     Hamblin, Konkle, Alvarez 2022 (extraction).
     """
-    circuit = remove_dead_ends(circuit, target)
-    kept = surviving_channels(circuit, target)
-    kernels = effective_mask(circuit, target)
+    circuit = remove_dead_ends(circuit, feature)
+    kept = surviving_channels(circuit, feature)
+    kernels = effective_mask(circuit, feature)
     steps = fx.Graph()
     modules: dict[str, Any] = {}
     copies: dict[fx.Node, fx.Node] = {}
-    for node in upstream(target.graph, target.step):
+    for node in upstream(feature.graph, feature.step):
         name = str(node.target)
-        if _is_identity(target, node):
+        if _is_identity(feature, node):
             copies[node] = copies[node.all_input_nodes[0]]
             continue
         if node.op == "call_module" and name not in modules:
-            modules[name] = _cut_module(target, node, kept, kernels.get(name))
-        copies[node] = _inline_module(steps, node, modules, copies, target, kept) or steps.node_copy(node, copies.__getitem__)
+            modules[name] = _cut_module(feature, node, kept, kernels.get(name))
+        copies[node] = _inline_module(steps, node, modules, copies, feature, kept) or steps.node_copy(node, copies.__getitem__)
         if node.op == "get_attr":
-            modules[name] = _attribute(target, name)
-    steps.output(copies[target.graph.nodes[target.step]])
+            modules[name] = _attribute(feature, name)
+    steps.output(copies[feature.graph.nodes[feature.step]])
     body = fx.GraphModule(modules, steps, "Circuit")
-    left = kept.get(target.step)
-    places = list(target.feature.channels) if left is None else [int(left[:channel].sum()) for channel in target.feature.channels]
-    small = StandaloneCircuit(body, places, [weight for _, weight in target.feature.weights], target.axis).to(target.device).eval()
-    _compare(small, circuit, target)
+    left = kept.get(feature.step)
+    places = list(feature.feature.channels) if left is None else [int(left[:channel].sum()) for channel in feature.feature.channels]
+    small = StandaloneCircuit(body, places, [weight for _, weight in feature.feature.weights], feature.axis).to(feature.device).eval()
+    _compare(small, circuit, feature)
     return small
 
 
-def _is_identity(target: LocatedFeature, node: fx.Node) -> bool:
+def _is_identity(feature: LocatedFeature, node: fx.Node) -> bool:
     """Whether a step does nothing in evaluation mode."""
     if node.op == "call_module":
-        return isinstance(target.graph.modules[str(node.target)], EVAL_IDENTITY)
+        return isinstance(feature.graph.modules[str(node.target)], EVAL_IDENTITY)
     return node.op == "call_function" and node.target.__name__ in ("dropout", "stochastic_depth", "drop_path")  # type: ignore[union-attr]
 
 
-def _cut_module(target: LocatedFeature, node: fx.Node, kept: ChannelMask, kernels: Tensor | None) -> nn.Module:
+def _cut_module(feature: LocatedFeature, node: fx.Node, kept: ChannelMask, kernels: Tensor | None) -> nn.Module:
     """A copy of one module with only the kept channels."""
-    module = copy.deepcopy(target.graph.modules[str(node.target)])
+    module = copy.deepcopy(feature.graph.modules[str(node.target)])
     module.requires_grad_(False)
     parent = node.all_input_nodes[0].name
     if kernels is not None and isinstance(module, nn.Conv2d | nn.Linear):
@@ -279,13 +279,13 @@ def torch_nn_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _inline_module(
-    steps: fx.Graph, node: fx.Node, modules: dict[str, Any], copies: dict[fx.Node, fx.Node], target: LocatedFeature, kept: ChannelMask
+    steps: fx.Graph, node: fx.Node, modules: dict[str, Any], copies: dict[fx.Node, fx.Node], feature: LocatedFeature, kept: ChannelMask
 ) -> fx.Node | None:
     """The steps inside a module that torch.nn does not have, in the place of its call, so that only plain parts are left."""
     if node.op != "call_module" or torch_nn_class(modules[str(node.target)]) is not None or len(node.all_input_nodes) != 1:
         return None
     (parent,) = node.all_input_nodes
-    shape = list(target.graph.shapes[parent.name])
+    shape = list(feature.graph.shapes[parent.name])
     shape[1] = int(kept[parent.name].sum()) if parent.name in kept else shape[1]
     module = modules[str(node.target)]
     try:
@@ -308,21 +308,21 @@ def _inline_module(
     return within[made]  # type: ignore[index]
 
 
-def _attribute(target: LocatedFeature, name: str) -> Tensor:
-    if name in target.graph.constants:
-        return target.graph.constants[name]
+def _attribute(feature: LocatedFeature, name: str) -> Tensor:
+    if name in feature.graph.constants:
+        return feature.graph.constants[name]
     path, _, last = name.rpartition(".")
-    value = getattr(target.model.get_submodule(path), last)
+    value = getattr(feature.model.get_submodule(path), last)
     return value.detach().clone()
 
 
 @torch.no_grad()
-def _compare(small: StandaloneCircuit, circuit: Circuit, target: LocatedFeature) -> None:
-    shape = target.graph.shapes[target.graph.inputs[0]][1:]
-    like = next(target.model.parameters())
+def _compare(small: StandaloneCircuit, circuit: Circuit, feature: LocatedFeature) -> None:
+    shape = feature.graph.shapes[feature.graph.inputs[0]][1:]
+    like = next(feature.model.parameters())
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(like)
-    with eval_mode(target.model), target.ablated((~circuit).masks):
-        expected = target.feature_map(noise)
+    with eval_mode(feature.model), feature.ablated((~circuit).masks):
+        expected = feature.feature_map(noise)
     received = small(noise).reshape(len(noise), -1)
     error = (received - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     if not float(error) < TOLERANCE:

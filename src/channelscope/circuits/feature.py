@@ -44,7 +44,7 @@ class Feature:
             raise InputError(f"feature at {self.layer}: expected a direction with a nonzero entry, received zeros only")
 
     @classmethod
-    def unit(cls, layer: str, channel: int, positions: "PositionRule | Sequence[Sequence[int]]" = "all") -> "Feature":
+    def channel(cls, layer: str, channel: int, positions: "PositionRule | Sequence[Sequence[int]]" = "all") -> "Feature":
         """One channel; at given positions, one unit or several."""
         return cls(layer, ((int(channel), 1.0),), None, _rule(positions))
 
@@ -75,7 +75,7 @@ class Feature:
         layer, what, place = match.groups()
         positions = _places(place)
         if re.fullmatch(r"\d+", what):
-            return cls.unit(layer, int(what), positions)
+            return cls.channel(layer, int(what), positions)
         return cls.direction(layer, _vector(Path(what).expanduser(), text), positions)
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ class Feature:
             return picked[..., 0].reshape(len(maps), -1)
         return (picked @ picked.new_tensor([weight for _, weight in self.weights])).reshape(len(maps), -1)
 
-    def places(self, values: Float[Tensor, "images positions"], spatial: tuple[int, ...]) -> Int[Tensor, "images chosen"]:
+    def select_positions(self, values: Float[Tensor, "images positions"], spatial: tuple[int, ...]) -> Int[Tensor, "images chosen"]:
         """Flat index of the positions that count, for each image; ties of the maximum go to the first.
 
         Parameters

@@ -124,7 +124,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def with_positions(target: LocatedFeature, images) -> list[Batch]:
+def with_positions(feature: LocatedFeature, images) -> list[Batch]:
     """Batches with the positions that count in each image, by the unmasked network.
 
     Raises
@@ -136,20 +136,20 @@ def with_positions(target: LocatedFeature, images) -> list[Batch]:
     ----------
     Hamblin, Konkle, Alvarez 2022 (rule for positions).
     """
-    if not target.slope_error < SLOPES:
+    if not feature.slope_error < SLOPES:
         raise TracingError(
-            f"feature {target.feature}: expected the network's own gradients from the traced pass, received others (relative difference "
-            f"{target.slope_error:.2g}): a hook on a tensor (register_hook) changes them. Write it as a torch.autograd.Function, "
+            f"feature {feature.feature}: expected the network's own gradients from the traced pass, received others (relative difference "
+            f"{feature.slope_error:.2g}): a hook on a tensor (register_hook) changes them. Write it as a torch.autograd.Function, "
             "or use criterion magnitude"
         )
-    with eval_mode(target.model):
-        return [(pictures, target.selected_positions(pictures)) for pictures in images]
+    with eval_mode(feature.model):
+        return [(pictures, feature.selected_positions(pictures)) for pictures in images]
 
 
 def layer_gradients(
-    target: LocatedFeature,
+    feature: LocatedFeature,
     images: Tensor,
-    places: Int[Tensor, "images chosen"],
+    positions: Int[Tensor, "images chosen"],
     weights: Mapping[str, Tensor] | None = None,
     reduce: Reduce = "sum",
 ) -> list[tuple[str, Tensor, Tensor]]:
@@ -159,24 +159,24 @@ def layer_gradients(
     ----------
     Hamblin, Konkle, Alvarez 2022; G = dJ_b/dz.
     """
-    calls = [call for call in target.channel_graph.calls if call.layer in target.relevant]
-    ins = tuple(target.graph.nodes[call.step].all_input_nodes[0].name for call in calls)
+    calls = [call for call in feature.channel_graph.calls if call.layer in feature.relevant]
+    ins = tuple(feature.graph.nodes[call.step].all_input_nodes[0].name for call in calls)
     outs = tuple(call.step for call in calls)
     with torch.enable_grad():
-        values = target.run(images.detach().requires_grad_(), (target.step, *ins, *outs), weights)
+        values = feature.run(images.detach().requires_grad_(), (feature.step, *ins, *outs), weights)
         read, inputs, outputs = values[0], values[1 : 1 + len(calls)], values[1 + len(calls) :]
-        chosen = target.feature.map(read, target.axis).gather(1, places)
+        chosen = feature.feature.map(read, feature.axis).gather(1, positions)
         value = chosen.sum() if reduce == "sum" else chosen.mean(1).sum()
         gradients = torch.autograd.grad(value, outputs, allow_unused=True, materialize_grads=True)
     return [(call.layer, x.detach(), g) for call, x, g in zip(calls, inputs, gradients, strict=True)]
 
 
 def score_batches(
-    target: LocatedFeature,
+    feature: LocatedFeature,
     batches: list[Batch],
     criterion: str,
     rule: KernelCriterion,
-    how: GradientOptions,
+    gradient: GradientOptions,
     marks: Mapping[str, Tensor] | None = None,
 ) -> KernelScores:
     """Saliency of every relevant kernel by one rule, summed over batches; the network keeps only `marks` meanwhile.
@@ -188,18 +188,20 @@ def score_batches(
     Hamblin, Konkle, Alvarez 2022; along a path, Sundararajan, Taly, Yan 2017 (integrated gradients); checked by
     tests/pencil_circuits.py::integrated_gates.
     """
-    own, allowed = target.original_weights(), how.inside.masks if how.inside else target.relevant
-    if how.inside is not None:
-        limits = {layer: how.inside[layer] | ~relevant for layer, relevant in target.relevant.items()}
+    own, allowed = feature.original_weights(), gradient.inside.masks if gradient.inside else feature.relevant
+    if gradient.inside is not None:
+        limits = {layer: gradient.inside[layer] | ~relevant for layer, relevant in feature.relevant.items()}
         marks = limits if marks is None else {layer: marks[layer] & limits[layer] for layer in limits}
-    layers = {layer: ConvGeometry.of(target.graph.modules[layer]) for layer in target.relevant}
+    layers = {layer: ConvGeometry.of(feature.graph.modules[layer]) for layer in feature.relevant}
     weights = None if marks is None else {layer: own[layer] * broadcast_mask(marks[layer], own[layer]) for layer in own}
     totals = {layer: torch.zeros(values.shape[:2], dtype=torch.float64, device=values.device) for layer, values in own.items()}
     signs = {layer: torch.zeros_like(values) for layer, values in totals.items()}
     has_sign = False
-    with eval_mode(target.model):
-        for images, places in _pieces(batches, how, criterion):
-            for layer, x, g in _integrated_gradients(target, images, places, own if weights is None else weights, weights is None, how):
+    with eval_mode(feature.model):
+        for images, positions in _pieces(batches, gradient, criterion):
+            for layer, x, g in _integrated_gradients(
+                feature, images, positions, own if weights is None else weights, weights is None, gradient
+            ):
                 found = rule(x, g, layers[layer])
                 if isinstance(found, tuple):
                     has_sign = True
@@ -208,37 +210,37 @@ def score_batches(
                 totals[layer] += found
     count = sum(len(images) for images, _ in batches)
     return KernelScores(
-        target, criterion, masked_scores(allowed, totals), count, masked_scores(allowed, signs) if has_sign else None, how.inside
+        feature, criterion, masked_scores(allowed, totals), count, masked_scores(allowed, signs) if has_sign else None, gradient.inside
     )
 
 
 def _integrated_gradients(
-    target: LocatedFeature, images: Tensor, places: Tensor, weights: Mapping[str, Tensor], plain: bool, how: GradientOptions
+    feature: LocatedFeature, images: Tensor, positions: Tensor, weights: Mapping[str, Tensor], plain: bool, gradient: GradientOptions
 ) -> list[tuple[str, Points, Points]]:
     """Inputs and gradients of every layer: at every point of a path of gates; with the gradients' average along one of images."""
-    if how.path == "gates":
+    if gradient.path == "gates":
         scaled = [{layer: weight * share for layer, weight in weights.items()} for share in SHARES]
-        found = [layer_gradients(target, images, places, each, how.reduce) for each in scaled]
+        found = [layer_gradients(feature, images, positions, each, gradient.reduce) for each in scaled]
         return [(uses[0][0], tuple(x for _, x, _ in uses), tuple(g for *_, g in uses)) for uses in zip(*found, strict=True)]
-    first = layer_gradients(target, images, places, None if plain else weights, how.reduce)
-    if how.path is None:
+    first = layer_gradients(feature, images, positions, None if plain else weights, gradient.reduce)
+    if gradient.path is None:
         return list(first)
     mean = [torch.zeros_like(g) for _, _, g in first]
     for share in SHARES:
-        for total, (_, _, g) in zip(mean, layer_gradients(target, images * share, places, weights, how.reduce), strict=True):
+        for total, (_, _, g) in zip(mean, layer_gradients(feature, images * share, positions, weights, gradient.reduce), strict=True):
             total += g / PATH_POINTS
     return [(layer, x, g) for (layer, x, _), g in zip(first, mean, strict=True)]
 
 
-def _pieces(batches: list[Batch], how: GradientOptions, criterion: str) -> list[Batch]:
+def _pieces(batches: list[Batch], gradient: GradientOptions, criterion: str) -> list[Batch]:
     """Batches so small that all points of a path fit where one did; snip_batch sums each batch as it is given."""
-    if how.path != "gates" or criterion == "snip_batch":
+    if gradient.path != "gates" or criterion == "snip_batch":
         return batches
     return [
         piece
-        for images, places in batches
+        for images, positions in batches
         for step in [max(1, len(images) // PATH_POINTS)]
-        for piece in zip(images.split(step), places.split(step), strict=True)
+        for piece in zip(images.split(step), positions.split(step), strict=True)
     ]
 
 

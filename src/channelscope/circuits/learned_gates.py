@@ -36,7 +36,7 @@ class GateTraining:
     """of the gates' noise"""
 
 
-def hard_concrete(odds: Float[Tensor, "..."], noise: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def hard_concrete(log_alpha: Float[Tensor, "..."], noise: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """A hard-concrete gate: a number from 0 to 1, exactly 0 or 1 with positive probability.
 
         s = σ((ln u − ln(1 − u) + ln α)/β),  m = min(1, max(0, s (ζ − γ) + γ))
@@ -52,12 +52,12 @@ def hard_concrete(odds: Float[Tensor, "..."], noise: Float[Tensor, "..."]) -> Fl
     ----------
     Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::opening.
     """
-    s = torch.sigmoid((noise.log() - (-noise).log1p() + odds) / TEMPERATURE)
+    s = torch.sigmoid((noise.log() - (-noise).log1p() + log_alpha) / TEMPERATURE)
     low, high = STRETCH
     return (s * (high - low) + low).clamp(0, 1)
 
 
-def open_probability(odds: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def open_probability(log_alpha: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Probability that a gate is not zero: σ(ln α − β ln(−γ/ζ)), the expected L0.
 
     References
@@ -65,15 +65,15 @@ def open_probability(odds: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     Louizos, Welling, Kingma 2018; checked by tests/pencil_circuits.py::openness.
     """
     low, high = STRETCH
-    return torch.sigmoid(odds - TEMPERATURE * math.log(-low / high))
+    return torch.sigmoid(log_alpha - TEMPERATURE * math.log(-low / high))
 
 
 def learned_gates(
-    target: LocatedFeature,
+    feature: LocatedFeature,
     batches: list[Batch],
     keep: int,
     start: KernelScores,
-    how: GateTraining | None = None,
+    training: GateTraining | None = None,
     inside: Circuit | None = None,
 ) -> KernelScores:
     """Gates that minimize the feature's normalized error plus a penalty on open gates beyond `keep`; ranked by openness.
@@ -90,49 +90,49 @@ def learned_gates(
     ----------
     This library, with the gates of Louizos, Welling, Kingma 2018.
     """
-    how = how or GateTraining()
+    training = training or GateTraining()
     values = start.flatten()
     threshold = float(values.sort(descending=True).values[keep - 1])
-    odds = (
+    log_alpha = (
         (values / threshold).log().clamp(-MAX_INITIAL_LOG_ALPHA, MAX_INITIAL_LOG_ALPHA)
         if threshold > 0
         else torch.where(values > 0, MAX_INITIAL_LOG_ALPHA, -MAX_INITIAL_LOG_ALPHA)
     )
-    odds = odds.to(target.device, torch.get_default_dtype()).requires_grad_()
-    optimizer = torch.optim.Adam([odds], lr=how.rate)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
-    source = torch.Generator().manual_seed(how.seed)
-    counted = torch.cat([(target.relevant if inside is None else inside.masks)[layer][m] for layer, m in target.relevant.items()])
+    log_alpha = log_alpha.to(feature.device, torch.get_default_dtype()).requires_grad_()
+    optimizer = torch.optim.Adam([log_alpha], lr=training.rate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
+    generator = torch.Generator().manual_seed(training.seed)
+    counted = torch.cat([(feature.relevant if inside is None else inside.masks)[layer][m] for layer, m in feature.relevant.items()])
     own = {
         layer: weight if inside is None else weight * broadcast_mask(inside[layer], weight)
-        for layer, weight in target.original_weights().items()
+        for layer, weight in feature.original_weights().items()
     }
-    with eval_mode(target.model), torch.enable_grad():
-        truth = [_chosen(target, images, places, None) for images, places in batches]
-        spread = torch.cat([values.flatten() for values in truth]).var(correction=0)
-        for step in range(how.steps):
-            images, places = batches[step % len(batches)]
-            noise = torch.rand(odds.shape, generator=source).clamp_(NOISE_MARGIN, 1 - NOISE_MARGIN).to(odds)
-            weights = _gated(target, own, hard_concrete(odds, noise))
-            wanted = truth[step % len(batches)]
-            error = (_chosen(target, images, places, weights) - wanted).square().mean() / spread
-            crowd = (open_probability(odds[counted]).sum() / keep - 1).clamp(min=0)
-            (odds.grad,) = torch.autograd.grad(error + how.penalty * crowd, odds)
+    with eval_mode(feature.model), torch.enable_grad():
+        target_values = [_chosen(feature, images, positions, None) for images, positions in batches]
+        spread = torch.cat([values.flatten() for values in target_values]).var(correction=0)
+        for step in range(training.steps):
+            images, positions = batches[step % len(batches)]
+            noise = torch.rand(log_alpha.shape, generator=generator).clamp_(NOISE_MARGIN, 1 - NOISE_MARGIN).to(log_alpha)
+            weights = _gated(feature, own, hard_concrete(log_alpha, noise))
+            wanted = target_values[step % len(batches)]
+            error = (_chosen(feature, images, positions, weights) - wanted).square().mean() / spread
+            l0_penalty = (open_probability(log_alpha[counted]).sum() / keep - 1).clamp(min=0)
+            (log_alpha.grad,) = torch.autograd.grad(error + training.penalty * l0_penalty, log_alpha)
             optimizer.step()
-            falling.step()
-    found = _ranked(target, odds.detach(), start)
+            scheduler.step()
+    found = _ranked(feature, log_alpha.detach(), start)
     return found if inside is None else replace(found, values=masked_scores(inside.masks, found.values), inside=inside)
 
 
-def _chosen(target: LocatedFeature, images: Tensor, places: Tensor, weights: dict[str, Tensor] | None) -> Tensor:
+def _chosen(feature: LocatedFeature, images: Tensor, positions: Tensor, weights: dict[str, Tensor] | None) -> Tensor:
     with torch.set_grad_enabled(weights is not None):
-        return target.feature_map(images, weights).gather(1, places)
+        return feature.feature_map(images, weights).gather(1, positions)
 
 
-def _gated(target: LocatedFeature, own: dict[str, Tensor], gates: Tensor) -> dict[str, Tensor]:
+def _gated(feature: LocatedFeature, own: dict[str, Tensor], gates: Tensor) -> dict[str, Tensor]:
     """Weights with every relevant kernel multiplied by its gate; the others stay."""
     weights, begin = {}, 0
-    for layer, marks in target.relevant.items():
+    for layer, marks in feature.relevant.items():
         marks = marks.to(gates.device)
         size = int(marks.sum())
         spread = torch.ones(marks.shape, device=gates.device, dtype=gates.dtype).masked_scatter(marks, gates[begin : begin + size])
@@ -141,10 +141,10 @@ def _gated(target: LocatedFeature, own: dict[str, Tensor], gates: Tensor) -> dic
     return weights
 
 
-def _ranked(target: LocatedFeature, odds: Tensor, start: KernelScores) -> KernelScores:
-    flat, values, begin = open_probability(odds.double()).cpu(), {}, 0
-    for layer, marks in target.relevant.items():
+def _ranked(feature: LocatedFeature, log_alpha: Tensor, start: KernelScores) -> KernelScores:
+    flat, values, begin = open_probability(log_alpha.double()).cpu(), {}, 0
+    for layer, marks in feature.relevant.items():
         size = int(marks.sum())
         values[layer] = torch.zeros(marks.shape, dtype=torch.float64).masked_scatter_(marks, flat[begin : begin + size])
         begin += size
-    return KernelScores(target, "learned", values, start.images, start.signed_values)
+    return KernelScores(feature, "learned", values, start.images, start.signed_values)

@@ -127,8 +127,8 @@ class LocatedFeature:
         SampleError
             If there are none.
         """
-        for pictures in image_batches(images, self.device):
-            for part in pictures.split(max(1, min(MAX_BATCH, PIXELS // max(1, pictures[0, 0].numel())))):
+        for batch in image_batches(images, self.device):
+            for part in batch.split(max(1, min(MAX_BATCH, PIXELS // max(1, batch[0, 0].numel())))):
                 yield part.contiguous(memory_format=self.memory_format)
 
     def full_mask(self) -> dict[str, Tensor]:
@@ -154,7 +154,7 @@ class LocatedFeature:
 
     def positions_of(self, values: Float[Tensor, "images positions"]) -> Int[Tensor, "images chosen"]:
         """The positions that count, by the feature's rule, as flat indices."""
-        return self.feature.places(values, self.spatial_shape)
+        return self.feature.select_positions(values, self.spatial_shape)
 
     def selected_positions(self, images: Tensor) -> Int[Tensor, "images chosen"]:
         """The positions that count in some images; only the maximum needs a pass."""
@@ -220,15 +220,15 @@ def locate_feature(model: nn.Module | Graph, feature: Feature | str, example: Te
     shape = model.shapes.get(node.name, ())[1:]
     if not shape:
         raise ShapeError(f"feature {feature}: expected a tensor of channels at {feature.layer}, found shape {shape}")
-    wiring = channel_graph(model, node.name)
-    axis = wiring.axis
+    kernel_graph = channel_graph(model, node.name)
+    axis = kernel_graph.axis
     blank = torch.zeros(1, *shape)
-    feature.places(feature.map(blank, axis), tuple(size for place, size in enumerate(shape) if place != axis))
-    marks = wiring.on_paths_to(wiring.full_mask(), wiring.output_nodes[list(feature.channels)])
+    feature.select_positions(feature.map(blank, axis), tuple(size for place, size in enumerate(shape) if place != axis))
+    marks = kernel_graph.on_paths_to(kernel_graph.full_mask(), kernel_graph.output_nodes[list(feature.channels)])
     relevant = {layer: kernels for layer, kernels in marks.items() if bool(kernels.any())}
     if not relevant:
         raise InputError(f"feature {feature}: no kernel leads from the images to it; it is made of constants")
-    return LocatedFeature(model, feature, node.name, axis, wiring, relevant)
+    return LocatedFeature(model, feature, node.name, axis, kernel_graph, relevant)
 
 
 def _feature_step(graph: Graph, feature: Feature) -> fx.Node:
@@ -262,15 +262,15 @@ def image_batches(images: Tensor | Iterable, device: torch.device | str = "cpu")
     """
     count = 0
     for batch in images.split(MAX_BATCH) if isinstance(images, Tensor) else images:
-        pictures = images_of(batch)
-        count += len(pictures)
-        yield pictures.to(device)
+        batch = images_of(batch)
+        count += len(batch)
+        yield batch.to(device)
     if not count:
         raise SampleError("expected at least one image, received none")
 
 
 @torch.no_grad()
-def activation_range(target: LocatedFeature, images: Tensor | Iterable) -> tuple[float, float]:
+def activation_range(feature: LocatedFeature, images: Tensor | Iterable) -> tuple[float, float]:
     """Smallest and largest value of the feature over some images, where its consumers see it (after its own activation).
 
     Raises
@@ -282,10 +282,10 @@ def activation_range(target: LocatedFeature, images: Tensor | Iterable) -> tuple
     ----------
     Hamblin, Konkle, Alvarez 2022; cut points as in docs/how-it-works.md.
     """
-    return value_range(target, [seen for *_, seen in feature_values(target, images)])
+    return value_range(feature, [seen for *_, seen in feature_values(feature, images)])
 
 
-def value_range(target: LocatedFeature, values: list[Tensor]) -> tuple[float, float]:
+def value_range(feature: LocatedFeature, values: list[Tensor]) -> tuple[float, float]:
     """Smallest and largest of the feature's values, batch by batch.
 
     Raises
@@ -299,12 +299,12 @@ def value_range(target: LocatedFeature, values: list[Tensor]) -> tuple[float, fl
     """
     low, high = min(float(each.min()) for each in values), max(float(each.max()) for each in values)
     if not low < high:
-        raise SampleError(f"feature {target.feature} never activates on these images: it is {low:.4g} everywhere; pass other images")
+        raise SampleError(f"feature {feature.feature} never activates on these images: it is {low:.4g} everywhere; pass other images")
     return low, high
 
 
 @torch.no_grad()
-def feature_values(target: LocatedFeature, images: Tensor | Iterable) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def feature_values(feature: LocatedFeature, images: Tensor | Iterable) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Batches of images, the positions that count, the feature there, and what its consumers see of it there; one pass.
 
     Raises
@@ -316,10 +316,10 @@ def feature_values(target: LocatedFeature, images: Tensor | Iterable) -> Iterato
     ----------
     Hamblin, Konkle, Alvarez 2022 (rule for positions).
     """
-    site = next((site for site in sites_of(target.graph) if site.name == target.feature.layer), None)
-    with eval_mode(target.model):
-        for pictures in target.image_batches(images):
-            read, cut = target.graph.run(pictures, outputs=(target.step, site.activation if site else target.step), out_of_place=True)
-            maps = target.feature.map(read, target.axis)
-            places = target.positions_of(maps)
-            yield pictures, places, maps.gather(1, places), target.feature.map(cut, target.axis).gather(1, places)
+    site = next((site for site in sites_of(feature.graph) if site.name == feature.feature.layer), None)
+    with eval_mode(feature.model):
+        for batch in feature.image_batches(images):
+            read, cut = feature.graph.run(batch, outputs=(feature.step, site.activation if site else feature.step), out_of_place=True)
+            maps = feature.feature.map(read, feature.axis)
+            positions = feature.positions_of(maps)
+            yield batch, positions, maps.gather(1, positions), feature.feature.map(cut, feature.axis).gather(1, positions)

@@ -1,4 +1,4 @@
-"""CircuitOptions: every choice between a feature and its circuit, for the command line and for Python."""
+"""CircuitOptions: the options of finding a circuit (score, select, remove dead ends), for the command line and for Python."""
 
 import re
 from collections.abc import Iterable
@@ -46,13 +46,13 @@ class CircuitOptions:
     """kernels that lead nowhere: backward drops them (exact), full drops also those nothing leads to (as published), none"""
 
     def __post_init__(self) -> None:
-        """Refuse what no network could do."""
+        """Check the values."""
         criterion_named(self.criterion)
         if not isinstance(self.keep, str):  # a number, as a text without an exponent
             object.__setattr__(self, "keep", np.format_float_positional(self.keep) if isinstance(self.keep, float) else str(self.keep))
         parse_keep(self.keep)
 
-    def kernels(self, target: LocatedFeature) -> int:
+    def kernels(self, feature: LocatedFeature) -> int:
         """Size of the circuit.
 
         Raises
@@ -60,72 +60,115 @@ class CircuitOptions:
         BudgetError
             With the smallest size there is, if no path from the images to the feature fits.
         """
-        wanted = kernel_count(target, parse_keep(self.keep))
-        if wanted < target.shortest_path:
+        wanted = kernel_count(feature, parse_keep(self.keep))
+        if wanted < feature.shortest_path:
             raise BudgetError(
-                f"feature {target.feature}: keep={self.keep} is {wanted} of {target.relevant_count:,} kernels, and no path from the images "
-                f"is that short; the smallest circuit has {target.shortest_path} kernels "
-                f"(a fraction of {target.shortest_path / target.relevant_count:.2g})"
+                f"feature {feature.feature}: keep={self.keep} is {wanted} of {feature.relevant_count:,} kernels, and no path from the "
+                f"images is that short; the smallest circuit has {feature.shortest_path} kernels "
+                f"(a fraction of {feature.shortest_path / feature.relevant_count:.2g})"
             )
         return wanted
 
-    def parts(self, target: LocatedFeature, images: Tensor | Iterable, seed: int = 0, inside: Circuit | None = None) -> list[KernelScores]:
-        """Saliencies of groups of images, which add up: up to 16, the batches as given for snip_batch, and a single one
+    def shard_scores(
+        self, feature: LocatedFeature, images: Tensor | Iterable, seed: int = 0, inside: Circuit | None = None
+    ) -> list[KernelScores]:
+        """Scores of groups of images, which add up.
 
-        where a criterion needs all images at once.
+        Up to 16 groups; the batches as given for snip_batch; a single one where a criterion needs all images at once.
 
         Parameters
         ----------
+        feature
+            The feature and its network.
+        images
+            Images (images, C, H, W), or batches of them.
+        seed
+            Seed of `random`.
         inside
-            Score in the network that has only these of the relevant kernels; the others score 0.
+            Score in the network that has only these of the relevant kernels; all others get 0.
+
+        Returns
+        -------
+        list[KernelScores]
+            One for each group.
         """
         if self.criterion in ("magnitude", "random"):
-            return [self._scored(target, images, seed, inside)]
+            return [self._scored(feature, images, seed, inside)]
         if self.criterion == "snip_batch":
-            return [self._scored(target, batch, seed, inside) for batch in image_batches(images, target.device)]
-        pictures = list(target.image_batches(images))
+            return [self._scored(feature, batch, seed, inside) for batch in image_batches(images, feature.device)]
+        batches = list(feature.image_batches(images))
         if criterion_named(self.criterion).needs_size:
-            return [self._scored(target, pictures, seed, inside)]
-        together = torch.cat(pictures)
+            return [self._scored(feature, batches, seed, inside)]
+        together = torch.cat(batches)
         step = max(1, -(-len(together) // SHARDS))
-        return [self._scored(target, group, seed, inside) for group in together.split(step)]
+        return [self._scored(feature, group, seed, inside) for group in together.split(step)]
 
-    def scored(self, target: LocatedFeature, images: Tensor | Iterable, seed: int = 0) -> KernelScores:
-        """Saliency over all images at once: the sum of the parts, normalized as asked."""
-        return self._scored(target, images, seed, None).normalized_by_layer(self.layer_norm)
+    def scores(self, feature: LocatedFeature, images: Tensor | Iterable, seed: int = 0) -> KernelScores:
+        """Scores over all images at once, normalized by layer as the options say."""
+        return self._scored(feature, images, seed, None).normalized_by_layer(self.layer_norm)
 
-    def _scored(self, target: LocatedFeature, images: Tensor | Iterable, seed: int, inside: Circuit | None) -> KernelScores:
-        size = self.kernels(target)
-        return score_kernels(target, images, self.criterion, size, how=GradientOptions(self.reduce, self.path, inside), seed=seed)
+    def _scored(self, feature: LocatedFeature, images: Tensor | Iterable, seed: int, inside: Circuit | None) -> KernelScores:
+        size = self.kernels(feature)
+        return score_kernels(feature, images, self.criterion, size, gradient=GradientOptions(self.reduce, self.path, inside), seed=seed)
 
-    def saliency(self, parts: list[KernelScores]) -> KernelScores:
-        """The sum of the parts, normalized as asked."""
-        return fold(add, parts).normalized_by_layer(self.layer_norm)
+    def total_scores(self, shard_scores: list[KernelScores]) -> KernelScores:
+        """The sum of the scores of groups of images, normalized by layer as the options say."""
+        return fold(add, shard_scores).normalized_by_layer(self.layer_norm)
 
-    def circuit(self, saliency: KernelScores, keep: int | float | None = None) -> Circuit:
-        """The kernels that are kept, dead ends dropped; of another size if one is given."""
-        target = saliency.feature
-        wanted = self.kernels(target) if keep is None else keep
-        return remove_dead_ends((connected_top_k if self.live else top_k)(saliency, wanted), target, self.dead_ends)
+    def circuit(self, scores: KernelScores, keep: int | float | None = None) -> Circuit:
+        """The circuit of these scores, without dead ends; of another size if `keep` is given."""
+        feature = scores.feature
+        wanted = self.kernels(feature) if keep is None else keep
+        return remove_dead_ends((connected_top_k if self.live else top_k)(scores, wanted), feature, self.dead_ends)
 
-    def stability(self, parts: list[KernelScores], circuit: Circuit, seed: int = 0) -> Float[Tensor, "draws"]:
-        """Intersection over union of the circuit with those of bootstrapped images; empty where the parts are too few to draw from."""
-        if len(parts) < 2:
+    def stability(self, shard_scores: list[KernelScores], circuit: Circuit, seed: int = 0) -> Float[Tensor, "draws"]:
+        """Intersection over union of the circuit with circuits of bootstrapped images; empty where there is one group of images.
+
+        Parameters
+        ----------
+        shard_scores
+            Scores of groups of images, which are drawn with replacement.
+        circuit
+            The circuit of all images.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        Tensor
+            Float64 (50,), or (0,).
+        """
+        if len(shard_scores) < 2:
             return torch.zeros(0, dtype=torch.float64)
         shares = []
-        for weights in bootstrap_counts(len(parts), DRAWS, seed).tolist():
-            drawn = [part for part, times in zip(parts, weights, strict=True) for _ in range(int(times))]
-            shares.append(circuit.iou(self.circuit(self.saliency(drawn)))[""])
+        for weights in bootstrap_counts(len(shard_scores), DRAWS, seed).tolist():
+            resample = [part for part, times in zip(shard_scores, weights, strict=True) for _ in range(int(times))]
+            shares.append(circuit.iou(self.circuit(self.total_scores(resample)))[""])
         return torch.tensor(shares, dtype=torch.float64)
 
 
 def parse_keep(text: str) -> float | int:
-    """'0.1' is a fraction of the relevant kernels, '210' a number of kernels.
+    """The number that a text means: '0.1' is a fraction of the relevant kernels, '210' a number of kernels.
+
+    Parameters
+    ----------
+    text
+        A fraction with a decimal point, or a whole number.
+
+    Returns
+    -------
+    float or int
+        A float is a fraction, an int a number of kernels.
 
     Raises
     ------
     BudgetError
         If it is neither.
+
+    Examples
+    --------
+    >>> parse_keep("0.1"), parse_keep("210")
+    (0.1, 210)
 
     References
     ----------

@@ -50,7 +50,7 @@ class TopImages:
 
 
 @torch.no_grad()
-def top_images(target: LocatedFeature, images: Tensor | Iterable, count: int) -> TopImages:
+def top_images(feature: LocatedFeature, images: Tensor | Iterable, count: int) -> TopImages:
     """The `count` images with the highest maxima of the feature.
 
     Raises
@@ -66,26 +66,26 @@ def top_images(target: LocatedFeature, images: Tensor | Iterable, count: int) ->
     """
     if count < 2:
         raise InputError(f"strongest: expected at least 2 images to tell groups apart in, received {count}")
-    if target.feature.positions not in ("all", "max"):
-        raise InputError(f"feature {target.feature}: its strongest images are told by its maximum; leave out @ and what follows")
-    pictures = list(target.image_batches(images))
-    activation_range(target, pictures)
-    found: list[tuple[Tensor, ...]] = []
-    with eval_mode(target.model):
+    if feature.feature.positions not in ("all", "max"):
+        raise InputError(f"feature {feature.feature}: its strongest images are told by its maximum; leave out @ and what follows")
+    pictures = list(feature.image_batches(images))
+    activation_range(feature, pictures)
+    top: list[tuple[Tensor, ...]] = []
+    with eval_mode(feature.model):
         for each in pictures:
-            (maps,) = target.run(each, (target.step,))
-            values, places = target.feature.map(maps, target.axis).max(1)
-            rows = maps.movedim(target.axis + 1, 1)
+            (maps,) = feature.run(each, (feature.step,))
+            values, positions = feature.feature.map(maps, feature.axis).max(1)
+            rows = maps.movedim(feature.axis + 1, 1)
             own = rows.reshape(*rows.shape[:2], -1)
-            found.append((values, places, own[torch.arange(len(each)), :, places]))
-    values, places, vectors = (torch.cat([part[kind] for part in found]).cpu() for kind in range(3))
+            top.append((values, positions, own[torch.arange(len(each)), :, positions]))
+    values, positions, vectors = (torch.cat([part[kind] for part in top]).cpu() for kind in range(3))
     if len(values) < count:
         raise SampleError(f"expected at least {count} images to take the strongest of, received {len(values)}")
     order = values.argsort(descending=True, stable=True)[:count]
-    return TopImages(torch.cat(pictures).cpu()[order], order, places[order], values[order], vectors[order])
+    return TopImages(torch.cat(pictures).cpu()[order], order, positions[order], values[order], vectors[order])
 
 
-def cluster_images(found: TopImages, count: int | None = None, seed: int = 0) -> Int[Tensor, "images"]:
+def cluster_images(top: TopImages, count: int | None = None, seed: int = 0) -> Int[Tensor, "images"]:
     """Group of each image by its activation vector (k-means on vectors of length 1); the number by the best silhouette if not given.
 
     Raises
@@ -98,10 +98,7 @@ def cluster_images(found: TopImages, count: int | None = None, seed: int = 0) ->
     Hamblin, Konkle, Alvarez 2022 (clustered by the activation vector at the position of the maximum); Rousseeuw 1987.
     """
     vectors = (
-        (
-            found.layer_activations
-            / found.layer_activations.norm(dim=1, keepdim=True).clamp(min=torch.finfo(found.layer_activations.dtype).tiny)
-        )
+        (top.layer_activations / top.layer_activations.norm(dim=1, keepdim=True).clamp(min=torch.finfo(top.layer_activations.dtype).tiny))
         .double()
         .numpy()
     )
@@ -122,12 +119,12 @@ def cluster_images(found: TopImages, count: int | None = None, seed: int = 0) ->
 
 
 def subfeature_circuits(
-    target: LocatedFeature,
-    found: TopImages,
+    feature: LocatedFeature,
+    top: TopImages,
     labels: Int[Tensor, "images"],
-    choice: CircuitOptions | None = None,
+    options: CircuitOptions | None = None,
     seed: int = 0,
-    general: float = GENERAL_SHARE,
+    general_share: float = GENERAL_SHARE,
 ) -> tuple[dict[str, Circuit], dict[str, pd.DataFrame]]:
     """One circuit for each group of images, judged on the other images of every group, at each image's original maximum.
 
@@ -157,40 +154,40 @@ def subfeature_circuits(
     ----------
     Hamblin, Konkle, Alvarez 2022 (sub-feature circuits).
     """
-    choice = choice or CircuitOptions()
-    if len(labels) != len(found.images) or sorted(set(labels.tolist())) != list(range(int(labels.max()) + 1)):
-        raise InputError(f"subcircuits: expected one label from 0 on for each of {len(found.images)} images, without a gap")
-    target = replace(target, feature=replace(target.feature, positions="max"))
+    options = options or CircuitOptions()
+    if len(labels) != len(top.images) or sorted(set(labels.tolist())) != list(range(int(labels.max()) + 1)):
+        raise InputError(f"subcircuits: expected one label from 0 on for each of {len(top.images)} images, without a gap")
+    feature = replace(feature, feature=replace(feature.feature, positions="max"))
     groups = [(labels == group).nonzero().flatten() for group in range(int(labels.max()) + 1)]
     small = [group for group, members in enumerate(groups) if len(members) < 2]
     if small:
         raise InputError(
             f"cluster {small[0]} is too small: it takes one image to score kernels and one to judge; pass more images or fewer clusters"
         )
-    if not choice.kernels(target) / target.relevant_count <= general <= 1:
-        raise BudgetError(f"general: expected a share from keep={choice.keep} of the relevant kernels to 1, received {general}")
+    if not options.kernels(feature) / feature.relevant_count <= general_share <= 1:
+        raise BudgetError(f"general: expected a share from keep={options.keep} of the relevant kernels to 1, received {general_share}")
     scoring, judging = [members[::2] for members in groups], [members[1::2] for members in groups]
     every = torch.cat(scoring)
     mixed = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[: max(1, len(every) // len(groups))]]
     sets = {**{str(group): members for group, members in enumerate(scoring)}, CONTROL: mixed}
-    whole = choice.scored(target, found.images[every], seed)
-    room = (connected_top_k if choice.live else top_k)(whole, float(general))
-    parts = {name: choice.parts(target, found.images[members], seed, room) for name, members in sets.items()}
-    saliencies = {name: choice.saliency(each) for name, each in parts.items()}
-    circuits = {name: choice.circuit(saliency) for name, saliency in saliencies.items()}
+    whole = options.scores(feature, top.images[every], seed)
+    room = (connected_top_k if options.live else top_k)(whole, float(general_share))
+    parts = {name: options.shard_scores(feature, top.images[members], seed, room) for name, members in sets.items()}
+    saliencies = {name: options.total_scores(each) for name, each in parts.items()}
+    circuits = {name: options.circuit(scores) for name, scores in saliencies.items()}
     alone = [circuits[str(group)] for group in range(len(groups))]
     frames = {
-        "subcircuits": _cluster_tables(target, found, labels, judging),
-        "subcircuit_curves": _curves(choice, saliencies, room, found, judging),
+        "subcircuits": _cluster_tables(feature, top, labels, judging),
+        "subcircuit_curves": _curves(options, saliencies, room, top, judging),
         "subcircuit_overlap": _overlap(alone),
     }
-    facts = {"feature": str(target.feature), "criterion": choice.criterion, "seed": seed, "general": general}
+    facts = {"feature": str(feature.feature), "criterion": options.criterion, "seed": seed, "general": general_share}
     described = {name: tables.table(frame, name, CIRCUIT_COLUMNS, facts) for name, frame in frames.items()}
-    return circuits | {"union": union(alone), "general": remove_dead_ends(room, target)}, described
+    return circuits | {"union": union(alone), "general": remove_dead_ends(room, feature)}, described
 
 
 @torch.no_grad()
-def error_at_maximum(target: LocatedFeature, circuit: Subset, found: TopImages, members: Int[Tensor, "chosen"]) -> float:
+def error_at_maximum(feature: LocatedFeature, circuit: Subset, top: TopImages, members: Int[Tensor, "chosen"]) -> float:
     """Σ|ŷ − y|/Σ|y| over some of the peaks, each at its place in the unmasked network: 0 is exact, 1 what silence reaches.
 
     Undefined (nan) where the feature is 0 at all of them: silence is exact there.
@@ -199,34 +196,34 @@ def error_at_maximum(target: LocatedFeature, circuit: Subset, found: TopImages, 
     ----------
     Hamblin, Konkle, Alvarez 2022 (preservation curves: error at each image's original maximum position).
     """
-    with target.ablated((~circuit).masks):
-        maps = target.feature_map(found.images[members].to(target.device))
-    guess, truth = maps.cpu().gather(1, found.positions[members][:, None])[:, 0].double(), found.values[members].double()
+    with feature.ablated((~circuit).masks):
+        maps = feature.feature_map(top.images[members].to(feature.device))
+    guess, truth = maps.cpu().gather(1, top.positions[members][:, None])[:, 0].double(), top.values[members].double()
     return float((guess - truth).abs().sum() / truth.abs().sum()) if bool(truth.any()) else float("nan")
 
 
-def _cluster_tables(target: LocatedFeature, found: TopImages, labels: Tensor, judging: Sequence[Tensor]) -> pd.DataFrame:
+def _cluster_tables(feature: LocatedFeature, top: TopImages, labels: Tensor, judging: Sequence[Tensor]) -> pd.DataFrame:
     judged = set(torch.cat(list(judging)).tolist())
     rows = []
-    for number, (image, place, value, label) in enumerate(zip(found.indices, found.positions, found.values, labels, strict=True)):
-        spot = ",".join(str(int(at)) for at in np.unravel_index(int(place), target.spatial_shape)) if target.spatial_shape else ""
+    for number, (image, place, value, label) in enumerate(zip(top.indices, top.positions, top.values, labels, strict=True)):
+        spot = ",".join(str(int(at)) for at in np.unravel_index(int(place), feature.spatial_shape)) if feature.spatial_shape else ""
         row = {"cluster": int(label), "image": int(image), "activation": float(value), "position": spot}
         rows.append(row | {"scored_on": "" if number in judged else str(int(label))})
     return pd.DataFrame(rows)
 
 
 def _curves(
-    choice: CircuitOptions, saliencies: dict[str, KernelScores], general: Circuit, found: TopImages, judging: Sequence[Tensor]
+    options: CircuitOptions, score_sets: dict[str, KernelScores], general: Circuit, top: TopImages, judging: Sequence[Tensor]
 ) -> pd.DataFrame:
     """The general circuit itself, and every group's circuits of the sizes it has room for."""
-    rows, target = [], next(iter(saliencies.values())).feature
-    sizes = [size for size in SUBFEATURE_FRACTIONS if target.shortest_path <= size * target.relevant_count <= general.count]
+    rows, feature = [], next(iter(score_sets.values())).feature
+    sizes = [size for size in SUBFEATURE_FRACTIONS if feature.shortest_path <= size * feature.relevant_count <= general.count]
     judged = [("general", general.fraction, general)]
-    judged += [(name, size, choice.circuit(saliency, size)) for name, saliency in saliencies.items() for size in sizes]
+    judged += [(name, size, options.circuit(scores, size)) for name, scores in score_sets.items() for size in sizes]
     for name, size, circuit in judged:
         for group, members in enumerate(judging):
             row = {"scored_on": name, "judged_on": group, "kept": size, "kernels": circuit.count}
-            rows.append(row | {"peak_error": error_at_maximum(target, circuit, found, members), "images": len(members)})
+            rows.append(row | {"peak_error": error_at_maximum(feature, circuit, top, members), "images": len(members)})
     return pd.DataFrame(rows, columns=["scored_on", "judged_on", "kept", "kernels", "peak_error", "images"])
 
 

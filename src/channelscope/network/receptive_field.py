@@ -57,7 +57,7 @@ def receptive_fields(graph: Graph, step: str) -> dict[str, ReceptiveField | None
 
     References
     ----------
-    Composition of windows (Dumoulin & Visin 2016); checked by tests/circuits/test_receptive.py against gradients.
+    Composition of windows (Dumoulin & Visin 2016); checked by tests/network/test_receptive_field.py against gradients.
     """
     found: dict[str, ReceptiveField | None] = {}
     for node in upstream(graph, step):

@@ -40,7 +40,7 @@ FILES = ("circuit.html", "circuit.svg", "circuit.png")
 Pictures = Mapping[str, tuple[bytes, ...]]
 
 
-def write_diagram(folder: Path, drawn: DiagramLayout, pictures: Pictures, title: str, said: str) -> Path:
+def write_diagram(folder: Path, layout: DiagramLayout, pictures: Pictures, title: str, caption: str) -> Path:
     """Write circuit.html, circuit.svg and circuit.png; returns the page's path.
 
     Parameters
@@ -55,12 +55,12 @@ def write_diagram(folder: Path, drawn: DiagramLayout, pictures: Pictures, title:
     Hamblin, Konkle, Alvarez 2022 (diagram); red raises the feature, blue lowers it, zero and unknown are grey.
     """
     environment = Environment(loader=PackageLoader("channelscope.circuits.diagram"), undefined=StrictUndefined, autoescape=True)
-    drawing = environment.get_template("circuit.svg.j2").render(_svg(drawn, pictures, title))
+    drawing = environment.get_template("circuit.svg.j2").render(_svg(layout, pictures, title))
     page = environment.get_template("circuit.html.j2").render(
-        title=title, said=said, drawing=Markup(drawing), data=Markup(_data(drawn, pictures)), kernels=drawn.kernels
+        title=title, caption=caption, drawing=Markup(drawing), data=Markup(_data(layout, pictures)), kernels=layout.kernels
     )
     file = io.BytesIO()
-    png(drawn, pictures).save(file, "png")
+    png(layout, pictures).save(file, "png")
     for name, content in zip(FILES, (page.encode(), drawing.encode(), file.getvalue()), strict=True):
         with atomic_file(folder / name) as half:
             half.write_bytes(content)
@@ -93,60 +93,60 @@ def kernel_heatmap(kernel: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def _bezier(drawn: DiagramLayout, edge: Edge) -> list[tuple[float, float]]:
+def _bezier(layout: DiagramLayout, edge: Edge) -> list[tuple[float, float]]:
     """Start, two control points and end of a curve."""
-    source, reader = drawn.nodes[edge.source], drawn.nodes[edge.target]
+    source, reader = layout.nodes[edge.source], layout.nodes[edge.reader]
     start, end = (source.x + source.side, source.y + source.side / 2), (reader.x, reader.y + reader.side / 2)
     reach = max(24.0, abs(end[0] - start[0]) / 2)
     return [start, (start[0] + reach, start[1]), (end[0] - reach, end[1]), end]
 
 
-def _bezier_point(bends: list[tuple[float, float]], share: float) -> tuple[float, float]:
+def _bezier_point(points: list[tuple[float, float]], share: float) -> tuple[float, float]:
     weights = ((1 - share) ** 3, 3 * share * (1 - share) ** 2, 3 * share**2 * (1 - share), share**3)
-    x, y = (sum(weight * point[axis] for weight, point in zip(weights, bends, strict=True)) for axis in (0, 1))
+    x, y = (sum(weight * point[axis] for weight, point in zip(weights, points, strict=True)) for axis in (0, 1))
     return x, y
 
 
 def _width(edge: Edge) -> float:
-    return THIN + (THICK - THIN) * max(0.0, edge.saliency) ** 0.5 if edge.kernel is not None else THIN
+    return THIN + (THICK - THIN) * max(0.0, edge.score) ** 0.5 if edge.kernel is not None else THIN
 
 
-def _heat_place(drawn: DiagramLayout, place: int) -> tuple[float, float]:
+def _heat_place(layout: DiagramLayout, place: int) -> tuple[float, float]:
     """Upper left corner of a kernel's heat map; staggered, so that neighbors do not cover each other."""
-    x, y = _bezier_point(_bezier(drawn, drawn.edges[place]), 0.35 + 0.06 * (place % 6))
+    x, y = _bezier_point(_bezier(layout, layout.edges[place]), 0.35 + 0.06 * (place % 6))
     return x - HEAT / 2, y - HEAT / 2
 
 
-def _svg(drawn: DiagramLayout, pictures: Pictures, title: str) -> dict[str, Any]:
+def _svg(layout: DiagramLayout, pictures: Pictures, title: str) -> dict[str, Any]:
     edges = []
-    for place, edge in enumerate(drawn.edges):
-        (sx, sy), (ax, ay), (bx, by), (ex, ey) = _bezier(drawn, edge)
-        x, y = _heat_place(drawn, place)
+    for place, edge in enumerate(layout.edges):
+        (sx, sy), (ax, ay), (bx, by), (ex, ey) = _bezier(layout, edge)
+        x, y = _heat_place(layout, place)
         edges.append(
             {
                 "place": place,
                 "source": edge.source,
-                "target": edge.target,
+                "target": edge.reader,
                 "link": edge.kernel is None,
                 "path": f"M{sx:.1f} {sy:.1f}C{ax:.1f} {ay:.1f} {bx:.1f} {by:.1f} {ex:.1f} {ey:.1f}",
                 "color": "rgb({},{},{})".format(*effect_color(edge.effect)),
                 "width": f"{_width(edge):.2f}",
-                "words": _tooltip(drawn, edge),
-                "heat": _heat(edge) if drawn.kernels <= MAX_INLINE_HEATMAPS else "",
+                "words": _tooltip(layout, edge),
+                "heat": _heat(edge) if layout.kernels <= MAX_INLINE_HEATMAPS else "",
                 "x": f"{x:.1f}",
                 "y": f"{y:.1f}",
             }
         )
-    titles = [{"x": f"{x:.0f}", "y": y, "text": text} for x, y, text in _titles(drawn)]
-    nodes = [_node(node, place, pictures) for place, node in enumerate(drawn.nodes)]
-    size = {"width": f"{drawn.width:.0f}", "height": f"{drawn.height:.0f}"}
+    titles = [{"x": f"{x:.0f}", "y": y, "text": text} for x, y, text in _titles(layout)]
+    nodes = [_node(node, place, pictures) for place, node in enumerate(layout.nodes)]
+    size = {"width": f"{layout.width:.0f}", "height": f"{layout.height:.0f}"}
     return {"title": title, "edges": edges, "nodes": nodes, "titles": titles, "heat": HEAT, **size}
 
 
-def _titles(drawn: DiagramLayout) -> list[tuple[float, float, str]]:
+def _titles(layout: DiagramLayout) -> list[tuple[float, float, str]]:
     """Middle, base line and text of every line above a column; the last lines are level."""
-    most = max(len(lines) for _, lines in drawn.titles)
-    return [(x, 20 + LINE * (most - len(lines) + row), text) for x, lines in drawn.titles for row, text in enumerate(lines)]
+    most = max(len(lines) for _, lines in layout.titles)
+    return [(x, 20 + LINE * (most - len(lines) + row), text) for x, lines in layout.titles for row, text in enumerate(lines)]
 
 
 def _heat(edge: Edge) -> str:
@@ -178,11 +178,11 @@ def _label(node: Node) -> str:
     return number
 
 
-def _tooltip(drawn: DiagramLayout, edge: Edge) -> str:
-    way = f"{drawn.nodes[edge.source].name} → {drawn.nodes[edge.target].name}"
+def _tooltip(layout: DiagramLayout, edge: Edge) -> str:
+    way = f"{layout.nodes[edge.source].name} → {layout.nodes[edge.reader].name}"
     if edge.kernel is None:
         return way
-    return f"{way}: saliency {edge.saliency:.3g}, effect {edge.effect:+.3g} (of the largest)"
+    return f"{way}: saliency {edge.score:.3g}, effect {edge.effect:+.3g} (of the largest)"
 
 
 def _coded(picture: Image.Image, kind: str) -> str:
@@ -196,7 +196,7 @@ def _shown(picture: bytes, node: Node) -> Image.Image:
     return Image.open(io.BytesIO(picture)).convert("RGB").resize((round(node.side * SCALE), round(node.side * SCALE)))
 
 
-def _data(drawn: DiagramLayout, pictures: Pictures) -> str:
+def _data(layout: DiagramLayout, pictures: Pictures) -> str:
     """What the page's script needs: names, pictures, and the edges' ranks; safe inside a script element."""
     nodes = [
         {
@@ -205,47 +205,47 @@ def _data(drawn: DiagramLayout, pictures: Pictures) -> str:
             "feature": node.feature,
             "pictures": [base64.b64encode(picture).decode() for picture in pictures.get(node.name, ())],
         }
-        for node in drawn.nodes
+        for node in layout.nodes
     ]
     edges = [
         {
             "from": edge.source,
-            "to": edge.target,
+            "to": edge.reader,
             "link": edge.kernel is None,
-            "saliency": round(edge.saliency, 5),
+            "saliency": round(edge.score, 5),
             "effect": round(edge.effect, 5),
-            "heat": _heat(edge) if drawn.kernels > MAX_INLINE_HEATMAPS else "",
+            "heat": _heat(edge) if layout.kernels > MAX_INLINE_HEATMAPS else "",
         }
-        for edge in drawn.edges
+        for edge in layout.edges
     ]
     return json.dumps({"nodes": nodes, "edges": edges}, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def png(drawn: DiagramLayout, pictures: Pictures) -> Image.Image:
+def png(layout: DiagramLayout, pictures: Pictures) -> Image.Image:
     """The drawing as pixels, two for each of its own.
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022 (static drawings).
     """
-    page = Image.new("RGB", (round(drawn.width * SCALE), round(drawn.height * SCALE)), "white")
+    page = Image.new("RGB", (round(layout.width * SCALE), round(layout.height * SCALE)), "white")
     pen = ImageDraw.Draw(page)
-    for x, y, text in _titles(drawn):
+    for x, y, text in _titles(layout):
         pen.text((x * SCALE, y * SCALE), text, "#444", ImageFont.load_default(LARGE * SCALE), "ms")
-    for place, edge in enumerate(drawn.edges):
-        bends = _bezier(drawn, edge)
-        curve = [tuple(SCALE * part for part in _bezier_point(bends, step / POINTS)) for step in range(POINTS + 1)]
+    for place, edge in enumerate(layout.edges):
+        points = _bezier(layout, edge)
+        curve = [tuple(SCALE * part for part in _bezier_point(points, step / POINTS)) for step in range(POINTS + 1)]
         pen.line(curve, effect_color(edge.effect), max(1, round(_width(edge) * SCALE)), joint="curve")
-        if edge.kernel is not None and edge.kernel.size > 1 and drawn.kernels <= MAX_INLINE_HEATMAPS:
-            x, y = (round(part * SCALE) for part in _heat_place(drawn, place))
+        if edge.kernel is not None and edge.kernel.size > 1 and layout.kernels <= MAX_INLINE_HEATMAPS:
+            x, y = (round(part * SCALE) for part in _heat_place(layout, place))
             page.paste(kernel_heatmap(edge.kernel).resize((HEAT * SCALE, HEAT * SCALE), Image.Resampling.NEAREST), (x, y))
             pen.rectangle((x, y, x + HEAT * SCALE, y + HEAT * SCALE), None, "#999")
-    for node in drawn.nodes:
+    for node in layout.nodes:
         _draw_node(page, pen, node, pictures.get(node.name, ()))
     return page
 
 
-def _draw_node(page: Image.Image, pen: ImageDraw.ImageDraw, node: Node, shots: tuple[bytes, ...]) -> None:
+def _draw_node(page: Image.Image, pen: ImageDraw.ImageDraw, node: Node, thumbnails: tuple[bytes, ...]) -> None:
     """One channel as pixels: a circle for a color of the image, a plus for a sum, else its picture with its number below."""
     box = [round(part * SCALE) for part in (node.x, node.y, node.x + node.side, node.y + node.side)]
     across, down = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
@@ -255,7 +255,7 @@ def _draw_node(page: Image.Image, pen: ImageDraw.ImageDraw, node: Node, shots: t
         pen.text((across, down), "+" if node.kind == "sum" else _label(node), "#333", font, "mm")
         return
     pen.rectangle(box, "#e4e4e4")
-    if shots:
-        page.paste(_shown(shots[0], node), (box[0], box[1]))
+    if thumbnails:
+        page.paste(_shown(thumbnails[0], node), (box[0], box[1]))
     pen.rectangle(box, None, "#111" if node.feature else "#444", (3 if node.feature else 1) * SCALE)
     pen.text((across, box[3] + 11 * SCALE), _label(node), "#333", font, "ms", stroke_width=SCALE, stroke_fill="white")

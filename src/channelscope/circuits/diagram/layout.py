@@ -56,10 +56,10 @@ class Edge:
     """A kernel, or (without weights) the way of a channel into a sum."""
 
     source: int
-    """place among the nodes"""
-    target: int
-    """place among the nodes"""
-    saliency: float = 0.0
+    """index of the channel that it reads"""
+    reader: int
+    """index of the channel that it leads to"""
+    score: float = 0.0
     """over the largest of the circuit"""
     effect: float = 0.0
     """signed, over the largest of the circuit; 0 where no sign is measured"""
@@ -88,16 +88,16 @@ class DiagramLayout:
         return sum(edge.kernel is not None for edge in self.edges)
 
 
-def lay_out(circuit: Circuit, saliency: KernelScores) -> DiagramLayout:
+def lay_out(circuit: Circuit, scores: KernelScores) -> DiagramLayout:
     """Place the channels of a circuit: a column for each depth of layers in the network, sums between the columns.
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022 (diagram); rows by barycenters (Sugiyama, Tagawa, Toda 1981).
     """
-    network = _CircuitGraph(circuit, saliency)
+    network = _CircuitGraph(circuit, scores)
     network.read()
-    nodes, edges = network.nodes, sorted(network.edges, key=lambda edge: edge.saliency)
+    nodes, edges = network.nodes, sorted(network.edges, key=lambda edge: edge.score)
     side = next((size for most, size in PICTURE_SIZES if circuit.count <= most), SMALLEST)
     columns = _order_rows(nodes, edges)
     titles, width, top = _place_columns(columns, side)
@@ -109,46 +109,46 @@ def lay_out(circuit: Circuit, saliency: KernelScores) -> DiagramLayout:
 class _CircuitGraph:
     """The circuit as nodes and edges; sums of which only one member is left are that member."""
 
-    def __init__(self, circuit: Circuit, saliency: KernelScores):
-        self.circuit, self.saliency, self.target = circuit, saliency, saliency.feature
-        self.wiring: ChannelGraph = saliency.feature.channel_graph
-        self.names = self.wiring.names()
+    def __init__(self, circuit: Circuit, scores: KernelScores):
+        self.circuit, self.scores, self.feature = circuit, scores, scores.feature
+        self.kernel_graph: ChannelGraph = scores.feature.channel_graph
+        self.names = self.kernel_graph.names()
         self.place: dict[int, int] = {}
         self.nodes: list[Node] = []
         self.edges: list[Edge] = []
-        joins = [part for part in self.wiring.operations if isinstance(part, Merge)]
+        joins = [part for part in self.kernel_graph.operations if isinstance(part, Merge)]
         self.members = {int(node): join.members[row] for join in joins for row, node in enumerate(join.outputs)}
-        self.images = set(self.wiring.image_nodes.tolist())
+        self.images = set(self.kernel_graph.image_nodes.tolist())
         self.live: set[int] = set()
 
     def read(self) -> None:
-        largest = max((float(values.abs().max()) for values in self.saliency.values.values()), default=0.0) or 1.0
-        signed = self.saliency.signed_values or {}
+        largest = max((float(values.abs().max()) for values in self.scores.values.values()), default=0.0) or 1.0
+        signed = self.scores.signed_values or {}
         strongest = max((float(values.abs().max()) for values in signed.values()), default=0.0) or 1.0
-        for call in self.wiring.calls:
+        for call in self.kernel_graph.calls:
             if call.layer not in self.circuit:
                 continue
-            weights = self.target.graph.modules[call.layer].weight.detach().cpu()  # type: ignore[union-attr,operator]
+            weights = self.feature.graph.modules[call.layer].weight.detach().cpu()  # type: ignore[union-attr,operator]
             for row, column in self.circuit[call.layer].nonzero().tolist():
                 source, reader = self._source(int(call.sources[row, column])), self._channel(int(call.outputs[row]), call.layer)
-                score = float(self.saliency[call.layer][row, column]) / largest
+                score = float(self.scores[call.layer][row, column]) / largest
                 effect = float(signed[call.layer][row, column]) / strongest if signed else 0.0
                 kernel = weights[row, column].reshape(-1, weights.shape[-1] if weights.dim() == 4 else 1).numpy()
                 self.edges.append(Edge(source, reader, score, effect, kernel))
-        for seed in self.target.feature_nodes.tolist():
+        for seed in self.feature.feature_nodes.tolist():
             self.nodes[self._source(seed)].feature = True
         depth = self._depths()
         for node in self.nodes:
             node.depth = depth.get(node.group, 0)
         for edge in self.edges:
             if edge.kernel is None:
-                self.nodes[edge.target].depth = max(self.nodes[edge.target].depth, self.nodes[edge.source].depth)
+                self.nodes[edge.reader].depth = max(self.nodes[edge.reader].depth, self.nodes[edge.source].depth)
 
     def _depths(self) -> dict[str, int]:
         """Column of every layer with a channel in the drawing: as in the network, so that what is a constant here stands in its place."""
         drawn, found = {node.group for node in self.nodes}, {}
-        level = np.zeros(self.wiring.node_count, dtype=np.int64)
-        for part in self.wiring.operations:
+        level = np.zeros(self.kernel_graph.node_count, dtype=np.int64)
+        for part in self.kernel_graph.operations:
             if isinstance(part, Merge):
                 level[part.outputs] = level[part.members].max(1)
             elif part.layer in drawn:
@@ -205,8 +205,8 @@ def _order_rows(nodes: list[Node], edges: list[Edge]) -> list[list[Node]]:
     columns = [[node for node in drawn if node.depth == depth] for depth in range(max(node.depth for node in drawn) + 1)]
     beside: dict[int, list[int]] = {place: [] for place in range(len(nodes))}
     for edge in edges:
-        beside[edge.source].append(edge.target)
-        beside[edge.target].append(edge.source)
+        beside[edge.source].append(edge.reader)
+        beside[edge.reader].append(edge.source)
     number = {id(node): place for place, node in enumerate(nodes)}
     row = dict.fromkeys(range(len(nodes)), 0.5)
     for sweep in range(BARYCENTER_SWEEPS):
@@ -251,8 +251,8 @@ def _place_sums(nodes: list[Node], edges: list[Edge], side: int, top: float) -> 
     columns: dict[float, list[tuple[float, Node]]] = {}
     for place, node in enumerate(nodes):
         if node.kind == "sum":
-            members = [nodes[edge.source] for edge in edges if edge.target == place]
-            readers = [nodes[edge.target] for edge in edges if edge.source == place]
+            members = [nodes[edge.source] for edge in edges if edge.reader == place]
+            readers = [nodes[edge.reader] for edge in edges if edge.source == place]
             last = node.depth if members else min(other.depth for other in readers) - 1
             rights = [other.x + side for other in nodes if other.kind != "sum" and other.depth <= last]
             node.side = size

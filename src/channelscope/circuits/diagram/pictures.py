@@ -70,37 +70,37 @@ class ChannelLocation:
     """what a position sees; None for the whole image"""
 
 
-def channel_locations(circuit: Circuit, target: LocatedFeature) -> list[ChannelLocation]:
+def channel_locations(circuit: Circuit, feature: LocatedFeature) -> list[ChannelLocation]:
     """The layers of a circuit with the channels that have kernels in it.
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022 (diagram: nodes are channels).
     """
-    sites = {site.name: site for site in sites_of(target.graph)}
-    seen = receptive_fields(target.graph, target.step)
+    sites = {site.name: site for site in sites_of(feature.graph)}
+    seen = receptive_fields(feature.graph, feature.step)
     found = []
-    for call in target.channel_graph.calls:
+    for call in feature.channel_graph.calls:
         if call.layer not in circuit or not bool(circuit[call.layer].any()):
             continue
         site = sites.get(call.layer)
         inside = site is not None and site.activation in seen
-        step, axis = (site.activation, site.channel_axis) if site is not None and inside else (call.step, _axis(target, call))
+        step, axis = (site.activation, site.channel_axis) if site is not None and inside else (call.step, _axis(feature, call))
         found.append(
             ChannelLocation(call.layer, step, tuple(circuit[call.layer].any(1).nonzero().flatten().tolist()), axis, seen.get(step))
         )
     return found
 
 
-def _axis(target: LocatedFeature, call: KernelEdges) -> int:
+def _axis(feature: LocatedFeature, call: KernelEdges) -> int:
     """Where a convolution or linear layer has its channels, without the batch."""
-    linear = isinstance(target.graph.modules[call.layer], nn.Linear)
-    return len(target.graph.shapes[call.step]) - 2 if linear else 0
+    linear = isinstance(feature.graph.modules[call.layer], nn.Linear)
+    return len(feature.graph.shapes[call.step]) - 2 if linear else 0
 
 
 @torch.no_grad()
 def top_patches(
-    circuit: Circuit, target: LocatedFeature, images: Tensor | Iterable, palette: PixelNormalization
+    circuit: Circuit, feature: LocatedFeature, images: Tensor | Iterable, normalization: PixelNormalization
 ) -> dict[str, tuple[bytes, ...]]:
     """For each channel, what it saw in the images that drove it most, inside the circuit; one patch an image.
 
@@ -108,44 +108,44 @@ def top_patches(
     ----------
     Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field).
     """
-    where, pictures = channel_locations(circuit, target), list(target.image_batches(images))
-    best: dict[ChannelLocation, list[tuple[Tensor, Tensor]]] = {spot: [] for spot in where}
-    with target.ablated((~circuit).masks):
+    where, pictures = channel_locations(circuit, feature), list(feature.image_batches(images))
+    best: dict[ChannelLocation, list[tuple[Tensor, Tensor]]] = {location: [] for location in where}
+    with feature.ablated((~circuit).masks):
         for each in pictures:
-            for spot, maps in zip(where, target.run(each, tuple(spot.step for spot in where)), strict=True):
-                best[spot].append(_columns(maps, spot).max(2))
+            for location, maps in zip(where, feature.run(each, tuple(location.step for location in where)), strict=True):
+                best[location].append(_columns(maps, location).max(2))
     together, found = torch.cat(pictures), {}
-    most = max(1, min(PATCHES, TOGETHER // max(1, sum(len(spot.channels) for spot in where))))
-    for spot in where:
-        values, places = (torch.cat([part[kind] for part in best[spot]]).T for kind in (0, 1))
-        for row, channel in enumerate(spot.channels):
+    most = max(1, min(PATCHES, TOGETHER // max(1, sum(len(location.channels) for location in where))))
+    for location in where:
+        values, places = (torch.cat([part[kind] for part in best[location]]).T for kind in (0, 1))
+        for row, channel in enumerate(location.channels):
             own = values[row]
             constant = not float(own.max()) > float(own.min())
             ranked = [] if constant else own.argsort(descending=True, stable=True)[:most].tolist()
-            shots = [crop(together[image], spot, int(places[row, image]), target, palette) for image in ranked]
-            found[f"{spot.layer}:{channel}"] = tuple(_coded(shot) for shot in shots)
+            patches = [crop(together[image], location, int(places[row, image]), feature, normalization) for image in ranked]
+            found[f"{location.layer}:{channel}"] = tuple(_coded(patch) for patch in patches)
     return found
 
 
-def _columns(maps: Tensor, spot: ChannelLocation) -> Float[Tensor, "images channels positions"]:
+def _columns(maps: Tensor, location: ChannelLocation) -> Float[Tensor, "images channels positions"]:
     """The spot's channels, with one axis of positions."""
-    own = maps.movedim(spot.axis + 1, 1)[:, list(spot.channels)]
+    own = maps.movedim(location.axis + 1, 1)[:, list(location.channels)]
     return own.reshape(*own.shape[:2], -1)
 
 
-def crop(image: Tensor, spot: ChannelLocation, place: int, target: LocatedFeature, palette: PixelNormalization) -> Image.Image:
+def crop(image: Tensor, location: ChannelLocation, place: int, feature: LocatedFeature, normalization: PixelNormalization) -> Image.Image:
     """What a position of a spot sees of an image; `place` is the flat position.
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field).
     """
-    if spot.field is None:
-        return palette.shown(image)
-    columns, (height, width) = target.graph.shapes[spot.step][3], image.shape[1:]
-    top, bottom = spot.field[0].pixels(place // columns, height)
-    left, right = spot.field[1].pixels(place % columns, width)
-    return palette.shown(image[:, top:bottom, left:right])
+    if location.field is None:
+        return normalization.shown(image)
+    columns, (height, width) = feature.graph.shapes[location.step][3], image.shape[1:]
+    top, bottom = location.field[0].pixels(place // columns, height)
+    left, right = location.field[1].pixels(place % columns, width)
+    return normalization.shown(image[:, top:bottom, left:right])
 
 
 def _coded(picture: Image.Image) -> bytes:
@@ -159,7 +159,7 @@ def _coded(picture: Image.Image) -> bytes:
 
 
 def feature_visualizations(
-    circuit: Circuit, target: LocatedFeature, palette: PixelNormalization, seed: int = 0
+    circuit: Circuit, feature: LocatedFeature, normalization: PixelNormalization, seed: int = 0
 ) -> dict[str, tuple[bytes, ...]]:
     """For each channel, an image made to drive it at the center of its map, inside the circuit; cropped to what it sees there.
 
@@ -171,49 +171,49 @@ def feature_visualizations(
     Olah, Mordvintsev, Schubert 2017 (feature visualization).
     """
     found: dict[str, tuple[bytes, ...]] = {}
-    with target.ablated((~circuit).masks):
-        for spot in channel_locations(circuit, target):
-            made, moved = _optimize_images(spot, target, palette, seed)
-            center = _center(target, spot)
-            for channel, image, answers in zip(spot.channels, made, moved.tolist(), strict=True):
-                found[f"{spot.layer}:{channel}"] = (_coded(crop(image, spot, center, target, palette)),) if answers else ()
+    with feature.ablated((~circuit).masks):
+        for location in channel_locations(circuit, feature):
+            made, responded = _optimize_images(location, feature, normalization, seed)
+            center = _center(feature, location)
+            for channel, image, answers in zip(location.channels, made, responded.tolist(), strict=True):
+                found[f"{location.layer}:{channel}"] = (_coded(crop(image, location, center, feature, normalization)),) if answers else ()
     return found
 
 
 def _optimize_images(
-    spot: ChannelLocation, target: LocatedFeature, palette: PixelNormalization, seed: int
+    location: ChannelLocation, feature: LocatedFeature, normalization: PixelNormalization, seed: int
 ) -> tuple[Float[Tensor, "channels C H W"], Bool[Tensor, "channels"]]:
     """An image for each channel, and whether the channel ever answered to it."""
-    shape = target.graph.shapes[target.graph.inputs[0]][1:]
+    shape = feature.graph.shapes[feature.graph.inputs[0]][1:]
     height, width = shape[1:]
     noise = torch.Generator().manual_seed(seed)
     across, down = torch.fft.rfftfreq(width), torch.fft.fftfreq(height)[:, None]
     falling = 1 / (across.square() + down.square()).sqrt().clamp(min=1 / max(height, width))
-    waves = torch.randn(len(spot.channels), *shape[:1], *falling.shape, 2, generator=noise).mul_(0.01).requires_grad_()
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (palette.mean, palette.std))
-    optimizer = torch.optim.Adam([waves], lr=RATE)
+    spectrum = torch.randn(len(location.channels), *shape[:1], *falling.shape, 2, generator=noise).mul_(0.01).requires_grad_()
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (normalization.mean, normalization.std))
+    optimizer = torch.optim.Adam([spectrum], lr=RATE)
 
-    def painted() -> Tensor:
-        pixels = torch.fft.irfft2(torch.view_as_complex(waves) * falling, s=(height, width), norm="ortho")
+    def decode() -> Tensor:
+        pixels = torch.fft.irfft2(torch.view_as_complex(spectrum) * falling, s=(height, width), norm="ortho")
         return (torch.sigmoid(pixels) - mean) / std
 
-    rows, place = torch.arange(len(spot.channels)), _center(target, spot)
-    moved = torch.zeros(len(rows), dtype=torch.bool)
+    rows, place = torch.arange(len(location.channels)), _center(feature, location)
+    responded = torch.zeros(len(rows), dtype=torch.bool)
     with torch.enable_grad():
         for _ in range(STEPS):
             below, right = torch.randint(-JITTER, JITTER + 1, (2,), generator=noise).tolist()
-            (maps,) = target.run(painted().roll((below, right), (2, 3)).to(target.device), (spot.step,))
-            driven = _columns(maps, spot)[rows, rows, place].sum()
-            (waves.grad,) = torch.autograd.grad(-driven, waves)
-            moved |= waves.grad.flatten(1).any(1)
+            (maps,) = feature.run(decode().roll((below, right), (2, 3)).to(feature.device), (location.step,))
+            driven = _columns(maps, location)[rows, rows, place].sum()
+            (spectrum.grad,) = torch.autograd.grad(-driven, spectrum)
+            responded |= spectrum.grad.flatten(1).any(1)
             optimizer.step()
-    return painted().detach(), moved
+    return decode().detach(), responded
 
 
-def _center(target: LocatedFeature, spot: ChannelLocation) -> int:
+def _center(feature: LocatedFeature, location: ChannelLocation) -> int:
     """Flat index of the middle position of a layer with rows and columns; 0 for any other."""
-    places = list(target.graph.shapes[spot.step][1:])
-    del places[spot.axis]
+    places = list(feature.graph.shapes[location.step][1:])
+    del places[location.axis]
     return (places[0] // 2) * places[1] + places[1] // 2 if len(places) == 2 else 0
 
 
@@ -227,15 +227,21 @@ LETTERS = 18
 """Pixels of letters."""
 
 
-def contact_sheet(target: LocatedFeature, found: TopImages, labels: Int[Tensor, "images"], palette: PixelNormalization) -> Image.Image:
+def contact_sheet(
+    feature: LocatedFeature, found: TopImages, labels: Int[Tensor, "images"], normalization: PixelNormalization
+) -> Image.Image:
     """The strongest images of every group, each cropped to what the feature sees at its maximum.
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022 (sub-feature circuits: top-activating images by cluster).
     """
-    spot = ChannelLocation(
-        target.feature.layer, target.step, target.feature.channels, target.axis, receptive_fields(target.graph, target.step)[target.step]
+    location = ChannelLocation(
+        feature.feature.layer,
+        feature.step,
+        feature.feature.channels,
+        feature.axis,
+        receptive_fields(feature.graph, feature.step)[feature.step],
     )
     groups = [(labels == group).nonzero().flatten().tolist() for group in range(int(labels.max()) + 1)]
     columns = min(MAX_IMAGES, max(map(len, groups)))
@@ -245,7 +251,7 @@ def contact_sheet(target: LocatedFeature, found: TopImages, labels: Int[Tensor, 
         top = row * (SIDE + GAP)
         pen.text((0, top + SIDE / 2), f"group {row}\n{len(members)} images", "#333", font, "lm")
         for column, image in enumerate(members[:MAX_IMAGES]):
-            shot = crop(found.images[image], spot, int(found.positions[image]), target, palette).convert("RGB")
-            how = Image.Resampling.BICUBIC if max(shot.size) > SIDE else Image.Resampling.NEAREST
-            page.paste(shot.resize((SIDE, SIDE), how), (LABEL + column * (SIDE + GAP), top))
+            patch = crop(found.images[image], location, int(found.positions[image]), feature, normalization).convert("RGB")
+            how = Image.Resampling.BICUBIC if max(patch.size) > SIDE else Image.Resampling.NEAREST
+            page.paste(patch.resize((SIDE, SIDE), how), (LABEL + column * (SIDE + GAP), top))
     return page

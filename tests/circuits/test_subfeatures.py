@@ -128,7 +128,7 @@ def test_clusters_that_would_be_empty_or_too_small():
 
 
 def test_groups_are_scored_inside_the_general_circuit():
-    circuits, frames = subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general=0.4)
+    circuits, frames = subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general_share=0.4)
     general = circuits["general"]
     assert general.count <= round(0.4 * TARGET.relevant_count)
     for name in ("0", "1", "mixed", "union"):
@@ -136,7 +136,7 @@ def test_groups_are_scored_inside_the_general_circuit():
     curves = frames["subcircuit_curves"]
     assert curves.query("scored_on != 'general'")["kept"].max() <= 0.4
     assert frames["subcircuit_curves"].attrs["provenance"]["general"] == 0.4
-    whole, _ = subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general=1.0)
+    whole, _ = subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general_share=1.0)
     assert whole["0"] == circuits["0"]  # the planted paths are found either way
 
 
@@ -151,7 +151,7 @@ def test_grown_circuits_stay_inside_the_general_circuit():
     target = locate_feature(model, "last:1", images)
     found = top_images(target, images, 16)
     labels = torch.arange(16) % 2
-    circuits, _ = subfeature_circuits(target, found, labels, CircuitOptions(keep="0.2", live=True), general=0.3)
+    circuits, _ = subfeature_circuits(target, found, labels, CircuitOptions(keep="0.2", live=True), general_share=0.3)
     for name in ("0", "1", "mixed", "union"):
         assert circuits[name] & circuits["general"] == circuits[name]
 
@@ -159,4 +159,4 @@ def test_grown_circuits_stay_inside_the_general_circuit():
 @pytest.mark.parametrize("general", [0.05, 0.0, 1.5, float("nan")])
 def test_a_general_circuit_has_room_for_the_groups(general):
     with pytest.raises(BudgetError, match="expected a share from keep=3 of the relevant kernels to 1"):
-        subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general=general)
+        subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general_share=general)

@@ -34,7 +34,7 @@ def test_rows_are_single_circuits(found):
     for row in frame.to_dict("records"):
         target = locate_feature(GRAPH, row["feature"])
         choice = CircuitOptions(row["criterion"], str(row["kept"]))
-        circuit = choice.circuit(choice.saliency(choice.parts(target, IMAGES)))
+        circuit = choice.circuit(choice.total_scores(choice.shard_scores(target, IMAGES)))
         assert row["kernels"] == circuit.count
         assert row["error"] == pytest.approx(HeldOutImages.of(target, HELD).fidelity(circuit).error.value, rel=1e-4)
 

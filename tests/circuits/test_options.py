@@ -43,11 +43,11 @@ def test_what_is_no_size_is_refused(text):
 @pytest.mark.parametrize("criterion", [name for name in CRITERIA if name not in ("snip_batch", "learned")])
 def test_the_parts_of_a_saliency_add_up(criterion):
     choice = CircuitOptions(criterion, keep="0.3")
-    parts = choice.parts(TARGET, IMAGES)
+    parts = choice.shard_scores(TARGET, IMAGES)
     whole = score_kernels(TARGET, IMAGES, criterion, keep=0.3)
     assert len(parts) == (1 if CRITERIA[criterion].needs_size or criterion in ("magnitude", "random") else 10)  # 20 images in pairs
     assert len(parts) <= SHARDS
-    together = choice.saliency(parts)
+    together = choice.total_scores(parts)
     assert together.images == whole.images
     for layer in TARGET.layers:
         assert torch.allclose(together[layer], whole[layer], rtol=1e-5, atol=1e-9)
@@ -55,29 +55,29 @@ def test_the_parts_of_a_saliency_add_up(criterion):
 
 
 def test_every_option_reaches_the_circuit():
-    parts = CircuitOptions().parts(TARGET, IMAGES)
-    plain = CircuitOptions(keep="0.3").saliency(parts)
+    parts = CircuitOptions().shard_scores(TARGET, IMAGES)
+    plain = CircuitOptions(keep="0.3").total_scores(parts)
     assert CircuitOptions(keep="0.3", live=True).circuit(plain) == remove_dead_ends(connected_top_k(plain, 0.3), TARGET)
     assert CircuitOptions(keep="0.3", dead_ends="none").circuit(plain) == top_k(plain, 0.3)
     assert CircuitOptions(keep="0.3", dead_ends="full").circuit(plain) == remove_dead_ends(top_k(plain, 0.3), TARGET, "full")
-    evened = CircuitOptions(keep="0.3", layer_norm="l2").saliency(parts)
+    evened = CircuitOptions(keep="0.3", layer_norm="l2").total_scores(parts)
     for layer in TARGET.layers:
         assert float(evened[layer].norm()) == pytest.approx(1)
-    averaged = CircuitOptions(reduce="mean").saliency(CircuitOptions(reduce="mean").parts(TARGET, IMAGES))
+    averaged = CircuitOptions(reduce="mean").total_scores(CircuitOptions(reduce="mean").shard_scores(TARGET, IMAGES))
     assert torch.allclose(averaged.flatten() * 4, plain.flatten(), rtol=1e-4)  # four positions
-    assert CircuitOptions(path="gates").parts(TARGET, IMAGES)[0].flatten().ne(parts[0].flatten()).any()
+    assert CircuitOptions(path="gates").shard_scores(TARGET, IMAGES)[0].flatten().ne(parts[0].flatten()).any()
 
 
 def test_another_size_on_demand():
     choice = CircuitOptions(keep="0.3")
-    found = choice.saliency(choice.parts(TARGET, IMAGES))
+    found = choice.total_scores(choice.shard_scores(TARGET, IMAGES))
     assert choice.circuit(found, 0.6) == remove_dead_ends(top_k(found, 0.6), TARGET)
     assert choice.circuit(found, 40) == remove_dead_ends(top_k(found, 40), TARGET)
 
 
 def test_seeds_of_the_random_control():
     choice = CircuitOptions("random", keep="0.5")
-    one, again, other = (choice.circuit(choice.saliency(choice.parts(TARGET, IMAGES, seed))) for seed in (0, 0, 1))
+    one, again, other = (choice.circuit(choice.total_scores(choice.shard_scores(TARGET, IMAGES, seed))) for seed in (0, 0, 1))
     assert one == again
     assert one != other
 
@@ -87,7 +87,7 @@ def test_a_size_below_the_shortest_path_says_the_smallest():
     with pytest.raises(BudgetError, match=r"keep=2 is 2 of .* the smallest circuit has 3 kernels"):
         CircuitOptions(keep="2").kernels(TARGET)
     with pytest.raises(BudgetError, match="smallest circuit has 3 kernels"):
-        CircuitOptions(keep="0.001").parts(TARGET, IMAGES)
+        CircuitOptions(keep="0.001").shard_scores(TARGET, IMAGES)
     assert CircuitOptions(keep="3", live=True).kernels(TARGET) == 3
     with pytest.raises(BudgetError, match="expected 1 to"):
         CircuitOptions(keep="100000").kernels(TARGET)
@@ -97,7 +97,7 @@ def test_words_that_mean_nothing_are_refused():
     with pytest.raises(InputError, match="expected one of gate, actgrad"):
         CircuitOptions("gates")
     with pytest.raises(InputError, match="sum or mean"):
-        CircuitOptions(reduce="max").parts(TARGET, IMAGES)
+        CircuitOptions(reduce="max").shard_scores(TARGET, IMAGES)
 
 
 def test_what_is_planted_is_stable_and_what_is_random_is_not():
@@ -105,28 +105,28 @@ def test_what_is_planted_is_stable_and_what_is_random_is_not():
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     target = locate_feature(model, "c:0", images)
     choice = CircuitOptions(keep="6")
-    parts = choice.parts(target, images)
+    parts = choice.shard_scores(target, images)
     assert len(parts) == 16
-    circuit = choice.circuit(choice.saliency(parts))
+    circuit = choice.circuit(choice.total_scores(parts))
     assert circuit == Circuit.of_feature(target, model.truth)
     assert choice.stability(parts, circuit).tolist() == [1.0] * 50
     assert len(choice.stability(parts[:1], circuit)) == 0
     noise = CircuitOptions(keep="0.2")
-    own = CircuitOptions("random").parts(TARGET, IMAGES, 0) + CircuitOptions("random").parts(TARGET, IMAGES, 1)
-    assert float(noise.stability(own, noise.circuit(noise.saliency(own))).mean()) < 0.9
+    own = CircuitOptions("random").shard_scores(TARGET, IMAGES, 0) + CircuitOptions("random").shard_scores(TARGET, IMAGES, 1)
+    assert float(noise.stability(own, noise.circuit(noise.total_scores(own))).mean()) < 0.9
 
 
 def test_all_images_at_once_are_the_sum_of_the_parts():
     for criterion in ("gate", "actgrad", "random", "iterated_gate"):
         choice = CircuitOptions(criterion, layer_norm="l1")
-        whole, parts = choice.scored(TARGET, IMAGES, 3), choice.saliency(choice.parts(TARGET, IMAGES, 3))
+        whole, parts = choice.scores(TARGET, IMAGES, 3), choice.total_scores(choice.shard_scores(TARGET, IMAGES, 3))
         assert whole.images == parts.images
         assert torch.allclose(whole.flatten(), parts.flatten(), rtol=1e-6)
 
 
 def test_snip_by_batch_sums_the_batches_it_is_given():
     choice = CircuitOptions("snip_batch")
-    assert len(choice.parts(TARGET, [IMAGES[:12], IMAGES[12:]])) == 2
-    one, two = choice.scored(TARGET, [IMAGES]), choice.scored(TARGET, [IMAGES[:12], IMAGES[12:]])
+    assert len(choice.shard_scores(TARGET, [IMAGES[:12], IMAGES[12:]])) == 2
+    one, two = choice.scores(TARGET, [IMAGES]), choice.scores(TARGET, [IMAGES[:12], IMAGES[12:]])
     assert bool((two.flatten() >= one.flatten() * (1 - 1e-6)).all())
     assert not torch.allclose(one.flatten(), two.flatten())

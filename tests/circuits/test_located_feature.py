@@ -127,7 +127,7 @@ def test_control_flow_that_cannot_be_followed_says_where():
         def forward(self, x):
             return self.conv(x) if x.sum() > 0 else x
 
-    with pytest.raises(TracingError, match=r"test_target\.py:\d+ \(forward\)"):
+    with pytest.raises(TracingError, match=r"test_located_feature\.py:\d+ \(forward\)"):
         locate_feature(Branching(), "conv:0", pictures())
 
 

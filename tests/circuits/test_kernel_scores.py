@@ -50,7 +50,7 @@ def test_kernels_can_be_scored_inside_a_circuit(criterion):
     target = locate_feature(network("residual"), f"{LAST['residual']}:1", images)
     room = top_k(score_kernels(target, images, "random", seed=4), 0.6)
     few = GateTraining(steps=5)
-    inside = score_kernels(target, images, criterion, keep=9, how=GradientOptions(inside=room), training=few)
+    inside = score_kernels(target, images, criterion, keep=9, gradient=GradientOptions(inside=room), training=few)
     for layer in room:
         assert not bool(inside[layer][~room[layer]].any())
     if criterion in DIRECT:
@@ -59,7 +59,7 @@ def test_kernels_can_be_scored_inside_a_circuit(criterion):
         for layer in room:
             assert torch.allclose(inside[layer][room[layer]], there[layer][room[layer]], rtol=1e-5, atol=1e-7)
     assert (top_k(inside, 9) & room) == top_k(inside, 9) or int((inside.flatten() > 0).sum()) < 9
-    everything = score_kernels(target, images, criterion, keep=9, how=GradientOptions(inside=Circuit.full(target)), training=few)
+    everything = score_kernels(target, images, criterion, keep=9, gradient=GradientOptions(inside=Circuit.full(target)), training=few)
     close(everything, score_kernels(target, images, criterion, keep=9, training=few))
 
 
@@ -71,7 +71,7 @@ def test_rounds_begin_with_the_circuit_that_kernels_are_scored_inside(criterion,
     room = top_k(score_kernels(target, images), 0.5)
     sizes = []
     monkeypatch.setitem(score_kernels.__globals__, "top_k", lambda found, size: sizes.append(size) or top_k(found, size))
-    found = score_kernels(target, images, criterion, keep=5, how=GradientOptions(inside=room))
+    found = score_kernels(target, images, criterion, keep=5, gradient=GradientOptions(inside=room))
     assert sizes == pencil.schedule(room.count, 5)
     assert found.inside == room
     assert top_k(found, 5) & room == top_k(found, 5)
@@ -171,7 +171,7 @@ def test_positions_and_their_reduction():
     model = network("residual")
     graph = trace(model, images)
     everywhere = score_kernels(locate_feature(graph, "last:1"), images)
-    mean = score_kernels(locate_feature(graph, "last:1"), images, how=GradientOptions("mean"))
+    mean = score_kernels(locate_feature(graph, "last:1"), images, gradient=GradientOptions("mean"))
     close(everywhere, KernelScores(everywhere.feature, "gate", {n: v * 4 for n, v in mean.values.items()}, 4))
     units = [score_kernels(locate_feature(graph, f"last:1@{r},{c}"), images) for r in range(2) for c in range(2)]
     summed = sum(unit.signed_values["stem"] for unit in units)
@@ -200,7 +200,7 @@ def test_paths_average_the_gradient(path):
     torch.manual_seed(0)
     images = pictures(3)
     target = locate_feature(Square(), "b:0", images)
-    end, mean = score_kernels(target, images), score_kernels(target, images, how=GradientOptions(path=path))
+    end, mean = score_kernels(target, images), score_kernels(target, images, gradient=GradientOptions(path=path))
     shares = (torch.arange(PATH_POINTS) + 0.5) / PATH_POINTS
     factors = {"inputs": (shares.mean(), torch.ones(())), "gates": ((shares**2).mean(), (shares**2).mean())}[path]
     for layer, factor in zip("ab", factors, strict=True):
@@ -212,7 +212,7 @@ def test_effects_along_a_path_of_gates_add_up_to_what_the_kernels_do(name):
     """Against the integral by autograd on the gates themselves; and its sum is J with all kernels less J with none."""
     model, images = network(name).double(), pictures(2).double()
     target = locate_feature(model, f"{LAST[name]}:1", images)
-    found = score_kernels(target, images, how=GradientOptions(path="gates"))
+    found = score_kernels(target, images, gradient=GradientOptions(path="gates"))
     twins = [
         pencil.integrated_gates(
             lambda weights, image=image: target.feature_map(image[None], weights).sum(), target.original_weights(), PATH_POINTS
@@ -238,7 +238,7 @@ def test_a_linear_networks_effects_along_gates_are_halves_of_it():
     torch.manual_seed(0)
     images = pictures(3)
     target = locate_feature(nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)), "1:0", images)
-    found = score_kernels(target, images, how=GradientOptions(path="gates"))
+    found = score_kernels(target, images, gradient=GradientOptions(path="gates"))
     value = float(target.feature_map(images).detach().sum())
     assert [float(found.signed_values[layer].sum()) for layer in "01"] == pytest.approx([value / 2, value / 2], rel=1e-4)
 
@@ -249,7 +249,7 @@ def test_absolute_values_are_taken_after_the_path():
     target = locate_feature(model, "c:0", images)
     places, own = target.selected_positions(images), target.original_weights()
     points = [layer_gradients(target, images, places, {n: w * (p + 0.5) / PATH_POINTS for n, w in own.items()}) for p in range(PATH_POINTS)]
-    acted, snipped = (score_kernels(target, images, criterion, how=GradientOptions(path="gates")) for criterion in ("actgrad", "snip"))
+    acted, snipped = (score_kernels(target, images, criterion, gradient=GradientOptions(path="gates")) for criterion in ("actgrad", "snip"))
     for place, layer in enumerate(target.layers):
         conv = model.get_submodule(layer)
         shape = conv.weight.detach().numpy(), conv.stride, conv.dilation, conv.padding, conv.groups
@@ -377,9 +377,9 @@ def test_bad_input():
     with pytest.raises(InputError, match="pass keep"):
         score_kernels(target, images, "force")
     with pytest.raises(InputError, match="sum or mean"):
-        score_kernels(target, images, how=GradientOptions("max"))
+        score_kernels(target, images, gradient=GradientOptions("max"))
     with pytest.raises(InputError, match="gates or inputs"):
-        score_kernels(target, images, how=GradientOptions(path="weights"))
+        score_kernels(target, images, gradient=GradientOptions(path="weights"))
     with pytest.raises(SampleError, match="at least one image"):
         score_kernels(target, [])
     with pytest.raises(NumericError, match=r"saliency \(gate\) of c:0 at a is not finite"):

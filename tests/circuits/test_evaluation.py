@@ -16,8 +16,8 @@ from pencil_circuits import LAST, Planted, network, pictures
 
 def judged(model: torch.nn.Module, feature: str, images: torch.Tensor, held: torch.Tensor, choice: CircuitOptions):
     target = locate_feature(model, feature, images)
-    parts = choice.parts(target, images)
-    return choice.circuit(choice.saliency(parts)), parts, evaluate_circuit(choice, parts, HeldOutImages.of(target, held))
+    parts = choice.shard_scores(target, images)
+    return choice.circuit(choice.total_scores(parts)), parts, evaluate_circuit(choice, parts, HeldOutImages.of(target, held))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_curve_falls_to_the_sizes_that_any_path_allows(residual):
     assert curve["kept"].tolist() == [share for share in CURVE_FRACTIONS if share * circuit.total >= smallest]
     assert curve["kernels"].is_monotonic_decreasing
     held = HeldOutImages.of(parts[0].feature, pictures(8, seed=1))
-    saliency = CircuitOptions().saliency(parts)
+    saliency = CircuitOptions().total_scores(parts)
     for row in curve.to_dict("records"):
         own = CircuitOptions().circuit(saliency, row["kept"])
         assert row["kernels"] == own.count

@@ -57,7 +57,9 @@ def test_closed_gates_do_not_count_as_open():
     target = locate_feature(Sum(), "a:0", images)
     room = Circuit.of_feature(target, {"a": torch.tensor([[False, False, True] + [False] * 5])})
     found = [
-        score_kernels(target, images, "learned", keep=1, how=GradientOptions(inside=room), training=GateTraining(steps=20, penalty=penalty))
+        score_kernels(
+            target, images, "learned", keep=1, gradient=GradientOptions(inside=room), training=GateTraining(steps=20, penalty=penalty)
+        )
         for penalty in (0.0, 100.0)
     ]
     assert float(found[0]["a"][0, 2]) > 0.9
