@@ -184,7 +184,7 @@ def discard(
 
     References
     ----------
-    Ma et al. 2022 (arXiv 1906.04109), equations 2–4; checked by tests/discarding/test_discard.py.
+    Ma et al. 2022 (arXiv 1906.04109), equations 2–4; checked by tests/discarding/test_cid.py.
     """
     kept = kept or MapCache(None, {})
     cells = Cells.of((view.shape[1], view.shape[2]), rule.side)

@@ -47,7 +47,7 @@ def edge_color_correlation(view: PixelNetwork, batches: Iterable, found: Sequenc
 
     References
     ----------
-    Spearman 1904; checked by tests/discarding/test_edges.py.
+    Spearman 1904; checked by tests/discarding/test_concentration_edges.py.
     """
     cells = Cells.of((view.shape[1], view.shape[2]), rule.side)
     values: dict[tuple[str, int, str], list[float]] = {}

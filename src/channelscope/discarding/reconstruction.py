@@ -227,7 +227,7 @@ def reconstruction_table(
 
     References
     ----------
-    Ma et al. 2022, section 3 (reconstruction uncertainty); checked by tests/discarding/test_restore.py.
+    Ma et al. 2022, section 3 (reconstruction uncertainty); checked by tests/discarding/test_reconstruction_table.py.
     """
     rows = []
     for layer in dict.fromkeys(each.layer for each in found):
@@ -258,7 +258,7 @@ def _table_row(
         cells = Cells.of((view.shape[1], view.shape[2]), _side(each.noise_std.shape[1], view))
         deviation = cells.expand_to_pixels(each.noise_std)[:, None].to(pixels)
         noise = [
-            deviation * standard_normal(PerImageRandom(seed, index).roll(NOISE_STREAM + draw), view.shape).to(pixels)
+            deviation * standard_normal(PerImageRandom(seed, index).generators(NOISE_STREAM + draw), view.shape).to(pixels)
             for draw in range(NOISE_DRAWS)
         ]
         with_noise = reconstruction_uncertainty(decode, view.layer_value(each.layer), pixels, noise)

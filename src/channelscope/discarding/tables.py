@@ -91,7 +91,7 @@ def image_table(found: Iterable[CIDResult], rule: CIDOptions, network: str) -> p
 
     References
     ----------
-    Ma et al. 2022 (convergence report); checked by tests/discarding/test_frames.py.
+    Ma et al. 2022 (convergence report); checked by tests/discarding/test_tables.py.
     """
     rows = [row for each in found for row in _rows(each, rule, network)]
     rows.sort(key=lambda row: (row["depth"], row["image"]))
