@@ -50,8 +50,6 @@ WITHOUT_EXAMPLES = {
     "discarding.faithfulness",
     "discarding.localization",
     "discarding.map_cache",
-    "discarding.noise",
-    "discarding.optimum",
     "discarding.reconstruction",
     "discarding.tables",
     "errors",

@@ -1,4 +1,4 @@
-"""The noise of largest entropy under the constraint on the feature, and the passes spent to find it."""
+"""Maximum-entropy noise under a constraint on the feature, by fixed-point iteration: one round (fast) or five (exact)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,17 @@ Mode = Literal["fast", "exact"]
 
 @dataclass(frozen=True)
 class Constraint:
-    """How much the feature may change: E|f(x + σe) − f(x)|² = κ σ_f²."""
+    """How much the feature may change: E|f(x + σe) − f(x)|² = κ σ_f².
+
+    Examples
+    --------
+    >>> Constraint("data", 0.1, variance=4.0).local
+    False
+
+    References
+    ----------
+    Ma et al. 2022, equations 3 and 4.
+    """
 
     normalizer: Literal["data", "local"]
     """σ_f²: the feature's variance over the data, or its response to isotropic noise at the same image"""
@@ -25,10 +35,10 @@ class Constraint:
     variance: float | None = None
     """σ_f² under `data`"""
     noise: float = 0.01
-    """standard deviation of the isotropic noise: what σ_f² is the response to under `local`, the start of the search under `data`"""
+    """standard deviation of isotropic noise, in pixels of 0 to 1: it defines σ_f² under `local` and starts the search under `data`"""
 
     def __post_init__(self) -> None:
-        """Refuse what leaves the constraint undefined."""
+        """Refuse values that leave the constraint undefined."""
         if self.normalizer not in ("data", "local"):
             raise InputError(f'normalizer is "data" or "local", received {self.normalizer!r}')
         if not self.kappa > 0 or not self.noise > 0:
@@ -44,20 +54,20 @@ class Constraint:
 
 @dataclass(frozen=True)
 class PassBudget:
-    """How many noisy passes go where."""
+    """Number of noisy passes in each stage of the optimization."""
 
     start: int
     """draws of isotropic noise"""
     probes: int
     """random vectors probed at each of them, one pass backward each"""
     rounds: tuple[int, ...]
-    """draws of each round of the fixed point: a pass forward, a random vector probed, and the feature's own change pulled back"""
+    """draws of each round: one forward pass and two backward passes, for the Jacobian's norms and for the effective sensitivities"""
     final: int
     """passes on which the noise level is rescaled; a draw takes one (two under the local normalizer)"""
     check: int
     """passes on which the constraint is checked on fresh noise; a draw takes one (two under the local normalizer)"""
     audit: bool = False
-    """measure the distance from the optimum on the check's draws; one more pass each"""
+    """measure the distance from the optimum on the draws of the check, by one more pass each"""
 
 
 BUDGETS: dict[str, PassBudget] = {
@@ -65,47 +75,47 @@ BUDGETS: dict[str, PassBudget] = {
     "exact": PassBudget(2, 4, (16, 24, 32, 32, 32), 60, 40, audit=True),
 }
 
-ROUND, FINAL, CHECK = 1_000, 10_000, 20_000  # where the numbers of a stage's draws start: no stage sees another's noise
+ROUND, FINAL, CHECK = 1_000, 10_000, 20_000  # number of each stage's first draw; stages use disjoint draws
 
 ROUNDS_KEPT = 3
-"""rounds whose draws are believed: older ones were taken at other noise"""
+"""rounds whose samples are used; older ones were drawn at different noise"""
 
 EXTRA_LOCAL_PROBES = 2
-"""further probes under the local normalizer, which knows the level to start at and takes its references from the rounds' draws"""
+"""extra probes under the local normalizer, which needs no search for the initial noise level"""
 
 MAX_STEP = 2.0
-"""largest factor by which the noise power of a cell moves in a round"""
+"""largest factor by which the noise variance of a cell changes in a round"""
 
 MAX_COUNTED_GAP = 0.1
-"""nats of the gap that a CID takes in at most: beyond, a second order says no more how far the optimum is"""
+"""at most this much of the estimated gap, in nats, is added to a CID: the second-order estimate is not reliable beyond"""
 
 MAX_NONLINEAR = 1e-3
-"""share of a feature's squared change that its Jacobian may miss: beyond, fast mode does not take it for linear"""
+"""largest fraction of a feature's squared change outside of its linear prediction that fast mode accepts in small features"""
 
 MAX_LEVEL_JUMP = 20.0
-"""largest factor by which the level of isotropic noise moves at once"""
+"""largest factor by which the level of isotropic noise changes at once"""
 
 
 @dataclass(frozen=True)
 class OptimalNoise:
-    """The noise found for a batch of images, and how sure it is."""
+    """Maximum-entropy noise of a batch of images, with its CID and their standard errors."""
 
     noise_std: Float[Tensor, "images cells"]
     """standard deviation of the noise, 0 in cells that are left out"""
     cid: Float[Tensor, "images"]
-    """largest mean entropy in nats per value: that of `sigma` plus `gap`, of which 0.1 is believed at most"""
+    """CID in nats per value: mean entropy of `noise_std` plus `entropy_gap`, of which at most 0.1 is added"""
     cid_se: Float[Tensor, "images"]
-    """standard error of `cid`, from the draws that set the level"""
+    """standard error of `cid` in nats, from the draws that set the level"""
     entropy_gap: Float[Tensor, "images"]
-    """entropy in nats that better-known noise could still gain, estimated"""
+    """estimated distance from the largest entropy, in nats"""
     isotropic_entropy: Float[Tensor, "images"]
     """entropy in nats of isotropic noise under the same constraint and the same caps"""
     constraint_ratio: Float[Tensor, "images"]
     """E|Δf|² over ε on fresh noise: 1 where the constraint is met"""
     ratio_error: Float[Tensor, "images"]
-    """standard error of `ratio`"""
+    """standard error of `constraint_ratio`"""
     capped: Float[Tensor, "images"]
-    """share of the cells held by their cap"""
+    """fraction of the cells at their cap"""
     outside_receptive_field: Float[Tensor, "images"]
     """share of the cells that do not reach the feature: outside its receptive field"""
     constraint_reached: Bool[Tensor, "images"]
@@ -121,25 +131,47 @@ def optimal_noise(
 ) -> OptimalNoise:
     """Noise per cell that maximizes mean entropy subject to E|f(x + σe) − f(x)|² = κ σ_f² and σ ≤ cap.
 
-    At the optimum every cell that no cap holds adds the same share n_i to the response, so σ_i² = θ n_i / γ_i with the
-    effective sensitivity γ_i = ½ ∂E|Δf|²/∂ln σ_i / σ_i². For a linear feature γ is the squared Jacobian column g (the
-    linearized optimum); elsewhere it differs by curvature. Each round measures both at the present noise, takes from γ
-    what stands out against g, and allocates again; then θ alone is rescaled.
+    At the optimum every value of a cell below its cap adds the same amount to the response: σ_i² = θ n_i / γ_i with the
+    effective sensitivity γ_i = ½ ∂E|Δf|²/∂ln σ_i / σ_i². For a linear feature γ is the squared norm g of the Jacobian's
+    columns; curvature makes the two differ. Each round samples both at the present noise, estimates γ by shrinking γ/g toward 1,
+    and allocates again. At the end only θ is rescaled.
 
-    fast    isotropic noise, then one round at the noise found: 20 passes an image, the check on fresh noise included
-    exact   further rounds at the noise found: at most 600 passes; `gap` is measured on fresh noise
+    Parameters
+    ----------
+    estimator
+        Images in front of the layer.
+    constraint
+        Allowed change of the feature.
+    cap
+        Largest standard deviation of each cell, in pixels of 0 to 1; may be infinite.
+    mode
+        fast: isotropic noise, then one round: 20 passes per image, the check on fresh noise included. exact: five rounds, at
+        most 600 passes, `entropy_gap` measured on fresh noise. Or a budget of passes.
 
     Returns
     -------
     OptimalNoise
-        An Optimum; where the constraint cannot be reached every cell is at its cap and `reached` is False.
+        The noise; where the constraint cannot be reached every cell is at its cap and `constraint_reached` is False.
 
     Raises
     ------
     InputError
-        In fast mode for a feature of so few numbers that its Jacobian is known, if it does not answer linearly.
+        In fast mode, if the feature has so few numbers that its Jacobian is known and its response is not linear.
     NumericError
-        If the gradients are not finite, or a cell without a cap is not seen.
+        If gradients are not finite, or a cell without cap does not change the feature.
+
+    Examples
+    --------
+    A linear feature of two values with weights 1 and 3 and ε = 0.02: each value spends half, so σ = 0.1 and 0.1 / 3.
+
+    >>> from channelscope.discarding.jacobian import PerImageRandom
+    >>> from channelscope.discarding.noise import Cells
+    >>> everywhere, random = torch.ones(1, 1, 2) > 0, PerImageRandom(0, torch.arange(1))
+    >>> feature = lambda images: images.flatten(1) * torch.tensor([1.0, 3.0])
+    >>> estimator = SensitivityEstimator(feature, torch.zeros(1, 1, 1, 2), Cells.of((1, 2)), everywhere, random)
+    >>> noise = optimal_noise(estimator, Constraint("data", 0.1, variance=0.2), torch.full((2,), torch.inf))
+    >>> [round(float(each), 4) for each in noise.noise_std[0]], round(float(noise.constraint_ratio), 3)
+    ([0.1, 0.0333], 1.0)
 
     References
     ----------
@@ -155,7 +187,7 @@ def optimal_noise(
 
 
 class _FixedPoint:
-    """The state of one optimization: what was measured so far, the noise it implies, and its level."""
+    """State of one optimization: samples so far, estimated sensitivities, and the noise allocated from them."""
 
     def __init__(self, estimator: SensitivityEstimator, constraint: Constraint, cap: Tensor, pass_budget: PassBudget):
         self.estimator, self.constraint, self.pass_budget = estimator, constraint, pass_budget
@@ -169,7 +201,7 @@ class _FixedPoint:
         self.regressors = image_regressors(estimator.images, estimator.cells)
 
     def isotropic_round(self) -> None:
-        """First round: isotropic noise; under `data` its level follows the responses."""
+        """Run the first round with isotropic noise; under `data` its level is adapted to the responses."""
         pass_budget, estimator, local = self.pass_budget, self.estimator, self.constraint.local
         level = start = self._constant(self.constraint.noise)
         first = response = None if local else estimator.response(self._isotropic(start), 0)
@@ -195,7 +227,7 @@ class _FixedPoint:
         self._allocate(self.exponent * self.epsilon)
 
     def refine(self, draws: int, first: int) -> None:
-        """A further round, at the noise found so far."""
+        """Run a further round at the present noise."""
         fresh = self._draws(range(first, first + draws))
         self._refuse_nonlinear()
         numbers = range(first + draws - len(fresh.response), first + draws)
@@ -210,7 +242,7 @@ class _FixedPoint:
         self._allocate(self._level([], []) if self.round_ratios else self.exponent * self.epsilon)
 
     def _refuse_nonlinear(self) -> None:
-        """Few passes know a small feature's Jacobian, and the level is then measured against it: wrong where that does not predict it."""
+        """Refuse a small feature whose known Jacobian does not predict its response: fast mode measures the level against it."""
         missed = self.estimator.nonlinear_fraction
         if not self.pass_budget.audit and missed is not None and not bool((missed < MAX_NONLINEAR).all()):
             raise InputError(
@@ -220,7 +252,7 @@ class _FixedPoint:
             )
 
     def _uniform(self, levels: list[Tensor]) -> Tensor:
-        """Mean entropy of isotropic noise, below the same caps, that meets the constraint."""
+        """Mean entropy of isotropic noise that meets the constraint under the same caps."""
         estimator, weights = self.estimator, torch.where(self.seen, self.sensitivity, 0)
         spent = torch.stack([(weights * self._isotropic(level).square()).sum(1) for level in levels])
         budget = (self.epsilon / (self.draws.response / spent**self.exponent).mean(0)) ** (1 / self.exponent)
@@ -228,7 +260,7 @@ class _FixedPoint:
         return mean_entropy(torch.minimum(level[:, None], self.cap).expand(self.images, -1), estimator.values)
 
     def _draws(self, numbers: range) -> NoiseSamples:
-        """The draws of a round. From the one at which the Jacobian becomes known, only those that it has made quiet are believed."""
+        """The samples of a round; once the control variate is available, responses drawn without it are dropped."""
         drawn: list[NoiseSamples] = []
         for draw in numbers:
             uncontrolled = self.estimator.mean_jacobian is None
@@ -256,7 +288,7 @@ class _FixedPoint:
             self._allocate(self._level(ratios, references))
 
     def check(self) -> OptimalNoise:
-        """The constraint, and where asked the distance from the optimum, on noise nobody has seen."""
+        """The noise with the constraint, and on request the distance from the optimum, measured on fresh noise."""
         pass_budget, estimator, draws = self.pass_budget, self.estimator, range(CHECK, CHECK + self.check_draws)
         references = torch.stack([self._reference(draw) for draw in draws])
         samples = [estimator.effective_sample(self.sigma, draw) for draw in draws] if pass_budget.audit else []
@@ -288,16 +320,16 @@ class _FixedPoint:
         )
 
     def _degrees_of_freedom(self) -> int:
-        """Degrees of freedom of the scatter of responses: each group of draws less its mean."""
+        """Degrees of freedom of the responses' scatter about the mean of each group of draws."""
         return sum(max(0, draws - 1) for draws in (len(self.round_ratios), self.rescaling_draws, self.check_draws))
 
     def _error(self, spread: Tensor) -> Tensor:
-        """Standard error of the level in nats, and of the gap where it is only estimated."""
+        """Standard error of the CID in nats: of the level, and of the gap where it is estimated and not measured."""
         level = spread / (len(self.round_ratios) + self.rescaling_draws) ** 0.5 / 2 / self.exponent
         return (level.square() + (0 if self.pass_budget.audit else self.estimated_gap / 2) ** 2).sqrt()
 
     def _estimate_sensitivity(self, draws: NoiseSamples) -> None:
-        """Sensitivities from probes and the picture; from them, as far as it stands out, the effective sensitivities."""
+        """Estimate g from probes and image regressors, then γ as g times the shrunken ratio γ/g."""
         self.draws = draws
         squares = _cycles(self.draws.sensitivity, self.estimator.size)
         self.seen = (squares > 0).any(0) & (self.estimator.values > 0)
@@ -313,7 +345,7 @@ class _FixedPoint:
         self.estimated_gap = relative_variance.log1p() / 4  # the mean of ½ (s − 1 − ln s) for a log-normal share s of that variance
 
     def _limit_step(self) -> None:
-        """Let the σ² of no cell below its cap move by more than STEP at once: what is measured holds near its own noise."""
+        """Limit the change of σ² per round to a factor MAX_STEP, for estimates hold near the noise they were drawn at."""
         if self.pass_budget.audit or self.estimator.mean_jacobian is None:
             share = self.sensitivity * self.sigma.square() / self.estimator.values.clamp(min=1)
             free = self.seen & ~self.capped
@@ -322,7 +354,7 @@ class _FixedPoint:
             self.sensitivity = self.sensitivity * torch.where(free, bounded / share.where(free, 1), 1)
 
     def _denoise(self, samples: Tensor, start: Tensor, with_regressors: bool = False) -> tuple[Tensor, Tensor]:
-        """An estimate on the grid of cells, flattened again, and its mean squared relative error."""
+        """Denoised samples (images, cells) and their mean squared relative error."""
         grid = self.estimator.cells.grid
         samples, start, seen = samples.unflatten(-1, grid), start.unflatten(-1, grid), self.seen.unflatten(-1, grid)
         if with_regressors:
@@ -337,20 +369,20 @@ class _FixedPoint:
         self.sigma, self.capped, self.reached, self.budget = found.noise_std, found.capped, found.reached, budget
 
     def _level(self, ratios: list[Tensor], references: list[Tensor]) -> Tensor:
-        """The budget at which the response E|Δf|² = a · budget^power meets the constraint; the round's draws have their say."""
+        """The budget at which the response E|Δf|² = a · budget^exponent meets the constraint, from the ratios measured so far."""
         measured = [torch.stack(ratios).mean(0) / torch.stack(references).mean(0)] * len(ratios) if ratios else []
         scale = torch.stack([*self.round_ratios, *measured]).log().mean(0).exp()
         target = self.constraint.kappa if self.constraint.local else 1.0
         return (target / scale) ** (1 / self.exponent)
 
     def _reference(self, draw: int) -> Tensor:
-        """What the response is compared with: ε, or under `local` the response to the same draw's isotropic noise."""
+        """Reference of the response: ε, or under `local` the response to the same draw's isotropic noise."""
         return (
             self.estimator.response(self._isotropic(self._constant(self.constraint.noise)), draw) if self.constraint.local else self.epsilon
         )
 
     def _measured_gap(self, effective: Tensor) -> Tensor:
-        """What the free cells would gain if each value spent the same."""
+        """Entropy that equal shares of the free cells would gain."""
         return entropy_gap(effective * self.sigma.square() / self.estimator.values.clamp(min=1), self.seen & ~self.capped)
 
     def _isotropic(self, level: Tensor) -> Tensor:
@@ -361,14 +393,14 @@ class _FixedPoint:
 
 
 def _exponent(level: Tensor, response: Tensor, other: Tensor, other_response: Tensor) -> Tensor:
-    """Exponent p of E|Δf|² ~ (σ²)^p between two levels of isotropic noise; 1 where they are too close to tell."""
+    """Exponent p of E|Δf|² ~ (σ²)^p between two levels of isotropic noise; 1 if the levels differ by less than a factor e^¼."""
     apart = 2 * (other / level).log()
     distinct = apart.abs() > 0.5
     return torch.where(distinct, (other_response / response).log() / apart.where(distinct, 1), 1).clamp(0.2, 2)
 
 
 def _cycles(samples: Tensor, size: int) -> Tensor:
-    """Means over whole cycles of orthogonal probes, where there are any: each cycle has met every direction once."""
+    """Means over complete cycles of orthogonal probes; the samples themselves where no cycle is complete."""
     cycles = len(samples) // size
     if cycles == 0 or size == 1:
         return samples
