@@ -46,7 +46,7 @@ class Bench:
             lambda pixels: change(feature(pixels)), view.denormalize(self.batch[0]), cells, varies, PerImageRandom(0, self.batch[2])
         )
         if along is not None:
-            scene._basis = along(_orthogonal(scene.dice.roll(PROBE_STREAM), 100))
+            scene._basis = along(_orthogonal(scene.random.generators(PROBE_STREAM), 100))
         return optimal_noise(scene, rule.constraint(variance), cap, "fast")
 
     def magnitudes(self, model: nn.Module) -> tuple[float, float]:

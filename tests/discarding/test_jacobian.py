@@ -30,18 +30,18 @@ def per_cell(matrix, cells=None):
 
 
 def test_random_numbers_belong_to_the_image():
-    both = standard_normal(PerImageRandom(3, torch.tensor([7, 9])).roll(4), (5,))
-    assert torch.equal(both[1], standard_normal(PerImageRandom(3, torch.tensor([9])).roll(4), (5,))[0])
+    both = standard_normal(PerImageRandom(3, torch.tensor([7, 9])).generators(4), (5,))
+    assert torch.equal(both[1], standard_normal(PerImageRandom(3, torch.tensor([9])).generators(4), (5,))[0])
     for other in (
-        PerImageRandom(3, torch.tensor([8])).roll(4),
-        PerImageRandom(2, torch.tensor([7])).roll(4),
-        PerImageRandom(3, torch.tensor([7])).roll(5),
+        PerImageRandom(3, torch.tensor([8])).generators(4),
+        PerImageRandom(2, torch.tensor([7])).generators(4),
+        PerImageRandom(3, torch.tensor([7])).generators(5),
     ):
         assert not torch.equal(both[0], standard_normal(other, (5,))[0])
 
 
 def test_signs_are_fair_and_only_signs():
-    drawn = rademacher(PerImageRandom(0, torch.arange(4)).roll(0), 4_000)
+    drawn = rademacher(PerImageRandom(0, torch.arange(4)).generators(0), 4_000)
     assert drawn.abs().eq(1).all()
     assert drawn.mean().abs() < 0.05
 
@@ -53,7 +53,7 @@ def test_one_cycle_of_orthogonal_probes_knows_a_linear_feature():
     draws = [seen.jacobian_sample(sigma, draw) for draw in range(5)]
     mean = torch.cat([each.sensitivity for each in draws]).mean(0)
     torch.testing.assert_close(mean, per_cell(matrix).expand(2, -1), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(seen.linear.flatten(2), matrix.expand(2, -1, -1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen.mean_jacobian.flatten(2), matrix.expand(2, -1, -1), rtol=1e-4, atol=1e-4)
     exact = (sigma.square() * per_cell(matrix)).sum(1)
     torch.testing.assert_close(seen.response(sigma, 99), exact, rtol=1e-4, atol=1e-6)  # nothing random is left
 
@@ -65,14 +65,14 @@ def test_sign_probes_are_unbiased_where_the_feature_is_large():
     samples = torch.cat([each.sensitivity for each in draws])
     error = samples.std(0) / len(samples) ** 0.5
     assert ((samples.mean(0) - per_cell(matrix)).abs() < 4.5 * error).all()
-    assert seen.linear is None
+    assert seen.mean_jacobian is None
 
 
 def test_response_and_effective_sensitivity_of_a_linear_feature():
     feature, matrix = linear(ORTHOGONAL_PROBES_UP_TO + 40)
     seen = scene(feature, images=1)
     sigma = torch.linspace(0.05, 0.2, 16)[None]
-    draws = [seen.pull(sigma, draw) + seen.pull(sigma, draw, mirrored=True) for draw in range(250)]
+    draws = [seen.effective_sample(sigma, draw) + seen.effective_sample(sigma, draw, mirrored=True) for draw in range(250)]
     response = torch.cat([each.response for each in draws])
     exact = (sigma.square() * per_cell(matrix)).sum()
     assert abs(float(response.mean() - exact)) < 4.5 * float(response.std()) / 250**0.5
@@ -91,7 +91,7 @@ def test_effective_sensitivity_follows_curvature():
         lambda x: x.square().expand(-1, many, -1, -1) / many**0.5, images, Cells.of((1, 1)), torch.ones(1, 1, 1).bool(), dice
     )
     sigma = torch.full((1, 1), 0.4)
-    draws = [seen.pull(sigma, draw) for draw in range(1_000)]
+    draws = [seen.effective_sample(sigma, draw) for draw in range(1_000)]
     effective = torch.cat([each.effective for each in draws]).flatten()
     assert abs(float(effective.mean()) - (4 * 0.09 + 6 * 0.16)) < 4.5 * float(effective.std()) / 1_000**0.5
 
@@ -126,7 +126,7 @@ def test_every_pass_is_counted():
     assert seen.passes == 1 + 1 + 3
     seen.jacobian_sample(torch.full((2, 16), 0.1), 3, probes=1, curvature=True)
     assert seen.passes == 5 + 1 + 1 + 1
-    seen.pull(torch.full((2, 16), 0.1), 1)
+    seen.effective_sample(torch.full((2, 16), 0.1), 1)
     assert seen.passes == 10
     seen.response(torch.full((2, 16), 0.1), 2)
     assert seen.passes == 11

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_discarding as pencil
-from channelscope.discarding.noise import GAUSSIAN_ENTROPY, capacity, entropy, entropy_gap, isotropic, mean_entropy, water_filling
+from channelscope.discarding.noise import GAUSSIAN_ENTROPY, entropy, entropy_gap, isotropic, mean_entropy, water_filling
 from channelscope.errors import NumericError, ShapeError
 
 CELLS = 12
@@ -117,7 +117,6 @@ def test_what_caps_cannot_spend_is_said():
     assert not bool(result.reached.any())
     assert result.noise_std.tolist() == [[1.0, 1.0]]
     assert bool(result.capped.all())
-    assert float(capacity(torch.ones(1, 2), torch.ones(2))) == 2.0
 
 
 def test_each_image_has_its_own_level():

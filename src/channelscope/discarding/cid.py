@@ -1,4 +1,4 @@
-"""CID, the conditional information discarded by each layer: options, calibration statistics, and the result for each image."""
+"""CID, the information of the input that each layer discards: options, calibration statistics, and the results by image."""
 
 import math
 import time
@@ -14,33 +14,42 @@ from channelscope.discarding.map_cache import MapCache, fingerprint
 from channelscope.discarding.noise import GRID_SIDE, Cells, entropy
 from channelscope.discarding.optimum import Constraint, optimal_noise
 from channelscope.discarding.pixel_network import LayerOutput, PixelNetwork
-from channelscope.errors import InputError, SampleError, at
+from channelscope.errors import InputError, SampleError, at, no_such
 from channelscope.stats.variance import Variance
 from channelscope.types import Bool, Float, Int, Tensor
 
 KAPPA = {"data": 0.1, "local": 1.5}
-"""κ unless said otherwise"""
+"""default κ of each normalizer"""
 
 
 @dataclass(frozen=True)
 class CIDOptions:
-    """What is held constant while noise is added."""
+    """Options of a CID: the constraint on the feature, and the cells and caps of the noise.
+
+    Examples
+    --------
+    >>> CIDOptions().fraction, CIDOptions(normalizer="local").fraction
+    (0.1, 1.5)
+    """
 
     mode: Literal["fast", "exact"] = "fast"
     """fast: at most 20 passes an image; exact: up to 600, with the distance from the optimum measured"""
     normalizer: Literal["data", "local"] = "data"
-    """how far a feature may move is measured by its variance over the data, or by its answer to faint noise at the same image"""
+    """σ_f², the unit of the allowed change: the feature's variance over the data, or its response to faint noise at the same image"""
     kappa: float | None = None
-    """fraction κ of that measure; by default 0.1 under data, 1.5 under local"""
+    """allowed change as a fraction κ of σ_f²; by default 0.1 under data, 1.5 under local"""
     noise: float = 0.01
     """standard deviation of the faint noise, in pixels of 0 to 1"""
     side: int = GRID_SIDE
     """at most this many cells along a side of the image; pixels of a cell share one noise level"""
     cap: bool = True
-    """noise stays below the data's standard deviation; without it pixels that a layer cannot see are refused"""
+    """limit the noise to the data's standard deviation; without caps, pixels outside of a layer's receptive field are refused"""
 
     def __post_init__(self) -> None:
-        """Refuse what leaves the constraint undefined."""
+        """Refuse values that do not exist or leave the constraint undefined."""
+        for what, value, known in (("mode", self.mode, ("fast", "exact")), ("normalizer", self.normalizer, tuple(KAPPA))):
+            if value not in known:
+                raise InputError(no_such(what, value, known))
         if self.kappa is not None and not (math.isfinite(self.kappa) and self.kappa > 0):
             raise InputError(f"expected κ above zero, received {self.kappa}")
         if not (math.isfinite(self.noise) and self.noise > 0):
@@ -50,11 +59,16 @@ class CIDOptions:
 
     @property
     def fraction(self) -> float:
-        """κ."""
+        """κ, the default included."""
         return KAPPA[self.normalizer] if self.kappa is None else self.kappa
 
     def constraint(self, feature: Variance) -> Constraint:
-        """The constraint on a feature that varies so much over the data.
+        """The constraint on a feature.
+
+        Parameters
+        ----------
+        feature
+            Variance of the feature over the calibration images.
 
         Raises
         ------
@@ -69,14 +83,28 @@ class CIDOptions:
         return Constraint(self.normalizer, self.fraction, feature.total, self.noise)
 
     def caps(self, pixels: Variance, cells: Cells) -> tuple[Float[Tensor, "cells"], Bool[Tensor, "C H W"]]:
-        """Caps of the cells (root mean variance of their varying values, infinite without caps), and which values vary at all."""
+        """Largest noise of each cell, and the values that vary over the data.
+
+        Parameters
+        ----------
+        pixels
+            Variance of the pixels over the calibration images.
+        cells
+            Cells that share one noise level.
+
+        Returns
+        -------
+        tuple[Tensor, Tensor]
+            Root mean variance of each cell's varying values, in pixels of 0 to 1, infinite without caps; and True where a
+            value varies.
+        """
         varies = pixels.each > 0
         counts = cells.sum_by_cell(varies.double().sum(0))
         cap = (cells.sum_by_cell(pixels.each.sum(0)) / counts.clamp(min=1)).sqrt().float()
         return (cap if self.cap else cap.new_full(cap.shape, math.inf)), varies
 
     def convention(self) -> dict[str, Any]:
-        """What must agree between two CIDs for them to be compared; the mode may differ, for both modes seek the same optimum."""
+        """The choices that must be equal for two CIDs to be compared; the mode is left out, for both modes approximate the same optimum."""
         plain = {key: value for key, value in asdict(self).items() if key != "mode"}
         return plain | {"kappa": self.fraction, "noise": self.noise if self.normalizer == "local" else None}
 
@@ -96,18 +124,29 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class CalibrationStatistics:
-    """What the data's images are like: how much their pixels vary, and the features of some layers."""
+    """Variances of the pixels and of some layers' features over the calibration images."""
 
     pixels: Variance
-    """of every pixel value (C, H, W)"""
+    """variance of every pixel value (C, H, W)"""
     features: tuple[Variance, ...]
-    """of every number of each layer's feature"""
+    """variance of every number of each layer's feature"""
 
     @classmethod
     def over(
-        cls, view: PixelNetwork, batches: Iterable, layers: Sequence[LayerOutput], step: Callable[[], None]
+        cls, network: PixelNetwork, batches: Iterable, layers: Sequence[LayerOutput], step: Callable[[], None] | None = None
     ) -> "CalibrationStatistics":
-        """One pass over (images, …) batches; `step` is called after each.
+        """Variances from one pass over batches of calibration images.
+
+        Parameters
+        ----------
+        network
+            Network from pixels on.
+        batches
+            Normalized images, with or without labels.
+        layers
+            Layers whose features are measured.
+        step
+            Called after each batch.
 
         Raises
         ------
@@ -116,10 +155,11 @@ class CalibrationStatistics:
         """
         found: list[Variance] | None = None
         for images, _, _ in indexed_batches(batches, labels=False):
-            pixels = view.denormalize(images)
-            own = [Variance.of(each) for each in (pixels, *view.layer_values(pixels, layers))]
+            pixels = network.denormalize(images)
+            own = [Variance.of(each) for each in (pixels, *network.layer_values(pixels, layers))]
             found = own if found is None else [mine + new for mine, new in zip(found, own, strict=True)]
-            step()
+            if step is not None:
+                step()
         if found is None or found[0].count < 2:
             raise SampleError(f"a variance over the data needs at least 2 images, received {0 if found is None else found[0].count}")
         return cls(found[0], tuple(found[1:]))
@@ -127,16 +167,16 @@ class CalibrationStatistics:
 
 @dataclass(frozen=True)
 class CIDResult:
-    """What one layer discarded of some images."""
+    """CID of one layer on one batch of images, with the noise behind it."""
 
     layer: LayerOutput
-    """the layer"""
+    """layer whose CID it is"""
     index: Int[Tensor, "images"]
     """index of each image in its data set"""
     noise_std: Float[Tensor, "images cells"]
-    """noise in each cell, in pixels of 0 to 1; 0 in cells that are left out"""
+    """standard deviation of the noise in each cell, in pixels of 0 to 1; 0 in cells that are left out"""
     numbers: dict[str, Float[Tensor, "images"]]
-    """CID and what says how sure it is: the fields of `OptimalNoise`"""
+    """numbers of each image by the names of NUMBERS, with the meanings of the fields of `OptimalNoise`"""
     constraint_reached: Tensor
     """False where the constraint cannot be reached"""
     passes: int
@@ -146,67 +186,103 @@ class CIDResult:
     seconds: float
     """wall-clock time per image"""
 
+    def __repr__(self) -> str:
+        """Layer, images and their mean CID."""
+        return f"CIDResult({self.layer.name}, images={len(self.index)}, mean cid={float(self.numbers['cid'].mean()):.3f} nats)"
+
     @property
     def entropy(self) -> Float[Tensor, "images cells"]:
-        """H in nats per value; −inf in cells that are left out."""
+        """H of each cell in nats per value; −inf in cells that are left out."""
         return entropy(self.noise_std)
 
 
 def discard(
-    view: PixelNetwork,
+    network: PixelNetwork,
     batches: Iterable,
-    backdrop: CalibrationStatistics,
+    statistics: CalibrationStatistics,
     layers: Sequence[LayerOutput],
-    rule: CIDOptions,
-    kept: MapCache | None = None,
+    options: CIDOptions,
+    cache: MapCache | None = None,
     seed: int = 0,
 ) -> Iterator[CIDResult]:
-    """For every batch of images (data/batches.py) and layer: the noise of most entropy that the layer's feature survives.
+    """CID of every batch of images and layer: the largest mean entropy of noise under which the feature changes by at most ε.
 
         CID = max mean_i H(σ_i)   subject to   E|f(x + σe) − f(x)|² = κ σ_f²  and  σ_i ≤ cap_i
 
-    Parts that `kept` has are read, not computed. Random numbers belong to the images (their index and the seed): batch
-    size and order change nothing.
+    Random numbers depend on the images' index and the seed alone, so that batch size and order change nothing.
+
+    Parameters
+    ----------
+    network
+        Network from pixels on.
+    batches
+        Batches of normalized images, with or without labels and indices.
+    statistics
+        Variances over the calibration images, of these layers.
+    layers
+        Layers of the network.
+    options
+        Constraint, cells and caps.
+    cache
+        Finished maps, which are read instead of computed; by default none.
+    seed
+        Seed of the random numbers.
 
     Returns
     -------
     Iterator[CIDResult]
-        A `CIDResult` per batch and layer, in that order.
+        One per batch and layer, layers within a batch.
 
     Raises
     ------
     InputError
         At a layer whose feature does not vary.
     NumericError
-        Where gradients are not finite, or where a pixel is not seen and there are no caps.
+        If gradients are not finite, or a pixel does not change the feature and there are no caps.
     MismatchError
-        If `kept` is of another run.
+        If `cache` holds another run.
+
+    Examples
+    --------
+    A layer that doubles its input: ε = κ · 4 Σ var, so that σ² = κ · var where all pixels have one variance.
+
+    >>> double = torch.nn.Conv2d(1, 1, 1, bias=False)
+    >>> double.weight.data.fill_(2.0).shape
+    torch.Size([1, 1, 1, 1])
+    >>> network = PixelNetwork(double, (1, 2, 2), [0.0], [1.0])
+    >>> layers, calibration = network.layers(["conv2d"]), [torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)]
+    >>> statistics = CalibrationStatistics.over(network, calibration, layers)
+    >>> (result,) = discard(network, calibration, statistics, layers, CIDOptions())
+    >>> [round(float(each), 4) for each in result.noise_std[0].square()]
+    [0.025, 0.025, 0.025, 0.025]
 
     References
     ----------
-    Ma et al. 2022 (arXiv 1906.04109), equations 2–4; checked by tests/discarding/test_discard.py.
+    Ma et al. 2022 (arXiv 1906.04109), equations 2–4; checked by tests/discarding/test_cid.py.
     """
-    kept = kept or MapCache(None, {})
-    cells = Cells.of((view.shape[1], view.shape[2]), rule.side)
-    cap, varies = rule.caps(backdrop.pixels, cells)
+    cache = cache or MapCache(None, {})
+    cells = Cells.of((network.shape[1], network.shape[2]), options.side)
+    cap, varies = options.caps(statistics.pixels, cells)
     constraints = []
-    for layer, feature in zip(layers, backdrop.features, strict=True):
+    for layer, feature in zip(layers, statistics.features, strict=True):
         with at(layer.name):
-            constraints.append(rule.constraint(feature))
+            constraints.append(options.constraint(feature))
     for number, (images, _, index) in enumerate(indexed_batches(batches, labels=False)):
-        pixels, mark = view.denormalize(images), fingerprint(images, index)
+        pixels, digest = network.denormalize(images), fingerprint(images, index)
         for layer, constraint in zip(layers, constraints, strict=True):
             part = f"{layer.name}/{number:04d}"
-            found = kept.read(part, mark)
+            found = cache.read(part, digest)
             if found is None:
                 begun = time.monotonic()
                 with at(layer.name):
-                    scene = SensitivityEstimator(view.layer_value(layer), pixels, cells, varies, PerImageRandom(seed, index))
-                    best = optimal_noise(scene, constraint, cap, rule.mode)
+                    estimator = SensitivityEstimator(network.layer_value(layer), pixels, cells, varies, PerImageRandom(seed, index))
+                    best = optimal_noise(estimator, constraint, cap, options.mode)
                 spent = torch.tensor([best.passes, best.degrees_of_freedom, (time.monotonic() - begun) / len(images)], dtype=torch.float64)
                 values = {name: vars(best)[field] for name, field in NUMBERS.items()}
                 found = values | {"sigma": best.noise_std, "reached": best.constraint_reached, "index": index, "spent": spent}
-                kept.write(part, mark, found | {"entropy": entropy(best.noise_std), "pixels": (pixels * 255).round().clamp(0, 255).byte()})
+                cache.write(
+                    part, digest, found | {"entropy": entropy(best.noise_std), "pixels": (pixels * 255).round().clamp(0, 255).byte()}
+                )
             passes, freedom, seconds = found["spent"].tolist()
             numbers = {name: found[name] for name in NUMBERS}
             yield CIDResult(layer, found["index"], found["sigma"], numbers, found["reached"], int(passes), int(freedom), seconds)

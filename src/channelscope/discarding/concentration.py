@@ -40,22 +40,22 @@ def colorfulness(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images
     return pixels.std(1, correction=0)
 
 
-def edge_color_correlation(view: PixelNetwork, batches: Iterable, found: Sequence[CIDResult], rule: CIDOptions) -> pd.DataFrame:
+def edge_color_correlation(network: PixelNetwork, batches: Iterable, results: Sequence[CIDResult], options: CIDOptions) -> pd.DataFrame:
     """One row per layer and kind: mean over images of Spearman's ρ between what is kept (−H) and edges, or color, over the cells.
 
     Edges and color are means over the pixels of a cell. An image without any color, or with one H everywhere, has no ρ and is left out.
 
     References
     ----------
-    Spearman 1904; checked by tests/discarding/test_edges.py.
+    Spearman 1904; checked by tests/discarding/test_concentration_edges.py.
     """
-    cells = Cells.of((view.shape[1], view.shape[2]), rule.side)
+    cells = Cells.of((network.shape[1], network.shape[2]), options.side)
     values: dict[tuple[str, int, str], list[float]] = {}
-    layers = list(dict.fromkeys(each.layer for each in found))
+    layers = list(dict.fromkeys(each.layer for each in results))
     for number, (images, _, _) in enumerate(indexed_batches(batches, labels=False)):
-        pixels = view.denormalize(images)
+        pixels = network.denormalize(images)
         seen = {"edges": cells.mean_by_cell(edge_strength(pixels)), "color": cells.mean_by_cell(colorfulness(pixels))}
-        for each in found[number * len(layers) : (number + 1) * len(layers)]:
+        for each in results[number * len(layers) : (number + 1) * len(layers)]:
             for kind, what in seen.items():
                 own = values.setdefault((each.layer.name, each.layer.depth, kind), [])
                 own += [_spearman_with_map(-one, other) for one, other in zip(each.entropy, what, strict=True)]
@@ -65,7 +65,7 @@ def edge_color_correlation(view: PixelNetwork, batches: Iterable, found: Sequenc
         row = {"layer": layer, "depth": depth, "of": kind, "n": len(known)}
         rows.append(row | dict(zip(("rho", "rho_low", "rho_high"), t_interval(known), strict=True)))
     rho = tables.Column("", 3, "Spearman's ρ over an image's cells between what is kept (−H) and edges or color", "Spearman 1904", -1, 1)
-    return describe_discarding("discarded_edges", rows, rule, {"rho": rho})
+    return describe_discarding("discarded_edges", rows, options, {"rho": rho})
 
 
 def _spearman_with_map(kept: Tensor, there: Tensor) -> float:
@@ -180,13 +180,13 @@ def knowledge_points(
 
 
 def concentration_table(
-    found: Iterable[CIDResult],
+    results: Iterable[CIDResult],
     inside: Callable[[int], Bool[Tensor, "height width"]],
     cells: Cells,
     cap: Float[Tensor, "cells"],
     varies: Bool[Tensor, "C H W"],
     margin: float,
-    rule: CIDOptions,
+    options: CIDOptions,
 ) -> pd.DataFrame:
     """One row per image and layer: concentration, ρ with its constants, and knowledge points. Images without an object say so.
 
@@ -199,14 +199,14 @@ def concentration_table(
     """
     counts = varies.sum(0)
     rows = []
-    for each in found:
+    for each in results:
         for place, image in enumerate(each.index.tolist()):
             row = {"layer": each.layer.name, "depth": each.layer.depth, "image": image, "cid": float(each.numbers["cid"][place])}
             try:
                 rows.append(row | _row(each, place, inside(image), (cells, cap, counts), margin) | {"note": ""})
             except DataError as error:
                 rows.append(row | {"note": str(error)})
-    return describe_discarding("concentration", pd.DataFrame(rows).sort_values(["depth", "image"], ignore_index=True), rule)
+    return describe_discarding("concentration", pd.DataFrame(rows).sort_values(["depth", "image"], ignore_index=True), options)
 
 
 def concentration_by_layer(images: pd.DataFrame) -> pd.DataFrame:

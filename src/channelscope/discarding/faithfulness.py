@@ -68,15 +68,15 @@ def area_under_curve(curves: Float[Tensor, "images shares"]) -> Float[Tensor, "i
 
     References
     ----------
-    Trapezoid rule.
+    Trapezoid options.
     """
     return torch.trapezoid(curves, torch.tensor(REMOVED_FRACTIONS, device=curves.device), dim=1)
 
 
-def descriptive_accuracy_table(curves: Mapping[tuple[str, str], Float[Tensor, "images shares"]], rule: CIDOptions) -> pd.DataFrame:
+def descriptive_accuracy_table(curves: Mapping[tuple[str, str], Float[Tensor, "images shares"]], options: CIDOptions) -> pd.DataFrame:
     """One row per method and baseline: mean area with a t interval, and its paired difference from the first method's.
 
-    The table names the rule of its CID maps.
+    The table names the options of its CID maps.
 
     References
     ----------
@@ -90,4 +90,4 @@ def descriptive_accuracy_table(curves: Mapping[tuple[str, str], Float[Tensor, "i
         row |= dict(zip(("area", "area_low", "area_high"), t_interval(own.tolist()), strict=True))
         apart = t_interval((own - cid).tolist()) if method != first else (math.nan,) * 3
         rows.append(row | dict(zip(("less_cid", "less_cid_low", "less_cid_high"), apart, strict=True)))
-    return describe_discarding("descriptive_accuracy", rows, rule)
+    return describe_discarding("descriptive_accuracy", rows, options)

@@ -1,4 +1,4 @@
-"""SensitivityEstimator: how a feature responds to noise in each cell, from sums over noisy passes."""
+"""SensitivityEstimator: Monte Carlo estimates of how a layer's feature responds to noise in each cell."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,73 +14,147 @@ FeatureFunction = Callable[[Tensor], Tensor]
 """a network up to one layer: images (B, C, H, W) → features (B, …), differentiable, image by image"""
 
 ORTHOGONAL_PROBES_UP_TO = 128
-"""a feature of at most this many numbers is probed along orthogonal vectors, so that as many draws know its Jacobian"""
+"""size of a feature up to which the probes are the rows of a random orthogonal matrix: one cycle of them gives the exact Jacobian"""
 
 PROBE_STREAM = 2**31
-"""number of the draw that the orthogonal vectors come from"""
+"""number of the draw that gives the orthogonal matrix"""
 
 
 @dataclass(frozen=True)
 class PerImageRandom:
-    """Random numbers that belong to an image: batch size, order and layer do not change them."""
+    """Random generators that depend on the seed, the image and the draw alone, not on batch size, order or layer.
+
+    Examples
+    --------
+    >>> together, alone = PerImageRandom(0, torch.tensor([7, 9])), PerImageRandom(0, torch.tensor([9]))
+    >>> torch.equal(standard_normal(together.generators(4), (5,))[1:], standard_normal(alone.generators(4), (5,)))
+    True
+    """
 
     seed: int
     """seed of the run"""
     index: Int[Tensor, "images"]
     """index of each image in its data set"""
 
-    def roll(self, draw: int) -> list[torch.Generator]:
-        """One generator per image for one draw."""
+    def generators(self, draw: int) -> list[torch.Generator]:
+        """One generator per image for one draw, the draws being numbered from 0."""
         states = [np.random.SeedSequence([self.seed, int(index), draw]).generate_state(1, np.uint64)[0] for index in self.index]
         return [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
 
 
-def standard_normal(dice: list[torch.Generator], shape: Iterable[int]) -> Tensor:
-    """Standard normal numbers of one shape per image, stacked.
+def standard_normal(generators: list[torch.Generator], shape: Iterable[int]) -> Tensor:
+    """Standard normal numbers, one array per image.
+
+    Parameters
+    ----------
+    generators
+        One generator per image.
+    shape
+        Shape of an image's array.
+
+    Returns
+    -------
+    Tensor
+        Arrays of that shape, stacked along a first axis (images).
+
+    Examples
+    --------
+    >>> standard_normal(PerImageRandom(0, torch.arange(2)).generators(0), (3, 4)).shape
+    torch.Size([2, 3, 4])
 
     References
     ----------
-    Torch.randn.
+    torch.randn.
     """
-    return torch.stack([torch.randn(tuple(shape), generator=one) for one in dice])
+    return torch.stack([torch.randn(tuple(shape), generator=one) for one in generators])
 
 
-def rademacher(dice: list[torch.Generator], size: int) -> Tensor:
+def rademacher(generators: list[torch.Generator], size: int) -> Tensor:
     """Random signs ±1 (Rademacher), one row per image.
+
+    Parameters
+    ----------
+    generators
+        One generator per image.
+    size
+        Number of signs of an image.
+
+    Returns
+    -------
+    Tensor
+        Signs (images, size) in float32.
+
+    Examples
+    --------
+    >>> rademacher(PerImageRandom(0, torch.arange(2)).generators(0), 3).abs().tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
 
     References
     ----------
     Hutchinson 1990.
     """
-    return torch.stack([torch.randint(0, 2, (size,), generator=one) for one in dice]).float() * 2 - 1
+    return torch.stack([torch.randint(0, 2, (size,), generator=one) for one in generators]).float() * 2 - 1
 
 
 @dataclass(frozen=True)
 class NoiseSamples:
-    """What some noisy passes over a batch of images measured; `+` puts the passes of two calls together."""
+    """Samples from noisy passes over a batch of images; `+` joins the samples of two calls."""
 
     response: Float[Tensor, "draws images"]
     """|f(x + σe) − f(x)|² of each draw"""
     spent: Float[Tensor, "draws images"]
-    """½ d|Δf|²/d ln σ for all cells together: the response itself where the feature is linear; no rows without curvature"""
+    """derivative ½ d|Δf|²/d ln σ over all cells; equal to the response for a linear feature; no rows without `curvature`"""
     sensitivity: Float[Tensor, "probes images cells"]
     """squared norms of the Jacobian's columns at the noisy image, summed over each cell's values (one unbiased sample a probe)"""
     effective: Float[Tensor, "draws images cells"]
-    """what the cell's noise adds to the response per unit of σ²: ½ ∂E|Δf|²/∂ln σ_i over σ_i² (one unbiased sample a draw);
-    no rows where curvature was not asked for"""
+    """effective sensitivity γ_i = ½ ∂E|Δf|²/∂ln σ_i / σ_i² (one unbiased sample a draw); no rows without `curvature`"""
 
     def __add__(self, other: "NoiseSamples") -> "NoiseSamples":
-        """All passes of both."""
+        """The samples of both."""
         return NoiseSamples(*(torch.cat([vars(self)[name], vars(other)[name]]) for name in vars(self)))
 
     @property
-    def probed(self) -> "NoiseSamples":
-        """What the probes measured alone."""
+    def without_responses(self) -> "NoiseSamples":
+        """The squared Jacobian norms alone."""
         return NoiseSamples(self.response[:0], self.spent[:0], self.sensitivity, self.effective[:0])
 
 
 class SensitivityEstimator:
-    """A batch of images in front of one layer: adds noise, watches the feature, counts its passes."""
+    """Monte Carlo estimates of a layer's response to pixel noise for one batch of images; forward and backward passes are counted.
+
+    Parameters
+    ----------
+    feature
+        Network up to the layer.
+    images
+        Images (images, C, H, W) in pixels of 0 to 1.
+    cells
+        Cells that share one noise level.
+    varies
+        Values (C, H, W) that get noise.
+    random
+        Random numbers of the images.
+
+    Raises
+    ------
+    NumericError
+        If the feature of the clean images is not finite.
+
+    Examples
+    --------
+    A linear feature: the squared norms of the Jacobian's columns are known after one cycle of probes.
+
+    >>> images = torch.zeros(1, 1, 1, 2)
+    >>> everywhere, random = torch.ones(1, 1, 2) > 0, PerImageRandom(0, torch.arange(1))
+    >>> estimator = SensitivityEstimator(lambda x: x.flatten(1) * torch.tensor([1.0, 3.0]), images, Cells.of((1, 2)), everywhere, random)
+    >>> samples = estimator.jacobian_sample(torch.full((1, 2), 0.1), draw=0, probes=2)
+    >>> samples.sensitivity.mean(0).round(decimals=3).tolist()
+    [[1.0, 9.0]]
+
+    References
+    ----------
+    Hutchinson 1990 (random probes), Stein 1981 (mean Jacobian).
+    """
 
     def __init__(
         self,
@@ -88,104 +162,141 @@ class SensitivityEstimator:
         images: Float[Tensor, "images C H W"],
         cells: Cells,
         varies: Bool[Tensor, "C H W"],
-        dice: PerImageRandom,
+        random: PerImageRandom,
     ):
-        """One clean pass. `varies` marks the values that get noise; raises NumericError if the feature is not finite."""
+        """Run the clean images once."""
         self.feature = feature
         self.images = images
         self.cells = cells
         self.varies = varies.to(images)
         self.values = cells.sum_by_cell(self.varies.sum(0))
-        self.dice = dice
+        self.random = random
         self.passes = 0
         with torch.no_grad():
             self.clean = self._forward(images)
         if not bool(self.clean.isfinite().all()):
             raise NumericError("the feature of the clean images is not finite: check the network and the normalization of its images")
         self.size = self.clean.shape[1]
-        self._basis = _orthogonal(dice.roll(PROBE_STREAM), self.size) if self.size <= ORTHOGONAL_PROBES_UP_TO else None
+        self._basis = _orthogonal(random.generators(PROBE_STREAM), self.size) if self.size <= ORTHOGONAL_PROBES_UP_TO else None
         self._outer: Tensor | float = 0.0
         self._probes = 0
-        self.linear: Tensor | None = None  # mean Jacobian (B, size, C, H, W) at noisy images, once a cycle of probes knows it
-        self.missed: Tensor | None = None  # share of |Δf|² that it missed in the draw that completed it (B,)
+        self.mean_jacobian: Tensor | None = (
+            None  # mean Jacobian (B, size, C, H, W) at noisy images, after a full cycle of orthogonal probes
+        )
+        self.nonlinear_fraction: Tensor | None = (
+            None  # fraction of |Δf|² (B,) that it does not predict in the draw after which it was known
+        )
 
     def response(self, sigma: Float[Tensor, "images cells"], draw: int) -> Float[Tensor, "images"]:
-        """An unbiased sample of E|f(x + σe) − f(x)|²: one pass.
+        """An unbiased sample of E|f(x + σe) − f(x)|² for each image, from one pass.
 
-        Where the mean Jacobian J is known, |Jσe|² is replaced by its mean Σ σ² |J_i|² (a control variate: for a linear
-        feature no noise is left).
+        Where the mean Jacobian J is known, |Jσe|² is replaced by its mean Σ σ² |J_i|² (a control variate; the sample of a linear
+        feature is exact).
+
+        Parameters
+        ----------
+        sigma
+            Standard deviation of the noise in each cell, in pixels of 0 to 1.
+        draw
+            Number of the noise: equal numbers give equal noise.
         """
         with torch.no_grad():
-            noise, _ = self._noise(sigma, self.dice.roll(draw))
-            return self._size_of(self._forward(self.images + noise) - self.clean, noise, sigma)
+            noise, _ = self._noise(sigma, self.random.generators(draw))
+            return self._controlled_response(self._forward(self.images + noise) - self.clean, noise, sigma)
 
-    def _size_of(self, change: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    def _controlled_response(self, change: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         size = change.square().sum(1)
-        return size if self.linear is None else size - self._linearly(noise).square().sum(1) + (sigma.square() * self._columns()).sum(1)
+        return (
+            size
+            if self.mean_jacobian is None
+            else size - self._linear_prediction(noise).square().sum(1) + (sigma.square() * self._jacobian_columns()).sum(1)
+        )
 
-    def _linearly(self, noise: Tensor) -> Tensor:
-        """Change of the feature that the mean Jacobian predicts."""
-        return torch.einsum("bdchw,bchw->bd", self.linear, noise)
+    def _linear_prediction(self, noise: Tensor) -> Tensor:
+        """Change of the feature as the mean Jacobian predicts it."""
+        return torch.einsum("bdchw,bchw->bd", self.mean_jacobian, noise)
 
-    def _columns(self) -> Tensor:
+    def _jacobian_columns(self) -> Tensor:
         """Squared norms of the mean Jacobian's columns, summed over each cell's values."""
-        assert self.linear is not None
-        return self.cells.sum_by_cell((self.linear.square().sum(1) * self.varies).sum(1))
+        assert self.mean_jacobian is not None
+        return self.cells.sum_by_cell((self.mean_jacobian.square().sum(1) * self.varies).sum(1))
 
     def jacobian_sample(self, sigma: Float[Tensor, "images cells"], draw: int, probes: int = 1, curvature: bool = False) -> NoiseSamples:
-        """Response and sensitivities at the noise of one draw: one pass forward, `probes` backward, one more for curvature.
+        """Response and squared Jacobian norms at the noise of one draw: one forward pass, `probes` backward passes.
 
-        The sensitivity is (J'v)² at the noisy image for a random v of mean square 1 in feature space, so that its mean is
-        the squared column norm: signs, or vectors that are orthogonal over a cycle of probes where the feature has at most
-        FULL numbers.
+        A sample of the squared norms is (J'v)² at the noisy image for a random v of mean square 1 in feature space. v has random
+        signs; where the feature has at most ORTHOGONAL_PROBES_UP_TO numbers it is a row of a random orthogonal matrix.
+
+        Parameters
+        ----------
+        sigma
+            Standard deviation of the noise in each cell, in pixels of 0 to 1.
+        draw
+            Number of the noise: equal numbers give equal noise.
+        probes
+            Vectors v for each image.
+        curvature
+            Also sample the effective sensitivities, by one more backward pass.
         """
-        dice = self.dice.roll(draw)
-        noisy, unit, feature = self._noisy(sigma, dice)
-        squares = torch.stack([self._square(feature, noisy, dice) for _ in range(probes)])
+        generators = self.random.generators(draw)
+        noisy, unit, feature = self._noisy(sigma, generators)
+        squares = torch.stack([self._jacobian_square(feature, noisy, generators) for _ in range(probes)])
         change = (feature - self.clean).detach()
-        if self.linear is not None and self.missed is None:
-            apart = change - self._linearly((noisy - self.images).detach())
-            self.missed = apart.square().sum(1) / change.square().sum(1).clamp(min=torch.finfo(change.dtype).tiny)
-        spent, effective = self._share(sigma, unit, feature, noisy, change) if curvature else (sigma[None, :, 0][:0], sigma[None][:0])
-        response = self._size_of(change, (noisy - self.images).detach(), sigma)
+        if self.mean_jacobian is not None and self.nonlinear_fraction is None:
+            apart = change - self._linear_prediction((noisy - self.images).detach())
+            self.nonlinear_fraction = apart.square().sum(1) / change.square().sum(1).clamp(min=torch.finfo(change.dtype).tiny)
+        spent, effective = (
+            self._effective_sensitivity(sigma, unit, feature, noisy, change) if curvature else (sigma[None, :, 0][:0], sigma[None][:0])
+        )
+        response = self._controlled_response(change, (noisy - self.images).detach(), sigma)
         return NoiseSamples(response[None], spent, squares, effective)
 
-    def _square(self, feature: Tensor, noisy: Tensor, dice: list[torch.Generator]) -> Tensor:
-        vector = rademacher(dice, self.size) if self._basis is None else self._basis[:, self._probes % self.size]
-        effective_sample = self._backward(feature, noisy, vector.to(feature)) * self.varies
+    def _jacobian_square(self, feature: Tensor, noisy: Tensor, generators: list[torch.Generator]) -> Tensor:
+        vector = rademacher(generators, self.size) if self._basis is None else self._basis[:, self._probes % self.size]
+        pullback = self._backward(feature, noisy, vector.to(feature)) * self.varies
         if self._basis is not None:
-            self._outer = self._outer + vector[:, :, None, None, None].to(effective_sample) * effective_sample[:, None]
+            self._outer = self._outer + vector[:, :, None, None, None].to(pullback) * pullback[:, None]
             self._probes += 1
             if self._probes % self.size == 0:
-                self.linear = self._outer / self._probes  # the best linear predictor of the response (Stein)
-        return self.cells.sum_by_cell(effective_sample.square().sum(1))
+                self.mean_jacobian = self._outer / self._probes  # the best linear predictor of the response (Stein)
+        return self.cells.sum_by_cell(pullback.square().sum(1))
 
-    def pull(self, sigma: Float[Tensor, "images cells"], draw: int, mirrored: bool = False) -> NoiseSamples:
-        """Response and effective sensitivities alone: one pass forward, one backward; `mirrored` takes the noise −e."""
-        noisy, unit, feature = self._noisy(sigma, self.dice.roll(draw), -1 if mirrored else 1)
+    def effective_sample(self, sigma: Float[Tensor, "images cells"], draw: int, mirrored: bool = False) -> NoiseSamples:
+        """Response and effective sensitivities at the noise of one draw: one forward and one backward pass.
+
+        Parameters
+        ----------
+        sigma
+            Standard deviation of the noise in each cell, in pixels of 0 to 1.
+        draw
+            Number of the noise: equal numbers give equal noise.
+        mirrored
+            Take the noise −e instead of e.
+        """
+        noisy, unit, feature = self._noisy(sigma, self.random.generators(draw), -1 if mirrored else 1)
         change = (feature - self.clean).detach()
-        spent, effective = self._share(sigma, unit, feature, noisy, change)
-        response = self._size_of(change, (noisy - self.images).detach(), sigma)
+        spent, effective = self._effective_sensitivity(sigma, unit, feature, noisy, change)
+        response = self._controlled_response(change, (noisy - self.images).detach(), sigma)
         return NoiseSamples(response[None], spent, sigma[None][:0], effective)
 
-    def _share(self, sigma: Tensor, unit: Tensor, feature: Tensor, noisy: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean of σ_i e_i (J'Δf)_i is ½ ∂E|Δf|²/∂ln σ_i: differentiate under the mean. Where J is known, as in `respond`."""
+    def _effective_sensitivity(self, sigma: Tensor, unit: Tensor, feature: Tensor, noisy: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples of ½ ∂E|Δf|²/∂ln σ_i = E σ_i e_i (J'Δf)_i; the mean Jacobian is a control variate as in `response`."""
         slope = self._backward(feature, noisy, change)
-        if self.linear is not None:
-            predicted = self._linearly((noisy - self.images).detach())
-            slope = slope - torch.einsum("bdchw,bd->bchw", self.linear, predicted)
+        if self.mean_jacobian is not None:
+            predicted = self._linear_prediction((noisy - self.images).detach())
+            slope = slope - torch.einsum("bdchw,bd->bchw", self.mean_jacobian, predicted)
         effective = self.cells.sum_by_cell((slope * unit * self.varies).sum(1)) / sigma.where(sigma > 0, torch.inf)
-        if self.linear is not None:
-            effective = effective + self._columns()
+        if self.mean_jacobian is not None:
+            effective = effective + self._jacobian_columns()
         return (effective * sigma.square()).sum(1)[None], effective[None]
 
-    def _noisy(self, sigma: Tensor, dice: list[torch.Generator], sign: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        noise, unit = self._noise(sigma, dice)
+    def _noisy(self, sigma: Tensor, generators: list[torch.Generator], sign: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        noise, unit = self._noise(sigma, generators)
         noisy = (self.images + sign * noise).requires_grad_()
         return noisy, sign * unit, self._forward(noisy)
 
-    def _noise(self, sigma: Tensor, dice: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        unit = standard_normal(dice, self.images.shape[1:]).to(self.images)
+    def _noise(self, sigma: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+        unit = standard_normal(generators, self.images.shape[1:]).to(self.images)
         return self.cells.expand_to_pixels(sigma)[:, None] * self.varies * unit, unit
 
     def _forward(self, images: Tensor) -> Tensor:
@@ -197,6 +308,6 @@ class SensitivityEstimator:
         return torch.autograd.grad(feature, images, vector, retain_graph=True)[0]
 
 
-def _orthogonal(dice: list[torch.Generator], size: int) -> Tensor:
+def _orthogonal(generators: list[torch.Generator], size: int) -> Tensor:
     """Random orthogonal matrices, one per image, rows of mean square 1."""
-    return torch.linalg.qr(standard_normal(dice, (size, size)))[0] * size**0.5
+    return torch.linalg.qr(standard_normal(generators, (size, size)))[0] * size**0.5

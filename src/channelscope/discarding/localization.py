@@ -103,11 +103,11 @@ def localization_table(
     tuned_boxes: Sequence[Sequence[Box]],
     maps: Mapping[str, Float[Tensor, "images H W"]],
     boxes: Sequence[Sequence[Box]],
-    rule: CIDOptions,
+    options: CIDOptions,
 ) -> pd.DataFrame:
     """One row per method: mean IoU and accuracy at IoU .5 with t intervals, at the threshold that is best on the tuning images.
 
-    Differences are from the first method, paired. The table names the rule of its CID maps.
+    Differences are from the first method, paired. The table names the options of its CID maps.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def localization_table(
         row |= dict(zip(("found", "found_low", "found_high"), t_interval((own >= IOU_THRESHOLD).astype(float)), strict=True))
         apart = t_interval(own - scores[first]) if name != first else (math.nan,) * 3
         rows.append(row | dict(zip(("less_cid", "less_cid_low", "less_cid_high"), apart, strict=True)))
-    return describe_discarding("localization", rows, rule)
+    return describe_discarding("localization", rows, options)
 
 
 def center_prior(images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:

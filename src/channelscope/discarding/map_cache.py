@@ -1,4 +1,4 @@
-"""MapCache: the maps of a run on disk, one file per batch and layer, each whole or absent."""
+"""MapCache: the maps of a run on disk, one file per batch and layer, written atomically."""
 
 import hashlib
 import json
@@ -16,23 +16,46 @@ from channelscope.types import Tensor
 
 
 class MapCache:
-    """A folder of finished parts; without a path they stay in memory."""
+    """Finished maps by key, in a folder or in memory.
+
+    Parameters
+    ----------
+    path
+        Folder of the files; None keeps the maps in memory.
+    facts
+        Facts of the run that must be equal for a file to be used again.
+
+    Examples
+    --------
+    >>> cache = MapCache(None, {"seed": 0})
+    >>> cache.read("layer1/0000", "digest") is None
+    True
+    >>> cache.write("layer1/0000", "digest", {"sigma": torch.ones(2)})
+    >>> cache.read("layer1/0000", "digest")["sigma"].tolist()
+    [1.0, 1.0]
+    """
 
     def __init__(self, path: Path | None, facts: Mapping[str, Any]):
-        """Facts are what must agree for a part to be used again."""
         self.path = path
         self.facts = dict(facts)
         self.memory: dict[str, dict[str, Tensor]] = {}
 
     def read(self, part: str, digest: str) -> dict[str, Tensor] | None:
-        """A finished part, or None.
+        """The tensors of a finished part by name; None where there is no such part.
+
+        Parameters
+        ----------
+        part
+            Key of the part: layer and number of the batch.
+        digest
+            Fingerprint of the batch's images.
 
         Raises
         ------
         MismatchError
-            If it is of another run or of other images.
+            If the file is of another run or of other images.
         FormatError
-            If it is damaged.
+            If the file is damaged.
         """
         if self.path is None:
             return self.memory.get(part)
@@ -52,7 +75,7 @@ class MapCache:
         return found
 
     def write(self, part: str, digest: str, values: Mapping[str, Tensor]) -> None:
-        """Keep a finished part, all or nothing."""
+        """Store the tensors of a finished part; an interruption leaves no partial file."""
         if self.path is None:
             self.memory[part] = dict(values)
             return
@@ -66,11 +89,26 @@ class MapCache:
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """Fingerprint of some tensors.
+    """The first 16 hexadecimal digits of a hash of tensors.
+
+    Parameters
+    ----------
+    *tensors
+        Tensors of any shape and type.
+
+    Returns
+    -------
+    str
+        Sixteen digits; equal for equal bytes, whatever the device.
+
+    Examples
+    --------
+    >>> fingerprint(torch.arange(3)) == fingerprint(torch.tensor([0, 1, 2])), fingerprint(torch.arange(3)) == fingerprint(torch.arange(4))
+    (True, False)
 
     References
     ----------
-    SHA-256 over their bytes.
+    SHA-256 over the tensors' bytes.
     """
     total = hashlib.sha256()
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""Noise on a grid of cells: the grid, its entropy, and reverse water-filling."""
+"""Maximum-entropy noise on a grid of cells: the grid, its entropy, and reverse water-filling with caps."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,19 @@ from channelscope.errors import InputError, NumericError, ShapeError
 from channelscope.types import Bool, Float, Int, Tensor
 
 GRID_SIDE = 56
-"""cells along a side of a large image unless said otherwise"""
+"""default number of cells along a side of a large image"""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A partition of a height × width plane into rows × columns rectangles as equal as can be."""
+    """A partition of a height × width plane into rows × columns rectangles whose sides differ by at most one pixel.
+
+    Examples
+    --------
+    >>> cells = Cells.of((2, 5), 2)
+    >>> cells, len(cells), cells.pixels.tolist()
+    (Cells(plane=(2, 5), grid=(2, 2)), 4, [3.0, 2.0, 3.0, 2.0])
+    """
 
     plane: tuple[int, int]
     """height and width, in pixels"""
@@ -24,7 +31,14 @@ class Cells:
 
     @classmethod
     def of(cls, plane: tuple[int, int], side: int | None = GRID_SIDE) -> "Cells":
-        """At most `side` cells along each side, so one per pixel of a small image; None for one per pixel always.
+        """Cells of an image: at most `side` along each side, hence one per pixel of a small image.
+
+        Parameters
+        ----------
+        plane
+            Height and width in pixels.
+        side
+            Largest number of cells along a side; None for one per pixel.
 
         Raises
         ------
@@ -47,12 +61,12 @@ class Cells:
 
     @cached_property
     def row_of_cell(self) -> Int[Tensor, "height"]:
-        """Row of cells that each row of pixels belongs to."""
+        """Row of the grid to which each row of pixels belongs."""
         return torch.arange(self.plane[0]) * self.grid[0] // self.plane[0]
 
     @cached_property
     def column_of_cell(self) -> Int[Tensor, "width"]:
-        """Column of cells that each column of pixels belongs to."""
+        """Column of the grid to which each column of pixels belongs."""
         return torch.arange(self.plane[1]) * self.grid[1] // self.plane[1]
 
     def sum_by_cell(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
@@ -65,7 +79,7 @@ class Cells:
 
     @cached_property
     def pixels(self) -> Float[Tensor, "cells"]:
-        """Number of pixels in each cell: not equal where the grid does not divide the plane."""
+        """Number of pixels in each cell; the numbers differ where the grid does not divide the plane."""
         return torch.outer(torch.bincount(self.row_of_cell), torch.bincount(self.column_of_cell)).flatten().float()
 
     def mean_by_cell(self, plane: Float[Tensor, "... height width"]) -> Float[Tensor, "... cells"]:
@@ -98,8 +112,8 @@ class Cells:
 GAUSSIAN_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
 """entropy in nats of a normal variable of standard deviation 1"""
 
-LOW, NEAR = -0.8, 0.01
-"""departures of a share from the mean: below the first its logarithm is not followed, within the second it is a parabola"""
+LOG_CUTOFF, PARABOLA_WITHIN = -0.8, 0.01
+"""limits of a share's relative deviation from the mean: smaller ones are raised to the first; within the second ½ x² is used"""
 
 
 @dataclass(frozen=True)
@@ -109,23 +123,33 @@ class Allocation:
     noise_std: Float[Tensor, "images cells"]
     """standard deviation of the noise in each cell, in the unit of the pixels; 0 in cells that are left out"""
     capped: Bool[Tensor, "images cells"]
-    """True where the cap, not the budget, holds the noise back"""
+    """True where the cap is the binding constraint"""
     water_level: Float[Tensor, "images"]
     """θ: the budget that each value of an uncapped cell spends; infinite where the budget cannot be spent"""
 
     @property
     def reached(self) -> Bool[Tensor, "images"]:
-        """True where the budget is spent; False where even the caps change the feature by less than it."""
+        """True where the budget is spent; False where the noise at all caps changes the feature by less."""
         return self.water_level.isfinite()
 
 
 def entropy(sigma: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Differential entropy of Gaussian noise: H = ln σ + ½ ln(2πe).
 
+    Parameters
+    ----------
+    sigma
+        Standard deviation, at least 0.
+
     Returns
     -------
     Tensor
         Nats per value; −inf where there is no noise.
+
+    Examples
+    --------
+    >>> [round(float(each), 4) for each in entropy(torch.tensor([1.0, 0.0]))]
+    [1.4189, -inf]
 
     References
     ----------
@@ -135,12 +159,25 @@ def entropy(sigma: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def mean_entropy(sigma: Float[Tensor, "images cells"], values: Float[Tensor, "cells"]) -> Float[Tensor, "images"]:
-    """Mean of H over the values of an image, cells without values left out.
+    """Mean of H over the values of each image.
+
+    Parameters
+    ----------
+    sigma
+        Standard deviation of the noise in each cell.
+    values
+        Number of values in each cell; cells without values are left out.
 
     Returns
     -------
     Tensor
         Nats per value.
+
+    Examples
+    --------
+    >>> sigma, values = torch.tensor([[1.0, math.e, 0.0]]), torch.tensor([1.0, 3.0, 0.0])
+    >>> round(float(mean_entropy(sigma, values)) - GAUSSIAN_ENTROPY, 4)
+    0.75
 
     References
     ----------
@@ -148,16 +185,6 @@ def mean_entropy(sigma: Float[Tensor, "images cells"], values: Float[Tensor, "ce
     """
     used = values > 0
     return (entropy(sigma[:, used]) * values[used]).sum(1) / values.sum()
-
-
-def capacity(sensitivity: Float[Tensor, "images cells"], cap: Float[Tensor, "cells"]) -> Float[Tensor, "images"]:
-    """The largest feature change the caps allow: Σ cap² g, infinite without caps.
-
-    References
-    ----------
-    Ma et al. 2022 (reverse water-filling); checked by tests/discarding/test_noise.py.
-    """
-    return _change_at_cap(sensitivity, cap).sum(1)
 
 
 def water_filling(
@@ -170,21 +197,40 @@ def water_filling(
 
         σ_i² = min(cap_i², θ n_i / g_i)        θ from  Σ min(cap_i² g_i, θ n_i) = ε
 
-    `sensitivity` is g_i, the squared response of the feature to unit noise in cell i, summed over its n_i values; θ is
-    exact: the sum is piecewise linear in it, with one kink per cell. Cells without values (n_i = 0) get no noise.
+    θ is exact: the sum is piecewise linear in θ, with one kink per cell.
+
+    Parameters
+    ----------
+    sensitivity
+        g, the squared response of the feature to unit noise in each cell, summed over its values; at least 0.
+    budget
+        ε, above 0.
+    cap
+        Largest standard deviation of each cell; may be infinite.
+    values
+        n, number of values in each cell; cells without any get no noise.
 
     Returns
     -------
     Allocation
-        An Allocation; where Σ cap² g < ε every cell sits at its cap and `reached` is False.
+        The noise; where Σ cap² g < ε every cell is at its cap and `reached` is False.
 
     Raises
     ------
     NumericError
-        For negative or non-finite sensitivities, or for a cell that the feature does not see (g_i = 0) and no cap holds:
-        its entropy has no maximum.
+        For negative or non-finite sensitivities, or for a cell without cap and with g_i = 0: its entropy has no maximum.
     ShapeError
-        If the cells do not match.
+        If the numbers of cells differ.
+
+    Examples
+    --------
+    Each of two values spends half of ε = 2; with a cap of ¼ the second spends ¼, and the first the rest.
+
+    >>> sensitivity, budget, values = torch.tensor([[1.0, 4.0]]), torch.tensor([2.0]), torch.ones(2)
+    >>> water_filling(sensitivity, budget, torch.tensor([torch.inf, torch.inf]), values).noise_std.tolist()
+    [[1.0, 0.5]]
+    >>> water_filling(sensitivity, budget, torch.tensor([torch.inf, 0.25]), values).noise_std.square().round(decimals=4).tolist()
+    [[1.75, 0.0625]]
 
     References
     ----------
@@ -220,7 +266,7 @@ def isotropic(
     cap: Float[Tensor, "cells"],
     values: Float[Tensor, "cells"],
 ) -> Float[Tensor, "images"]:
-    """Level of uniform noise that spends a budget where no cell goes beyond its cap.
+    """Standard deviation of uniform noise, cut at each cell's cap, that spends a budget.
 
     Parameters
     ----------
@@ -261,15 +307,29 @@ def isotropic(
 
 
 def entropy_gap(share: Float[Tensor, "draws images cells"], free: Bool[Tensor, "images cells"]) -> Float[Tensor, "images"]:
-    """Entropy in nats that equal shares of the budget would gain: the mean over the free cells of ½ (s − 1 − ln s).
+    """Entropy that equal shares of the budget would gain: the mean over the free cells of ½ (s − 1 − ln s), in nats.
 
-    s is a cell's share over the mean. Its square is the product of two draws, so that the draws' noise is not in it; how far
-    the logarithm bends away from the parabola is taken at the mean of all draws.
+    s is a cell's share over the mean share. (s − 1)² is estimated from products of different draws, which is unbiased; a factor
+    taken at the mean of all draws corrects for the higher orders of the logarithm.
+
+    Parameters
+    ----------
+    share
+        Samples of what a value of each cell spends of the budget; at least two draws.
+    free
+        Cells below their cap.
 
     Returns
     -------
     Tensor
-        Nats per value of the free cells; may be slightly negative where there is nothing to gain.
+        Nats per value of the free cells; may be slightly negative where the shares are equal.
+
+    Examples
+    --------
+    Shares ½ and 1½ without noise: ¼ (−½ − ln ½ + ½ − ln 1½) = −¼ ln ¾.
+
+    >>> round(float(entropy_gap(torch.tensor([[[0.5, 1.5]], [[0.5, 1.5]]]), torch.ones(1, 2) > 0)), 4), round(-math.log(0.75) / 4, 4)
+    (0.0719, 0.0719)
 
     References
     ----------
@@ -280,13 +340,13 @@ def entropy_gap(share: Float[Tensor, "draws images cells"], free: Bool[Tensor, "
     off = (share / mean[:, None] - 1).where(free, 0)
     draws, total = len(off), off.sum(0)
     squares = (total.square() - off.square().sum(0)) / (draws * (draws - 1))
-    at = (total / draws).clamp(min=LOW)
-    bend = torch.where(at.abs() < NEAR, 1, 2 * (at - at.log1p()) / at.square().where(at.abs() >= NEAR, 1))
+    at = (total / draws).clamp(min=LOG_CUTOFF)
+    bend = torch.where(at.abs() < PARABOLA_WITHIN, 1, 2 * (at - at.log1p()) / at.square().where(at.abs() >= PARABOLA_WITHIN, 1))
     return (squares * bend).sum(1) / free.sum(1).clamp(min=1) / 4
 
 
 def _change_at_cap(sensitivity: Tensor, cap: Tensor) -> Tensor:
-    """What each cell would spend at its cap; nothing where the feature does not see it."""
+    """Feature change of each cell's noise at its cap; 0 where the sensitivity is 0."""
     return torch.where(sensitivity > 0, cap.square() * sensitivity, 0)
 
 

@@ -12,54 +12,79 @@ from channelscope.network.graph import Graph, trace
 from channelscope.types import Float, Tensor
 
 N_SPACED_LAYERS = 4
-"""layers looked at unless said otherwise"""
+"""default number of layers"""
 
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """A place in the forward pass."""
+    """A layer as a step of the traced pass."""
 
     name: str
-    """module path (its output), or the name of a step of the traced pass"""
+    """module path, for the module's output, or the name of a step"""
     step: str
-    """the step whose value is the feature"""
+    """name of the step whose value is the feature"""
     depth: int
     """position of the step in execution order"""
 
 
 class PixelNetwork:
-    """A network whose inputs are pixels of 0 to 1: the normalization is part of it, so that networks can be compared."""
+    """A network whose inputs are pixels of 0 to 1; normalization is part of it, so that networks can be compared.
+
+    Parameters
+    ----------
+    model
+        Network in evaluation mode, whose inputs are normalized images.
+    shape
+        Channels, height, width of an image.
+    mean, std
+        Normalization of each channel.
+    device
+        Device of the network.
+
+    Examples
+    --------
+    >>> network = PixelNetwork(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), (1, 4, 4), [0.5], [0.25])
+    >>> network.layers(["1", "0"])
+    [LayerOutput(name='0', step='_0', depth=1), LayerOutput(name='1', step='_1', depth=2)]
+    >>> network.denormalize(torch.tensor([[[[2.0]]]])).item()
+    1.0
+    """
 
     def __init__(self, model: nn.Module, shape: Sequence[int], mean: Sequence[float], std: Sequence[float], device: str = "cpu"):
-        """Trace the network on a blank image of that shape (C, H, W); mean and std normalize its pixels."""
+        """Trace the network on an image of zeros."""
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
         self.shape = tuple(shape)
         self.graph: Graph = trace(model, torch.zeros(1, *shape, device=device))
-        self.places = {node.name: place for place, node in enumerate(self.graph.steps.nodes)}
+        self.depths = {node.name: place for place, node in enumerate(self.graph.steps.nodes)}
 
     def denormalize(self, images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images C H W"]:
-        """Normalized images back in pixels of 0 to 1."""
+        """Normalized images in pixels of 0 to 1, on the network's device."""
         return images.to(self.mean.device) * self.std + self.mean
 
     def layer_value(self, layer: LayerOutput) -> FeatureFunction:
-        """The network from pixels to a layer."""
+        """The function from pixels of 0 to 1 to a layer's value; it keeps gradients."""
         return lambda pixels: self.graph.run((pixels - self.mean) / self.std, outputs=layer.step, out_of_place=True)
 
     def layer_values(self, pixels: Float[Tensor, "images C H W"], layer_outputs: Sequence[LayerOutput]) -> tuple[Tensor, ...]:
-        """The values of several layers in one pass, without gradients."""
+        """The values of several layers from one pass without gradients."""
         with torch.no_grad():
             return self.graph.run((pixels - self.mean) / self.std, outputs=tuple(layer.step for layer in layer_outputs), out_of_place=True)
 
     def layers(self, names: Iterable[str] = ()) -> list[LayerOutput]:
-        """Layers by module path or step name, in execution order; without names, some evenly spaced ones.
+        """Layers by name, in execution order.
+
+        Parameters
+        ----------
+        names
+            Module paths or names of steps; without names, N_SPACED_LAYERS evenly spaced steps that no branch bypasses are taken.
 
         Raises
         ------
         SiteError
             For a name that is neither, with near matches.
         InputError
-            For one named twice.
+            If two names are the same step.
         """
         names = list(names)
         if not names:
@@ -74,21 +99,21 @@ class PixelNetwork:
         if not steps or steps[-1].name not in self.graph.shapes:
             known = {path for node in self.graph.steps.nodes for path in _module_outputs(node)} | set(self.graph.shapes)
             raise SiteError(no_such("layer", name, sorted(known)))
-        return LayerOutput(name, steps[-1].name, self.places[steps[-1].name])
+        return LayerOutput(name, steps[-1].name, self.depths[steps[-1].name])
 
     def _spaced(self) -> list[LayerOutput]:
-        """Evenly spaced places that everything passes through, from the first maps to the last."""
+        """Evenly spaced steps with a map as value that no branch bypasses, the first and the last included."""
         nodes = list(self.graph.steps.nodes)
-        last = {node.name: max((self.places[user.name] for user in node.users), default=0) for node in nodes}
+        last = {node.name: max((self.depths[user.name] for user in node.users), default=0) for node in nodes}
         reach, narrow = 0, []
         for place, node in enumerate(nodes):
             if reach <= place and node.op not in ("placeholder", "output", "get_attr") and len(self.graph.shapes.get(node.name, ())) == 4:
                 narrow.append(node)
             reach = max(reach, last[node.name] if node.op != "get_attr" and node.name in self.graph.shapes else 0)
         if not narrow:
-            raise SiteError("no step of the network is passed by everything: name the layers")
+            raise SiteError("every step of the network has a parallel branch or no map: name the layers")
         chosen = {round(part * (len(narrow) - 1) / (N_SPACED_LAYERS - 1)) for part in range(N_SPACED_LAYERS)}
-        return [LayerOutput(self._name(narrow[place]), narrow[place].name, self.places[narrow[place].name]) for place in sorted(chosen)]
+        return [LayerOutput(self._name(narrow[place]), narrow[place].name, self.depths[narrow[place].name]) for place in sorted(chosen)]
 
     def _name(self, node: fx.Node) -> str:
         """The longest module path whose output this step is, or the step's own name."""

@@ -206,11 +206,11 @@ NOISE_STREAM = 50_000
 
 
 def reconstruction_table(
-    view: PixelNetwork,
+    network: PixelNetwork,
     calibration: Iterable,
     batches: Iterable,
-    found: Sequence[CIDResult],
-    rule: CIDOptions,
+    results: Sequence[CIDResult],
+    options: CIDOptions,
     train: bool,
     step: Callable[[], None],
     seed: int = 0,
@@ -227,42 +227,42 @@ def reconstruction_table(
 
     References
     ----------
-    Ma et al. 2022, section 3 (reconstruction uncertainty); checked by tests/discarding/test_restore.py.
+    Ma et al. 2022, section 3 (reconstruction uncertainty); checked by tests/discarding/test_reconstruction_table.py.
     """
     rows = []
-    for layer in dict.fromkeys(each.layer for each in found):
+    for layer in dict.fromkeys(each.layer for each in results):
         with at(layer.name):
-            linear = RidgeDecoder(_pairs(view, calibration, layer))
+            linear = RidgeDecoder(_pairs(network, calibration, layer))
         decoders: dict[str, Callable[[Tensor], Tensor]] = {"ridge": linear}
         if train:
-            decoders["trained"] = train_decoder(linear, lambda layer=layer: _pairs(view, calibration, layer), seed)
-        own = [each for each in found if each.layer == layer]
+            decoders["trained"] = train_decoder(linear, lambda layer=layer: _pairs(network, calibration, layer), seed)
+        own = [each for each in results if each.layer == layer]
         for name, decode in decoders.items():
-            rows.append({"layer": layer.name, "depth": layer.depth, "decoder": name} | _table_row(view, decode, batches, own, seed))
+            rows.append({"layer": layer.name, "depth": layer.depth, "decoder": name} | _table_row(network, decode, batches, own, seed))
         step()
-    return describe_discarding("reconstruction", rows, rule, draws=NOISE_DRAWS)
+    return describe_discarding("reconstruction", rows, options, draws=NOISE_DRAWS)
 
 
-def _pairs(view: PixelNetwork, batches: Iterable, layer: LayerOutput) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(network: PixelNetwork, batches: Iterable, layer: LayerOutput) -> Iterator[tuple[Tensor, Tensor]]:
     for images, _, _ in indexed_batches(batches, labels=False):
-        pixels = view.denormalize(images)
-        yield view.layer_values(pixels, [layer])[0], pixels
+        pixels = network.denormalize(images)
+        yield network.layer_values(pixels, [layer])[0], pixels
 
 
 def _table_row(
-    view: PixelNetwork, decode: Callable[[Tensor], Tensor], batches: Iterable, found: Sequence[CIDResult], seed: int
+    network: PixelNetwork, decode: Callable[[Tensor], Tensor], batches: Iterable, results: Sequence[CIDResult], seed: int
 ) -> dict[str, float | int]:
     noisy, clean, spread, off = [], [], [], []
-    for (images, _, index), each in zip(indexed_batches(batches, labels=False), found, strict=True):
-        pixels = view.denormalize(images)
-        cells = Cells.of((view.shape[1], view.shape[2]), _side(each.noise_std.shape[1], view))
+    for (images, _, index), each in zip(indexed_batches(batches, labels=False), results, strict=True):
+        pixels = network.denormalize(images)
+        cells = Cells.of((network.shape[1], network.shape[2]), _side(each.noise_std.shape[1], network))
         deviation = cells.expand_to_pixels(each.noise_std)[:, None].to(pixels)
         noise = [
-            deviation * standard_normal(PerImageRandom(seed, index).roll(NOISE_STREAM + draw), view.shape).to(pixels)
+            deviation * standard_normal(PerImageRandom(seed, index).generators(NOISE_STREAM + draw), network.shape).to(pixels)
             for draw in range(NOISE_DRAWS)
         ]
-        with_noise = reconstruction_uncertainty(decode, view.layer_value(each.layer), pixels, noise)
-        without = reconstruction_uncertainty(decode, view.layer_value(each.layer), pixels, [torch.zeros_like(deviation)])
+        with_noise = reconstruction_uncertainty(decode, network.layer_value(each.layer), pixels, noise)
+        without = reconstruction_uncertainty(decode, network.layer_value(each.layer), pixels, [torch.zeros_like(deviation)])
         noisy.append(with_noise.ru.mean((1, 2, 3)))
         clean.append(without.ru.mean((1, 2, 3)))
         spread.append(with_noise.variance.mean((1, 2, 3)))
@@ -277,7 +277,7 @@ def _table_row(
     }
 
 
-def _side(count: int, view: PixelNetwork) -> int:
+def _side(count: int, network: PixelNetwork) -> int:
     """Cells along a side, from their number."""
-    height, width = view.shape[1:]
+    height, width = network.shape[1:]
     return next(side for side in range(1, max(height, width) + 1) if min(side, height) * min(side, width) == count)

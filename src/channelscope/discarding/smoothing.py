@@ -1,4 +1,4 @@
-"""Maps from few noisy passes: shrinkage by scale and regression on the image."""
+"""Denoising of maps: multiscale empirical-Bayes shrinkage, and gamma regression on the image."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ from channelscope.discarding.noise import Cells
 from channelscope.types import Bool, Float, Tensor
 
 MIN_FACTOR = 0.5
-"""smallest factor by which one scale may lower a cell: samples that can be negative must not make a map vanish"""
+"""lower bound of a scale's factor, for samples may be negative"""
 
 
 def multiscale_shrinkage(
@@ -17,22 +17,36 @@ def multiscale_shrinkage(
     start: Float[Tensor, "images rows columns"],
     seen: Bool[Tensor, "images rows columns"],
 ) -> tuple[Float[Tensor, "images rows columns"], Float[Tensor, "images"]]:
-    """The mean of noisy maps, shrunk toward a start scale by scale, and how far off it still is.
+    """The mean of noisy maps, shrunk toward a prior map scale by scale, and a lower bound of its relative variance.
 
-    At each scale, from a quarter of the map down to single cells, the detail d is what the ratio of measured to predicted
-    (both blurred) has beyond the next coarser scale; it is kept by the share of its scatter that is not noise, which is
-    known from the scatter between draws:
+    At each scale, from a quarter of the map down to single cells, the ratio of blurred samples to the blurred prediction is
+    taken; the detail d is that ratio less its value at the next coarser scale. Then
 
         prediction ← prediction · (1 + w d)        w = max(0, 1 − noise / mean d²)
 
-    Draws without scatter are returned as they are, and so is a single draw, whose noise is unknown.
+    with the noise estimated from the scatter between draws. Draws without scatter, and a single draw, are returned as they are.
+
+    Parameters
+    ----------
+    samples
+        Unbiased samples of the map; they may be negative.
+    start
+        Prior map, positive, in any unit.
+    seen
+        Cells in which the map is not zero.
 
     Returns
     -------
     tuple[Tensor, Tensor]
-        The map, with the sum that was measured, zero in cells not `seen`; and what the noise leaves of its mean squared
-        relative error, Σ w · noise over the scales (posterior variances): a lower bound, for what is too faint to be told
-        from the noise is not in it; 0 for a single draw.
+        The map, whose sum is that of the samples' mean, zero in cells not `seen`; and Σ w · noise over the scales, a lower
+        bound of its mean squared relative error for each image; 0 for a single draw.
+
+    Examples
+    --------
+    >>> samples = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]).expand(4, 1, 2, 2)
+    >>> field, variance = multiscale_shrinkage(samples, torch.ones(1, 2, 2), torch.ones(1, 2, 2) > 0)
+    >>> field.round(decimals=3).tolist(), abs(round(float(variance), 3))
+    ([[[1.0, 2.0], [3.0, 6.0]]], 0.0)
 
     References
     ----------
@@ -43,19 +57,34 @@ def multiscale_shrinkage(
     total = samples.mean(0).sum((1, 2), keepdim=True)
     field = _rescale_to_total(torch.where(seen, start, 0).to(samples.dtype), total)
     count = seen.sum((1, 2)).clamp(min=1)
-    doubt = torch.zeros_like(total[:, 0, 0])
+    relative_variance = torch.zeros_like(total[:, 0, 0])
     for coarser, scale in pairwise([torch.inf, *blur_widths(*seen.shape[1:])]):
         ratio = (gaussian_blur(samples, scale) / gaussian_blur(field, scale).where(seen, 1)).where(seen, 0)
-        background = gaussian_blur(ratio, coarser) / gaussian_blur(seen.to(ratio), coarser).where(seen, 1) if coarser < torch.inf else 1.0
-        detail = (ratio - background).where(seen, 0)
+        coarse = gaussian_blur(ratio, coarser) / gaussian_blur(seen.to(ratio), coarser).where(seen, 1) if coarser < torch.inf else 1.0
+        detail = (ratio - coarse).where(seen, 0)
         weight, noise = _weight(detail.flatten(2).transpose(0, 1), count)
-        doubt = doubt + weight * noise
+        relative_variance = relative_variance + weight * noise
         field = _rescale_to_total(field * (1 + weight[:, None, None] * (ratio.mean(0) - 1)).clamp(min=MIN_FACTOR), total)
-    return field, doubt
+    return field, relative_variance
 
 
 def blur_widths(rows: int, columns: int) -> list[float]:
-    """Widths of the blurs in cells, each half the one before, and 0 for none.
+    """Standard deviations of the blurs in cells, from coarse to fine, each half the one before; the last is 0 (no blur).
+
+    Parameters
+    ----------
+    rows, columns
+        Size of the grid of cells.
+
+    Returns
+    -------
+    list[float]
+        Powers of two of at most a quarter of the longer side, then 0.
+
+    Examples
+    --------
+    >>> blur_widths(8, 4)
+    [2.0, 1.0, 0.5, 0.0]
 
     References
     ----------
@@ -66,11 +95,28 @@ def blur_widths(rows: int, columns: int) -> list[float]:
 
 
 def gaussian_blur(maps: Float[Tensor, "... rows columns"], width: float) -> Float[Tensor, "... rows columns"]:
-    """Gaussian blur of standard deviation `width` cells; nothing comes in from outside the map.
+    """Maps blurred by a Gaussian kernel, with zeros outside of the map.
+
+    Parameters
+    ----------
+    maps
+        One map or a stack of maps.
+    width
+        Standard deviation in cells; 0 returns the maps as they are.
+
+    Returns
+    -------
+    Tensor
+        Maps of the same shape.
+
+    Examples
+    --------
+    >>> [round(float(value), 3) for value in gaussian_blur(torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]]), 0.5)[0]]
+    [0.0, 0.084, 0.619, 0.084, 0.0]
 
     References
     ----------
-    Separable convolution; checked by tests/discarding/test_shrinkage.py.
+    Separable convolution; checked by tests/discarding/test_smoothing.py.
     """
     if width == 0:
         return maps
@@ -84,7 +130,7 @@ def gaussian_blur(maps: Float[Tensor, "... rows columns"], width: float) -> Floa
 
 
 def _weight(detail: Float[Tensor, "images draws cells"], count: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of the mean detail's square that different draws agree on, and the rest; a single draw is taken as it is."""
+    """Weight w = max(0, 1 − noise / mean d²) of a detail, and the noise of its mean over the draws; 1 and 0 for a single draw."""
     draws = detail.shape[1]
     scatter = detail.mean(1).square().sum(1) / count
     if draws == 1:
@@ -98,19 +144,38 @@ def _rescale_to_total(field: Tensor, total: Tensor) -> Tensor:
 
 
 CONTRAST, BRIGHTNESS = (0.0, 0.5, 1.0, 2.0, 4.0), (0.0, 1.0, 4.0)
-"""widths, in cells, over which a picture's contrast and brightness are taken"""
+"""standard deviations, in cells, of the windows in which contrast and brightness are measured"""
 
 ONE_GRAY_LEVEL = 1 / 255
-"""smallest difference between two pixels of an 8-bit image: where there is no contrast, this much is taken"""
+"""smallest difference between two pixels of an 8-bit image, added to every contrast"""
 
 STEPS = 8
-"""steps of the fit, each at most 1 in any coefficient"""
+"""scoring steps of the fit, each at most 1 in any coefficient"""
 
 
 def image_regressors(images: Float[Tensor, "images C H W"], cells: Cells) -> Float[Tensor, "images rows columns features"]:
-    """Log contrast and brightness around each cell at several widths, and its place; each of mean 0 and mean square 1.
+    """Regressors of each cell from the image: log contrast and brightness at several widths, and position.
 
-    What differs by less than one 8-bit step, or its share of a logarithm, is 0.
+    Parameters
+    ----------
+    images
+        Images in pixels of 0 to 1.
+    cells
+        Cells of the images.
+
+    Returns
+    -------
+    Tensor
+        Twelve numbers per cell, each of mean 0 and mean square 1 over an image's cells; 0 where the regressor varies by less
+        than one 8-bit step.
+
+    Examples
+    --------
+    A gray image has no contrast and no brightness that varies; position is left.
+
+    >>> regressors = image_regressors(torch.full((1, 3, 4, 4), 0.5), Cells.of((4, 4)))
+    >>> regressors.square().mean((0, 1, 2)).round(decimals=3).abs().tolist()
+    [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
 
     References
     ----------
@@ -119,9 +184,12 @@ def image_regressors(images: Float[Tensor, "images C H W"], cells: Cells) -> Flo
     pixels = cells.sum_by_cell(torch.ones_like(images[0, 0]))
     mean, square = ((cells.sum_by_cell(part) / pixels).unflatten(-1, cells.grid) for part in (images, images.square()))
     ones = torch.ones_like(mean)
-    near = lambda plane, width: gaussian_blur(plane, width) / gaussian_blur(ones, width)  # noqa: E731
-    contrast = [(near(square, width) - near(mean, width).square()).clamp(min=0).sum(1).add(ONE_GRAY_LEVEL**2).log() for width in CONTRAST]
-    brightness = [near(mean, width).mean(1) for width in BRIGHTNESS]
+    local_mean = lambda plane, width: gaussian_blur(plane, width) / gaussian_blur(ones, width)  # noqa: E731
+    contrast = [
+        (local_mean(square, width) - local_mean(mean, width).square()).clamp(min=0).sum(1).add(ONE_GRAY_LEVEL**2).log()
+        for width in CONTRAST
+    ]
+    brightness = [local_mean(mean, width).mean(1) for width in BRIGHTNESS]
     down, across = (torch.linspace(-1, 1, side, device=images.device, dtype=images.dtype) for side in cells.grid)
     place = [part.expand_as(contrast[0]) for part in (down[:, None], across, down[:, None].square(), across.square())]
     found = torch.stack([*contrast, *brightness, *place], -1)
@@ -136,15 +204,34 @@ def gamma_regression(
     seen: Bool[Tensor, "images rows columns"],
     features: Float[Tensor, "images rows columns features"],
 ) -> Float[Tensor, "images rows columns"]:
-    """The start times exp(features · b), fitted to the samples of each image: what the picture explains of its own map.
+    """The map start · exp(features · b), with b fitted to the samples of each image by gamma regression, up to one factor per image.
 
-    b solves the equations of a gamma regression with a logarithmic link, whose scatter is in proportion to the mean and
-    which minds no negative sample; the penalty is that of one more cell with b = 0.
+    The factor left out is the mean of samples over start.
+
+    The fit is a quasi-likelihood with logarithmic link and a variance in proportion to the squared mean, so that negative
+    samples are allowed; the ridge penalty is 1 for each coefficient but the constant.
+
+    Parameters
+    ----------
+    samples
+        Unbiased samples of the map.
+    start
+        Factor of the prediction, positive.
+    seen
+        Cells in which the map is not zero.
+    features
+        Regressors of each cell, such as `image_regressors`.
 
     Returns
     -------
     Tensor
-        The map; zero in cells not `seen`.
+        The map up to a factor for each image; zero in cells not `seen`.
+
+    Examples
+    --------
+    >>> seen, features = torch.tensor([[[True, True, False]]]), torch.zeros(1, 1, 3, 2)
+    >>> gamma_regression(torch.tensor([[[[1.0, 3.0, 9.0]]]]), torch.ones(1, 1, 3), seen, features).tolist()
+    [[[1.0, 1.0, 0.0]]]
 
     References
     ----------

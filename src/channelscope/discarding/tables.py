@@ -85,16 +85,16 @@ RATIO, NATS = 0.02, 0.02
 """a CID has converged if its constraint is met within 2 % and its level and distance from the optimum are below 0.02 nats"""
 
 
-def image_table(found: Iterable[CIDResult], rule: CIDOptions, network: str) -> pd.DataFrame:
+def image_table(results: Iterable[CIDResult], options: CIDOptions, network: str) -> pd.DataFrame:
     """One row per image and layer: CID with its interval, the constraint on fresh noise, the cost, and what is wrong if anything is.
 
     References
     ----------
-    Ma et al. 2022 (convergence report); checked by tests/discarding/test_frames.py.
+    Ma et al. 2022 (convergence report); checked by tests/discarding/test_tables.py.
     """
-    rows = [row for each in found for row in _rows(each, rule, network)]
+    rows = [row for each in results for row in _rows(each, options, network)]
     rows.sort(key=lambda row: (row["depth"], row["image"]))
-    return describe_discarding("discarded", rows, rule)
+    return describe_discarding("discarded", rows, options)
 
 
 def layer_table(images: pd.DataFrame) -> pd.DataFrame:
@@ -135,7 +135,7 @@ def difference_table(images: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     here, there = (frame.attrs["provenance"]["convention"] for frame in (images, other))
     differ = [f"{key} ({here[key]} and {there.get(key)})" for key in here if here[key] != there.get(key)]
     if differ:
-        raise MismatchError(f"these CIDs are not on one scale: they differ in {', '.join(differ)}; run both under one rule")
+        raise MismatchError(f"these CIDs are not on one scale: they differ in {', '.join(differ)}; run both under one options")
     ours, theirs = (list(dict.fromkeys(frame.layer)) for frame in (images, other))
     if len(ours) != len(theirs):
         raise MismatchError(f"expected as many layers of both networks, received {len(ours)} and {len(theirs)}: name them")
@@ -155,9 +155,13 @@ def difference_table(images: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_discarding(
-    name: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame, rule: CIDOptions, columns: Mapping[str, Column] | None = None, **facts: Any
+    name: str,
+    rows: Sequence[Mapping[str, Any]] | pd.DataFrame,
+    options: CIDOptions,
+    columns: Mapping[str, Column] | None = None,
+    **facts: Any,
 ) -> pd.DataFrame:
-    """A table under a rule, which it names.
+    """A table under a options, which it names.
 
     Parameters
     ----------
@@ -165,8 +169,8 @@ def describe_discarding(
         Name of the table.
     rows
         Its rows, or a frame of them.
-    rule
-        The rule of its CIDs: normalizer, κ, caps and cells become `convention` in the table's provenance.
+    options
+        The options of its CIDs: normalizer, κ, caps and cells become `convention` in the table's provenance.
     columns
         Descriptions beside those of this package.
     **facts
@@ -182,29 +186,29 @@ def describe_discarding(
     Ma et al. 2022 (comparability).
     """
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    known = {"name": name, "columns": {**COLUMNS, **(columns or {})}, "convention": rule.convention(), "mode": rule.mode}
+    known = {"name": name, "columns": {**COLUMNS, **(columns or {})}, "convention": options.convention(), "mode": options.mode}
     return tables.describe(frame, known | facts)
 
 
-def _rows(found: CIDResult, rule: CIDOptions, network: str) -> Iterable[dict[str, Any]]:
-    numbers = {name: values.double().tolist() for name, values in found.numbers.items()}
-    reach = student_reach(1.0, found.degrees_of_freedom)
-    for place, image in enumerate(found.index.tolist()):
+def _rows(result: CIDResult, options: CIDOptions, network: str) -> Iterable[dict[str, Any]]:
+    numbers = {name: values.double().tolist() for name, values in result.numbers.items()}
+    reach = student_reach(1.0, result.degrees_of_freedom)
+    for place, image in enumerate(result.index.tolist()):
         own = {name: values[place] for name, values in numbers.items()}
-        reached = bool(found.constraint_reached[place])
-        note = _convergence_note(own, reached, rule)
+        reached = bool(result.constraint_reached[place])
+        note = _convergence_note(own, reached, options)
         if not reached:
             own |= {"gap": float("nan"), "error": float("nan")}
         yield (
-            {"network": network, "layer": found.layer.name, "depth": found.layer.depth, "image": image, "cid": own["cid"]}
+            {"network": network, "layer": result.layer.name, "depth": result.layer.depth, "image": image, "cid": own["cid"]}
             | {"cid_low": own["cid"] - reach * own["error"], "cid_high": own["cid"] + reach * own["error"]}
             | {"gain": own["cid"] - own["uniform"], "ratio": own["ratio"], "ratio_se": own["ratio_error"], "error": own["error"]}
             | {name: own[name] for name in ("gap", "capped", "unseen")}
-            | {"reached": reached, "converged": not note, "note": note, "passes": found.passes, "seconds": found.seconds}
+            | {"reached": reached, "converged": not note, "note": note, "passes": result.passes, "seconds": result.seconds}
         )
 
 
-def _convergence_note(own: Mapping[str, float], reached: bool, rule: CIDOptions) -> str:
+def _convergence_note(own: Mapping[str, float], reached: bool, options: CIDOptions) -> str:
     """What keeps the CID from having converged."""
     if not reached:
         return f"the feature changes by less than ε with all noise at its cap ({own['ratio']:.2f} of it): the CID is a bound"
@@ -213,6 +217,6 @@ def _convergence_note(own: Mapping[str, float], reached: bool, rule: CIDOptions)
         said.append(f"constraint at {own['ratio']:.3f} ± {own['ratio_error']:.3f}")
     if own["error"] > NATS:
         said.append(f"level known to ± {own['error']:.3f} nats")
-    if rule.mode == "exact" and own["gap"] > NATS:
+    if options.mode == "exact" and own["gap"] > NATS:
         said.append(f"{own['gap']:.3f} nats from the optimum")
     return "; ".join(said)

@@ -123,3 +123,11 @@ def test_a_network_with_infinite_weights_is_refused():
     model.stem.weight[0, 0, 0, 0] = torch.inf
     with pytest.raises((NumericError, InputError)):
         answered(small.view(model), layers=("down",))
+
+
+def test_a_result_shows_its_layer_and_mean():
+    view = small.view()
+    layers = view.layers(["down"])
+    statistics = CalibrationStatistics.over(view, small.batches(40, 20, 7), layers)
+    (result,) = discard(view, small.batches(3), statistics, layers, CIDOptions())
+    assert repr(result) == f"CIDResult(down, images=3, mean cid={float(result.numbers['cid'].mean()):.3f} nats)"

@@ -24,6 +24,12 @@ def test_nonsense_is_refused(bad):
         CIDOptions(**bad)
 
 
+@pytest.mark.parametrize(("bad", "near"), [({"mode": "exat"}, "exact"), ({"normalizer": "dta"}, "data")])
+def test_misspelled_choices_are_refused_with_the_nearest(bad, near):
+    with pytest.raises(InputError, match=f"near matches: {near}"):
+        CIDOptions(**bad)
+
+
 def test_a_constraint_takes_the_features_total_variance():
     feature = Variance.of(torch.rand(5, 4, 2))
     constraint = CIDOptions().constraint(feature)

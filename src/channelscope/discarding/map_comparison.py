@@ -1,0 +1,189 @@
+"""MapComparison: CID maps and the maps of other methods, compared by descriptive accuracy and by localization."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from channelscope import tables
+from channelscope.data.splits import Split
+from channelscope.discarding.analysis import BATCH, pixel_network
+from channelscope.discarding.attribution import attributions
+from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, CIDResult, discard
+from channelscope.discarding.faithfulness import descriptive_accuracy, descriptive_accuracy_table
+from channelscope.discarding.localization import center_prior, localization_table, smoothed
+from channelscope.discarding.noise import Cells
+from channelscope.discarding.pixel_network import LayerOutput, PixelNetwork
+from channelscope.discarding.tables import COLUMNS, image_table
+from channelscope.errors import DataError, NumericError
+from channelscope.progress import progress_bar
+from channelscope.types import Float, Int, Tensor
+
+MapFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""normalized images, a class and an index for each → relevance of each pixel (images, H, W)"""
+
+
+@dataclass(frozen=True)
+class MapComparison:
+    """Tables that compare CID maps with gradient, integrated gradients, Grad-CAM and LRP."""
+
+    layers: tuple[str, ...]
+    """layers whose CID is compared"""
+    tables: dict[str, pd.DataFrame] = field(repr=False)
+    """`descriptive_accuracy` and `localization`, by name"""
+
+
+@dataclass(frozen=True)
+class CIDMap:
+    """What a layer keeps (−H) as a map of the image, with the results from which convergence is read."""
+
+    network: PixelNetwork
+    """network from pixels on"""
+    layer: LayerOutput
+    """layer whose CID it is"""
+    statistics: CalibrationStatistics
+    """of the pixels and of this layer alone"""
+    options: CIDOptions
+    """options of the CID"""
+    results: list[CIDResult] = field(default_factory=list)
+    """results of the calls so far"""
+
+    def __call__(
+        self, images: Float[Tensor, "images C H W"], classes: Int[Tensor, "images"], index: Int[Tensor, "images"]
+    ) -> Float[Tensor, "images H W"]:
+        """−H in nats per value at each pixel; values that never vary take the smallest H of the batch."""
+        (result,) = discard(self.network, [(images, classes, index)], self.statistics, [self.layer], self.options)
+        self.results.append(result)
+        cells = Cells.of((self.network.shape[1], self.network.shape[2]), self.options.side)
+        return -cells.expand_to_pixels(result.entropy.clamp(min=result.entropy[result.entropy.isfinite()].min()))
+
+    def converged(self, index: Int[Tensor, "images"]) -> float:
+        """Fraction of some images whose CID has converged."""
+        frame = image_table(self.results, self.options, "")
+        return float(frame[frame.image.isin(index.tolist())].converged.mean())
+
+
+def compare_maps(
+    model: nn.Module,
+    images: Split,
+    tuning: Split,
+    calibration: Split,
+    layers: Sequence[str] = (),
+    options: CIDOptions | None = None,
+) -> MapComparison:
+    """Descriptive accuracy and localization of CID maps, other attribution methods, a random map and a center prior.
+
+    Parameters
+    ----------
+    model
+        Network in evaluation mode; its own predictions are the classes.
+    images
+        Images on which the maps are compared, each with a box (column `boxes`).
+    tuning
+        Other images with boxes, on which each method's threshold is chosen.
+    calibration
+        Images over which pixels' and features' variances are taken.
+    layers
+        Modules whose CID is compared, Grad-CAM being taken at the last; by default the third of four evenly spaced ones.
+    options
+        Options of the CID; by default those of `CIDOptions`.
+
+    Returns
+    -------
+    MapComparison
+        The layers and the two tables.
+
+    Raises
+    ------
+    InputError
+        Without captum or zennit.
+    SiteError
+        If the last layer is no module.
+    DataError
+        If an image has no box.
+    NumericError
+        If a map is not finite.
+
+    Examples
+    --------
+    >>> from channelscope import data, zoo
+    >>> model, images = zoo.load("resnet20", data="digits")
+    >>> compare_maps(model, images.test.take(4), images.calibration.take(4), images.calibration, ["layer3"])
+    Traceback (most recent call last):
+    ...
+    channelscope.errors.DataError: digits: expected a column 'boxes', the further columns are: none
+
+    References
+    ----------
+    Ma et al. 2022 (descriptive accuracy, localization); checked by tests/discarding/test_map_comparison.py.
+    """
+    options = options or CIDOptions()
+    boxes = [_boxes(split) for split in (tuning, images)]
+    calibration = calibration.with_batch_size(2 * BATCH)
+    network = pixel_network(model, calibration)
+    chosen = network.layers(layers) if layers else [network.layers()[2]]
+    methods = _methods(model, network, calibration, chosen, options)
+    splits = [split.with_batch_size(min(split.batch_size, BATCH)) for split in (tuning, images)]
+    with progress_bar("maps", sum(-(-len(split) // split.batch_size) for split in splits)) as step:
+        tuning_maps, _ = _maps_and_curves(model, methods, splits[0], step, curves=False)
+        maps, curves = _maps_and_curves(model, methods, splits[1], step, curves=True)
+    found = localization_table(tuning_maps, boxes[0], maps, boxes[1], options)
+    converged = [method.converged(images.indices) if isinstance(method, CIDMap) else math.nan for method in methods.values()]
+    found = tables.describe(found.assign(converged=converged), found.attrs | {"columns": COLUMNS})
+    accuracy = descriptive_accuracy_table(curves, options)
+    return MapComparison(tuple(layer.name for layer in chosen), {frame.attrs["name"]: frame for frame in (accuracy, found)})
+
+
+def _boxes(split: Split) -> list[Any]:
+    """The boxes of a split's images; every image must have one that is not empty."""
+    boxes = split.column("boxes")
+    without = [index for index, own in zip(split.indices.tolist(), boxes, strict=True) if not any(b[2] > b[0] and b[3] > b[1] for b in own)]
+    if without:
+        few = ", ".join(map(str, without[:5]))
+        raise DataError(f"{len(without)} of {len(boxes)} {split.name} images have no box inside the image ({few}, …): leave them out")
+    return boxes
+
+
+def _methods(
+    model: nn.Module, network: PixelNetwork, calibration: Split, layers: Sequence[LayerOutput], options: CIDOptions
+) -> dict[str, MapFunction]:
+    """Maps by the method's name, CID first."""
+    methods = attributions(model, layers[-1].name)
+    with progress_bar("data", -(-len(calibration) // calibration.batch_size)) as step:
+        statistics = CalibrationStatistics.over(network, calibration, layers, step)
+    cid = {
+        f"cid {layer.name}": CIDMap(network, layer, CalibrationStatistics(statistics.pixels, (feature,)), options)
+        for layer, feature in zip(layers, statistics.features, strict=True)
+    }
+    others = {name: lambda images, classes, index, method=method: method(images, classes) for name, method in methods.items()}
+    return {**cid, **others, "random": _random_map, "center": lambda images, classes, index: center_prior(images)}
+
+
+def _random_map(images: Tensor, classes: Tensor, index: Tensor) -> Tensor:
+    """Uniform random numbers that belong to each image's index."""
+    return torch.stack([torch.rand(images.shape[2:], generator=torch.Generator().manual_seed(int(one))) for one in index])
+
+
+def _maps_and_curves(
+    model: nn.Module, methods: dict[str, MapFunction], split: Split, step: Callable[[], None], curves: bool
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
+    """Smoothed maps of every method, and with `curves` also the curves of descriptive accuracy."""
+    maps: dict[str, list[Tensor]] = {name: [] for name in methods}
+    found: dict[tuple[str, str], list[Tensor]] = {}
+    for images, _, index in split:
+        with torch.no_grad():
+            classes = model(images).argmax(1)
+        for name, method in methods.items():
+            relevance = method(images, classes, index)
+            if not bool(relevance.isfinite().all()):
+                raise NumericError(f"the map of {name} is not finite: check the network, or name another layer")
+            maps[name].append(smoothed(relevance.float()))
+            for baseline in ("zero", "blur") if curves else ():
+                curve = descriptive_accuracy(model, images, classes, relevance, baseline)
+                found.setdefault((name, baseline), []).append(curve)
+        step()
+    return {name: torch.cat(parts) for name, parts in maps.items()}, {key: torch.cat(parts) for key, parts in found.items()}
