@@ -65,7 +65,6 @@ WITHOUT_EXAMPLES = {
     "experiments.ablation.run",
     "experiments.ablation.tables",
     "experiments.axes",
-    "experiments.columns",
     "experiments.communities",
     "experiments.gradients",
     "experiments.hulls",

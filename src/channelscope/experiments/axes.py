@@ -16,9 +16,13 @@ from channelscope.scores.registry import Score, lookup
 from channelscope.scores.target import excess, relevance
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import Schema
 from channelscope.types import Float, Tensor
 
 PERMUTATIONS = 200
+
+GROUPS = Schema("groups", "site depth n ari null_mean null_high p silhouette_local silhouette_target stability_local stability_target")
 
 
 def axis_clusters(profile: Profile, k: int = 4, seed: int = 0, **options) -> pd.DataFrame:
@@ -39,9 +43,7 @@ def axis_clusters(profile: Profile, k: int = 4, seed: int = 0, **options) -> pd.
         with at(site.name):
             layer = LayerStatistics(profile, site, profile.record(site), convention)
             rows.append({"site": site.name, "depth": site.depth, **_compare_partitions(layer, k, seed)})
-    frame = pd.DataFrame(rows)
-    frame.attrs["name"] = "groups"
-    return frame
+    return fill(GROUPS, rows)
 
 
 def _compare_partitions(layer: LayerStatistics, k: int, seed: int) -> dict[str, float]:
@@ -79,6 +81,10 @@ def _cluster_features(layer: LayerStatistics) -> tuple[Float[Tensor, "channels l
 LOCAL = ("capture", "overlap", "support", "rayleigh")
 
 TARGET = ("relevance", "excess")
+
+ALIGNMENT = Schema("alignment", "site depth local target rho low high n images")
+
+ALIGNMENT_MEAN = Schema("alignment_mean", "local target rho low high n pooled")
 
 
 def axis_alignment(
@@ -121,8 +127,8 @@ def axis_alignment(
                     }
                 )
     alignment = pd.DataFrame(rows)
-    alignment.attrs["name"] = "alignment"
-    return {"alignment": alignment, "alignment_mean": _over_layers(alignment, {name: torch.cat(parts) for name, parts in whole.items()})}
+    means = _over_layers(alignment, {name: torch.cat(parts) for name, parts in whole.items()})
+    return {"alignment": fill(ALIGNMENT, alignment), "alignment_mean": fill(ALIGNMENT_MEAN, means)}
 
 
 def _values(
@@ -152,7 +158,7 @@ def _alignment_interval(rho: Tensor, replicates: list[Tensor]) -> tuple[float, f
     return max(interval.low, -1.0), min(interval.high, 1.0)
 
 
-def _over_layers(alignment: pd.DataFrame, whole: dict[str, Tensor]) -> pd.DataFrame:
+def _over_layers(alignment: pd.DataFrame, whole: dict[str, Tensor]) -> list[dict]:
     rows = []
     for (one, other), pairs in alignment.groupby(["local", "target"], sort=False):
         known = pairs["rho"].dropna()
@@ -168,6 +174,4 @@ def _over_layers(alignment: pd.DataFrame, whole: dict[str, Tensor]) -> pd.DataFr
                 "pooled": float(spearman(whole[one], whole[other])),
             }
         )
-    frame = pd.DataFrame(rows)
-    frame.attrs["name"] = "alignment_mean"
-    return frame
+    return rows

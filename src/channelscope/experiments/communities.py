@@ -5,7 +5,6 @@ import pandas as pd
 import torch
 
 from channelscope.errors import at
-from channelscope.experiments.columns import table
 from channelscope.formulas import information, task_information
 from channelscope.formulas.graphs import Communities, communities, strongest_edges
 from channelscope.formulas.ranks import spearman
@@ -13,13 +12,49 @@ from channelscope.formulas.resampling import bootstrap_mean, jackknife
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import OURS, Column, Schema
 from channelscope.types import Float, Tensor
 
 GAP = "R − S"
 
-NODES = ["site", "depth", "graph", "channel", "community", "x", "y"]
+GRAPH = Column.text("R: what two channels share; S: what they say only together; R − S: the gap")
 
-EDGES = ["site", "depth", "graph", "channel", "peer", "weight"]
+MODULARITY = Column.correlation("modularity of the greedy partition of the strongest edges", "Clauset, Newman, Moore 2004")
+
+GRAPHS = Schema(
+    "graphs",
+    "site depth channels",
+    {
+        "graph": GRAPH,
+        "modularity": MODULARITY,
+        "communities": Column.count("communities of the partition"),
+        "edges": Column.count("edges of the graph"),
+    },
+)
+
+GRAPH_DEPTH = Schema(
+    "graph_depth",
+    "n",
+    {"graph": GRAPH, "modularity": MODULARITY, "rho": Column.correlation("rank correlation of the modularity with depth", "Spearman 1904")},
+)
+
+GRAPH_NODES = Schema(
+    "graph_nodes",
+    "site depth channel",
+    {
+        "graph": GRAPH,
+        "community": Column.count("community of the channel, 0 the largest"),
+        "x": Column("", 3, "place in the drawing", OURS),
+        "y": Column("", 3, "place in the drawing", OURS),
+    },
+)
+
+GRAPH_EDGES = Schema(
+    "graph_edges",
+    "site depth channel",
+    {"graph": GRAPH, "peer": Column.count("the other channel of the edge"), "weight": Column("nats", 3, "weight of the edge", OURS, 0.0)},
+)
 
 
 def find_communities(
@@ -70,10 +105,10 @@ def find_communities(
             edges += [where | edge for edge in own_edges]
     whole = pd.DataFrame(rows)
     return {
-        "graphs": table("graphs", whole),
-        "graph_depth": table("graph_depth", _depth(whole)),
-        "graph_nodes": table("graph_nodes", pd.DataFrame(nodes, columns=NODES)),
-        "graph_edges": table("graph_edges", pd.DataFrame(edges, columns=EDGES)),
+        "graphs": fill(GRAPHS, whole),
+        "graph_depth": fill(GRAPH_DEPTH, _depth(whole)),
+        "graph_nodes": fill(GRAPH_NODES, nodes),
+        "graph_edges": fill(GRAPH_EDGES, edges),
     }
 
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from channelscope.data.batches import batch_count, labeled_batches, on_device_of
 from channelscope.errors import DataError, InputError, SiteError
-from channelscope.experiments.columns import table
 from channelscope.formulas.gradients import LinearAxes, information_step, linear_axes, network_step
 from channelscope.formulas.ranks import spearman
 from channelscope.formulas.resampling import bootstrap_mean
@@ -22,9 +21,23 @@ from channelscope.progress import progress_bar
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import margin
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import Column, Schema
 from channelscope.types import Float, Tensor
 
 Readout = Literal["positions", "pooled"]
+
+PAPER = "Safaai et al. 2026"
+
+COSINE = Column.correlation("Euclidean cosine of the two gradient directions", PAPER)
+
+IDENTITY = Column("", 3, "|w'g| / (|w| |g|): zero but for rounding", PAPER, 0.0)
+
+THEORY = Schema("theory", "site depth channel capture relevance", {"cosine": COSINE, "identity": IDENTITY})
+
+THEORY_LAYERS = Schema("theory_layers", "site depth n", {"cosine": COSINE, "identity": IDENTITY})
+
+THEORY_SKIPPED = Schema("theory_skipped", "site reason")
 
 
 def gradient_angles(
@@ -85,9 +98,9 @@ def gradient_angles(
         ends = {"cosine": mean.value, "cosine_low": mean.low, "cosine_high": mean.high}
         layers.append({**where, **ends, "identity": float(identity.max()), "n": mean.n})
     return {
-        "theory": table("theory", pd.concat(rows, ignore_index=True)),
-        "theory_layers": table("theory_layers", layers),
-        "theory_skipped": table("theory_skipped", pd.DataFrame(list(skipped.items()), columns=["site", "reason"])),
+        "theory": fill(THEORY, pd.concat(rows, ignore_index=True)),
+        "theory_layers": fill(THEORY_LAYERS, layers),
+        "theory_skipped": fill(THEORY_SKIPPED, [{"site": name, "reason": reason} for name, reason in skipped.items()]),
     }
 
 
@@ -197,6 +210,18 @@ RATES = {"channels": 0.02, "network": 0.002}
 """step sizes"""
 
 
+SIMULATION = Schema(
+    "simulation",
+    "n capture relevance",
+    {
+        "system": Column.text("what follows the gradient: single channels, or a linear network"),
+        "step": Column.count("gradient steps"),
+        "alignment": Column.correlation("Spearman's rho of input capture and task information over the channels", "Spearman 1904"),
+        "cosine": COSINE,
+    },
+)
+
+
 def simulate(
     channels: int = 64, inputs: int = 24, steps: int = 300, every: int = 10, seeds: int = 5, isotropic: bool = False
 ) -> dict[str, pd.DataFrame]:
@@ -235,7 +260,7 @@ def simulate(
             for name in ("alignment", "cosine", "capture", "relevance"):
                 row |= _band(name, torch.tensor([one[name] for one in at_step]))
             rows.append(row)
-    return {"simulation": table("simulation", rows)}
+    return {"simulation": fill(SIMULATION, rows)}
 
 
 def problem(inputs: int, seed: int, isotropic: bool = False) -> tuple[Float[Tensor, "inputs inputs"], Float[Tensor, "inputs"], float]:

@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 
 from channelscope.errors import at
-from channelscope.experiments.columns import table
 from channelscope.formulas.hulls import Hulls
 from channelscope.formulas.hulls import hulls as grown
 from channelscope.formulas.regression import RIDGE
@@ -17,6 +16,8 @@ from channelscope.formulas.resampling import Interval, jackknife
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import Column, Schema
 from channelscope.types import Tensor
 
 
@@ -51,6 +52,25 @@ class HullOptions:
         )
 
 
+PAPER = "Safaai et al. 2026"
+
+SATURATED = "whether the hull is full before the threshold is reached, or the share of channels where it is"
+
+OWN = {
+    "size": Column.count("members of the hull, or their mean", "members"),
+    "saturated": Column.fraction(SATURATED, PAPER),
+    "compactness": Column("fraction/member", 3, "peer support over hull size", PAPER, 0.0),
+}
+
+EXPLAINED = Column.fraction("explained variance with the hull's members")
+
+HULLS = Schema("hulls", "site depth channel members support", {**OWN, "explained": EXPLAINED})
+
+HULL_CURVE = Schema("hull_curve", "site depth n", {"size": OWN["size"], "explained": EXPLAINED})
+
+HULL_LAYERS = Schema("hull_layers", "site depth channels", OWN)
+
+
 def replacement_sets(profile: Profile, rule: HullOptions | None = None, **options) -> dict[str, pd.DataFrame]:
     """Replaceability hulls of all channels, from the profile alone.
 
@@ -79,9 +99,9 @@ def replacement_sets(profile: Profile, rule: HullOptions | None = None, **option
         curves.append(_curve(site, found))
         layers.append({"site": site.name, "depth": site.depth, "channels": site.channels, **_summary(found, again)})
     return {
-        "hulls": table("hulls", pd.concat(channels, ignore_index=True)),
-        "hull_curve": table("hull_curve", pd.concat(curves, ignore_index=True)),
-        "hull_layers": table("hull_layers", layers),
+        "hulls": fill(HULLS, pd.concat(channels, ignore_index=True)),
+        "hull_curve": fill(HULL_CURVE, pd.concat(curves, ignore_index=True)),
+        "hull_layers": fill(HULL_LAYERS, layers),
     }
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from channelscope.errors import SampleError, at
-from channelscope.experiments.columns import table
 from channelscope.formulas.information import CEILING
 from channelscope.formulas.ranks import partial_correlation, ranks
 from channelscope.formulas.resampling import bootstrap_mean, permutation_p
@@ -20,6 +19,8 @@ from channelscope.scores.local import capture, overlap
 from channelscope.scores.target import excess, relevance
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import Column, Schema
 from channelscope.types import Bool, Float, Tensor
 
 LOCAL, TARGET = ("capture", "overlap"), ("relevance", "excess")
@@ -42,6 +43,25 @@ class Connection:
     """whether through a residual sum"""
     influence: Float[Tensor, "channels readers"]
     """|W[j, i]|₁ · standard deviation of channel i at its cut point"""
+
+
+MEAN = {
+    "axes": Column.text("from which axis to which"),
+    "rho": Column.correlation("partial rank correlation with the two upstream means of the other axis held equal", "Spearman 1904"),
+    "plain": Column.correlation("the same rank correlation with nothing held equal"),
+}
+
+PAIR = {
+    "upstream": Column.text("quantity of the channels that are read"),
+    "downstream": Column.text("quantity of the channels that read them"),
+    "pair": Column.text("from which quantity to which"),
+}
+
+PROPAGATION = Schema("propagation", "site depth note null_mean p n", {"reader": Column.text("the layer that reads"), **PAIR, **MEAN})
+
+PROPAGATION_MEAN = Schema("propagation_mean", "low high null_mean p n", {**PAIR, **MEAN})
+
+PROPAGATION_AXES = Schema("propagation_axes", "low high null_mean p n", MEAN)
 
 
 def axis_propagation(model: nn.Module, profile: Profile, permutations: int = 200, seed: int = 0, **options) -> dict[str, pd.DataFrame]:
@@ -94,9 +114,9 @@ def axis_propagation(model: nn.Module, profile: Profile, permutations: int = 200
         )
     frame, every = pd.DataFrame(rows), torch.stack(drawn)
     return {
-        "propagation": table("propagation", frame),
-        "propagation_mean": table("propagation_mean", _means(frame, every, ["axes", "pair", "upstream", "downstream"])),
-        "propagation_axes": table("propagation_axes", _means(frame, every, ["axes"])),
+        "propagation": fill(PROPAGATION, frame),
+        "propagation_mean": fill(PROPAGATION_MEAN, _means(frame, every, ["axes", "pair", "upstream", "downstream"])),
+        "propagation_axes": fill(PROPAGATION_AXES, _means(frame, every, ["axes"])),
     }
 
 

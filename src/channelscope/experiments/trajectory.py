@@ -7,7 +7,6 @@ import pandas as pd
 from scipy import stats
 
 from channelscope.errors import SampleError, at
-from channelscope.experiments.columns import table
 from channelscope.experiments.communities import pair_matrices
 from channelscope.experiments.hulls import HullOptions
 from channelscope.formulas.graphs import communities
@@ -18,11 +17,56 @@ from channelscope.scores.local import capture, overlap
 from channelscope.scores.target import excess, relevance, triplet_excess_by_layer
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import OURS, Column, Schema
 
 PUBLISHED = {"hull_size": (3.08, 4.27), "saturated": (0.067, 0.195), "ratio": (0.192, 0.381), "capture_relevance": (0.71, 0.22)}
 """quantity → at the start and at the end of training, as published (Safaai et al. 2026: six layers, 2,000 images)"""
 
 LOCAL, TARGET = {"capture": capture, "overlap": overlap}, {"relevance": relevance, "excess": excess}
+
+
+PAPER = "Safaai et al. 2026"
+
+TRAJECTORY_LAYERS = Schema(
+    "trajectory_layers",
+    "site depth epoch accuracy support",
+    {
+        "run": Column.text("training run"),
+        "hull_size": Column("members", 3, "peers in a channel's replaceability hull", PAPER, 0.0),
+        "saturated": Column.fraction("share of channels whose hull is full before the threshold is reached", PAPER),
+        "triple": Column("nats", 4, "S3: what three channels say about the target beyond their best pair", PAPER, 0.0),
+        "ratio": Column("", 3, "S3/S2: triplet excess over the pair excess inside the same triples", PAPER, 0.0),
+        "modularity_r": Column.correlation("modularity of the R-graph", PAPER),
+        "modularity_s": Column.correlation("modularity of the S-graph", PAPER),
+        "gap": Column("", 3, "modularity of the R-graph minus that of the S-graph", PAPER),
+        **{
+            f"{one}_{other}": Column.correlation(f"Spearman's rho of {one} and {other} over a layer's channels")
+            for one in LOCAL
+            for other in TARGET
+        },
+    },
+)
+
+QUANTITY = Column.text("column of `trajectory_layers`")
+
+TRAJECTORY = Schema(
+    "trajectory", "epoch low high n", {"quantity": QUANTITY, "value": Column("", 4, "mean over the runs of the mean over layers", OURS)}
+)
+
+TRAJECTORY_CHANGE = Schema(
+    "trajectory_change",
+    "n",
+    {
+        "quantity": QUANTITY,
+        "first": Column("", 4, "mean over the runs at the first epoch", OURS),
+        "last": Column("", 4, "mean over the runs at the last epoch", OURS),
+        "change": Column("", 4, "last minus first epoch, paired within runs", OURS),
+        "published_first": Column("", 3, "as published, at the start of training", PAPER),
+        "published_last": Column("", 3, "as published, at the end of training", PAPER),
+        "verdict": Column.text("whether the published direction holds, is reversed, or is open (the interval over runs contains zero)"),
+    },
+)
 
 
 def training_trajectory(
@@ -69,9 +113,9 @@ def training_trajectory(
     frame = pd.DataFrame(rows)
     means = frame.drop(columns=["site", "depth"]).groupby(["run", "epoch"], sort=False).mean()
     return {
-        "trajectory_layers": table("trajectory_layers", frame),
-        "trajectory": table("trajectory", _curves(means)),
-        "trajectory_change": table("trajectory_change", _changes(means)),
+        "trajectory_layers": fill(TRAJECTORY_LAYERS, frame),
+        "trajectory": fill(TRAJECTORY, _curves(means)),
+        "trajectory_change": fill(TRAJECTORY_CHANGE, _changes(means)),
     }
 
 

@@ -12,9 +12,10 @@ from channelscope import scores
 from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
 from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 from channelscope.experiments.ablation.tables import CONTROLS
-from channelscope.experiments.columns import table
 from channelscope.formulas.ranks import partial_correlation, ranks, spearman
 from channelscope.formulas.resampling import bootstrap_counts
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import OURS, Column, Schema
 from channelscope.types import Bool, Float, Int, Tensor
 
 
@@ -124,6 +125,45 @@ LEAST = 8
 """Channels below which a layer has no partial correlation."""
 
 
+PAPER = "Safaai et al. 2026"
+
+OUTCOME = {
+    "outcome": Column.text("what the score is compared with: damage of silence, or the part of it that the hull repays"),
+    "rho": Column.correlation("rank correlation", "Spearman 1904"),
+}
+
+REPAID = Schema(
+    "repaid",
+    "site depth low high n",
+    {
+        "quantity": Column.text("quantity of damage: loss or kl"),
+        "stand_in": Column.text("what replaced the channel"),
+        "baseline": Column.text("what its damage is compared with"),
+        "which": Column.text("all lesioned channels, or those that have controls"),
+        "repaid": Column.fraction("1 − summed damage with the replacement / summed damage of the baseline", PAPER),
+        "damage": Column("nats", 4, "mean damage of the baseline per channel", OURS),
+    },
+)
+
+CORRELATIONS = Schema("lesion_correlations", "score low high layers n pooled", OUTCOME)
+
+MATCHED = Schema(
+    "lesion_matched",
+    "score low high n",
+    {**OUTCOME, "bin": Column.text("cell of channels alike in task information and input capture, by thirds of the layer")},
+)
+
+PARTIAL = Schema(
+    "lesion_partial",
+    "score low high layers n",
+    {
+        **OUTCOME,
+        "given": Column.text("scores held equal"),
+        "plain": Column.correlation("the same rank correlation with nothing held equal"),
+    },
+)
+
+
 def analyze(
     channels: pd.DataFrame, stand_ins: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], plan: AblationPlan
 ) -> dict[str, pd.DataFrame]:
@@ -134,10 +174,10 @@ def analyze(
     resamples = BootstrapDraws.of(plan.groups, plan.draws, plan.seed)
     layers, names = layer_damage(channels, stand_ins, damage, resamples), [name for name in channels.columns if name in scores.REGISTRY]
     return {
-        "repaid": table("repaid", recovered(layers, resamples)),
-        "correlations": table("lesion_correlations", correlations(names, layers, resamples)),
-        "matched": table("lesion_matched", matched(layers, resamples)),
-        "partial": table("lesion_partial", partial(layers, resamples)),
+        "repaid": fill(REPAID, recovered(layers, resamples)),
+        "lesion_correlations": fill(CORRELATIONS, correlations(names, layers, resamples)),
+        "lesion_matched": fill(MATCHED, matched(layers, resamples)),
+        "lesion_partial": fill(PARTIAL, partial(layers, resamples)),
     }
 
 

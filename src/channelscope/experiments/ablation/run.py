@@ -85,7 +85,7 @@ def ablate(
         _ablate_layer(found, stand_ins, batches, ledger, progress)
         damage = ledger.total()
     tables = ablation_tables(found, profile, stand_ins, damage, **options)
-    return tables | analyze(tables["channels"], stand_ins, damage, plan)
+    return tables | analyze(tables["lesioned_channels"], stand_ins, damage, plan)
 
 
 def _ablate_layer(found: Sites, stand_ins: Plans, batches: Iterable, ledger: AblationStore, progress: bool) -> None:

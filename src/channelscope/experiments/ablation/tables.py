@@ -10,11 +10,12 @@ from channelscope import scores
 from channelscope.errors import DataError, SampleError
 from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
 from channelscope.experiments.ablation.plan import Replacement
-from channelscope.experiments.columns import table
 from channelscope.network.consumers import consumers
 from channelscope.network.sites import Sites
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import OURS, Column, Schema
 
 CONTROLS = ("hull", "random", "mean")
 
@@ -23,11 +24,52 @@ LEAST_RATIO = 0.01
 
 KEYS = ["site", "depth", "channel"]
 
+PAPER = "Safaai et al. 2026"
+
+DAMAGE = {
+    "loss": Column("nats", 4, "rise of the cross-entropy", OURS),
+    "accuracy": Column("fraction", 4, "fall of the accuracy", OURS),
+    "margin": Column("logits", 4, "fall of the logit margin", OURS),
+    "kl": Column("nats", 4, "Kullback-Leibler divergence of the output from the intact network's", OURS, 0.0),
+}
+"""columns of damage: positive is worse"""
+
+LESIONS = Schema(
+    "lesions",
+    "site depth channel members",
+    {
+        **DAMAGE,
+        "intervention": Column.text("silence, or what replaces the channel: hull, random (as many random peers), mean"),
+        "size": Column.count("peers in the replacement", "members"),
+    },
+)
+
+LESIONED_CHANNELS = Schema(
+    "lesioned_channels",
+    "site depth channel",
+    {
+        **DAMAGE,
+        **{
+            f"repaid_{name}_{quantity}": Column.fraction(
+                f"1 − damage in {quantity} with {name} in its place / damage of silence; nan where that does not exceed its standard error",
+                PAPER,
+            )
+            for name in CONTROLS
+            for quantity in ("loss", "kl")
+        },
+        "hull_size": Column("members", 3, "peers in a channel's replaceability hull", PAPER, 0.0),
+    },
+)
+
+READERS = Schema("readers", "site depth note", {"readers": Column.text("layers that see the channel with no layer in between")})
+
+NOTES = Schema("said", columns={"said": Column.text("remark about the measurement, such as too few images")})
+
 
 def ablation_tables(
     found: Sites, profile: Profile, stand_ins: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], **options
 ) -> dict[str, pd.DataFrame]:
-    """`lesions`, one row per channel and intervention; `channels`, one row per channel; `readers`, one row per site; `said`.
+    """`lesions`, one row per channel and intervention; `lesioned_channels`, one row per channel; `readers`, one row per site; `said`.
 
     Raises
     ------
@@ -41,10 +83,10 @@ def ablation_tables(
     values = scores.table(profile, applicable(profile), **options)
     channels = _channels(lesions).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
     return {
-        "lesions": table("lesions", lesions, images=_images(damage)),
-        "channels": table("lesioned_channels", channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
-        "readers": table("readers", _consumer_rows(found, list(stand_ins))),
-        "said": table("said", [{"said": line} for line in _notes(channels, _images(damage))]),
+        "lesions": fill(LESIONS, lesions, images=_images(damage)),
+        "lesioned_channels": fill(LESIONED_CHANNELS, channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
+        "readers": fill(READERS, _consumer_rows(found, list(stand_ins))),
+        "said": fill(NOTES, [{"said": line} for line in _notes(channels, _images(damage))]),
     }
 
 
