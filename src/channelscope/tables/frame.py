@@ -68,7 +68,7 @@ def fill(schema: Schema, rows: pd.DataFrame | Iterable[Mapping[str, Any]], **fac
     >>> list(fill(curve, []).columns)
     ['site', 'size']
     """
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    frame = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
     if not len(frame.columns):
         frame = pd.DataFrame(columns=list(schema.names))
     units = facts.get("units", {})
