@@ -20,7 +20,7 @@ from channelscope.tables.schema import OURS, Column, Schema
 CONTROLS = ("hull", "random", "mean")
 
 LEAST_RATIO = 0.01
-"""Damage over its standard error below which the number of images needed is not worth stating more exactly."""
+"""Damage over its standard error below which the number of images needed is computed as if it were this."""
 
 KEYS = ["site", "depth", "channel"]
 
@@ -69,7 +69,26 @@ NOTES = Schema("said", columns={"said": Column.text("remark about the measuremen
 def ablation_tables(
     found: Sites, profile: Profile, stand_ins: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], **options
 ) -> dict[str, pd.DataFrame]:
-    """`lesions`, one row per channel and intervention; `lesioned_channels`, one row per channel; `readers`, one row per site; `said`.
+    """Tables of an ablation run that need no statistics over channels.
+
+    Parameters
+    ----------
+    found
+        Sites of the traced network.
+    profile
+        Statistics of the network.
+    stand_ins
+        Site → its interventions.
+    damage
+        Site → damage of its interventions, in the same order.
+    **options
+        Options of the scores: target, shrinkage, ….
+
+    Returns
+    -------
+    dict[str, DataFrame]
+        `lesions`, one row per channel and intervention; `lesioned_channels`, one row per channel; `readers`, one row per site;
+        `said`, remarks about the measurement.
 
     Raises
     ------
@@ -77,6 +96,19 @@ def ablation_tables(
         Without images.
     SampleError
         With fewer images than groups.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from channelscope import collect, zoo
+    >>> from channelscope.network.sites import sites
+    >>> toy = zoo.toys.exact_copy()
+    >>> profile = collect(toy.model, toy.batches)
+    >>> damage = Damage.of(torch.ones(1, 4, 2).double(), torch.tensor([0, 1]), groups=2)
+    >>> found = sites(toy.model, toy.batches[0][0])
+    >>> tables = ablation_tables(found, profile, {"conv": [Replacement("silence", 0)]}, {"conv": damage})
+    >>> tables["lesions"][["site", "channel", "intervention", "loss", "loss_se"]].values.tolist()
+    [['conv', 0, 'silence', 1.0, 0.0]]
     """
     _enough(damage)
     lesions = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in stand_ins.items()], ignore_index=True)
@@ -91,7 +123,26 @@ def ablation_tables(
 
 
 def applicable(profile: Profile) -> list[str]:
-    """The scores this profile has everything for."""
+    """Names of the scores that a profile has the statistics for.
+
+    Parameters
+    ----------
+    profile
+        Statistics of a network.
+
+    Returns
+    -------
+    list[str]
+        In the order of the registry.
+
+    Examples
+    --------
+    >>> from channelscope import collect, zoo
+    >>> toy = zoo.toys.exact_copy()  # no BatchNorm; the pass recorded neither gradients nor maps
+    >>> names = applicable(collect(toy.model, toy.batches))
+    >>> [name in names for name in ("capture", "bn_scale", "fisher", "hrank")]
+    [True, False, False, False]
+    """
     record = profile.record(profile.sites[0])
     missing = set() if record.maps is not None else {"hrank", "chip"}
     if record.sensitivity is None:
@@ -102,6 +153,7 @@ def applicable(profile: Profile) -> list[str]:
 
 
 def _ablation_rows(site: Site, every: list[Replacement], damage: Damage) -> pd.DataFrame:
+    """Rows of `lesions` for one site."""
     columns = {}
     for place, name in enumerate(DAMAGE_QUANTITIES):
         columns[name], columns[f"{name}_se"] = damage.mean[:, place].numpy(), damage.error[:, place].numpy()
@@ -117,7 +169,7 @@ def _ablation_rows(site: Site, every: list[Replacement], damage: Damage) -> pd.D
 
 
 def _channels(lesions: pd.DataFrame) -> pd.DataFrame:
-    """One row per channel: damage of silence, and what each stand-in repays where that damage exceeds its standard error."""
+    """One row per channel: damage of silence, and the part each replacement recovers where it exceeds its standard error."""
     silent = lesions[lesions.intervention == "silence"].drop(columns=["intervention", "members", "size"]).set_index(KEYS)
     for name in CONTROLS:
         other = lesions[lesions.intervention == name].set_index(KEYS)
@@ -130,7 +182,7 @@ def _channels(lesions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _consumer_rows(found: Sites, names: list[str]) -> list[dict[str, Any]]:
-    """Which layers see a lesion, and whether in a residual sum: the shortcut then still carries what it carries."""
+    """Rows of `readers`: the layers that read each site, and which of them through a residual sum."""
     rows = []
     for name in names:
         every = consumers(found.graph, found[name])
@@ -141,36 +193,40 @@ def _consumer_rows(found: Sites, names: list[str]) -> list[dict[str, Any]]:
 
 
 def _images(damage: Mapping[str, Damage]) -> int:
+    """Number of evaluated images."""
     return round(float(next(iter(damage.values())).images.sum()))
 
 
 def _enough(damage: Mapping[str, Damage]) -> None:
+    """Refuse to go on without images, or with an empty group."""
     if not damage:
         raise DataError("there are no images to lesion on: the batches are empty")
     images = next(iter(damage.values())).images
     if bool((images == 0).any()):
         raise SampleError(
-            f"{_images(damage):,} evaluation images leave some of {len(images)} groups empty: intervals over images need one or more "
+            f"{_images(damage):,} evaluation images leave some of {len(images)} groups empty: intervals over images needed one or more "
             "in each; give more images, or fewer groups"
         )
 
 
 def _notes(channels: pd.DataFrame, images: int) -> list[str]:
-    """What the reader must be told: how many lesions change nothing, how many are lost in the noise, and what would resolve them."""
-    said, total = [], len(channels)
+    """Number of ablations that change nothing, number within the noise, and the images it would take to resolve half of them."""
+    notes, total = [], len(channels)
     column = {name: channels[name].to_numpy(dtype=float) for name in ("kl", "kl_se", "loss", "loss_se", "accuracy", "accuracy_se")}
-    still = (column["kl"] == 0) & (column["kl_se"] == 0)
-    if still.any():
-        said.append(f"{still.sum():,} of {total:,} channels are silent on these images already: taking them away changes nothing")
+    unchanged = (column["kl"] == 0) & (column["kl_se"] == 0)
+    if unchanged.any():
+        notes.append(f"{unchanged.sum():,} of {total:,} channels are silent on these images already: taking them away changes nothing")
     for name in ("loss", "accuracy"):
-        damage, error = column[name][~still], column[f"{name}_se"][~still]
-        lost = int((~(damage > error)).sum())
-        if lost:
+        damage, error = column[name][~unchanged], column[f"{name}_se"][~unchanged]
+        unresolved = int((~(damage > error)).sum())
+        if unresolved:
             ratio = np.median(np.abs(damage[error > 0]) / error[error > 0]) if (error > 0).any() else 0.0
-            need = 4 * images / max(ratio, LEAST_RATIO) ** 2
-            more = f"; half of all channels would stand out by two standard errors with about {need:,.0f} images" if need > images else ""
-            said.append(
-                f"{images:,} images are too few for {lost:,} of {total:,} channels: their damage in {name} does not exceed its "
+            wanted = 4 * images / max(ratio, LEAST_RATIO) ** 2
+            more = (
+                f"; half of all channels would stand out by two standard errors with about {wanted:,.0f} images" if wanted > images else ""
+            )
+            notes.append(
+                f"{images:,} images are too few for {unresolved:,} of {total:,} channels: their damage in {name} does not exceed its "
                 f"standard error, and nothing is said of what is repaid there{more}"
             )
-    return said
+    return notes
