@@ -11,7 +11,7 @@ from channelscope.errors import SampleError
 from channelscope.experiments.axes import axis_alignment
 from channelscope.experiments.communities import GAP, find_communities
 from channelscope.experiments.hulls import HullOptions, replacement_sets
-from channelscope.experiments.trajectory import PUBLISHED, spaced_epochs, training_trajectory
+from channelscope.experiments.trajectory import PUBLISHED, spaced_sites, training_trajectory
 from channelscope.profiling.collect import collect
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.target import triplet_excess_by_layer
@@ -51,7 +51,7 @@ class TestQuantities:
         of_hulls = replacement_sets(profile)["hull_layers"].set_index("site")
         of_graphs = find_communities(profile)["graphs"]
         of_axes = axis_alignment(profile, ("capture",), ("relevance", "excess"))["alignment"]
-        for site in spaced_epochs(profile.sites, 3):
+        for site in spaced_sites(profile.sites, 3):
             own = row(tables["trajectory_layers"], run=run, epoch=epoch, site=site.name)
             assert own.hull_size == pytest.approx(of_hulls.loc[site.name, "size"])
             assert own.saturated == pytest.approx(of_hulls.loc[site.name, "saturated"])
@@ -135,10 +135,10 @@ class TestVerdicts:
 class TestSpaced:
     @pytest.mark.parametrize(("layers", "depths"), [(1, [0]), (2, [0, 8]), (3, [0, 4, 8]), (9, list(range(9))), (None, list(range(9)))])
     def test_first_last_and_evenly_between(self, stages, layers, depths):
-        assert [site.depth for site in spaced_epochs(stages[0][2].sites, layers)] == depths
+        assert [site.depth for site in spaced_sites(stages[0][2].sites, layers)] == depths
 
     def test_more_than_there_are_is_all(self, stages):
-        assert len(spaced_epochs(stages[0][2].sites, 50)) == 9
+        assert len(spaced_sites(stages[0][2].sites, 50)) == 9
 
 
 def test_no_checkpoint():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from channelscope import tables
 from channelscope.errors import FormatError, InputError
 from channelscope.tables import frame
-from channelscope.tables.schema import Column
+from channelscope.tables.schema import Column, Schema
 
 ROWS = [
     {"site": "nan", "channel": 0, "capture": 0.1 + 0.2, "note": None, "kept": True},
@@ -176,3 +176,23 @@ def test_facts_are_written_whole(tmp_path):
         tables.write_json({"bad": np.ones(2)}, path)
     assert json.loads(path.read_text())["title"] == "R̄"
     assert [each.name for each in tmp_path.iterdir()] == ["run.json"]
+
+
+class TestFill:
+    SCHEMA = Schema("hull_curve", "site n", {"accuracy": Column("fraction", 4, "fall of the accuracy", "this test")})
+
+    def test_its_own_meaning_of_a_column_precedes_the_common_one(self):
+        frame = tables.fill(self.SCHEMA, [{"site": "conv1", "accuracy": 0.5, "accuracy_se": 0.1}], images=40)
+        assert frame.attrs["name"] == "hull_curve"
+        assert frame.attrs["provenance"] == {"images": 40}
+        assert frame.attrs["columns"]["accuracy"]["meaning"] == "fall of the accuracy"
+        assert frame.attrs["columns"]["accuracy_se"]["meaning"] == "standard error of fall of the accuracy"
+        assert frame.attrs["columns"]["site"]["meaning"] == "layer, by its module path"
+
+    def test_without_rows_it_has_the_columns_of_the_schema(self):
+        assert list(tables.fill(self.SCHEMA, []).columns) == ["site", "n", "accuracy"]
+
+    def test_a_column_outside_the_schema_is_refused_even_if_other_tables_have_it(self):
+        with pytest.raises(InputError, match=r"table 'hull_curve': expected the columns site, n, accuracy; received loss, loss_se"):
+            tables.fill(self.SCHEMA, [{"loss": 0.5, "loss_se": 0.1}])
+        assert tables.fill(self.SCHEMA, [{"loss": 0.5}], units={"loss": "bits"}).attrs["columns"]["loss"]["unit"] == "nats"

@@ -1,4 +1,4 @@
-"""The two axes: their alignment layer by layer, and whether channels alike on one axis are alike on the other."""
+"""The two axes: rank correlation of their quantities, and agreement of the clusters of channels on each."""
 
 from collections.abc import Sequence
 
@@ -16,22 +16,50 @@ from channelscope.scores.registry import Score, lookup
 from channelscope.scores.target import excess, relevance
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import Schema
 from channelscope.types import Float, Tensor
 
 PERMUTATIONS = 200
 
+GROUPS = Schema("groups", "site depth n ari null_mean null_high p silhouette_local silhouette_target stability_local stability_target")
+
 
 def axis_clusters(profile: Profile, k: int = 4, seed: int = 0, **options) -> pd.DataFrame:
-    """k-means groupings of each layer's channels on local features (I_X, R̄) and on target features (I_T, S), z-scored.
+    """Agreement of two k-means clusterings of each layer's channels: on local and on target quantities.
 
-    preset="paper" puts the target excess into both feature sets, as the published code does.
+    The local features are input capture and peer overlap, the target features task information and target excess, all z-scored.
+    `preset="paper"` puts the target excess into both sets, as the published code does.
+
+    Parameters
+    ----------
+    profile
+        Statistics of the network.
+    k
+        Number of clusters.
+    seed
+        Seed of k-means and of the permutations.
+    **options
+        Options of the scores: target, shrinkage, preset, ….
 
     Returns
     -------
-    pd.DataFrame
-        One row per site: adjusted Rand index of the two groupings with its permutation null (channels shuffled),
-        silhouettes, stability between random starts, and n, the channels with all features. Layers with fewer than 4 k of
-        them, or too few images for the target, stay nan: their groups would be single channels.
+    DataFrame
+        Table `groups`, one row per site: adjusted Rand index of the two clusterings with mean, 95th percentile and p-value of
+        its permutation null, silhouettes, stability between random starts, and n, the number of channels with all features.
+        Sites with fewer than 4 k such channels, or too few images for the target, have nan.
+
+    Examples
+    --------
+    >>> from channelscope import collect, zoo
+    >>> toy = zoo.toys.independent_channels()
+    >>> frame = axis_clusters(collect(toy.model, toy.batches), k=2)
+    >>> frame[["site", "n"]].values.tolist()  # five channels are too few for two clusters
+    [['conv', 5]]
+
+    References
+    ----------
+    Hubert & Arabie 1985; Rousseeuw 1987.
     """
     convention = ScoreOptions.of(options)
     rows = []
@@ -39,12 +67,11 @@ def axis_clusters(profile: Profile, k: int = 4, seed: int = 0, **options) -> pd.
         with at(site.name):
             layer = LayerStatistics(profile, site, profile.record(site), convention)
             rows.append({"site": site.name, "depth": site.depth, **_compare_partitions(layer, k, seed)})
-    frame = pd.DataFrame(rows)
-    frame.attrs["name"] = "groups"
-    return frame
+    return fill(GROUPS, rows)
 
 
 def _compare_partitions(layer: LayerStatistics, k: int, seed: int) -> dict[str, float]:
+    """The row of one layer, without its site."""
     try:
         local, target = _cluster_features(layer)
     except SampleError:
@@ -53,121 +80,146 @@ def _compare_partitions(layer: LayerStatistics, k: int, seed: int) -> dict[str, 
     local, target = local[known], target[known]
     if len(local) < 4 * k:
         return {"n": len(local)}
-    one, other = kmeans_labels(local, k, seed), kmeans_labels(target, k, seed)
-    ari, null = adjusted_rand(one, other), adjusted_rand_null(one, other, PERMUTATIONS, seed)
+    local_labels, target_labels = kmeans_labels(local, k, seed), kmeans_labels(target, k, seed)
+    ari, null = adjusted_rand(local_labels, target_labels), adjusted_rand_null(local_labels, target_labels, PERMUTATIONS, seed)
     return {
         "n": len(local),
         "ari": ari,
         "null_mean": float(null.mean()),
         "null_high": float(null.quantile(0.95)),
         "p": float(1 + (null >= ari).sum()) / (1 + PERMUTATIONS),
-        "silhouette_local": silhouette(local, one),
-        "silhouette_target": silhouette(target, other),
+        "silhouette_local": silhouette(local, local_labels),
+        "silhouette_target": silhouette(target, target_labels),
         "stability_local": cluster_stability(local, k),
         "stability_target": cluster_stability(target, k),
     }
 
 
 def _cluster_features(layer: LayerStatistics) -> tuple[Float[Tensor, "channels local"], Float[Tensor, "channels target"]]:
-    together = excess.formula(layer)
+    """Local and target features of one layer, one column each."""
+    pair_excess = excess.formula(layer)
     local = [capture.formula(layer), overlap.formula(layer, ceiling=CEILING)]
     if layer.convention.paper:
-        local.append(together)
-    return torch.stack(local, 1), torch.stack([relevance.formula(layer), together], 1)
+        local.append(pair_excess)
+    return torch.stack(local, 1), torch.stack([relevance.formula(layer), pair_excess], 1)
 
 
 LOCAL = ("capture", "overlap", "support", "rayleigh")
 
 TARGET = ("relevance", "excess")
 
+ALIGNMENT = Schema("alignment", "site depth local target rho low high n images")
+
+ALIGNMENT_MEAN = Schema("alignment_mean", "local target rho low high n pooled")
+
 
 def axis_alignment(
     profile: Profile, local_axis: Sequence[str] = LOCAL, target_axis: Sequence[str] = TARGET, **options
 ) -> dict[str, pd.DataFrame]:
-    """Rank correlation of every local quantity with every target quantity, layer by layer and over layers.
+    """Rank correlation of every local quantity with every target quantity, layer by layer and averaged over layers.
 
-    A layer whose score is refused for want of images has nan there.
+    Parameters
+    ----------
+    profile
+        Statistics of the network.
+    local_axis, target_axis
+        Names of scores.
+    **options
+        Options of the scores: target, shrinkage, ….
 
     Returns
     -------
-    dict[str, pd.DataFrame]
-        `alignment`: one row per site and pair, Spearman's rho over the site's channels with a jackknife interval over
-        image shards; `alignment_mean`: the mean over layers with a bootstrap interval over layers, beside the pooled
-        value, which mixes layers and is never to be read alone.
+    dict[str, DataFrame]
+        `alignment`: one row per site and pair, Spearman's rho over the site's channels with a jackknife interval over image
+        shards, nan where a score needs more images. `alignment_mean`: one row per pair, the mean over layers with a bootstrap
+        interval over layers, and `pooled`, rho over all channels at once, which mixes differences between layers in.
+
+    Examples
+    --------
+    >>> from channelscope import collect, zoo
+    >>> toy = zoo.toys.independent_channels()  # capture grows with the channel; the margin reads channels 0, 2 and 4
+    >>> profile = collect(toy.model, toy.batches)
+    >>> frame = axis_alignment(profile, ["capture"], ["capture", "relevance"])["alignment_mean"]
+    >>> frame.set_index("target")["rho"].round(3).to_dict()
+    {'capture': 1.0, 'relevance': 0.3}
+
+    References
+    ----------
+    Spearman 1904; Safaai et al. 2026.
     """
     convention = ScoreOptions.of(options)
-    whole = {name: [] for name in (*local_axis, *target_axis)}
+    pooled = {name: [] for name in (*local_axis, *target_axis)}
     rows = []
     for site in profile.sites:
         with at(site.name):
             values, replicates = _values(profile, site, convention, lookup((*local_axis, *target_axis)))
         for name, column in values.items():
-            whole[name].append(column)
-        for one in local_axis:
-            for other in target_axis:
-                rho = spearman(values[one], values[other])
-                low, high = _alignment_interval(rho, [spearman(each[one], each[other]) for each in replicates])
+            pooled[name].append(column)
+        for local in local_axis:
+            for target in target_axis:
+                rho = spearman(values[local], values[target])
+                low, high = _alignment_interval(rho, [spearman(each[local], each[target]) for each in replicates])
                 rows.append(
                     {
                         "site": site.name,
                         "depth": site.depth,
-                        "local": one,
-                        "target": other,
+                        "local": local,
+                        "target": target,
                         "rho": float(rho),
                         "low": low,
                         "high": high,
-                        "n": int((values[one].isfinite() & values[other].isfinite()).sum()),
+                        "n": int((values[local].isfinite() & values[target].isfinite()).sum()),
                         "images": profile.images,
                     }
                 )
     alignment = pd.DataFrame(rows)
-    alignment.attrs["name"] = "alignment"
-    return {"alignment": alignment, "alignment_mean": _over_layers(alignment, {name: torch.cat(parts) for name, parts in whole.items()})}
+    means = _over_layers(alignment, {name: torch.cat(parts) for name, parts in pooled.items()})
+    return {"alignment": fill(ALIGNMENT, alignment), "alignment_mean": fill(ALIGNMENT_MEAN, means)}
 
 
 def _values(
     profile: Profile, site: Site, convention: ScoreOptions, wanted: list[Score]
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Every wanted quantity of one layer, and again without each shard of images."""
+    """Values of some scores for one layer, and the same with each shard of images left out."""
     layer = LayerStatistics(profile, site, profile.record(site), convention)
     left_out = profile.jackknife_records(site) if profile.shards > 1 else []
     return _columns(layer, wanted), [_columns(LayerStatistics(profile, site, record, convention), wanted) for record in left_out]
 
 
 def _columns(layer: LayerStatistics, wanted: list[Score]) -> dict[str, Tensor]:
+    """Values of some scores for one layer, nan where a score needs more images."""
     columns = {}
-    for one in wanted:
+    for score in wanted:
         try:
-            columns[one.name] = one.formula(layer).double()
+            columns[score.name] = score.formula(layer).double()
         except SampleError:
-            columns[one.name] = torch.full((layer.channels,), torch.nan, dtype=torch.float64)
+            columns[score.name] = torch.full((layer.channels,), torch.nan, dtype=torch.float64)
     return columns
 
 
 def _alignment_interval(rho: Tensor, replicates: list[Tensor]) -> tuple[float, float]:
-    """Jackknife interval clipped to −1 … 1; nan without shards."""
+    """Jackknife interval, clipped to −1 … 1; nan without shards."""
     if not replicates:
         return float("nan"), float("nan")
     interval = jackknife(rho, torch.stack([torch.as_tensor(each) for each in replicates])).interval()
     return max(interval.low, -1.0), min(interval.high, 1.0)
 
 
-def _over_layers(alignment: pd.DataFrame, whole: dict[str, Tensor]) -> pd.DataFrame:
+def _over_layers(alignment: pd.DataFrame, pooled: dict[str, Tensor]) -> list[dict]:
+    """Mean of rho over layers and pooled rho, one row per pair."""
     rows = []
-    for (one, other), pairs in alignment.groupby(["local", "target"], sort=False):
+    for (local, target), pairs in alignment.groupby(["local", "target"], sort=False):
         known = pairs["rho"].dropna()
         mean = bootstrap_mean(torch.tensor(known.to_numpy())) if len(known) > 1 else None
         rows.append(
             {
-                "local": one,
-                "target": other,
+                "local": local,
+                "target": target,
                 "rho": mean.value if mean else float(known.mean()),
                 "low": mean.low if mean else float("nan"),
                 "high": mean.high if mean else float("nan"),
                 "n": len(known),
-                "pooled": float(spearman(whole[one], whole[other])),
+                "pooled": float(spearman(pooled[local], pooled[target])),
             }
         )
-    frame = pd.DataFrame(rows)
-    frame.attrs["name"] = "alignment_mean"
-    return frame
+    return rows

@@ -1,11 +1,10 @@
-"""Communities of channels that share information, and of channels that are informative only together."""
+"""Communities of channels: in the graph of shared information (R) and in the graph of target excess (S)."""
 
 import networkx
 import pandas as pd
 import torch
 
 from channelscope.errors import at
-from channelscope.experiments.columns import table
 from channelscope.formulas import information, task_information
 from channelscope.formulas.graphs import Communities, communities, strongest_edges
 from channelscope.formulas.intervals import bootstrap_mean, jackknife
@@ -13,43 +12,92 @@ from channelscope.formulas.ranks import spearman
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import OURS, Column, Schema
 from channelscope.types import Float, Tensor
 
 GAP = "R − S"
 
-NODES = ["site", "depth", "graph", "channel", "community", "x", "y"]
+GRAPH = Column.text("R: what two channels share; S: what they say only together; R − S: the gap")
 
-EDGES = ["site", "depth", "graph", "channel", "peer", "weight"]
+MODULARITY = Column.correlation("modularity of the greedy partition of the strongest edges", "Clauset, Newman, Moore 2004")
+
+GRAPHS = Schema(
+    "graphs",
+    "site depth channels",
+    {
+        "graph": GRAPH,
+        "modularity": MODULARITY,
+        "communities": Column.count("communities of the partition"),
+        "edges": Column.count("edges of the graph"),
+    },
+)
+
+GRAPH_DEPTH = Schema(
+    "graph_depth",
+    "n",
+    {"graph": GRAPH, "modularity": MODULARITY, "rho": Column.correlation("rank correlation of the modularity with depth", "Spearman 1904")},
+)
+
+GRAPH_NODES = Schema(
+    "graph_nodes",
+    "site depth channel",
+    {
+        "graph": GRAPH,
+        "community": Column.count("community of the channel, 0 the largest"),
+        "x": Column("", 3, "place in the drawing", OURS),
+        "y": Column("", 3, "place in the drawing", OURS),
+    },
+)
+
+GRAPH_EDGES = Schema(
+    "graph_edges",
+    "site depth channel",
+    {"graph": GRAPH, "peer": Column.count("the other channel of the edge"), "weight": Column("nats", 3, "weight of the edge", OURS, 0.0)},
+)
 
 
 def find_communities(
     profile: Profile, share: float = 0.1, weighted: bool = True, shards: bool = True, **options
 ) -> dict[str, pd.DataFrame]:
-    """R-graph (what two channels share) and S-graph (what they say about the target only together) of every layer.
+    """Communities of the R-graph (information two channels share) and the S-graph (their target excess) of every layer.
 
     Parameters
     ----------
+    profile
+        Statistics of the network.
     share
-        Edges kept: this share of the positive ones, the strongest.
+        Fraction of the positive pairs that become edges, the strongest first.
     weighted
-        Whether the modularity counts the edges' weights.
+        Whether the modularity uses the weights of the edges.
     shards
-        Jackknife intervals over image shards, at ten times the cost.
-    options
-        The scores' convention: target, shrinkage, ….
+        Whether to compute jackknife intervals over image shards, at ten times the cost.
+    **options
+        Options of the scores: target, shrinkage, ….
 
     Returns
     -------
-    dict[str, pd.DataFrame]
-        `graphs`: modularity, communities and edges of both graphs of each layer, and their gap; `graph_depth`: their
-        means over layers with bootstrap intervals, and Spearman's rho of each with depth; `graph_nodes` and
-        `graph_edges`: the graphs themselves, with the community and a place for each channel that has an edge, ready to
-        be drawn.
+    dict[str, DataFrame]
+        `graphs`: modularity, number of communities and of edges of both graphs of each layer, and the difference of the
+        modularities. `graph_depth`: means over layers with bootstrap intervals, and Spearman's rho with depth. `graph_nodes`
+        and `graph_edges`: the graphs, with the community and a position in a drawing for each channel that has an edge.
 
     Raises
     ------
     InputError
-        For a share outside (0, 1].
+        If `share` is outside (0, 1].
+
+    Examples
+    --------
+    >>> from channelscope import collect, zoo
+    >>> toy = zoo.toys.exact_copy()  # channel 3 is twice channel 0
+    >>> tables = find_communities(collect(toy.model, toy.batches), shards=False)
+    >>> tables["graph_edges"].query("graph == 'R'")[["channel", "peer"]].values.tolist()
+    [[0, 3]]
+
+    References
+    ----------
+    Clauset, Newman & Moore 2004; Safaai et al. 2026.
     """
     convention = ScoreOptions.of(options)
     rows, nodes, edges = [], [], []
@@ -59,26 +107,47 @@ def find_communities(
             left_out = profile.jackknife_records(site) if shards and profile.shards > 1 else []
             pairs = pair_matrices(layer)
             found = communities_of(pairs, share, weighted)
-            again = [
+            replicates = [
                 communities_of(pair_matrices(LayerStatistics(profile, site, record, convention)), share, weighted) for record in left_out
             ]
-        rows += _rows(site, found, again)
+        rows += _rows(site, found, replicates)
         for name in pairs:
             where = {"site": site.name, "depth": site.depth, "graph": name}
-            own_nodes, own_edges = _drawing(pairs[name], share, found[name])
-            nodes += [where | node for node in own_nodes]
-            edges += [where | edge for edge in own_edges]
-    whole = pd.DataFrame(rows)
+            site_nodes, site_edges = _drawing(pairs[name], share, found[name])
+            nodes += [where | node for node in site_nodes]
+            edges += [where | edge for edge in site_edges]
+    modularities = pd.DataFrame(rows)
     return {
-        "graphs": table("graphs", whole),
-        "graph_depth": table("graph_depth", _depth(whole)),
-        "graph_nodes": table("graph_nodes", pd.DataFrame(nodes, columns=NODES)),
-        "graph_edges": table("graph_edges", pd.DataFrame(edges, columns=EDGES)),
+        "graphs": fill(GRAPHS, modularities),
+        "graph_depth": fill(GRAPH_DEPTH, _depth(modularities)),
+        "graph_nodes": fill(GRAPH_NODES, nodes),
+        "graph_edges": fill(GRAPH_EDGES, edges),
     }
 
 
 def pair_matrices(layer: LayerStatistics) -> dict[str, Float[Tensor, "channels channels"]]:
-    """R and S of a layer: pairwise shared information at the local readout, and pairwise target excess."""
+    """Shared information of every pair of channels (R) and its target excess (S).
+
+    Parameters
+    ----------
+    layer
+        Statistics of one layer.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        R and S, each (channels, channels) in nats.
+
+    Examples
+    --------
+    >>> from channelscope import collect, zoo
+    >>> toy = zoo.toys.suppressor_pair()
+    >>> profile = collect(toy.model, toy.batches)
+    >>> layer = LayerStatistics(profile, profile.sites[0], profile.record(profile.sites[0]), ScoreOptions())
+    >>> excess = pair_matrices(layer)["S"][0, 1]
+    >>> round(float(excess), 3), round(float(toy.truth["excess"][0, 1]), 3)
+    (0.549, 0.549)
+    """
     return {
         "R": information.correlation_information(layer.correlation),
         "S": task_information.excess(layer.pair_information, layer.task_information),
@@ -86,38 +155,77 @@ def pair_matrices(layer: LayerStatistics) -> dict[str, Float[Tensor, "channels c
 
 
 def communities_of(pairs: dict[str, Tensor], share: float = 0.1, weighted: bool = True) -> dict[str, Communities]:
-    """Communities of both graphs of a layer."""
+    """Communities of both graphs of a layer.
+
+    Parameters
+    ----------
+    pairs
+        Name of the graph → weights of all pairs, as `pair_matrices` returns them.
+    share
+        Fraction of the positive pairs that become edges.
+    weighted
+        Whether the modularity uses the weights.
+
+    Returns
+    -------
+    dict[str, Communities]
+        Name of the graph → its communities.
+
+    Examples
+    --------
+    >>> blocks = torch.block_diag(torch.ones(3, 3), torch.ones(3, 3)).double()
+    >>> found = communities_of({"R": blocks, "S": blocks}, share=1.0)
+    >>> len(found["R"].members), round(found["R"].modularity, 3)
+    (2, 0.5)
+    """
     return {name: communities(each, share, weighted=weighted) for name, each in pairs.items()}
 
 
-def modularity_gap(found: dict[str, Communities]) -> float:
-    """Modularity of the R-graph minus that of the S-graph; nan where one has no edge."""
-    return found["R"].modularity - found["S"].modularity
+def modularity_gap(graphs: dict[str, Communities]) -> float:
+    """Modularity of the R-graph minus that of the S-graph; nan where one of them has no edge.
+
+    Parameters
+    ----------
+    graphs
+        Communities of both graphs.
+
+    Returns
+    -------
+    float
+        Difference, at least −1.5 and at most 1.5.
+
+    Examples
+    --------
+    >>> blocks, complete = torch.block_diag(torch.ones(3, 3), torch.ones(3, 3)).double(), torch.ones(6, 6).double()
+    >>> round(modularity_gap(communities_of({"R": blocks, "S": complete}, share=1.0)), 3)
+    0.5
+    """
+    return graphs["R"].modularity - graphs["S"].modularity
 
 
-def _rows(site: Site, found: dict[str, Communities], again: list[dict[str, Communities]]) -> list[dict]:
-    where = {"site": site.name, "depth": site.depth}
+def _rows(site: Site, found: dict[str, Communities], replicates: list[dict[str, Communities]]) -> list[dict]:
+    """Rows of `graphs` for one site: R, S and their difference."""
+    where = {"site": site.name, "depth": site.depth, "channels": site.channels}
     rows = []
-    for name, own in found.items():
-        said = _modularity(own.modularity, [each[name].modularity for each in again])
-        rows.append({**where, "graph": name, **said, "communities": len(own.members), "edges": own.edges, "channels": site.channels})
-    rows.append(
-        {**where, "graph": GAP, **_modularity(modularity_gap(found), [modularity_gap(each) for each in again]), "channels": site.channels}
-    )
-    return rows
+    for name, graph in found.items():
+        interval = _modularity(graph.modularity, [each[name].modularity for each in replicates])
+        rows.append({**where, "graph": name, **interval, "communities": len(graph.members), "edges": graph.edges})
+    gap = _modularity(modularity_gap(found), [modularity_gap(each) for each in replicates])
+    return [*rows, {**where, "graph": GAP, **gap}]
 
 
 def _modularity(value: float, replicates: list[float]) -> dict[str, float]:
+    """Modularity with its jackknife interval; nan without shards."""
     ends = jackknife(torch.tensor(value), torch.tensor(replicates)).interval() if replicates else None
     low, high = (ends.low, ends.high) if ends else (float("nan"), float("nan"))
     return {"modularity": value, "modularity_low": low, "modularity_high": high}
 
 
 def _depth(rows: pd.DataFrame) -> list[dict]:
-    """Does modularity change with depth? One row per graph."""
+    """Mean modularity over layers and its rank correlation with depth, one row per graph."""
     found = []
-    for name, own in rows.groupby("graph", sort=False):
-        modularity, depth = (torch.tensor(own[column].to_numpy(dtype=float)) for column in ("modularity", "depth"))
+    for name, of_graph in rows.groupby("graph", sort=False):
+        modularity, depth = (torch.tensor(of_graph[column].to_numpy(dtype=float)) for column in ("modularity", "depth"))
         mean = bootstrap_mean(modularity)
         ends = {"modularity": mean.value, "modularity_low": mean.low, "modularity_high": mean.high}
         found.append({"graph": name, **ends, "rho": float(spearman(modularity, depth)), "n": mean.n})
@@ -125,7 +233,7 @@ def _depth(rows: pd.DataFrame) -> list[dict]:
 
 
 def _drawing(pairs: Tensor, share: float, found: Communities) -> tuple[list[dict], list[dict]]:
-    """Nodes with community and place, and edges; the places are a spring layout, the same in every run."""
+    """Nodes with community and position, and edges; the positions are a spring layout with a fixed seed."""
     ends, weights = strongest_edges(pairs, share)
     edges = [{"channel": i, "peer": j, "weight": w} for (i, j), w in zip(ends.tolist(), weights.tolist(), strict=True)]
     graph = networkx.Graph()

@@ -1,9 +1,9 @@
 """Tables: pandas frames with the unit, digits, meaning and source of every column, on disk and in print."""
 
-from channelscope.tables.frame import describe, read, table, write, write_json
+from channelscope.tables.frame import describe, fill, read, table, write, write_json
 from channelscope.tables.quantities import COLUMNS, HEADLINE, QUANTITIES
 from channelscope.tables.rounding import format_interval, format_number, format_percent
-from channelscope.tables.schema import Column, Quantity
+from channelscope.tables.schema import Column, Quantity, Schema
 
 __all__ = [
     "COLUMNS",
@@ -11,7 +11,9 @@ __all__ = [
     "QUANTITIES",
     "Column",
     "Quantity",
+    "Schema",
     "describe",
+    "fill",
     "format_interval",
     "format_number",
     "format_percent",

@@ -12,7 +12,7 @@ from pandas.api import types
 from channelscope.errors import FormatError, InputError
 from channelscope.storage import atomic_file
 from channelscope.tables.quantities import COLUMNS
-from channelscope.tables.schema import Column
+from channelscope.tables.schema import Column, Schema
 
 FORMAT = 1
 
@@ -35,6 +35,50 @@ def table(
     """
     frame = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows)).copy()
     return describe(frame, {"name": name, "columns": columns or {}, "provenance": dict(provenance or {})})
+
+
+def fill(schema: Schema, rows: pd.DataFrame | Iterable[Mapping[str, Any]], **facts: Any) -> pd.DataFrame:
+    """Table of a schema: a frame under the schema's name with every column described.
+
+    Parameters
+    ----------
+    schema
+        Name and columns.
+    rows
+        The rows, as a frame or as mappings from column to value. Without rows the table has the schema's columns.
+    **facts
+        Provenance of the table, such as the number of images; `units` describes further columns by their unit.
+
+    Returns
+    -------
+    DataFrame
+        The rows, with `attrs` as `table` gives them.
+
+    Raises
+    ------
+    InputError
+        For a column that neither the schema nor `units` describes.
+
+    Examples
+    --------
+    >>> curve = Schema("hull_curve", "site", {"size": Column.count("members of the hull", "members")})
+    >>> frame = fill(curve, [{"site": "conv1", "size": 2}], images=100)
+    >>> frame.attrs["name"], frame.attrs["columns"]["size"]["unit"], frame.attrs["provenance"]
+    ('hull_curve', 'members', {'images': 100})
+    >>> list(fill(curve, []).columns)
+    ['site', 'size']
+    """
+    frame = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows))
+    if not len(frame.columns):
+        frame = pd.DataFrame(columns=list(schema.names))
+    units = facts.get("units", {})
+    known = {*schema.names, *units}
+    unknown = [name for name in map(str, frame.columns) if not {name, *(name.removesuffix(ending) for ending in DERIVED)} & known]
+    if unknown:
+        raise InputError(
+            f"table '{schema.name}': expected the columns {', '.join(schema.names)}; received {', '.join(unknown)}: add to its schema"
+        )
+    return describe(frame, {"name": schema.name, "columns": schema.columns, **facts})
 
 
 def describe(frame: pd.DataFrame, attrs: Mapping[Any, Any]) -> pd.DataFrame:

@@ -1,9 +1,13 @@
-"""Column and Quantity: the description of a table's column and of a quantity per channel."""
+"""Column, Quantity and Schema: the description of a table's column, of a quantity per channel, and of a table."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from channelscope.ranking import Keeps, Ranking
+
+OURS = "this library"
+"""source of what is defined nowhere else"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,26 @@ class Column:
     def of(cls, ranking: Ranking) -> "Column":
         """The column a ranking fills."""
         return cls(ranking.unit, 3, f"{ranking.name} ({ranking.keeps} is kept)", ranking.source)
+
+    @classmethod
+    def text(cls, meaning: str, source: str = OURS) -> "Column":
+        """A column of names or sentences."""
+        return cls(meaning=meaning, source=source)
+
+    @classmethod
+    def count(cls, meaning: str, unit: str = "", source: str = OURS) -> "Column":
+        """A column of whole numbers from 0."""
+        return cls(unit, 0, meaning, source, low=0)
+
+    @classmethod
+    def fraction(cls, meaning: str, source: str = OURS, digits: int = 3) -> "Column":
+        """A column of fractions."""
+        return cls("fraction", digits, meaning, source)
+
+    @classmethod
+    def correlation(cls, meaning: str, source: str = OURS) -> "Column":
+        """A column of numbers from −1 to 1, such as a correlation or a modularity."""
+        return cls("", 3, meaning, source, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -61,3 +85,27 @@ class Quantity(Column):
         low = "(−∞" if self.low is None else f"[{self.low:g}"
         high = "∞)" if self.high is None else f"{self.high:g}]"
         return f"{low}, {high}"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Name and columns of one table; it stands beside the function that fills the table, and `tables.fill` applies it.
+
+    Examples
+    --------
+    >>> curve = Schema("hull_curve", "site n", {"size": Column.count("members of the hull", "members")})
+    >>> curve.name, curve.names
+    ('hull_curve', ('site', 'n', 'size'))
+    """
+
+    name: str
+    """of the table: its file without ending, its key among the tables of a function, its name in the report"""
+    common: str = ""
+    """columns with the meaning they have in every table (`tables.COLUMNS`), separated by spaces"""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    """the table's own columns; NAME_se, NAME_low and NAME_high are described by NAME"""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, the common ones first."""
+        return (*self.common.split(), *self.columns)

@@ -1,106 +1,20 @@
 """Correlations, matched comparisons and recovered damage of an ablation run, with one set of bootstrap draws."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
 
 from channelscope import scores
-from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
+from channelscope.experiments.ablation.damage import Damage
+from channelscope.experiments.ablation.layer_damage import BootstrapDraws, LayerDamage, damage_summary, layer_damage
 from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 from channelscope.experiments.ablation.tables import CONTROLS
-from channelscope.experiments.columns import table
-from channelscope.formulas.intervals import bootstrap_counts
-from channelscope.formulas.ranks import partial_correlation, ranks, spearman
-from channelscope.types import Bool, Float, Int, Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class BootstrapDraws:
-    """Draw 0 is the data as it is; each other draw takes image groups with replacement, and channels within their stratum."""
-
-    weights: Float[Tensor, "draws groups"]
-    """how often each image group enters each draw"""
-    seed: int
-    """of all draws"""
-
-    @classmethod
-    def of(cls, groups: int, draws: int, seed: int) -> "BootstrapDraws":
-        """Draws over so many image groups."""
-        return cls(torch.cat([torch.ones(1, groups, dtype=torch.float64), bootstrap_counts(groups, draws, seed)]), seed)
-
-    def damage(self, damage: Damage) -> Float[Tensor, "quantities draws lesions"]:
-        """Mean harm of every lesion in every draw of the images."""
-        return torch.einsum("dg,lgq->qdl", self.weights, damage.sums) / (self.weights @ damage.images)[:, None]
-
-    def picks(self, count: int, stratum: int = 0) -> Int[Tensor, "draws count"]:
-        """Channels of a stratum that enter each draw."""
-        source = torch.Generator().manual_seed(self.seed * 1_000_003 + stratum)
-        picked = torch.randint(max(count, 1), (len(self.weights) - 1, count), generator=source)
-        return torch.cat([torch.arange(count)[None], picked])
-
-    def correlation(self, *columns: Tensor, stratum: int = 0) -> Float[Tensor, "draws"]:
-        """Rank correlation of the first two columns given the others, in every draw; each column (n,) or (draws, n), without nan.
-
-        A draw in which a column has become nan or constant is nan.
-        """
-        picks = self.picks(columns[0].shape[-1], stratum)
-        drawn = torch.stack([column.expand(picks.shape).gather(1, picks) for column in columns], 1)
-        lost = drawn.isnan().any(2).any(1)
-        values = partial_correlation(ranks(drawn.masked_fill(lost[:, None, None], 0)).transpose(1, 2))
-        return values.masked_fill(lost, torch.nan)
-
-
-@dataclass(frozen=True, eq=False)
-class LayerDamage:
-    """Damage of one site's lesions in every draw, by intervention and channel."""
-
-    site: str
-    """the site"""
-    every: list[Replacement]
-    """its interventions"""
-    drawn: Float[Tensor, "quantities draws lesions"]
-    """mean harm"""
-    columns: Mapping[str, Float[Tensor, "channels"]]
-    """every number of the table of lesioned channels, for the lesioned channels in order"""
-
-    @cached_property
-    def channels(self) -> list[int]:
-        """The lesioned channels, in order."""
-        return [each.channel for each in self.every if each.name == "silence"]
-
-    def of(self, name: str, quantity: str) -> Float[Tensor, "draws channels"]:
-        """Damage of one intervention for all lesioned channels; nan where it was not tried."""
-        places = {each.channel: place for place, each in enumerate(self.every) if each.name == name}
-        found = self.drawn[list(DAMAGE_QUANTITIES).index(quantity)]
-        whole = torch.full((found.shape[0], len(self.channels)), torch.nan, dtype=torch.float64)
-        columns = [column for column, channel in enumerate(self.channels) if channel in places]
-        whole[:, columns] = found[:, [places[self.channels[column]] for column in columns]]
-        return whole
-
-
-def layer_damage(
-    channels: pd.DataFrame, stand_ins: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], resamples: BootstrapDraws
-) -> list[LayerDamage]:
-    """Damage of all sites in every draw, beside the scores of the lesioned channels."""
-    names = channels.select_dtypes("number").columns
-    values, sites = torch.tensor(channels[names].to_numpy(dtype=float)), channels["site"].to_numpy()
-    found = []
-    for site, every in stand_ins.items():
-        own = values[torch.from_numpy(sites == site)]
-        found.append(LayerDamage(site, every, resamples.damage(damage[site]), dict(zip(names, own.T, strict=True))))
-    return found
-
-
-def damage_summary(draws: Float[Tensor, "draws"], level: float = 0.95) -> dict[str, float]:
-    """Value of the data (draw 0) and percentile interval over the others; no interval where more than half of them are nan."""
-    rest = draws[1:][~draws[1:].isnan()].numpy()
-    ends = np.quantile(rest, [(1 - level) / 2, (1 + level) / 2]) if 2 * len(rest) >= len(draws) - 1 and len(rest) else (np.nan, np.nan)
-    return {"value": float(draws[0]), "low": float(ends[0]), "high": float(ends[1])}
-
+from channelscope.formulas.ranks import ranks, spearman
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import OURS, Column, Schema
+from channelscope.types import Bool, Float, Tensor
 
 QUANTITIES = ("loss", "kl")
 
@@ -124,28 +38,93 @@ LEAST = 8
 """Channels below which a layer has no partial correlation."""
 
 
+PAPER = "Safaai et al. 2026"
+
+OUTCOME = {
+    "outcome": Column.text("what the score is compared with: damage of silence, or the part of it that the hull repays"),
+    "rho": Column.correlation("rank correlation", "Spearman 1904"),
+}
+
+REPAID = Schema(
+    "repaid",
+    "site depth low high n",
+    {
+        "quantity": Column.text("quantity of damage: loss or kl"),
+        "stand_in": Column.text("what replaced the channel"),
+        "baseline": Column.text("what its damage is compared with"),
+        "which": Column.text("all lesioned channels, or those that have controls"),
+        "repaid": Column.fraction("1 − summed damage with the replacement / summed damage of the baseline", PAPER),
+        "damage": Column("nats", 4, "mean damage of the baseline per channel", OURS),
+    },
+)
+
+CORRELATIONS = Schema("lesion_correlations", "score low high layers n pooled", OUTCOME)
+
+MATCHED = Schema(
+    "lesion_matched",
+    "score low high n",
+    {**OUTCOME, "bin": Column.text("cell of channels alike in task information and input capture, by thirds of the layer")},
+)
+
+PARTIAL = Schema(
+    "lesion_partial",
+    "score low high layers n",
+    {
+        **OUTCOME,
+        "given": Column.text("scores held equal"),
+        "plain": Column.correlation("the same rank correlation with nothing held equal"),
+    },
+)
+
+
 def analyze(
     channels: pd.DataFrame, stand_ins: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], plan: AblationPlan
 ) -> dict[str, pd.DataFrame]:
-    """Everything that is said of the damage, with bootstrap intervals over channels within layers and over image groups.
+    """Recovered damage and correlations of damage with the scores, with bootstrap intervals over channels within layers and over images.
 
-    Scores are taken as known: their own error, of the calibration images, is in their own tables.
+    Scores are taken as known: their own errors, over the calibration images, are in the tables of the scores.
+
+    Parameters
+    ----------
+    channels
+        Table `lesioned_channels`.
+    stand_ins
+        Site → its interventions.
+    damage
+        Site → damage of its interventions, in the same order.
+    plan
+        Number of groups and draws, and the seed.
+
+    Returns
+    -------
+    dict[str, DataFrame]
+        `repaid`, `lesion_correlations`, `lesion_matched` and `lesion_partial`.
+
+    Examples
+    --------
+    >>> from channelscope import collect, zoo
+    >>> from channelscope.experiments import ablate
+    >>> toy = zoo.toys.exact_copy()
+    >>> tables = ablate(toy.model, collect(toy.model, toy.batches), toy.batches, AblationPlan(all=True, draws=20), progress=False)
+    >>> hull = tables["repaid"].query("site == 'all layers' and quantity == 'kl' and stand_in == 'hull' and baseline == 'silence'")
+    >>> hull[["which", "repaid", "n"]].round(2).values.tolist()
+    [['all', 1.0, 4], ['controls', 1.0, 4]]
     """
     resamples = BootstrapDraws.of(plan.groups, plan.draws, plan.seed)
     layers, names = layer_damage(channels, stand_ins, damage, resamples), [name for name in channels.columns if name in scores.REGISTRY]
     return {
-        "repaid": table("repaid", recovered(layers, resamples)),
-        "correlations": table("lesion_correlations", correlations(names, layers, resamples)),
-        "matched": table("lesion_matched", matched(layers, resamples)),
-        "partial": table("lesion_partial", partial(layers, resamples)),
+        "repaid": fill(REPAID, _recovered(layers, resamples)),
+        "lesion_correlations": fill(CORRELATIONS, correlations(names, layers, resamples)),
+        "lesion_matched": fill(MATCHED, _matched(layers, resamples)),
+        "lesion_partial": fill(PARTIAL, _partial(layers, resamples)),
     }
 
 
-def recovered(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[dict]:
-    """1 − Σ damage(stand-in)/Σ damage(baseline), layer by layer and over all layers.
+def _recovered(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[dict]:
+    """1 − Σ damage(replacement)/Σ damage(baseline), layer by layer and over all layers.
 
-    The hull is given for all lesioned channels, and for those that have the controls to be set beside these. Against silence a
-    stand-in is credited with the channel's mean as well; against the mean only with what it knows of the images.
+    The hull is given for all ablated channels, and for those with controls so that it can be compared with these. Against silence
+    a replacement also recovers the channel's mean; against the mean only its dependence on the images.
     """
     for quantity in QUANTITIES:
         for name, baseline, which in COMPARED:
@@ -163,8 +142,9 @@ def recovered(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[
 
 
 def _recovered_row(place: tuple[str, float], quantity: str, compared: tuple[str, str, str], n: int, sums: Tensor) -> dict:
+    """One row of `repaid`."""
     name, baseline, which = compared
-    said = damage_summary(1 - sums[0] / sums[1])
+    summary = damage_summary(1 - sums[0] / sums[1])
     return {
         "site": place[0],
         "depth": place[1],
@@ -172,16 +152,42 @@ def _recovered_row(place: tuple[str, float], quantity: str, compared: tuple[str,
         "stand_in": name,
         "baseline": baseline,
         "which": which,
-        "repaid": said["value"],
-        "low": said["low"],
-        "high": said["high"],
+        "repaid": summary["value"],
+        "low": summary["low"],
+        "high": summary["high"],
         "n": n,
         "damage": float(sums[1, 0]) / n,
     }
 
 
 def correlations(names: list[str], layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[dict]:
-    """Spearman's rho of damage and of repaid with every score: mean over layers, and pooled over all channels beside it."""
+    """Spearman's rho of damage and recovered part with every score.
+
+    Parameters
+    ----------
+    names
+        Scores.
+    layers
+        Damage and scores of each layer.
+    resamples
+        The draws.
+
+    Yields
+    ------
+    dict
+        One row per outcome and score: the mean over layers with its interval, and rho over all channels pooled.
+
+    Examples
+    --------
+    >>> every = [Replacement("silence", channel) for channel in range(3)]
+    >>> drawn = torch.arange(3).double().expand(4, 2, 3)  # the damage rises with the channel
+    >>> nothing = torch.full((3,), torch.nan)
+    >>> columns = {"capture": torch.tensor([0.1, 0.2, 0.3]), "repaid_hull_loss": nothing, "repaid_hull_kl": nothing}
+    >>> rows = correlations(["capture"], [LayerDamage("conv", every, drawn, columns)], BootstrapDraws.of(2, 1, 0))
+    >>> row = next(rows)
+    >>> row["outcome"], row["score"], round(row["rho"], 3), row["layers"], row["n"]
+    ('damage_loss', 'capture', 1.0, 1, 3)
+    """
     for outcome, values in _outcomes(layers):
         for name in names:
             within, every, known = [], [], 0
@@ -193,49 +199,58 @@ def correlations(names: list[str], layers: list[LayerDamage], resamples: Bootstr
                 if not rho[0].isnan():
                     within.append(rho)
                     known += int(there.sum())
-            said = damage_summary(_mean(within))
+            summary = damage_summary(_mean(within))
             yield {
                 "outcome": outcome,
                 "score": name,
-                "rho": said["value"],
-                "low": said["low"],
-                "high": said["high"],
+                "rho": summary["value"],
+                "low": summary["low"],
+                "high": summary["high"],
                 "layers": len(within),
                 "n": known,
                 "pooled": float(spearman(*torch.cat(every, 1))),
             }
 
 
-def matched(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[dict]:
+def _matched(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[dict]:
     """Rank correlation of damage with peers' quantities among channels alike in task information and input capture.
 
     Channels are placed by their percentile within the layer, so that layers can be pooled: a cell holds those in the same
-    third on both. The last row of each pair, bin `all`, is the mean over cells by their number of channels.
+    third on both. The last row of each pair, bin `all`, is the mean over cells weighted by their number of channels.
     """
     for outcome, values in _damages(layers):
         for name in PEERS:
-            own, percentiles, harm = _percentiles(layers, values, name)
+            own, percentiles, layer_values = _percentiles(layers, values, name)
             cells = (percentiles * BINS).long().clamp(max=BINS - 1)
             total, count = torch.zeros(2, len(resamples.weights), dtype=torch.float64), 0
             for cell in np.ndindex(BINS, BINS):
                 inside = (cells == torch.tensor(cell)[:, None]).all(0)
                 n = int(inside.sum())
-                rho = resamples.correlation(harm[:, inside], own[inside], stratum=BINS * cell[0] + cell[1])
+                rho = resamples.correlation(layer_values[:, inside], own[inside], stratum=BINS * cell[0] + cell[1])
                 if not rho[0].isnan():
                     total, count = total + n * torch.stack([rho.nan_to_num(nan=0), ~rho.isnan()]), count + n
-                yield _matched(outcome, name, f"{MATCH[0]} {cell[0] + 1}/{BINS}, {MATCH[1]} {cell[1] + 1}/{BINS}", rho, n)
-            yield _matched(outcome, name, "all", total[0] / total[1], count)
+                yield _matched_row(outcome, name, f"{MATCH[0]} {cell[0] + 1}/{BINS}, {MATCH[1]} {cell[1] + 1}/{BINS}", rho, n)
+            yield _matched_row(outcome, name, "all", total[0] / total[1], count)
 
 
-def _matched(outcome: str, name: str, which: str, rho: Tensor, n: int) -> dict:
-    said = damage_summary(rho)
-    return {"outcome": outcome, "score": name, "bin": which, "rho": said["value"], "low": said["low"], "high": said["high"], "n": n}
+def _matched_row(outcome: str, name: str, which: str, rho: Tensor, n: int) -> dict:
+    """One row of `lesion_matched`."""
+    summary = damage_summary(rho)
+    return {
+        "outcome": outcome,
+        "score": name,
+        "bin": which,
+        "rho": summary["value"],
+        "low": summary["low"],
+        "high": summary["high"],
+        "n": n,
+    }
 
 
 def _percentiles(
     layers: list[LayerDamage], values: list[Tensor], name: str
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "2 n"], Float[Tensor, "draws n"]]:
-    """Places 0..1 within the layer of one score, of what is matched, and of the damage in every draw; all layers side by side."""
+    """Percentiles within the layer of one score, of the matched quantities, and of the damage in every draw; all layers concatenated."""
     parts = []
     for layer, value in zip(layers, values, strict=True):
         columns = torch.stack([layer.columns[each] for each in (name, *MATCH)])
@@ -245,14 +260,14 @@ def _percentiles(
             parts.append((placed[0][0], placed[0][1:], placed[1]))
     if not parts:
         return torch.zeros(0), torch.zeros(2, 0), torch.zeros(len(values[0]), 0)
-    score, match, harm = (torch.cat(each, -1) for each in zip(*parts, strict=True))
-    return score, match, harm
+    score, match, layer_values = (torch.cat(each, -1) for each in zip(*parts, strict=True))
+    return score, match, layer_values
 
 
-def partial(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[dict]:
-    """Partial rank correlation of damage and repaid with a score once task information and input capture are known.
+def _partial(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[dict]:
+    """Partial rank correlation of damage and recovered part with a score, controlling for task information and input capture.
 
-    Mean over the layers with at least eight channels; `plain` is the correlation without anything held equal.
+    Mean over the layers with at least eight channels; `plain` is the correlation without control.
     """
     for outcome, values in _outcomes(layers):
         for name, given in [(MATCH[0], MATCH[1:]), (MATCH[1], MATCH[:1]), *((name, MATCH) for name in (*PEERS, "excess", "unique"))]:
@@ -261,20 +276,20 @@ def partial(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[di
                 columns = [layer.columns[each] for each in (name, *given)]
                 there = _known(value[0], *columns)
                 if int(there.sum()) >= LEAST:
-                    harm, score, *rest = (each[..., there] for each in (value, *columns))
-                    rho = resamples.correlation(harm, score, *rest, stratum=stratum)
+                    layer_values, score, *rest = (each[..., there] for each in (value, *columns))
+                    rho = resamples.correlation(layer_values, score, *rest, stratum=stratum)
                     if not rho[0].isnan():
                         held.append(rho)
-                        plain.append(resamples.correlation(harm, score, stratum=stratum))
+                        plain.append(resamples.correlation(layer_values, score, stratum=stratum))
                         known += int(there.sum())
-            said = damage_summary(_mean(held))
+            summary = damage_summary(_mean(held))
             yield {
                 "outcome": outcome,
                 "score": name,
                 "given": " ".join(given),
-                "rho": said["value"],
-                "low": said["low"],
-                "high": said["high"],
+                "rho": summary["value"],
+                "low": summary["low"],
+                "high": summary["high"],
                 "plain": float(_mean(plain)[0]),
                 "layers": len(held),
                 "n": known,
@@ -282,13 +297,13 @@ def partial(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[di
 
 
 def _damages(layers: list[LayerDamage]) -> Iterator[tuple[str, list[Float[Tensor, "draws channels"]]]]:
-    """Damage layer by layer in every draw."""
+    """Damage of silence layer by layer in every draw, by quantity."""
     for quantity in QUANTITIES:
         yield f"damage_{quantity}", [layer.of("silence", quantity) for layer in layers]
 
 
 def _outcomes(layers: list[LayerDamage]) -> Iterator[tuple[str, list[Float[Tensor, "draws channels"]]]]:
-    """Damage, and what the hull repays of it where it exceeds its standard error (nan elsewhere), in every draw."""
+    """Damage, and the part the hull recovers of it where it exceeds its standard error (nan elsewhere), in every draw."""
     yield from _damages(layers)
     for quantity in QUANTITIES:
         name, values = f"repaid_hull_{quantity}", []
@@ -304,4 +319,5 @@ def _mean(layers: list[Float[Tensor, "draws"]]) -> Float[Tensor, "draws"]:
 
 
 def _known(*columns: Tensor) -> Bool[Tensor, "channels"]:
+    """Channels that have all columns."""
     return ~torch.stack([column.isnan() for column in columns]).any(0)

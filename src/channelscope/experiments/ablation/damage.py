@@ -9,14 +9,32 @@ from channelscope.stats.tally import margin
 from channelscope.types import Float, Int, Tensor
 
 DAMAGE_QUANTITIES = {"loss": "nats", "accuracy": "fraction", "margin": "logits", "kl": "nats"}
-"""what is measured, with its unit; positive is worse"""
+"""Quantity → unit; positive is worse."""
 
 
 def image_damage(
     before: Float[Tensor, "images classes"], after: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]
 ) -> Float[Tensor, "quantities images"]:
-    """What each image loses, float64: rise of its cross-entropy, 1 if it is no longer right (−1 if it has become so), fall of its
-    margin, and the Kullback-Leibler divergence of the output from what it was.
+    """Change of the output of each image, for every quantity of `DAMAGE_QUANTITIES`; positive is worse.
+
+    Parameters
+    ----------
+    before, after
+        Logits of the intact and of the ablated network, (images, classes).
+    labels
+        Class of each image.
+
+    Returns
+    -------
+    Tensor
+        (quantities, images), float64: rise of the cross-entropy [nats]; 1 if the image is no longer right, −1 if it has become
+        so; fall of the logit margin; Kullback-Leibler divergence of the output from the intact network's [nats].
+
+    Examples
+    --------
+    >>> before, after = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> image_damage(before, after, torch.tensor([0])).round(decimals=3).flatten().tolist()
+    [1.0, 1.0, 2.0, 0.462]
     """
     before, after = before.double(), after.double()
     was, now = before.log_softmax(1), after.log_softmax(1)
@@ -28,20 +46,43 @@ def image_damage(
 
 @dataclass(frozen=True, eq=False)
 class Damage:
-    """Sums over images of each lesion's harm and its square; `+` merges disjoint image sets."""
+    """Sums over images of each ablation's damage and of its square; `+` merges disjoint image sets.
+
+    Examples
+    --------
+    >>> values = torch.tensor([[[1.0, 3.0], [0.0, 1.0], [2.0, 2.0], [0.0, 0.0]]]).double()  # (ablations, quantities, images)
+    >>> damage = Damage.of(values, torch.tensor([0, 1]), groups=2)
+    >>> damage.mean.tolist(), damage.error.tolist()
+    ([[2.0, 0.5, 2.0, 0.0]], [[1.0, 0.5, 0.0, 0.0]])
+    """
 
     images: Float[Tensor, "groups"]
     """images of each group"""
     sums: Float[Tensor, "lesions groups quantities"]
-    """sum of harm, float64"""
+    """sum of the damage, float64"""
     squares: Float[Tensor, "lesions groups quantities"]
     """sum of its square"""
 
     @classmethod
-    def of(cls, harms: Float[Tensor, "lesions quantities images"], owners: Int[Tensor, "images"], groups: int) -> "Damage":
-        """Damage over some images, each belonging to a group."""
-        member = F.one_hot(owners, groups).double().to(harms.device)
-        sums, squares = (torch.einsum("lqi,ig->lgq", each, member).cpu() for each in (harms, harms.square()))
+    def of(cls, values: Float[Tensor, "lesions quantities images"], group_of_image: Int[Tensor, "images"], groups: int) -> "Damage":
+        """Damage over some images.
+
+        Parameters
+        ----------
+        values
+            Damage of every image, (lesions, quantities, images).
+        group_of_image
+            Group of each image, from 0.
+        groups
+            Number of groups.
+
+        Returns
+        -------
+        Damage
+            Sums by group.
+        """
+        member = F.one_hot(group_of_image, groups).double().to(values.device)
+        sums, squares = (torch.einsum("lqi,ig->lgq", each, member).cpu() for each in (values, values.square()))
         return cls(member.sum(0).cpu(), sums, squares)
 
     def __add__(self, other: "Damage") -> "Damage":
@@ -50,7 +91,7 @@ class Damage:
 
     @property
     def mean(self) -> Float[Tensor, "lesions quantities"]:
-        """Mean harm over the images."""
+        """Mean damage over the images."""
         return self.sums.sum(1) / self.images.sum()
 
     @property

@@ -21,7 +21,32 @@ CREATE TABLE IF NOT EXISTS done (batch INTEGER, site TEXT, digest TEXT NOT NULL,
 
 
 class AblationStore:
-    """Damage by batch and site; in memory without a path. What is on disk is refused if it is of another run."""
+    """Damage by batch and site, in one SQLite file, or in memory without a path; a file of another run is refused.
+
+    Parameters
+    ----------
+    path
+        The file; None to keep everything in memory.
+    facts
+        What the run must agree in with the file.
+    groups
+        Number of image groups.
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged or no such file.
+    MismatchError
+        If it is of another run.
+
+    Examples
+    --------
+    >>> damage = Damage.of(torch.ones(1, 4, 2).double(), torch.tensor([0, 1]), groups=2)
+    >>> with AblationStore(None, {}, groups=2) as store:
+    ...     store.write(0, "batch", "conv", damage)
+    ...     store.known(0, "batch"), store.total()["conv"].mean.tolist()
+    ({'conv'}, [[1.0, 1.0, 1.0, 1.0]])
+    """
 
     def __init__(self, path: Path | None, facts: Mapping[str, Any], groups: int):
         self.path, self.groups = path, groups
@@ -43,7 +68,19 @@ class AblationStore:
             raise MismatchError(f"{path} holds another run of lesions: they differ in {', '.join(differ)}; delete it, or name another file")
 
     def known(self, batch: int, digest: str) -> set[str]:
-        """Sites whose lesions are done for a batch.
+        """Sites whose ablations are done for a batch.
+
+        Parameters
+        ----------
+        batch
+            Number of the batch.
+        digest
+            Its `ablation_key`.
+
+        Returns
+        -------
+        set[str]
+            Names of sites.
 
         Raises
         ------
@@ -58,7 +95,19 @@ class AblationStore:
         return {site for site, _ in rows}
 
     def write(self, batch: int, digest: str, site: str, damage: Damage) -> None:
-        """Add one site's lesions for one batch, all or nothing."""
+        """Add one site's ablations for one batch, all or nothing.
+
+        Parameters
+        ----------
+        batch
+            Number of the batch.
+        digest
+            Its `ablation_key`.
+        site
+            Name of the site.
+        damage
+            Damage of the site's ablations over the batch.
+        """
         images = damage.images.expand(len(damage.sums), self.groups)[..., None]
         blob = torch.cat([images, damage.sums, damage.squares], 2).contiguous().numpy().tobytes()
         with self.base:
@@ -75,16 +124,33 @@ class AblationStore:
         return found
 
     def __enter__(self) -> "AblationStore":
-        """The ledger itself."""
+        """The store itself."""
         return self
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
-        """Let go of the file; a run that has come to its end needs it no longer."""
+        """Close the file, and delete it if the run has ended without an error."""
         self.base.close()
         if kind is None and self.path is not None:
             self.path.unlink(missing_ok=True)
 
 
 def ablation_key(images: Tensor, labels: Tensor) -> str:
-    """Fingerprint of a batch."""
+    """Fingerprint of a batch.
+
+    Parameters
+    ----------
+    images, labels
+        The batch.
+
+    Returns
+    -------
+    str
+        Sixteen hexadecimal digits.
+
+    Examples
+    --------
+    >>> one, other = (ablation_key(torch.full((2, 1, 4, 4), value), torch.tensor([0, 1])) for value in (0.0, 1.0))
+    >>> len(one), one == other
+    (16, False)
+    """
     return hashlib.sha256(images.cpu().contiguous().numpy().tobytes() + labels.cpu().numpy().tobytes()).hexdigest()[:16]

@@ -20,7 +20,14 @@ from channelscope.types import Float, Tensor
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """A weighted sum of peers' maps plus a constant: `Σ_j weights_j · map_j + intercept`; silence is the empty one."""
+    """A weighted sum of peers' maps plus a constant: `Σ_j weights_j · map_j + intercept`; silence has neither.
+
+    Examples
+    --------
+    >>> maps = torch.tensor([[1.0, 2.0, 3.0]])  # one image, three channels
+    >>> Replacement("hull", 2, members=(0, 1), weights=torch.tensor([2.0, 0.5]), intercept=1.0).standing_in(maps, axis=0).tolist()
+    [[1.0, 2.0, 4.0]]
+    """
 
     name: str
     """silence, hull, random or mean"""
@@ -35,27 +42,53 @@ class Replacement:
 
     @classmethod
     def predicting(cls, name: str, cut: Moments, channel: int, members: list[int], ridge: float) -> "Replacement":
-        """The best linear prediction of a channel from some peers at the cut point; peers silent there are left out.
+        """Best linear prediction of a channel from some peers at the activation; peers without variance there are left out.
 
         Parameters
         ----------
+        name
+            Name of the replacement.
+        cut
+            Moments of the site's activation.
+        channel
+            Channel that is predicted.
+        members
+            Peers that predict it.
         ridge
-            On the correlation scale, as in the hull: a peer's own scale does not matter.
+            Ridge of the regression on channels scaled to variance 1, as in the hull, so that a peer's scale does not matter.
+
+        Returns
+        -------
+        Replacement
+            Its weights and intercept; without members, the channel's mean.
 
         Raises
         ------
         SingularError
-            If the peers determine each other and ridge is 0.
+            If the peers determine each other and `ridge` is 0.
         """
-        loud = [peer for peer in members if cut.variance[peer] > 0]
+        varying = [peer for peer in members if cut.variance[peer] > 0]
         scale = cut.variance.sqrt()
         unit = cut.scaled(1 / scale.masked_fill(scale == 0, 1), torch.zeros_like(scale))
-        weights, _ = replacement_weights(unit.covariance, unit.mean, channel, loud, ridge)
-        weights = weights * scale[channel] / scale[loud]
-        return cls(name, channel, tuple(loud), weights, float(cut.mean[channel] - weights @ cut.mean[loud]))
+        weights, _ = replacement_weights(unit.covariance, unit.mean, channel, varying, ridge)
+        weights = weights * scale[channel] / scale[varying]
+        return cls(name, channel, tuple(varying), weights, float(cut.mean[channel] - weights @ cut.mean[varying]))
 
     def maps(self, maps: Float[Tensor, "images ..."], axis: int) -> Float[Tensor, "images ..."]:
-        """The replacement's map in a batch of the site's maps; `axis` holds the channels, counted without the batch axis."""
+        """Map of the replacement in a batch of the site's maps.
+
+        Parameters
+        ----------
+        maps
+            Maps of all channels of the site, (images, …).
+        axis
+            Axis of the channels, counted without the batch axis.
+
+        Returns
+        -------
+        Tensor
+            `maps` without the axis of channels.
+        """
         own = maps.select(axis + 1, self.channel)
         if not self.members:
             return torch.full_like(own, self.intercept)
@@ -63,7 +96,20 @@ class Replacement:
         return torch.tensordot(peers.movedim(axis + 1, -1), self.weights.to(peers), 1) + self.intercept
 
     def standing_in(self, maps: Float[Tensor, "images ..."], axis: int) -> Float[Tensor, "images ..."] | None:
-        """All maps of the site with the channel replaced; None if that changes nothing."""
+        """All maps of the site with the channel replaced; None if that changes nothing.
+
+        Parameters
+        ----------
+        maps
+            Maps of all channels of the site, (images, …).
+        axis
+            Axis of the channels, counted without the batch axis.
+
+        Returns
+        -------
+        Tensor or None
+            A changed copy.
+        """
         own, other = maps.select(axis + 1, self.channel), self.maps(maps, axis)
         if torch.equal(own, other):
             return None
@@ -77,18 +123,25 @@ Silence = Literal["zero", "mean"]
 
 @dataclass(frozen=True)
 class AblationPlan:
-    """Which channels are lesioned and how."""
+    """Which channels are ablated and how.
+
+    Examples
+    --------
+    >>> plan = AblationPlan(channels=50, silence="mean")
+    >>> plan.channels, plan.controls, plan.silence
+    (50, 200, 'mean')
+    """
 
     channels: int = 200
-    """channels to lesion, spread evenly over the layers"""
+    """number of channels to ablate, spread evenly over the layers"""
     all: bool = False
-    """lesion every channel"""
+    """ablate every channel"""
     controls: int = 200
-    """of these, how many also get the controls: as many random peers, and the mean"""
+    """number of these channels that also get the two controls: equally many random peers, and the channel's mean"""
     silence: Silence = "zero"
-    """what a lesioned channel shows: nothing, or its mean over the calibration images"""
+    """ablation value: zero, or the channel's mean over the calibration images"""
     sites: tuple[str, ...] | None = None
-    """sites to lesion; by default every one"""
+    """sites to ablate; by default all"""
     groups: int = 10
     """groups of evaluation images (index mod groups) that are resampled for intervals"""
     draws: int = 500
@@ -97,7 +150,7 @@ class AblationPlan:
     """of the drawn channels, the random peers and the resampling"""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense, and a silence that does not exist."""
+        """Raise InputError for numbers out of range and an unknown kind of silence."""
         if self.silence not in get_args(Silence):
             raise InputError(no_such("silence", self.silence, get_args(Silence)))
         for name, value, least in (
@@ -110,14 +163,45 @@ class AblationPlan:
                 raise InputError(f"lesion: expected {name} of at least {least}, received {value}")
 
     def chosen(self, profile: Profile) -> tuple[Site, ...]:
-        """The sites to lesion, in execution order; SiteError lists near matches of a name that is none."""
+        """Sites to ablate, in execution order.
+
+        Parameters
+        ----------
+        profile
+            Statistics of the network.
+
+        Returns
+        -------
+        tuple[Site, ...]
+            All sites, or those of `sites`.
+
+        Raises
+        ------
+        SiteError
+            With near matches, for a name that is no site.
+        """
         if self.sites is None:
             return profile.sites
         names = {site_named(profile.sites, name).name for name in self.sites}
         return tuple(site for site in profile.sites if site.name in names)
 
     def stand_ins(self, profile: Profile, rule: HullOptions, convention: ScoreOptions) -> dict[str, list[Replacement]]:
-        """Site → every intervention on it: silence and hull for each drawn channel, random peers and mean for the controls."""
+        """Site → all interventions on it: silence and hull for each drawn channel, random peers and mean for those with controls.
+
+        Parameters
+        ----------
+        profile
+            Statistics of the network.
+        rule
+            How hulls grow.
+        convention
+            Options of the scores.
+
+        Returns
+        -------
+        dict[str, list[Replacement]]
+            By site, in the order of the channels.
+        """
         sites = self.chosen(profile)
         sizes = [site.channels for site in sites]
         lesioned = sizes if self.all else split_evenly(sizes, self.channels)
@@ -132,18 +216,19 @@ class AblationPlan:
     def _at(
         self, profile: Profile, site: Site, order: list[int], controls: set[int], rule: HullOptions, convention: ScoreOptions
     ) -> list[Replacement]:
+        """Interventions on one site."""
         if not order:
             return []
         record = profile.record(site)
         cut, found = record.activation, rule(LayerStatistics(profile, site, record, convention))
-        loud = set((cut.variance > 0).nonzero()[:, 0].tolist())
+        varying = set((cut.variance > 0).nonzero()[:, 0].tolist())
         every = []
         for channel in sorted(order):
             hull = Replacement.predicting("hull", cut, channel, [peer for peer in found.members[channel].tolist() if peer >= 0], rule.ridge)
             mean = float(cut.mean[channel])
             every += [Replacement("silence", channel, intercept=mean if self.silence == "mean" else 0.0), hull]
             if channel in controls:
-                peers = sorted(loud - {channel})
+                peers = sorted(varying - {channel})
                 draw = torch.randperm(len(peers), generator=_generator(self.seed, f"{site.name}/{channel}"))
                 random = [peers[place] for place in draw[: len(hull.members)].tolist()]
                 every.append(Replacement.predicting("random", cut, channel, random, rule.ridge))
@@ -152,19 +237,38 @@ class AblationPlan:
 
 
 def split_evenly(sizes: list[int], total: int) -> list[int]:
-    """How many of `total` each layer gets: equally many, no more than it has; what is left over goes to layers spaced evenly."""
+    """Number of channels each layer gets of a total: equally many, but no more than it has.
+
+    Parameters
+    ----------
+    sizes
+        Channels of each layer.
+    total
+        Channels to distribute.
+
+    Returns
+    -------
+    list[int]
+        One number per layer, `min(total, sum(sizes))` in sum; a remainder goes to layers evenly spaced in depth.
+
+    Examples
+    --------
+    >>> split_evenly([4, 4, 4], 6), split_evenly([1, 9, 9], 10), split_evenly([5] * 6, 2)
+    ([2, 2, 2], [1, 5, 4], [1, 0, 0, 1, 0, 0])
+    """
     total = min(total, sum(sizes))
-    level = 0
-    while sum(min(size, level + 1) for size in sizes) <= total and level < max(sizes):
-        level += 1
-    counts = [min(size, level) for size in sizes]
-    room = [place for place, size in enumerate(sizes) if size > level]
-    left = total - sum(counts)
-    for step in range(left):
-        counts[room[step * len(room) // left]] += 1
+    per_layer = 0
+    while sum(min(size, per_layer + 1) for size in sizes) <= total and per_layer < max(sizes):
+        per_layer += 1
+    counts = [min(size, per_layer) for size in sizes]
+    larger = [place for place, size in enumerate(sizes) if size > per_layer]
+    remainder = total - sum(counts)
+    for step in range(remainder):
+        counts[larger[step * len(larger) // remainder]] += 1
     return counts
 
 
 def _generator(seed: int, place: str) -> torch.Generator:
-    own = int.from_bytes(hashlib.sha256(f"{seed}/{place}".encode()).digest()[:7], "big")
-    return torch.Generator().manual_seed(own)
+    """Random numbers that depend on the seed and the place alone."""
+    digest = int.from_bytes(hashlib.sha256(f"{seed}/{place}".encode()).digest()[:7], "big")
+    return torch.Generator().manual_seed(digest)

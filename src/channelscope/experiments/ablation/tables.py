@@ -10,24 +10,85 @@ from channelscope import scores
 from channelscope.errors import DataError, SampleError
 from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
 from channelscope.experiments.ablation.plan import Replacement
-from channelscope.experiments.columns import table
 from channelscope.network.consumers import consumers
 from channelscope.network.sites import Sites
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
+from channelscope.tables.frame import fill
+from channelscope.tables.schema import OURS, Column, Schema
 
 CONTROLS = ("hull", "random", "mean")
 
 LEAST_RATIO = 0.01
-"""Damage over its standard error below which the number of images needed is not worth stating more exactly."""
+"""Damage over its standard error below which the number of images needed is computed as if it were this."""
 
 KEYS = ["site", "depth", "channel"]
+
+PAPER = "Safaai et al. 2026"
+
+DAMAGE = {
+    "loss": Column("nats", 4, "rise of the cross-entropy", OURS),
+    "accuracy": Column("fraction", 4, "fall of the accuracy", OURS),
+    "margin": Column("logits", 4, "fall of the logit margin", OURS),
+    "kl": Column("nats", 4, "Kullback-Leibler divergence of the output from the intact network's", OURS, 0.0),
+}
+"""columns of damage: positive is worse"""
+
+LESIONS = Schema(
+    "lesions",
+    "site depth channel members",
+    {
+        **DAMAGE,
+        "intervention": Column.text("silence, or what replaces the channel: hull, random (as many random peers), mean"),
+        "size": Column.count("peers in the replacement", "members"),
+    },
+)
+
+LESIONED_CHANNELS = Schema(
+    "lesioned_channels",
+    "site depth channel",
+    {
+        **DAMAGE,
+        **{
+            f"repaid_{name}_{quantity}": Column.fraction(
+                f"1 − damage in {quantity} with {name} in its place / damage of silence; nan where that does not exceed its standard error",
+                PAPER,
+            )
+            for name in CONTROLS
+            for quantity in ("loss", "kl")
+        },
+        "hull_size": Column("members", 3, "peers in a channel's replaceability hull", PAPER, 0.0),
+    },
+)
+
+READERS = Schema("readers", "site depth note", {"readers": Column.text("layers that see the channel with no layer in between")})
+
+NOTES = Schema("said", columns={"said": Column.text("remark about the measurement, such as too few images")})
 
 
 def ablation_tables(
     found: Sites, profile: Profile, stand_ins: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], **options
 ) -> dict[str, pd.DataFrame]:
-    """`lesions`, one row per channel and intervention; `channels`, one row per channel; `readers`, one row per site; `said`.
+    """Tables of an ablation run that need no statistics over channels.
+
+    Parameters
+    ----------
+    found
+        Sites of the traced network.
+    profile
+        Statistics of the network.
+    stand_ins
+        Site → its interventions.
+    damage
+        Site → damage of its interventions, in the same order.
+    **options
+        Options of the scores: target, shrinkage, ….
+
+    Returns
+    -------
+    dict[str, DataFrame]
+        `lesions`, one row per channel and intervention; `lesioned_channels`, one row per channel; `readers`, one row per site;
+        `said`, remarks about the measurement.
 
     Raises
     ------
@@ -35,21 +96,53 @@ def ablation_tables(
         Without images.
     SampleError
         With fewer images than groups.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from channelscope import collect, zoo
+    >>> from channelscope.network.sites import sites
+    >>> toy = zoo.toys.exact_copy()
+    >>> profile = collect(toy.model, toy.batches)
+    >>> damage = Damage.of(torch.ones(1, 4, 2).double(), torch.tensor([0, 1]), groups=2)
+    >>> found = sites(toy.model, toy.batches[0][0])
+    >>> tables = ablation_tables(found, profile, {"conv": [Replacement("silence", 0)]}, {"conv": damage})
+    >>> tables["lesions"][["site", "channel", "intervention", "loss", "loss_se"]].values.tolist()
+    [['conv', 0, 'silence', 1.0, 0.0]]
     """
     _enough(damage)
     lesions = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in stand_ins.items()], ignore_index=True)
     values = scores.table(profile, applicable(profile), **options)
     channels = _channels(lesions).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
     return {
-        "lesions": table("lesions", lesions, images=_images(damage)),
-        "channels": table("lesioned_channels", channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
-        "readers": table("readers", _consumer_rows(found, list(stand_ins))),
-        "said": table("said", [{"said": line} for line in _notes(channels, _images(damage))]),
+        "lesions": fill(LESIONS, lesions, images=_images(damage)),
+        "lesioned_channels": fill(LESIONED_CHANNELS, channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
+        "readers": fill(READERS, _consumer_rows(found, list(stand_ins))),
+        "said": fill(NOTES, [{"said": line} for line in _notes(channels, _images(damage))]),
     }
 
 
 def applicable(profile: Profile) -> list[str]:
-    """The scores this profile has everything for."""
+    """Names of the scores that a profile has the statistics for.
+
+    Parameters
+    ----------
+    profile
+        Statistics of a network.
+
+    Returns
+    -------
+    list[str]
+        In the order of the registry.
+
+    Examples
+    --------
+    >>> from channelscope import collect, zoo
+    >>> toy = zoo.toys.exact_copy()  # no BatchNorm; the pass recorded neither gradients nor maps
+    >>> names = applicable(collect(toy.model, toy.batches))
+    >>> [name in names for name in ("capture", "bn_scale", "fisher", "hrank")]
+    [True, False, False, False]
+    """
     record = profile.record(profile.sites[0])
     missing = set() if record.maps is not None else {"hrank", "chip"}
     if record.sensitivity is None:
@@ -60,6 +153,7 @@ def applicable(profile: Profile) -> list[str]:
 
 
 def _ablation_rows(site: Site, every: list[Replacement], damage: Damage) -> pd.DataFrame:
+    """Rows of `lesions` for one site."""
     columns = {}
     for place, name in enumerate(DAMAGE_QUANTITIES):
         columns[name], columns[f"{name}_se"] = damage.mean[:, place].numpy(), damage.error[:, place].numpy()
@@ -75,7 +169,7 @@ def _ablation_rows(site: Site, every: list[Replacement], damage: Damage) -> pd.D
 
 
 def _channels(lesions: pd.DataFrame) -> pd.DataFrame:
-    """One row per channel: damage of silence, and what each stand-in repays where that damage exceeds its standard error."""
+    """One row per channel: damage of silence, and the part each replacement recovers where it exceeds its standard error."""
     silent = lesions[lesions.intervention == "silence"].drop(columns=["intervention", "members", "size"]).set_index(KEYS)
     for name in CONTROLS:
         other = lesions[lesions.intervention == name].set_index(KEYS)
@@ -88,7 +182,7 @@ def _channels(lesions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _consumer_rows(found: Sites, names: list[str]) -> list[dict[str, Any]]:
-    """Which layers see a lesion, and whether in a residual sum: the shortcut then still carries what it carries."""
+    """Rows of `readers`: the layers that read each site, and which of them through a residual sum."""
     rows = []
     for name in names:
         every = consumers(found.graph, found[name])
@@ -99,36 +193,40 @@ def _consumer_rows(found: Sites, names: list[str]) -> list[dict[str, Any]]:
 
 
 def _images(damage: Mapping[str, Damage]) -> int:
+    """Number of evaluated images."""
     return round(float(next(iter(damage.values())).images.sum()))
 
 
 def _enough(damage: Mapping[str, Damage]) -> None:
+    """Refuse to go on without images, or with an empty group."""
     if not damage:
         raise DataError("there are no images to lesion on: the batches are empty")
     images = next(iter(damage.values())).images
     if bool((images == 0).any()):
         raise SampleError(
-            f"{_images(damage):,} evaluation images leave some of {len(images)} groups empty: intervals over images need one or more "
+            f"{_images(damage):,} evaluation images leave some of {len(images)} groups empty: intervals over images needed one or more "
             "in each; give more images, or fewer groups"
         )
 
 
 def _notes(channels: pd.DataFrame, images: int) -> list[str]:
-    """What the reader must be told: how many lesions change nothing, how many are lost in the noise, and what would resolve them."""
-    said, total = [], len(channels)
+    """Number of ablations that change nothing, number within the noise, and the images it would take to resolve half of them."""
+    notes, total = [], len(channels)
     column = {name: channels[name].to_numpy(dtype=float) for name in ("kl", "kl_se", "loss", "loss_se", "accuracy", "accuracy_se")}
-    still = (column["kl"] == 0) & (column["kl_se"] == 0)
-    if still.any():
-        said.append(f"{still.sum():,} of {total:,} channels are silent on these images already: taking them away changes nothing")
+    unchanged = (column["kl"] == 0) & (column["kl_se"] == 0)
+    if unchanged.any():
+        notes.append(f"{unchanged.sum():,} of {total:,} channels are silent on these images already: taking them away changes nothing")
     for name in ("loss", "accuracy"):
-        damage, error = column[name][~still], column[f"{name}_se"][~still]
-        lost = int((~(damage > error)).sum())
-        if lost:
+        damage, error = column[name][~unchanged], column[f"{name}_se"][~unchanged]
+        unresolved = int((~(damage > error)).sum())
+        if unresolved:
             ratio = np.median(np.abs(damage[error > 0]) / error[error > 0]) if (error > 0).any() else 0.0
-            need = 4 * images / max(ratio, LEAST_RATIO) ** 2
-            more = f"; half of all channels would stand out by two standard errors with about {need:,.0f} images" if need > images else ""
-            said.append(
-                f"{images:,} images are too few for {lost:,} of {total:,} channels: their damage in {name} does not exceed its "
+            wanted = 4 * images / max(ratio, LEAST_RATIO) ** 2
+            more = (
+                f"; half of all channels would stand out by two standard errors with about {wanted:,.0f} images" if wanted > images else ""
+            )
+            notes.append(
+                f"{images:,} images are too few for {unresolved:,} of {total:,} channels: their damage in {name} does not exceed its "
                 f"standard error, and nothing is said of what is repaid there{more}"
             )
-    return said
+    return notes

@@ -13,7 +13,7 @@ To add one (ten lines of code; sections/groups.py is a short example):
    `tables.interval(value, low, high, n, "channels")`, and say what did not work.
 3. What no chart can show (a graph, pictures): `drawings=` a function from `Run` to `[Drawing(name, title, figure, caption)]`, where figure
    is a matplotlib Figure or a PNG or SVG file. A table made from others of the run: `derive=`, a function from `Run` to a described frame.
-4. Put it into `SECTIONS` below, where a reader would look for it, and test the sentences in tests/report/sections/test_lesion.py.
+4. Put it into `SECTIONS` below, where a reader would look for it, and test the sentences in tests/report/sections/test_experiments.py.
 """
 
 from channelscope.report.run import Run

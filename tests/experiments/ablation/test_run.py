@@ -77,11 +77,11 @@ class TestPlanted:
             assert (hull.members, hull["size"]) == (str(multiple), 1)
             assert silent.loss > 1
             assert abs(hull.loss) < 1e-5
-            assert row(tables["channels"], channel=channel).repaid_hull_loss == pytest.approx(1, abs=1e-6)
+            assert row(tables["lesioned_channels"], channel=channel).repaid_hull_loss == pytest.approx(1, abs=1e-6)
 
     def test_the_channel_that_carries_the_label_is_first_and_is_not_repaid(self):
         toy = zoo.toys.label_channel()
-        channels = of(toy, QUIET, target="label")["channels"].set_index("channel")
+        channels = of(toy, QUIET, target="label")["lesioned_channels"].set_index("channel")
         label = toy.truth["label"]
         assert channels.relevance.idxmax() == label
         for quantity in DAMAGE_QUANTITIES:
@@ -91,7 +91,7 @@ class TestPlanted:
         assert (channels.drop(label).kl == 0).all()
 
     def test_independent_channels_are_not_repaid(self):
-        channels = of(zoo.toys.independent_channels(), QUIET)["channels"]
+        channels = of(zoo.toys.independent_channels(), QUIET)["lesioned_channels"]
         known = channels.repaid_hull_kl.dropna()
         assert len(known) >= 2
         np.testing.assert_allclose(known, 0, atol=1e-6)
@@ -99,13 +99,13 @@ class TestPlanted:
 
     def test_a_suppressor_says_nothing_alone_and_much_in_its_pair(self):
         toy = zoo.toys.suppressor_pair()
-        channels = of(toy, QUIET)["channels"].set_index("channel")
+        channels = of(toy, QUIET)["lesioned_channels"].set_index("channel")
         assert channels.loc[1, "relevance"] == pytest.approx(0, abs=0.01)
         assert channels.loc[1, "excess"] > 0.1
         assert channels.loc[1, "kl"] > 0.01
 
     def test_an_xor_pair_is_invisible_to_second_moments(self):
-        channels = of(zoo.toys.xor_pair(), EVERY, target="label")["channels"].set_index("channel")
+        channels = of(zoo.toys.xor_pair(), EVERY, target="label")["lesioned_channels"].set_index("channel")
         assert channels.loc[[0, 1], "excess"].abs().max() < 0.01
         assert channels.loc[[0, 1], "kl"].max() == 0  # the head reads the other four
         assert channels.loc[[2, 3, 4, 5], "kl"].min() > 0
@@ -114,7 +114,7 @@ class TestPlanted:
         toy = zoo.toys.dead_channel()
         tables = of(toy)
         (dead,) = toy.truth["dead"]
-        own = row(tables["channels"], channel=dead)
+        own = row(tables["lesioned_channels"], channel=dead)
         assert own[list(DAMAGE_QUANTITIES)].tolist() == [0, 0, 0, 0]
         assert np.isnan(own.repaid_hull_loss)
         assert any("1 of 4 channels are silent" in line for line in tables["said"].said)
@@ -124,6 +124,13 @@ class TestPlanted:
         assert readers.loc["stem", "readers"].split() == ["inner", "fc"]
         assert "residual sum" in readers.loc["outer", "note"]
         assert readers.loc["inner", "note"] == ""
+
+
+NAMES = ["lesions", "lesioned_channels", "readers", "said", "repaid", "lesion_correlations", "lesion_matched", "lesion_partial"]
+
+
+def test_a_table_has_one_name_in_code_and_on_disk(measured):
+    assert [frame.attrs["name"] for frame in measured.values()] == list(measured) == NAMES
 
 
 class TestEngine:
@@ -172,8 +179,8 @@ class TestEngine:
         for name, frame in measured.items():
             pd.testing.assert_frame_equal(frame, again[name])
         other = ablate(*network, AblationPlan(channels=40, groups=3, draws=20, sites=PLAN.sites, seed=1), progress=False)
-        assert set(zip(other["channels"].site, other["channels"].channel, strict=True)) != set(
-            zip(measured["channels"].site, measured["channels"].channel, strict=True)
+        assert set(zip(other["lesioned_channels"].site, other["lesioned_channels"].channel, strict=True)) != set(
+            zip(measured["lesioned_channels"].site, measured["lesioned_channels"].channel, strict=True)
         )
 
     def test_batch_size_does_not_matter(self, network, measured):
