@@ -12,9 +12,14 @@ from channelscope.report import page
 def why(channel: str, runs: list[Path], out: Path) -> None:
     """Say why a channel was kept, or not: its scores, its lesion, its stand-ins and the circuits it serves, from runs made before.
 
-    channel  layer:channel, such as layer3.0.conv2:17
-    runs     run folders of one network: of axes, lesion, hulls, prune, circuit or subcircuits
-    out      folder for the tables and report.html
+    Parameters
+    ----------
+    channel
+        layer:channel, such as layer3.0.conv2:17.
+    runs
+        Run folders of one network: of axes, lesion, hulls, prune, circuit or subcircuits.
+    out
+        Folder for the tables and report.html.
     """
     frames = joined(channel, runs)
     joint = frames["why"].attrs["provenance"]

@@ -48,9 +48,24 @@ def lesion(
 ) -> None:
     """Take channels away one by one, let peers stand in for them, and set the damage beside every score.
 
-    out        folder for the tables and report.html; an interrupted run goes on from there
-    profile    a profile collected before, instead of a new pass over the calibration images
-    evaluated  test images on which the damage is measured; by default 1,000, or all there are
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    convention
+        Options that all scores share.
+    plan
+        Which channels are ablated and how.
+    rule
+        How replacement sets grow.
+    out
+        Folder for the tables and report.html; an interrupted run goes on from there.
+    profile
+        A profile collected before, instead of a new pass over the calibration images.
+    evaluated
+        Test images on which the damage is measured; by default 1,000, or all there are.
     """
     if evaluated is not None and evaluated < 1:
         raise DataError(f"lesions need evaluation images: expected --evaluated of at least 1, received {evaluated}")
@@ -82,9 +97,16 @@ def _recovered_line(rows: pd.DataFrame) -> str:
 def hulls(profile: Path, rule: HullOptions, out: Path, shrinkage: str | float | None = None) -> None:
     """Find the small sets of peers that can stand in for each channel, from a profile alone.
 
-    profile    profile file
-    out        folder for the tables and report.html
-    shrinkage  of correlation matrices: a number from 0 to 1, or oas
+    Parameters
+    ----------
+    profile
+        Profile file.
+    rule
+        How replacement sets grow.
+    out
+        Folder for the tables and report.html.
+    shrinkage
+        Of correlation matrices: a number from 0 to 1, or oas.
     """
     addition, found = RunAddition(out), store.load(profile)
     addition.agrees(found.weights_hash, found.network)
@@ -94,11 +116,20 @@ def hulls(profile: Path, rule: HullOptions, out: Path, shrinkage: str | float | 
 def graphs(profile: Path, convention: ScoreFlags, out: Path, share: float = 0.1, weighted: bool = True, shards: bool = True) -> None:
     """Find the communities of channels that share information, and of channels that complete each other.
 
-    profile   profile file
-    out       folder for the tables and report.html
-    share     edges kept: this share of the positive ones, the strongest
-    weighted  count the edges' weights in the modularity
-    shards    give intervals over images, at ten times the cost
+    Parameters
+    ----------
+    profile
+        Profile file.
+    convention
+        Options that all scores share.
+    out
+        Folder for the tables and report.html.
+    share
+        Edges kept: this share of the positive ones, the strongest.
+    weighted
+        Count the edges' weights in the modularity.
+    shards
+        Give intervals over images, at ten times the cost.
     """
     addition, found = RunAddition(out), store.load(profile)
     addition.agrees(found.weights_hash, found.network)
@@ -115,9 +146,20 @@ def propagation(
 ) -> None:
     """Follow what channels have on each axis to the channels that read them.
 
-    out           folder for the tables and report.html
-    profile       a profile collected before, instead of a new pass over the calibration images
-    permutations  shuffles of the upstream channels behind the null
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    convention
+        Options that all scores share.
+    out
+        Folder for the tables and report.html.
+    profile
+        A profile collected before, instead of a new pass over the calibration images.
+    permutations
+        Shuffles of the upstream channels behind the null.
     """
     folder_at(out)
     model, images = load_network(network, source)
@@ -137,10 +179,20 @@ def theory(
 ) -> None:
     """Measure the angle between the directions in which input capture and task information pull each channel's weights.
 
-    out      folder for the tables and report.html
-    profile  a profile collected before; the directions take a pass over the calibration images of their own
-    readout  what a sample is: every position of an image, or its average
-    sites    sites to look at; by default every one
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    out
+        Folder for the tables and report.html.
+    profile
+        A profile collected before; the directions take a pass over the calibration images of their own.
+    readout
+        What a sample is: every position of an image, or its average.
+    sites
+        Sites to look at; by default every one.
     """
     folder_at(out)
     model, images = load_network(network, source)
@@ -171,12 +223,24 @@ def trajectory(
 ) -> None:
     """Follow hulls, synergy, communities and the alignment of the axes over the checkpoints of one or more training runs.
 
-    runs    folders that `channelscope train` left, as a rule of several seeds
-    out     folder for the tables, the profiles and report.html; an interrupted call goes on from there
-    images  calibration images, the same for every checkpoint and run; by default 2,000, or all there are
-    layers  layers to look at, evenly spaced in depth
-    seed    which calibration images are drawn
-    device  where it runs: cpu, cuda, cuda:1, …
+    Parameters
+    ----------
+    runs
+        Folders that `channelscope train` left, as a rule of several seeds.
+    convention
+        Options that all scores share.
+    rule
+        How replacement sets grow.
+    out
+        Folder for the tables, the profiles and report.html; an interrupted call goes on from there.
+    images
+        Calibration images, the same for every checkpoint and run; by default 2,000, or all there are.
+    layers
+        Layers to look at, evenly spaced in depth.
+    seed
+        Which calibration images are drawn.
+    device
+        Where it runs: cpu, cuda, cuda:1, ….
     """
     histories = [History.read(run) for run in runs]
     source = _image_source(histories, images, seed)

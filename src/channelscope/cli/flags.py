@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,6 +15,9 @@ import typer
 
 PLAIN = (str, int, float, bool, Path)
 
+PARAMETERS = re.compile(r"^Parameters\n-+\n(?P<body>.*?)(?=\n\n\S[^\n]*\n---|\Z)", re.DOTALL | re.MULTILINE)
+"""the section of a NumPy docstring, to the heading of the next"""
+
 OPTIONS = ("out", "feature")
 """Parameters that are flags even without a default, and then have to be given."""
 
@@ -24,7 +28,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     A parameter annotated with a dataclass is replaced by that dataclass's fields; a field without a default is an
     argument, unless it is one of OPTIONS. A field that two dataclasses have, such as the seed, is one flag for both. Types
     typer does not know (tuples of numbers or words, a number or a word) are read from text. Help comes from the line below
-    a field, or from the line of the function's docstring that begins with the parameter's name.
+    a field, or from the Parameters section of the function's docstring.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, type] = {}
@@ -117,10 +121,32 @@ def _summary(function: Callable) -> str:
 
 
 def _parameter_lines(function: Callable) -> dict[str, str]:
-    """Docstring lines 'name  text' of the parameters."""
-    names = inspect.signature(function).parameters
-    lines = [line.strip().partition("  ") for line in (inspect.getdoc(function) or "").splitlines()]
-    return {head: text.strip() for head, _, text in lines if head in names and text}
+    """Descriptions of a NumPy docstring's Parameters section, by name, in the form of help.
+
+    Lines 'name  text' of a docstring without sections are read too.
+    """
+    text = inspect.getdoc(function) or ""
+    section = PARAMETERS.search(text)
+    if section is None:
+        names = inspect.signature(function).parameters
+        lines = [line.strip().partition("  ") for line in text.splitlines()]
+        return {head: words.strip() for head, _, words in lines if head in names and words}
+    found: dict[str, list[str]] = {}
+    for line in section["body"].splitlines():
+        if line and not line[0].isspace():
+            names = [name.strip() for name in line.partition(":")[0].split(",")]
+            found |= {name: [] for name in names}
+        elif line.strip():
+            for name in names:
+                found[name].append(line.strip())
+    return {name: _as_help(" ".join(lines)) for name, lines in found.items()}
+
+
+def _as_help(sentence: str) -> str:
+    """The sentence as help shows it: without its full stop, and lower case unless its first word is a name or an abbreviation."""
+    first = sentence.partition(" ")[0]
+    lowered = sentence[0].lower() + sentence[1:] if first[:1].isupper() and first[1:].islower() else sentence
+    return lowered.removesuffix(".")
 
 
 @lru_cache
