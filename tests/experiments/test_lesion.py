@@ -72,8 +72,8 @@ class TestPlanted:
         toy = zoo.toys.exact_copy()
         tables = of(toy)
         for channel, multiple in toy.truth["copies"]:
-            silent = row(tables["lesions"], channel=channel, intervention="silence")
-            hull = row(tables["lesions"], channel=channel, intervention="hull")
+            silent = row(tables["ablations"], channel=channel, intervention="silence")
+            hull = row(tables["ablations"], channel=channel, intervention="hull")
             assert (hull.members, hull["size"]) == (str(multiple), 1)
             assert silent.loss > 1
             assert abs(hull.loss) < 1e-5
@@ -132,7 +132,7 @@ class TestEngine:
         images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
         before = model(images).detach().numpy()
         for site, module in (("conv1", model.act1), ("layer1.0.conv2", model.layer1[0].bn2), ("layer3.0.conv1", model.layer3[0].act1)):
-            lesions = measured["lesions"]
+            lesions = measured["ablations"]
             own = lesions[(lesions.site == site) & (lesions.intervention == "silence")]
             for channel in own.channel[:2]:
                 after = pencil.silenced(model, module, channel, images).numpy()
@@ -147,7 +147,7 @@ class TestEngine:
         model, _, batches = network
         images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
         found = groups(model, images[:1])
-        lesions = measured["lesions"]
+        lesions = measured["ablations"]
         own = lesions[(lesions.site == "layer3.0.conv1") & (lesions.intervention == "silence")]
         for channel in own.channel[:3]:
             kept = Subset.everything(found.sites, tuple(images.shape[1:]))
@@ -180,10 +180,10 @@ class TestEngine:
         model, profile, batches = network
         whole = [tuple(torch.cat([batch[part] for batch in batches]) for part in range(3))]
         again = ablate(model, profile, whole, PLAN, progress=False)
-        pd.testing.assert_frame_equal(measured["lesions"], again["lesions"], rtol=1e-3, atol=1e-6)
+        pd.testing.assert_frame_equal(measured["ablations"], again["ablations"], rtol=1e-3, atol=1e-6)
 
     def test_every_layer_gets_its_share_and_controls_are_among_the_lesioned(self, measured):
-        lesions = measured["lesions"]
+        lesions = measured["ablations"]
         silent = lesions[lesions.intervention == "silence"]
         assert silent.groupby("site").size().tolist() == [8, 8, 12, 12]
         random = lesions[lesions.intervention == "random"]
@@ -295,7 +295,7 @@ class TestResuming:
         monkeypatch.setattr(room, "_measure_damage", lambda *args, harm=room._measure_damage: runs.append(1) or harm(*args))
         again = ablate(*network, PLAN, unfinished=unfinished, progress=False)
         assert not unfinished.exists()
-        assert len(runs) < 2 * len(measured["lesions"])
+        assert len(runs) < 2 * len(measured["ablations"])
         for name, frame in measured.items():
             pd.testing.assert_frame_equal(frame, again[name])
 
@@ -310,7 +310,7 @@ class TestResuming:
 
     def test_another_plan_is_refused(self, network, tmp_path, monkeypatch):
         self.begun(network, tmp_path / "a", monkeypatch)
-        with pytest.raises(MismatchError, match=r"another run of lesions: they differ in .*plan"):
+        with pytest.raises(MismatchError, match=r"another run of ablations: they differ in .*plan"):
             ablate(*network, AblationPlan(channels=3, groups=3), unfinished=tmp_path / "a", progress=False)
 
     def test_other_images_are_refused(self, network, tmp_path, monkeypatch):

@@ -13,9 +13,18 @@ from channelscope.cli.flags import command
 from channelscope.cli.options import console
 from channelscope.errors import ChannelscopeError, first_line
 
+EARLIER_COMMANDS = {"lesion": "ablate", "graphs": "communities", "theory": "gradients", "why": "explain"}
+"""command of an earlier version → its present name"""
+
 
 class WholeSentences(TyperGroup):
     """A list of commands whose sentences are wrapped where click would cut them off."""
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:  # type: ignore[override]
+        """The command; one that had another name in an earlier version is refused with its present one."""
+        if args and args[0] in EARLIER_COMMANDS:
+            ctx.fail(f"No such command '{args[0]}'. It is now '{EARLIER_COMMANDS[args[0]]}'.")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: typer.Context, formatter) -> None:  # type: ignore[override]
         """Write every command with its sentence."""
@@ -35,9 +44,9 @@ app = typer.Typer(
 
 MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report)
 
-INTERVENE = (experiments.lesion, experiments.hulls)
+INTERVENE = (experiments.ablate, experiments.hulls)
 
-EXPLAIN = (experiments.graphs, experiments.propagation, experiments.theory, experiments.trajectory, channel_summary.why)
+EXPLAIN = (experiments.communities, experiments.propagation, experiments.gradients, experiments.trajectory, channel_summary.explain)
 
 CIRCUITS = (circuits.circuit, circuits.subcircuits)
 

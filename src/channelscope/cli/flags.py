@@ -128,10 +128,11 @@ def _parameter_lines(function: Callable) -> dict[str, str]:
     text = inspect.getdoc(function) or ""
     section = PARAMETERS.search(text)
     if section is None:
-        names = inspect.signature(function).parameters
+        known = inspect.signature(function).parameters
         lines = [line.strip().partition("  ") for line in text.splitlines()]
-        return {head: words.strip() for head, _, words in lines if head in names and words}
+        return {head: words.strip() for head, _, words in lines if head in known and words}
     found: dict[str, list[str]] = {}
+    names: list[str] = []
     for line in section["body"].splitlines():
         if line and not line[0].isspace():
             names = [name.strip() for name in line.partition(":")[0].split(",")]

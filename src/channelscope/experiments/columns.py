@@ -58,7 +58,7 @@ COLUMNS: Mapping[str, Column] = {
     "quantity": _text("quantity: of damage (loss or kl), or of a layer"),
     "stand_in": _text("what replaced the channel"),
     "baseline": _text("what its damage is compared with"),
-    "which": _text("all lesioned channels, or those that have controls"),
+    "which": _text("all ablated channels, or those that have controls"),
     "repaid": _part("1 − summed damage with the stand-in / summed damage of the baseline", PAPER),
     "damage": Column("nats", 4, "mean damage of the baseline per channel", OURS),
     "outcome": _text("what the score is compared with"),

@@ -41,9 +41,9 @@ def find_communities(
     Returns
     -------
     dict[str, pd.DataFrame]
-        `graphs`: modularity, communities and edges of both graphs of each layer, and their gap; `graph_depth`: their
-        means over layers with bootstrap intervals, and Spearman's rho of each with depth; `graph_nodes` and
-        `graph_edges`: the graphs themselves, with the community and a place for each channel that has an edge, ready to
+        `communities`: modularity, communities and edges of both graphs of each layer, and their gap; `community_depth`: their
+        means over layers with bootstrap intervals, and Spearman's rho of each with depth; `community_nodes` and
+        `community_edges`: the graphs themselves, with the community and a place for each channel that has an edge, ready to
         be drawn.
 
     Raises
@@ -70,10 +70,10 @@ def find_communities(
             edges += [where | edge for edge in own_edges]
     whole = pd.DataFrame(rows)
     return {
-        "graphs": table("graphs", whole),
-        "graph_depth": table("graph_depth", _depth(whole)),
-        "graph_nodes": table("graph_nodes", pd.DataFrame(nodes, columns=NODES)),
-        "graph_edges": table("graph_edges", pd.DataFrame(edges, columns=EDGES)),
+        "communities": table("communities", whole),
+        "community_depth": table("community_depth", _depth(whole)),
+        "community_nodes": table("community_nodes", pd.DataFrame(nodes, columns=NODES)),
+        "community_edges": table("community_edges", pd.DataFrame(edges, columns=EDGES)),
     }
 
 

@@ -54,8 +54,8 @@ def gradient_angles(
     Returns
     -------
     dict[str, pd.DataFrame]
-        `theory`: one row per channel: cosine, both informations, and the identity w'g = 0 relative to |w| |g|;
-        `theory_layers`: mean |cosine| of each layer with a bootstrap interval over channels; `theory_skipped`: site and
+        `gradients`: one row per channel: cosine, both informations, and the identity w'g = 0 relative to |w| |g|;
+        `gradient_layers`: mean |cosine| of each layer with a bootstrap interval over channels; `gradient_skipped`: site and
         reason.
 
     Raises
@@ -85,9 +85,9 @@ def gradient_angles(
         ends = {"cosine": mean.value, "cosine_low": mean.low, "cosine_high": mean.high}
         layers.append({**where, **ends, "identity": float(identity.max()), "n": mean.n})
     return {
-        "theory": table("theory", pd.concat(rows, ignore_index=True)),
-        "theory_layers": table("theory_layers", layers),
-        "theory_skipped": table("theory_skipped", pd.DataFrame(list(skipped.items()), columns=["site", "reason"])),
+        "gradients": table("gradients", pd.concat(rows, ignore_index=True)),
+        "gradient_layers": table("gradient_layers", layers),
+        "gradient_skipped": table("gradient_skipped", pd.DataFrame(list(skipped.items()), columns=["site", "reason"])),
     }
 
 

@@ -135,9 +135,9 @@ def analyze(
     layers, names = layer_damage(channels, stand_ins, damage, resamples), [name for name in channels.columns if name in scores.REGISTRY]
     return {
         "repaid": table("repaid", recovered(layers, resamples)),
-        "correlations": table("lesion_correlations", correlations(names, layers, resamples)),
-        "matched": table("lesion_matched", matched(layers, resamples)),
-        "partial": table("lesion_partial", partial(layers, resamples)),
+        "correlations": table("ablation_correlations", correlations(names, layers, resamples)),
+        "matched": table("ablation_matched", matched(layers, resamples)),
+        "partial": table("ablation_partial", partial(layers, resamples)),
     }
 
 

@@ -77,18 +77,18 @@ Silence = Literal["zero", "mean"]
 
 @dataclass(frozen=True)
 class AblationPlan:
-    """Which channels are lesioned and how."""
+    """Which channels are ablated and how."""
 
     channels: int = 200
-    """channels to lesion, spread evenly over the layers"""
+    """channels to ablate, spread evenly over the layers"""
     all: bool = False
-    """lesion every channel"""
+    """ablate every channel"""
     controls: int = 200
     """of these, how many also get the controls: as many random peers, and the mean"""
     silence: Silence = "zero"
-    """what a lesioned channel shows: nothing, or its mean over the calibration images"""
+    """what an ablated channel shows: nothing, or its mean over the calibration images"""
     sites: tuple[str, ...] | None = None
-    """sites to lesion; by default every one"""
+    """sites to ablate; by default every one"""
     groups: int = 10
     """groups of evaluation images (index mod groups) that are resampled for intervals"""
     draws: int = 500
@@ -107,7 +107,7 @@ class AblationPlan:
             ("draws", self.draws, 1),
         ):
             if value < least:
-                raise InputError(f"lesion: expected {name} of at least {least}, received {value}")
+                raise InputError(f"ablate: expected {name} of at least {least}, received {value}")
 
     def chosen(self, profile: Profile) -> tuple[Site, ...]:
         """The sites to lesion, in execution order; SiteError lists near matches of a name that is none."""

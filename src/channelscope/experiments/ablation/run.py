@@ -63,7 +63,7 @@ def ablate(
     Returns
     -------
     dict[str, pd.DataFrame]
-        `lesions`: one row per channel and intervention, damage with standard errors over images; `channels`: one row per
+        `ablations`: one row per channel and intervention, damage with standard errors over images; `channels`: one row per
         channel: damage of silence, repaid, and every score; `repaid`: one row per layer, stand-in and quantity, as ratio
         of sums; `correlations`, `matched`, `partial`: damage and repaid against the scores. `readers`: which layers see
         each lesion; `said`: what a reader must be told, such as too few images.
@@ -92,7 +92,7 @@ def _ablate_layer(found: Sites, stand_ins: Plans, batches: Iterable, ledger: Abl
     """Every lesion on every batch that the ledger does not have yet."""
     device = next(found.graph.model.parameters()).device
     total, lesions = batch_count(batches), sum(len(each) for each in stand_ins.values())
-    with eval_mode(found.graph.model), torch.no_grad(), progress_bar("lesions", total and total * lesions, progress) as step:
+    with eval_mode(found.graph.model), torch.no_grad(), progress_bar("ablations", total and total * lesions, progress) as step:
         for number, (images, labels, index) in enumerate(labeled_batches(batches)):
             mark = ablation_key(images, labels)
             known = ledger.known(number, mark)

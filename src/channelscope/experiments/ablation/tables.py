@@ -27,7 +27,7 @@ KEYS = ["site", "depth", "channel"]
 def ablation_tables(
     found: Sites, profile: Profile, stand_ins: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], **options
 ) -> dict[str, pd.DataFrame]:
-    """`lesions`, one row per channel and intervention; `channels`, one row per channel; `readers`, one row per site; `said`.
+    """`ablations`, one row per channel and intervention; `channels`, one row per channel; `readers`, one row per site; `said`.
 
     Raises
     ------
@@ -41,8 +41,8 @@ def ablation_tables(
     values = scores.table(profile, applicable(profile), **options)
     channels = _channels(lesions).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
     return {
-        "lesions": table("lesions", lesions, images=_images(damage)),
-        "channels": table("lesioned_channels", channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
+        "ablations": table("ablations", lesions, images=_images(damage)),
+        "channels": table("ablated_channels", channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
         "readers": table("readers", _consumer_rows(found, list(stand_ins))),
         "said": table("said", [{"said": line} for line in _notes(channels, _images(damage))]),
     }
@@ -104,7 +104,7 @@ def _images(damage: Mapping[str, Damage]) -> int:
 
 def _enough(damage: Mapping[str, Damage]) -> None:
     if not damage:
-        raise DataError("there are no images to lesion on: the batches are empty")
+        raise DataError("there are no images to ablate on: the batches are empty")
     images = next(iter(damage.values())).images
     if bool((images == 0).any()):
         raise SampleError(
