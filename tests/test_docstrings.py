@@ -107,7 +107,6 @@ WITHOUT_EXAMPLES = {
     "profiling.distributed",
     "profiling.store",
     "profiling.weight_norms",
-    "progress",
     "pruning.cut",
     "pruning.export",
     "pruning.folder",

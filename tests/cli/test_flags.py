@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
+from unittest.mock import MagicMock
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from channelscope import progress
 from channelscope.cli.flags import command, field_lines
+from channelscope.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,24 @@ def test_descriptions_become_help_without_capital_and_full_stop(invoke):
     text = " ".join(invoke("--help").output.replace("│", " ").split())
     assert "where it goes, which is said in two lines" in text
     assert text.count("ONNX, or not. Both have this text") == 2
+
+
+@pytest.mark.parametrize("flag", ["-q", "--quiet", ""])
+def test_every_command_can_hide_its_bars(flag, monkeypatch):
+    hidden = []
+
+    def work(out: Path) -> None:
+        """Work."""
+        with progress_bar("work", 1):
+            hidden.append(progress.Progress.call_args.kwargs["disable"])
+
+    monkeypatch.setattr(progress, "Progress", MagicMock())
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
+    app = typer.Typer()
+    app.command()(command(work))
+    for arguments in (["--out", "x", *filter(None, [flag])], ["--out", "x"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert hidden == [bool(flag), False]
 
 
 def test_lines_below_a_sentence_are_help_too():

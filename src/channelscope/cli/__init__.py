@@ -2,15 +2,17 @@
 
 import sqlite3
 import sys
+from typing import Annotated
 
 import typer
 from rich.text import Text
 from safetensors import SafetensorError
 from typer.core import TyperGroup
 
-from channelscope.cli import channel_summary, circuits, discarding, experiments, faithfulness, measure, pruning
+from channelscope.cli import channel_summary, circuits, discarding, doctor, experiments, faithfulness, measure, pruning
 from channelscope.cli.flags import command
 from channelscope.cli.options import console
+from channelscope.cli.run_folder import VERSION
 from channelscope.errors import ChannelscopeError, first_line
 
 EARLIER_COMMANDS = {"lesion": "ablate", "graphs": "communities", "theory": "gradients", "why": "explain"}
@@ -35,7 +37,6 @@ class WholeSentences(TyperGroup):
 app = typer.Typer(
     name="channelscope",
     cls=WholeSentences,
-    help="What the channels of a vision network know, what they share, and which of them it could do without.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -54,8 +55,24 @@ PRUNING = (pruning.prune, pruning.benchmark)
 
 DISCARDING = (discarding.discard, faithfulness.faithfulness)
 
-for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING, *DISCARDING):
+SETUP = (doctor.doctor,)
+
+for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING, *DISCARDING, *SETUP):
     app.command(name=each.__name__)(command(each))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"channelscope {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and stop")] = False,
+) -> None:
+    """What the channels of a vision network know, what they share, and which of them it could do without."""
+
 
 INTERRUPTED = 130
 """exit status that typer makes of Ctrl-C"""

@@ -5,6 +5,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache, wraps
 from itertools import pairwise
@@ -13,10 +14,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
+from channelscope.progress import without_bars
+
 PLAIN = (str, int, float, bool, Path)
 
 PARAMETERS = re.compile(r"^Parameters\n-+\n(?P<body>.*?)(?=\n\n\S[^\n]*\n---|\Z)", re.DOTALL | re.MULTILINE)
 """the section of a NumPy docstring, to the heading of the next"""
+
+QUIET = inspect.Parameter(
+    "quiet",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[bool, typer.Option("-q", "--quiet", help="draw no progress bars", show_default=False)],
+)
+"""The flag that every command has."""
 
 OPTIONS = ("out", "feature")
 """Parameters that are flags even without a default, and then have to be given."""
@@ -28,7 +39,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     A parameter annotated with a dataclass is replaced by that dataclass's fields; a field without a default is an
     argument, unless it is one of OPTIONS. A field that two dataclasses have, such as the seed, is one flag for both. Types
     typer does not know (tuples of numbers or words, a number or a word) are read from text. Help comes from the line below
-    a field, or from the Parameters section of the function's docstring.
+    a field, or from the Parameters section of the function's docstring. Every command also has -q, --quiet.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, type] = {}
@@ -48,11 +59,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             flat.append(_flag(name, hint, parameter.default, help_lines.get(name, ""), readers))
     flat.sort(key=lambda each: each.default is not inspect.Parameter.empty)
 
+    flat.append(QUIET)
+
     @wraps(function)
-    def run(**given: Any) -> None:
+    def run(quiet: bool = False, **given: Any) -> None:
         values = {name: readers.get(name, _same)(value) for name, value in given.items()}
         made = {name: kind(**{field.name: values[field.name] for field in fields(kind)}) for name, kind in groups.items()}  # type: ignore[arg-type]
-        function(**made, **{name: value for name, value in values.items() if name in hints and name not in made})
+        with without_bars() if quiet else nullcontext():
+            function(**made, **{name: value for name, value in values.items() if name in hints and name not in made})
 
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in flat}
