@@ -13,7 +13,7 @@ from channelscope.pruning.folder import Manifest
 from cli.commands import refused, run, small_network
 
 FEATURE = "layer2.0.conv1:1"
-LESION = ("--evaluated", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
+ABLATION = ("--evaluated", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def runs(tmp_path_factory):
     given, profile = small_network(home)
     few = (*given, "--images", "80")
     assert run("axes", *few, "--profile", profile, "--out", home / "axes") == 0
-    assert run("lesion", *few, *LESION, "--profile", profile, "--out", home / "lesion") == 0
+    assert run("ablate", *few, *ABLATION, "--profile", profile, "--out", home / "ablation") == 0
     assert run("hulls", profile, "--out", home / "hulls") == 0
     assert run("prune", *few, "--out", home / "pruned") == 0
     assert run("circuit", *few, "--held-out", "20", "--feature", FEATURE, "--pictures", "none", "--out", home / "circuit") == 0
@@ -32,7 +32,7 @@ def runs(tmp_path_factory):
     return home
 
 
-ALL = ("axes", "lesion", "hulls", "pruned", "circuit", "groups")
+ALL = ("axes", "ablation", "hulls", "pruned", "circuit", "groups")
 
 
 def folders(home, *names):
@@ -40,12 +40,12 @@ def folders(home, *names):
 
 
 def told(home, channel, kind, *names):
-    frame = channel_summary(channel, folders(home, *names))["why"]
+    frame = channel_summary(channel, folders(home, *names))["explanation"]
     return frame[frame["evidence"] == kind]["said"].tolist()
 
 
-def lesioned(home):
-    row = tables.read(home / "lesion" / "lesions.csv").iloc[0]
+def ablated_channel(home):
+    row = tables.read(home / "ablation" / "ablations.csv").iloc[0]
     return f"{row['site']}:{row['channel']}"
 
 
@@ -59,10 +59,10 @@ class TestWhatIsSaid:
                 assert f"{int(marks.sum())} of the {len(marks)} channels of {layer}" in said
                 assert "score reconstruction, 50 % of the multiply-adds" in said
 
-    def test_a_lesion_says_its_damage_and_what_peers_repay(self, runs):
-        frame = tables.read(runs / "lesion" / "lesions.csv")
+    def test_an_ablation_says_its_damage_and_what_peers_recover(self, runs):
+        frame = tables.read(runs / "ablation" / "ablations.csv")
         row = frame.iloc[0]
-        (said,) = told(runs, lesioned(runs), "lesions")
+        (said,) = told(runs, ablated_channel(runs), "ablations")
         assert tables.format_number(float(row["loss"]), 4) in said
         assert "40 images" in said
         assert "largest" in said
@@ -70,7 +70,7 @@ class TestWhatIsSaid:
 
     def test_scores_stand_by_rank_in_the_layer(self, runs):
         channels = tables.read(runs / "axes" / "channels.csv")
-        ranks = channel_summary("conv1:3", folders(runs))["why_scores"].set_index("score")
+        ranks = channel_summary("conv1:3", folders(runs))["explanation_scores"].set_index("score")
         part = channels[channels["site"] == "conv1"].set_index("channel")
         for score in ("rayleigh", "capture", "overlap", "relevance"):
             place = int(part[score].rank(ascending=False, method="min")[3])
@@ -111,25 +111,28 @@ class TestWhatIsSaid:
     def test_the_answer_counts_what_speaks_for_it(self):
         found = [Finding("pruning", "a", "", True), Finding("pruning", "b", "", False), Finding("circuits", "c", "", None)]
         assert answer("x:1", found) == "x:1: kept by 1 of 2 prunings."
-        assert answer("x:1", found[2:]) == "x:1: no run here prunes, lesions or uses it."
-        assert answer("x:1", [Finding("lesions", "a", "", True)]) == "x:1: missed in 1 of 1 lesion."
+        assert answer("x:1", found[2:]) == "x:1: no run here prunes, ablates or uses it."
+        assert answer("x:1", [Finding("ablations", "a", "", True)]) == "x:1: missed in 1 of 1 ablation."
         assert counted(1_200, "kernel") == "1,200 kernels"
 
 
 class TestWhatIsMissing:
     def test_every_missing_kind_comes_with_its_command(self, runs):
         said = told(runs, "conv1:2", "missing", "circuit")
-        assert [line.partition(":")[0] for line in said] == ["No pruning", "No lesion of it", "No scores", "No stand-ins"]
-        assert "channelscope lesion" in said[1]
+        assert [line.partition(":")[0] for line in said] == ["No pruning", "No ablation of it", "No scores", "No stand-ins"]
+        assert "channelscope ablate" in said[1]
         assert "--sites conv1 --all" in said[1]
         assert "--data digits" in said[0]
-        assert told(runs, lesioned(runs), "missing") in ([], [f"No circuit of a feature that {lesioned(runs).rpartition(':')[0]} leads to"])
+        assert told(runs, ablated_channel(runs), "missing") in (
+            [],
+            [f"No circuit of a feature that {ablated_channel(runs).rpartition(':')[0]} leads to"],
+        )
 
-    def test_lesions_of_other_channels_are_none_of_this(self, runs):
-        done = {f"{row['site']}:{row['channel']}" for row in tables.read(runs / "lesion" / "lesions.csv").to_dict("records")}
+    def test_ablations_of_other_channels_are_none_of_this(self, runs):
+        done = {f"{row['site']}:{row['channel']}" for row in tables.read(runs / "ablation" / "ablations.csv").to_dict("records")}
         other = next(f"conv1:{channel}" for channel in range(4) if f"conv1:{channel}" not in done)
-        assert any(line.startswith("No lesion of it") for line in told(runs, other, "missing"))
-        assert told(runs, other, "lesions") == []
+        assert any(line.startswith("No ablation of it") for line in told(runs, other, "missing"))
+        assert told(runs, other, "ablations") == []
 
 
 class TestWhatIsRefused:
@@ -149,6 +152,11 @@ class TestWhatIsRefused:
             with pytest.raises(InputError, match=r"expected layer:channel, such as layer3\.0\.conv2:17"):
                 channel_summary(text, folders(runs))
 
+    def test_tables_of_earlier_versions_are_read(self, tmp_path):
+        (tmp_path / "run.json").write_text('{"weights": "00"}')
+        tables.write(tables.table([{"site": "conv1", "channel": 0}], "lesions"), tmp_path / "lesions.csv")
+        assert EvidenceFolder.read(tmp_path).layers() == {"conv1": 1}
+
     def test_folders_that_are_no_runs(self, tmp_path):
         with pytest.raises(FormatError, match=r"expected a run folder with run\.json"):
             EvidenceFolder.read(tmp_path)
@@ -162,17 +170,17 @@ class TestWhatIsRefused:
 
 class TestTheCommand:
     def test_the_answer_is_printed_and_reported(self, runs, tmp_path, capsys):
-        assert run("why", "conv1:3", *folders(runs), "--out", tmp_path / "why") == 0
+        assert run("explain", "conv1:3", *folders(runs), "--out", tmp_path / "out") == 0
         said = capsys.readouterr()
         assert " ".join(said.err.split()).startswith("conv1:3: kept by 1 of 1 pruning")
         assert said.out.strip().endswith("report.html")
-        page = (tmp_path / "why" / "report.html").read_text(encoding="utf-8")
+        page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
         assert "Why conv1:3?" in page
-        for line in tables.read(tmp_path / "why" / "why.csv")["said"]:
+        for line in tables.read(tmp_path / "out" / "explanation.csv")["said"]:
             assert line.split(",")[0].replace("'", "&#39;") in page
 
     def test_nothing_is_written_when_the_question_is_wrong(self, runs, tmp_path, capsys):
-        out = tmp_path / "why"
-        assert "near matches: conv1:3" in refused(capsys, "why", "convv1:3", *folders(runs), "--out", out)
-        assert "expected a run folder" in refused(capsys, "why", "conv1:3", tmp_path / "none", "--out", out)
+        out = tmp_path / "out"
+        assert "near matches: conv1:3" in refused(capsys, "explain", "convv1:3", *folders(runs), "--out", out)
+        assert "expected a run folder" in refused(capsys, "explain", "conv1:3", tmp_path / "none", "--out", out)
         assert not out.exists()

@@ -21,7 +21,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "circuits.md").read_text
 def test_the_commands_exist():
     group = typer.main.get_command(app)
     lines = [line.split() for line in PAGE.splitlines() if line.startswith("channelscope ")]
-    assert {"circuit", "subcircuits", "why", "report"} <= {words[1] for words in lines}
+    assert {"circuit", "subcircuits", "explain", "report"} <= {words[1] for words in lines}
     for _, name, *words in lines:
         known = {option for parameter in group.commands[name].params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known

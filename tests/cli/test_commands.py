@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -33,8 +36,25 @@ def test_help_explains_every_command_in_a_whole_sentence(capsys):
         sentence = " ".join(each.callback.__doc__.split("\n\n")[0].split())
         assert f"{each.name} {sentence}" in text
         assert sentence.endswith(".")
-    for name in ("demo", "train", "profile", "merge", "scores", "axes", "report", "lesion", "prune", "circuit", "discard"):
+    for name in ("demo", "train", "profile", "merge", "scores", "axes", "report", "ablate", "prune", "circuit", "discard"):
         assert f" {name} " in text
+
+
+@pytest.mark.parametrize("earlier", cli.EARLIER_COMMANDS)
+def test_commands_of_earlier_versions_are_refused_with_their_present_names(capsys, earlier):
+    present = cli.EARLIER_COMMANDS[earlier]
+    assert f"No such command '{earlier}'. It is now '{present}'." in refused(capsys, earlier, "x")
+    assert run(present, "--help") == 0
+
+
+def test_the_version_is_printed(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"channelscope {version('channelscope')}\n"
+
+
+def test_the_module_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "channelscope", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"channelscope {version('channelscope')}\n"
 
 
 def test_profile_scores_and_merge(place, capsys):

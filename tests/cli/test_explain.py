@@ -1,4 +1,4 @@
-"""Graphs, propagation, theory and trajectories as a user runs them, and what is refused."""
+"""Communities, propagation, gradients and trajectories as a user runs them, and what is refused."""
 
 import numpy as np
 import pytest
@@ -13,25 +13,25 @@ def network(tmp_path_factory):
     return small_network(tmp_path_factory.mktemp("small"))
 
 
-class TestGraphs:
+class TestCommunities:
     def test_tables_and_the_report(self, network, tmp_path, capsys):
         _, profile = network
-        assert run("graphs", profile, "--out", tmp_path) == 0
+        assert run("communities", profile, "--out", tmp_path) == 0
         assert "report.html" in capsys.readouterr().out
-        assert {path.stem for path in tmp_path.glob("*.csv")} == {"graphs", "graph_depth", "graph_nodes", "graph_edges"}
-        frame = tables.read(tmp_path / "graphs.csv")
+        assert {path.stem for path in tmp_path.glob("*.csv")} == {"communities", "community_depth", "community_nodes", "community_edges"}
+        frame = tables.read(tmp_path / "communities.csv")
         assert frame.site.nunique() == len(store.load(profile).sites)
 
     def test_without_shards_and_weights(self, network, tmp_path):
         _, profile = network
-        assert run("graphs", profile, "--no-shards", "--no-weighted", "--share", "0.3", "--out", tmp_path) == 0
-        frame = tables.read(tmp_path / "graphs.csv")
+        assert run("communities", profile, "--no-shards", "--no-weighted", "--share", "0.3", "--out", tmp_path) == 0
+        frame = tables.read(tmp_path / "communities.csv")
         assert frame.modularity_low.isna().all()
         assert np.isfinite(frame.modularity).any()
 
     def test_a_share_that_is_none(self, network, capsys, tmp_path):
         _, profile = network
-        assert "share is within (0, 1], received 2" in refused(capsys, "graphs", profile, "--share", "2", "--out", tmp_path / "out")
+        assert "share is within (0, 1], received 2" in refused(capsys, "communities", profile, "--share", "2", "--out", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -53,25 +53,25 @@ class TestPropagation:
         assert not (tmp_path / "out").exists()
 
 
-class TestTheory:
+class TestGradients:
     def test_tables_and_the_report(self, network, tmp_path, capsys):
         given, profile = network
-        assert run("theory", *given, "--images", "80", "--profile", profile, "--out", tmp_path) == 0
+        assert run("gradients", *given, "--images", "80", "--profile", profile, "--out", tmp_path) == 0
         assert "report.html" in capsys.readouterr().out
-        assert {path.stem for path in tmp_path.glob("*.csv")} == {"theory", "theory_layers", "theory_skipped", "simulation"}
-        layers = tables.read(tmp_path / "theory_layers.csv")
+        assert {path.stem for path in tmp_path.glob("*.csv")} == {"gradients", "gradient_layers", "gradient_skipped", "simulation"}
+        layers = tables.read(tmp_path / "gradient_layers.csv")
         assert len(layers) == len(store.load(profile).sites)
         assert layers.identity.max() < 1e-3
 
     def test_one_site_pooled(self, network, tmp_path):
         given, profile = network
         chosen = ("--readout", "pooled", "--sites", "conv1")
-        assert run("theory", *given, "--images", "80", "--profile", profile, *chosen, "--out", tmp_path) == 0
-        assert set(tables.read(tmp_path / "theory.csv").site) == {"conv1"}
+        assert run("gradients", *given, "--images", "80", "--profile", profile, *chosen, "--out", tmp_path) == 0
+        assert set(tables.read(tmp_path / "gradients.csv").site) == {"conv1"}
 
     def test_a_site_or_readout_that_is_none(self, network, capsys, tmp_path):
         given, profile = network
-        arguments = ("theory", *given, "--images", "80", "--profile", profile, "--out", tmp_path / "out")
+        arguments = ("gradients", *given, "--images", "80", "--profile", profile, "--out", tmp_path / "out")
         assert "near matches: conv1" in refused(capsys, *arguments, "--sites", "conv0")
         assert "pooled" in refused(capsys, *arguments, "--readout", "all")
         assert not (tmp_path / "out").exists()

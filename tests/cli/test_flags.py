@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
+from unittest.mock import MagicMock
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from channelscope import progress
 from channelscope.cli.flags import command, field_lines
+from channelscope.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,20 @@ def show(animal: Animal, out: Path, kind: Literal["a", "b"] = "a", names: tuple[
 
     More text that is not the summary.
 
-    out    where it goes
-    kind   which kind
+    Parameters
+    ----------
+    animal
+        The animal.
+    out : Path
+        Where it goes, which is
+        said in two lines.
+    kind, names
+        ONNX, or not. Both have this text.
+
+    Returns
+    -------
+    None
+        Nothing.
     """
     print(repr(animal), out, kind, names)
 
@@ -64,9 +80,46 @@ def test_a_number_stays_a_number(invoke):
 
 def test_help_comes_from_the_source(invoke):
     text = " ".join(invoke("--help").output.replace("│", " ").split())
-    for words in ("Print an animal.", "how many legs", "where it goes", "which kind"):
+    for words in ("Print an animal.", "how many legs"):
         assert words in text
-    assert "More text" not in text
+    for absent in ("More text", "Nothing", "The animal", "two lines."):
+        assert absent not in text
+
+
+def test_descriptions_become_help_without_capital_and_full_stop(invoke):
+    text = " ".join(invoke("--help").output.replace("│", " ").split())
+    assert "where it goes, which is said in two lines" in text
+    assert text.count("ONNX, or not. Both have this text") == 2
+
+
+@pytest.mark.parametrize("flag", ["-q", "--quiet", ""])
+def test_every_command_can_hide_its_bars(flag, monkeypatch):
+    hidden = []
+
+    def work(out: Path) -> None:
+        """Work."""
+        with progress_bar("work", 1):
+            hidden.append(progress.Progress.call_args.kwargs["disable"])
+
+    monkeypatch.setattr(progress, "Progress", MagicMock())
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
+    app = typer.Typer()
+    app.command()(command(work))
+    for arguments in (["--out", "x", *filter(None, [flag])], ["--out", "x"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert hidden == [bool(flag), False]
+
+
+def test_lines_below_a_sentence_are_help_too():
+    def go(out: Path) -> None:
+        """Go.
+
+        out  where to
+        """
+
+    app = typer.Typer()
+    app.command()(command(go))
+    assert "where to" in CliRunner().invoke(app, ["--help"]).output
 
 
 def test_missing_arguments_and_wrong_types_are_usage_errors(invoke):
@@ -98,7 +151,10 @@ class Trip:
 def travel(animal: Animal, trip: Trip, out: Path) -> None:
     """Take an animal along.
 
-    out  where to
+    Parameters
+    ----------
+    out
+        Where to.
     """
     print(repr(animal), repr(trip), out)
 

@@ -1,4 +1,4 @@
-"""Lesions and hulls as a user runs them, and what is refused."""
+"""Ablations and hulls as a user runs them, and what is refused."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from channelscope.experiments.ablation.run import ablate
 from channelscope.profiling import store
 from cli.commands import refused, run, small_network
 
-LESION = sys.modules["channelscope.experiments.ablation.run"]
+ABLATION = sys.modules["channelscope.experiments.ablation.run"]
 FEW = ("--images", "80", "--evaluated", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
 
 
@@ -24,56 +24,56 @@ def network(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(network, tmp_path_factory):
-    """A finished lesion run."""
+    """A finished ablation run."""
     given, profile = network
     out = tmp_path_factory.mktemp("done")
-    assert run("lesion", *given, *FEW, "--profile", profile, "--out", out) == 0
+    assert run("ablate", *given, *FEW, "--profile", profile, "--out", out) == 0
     return out
 
 
-NAMES = ("lesions", "lesioned_channels", "readers", "said", "repaid", "lesion_correlations", "lesion_matched", "lesion_partial")
+NAMES = ("ablations", "ablated_channels", "readers", "said", "repaid", "ablation_correlations", "ablation_matched", "ablation_partial")
 
 
-class TestLesion:
+class TestAblate:
     def test_every_table_and_the_report_are_there(self, done):
         assert {path.stem for path in done.glob("*.csv")} == set(NAMES)
         assert "<html" in (done / "report.html").read_text()
         facts = json.loads((done / "run.json").read_text())
         assert facts["images"] == 80
-        assert facts["title"].startswith("Lesions of")
+        assert facts["title"].startswith("Ablations in")
         assert "Gaussian" in facts["assumption"]
 
     def test_the_plan_is_what_was_asked_for(self, done):
-        lesions = tables.read(done / "lesions.csv")
-        assert lesions.intervention.value_counts().to_dict() == {"silence": 6, "hull": 6, "random": 3, "mean": 3}
-        assert lesions.attrs["provenance"]["images"] == 40
+        ablations = tables.read(done / "ablations.csv")
+        assert ablations.intervention.value_counts().to_dict() == {"silence": 6, "hull": 6, "random": 3, "mean": 3}
+        assert ablations.attrs["provenance"]["images"] == 40
 
     def test_every_score_is_set_beside_the_damage(self, done):
-        named = set(tables.read(done / "lesion_correlations.csv").score)
+        named = set(tables.read(done / "ablation_correlations.csv").score)
         assert {"capture", "overlap", "support", "compactness", "relevance", "excess", "l2", "taylor_weight", "fisher"} <= named
 
     def test_what_a_reader_must_know_is_printed(self, network, tmp_path, capsys):
         given, profile = network
-        assert run("lesion", *given, *FEW, "--profile", profile, "--out", tmp_path / "out") == 0
+        assert run("ablate", *given, *FEW, "--profile", profile, "--out", tmp_path / "out") == 0
         said = capsys.readouterr()
         assert "40 images are too few for" in " ".join(said.err.split())
-        assert re.search(r"hulls repay .* channels\)", " ".join(said.err.split()))
+        assert re.search(r"\(hulls\) recover .* channels\)", " ".join(said.err.split()))
         assert said.out.strip().endswith("report.html")
 
     def test_it_is_added_beside_other_tables_of_the_same_network(self, network, done, tmp_path):
         given, profile = network
         assert run("hulls", profile, "--out", tmp_path) == 0
         before = (tmp_path / "run.json").read_text()
-        assert run("lesion", *given, *FEW, "--profile", profile, "--out", tmp_path) == 0
+        assert run("ablate", *given, *FEW, "--profile", profile, "--out", tmp_path) == 0
         assert (tmp_path / "run.json").read_text() == before
         assert (tmp_path / "hulls.csv").exists()
-        pd.testing.assert_frame_equal(tables.read(tmp_path / "lesions.csv"), tables.read(done / "lesions.csv"))
+        pd.testing.assert_frame_equal(tables.read(tmp_path / "ablations.csv"), tables.read(done / "ablations.csv"))
 
     def test_an_interrupted_run_goes_on_and_gives_the_same_tables(self, network, done, tmp_path, monkeypatch, capsys):
         """Without a profile given: the pass of the first call serves the second one too."""
         given, _ = network
         written = []
-        write = LESION.AblationStore.write
+        write = ABLATION.AblationStore.write
 
         def failing(self, *arguments):
             if len(written) == 3:
@@ -82,15 +82,15 @@ class TestLesion:
             write(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(LESION.AblationStore, "write", failing)
-            assert run("lesion", *given, *FEW, "--out", tmp_path) == 130
+            patch.setattr(ABLATION.AblationStore, "write", failing)
+            assert run("ablate", *given, *FEW, "--out", tmp_path) == 130
         assert "goes on when the command is given again" in capsys.readouterr().err
-        assert {path.name for path in tmp_path.iterdir()} == {"lesion.unfinished", "network.profile"}
+        assert {path.name for path in tmp_path.iterdir()} == {"ablation.unfinished", "network.profile"}
         written.clear()
-        monkeypatch.setattr(LESION.AblationStore, "write", lambda *arguments: (written.append(1), write(*arguments)))
-        assert run("lesion", *given, *FEW, "--out", tmp_path) == 0
-        assert not (tmp_path / "lesion.unfinished").exists()
-        sites = tables.read(done / "lesions.csv").site.nunique()
+        monkeypatch.setattr(ABLATION.AblationStore, "write", lambda *arguments: (written.append(1), write(*arguments)))
+        assert run("ablate", *given, *FEW, "--out", tmp_path) == 0
+        assert not (tmp_path / "ablation.unfinished").exists()
+        sites = tables.read(done / "ablations.csv").site.nunique()
         assert len(written) == sites - 3
         for name in NAMES:
             pd.testing.assert_frame_equal(tables.read(tmp_path / f"{name}.csv"), tables.read(done / f"{name}.csv"))
@@ -98,75 +98,75 @@ class TestLesion:
     def test_all_channels_of_one_site(self, network, tmp_path):
         given, profile = network
         out = ("--all", "--sites", "conv1,layer1.0.conv1", "--out", tmp_path)
-        assert run("lesion", *given, *FEW, "--profile", profile, *out) == 0
-        assert tables.read(tmp_path / "lesioned_channels.csv").groupby("site").size().to_dict() == {"conv1": 4, "layer1.0.conv1": 4}
+        assert run("ablate", *given, *FEW, "--profile", profile, *out) == 0
+        assert tables.read(tmp_path / "ablated_channels.csv").groupby("site").size().to_dict() == {"conv1": 4, "layer1.0.conv1": 4}
 
-    def test_a_residual_lesion_says_which_layers_see_it(self, done):
+    def test_a_residual_ablation_says_which_layers_see_it(self, done):
         readers = tables.read(done / "readers.csv").set_index("site")
         assert "tied into a residual sum: seen through it by" in readers.loc["layer2.0.conv2", "note"]
 
 
-class TestLesionRefuses:
+class TestAblateRefuses:
     def test_a_profile_of_other_weights(self, network, capsys, tmp_path):
         (name, *_), profile = network
-        said = refused(capsys, "lesion", name, "--seed", "3", *FEW, "--profile", profile, "--out", tmp_path / "out")
+        said = refused(capsys, "ablate", name, "--seed", "3", *FEW, "--profile", profile, "--out", tmp_path / "out")
         assert re.search(r"with weights \w{12}, the network given has weights \w{12}", said)
         assert not (tmp_path / "out").exists()
 
     def test_a_profile_of_another_network(self, network, capsys, tmp_path):
         _, profile = network
-        assert "the network given has weights" in refused(capsys, "lesion", "resnet20", *FEW, "--profile", profile, "--out", tmp_path / "o")
+        assert "the network given has weights" in refused(capsys, "ablate", "resnet20", *FEW, "--profile", profile, "--out", tmp_path / "o")
         assert not (tmp_path / "o").exists()
 
     def test_a_site_that_is_none_lists_near_matches(self, network, capsys, tmp_path):
         given, profile = network
-        arguments = ("lesion", *given, *FEW, "--profile", profile, "--sites", "layer1.0.conv9", "--out", tmp_path / "out")
+        arguments = ("ablate", *given, *FEW, "--profile", profile, "--sites", "layer1.0.conv9", "--out", tmp_path / "out")
         assert "no site is called layer1.0.conv9; near matches: layer1.0.conv" in refused(capsys, *arguments)
         assert not (tmp_path / "out").exists()
 
     def test_a_folder_of_other_weights(self, network, capsys, tmp_path):
         given, profile = network
         (tmp_path / "run.json").write_text(json.dumps({"network": "another", "weights": "0" * 64}))
-        said = refused(capsys, "lesion", *given, *FEW, "--profile", profile, "--out", tmp_path)
+        said = refused(capsys, "ablate", *given, *FEW, "--profile", profile, "--out", tmp_path)
         assert "holds a run of another with weights 000000000000" in said
         assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
     def test_a_damaged_folder(self, network, capsys, tmp_path):
         given, profile = network
         (tmp_path / "run.json").write_text("{")
-        assert "run.json is damaged" in refused(capsys, "lesion", *given, *FEW, "--profile", profile, "--out", tmp_path)
+        assert "run.json is damaged" in refused(capsys, "ablate", *given, *FEW, "--profile", profile, "--out", tmp_path)
 
     def test_other_images_than_the_folders_profile(self, network, capsys, tmp_path):
         given, profile = network
         (tmp_path / "network.profile").write_bytes(profile.read_bytes())
-        said = refused(capsys, "lesion", *given, *FEW, "--images", "90", "--out", tmp_path)
+        said = refused(capsys, "ablate", *given, *FEW, "--images", "90", "--out", tmp_path)
         assert "is of 80 images with seed 0, asked for are 90 with seed 0" in said
 
     def test_too_few_or_too_many_images(self, network, capsys, tmp_path):
         given, profile = network
-        arguments = ("lesion", *given, *FEW, "--profile", profile, "--out", tmp_path / "out")
+        arguments = ("ablate", *given, *FEW, "--profile", profile, "--out", tmp_path / "out")
         assert "3 evaluation images leave some of 4 groups empty" in refused(capsys, *arguments, "--evaluated", "3")
         assert "at least 1" in refused(capsys, *arguments, "--evaluated", "0")
         assert "asked for 5000" in refused(capsys, *arguments, "--evaluated", "5000")
-        assert not (tmp_path / "out" / "lesions.csv").exists()
+        assert not (tmp_path / "out" / "ablations.csv").exists()
 
     def test_another_plan_than_the_unfinished_one(self, network, capsys, tmp_path, monkeypatch):
         given, profile = network
-        arguments = ("lesion", *given, *FEW, "--profile", profile, "--out", tmp_path)
+        arguments = ("ablate", *given, *FEW, "--profile", profile, "--out", tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr(LESION, "_ablate_layer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(ABLATION, "_ablate_layer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             assert run(*arguments) == 130
-        assert "another run of lesions: they differ in" in refused(capsys, *arguments, "--silence", "mean")
-        assert (tmp_path / "lesion.unfinished").exists()
+        assert "another run of ablations: they differ in" in refused(capsys, *arguments, "--silence", "mean")
+        assert (tmp_path / "ablation.unfinished").exists()
 
     def test_nonsense_numbers(self, network, capsys, tmp_path):
         given, profile = network
-        assert "groups of at least 2" in refused(capsys, "lesion", *given, "--groups", "1", "--out", tmp_path / "out")
-        assert "max_size" in refused(capsys, "lesion", *given, *FEW, "--profile", profile, "--max-size", "0", "--out", tmp_path / "out")
+        assert "groups of at least 2" in refused(capsys, "ablate", *given, "--groups", "1", "--out", tmp_path / "out")
+        assert "max_size" in refused(capsys, "ablate", *given, *FEW, "--profile", profile, "--max-size", "0", "--out", tmp_path / "out")
 
     def test_a_missing_profile(self, network, capsys, tmp_path):
         given, _ = network
-        assert "no profile at" in refused(capsys, "lesion", *given, *FEW, "--profile", tmp_path / "none", "--out", tmp_path / "out")
+        assert "no profile at" in refused(capsys, "ablate", *given, *FEW, "--profile", tmp_path / "none", "--out", tmp_path / "out")
 
 
 class TestHulls:

@@ -68,9 +68,9 @@ def taken(tmp_path):
 
 COMMANDS = (
     ("axes", OTHER, "--images", "60"),
-    ("lesion", OTHER, "--images", "60", "--evaluated", "8"),
+    ("ablate", OTHER, "--images", "60", "--evaluated", "8"),
     ("propagation", OTHER, "--images", "60"),
-    ("theory", OTHER, "--images", "60"),
+    ("gradients", OTHER, "--images", "60"),
     ("prune", OTHER, "--images", "60"),
     ("benchmark", OTHER, "--images", "60"),
     ("circuit", OTHER, "--feature", "conv1:0"),
@@ -89,7 +89,7 @@ def test_a_run_folder_belongs_to_one_network(taken, capsys, arguments):
     assert [path.name for path in taken.iterdir()] == ["run.json"]
 
 
-@pytest.mark.parametrize("command", ["hulls", "graphs"])
+@pytest.mark.parametrize("command", ["hulls", "communities"])
 def test_also_where_a_profile_is_all_that_is_given(taken, capsys, tmp_path, command):
     assert run("profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile") == 0
     assert "taken holds a run of resnet20" in refused(capsys, command, tmp_path / "x.profile", "--out", taken)

@@ -29,7 +29,7 @@ def families(sizes):
 
 
 def members(tables, graph):
-    nodes = tables["graph_nodes"]
+    nodes = tables["community_nodes"]
     own = nodes[nodes.graph == graph]
     return sorted(tuple(part.channel) for _, part in own.groupby("community"))
 
@@ -60,7 +60,7 @@ class TestPlanted:
         found = members(tables, "R")
         # every family is whole; edges between families are none, for their channels are uncorrelated
         assert found == [(0, 1, 2, 3), (4, 5, 6), (7, 8, 9)]
-        assert row(tables["graphs"], graph="R").communities == 3
+        assert row(tables["communities"], graph="R").communities == 3
 
     def test_pairs_that_complete_each_other_are_the_communities_of_the_s_graph(self):
         """Each pair is T + N and N: alone N says nothing, together they say T; across pairs there is less to complete."""
@@ -77,7 +77,7 @@ class TestPlanted:
 
     def test_an_exact_copy_is_an_edge_at_the_ceiling(self):
         toy = zoo.toys.exact_copy()
-        edges = find_communities(collect(toy.model, toy.batches, shards=0), share=0.01)["graph_edges"]
+        edges = find_communities(collect(toy.model, toy.batches, shards=0), share=0.01)["community_edges"]
         strongest = row(edges, graph="R")
         assert (strongest.channel, strongest.peer, strongest.weight) == (0, 3, pytest.approx(CEILING))
 
@@ -85,52 +85,52 @@ class TestPlanted:
         toy = zoo.toys.dead_channel()
         tables = find_communities(collect(toy.model, toy.batches, shards=0), share=1.0)
         (dead,) = toy.truth["dead"]
-        for frame in (tables["graph_nodes"].channel, tables["graph_edges"].channel, tables["graph_edges"].peer):
+        for frame in (tables["community_nodes"].channel, tables["community_edges"].channel, tables["community_edges"].peer):
             assert dead not in set(frame)
 
     def test_no_edge_is_no_modularity(self):
         tables = find_communities(profiled([[1.0, 0.0], [0.0, 1.0]], [1.0, 0.0]), share=1.0)
-        empty = row(tables["graphs"], graph="S")
+        empty = row(tables["communities"], graph="S")
         assert (empty.edges, empty.communities) == (0, 0)
         assert np.isnan(empty.modularity)
-        assert np.isnan(row(tables["graphs"], graph=GAP).modularity)
+        assert np.isnan(row(tables["communities"], graph=GAP).modularity)
 
 
 class TestTables:
     def test_modularity_is_newmans_sum_over_the_drawn_edges(self, tables):
-        for (site, name), own in tables["graph_edges"].groupby(["site", "graph"]):
+        for (site, name), own in tables["community_edges"].groupby(["site", "graph"]):
             edges = {(each.channel, each.peer): each.weight for each in own.itertuples()}
-            nodes = tables["graph_nodes"]
+            nodes = tables["community_nodes"]
             inside = nodes[(nodes.site == site) & (nodes.graph == name)]
             found = [set(part.channel) for _, part in inside.groupby("community")]
-            assert row(tables["graphs"], site=site, graph=name).modularity == pytest.approx(pencil.modularity(edges, found))
+            assert row(tables["communities"], site=site, graph=name).modularity == pytest.approx(pencil.modularity(edges, found))
 
     def test_the_edges_are_the_strongest_tenth(self, network, tables):
         site = network.sites[2]
         layer = LayerStatistics(network, site, network.record(site), ScoreOptions())
         for name, pairs in pair_matrices(layer).items():
-            own = tables["graph_edges"]
+            own = tables["community_edges"]
             own = own[(own.site == site.name) & (own.graph == name)]
             expected = pencil.strongest_edges(pairs.numpy(), 0.1, CEILING)
             assert {(each.channel, each.peer) for each in own.itertuples()} == set(expected)
 
     def test_the_gap_is_the_difference(self, tables):
-        by_graph = tables["graphs"].pivot(index="site", columns="graph", values="modularity")
+        by_graph = tables["communities"].pivot(index="site", columns="graph", values="modularity")
         np.testing.assert_allclose(by_graph[GAP], by_graph.R - by_graph.S)
 
     def test_intervals_hold_the_value_and_can_be_left_out(self, network, tables):
-        frame = tables["graphs"].dropna(subset=["modularity_low"])
+        frame = tables["communities"].dropna(subset=["modularity_low"])
         assert len(frame) > 0
         assert (frame.modularity_low <= frame.modularity).all()
         assert (frame.modularity <= frame.modularity_high).all()
-        plain = find_communities(network, shards=False)["graphs"]
+        plain = find_communities(network, shards=False)["communities"]
         assert plain.modularity_low.isna().all()
-        np.testing.assert_allclose(plain.modularity, tables["graphs"].modularity)
+        np.testing.assert_allclose(plain.modularity, tables["communities"].modularity)
 
     def test_depth_is_spearman_over_layers(self, network, tables):
         for name in ("R", "S", GAP):
-            own = tables["graphs"][tables["graphs"].graph == name].dropna(subset=["modularity"])
-            found = row(tables["graph_depth"], graph=name)
+            own = tables["communities"][tables["communities"].graph == name].dropna(subset=["modularity"])
+            found = row(tables["community_depth"], graph=name)
             assert found.n == len(own)
             assert found.modularity == pytest.approx(own.modularity.mean())
             assert found.modularity_low <= found.modularity <= found.modularity_high
@@ -146,7 +146,7 @@ class TestTables:
         found = communities_of({"R": triangle}, 1.0, weighted=False)["R"]
         members = [set(each) for each in found.members]
         assert found.modularity == pytest.approx(pencil.modularity({(0, 1): 1, (0, 2): 1, (1, 2): 1}, members))
-        assert find_communities(network, weighted=False, shards=False)["graphs"].modularity.notna().any()
+        assert find_communities(network, weighted=False, shards=False)["communities"].modularity.notna().any()
 
     def test_gap_of_two_graphs(self):
         pairs = torch.tensor([[0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1.0], [0, 0, 1.0, 0]])
@@ -154,7 +154,7 @@ class TestTables:
 
     def test_units_and_names(self, tables):
         assert {name: frame.attrs["name"] for name, frame in tables.items()} == {name: name for name in tables}
-        assert tables["graph_edges"].attrs["columns"]["weight"]["unit"] == "nats"
+        assert tables["community_edges"].attrs["columns"]["weight"]["unit"] == "nats"
 
 
 def test_nonsense_is_refused(network):

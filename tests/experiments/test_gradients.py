@@ -90,7 +90,7 @@ class TestAgainstFullCovariances:
     @pytest.mark.parametrize("name", ["first", "grouped", "hidden"])
     def test_cosines(self, network, name, readout):
         model, profile, batches = network
-        frame = gradient_angles(model, profile, batches, readout=readout, progress=False)["theory"]
+        frame = gradient_angles(model, profile, batches, readout=readout, progress=False)["gradients"]
         own = frame[frame.site == name]
         known = own.cosine.notna().to_numpy()
         assert known.sum() >= 0.6 * len(own)
@@ -101,7 +101,7 @@ class TestAgainstFullCovariances:
     def test_whatever_the_batches(self, network):
         model, profile, batches = network
         parts = [tuple(part[start : start + 25] for part in batches[0]) for start in (0, 25, 50)]
-        one, other = (gradient_angles(model, profile, each, progress=False)["theory"] for each in (batches, parts))
+        one, other = (gradient_angles(model, profile, each, progress=False)["gradients"] for each in (batches, parts))
         pd.testing.assert_frame_equal(one.drop(columns="identity"), other.drop(columns="identity"), rtol=1e-3, atol=1e-5)
 
 
@@ -114,10 +114,10 @@ class TestIdentities:
         batches = list(data.read_images("digits").calibration.take(100))
         profile = collect(model, batches, shards=0)
         tables = gradient_angles(model, profile, batches, progress=False)
-        assert len(tables["theory_layers"]) == len(profile.sites)
-        assert tables["theory_layers"].identity.max() < 1e-4
-        assert tables["theory_layers"].cosine.between(0, 1).all()
-        assert (tables["theory_layers"].cosine_low <= tables["theory_layers"].cosine).all()
+        assert len(tables["gradient_layers"]) == len(profile.sites)
+        assert tables["gradient_layers"].identity.max() < 1e-4
+        assert tables["gradient_layers"].cosine.between(0, 1).all()
+        assert (tables["gradient_layers"].cosine_low <= tables["gradient_layers"].cosine).all()
 
     @pytest.mark.parametrize("scale", [1.0, 3.0])
     def test_an_isotropic_input_gives_right_angles(self, scale):
@@ -125,12 +125,12 @@ class TestIdentities:
         toy = zoo.toys.independent_channels()
         batches = [(scale * pixels, *rest) for pixels, *rest in toy.batches]
         profile = collect(toy.model, batches, shards=0)
-        frame = gradient_angles(toy.model, profile, batches, progress=False)["theory"]
+        frame = gradient_angles(toy.model, profile, batches, progress=False)["gradients"]
         assert frame.cosine.abs().max() < 1e-5
 
     def test_an_anisotropic_input_does_not(self, network):
         model, profile, batches = network
-        assert gradient_angles(model, profile, batches, progress=False)["theory_layers"].cosine.iloc[0] > 0.05
+        assert gradient_angles(model, profile, batches, progress=False)["gradient_layers"].cosine.iloc[0] > 0.05
 
 
 class TestPatches:
@@ -187,7 +187,7 @@ class TestBadInput:
             gradient_angles(*network, sites=("frist",), progress=False)
 
     def test_one_site_alone(self, network):
-        frame = gradient_angles(*network, sites=("hidden",), progress=False)["theory"]
+        frame = gradient_angles(*network, sites=("hidden",), progress=False)["gradients"]
         assert set(frame.site) == {"hidden"}
 
     def test_a_readout_that_is_none(self, network):
@@ -219,7 +219,7 @@ class TestBadInput:
         model, batches = Mirrored().eval(), images()
         profile = collect(model, batches, shards=0)
         tables = gradient_angles(model, profile, batches, progress=False)
-        assert tables["theory_skipped"].to_dict("records") == [{"site": "mirrored", "reason": "it pads with reflect"}]
+        assert tables["gradient_skipped"].to_dict("records") == [{"site": "mirrored", "reason": "it pads with reflect"}]
         with pytest.raises(SiteError, match="mirrored: it pads with reflect"):
             gradient_angles(model, profile, batches, sites=("mirrored",), progress=False)
 
@@ -227,7 +227,7 @@ class TestBadInput:
 def test_a_dead_channel_has_no_direction():
     toy = zoo.toys.dead_channel()
     profile = collect(toy.model, toy.batches, shards=0)
-    frame = gradient_angles(toy.model, profile, toy.batches, progress=False)["theory"].set_index("channel")
+    frame = gradient_angles(toy.model, profile, toy.batches, progress=False)["gradients"].set_index("channel")
     assert math.isnan(frame.loc[toy.truth["dead"][0], "cosine"])
 
 

@@ -49,7 +49,7 @@ class TestQuantities:
     def test_hulls_graphs_and_alignment_are_those_of_their_own_experiments(self, stages, tables):
         run, epoch, profile = stages[4]
         of_hulls = replacement_sets(profile)["hull_layers"].set_index("site")
-        of_graphs = find_communities(profile)["graphs"]
+        of_graphs = find_communities(profile)["communities"]
         of_axes = axis_alignment(profile, ("capture",), ("relevance", "excess"))["alignment"]
         for site in spaced_sites(profile.sites, 3):
             own = row(tables["trajectory_layers"], run=run, epoch=epoch, site=site.name)

@@ -238,12 +238,12 @@ def test_symbols_are_set_as_the_paper_writes_them(page):
 
 
 def test_without_alignment_the_title_heads_and_the_sections_answer(tmp_path, monkeypatch):
-    section = Section("theory", "Theory", "?", answer=lambda run: [f"{len(run.tables)} table.", "More."])
+    section = Section("notes", "Notes", "?", answer=lambda run: [f"{len(run.tables)} table.", "More."])
     monkeypatch.setattr(sections, "SECTIONS", (section,))
-    place = written(tmp_path, {"title": "Only theory"}, theory=pd.DataFrame({"site": ["conv1"], "rho": [0.1]}))
+    place = written(tmp_path, {"title": "Only notes"}, notes=pd.DataFrame({"site": ["conv1"], "rho": [0.1]}))
     text = render(Run.read(place), plotly="")
-    assert "<h1>Only theory</h1>" in text
-    assert text.index('<p class="lead">1 table.</p>') < text.index("<h2>Theory</h2>")
+    assert "<h1>Only notes</h1>" in text
+    assert text.index('<p class="lead">1 table.</p>') < text.index("<h2>Notes</h2>")
 
 
 def test_headings_do_not_say_where_a_file_lies(tmp_path):

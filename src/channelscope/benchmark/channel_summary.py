@@ -50,9 +50,9 @@ class EvidenceFolder:
         return cls(path, facts)
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """One of its tables, None where it has none of that name."""
-        path = self.path / f"{name}.csv"
-        return tables.read(path) if path.is_file() else None
+        """One of its tables, also under the name that an earlier version gave it; None where it has none of that name."""
+        paths = (self.path / f"{each}.csv" for each in (name, tables.EARLIER_NAMES.get(name, name)))
+        return next((tables.read(path) for path in paths if path.is_file()), None)
 
     @cached_property
     def circuits(self) -> dict[str, Circuit]:
@@ -69,7 +69,7 @@ class EvidenceFolder:
     def layers(self) -> dict[str, int]:
         """Layers it knows, with their numbers of channels, as far as it knows them."""
         found: dict[str, int] = {}
-        for frame in (self.table(name) for name in ("channels", "hulls", "lesions")):
+        for frame in (self.table(name) for name in ("channels", "hulls", "ablations")):
             if frame is not None:
                 for site, last in frame.groupby("site")["channel"].max().items():
                     found[str(site)] = max(found.get(str(site), 0), int(last) + 1)
@@ -84,13 +84,13 @@ class Finding:
     """One sentence about the channel."""
 
     kind: str
-    """pruning, lesions, circuits, scores or hulls"""
+    """pruning, ablations, circuits, scores or hulls"""
     run: str
     """folder it comes from"""
     said: str
     """the sentence"""
     speaks_for: bool | None = None
-    """whether it is a reason to keep the channel: it was kept, its lesion does damage, a circuit has its kernels"""
+    """whether it is a reason to keep the channel: it was kept, its ablation does damage, a circuit has its kernels"""
 
 
 def pruning(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
@@ -107,9 +107,9 @@ def pruning(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
     return [Finding("pruning", str(run.path), f"{how} {'kept' if own else 'removed'} it: {left}.", own)]
 
 
-def lesions(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+def ablations(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
     """What happened when the channel was taken away, and what its stand-ins repaid."""
-    frame = run.table("lesions")
+    frame = run.table("ablations")
     if frame is None:
         return []
     silenced = frame[frame["intervention"] == "silence"]
@@ -117,18 +117,18 @@ def lesions(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
     if own.empty:
         return []
     row, peers = own.iloc[0], silenced[silenced["site"] == layer]["kl"]
-    place = f"{_ordinal(int((peers > row['kl']).sum()) + 1)} of the {counted(len(peers), 'lesioned channel')} of its layer"
+    place = f"{_ordinal(int((peers > row['kl']).sum()) + 1)} of the {counted(len(peers), 'ablated channel')} of its layer"
     said = (
         f"Taken away in {run.path} ({frame.attrs['provenance'].get('images')} images), it changes the loss by {_sure(row, 'loss')} nats "
         f"and the output by {_sure(row, 'kl')} nats of divergence, the {place}."
     )
-    whole = run.table("lesioned_channels")
+    whole = run.table("ablated_channels")
     if whole is not None:
         repaid = whole[(whole["site"] == layer) & (whole["channel"] == number)].iloc[0]
         if repaid["repaid_hull_kl"] == repaid["repaid_hull_kl"]:
             peers_in_place = counted(int(repaid["hull_size"]), "peer")
             said += f" Put in its place, {peers_in_place} repay {format_percent(float(repaid['repaid_hull_kl']), 0)} of the divergence."
-    return [Finding("lesions", str(run.path), said, bool(row["loss"] > SURE * row["loss_se"]))]
+    return [Finding("ablations", str(run.path), said, bool(row["loss"] > SURE * row["loss_se"]))]
 
 
 def serving(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
@@ -211,7 +211,7 @@ def hulls(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
     ]
 
 
-TELLERS: tuple[Callable[[EvidenceFolder, str, int], list[Finding]], ...] = (pruning, lesions, serving, scores, hulls)
+TELLERS: tuple[Callable[[EvidenceFolder, str, int], list[Finding]], ...] = (pruning, ablations, serving, scores, hulls)
 
 
 def counted(count: int, noun: str) -> str:
@@ -244,14 +244,14 @@ CHANNEL_COLUMNS = {
 
 MADE = {
     "pruning": ("No pruning", "channelscope prune {network} --out RUN"),
-    "lesions": ("No lesion of it", "channelscope lesion {network} --sites {layer} --all --out RUN"),
+    "ablations": ("No ablation of it", "channelscope ablate {network} --sites {layer} --all --out RUN"),
     "circuits": ("No circuit of a feature that {layer} leads to", "channelscope circuit {network} --feature LAYER:CHANNEL --out RUN"),
     "scores": ("No scores", "channelscope axes {network} --out RUN"),
     "hulls": ("No stand-ins", "channelscope hulls PROFILE --out RUN, with the profile that axes leaves"),
 }
 """kind of evidence → what is said where it is missing, and the command that makes it; in the order in which a reader asks"""
 
-COUNTED = {"pruning": ("kept by", "pruning"), "lesions": ("missed in", "lesion"), "circuits": ("part of", "circuit")}
+COUNTED = {"pruning": ("kept by", "pruning"), "ablations": ("missed in", "ablation"), "circuits": ("part of", "circuit")}
 """kind of evidence → how the answer counts it"""
 
 
@@ -266,7 +266,7 @@ def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataF
     Returns
     -------
     dict[str, pd.DataFrame]
-        `why`, one row a sentence, the answer first and what is missing last; `why_scores`, one row a score.
+        `explanation`, one row a sentence, the answer first and what is missing last; `explanation_scores`, one row a score.
 
     Raises
     ------
@@ -291,8 +291,8 @@ def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataF
     ranks = [row for run in runs for row in standing(run, layer, number)]
     scores = pd.DataFrame(ranks, columns=["score", "value", "rank", "of", "above", "run"])
     return {
-        "why": tables.table(rows, "why", CHANNEL_COLUMNS, facts),
-        "why_scores": tables.table(scores, "why_scores", CHANNEL_COLUMNS, facts),
+        "explanation": tables.table(rows, "explanation", CHANNEL_COLUMNS, facts),
+        "explanation_scores": tables.table(scores, "explanation_scores", CHANNEL_COLUMNS, facts),
     }
 
 
@@ -303,7 +303,7 @@ def answer(channel: str, found: Sequence[Finding]) -> str:
         votes = [finding.speaks_for for finding in found if finding.kind == kind and finding.speaks_for is not None]
         if votes:
             parts.append(f"{verb} {sum(votes)} of {counted(len(votes), noun)}")
-    return f"{channel}: {', '.join(parts)}." if parts else f"{channel}: no run here prunes, lesions or uses it."
+    return f"{channel}: {', '.join(parts)}." if parts else f"{channel}: no run here prunes, ablates or uses it."
 
 
 def missing(layer: str, found: Sequence[Finding], run: EvidenceFolder) -> list[str]:

@@ -2,20 +2,31 @@
 
 import sqlite3
 import sys
+from typing import Annotated
 
 import typer
 from rich.text import Text
 from safetensors import SafetensorError
 from typer.core import TyperGroup
 
-from channelscope.cli import channel_summary, circuits, discarding, experiments, faithfulness, measure, pruning
+from channelscope.cli import channel_summary, circuits, discarding, doctor, experiments, faithfulness, measure, pruning
 from channelscope.cli.flags import command
 from channelscope.cli.options import console
+from channelscope.cli.run_folder import VERSION
 from channelscope.errors import ChannelscopeError, first_line
+
+EARLIER_COMMANDS = {"lesion": "ablate", "graphs": "communities", "theory": "gradients", "why": "explain"}
+"""command of an earlier version → its present name"""
 
 
 class WholeSentences(TyperGroup):
     """A list of commands whose sentences are wrapped where click would cut them off."""
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:  # type: ignore[override]
+        """The command; one that had another name in an earlier version is refused with its present one."""
+        if args and args[0] in EARLIER_COMMANDS:
+            ctx.fail(f"No such command '{args[0]}'. It is now '{EARLIER_COMMANDS[args[0]]}'.")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: typer.Context, formatter) -> None:  # type: ignore[override]
         """Write every command with its sentence."""
@@ -26,7 +37,6 @@ class WholeSentences(TyperGroup):
 app = typer.Typer(
     name="channelscope",
     cls=WholeSentences,
-    help="What the channels of a vision network know, what they share, and which of them it could do without.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -35,9 +45,9 @@ app = typer.Typer(
 
 MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report)
 
-INTERVENE = (experiments.lesion, experiments.hulls)
+INTERVENE = (experiments.ablate, experiments.hulls)
 
-EXPLAIN = (experiments.graphs, experiments.propagation, experiments.theory, experiments.trajectory, channel_summary.why)
+EXPLAIN = (experiments.communities, experiments.propagation, experiments.gradients, experiments.trajectory, channel_summary.explain)
 
 CIRCUITS = (circuits.circuit, circuits.subcircuits)
 
@@ -45,8 +55,24 @@ PRUNING = (pruning.prune, pruning.benchmark)
 
 DISCARDING = (discarding.discard, faithfulness.faithfulness)
 
-for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING, *DISCARDING):
+SETUP = (doctor.doctor,)
+
+for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING, *DISCARDING, *SETUP):
     app.command(name=each.__name__)(command(each))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"channelscope {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and stop")] = False,
+) -> None:
+    """What the channels of a vision network know, what they share, and which of them it could do without."""
+
 
 INTERRUPTED = 130
 """exit status that typer makes of Ctrl-C"""

@@ -1,4 +1,4 @@
-"""The command `why`."""
+"""The command `explain`."""
 
 from pathlib import Path
 
@@ -9,20 +9,25 @@ from channelscope.cli.run_folder import VERSION, RunAddition
 from channelscope.report import page
 
 
-def why(channel: str, runs: list[Path], out: Path) -> None:
-    """Say why a channel was kept, or not: its scores, its lesion, its stand-ins and the circuits it serves, from runs made before.
+def explain(channel: str, runs: list[Path], out: Path) -> None:
+    """Summarize what earlier runs found about one channel: pruning, ablation, circuits, scores and replacement sets.
 
-    channel  layer:channel, such as layer3.0.conv2:17
-    runs     run folders of one network: of axes, lesion, hulls, prune, circuit or subcircuits
-    out      folder for the tables and report.html
+    Parameters
+    ----------
+    channel
+        layer:channel, such as layer3.0.conv2:17.
+    runs
+        Run folders of one network: of axes, ablate, hulls, prune, circuit or subcircuits.
+    out
+        Folder for the tables and report.html.
     """
     frames = joined(channel, runs)
-    joint = frames["why"].attrs["provenance"]
+    joint = frames["explanation"].attrs["provenance"]
     RunAddition(out).agrees(joint["weights"], joint["network"])
-    facts = {"title": f"Why {frames['why'].attrs['provenance']['channel']}?", "version": VERSION}
+    facts = {"title": f"Why {frames['explanation'].attrs['provenance']['channel']}?", "version": VERSION}
     for name, frame in frames.items():
         tables.write(frame, out / f"{name}.csv")
-    tables.write_json(facts | frames["why"].attrs["provenance"], out / "run.json")
-    for said in frames["why"]["said"]:
+    tables.write_json(facts | frames["explanation"].attrs["provenance"], out / "run.json")
+    for said in frames["explanation"]["said"]:
         console.print(said)
     print(page.write_report(out))

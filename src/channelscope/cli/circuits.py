@@ -68,10 +68,24 @@ def circuit(
 
     Kernels are scored on calibration images (64 of them, if --images does not say otherwise).
 
-    out       folder for the circuit (circuit.json and circuit.safetensors), its tables, and the diagram (circuit.html, .svg, .png)
-    feature   layer3.1.conv1:7, a unit layer3.1.conv1:7@4,5, its maximum …:7@max, a direction layer3.1.conv1:vector.npy or logit:3
-    held_out  images the circuit is judged on, from the validation images (the test images where there are none)
-    pictures  of channels in the diagram: the image patches that drive them most, images made to drive them (slow), or none
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    choice
+        How the circuit's kernels are scored and selected.
+    comparison
+        What --compare compares.
+    out
+        Folder for the circuit (circuit.json and circuit.safetensors), its tables, and the diagram (circuit.html, .svg, .png).
+    feature
+        layer3.1.conv1:7, a unit layer3.1.conv1:7@4,5, its maximum …:7@max, a direction layer3.1.conv1:vector.npy or logit:3.
+    held_out
+        Images the circuit is judged on, from the validation images (the test images where there are none).
+    pictures
+        Of channels in the diagram: the image patches that drive them most, images made to drive them (slow), or none.
     """
     begun = time.monotonic()
     if comparison.compare and (feature or choice != CircuitOptions()):
@@ -119,11 +133,24 @@ def subcircuits(
 
     The strongest images are taken from the calibration images (1,000 of them, if --images does not say otherwise).
 
-    feature    layer3.1.conv1:7, or a direction layer3.1.conv1:vector.npy
-    out        folder for a circuit a group, their union, a control scored on images of all groups, the tables, and the groups' images
-    strongest  how many of the images that drive the feature most are grouped
-    clusters   number of groups; by default the one with the clearest separation (silhouette)
-    general    share of the relevant kernels in the feature's general circuit, inside which the groups' kernels are scored; 1 for all
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    choice
+        How the circuit's kernels are scored and selected.
+    feature
+        layer3.1.conv1:7, or a direction layer3.1.conv1:vector.npy.
+    out
+        Folder for a circuit a group, their union, a control scored on images of all groups, the tables, and the groups' images.
+    strongest
+        How many of the images that drive the feature most are grouped.
+    clusters
+        Number of groups; by default the one with the clearest separation (silhouette).
+    general
+        Share of the relevant kernels in the feature's general circuit, inside which the groups' kernels are scored; 1 for all.
     """
     begun = time.monotonic()
     folder_at(out)

@@ -1,4 +1,4 @@
-"""The commands `lesion`, `hulls`, `graphs`, `propagation`, `theory` and `trajectory`."""
+"""The commands `ablate`, `hulls`, `communities`, `propagation`, `gradients` and `trajectory`."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,12 @@ from channelscope.cli.run_folder import RunAddition, folder_at
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, InputError, MismatchError, SampleError
 from channelscope.experiments.ablation.plan import AblationPlan
-from channelscope.experiments.ablation.run import ablate as lesioned
-from channelscope.experiments.communities import find_communities as communities
-from channelscope.experiments.gradients import Readout
-from channelscope.experiments.gradients import gradient_angles as directions
-from channelscope.experiments.gradients import simulate as simulated
-from channelscope.experiments.hulls import HullOptions
-from channelscope.experiments.hulls import replacement_sets as replaceability
-from channelscope.experiments.propagation import axis_propagation as handed_on
-from channelscope.experiments.trajectory import training_trajectory as followed
+from channelscope.experiments.ablation.run import ablate as run_ablation
+from channelscope.experiments.communities import find_communities
+from channelscope.experiments.gradients import Readout, gradient_angles, simulate
+from channelscope.experiments.hulls import HullOptions, replacement_sets
+from channelscope.experiments.propagation import axis_propagation
+from channelscope.experiments.trajectory import training_trajectory
 from channelscope.network.module_state import weights_hash
 from channelscope.profiling import store
 from channelscope.profiling.collect import collect
@@ -36,73 +33,112 @@ EVALUATED = 1000
 """Test images where the user says nothing."""
 
 
-def lesion(
+def ablate(
     network: NetworkOptions,
     source: ImageSource,
     convention: ScoreFlags,
     plan: AblationPlan,
     rule: HullOptions,
-    out: Path = Path("runs/lesion"),
+    out: Path = Path("runs/ablation"),
     profile: Path | None = None,
     evaluated: int | None = None,
 ) -> None:
-    """Take channels away one by one, let peers stand in for them, and set the damage beside every score.
+    """Ablate channels one by one, replace them by predictions from their peers, and correlate the damage with every score.
 
-    out        folder for the tables and report.html; an interrupted run goes on from there
-    profile    a profile collected before, instead of a new pass over the calibration images
-    evaluated  test images on which the damage is measured; by default 1,000, or all there are
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    convention
+        Options that all scores share.
+    plan
+        Which channels are ablated and how.
+    rule
+        How replacement sets grow.
+    out
+        Folder for the tables and report.html; an interrupted run goes on from there.
+    profile
+        A profile collected before, instead of a new pass over the calibration images.
+    evaluated
+        Test images on which the damage is measured; by default 1,000, or all there are.
     """
     if evaluated is not None and evaluated < 1:
-        raise DataError(f"lesions need evaluation images: expected --evaluated of at least 1, received {evaluated}")
+        raise DataError(f"ablate: expected --evaluated of at least 1, received {evaluated}")
     folder_at(out)
     model, images = load_network(network, source)
     held_out = fitted(images.test, evaluated, EVALUATED, "--evaluated")
     addition = RunAddition(out)
     found = addition.profiled(model, images, profile)
-    frames = lesioned(model, found, held_out, plan, rule, out / "lesion.unfinished", **convention.options())
+    frames = run_ablation(model, found, held_out, plan, rule, _unfinished(out), **convention.options())
     facts = {
         "data": source.data,
         "target": convention.target,
         "assumption": assumption(found, Shared(**convention.options())),
     }
-    page = addition.write(found, f"Lesions of {network.title}", frames, **facts, **network.origin)
+    page = addition.write(found, f"Ablations in {network.title}", frames, **facts, **network.origin)
     for line in frames["said"]["said"]:
         console.print(Text.assemble(("note ", "yellow"), line))
     console.print(_recovered_line(frames["repaid"]))
     print(page)
 
 
+def _unfinished(out: Path) -> Path:
+    """The file of an interrupted run; one that an earlier version left goes on under its own name."""
+    earlier = out / "lesion.unfinished"
+    return earlier if earlier.exists() else out / "ablation.unfinished"
+
+
 def _recovered_line(rows: pd.DataFrame) -> str:
     """The answer in one sentence."""
     (whole,) = rows.query("site == 'all layers' and quantity == 'kl' and stand_in == 'hull' and which == 'all'").to_dict("records")
     share = format_interval(whole["repaid"], whole["low"], whole["high"], int(whole["n"]), "channels")
-    return f"of the damage done by silencing, measured as divergence of the output, hulls repay {share}"
+    return f"replacement sets (hulls) recover {share} of the KL divergence that ablation causes"
 
 
 def hulls(profile: Path, rule: HullOptions, out: Path, shrinkage: str | float | None = None) -> None:
     """Find the small sets of peers that can stand in for each channel, from a profile alone.
 
-    profile    profile file
-    out        folder for the tables and report.html
-    shrinkage  of correlation matrices: a number from 0 to 1, or oas
+    Parameters
+    ----------
+    profile
+        Profile file.
+    rule
+        How replacement sets grow.
+    out
+        Folder for the tables and report.html.
+    shrinkage
+        Of correlation matrices: a number from 0 to 1, or oas.
     """
     addition, found = RunAddition(out), store.load(profile)
     addition.agrees(found.weights_hash, found.network)
-    print(addition.write(found, f"Hulls of {found.network}", replaceability(found, rule, shrinkage=shrinkage)))
+    print(addition.write(found, f"Hulls of {found.network}", replacement_sets(found, rule, shrinkage=shrinkage)))
 
 
-def graphs(profile: Path, convention: ScoreFlags, out: Path, share: float = 0.1, weighted: bool = True, shards: bool = True) -> None:
-    """Find the communities of channels that share information, and of channels that complete each other.
+def communities(profile: Path, convention: ScoreFlags, out: Path, share: float = 0.1, weighted: bool = True, shards: bool = True) -> None:
+    """Find communities of channels that share information, and of channels that are informative only together.
 
-    profile   profile file
-    out       folder for the tables and report.html
-    share     edges kept: this share of the positive ones, the strongest
-    weighted  count the edges' weights in the modularity
-    shards    give intervals over images, at ten times the cost
+    Parameters
+    ----------
+    profile
+        Profile file.
+    convention
+        Options that all scores share.
+    out
+        Folder for the tables and report.html.
+    share
+        Edges kept: this share of the positive ones, the strongest.
+    weighted
+        Count the edges' weights in the modularity.
+    shards
+        Give intervals over images, at ten times the cost.
     """
     addition, found = RunAddition(out), store.load(profile)
     addition.agrees(found.weights_hash, found.network)
-    print(addition.write(found, f"Graphs of {found.network}", communities(found, share, weighted, shards, **convention.options())))
+    print(
+        addition.write(found, f"Communities in {found.network}", find_communities(found, share, weighted, shards, **convention.options()))
+    )
 
 
 def propagation(
@@ -113,41 +149,62 @@ def propagation(
     profile: Path | None = None,
     permutations: int = 200,
 ) -> None:
-    """Follow what channels have on each axis to the channels that read them.
+    """Correlate the scores of each layer's channels with those of the layers that read them, within and across the two axes.
 
-    out           folder for the tables and report.html
-    profile       a profile collected before, instead of a new pass over the calibration images
-    permutations  shuffles of the upstream channels behind the null
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    convention
+        Options that all scores share.
+    out
+        Folder for the tables and report.html.
+    profile
+        A profile collected before, instead of a new pass over the calibration images.
+    permutations
+        Shuffles of the upstream channels behind the null.
     """
     folder_at(out)
     model, images = load_network(network, source)
     addition = RunAddition(out)
     found = addition.profiled(model, images, profile)
-    frames = handed_on(model, found, permutations, source.seed, **convention.options())
+    frames = axis_propagation(model, found, permutations, source.seed, **convention.options())
     print(addition.write(found, f"Propagation in {network.model}", frames, data=source.data, target=convention.target, **network.origin))
 
 
-def theory(
+def gradients(
     network: NetworkOptions,
     source: ImageSource,
-    out: Path = Path("runs/theory"),
+    out: Path = Path("runs/gradients"),
     profile: Path | None = None,
     readout: Readout = "positions",
     sites: tuple[str, ...] | None = None,
 ) -> None:
-    """Measure the angle between the directions in which input capture and task information pull each channel's weights.
+    """Measure the angle between the gradients of input capture and of task information with respect to each channel's weights.
 
-    out      folder for the tables and report.html
-    profile  a profile collected before; the directions take a pass over the calibration images of their own
-    readout  what a sample is: every position of an image, or its average
-    sites    sites to look at; by default every one
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    out
+        Folder for the tables and report.html.
+    profile
+        A profile collected before; the directions take a pass over the calibration images of their own.
+    readout
+        What a sample is: every position of an image, or its average.
+    sites
+        Sites to look at; by default every one.
     """
     folder_at(out)
     model, images = load_network(network, source)
     addition = RunAddition(out)
     found = addition.profiled(model, images, profile)
-    frames = directions(model, found, images.calibration, readout, sites) | simulated()
-    for row in frames["theory_skipped"].itertuples():
+    frames = gradient_angles(model, found, images.calibration, readout, sites) | simulate()
+    for row in frames["gradient_skipped"].itertuples():
         console.print(f"  skipped {row.site}: {row.reason}", style="dim")
     print(addition.write(found, f"Gradient directions in {network.model}", frames, data=source.data, target="margin", **network.origin))
 
@@ -169,14 +226,26 @@ def trajectory(
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
-    """Follow hulls, synergy, communities and the alignment of the axes over the checkpoints of one or more training runs.
+    """Measure hulls, synergy, communities and the alignment of the axes at the checkpoints of one or more training runs.
 
-    runs    folders that `channelscope train` left, as a rule of several seeds
-    out     folder for the tables, the profiles and report.html; an interrupted call goes on from there
-    images  calibration images, the same for every checkpoint and run; by default 2,000, or all there are
-    layers  layers to look at, evenly spaced in depth
-    seed    which calibration images are drawn
-    device  where it runs: cpu, cuda, cuda:1, …
+    Parameters
+    ----------
+    runs
+        Folders that `channelscope train` left, as a rule of several seeds.
+    convention
+        Options that all scores share.
+    rule
+        How replacement sets grow.
+    out
+        Folder for the tables, the profiles and report.html; an interrupted call goes on from there.
+    images
+        Calibration images, the same for every checkpoint and run; by default 2,000, or all there are.
+    layers
+        Layers to look at, evenly spaced in depth.
+    seed
+        Which calibration images are drawn.
+    device
+        Where it runs: cpu, cuda, cuda:1, ….
     """
     histories = [History.read(run) for run in runs]
     source = _image_source(histories, images, seed)
@@ -187,7 +256,7 @@ def trajectory(
     addition = RunAddition(out)
     addition.agrees("", histories[0].network)
     profiles = dict(_profiles(stages, histories[0].network, source, device, out / "profiles"))
-    frames = followed(((run, epoch, profiles[run, epoch]) for run, epoch, _ in stages), layers, rule, **convention.options())
+    frames = training_trajectory(((run, epoch, profiles[run, epoch]) for run, epoch, _ in stages), layers, rule, **convention.options())
     last = profiles[stages[-1][0], stages[-1][1]]
     for row in frames["trajectory_change"].query("verdict != ''").itertuples():
         console.print(f"{row.quantity}: {row.first:.3f} → {row.last:.3f} over {row.n} runs, the published direction {row.verdict}")
@@ -232,12 +301,12 @@ def _image_source(histories: list[History], images: int | None, seed: int) -> Im
     kinds = {(one.network, one.settings["images"]["data"]) for one in histories}
     if len(kinds) > 1:
         raise MismatchError(f"the runs are of different things: {'; '.join(f'{network} on {data}' for network, data in sorted(kinds))}")
-    told = histories[0].settings["images"]
+    settings = histories[0].settings["images"]
     if images is None:
-        images = min(USUAL, told["splits"]["train"])
+        images = min(USUAL, settings["splits"]["train"])
         if images < USUAL:
             console.print(f"--images: {images:,} training images, for that is all there are; {USUAL:,} where there are so many")
-    return ImageSource(told["data"], images=images, seed=seed, mean=tuple(told["mean"]), std=tuple(told["std"]))
+    return ImageSource(settings["data"], images=images, seed=seed, mean=tuple(settings["mean"]), std=tuple(settings["std"]))
 
 
 def _profiles(

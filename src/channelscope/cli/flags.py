@@ -2,8 +2,10 @@
 
 import ast
 import inspect
+import re
 import types
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache, wraps
 from itertools import pairwise
@@ -12,7 +14,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
+from channelscope.progress import without_bars
+
 PLAIN = (str, int, float, bool, Path)
+
+PARAMETERS = re.compile(r"^Parameters\n-+\n(?P<body>.*?)(?=\n\n\S[^\n]*\n---|\Z)", re.DOTALL | re.MULTILINE)
+"""the section of a NumPy docstring, to the heading of the next"""
+
+QUIET = inspect.Parameter(
+    "quiet",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[bool, typer.Option("-q", "--quiet", help="draw no progress bars", show_default=False)],
+)
+"""The flag that every command has."""
 
 OPTIONS = ("out", "feature")
 """Parameters that are flags even without a default, and then have to be given."""
@@ -24,7 +39,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     A parameter annotated with a dataclass is replaced by that dataclass's fields; a field without a default is an
     argument, unless it is one of OPTIONS. A field that two dataclasses have, such as the seed, is one flag for both. Types
     typer does not know (tuples of numbers or words, a number or a word) are read from text. Help comes from the line below
-    a field, or from the line of the function's docstring that begins with the parameter's name.
+    a field, or from the Parameters section of the function's docstring. Every command also has -q, --quiet.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, type] = {}
@@ -44,11 +59,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             flat.append(_flag(name, hint, parameter.default, help_lines.get(name, ""), readers))
     flat.sort(key=lambda each: each.default is not inspect.Parameter.empty)
 
+    flat.append(QUIET)
+
     @wraps(function)
-    def run(**given: Any) -> None:
+    def run(quiet: bool = False, **given: Any) -> None:
         values = {name: readers.get(name, _same)(value) for name, value in given.items()}
         made = {name: kind(**{field.name: values[field.name] for field in fields(kind)}) for name, kind in groups.items()}  # type: ignore[arg-type]
-        function(**made, **{name: value for name, value in values.items() if name in hints and name not in made})
+        with without_bars() if quiet else nullcontext():
+            function(**made, **{name: value for name, value in values.items() if name in hints and name not in made})
 
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in flat}
@@ -117,10 +135,33 @@ def _summary(function: Callable) -> str:
 
 
 def _parameter_lines(function: Callable) -> dict[str, str]:
-    """Docstring lines 'name  text' of the parameters."""
-    names = inspect.signature(function).parameters
-    lines = [line.strip().partition("  ") for line in (inspect.getdoc(function) or "").splitlines()]
-    return {head: text.strip() for head, _, text in lines if head in names and text}
+    """Descriptions of a NumPy docstring's Parameters section, by name, in the form of help.
+
+    Lines 'name  text' of a docstring without sections are read too.
+    """
+    text = inspect.getdoc(function) or ""
+    section = PARAMETERS.search(text)
+    if section is None:
+        known = inspect.signature(function).parameters
+        lines = [line.strip().partition("  ") for line in text.splitlines()]
+        return {head: words.strip() for head, _, words in lines if head in known and words}
+    found: dict[str, list[str]] = {}
+    names: list[str] = []
+    for line in section["body"].splitlines():
+        if line and not line[0].isspace():
+            names = [name.strip() for name in line.partition(":")[0].split(",")]
+            found |= {name: [] for name in names}
+        elif line.strip():
+            for name in names:
+                found[name].append(line.strip())
+    return {name: _as_help(" ".join(lines)) for name, lines in found.items()}
+
+
+def _as_help(sentence: str) -> str:
+    """The sentence as help shows it: without its full stop, and lower case unless its first word is a name or an abbreviation."""
+    first = sentence.partition(" ")[0]
+    lowered = sentence[0].lower() + sentence[1:] if first[:1].isupper() and first[1:].islower() else sentence
+    return lowered.removesuffix(".")
 
 
 @lru_cache

@@ -34,10 +34,20 @@ def train(
 ) -> None:
     """Train a network, keep a checkpoint per epoch, and choose the best one on the validation images.
 
-    out     folder for the checkpoints, trained.safetensors and training.json; an interrupted run goes on from there
-    epochs  passes over the training images; by default the recipe's
-    lr      first learning rate; by default the recipe's
-    every   epochs between checkpoints
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    out
+        Folder for the checkpoints, trained.safetensors and training.json; an interrupted run goes on from there.
+    epochs
+        Passes over the training images; by default the recipe's.
+    lr
+        First learning rate; by default the recipe's.
+    every
+        Epochs between checkpoints.
     """
     RunAddition(out).agrees("", network.model)
     model, images = load_network(network, source, note=False)
@@ -61,7 +71,16 @@ def train(
 def profile(network: NetworkOptions, source: ImageSource, measure: ProfileOptions, out: Path) -> None:
     """Collect the statistics of every channel in one pass over the calibration images.
 
-    out  file for the profile; an interrupted pass goes on from OUT.unfinished
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    measure
+        What the pass over the calibration images records.
+    out
+        File for the profile; an interrupted pass goes on from OUT.unfinished.
     """
     file_at(out)
     model, images = load_network(network, source)
@@ -96,8 +115,12 @@ def _beside(path: Path, ending: str) -> Path:
 def merge(profiles: list[Path], out: Path) -> None:
     """Add profiles of disjoint images of the same network into one.
 
-    profiles  profile files
-    out       file for their sum
+    Parameters
+    ----------
+    profiles
+        Profile files.
+    out
+        File for their sum.
     """
     file_at(out)
     places = [path.resolve() for path in profiles]
@@ -112,10 +135,18 @@ def merge(profiles: list[Path], out: Path) -> None:
 def scores(profile: Path, convention: ScoreFlags, out: Path, names: str = ",".join(scoring.DEFAULT_SCORES), errors: bool = False) -> None:
     """Write the scores of every channel of a profile as a table.
 
-    profile  profile file
-    out      table to write: CSV, or Parquet by its ending
-    names    scores, separated by commas; `all` for every one
-    errors   add the standard error of each score over image shards
+    Parameters
+    ----------
+    profile
+        Profile file.
+    convention
+        Options that all scores share.
+    out
+        Table to write: CSV, or Parquet by its ending.
+    names
+        scores, separated by commas; `all` for every one.
+    errors
+        Add the standard error of each score over image shards.
     """
     file_at(out)
     found = store.load(profile)
@@ -135,8 +166,20 @@ def axes(
 ) -> None:
     """Measure both axes of every channel, test their alignment layer by layer, and write a report.
 
-    out      folder for the tables and report.html
-    profile  a profile collected before, instead of a new pass
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    measure
+        What the pass over the calibration images records.
+    convention
+        Options that all scores share.
+    out
+        Folder for the tables and report.html.
+    profile
+        A profile collected before, instead of a new pass.
     """
     begun = time.monotonic()
     folder_at(out)
@@ -164,7 +207,10 @@ def two_axes(found: Profile, convention: ScoreFlags) -> dict[str, pd.DataFrame]:
 def report(folder: Path) -> None:
     """Write the report of a run folder again from its tables.
 
-    folder  run folder, such as runs/demo
+    Parameters
+    ----------
+    folder
+        Run folder, such as runs/demo.
     """
     print(page.write_report(folder))
 
@@ -172,9 +218,14 @@ def report(folder: Path) -> None:
 def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None:
     """Train a small residual network on scanned digits, profile it before and after, and write a report.
 
-    out     folder for everything it makes
-    epochs  passes over the training images
-    seed    of the initialization and the training
+    Parameters
+    ----------
+    out
+        Folder for everything it makes.
+    epochs
+        Passes over the training images.
+    seed
+        Of the initialization and the training.
     """
     begun = time.monotonic()
     network, source = NetworkOptions("resnet20"), ImageSource("digits", seed=seed)

@@ -49,11 +49,24 @@ def benchmark(
 ) -> None:
     """Compare scores by what networks can do after pruning: same groups, budgets, removal, repair and images for all.
 
-    out      folder for results.sqlite, the tables and the report; a run that was interrupted goes on from there
-    tests    evaluate on the first so many test images; by default on all
-    engine   process: here; workers: in processes of this machine; ray: on a cluster
-    workers  how many, for workers and for a Ray cluster begun here
-    address  of a running Ray cluster
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    grid
+        Scores, budgets and rules to compare.
+    out
+        Folder for results.sqlite, the tables and the report; a run that was interrupted goes on from there.
+    tests
+        Evaluate on the first so many test images; by default on all.
+    engine
+        process: here; workers: in processes of this machine; ray: on a cluster.
+    workers
+        How many, for workers and for a Ray cluster begun here.
+    address
+        Of a running Ray cluster.
     """
     begun = time.monotonic()
     bench = Setup(network.model, network.weights, source, tests, network.device, network.example)
@@ -118,9 +131,20 @@ def prune(
 ) -> None:
     """Make a smaller network that does as well as it can, without training, and save it.
 
-    out       folder for weights, recipe, summary and report; a pruned network that is there is replaced when this one is whole
-    export    also write the network in a format that runs without this library, and compare its outputs
-    finetune  epochs of training afterwards, at a tenth of the usual rate; an interrupted one goes on from OUT.finetune
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    plan
+        Score, budget and repair of the pruned network.
+    out
+        Folder for weights, recipe, summary and report; a pruned network that is there is replaced when this one is whole.
+    export
+        Also write the network in a format that runs without this library, and compare its outputs.
+    finetune
+        Epochs of training afterwards, at a tenth of the usual rate; an interrupted one goes on from OUT.finetune.
     """
     begun = time.monotonic()
     folder_at(out)

@@ -23,7 +23,7 @@ GRAPH = Column.text("R: what two channels share; S: what they say only together;
 MODULARITY = Column.correlation("modularity of the greedy partition of the strongest edges", "Clauset, Newman, Moore 2004")
 
 GRAPHS = Schema(
-    "graphs",
+    "communities",
     "site depth channels",
     {
         "graph": GRAPH,
@@ -34,13 +34,13 @@ GRAPHS = Schema(
 )
 
 GRAPH_DEPTH = Schema(
-    "graph_depth",
+    "community_depth",
     "n",
     {"graph": GRAPH, "modularity": MODULARITY, "rho": Column.correlation("rank correlation of the modularity with depth", "Spearman 1904")},
 )
 
 GRAPH_NODES = Schema(
-    "graph_nodes",
+    "community_nodes",
     "site depth channel",
     {
         "graph": GRAPH,
@@ -51,7 +51,7 @@ GRAPH_NODES = Schema(
 )
 
 GRAPH_EDGES = Schema(
-    "graph_edges",
+    "community_edges",
     "site depth channel",
     {"graph": GRAPH, "peer": Column.count("the other channel of the edge"), "weight": Column("nats", 3, "weight of the edge", OURS, 0.0)},
 )
@@ -78,9 +78,9 @@ def find_communities(
     Returns
     -------
     dict[str, DataFrame]
-        `graphs`: modularity, number of communities and of edges of both graphs of each layer, and the difference of the
-        modularities. `graph_depth`: means over layers with bootstrap intervals, and Spearman's rho with depth. `graph_nodes`
-        and `graph_edges`: the graphs, with the community and a position in a drawing for each channel that has an edge.
+        `communities`: modularity, number of communities and of edges of both graphs of each layer, and the difference of the
+        modularities. `community_depth`: means over layers with bootstrap intervals, and Spearman's rho with depth. `community_nodes`
+        and `community_edges`: the graphs, with the community and a position in a drawing for each channel that has an edge.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def find_communities(
     >>> from channelscope import collect, zoo
     >>> toy = zoo.toys.exact_copy()  # channel 3 is twice channel 0
     >>> tables = find_communities(collect(toy.model, toy.batches), shards=False)
-    >>> tables["graph_edges"].query("graph == 'R'")[["channel", "peer"]].values.tolist()
+    >>> tables["community_edges"].query("graph == 'R'")[["channel", "peer"]].values.tolist()
     [[0, 3]]
 
     References
@@ -118,10 +118,10 @@ def find_communities(
             edges += [where | edge for edge in site_edges]
     modularities = pd.DataFrame(rows)
     return {
-        "graphs": fill(GRAPHS, modularities),
-        "graph_depth": fill(GRAPH_DEPTH, _depth(modularities)),
-        "graph_nodes": fill(GRAPH_NODES, nodes),
-        "graph_edges": fill(GRAPH_EDGES, edges),
+        "communities": fill(GRAPHS, modularities),
+        "community_depth": fill(GRAPH_DEPTH, _depth(modularities)),
+        "community_nodes": fill(GRAPH_NODES, nodes),
+        "community_edges": fill(GRAPH_EDGES, edges),
     }
 
 
@@ -204,7 +204,7 @@ def modularity_gap(graphs: dict[str, Communities]) -> float:
 
 
 def _rows(site: Site, found: dict[str, Communities], replicates: list[dict[str, Communities]]) -> list[dict]:
-    """Rows of `graphs` for one site: R, S and their difference."""
+    """Rows of `communities` for one site: R, S and their difference."""
     where = {"site": site.name, "depth": site.depth, "channels": site.channels}
     rows = []
     for name, graph in found.items():

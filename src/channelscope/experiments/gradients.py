@@ -32,11 +32,11 @@ COSINE = Column.correlation("Euclidean cosine of the two gradient directions", P
 
 IDENTITY = Column("", 3, "|w'g| / (|w| |g|): zero but for rounding", PAPER, 0.0)
 
-THEORY = Schema("theory", "site depth channel capture relevance", {"cosine": COSINE, "identity": IDENTITY})
+THEORY = Schema("gradients", "site depth channel capture relevance", {"cosine": COSINE, "identity": IDENTITY})
 
-THEORY_LAYERS = Schema("theory_layers", "site depth n", {"cosine": COSINE, "identity": IDENTITY})
+THEORY_LAYERS = Schema("gradient_layers", "site depth n", {"cosine": COSINE, "identity": IDENTITY})
 
-THEORY_SKIPPED = Schema("theory_skipped", "site reason")
+THEORY_SKIPPED = Schema("gradient_skipped", "site reason")
 
 
 def gradient_angles(
@@ -70,9 +70,9 @@ def gradient_angles(
     Returns
     -------
     dict[str, DataFrame]
-        `theory`: one row per channel: cosine, both informations in nats, and |w'g| / (|w| |g|) with g the gradient of task
-        information, which is zero but for rounding. `theory_layers`: mean |cosine| of each layer with a bootstrap interval over
-        channels. `theory_skipped`: sites that cannot be measured, with the reason.
+        `gradients`: one row per channel: cosine, both informations in nats, and |w'g| / (|w| |g|) with g the gradient of task
+        information, which is zero but for rounding. `gradient_layers`: mean |cosine| of each layer with a bootstrap interval over
+        channels. `gradient_skipped`: sites that cannot be measured, with the reason.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def gradient_angles(
     >>> from channelscope import collect, zoo
     >>> toy = zoo.toys.independent_channels()  # inputs are uncorrelated with equal variances: the angle is right
     >>> profile = collect(toy.model, toy.batches)
-    >>> frame = gradient_angles(toy.model, profile, toy.batches, progress=False)["theory_layers"]
+    >>> frame = gradient_angles(toy.model, profile, toy.batches, progress=False)["gradient_layers"]
     >>> float(frame["cosine"].item()) < 1e-6
     True
 
@@ -118,9 +118,9 @@ def gradient_angles(
         ends = {"cosine": mean.value, "cosine_low": mean.low, "cosine_high": mean.high}
         layers.append({**where, **ends, "identity": float(identity.max()), "n": mean.n})
     return {
-        "theory": fill(THEORY, pd.concat(rows, ignore_index=True)),
-        "theory_layers": fill(THEORY_LAYERS, layers),
-        "theory_skipped": fill(THEORY_SKIPPED, [{"site": name, "reason": reason} for name, reason in skipped.items()]),
+        "gradients": fill(THEORY, pd.concat(rows, ignore_index=True)),
+        "gradient_layers": fill(THEORY_LAYERS, layers),
+        "gradient_skipped": fill(THEORY_SKIPPED, [{"site": name, "reason": reason} for name, reason in skipped.items()]),
     }
 
 
@@ -210,7 +210,7 @@ class _Pair:
 
 
 def _channel_rows(site: Site, axes: LinearAxes, identity: Tensor) -> pd.DataFrame:
-    """Rows of `theory` for one site."""
+    """Rows of `gradients` for one site."""
     columns = {"cosine": axes.cosine, "capture": axes.capture, "relevance": axes.relevance, "identity": identity}
     return pd.DataFrame(
         {"site": site.name, "depth": site.depth, "channel": range(site.channels), **{name: part.numpy() for name, part in columns.items()}}

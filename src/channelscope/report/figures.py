@@ -63,7 +63,7 @@ def write(run: Run, folder: str | Path) -> list[Path]:
             for drawing in drawings(section, run):
                 paths += _save(drawing.figure, folder / drawing.name) if isinstance(drawing.figure, Figure) else []
             for index, (chart, frame) in enumerate(section.charted(run)):
-                name = section.table + (f"_{index + 1}" if index else "")
+                name = section.id + (f"_{index + 1}" if index else "")
                 paths += _save(drawn(chart, frame, run.stages), folder / name)
         channels = run.table("channels")
         if channels is not None and {"capture", "relevance"} <= set(channels.columns):

@@ -88,7 +88,7 @@ def render(run: Run, plotly: str) -> str:
     named = {name for frame in run.tables.values() for name in (*frame.columns, *frame.get("score", ()))}
     quantities = list(QUANTITIES.values()) if named & set(QUANTITIES) else []
     contents = [("map", "Map")] if channels is not None else []
-    contents += [(section.table, section.title) for section in parts]
+    contents += [(section.id, section.title) for section in parts]
     contents += (
         ([("channels", "Channels")] if channels is not None else [])
         + ([("skipped", "Skipped")] if "skipped" in run.tables else [])
@@ -133,7 +133,7 @@ def _subscripts(formula: str) -> Markup:
 
 def _part(section: Section, run: Run) -> dict[str, Any]:
     return {
-        "id": section.table,
+        "id": section.id,
         "title": section.title,
         "question": section.question,
         "sentences": section.answer(run),

@@ -21,11 +21,11 @@ class Run:
     facts: Mapping[str, Any]
     """run.json: title, network, data, images, accuracy, target, assumption, stages, …"""
     tables: Mapping[str, pd.DataFrame]
-    """by file name without its ending"""
+    """by name, which is the file's without its ending"""
 
     @classmethod
     def read(cls, folder: str | Path) -> "Run":
-        """Read every table of a run folder.
+        """The run of a folder, with every table; tables of earlier versions have their present names.
 
         Raises
         ------
@@ -40,8 +40,12 @@ class Run:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise FormatError(f"{path} is damaged: {error}") from error
-        found = sorted(each for each in folder.iterdir() if each.suffix in (".csv", ".parquet"))
-        return cls(folder, facts, {each.stem: tables.read(each) for each in found})
+        found = {each.stem: each for each in sorted(folder.iterdir()) if each.suffix in (".csv", ".parquet")}
+        for name, earlier in tables.EARLIER_NAMES.items():
+            if earlier in found:
+                found.setdefault(name, found[earlier])
+                del found[earlier]
+        return cls(folder, facts, {name: tables.read(found[name]) for name in sorted(found)})
 
     def table(self, name: str) -> pd.DataFrame | None:
         """A table, or None if the run has none of that name or it is empty."""

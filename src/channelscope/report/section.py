@@ -141,6 +141,13 @@ class Section:
     """column that the table's low and high belong to; the three are shown as one"""
     derive: Callable[[Run], pd.DataFrame | None] | None = None
     """makes the table from the run's others, when it is not on disk"""
+    anchor: str = ""
+    """fragment of its address in the page, and start of its figures' file names; by default the table's name"""
+
+    @property
+    def id(self) -> str:
+        """The anchor, or the table's name."""
+        return self.anchor or self.table
 
     def frame(self, run: Run) -> pd.DataFrame | None:
         """The section's table in this run, if it has one."""

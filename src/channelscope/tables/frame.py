@@ -16,6 +16,24 @@ from channelscope.tables.schema import Column, Schema
 
 FORMAT = 1
 
+EARLIER_NAMES = {
+    "ablations": "lesions",
+    "ablated_channels": "lesioned_channels",
+    "ablation_correlations": "lesion_correlations",
+    "ablation_matched": "lesion_matched",
+    "ablation_partial": "lesion_partial",
+    "communities": "graphs",
+    "community_depth": "graph_depth",
+    "community_nodes": "graph_nodes",
+    "community_edges": "graph_edges",
+    "gradients": "theory",
+    "gradient_layers": "theory_layers",
+    "gradient_skipped": "theory_skipped",
+    "explanation": "why",
+    "explanation_scores": "why_scores",
+}
+"""table → its name in run folders of earlier versions, which are still read"""
+
 DERIVED = {"_se": "standard error of", "_low": "lower end of the 95 % interval of", "_high": "upper end of the 95 % interval of"}
 
 Columns = Mapping[str, Column | Mapping[str, Any]]

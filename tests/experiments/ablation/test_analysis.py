@@ -65,19 +65,19 @@ class TestCorrelations:
         frame, tables = study
         column = outcome.removeprefix("damage_")
         expected = pencil.mean_spearman([(own[score].to_numpy(), own[column].to_numpy()) for _, own in frame.groupby("site")])
-        row = one(tables["lesion_correlations"], outcome=outcome, score=score)
+        row = one(tables["ablation_correlations"], outcome=outcome, score=score)
         assert row.rho == pytest.approx(expected, abs=1e-9)
         assert row.low <= row.rho <= row.high or abs(row.rho) > 0.9
         assert row.n == int((~(frame[score].isna() | frame[column].isna())).sum())
 
     def test_the_pooled_value_stands_beside(self, study):
         frame, tables = study
-        row = one(tables["lesion_correlations"], outcome="damage_loss", score="relevance")
+        row = one(tables["ablation_correlations"], outcome="damage_loss", score="relevance")
         assert row.pooled == pytest.approx(pencil.mean_spearman([(frame.relevance, frame.loss)]))
 
     def test_what_made_the_damage_is_found_and_the_rest_is_not(self, study):
         _, tables = study
-        own = tables["lesion_correlations"].query("outcome == 'damage_loss'").set_index("score")
+        own = tables["ablation_correlations"].query("outcome == 'damage_loss'").set_index("score")
         assert own.loc["capture", "rho"] > 0.95
         assert own.loc["capture", "low"] > 0.8
         for name in ("relevance", "excess", "unique"):
@@ -126,11 +126,11 @@ class TestMatched:
 
         frame, stand_ins, damage = cohort(6, 60, 1, made=made)
         tables = analyze(frame, stand_ins, damage, PLAN)
-        plain = one(tables["lesion_correlations"], outcome="damage_loss", score="overlap").rho
-        inside = one(tables["lesion_matched"], outcome="damage_loss", score="overlap", bin="all")
+        plain = one(tables["ablation_correlations"], outcome="damage_loss", score="overlap").rho
+        inside = one(tables["ablation_matched"], outcome="damage_loss", score="overlap", bin="all")
         assert plain > 0.9
         assert inside.rho < plain - 0.1
-        partial = one(tables["lesion_partial"], outcome="damage_loss", score="overlap")
+        partial = one(tables["ablation_partial"], outcome="damage_loss", score="overlap")
         assert partial.low < 0 < partial.high or abs(partial.rho) < 0.1
 
     def test_an_effect_at_equal_information_stays(self):
@@ -139,14 +139,14 @@ class TestMatched:
 
         frame, stand_ins, damage = cohort(5, 40, 2, made=made)
         tables = analyze(frame, stand_ins, damage, PLAN)
-        assert one(tables["lesion_matched"], outcome="damage_kl", score="support", bin="all").high < -0.3
-        partial = one(tables["lesion_partial"], outcome="damage_kl", score="support")
+        assert one(tables["ablation_matched"], outcome="damage_kl", score="support", bin="all").high < -0.3
+        partial = one(tables["ablation_partial"], outcome="damage_kl", score="support")
         assert partial.high < -0.5
         assert partial.rho < partial.plain
 
     def test_the_mean_over_bins_is_by_their_number_of_channels(self, study):
         _, tables = study
-        own = tables["lesion_matched"].query("outcome == 'damage_loss' and score == 'support'")
+        own = tables["ablation_matched"].query("outcome == 'damage_loss' and score == 'support'")
         cells, whole = own[own.bin != "all"], own[own.bin == "all"].iloc[0]
         assert len(cells) == 9
         assert whole.n == cells[cells.rho.notna()].n.sum()
@@ -156,7 +156,7 @@ class TestMatched:
 class TestPartial:
     def test_mean_over_layers_of_residual_correlations(self, study):
         frame, tables = study
-        row = one(tables["lesion_partial"], outcome="repaid_hull_loss", score="support")
+        row = one(tables["ablation_partial"], outcome="repaid_hull_loss", score="support")
         expected = []
         for _, own in frame.dropna(subset="repaid_hull_loss").groupby("site"):
             ranks = np.array([pencil.ranked(own[name].tolist()) for name in ("repaid_hull_loss", "support", "relevance", "capture")])
@@ -166,13 +166,13 @@ class TestPartial:
 
     def test_a_layer_in_which_what_is_given_determines_the_damage_is_left_out(self):
         frame, stand_ins, damage = cohort(3, noise=0.0)
-        row = one(analyze(frame, stand_ins, damage, PLAN)["lesion_partial"], outcome="damage_kl", score="support")
+        row = one(analyze(frame, stand_ins, damage, PLAN)["ablation_partial"], outcome="damage_kl", score="support")
         assert (row.layers, row.n) == (0, 0)
         assert np.isnan(row.rho)
 
     def test_small_layers_have_none(self):
         frame, stand_ins, damage = cohort(2, 6)
-        assert analyze(frame, stand_ins, damage, PLAN)["lesion_partial"].rho.isna().all()
+        assert analyze(frame, stand_ins, damage, PLAN)["ablation_partial"].rho.isna().all()
 
 
 class TestResamples:

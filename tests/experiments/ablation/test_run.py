@@ -72,16 +72,16 @@ class TestPlanted:
         toy = zoo.toys.exact_copy()
         tables = of(toy)
         for channel, multiple in toy.truth["copies"]:
-            silent = row(tables["lesions"], channel=channel, intervention="silence")
-            hull = row(tables["lesions"], channel=channel, intervention="hull")
+            silent = row(tables["ablations"], channel=channel, intervention="silence")
+            hull = row(tables["ablations"], channel=channel, intervention="hull")
             assert (hull.members, hull["size"]) == (str(multiple), 1)
             assert silent.loss > 1
             assert abs(hull.loss) < 1e-5
-            assert row(tables["lesioned_channels"], channel=channel).repaid_hull_loss == pytest.approx(1, abs=1e-6)
+            assert row(tables["ablated_channels"], channel=channel).repaid_hull_loss == pytest.approx(1, abs=1e-6)
 
     def test_the_channel_that_carries_the_label_is_first_and_is_not_repaid(self):
         toy = zoo.toys.label_channel()
-        channels = of(toy, QUIET, target="label")["lesioned_channels"].set_index("channel")
+        channels = of(toy, QUIET, target="label")["ablated_channels"].set_index("channel")
         label = toy.truth["label"]
         assert channels.relevance.idxmax() == label
         for quantity in DAMAGE_QUANTITIES:
@@ -91,7 +91,7 @@ class TestPlanted:
         assert (channels.drop(label).kl == 0).all()
 
     def test_independent_channels_are_not_repaid(self):
-        channels = of(zoo.toys.independent_channels(), QUIET)["lesioned_channels"]
+        channels = of(zoo.toys.independent_channels(), QUIET)["ablated_channels"]
         known = channels.repaid_hull_kl.dropna()
         assert len(known) >= 2
         np.testing.assert_allclose(known, 0, atol=1e-6)
@@ -99,13 +99,13 @@ class TestPlanted:
 
     def test_a_suppressor_says_nothing_alone_and_much_in_its_pair(self):
         toy = zoo.toys.suppressor_pair()
-        channels = of(toy, QUIET)["lesioned_channels"].set_index("channel")
+        channels = of(toy, QUIET)["ablated_channels"].set_index("channel")
         assert channels.loc[1, "relevance"] == pytest.approx(0, abs=0.01)
         assert channels.loc[1, "excess"] > 0.1
         assert channels.loc[1, "kl"] > 0.01
 
     def test_an_xor_pair_is_invisible_to_second_moments(self):
-        channels = of(zoo.toys.xor_pair(), EVERY, target="label")["lesioned_channels"].set_index("channel")
+        channels = of(zoo.toys.xor_pair(), EVERY, target="label")["ablated_channels"].set_index("channel")
         assert channels.loc[[0, 1], "excess"].abs().max() < 0.01
         assert channels.loc[[0, 1], "kl"].max() == 0  # the head reads the other four
         assert channels.loc[[2, 3, 4, 5], "kl"].min() > 0
@@ -114,7 +114,7 @@ class TestPlanted:
         toy = zoo.toys.dead_channel()
         tables = of(toy)
         (dead,) = toy.truth["dead"]
-        own = row(tables["lesioned_channels"], channel=dead)
+        own = row(tables["ablated_channels"], channel=dead)
         assert own[list(DAMAGE_QUANTITIES)].tolist() == [0, 0, 0, 0]
         assert np.isnan(own.repaid_hull_loss)
         assert any("1 of 4 channels are silent" in line for line in tables["said"].said)
@@ -126,7 +126,7 @@ class TestPlanted:
         assert readers.loc["inner", "note"] == ""
 
 
-NAMES = ["lesions", "lesioned_channels", "readers", "said", "repaid", "lesion_correlations", "lesion_matched", "lesion_partial"]
+NAMES = ["ablations", "ablated_channels", "readers", "said", "repaid", "ablation_correlations", "ablation_matched", "ablation_partial"]
 
 
 def test_a_table_has_one_name_in_code_and_on_disk(measured):
@@ -139,7 +139,7 @@ class TestEngine:
         images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
         before = model(images).detach().numpy()
         for site, module in (("conv1", model.act1), ("layer1.0.conv2", model.layer1[0].bn2), ("layer3.0.conv1", model.layer3[0].act1)):
-            lesions = measured["lesions"]
+            lesions = measured["ablations"]
             own = lesions[(lesions.site == site) & (lesions.intervention == "silence")]
             for channel in own.channel[:2]:
                 after = pencil.silenced(model, module, channel, images).numpy()
@@ -154,7 +154,7 @@ class TestEngine:
         model, _, batches = network
         images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
         found = groups(model, images[:1])
-        lesions = measured["lesions"]
+        lesions = measured["ablations"]
         own = lesions[(lesions.site == "layer3.0.conv1") & (lesions.intervention == "silence")]
         for channel in own.channel[:3]:
             kept = Subset.everything(found.sites, tuple(images.shape[1:]))
@@ -179,18 +179,18 @@ class TestEngine:
         for name, frame in measured.items():
             pd.testing.assert_frame_equal(frame, again[name])
         other = ablate(*network, AblationPlan(channels=40, groups=3, draws=20, sites=PLAN.sites, seed=1), progress=False)
-        assert set(zip(other["lesioned_channels"].site, other["lesioned_channels"].channel, strict=True)) != set(
-            zip(measured["lesioned_channels"].site, measured["lesioned_channels"].channel, strict=True)
+        assert set(zip(other["ablated_channels"].site, other["ablated_channels"].channel, strict=True)) != set(
+            zip(measured["ablated_channels"].site, measured["ablated_channels"].channel, strict=True)
         )
 
     def test_batch_size_does_not_matter(self, network, measured):
         model, profile, batches = network
         whole = [tuple(torch.cat([batch[part] for batch in batches]) for part in range(3))]
         again = ablate(model, profile, whole, PLAN, progress=False)
-        pd.testing.assert_frame_equal(measured["lesions"], again["lesions"], rtol=1e-3, atol=1e-6)
+        pd.testing.assert_frame_equal(measured["ablations"], again["ablations"], rtol=1e-3, atol=1e-6)
 
     def test_every_layer_gets_its_share_and_controls_are_among_the_lesioned(self, measured):
-        lesions = measured["lesions"]
+        lesions = measured["ablations"]
         silent = lesions[lesions.intervention == "silence"]
         assert silent.groupby("site").size().tolist() == [8, 8, 12, 12]
         random = lesions[lesions.intervention == "random"]
@@ -302,7 +302,7 @@ class TestResuming:
         monkeypatch.setattr(room, "_measure_damage", lambda *args, harm=room._measure_damage: runs.append(1) or harm(*args))
         again = ablate(*network, PLAN, unfinished=unfinished, progress=False)
         assert not unfinished.exists()
-        assert len(runs) < 2 * len(measured["lesions"])
+        assert len(runs) < 2 * len(measured["ablations"])
         for name, frame in measured.items():
             pd.testing.assert_frame_equal(frame, again[name])
 
@@ -317,7 +317,7 @@ class TestResuming:
 
     def test_another_plan_is_refused(self, network, tmp_path, monkeypatch):
         self.begun(network, tmp_path / "a", monkeypatch)
-        with pytest.raises(MismatchError, match=r"another run of lesions: they differ in .*plan"):
+        with pytest.raises(MismatchError, match=r"another run of ablations: they differ in .*plan"):
             ablate(*network, AblationPlan(channels=3, groups=3), unfinished=tmp_path / "a", progress=False)
 
     def test_other_images_are_refused(self, network, tmp_path, monkeypatch):

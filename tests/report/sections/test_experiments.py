@@ -56,14 +56,14 @@ def correlations():
         for outcome, sign in (("damage_kl", 1), ("repaid_hull_kl", -1))
         for name, rho in values.items()
     ]
-    return table("lesion_correlations", rows)
+    return table("ablation_correlations", rows)
 
 
 def partial():
     row = {"outcome": "damage_kl", "given": "relevance capture", "plain": -0.4, "layers": 3, "n": 40}
     known = {"overlap": -0.3, "support": np.nan, "excess": 0.2}
     rows = [{**row, "score": name, "rho": rho, "low": rho - 0.1, "high": rho + 0.1} for name, rho in known.items()]
-    return table("lesion_partial", rows)
+    return table("ablation_partial", rows)
 
 
 class TestLesion:
@@ -141,13 +141,13 @@ def drawn_graphs():
         for node in nodes
         if node["channel"] % 2 == 0
     ]
-    return table("graph_nodes", nodes), table("graph_edges", edges)
+    return table("community_nodes", nodes), table("community_edges", edges)
 
 
 class TestGraphs:
     def test_modularity_with_its_interval(self, tmp_path):
         rows = [{"graph": "R", "modularity": 0.4, "modularity_low": 0.3, "modularity_high": 0.5, "rho": -0.9, "n": 5}]
-        (said,) = communities.community_sentences(run(tmp_path, table("graph_depth", rows)))
+        (said,) = communities.community_sentences(run(tmp_path, table("community_depth", rows)))
         assert said == "Modularity of what channels share (R): 0.40 [0.30, 0.50] (n = 5 layers); Spearman's ρ with depth −0.90."
 
     def test_both_graphs_of_three_layers_are_drawn(self, tmp_path):
@@ -184,7 +184,7 @@ class TestTheory:
             }
             for depth, (name, value) in enumerate((("a", 0.5), ("b", 0.2), ("c", 0.3)))
         ]
-        return table("theory_layers", rows)
+        return table("gradient_layers", rows)
 
     def test_the_range_over_layers_and_the_identity(self, tmp_path):
         said = training.gradient_sentences(run(tmp_path, self.layers()))
@@ -227,7 +227,21 @@ def test_a_folder_with_every_table_becomes_one_page(tmp_path):
     for words in ("Rank correlation with the damage of silencing", "Repaid share of the damage", "Angle of the two directions"):
         assert words in page
     names = {path.name for path in figures.write(whole, tmp_path / "figures")}
-    assert {"lesion_correlations.svg", "theory_layers.png"} <= names
+    assert {"ablations.svg", "gradients.png"} <= names
+
+
+def test_tables_of_earlier_versions_are_shown_in_their_sections(tmp_path):
+    """An earlier name stands for the present one, and a table of the present name comes first."""
+    frames = (correlations(), *drawn_graphs(), TestTheory().layers())
+    for frame in frames:
+        tables.write(frame, tmp_path / f"{tables.EARLIER_NAMES[frame.attrs['name']]}.csv")
+    again = run(tmp_path, partial())
+    assert set(again.tables) == {frame.attrs["name"] for frame in (*frames, partial())}
+    page = write_report(tmp_path).read_text()
+    assert [name for name in ("ablations", "communities", "gradients") if f'<section id="{name}"' not in page] == []
+    assert "Lesion" not in page
+    newer = correlations().head(1)
+    assert len(run(tmp_path, newer).table("ablation_correlations")) == 1
 
 
 def test_every_section_claims_its_tables_once():

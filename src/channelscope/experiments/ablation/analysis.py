@@ -58,16 +58,16 @@ REPAID = Schema(
     },
 )
 
-CORRELATIONS = Schema("lesion_correlations", "score low high layers n pooled", OUTCOME)
+CORRELATIONS = Schema("ablation_correlations", "score low high layers n pooled", OUTCOME)
 
 MATCHED = Schema(
-    "lesion_matched",
+    "ablation_matched",
     "score low high n",
     {**OUTCOME, "bin": Column.text("cell of channels alike in task information and input capture, by thirds of the layer")},
 )
 
 PARTIAL = Schema(
-    "lesion_partial",
+    "ablation_partial",
     "score low high layers n",
     {
         **OUTCOME,
@@ -87,7 +87,7 @@ def analyze(
     Parameters
     ----------
     channels
-        Table `lesioned_channels`.
+        Table `ablated_channels`.
     stand_ins
         Site → its interventions.
     damage
@@ -98,7 +98,7 @@ def analyze(
     Returns
     -------
     dict[str, DataFrame]
-        `repaid`, `lesion_correlations`, `lesion_matched` and `lesion_partial`.
+        `repaid`, `ablation_correlations`, `ablation_matched` and `ablation_partial`.
 
     Examples
     --------
@@ -114,9 +114,9 @@ def analyze(
     layers, names = layer_damage(channels, stand_ins, damage, resamples), [name for name in channels.columns if name in scores.REGISTRY]
     return {
         "repaid": fill(REPAID, _recovered(layers, resamples)),
-        "lesion_correlations": fill(CORRELATIONS, correlations(names, layers, resamples)),
-        "lesion_matched": fill(MATCHED, _matched(layers, resamples)),
-        "lesion_partial": fill(PARTIAL, _partial(layers, resamples)),
+        "ablation_correlations": fill(CORRELATIONS, correlations(names, layers, resamples)),
+        "ablation_matched": fill(MATCHED, _matched(layers, resamples)),
+        "ablation_partial": fill(PARTIAL, _partial(layers, resamples)),
     }
 
 
@@ -234,7 +234,7 @@ def _matched(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator[d
 
 
 def _matched_row(outcome: str, name: str, which: str, rho: Tensor, n: int) -> dict:
-    """One row of `lesion_matched`."""
+    """One row of `ablation_matched`."""
     summary = damage_summary(rho)
     return {
         "outcome": outcome,

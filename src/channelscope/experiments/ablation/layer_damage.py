@@ -10,8 +10,8 @@ import torch
 
 from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
 from channelscope.experiments.ablation.plan import Replacement
+from channelscope.formulas.intervals import bootstrap_counts
 from channelscope.formulas.ranks import partial_correlation, ranks
-from channelscope.formulas.resampling import bootstrap_counts
 from channelscope.types import Float, Int, Tensor
 
 
@@ -110,7 +110,7 @@ class LayerDamage:
     drawn: Float[Tensor, "quantities draws lesions"]
     """mean damage"""
     columns: Mapping[str, Float[Tensor, "channels"]]
-    """numeric columns of `lesioned_channels`, in the order of the ablated channels"""
+    """numeric columns of `ablated_channels`, in the order of the ablated channels"""
 
     @cached_property
     def channels(self) -> list[int]:
@@ -148,7 +148,7 @@ def layer_damage(
     Parameters
     ----------
     channels
-        Table `lesioned_channels`.
+        Table `ablated_channels`.
     stand_ins
         Site → its interventions.
     damage

@@ -58,14 +58,16 @@ class AblationStore:
             self.base.executescript(TABLES)
             known = self.base.execute("SELECT facts FROM run").fetchone()
         except sqlite3.DatabaseError as error:
-            raise FormatError(f"{path} is damaged or not a file of unfinished lesions ({error}); delete it and start again") from error
+            raise FormatError(f"{path} is damaged or not a file of unfinished ablations ({error}); delete it and start again") from error
         if known is None:
             with self.base:
                 self.base.execute("INSERT INTO run VALUES (?)", (text,))
         elif known[0] != text:
             old = json.loads(known[0])
             differ = [key for key in {**old, **facts} if json.dumps(old.get(key)) != json.dumps(facts.get(key))]
-            raise MismatchError(f"{path} holds another run of lesions: they differ in {', '.join(differ)}; delete it, or name another file")
+            raise MismatchError(
+                f"{path} holds another run of ablations: they differ in {', '.join(differ)}; delete it, or name another file"
+            )
 
     def known(self, batch: int, digest: str) -> set[str]:
         """Sites whose ablations are done for a batch.

@@ -160,7 +160,7 @@ class AblationPlan:
             ("draws", self.draws, 1),
         ):
             if value < least:
-                raise InputError(f"lesion: expected {name} of at least {least}, received {value}")
+                raise InputError(f"ablate: expected {name} of at least {least}, received {value}")
 
     def chosen(self, profile: Profile) -> tuple[Site, ...]:
         """Sites to ablate, in execution order.

@@ -67,9 +67,9 @@ def ablate(
     Returns
     -------
     dict[str, DataFrame]
-        `lesions`: one row per channel and intervention, damage with standard errors over images. `lesioned_channels`: one row
+        `ablations`: one row per channel and intervention, damage with standard errors over images. `ablated_channels`: one row
         per channel: damage of silence, recovered part, and every score. `repaid`: one row per layer, replacement and quantity,
-        the recovered part as ratio of sums. `lesion_correlations`, `lesion_matched`, `lesion_partial`: damage and recovered part
+        the recovered part as ratio of sums. `ablation_correlations`, `ablation_matched`, `ablation_partial`: damage and recovered part
         against the scores. `readers`: layers that read each site. `said`: remarks, such as too few images.
 
     Raises
@@ -90,7 +90,7 @@ def ablate(
     >>> from channelscope import collect, zoo
     >>> toy = zoo.toys.exact_copy()  # channel 3 is twice channel 0, which the head reads
     >>> tables = ablate(toy.model, collect(toy.model, toy.batches), toy.batches, AblationPlan(all=True, draws=20), progress=False)
-    >>> rows = tables["lesions"].query("channel == 0").set_index("intervention")
+    >>> rows = tables["ablations"].query("channel == 0").set_index("intervention")
     >>> bool(rows.loss["silence"] > 1), abs(round(float(rows.loss["hull"]), 2)), rows.members["hull"]
     (True, 0.0, '3')
 
@@ -106,14 +106,14 @@ def ablate(
         _ablate_batches(found, stand_ins, batches, store, progress)
         damage = store.total()
     tables = ablation_tables(found, profile, stand_ins, damage, **options)
-    return tables | analyze(tables["lesioned_channels"], stand_ins, damage, plan)
+    return tables | analyze(tables["ablated_channels"], stand_ins, damage, plan)
 
 
 def _ablate_batches(found: Sites, stand_ins: Plans, batches: Iterable, store: AblationStore, progress: bool) -> None:
     """Measure all ablations on all batches that the store does not have yet."""
     device = next(found.graph.model.parameters()).device
     total, lesions = batch_count(batches), sum(len(each) for each in stand_ins.values())
-    with eval_mode(found.graph.model), torch.no_grad(), progress_bar("lesions", total and total * lesions, progress) as step:
+    with eval_mode(found.graph.model), torch.no_grad(), progress_bar("ablations", total and total * lesions, progress) as step:
         for number, (images, labels, index) in enumerate(labeled_batches(batches)):
             mark = ablation_key(images, labels)
             known = store.known(number, mark)

@@ -35,7 +35,7 @@ DAMAGE = {
 """columns of damage: positive is worse"""
 
 LESIONS = Schema(
-    "lesions",
+    "ablations",
     "site depth channel members",
     {
         **DAMAGE,
@@ -45,7 +45,7 @@ LESIONS = Schema(
 )
 
 LESIONED_CHANNELS = Schema(
-    "lesioned_channels",
+    "ablated_channels",
     "site depth channel",
     {
         **DAMAGE,
@@ -87,7 +87,7 @@ def ablation_tables(
     Returns
     -------
     dict[str, DataFrame]
-        `lesions`, one row per channel and intervention; `lesioned_channels`, one row per channel; `readers`, one row per site;
+        `ablations`, one row per channel and intervention; `ablated_channels`, one row per channel; `readers`, one row per site;
         `said`, remarks about the measurement.
 
     Raises
@@ -107,7 +107,7 @@ def ablation_tables(
     >>> damage = Damage.of(torch.ones(1, 4, 2).double(), torch.tensor([0, 1]), groups=2)
     >>> found = sites(toy.model, toy.batches[0][0])
     >>> tables = ablation_tables(found, profile, {"conv": [Replacement("silence", 0)]}, {"conv": damage})
-    >>> tables["lesions"][["site", "channel", "intervention", "loss", "loss_se"]].values.tolist()
+    >>> tables["ablations"][["site", "channel", "intervention", "loss", "loss_se"]].values.tolist()
     [['conv', 0, 'silence', 1.0, 0.0]]
     """
     _enough(damage)
@@ -115,8 +115,8 @@ def ablation_tables(
     values = scores.table(profile, applicable(profile), **options)
     channels = _channels(lesions).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
     return {
-        "lesions": fill(LESIONS, lesions, images=_images(damage)),
-        "lesioned_channels": fill(LESIONED_CHANNELS, channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
+        "ablations": fill(LESIONS, lesions, images=_images(damage)),
+        "ablated_channels": fill(LESIONED_CHANNELS, channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
         "readers": fill(READERS, _consumer_rows(found, list(stand_ins))),
         "said": fill(NOTES, [{"said": line} for line in _notes(channels, _images(damage))]),
     }
@@ -153,7 +153,7 @@ def applicable(profile: Profile) -> list[str]:
 
 
 def _ablation_rows(site: Site, every: list[Replacement], damage: Damage) -> pd.DataFrame:
-    """Rows of `lesions` for one site."""
+    """Rows of `ablations` for one site."""
     columns = {}
     for place, name in enumerate(DAMAGE_QUANTITIES):
         columns[name], columns[f"{name}_se"] = damage.mean[:, place].numpy(), damage.error[:, place].numpy()
@@ -200,7 +200,7 @@ def _images(damage: Mapping[str, Damage]) -> int:
 def _enough(damage: Mapping[str, Damage]) -> None:
     """Refuse to go on without images, or with an empty group."""
     if not damage:
-        raise DataError("there are no images to lesion on: the batches are empty")
+        raise DataError("there are no images to ablate on: the batches are empty")
     images = next(iter(damage.values())).images
     if bool((images == 0).any()):
         raise SampleError(

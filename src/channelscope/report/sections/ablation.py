@@ -14,7 +14,7 @@ PEERS = ("overlap", "support", "compactness")
 
 def ablation_sentences(run: Run) -> list[str]:
     """What is repaid, which score goes with damage, and whether peers matter once what a channel says is held equal."""
-    repaid, correlations, partial = (run.table(name) for name in ("repaid", "lesion_correlations", "lesion_partial"))
+    repaid, correlations, partial = (run.table(name) for name in ("repaid", "ablation_correlations", "ablation_partial"))
     said = [] if repaid is None else _recovered(repaid)
     said += [] if correlations is None else _scores(correlations)
     said += [] if partial is None else _beyond(partial)
@@ -57,8 +57,8 @@ def _spoken(row: dict) -> str:
 
 
 ABLATION = Section(
-    "lesion_correlations",
-    "Lesions",
+    "ablation_correlations",
+    "Ablations",
     "A channel is silenced at the place where its readers look; then its hull, as many random peers, or its mean stand in. "
     "How much breaks, how much is repaid, and which scores knew?",
     (
@@ -106,13 +106,14 @@ ABLATION = Section(
             "support",
             "kl",
             kind="scatter",
-            table="lesioned_channels",
+            table="ablated_channels",
             caption="One point per channel; the divergence of the output in nats when it is silenced.",
         ),
     ),
     ablation_sentences,
-    more=("repaid", "lesion_partial", "lesion_matched", "lesioned_channels", "lesions", "readers", "said"),
+    more=("repaid", "ablation_partial", "ablation_matched", "ablated_channels", "ablations", "readers", "said"),
     value="rho",
+    anchor="ablations",
 )
 
 
@@ -189,4 +190,5 @@ HULLS = Section(
     ),
     hull_sentences,
     more=("hulls", "hull_curve"),
+    anchor="hulls",
 )

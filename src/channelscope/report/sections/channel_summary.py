@@ -6,12 +6,12 @@ from channelscope.report.section import Chart, Section
 
 def summary_sentences(run: Run) -> list[str]:
     """The answer, what each run says, and what is missing."""
-    frame = run.table("why")
+    frame = run.table("explanation")
     return [] if frame is None else [str(each) for each in frame["said"]]
 
 
 CHANNEL_SUMMARY = Section(
-    "why",
+    "explanation",
     "Why this channel?",
     "Was the channel kept, what happens without it, which circuits does it serve, and where does it stand in its layer?",
     (
@@ -21,12 +21,12 @@ CHANNEL_SUMMARY = Section(
             "above",
             kind="rows",
             by="run",
-            table="why_scores",
+            table="explanation_scores",
             label="share of its layer with a smaller value",
             zero=True,
             caption="1: no channel of its layer has a larger value; 0: none has a smaller one.",
         ),
     ),
     summary_sentences,
-    more=("why_scores",),
+    more=("explanation_scores",),
 )

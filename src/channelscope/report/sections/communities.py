@@ -18,7 +18,7 @@ COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a
 
 def community_sentences(run: Run) -> list[str]:
     """Mean modularity of both graphs, the gap, and how they go with depth."""
-    frame = run.table("graph_depth")
+    frame = run.table("community_depth")
     said = []
     for row in [] if frame is None else frame.to_dict("records"):
         mean = format_interval(row["modularity"], row["modularity_low"], row["modularity_high"], int(row["n"]), "layers")
@@ -28,7 +28,7 @@ def community_sentences(run: Run) -> list[str]:
 
 def community_drawings(run: Run) -> list[Drawing]:
     """Both graphs of the first, the middle and the last layer."""
-    nodes, edges = run.table("graph_nodes"), run.table("graph_edges")
+    nodes, edges = run.table("community_nodes"), run.table("community_edges")
     if nodes is None or edges is None:
         return []
     sites = list(dict.fromkeys(nodes.sort_values("depth")["site"]))
@@ -43,7 +43,7 @@ def community_drawings(run: Run) -> list[Drawing]:
         "Above, edges join the channels that share most; below, those that say most only together. A color is a community; "
         "channels without an edge are left out, and where a channel stands means nothing but who is near."
     )
-    return [Drawing("graphs_drawn", "Communities in the first, the middle and the last layer", figure, caption)]
+    return [Drawing("communities_drawn", "Communities in the first, the middle and the last layer", figure, caption)]
 
 
 def _draw(axes: Axes, nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
@@ -56,8 +56,8 @@ def _draw(axes: Axes, nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
 
 
 COMMUNITIES = Section(
-    "graphs",
-    "Communities of channels",
+    "communities",
+    "Communities",
     "Do the channels that share information fall into communities, and do those that complete each other? The strongest tenth of the "
     "pairs are the edges of each graph.",
     (
@@ -76,7 +76,7 @@ COMMUNITIES = Section(
     ),
     community_sentences,
     community_drawings,
-    more=("graph_depth", "graph_nodes", "graph_edges"),
+    more=("community_depth", "community_nodes", "community_edges"),
     value="modularity",
 )
 

@@ -58,7 +58,7 @@ TRAJECTORY = Section(
 
 def gradient_sentences(run: Run) -> list[str]:
     """The range of the angle over layers, the identity, and what the simulation does."""
-    layers, simulation = run.table("theory_layers"), run.table("simulation")
+    layers, simulation = run.table("gradient_layers"), run.table("simulation")
     said = [] if layers is None else _layers(layers)
     return said + ([] if simulation is None else [_simulated(where(simulation, system=name)) for name in simulation["system"].unique()])
 
@@ -90,7 +90,7 @@ def _simulated(rows: pd.DataFrame) -> str:
 SYSTEMS = {"channels": "channels that each follow their own task information", "network": "a linear network that descends its error"}
 
 GRADIENTS = Section(
-    "theory_layers",
+    "gradient_layers",
     "Gradient directions",
     "In which direction of weight space does each of the two informations grow, and how far apart are the directions? At a right angle, "
     "learning one says nothing about the other.",
@@ -122,6 +122,7 @@ GRADIENTS = Section(
         ),
     ),
     gradient_sentences,
-    more=("theory", "simulation", "theory_skipped"),
+    more=("gradients", "simulation", "gradient_skipped"),
     value="cosine",
+    anchor="gradients",
 )

@@ -1,7 +1,7 @@
-"""Lesions: how much faster when the pass before a site is computed once. `python benchmarks/lesions.py [NETWORK] [IMAGES]`
+"""Ablations: how much faster when the pass before a site is computed once. `python benchmarks/ablation.py [NETWORK] [IMAGES]`
 
 Sites are sampled equally: the same number of channels at each. The two ways alternate within one run, so that their ratio
-does not depend on what else the machine does; the logits of every lesion are compared.
+does not depend on what else the machine does; the logits of every ablation are compared.
 """
 
 import sys
@@ -42,9 +42,9 @@ def main(name: str = "resnet20", images: int = 125) -> None:
                     furthest = max(furthest, float((quick - slow).abs().max()))
                     begun = time.perf_counter()
             ratios.append(whole / reused)
-            lesions = CHANNELS * len(found)
+            count = CHANNELS * len(found)
             print(
-                f"{name}: {lesions} lesions of {images} images, all of it {whole:6.2f} s, from the site {reused:6.2f} s: {ratios[-1]:.2f}×"
+                f"{name}: {count} ablations of {images} images, all of it {whole:6.2f} s, from the site {reused:6.2f} s: {ratios[-1]:.2f}×"
             )
     print(f"{name}: {sorted(ratios)[len(ratios) // 2]:.2f}× (median of {REPEATS}; at least 1.6 is asked for), logits within {furthest:.1e}")
 
