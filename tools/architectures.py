@@ -23,6 +23,7 @@ import channelscope
 from channelscope import zoo
 from channelscope.data.torchvision_cpu import models
 from channelscope.errors import BudgetError, ChannelscopeError
+from channelscope.network.cost import fused_kernels
 from channelscope.network.module_state import eval_mode
 
 TABLE, PAGE = Path("docs/supported-networks.csv"), Path("docs/supported-networks.md")
@@ -81,7 +82,7 @@ def prepared(name: str, pixels: int) -> nn.Module:
 
 def multiply_adds(model: nn.Module, image: torch.Tensor) -> int:
     """Multiply-adds of one image, as executed."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=fused_kernels())
     with counter, torch.no_grad(), eval_mode(model):
         model(image)
     return counter.get_total_flops() // 2
@@ -104,7 +105,12 @@ def measured(name: str, pixels: int) -> dict:
     row: dict = {"million": round(sum(part.numel() for part in model.parameters()) / 1e6, 2)}
     ranking = channelscope.scores.l2(channelscope.collect(model, [images[:2]]))
     found = channelscope.groups(model, images[:1])
-    row |= {"groups": len(found), "sites": len(found.sites), "whole": len(found.unprunable)}
+    row |= {
+        "groups": len(found),
+        "channels": sum(len(group.members) for group in found.members),
+        "sites": len(found.sites),
+        "whole": len(found.unprunable),
+    }
     if len(found) == 0:
         return row | {"outcome": "whole", "note": next(iter(found.unprunable.values()), "")}
     outcome = "equal"
@@ -202,7 +208,8 @@ def write(rows: dict[str, dict]) -> None:
         "|---|---|---|",
         *(f"| {outcome} | {count} | {WORDS[outcome]} |" for outcome, count in counts.items() if count),
         "",
-        "`groups` can be removed, `whole` of the `sites` have channels that cannot; `macs` is the fraction left, as executed, and",
+        "`groups` of together so many `channels` can be removed, `whole` of the `sites` have channels that cannot; `macs` is the",
+        "fraction left, as executed, and",
         "`predicted` what `cut` counted on; `error` is the largest difference from the silenced network in float64, relative to the",
         "largest output; `repaired` layers were fitted again. The reasons are in `supported-networks.csv`.",
         "",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from channelscope.errors import InputError
 from channelscope.network.edits import known_groups
+from channelscope.network.labeling.narrowing import narrow
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import Groups, groups
@@ -65,10 +66,10 @@ def shrink(model: nn.Module, kept: Subset, found: Groups | None = None, images: 
     for layer in found.layers:
         if not bool(keep[layer.outputs].any()):
             raise InputError(f"shrink: the subset removes all {len(layer.outputs)} channels of {layer.name}: keep at least one")
-    small = copy.deepcopy(model)
-    for layer in found.layers:
-        slice_layer(small.get_submodule(layer.name), layer, keep)
-    _check_equal_outputs(small, model, kept, found, images)
+    if found.graph.model is not model:
+        raise InputError("shrink: the groups are of another network object: found = groups(model, example)")
+    small = _narrowed(model, found, keep)
+    check_same(small, kept, found, images)
     vars(small)[CUTS] = (*cuts(model), replace(kept, groups=None))
     return small
 
@@ -89,7 +90,15 @@ def cuts(model: nn.Module) -> tuple[Subset, ...]:
     return vars(model).get(CUTS, ())
 
 
-def _check_equal_outputs(small: nn.Module, model: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None = None) -> None:
-    if found.graph.model is not model:
-        raise InputError("shrink: the groups are of another network object: found = groups(model, example)")
-    check_same(small, kept, found, images)
+def _narrowed(model: nn.Module, found: Groups, keep: Tensor) -> nn.Module:
+    """A copy with cut parameters."""
+    if found.labeled is not None:
+        small = narrow(found.labeled, ~keep[:-1])
+        modes = {name: module.training for name, module in model.named_modules()}
+        for name, module in small.named_modules():
+            module.training = modes.get(name, model.training)
+        return small
+    small = copy.deepcopy(model)
+    for layer in found.layers:
+        slice_layer(small.get_submodule(layer.name), layer, keep)
+    return small
