@@ -94,6 +94,8 @@ def _narrowed(model: nn.Module, found: Groups, keep: Tensor) -> nn.Module:
     """A copy with cut parameters."""
     if found.labeled is not None:
         small = narrow(found.labeled, ~keep[:-1])
+        for name, value in vars(model).items():
+            vars(small).setdefault(name, value)
         modes = {name: module.training for name, module in model.named_modules()}
         for name, module in small.named_modules():
             module.training = modes.get(name, model.training)

@@ -89,7 +89,8 @@ class LabeledDependencies:
         inputs, outputs = torch.full_like(before.inputs, UNPRUNABLE), torch.full_like(before.outputs, UNPRUNABLE)
         same = [use for use in uses if len(use.inputs) == len(inputs) and len(use.outputs) == len(outputs)]
         module = self.graph.modules[before.name]
-        if len(uses) == 1 and same and "weight" in module._parameters:
+        one_step = len(uses) == 1 and self._target(uses[0].node) == before.name
+        if one_step and same and "weight" in module._parameters:
             inputs, outputs = uses[0].inputs, uses[0].outputs
         else:
             for use in uses:
@@ -97,6 +98,11 @@ class LabeledDependencies:
         self.layers[before.name] = LayerChannels(
             before.name, before.node, inputs, outputs, before.taps, before.positions, before.groups, before.linear
         )
+
+    def _target(self, step: str) -> str:
+        """Path of the module that a step of the labeled graph calls; empty where it is inside of one."""
+        node = next(node for node in self.labeled.steps.nodes if node.name == step)
+        return str(node.target) if node.op == "call_module" else ""
 
     @staticmethod
     def _norm(labeled: LabeledGraph, node: fx.Node) -> Tensor:
