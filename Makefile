@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.channelscope-ready
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help demo test test-data test-browser test-slow lint mutants wheel bench report clean
+.PHONY: help architectures demo test test-data test-browser test-slow lint mutants wheel bench report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ mutants: $(READY)  ## make 200 small changes of the source and see which the tes
 
 bench: $(READY)  ## every benchmark table, ratios of medians taken in one run
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+architectures: $(READY)  ## which network families can be cut: docs/supported-networks.md, hours; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python tools/architectures.py --all
 
 report: $(READY)  ## write the demo's report again from its tables
 	$(BIN)/channelscope report runs/demo

@@ -2,13 +2,19 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, MismatchError
+from channelscope.network.cost import cost, macs
+from channelscope.network.edits import silence
 from channelscope.network.removal.groups import Group, groups
+from channelscope.pruning.cut import cut
+from channelscope.pruning.shrink import shrink
+from channelscope.ranking import Ranking
 from channelscope.subset import Subset
 from networks import built
 
@@ -138,9 +144,6 @@ REASONS = {
     "BatchNorm after a join": (lambda: Block(nn.Sequential(nn.MaxPool2d(2), nn.BatchNorm2d(4))), "shift of between.1"),
     "f(0) is not 0": (lambda: Block(lambda x: torch.sigmoid(F.max_pool2d(x, 2))), "not zero at the input of last"),
     "a constant added": (lambda: Block(lambda x: F.max_pool2d(x, 2) + 1.0), "not zero at the input of last"),
-    "two halves": (lambda: Block(lambda x: x.chunk(2, 1)[0] + x.chunk(2, 1)[1], head=2), "written-out size"),
-    "a shuffle": (lambda: Block(lambda x: x.view(x.shape[0], 2, 2, 8, 8).transpose(1, 2).reshape(x.shape[0], 4, 8, 8)), "size"),
-    "a number in view": (lambda: Block(lambda x: x.view(-1, 4, 8, 8)), "number 4 written out"),
     "the image added": (lambda: Block(lambda x: x + x.new_ones(1)[0], head=4), "new_ones|cannot be removed|not zero"),
     "mean over channels": (lambda: Block(lambda x: x - x.mean(1, keepdim=True)), "reduces over channels"),
     "softmax": (lambda: Block(lambda x: F.softmax(x, 1)), "softmax"),
@@ -155,6 +158,75 @@ def test_what_cannot_be_removed_is_kept_whole_with_a_reason(name):
     assert len(result) == 0
     assert re.search(reason, result.unprunable["first"]), result.unprunable
     assert result.unprunable["first"].startswith("4 of 4 channels: ")
+
+
+LABELED = {
+    "two halves": (lambda: Block(lambda x: x.chunk(2, 1)[0] + x.chunk(2, 1)[1], head=2), [[0, 2], [1, 3]], (0, 1)),
+    "a shuffle": (
+        lambda: Block(lambda x: x.view(x.shape[0], 2, 2, 8, 8).transpose(1, 2).reshape(x.shape[0], 4, 8, 8)),
+        [[0, 1], [2, 3]],
+        (0, 1),
+    ),
+    "a number in view": (lambda: Block(lambda x: x.view(-1, 4, 8, 8)), [[0], [1], [2], [3]], (0, 1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LABELED)
+def test_what_labels_follow_is_removed_and_equals_the_silenced_network(name):
+    make, members, part = LABELED[name]
+    model = make().eval()
+    result = found(model)
+    assert [[channel for _, channel in group.members] for group in result.members] == members
+    assert result.parts == (part,)
+    assert result.unprunable == {}
+    marks = np.arange(len(members)) != 0
+    kept = result.to_subset(marks)
+    small = shrink(result, kept)
+    assert small.first.out_channels == 4 - len(members[0])
+    assert type(small.last) is nn.Conv2d
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        received = small.double()(images)
+        with silence(model.double(), ~kept):
+            assert torch.allclose(received, model(images), rtol=1e-12, atol=1e-12)
+    model.float()
+    assert cost(small.float(), torch.zeros(1, 3, 8, 8)).total_macs == macs(result, kept)
+
+
+def test_a_shift_that_is_zero_by_chance_keeps_its_channels_all_the_same():
+    model = Block(None)
+    model.shift = nn.Parameter(torch.zeros(4, 1, 1))
+    model.function = lambda x: F.max_pool2d(x, 2).view(-1, 4, 4, 4) + model.shift
+    result = found(model)
+    assert len(result) == 0
+    assert result.unprunable["first"].startswith("4 of 4 channels: ")
+
+
+class Halves(nn.Module):
+    """The second half of the channels is read by a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 5, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        a, b = F.relu(self.first(x)).split([3, 3], 1)
+        return self.last(torch.cat([a, self.second(b)], 1)).flatten(1)
+
+
+def test_a_part_of_a_value_is_never_emptied():
+    model = Halves().eval()
+    result = found(model)
+    assert (3, 4, 5) in result.parts
+    marks = np.ones(len(result), dtype=bool)
+    marks[3:6] = False
+    with pytest.raises(InputError, match="at least one"):
+        shrink(result, result.to_subset(marks))
+    values = {"first": np.array([9.0, 8.0, 7.0, 1.0, 2.0, 3.0]), "second": np.array([9.0, 8.0, 7.0, 6.0, 5.0])}
+    ranking = Ranking("by hand", "", "high", values, result.sites, (3, 8, 8))
+    kept = cut(ranking, result, macs=0.5)
+    assert kept["first"].tolist()[3:] == [False, False, True]
+    assert shrink(result, kept)(torch.zeros(2, 3, 8, 8)).shape == (2, 128)
 
 
 def test_a_layer_called_twice_is_kept_whole():

@@ -192,7 +192,7 @@ class MacCounter:
 
         Layers that cannot be followed stay as they are and count as executed.
         """
-        weighted = [layer for layer in groups.layers if layer.taps]
+        weighted = [layer for layer in (*groups.layers, *groups.products) if layer.taps]
         self.names = [layer.name for layer in weighted]
         self.rates = [layer.taps * layer.positions for layer in weighted]
         self.grouped = [len(layer.inputs) // layer.groups if layer.groups > 1 else 0 for layer in weighted]

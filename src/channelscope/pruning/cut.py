@@ -205,8 +205,12 @@ def _match_counts(scores: np.ndarray, pattern: np.ndarray, found: Groups) -> np.
 def _remove_to_budget(scores: np.ndarray, found: Groups, fraction: float, cap: float, closest: bool) -> np.ndarray:
     ledger = MacCounter(found)
     full = ledger.total
-    spare = {site.name: min(int(cap * site.channels), site.channels - 1) for site in found.sites}
-    sizes = [Counter(name for name, _ in group.members) for group in found.members]
+    spare: dict[str | int, int] = {site.name: min(int(cap * site.channels), site.channels - 1) for site in found.sites}
+    sizes: list[Counter[str | int]] = [Counter(name for name, _ in group.members) for group in found.members]
+    for index, part in enumerate(found.parts):
+        spare[index] = len(part) - 1
+        for group in part:
+            sizes[group][index] = 1
     kept = np.ones(len(found), dtype=bool)
     removed: list[int] = []
     for group in _removal_order(scores).tolist():

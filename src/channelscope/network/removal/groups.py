@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from channelscope.errors import InputError, MismatchError
+from channelscope.errors import ChannelscopeError, InputError, MismatchError
 from channelscope.network.edits import zero_channels
 from channelscope.network.graph import Graph, Hook, trace
+from channelscope.network.labeling.labeled_graph import LabeledGraph
 from channelscope.network.module_state import eval_mode
 from channelscope.network.removal.channels import ChannelDependencies, LayerChannels
+from channelscope.network.removal.labeled_groups import LabeledDependencies, generic
+from channelscope.network.removal.outputs import FAILURES
 from channelscope.network.removal.trial import hold_shared, hold_what_differs, refuse_lazy
 from channelscope.network.sites import sites_of
 from channelscope.site import Site
@@ -52,6 +55,12 @@ class Groups:
     """the traced network"""
     example: tuple[Tensor, ...]
     """one image (all inputs of the network) to run it on"""
+    labeled: LabeledGraph | None = None
+    """labels whose channel numbers these are, where they remove more than the steps alone tell"""
+    products: tuple[LayerChannels, ...] = ()
+    """steps outside of layers whose multiply-adds become fewer, shared out among channels"""
+    parts: tuple[tuple[int, ...], ...] = ()
+    """sets of groups of which one has to stay"""
 
     def __len__(self) -> int:
         """Number of groups."""
@@ -89,7 +98,9 @@ class Groups:
             if len(lost):
                 raise InputError(f"channel {lost[0]} of {site.name} cannot be removed: {self.unprunable[site.name]}")
         members, living = (np.zeros(len(self.members), dtype=np.int64) for _ in range(2))
-        inside = self.group_of >= 0
+        inside = np.zeros(len(self.group_of), dtype=bool)
+        for site in self.sites:
+            inside[self._range(site)] = self.group_of[self._range(site)] >= 0
         np.add.at(members, self.group_of[inside], 1)
         np.add.at(living, self.group_of[inside], alive[inside])
         split = np.flatnonzero((living > 0) & (living < members))
@@ -131,10 +142,30 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
         hold_shared(coupling)
         _check_by_silencing(coupling, image)
         hold_what_differs(coupling, image)
-    return _to_groups(coupling, image)
+    found = _to_groups(coupling, image)
+    return _with_labels(found, coupling, image) if found.unprunable else found
 
 
-def _check_by_silencing(coupling: ChannelDependencies, image: tuple[Tensor, ...]) -> None:
+def _with_labels(found: Groups, coupling: ChannelDependencies, image: tuple[Tensor, ...]) -> Groups:
+    """The groups by labels where they remove more channels, else those that are known."""
+    try:
+        labeled = LabeledDependencies(coupling, image)
+        if labeled.missing:
+            return found
+        hold_shared(labeled)
+        labeled.settle()
+        with torch.no_grad():
+            _check_by_silencing(
+                labeled, tuple(part.double() if part.is_floating_point() else part for part in image), generic(coupling.graph)
+            )
+        labeled.settle()
+    except (ChannelscopeError, *FAILURES):  # a network that cannot be labeled is cut as its steps alone tell
+        return found
+    better = _to_groups(labeled, image)
+    return better if sum(len(group.members) for group in better.members) > sum(len(group.members) for group in found.members) else found
+
+
+def _check_by_silencing(coupling: ChannelDependencies | LabeledDependencies, image: tuple[Tensor, ...], graph: Graph | None = None) -> None:
     """Silence one half of the groups, then the other: whatever a consumer still sees is not removed by removal."""
     numbers = range(len(coupling.parent))
     roots = np.array([coupling.root(number) for number in numbers])
@@ -142,13 +173,14 @@ def _check_by_silencing(coupling: ChannelDependencies, image: tuple[Tensor, ...]
     removable = np.array([not coupling.reason(number) for number in numbers])
     weighted = [layer for layer in coupling.layers.values() if layer.taps]
     seen = tuple(coupling.graph.nodes[layer.node].all_input_nodes[0].name for layer in weighted)
+    graph = coupling.graph if graph is None else graph
     for half in (coin, ~coin):
         silent = torch.from_numpy(half[roots] & removable)
         after: dict[str, Hook] = {}
         for site in coupling.found:
             start = coupling.offsets[site.name]
             after[site.activation] = zero_channels(silent[start : start + site.channels], site.channel_axis)
-        values = coupling.graph.run(*image, hooks=after, outputs=seen, out_of_place=True)
+        values = graph.run(*image, hooks=after, outputs=seen, out_of_place=True)
         for layer, value in zip(weighted, values, strict=True):
             axis = value.dim() - 1 if layer.linear else 1
             there = torch.where(layer.inputs >= 0, silent[layer.inputs.clamp(min=0)], False)
@@ -157,7 +189,7 @@ def _check_by_silencing(coupling: ChannelDependencies, image: tuple[Tensor, ...]
             coupling.hold(layer.inputs[loud], f"it is not zero at the input of {layer.name} even when silenced")
 
 
-def _to_groups(coupling: ChannelDependencies, image: tuple[Tensor, ...]) -> Groups:
+def _to_groups(coupling: ChannelDependencies | LabeledDependencies, image: tuple[Tensor, ...]) -> Groups:
     members: dict[int, list[tuple[str, int]]] = defaultdict(list)
     whole: dict[str, str] = {}
     for site in coupling.found:
@@ -169,10 +201,13 @@ def _to_groups(coupling: ChannelDependencies, image: tuple[Tensor, ...]) -> Grou
         for channel, reason in enumerate(reasons):
             if not reason:
                 members[coupling.root(start + channel)].append((site.name, channel))
-    owner = np.full(len(coupling.parent), -1)
-    for index, group in enumerate(members.values()):
-        for name, channel in group:
-            owner[coupling.offsets[name] + channel] = index
+    places = {root: index for index, root in enumerate(members)}
+    owner = np.array([places.get(coupling.root(number), -1) for number in range(len(coupling.parent))], dtype=np.int64)
     found = tuple(Group(tuple(group)) for group in members.values())
-    layers = tuple(coupling.layers.values())
-    return Groups(found, whole, layers, owner, dict(coupling.offsets), coupling.found.found, coupling.graph, image)
+    first = {site.name: coupling.offsets[site.name] for site in coupling.found}
+    known = found, whole, tuple(coupling.layers.values()), owner, first, coupling.found.found, coupling.graph, image
+    if not isinstance(coupling, LabeledDependencies):
+        return Groups(*known)
+    owners = [owner[numbers.numpy()] for numbers in coupling.sets()]
+    parts = {tuple(np.unique(part).tolist()) for part in owners if len(part) and bool((part >= 0).all())}
+    return Groups(*known, coupling.labeled, tuple(coupling.products), tuple(sorted(parts)))

@@ -15,6 +15,7 @@ from channelscope.errors import InputError
 from channelscope.network.edits import zero_channels
 from channelscope.network.graph import Hook
 from channelscope.network.removal.channels import ChannelDependencies, LayerChannels
+from channelscope.network.removal.labeled_groups import LabeledDependencies
 from channelscope.network.removal.outputs import EXPONENT, FAILURES, coarsest, distance
 from channelscope.network.removal.slicing import slice_layer
 
@@ -42,7 +43,7 @@ def refuse_lazy(model: nn.Module) -> None:
             )
 
 
-def hold_shared(coupling: ChannelDependencies) -> None:
+def hold_shared(coupling: ChannelDependencies | LabeledDependencies) -> None:
     """Keep whole the layers that share a parameter with another place, and what enters a per-channel layer that is called twice.
 
     Parameters
@@ -69,7 +70,7 @@ def hold_shared(coupling: ChannelDependencies) -> None:
                 coupling.hold(number, f"{layer.name} is used in several places")
 
 
-def _entering(coupling: ChannelDependencies, name: str) -> list[Tensor]:
+def _entering(coupling: ChannelDependencies | LabeledDependencies, name: str) -> list[Tensor]:
     """Channels of the layers in front of every call of a module."""
     weighted = {layer.name: layer for layer in coupling.layers.values() if layer.taps}
     stack = [parent for node in coupling.graph.steps.nodes if node.target == name for parent in node.all_input_nodes]

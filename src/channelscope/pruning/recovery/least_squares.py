@@ -57,7 +57,7 @@ class LayerwiseLeastSquares:
             reason = peer_weights(self.small.graph.model, place, self.found, self.alive, self.original, PEER_RIDGE, self.draws)
             if reason:
                 self.notes[place.layer.name] = f"re-fitted toward its inherited weights, not those of peers: {reason}"
-            summed = place.total is not None and self.small.place[str(place.rest)] < self.small.place[place.layer.node]
+            summed = self._is_summed(place)
             goal = str(place.total) if summed else place.layer.node
             self.original.pin(goal)
             targets = self.original(goal)
@@ -65,14 +65,29 @@ class LayerwiseLeastSquares:
             self.original.unpin(goal)
             yield place.layer.name, *self._solve(place, module, inherited, halves)
 
+    def _node(self, place: LayerContext) -> str:
+        """The layer's step in the smaller network, whose other steps may have been rewritten; empty where there is none."""
+        return next((n.name for n in self.small.graph.steps.nodes if n.op == "call_module" and n.target == place.layer.name), "")
+
+    def _source(self, place: LayerContext) -> str:
+        return self.small.graph.nodes[self._node(place)].all_input_nodes[0].name
+
+    def _is_summed(self, place: LayerContext) -> bool:
+        """Whether the layer makes up for the error of the other term of a sum, which comes before it in both networks."""
+        steps = [node.name for node in self.small.graph.steps.nodes]
+        same = self.found.labeled is None or steps == [node.name for node in self.original.graph.steps.nodes]
+        return same and place.total is not None and self.small.place[str(place.rest)] < self.small.place[place.layer.node]
+
     def _unfit(self, place: LayerContext, module: nn.Module) -> str:
         if isinstance(module, nn.modules.conv._ConvTransposeNd):
             return "transposed convolution: weights stay as inherited"
+        if not self._node(place):
+            return "it is part of a rewritten step: weights stay as inherited"
         if "weight" not in module._parameters or call_counts(self.small.graph, place.layer.name) > 1:
             return "its weights are used in several places or computed: they stay as inherited"
         if patch_width(module) > MAX_FAN_IN:
             return f"it reads {patch_width(module):,} values at once, more than {MAX_FAN_IN:,}: weights stay as inherited"
-        if not patches_are_exact(module, self.small(place.source)[0][:1]):
+        if not patches_are_exact(module, self.small(self._source(place))[0][:1]):
             return "its input cannot be read as patches: weights stay as inherited"
         return ""
 
@@ -84,7 +99,7 @@ class LayerwiseLeastSquares:
         norm = batchnorm_scale_shift(self.original.graph.modules[place.norm]) if place.norm and not summed else None
         halves: list[NormalEquations | None] = [None, None]
         start = 0
-        sources = self.small(place.source)
+        sources = self.small(self._source(place))
         rests = self.small(str(place.rest)) if summed else sources
         for source, rest, target in zip(sources, rests, targets, strict=True):
             target = target.index_select(axis, outputs.to(target.device))

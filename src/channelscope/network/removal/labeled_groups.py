@@ -1,0 +1,153 @@
+"""Groups from labels: the channels of sites that a labeled graph can remove, where silencing the sites does the same."""
+
+import copy
+from collections.abc import Iterable
+from math import prod
+
+import torch
+from torch import Tensor, fx
+
+from channelscope.network.graph import Graph
+from channelscope.network.labeling.labeled_graph import LabeledGraph, Layer
+from channelscope.network.labeling.labels import FIXED, channels_in, compact, numbers_in, tensors
+from channelscope.network.labeling.trial import labeled_graph
+from channelscope.network.removal.channels import UNPRUNABLE, ChannelDependencies, LayerChannels
+
+
+class LabeledDependencies:
+    """What `ChannelDependencies` says, said by labels: channel numbers are those of the labeled graph.
+
+    Layers that are called several times stay whole, as do channels whose values are not followed from a site alone.
+
+    Parameters
+    ----------
+    coupling
+        The channels of the same network as its steps alone tell them.
+    image
+        One image, all inputs of the network.
+
+    Attributes
+    ----------
+    labeled
+        The labeled graph.
+    missing
+        Site that the labeled graph does not know; empty where it knows all.
+    products
+        Steps outside the layers whose multiply-adds become fewer, each as a layer with as many outputs as it has channels.
+    """
+
+    def __init__(self, coupling: ChannelDependencies, image: tuple[Tensor, ...]):
+        self.found, self.graph, self.own = coupling.found, coupling.graph, coupling.own
+        self.labeled = labeled_graph(self.graph.model, image)
+        self.parent = self.labeled.union.parent
+        self.offsets = {name: start for name, (start, _) in self.labeled.sites.items()}
+        counts = {name: count for name, (_, count) in self.labeled.sites.items()}
+        self.missing = next((site.name for site in self.found if counts.get(site.name) != site.channels), "")
+        self.layers: dict[str, LayerChannels] = {}
+        self.products: list[LayerChannels] = []
+        if not self.missing:
+            self._layers(coupling)
+            self._products()
+
+    def root(self, number: int) -> int:
+        """The representative of a channel's component."""
+        return self.labeled.union.root(number)
+
+    def reason(self, number: int) -> str:
+        """Why a channel cannot be removed; empty when it can."""
+        return self.labeled.union.reason(number)
+
+    def hold(self, numbers: Tensor | Iterable[int], reason: str) -> None:
+        """Keep these channels, and all that go with them."""
+        self.labeled.union.hold(numbers, reason)
+
+    def settle(self) -> None:
+        """Keep also what follows from the channels that are kept."""
+        self.labeled.keep(torch.empty(0, dtype=torch.long), "")
+
+    def sets(self) -> list[Tensor]:
+        """Sets of channel numbers of which one has to stay: parts of values, and what a layer reads."""
+        numbers = [layer.inputs for layer in self.labeled.layers] + [layer.outputs for layer in self.labeled.layers]
+        numbers = [each.unique() for each in numbers if len(each) and bool(channels_in(each).all())]
+        return numbers + [torch.tensor(part) for part in self.labeled.parts]
+
+    def _layers(self, coupling: ChannelDependencies) -> None:
+        uses: dict[str, list[Layer]] = {}
+        for layer in self.labeled.layers:
+            uses.setdefault(layer.name, []).append(layer)
+        norms = {str(node.target): node for node in self.labeled.steps.nodes if node.op == "call_module"}
+        for name, before in coupling.layers.items():
+            if before.taps:
+                self._weighted(before, uses.get(name, []))
+            elif name in norms:
+                numbers = self._norm(self.labeled, norms[name].all_input_nodes[0])
+                if before.node not in self.own:
+                    self.hold(numbers, f"the shift of {name}, which follows where channels have met, survives silencing")
+                self.layers[name] = LayerChannels(name, before.node, numbers[:0], numbers, 0, 0)
+
+    def _weighted(self, before: LayerChannels, uses: list[Layer]) -> None:
+        inputs, outputs = torch.full_like(before.inputs, UNPRUNABLE), torch.full_like(before.outputs, UNPRUNABLE)
+        same = [use for use in uses if len(use.inputs) == len(inputs) and len(use.outputs) == len(outputs)]
+        module = self.graph.modules[before.name]
+        one_step = len(uses) == 1 and self._target(uses[0].node) == before.name
+        if one_step and same and "weight" in module._parameters:
+            inputs, outputs = uses[0].inputs, uses[0].outputs
+        else:
+            for use in uses:
+                self.hold(torch.cat([use.inputs, use.outputs]), f"the weights of {before.name} are used in several places or computed")
+        self.layers[before.name] = LayerChannels(
+            before.name, before.node, inputs, outputs, before.taps, before.positions, before.groups, before.linear
+        )
+
+    def _target(self, step: str) -> str:
+        """Path of the module that a step of the labeled graph calls; empty where it is inside of one."""
+        node = next(node for node in self.labeled.steps.nodes if node.name == step)
+        return str(node.target) if node.op == "call_module" else ""
+
+    @staticmethod
+    def _norm(labeled: LabeledGraph, node: fx.Node) -> Tensor:
+        labels = labeled.labels[node]
+        rows = compact(labels).movedim(1, 0)
+        high = rows.expand(labels.shape[1], *rows.shape[1:]).flatten(1).amax(1)
+        return torch.where(channels_in(high), high, FIXED)
+
+    def _products(self) -> None:
+        """Steps such as attention products: their multiply-adds are shared out evenly among the channels that they read."""
+        nodes = {layer.node for layer in self.labeled.layers if layer.name in self.layers}
+        for node in self.labeled.steps.nodes:
+            amount = self.labeled.macs.get(node.name, 0) if node.name not in nodes else 0
+            if not amount:
+                continue
+            other = [layer for layer in self.labeled.layers if layer.node == node.name]
+            if other:
+                self.products += [
+                    LayerChannels(f"{layer.name} ", node.name, layer.inputs, layer.outputs, layer.taps, layer.positions, layer.groups)
+                    for layer in other
+                ]
+                continue
+            numbers = numbers_in([self.labeled.labels[parent] for parent in node.all_input_nodes if tensors(self.labeled.labels[parent])])
+            if len(numbers) and amount % len(numbers) == 0:
+                one = torch.full((1,), UNPRUNABLE)
+                self.products.append(LayerChannels(f"{node.name} ", node.name, one, numbers, amount // len(numbers), 1))
+
+
+def generic(graph: Graph) -> Graph:
+    """The graph of a copy in float64 in which no shift is zero by chance: vectors of parameters and statistics are replaced by random ones.
+
+    What silencing leaves of a channel then shows, whatever the weights of the network are.
+    """
+    source = torch.Generator().manual_seed(0)
+    model = copy.deepcopy(graph.model).double().eval()
+    with torch.no_grad():
+        for name, part in [*model.named_parameters(), *model.named_buffers()]:
+            if not part.is_floating_point():
+                continue
+            draws = (0.5 + torch.rand(part.shape, generator=source, dtype=torch.float64)).to(part)
+            if name.endswith("running_mean"):
+                part.copy_(-draws)
+            elif part.dim() <= 1 and not name.endswith("running_var"):
+                part.copy_(draws)
+            elif prod(part.shape):
+                part.copy_(torch.where(part == 0, draws, part))
+    constants = {name: part.double() if part.is_floating_point() else part for name, part in graph.constants.items()}
+    return Graph(model, graph.steps, graph.shapes, constants, graph.output)
