@@ -125,3 +125,8 @@ def test_means_over_images_have_intervals():
     layer = room.concentration_by_layer(frame).iloc[0]
     assert layer.concentration_low < frame.concentration.mean() < layer.concentration_high
     assert layer.c1 == pytest.approx(0.25)
+
+
+def test_a_cell_divided_in_halves_counts_as_foreground():
+    half, outside = torch.tensor([2.0, 0.0]), torch.tensor([2.0, 4.0])
+    assert room.knowledge_points(torch.tensor([-9.0, 0.0]), half, outside, 0.2) == (1, 0)

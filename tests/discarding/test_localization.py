@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import pencil_discarding as pencil
 from channelscope.discarding import localization as room
+from channelscope.discarding.cid import CIDOptions
 from channelscope.discarding.smoothing import gaussian_blur
 from channelscope.errors import DataError, ShapeError
 
@@ -57,3 +58,18 @@ def test_the_threshold_fits_the_objects_size():
     assert 0.7 <= level <= 0.75
     with pytest.raises(ShapeError, match="each of 3 maps, received 2"):
         room.best_quantile(maps, [[(0, 0, 1, 1)]] * 2)
+
+
+def test_an_overlap_of_exactly_one_half_counts_as_found():
+    """A flat map gives the whole image as its box, of which the first object is one half."""
+    maps, boxes = {"cid": torch.ones(2, 4, 4)}, [[(0, 0, 2, 4)], [(0, 0, 4, 4)]]
+    frame = room.localization_table(maps, boxes, maps, boxes, CIDOptions())
+    assert (frame.iou[0], frame.found[0]) == (0.75, 1.0)
+
+
+def test_maps_are_blurred_by_four_pixels():
+    maps = torch.zeros(1, 41, 41)
+    maps[0, 20, 20] = 1
+    rows = room.smoothed(maps).sum(2)[0]
+    variance = float((rows * (torch.arange(41) - 20.0).square()).sum() / rows.sum())
+    assert abs(variance**0.5 - 4) < 0.1

@@ -38,6 +38,7 @@ def test_a_row_per_image_and_layer_in_order():
 @pytest.mark.parametrize(("numbers", "mode", "said"), [
     ({"ratio": 1.06}, "fast", "constraint at 1.060 ± 0.010"),
     ({"ratio": 0.9}, "fast", "constraint at 0.900"),
+    ({"ratio": 1.045}, "fast", "constraint at 1.045"),
     ({"error": 0.03}, "fast", "level known to ± 0.030 nats"),
     ({"gap": 0.05}, "exact", "0.050 nats from the optimum"),
     ({"gap": 0.05, "error": 0.05}, "exact", "; "),
@@ -66,6 +67,11 @@ def test_layer_means_have_t_intervals_over_images():
     layer = discarding_tables.layer_table(frame).iloc[0]
     assert (layer.cid, layer.n) == (pytest.approx(-2), 3)
     assert layer.cid_high - layer.cid == pytest.approx(stats.t.isf(0.025, 2) / math.sqrt(3))
+
+
+def test_the_error_of_a_layer_is_the_root_mean_square():
+    frame = discarding_tables.image_table([found(images=(0, 1), error=torch.tensor([0.0, 0.02]))], CIDOptions(), "net")
+    assert discarding_tables.layer_table(frame).error[0] == pytest.approx(0.02 / math.sqrt(2), rel=1e-5)
 
 
 def test_one_image_has_no_interval():

@@ -10,7 +10,7 @@ from channelscope.cli.options import NetworkOptions, console, fitted, load_netwo
 from channelscope.cli.run_folder import RunAddition, folder_at
 from channelscope.data.sources import ImageSource
 from channelscope.discarding.cid import CIDOptions
-from channelscope.discarding.map_comparison import compare_maps
+from channelscope.discarding.faithfulness import compare_maps
 from channelscope.errors import DataError
 from channelscope.network.module_state import weights_hash
 from channelscope.report import page

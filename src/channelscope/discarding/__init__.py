@@ -4,9 +4,8 @@ from channelscope.discarding.analysis import DiscardingAnalysis, ExtraAnalyses
 from channelscope.discarding.attribution import attributions
 from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, CIDResult, discard
 from channelscope.discarding.concentration import concentration_table, edge_color_correlation
-from channelscope.discarding.faithfulness import descriptive_accuracy_table
+from channelscope.discarding.faithfulness import MapComparison, compare_maps, descriptive_accuracy_table
 from channelscope.discarding.localization import localization_table
-from channelscope.discarding.map_comparison import MapComparison, compare_maps
 from channelscope.discarding.pixel_network import PixelNetwork
 from channelscope.discarding.reconstruction import reconstruction_table
 from channelscope.discarding.tables import difference_table, image_table, layer_table

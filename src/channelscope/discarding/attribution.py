@@ -14,26 +14,30 @@ from channelscope.network.module_state import out_of_place
 from channelscope.types import Float, Int, Tensor
 
 SUMS = (torch.add, Tensor.add, Tensor.add_)
-"""what a + b, torch.add(a, b) and a += b are carried out by"""
+"""functions that a + b, torch.add(a, b) and a += b call"""
 
 STEPS = 16
-"""points of the path of integrated gradients"""
+"""number of points on the path of integrated gradients"""
 
 Attribution = Callable[[Float[Tensor, "images C H W"], Int[Tensor, "images"]], Float[Tensor, "images H W"]]
-"""normalized images and a class for each → how much each pixel speaks for it"""
+"""normalized images and a class for each → relevance of each pixel for the class"""
 
 
 def require_extras() -> None:
-    """Refuse where the extra is not installed.
+    """Refuse if captum or zennit (the extra `attribution`) is not installed.
 
     Raises
     ------
     InputError
-        That says how to install it.
+        With the command that installs them.
+
+    Examples
+    --------
+    >>> require_extras()
 
     References
     ----------
-    Pyproject.toml, extra `attribution`.
+    pyproject.toml, extra `attribution`.
     """
     missing = [name for name in ("captum", "zennit") if importlib.util.find_spec(name) is None]
     if missing:
@@ -41,7 +45,19 @@ def require_extras() -> None:
 
 
 def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:
-    """Gradient, integrated gradients, Grad-CAM at a layer, and LRP, by name.
+    """The methods gradient, integrated gradients, Grad-CAM and LRP for a network, by name.
+
+    Parameters
+    ----------
+    model
+        Network in evaluation mode; in-place activations are switched off during a call and restored.
+    layer
+        Module at which Grad-CAM is taken.
+
+    Returns
+    -------
+    dict[str, Attribution]
+        Functions from normalized images and a class for each to maps.
 
     Raises
     ------
@@ -49,6 +65,13 @@ def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:
         If the layer is no module.
     InputError
         Without captum or zennit.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> methods = attributions(model, "0")
+    >>> list(methods), methods["gradcam"](torch.ones(2, 3, 8, 8), torch.tensor([0, 3])).shape
+    (['gradient', 'integrated_gradients', 'gradcam', 'lrp'], torch.Size([2, 8, 8]))
 
     References
     ----------
@@ -67,7 +90,28 @@ def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:
 
 
 def gradient(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
-    """Largest absolute gradient over the colors.
+    """Largest absolute gradient of the class's logit over the colors of each pixel.
+
+    Parameters
+    ----------
+    model
+        Network in evaluation mode.
+    images
+        Normalized images (images, C, H, W).
+    target
+        Class of each image.
+
+    Returns
+    -------
+    Tensor
+        One number per pixel.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
+    >>> weight = model[1].weight.data.copy_(torch.tensor([[2.0, -3.0]]))
+    >>> gradient(model, torch.ones(1, 1, 1, 2), torch.tensor([0])).tolist()
+    [[[2.0, 3.0]]]
 
     References
     ----------
@@ -79,7 +123,30 @@ def gradient(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, 
 
 
 def integrated_gradients(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
-    """Integrated gradients from the mean color, absolute, summed over the colors; one point of the path at a time.
+    """Absolute integrated gradients from the mean color, summed over the colors of each pixel.
+
+    Parameters
+    ----------
+    model
+        Network in evaluation mode.
+    images
+        Normalized images (images, C, H, W).
+    target
+        Class of each image.
+
+    Returns
+    -------
+    Tensor
+        One number per pixel.
+
+    Examples
+    --------
+    For a linear network they are |weight · pixel|.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
+    >>> weight = model[1].weight.data.copy_(torch.tensor([[2.0, -3.0]]))
+    >>> integrated_gradients(model, torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([0])).round(decimals=3).tolist()
+    [[[2.0, 6.0]]]
 
     References
     ----------
@@ -94,7 +161,30 @@ def integrated_gradients(model: nn.Module, images: Tensor, target: Tensor) -> Fl
 
 
 def gradcam(model: nn.Module, layer: str, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
-    """Grad-CAM at a module, enlarged to the image.
+    """Grad-CAM at a module, interpolated to the size of the image.
+
+    Parameters
+    ----------
+    model
+        Network in evaluation mode.
+    layer
+        Module whose output is a map.
+    images
+        Normalized images (images, C, H, W).
+    target
+        Class of each image.
+
+    Returns
+    -------
+    Tensor
+        One number per pixel.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> weight = model[0].weight.data.fill_(1.0)
+    >>> gradcam(model, "0", torch.tensor([[[[4.0, -4.0]]]]), torch.tensor([0])).tolist()  # gradient ½ · map, above zero
+    [[[2.0, 0.0]]]
 
     References
     ----------
@@ -110,7 +200,29 @@ def gradcam(model: nn.Module, layer: str, images: Tensor, target: Tensor) -> Flo
 def lrp(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "images H W"]:
     """Layer-wise relevance propagation, epsilon-plus-flat, batch normalizations merged into their convolutions.
 
-    A sum of two values hands its relevance on in proportion to them, so that residual blocks conserve it.
+    The relevance of a sum is divided among its two terms in proportion to them, so that residual blocks conserve it.
+
+    Parameters
+    ----------
+    model
+        Network in evaluation mode.
+    images
+        Normalized images (images, C, H, W).
+    target
+        Class of each image.
+
+    Returns
+    -------
+    Tensor
+        One number per pixel.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
+    >>> weight = model[1].weight.data.copy_(torch.tensor([[2.0, 3.0]]))
+    >>> relevance = lrp(model, torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([0]))
+    >>> round(float(relevance.sum()), 3)  # all of the output's relevance of 1
+    1.0
 
     References
     ----------
@@ -127,7 +239,7 @@ def lrp(model: nn.Module, images: Tensor, target: Tensor) -> Float[Tensor, "imag
 
 
 class _Share(torch.autograd.Function):
-    """a + b, whose backward pass gives a the share a/(a + b) of what arrives, and b the rest."""
+    """a + b, whose backward pass divides the relevance in the ratio a : b."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -139,12 +251,12 @@ class _Share(torch.autograd.Function):
         a, b = ctx.saved_tensors
         total = a + b
         least = torch.finfo(total.dtype).eps
-        whole = relevance[0] / (total + torch.where(total < 0, -least, least))  # a sum of nothing has nothing to share
+        whole = relevance[0] / (total + torch.where(total < 0, -least, least))  # finite where a + b is 0
         return a * whole, b * whole
 
 
 class _Sharing(TorchFunctionMode):
-    """Meanwhile sums of two values of one shape share their relevance."""
+    """In this context, sums of two values of one shape divide their relevance."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func in SUMS and not kwargs and len(args) == 2 and all(isinstance(each, Tensor) and each.requires_grad for each in args):
@@ -155,7 +267,7 @@ class _Sharing(TorchFunctionMode):
 
 
 class _Summed(nn.Module):
-    """A network whose forward pass shares relevance at sums."""
+    """A network whose sums divide their relevance."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -167,7 +279,7 @@ class _Summed(nn.Module):
 
 
 def _out_of_place(model: nn.Module, method: Attribution) -> Attribution:
-    """The method on a network whose activations leave their inputs alone, given back as it was."""
+    """The method with in-place activations switched off during the call."""
 
     def run(images: Tensor, target: Tensor) -> Tensor:
         with out_of_place(model), torch.enable_grad():

@@ -1,4 +1,4 @@
-"""What the kept information is about: the object or its background, edges or color."""
+"""Concentration of the kept information on the object, and its rank correlation with edges and color."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,22 @@ from channelscope.types import Bool, Float, Tensor
 
 
 def edge_strength(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:
-    """Length of the brightness gradient (central differences; brightness is the mean of the colors).
+    """Length of the brightness gradient at each pixel (central differences; brightness is the mean of the colors).
+
+    Parameters
+    ----------
+    pixels
+        Images in pixels of 0 to 1, at least two pixels high and wide.
+
+    Returns
+    -------
+    Tensor
+        Brightness per pixel.
+
+    Examples
+    --------
+    >>> edge_strength(torch.tensor([0.0, 0.5, 1.0]).expand(1, 3, 2, 3))[0, 0].tolist()
+    [0.5, 0.5, 0.5]
 
     References
     ----------
@@ -31,7 +46,22 @@ def edge_strength(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "image
 
 
 def colorfulness(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:
-    """Standard deviation over the colors of a pixel: zero where it is gray.
+    """Standard deviation over the colors of each pixel, 0 for gray.
+
+    Parameters
+    ----------
+    pixels
+        Images in pixels of 0 to 1.
+
+    Returns
+    -------
+    Tensor
+        In the unit of the pixels.
+
+    Examples
+    --------
+    >>> colorfulness(torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)).item(), colorfulness(torch.ones(1, 3, 1, 1)).item()
+    (0.5, 0.0)
 
     References
     ----------
@@ -41,9 +71,37 @@ def colorfulness(pixels: Float[Tensor, "images C H W"]) -> Float[Tensor, "images
 
 
 def edge_color_correlation(network: PixelNetwork, batches: Iterable, results: Sequence[CIDResult], options: CIDOptions) -> pd.DataFrame:
-    """One row per layer and kind: mean over images of Spearman's ρ between what is kept (−H) and edges, or color, over the cells.
+    """One row per layer and quantity: mean over images of Spearman's ρ between −H and edge strength, or color, over the cells.
 
-    Edges and color are means over the pixels of a cell. An image without any color, or with one H everywhere, has no ρ and is left out.
+    Edge strength and color are means over a cell's pixels. Images in which one of the two is constant are left out.
+
+    Parameters
+    ----------
+    network
+        Network from pixels on.
+    batches
+        The batches of images that `results` belong to.
+    results
+        Results of `discard`, in its order.
+    options
+        Their options.
+
+    Returns
+    -------
+    DataFrame
+        The table `discarded_edges`; the column `of` holds edges or color.
+
+    Examples
+    --------
+    Noise that falls with the edge strength keeps the edges.
+
+    >>> from channelscope.discarding.pixel_network import LayerOutput
+    >>> network = PixelNetwork(torch.nn.Identity(), (1, 2, 4), [0.0], [1.0])
+    >>> image = torch.tensor([0.0, 0.1, 0.4, 1.0]).expand(1, 1, 2, 4)
+    >>> noise, numbers = 1 / (1 + edge_strength(image)).flatten(1), {"cid": torch.zeros(1)}
+    >>> result = CIDResult(LayerOutput("a", "a", 1), torch.arange(1), noise, numbers, torch.ones(1) > 0, 20, 6, 0.1)
+    >>> edge_color_correlation(network, [image], [result], CIDOptions())[["of", "n", "rho"]].round(3).values.tolist()
+    [['edges', 1, 1.0], ['color', 0, nan]]
 
     References
     ----------
@@ -83,10 +141,27 @@ Box = Sequence[float]
 def box_mask(boxes: Iterable[Box], plane: tuple[int, int]) -> Bool[Tensor, "height width"]:
     """Pixels whose center lies in any of the boxes.
 
+    Parameters
+    ----------
+    boxes
+        Boxes x0, y0, x1, y1 in pixels of the image.
+    plane
+        Height and width of the image in pixels.
+
+    Returns
+    -------
+    Tensor
+        True inside of a box.
+
     Raises
     ------
     DataError
-        For a box that is turned around, or wholly outside the image.
+        For a box with x0 > x1 or y0 > y1, or without a pixel of the image.
+
+    Examples
+    --------
+    >>> box_mask([(1, 0, 3, 1)], (2, 4)).int().tolist()
+    [[0, 1, 1, 0], [0, 0, 0, 0]]
 
     References
     ----------
@@ -110,12 +185,27 @@ def concentration(
 ) -> Float[Tensor, "..."]:
     """Mean H over the background less mean H over the foreground; positive where the object is kept better.
 
-    `foreground` and `background` count each cell's varying values inside and outside of the object.
+    Parameters
+    ----------
+    entropies
+        H of each cell in nats per value.
+    foreground, background
+        Numbers of varying values of each cell inside and outside of the object.
 
     Returns
     -------
     Tensor
-        Nats per value; nan where either has none.
+        Nats per value; nan where the foreground or the background has no values.
+
+    Raises
+    ------
+    ShapeError
+        If the numbers of cells differ.
+
+    Examples
+    --------
+    >>> concentration(torch.tensor([-3.0, -1.0]), torch.tensor([4.0, 0.0]), torch.tensor([0.0, 4.0])).item()
+    2.0
 
     References
     ----------
@@ -128,10 +218,17 @@ def concentration(
 
 @dataclass(frozen=True)
 class RhoConstants:
-    """What turns a CID and a concentration into ρ; properties of the image and the data, not of the network."""
+    """Constants C₁ to C₄ of ρ, which depend on the image and the data and not on the network.
+
+    Examples
+    --------
+    >>> constants = RhoConstants.of(torch.ones(2), torch.tensor([4.0, 0.0]), torch.tensor([0.0, 4.0]))
+    >>> constants.c1, constants.c2, round(constants.c4, 4), round(constants.rho(constants.c4 - 1, 1.0), 3)
+    (0.5, 0.5, 1.4189, 0.75)
+    """
 
     c1: float
-    """share of the foreground, n_f / n"""
+    """fraction of the values in the foreground, n_f / n"""
     c2: float
     """2 n_f n_b / n²"""
     c3: float
@@ -141,21 +238,29 @@ class RhoConstants:
 
     @classmethod
     def of(cls, cap: Float[Tensor, "cells"], foreground: Float[Tensor, "cells"], background: Float[Tensor, "cells"]) -> "RhoConstants":
-        """Under the assumption that values are independent and normal with the data's standard deviation."""
+        """The constants if values are independent and normal with the data's standard deviation.
+
+        Parameters
+        ----------
+        cap
+            Standard deviation over the data of each cell's values, in pixels of 0 to 1.
+        foreground, background
+            Numbers of varying values of each cell inside and outside of the object.
+        """
         inside, outside = float(foreground.sum()), float(background.sum())
         whole, own = entropy(cap.double()), foreground + background
         c4 = float(_mean(whole, own))
         share = inside / (inside + outside)
         return cls(share, 2 * share * (1 - share), 2 * share * (c4 - float(_mean(whole, foreground))), c4)
 
-    def rho(self, mean: float, found: float) -> float:
-        """ρ = C₁ + (C₂ · concentration − C₃) / (2 (C₄ − H̄)): the part of what was kept that is about the foreground.
+    def rho(self, mean: float, concentration: float) -> float:
+        """ρ = C₁ + (C₂ · concentration − C₃) / (2 (C₄ − H̄)): the fraction of the kept information that is about the foreground.
 
         Parameters
         ----------
         mean
             H̄, mean entropy of the map over the values of the image, in nats: its CID without the estimated gap.
-        found
+        concentration
             Concentration of the same map, in nats.
 
         Returns
@@ -163,13 +268,33 @@ class RhoConstants:
         float
             A fraction; nan where nothing was kept (H̄ ≥ C₄).
         """
-        return self.c1 + (self.c2 * found - self.c3) / (2 * (self.c4 - mean)) if self.c4 > mean else math.nan
+        return self.c1 + (self.c2 * concentration - self.c3) / (2 * (self.c4 - mean)) if self.c4 > mean else math.nan
 
 
 def knowledge_points(
     entropies: Float[Tensor, "cells"], foreground: Float[Tensor, "cells"], background: Float[Tensor, "cells"], margin: float
 ) -> tuple[int, int]:
-    """Cells kept better than the background's mean by a margin in nats: how many lie on the object, how many beside it.
+    """Numbers of cells on the object, and beside it, whose H is below the background's mean by more than a margin.
+
+    Parameters
+    ----------
+    entropies
+        H of each cell in nats per value.
+    foreground, background
+        Numbers of varying values of each cell inside and outside of the object; a cell belongs to the larger.
+    margin
+        Nats per value.
+
+    Returns
+    -------
+    tuple[int, int]
+        Cells on the object, cells beside it.
+
+    Examples
+    --------
+    >>> inside = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    >>> knowledge_points(torch.tensor([-5.0, -1.0, -1.0, -3.0]), inside, 1 - inside, margin=0.5)
+    (1, 1)
 
     References
     ----------
@@ -188,10 +313,41 @@ def concentration_table(
     margin: float,
     options: CIDOptions,
 ) -> pd.DataFrame:
-    """One row per image and layer: concentration, ρ with its constants, and knowledge points. Images without an object say so.
+    """One row per image and layer: concentration, ρ with its constants, and knowledge points.
 
-    `inside` gives the pixels of an image's object; what it raises as DataError is the row's note. ρ is about the map, so it
-    takes the map's own mean entropy, without the gap that `cid` contains.
+    ρ is computed from the mean entropy of the map, without the estimated gap that `cid` contains.
+
+    Parameters
+    ----------
+    results
+        Results of `discard`.
+    inside
+        Index of an image → True at the pixels of its object; a DataError that it raises becomes the row's note.
+    cells
+        Cells of the maps.
+    cap
+        Standard deviation over the data of each cell's values.
+    varies
+        True where a value varies over the data.
+    margin
+        Nats below the background's mean at which a cell is a knowledge point.
+    options
+        Options of the results.
+
+    Returns
+    -------
+    DataFrame
+        The table `concentration`.
+
+    Examples
+    --------
+    >>> from channelscope.discarding.pixel_network import LayerOutput
+    >>> noise, numbers = torch.tensor([[0.1, 0.2]]), {"cid": torch.tensor([-0.5])}
+    >>> result = CIDResult(LayerOutput("a", "a", 1), torch.arange(1), noise, numbers, torch.ones(1) > 0, 20, 6, 0.1)
+    >>> left, varies = (lambda image: torch.tensor([[True, False]])), torch.ones(1, 1, 2) > 0
+    >>> frame = concentration_table([result], left, Cells.of((1, 2)), torch.ones(2), varies, 0.2, CIDOptions())
+    >>> round(float(frame.concentration[0]), 4), round(math.log(2), 4), int(frame.points_on[0]), int(frame.points_beside[0])
+    (0.6931, 0.6931, 1, 0)
 
     References
     ----------
@@ -210,7 +366,24 @@ def concentration_table(
 
 
 def concentration_by_layer(images: pd.DataFrame) -> pd.DataFrame:
-    """Mean concentration and ρ of each layer with t intervals over the images that have both parts.
+    """One row per layer: mean concentration and ρ with t intervals over the images that have a foreground and a background.
+
+    Parameters
+    ----------
+    images
+        The table of `concentration_table`.
+
+    Returns
+    -------
+    DataFrame
+        The table `concentration_layers`.
+
+    Examples
+    --------
+    >>> rows = [{"layer": "a", "depth": 1, "concentration": value, "rho": 0.5, "c1": 0.25} for value in (1.0, 3.0)]
+    >>> by_layer = concentration_by_layer(describe_discarding("concentration", rows, CIDOptions()))
+    >>> by_layer[["layer", "n", "concentration", "rho"]].values.tolist()
+    [['a', 2, 2.0, 0.5]]
 
     References
     ----------

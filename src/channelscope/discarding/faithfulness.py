@@ -1,24 +1,34 @@
-"""Descriptive accuracy: how the class score falls when the most relevant cells are replaced."""
+"""Faithfulness of CID maps: descriptive accuracy, and a comparison with the maps of other attribution methods."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pandas as pd
 import torch
+from torch import nn
 
-from channelscope.discarding.cid import CIDOptions
+from channelscope import tables
+from channelscope.data.splits import Split
+from channelscope.discarding.analysis import BATCH, pixel_network
+from channelscope.discarding.attribution import attributions
+from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, CIDResult, discard
+from channelscope.discarding.localization import center_prior, localization_table, smoothed
 from channelscope.discarding.noise import Cells
+from channelscope.discarding.pixel_network import LayerOutput, PixelNetwork
 from channelscope.discarding.smoothing import gaussian_blur
-from channelscope.discarding.tables import describe_discarding
+from channelscope.discarding.tables import COLUMNS, describe_discarding, image_table
+from channelscope.errors import DataError, NumericError
 from channelscope.formulas.intervals import t_interval
+from channelscope.progress import progress_bar
 from channelscope.types import Bool, Float, Int, Tensor
 
 REMOVED_FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-"""shares of the pixels taken away"""
+"""fractions of the pixels that are replaced"""
 
 SIDE = 14
-"""cells along a side"""
+"""cells along a side of the image"""
 
 BLUR = 8.0
 """standard deviation of the blur in pixels"""
@@ -33,11 +43,37 @@ def descriptive_accuracy(
     relevance: Float[Tensor, "images H W"],
     baseline: Baseline,
 ) -> Float[Tensor, "images shares"]:
-    """Probability of a class after the most relevant cells are replaced, for each of SHARES.
+    """Probability of a class after the most relevant cells are replaced, for each of REMOVED_FRACTIONS; low is good.
 
-    Cells are ranked by their mean relevance. At each share as many of them are replaced as come closest to that share of
-    the pixels: cells of unequal size weigh what they cover. `images` are normalized, so that zero is the mean color; blur
-    replaces a cell by its blurred self. The lower the curve, the better the map says where the evidence is.
+    Cells are ranked by their mean relevance. At each fraction the number of cells is replaced whose pixels come closest to it.
+
+    Parameters
+    ----------
+    logits
+        Network: normalized images → logits (images, classes).
+    images
+        Normalized images, so that zero is the mean color.
+    target
+        Class of each image.
+    relevance
+        Map of each image; only the order matters.
+    baseline
+        What replaces a cell: "zero", or the same cell of the blurred image.
+
+    Returns
+    -------
+    Tensor
+        Probabilities.
+
+    Examples
+    --------
+    The evidence is the left half of the image, and the map says so: half of the pixels removed leave nothing.
+
+    >>> left = (torch.arange(4) < 2).float().expand(1, 4, 4)
+    >>> logits = lambda images: torch.stack([(images[:, 0] * left).sum((1, 2)), torch.zeros(len(images))], 1)
+    >>> curve = descriptive_accuracy(logits, torch.ones(1, 1, 4, 4), torch.tensor([0]), left, "zero")
+    >>> [round(float(curve[0, REMOVED_FRACTIONS.index(fraction)]), 3) for fraction in (0.0, 0.5, 1.0)]
+    [1.0, 0.5, 0.5]
 
     References
     ----------
@@ -64,7 +100,22 @@ def _closest(covered: Float[Tensor, "images cells"], wanted: float) -> Bool[Tens
 
 
 def area_under_curve(curves: Float[Tensor, "images shares"]) -> Float[Tensor, "images"]:
-    """Trapezoid area under the curves over the share taken away.
+    """Area under each curve over the fraction removed, by the trapezoid rule.
+
+    Parameters
+    ----------
+    curves
+        Probability at each of REMOVED_FRACTIONS.
+
+    Returns
+    -------
+    Tensor
+        Areas, from 0 to 1.
+
+    Examples
+    --------
+    >>> area_under_curve(1 - torch.tensor([REMOVED_FRACTIONS])).tolist()
+    [0.5]
 
     References
     ----------
@@ -76,7 +127,24 @@ def area_under_curve(curves: Float[Tensor, "images shares"]) -> Float[Tensor, "i
 def descriptive_accuracy_table(curves: Mapping[tuple[str, str], Float[Tensor, "images shares"]], options: CIDOptions) -> pd.DataFrame:
     """One row per method and baseline: mean area with a t interval, and its paired difference from the first method's.
 
-    The table names the options of its CID maps.
+    Parameters
+    ----------
+    curves
+        Method and baseline → curves of `descriptive_accuracy`, the method to compare with first.
+    options
+        Options of the CID maps, which the table names.
+
+    Returns
+    -------
+    DataFrame
+        The table `descriptive_accuracy`.
+
+    Examples
+    --------
+    >>> flat, falling = torch.ones(2, 10), (1 - torch.tensor(REMOVED_FRACTIONS)).expand(2, -1)
+    >>> frame = descriptive_accuracy_table({("cid", "zero"): falling, ("random", "zero"): flat}, CIDOptions())
+    >>> frame[["method", "area", "less_cid"]].values.tolist()
+    [['cid', 0.5, nan], ['random', 1.0, 0.5]]
 
     References
     ----------
@@ -91,3 +159,169 @@ def descriptive_accuracy_table(curves: Mapping[tuple[str, str], Float[Tensor, "i
         apart = t_interval((own - cid).tolist()) if method != first else (math.nan,) * 3
         rows.append(row | dict(zip(("less_cid", "less_cid_low", "less_cid_high"), apart, strict=True)))
     return describe_discarding("descriptive_accuracy", rows, options)
+
+
+MapFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""normalized images, a class and an index for each → relevance of each pixel (images, H, W)"""
+
+
+@dataclass(frozen=True)
+class MapComparison:
+    """Tables that compare CID maps with gradient, integrated gradients, Grad-CAM and LRP."""
+
+    layers: tuple[str, ...]
+    """layers whose CID is compared"""
+    tables: dict[str, pd.DataFrame] = field(repr=False)
+    """`descriptive_accuracy` and `localization`, by name"""
+
+
+@dataclass(frozen=True)
+class CIDMap:
+    """What a layer keeps (−H) as a map of the image, with the results from which convergence is read."""
+
+    network: PixelNetwork
+    """network from pixels on"""
+    layer: LayerOutput
+    """layer whose CID it is"""
+    statistics: CalibrationStatistics
+    """of the pixels and of this layer alone"""
+    options: CIDOptions
+    """options of the CID"""
+    results: list[CIDResult] = field(default_factory=list)
+    """results of the calls so far"""
+
+    def __call__(
+        self, images: Float[Tensor, "images C H W"], classes: Int[Tensor, "images"], index: Int[Tensor, "images"]
+    ) -> Float[Tensor, "images H W"]:
+        """−H in nats per value at each pixel; values that never vary take the smallest H of the batch."""
+        (result,) = discard(self.network, [(images, classes, index)], self.statistics, [self.layer], self.options)
+        self.results.append(result)
+        cells = Cells.of((self.network.shape[1], self.network.shape[2]), self.options.side)
+        return -cells.expand_to_pixels(result.entropy.clamp(min=result.entropy[result.entropy.isfinite()].min()))
+
+    def converged(self, index: Int[Tensor, "images"]) -> float:
+        """Fraction of some images whose CID has converged."""
+        frame = image_table(self.results, self.options, "")
+        return float(frame[frame.image.isin(index.tolist())].converged.mean())
+
+
+def compare_maps(
+    model: nn.Module,
+    images: Split,
+    tuning: Split,
+    calibration: Split,
+    layers: Sequence[str] = (),
+    options: CIDOptions | None = None,
+) -> MapComparison:
+    """Descriptive accuracy and localization of CID maps, other attribution methods, a random map and a center prior.
+
+    Parameters
+    ----------
+    model
+        Network in evaluation mode; its own predictions are the classes.
+    images
+        Images on which the maps are compared, each with a box (column `boxes`).
+    tuning
+        Other images with boxes, on which each method's threshold is chosen.
+    calibration
+        Images over which pixels' and features' variances are taken.
+    layers
+        Modules whose CID is compared, Grad-CAM being taken at the last; by default the third of four evenly spaced ones.
+    options
+        Options of the CID; by default those of `CIDOptions`.
+
+    Returns
+    -------
+    MapComparison
+        The layers and the two tables.
+
+    Raises
+    ------
+    InputError
+        Without captum or zennit.
+    SiteError
+        If the last layer is no module.
+    DataError
+        If an image has no box.
+    NumericError
+        If a map is not finite.
+
+    Examples
+    --------
+    >>> from channelscope import data, zoo
+    >>> model, images = zoo.load("resnet20", data="digits")
+    >>> compare_maps(model, images.test.take(4), images.calibration.take(4), images.calibration, ["layer3"])
+    Traceback (most recent call last):
+    ...
+    channelscope.errors.DataError: digits: expected a column 'boxes', the further columns are: none
+
+    References
+    ----------
+    Ma et al. 2022 (descriptive accuracy, localization); checked by tests/discarding/test_faithfulness_maps.py.
+    """
+    options = options or CIDOptions()
+    boxes = [_boxes(split) for split in (tuning, images)]
+    calibration = calibration.with_batch_size(2 * BATCH)
+    network = pixel_network(model, calibration)
+    chosen = network.layers(layers) if layers else [network.layers()[2]]
+    methods = _methods(model, network, calibration, chosen, options)
+    splits = [split.with_batch_size(min(split.batch_size, BATCH)) for split in (tuning, images)]
+    with progress_bar("maps", sum(-(-len(split) // split.batch_size) for split in splits)) as step:
+        tuning_maps, _ = _maps_and_curves(model, methods, splits[0], step, curves=False)
+        maps, curves = _maps_and_curves(model, methods, splits[1], step, curves=True)
+    found = localization_table(tuning_maps, boxes[0], maps, boxes[1], options)
+    converged = [method.converged(images.indices) if isinstance(method, CIDMap) else math.nan for method in methods.values()]
+    found = tables.describe(found.assign(converged=converged), found.attrs | {"columns": COLUMNS})
+    accuracy = descriptive_accuracy_table(curves, options)
+    return MapComparison(tuple(layer.name for layer in chosen), {frame.attrs["name"]: frame for frame in (accuracy, found)})
+
+
+def _boxes(split: Split) -> list[Any]:
+    """The boxes of a split's images; every image must have one that is not empty."""
+    boxes = split.column("boxes")
+    without = [index for index, own in zip(split.indices.tolist(), boxes, strict=True) if not any(b[2] > b[0] and b[3] > b[1] for b in own)]
+    if without:
+        few = ", ".join(map(str, without[:5]))
+        raise DataError(f"{len(without)} of {len(boxes)} {split.name} images have no box inside the image ({few}, …): leave them out")
+    return boxes
+
+
+def _methods(
+    model: nn.Module, network: PixelNetwork, calibration: Split, layers: Sequence[LayerOutput], options: CIDOptions
+) -> dict[str, MapFunction]:
+    """Maps by the method's name, CID first."""
+    methods = attributions(model, layers[-1].name)
+    with progress_bar("data", -(-len(calibration) // calibration.batch_size)) as step:
+        statistics = CalibrationStatistics.over(network, calibration, layers, step)
+    cid = {
+        f"cid {layer.name}": CIDMap(network, layer, CalibrationStatistics(statistics.pixels, (feature,)), options)
+        for layer, feature in zip(layers, statistics.features, strict=True)
+    }
+    others = {name: lambda images, classes, index, method=method: method(images, classes) for name, method in methods.items()}
+    return {**cid, **others, "random": _random_map, "center": lambda images, classes, index: center_prior(images)}
+
+
+def _random_map(images: Tensor, classes: Tensor, index: Tensor) -> Tensor:
+    """Uniform random numbers that belong to each image's index."""
+    return torch.stack([torch.rand(images.shape[2:], generator=torch.Generator().manual_seed(int(one))) for one in index])
+
+
+def _maps_and_curves(
+    model: nn.Module, methods: dict[str, MapFunction], split: Split, step: Callable[[], None], curves: bool
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
+    """Smoothed maps of every method, and with `curves` also the curves of descriptive accuracy."""
+    maps: dict[str, list[Tensor]] = {name: [] for name in methods}
+    found: dict[tuple[str, str], list[Tensor]] = {}
+    for images, _, index in split:
+        with torch.no_grad():
+            classes = model(images).argmax(1)
+        for name, method in methods.items():
+            relevance = method(images, classes, index)
+            if not bool(relevance.isfinite().all()):
+                raise NumericError(f"the map of {name} is not finite: check the network, or name another layer")
+            maps[name].append(smoothed(relevance.float()))
+            for baseline in ("zero", "blur") if curves else ():
+                curve = descriptive_accuracy(model, images, classes, relevance, baseline)
+                found.setdefault((name, baseline), []).append(curve)
+        step()
+    return {name: torch.cat(parts) for name, parts in maps.items()}, {key: torch.cat(parts) for key, parts in found.items()}

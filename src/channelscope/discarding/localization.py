@@ -1,4 +1,4 @@
-"""From a relevance map to a box, and its overlap with the object's box."""
+"""Weakly supervised localization: a box from each relevance map, and its overlap with the object's box."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,28 @@ from channelscope.formulas.intervals import t_interval
 from channelscope.types import Float, Tensor
 
 QUANTILES = tuple(level / 20 for level in range(1, 20))
-"""thresholds tried, as quantiles of the map"""
+"""quantiles of a map that are tried as its threshold"""
 
 
 def largest_component_box(relevance: Float[Tensor, "height width"], level: float) -> tuple[float, float, float, float]:
-    """The box around the largest connected part of a map above its quantile `level`: x0 y0 x1 y1 in pixels.
+    """The box x0, y0, x1, y1 in pixels around the largest connected part of a map that reaches its quantile.
 
-    Quantiles make maps of any scale comparable; ties at the quantile count as above it.
+    Parameters
+    ----------
+    relevance
+        A map, in any unit.
+    level
+        Quantile, from 0 to 1; values equal to it are included.
+
+    Returns
+    -------
+    tuple[float, float, float, float]
+        The box; x1 and y1 are exclusive.
+
+    Examples
+    --------
+    >>> largest_component_box(torch.tensor([[9.0, 0.0, 0.0, 0.0], [0.0, 0.0, 5.0, 5.0]]), 0.7)
+    (2.0, 1.0, 4.0, 2.0)
 
     References
     ----------
@@ -39,6 +54,21 @@ def largest_component_box(relevance: Float[Tensor, "height width"], level: float
 def box_iou(first: Box, second: Box) -> float:
     """Intersection over union of two boxes.
 
+    Parameters
+    ----------
+    first, second
+        Boxes x0, y0, x1, y1; at least one has an area.
+
+    Returns
+    -------
+    float
+        From 0 (disjoint) to 1 (equal).
+
+    Examples
+    --------
+    >>> box_iou((0, 0, 2, 2), (1, 0, 3, 2)) == 2 / 6
+    True
+
     References
     ----------
     Jaccard 1901.
@@ -51,12 +81,29 @@ def box_iou(first: Box, second: Box) -> float:
 
 
 def best_iou(found: Box, boxes: Sequence[Box]) -> float:
-    """The largest overlap with any of the image's boxes.
+    """The largest intersection over union of a box with any of the image's boxes.
+
+    Parameters
+    ----------
+    found
+        Box x0, y0, x1, y1.
+    boxes
+        Boxes of the image; those without area are left out.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
 
     Raises
     ------
     DataError
         For an image without a box.
+
+    Examples
+    --------
+    >>> best_iou((0, 0, 2, 2), [(0, 0, 1, 2), (1, 1, 1, 2)])
+    0.5
 
     References
     ----------
@@ -69,14 +116,33 @@ def best_iou(found: Box, boxes: Sequence[Box]) -> float:
 
 
 def best_quantile(relevance: Float[Tensor, "images height width"], boxes: Sequence[Sequence[Box]]) -> float:
-    """The level whose boxes overlap best on average, to be chosen on images that are not reported.
+    """The quantile of QUANTILES at which the boxes' mean intersection over union is largest, for images that are not reported.
+
+    Parameters
+    ----------
+    relevance
+        Maps.
+    boxes
+        Boxes of each image.
+
+    Returns
+    -------
+    float
+        The smallest of equally good quantiles.
 
     Raises
     ------
     ShapeError
-        If maps and boxes do not match.
+        If the numbers of maps and of images with boxes differ.
     DataError
         For an image without a box.
+
+    Examples
+    --------
+    The object is the right half: values of 0 are left out from the quantile above one half.
+
+    >>> best_quantile((torch.arange(4) > 1).float().expand(1, 4, 4), [[(2, 0, 4, 4)]])
+    0.5
 
     References
     ----------
@@ -92,10 +158,10 @@ def best_quantile(relevance: Float[Tensor, "images height width"], boxes: Sequen
 
 
 MAP_BLUR = 4.0
-"""standard deviation in pixels by which every map is blurred before it is cut into a box"""
+"""standard deviation in pixels of the blur of every map before a box is taken"""
 
 IOU_THRESHOLD = 0.5
-"""overlap from which an object counts as found"""
+"""intersection over union from which an object counts as found"""
 
 
 def localization_table(
@@ -107,12 +173,36 @@ def localization_table(
 ) -> pd.DataFrame:
     """One row per method: mean IoU and accuracy at IoU .5 with t intervals, at the threshold that is best on the tuning images.
 
-    Differences are from the first method, paired. The table names the options of its CID maps.
+    Parameters
+    ----------
+    tuned
+        Method → maps of the tuning images.
+    tuned_boxes
+        Boxes of each tuning image.
+    maps
+        Method → maps of the images, the method to compare with first; differences from it are paired.
+    boxes
+        Boxes of each image.
+    options
+        Options of the CID maps, which the table names.
+
+    Returns
+    -------
+    DataFrame
+        The table `localization`.
 
     Raises
     ------
     DataError
         For an image without a box.
+
+    Examples
+    --------
+    >>> right = (torch.arange(4) > 1).float().expand(2, 4, 4)
+    >>> maps, boxes = {"cid": right, "opposite": -right}, [[(2, 0, 4, 4)], [(2, 0, 4, 4)]]
+    >>> frame = localization_table(maps, boxes, maps, boxes, CIDOptions())
+    >>> frame[["method", "iou", "found", "less_cid"]].values.tolist()
+    [['cid', 1.0, 1.0, nan], ['opposite', 0.5, 1.0, -0.5]]
 
     References
     ----------
@@ -136,7 +226,22 @@ def localization_table(
 
 
 def center_prior(images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images H W"]:
-    """A map that knows nothing but that objects are in the middle: the control of localization.
+    """Negative squared distance from the middle of the image, as a control of localization.
+
+    Parameters
+    ----------
+    images
+        Images, of which only the shape and the device matter.
+
+    Returns
+    -------
+    Tensor
+        Maps with 0 in the middle and −2 in the corners.
+
+    Examples
+    --------
+    >>> center_prior(torch.zeros(1, 3, 1, 3)).tolist()
+    [[[-2.0, -1.0, -2.0]]]
 
     References
     ----------
@@ -147,7 +252,24 @@ def center_prior(images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images
 
 
 def smoothed(relevance: Float[Tensor, "images H W"]) -> Float[Tensor, "images H W"]:
-    """A map blurred by a few pixels, so that a threshold leaves parts and not grains; the same for all methods.
+    """Maps after a Gaussian blur of MAP_BLUR pixels, so that a threshold gives connected regions.
+
+    Parameters
+    ----------
+    relevance
+        Maps.
+
+    Returns
+    -------
+    Tensor
+        Maps of the same shape.
+
+    Examples
+    --------
+    >>> maps = torch.zeros(1, 64, 64)
+    >>> maps[0, 32, 32] = 1
+    >>> round(float(smoothed(maps).sum()), 3), round(1 / float(smoothed(maps).max()) / (2 * math.pi), 1)
+    (1.0, 16.0)
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Tables of discarded information by image and by layer; rows that have not converged carry a note."""
+"""Tables of discarded information by image and by layer, with the reason where a CID has not converged."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -40,7 +40,7 @@ COLUMNS: Mapping[str, Column] = {
     "cid_other": _nats("CID of the other network", MA),
     "difference": _nats("CID of the other network less CID of this one"),
     "gain": _nats("CID less the entropy of uniform noise under the same constraint and caps: how uneven the sensitivity is"),
-    "gap": _nats("entropy that better-known noise could still gain, estimated; up to 0.1 nat of it is included in the CID", low=0.0),
+    "gap": _nats("estimated distance from the largest entropy; up to 0.1 nat of it is included in the CID", low=0.0),
     "error": _nats("standard error of the CID, from the draws that set the noise level", low=0.0),
     "ratio": Column("ε", 3, "E|Δf|² on fresh noise over what is allowed", OURS, 0.0),
     "ratio_se": Column("ε", 3, "standard error of that ratio", OURS, 0.0),
@@ -81,12 +81,37 @@ COLUMNS: Mapping[str, Column] = {
     "n": Column("images", 0, "images behind the row", OURS, 0.0),
 }
 
-RATIO, NATS = 0.02, 0.02
+MAX_RATIO_ERROR, MAX_NATS = 0.02, 0.02
 """a CID has converged if its constraint is met within 2 % and its level and distance from the optimum are below 0.02 nats"""
 
 
 def image_table(results: Iterable[CIDResult], options: CIDOptions, network: str) -> pd.DataFrame:
-    """One row per image and layer: CID with its interval, the constraint on fresh noise, the cost, and what is wrong if anything is.
+    """One row per image and layer: CID with its interval, the constraint on fresh noise, the cost, and why it has not converged.
+
+    Parameters
+    ----------
+    results
+        Results of `discard`.
+    options
+        Their options, which the table names.
+    network
+        Name of the network.
+
+    Returns
+    -------
+    DataFrame
+        The table `discarded`, by depth and image.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from channelscope.discarding.pixel_network import LayerOutput
+    >>> numbers = {name: torch.zeros(1) for name in ("error", "gap", "uniform", "ratio_error", "capped", "unseen")}
+    >>> numbers |= {"cid": torch.tensor([-2.0]), "ratio": torch.tensor([1.5])}
+    >>> index, reached = torch.tensor([7]), torch.tensor([True])
+    >>> result = CIDResult(LayerOutput("conv", "conv", 1), index, torch.ones(1, 4), numbers, reached, 20, 6, 0.1)
+    >>> image_table([result], CIDOptions(), "net")[["image", "cid", "converged", "note"]].to_dict("records")
+    [{'image': 7, 'cid': -2.0, 'converged': False, 'note': 'constraint at 1.500 ± 0.000'}]
 
     References
     ----------
@@ -98,7 +123,24 @@ def image_table(results: Iterable[CIDResult], options: CIDOptions, network: str)
 
 
 def layer_table(images: pd.DataFrame) -> pd.DataFrame:
-    """One row per layer: mean CID over the images with a t interval, the mean constraint ratio, and how many converged.
+    """One row per network and layer: mean CID over the images with a t interval, and the fraction that converged.
+
+    Parameters
+    ----------
+    images
+        The table of `image_table`; images whose constraint cannot be reached are left out of the means.
+
+    Returns
+    -------
+    DataFrame
+        The table `discarded_layers`.
+
+    Examples
+    --------
+    >>> row = dict.fromkeys(COLUMNS, 0.0) | {"network": "net", "layer": "conv", "depth": 1, "reached": True}
+    >>> images = describe_discarding("discarded", [row | {"cid": -1.0}, row | {"cid": -3.0}], CIDOptions())
+    >>> layer_table(images)[["layer", "n", "cid"]].to_dict("records")
+    [{'layer': 'conv', 'n': 2, 'cid': -2.0}]
 
     References
     ----------
@@ -121,33 +163,57 @@ def layer_table(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference_table(images: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """CID of another network less CID of this one, layer by layer in order of depth, paired over images, with t intervals.
+    """CID of another network less CID of this one by layer, paired over images, with t intervals.
+
+    Parameters
+    ----------
+    images
+        The table of `image_table` of this network.
+    other
+        That of the other network; layers are paired in order of depth.
+
+    Returns
+    -------
+    DataFrame
+        The table `discarded_difference`.
 
     Raises
     ------
     MismatchError
-        If the two tables mix normalizers, κ, caps, cells or images, or have other numbers of layers.
+        If the tables differ in normalizer, κ, caps, cells, images or number of layers.
+
+    Examples
+    --------
+    >>> row = {"network": "net", "layer": "conv", "depth": 1, "reached": True}
+    >>> images, other = (
+    ...     describe_discarding("discarded", [row | {"image": image, "cid": cid - image} for image in (1, 2)], CIDOptions())
+    ...     for cid in (-1.0, -0.5)
+    ... )
+    >>> difference_table(images, other)[["layer", "n", "difference"]].to_dict("records")
+    [{'layer': 'conv', 'n': 2, 'difference': 0.5}]
 
     References
     ----------
     Ma et al. 2022 (comparability).
     """
-    here, there = (frame.attrs["provenance"]["convention"] for frame in (images, other))
-    differ = [f"{key} ({here[key]} and {there.get(key)})" for key in here if here[key] != there.get(key)]
+    convention, other_convention = (frame.attrs["provenance"]["convention"] for frame in (images, other))
+    differ = [
+        f"{key} ({convention[key]} and {other_convention.get(key)})" for key in convention if convention[key] != other_convention.get(key)
+    ]
     if differ:
-        raise MismatchError(f"these CIDs are not on one scale: they differ in {', '.join(differ)}; run both under one options")
-    ours, theirs = (list(dict.fromkeys(frame.layer)) for frame in (images, other))
-    if len(ours) != len(theirs):
-        raise MismatchError(f"expected as many layers of both networks, received {len(ours)} and {len(theirs)}: name them")
+        raise MismatchError(f"these CIDs are not on one scale: they differ in {', '.join(differ)}; run both with the same options")
+    layers, other_layers = (list(dict.fromkeys(frame.layer)) for frame in (images, other))
+    if len(layers) != len(other_layers):
+        raise MismatchError(f"expected as many layers of both networks, received {len(layers)} and {len(other_layers)}: name them")
     rows = []
-    for mine, yours in zip(ours, theirs, strict=True):
-        pair = images[images.layer == mine].merge(other[other.layer == yours], on="image", suffixes=("", "_other"))
-        if not len(pair) == (images.layer == mine).sum() == (other.layer == yours).sum():
-            raise MismatchError(f"at {mine}: the two tables are of different images; run both on the same ones")
+    for layer, other_layer in zip(layers, other_layers, strict=True):
+        pair = images[images.layer == layer].merge(other[other.layer == other_layer], on="image", suffixes=("", "_other"))
+        if not len(pair) == (images.layer == layer).sum() == (other.layer == other_layer).sum():
+            raise MismatchError(f"at {layer}: the two tables are of different images; run both on the same ones")
         pair = pair[pair.reached & pair.reached_other]
         value, low, high = t_interval(pair.cid_other - pair.cid)
         rows.append(
-            {"network": images.network.iloc[0], "other": other.network.iloc[0], "layer": mine, "other_layer": yours}
+            {"network": images.network.iloc[0], "other": other.network.iloc[0], "layer": layer, "other_layer": other_layer}
             | {"depth": pair.depth.iloc[0] if len(pair) else 0, "n": len(pair), "cid": pair.cid.mean(), "cid_other": pair.cid_other.mean()}
             | {"difference": value, "difference_low": low, "difference_high": high}
         )
@@ -161,25 +227,31 @@ def describe_discarding(
     columns: Mapping[str, Column] | None = None,
     **facts: Any,
 ) -> pd.DataFrame:
-    """A table under a options, which it names.
+    """A table with descriptions of its columns and the options of its CIDs.
 
     Parameters
     ----------
     name
         Name of the table.
     rows
-        Its rows, or a frame of them.
+        Rows of the table, or a frame.
     options
-        The options of its CIDs: normalizer, κ, caps and cells become `convention` in the table's provenance.
+        Options of the CIDs: normalizer, κ, caps and cells become `convention` in the table's provenance.
     columns
-        Descriptions beside those of this package.
+        Descriptions of further columns.
     **facts
-        Whatever else the numbers were made from.
+        Further entries of the provenance.
 
     Returns
     -------
     DataFrame
-        The described table.
+        The table, described.
+
+    Examples
+    --------
+    >>> frame = describe_discarding("discarded", [{"layer": "conv", "cid": -2.0}], CIDOptions(side=8))
+    >>> frame.attrs["provenance"]["convention"]["side"]
+    8
 
     References
     ----------
@@ -209,14 +281,14 @@ def _rows(result: CIDResult, options: CIDOptions, network: str) -> Iterable[dict
 
 
 def _convergence_note(own: Mapping[str, float], reached: bool, options: CIDOptions) -> str:
-    """What keeps the CID from having converged."""
+    """The reasons why a CID has not converged; empty where it has."""
     if not reached:
         return f"the feature changes by less than ε with all noise at its cap ({own['ratio']:.2f} of it): the CID is a bound"
-    said = []
-    if abs(own["ratio"] - 1) > RATIO + 2 * own["ratio_error"]:
-        said.append(f"constraint at {own['ratio']:.3f} ± {own['ratio_error']:.3f}")
-    if own["error"] > NATS:
-        said.append(f"level known to ± {own['error']:.3f} nats")
-    if options.mode == "exact" and own["gap"] > NATS:
-        said.append(f"{own['gap']:.3f} nats from the optimum")
-    return "; ".join(said)
+    reasons = []
+    if abs(own["ratio"] - 1) > MAX_RATIO_ERROR + 2 * own["ratio_error"]:
+        reasons.append(f"constraint at {own['ratio']:.3f} ± {own['ratio_error']:.3f}")
+    if own["error"] > MAX_NATS:
+        reasons.append(f"level known to ± {own['error']:.3f} nats")
+    if options.mode == "exact" and own["gap"] > MAX_NATS:
+        reasons.append(f"{own['gap']:.3f} nats from the optimum")
+    return "; ".join(reasons)

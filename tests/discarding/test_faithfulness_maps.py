@@ -6,7 +6,7 @@ from torch import nn
 
 from channelscope import data
 from channelscope.discarding.cid import CIDOptions
-from channelscope.discarding.map_comparison import compare_maps
+from channelscope.discarding.faithfulness import compare_maps
 from channelscope.errors import DataError
 
 pytest.importorskip("captum")
