@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from channelscope.errors import InputError, SampleError, ShapeError, SingularError
-from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, cholesky
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, half_logdet
 from channelscope.formulas.information import correlation_information, information_from_unexplained, mean_over_peers
 from channelscope.types import Float, Index, Int, Tensor
 
@@ -52,9 +52,9 @@ def label_information(
         raise ShapeError(f"total and within-class covariance differ in shape: {tuple(total.shape)} and {tuple(within.shape)}")
     if index is not None:
         total, within = total[index][:, index], within[index][:, index]
-    whole = _half_logdet_within(total)
+    whole = half_logdet(total)
     try:
-        return (whole - _half_logdet_within(within)).clamp(min=0)
+        return (whole - half_logdet(within)).clamp(min=0)
     except SingularError:
         return whole.new_tensor(torch.inf)
 
@@ -125,11 +125,6 @@ def _unexplained_pairs(covariance: Tensor) -> Tensor:
     variance = covariance.diagonal()
     variance = variance.masked_fill(variance <= 0, torch.nan)
     return (1 - covariance.square() / torch.outer(variance, variance)).clamp(0, 1)
-
-
-def _half_logdet_within(covariance: Tensor) -> Tensor:
-    scale, lower = cholesky(covariance)
-    return (scale * lower.diagonal()).log().sum()
 
 
 def pair_information(target_rho: Float[Tensor, "channels"], rho: Float[Tensor, "channels channels"]) -> Float[Tensor, "channels channels"]:

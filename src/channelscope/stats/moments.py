@@ -1,4 +1,4 @@
-"""Moments: count, mean and centred scatter of a set of samples; they add, whatever the partition."""
+"""Moments: count, mean and centred scatter of samples; they add over any partition of the samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,15 @@ MEAN_SAMPLE = 256
 
 @dataclass(frozen=True)
 class Moments:
-    """Sufficient statistics of second order over some samples.
+    """Count, mean and scatter of some samples.
 
     `+` merges disjoint sample sets, `[]` keeps some coordinates. Nothing here assumes a distribution.
+
+    Examples
+    --------
+    >>> one, other = Moments.of(torch.tensor([[0.0], [2.0]])), Moments.of(torch.tensor([[7.0]]))
+    >>> (one + other).mean.tolist(), (one + other).scatter.tolist()
+    ([3.0], [[26.0]])
     """
 
     count: float
@@ -37,11 +43,21 @@ class Moments:
 
     @classmethod
     def of(cls, samples: Float[Tensor, "samples d"]) -> "Moments":
-        """Moments of a block of samples: centred first, multiplied in the samples' precision (at least float32).
+        """Moments of a block of samples, multiplied in the samples' own precision (at least float32).
+
+        Parameters
+        ----------
+        samples
+            One sample per row.
+
+        Returns
+        -------
+        Moments
+            Float64.
 
         References
         ----------
-        Chan, Golub, LeVeque 1983; checked by tests/pencil.py::moments.
+        Chan, Golub, LeVeque 1983. Checked against tests/pencil.py::moments.
         """
         rows = samples if samples.dtype == torch.float64 else samples.float()
         if len(rows) == 0:
@@ -54,7 +70,17 @@ class Moments:
         return cls(float(len(rows)), point.double() + rest / len(rows), scatter)
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Moments of the union of two disjoint sample sets (Chan, Golub, LeVeque 1983)."""
+        """Moments of the union of two disjoint sample sets.
+
+        Raises
+        ------
+        ShapeError
+            If they have different numbers of coordinates.
+
+        References
+        ----------
+        Chan, Golub, LeVeque 1983.
+        """
         if self.mean.shape != other.mean.shape:
             raise ShapeError(f"cannot add moments of {len(self.mean)} and {len(other.mean)} coordinates")
         count = self.count + other.count
@@ -70,7 +96,7 @@ class Moments:
         return Moments(self.count, self.mean[index], self.scatter[index][:, index])
 
     def scaled(self, factor: Float[Tensor, "d"], shift: Float[Tensor, "d"]) -> "Moments":
-        """Moments of factor · y + shift, coordinate by coordinate."""
+        """Moments of factor · y + shift, coordinate by coordinate; both (d,)."""
         return Moments(self.count, self.mean * factor + shift, self.scatter * torch.outer(factor, factor))
 
     def __len__(self) -> int:
@@ -89,12 +115,48 @@ class Moments:
 
 
 def approximate_mean(rows: Float[Tensor, "samples d"]) -> Float[Tensor, "d"]:
-    """A point near the mean, from some hundred of the rows: samples are measured from it, and sums put right what it misses."""
+    """Mean of some hundred evenly spaced rows, a point near the mean of all.
+
+    Samples are measured from it, so that products in float32 keep their digits; sums correct the difference from the mean.
+
+    Parameters
+    ----------
+    rows
+        One sample per row.
+
+    Returns
+    -------
+    Tensor
+        (d,), in the precision of the rows.
+
+    Examples
+    --------
+    >>> approximate_mean(torch.tensor([[0.0, 1.0], [2.0, 3.0]])).tolist()
+    [1.0, 2.0]
+    """
     return rows[:: len(rows) // MEAN_SAMPLE | 1].mean(0)  # an odd step meets every column of a map
 
 
 def gram(rows: Float[Tensor, "samples d"], out: Float[Tensor, "d d"] | None = None) -> Float[Tensor, "d d"]:
-    """rows' rows, each off-diagonal block computed once."""
+    """Gram matrix rows' rows, with each off-diagonal block computed once.
+
+    Parameters
+    ----------
+    rows
+        One sample per row.
+    out
+        Where to write the result.
+
+    Returns
+    -------
+    Tensor
+        (d, d), exactly symmetric, in the precision of the rows.
+
+    Examples
+    --------
+    >>> gram(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    [[10.0, 14.0], [14.0, 20.0]]
+    """
     d = rows.shape[1]
     out = rows.new_empty(d, d) if out is None else out
     if d < BLOCKED_FROM:
