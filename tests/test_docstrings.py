@@ -126,8 +126,6 @@ WITHOUT_EXAMPLES = {
     "scores.registry",
     "scores.score_table",
     "scores.target",
-    "tables.frame",
-    "tables.rounding",
     "zoo.architectures",
     "zoo.loading",
     "zoo.models",

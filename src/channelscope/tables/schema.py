@@ -8,7 +8,13 @@ from channelscope.ranking import Keeps, Ranking
 
 @dataclass(frozen=True)
 class Column:
-    """What a reader must know of one column."""
+    """Description of one column: unit, decimals, meaning, source and range.
+
+    Examples
+    --------
+    >>> Column("nats", meaning="loss", low=0.0).as_dict()
+    {'unit': 'nats', 'digits': 3, 'meaning': 'loss', 'low': 0.0}
+    """
 
     unit: str = ""
     """nats, fraction, images, …; '' for names and pure numbers"""
@@ -24,7 +30,7 @@ class Column:
     """largest possible value, if there is one"""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain dictionary, without what is not stated."""
+        """Plain dictionary, without the empty fields."""
         return {key: value for key, value in asdict(self).items() if value not in (None, "") or key in ("unit", "meaning")}
 
     @classmethod
@@ -35,7 +41,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Quantity(Column):
-    """A number per channel, with everything needed to read it; `name` is its column and its score."""
+    """Description of a number per channel; `name` is its column and its score.
+
+    Examples
+    --------
+    >>> Quantity(unit="fraction", low=0.0, high=1.0, name="support", title="peer support").range
+    '[0, 1]'
+    """
 
     name: str = ""
     title: str = ""
