@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from channelscope.ranking import Keeps, Ranking
+from channelscope.ranking import Keeps
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,6 @@ class Column:
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionary, without the empty fields."""
         return {key: value for key, value in asdict(self).items() if value not in (None, "") or key in ("unit", "meaning")}
-
-    @classmethod
-    def of(cls, ranking: Ranking) -> "Column":
-        """The column a ranking fills."""
-        return cls(ranking.unit, 3, f"{ranking.name} ({ranking.keeps} is kept)", ranking.source)
 
 
 @dataclass(frozen=True)
