@@ -96,9 +96,9 @@ def information(law: Gaussian, a: Index, b: Index) -> Float[Tensor, ""]:
     both = torch.cat([first, second])
     if bool(law.silent[both].any()):
         return law.mean.new_tensor(torch.nan)
-    apart = half_logdet(law.covariance[first][:, first], law.count) + half_logdet(law.covariance[second][:, second], law.count)
+    separate = half_logdet(law.covariance[first][:, first], law.count) + half_logdet(law.covariance[second][:, second], law.count)
     try:
-        return (apart - half_logdet(law.covariance[both][:, both], law.count)).clamp(min=0)
+        return (separate - half_logdet(law.covariance[both][:, both], law.count)).clamp(min=0)
     except SingularError:
         return law.mean.new_tensor(torch.inf)
 

@@ -104,11 +104,13 @@ class ClassMeansAccumulator:
 
     def of(self, name: str, shard: int, channels: int) -> ClassMeans:
         """Class means of one site and shard."""
-        found = ClassMeans.zero(self.classes, channels)
-        own = slice(shard * self.classes, (shard + 1) * self.classes)
-        found.counts.copy_(self.counts[own])
-        seen = found.counts > 0
-        if bool(seen.any()):
+        result = ClassMeans.zero(self.classes, channels)
+        rows = slice(shard * self.classes, (shard + 1) * self.classes)
+        result.counts.copy_(self.counts[rows])
+        present = result.counts > 0
+        if bool(present.any()):
             origin, sums = self._sums[name]
-            found.means[seen] = (origin + sums[self._place[own][seen].to(sums.device)] / found.counts[seen, None].to(sums.device)).cpu()
-        return found
+            result.means[present] = (
+                origin + sums[self._place[rows][present].to(sums.device)] / result.counts[present, None].to(sums.device)
+            ).cpu()
+        return result

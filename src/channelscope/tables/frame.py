@@ -106,8 +106,8 @@ def _description(column: str, given: Columns, units: Mapping[str, str], table_na
     for ending, words in DERIVED.items():
         stem = column.removesuffix(ending)
         if stem != column and (stem in COLUMNS or stem in given or stem in units):
-            whole = _description(stem, given, units, table_name)
-            return {"unit": whole["unit"], "digits": whole.get("digits", 3), "meaning": f"{words} {whole['meaning'] or stem}"}
+            described = _description(stem, given, units, table_name)
+            return {"unit": described["unit"], "digits": described.get("digits", 3), "meaning": f"{words} {described['meaning'] or stem}"}
     if column in units:
         return Column(units[column], meaning=column.replace("_", " ")).as_dict()
     raise InputError(
