@@ -66,7 +66,7 @@ def strongest_edges(
     weights = pairs[rows, columns].clamp(max=ceiling)
     positive = weights > 0
     rows, columns, weights = rows[positive], columns[positive], weights[positive]
-    kept = weights.argsort(descending=True, stable=True)[: math.ceil(share * len(weights))]
+    kept = weights.argsort(descending=True, stable=True)[: math.ceil(share * len(weights) - 1e-9)]
     return torch.stack([rows[kept], columns[kept]], 1), weights[kept]
 
 
