@@ -26,6 +26,11 @@ def evaluate(model: nn.Module, batches: Iterable) -> Tally:
     batches
         Any iterable of batches: (images, labels, …) or dictionaries (data/batches.py).
 
+    Returns
+    -------
+    Tally
+        Accuracy, loss and margin with their intervals.
+
     Raises
     ------
     DataError
@@ -49,8 +54,28 @@ def evaluate(model: nn.Module, batches: Iterable) -> Tally:
 
 
 @torch.inference_mode()
-def tally_split(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross-entropy [nats] and fraction right on a split, in eval mode and float32, on the network's device."""
+def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
+    """Mean cross-entropy [nats] and accuracy of a network on a split, in eval mode and float32, on the network's device.
+
+    Parameters
+    ----------
+    model
+        A network that returns logits, images × classes; it is left in eval mode.
+    split
+        Labeled images.
+
+    Returns
+    -------
+    tuple[float, float]
+        Loss [nats] and the fraction of images classified correctly.
+
+    Examples
+    --------
+    >>> batch = (torch.eye(2).view(2, 2, 1, 1)[:1], torch.tensor([0]), torch.tensor([0]))
+    >>> loss, accuracy = loss_and_accuracy(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2, eps=0)), [batch])
+    >>> round(loss, 3), accuracy
+    (0.313, 1.0)
+    """
     model.eval()
     device = device_of(model)
     loss, right = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
@@ -62,13 +87,31 @@ def tally_split(model: nn.Module, split: Split) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def tally_top5(model: nn.Module, batches: Split) -> tuple[Tally, np.ndarray]:
-    """Tally over labeled images, and for each of them whether it was right: bool (images,)."""
-    tally, right = Tally(), []
-    device = next(model.parameters()).device
+def tally_and_hits(model: nn.Module, batches: Iterable) -> tuple[Tally, np.ndarray]:
+    """Tally of a network over labeled images, and whether each image is classified correctly.
+
+    Parameters
+    ----------
+    model
+        A network that returns logits, images × classes.
+    batches
+        Any iterable of labeled batches, as for `evaluate`.
+
+    Returns
+    -------
+    tuple[Tally, ndarray]
+        The tally, and bool (images,) in the order of the batches.
+
+    Examples
+    --------
+    >>> tally, hits = tally_and_hits(nn.Flatten(), [(torch.eye(2).view(2, 2, 1, 1), torch.tensor([0, 0]))])
+    >>> tally.accuracy, hits.tolist()
+    (0.5, [True, False])
+    """
+    tally, hits = Tally(), []
     with eval_mode(model):
         for images, labels, _ in labeled_batches(batches):
             logits = model(on_device_of(images, model))
-            tally = tally + Tally.of(logits, labels.to(device))
-            right.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
-    return tally, np.concatenate(right)
+            tally = tally + Tally.of(logits, labels.to(logits.device))
+            hits.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
+    return tally, np.concatenate(hits)

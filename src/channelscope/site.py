@@ -1,4 +1,4 @@
-"""Site: one place of a network where channels live."""
+"""Site: one layer of a network whose output channels are measured and removed."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -20,10 +20,16 @@ STORED_NAMES = {
 
 @dataclass(frozen=True)
 class Site:
-    """A convolution or linear layer whose output channels can be told apart; plain data, no tensor.
+    """A convolution or linear layer and its output channels; plain data, no tensor.
 
-    Statistics are read at the layer's own output (`read`), interventions act where consumers look (`cut`):
-    after the normalization and activation that belong to the channel.
+    Statistics are read at the layer's own output (`preactivation`), interventions act at the tensor that its consumers read
+    (`activation`): after the normalization and activation that belong to the channel.
+
+    Examples
+    --------
+    >>> site = Site("conv", "conv", 2, (2, 8, 8), 0, "conv", "relu", 0, 3, (3, 3))
+    >>> site.positions, Site.from_dict(site.as_dict()) == site
+    (64, True)
     """
 
     name: str

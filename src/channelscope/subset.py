@@ -1,4 +1,4 @@
-"""Subset: some channels, or some kernels, of a network: one boolean each."""
+"""Subset: some channels, or some kernels, of a network as one boolean each."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -14,11 +14,20 @@ from channelscope.site import Site
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Which channels (one boolean per site and channel) or which kernels (one per layer, output and input) are marked.
+    """One boolean per channel (of every site) or per kernel (one per layer, output and input).
 
-    `a & b`, `a | b` and `~a` act element by element on subsets of the same network; what a mark means (kept, removed,
-    silent) is for the name of the variable to say. A subset of channels carries its sites and the input shape, so that
-    `silence(model, subset)` needs nothing else; a subset of kernels, a circuit, carries marks alone.
+    `a & b`, `a | b` and `~a` act element by element on subsets of the same network. Whether True means kept, removed or silent
+    depends on the function that takes the subset. A subset of channels has its sites and the input shape, so that
+    `silence(model, subset)` needs nothing else; a subset of kernels, a circuit, has masks alone.
+
+    Examples
+    --------
+    >>> first = Subset({"conv": torch.tensor([True, False, False])})
+    >>> last = Subset({"conv": torch.tensor([False, False, True])})
+    >>> (first | last)["conv"].tolist(), (~first).fraction
+    ([True, False, True], 0.6666666666666666)
+    >>> first
+    Subset(1 of 3 channels at 1 layers)
     """
 
     masks: Mapping[str, Tensor]
@@ -47,12 +56,12 @@ class Subset:
 
     @classmethod
     def everything(cls, sites: tuple[Site, ...], input_shape: tuple[int, ...]) -> "Subset":
-        """Every channel of the given sites; `~Subset.everything(…)` is the empty one."""
+        """Every channel of the given sites; `~Subset.everything(…)` is the empty subset."""
         return cls({site.name: torch.ones(site.channels, dtype=torch.bool) for site in sites}, tuple(sites), tuple(input_shape))
 
     @property
     def unit(self) -> Literal["channels", "kernels"]:
-        """What the marks are about."""
+        """Whether the booleans stand for channels or kernels."""
         return "kernels" if any(marks.dim() == 2 for marks in self.masks.values()) else "channels"
 
     @property
@@ -67,7 +76,7 @@ class Subset:
 
     @property
     def fraction(self) -> float:
-        """Marked over total; nan for a subset of nothing."""
+        """Marked over total; nan for a subset without channels."""
         return self.count / self.total if self.total else float("nan")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -76,7 +85,13 @@ class Subset:
         return _made, (type(self), {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in values.items()})
 
     def __getitem__(self, name: str) -> Tensor:
-        """Marks of one site or layer."""
+        """Marks of one site or layer.
+
+        Raises
+        ------
+        SiteError
+            For a name that has none, with the nearest names.
+        """
         if name not in self.masks:
             raise SiteError(no_such("site" if self.sites else "layer", name, self.masks))
         return self.masks[name]
@@ -94,7 +109,7 @@ class Subset:
         return name in self.masks
 
     def __invert__(self) -> "Subset":
-        """The others."""
+        """The complement."""
         return self._with({name: ~marks for name, marks in self.masks.items()})
 
     def __and__(self, other: "Subset") -> "Subset":

@@ -106,3 +106,8 @@ def test_impossible_shares_are_refused(share):
     with pytest.raises(InputError, match="share"):
         strongest_edges(torch.ones(3, 3), share)
     assert np.isnan(share) or not 0 < share <= 1
+
+
+def test_a_share_that_is_a_whole_number_of_edges_is_not_rounded_up():
+    pairs = torch.ones(25, 25)
+    assert len(strongest_edges(pairs, share=0.07)[0]) == 21, "0.07 × 300 is 21.000000000000004 in floating point"

@@ -194,3 +194,10 @@ def test_student_interval_of_too_few_has_no_ends(values, mean):
 def test_student_reach_without_freedom_is_undefined():
     assert math.isnan(student_reach(1.0, 0))
     assert student_reach(2.0, 1) == pytest.approx(25.4124095)
+
+
+@pytest.mark.parametrize(("undefined", "ends"), [(10, True), (11, False)])
+def test_a_bootstrap_undefined_on_more_than_half_of_its_draws_has_no_ends(undefined, ends):
+    answers = iter([1.0, *[math.nan] * undefined, *[2.0] * (20 - undefined)])
+    result = bootstrap(lambda x: next(answers), torch.arange(4.0), draws=20)
+    assert (result.low, result.high) == (pytest.approx((2, 2)) if ends else pytest.approx((math.nan, math.nan), nan_ok=True))

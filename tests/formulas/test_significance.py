@@ -134,3 +134,8 @@ def test_sign_flips_of_nan_are_nan_where_the_test_has_them():
     p = sign_flip_contrasts(columns, torch.tensor([[1.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]), 500)
     assert 0 < p[0] <= 1
     assert p[1].isnan()
+
+
+def test_all_patterns_of_twelve_differences_are_tried():
+    p = sign_flip(torch.tensor([1.0] * 11 + [2.0]), permutations=10)
+    assert float(p) == 2 / 2**12

@@ -1,12 +1,7 @@
-import numpy as np
 import pytest
 
-from channelscope import tables
-from channelscope.ranking import Ranking
 from channelscope.scores.registry import REGISTRY
-from channelscope.site import Site
 from channelscope.tables.quantities import COLUMNS, HEADLINE, QUANTITIES
-from channelscope.tables.schema import Column
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES.values(), ids=lambda quantity: quantity.name)
@@ -43,12 +38,3 @@ def test_every_column_has_a_meaning_and_a_source(name):
 def test_ranges_are_printed_as_intervals():
     assert QUANTITIES["support"].range == "[0, 1]"
     assert QUANTITIES["capture"].range == "[0, ∞)"
-
-
-def test_a_ranking_says_what_its_column_is():
-    site = Site("conv1", "conv", 2, (2, 4, 4), 0, "conv1", "relu", 0, 3, (3, 3))
-    ranking = Ranking("chip", "rank", "high", {"conv1": np.zeros(2)}, (site,), (3, 4, 4), source="Sui et al. 2021")
-    column = Column.of(ranking)
-    assert (column.unit, column.source) == ("rank", "Sui et al. 2021")
-    frame = tables.table([{"chip": 0.5}], "x", {"chip": column})
-    assert "high is kept" in frame.attrs["columns"]["chip"]["meaning"]

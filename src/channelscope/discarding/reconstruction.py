@@ -16,6 +16,7 @@ from channelscope.discarding.pixel_network import LayerOutput, PixelNetwork
 from channelscope.discarding.tables import describe_discarding
 from channelscope.errors import SampleError, ShapeError, at
 from channelscope.formulas.intervals import t_interval
+from channelscope.stats.normal_equations import NormalEquations
 from channelscope.types import Float, Tensor
 
 RIDGE = 1e-3
@@ -63,54 +64,24 @@ class RidgeDecoder:
         ----------
         Hoerl & Kennard 1970; checked by tests/discarding/test_reconstruction.py.
         """
-        whole: _Scatter | None = None
+        equations: NormalEquations | None = None
         for features, images in pairs:
             self.block = _block(features, images)
-            own = _Scatter.of(_feature_rows(features).double(), _blocks(images, self.block).double())
-            whole = own if whole is None else whole + own
-        if whole is None:
+            batch = NormalEquations.of(_feature_rows(features).double()[None], _blocks(images, self.block).double()[None])
+            equations = batch if equations is None else equations + batch
+        if equations is None:
             raise SampleError("a decoder is fitted on images, received none")
-        penalty = RIDGE * whole.products.diagonal().mean()
-        diagonal = torch.where(penalty > 0, penalty, 1.0).expand(len(whole.products))
-        slopes = torch.linalg.solve(whole.products + torch.diag(diagonal), whole.crossed)
-        self.weights, self.intercept = slopes.float(), (whole.y - whole.x @ slopes).float()
+        products = equations.xx[0]
+        penalty = RIDGE * products.diagonal().mean()
+        diagonal = torch.where(penalty > 0, penalty, 1.0).expand(len(products))
+        slopes = torch.linalg.solve(products + torch.diag(diagonal), equations.xt[0])
+        self.weights, self.intercept = slopes.float(), (equations.t_mean[0] - equations.x_mean[0] @ slopes).float()
 
     def __call__(self, features: Float[Tensor, "images C h w"]) -> Float[Tensor, "images 3 H W"]:
         """Reconstructed images."""
         rows, columns = features.shape[2:]
         blocks = (_feature_rows(features) @ self.weights + self.intercept).unflatten(0, (len(features), rows, columns)).permute(0, 3, 1, 2)
         return F.pixel_shuffle(blocks, self.block)
-
-
-@dataclass(frozen=True)
-class _Scatter:
-    """Sums about the means of rows x and y; those of two sets of rows add up."""
-
-    count: int
-    x: Float[Tensor, "inputs"]
-    """mean"""
-    y: Float[Tensor, "outputs"]
-    """mean"""
-    products: Float[Tensor, "inputs inputs"]
-    """Σ (x − x̄)(x − x̄)'"""
-    crossed: Float[Tensor, "inputs outputs"]
-    """Σ (x − x̄)(y − ȳ)'"""
-
-    @classmethod
-    def of(cls, x: Float[Tensor, "rows inputs"], y: Float[Tensor, "rows outputs"]) -> "_Scatter":
-        centered = x - x.mean(0)
-        return cls(len(x), x.mean(0), y.mean(0), centered.T @ centered, centered.T @ (y - y.mean(0)))
-
-    def __add__(self, other: "_Scatter") -> "_Scatter":
-        count = self.count + other.count
-        share, x_shift, y_shift = self.count * other.count / count, other.x - self.x, other.y - self.y
-        return _Scatter(
-            count,
-            self.x + x_shift * other.count / count,
-            self.y + y_shift * other.count / count,
-            self.products + other.products + share * x_shift[:, None] * x_shift,
-            self.crossed + other.crossed + share * x_shift[:, None] * y_shift,
-        )
 
 
 class ResidualDecoder(nn.Module):

@@ -173,11 +173,11 @@ def adjusted_rand_null(
     shuffled = torch.stack([second[torch.randperm(n, generator=generator)] for _ in range(permutations)])
     rows, columns = (torch.nn.functional.one_hot(labels).double() for labels in (first, shuffled))
     table = torch.einsum("ni,pnj->pij", rows, columns)
-    together = _pairs(table).sum((1, 2))
-    apart = _pairs(table.sum(2)).sum(1), _pairs(table.sum(1)).sum(1)
-    chance = apart[0] * apart[1] / _pairs(torch.tensor(float(n), dtype=torch.float64))
-    room = (apart[0] + apart[1]) / 2 - chance
-    return torch.where(room == 0, 1.0, (together - chance) / room)
+    pairs_in_both = _pairs(table).sum((1, 2))
+    pairs_within = _pairs(table.sum(2)).sum(1), _pairs(table.sum(1)).sum(1)
+    chance = pairs_within[0] * pairs_within[1] / _pairs(torch.tensor(float(n), dtype=torch.float64))
+    span = (pairs_within[0] + pairs_within[1]) / 2 - chance
+    return torch.where(span == 0, 1.0, (pairs_in_both - chance) / span)
 
 
 def silhouette(features: Float[Tensor, "channels k"], labels: Int[Tensor, "channels"]) -> float:

@@ -88,19 +88,21 @@ def linear_axes(
         shapes = ", ".join(str(tuple(each.shape)) for each in (weights, product, cross))
         raise ShapeError(f"expected weights and products (channels, inputs) and a cross-covariance (inputs,), received {shapes}")
     weights, product, cross = weights.double(), product.double(), cross.double()
-    power = (weights * product).sum(-1)
-    power = power.masked_fill(power <= 0, torch.nan)
-    shared = weights @ cross
-    level = float(power.nanquantile(0.5)) if noise == "median" else float(noise)
-    residual = cross - (shared / power)[:, None] * product
-    left = power * target_variance - shared.square()
-    pull = shared / left.masked_fill(left <= FLOAT32_RESOLUTION * power * target_variance, torch.nan)
+    output_variance = (weights * product).sum(-1)
+    output_variance = output_variance.masked_fill(output_variance <= 0, torch.nan)
+    target_covariance = weights @ cross
+    noise_variance = float(output_variance.nanquantile(0.5)) if noise == "median" else float(noise)
+    residual = cross - (target_covariance / output_variance)[:, None] * product
+    residual_determinant = output_variance * target_variance - target_covariance.square()
+    scale = target_covariance / residual_determinant.masked_fill(
+        residual_determinant <= FLOAT32_RESOLUTION * output_variance * target_variance, torch.nan
+    )
     return LinearAxes(
-        capture=input_capture(power, noise),
-        relevance=correlation_information(shared / (power * target_variance).sqrt()),
-        capture_gradient=product / (level + power)[:, None],
+        capture=input_capture(output_variance, noise),
+        relevance=correlation_information(target_covariance / (output_variance * target_variance).sqrt()),
+        capture_gradient=product / (noise_variance + output_variance)[:, None],
         residual=residual,
-        task_gradient=pull[:, None] * residual,
+        task_gradient=scale[:, None] * residual,
     )
 
 

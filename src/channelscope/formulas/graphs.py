@@ -109,6 +109,6 @@ def communities(
     if graph.number_of_edges() == 0:
         return Communities((), math.nan, 0)
     weight = "weight" if weighted else None
-    found = greedy_modularity_communities(graph, weight=weight)
-    members = sorted((tuple(sorted(each)) for each in found), key=lambda each: (-len(each), each))
-    return Communities(tuple(members), float(modularity(graph, found, weight=weight)), graph.number_of_edges())
+    partition = greedy_modularity_communities(graph, weight=weight)
+    members = sorted((tuple(sorted(each)) for each in partition), key=lambda each: (-len(each), each))
+    return Communities(tuple(members), float(modularity(graph, partition, weight=weight)), graph.number_of_edges())

@@ -96,75 +96,75 @@ def hulls(
             'expected max_size ≥ 1, 0 < threshold ≤ 1, order "forward" or "prefix" and pool ≥ 1 or None, '
             f"received {max_size}, {threshold:g}, {order!r} and {pool}"
         )
-    reach = support(rho, ridge)
-    alive = (~reach.isnan()).nonzero().flatten()
-    law = rho[alive][:, alive].double()
-    goal = threshold * reach[alive] if relative else torch.full_like(reach[alive], threshold)
+    peer_support = support(rho, ridge)
+    alive = (~peer_support.isnan()).nonzero().flatten()
+    alive_rho = rho[alive][:, alive].double()
+    goal = threshold * peer_support[alive] if relative else torch.full_like(peer_support[alive], threshold)
     members = torch.full((len(rho), max_size), -1, dtype=torch.long, device=rho.device)
     explained = torch.full((len(rho), max_size), torch.nan, dtype=torch.float64, device=rho.device)
     complete = torch.zeros(len(rho), dtype=torch.bool, device=rho.device)
     for block in torch.arange(len(alive), device=rho.device).split(BLOCK_CHANNELS):
-        growth = _Growth(law, block, ridge, min(max_size, max(len(alive) - 1, 0)), pool)
-        for step in range(growth.steps):
-            pick, going = growth.choose(order, goal[block])
-            if not bool(going.any()):
+        selection = _ForwardSelection(alive_rho, block, ridge, min(max_size, max(len(alive) - 1, 0)), pool)
+        for step in range(selection.steps):
+            pick, active = selection.choose(order, goal[block])
+            if not bool(active.any()):
                 break
-            total = growth.add(pick, going, step)
-            rows = alive[block[going]]
-            members[rows, step] = alive[pick[going]]
-            explained[rows, step] = total[going]
-        complete[alive[block]] = growth.reached(goal[block])
+            total = selection.add(pick, active, step)
+            rows = alive[block[active]]
+            members[rows, step] = alive[pick[active]]
+            explained[rows, step] = total[active]
+        complete[alive[block]] = selection.reached(goal[block])
     size = (members >= 0).sum(1)
-    return Hulls(members, size, explained, ~complete & ~reach.isnan(), reach)
+    return Hulls(members, size, explained, ~complete & ~peer_support.isnan(), peer_support)
 
 
-class _Growth:
-    """Hulls of a block of targets while they grow: what each candidate could still explain."""
+class _ForwardSelection:
+    """Forward selection of the hulls of a block of targets: residual covariance and variance of each candidate."""
 
-    def __init__(self, law: Tensor, targets: Tensor, ridge: float, steps: int, pool: int | None) -> None:
-        rows = torch.arange(len(targets), device=law.device)
-        self.law, self.rows, self.steps = law, rows, steps
-        self.near = law[targets].abs()
-        self.near[rows, targets] = -1
-        if pool is not None and pool < len(law) - 1:
-            keep = self.near.topk(pool, dim=1).indices
-            self.near = torch.full_like(self.near, -1).scatter(1, keep, self.near.gather(1, keep))
+    def __init__(self, rho: Tensor, targets: Tensor, ridge: float, steps: int, pool: int | None) -> None:
+        rows = torch.arange(len(targets), device=rho.device)
+        self.rho, self.rows, self.steps = rho, rows, steps
+        self.abs_rho = rho[targets].abs()
+        self.abs_rho[rows, targets] = -1
+        if pool is not None and pool < len(rho) - 1:
+            keep = self.abs_rho.topk(pool, dim=1).indices
+            self.abs_rho = torch.full_like(self.abs_rho, -1).scatter(1, keep, self.abs_rho.gather(1, keep))
             self.steps = min(steps, pool)
-        self.unexplained = law[targets].clone()
+        self.residual_covariance = rho[targets].clone()
         """covariance of each candidate with the residual of the target"""
-        self.left = torch.full_like(self.unexplained, 1 + ridge)
+        self.residual_variance = torch.full_like(self.residual_covariance, 1 + ridge)
         """variance of each candidate that the members do not explain"""
-        self.factor = law.new_zeros(len(targets), steps, len(law))
+        self.cholesky_rows = rho.new_zeros(len(targets), steps, len(rho))
         """rows of the Cholesky factor, one per member"""
-        self.total = law.new_zeros(len(targets))
+        self.explained = rho.new_zeros(len(targets))
         """explained variance so far"""
 
     def reached(self, goal: Tensor) -> Tensor:
         """True where the explained variance has come to the goal, up to float32 resolution."""
-        return self.total >= goal - FLOAT32_RESOLUTION
+        return self.explained >= goal - FLOAT32_RESOLUTION
 
     def choose(self, order: str, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """The next member of every target, and which targets still need and can use one."""
-        open_ = self.near >= 0
-        fresh = self.left > FLOAT32_RESOLUTION
-        gain = (self.unexplained.square() / self.left).masked_fill(~(open_ & fresh), -1)
-        pick = gain.argmax(1) if order == "forward" else self.near.argmax(1)
-        useful = gain[self.rows, pick] > 0 if order == "forward" else open_.any(1)
+        """The next member of every target, and which targets are active: not complete, with a useful candidate."""
+        available = self.abs_rho >= 0
+        independent = self.residual_variance > FLOAT32_RESOLUTION
+        gain = (self.residual_covariance.square() / self.residual_variance).masked_fill(~(available & independent), -1)
+        pick = gain.argmax(1) if order == "forward" else self.abs_rho.argmax(1)
+        useful = gain[self.rows, pick] > 0 if order == "forward" else available.any(1)
         return pick, useful & ~self.reached(goal)
 
-    def add(self, pick: Tensor, going: Tensor, step: int) -> Tensor:
-        """Take one more member for the targets still going; returns the explained variance with it."""
-        pivot = self.left[self.rows, pick]
-        column = self.law[pick]
+    def add(self, pick: Tensor, active: Tensor, step: int) -> Tensor:
+        """Add one more member to the hulls of the active targets; returns the explained variance with it."""
+        pivot = self.residual_variance[self.rows, pick]
+        column = self.rho[pick]
         if step:
-            past = self.factor[:, :step]
+            past = self.cholesky_rows[:, :step]
             weight = past[self.rows, :, pick]
             column = column - torch.bmm(weight[:, None], past)[:, 0]
         column = (column / pivot.sqrt()[:, None]).masked_fill((pivot <= FLOAT32_RESOLUTION)[:, None], 0)
-        taken = (self.unexplained[self.rows, pick] / pivot.sqrt()).masked_fill((pivot <= FLOAT32_RESOLUTION) | ~going, 0)
-        self.factor[:, step] = column
-        self.left -= column.square()
-        self.unexplained -= taken[:, None] * column
-        self.total = self.total + taken.square()
-        self.near[self.rows, pick] = -1
-        return self.total
+        taken = (self.residual_covariance[self.rows, pick] / pivot.sqrt()).masked_fill((pivot <= FLOAT32_RESOLUTION) | ~active, 0)
+        self.cholesky_rows[:, step] = column
+        self.residual_variance -= column.square()
+        self.residual_covariance -= taken[:, None] * column
+        self.explained = self.explained + taken.square()
+        self.abs_rho[self.rows, pick] = -1
+        return self.explained

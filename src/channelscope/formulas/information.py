@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from channelscope.errors import InputError, ShapeError, SingularError
-from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, cholesky
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, half_logdet
 from channelscope.types import Float, Index, Tensor
 
 CEILING = -math.log1p(-(0.999**2)) / 2
@@ -96,9 +96,9 @@ def information(law: Gaussian, a: Index, b: Index) -> Float[Tensor, ""]:
     both = torch.cat([first, second])
     if bool(law.silent[both].any()):
         return law.mean.new_tensor(torch.nan)
-    apart = _half_logdet(law[first]) + _half_logdet(law[second])
+    separate = half_logdet(law.covariance[first][:, first], law.count) + half_logdet(law.covariance[second][:, second], law.count)
     try:
-        return (apart - _half_logdet(law[both])).clamp(min=0)
+        return (separate - half_logdet(law.covariance[both][:, both], law.count)).clamp(min=0)
     except SingularError:
         return law.mean.new_tensor(torch.inf)
 
@@ -159,11 +159,6 @@ def information_from_unexplained(gap: Float[Tensor, "..."]) -> Float[Tensor, "..
     Cover & Thomas 2006, section 8.5. Checked against tests/pencil.py::correlation_information.
     """
     return gap.clamp(FLOAT32_RESOLUTION, 1).log_().div_(2).abs_().masked_fill_(gap <= FLOAT32_RESOLUTION, torch.inf)
-
-
-def _half_logdet(law: Gaussian) -> Tensor:
-    scale, lower = cholesky(law.covariance, law.count)
-    return (scale * lower.diagonal()).log().sum()
 
 
 def rayleigh(variance: Float[Tensor, "channels"], weight_norm: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:

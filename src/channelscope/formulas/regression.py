@@ -232,19 +232,19 @@ def backward_elimination(
     rho = correlation(covariance[alive][:, alive])
     rho.diagonal().add_(ridge)
     inverse = solve(rho, torch.eye(len(alive), dtype=rho.dtype, device=rho.device))
-    left, scale = torch.arange(len(alive), device=rho.device), (weights * variance)[alive]
-    order, spent = [], torch.zeros_like(scale)
-    while len(left):
-        gone = torch.zeros(len(left), dtype=torch.bool, device=rho.device)
-        for _ in range(-(-len(left) // 4)):  # then the rows and columns of what has gone are dropped
-            cost = (scale[left] * (1 / inverse.diagonal() - ridge)).clamp(min=0).masked_fill(gone, torch.inf)
+    remaining, scale = torch.arange(len(alive), device=rho.device), (weights * variance)[alive]
+    order, costs = [], torch.zeros_like(scale)
+    while len(remaining):
+        removed = torch.zeros(len(remaining), dtype=torch.bool, device=rho.device)
+        for _ in range(-(-len(remaining) // 4)):  # then the rows and columns of what has gone are dropped
+            cost = (scale[remaining] * (1 / inverse.diagonal() - ridge)).clamp(min=0).masked_fill(removed, torch.inf)
             pick = int(cost.argmin())
-            spent[left[pick]], gone[pick] = cost[pick], True
-            order.append(left[pick])
+            costs[remaining[pick]], removed[pick] = cost[pick], True
+            order.append(remaining[pick])
             row = inverse[pick] / inverse[pick, pick].sqrt()
             inverse.addr_(row, row, alpha=-1)
             inverse[pick, pick] = 1  # a removed channel has an empty row; its diagonal is not divided by
-        left, inverse = left[~gone], inverse[~gone][:, ~gone].contiguous()
-    whole = torch.zeros_like(variance)
-    whole[alive] = spent
-    return Elimination(torch.cat([silent, alive[torch.stack(order)] if order else alive]), whole)
+        remaining, inverse = remaining[~removed], inverse[~removed][:, ~removed].contiguous()
+    cost_of_channel = torch.zeros_like(variance)
+    cost_of_channel[alive] = costs
+    return Elimination(torch.cat([silent, alive[torch.stack(order)] if order else alive]), cost_of_channel)

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from channelscope.errors import InputError, SampleError, ShapeError, SingularError
-from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, cholesky
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, half_logdet
 from channelscope.formulas.information import correlation_information, information_from_unexplained, mean_over_peers
 from channelscope.types import Float, Index, Int, Tensor
 
@@ -52,11 +52,11 @@ def label_information(
         raise ShapeError(f"total and within-class covariance differ in shape: {tuple(total.shape)} and {tuple(within.shape)}")
     if index is not None:
         total, within = total[index][:, index], within[index][:, index]
-    whole = _half_logdet_within(total)
+    total_logdet = half_logdet(total)
     try:
-        return (whole - _half_logdet_within(within)).clamp(min=0)
+        return (total_logdet - half_logdet(within)).clamp(min=0)
     except SingularError:
-        return whole.new_tensor(torch.inf)
+        return total_logdet.new_tensor(torch.inf)
 
 
 def label_information_single(total: Float[Tensor, "channels"], within: Float[Tensor, "channels"]) -> Float[Tensor, "channels"]:
@@ -113,9 +113,14 @@ def label_information_pair(
     """
     single = label_information_single(total.diagonal(), within.diagonal())
     best = torch.maximum(single[:, None], single[None, :])
-    apart, left = _unexplained_pairs(total), _unexplained_pairs(within)
-    joint = single[:, None] + single[None, :] - information_from_unexplained(apart) + information_from_unexplained(left)
-    pair = torch.where((apart <= FLOAT32_RESOLUTION) | best.isposinf(), best, torch.maximum(joint, best))
+    unexplained_total, unexplained_within = _unexplained_pairs(total), _unexplained_pairs(within)
+    joint = (
+        single[:, None]
+        + single[None, :]
+        - information_from_unexplained(unexplained_total)
+        + information_from_unexplained(unexplained_within)
+    )
+    pair = torch.where((unexplained_total <= FLOAT32_RESOLUTION) | best.isposinf(), best, torch.maximum(joint, best))
     pair.diagonal().copy_(single)
     return pair
 
@@ -125,11 +130,6 @@ def _unexplained_pairs(covariance: Tensor) -> Tensor:
     variance = covariance.diagonal()
     variance = variance.masked_fill(variance <= 0, torch.nan)
     return (1 - covariance.square() / torch.outer(variance, variance)).clamp(0, 1)
-
-
-def _half_logdet_within(covariance: Tensor) -> Tensor:
-    scale, lower = cholesky(covariance)
-    return (scale * lower.diagonal()).log().sum()
 
 
 def pair_information(target_rho: Float[Tensor, "channels"], rho: Float[Tensor, "channels channels"]) -> Float[Tensor, "channels channels"]:
@@ -312,9 +312,9 @@ def triplet_excess(
         pivot = joint[:, step, step, None, None]
         rank_one = joint[:, :, step, None] * joint[:, None, step, :] / pivot
         joint = joint - rank_one.masked_fill(pivot <= FLOAT32_RESOLUTION, 0)
-    left = joint[:, 2, 2] * joint[:, 3, 3]
-    spent = (joint[:, 2, 2] <= FLOAT32_RESOLUTION) | (joint[:, 3, 3] <= FLOAT32_RESOLUTION)
-    share = (joint[:, 2, 3].square() / left).masked_fill(spent, 0)
+    scale = joint[:, 2, 2] * joint[:, 3, 3]
+    determined = (joint[:, 2, 2] <= FLOAT32_RESOLUTION) | (joint[:, 3, 3] <= FLOAT32_RESOLUTION)
+    share = (joint[:, 2, 3].square() / scale).masked_fill(determined, 0)
     beyond = information_from_unexplained(1 - share)
     if over == "singles":
         best = single.amax(1)
@@ -402,10 +402,10 @@ def sample_triples(channels: Int[Tensor, "channels"], n: int, seed: int = 0) -> 
 
 def _pair(a: Tensor, b: Tensor, rho: Tensor, best: Tensor) -> Tensor:
     """Information of pairs with target correlations a and b and mutual correlation ρ; at least `best`, the better half's."""
-    apart = 1 - rho.square()
-    gap = torch.addcmul(apart, a * b, rho, value=2).sub_(a.square() + b.square()).div_(apart)
+    unexplained = 1 - rho.square()
+    gap = torch.addcmul(unexplained, a * b, rho, value=2).sub_(a.square() + b.square()).div_(unexplained)
     return torch.where(
-        apart <= FLOAT32_RESOLUTION, best, torch.maximum(information_from_unexplained(gap), best)
+        unexplained <= FLOAT32_RESOLUTION, best, torch.maximum(information_from_unexplained(gap), best)
     )  # a maximum for rounding only
 
 

@@ -12,7 +12,15 @@ from channelscope.types import Float, Int, Tensor
 
 @dataclass(frozen=True)
 class ClassMeans:
-    """How many samples each class has and where their mean lies; adds over disjoint sample sets."""
+    """Number of samples and mean of each class; adds over disjoint sample sets.
+
+    Examples
+    --------
+    >>> samples, labels = torch.tensor([[0.0], [2.0], [7.0]]), torch.tensor([0, 0, 1])
+    >>> classes = ClassMeans.of(samples, labels, 2)
+    >>> classes.means.tolist(), classes.within_class_moments(Moments.of(samples)).scatter.tolist()
+    ([[1.0], [7.0]], [[2.0]])
+    """
 
     counts: Float[Tensor, "classes"]
     """samples of each class, float64"""
@@ -26,7 +34,17 @@ class ClassMeans:
 
     @classmethod
     def of(cls, samples: Float[Tensor, "samples channels"], labels: Tensor, classes: int) -> "ClassMeans":
-        """Counts and means of labeled samples."""
+        """Counts and means of labeled samples.
+
+        Parameters
+        ----------
+        samples
+            One sample per row.
+        labels
+            Class of each sample, from 0.
+        classes
+            Number of classes.
+        """
         counts = torch.bincount(labels, minlength=classes).double()
         sums = torch.zeros(classes, samples.shape[1], dtype=torch.float64).index_add_(0, labels, samples.double())
         return cls(counts, sums / counts.clamp(min=1)[:, None])
@@ -40,13 +58,19 @@ class ClassMeans:
         return ClassMeans(counts, self.means + (other.means - self.means) * share)
 
     def within_class_moments(self, total: Moments) -> Moments:
-        """Moments of what is left after subtracting each sample's class mean: the pooled within-class scatter."""
+        """Moments of the samples minus their class means: the pooled within-class scatter.
+
+        Parameters
+        ----------
+        total
+            Moments of the same samples.
+        """
         away = (self.means - total.mean) * self.counts.sqrt()[:, None]
         return Moments(total.count, torch.zeros_like(total.mean), total.scatter - away.T @ away)
 
 
 class ClassMeansAccumulator:
-    """Class means of many sites and shards growing batch by batch; room is made for the classes that are seen."""
+    """Class means of many sites and shards, added batch by batch; memory is allocated for the classes that occur."""
 
     def __init__(self, classes: int, shards: int):
         self.classes = classes
@@ -55,7 +79,17 @@ class ClassMeansAccumulator:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, owners: Int[Tensor, "images"], labels: Int[Tensor, "images"], pooled: Mapping[str, Tensor]) -> None:
-        """Samples (images, channels) of every site, with the shard and the class of each image."""
+        """Add a batch.
+
+        Parameters
+        ----------
+        owners
+            Shard of each image.
+        labels
+            Class of each image.
+        pooled
+            Samples (images, channels) of every site.
+        """
         keys = owners.cpu() * self.classes + labels.cpu()
         fresh = keys[self._place[keys] < 0].unique()
         used = int((self._place >= 0).sum())
@@ -69,12 +103,14 @@ class ClassMeansAccumulator:
             self._sums[name] = (origin, sums.index_add_(0, self._place[keys].to(rows.device), rows - origin))
 
     def of(self, name: str, shard: int, channels: int) -> ClassMeans:
-        """Classes of one site and shard."""
-        found = ClassMeans.zero(self.classes, channels)
-        own = slice(shard * self.classes, (shard + 1) * self.classes)
-        found.counts.copy_(self.counts[own])
-        seen = found.counts > 0
-        if bool(seen.any()):
+        """Class means of one site and shard."""
+        result = ClassMeans.zero(self.classes, channels)
+        rows = slice(shard * self.classes, (shard + 1) * self.classes)
+        result.counts.copy_(self.counts[rows])
+        present = result.counts > 0
+        if bool(present.any()):
             origin, sums = self._sums[name]
-            found.means[seen] = (origin + sums[self._place[own][seen].to(sums.device)] / found.counts[seen, None].to(sums.device)).cpu()
-        return found
+            result.means[present] = (
+                origin + sums[self._place[rows][present].to(sums.device)] / result.counts[present, None].to(sums.device)
+            ).cpu()
+        return result

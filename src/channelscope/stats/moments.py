@@ -1,4 +1,4 @@
-"""Moments: count, mean and centred scatter of a set of samples; they add, whatever the partition."""
+"""Moments: count, mean and centred scatter of samples; they add over any partition of the samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,15 @@ MEAN_SAMPLE = 256
 
 @dataclass(frozen=True)
 class Moments:
-    """Sufficient statistics of second order over some samples.
+    """Count, mean and scatter of some samples.
 
     `+` merges disjoint sample sets, `[]` keeps some coordinates. Nothing here assumes a distribution.
+
+    Examples
+    --------
+    >>> one, other = Moments.of(torch.tensor([[0.0], [2.0]])), Moments.of(torch.tensor([[7.0]]))
+    >>> (one + other).mean.tolist(), (one + other).scatter.tolist()
+    ([3.0], [[26.0]])
     """
 
     count: float
@@ -37,24 +43,44 @@ class Moments:
 
     @classmethod
     def of(cls, samples: Float[Tensor, "samples d"]) -> "Moments":
-        """Moments of a block of samples: centred first, multiplied in the samples' precision (at least float32).
+        """Moments of a block of samples, multiplied in the samples' own precision (at least float32).
+
+        Parameters
+        ----------
+        samples
+            One sample per row.
+
+        Returns
+        -------
+        Moments
+            Float64.
 
         References
         ----------
-        Chan, Golub, LeVeque 1983; checked by tests/pencil.py::moments.
+        Chan, Golub, LeVeque 1983. Checked against tests/pencil.py::moments.
         """
         rows = samples if samples.dtype == torch.float64 else samples.float()
         if len(rows) == 0:
             return cls.zero(rows.shape[1])
-        point = approximate_mean(rows)
-        away = rows - point
-        rest = away.sum(0)
-        rest = rest.double()
-        scatter = gram(away).double().addr_(rest, rest, alpha=-1 / len(rows))
-        return cls(float(len(rows)), point.double() + rest / len(rows), scatter)
+        origin = approximate_mean(rows)
+        centred = rows - origin
+        remainder = centred.sum(0)
+        remainder = remainder.double()
+        scatter = gram(centred).double().addr_(remainder, remainder, alpha=-1 / len(rows))
+        return cls(float(len(rows)), origin.double() + remainder / len(rows), scatter)
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Moments of the union of two disjoint sample sets (Chan, Golub, LeVeque 1983)."""
+        """Moments of the union of two disjoint sample sets.
+
+        Raises
+        ------
+        ShapeError
+            If they have different numbers of coordinates.
+
+        References
+        ----------
+        Chan, Golub, LeVeque 1983.
+        """
         if self.mean.shape != other.mean.shape:
             raise ShapeError(f"cannot add moments of {len(self.mean)} and {len(other.mean)} coordinates")
         count = self.count + other.count
@@ -70,7 +96,7 @@ class Moments:
         return Moments(self.count, self.mean[index], self.scatter[index][:, index])
 
     def scaled(self, factor: Float[Tensor, "d"], shift: Float[Tensor, "d"]) -> "Moments":
-        """Moments of factor · y + shift, coordinate by coordinate."""
+        """Moments of factor · y + shift, coordinate by coordinate; both (d,)."""
         return Moments(self.count, self.mean * factor + shift, self.scatter * torch.outer(factor, factor))
 
     def __len__(self) -> int:
@@ -89,12 +115,48 @@ class Moments:
 
 
 def approximate_mean(rows: Float[Tensor, "samples d"]) -> Float[Tensor, "d"]:
-    """A point near the mean, from some hundred of the rows: samples are measured from it, and sums put right what it misses."""
+    """Mean of some hundred evenly spaced rows, a point near the mean of all.
+
+    Samples are measured from it, so that products in float32 keep their digits; sums correct the difference from the mean.
+
+    Parameters
+    ----------
+    rows
+        One sample per row.
+
+    Returns
+    -------
+    Tensor
+        (d,), in the precision of the rows.
+
+    Examples
+    --------
+    >>> approximate_mean(torch.tensor([[0.0, 1.0], [2.0, 3.0]])).tolist()
+    [1.0, 2.0]
+    """
     return rows[:: len(rows) // MEAN_SAMPLE | 1].mean(0)  # an odd step meets every column of a map
 
 
 def gram(rows: Float[Tensor, "samples d"], out: Float[Tensor, "d d"] | None = None) -> Float[Tensor, "d d"]:
-    """rows' rows, each off-diagonal block computed once."""
+    """Gram matrix rows' rows, with each off-diagonal block computed once.
+
+    Parameters
+    ----------
+    rows
+        One sample per row.
+    out
+        Where to write the result.
+
+    Returns
+    -------
+    Tensor
+        (d, d), exactly symmetric, in the precision of the rows.
+
+    Examples
+    --------
+    >>> gram(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    [[10.0, 14.0], [14.0, 20.0]]
+    """
     d = rows.shape[1]
     out = rows.new_empty(d, d) if out is None else out
     if d < BLOCKED_FROM:
@@ -132,58 +194,58 @@ class MomentsAccumulator:
         self._counts = [0] * shards
         self._sums: list[Tensor | None] = [None] * shards
         self._products: list[Tensor | None] = [None] * shards
-        self._origin = self._aside = torch.empty(0)
+        self._origin = self._target_origin = torch.empty(0)
         self._block = max(256, min(BLOCK, BLOCK_BYTES // (4 * channels)))
         self._samples: list[Tensor] = []
         self._columns: list[Tensor] = []
         self._spans: list[ShardSlices] = []
-        self._waiting = self._each = 0
+        self._waiting = self._samples_per_image = 0
 
     def add(self, samples: Float[Tensor, "images each channels"], spans: ShardSlices, lent: bool = False) -> None:
         """Take over the samples of a batch; `lent` memory is about to change and is copied, or used up at once."""
-        images, self._each, _ = samples.shape
+        images, self._samples_per_image, _ = samples.shape
         samples = samples if samples.dtype == torch.float64 else samples.float()
         if not len(self._origin):
             self._origin = approximate_mean(samples.flatten(0, 1))
-        if not self.targets and images * self._each >= self._block:
-            for shard, own in spans:
-                away = samples[own].flatten(0, 1) - self._origin
-                self._merge(shard, len(away), away.sum(0), gram(away))
+        if not self.targets and images * self._samples_per_image >= self._block:
+            for shard, rows in spans:
+                centred = samples[rows].flatten(0, 1) - self._origin
+                self._merge(shard, len(centred), centred.sum(0), gram(centred))
             return
         self._samples.append(samples.clone() if lent else samples)
         self._spans.append(spans)
-        self._waiting += images * self._each
+        self._waiting += images * self._samples_per_image
 
     def close(self, columns: Float[Tensor, "images targets"]) -> None:
         """End a batch with its targets; a full block is multiplied."""
         if len(self._columns) < len(self._samples):
-            if not len(self._aside):
-                self._aside = approximate_mean(columns.to(self._samples[0].dtype))
+            if not len(self._target_origin):
+                self._target_origin = approximate_mean(columns.to(self._samples[0].dtype))
             self._columns.append(columns)
         if self._waiting >= self._block:
             self.flush()
 
     def flush(self) -> None:
         """Multiply and add what is waiting."""
-        owned: dict[int, list[tuple[int, slice]]] = {}
+        by_shard: dict[int, list[tuple[int, slice]]] = {}
         for batch, spans in enumerate(self._spans):
-            for shard, own in spans:
-                owned.setdefault(shard, []).append((batch, own))
-        for shard, parts in owned.items():
-            away = torch.cat([self._samples[batch][own] for batch, own in parts]).sub_(self._origin).flatten(0, 1)
+            for shard, rows in spans:
+                by_shard.setdefault(shard, []).append((batch, rows))
+        for shard, parts in by_shard.items():
+            centred = torch.cat([self._samples[batch][rows] for batch, rows in parts]).sub_(self._origin).flatten(0, 1)
             if self.targets:
-                sides = torch.cat([self._columns[batch][own] for batch, own in parts]).to(away.dtype) - self._aside
-                self._merge(shard, len(away), *_joint_products(away, sides.repeat_interleave(self._each, 0)))
+                targets_of_rows = torch.cat([self._columns[batch][rows] for batch, rows in parts]).to(centred.dtype) - self._target_origin
+                self._merge(shard, len(centred), *_joint_products(centred, targets_of_rows.repeat_interleave(self._samples_per_image, 0)))
             else:
-                self._merge(shard, len(away), away.sum(0), gram(away))
+                self._merge(shard, len(centred), centred.sum(0), gram(centred))
         self._samples, self._columns, self._spans, self._waiting = [], [], [], 0
 
     def _merge(self, shard: int, n: int, sums: Float[Tensor, "d"], product: Float[Tensor, "d d"]) -> None:
         """Add a block to a shard, in place: this runs for every site, shard and block."""
         self._counts[shard] += n
-        old, whole = self._sums[shard], self._products[shard]
-        self._sums[shard] = sums.double() if old is None else old.add_(sums)
-        self._products[shard] = product.double() if whole is None else whole.add_(product)
+        sums_before, products = self._sums[shard], self._products[shard]
+        self._sums[shard] = sums.double() if sums_before is None else sums_before.add_(sums)
+        self._products[shard] = product.double() if products is None else products.add_(product)
 
     def finish(self) -> list[Moments]:
         """Moments of every shard, channels first, then targets; more may be added afterwards."""
@@ -193,19 +255,19 @@ class MomentsAccumulator:
     def _moments(self, n: int, sums: Tensor | None, product: Tensor | None) -> Moments:
         if sums is None or product is None:
             return Moments.zero(self.channels + self.targets)
-        origin = torch.cat([self._origin, self._aside]) if self.targets else self._origin
+        origin = torch.cat([self._origin, self._target_origin]) if self.targets else self._origin
         scatter = torch.addr(product, sums, sums, alpha=-1 / n)
         return Moments(float(n), (origin.double() + sums / n).cpu(), scatter.cpu())
 
 
 def _joint_products(
-    away: Float[Tensor, "samples channels"], aside: Float[Tensor, "samples targets"]
+    samples: Float[Tensor, "samples channels"], targets: Float[Tensor, "samples targets"]
 ) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
     """Sums and products of rows joined with side columns."""
-    c = away.shape[1]
-    product = away.new_empty(c + aside.shape[1], c + aside.shape[1])
-    gram(away, product[:c, :c])
-    product[c:, :c] = aside.T @ away
+    c = samples.shape[1]
+    product = samples.new_empty(c + targets.shape[1], c + targets.shape[1])
+    gram(samples, product[:c, :c])
+    product[c:, :c] = targets.T @ samples
     product[:c, c:] = product[c:, :c].T
-    product[c:, c:] = aside.T @ aside
-    return torch.cat([away.sum(0), aside.sum(0)]), product
+    product[c:, c:] = targets.T @ targets
+    return torch.cat([samples.sum(0), targets.sum(0)]), product

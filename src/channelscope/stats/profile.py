@@ -1,4 +1,4 @@
-"""Profile: what one pass over the calibration images keeps, for every site of a network."""
+"""Profile: the statistics of every site of a network over the calibration images."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,15 @@ MUST_AGREE = ("weights_hash", "sites", "input_shape", "classes", "readout", "cut
 class Profile:
     """Statistics of every site over some images; the profile of a union of image sets is the sum of their profiles.
 
-    Records are held packed, as they lie on disk; `record(site)` opens one.
+    Records are held packed, as they lie on disk; `record(site)` unpacks one.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten(), torch.nn.Linear(18, 3))
+    >>> profile = collect(model, [torch.rand(4, 1, 3, 3)])
+    >>> profile.images, [site.name for site in profile.sites], profile.record("0").channels
+    (4, ['0'], 2)
     """
 
     network: str
@@ -84,7 +92,22 @@ class Profile:
         raise SiteError(no_such("site", name, [site.name for site in self.sites]))
 
     def record(self, site: Site | str, shard: int | None = None) -> SiteRecord:
-        """Statistics of one site: over all images, or over one shard of them."""
+        """Statistics of one site.
+
+        Parameters
+        ----------
+        site
+            The site or its name.
+        shard
+            One shard of the images; None for all images.
+
+        Raises
+        ------
+        SiteError
+            If there is no such site, with the nearest names.
+        SampleError
+            If the profile has no such shard.
+        """
         name = site if isinstance(site, str) else site.name
         prefix = f"{'total' if shard is None else shard}/{name}/"
         if f"{prefix}pooled.count" not in self.tensors:

@@ -1,4 +1,4 @@
-"""Readout: what one sample is — some positions of an image, all of them, or their average."""
+"""Readout: what one sample of a feature map is (some positions, all of them, or their average)."""
 
 import re
 from dataclasses import dataclass
@@ -14,8 +14,16 @@ from channelscope.types import Float, Int, Tensor
 class Readout:
     """How a map becomes samples of its channels.
 
-    positions(16) takes 16 positions of each image, drawn by the image's index, so that neither batch size nor order
-    nor device changes them; positions(all) takes every one; pooled takes the average over positions.
+    positions(16) takes 16 positions of each image, drawn by the image's index, so that batch size, order and device do not
+    change them; positions(all) takes every one; pooled takes the average over positions.
+
+    Examples
+    --------
+    >>> readout = Readout.parse("pooled")
+    >>> readout.samples(torch.tensor([[[1.0, 3.0]]]), axis=0).tolist()
+    [[[2.0]]]
+    >>> str(Readout.parse("positions(16)")), Readout.parse("positions(16)").of(positions=9)
+    ('positions(16)', 9)
     """
 
     kind: Literal["positions", "pooled"]
@@ -25,7 +33,13 @@ class Readout:
 
     @classmethod
     def parse(cls, text: "str | Readout") -> "Readout":
-        """Read 'pooled', 'positions(all)' or 'positions(N)'."""
+        """The readout that a text describes: 'pooled', 'positions(all)' or 'positions(N)'.
+
+        Raises
+        ------
+        InputError
+            For any other text.
+        """
         if isinstance(text, Readout):
             return text
         if text == "pooled":
@@ -36,19 +50,31 @@ class Readout:
         return cls("positions", None if match[1] == "all" else int(match[1]))
 
     def __str__(self) -> str:
-        """The text `parse` reads."""
+        """The text that `parse` reads."""
         return "pooled" if self.kind == "pooled" else f"positions({self.count or 'all'})"
 
     def of(self, positions: int) -> int:
-        """Samples of an image that has so many positions."""
+        """Number of samples of an image that has this many positions."""
         return 1 if self.kind == "pooled" else min(self.count or positions, positions)
 
     def samples(
         self, maps: Tensor, axis: int, where: Int[Tensor, "images positions"] | None = None
     ) -> Float[Tensor, "images samples channels"]:
-        """Samples of each image of a batch of maps; `axis` holds the channels, counted without the batch axis.
+        """Samples of each image of a batch of maps.
 
-        A new tensor, but where every position is a sample: then a view, which later in-place changes of the maps reach.
+        Parameters
+        ----------
+        maps
+            Images first.
+        axis
+            The axis of the channels, counted without the batch axis.
+        where
+            Positions of each image, as `where` gives them; None for all.
+
+        Returns
+        -------
+        Tensor
+            (images, samples, channels). A new tensor, except where every position is a sample: then a view of the maps.
         """
         flat = channels_last(maps, axis)
         if self.kind == "pooled":
@@ -61,19 +87,65 @@ class Readout:
         return flat.transpose(1, 2).gather(2, where[:, None, :].expand(-1, flat.shape[2], -1)).transpose(1, 2)
 
     def where(self, index: Int[Tensor, "images"], positions: int, seed: int) -> Int[Tensor, "images positions"] | None:
-        """The positions each image gives, or None when it gives all."""
+        """The positions that each image gives, or None for all of them.
+
+        Parameters
+        ----------
+        index
+            Index of each image.
+        positions
+            Number of positions of an image.
+        seed
+            Of the drawn positions.
+        """
         if self.kind == "pooled" or self.count is None or self.count >= positions:
             return None
         return draw_positions(index, positions, self.count, seed)
 
 
 def channels_last(maps: Tensor, axis: int) -> Float[Tensor, "images positions channels"]:
-    """Images × positions × channels, whichever axis held the channels; a view, unless positions cannot be one axis."""
+    """Maps as images × positions × channels: a view, unless positions cannot be one axis.
+
+    Parameters
+    ----------
+    maps
+        Images first.
+    axis
+        The axis of the channels, counted without the batch axis.
+
+    Examples
+    --------
+    >>> channels_last(torch.arange(8.0).view(1, 2, 2, 2), axis=0).tolist()
+    [[[0.0, 4.0], [1.0, 5.0], [2.0, 6.0], [3.0, 7.0]]]
+    """
     return maps.movedim(axis + 1, -1).flatten(1, -2) if maps.dim() > 2 else maps[:, None]
 
 
 def draw_positions(index: Int[Tensor, "images"], positions: int, count: int, seed: int) -> Int[Tensor, "images count"]:
-    """Distinct positions for each image, a function of seed and image index alone: the smallest of hashed keys."""
+    """Distinct positions for each image, a function of seed and image index alone: those of the smallest hashed keys.
+
+    Parameters
+    ----------
+    index
+        Index of each image.
+    positions
+        Number of positions of an image.
+    count
+        Positions drawn.
+    seed
+        Of the draw.
+
+    Returns
+    -------
+    Tensor
+        (images, count), sorted.
+
+    Examples
+    --------
+    >>> few, many = draw_positions(torch.tensor([7]), 100, 3, seed=0), draw_positions(torch.tensor([5, 7]), 100, 3, seed=0)
+    >>> few.shape, bool((many[1] == few[0]).all())
+    (torch.Size([1, 3]), True)
+    """
     keys = index.cpu().long()[:, None] * positions + torch.arange(positions)
     return _mix(_mix(keys) + seed).topk(count, dim=1, largest=False).indices.sort(1).values.to(index.device)
 

@@ -18,8 +18,8 @@ from channelscope.types import Float, Tensor
 class SiteRecord:
     """Statistics of one site over one set of images; `+` merges disjoint image sets.
 
-    The moments at the read point are joined with the target columns: channels first, then targets. What follows from other
-    parts is not kept twice.
+    The moments at the read point are joined with the target columns: channels first, then targets. Moments that follow from
+    other fields are not stored twice.
     """
 
     pooled: Moments
@@ -112,12 +112,44 @@ def _plus(a, b):
 
 
 def pack_symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "pairs"]:
-    """Upper triangle of a symmetric matrix, row by row, float32: d(d + 1)/2 numbers."""
+    """Upper triangle of a symmetric matrix, row by row.
+
+    Parameters
+    ----------
+    matrix
+        Symmetric.
+
+    Returns
+    -------
+    Tensor
+        Float32, d(d + 1)/2 numbers.
+
+    Examples
+    --------
+    >>> pack_symmetric(torch.tensor([[1.0, 2.0], [2.0, 3.0]])).tolist()
+    [1.0, 2.0, 3.0]
+    """
     return matrix.float().flatten().index_select(0, _triangle_indices(len(matrix)))
 
 
 def unpack_symmetric(packed: Float[Tensor, "pairs"]) -> Float[Tensor, "d d"]:
-    """Inverse of `pack_symmetric`, float64."""
+    """Symmetric matrix of a packed upper triangle; inverse of `pack_symmetric`.
+
+    Parameters
+    ----------
+    packed
+        d(d + 1)/2 numbers, row by row.
+
+    Returns
+    -------
+    Tensor
+        Float64 (d, d).
+
+    Examples
+    --------
+    >>> unpack_symmetric(torch.tensor([1.0, 2.0, 3.0])).tolist()
+    [[1.0, 2.0], [2.0, 3.0]]
+    """
     d = (int((8 * len(packed) + 1) ** 0.5) - 1) // 2
     return packed.double().index_select(0, _matrix_indices(d)).view(d, d)
 

@@ -1,4 +1,4 @@
-"""Variance: the variance over images of each number of a tensor; adds up, whatever the partition."""
+"""Variance: the variance over images of each entry of a tensor; it adds over any partition of the images."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,14 @@ from channelscope.types import Float, Tensor
 
 @dataclass(frozen=True)
 class Variance:
-    """Count, mean and centred sum of squares of every entry over some images; `+` merges disjoint image sets."""
+    """Count, mean and centred sum of squares of every entry over some images; `+` merges disjoint image sets.
+
+    Examples
+    --------
+    >>> variance = Variance.of(torch.tensor([[0.0, 1.0], [2.0, 1.0]])) + Variance.of(torch.tensor([[4.0, 1.0]]))
+    >>> variance.mean.tolist(), round(variance.total, 3)
+    ([2.0, 1.0], 2.667)
+    """
 
     count: int
     """number of images"""
@@ -21,7 +28,7 @@ class Variance:
 
     @classmethod
     def of(cls, batch: Float[Tensor, "images ..."]) -> "Variance":
-        """The variance within one batch."""
+        """The variance within one batch, images first."""
         values = batch.detach().double()
         mean = values.mean(0)
         return cls(len(batch), mean, (values - mean).square().sum(0))

@@ -1,4 +1,4 @@
-"""A table is a pandas frame whose attrs describe each column; on disk a CSV or Parquet file and a JSON beside it."""
+"""Tables: pandas frames whose attrs describe each column; on disk a CSV or Parquet file with a JSON file beside it."""
 
 import importlib.util
 import json
@@ -44,12 +44,32 @@ def table(
 ) -> pd.DataFrame:
     """A frame that describes itself: attrs["name"], attrs["columns"][column] = {unit, digits, meaning, source, …}, attrs["provenance"].
 
-    Columns the library knows (`COLUMNS`) need no description; NAME_se, NAME_low and NAME_high take theirs from NAME.
+    Parameters
+    ----------
+    rows
+        The rows, as dictionaries or as a frame.
+    name
+        Name of the table.
+    columns
+        Descriptions of columns that are not in `COLUMNS`; NAME_se, NAME_low and NAME_high take theirs from NAME.
+    provenance
+        What the numbers were made from.
+
+    Returns
+    -------
+    DataFrame
+        A copy, with one plain type per column.
 
     Raises
     ------
     InputError
-        For a column that nobody describes, or one that holds lists or mixed types.
+        For a column without a description, or one that holds lists or mixed types.
+
+    Examples
+    --------
+    >>> frame = table([{"site": "conv1", "accuracy": 0.5, "accuracy_low": 0.4}], "layers")
+    >>> frame.attrs["columns"]["accuracy"]["unit"], frame.attrs["columns"]["accuracy_low"]["meaning"]
+    ('fraction', "lower end of the 95 % interval of share of images whose label is the network's first choice")
     """
     frame = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows)).copy()
     return describe(frame, {"name": name, "columns": columns or {}, "provenance": dict(provenance or {})})
@@ -100,9 +120,30 @@ def fill(schema: Schema, rows: pd.DataFrame | Iterable[Mapping[str, Any]], **fac
 
 
 def describe(frame: pd.DataFrame, attrs: Mapping[Any, Any]) -> pd.DataFrame:
-    """The frame with every column described, from attrs["columns"], from attrs["units"], or by its name.
+    """A frame with every column described, from attrs["columns"], from attrs["units"], or by its name.
 
-    Whatever else attrs holds becomes provenance: what the numbers were made from.
+    Parameters
+    ----------
+    frame
+        Any frame with unique column names.
+    attrs
+        "name", "columns" (descriptions), "units" and "provenance"; all other entries become provenance.
+
+    Returns
+    -------
+    DataFrame
+        A copy, with one plain type per column.
+
+    Raises
+    ------
+    InputError
+        For a column without a description, one that holds lists or mixed types, or two columns of one name.
+
+    Examples
+    --------
+    >>> frame = describe(pd.DataFrame({"speed": [1.0]}), {"name": "runs", "units": {"speed": "m/s"}, "seed": 3})
+    >>> frame.attrs["columns"]["speed"]["unit"], frame.attrs["provenance"]
+    ('m/s', {'seed': 3})
     """
     name = str(attrs.get("name", "table"))
     if not frame.columns.is_unique:
@@ -127,8 +168,8 @@ def _description(column: str, given: Columns, units: Mapping[str, str], table_na
     for ending, words in DERIVED.items():
         stem = column.removesuffix(ending)
         if stem != column and (stem in COLUMNS or stem in given or stem in units):
-            whole = _description(stem, given, units, table_name)
-            return {"unit": whole["unit"], "digits": whole.get("digits", 3), "meaning": f"{words} {whole['meaning'] or stem}"}
+            described = _description(stem, given, units, table_name)
+            return {"unit": described["unit"], "digits": described.get("digits", 3), "meaning": f"{words} {described['meaning'] or stem}"}
     if column in units:
         return Column(units[column], meaning=column.replace("_", " ")).as_dict()
     raise InputError(
@@ -152,14 +193,34 @@ def _clean(values: pd.Series, table_name: str) -> pd.Series:
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a described frame as CSV, or as Parquet when the path ends in .parquet, and its description beside it.
+    """Write a frame and its description, and return the path.
 
-    Numbers come back to the bit from `read`. Nothing half-written is left: both files appear whole or not at all.
+    Numbers come back to the bit from `read`. Both files appear completely or not at all.
+
+    Parameters
+    ----------
+    frame
+        A described frame, or one whose columns are all in `COLUMNS`.
+    path
+        Ends in .csv or .parquet; the description is written beside it as NAME.columns.json.
+
+    Returns
+    -------
+    Path
+        The file of the numbers.
 
     Raises
     ------
     InputError
-        For another ending, an undescribed column, or Parquet without pyarrow.
+        For another suffix, an undescribed column, or Parquet without pyarrow.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = write(table([{"site": "conv1", "channels": 16}], "layers"), Path(folder) / "layers.csv")
+    ...     [path.name, description_path(path).is_file(), int(read(path).channels[0])]
+    ['layers.csv', True, 16]
     """
     path = Path(path)
     frame = describe(frame, {"name": path.stem, **frame.attrs})
@@ -182,12 +243,30 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """Read what `write` wrote, described.
+    """A described frame from the files that `write` wrote.
+
+    Parameters
+    ----------
+    path
+        The file of the numbers.
+
+    Returns
+    -------
+    DataFrame
+        With its description in attrs.
 
     Raises
     ------
     FormatError
         If either file is missing, damaged, of another version, or the two do not belong together.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = write(table([{"seed": 1, "accuracy": 0.1}], "runs"), Path(folder) / "runs.csv")
+    ...     float(read(path).accuracy[0])
+    0.1
     """
     path = Path(path)
     _suited(path)
@@ -212,7 +291,27 @@ def read(path: str | Path) -> pd.DataFrame:
 
 
 def write_json(facts: Mapping[str, Any], path: str | Path) -> Path:
-    """Write facts as JSON, all or nothing; nan becomes null."""
+    """Write facts as a JSON file, completely or not at all, and return its path.
+
+    Parameters
+    ----------
+    facts
+        Plain values; nan becomes null.
+    path
+        The file.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_json({"loss": float("nan"), "seed": 1}, Path(folder) / "run.json").read_text(encoding="utf-8").split()
+    ['{', '"loss":', 'null,', '"seed":', '1', '}']
+    """
     path = Path(path)
     plain = {key: None if isinstance(value, float) and value != value else value for key, value in facts.items()}
     with atomic_file(path) as half:
@@ -221,7 +320,23 @@ def write_json(facts: Mapping[str, Any], path: str | Path) -> Path:
 
 
 def description_path(path: Path) -> Path:
-    """The file that describes the columns of a table on disk."""
+    """The file that describes the columns of a table on disk.
+
+    Parameters
+    ----------
+    path
+        The file of the numbers.
+
+    Returns
+    -------
+    Path
+        NAME.columns.json in the same folder.
+
+    Examples
+    --------
+    >>> description_path(Path("layers.csv")).name
+    'layers.columns.json'
+    """
     return path.with_name(path.stem + ".columns.json")
 
 

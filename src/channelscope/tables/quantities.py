@@ -47,7 +47,7 @@ OVERLAP = Quantity(
     formula="mean over peers of −½ ln(1 − ρ²)",
     computed=PEERS,
     readout=POSITIONS,
-    reads="low: shared with no one; high: peers carry it too; infinite: an exact copy",
+    reads="low: independent of its peers; high: peers vary with it; infinite: an exact copy",
     source=PAPER,
 )
 
@@ -64,7 +64,7 @@ RELEVANCE = Quantity(
     formula="−½ ln(1 − ρ²) of channel and target",
     computed=MARGIN,
     readout=POOLED,
-    reads="0 or, after the finite-sample bias is subtracted, just below: nothing of the task by itself; high: nearly decides it",
+    reads="about 0 (below it where the bias exceeds the estimate): no information by itself; high: nearly determines the task",
     source=PAPER,
 )
 
@@ -81,7 +81,7 @@ EXCESS = Quantity(
     formula="mean over peers of I(T; Y, peer) − max(I_T, I_T of the peer)",
     computed=BOTH,
     readout=POOLED,
-    reads="0 or just below: adds nothing to any peer; high: completes its peers",
+    reads="about 0: no synergy with any peer; high: strong synergy with its peers",
     source=f"{PAPER}; Barrett 2015",
 )
 
@@ -97,7 +97,7 @@ RAYLEIGH = Quantity(
     formula="w'Σw / |w|²",
     computed=f"{OWN}, and its weights",
     readout=POSITIONS,
-    reads="low: its weights miss what varies in the input; high: they point along it",
+    reads="low: weights lie in directions of low input variance; high: in directions of high input variance",
     source=PAPER,
 )
 
@@ -148,7 +148,7 @@ REDUNDANCY = Quantity(
     formula="mean over peers of min(I_T, I_T of the peer)",
     computed=BOTH,
     readout=POOLED,
-    reads="low: nothing that peers repeat; high: peers repeat it",
+    reads="low: its task information is in no peer; high: its peers have it too",
     source=f"Barrett 2015; {PAPER}",
 )
 
@@ -232,7 +232,7 @@ COLUMNS: Mapping[str, Column] = {
     "images": _count("images", "images measured"),
     "channels": _count("channels", "channels measured"),
     "layers": _count("layers", "layers measured"),
-    "n": _count("", "number of things the row's value is made of"),
+    "n": _count("", "sample size of the row's value"),
     "seconds": Column("s", 2, "wall-clock time", OURS, 0.0),
     "rho": _index("Spearman rank correlation between a local and a target quantity", "Spearman 1904"),
     "pooled": _index("the same over all layers at once, which mixes layer effects", "Spearman 1904"),

@@ -1,4 +1,4 @@
-"""Numbers as people read them, rounded so that they cannot mislead."""
+"""Numbers as text, rounded so that no value looks like zero or like its maximum unless it is."""
 
 import math
 from numbers import Integral
@@ -10,10 +10,29 @@ TINIEST_PLAIN = -4
 
 
 def format_number(value: float, digits: int = 3, top: float | None = None) -> str:
-    """A number with `digits` decimals; more where fewer would say zero, fewer steps where rounding would say the top.
+    """A number as text with `digits` decimals.
 
-    nan is "undefined", infinity is "∞", and whole numbers (type int, or digits=0) carry thousands separators.
-    A value that is not zero never prints as zero, and one below `top` (1 for a fraction or a correlation) in size never as `top`.
+    A value that is not zero never prints as zero: it has more decimals or an exponent. A value below `top` never prints as
+    `top`: it is truncated instead of rounded. Whole numbers have thousands separators.
+
+    Parameters
+    ----------
+    value
+        nan is "undefined", infinity is "∞".
+    digits
+        Decimals; 0 for counts.
+    top
+        The maximum, 1 for a fraction or a correlation.
+
+    Returns
+    -------
+    str
+        With a minus sign (U+2212) for negative numbers.
+
+    Examples
+    --------
+    >>> format_number(0.12345), format_number(0.00004), format_number(0.9999, top=1.0), format_number(12345)
+    ('0.123', '4e−5', '0.999', '12,345')
     """
     if math.isnan(value):
         return "undefined"
@@ -44,7 +63,25 @@ def _tiny(size: float) -> str:
 
 
 def format_percent(fraction: float, digits: int = 1) -> str:
-    """A fraction in percent: 0.9996 is "99.9 %", for 100 % is printed only when it is true."""
+    """A fraction in percent; 100 % is printed only when it is true.
+
+    Parameters
+    ----------
+    fraction
+        0..1; nan is "undefined".
+    digits
+        Decimals.
+
+    Returns
+    -------
+    str
+        Such as "99.9 %".
+
+    Examples
+    --------
+    >>> format_percent(0.9996), format_percent(1.0)
+    ('99.9 %', '100.0 %')
+    """
     if math.isnan(fraction):
         return "undefined"
     return f"{format_number(100 * fraction, digits, top=100.0)} %"
@@ -53,12 +90,30 @@ def format_percent(fraction: float, digits: int = 1) -> str:
 def format_interval(
     value: float, low: float, high: float, n: int | None = None, of: str = "", digits: int = 2, top: float | None = None
 ) -> str:
-    """A number with how sure it is: "0.23 [0.18, 0.28] (n = 19 layers)".
+    """A number with its interval and sample size as text.
 
     Parameters
     ----------
+    value
+        The estimate; nan is "undefined".
+    low, high
+        Ends of the interval; nan for "[no interval]".
+    n
+        Number of independent units; None to leave it out.
     of
-        What n counts, in the plural; without an interval the text says so rather than leave it out.
+        What n counts, in the plural.
+    digits, top
+        As for `format_number`.
+
+    Returns
+    -------
+    str
+        Such as "0.23 [0.18, 0.28] (n = 19 layers)".
+
+    Examples
+    --------
+    >>> format_interval(0.234, 0.18, 0.281, 19, "layers")
+    '0.23 [0.18, 0.28] (n = 19 layers)'
     """
     text = format_number(value, digits, top)
     if math.isnan(value):

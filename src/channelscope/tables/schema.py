@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from channelscope.ranking import Keeps, Ranking
+from channelscope.ranking import Keeps
 
 OURS = "this library"
 """source of what is defined nowhere else"""
@@ -12,7 +12,13 @@ OURS = "this library"
 
 @dataclass(frozen=True)
 class Column:
-    """What a reader must know of one column."""
+    """Description of one column: unit, decimals, meaning, source and range.
+
+    Examples
+    --------
+    >>> Column("nats", meaning="loss", low=0.0).as_dict()
+    {'unit': 'nats', 'digits': 3, 'meaning': 'loss', 'low': 0.0}
+    """
 
     unit: str = ""
     """nats, fraction, images, …; '' for names and pure numbers"""
@@ -28,13 +34,8 @@ class Column:
     """largest possible value, if there is one"""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain dictionary, without what is not stated."""
+        """Plain dictionary, without the empty fields."""
         return {key: value for key, value in asdict(self).items() if value not in (None, "") or key in ("unit", "meaning")}
-
-    @classmethod
-    def of(cls, ranking: Ranking) -> "Column":
-        """The column a ranking fills."""
-        return cls(ranking.unit, 3, f"{ranking.name} ({ranking.keeps} is kept)", ranking.source)
 
     @classmethod
     def text(cls, meaning: str, source: str = OURS) -> "Column":
@@ -59,7 +60,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Quantity(Column):
-    """A number per channel, with everything needed to read it; `name` is its column and its score."""
+    """Description of a number per channel; `name` is its column and its score.
+
+    Examples
+    --------
+    >>> Quantity(unit="fraction", low=0.0, high=1.0, name="support", title="peer support").range
+    '[0, 1]'
+    """
 
     name: str = ""
     title: str = ""

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.recovery import least_squares, peers
-from channelscope.pruning.recovery.normal_equations import NormalEquations
 from channelscope.pruning.recovery.repair import repair
 from channelscope.pruning.shrink import shrink
+from channelscope.stats.normal_equations import NormalEquations
 from channelscope.subset import Subset
 from networks import lively
 from pencil import peers_matrix

@@ -11,9 +11,9 @@ from channelscope.network.patches import input_patches, patch_rows, patch_width,
 from channelscope.network.removal.groups import Groups
 from channelscope.pruning.recovery.calibration import DrawnPositions
 from channelscope.pruning.recovery.layer_context import LayerContext, call_counts, layer_contexts
-from channelscope.pruning.recovery.normal_equations import NormalEquations, cross_validated_error
 from channelscope.pruning.recovery.normalization import batchnorm_scale_shift, write_linear_map
 from channelscope.pruning.recovery.peers import PEER_RIDGE, peer_weights
+from channelscope.stats.normal_equations import NormalEquations, cross_validated_error
 from channelscope.types import Bool, Float, Tensor
 
 RIDGES = (0.01, 0.1, 1.0, 10.0)

@@ -15,8 +15,8 @@ from channelscope.network.removal.groups import Groups
 from channelscope.network.sites import NO_OP_IN_EVAL
 from channelscope.pruning.recovery.calibration import DrawnPositions
 from channelscope.pruning.recovery.layer_context import LayerContext, layer_contexts
-from channelscope.pruning.recovery.normal_equations import NormalEquations
 from channelscope.site import Site
+from channelscope.stats.normal_equations import NormalEquations
 from channelscope.stats.profile import Profile
 from channelscope.stats.readout import channels_last
 from channelscope.types import Bool, Float, Tensor

@@ -10,7 +10,18 @@ from channelscope.types import Float, Tensor
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """Second-order statistics of inputs x and targets t, separately for each group of a layer; they add."""
+    """Second-order statistics of inputs x and targets t, separately for each group of a layer; `+` merges disjoint sample sets.
+
+    Examples
+    --------
+    The targets are 2x + 1.
+
+    >>> x = torch.tensor([[[0.0], [1.0], [2.0]]])
+    >>> equations = NormalEquations.of(x[:, :1], 2 * x[:, :1] + 1) + NormalEquations.of(x[:, 1:], 2 * x[:, 1:] + 1)
+    >>> weights = equations.xt / equations.xx
+    >>> float(weights), float(equations.intercept(weights)), float(equations.error(weights))
+    (2.0, 1.0, 0.0)
+    """
 
     count: int
     """number of samples"""
@@ -78,7 +89,7 @@ class NormalEquations:
         level = self.xx.diagonal(dim1=1, dim2=2).mean(1)
         gap = self.xt - self.xx @ prior.transpose(1, 2)
         for share in shares:
-            load = torch.where(level > 0, share * level, 1.0)  # inputs that never vary teach nothing: the prior stays
+            load = torch.where(level > 0, share * level, 1.0)  # constant inputs carry no information: the prior stays
             inner = self.xx.clone()
             inner.diagonal(dim1=1, dim2=2).add_(load[:, None])
             yield prior + torch.cholesky_solve(gap, torch.linalg.cholesky(inner)).transpose(1, 2)
@@ -111,7 +122,30 @@ class NormalEquations:
 def cross_validated_error(
     halves: tuple[NormalEquations, NormalEquations], prior: Float[Tensor, "groups outputs inputs"], shares: Sequence[float]
 ) -> Float[Tensor, "shares"]:
-    """Mean squared error of ridge fits toward a prior on the half they have not seen, for each share; both ways round.
+    """Mean squared error of ridge fits toward a prior, each on the half of the samples that it was not fitted on.
+
+    Parameters
+    ----------
+    halves
+        Statistics of two disjoint halves of the samples.
+    prior
+        The weights at an infinite ridge.
+    shares
+        Ridges, as shares of the mean diagonal of the inputs' scatter.
+
+    Returns
+    -------
+    Tensor
+        One error per share, in squared units of the target, averaged over both halves, groups and outputs.
+
+    Examples
+    --------
+    Both halves say t = 2x, and the prior agrees: no error, whatever the ridge.
+
+    >>> x = torch.tensor([[[0.0], [1.0], [2.0]]])
+    >>> half = NormalEquations.of(x, 2 * x)
+    >>> cross_validated_error((half, half), torch.full((1, 1, 1), 2.0), [0.01, 1.0]).tolist()
+    [0.0, 0.0]
 
     References
     ----------
@@ -119,5 +153,6 @@ def cross_validated_error(
     """
     first, second = (half.single() for half in halves)
     prior = prior.float()
-    ways = [[judge.error(fit).mean() for fit in taught.ridge(prior, shares)] for taught, judge in ((first, second), (second, first))]
-    return torch.tensor(ways, dtype=torch.float64).mean(0)
+    folds = ((first, second), (second, first))
+    errors = [[held_out.error(fit).mean() for fit in fitted.ridge(prior, shares)] for fitted, held_out in folds]
+    return torch.tensor(errors, dtype=torch.float64).mean(0)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channelscope.pruning.recovery.normal_equations import NormalEquations, cross_validated_error
+from channelscope.stats.normal_equations import NormalEquations, cross_validated_error
 from pencil_pruning import ridge_slowly
 
 
