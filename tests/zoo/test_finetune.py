@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from zoo.dataset import made
 
 from channelscope import zoo
 from channelscope.data.images import read_images
@@ -12,7 +13,6 @@ from channelscope.evaluation import tally_split
 from channelscope.network import module_state
 from channelscope.zoo.history import History
 from channelscope.zoo.schedule import FINETUNE_LR_DIVISOR, Schedule
-from zoo.shelves import made
 
 SHORT = Schedule(epochs=2, lr=0.5, batch_size=8, pad=0, flip=False, every=2)
 

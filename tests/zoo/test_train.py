@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from zoo.dataset import made
 
 import pencil_zoo as pencil
 from channelscope import zoo
@@ -23,7 +24,6 @@ from channelscope.zoo import history as log
 from channelscope.zoo.history import History
 from channelscope.zoo.schedule import Schedule
 from channelscope.zoo.training import RESUME, train
-from zoo.shelves import made
 
 training = importlib.import_module("channelscope.zoo.training")  # the package's attribute of that name is the function
 SHORT = Schedule(epochs=3, lr=0.05, batch_size=16, pad=1, flip=True)
