@@ -1,4 +1,4 @@
-"""Accuracy, loss, margin and divergence of networks on labeled images."""
+"""Accuracy, loss and margin of networks on labeled images."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ from channelscope.stats.tally import Tally
 def evaluate(model: nn.Module, batches: Iterable) -> Tally:
     """Tally of a network over labeled images, in evaluation mode; the network is left as it was.
 
-    Images without a label (None or −1) are left out, and a warning says how many.
+    Images without a label (None or −1) are left out, with a warning.
 
     Parameters
     ----------
@@ -25,6 +25,11 @@ def evaluate(model: nn.Module, batches: Iterable) -> Tally:
         A network that returns logits, images × classes.
     batches
         Any iterable of batches: (images, labels, …) or dictionaries (data/batches.py).
+
+    Returns
+    -------
+    Tally
+        Sums of loss, accuracy and margin over the images.
 
     Raises
     ------
@@ -49,26 +54,75 @@ def evaluate(model: nn.Module, batches: Iterable) -> Tally:
 
 
 @torch.inference_mode()
-def tally_split(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross-entropy [nats] and fraction right on a split, in eval mode and float32, on the network's device."""
+def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of a network on a split; the network is left in evaluation mode.
+
+    Parameters
+    ----------
+    model
+        A network that returns logits, images × classes.
+    split
+        Labeled images.
+
+    Returns
+    -------
+    tuple
+        Mean cross-entropy in nats, and fraction of the images that are classified correctly.
+
+    Examples
+    --------
+    >>> from channelscope.data.images import read_images
+    >>> split = read_images("digits").test
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    >>> _ = nn.init.zeros_(model[1].weight), nn.init.zeros_(model[1].bias)
+    >>> loss, accuracy = loss_and_accuracy(model, split)
+    >>> round(loss, 3), round(accuracy * len(split)) == int((split.labels == 0).sum())
+    (2.303, True)
+    """
     model.eval()
     device = device_of(model)
-    loss, right = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
+    loss, correct = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
     for x, y, _ in split:
         logits, y = model(x.to(device)), y.to(device)
         loss += F.cross_entropy(logits, y, reduction="sum")
-        right += (logits.argmax(1) == y).sum()
-    return float(loss) / len(split), int(right) / len(split)
+        correct += (logits.argmax(1) == y).sum()
+    return float(loss) / len(split), int(correct) / len(split)
 
 
 @torch.no_grad()
-def tally_top5(model: nn.Module, batches: Split) -> tuple[Tally, np.ndarray]:
-    """Tally over labeled images, and for each of them whether it was right: bool (images,)."""
-    tally, right = Tally(), []
+def evaluate_each(model: nn.Module, batches: Iterable) -> tuple[Tally, np.ndarray]:
+    """Tally of a network over labeled images, and whether each image is classified correctly.
+
+    Parameters
+    ----------
+    model
+        A network that returns logits, images × classes; it is left as it was.
+    batches
+        Labeled images.
+
+    Returns
+    -------
+    tuple
+        Tally, and bool (images,).
+
+    Raises
+    ------
+    DataError
+        Without labeled images.
+
+    Examples
+    --------
+    >>> from channelscope.zoo.toys import label_channel
+    >>> toy = label_channel()
+    >>> tally, correct = evaluate_each(toy.model, toy.batches)
+    >>> correct.mean() == tally.accuracy == toy.truth["accuracy"]
+    True
+    """
+    tally, correct = Tally(), []
     device = next(model.parameters()).device
     with eval_mode(model):
         for images, labels, _ in labeled_batches(batches):
             logits = model(on_device_of(images, model))
             tally = tally + Tally.of(logits, labels.to(device))
-            right.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
-    return tally, np.concatenate(right)
+            correct.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
+    return tally, np.concatenate(correct)

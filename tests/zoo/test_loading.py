@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from zoo.dataset import write_folder, write_parquet
 
 from channelscope import zoo
 from channelscope.data.images import IMAGENET
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, InputError, WeightsError
 from channelscope.network import module_state
+from image_files import write_folder, write_parquet
 
 FILE = """
 from torch import nn

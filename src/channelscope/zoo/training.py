@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from channelscope.data.augmentation import augment
 from channelscope.data.images import ImageSplits
 from channelscope.errors import DataError, FormatError, MismatchError, NumericError
-from channelscope.evaluation import tally_split
+from channelscope.evaluation import loss_and_accuracy
 from channelscope.network.module_state import device_of, weights_hash
 from channelscope.storage import atomic_file
 from channelscope.zoo.history import LOG, Epoch, History
@@ -81,7 +81,7 @@ def train(
     load_weights(model, history.trained)
     model.eval()
     if not history.test_images and len(images.test):
-        loss, accuracy = tally_split(model, images.test)
+        loss, accuracy = loss_and_accuracy(model, images.test)
         history = replace(history, test_loss=loss, test_accuracy=accuracy, test_images=len(images.test))
         history.write()
     (history.folder / RESUME).unlink(missing_ok=True)
@@ -104,7 +104,7 @@ def _start_or_continue(model: nn.Module, images: ImageSplits, folder: Path, sche
             if there != here:
                 raise MismatchError(f"{folder} holds another training run: its {what} is {there}, this one's {here}; choose another folder")
         return old
-    loss, accuracy = tally_split(model, images.validation)
+    loss, accuracy = loss_and_accuracy(model, images.validation)
     new = replace(new, epochs=(Epoch(0, 0.0, math.nan, math.nan, loss, accuracy, 0.0),))
     save_weights(model.state_dict(), new.checkpoint(0))
     save_weights(model.state_dict(), new.trained)
@@ -153,7 +153,7 @@ def _epoch(model: nn.Module, optimizer: torch.optim.SGD, images: ImageSplits, sc
     total = len(images.train)
     if not math.isfinite(float(loss)):
         raise NumericError(f"epoch {epoch}: the loss is {float(loss)}; start again in another folder with a smaller lr than {schedule.lr}")
-    validation = tally_split(model, images.validation)
+    validation = loss_and_accuracy(model, images.validation)
     return Epoch(epoch, rate, float(loss) / total, int(right) / total, *validation, time.perf_counter() - started)
 
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from zoo.dataset import encoded, made, picture, write_folder, write_parquet
 
 from channelscope import data
 from channelscope.data.decoding import ResizeCrop
 from channelscope.data.masks import object_masks
 from channelscope.data.splits import ImageStore, Split
 from channelscope.errors import DataError
+from image_files import encoded, made, picture, write_folder, write_parquet
 
 SIZE = (20, 12)
 FIT = ResizeCrop((6, 6), 0.9, "bicubic")

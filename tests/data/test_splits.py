@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zoo.dataset import encoded, made, picture
 
 import pencil_zoo as pencil
 from channelscope.data import splits as splitting
@@ -15,6 +14,7 @@ from channelscope.data.decoding import ResizeCrop
 from channelscope.data.partitions import Partition, PartitionedDataset
 from channelscope.data.splits import ImageStore, Split
 from channelscope.errors import DataError
+from image_files import encoded, made, picture
 
 LABELS = [0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 1]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)

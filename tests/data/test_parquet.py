@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from zoo.dataset import encoded, features, picture, write_parquet
 
 from channelscope.data.decoding import ResizeCrop, decode
 from channelscope.data.parquet import parquet_or_hub
 from channelscope.errors import DataError
+from image_files import encoded, features, picture, write_parquet
 
 
 def pixels(part, row):

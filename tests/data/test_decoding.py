@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from zoo.dataset import encoded, picture
 
 import pencil_zoo as pencil
 from channelscope.data.decoding import ResizeCrop, decode, open_image
 from channelscope.errors import DataError
+from image_files import encoded, picture
 
 sides = st.integers(8, 400)
 

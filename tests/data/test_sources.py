@@ -1,11 +1,11 @@
 """Folders of pictures: one folder per class, with or without parts."""
 
 import pytest
-from zoo.dataset import encoded, picture, write_folder
 
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource, image_folder
 from channelscope.errors import DataError
+from image_files import encoded, picture, write_folder
 
 
 def test_one_folder_per_class(tmp_path):

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from zoo.dataset import made
 
 import pencil_zoo as pencil
 from channelscope import zoo
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, FormatError, MismatchError, NumericError
-from channelscope.evaluation import tally_split
+from channelscope.evaluation import loss_and_accuracy
 from channelscope.network import module_state
 from channelscope.zoo import history as log
 from channelscope.zoo.history import History
 from channelscope.zoo.schedule import Schedule
 from channelscope.zoo.training import RESUME, train
+from image_files import made
 
 training = importlib.import_module("channelscope.zoo.training")  # the package's attribute of that name is the function
 SHORT = Schedule(epochs=3, lr=0.05, batch_size=16, pad=1, flip=True)
@@ -91,7 +91,7 @@ def test_few_validation_images_leave_the_weights_of_the_last_epoch(finished, ima
     assert len(images.validation) == 5
     assert history.best != history.kept == 3
     assert history.trained.read_bytes() == history.checkpoint(3).read_bytes()
-    assert tally_split(model, images.validation)[1] == history.epochs[3].validation_accuracy
+    assert loss_and_accuracy(model, images.validation)[1] == history.epochs[3].validation_accuracy
 
 
 def test_enough_validation_images_leave_the_weights_of_the_best_epoch(images, tmp_path, monkeypatch):
@@ -100,19 +100,19 @@ def test_enough_validation_images_leave_the_weights_of_the_best_epoch(images, tm
     assert history.best == history.kept < 3
     assert history.trained.read_bytes() == history.checkpoint(history.best).read_bytes()
     best = max(record.validation_accuracy for record in history.epochs)
-    assert tally_split(model, images.validation)[1] == best == history.epochs[history.best].validation_accuracy
+    assert loss_and_accuracy(model, images.validation)[1] == best == history.epochs[history.best].validation_accuracy
 
 
 def test_every_checkpoint_is_as_accurate_as_the_log_says(finished, images):
     _, history = finished
     for record in history.epochs:
         model = zoo.load_weights(net().eval(), history.checkpoint(record.epoch))
-        assert tally_split(model, images.validation) == (record.validation_loss, record.validation_accuracy)
+        assert loss_and_accuracy(model, images.validation) == (record.validation_loss, record.validation_accuracy)
 
 
 def test_the_test_images_are_used_once_at_the_end(finished, images):
     model, history = finished
-    assert (history.test_loss, history.test_accuracy) == tally_split(model, images.test)
+    assert (history.test_loss, history.test_accuracy) == loss_and_accuracy(model, images.test)
     assert history.test_images == len(images.test)
     unfinished = json.loads((history.folder / "training.json").read_text())
     assert unfinished["test_accuracy"] == history.test_accuracy
@@ -176,7 +176,7 @@ def test_a_finished_run_is_not_run_again(finished, images, tmp_path, monkeypatch
     monkeypatch.setattr(training, "_epoch", None)
     model, again = run(images, tmp_path, dropout=0.3)
     same_run(finished[1], again)
-    assert tally_split(model, images.test)[1] == again.test_accuracy
+    assert loss_and_accuracy(model, images.test)[1] == again.test_accuracy
 
 
 def test_a_folder_with_another_run_is_refused(images, tmp_path):
@@ -218,7 +218,7 @@ def test_a_loss_that_is_no_number_is_refused(images, tmp_path):
 
 def test_measured_is_the_cross_entropy_and_the_share_that_is_right(images):
     model = net()
-    loss, accuracy = tally_split(model, images.test)
+    loss, accuracy = loss_and_accuracy(model, images.test)
     with torch.no_grad():
         logits = torch.cat([model(x) for x, _, _ in images.test]).double().tolist()
     labels = images.test.labels.tolist()
@@ -230,7 +230,7 @@ def test_measured_is_the_cross_entropy_and_the_share_that_is_right(images):
 @pytest.mark.parametrize("size", [1, 4, 100])
 def test_what_is_measured_does_not_depend_on_the_batches(images, size):
     model = net()
-    assert tally_split(model, images.test.with_batch_size(size)) == pytest.approx(tally_split(model, images.test), abs=1e-6)
+    assert loss_and_accuracy(model, images.test.with_batch_size(size)) == pytest.approx(loss_and_accuracy(model, images.test), abs=1e-6)
 
 
 def test_the_steps_are_sgd_with_nesterov_momentum_and_weight_decay(images, tmp_path):

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from zoo.dataset import encoded, features, made, picture, write_folder, write_parquet
 
 import pencil_zoo as pencil
 from channelscope.data import sources
@@ -14,6 +13,7 @@ from channelscope.data.decoding import ResizeCrop
 from channelscope.data.images import IMAGENET, ImageSplits, read_images
 from channelscope.data.sources import ImageSource, native_shape, open_dataset
 from channelscope.errors import DataError
+from image_files import encoded, features, made, picture, write_folder, write_parquet
 
 
 @pytest.fixture(scope="module")
