@@ -129,8 +129,6 @@ WITHOUT_EXAMPLES = {
     "storage",
     "tables.frame",
     "tables.rounding",
-    "zoo.loading",
-    "zoo.training",
 }
 """Modules in which a public function still lacks an example."""
 

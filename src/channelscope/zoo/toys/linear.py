@@ -133,7 +133,8 @@ def suppressor_pair(images: int = 256, seed: int = 0) -> Toy:
     Returns
     -------
     Toy
-        Its truth: the entries of a linear toy; excess: pair → I(T;pair) − max(I_T) in nats, here ½ ln(1/(1 − .8)) − ½ ln(1/(1 − .4)) for (0, 1).
+        Its truth: the entries of a linear toy; excess: pair → I(T;pair) − max(I_T) in nats,
+        here ½ ln(1/(1 − .8)) − ½ ln(1/(1 − .4)) for (0, 1).
 
     Examples
     --------
