@@ -1,4 +1,4 @@
-"""Accuracy, loss, margin and divergence of networks on labeled images."""
+"""Accuracy, loss and margin of networks on labeled images."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ from channelscope.stats.tally import Tally
 def evaluate(model: nn.Module, batches: Iterable) -> Tally:
     """Tally of a network over labeled images, in evaluation mode; the network is left as it was.
 
-    Images without a label (None or −1) are left out, and a warning says how many.
+    Images without a label (None or −1) are left out, with a warning.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def evaluate(model: nn.Module, batches: Iterable) -> Tally:
     Returns
     -------
     Tally
-        Accuracy, loss and margin with their intervals.
+        Sums of loss, accuracy and margin over the images.
 
     Raises
     ------
@@ -55,63 +55,74 @@ def evaluate(model: nn.Module, batches: Iterable) -> Tally:
 
 @torch.inference_mode()
 def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross-entropy [nats] and accuracy of a network on a split, in eval mode and float32, on the network's device.
-
-    Parameters
-    ----------
-    model
-        A network that returns logits, images × classes; it is left in eval mode.
-    split
-        Labeled images.
-
-    Returns
-    -------
-    tuple[float, float]
-        Loss [nats] and the fraction of images classified correctly.
-
-    Examples
-    --------
-    >>> batch = (torch.eye(2).view(2, 2, 1, 1)[:1], torch.tensor([0]), torch.tensor([0]))
-    >>> loss, accuracy = loss_and_accuracy(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2, eps=0)), [batch])
-    >>> round(loss, 3), accuracy
-    (0.313, 1.0)
-    """
-    model.eval()
-    device = device_of(model)
-    loss, right = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
-    for x, y, _ in split:
-        logits, y = model(x.to(device)), y.to(device)
-        loss += F.cross_entropy(logits, y, reduction="sum")
-        right += (logits.argmax(1) == y).sum()
-    return float(loss) / len(split), int(right) / len(split)
-
-
-@torch.no_grad()
-def tally_and_hits(model: nn.Module, batches: Iterable) -> tuple[Tally, np.ndarray]:
-    """Tally of a network over labeled images, and whether each image is classified correctly.
+    """Mean cross-entropy and accuracy of a network on a split; the network is left in evaluation mode.
 
     Parameters
     ----------
     model
         A network that returns logits, images × classes.
-    batches
-        Any iterable of labeled batches, as for `evaluate`.
+    split
+        Labeled images.
 
     Returns
     -------
-    tuple[Tally, ndarray]
-        The tally, and bool (images,) in the order of the batches.
+    tuple
+        Mean cross-entropy in nats, and fraction of the images that are classified correctly.
 
     Examples
     --------
-    >>> tally, hits = tally_and_hits(nn.Flatten(), [(torch.eye(2).view(2, 2, 1, 1), torch.tensor([0, 0]))])
-    >>> tally.accuracy, hits.tolist()
-    (0.5, [True, False])
+    >>> from channelscope.data.images import read_images
+    >>> split = read_images("digits").test
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    >>> _ = nn.init.zeros_(model[1].weight), nn.init.zeros_(model[1].bias)
+    >>> loss, accuracy = loss_and_accuracy(model, split)
+    >>> round(loss, 3), round(accuracy * len(split)) == int((split.labels == 0).sum())
+    (2.303, True)
     """
-    tally, hits = Tally(), []
+    model.eval()
+    device = device_of(model)
+    loss, correct = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
+    for x, y, _ in split:
+        logits, y = model(x.to(device)), y.to(device)
+        loss += F.cross_entropy(logits, y, reduction="sum")
+        correct += (logits.argmax(1) == y).sum()
+    return float(loss) / len(split), int(correct) / len(split)
+
+
+@torch.no_grad()
+def evaluate_each(model: nn.Module, batches: Iterable) -> tuple[Tally, np.ndarray]:
+    """Tally of a network over labeled images, and whether each image is classified correctly.
+
+    Parameters
+    ----------
+    model
+        A network that returns logits, images × classes; it is left as it was.
+    batches
+        Labeled images.
+
+    Returns
+    -------
+    tuple
+        Tally, and bool (images,).
+
+    Raises
+    ------
+    DataError
+        Without labeled images.
+
+    Examples
+    --------
+    >>> from channelscope.zoo.toys import label_channel
+    >>> toy = label_channel()
+    >>> tally, correct = evaluate_each(toy.model, toy.batches)
+    >>> correct.mean() == tally.accuracy == toy.truth["accuracy"]
+    True
+    """
+    tally, correct = Tally(), []
+    device = next(model.parameters()).device
     with eval_mode(model):
         for images, labels, _ in labeled_batches(batches):
             logits = model(on_device_of(images, model))
-            tally = tally + Tally.of(logits, labels.to(logits.device))
-            hits.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
-    return tally, np.concatenate(hits)
+            tally = tally + Tally.of(logits, labels.to(device))
+            correct.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
+    return tally, np.concatenate(correct)

@@ -21,7 +21,7 @@ from channelscope.benchmark.run import benchmark
 from channelscope.benchmark.setup import Setup
 from channelscope.data.sources import ImageSource
 from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, TracingError
-from channelscope.evaluation import tally_top5
+from channelscope.evaluation import evaluate_each
 from channelscope.profiling.collect import collect
 from channelscope.scores.registry import Score
 
@@ -52,7 +52,7 @@ def test_every_cell_is_measured_within_its_budget(bench, whole):
         assert row["kept"] >= 0.95 * cell.budget
         assert row["reason"] == ""
     found, images = bench.open(0)
-    tally, hits = tally_top5(found.graph.model, bench.test(images))
+    tally, hits = evaluate_each(found.graph.model, bench.test(images))
     assert np.array_equal(hits, whole[ORIGINAL]["hits"])
     assert tally.accuracy == whole[ORIGINAL]["accuracy"]
 

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 from channelscope import zoo
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
-from channelscope.evaluation import tally_split
+from channelscope.evaluation import loss_and_accuracy
 from channelscope.network import module_state
 from channelscope.zoo.history import History
 from channelscope.zoo.schedule import FINETUNE_LR_DIVISOR, Schedule
-from zoo.shelves import made
+from image_files import made
 
 SHORT = Schedule(epochs=2, lr=0.5, batch_size=8, pad=0, flip=False, every=2)
 
@@ -40,7 +40,7 @@ def test_the_last_epoch_is_kept_though_the_validation_images_say_otherwise(learn
     before = module_state.weights_hash(learned)
     tuned = zoo.finetune(learned, images, tmp_path, SHORT, progress=False)
     history = History.read(tmp_path)
-    assert tally_split(learned, images.validation)[1] == 1
+    assert loss_and_accuracy(learned, images.validation)[1] == 1
     assert history.best == 0
     assert module_state.weights_hash(tuned) == module_state.weights_hash(zoo.load_weights(learned, history.checkpoint(2))) != before
     assert not tuned.training

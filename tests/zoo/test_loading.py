@@ -8,7 +8,7 @@ from channelscope.data.images import IMAGENET
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, InputError, WeightsError
 from channelscope.network import module_state
-from zoo.shelves import write_folder, write_parquet
+from image_files import write_folder, write_parquet
 
 FILE = """
 from torch import nn

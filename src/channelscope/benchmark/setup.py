@@ -19,7 +19,7 @@ from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.data.splits import Split
 from channelscope.errors import BudgetError, DataError
-from channelscope.evaluation import tally_and_hits
+from channelscope.evaluation import evaluate_each
 from channelscope.network.cost import cost
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.groups import Groups, groups
@@ -76,7 +76,7 @@ def measure(bench: Setup, cell: Trial, rankings: Mapping[str, Ranking]) -> dict[
         small = model if cell == ORIGINAL else _pruned_network(bench, cell, rankings, found, images)
     except BudgetError as error:
         return {"accuracy": math.nan, "loss": math.nan, "kept": math.nan, "parameters": 0, "images": 0, "hits": b"", "reason": str(error)}
-    tally, hits = tally_and_hits(small, bench.test(images))
+    tally, hits = evaluate_each(small, bench.test(images))
     spent = cost(small, found.example)
     return {
         "accuracy": tally.accuracy,

@@ -6,9 +6,29 @@ from torch import Tensor
 
 
 def augment(pixels: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Every image (B, C, H, W) moved by up to `pad` pixels, black coming in, and half of them mirrored left to right.
+    """Randomly shifted and mirrored copies of a batch of images.
 
-    The choices are drawn from a CPU generator, so that they do not depend on the device.
+    Parameters
+    ----------
+    pixels
+        (images, channels, height, width) of any type, on any device.
+    pad
+        Largest shift in pixels along each axis; pixels from outside are 0.
+    flip
+        Whether each image is mirrored left to right with probability one half.
+    generator
+        CPU generator of all draws, so that they do not depend on the device.
+
+    Returns
+    -------
+    Tensor
+        Of the shape, type and device of `pixels`.
+
+    Examples
+    --------
+    >>> pixels = torch.tensor([[[[1, 2, 3]]]])
+    >>> augment(pixels, 0, True, torch.Generator().manual_seed(0)).tolist()
+    [[[[3, 2, 1]]]]
     """
     count, channels, height, width = pixels.shape
     if pad == 0 and not flip:

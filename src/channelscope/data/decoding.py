@@ -1,4 +1,4 @@
-"""From an encoded image to the pixels a network takes: decoding, resizing, cropping, and boxes that move along."""
+"""From an encoded image to the pixels a network takes: decoding, resizing, cropping, with the same transform for boxes."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from PIL import Image
 from channelscope.errors import DataError, first_line
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError)
-"""what Pillow raises for a file that it cannot decode"""
+"""errors that Pillow raises for a file it cannot decode"""
 
 GRAY = {"1", "L", "LA"}
 
@@ -32,17 +32,39 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class ResizeCrop:
-    """How a picture of any size becomes the network's input: the shorter side is resized, the center cropped."""
+    """Preprocessing of a picture of any size: the shorter side is resized, the center cropped.
+
+    Examples
+    --------
+    >>> ResizeCrop((8, 8)).apply(Image.new("L", (20, 10))).size
+    (8, 8)
+    """
 
     size: tuple[int, int] | None = None
     """height and width of the result; None leaves pictures as they are"""
     crop: float = 1.0
-    """share of the resized picture's side that the crop keeps"""
+    """fraction of the resized picture's shorter side that the crop keeps"""
     interpolation: str = "bilinear"
     """filter of the resizing: nearest, bilinear, bicubic or lanczos"""
 
     def placement(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Width and height after resizing, then left and top of the crop, all in pixels."""
+        """Geometry of the resizing and the crop of one picture.
+
+        Parameters
+        ----------
+        width, height
+            Size of the picture in pixels.
+
+        Returns
+        -------
+        tuple
+            Width and height after resizing, left and top of the crop, all in pixels.
+
+        Examples
+        --------
+        >>> ResizeCrop((8, 8)).placement(20, 10)
+        (16, 8, 4, 0)
+        """
         if self.size is None:
             return width, height, 0, 0
         rows, columns = self.size
@@ -51,7 +73,18 @@ class ResizeCrop:
         return wide, high, round((wide - columns) / 2), round((high - rows) / 2)
 
     def apply(self, picture: Image.Image) -> Image.Image:
-        """The resized and cropped picture."""
+        """The resized and cropped picture.
+
+        Parameters
+        ----------
+        picture
+            A picture of any size.
+
+        Returns
+        -------
+        Image
+            Of `size`; the same picture if `size` is None.
+        """
         if self.size is None:
             return picture
         wide, high, left, top = self.placement(*picture.size)
@@ -61,7 +94,25 @@ class ResizeCrop:
         return picture.crop((left, top, left + columns, top + rows))
 
     def boxes(self, boxes: Sequence[Sequence[float]], width: int, height: int) -> list[Box]:
-        """Boxes (x0, y0, x1, y1) in pixels of a picture of that size, in pixels of the result, cut at its border."""
+        """Boxes after resizing and cropping, clipped to the result.
+
+        Parameters
+        ----------
+        boxes
+            x0, y0, x1, y1 of each box, in pixels of the picture.
+        width, height
+            Size of the picture in pixels.
+
+        Returns
+        -------
+        list
+            x0, y0, x1, y1 of each box, in pixels of the result.
+
+        Examples
+        --------
+        >>> ResizeCrop((8, 8)).boxes([(0, 0, 10, 10)], 20, 10)
+        [(0.0, 0.0, 4.0, 8.0)]
+        """
         wide, high, left, top = self.placement(width, height)
         rows, columns = self.size or (height, width)
         sx, sy = wide / width, high / height
@@ -76,12 +127,30 @@ class ResizeCrop:
 
 
 def contents(path: Path) -> bytes:
-    """The bytes of a picture's file.
+    """Bytes of a file.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    bytes
+        Its contents.
 
     Raises
     ------
     DataError
-        If it cannot be read, such as a link to nothing.
+        If it cannot be read, such as a broken link.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.png").write_bytes(b"pixels")
+    ...     contents(Path(folder, "a.png"))
+    b'pixels'
     """
     try:
         return path.read_bytes()
@@ -91,17 +160,57 @@ def contents(path: Path) -> bytes:
 
 
 def is_gray(data: bytes | np.ndarray, where: str) -> bool:
-    """Whether a picture has one gray channel; DataError if it is no picture."""
-    return data.ndim == 2 if isinstance(data, np.ndarray) else open_image(data, where).mode in GRAY
+    """Whether a picture has one gray channel.
 
+    Parameters
+    ----------
+    data
+        Encoded bytes, or a uint8 array (height, width) or (height, width, 3).
+    where
+        Location of the picture, for messages.
 
-def open_image(data: bytes | np.ndarray, where: str) -> Image.Image:
-    """A picture from its encoded bytes, or from a uint8 array (H, W) or (H, W, 3); pixels are decoded on first use.
+    Returns
+    -------
+    bool
+        True for gray pictures, with or without transparency.
 
     Raises
     ------
     DataError
-        Naming the place if it is no picture or has more than 8 bits per channel.
+        If it is no picture.
+
+    Examples
+    --------
+    >>> is_gray(np.zeros((2, 2), np.uint8), "here")
+    True
+    """
+    return data.ndim == 2 if isinstance(data, np.ndarray) else open_image(data, where).mode in GRAY
+
+
+def open_image(data: bytes | np.ndarray, where: str) -> Image.Image:
+    """Picture of encoded bytes or of an array; its pixels are decoded on first use.
+
+    Parameters
+    ----------
+    data
+        Encoded bytes, or a uint8 array (height, width) or (height, width, 3).
+    where
+        Location of the picture, for messages.
+
+    Returns
+    -------
+    Image
+        Pillow's image.
+
+    Raises
+    ------
+    DataError
+        If it is no picture or has more than 8 bits per channel; the location is named.
+
+    Examples
+    --------
+    >>> open_image(np.zeros((2, 3), np.uint8), "here").size
+    (3, 2)
     """
     if isinstance(data, np.ndarray):
         return Image.fromarray(data)
@@ -120,17 +229,31 @@ def open_image(data: bytes | np.ndarray, where: str) -> Image.Image:
 def decode(data: bytes | np.ndarray, where: str, channels: int, fit: ResizeCrop) -> np.ndarray:
     """Pixels of one picture, resized and cropped.
 
-    Gray pictures among color ones are repeated over the channels; color among gray is refused.
+    Parameters
+    ----------
+    data
+        Encoded bytes, or a uint8 array (height, width) or (height, width, 3).
+    where
+        Location of the picture, for messages.
+    channels
+        1 or 3: a gray picture is repeated over three channels; a color picture is refused where one channel is asked for.
+    fit
+        Resizing and cropping.
 
     Returns
     -------
     np.ndarray
-        Uint8 (channels, H, W).
+        Uint8 (channels, height, width).
 
     Raises
     ------
     DataError
-        Naming the place if the picture is corrupt or has too many channels.
+        If the picture is corrupt or has too many channels; the location is named.
+
+    Examples
+    --------
+    >>> decode(np.full((2, 3), 7, np.uint8), "here", 3, ResizeCrop()).shape
+    (3, 2, 3)
     """
     picture = open_image(data, where)
     if channels == 1 and picture.mode not in GRAY:

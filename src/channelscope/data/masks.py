@@ -1,4 +1,4 @@
-"""Object masks: which pixels of each image are the object's, from a column of mask images or a folder of them."""
+"""Object masks: the pixels of the object in each image, from a column or a folder of mask images."""
 
 import dataclasses
 from pathlib import Path
@@ -17,15 +17,39 @@ FOLDER = "folder:"
 
 
 def object_masks(split: Split, where: str) -> list[Bool[Tensor, "height width"]]:
-    """One mask per image of a split, moved along with resizing and cropping (nearest pixel); above zero is the object.
+    """Object masks of the images of a split, resized and cropped as the images are (nearest pixel).
 
-    `where` is a column of the data set with a mask image for every picture, or, for a data set of folders, folder:PATH with
-    a mask at every picture's path and name below it (any ending).
+    Parameters
+    ----------
+    split
+        Images of a data set.
+    where
+        A column of the data set with a mask image for every picture; or, for a data set of folders, folder:PATH with a mask
+        at the relative path and name of every picture (any ending).
+
+    Returns
+    -------
+    list
+        For each image bool (height, width), true where the mask image is above zero.
 
     Raises
     ------
     DataError
         For a mask that is missing, no picture, or not as large as its picture.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from channelscope.data.images import ImageSource, read_images
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name, color in (("photos/cat/1.png", 90), ("masks/cat/1.png", 255), ("photos/cat/2.png", 9), ("masks/cat/2.png", 0)):
+    ...         Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+    ...         Image.new("L", (4, 3), color).save(Path(folder, name))
+    ...     split = read_images(ImageSource(f"folder:{folder}/photos", mean=(0.0,), std=(1.0,))).calibration
+    ...     masks = object_masks(split, f"folder:{folder}/masks")
+    >>> masks[0].shape
+    torch.Size([3, 4])
     """
     return [_mask(split, row, data) for row, data in zip(split.rows.tolist(), _files(split, where), strict=True)]
 
@@ -36,10 +60,10 @@ def _files(split: Split, where: str) -> list[Any]:
         cells = [cell if isinstance(cell, dict) else {"bytes": cell} for cell in split.column(where)]
         return [contents(Path(cell["path"])) if cell.get("bytes") is None and cell.get("path") else cell.get("bytes") for cell in cells]
     root = Path(where.removeprefix(FOLDER)).expanduser()
-    return [contents(_beside(root, path)) for path in split.column("path")]
+    return [contents(_mask_file(root, path)) for path in split.column("path")]
 
 
-def _beside(root: Path, path: Path) -> Path:
+def _mask_file(root: Path, path: Path) -> Path:
     """The mask of the picture at a path within its data set."""
     found = [each for each in sorted((root / path.parent).glob("*")) if each.stem == path.stem and each.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
@@ -50,8 +74,8 @@ def _beside(root: Path, path: Path) -> Path:
 
 
 def _mask(split: Split, row: int, data: Any) -> Tensor:
-    shelf, place = split.store.locate(row)
-    where = f"the mask of {shelf.location(place)}"
+    partition, place = split.store.locate(row)
+    where = f"the mask of {partition.location(place)}"
     if not isinstance(data, bytes):
         raise DataError(f"{where}: expected an encoded picture, received {type(data).__name__}; name a column of mask images")
     picture, size = open_image(data, where), split.store.size(row)

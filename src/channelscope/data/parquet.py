@@ -20,15 +20,40 @@ LABEL_NAMES = ("label", "labels", "fine_label", "target", "class", "cls", "y")
 
 
 def parquet_or_hub(name: str, image_column: str | None = None, label_column: str | None = None) -> PartitionedDataset:
-    """A local folder of parquet files if there is one of that name, else a data set of the Hugging Face hub.
+    """Data set of a local folder of parquet files, or of the Hugging Face hub where there is no such folder.
 
-    Files of a folder belong to the part their name starts with (train-00000-of-00003.parquet) or their folder is called.
-    The columns are found by type and name unless given. Encoded pictures of a local folder stay in memory.
+    A file belongs to the part that its name starts with (train-00000-of-00003.parquet) or that its folder is named after.
+    Encoded pictures of a local folder stay in memory.
+
+    Parameters
+    ----------
+    name
+        Path of the folder, or id of the data set on the hub.
+    image_column
+        Column of the pictures; by default found by type and name.
+    label_column
+        Column of the labels; by default found by type and name.
+
+    Returns
+    -------
+    PartitionedDataset
+        Its parts, undecoded.
 
     Raises
     ------
     DataError
-        If there is no such set, or its columns are not clear.
+        If there is no such data set, or its columns are ambiguous.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import pyarrow, pyarrow.parquet
+    >>> table = pyarrow.table({"image": [b"encoded", b"pixels"], "label": [0, 1]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pyarrow.parquet.write_table(table, f"{folder}/test-0.parquet")
+    ...     dataset = parquet_or_hub(folder)
+    >>> dataset.parts[0].role, dataset.parts[0].read(1)
+    ('test', b'pixels')
     """
     try:
         tables = _local(Path(name).expanduser()) if Path(name).expanduser().is_dir() else _remote(name)
@@ -78,7 +103,7 @@ def _remote(name: str) -> "dict[str, pa.Table]":
 
 
 def _features(table: "pa.Table") -> dict[str, Any]:
-    """What the hub's metadata says of each column; empty for plain parquet."""
+    """The hub's metadata of each column; empty for plain parquet."""
     text = (table.schema.metadata or {}).get(b"huggingface")
     return json.loads(text).get("info", {}).get("features", {}) if text else {}
 

@@ -18,7 +18,18 @@ from channelscope.errors import DataError
 
 
 def digits() -> PartitionedDataset:
-    """The 1,797 scanned digits, 8×8 gray pixels with 17 levels, that ship with scikit-learn; nothing is downloaded."""
+    """The 1,797 scanned digits of scikit-learn, 8×8 gray pixels; nothing is downloaded.
+
+    Returns
+    -------
+    PartitionedDataset
+        One part without a role, ten classes.
+
+    Examples
+    --------
+    >>> len(digits().parts[0]), digits().class_names[-1]
+    (1797, '9')
+    """
     bunch: Any = load_digits()
     pixels = np.round(np.asarray(bunch["images"]) * (255 / 16)).astype(np.uint8)
     names = tuple(str(name) for name in bunch["target_names"])
@@ -26,12 +37,29 @@ def digits() -> PartitionedDataset:
 
 
 def cifar(name: str, root: Path) -> PartitionedDataset:
-    """CIFAR-10 or CIFAR-100 by its archive, downloaded into `root` once.
+    """CIFAR-10 or CIFAR-100, downloaded into `root` once.
+
+    Parameters
+    ----------
+    name
+        cifar10 or cifar100.
+    root
+        Folder of the archive.
+
+    Returns
+    -------
+    PartitionedDataset
+        A training and a test part.
 
     Raises
     ------
     DataError
-        If the archive is neither there nor to be had.
+        If the archive is not in `root` and cannot be downloaded.
+
+    Examples
+    --------
+    >>> cifar("cifar10", Path("~/data").expanduser()).parts[0].role  # doctest: +SKIP
+    'train'
     """
     source = vision.CIFAR10 if name == "cifar10" else vision.CIFAR100
     try:
@@ -49,17 +77,35 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 def image_folder(root: Path) -> PartitionedDataset:
-    """All parts of a folder of pictures: ROOT/CLASS/, or ROOT/PART/CLASS/ where PART is train, val, validation or test.
+    """Data set of a folder of pictures: ROOT/CLASS/, or ROOT/PART/CLASS/ where PART is train, val, validation or test.
 
-    A folder named like a part is one if it has a folder of pictures for each class and no pictures of its own. Where there is
-    one, what lies beside the parts is passed over, and a warning names it.
-    Classes are numbered in the alphabetical order of their folders, over all parts together. The further column `path` is
-    each picture's path below ROOT.
+    A folder named like a part is a part if it holds folders and no pictures. Where there are parts, other folders beside them
+    are ignored with a warning. Classes are numbered in the alphabetical order of their folders, over all parts together.
+
+    Parameters
+    ----------
+    root
+        The folder.
+
+    Returns
+    -------
+    PartitionedDataset
+        Its parts, undecoded; the further column `path` is the path of each picture relative to ROOT.
 
     Raises
     ------
     DataError
         If the folder is missing, holds no picture in a class folder, or has two folders for one part.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("cat", "dog"):
+    ...         Path(folder, name).mkdir()
+    ...         _ = Path(folder, name, "1.png").write_bytes(b"")
+    ...     image_folder(Path(folder)).class_names
+    ('cat', 'dog')
     """
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder with one folder per class, found {'a file' if root.exists() else 'nothing'}")
@@ -67,7 +113,7 @@ def image_folder(root: Path) -> PartitionedDataset:
     bases = [("all", root)]
     named = [(ROLES[path.name.lower()], path) for path in inner if path.name.lower() in ROLES and _of_classes(path)]
     if named:
-        bases, strays = named, [path.name for path in inner if path not in {own for _, own in named}]
+        bases, strays = named, [path.name for path in inner if path not in {part for _, part in named}]
         if strays:
             known = ", ".join(path.name for _, path in named)
             warnings.warn(f"{root}: the parts are {known}; passed over, for they are none: {', '.join(strays)}", UserWarning, stacklevel=2)
@@ -77,11 +123,11 @@ def image_folder(root: Path) -> PartitionedDataset:
         twice = ", ".join(path.name for role, path in bases if role == part)
         raise DataError(f"{root}: expected one folder of {part} images, found {twice}; put them together, or move one away")
     names = tuple(sorted({path.name for base in parts.values() for path in _folders(base)}))
-    shelves = tuple(_folder_partition(part, root, base, names) for part, base in parts.items())
-    if not any(len(shelf) for shelf in shelves):
+    partitions = tuple(_folder_partition(part, root, base, names) for part, base in parts.items())
+    if not any(len(partition) for partition in partitions):
         endings = " ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{root}: expected pictures ({endings}) in one folder per class, found none in {len(names)} folders")
-    return PartitionedDataset(f"folder:{root}", shelves, names)
+    return PartitionedDataset(f"folder:{root}", partitions, names)
 
 
 def _of_classes(base: Path) -> bool:
@@ -116,14 +162,20 @@ Normalization: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Which images, and how they are divided and normalized."""
+    """A data set, and how it is divided and normalized.
+
+    Examples
+    --------
+    >>> ImageSource("folder:photos", size=224).batch_size
+    128
+    """
 
     data: str = "digits"
     """digits, cifar10, cifar100, folder:PATH (one folder per class) or hf:ID_OR_PATH (hub id or local folder of parquet files)"""
     batch_size: int = 128
     """images per batch"""
     seed: int = 0
-    """which images are drawn for calibration; what is tested on never depends on it"""
+    """seed of the calibration sample; the test split does not depend on it"""
     images: int | None = None
     """calibration images; by default 5000, or half of a small set that has no training images"""
     size: int | None = None
@@ -142,7 +194,7 @@ class ImageSource:
     """folder in which downloaded data sets are kept"""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
+        """Raise DataError for numbers out of range."""
         for name, value, least in (("batch_size", self.batch_size, 1), ("images", self.images, 1), ("size", self.size, 1)):
             if value is not None and value < least:
                 raise DataError(f"expected {name} of at least {least}, received {value}")
@@ -151,12 +203,27 @@ class ImageSource:
 
 
 def open_dataset(source: ImageSource) -> PartitionedDataset:
-    """The data set as it lies on disk; nothing is decoded.
+    """Data set of a source; nothing is decoded.
+
+    Parameters
+    ----------
+    source
+        Name of the data set, and options of reading it.
+
+    Returns
+    -------
+    PartitionedDataset
+        Its parts and class names.
 
     Raises
     ------
     DataError
-        If the name is unknown, or the set is missing, empty or unclear.
+        If the name is unknown, or the data set is missing, empty or ambiguous.
+
+    Examples
+    --------
+    >>> open_dataset(ImageSource("digits")).name
+    'digits'
     """
     kind, _, rest = source.data.partition(":")
     if source.data == "digits":
@@ -171,14 +238,27 @@ def open_dataset(source: ImageSource) -> PartitionedDataset:
 
 
 def native_shape(found: PartitionedDataset) -> tuple[int, int, int]:
-    """Channels of the pictures, and height and width of the first readable one as it lies on disk.
+    """Shape of the pictures of a data set before resizing.
 
-    The channels are three as soon as any picture has color, else one.
+    Parameters
+    ----------
+    found
+        The data set.
+
+    Returns
+    -------
+    tuple
+        Channels (3 if any picture has color, else 1), and height and width of the first readable picture.
 
     Raises
     ------
     DataError
         If no picture can be read.
+
+    Examples
+    --------
+    >>> native_shape(digits())
+    (1, 8, 8)
     """
     reason, size = None, None
     for part in found.parts:

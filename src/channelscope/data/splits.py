@@ -1,4 +1,4 @@
-"""Split: some images of a data set in a fixed order, decoded when first asked for."""
+"""Split: some images of a data set in a fixed order, decoded on first use."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,47 +22,74 @@ Batch: TypeAlias = "tuple[Float[Tensor, 'images C H W'], Int[Tensor, 'images'], 
 
 
 class ImageStore:
-    """All pictures of a data set as uint8 pixels of one size; rows count through its shelves one after the other."""
+    """All pictures of a data set as uint8 pixels of one size; rows are numbered across its partitions.
 
-    def __init__(self, shelves: PartitionedDataset, fit: ResizeCrop, channels: int):
-        self.shelves = shelves
+    Parameters
+    ----------
+    dataset
+        The data set.
+    fit
+        Resizing and cropping.
+    channels
+        1 or 3.
+
+    Examples
+    --------
+    >>> from channelscope.data.sources import digits
+    >>> store = ImageStore(digits(), ResizeCrop(), 1)
+    >>> store.read(torch.tensor([0, 5])).shape
+    torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(self, dataset: PartitionedDataset, fit: ResizeCrop, channels: int):
+        self.dataset = dataset
         self.fit = fit
         self.channels = channels
-        self.starts = np.cumsum([0, *(len(shelf) for shelf in shelves.parts)])
-        self.labels = torch.cat([shelf.labels for shelf in shelves.parts])
+        self.starts = np.cumsum([0, *(len(part) for part in dataset.parts)])
+        self.labels = torch.cat([part.labels for part in dataset.parts])
 
     def __len__(self) -> int:
         """Number of pictures, corrupt ones included."""
         return len(self.labels)
 
     def locate(self, row: int) -> tuple[Partition, int]:
-        """The shelf that holds a row, and the row's place on it."""
+        """The partition that holds a row, and the number of the row within it."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.shelves.parts[part], row - int(self.starts[part])
+        return self.dataset.parts[part], row - int(self.starts[part])
 
     def size(self, row: int) -> tuple[int, int]:
-        """Width and height in pixels of a picture as it lies on disk."""
-        shelf, place = self.locate(row)
-        return open_image(shelf.read(place), shelf.location(place)).size
+        """Width and height in pixels of a picture before resizing."""
+        partition, place = self.locate(row)
+        return open_image(partition.read(place), partition.location(place)).size
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width that every picture has after the fit."""
+        """Channels, height and width of every picture after resizing and cropping."""
         if self.fit.size is not None:
             return (self.channels, *self.fit.size)
         row = next((row for row in range(len(self)) if self._readable(row)), None)
         if row is None:
-            raise DataError(f"{self.shelves.name}: none of the {len(self)} images can be decoded")
+            raise DataError(f"{self.dataset.name}: none of the {len(self)} images can be decoded")
         width, height = self.size(row)
         return (self.channels, height, width)
 
     def read(self, rows: Int[Tensor, "images"]) -> Tensor:
-        """Pixels of some pictures: uint8 (images, C, H, W).
+        """Pixels of some pictures.
+
+        Parameters
+        ----------
+        rows
+            int64 (images,).
+
+        Returns
+        -------
+        Tensor
+            Uint8 (images, channels, height, width).
 
         Raises
         ------
         DataError
-            Naming the first picture that is corrupt or of another size.
+            For a picture that is corrupt or of another size; the first one is named.
         """
         known, pixels = self._memory
         if pixels is None:
@@ -74,22 +101,22 @@ class ImageStore:
         return pixels[rows]
 
     def corrupt_rows(self) -> list[int]:
-        """Rows whose picture cannot be decoded; decodes everything once.
+        """Rows whose picture cannot be decoded; every picture is decoded once.
 
         Raises
         ------
         DataError
-            If no picture can be.
+            If no picture can be decoded.
         """
         rows = [row for row in range(len(self)) if not self._readable(row)]
         if len(rows) == len(self):
-            raise DataError(f"{self.shelves.name}: none of the {len(self)} images can be decoded")
+            raise DataError(f"{self.dataset.name}: none of the {len(self)} images can be decoded")
         return rows
 
     def _readable(self, row: int) -> bool:
-        shelf, place = self.locate(row)
+        partition, place = self.locate(row)
         try:
-            decode(shelf.read(place), shelf.location(place), self.channels, ResizeCrop())
+            decode(partition.read(place), partition.location(place), self.channels, ResizeCrop())
         except DataError:
             return False
         return True
@@ -110,11 +137,11 @@ class ImageStore:
     def _decode_some(self, rows: Sequence[int]) -> list[Tensor]:
         pictures = []
         for row in rows:
-            shelf, place = self.locate(row)
-            pixels = decode(shelf.read(place), shelf.location(place), self.channels, self.fit)
+            partition, place = self.locate(row)
+            pixels = decode(partition.read(place), partition.location(place), self.channels, self.fit)
             if pixels.shape != self.shape:
                 raise DataError(
-                    f"{shelf.location(place)}: expected {_size(self.shape)} pixels like the set's first picture, "
+                    f"{partition.location(place)}: expected {_size(self.shape)} pixels like the set's first picture, "
                     f"received {_size(pixels.shape)}; pass size to resize and crop all images"
                 )
             pictures.append(torch.from_numpy(np.array(pixels)))
@@ -129,16 +156,23 @@ def _size(shape: Sequence[int]) -> str:
 class Split:
     """Some images of a data set in a fixed order; iterating gives normalized batches (images, labels, index).
 
-    The index is the image's position in one fixed shuffle of the whole data set: the same in every run, different for
-    different images, and unrelated to the class even where a data set is sorted by class.
+    The index of an image is its position in one fixed shuffle of the data set: the same in every run, and independent of the
+    class.
+
+    Examples
+    --------
+    >>> from channelscope.data.images import read_images
+    >>> split = read_images("digits").test.take(10)
+    >>> len(split), split.classes, split.labels.shape
+    (10, 10, torch.Size([10]))
     """
 
     name: str
     """train, calibration, validation or test"""
     store: ImageStore = field(repr=False)
-    """the pictures, shared by the splits of a data set"""
+    """the pictures, shared by all splits of a data set"""
     rows: Int[Tensor, "images"] = field(repr=False)
-    """row of each image in the album"""
+    """row of each image in the store"""
     indices: Int[Tensor, "images"] = field(repr=False)
     """index of each image, int64"""
     mean: tuple[float, ...]
@@ -155,7 +189,7 @@ class Split:
     @property
     def classes(self) -> int:
         """Number of classes of the data set."""
-        return len(self.store.shelves.class_names)
+        return len(self.store.dataset.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -173,26 +207,59 @@ class Split:
             yield self.batch(torch.arange(start, min(start + self.batch_size, len(self))))
 
     def batch(self, places: Int[Tensor, "images"]) -> Batch:
-        """The images at some places of the split, normalized, with labels and indices."""
+        """Normalized images at some positions of the split, with their labels and indices.
+
+        Parameters
+        ----------
+        places
+            Positions in the split, int64 (images,).
+
+        Returns
+        -------
+        tuple
+            float32 (images, channels, height, width), int64 (images,), int64 (images,).
+        """
         return self.normalized(self.pixels(places)), self.labels[places], self.indices[places]
 
     def pixels(self, places: Int[Tensor, "images"]) -> Tensor:
-        """The images at some places of the split as uint8 (B, C, H, W), before normalization."""
+        """Images at some positions of the split before normalization.
+
+        Parameters
+        ----------
+        places
+            Positions in the split, int64 (images,).
+
+        Returns
+        -------
+        Tensor
+            Uint8 (images, channels, height, width).
+        """
         return self.store.read(self.rows[places])
 
     def normalized(self, pixels: Tensor) -> Float[Tensor, "images C H W"]:
-        """(pixels / 255 − mean) / std in float32, on the device of the pixels."""
+        """Normalized pixels, (pixels / 255 − mean) / std.
+
+        Parameters
+        ----------
+        pixels
+            (images, channels, height, width), 0..255.
+
+        Returns
+        -------
+        Tensor
+            float32, on the device of the pixels.
+        """
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
         return (pixels.float() / 255 - mean) / std
 
     def take(self, n: int) -> "Split":
-        """The first n images (a random sample, for the order is a shuffle).
+        """The first n images, a random sample because the order is a shuffle.
 
         Raises
         ------
         DataError
-            If there are fewer.
+            If the split has fewer.
         """
         if not 0 <= n <= len(self):
             raise DataError(f"expected at most {len(self)} images of the {self.name} split, asked for {n}")
@@ -203,9 +270,17 @@ class Split:
         return replace(self, batch_size=size)
 
     def column(self, column: str) -> list[Any]:
-        """A further column of the data set, one value per image.
+        """Values of a further column of the data set, one per image.
 
-        Boxes (column `boxes`, x0 y0 x1 y1 in pixels) are moved along with resizing and cropping.
+        Parameters
+        ----------
+        column
+            Name of the column. Boxes (column `boxes`, x0 y0 x1 y1 in pixels) are resized and cropped with the images.
+
+        Returns
+        -------
+        list
+            In the order of the split.
 
         Raises
         ------
@@ -214,53 +289,54 @@ class Split:
         """
         values = []
         for row in self.rows.tolist():
-            shelf, place = self.store.locate(row)
-            if column not in shelf.columns:
-                found = ", ".join(shelf.columns) or "none"
-                raise DataError(f"{self.store.shelves.name}: expected a column '{column}', the further columns are: {found}")
-            value = shelf.columns[column](place)
+            partition, place = self.store.locate(row)
+            if column not in partition.columns:
+                found = ", ".join(partition.columns) or "none"
+                raise DataError(f"{self.store.dataset.name}: expected a column '{column}', the further columns are: {found}")
+            value = partition.columns[column](place)
             values.append(self.store.fit.boxes(value, *self.store.size(row)) if column == "boxes" else value)
         return values
 
 
 CALIBRATION = 5000
-
 MAX_VALIDATION = 5000
-
 SMALL_SET = 1000
-
 TEST_SHARE = 0.2
-
 VALIDATION_SHARE = 0.1
 
 
 def divide(
     sizes: Mapping[str, int], images: int | None = None, seed: int = 0
 ) -> tuple[dict[str, Int[Tensor, "images"]], Int[Tensor, "all"]]:
-    """Rows of train, calibration, validation and test (int64, in row order of the data set), and the index of every row.
+    """Rows of the train, calibration, validation and test splits, and the index of every row.
 
-    One fixed shuffle of all rows gives each image its index. Named parts keep their role; a validation part is for testing
-    where there is no test part, and images of no named part are for training. What is missing is carved from the training
+    One fixed shuffle of all rows gives each image its index. Existing parts keep their role; a validation part is for testing
+    where there is no test part, and images of no named part are for training. Missing splits are taken from the training
     images in index order: the last fifth for testing, then the last tenth (at most 5,000) for validation. Calibration images
     are drawn by `seed` from what remains.
     A set of fewer than 1,000 images without parts, or one that has held-out parts only, has nothing to train on. Its first
     half in index order (more if `images` asks for more) is drawn from by `seed` for calibration, at most 5,000 images unless
-    `images` says otherwise. The rest is for testing, or for validation where there is a test part. What is tested on depends
-    on no seed, and no calibration image comes from a part named test.
+    `images` says otherwise. The rest is for testing, or for validation where there is a test part. The test split
+    does not depend on the seed, and no calibration image comes from a part named test.
 
     Parameters
     ----------
     sizes
         Images of each part: train, validation, test, all.
     images
-        Calibration images.
+        Number of calibration images.
     seed
-        Which calibration images are drawn.
+        Seed of the calibration sample.
+
+    Returns
+    -------
+    tuple
+        Split → rows (int64, in index order), and the index of every row (int64, in row order).
 
     Raises
     ------
     DataError
-        If more calibration images are asked for than there are, or there is a test part alone.
+        If there are too few images for calibration, or a test part only.
 
     Examples
     --------
@@ -301,12 +377,12 @@ def _without_training(pools: dict[str, Tensor], images: int | None, draw: torch.
             "the images without a part"
         )
     test = pools.pop("test", None)
-    (whole,) = pools.values()
-    half = len(whole) // 2
+    (remaining,) = pools.values()
+    half = len(remaining) // 2
     count = min(CALIBRATION, half) if images is None else images
-    pool, rest = whole[: max(half, count)], whole[max(half, count) :]
+    pool, rest = remaining[: max(half, count)], remaining[max(half, count) :]
     calibration = _draw_rows(pool, count, draw)
-    none = whole[:0]
+    none = remaining[:0]
     held = {"validation": none, "test": rest} if test is None else {"validation": rest, "test": test}
     return {"train": none, "calibration": calibration, **held}
 
@@ -317,5 +393,5 @@ def _carve(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _draw_rows(pool: Tensor, count: int, draw: torch.Generator) -> Tensor:
     if count > len(pool):
-        raise DataError(f"expected at most {len(pool)} calibration images, for that is all there are, asked for {count}")
+        raise DataError(f"expected at most {len(pool)} calibration images, asked for {count}")
     return pool[torch.randperm(len(pool), generator=draw)][:count]

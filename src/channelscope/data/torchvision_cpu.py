@@ -14,7 +14,7 @@ import torch
 
 OPERATORS = ("nms", "qnms")
 
-_declared: list[torch.library.Library] = []  # a Library takes its declarations back when it is collected
+_declared: list[torch.library.Library] = []  # kept alive: the declarations end with the Library object
 
 
 def _declare() -> None:
@@ -32,7 +32,7 @@ def _torchvision() -> ModuleType:
         if "torchvision::" not in str(error):
             raise
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]  # what the failed import left half made
+        del sys.modules[name]  # partially imported modules
     _declare()
     return importlib.import_module("torchvision")
 

@@ -21,14 +21,20 @@ from channelscope.stats.readout import Readout
 
 
 class CheckpointTimer:
-    """Says when the next checkpoint is due: every `seconds` of wall-clock time."""
+    """Timer of checkpoints: `due()` is true once per interval of wall-clock time.
+
+    Examples
+    --------
+    >>> CheckpointTimer(seconds=0).due(), CheckpointTimer(seconds=60).due()
+    (True, False)
+    """
 
     def __init__(self, seconds: float = 60.0):
         self.seconds = seconds
         self.last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the interval has passed since the last time this was true."""
+        """Whether the interval has passed since `due` was last true, or since the start."""
         if time.monotonic() - self.last < self.seconds:
             return False
         self.last = time.monotonic()
@@ -51,7 +57,7 @@ def collect(
 ) -> Profile:
     """Profile of a network over some images, from one forward pass in evaluation mode; the network is left as it was.
 
-    Where some images have a label, those without are left out, counted in `profile.unlabeled`, and said in a warning.
+    Where some images have a label, those without are left out with a warning and counted in `profile.unlabeled`.
 
     Parameters
     ----------
@@ -63,15 +69,20 @@ def collect(
     readout
         Samples of the local axis: positions(16), positions(all) or pooled.
     shards
-        Groups of images (index mod shards) kept apart for intervals; 0 for none.
+        Number of image subsets (index mod shards) for jackknife intervals; 0 for none.
     seed
-        Of the drawn positions.
+        Seed of the drawn positions.
     sensitivity
-        Also sum first-order effects on the loss (a backward pass; needs labels).
+        Whether to sum first-order effects on the loss too (a backward pass; needs labels).
     maps
-        Also sum feature-map ranks and independences (HRank, CHIP; slow).
+        Whether to sum feature-map ranks and independences too (HRank, CHIP; slow).
     checkpoint
-        File to keep the unfinished profile in; a pass that finds one goes on from there and deletes it at the end.
+        File of the unfinished profile: a pass resumes from it if it exists, and deletes it at the end.
+
+    Returns
+    -------
+    Profile
+        Statistics of all sites; profiles of disjoint image sets add up with +.
 
     Raises
     ------
@@ -82,7 +93,15 @@ def collect(
     SiteError
         For a network without sites.
     TracingError
-        With sensitivity, for gradients that the network's steps do not show (torch.autograd.Function, torch.no_grad()).
+        With sensitivity, for gradients that the traced graph does not reproduce (torch.autograd.Function, torch.no_grad()).
+
+    Examples
+    --------
+    >>> from channelscope.zoo.toys import label_channel
+    >>> toy = label_channel()
+    >>> profile = collect(toy.model, toy.batches)
+    >>> profile.images, profile.site("conv").channels, profile.tally.accuracy == toy.truth["accuracy"]
+    (256, 4, True)
     """
     if shards < 0:
         raise InputError(f"shards must be 0 (none) or more, received {shards}")
@@ -114,15 +133,15 @@ def _extras(**wanted: bool) -> frozenset[str]:
 
 
 class _Part:
-    """What one call adds to an earlier profile: all images while none has a label, the labeled ones as soon as one has."""
+    """Profile of one call, added to an earlier one: of all images, or of the labeled ones as soon as one has a label."""
 
     def __init__(self, begin: Callable[[bool], ProfileCollector], labels: bool, earlier: Profile | None):
-        self.begin, self.watch = begin, begin(labels)
-        self.earlier = None if earlier is None else earlier + self.watch.profile()
+        self.begin, self.collector = begin, begin(labels)
+        self.earlier = None if earlier is None else earlier + self.collector.profile()
 
     def run(self, stream: Iterable, model: nn.Module, checkpoint: Path | None) -> None:
-        """Take every batch that the earlier profile has not seen."""
-        shape, clock = self.watch.input_shape, CheckpointTimer()
+        """Add every batch that is not in the earlier profile."""
+        shape, clock = self.collector.input_shape, CheckpointTimer()
         skip = 0 if self.earlier is None else self.earlier.images + self.earlier.unlabeled
         for images, labels, index in stream:
             if tuple(images.shape[1:]) != shape:
@@ -139,30 +158,30 @@ class _Part:
 
     def add(self, images: Tensor, labels: Tensor | None, index: Tensor) -> None:
         """Run one batch, or the labeled images of it."""
-        if labels is not None and not self.watch.labeled:
+        if labels is not None and not self.collector.labeled:
             seen, self.earlier = self.profile(), None
-            self.watch = self.begin(True)
-            self.watch.unlabeled = seen.images
-        if not self.watch.labeled:
-            self.watch.batch(images, None, index)
+            self.collector = self.begin(True)
+            self.collector.unlabeled = seen.images
+        if not self.collector.labeled:
+            self.collector.batch(images, None, index)
             return
         kept = some_labeled(images, None if labels is None else labels.to(images.device), index.to(images.device))
-        self.watch.unlabeled += len(images) - (0 if kept is None else len(kept[0]))
+        self.collector.unlabeled += len(images) - (0 if kept is None else len(kept[0]))
         if kept is not None:
-            self.watch.batch(*kept)
+            self.collector.batch(*kept)
 
     def passed(self, labels: Tensor | None) -> None:
-        """Refuse labels among the images that an earlier profile has seen without."""
-        if labels is not None and not self.watch.labeled:
+        """Raise MismatchError for labels of images that an earlier profile took without labels."""
+        if labels is not None and not self.collector.labeled:
             raise MismatchError("the checkpoint was begun on images without labels, and these have labels: delete it and begin again")
 
     def profile(self) -> Profile:
         """The profile of everything so far."""
-        now = self.watch.profile()
+        now = self.collector.profile()
         return now if self.earlier is None else self.earlier + now
 
     def finished(self, checkpoint: Path | None) -> Profile:
-        """The profile of all images; the checkpoint has served its purpose."""
+        """The profile of all images; the checkpoint is deleted."""
         profile = self.profile()
         if not profile.images:
             raise DataError("sensitivity=True needs labels, and the images have none")

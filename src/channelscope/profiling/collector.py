@@ -30,7 +30,14 @@ TARGETS_WITHOUT_LABELS = ("top_margin",)
 
 
 class ShardedBatch:
-    """Images of one batch in shard order, with their labels and index, and what was kept of each site's values."""
+    """Images of one batch in the order of shards, with their labels and index, and the values of each site that are needed later.
+
+    Examples
+    --------
+    >>> batch = ShardedBatch(torch.zeros(4, 1, 1, 1), None, torch.arange(4), seed=0, shards=2)
+    >>> batch.index.tolist(), batch.spans
+    ([0, 2, 1, 3], [(0, slice(0, 2, None)), (1, slice(2, 4, None))])
+    """
 
     def __init__(self, images: Tensor, labels: Tensor | None, index: Tensor, seed: int, shards: int):
         owners = index.cpu() % shards if shards else torch.zeros_like(index).cpu()
@@ -43,18 +50,36 @@ class ShardedBatch:
         self.labels = labels if labels is None else labels[order.to(labels.device)]
         self.pooled: dict[str, Tensor] = {}
         self.values: dict[tuple[str, str], Tensor] = {}
-        self._wheres: dict[tuple[Readout, int], Tensor | None] = {}
+        self._positions: dict[tuple[Readout, int], Tensor | None] = {}
 
     def where(self, readout: Readout, positions: int) -> Tensor | None:
-        """The drawn positions, the same for every site of the same size."""
+        """Drawn positions, the same for every site of the same size; None where all are taken."""
         key = (readout, positions)
-        if key not in self._wheres:
-            self._wheres[key] = readout.where(self.index, positions, self.seed)
-        return self._wheres[key]
+        if key not in self._positions:
+            self._positions[key] = readout.where(self.index, positions, self.seed)
+        return self._positions[key]
 
 
 def target_columns(logits: Tensor, labels: Tensor | None) -> Tensor:
-    """Target columns of each image: margin, logit of the correct class and top margin; the last alone without labels."""
+    """Target columns of each image: margin, logit of the correct class and top margin; without labels the top margin alone.
+
+    Parameters
+    ----------
+    logits
+        (images, classes).
+    labels
+        (images,) class of each image, or None.
+
+    Returns
+    -------
+    Tensor
+        (images, 3), or (images, 1) without labels.
+
+    Examples
+    --------
+    >>> target_columns(torch.tensor([[1.0, 4.0, 2.0]]), torch.tensor([2])).tolist()
+    [[-2.0, 2.0, 2.0]]
+    """
     top = logits.topk(2, 1).values
     gap = top[:, 0] - top[:, 1]
     if labels is None:
@@ -68,7 +93,35 @@ CUT_READOUT = Readout("positions", 16)
 
 
 class ProfileCollector:
-    """Takes what every site shows for each batch; `profile` is what has been seen so far."""
+    """Accumulates the statistics of every site, batch by batch.
+
+    Parameters
+    ----------
+    found
+        The sites of a network.
+    image
+        One image of the shape and type of all.
+    readout
+        Samples of the local axis.
+    shards
+        Number of image subsets; 0 for none.
+    seed
+        Seed of the drawn positions.
+    extras
+        Any of labels, sensitivity and maps.
+
+    Examples
+    --------
+    >>> from channelscope.network.sites import sites
+    >>> from channelscope.zoo.toys import exact_copy
+    >>> toy = exact_copy()
+    >>> image = toy.batches[0][0][:1]
+    >>> collector = ProfileCollector(sites(toy.model, image), image, Readout("pooled"), 0, 0, frozenset({"labels"}))
+    >>> with torch.no_grad():
+    ...     collector.batch(*toy.batches[0])
+    >>> collector.profile().images
+    64
+    """
 
     def __init__(self, found: Sites, image: Tensor, readout: Readout, shards: int, seed: int, extras: frozenset[str]):
         self.found, self.readout, self.shards, self.seed = found, readout, shards, seed
@@ -82,14 +135,14 @@ class ProfileCollector:
         self.affine = {
             site.name: torch.stack(following_batchnorm(found.graph, site))
             for site in found
-            if site.activation_is_affine and self._same(site)
+            if site.activation_is_affine and self._same_positions(site)
         }
         self.sums = {site.name: self._accumulators(site) for site in found}
         self.class_sums = ClassMeansAccumulator(self.classes, max(shards, 1))
         self.extras: dict[tuple[str, str, int], Any] = {}
 
-    def _same(self, site: Site) -> bool:
-        """Whether the samples at the read point are the very positions sampled at the cut point."""
+    def _same_positions(self, site: Site) -> bool:
+        """Whether both readouts take the same positions."""
         drawn = self.readout.of(site.positions) == CUT_READOUT.of(site.positions)
         return site.positions == 1 or (self.readout.kind == "positions" and drawn)
 
@@ -97,88 +150,103 @@ class ProfileCollector:
         owners, targets = max(self.shards, 1), len(self.targets)
         sums = {"pooled": MomentsAccumulator(site.channels, targets, owners)}
         if self.readout.kind == "positions" and site.positions > 1:
-            sums["read"] = MomentsAccumulator(site.channels, 0 if self._all(site) else targets, owners)
+            sums["read"] = MomentsAccumulator(site.channels, 0 if self._all_positions(site) else targets, owners)
         if site.name not in self.affine:
             sums["cut"] = MomentsAccumulator(site.channels, 0, owners)
         return sums
 
-    def _all(self, site: Site) -> bool:
-        """Whether every position is a sample: an image's samples then sum to a multiple of its pooled one."""
+    def _all_positions(self, site: Site) -> bool:
+        """Whether all positions are samples; their sum over an image then follows from the pooled sample."""
         return self.readout.of(site.positions) == site.positions
 
     def batch(self, images: Tensor, labels: Tensor | None, index: Tensor) -> None:
-        """Run one batch and take what every site shows."""
-        shown = ShardedBatch(images, labels if self.labeled else None, index, self.seed, self.shards)
+        """Run one batch and add the statistics of every site.
+
+        Parameters
+        ----------
+        images
+            (images, channels, height, width).
+        labels
+            (images,) class of each image, or None.
+        index
+            (images,) index of each image.
+
+        Raises
+        ------
+        NumericError
+            For activations that are not finite.
+        """
+        batch = ShardedBatch(images, labels if self.labeled else None, index, self.seed, self.shards)
         steps: dict[str, list[Callable[[Tensor], None]]] = defaultdict(list)
         for site in self.found:
-            steps[site.preactivation].append(partial(self._read, shown, site))
-            steps[site.activation].append(partial(self._cut, shown, site))
+            steps[site.preactivation].append(partial(self._read, batch, site))
+            steps[site.activation].append(partial(self._cut, batch, site))
         after = {name: partial(_per_sample, each) for name, each in steps.items()}
-        images = shown.images.contiguous(memory_format=self.layout)
+        images = batch.images.contiguous(memory_format=self.layout)
         logits = self.found.graph.run(images.requires_grad_(self.sensitivity), hooks=after, out_of_place=self.sensitivity)
-        _finite(logits, "the output", shown.index)
-        if shown.labels is not None:
-            self.tally = self.tally + Tally.of(logits, shown.labels)
+        _finite(logits, "the output", batch.index)
+        if batch.labels is not None:
+            self.tally = self.tally + Tally.of(logits, batch.labels)
             if self.sensitivity:
-                self._add_gradients(shown, logits, shown.labels)
-            self.class_sums.add(shown.owners, shown.labels, shown.pooled)
-        targets = target_columns(logits.detach(), shown.labels)
+                self._add_gradients(batch, logits, batch.labels)
+            self.class_sums.add(batch.owners, batch.labels, batch.pooled)
+        targets = target_columns(logits.detach(), batch.labels)
         for points in self.sums.values():
             for sums in points.values():
                 sums.close(targets)
         self.images += len(images)
-        self.fingerprints.append(fingerprints(shown.images, shown.index))
+        self.fingerprints.append(fingerprints(batch.images, batch.index))
 
-    def _read(self, shown: ShardedBatch, site: Site, maps: Tensor) -> None:
+    def _read(self, batch: ShardedBatch, site: Site, maps: Tensor) -> None:
         sums, detached = self.sums[site.name], maps.detach()
         pooled = POOLED.samples(detached, site.channel_axis)
-        _finite(pooled, site.name, shown.index)
-        shown.pooled[site.name] = pooled[:, 0]
-        sums["pooled"].add(pooled, shown.spans)
+        _finite(pooled, site.name, batch.index)
+        batch.pooled[site.name] = pooled[:, 0]
+        sums["pooled"].add(pooled, batch.spans)
         if "read" in sums:
-            where = shown.where(self.readout, site.positions)
-            sums["read"].add(self.readout.samples(detached, site.channel_axis, where), shown.spans, lent=where is None)
+            where = batch.where(self.readout, site.positions)
+            sums["read"].add(self.readout.samples(detached, site.channel_axis, where), batch.spans, lent=where is None)
         if self.sensitivity:
-            shown.values[site.name, "read"] = maps
+            batch.values[site.name, "read"] = maps
 
-    def _cut(self, shown: ShardedBatch, site: Site, maps: Tensor) -> None:
+    def _cut(self, batch: ShardedBatch, site: Site, maps: Tensor) -> None:
         detached = maps.detach()
         if site.name not in self.affine:
-            where = shown.where(CUT_READOUT, site.positions)
-            self.sums[site.name]["cut"].add(CUT_READOUT.samples(detached, site.channel_axis, where), shown.spans, lent=where is None)
+            where = batch.where(CUT_READOUT, site.positions)
+            self.sums[site.name]["cut"].add(CUT_READOUT.samples(detached, site.channel_axis, where), batch.spans, lent=where is None)
         if self.sensitivity:
-            shown.values[site.name, "cut"] = maps
+            batch.values[site.name, "cut"] = maps
         if self.maps:
             grid = detached.movedim(site.channel_axis + 1, 1)
             grid = grid if grid.dim() == 4 else grid.flatten(2)[:, :, None] if grid.dim() > 2 else grid[:, :, None, None]
-            for shard, own in shown.spans:
-                self._grow((site.name, "maps", shard), FeatureMapSums.of(grid[own].cpu()))
+            for shard, rows in batch.spans:
+                self._accumulate((site.name, "maps", shard), FeatureMapSums.of(grid[rows].cpu()))
 
-    def _add_gradients(self, shown: ShardedBatch, logits: Tensor, labels: Tensor) -> None:
+    def _add_gradients(self, batch: ShardedBatch, logits: Tensor, labels: Tensor) -> None:
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         followed = [
-            key for key, value in shown.values.items() if value.requires_grad and loss.requires_grad
+            key for key, value in batch.values.items() if value.requires_grad and loss.requires_grad
         ]  # not what is computed under torch.no_grad()
-        given = [shown.values[key] for key in followed]
+        given = [batch.values[key] for key in followed]
         gradients = torch.autograd.grad(loss, given, allow_unused=True) if given else ()
-        slopes = dict.fromkeys(shown.values) | dict(zip(followed, gradients, strict=True))
+        gradient_of = dict.fromkeys(batch.values) | dict(zip(followed, gradients, strict=True))
         products: dict[tuple[str, str], Tensor] = {}
-        for key, value in shown.values.items():
-            site, value, slope = self.found[key[0]], value.detach(), slopes[key]
+        for key, value in batch.values.items():
+            site, value, slope = self.found[key[0]], value.detach(), gradient_of[key]
             bias = self.found.graph.modules[site.name].bias if key[1] == "read" else None
             if isinstance(bias, Tensor):
                 value = value - bias.detach().view([-1 if axis == site.channel_axis + 1 else 1 for axis in range(value.dim())])
             products[key] = channels_last(torch.zeros_like(value) if slope is None else value * slope, site.channel_axis).sum(1).cpu()
-        for shard, own in shown.spans:
+        for shard, rows in batch.spans:
             for site in self.found:
-                part = Sensitivity.of(products[site.name, "read"][own], products[site.name, "cut"][own])
-                self._grow((site.name, "sensitivity", shard), part)
+                part = Sensitivity.of(products[site.name, "read"][rows], products[site.name, "cut"][rows])
+                self._accumulate((site.name, "sensitivity", shard), part)
 
-    def _grow(self, key: tuple[str, str, int], part: Any) -> None:
+    def _accumulate(self, key: tuple[str, str, int], part: Any) -> None:
         self.extras[key] = self.extras[key] + part if key in self.extras else part
 
     def profile(self) -> Profile:
-        """The profile of what was seen so far."""
+        """The profile of all images so far."""
         model = self.found.graph.model
         tensors: dict[str, Tensor] = {}
         for site in self.found:
@@ -211,12 +279,12 @@ class ProfileCollector:
         records = []
         for shard, pooled in enumerate(points["pooled"]):
             read, cut = (points[point][shard] if point in points else None for point in ("read", "cut"))
-            if read is not None and self._all(site):
+            if read is not None and self._all_positions(site):
                 read = _with_repeated_targets(read, pooled)
-            records.append(SiteRecord(pooled, read, cut, self.affine.get(site.name), **self._parts(site, shard)))
+            records.append(SiteRecord(pooled, read, cut, self.affine.get(site.name), **self._optional_sums(site, shard)))
         return records
 
-    def _parts(self, site: Site, shard: int) -> dict[str, Any]:
+    def _optional_sums(self, site: Site, shard: int) -> dict[str, Any]:
         parts: dict[str, Any] = {}
         if self.labeled:
             parts["classes"] = self.class_sums.of(site.name, shard, site.channels)
@@ -228,10 +296,10 @@ class ProfileCollector:
 
 
 def _with_repeated_targets(channels: Moments, pooled: Moments) -> Moments:
-    """Moments of all positions, joined with targets that are repeated at each: an image's positions sum to a multiple of its average."""
-    own, each = slice(len(channels)), channels.count / pooled.count if pooled.count else 1.0
-    mean, scatter = pooled.mean.clone(), pooled.scatter * each
-    mean[own], scatter[own, own] = channels.mean, channels.scatter
+    """Moments of all positions, joined with the targets repeated at each; an image's positions sum to a multiple of its pooled sample."""
+    coordinates, ratio = slice(len(channels)), channels.count / pooled.count if pooled.count else 1.0
+    mean, scatter = pooled.mean.clone(), pooled.scatter * ratio
+    mean[coordinates], scatter[coordinates, coordinates] = channels.mean, channels.scatter
     return Moments(channels.count, mean, scatter)
 
 
@@ -251,7 +319,7 @@ def _class_count(found: Sites) -> int:
 
 
 def _finite(values: Tensor, place: str, index: Tensor) -> None:
-    """Refuse nan and infinity, naming the place and the first images."""
+    """Raise NumericError for nan and infinity, with the place and the first images."""
     fine = values.isfinite().flatten(1)
     if not bool(fine.all()):
         images = sorted(index.to(values.device)[~fine.all(1)].tolist())

@@ -27,7 +27,30 @@ FINGERPRINTS = "fingerprints"
 
 
 def save(profile: Profile, path: str | Path) -> Path:
-    """Write a profile to one file, all or nothing; `load` gives the same profile back, to the bit."""
+    """Write a profile to one file, which appears complete or not at all.
+
+    Parameters
+    ----------
+    profile
+        The profile.
+    path
+        The file to write or replace.
+
+    Returns
+    -------
+    Path
+        The file; `load` returns the same profile, to the bit.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import exact_copy
+    >>> toy = exact_copy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load(save(collect(toy.model, toy.batches), Path(folder, "toy.profile"))).images
+    256
+    """
     path = Path(path)
     header = {name: getattr(profile, name) for name in HEADER_FIELDS}
     header |= {
@@ -46,12 +69,30 @@ def save(profile: Profile, path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Profile:
-    """Read a profile.
+    """Profile of a file that `save` wrote.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    Profile
+        The profile as it was saved.
 
     Raises
     ------
     FormatError
         If the file is missing, damaged, not a profile, or of another format version.
+
+    Examples
+    --------
+    >>> try:
+    ...     load("nowhere.profile")
+    ... except FormatError as error:
+    ...     print(str(error).split(":")[0])
+    no profile at nowhere.profile
     """
     path = Path(path)
     if not path.is_file():
@@ -81,17 +122,37 @@ def load(path: str | Path) -> Profile:
 
 
 def trace_profiled(model: nn.Module, profile: Profile) -> Sites:
-    """The sites of `model` with its graph, once it is certain that the profile is of this network with these weights.
+    """Sites of a network, after a check that the profile is of this network with these weights.
+
+    Parameters
+    ----------
+    model
+        The network.
+    profile
+        A profile of the network.
+
+    Returns
+    -------
+    Sites
+        The sites, with the traced graph.
 
     Raises
     ------
     MismatchError
         If the weights or the sites differ.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import exact_copy
+    >>> toy = exact_copy()
+    >>> [site.name for site in trace_profiled(toy.model, collect(toy.model, toy.batches))]
+    ['conv']
     """
-    own = weights_hash(model)
-    if own != profile.weights_hash:
+    identity = weights_hash(model)
+    if identity != profile.weights_hash:
         raise MismatchError(
-            f"the profile is of {profile.network} with weights {profile.weights_hash[:12]}, the network given has weights {own[:12]}: "
+            f"the profile is of {profile.network} with weights {profile.weights_hash[:12]}, the network given has weights {identity[:12]}: "
             "give the network that was profiled, or collect its profile"
         )
     found = sites(model, zero_batch(model, profile.input_shape))

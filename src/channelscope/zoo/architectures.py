@@ -8,7 +8,25 @@ from channelscope.data.torchvision_cpu import models
 
 
 def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """3×3 convolution that keeps the size at stride 1; no bias, for a batch normalization follows."""
+    """3×3 convolution with padding 1 and no bias.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Number of channels.
+    stride
+        Stride along both axes.
+
+    Returns
+    -------
+    Conv2d
+        Randomly initialized.
+
+    Examples
+    --------
+    >>> conv3(3, 8).weight.shape
+    torch.Size([8, 3, 3, 3])
+    """
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
 
 
@@ -32,8 +50,8 @@ class Block(nn.Module):
 class SmallResNet(nn.Module):
     """Stem and three stages of width, 2·width and 4·width channels with (depth − 2)/6 blocks each.
 
-    Option B shortcuts (projections) instead of the paper's zero-padded identities: every channel then has a convolution that
-    makes it, so all of them can be scored, removed and repaired. They add 2,752 weights to ResNet-20.
+    Option B shortcuts (projections) instead of the paper's zero-padded identities: every channel is then the
+    output of a convolution, and all of them can be scored, removed and repaired. They add 2,752 weights to ResNet-20.
 
     References
     ----------
@@ -68,7 +86,28 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 
 
 def first_conv(model: nn.Module) -> tuple[nn.Module, str, nn.Conv2d]:
-    """The first convolution in registration order: its parent, its name there, and itself."""
+    """First convolution of a network in registration order.
+
+    Parameters
+    ----------
+    model
+        A network.
+
+    Returns
+    -------
+    tuple
+        The module that holds it, its name there, and the convolution.
+
+    Raises
+    ------
+    ValueError
+        Without a convolution.
+
+    Examples
+    --------
+    >>> first_conv(SmallResNet(8))[1]
+    'conv1'
+    """
     for parent in model.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d):
@@ -77,7 +116,27 @@ def first_conv(model: nn.Module) -> tuple[nn.Module, str, nn.Conv2d]:
 
 
 def replace_first_conv(model: nn.Module, channels: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
-    """Replace the first convolution by one of another shape with as many output channels, and return it."""
+    """Replace the first convolution of a network by one of another shape.
+
+    Parameters
+    ----------
+    model
+        A network; it is changed.
+    channels
+        Number of input channels.
+    kernel, stride, padding
+        Of the new convolution, along both axes, in pixels.
+
+    Returns
+    -------
+    Conv2d
+        The new convolution, randomly initialized, with as many output channels as the old one.
+
+    Examples
+    --------
+    >>> replace_first_conv(SmallResNet(8), 1, 5, 2, 2).weight.shape
+    torch.Size([16, 1, 5, 5])
+    """
     parent, name, old = first_conv(model)
     new = nn.Conv2d(channels, old.out_channels, kernel, stride, padding, bias=old.bias is not None)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
@@ -88,7 +147,22 @@ def replace_first_conv(model: nn.Module, channels: int, kernel: int, stride: int
 
 
 def set_input_channels(model: nn.Module, channels: int) -> None:
-    """Replace the first convolution by one for images with that many channels, unless it takes them already."""
+    """Replace the first convolution of a network by one for another number of input channels, if it differs.
+
+    Parameters
+    ----------
+    model
+        A network; it is changed.
+    channels
+        Number of channels of the images.
+
+    Examples
+    --------
+    >>> model = SmallResNet(8)
+    >>> set_input_channels(model, 1)
+    >>> model.conv1.in_channels
+    1
+    """
     _, _, old = first_conv(model)
     if old.in_channels != channels:
         replace_first_conv(model, channels, old.kernel_size[0], old.stride[0], int(old.padding[0]))

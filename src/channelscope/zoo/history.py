@@ -1,4 +1,4 @@
-"""History: what happened in a training run, and the folder it left."""
+"""History: the log of a training run, and its folder."""
 
 import json
 import math
@@ -24,16 +24,16 @@ TRAINED = "trained.safetensors"
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training images; epoch 0 is the initialization, of which only the validation is known."""
+    """One pass over the training images; epoch 0 is the initialization and has validation numbers only."""
 
     epoch: int
     """0 for the initialization, then 1, 2, …"""
     lr: float
     """learning rate of the epoch's last step"""
     train_loss: float
-    """mean cross-entropy in nats over the augmented training images, while they were learned from"""
+    """mean cross-entropy in nats over the augmented training images, in training mode, during the epoch"""
     train_accuracy: float
-    """fraction of them right, while they were learned from"""
+    """fraction of them right, in training mode, during the epoch"""
     validation_loss: float
     """mean cross-entropy in nats over the validation images, after the epoch"""
     validation_accuracy: float

@@ -1,4 +1,4 @@
-"""A network, its images and the further inputs of its forward pass, brought together."""
+"""Loading of a network with its images and the further inputs of its forward pass."""
 
 import inspect
 from collections.abc import Mapping
@@ -16,13 +16,15 @@ from channelscope.zoo.weight_files import load_weights, read_weights
 
 
 def bind_extra_inputs(model: nn.Module, example: Mapping[str, Tensor]) -> nn.Module:
-    """Make the network's forward pass one of images alone: its other parameters get the values of the example.
+    """Network whose forward pass takes images only: its further inputs are bound to the values of an example.
 
-    The network itself is changed and returned; names of modules, weights and their fingerprint stay as they were, and the
-    values move with it from device to device.
+    The network itself is changed and returned. Names of modules, weights and their hash stay as they were, and the bound values
+    move with the network from device to device.
 
     Parameters
     ----------
+    model
+        The network.
     example
         A tensor for each further parameter of the forward pass, by name; one of shape (1, …) is repeated for every image,
         any other is given as it is.
@@ -30,12 +32,20 @@ def bind_extra_inputs(model: nn.Module, example: Mapping[str, Tensor]) -> nn.Mod
     Returns
     -------
     nn.Module
-        The same network; unchanged where there is nothing to give.
+        The same network; unchanged if the example is empty.
 
     Raises
     ------
     InputError
-        If the forward pass has no such parameter, or still needs one that is not there.
+        If the forward pass has no such parameter, or needs one that the example lacks.
+
+    Examples
+    --------
+    >>> class Scaled(nn.Module):
+    ...     def forward(self, images, scale):
+    ...         return images * scale
+    >>> bind_extra_inputs(Scaled(), {"scale": torch.tensor([[3.0]])})(torch.ones(2, 1)).tolist()
+    [[3.0], [3.0]]
     """
     kind = type(model)
     parameters = list(inspect.signature(model.forward).parameters.values())[1:]
@@ -63,19 +73,24 @@ def bind_extra_inputs(model: nn.Module, example: Mapping[str, Tensor]) -> nn.Mod
 
 
 def extra_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """The values that `bind_extra_inputs` gave; empty for a network of images alone."""
-    return {name: model.get_buffer(f"example_{name}").detach().cpu() for name in vars(type(model)).get("fixed", ())}
+    """Values that `bind_extra_inputs` bound, by name.
 
+    Parameters
+    ----------
+    model
+        The network.
 
-def read_extra_inputs(path: str | Path) -> dict[str, Tensor]:
-    """Named tensors of a safetensors file, or of a dictionary saved by torch.
+    Returns
+    -------
+    dict
+        Name → tensor on the CPU; empty for a network whose forward pass takes images only.
 
-    Raises
-    ------
-    WeightsError
-        If the file is missing, corrupt, or holds something else than named tensors.
+    Examples
+    --------
+    >>> extra_inputs(nn.Identity())
+    {}
     """
-    return read_weights(path)
+    return {name: model.get_buffer(f"example_{name}").detach().cpu() for name in vars(type(model)).get("fixed", ())}
 
 
 def _repeated(value: Tensor, images: Tensor) -> Tensor:
@@ -93,10 +108,10 @@ def load(
     seed: int = 0,
     example: str | Path | None = None,
 ) -> tuple[nn.Module, ImageSplits]:
-    """A network in eval mode, on the device, and the divided images, in the size and normalization it wants.
+    """Network in evaluation mode, and the splits of a data set in the size and normalization that the network expects.
 
     The network gets the data's number of classes and channels, and a stem for small images where they are (zoo/architectures.py).
-    Gray pictures are repeated over three channels for a network, or weights, that take color alone. Images larger than the network's own
+    Gray pictures are repeated over three channels for networks or weights that take color only. Images larger than the network's own
     input size are resized and cropped to it. Without weights it is initialized from `seed`.
 
     Parameters
@@ -108,12 +123,17 @@ def load(
     weights
         File of named tensors (zoo/weight_files.py).
     device
-        Where the network runs.
+        Device of the network.
     seed
-        Of the initialization.
+        Seed of the initialization.
     example
-        File of named tensors (safetensors): the further inputs of a network whose forward pass needs more than images
-        (zoo/loading.py); the same for every image.
+        File of named tensors (safetensors): the further inputs of a network whose forward pass needs more than images;
+        the same for every image.
+
+    Returns
+    -------
+    tuple
+        The network and its `ImageSplits`.
 
     Raises
     ------
@@ -123,11 +143,17 @@ def load(
         For weights that cannot be read or do not fit.
     DataError
         For data that cannot be used, or that the network does not fit.
+
+    Examples
+    --------
+    >>> model, images = load("resnet20(width=4)", data="digits")
+    >>> model(next(iter(images.test))[0]).shape
+    torch.Size([128, 10])
     """
     place = available(device)
     source = ImageSource(data) if isinstance(data, str) else data
     found = open_dataset(source)
-    fixed = read_extra_inputs(example) if example is not None else {}
+    fixed = read_weights(example) if example is not None else {}
     shape = native_shape(found)
     try:
         made, images = _matched(model, source, found, shape, weights, fixed, seed)
@@ -151,7 +177,7 @@ def _matched(
     fixed: Mapping[str, torch.Tensor],
     seed: int,
 ) -> tuple[nn.Module, ImageSplits]:
-    """The network made for pictures of that shape, with its weights, and the images as it wants them."""
+    """Network for pictures of one shape, with its weights, and the images as the network expects them."""
     channels, height, width = shape
     size = source.size or min(height, width)
     made = build(model, len(found.class_names), channels, size, seed)
@@ -167,12 +193,27 @@ def _matched(
 
 
 def available(device: str | torch.device) -> torch.device:
-    """A device of that name.
+    """Device of a name, if the machine has it.
+
+    Parameters
+    ----------
+    device
+        Such as cpu or cuda:0.
+
+    Returns
+    -------
+    torch.device
+        The device.
 
     Raises
     ------
     InputError
         If there is no such device on this machine.
+
+    Examples
+    --------
+    >>> available("cpu")
+    device(type='cpu')
     """
     try:
         found = torch.device(device)
@@ -186,7 +227,7 @@ def available(device: str | torch.device) -> torch.device:
 
 
 def _agree(model: nn.Module, images: ImageSplits, name: str) -> None:
-    """Refuse a network that cannot take these images or has too few logits for their labels."""
+    """Raise DataError if the network cannot take these images or has too few logits for their labels."""
     shape = images.image_shape
     try:
         with torch.inference_mode():

@@ -34,47 +34,89 @@ CHANNEL_WORDS = ("in_chans", "in_channels", "channels", "in_planes")
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a network wants its images."""
+    """Preprocessing of images that a network expects.
+
+    Examples
+    --------
+    >>> InputSpec().normalization is None
+    True
+    """
 
     fit: ResizeCrop | None = None
-    """the size images are resized and cropped to; None where any size will do"""
+    """resizing and cropping; None if the network takes any size"""
     enlarge: bool = False
-    """whether smaller images must be brought to that size as well"""
+    """whether the network takes this size only, so that smaller images are enlarged"""
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """mean and standard deviation it was made for; None takes the data set's own"""
+    """mean and standard deviation of its pixels; None for those of the data set"""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a network of the zoo is; found as `model.card`."""
+    """Description of a network of the zoo, in `model.card`.
+
+    Examples
+    --------
+    >>> model_info(build("resnet20", classes=5)).classes
+    5
+    """
 
     name: str
-    """the name it was asked for by, options included"""
+    """name that `build` was called with, options included"""
     classes: int
-    """number of classes it was made for"""
+    """number of classes"""
     channels: int
     """channels of its input images"""
     intake: InputSpec
-    """how it wants its images"""
+    """preprocessing of its images"""
 
 
 def network_names() -> tuple[str, ...]:
-    """Networks that are asked for by name alone; `timm:NAME`, `torchvision:NAME` and `file.py:Class` come on top."""
+    """Names of the zoo's own networks; `build` takes `timm:NAME`, `torchvision:NAME` and `file.py:Class` too.
+
+    Returns
+    -------
+    tuple
+        The names.
+
+    Examples
+    --------
+    >>> network_names()[:2]
+    ('resnet20', 'resnet32')
+    """
     return (*RESNETS, *ARCHITECTURES)
 
 
 def build(name: str, classes: int = 10, channels: int = 3, image_size: int = 32, seed: int = 0) -> nn.Module:
-    """An untrained network, in eval mode, with its `card`.
+    """Untrained network in evaluation mode, with its description in `model.card`.
 
-    `name` is one of `names()`, `timm:NAME`, `torchvision:NAME` (unmodified), or `path/to/file.py:Class` (the file is run);
-    keyword arguments of the constructor may follow: `resnet20(width=8)`, `mobilenet_v2(width_mult=0.5)`,
-    `nets.py:Small(depth=20)`. Images of at most 64 pixels get the stems of zoo/architectures.py. Initialization is drawn from `seed`
-    and leaves the global generator as it was.
+    Parameters
+    ----------
+    name
+        One of `network_names()`, `timm:NAME`, `torchvision:NAME` (unmodified), or `path/to/file.py:Class` (the file is run);
+        keyword arguments of the constructor may follow, as in `resnet20(width=8)` or `nets.py:Small(depth=20)`.
+    classes
+        Number of classes.
+    channels
+        Channels of the images.
+    image_size
+        Side of the images in pixels; for at most 64 pixels the network gets a stem for small images (zoo/architectures.py).
+    seed
+        Seed of the initialization; the global generator is left as it was.
+
+    Returns
+    -------
+    nn.Module
+        The network.
 
     Raises
     ------
     InputError
         If there is no such network, or its constructor refuses the arguments.
+
+    Examples
+    --------
+    >>> build("resnet20(width=4)", classes=7).fc
+    Linear(in_features=16, out_features=7, bias=True)
     """
     plain, options = _parse(name)
     with torch.random.fork_rng(devices=[]):
@@ -88,17 +130,32 @@ def build(name: str, classes: int = 10, channels: int = 3, image_size: int = 32,
 
 
 def model_info(model: nn.Module) -> ModelInfo:
-    """What a network made by `network` is.
+    """Description of a network that `build` made.
+
+    Parameters
+    ----------
+    model
+        The network.
+
+    Returns
+    -------
+    ModelInfo
+        Its name, classes, channels and preprocessing.
 
     Raises
     ------
     InputError
-        If it was made elsewhere.
+        If the network was made elsewhere.
+
+    Examples
+    --------
+    >>> model_info(build("resnet20", channels=1)).channels
+    1
     """
-    found = vars(model).get("card")
-    if not isinstance(found, ModelInfo):
-        raise InputError(f"expected a network made by zoo.network or zoo.load, received a {type(model).__name__} without a card")
-    return found
+    info = vars(model).get("card")
+    if not isinstance(info, ModelInfo):
+        raise InputError(f"expected a network made by zoo.build or zoo.load, received a {type(model).__name__} without a card")
+    return info
 
 
 def _build(name: str, options: dict[str, Any], classes: int, channels: int, size: int) -> tuple[nn.Module, InputSpec]:
@@ -133,21 +190,21 @@ def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tu
         near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5])
         raise InputError(f"timm has no network '{name}'" + (f"; it has {near}" if near else ""))
     model = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **options)
-    wanted: Any = model.pretrained_cfg
-    fit = ResizeCrop(tuple(wanted["input_size"][1:]), wanted["crop_pct"], wanted["interpolation"])
-    own = (tuple(wanted["mean"]), tuple(wanted["std"])) if channels == 3 else None
-    return model, InputSpec(fit, bool(wanted["fixed_input_size"]), own)
+    config: Any = model.pretrained_cfg
+    fit = ResizeCrop(tuple(config["input_size"][1:]), config["crop_pct"], config["interpolation"])
+    own = (tuple(config["mean"]), tuple(config["std"])) if channels == 3 else None
+    return model, InputSpec(fit, bool(config["fixed_input_size"]), own)
 
 
 def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.Module, InputSpec]:
-    there = models.list_models(module=models)
-    if name not in there:
-        raise InputError(f"torchvision has no classification network '{name}'; it has {', '.join(there[:5])}, …")
-    wanted: Any = models.get_model_weights(name)["DEFAULT"].transforms()
-    side = wanted.crop_size[0]
-    fit = ResizeCrop((side, side), side / wanted.resize_size[0], wanted.interpolation.value)
+    names = models.list_models(module=models)
+    if name not in names:
+        raise InputError(f"torchvision has no classification network '{name}'; it has {', '.join(names[:5])}, …")
+    config: Any = models.get_model_weights(name)["DEFAULT"].transforms()
+    side = config.crop_size[0]
+    fit = ResizeCrop((side, side), side / config.resize_size[0], config.interpolation.value)
     model = models.get_model(name, weights=None, num_classes=classes, **options)
-    return model, InputSpec(fit, name.startswith(FIXED_SIZE), (tuple(wanted.mean), tuple(wanted.std)))
+    return model, InputSpec(fit, name.startswith(FIXED_SIZE), (tuple(config.mean), tuple(config.std)))
 
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:

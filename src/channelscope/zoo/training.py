@@ -1,4 +1,4 @@
-"""Training, from an initialization to trained weights, interruptible, resumable and repeatable; and fine-tuning."""
+"""Resumable, deterministic training and fine-tuning."""
 
 import copy
 import json
@@ -38,13 +38,33 @@ def train(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> History:
-    """The history of training a network on the training images; its best epoch by the validation images is tested once.
+    """History of training a network; the epoch with the best validation accuracy is tested once.
 
-    Leaves in `out`: epoch_000.safetensors (the initialization), the checkpoints of the schedule, trained.safetensors (the
+    Files in `out`: epoch_000.safetensors (the initialization), the checkpoints of the schedule, trained.safetensors (the
     best epoch, or the last where fewer than 100 validation images do not tell the two apart), and training.json. A run that was
     interrupted goes on after its last whole epoch when it is called again with the same network, images and schedule; on a CPU
     the result is the same to the bit, as is that of a second run. On a CUDA device products are taken in bfloat16. The network
-    is left with the weights of trained.safetensors, in eval mode.
+    is left with the weights of trained.safetensors, in evaluation mode.
+
+    Parameters
+    ----------
+    model
+        The network, initialized; it is changed.
+    images
+        Splits of a data set.
+    out
+        Folder of the run.
+    schedule
+        Epochs, learning rate, batches and augmentation.
+    device
+        Device of the training.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    History
+        Losses and accuracies of all epochs.
 
     Raises
     ------
@@ -53,7 +73,17 @@ def train(
     MismatchError
         If `out` holds another run.
     NumericError
-        If the loss stops being a number.
+        If the loss becomes nan or infinite.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope.zoo.loading import load
+    >>> model, images = load("resnet20(width=2)", data="digits")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     history = train(model, images, folder, Schedule(epochs=1, batch_size=512), progress=False)
+    >>> [epoch.epoch for epoch in history.epochs], history.test_images
+    ([0, 1], 359)
     """
     schedule = schedule or Schedule()
     for split in (images.train, images.validation):
@@ -68,13 +98,13 @@ def train(
     history = _restore(history, model, optimizer)
     if len(history.epochs) <= schedule.epochs:
         with _progress_bar(progress) as bar:
-            task = bar.add_task("training", total=schedule.epochs, completed=len(history.epochs) - 1, said="")
+            task = bar.add_task("training", total=schedule.epochs, completed=len(history.epochs) - 1, message="")
             for epoch in range(len(history.epochs), schedule.epochs + 1):
                 record = _epoch(model, optimizer, images, schedule, epoch)
                 history = replace(history, epochs=(*history.epochs, record))
                 _save_epoch(history, model, optimizer, schedule)
-                said = f"loss {record.train_loss:.3f}  validation {record.validation_accuracy:.1%} of {len(images.validation):,}"
-                bar.update(task, advance=1, said=said)
+                message = f"loss {record.train_loss:.3f}  validation {record.validation_accuracy:.1%} of {len(images.validation):,}"
+                bar.update(task, advance=1, message=message)
     if history.kept != history.best:
         with atomic_file(history.trained) as half:
             shutil.copyfile(history.checkpoint(history.kept), half)
@@ -137,7 +167,7 @@ def _epoch(model: nn.Module, optimizer: torch.optim.SGD, images: ImageSplits, sc
     started, device = time.perf_counter(), device_of(model)
     draw = torch.Generator().manual_seed(schedule.seed * 1_000_003 + epoch)
     steps = torch.randperm(len(images.train), generator=draw).tensor_split(-(-len(images.train) // schedule.batch_size))
-    loss, right = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
+    loss, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
     labels = images.train.labels
     model.train()
     rate = schedule.lr
@@ -148,17 +178,17 @@ def _epoch(model: nn.Module, optimizer: torch.optim.SGD, images: ImageSplits, sc
             for group in optimizer.param_groups:
                 group["lr"] = rate
             pixels = augment(images.train.pixels(places).to(device), schedule.pad, schedule.flip, draw)
-            some, hits = _step(model, optimizer, images.train.normalized(pixels), labels[places].to(device))
-            loss, right = loss + some * len(places), right + hits
+            batch_loss, batch_correct = _step(model, optimizer, images.train.normalized(pixels), labels[places].to(device))
+            loss, correct = loss + batch_loss * len(places), correct + batch_correct
     total = len(images.train)
     if not math.isfinite(float(loss)):
         raise NumericError(f"epoch {epoch}: the loss is {float(loss)}; start again in another folder with a smaller lr than {schedule.lr}")
     validation = loss_and_accuracy(model, images.validation)
-    return Epoch(epoch, rate, float(loss) / total, int(right) / total, *validation, time.perf_counter() - started)
+    return Epoch(epoch, rate, float(loss) / total, int(correct) / total, *validation, time.perf_counter() - started)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """One descent; the batch's mean loss and how many were right, left on the device."""
+    """One step of the optimizer; mean loss of the batch and its number of correct images, on the device."""
     on_gpu = x.device.type == "cuda"
     if on_gpu:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -172,7 +202,7 @@ def _step(model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor) ->
 
 
 def _save_epoch(history: History, model: nn.Module, optimizer: torch.optim.SGD, schedule: Schedule) -> None:
-    """Checkpoint, then what resuming starts from, then what follows from that: a kill at any moment loses one epoch at most."""
+    """Write the checkpoint, then the resume file, then log and best weights, so that at most one epoch is lost."""
     state, epoch = model.state_dict(), history.epochs[-1].epoch
     if schedule.keeps(epoch):
         save_weights(state, history.checkpoint(epoch))
@@ -197,7 +227,7 @@ def _progress_bar(shown: bool) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[message]}"),
     )
     return Progress(*columns, console=Console(stderr=True), disable=not shown)
 
@@ -205,12 +235,37 @@ def _progress_bar(shown: bool) -> Progress:
 def finetune(
     model: nn.Module, images: ImageSplits, out: str | Path, schedule: Schedule, device: str | torch.device = "cpu", progress: bool = True
 ) -> nn.Module:
-    """A copy of a network after the last epoch of a schedule, in eval mode; the network stays as it is.
+    """Fine-tuned copy of a network, after the last epoch of a schedule, in evaluation mode; the network itself stays as it was.
 
-    Not the epoch that does best on the validation images, which `train` chooses: a network that comes with its weights has often
-    been trained on these very images, and would look best before it is touched.
+    The last epoch is taken, not the best: pretrained networks have often been trained on the validation images, so their
+    validation accuracy before fine-tuning is not meaningful. An interrupted run resumes when it is called again.
 
-    Raises   what `train` raises; an interrupted run goes on when it is called again.
+    Parameters
+    ----------
+    model
+        A trained network.
+    images, out, schedule, device, progress
+        As for `train`.
+
+    Returns
+    -------
+    nn.Module
+        The copy.
+
+    Raises
+    ------
+    ChannelscopeError
+        What `train` raises.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope.zoo.loading import load
+    >>> model, images = load("resnet20(width=2)", data="digits")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tuned = finetune(model, images, folder, Schedule(epochs=1, batch_size=512), progress=False)
+    >>> torch.equal(tuned.fc.weight, model.fc.weight)
+    False
     """
     tuned = copy.deepcopy(model).requires_grad_(True)
     history = train(tuned, images, out, schedule, device, progress)

@@ -51,10 +51,10 @@ STORAGES = {
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Named tensors of a weights file, in which nothing but tensors is ever made; 16-bit floats become float32.
+    """Named tensors of a weights file, read without running any code; 16-bit floats become float32.
 
-    Averaged weights (EMA) that lie beside others are taken, and a warning says so. Names that all start with `module.`, and
-    `_orig_mod.` of torch.compile, are unwrapped.
+    Averaged weights (EMA) take precedence over others, with a warning. The prefixes `module.`, where all names have it, and
+    `_orig_mod.` of torch.compile are removed.
 
     Parameters
     ----------
@@ -62,10 +62,23 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         A safetensors file; a PyTorch file, with the state dictionary itself or under a key such as `state_dict` or
         `model_state` (checkpoints of Lightning too); or the index of several files, any of them, or their folder.
 
+    Returns
+    -------
+    dict
+        Name → tensor.
+
     Raises
     ------
     WeightsError
         If the file is missing, corrupt, a Git LFS pointer, or holds something else than named tensors.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_weights({"weight": torch.ones(2)}, f"{folder}/a.safetensors")
+    ...     read_weights(f"{folder}/a.safetensors")
+    {'weight': tensor([1., 1.])}
     """
     return _renamed(_state(Path(path)), PREFIXES[:1])[-1]
 
@@ -76,11 +89,31 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     What wrappers put before every name (`module.`, `model.`, `_orig_mod.`) is dropped where the network has no such names.
     Only BatchNorm's `num_batches_tracked`, which no forward pass reads, may be missing.
 
+    Parameters
+    ----------
+    model
+        The network; it is changed only if every tensor fits.
+    path
+        As for `read_weights`.
+
+    Returns
+    -------
+    nn.Module
+        The same network.
+
     Raises
     ------
     WeightsError
         If the file cannot be read (`read_weights`), or naming the first tensors that are missing, left over, or of another
         shape.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_weights({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, f"{folder}/a.safetensors")
+    ...     load_weights(nn.Linear(2, 1), f"{folder}/a.safetensors").weight.tolist()
+    [[1.0, 1.0]]
     """
     own = model.state_dict()
     state = max(_renamed(_state(Path(path)), PREFIXES), key=lambda form: len(own.keys() & form.keys()))  # the first of equals
@@ -100,7 +133,25 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
 
 
 def save_weights(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as safetensors; the file appears whole or not at all."""
+    """Write named tensors to a safetensors file, which appears complete or not at all.
+
+    Parameters
+    ----------
+    state
+        Name → tensor, on any device.
+    path
+        The file to write or replace.
+    metadata
+        Text to store with them.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_weights({"weight": torch.ones(2)}, f"{folder}/a.safetensors")
+    ...     sorted(load_file(f"{folder}/a.safetensors"))
+    ['weight']
+    """
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     with atomic_file(Path(path)) as half:
         save_file(plain, half, dict(metadata or {}))

@@ -59,25 +59,73 @@ class SharedActivationNet(nn.Module):
 
 
 def residual_pair(images: int = 64, seed: int = 0) -> Toy:
-    """Stem and outer convolution are tied by a residual sum: channel k of both lives or dies together; inner is free.
+    """Stem and outer convolution are coupled by a residual sum: channel k of both is kept or removed together; inner is free.
 
-    Truth   sites in execution order; tied: sets of sites that share their channels; free: sites that share with none.
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: sites in execution order; tied: sets of sites that share their channels; free: sites that share with none.
+
+    Examples
+    --------
+    >>> toy = residual_pair()
+    >>> toy.truth["free"]
+    ['inner']
     """
     return _structural(ResidualNet(), images, seed, ["stem", "inner", "outer"], [{"stem", "outer"}])
 
 
 def depthwise_block(images: int = 64, seed: int = 0) -> Toy:
-    """Channel k of the depthwise convolution is made of channel k of the expansion alone: both live or die together.
+    """Channel k of the depthwise convolution is computed from channel k of the expansion alone: both are kept or removed together.
 
-    Truth   sites in execution order; tied: sets of sites that share their channels; free: sites that share with none.
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: sites in execution order; tied: sets of sites that share their channels; free: sites that share with none.
+
+    Examples
+    --------
+    >>> toy = depthwise_block()
+    >>> toy.truth["free"]
+    ['project']
     """
     return _structural(DepthwiseNet(), images, seed, ["expand", "depthwise", "project"], [{"expand", "depthwise"}])
 
 
 def shared_activation(images: int = 64, seed: int = 0) -> Toy:
-    """Two convolutions behind the same function F.relu: sharing an activation ties nothing, and each has its own cut point.
+    """Two convolutions behind the same function F.relu: a shared activation couples nothing, and each has its own activation step.
 
-    Truth   sites in execution order; tied: sets of sites that share their channels; free: sites that share with none.
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: sites in execution order; tied: sets of sites that share their channels; free: sites that share with none.
+
+    Examples
+    --------
+    >>> toy = shared_activation()
+    >>> toy.truth["tied"]
+    []
     """
     return _structural(SharedActivationNet(), images, seed, ["first", "second"], [])
 

@@ -1,7 +1,7 @@
-"""Toys for statistics: planes that are flat and exactly orthonormal over the set of images.
+"""Toys for statistics: constant planes, exactly orthonormal over the images.
 
 Whatever the readout, channel statistics are the closed form of the weights, to float32 rounding. The one site is
-`conv`, a 1×1 convolution; its ReLU never cuts (but in `xor_pair`), for a bias lifts the channels.
+`conv`, a 1×1 convolution; the bias keeps all preactivations positive, so its ReLU is the identity (but in `xor_pair`).
 
 Truth of a linear toy: site; covariance (C, C) of the channels; margin_variance and margin_covariance (C,) with the logit
 margin; task_information (C,) = −½ ln(1 − ρ²) in nats, nan for a silent channel. All labels of a linear toy are 1, so that
@@ -40,7 +40,23 @@ class LinearNet(nn.Module):
 def exact_copy(images: int = 256, seed: int = 0) -> Toy:
     """Channel 3 is twice channel 0; channels 1 and 2 share half of their variance with it, and a quarter with each other.
 
-    Truth   those of a linear toy and copies: the pairs (channel, its multiple).
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: the entries of a linear toy and copies: the pairs (channel, its multiple).
+
+    Examples
+    --------
+    >>> toy = exact_copy()
+    >>> toy.truth["copies"]
+    [(0, 3)]
     """
     half = np.sqrt(0.5)
     mixing = [[1, 0, 0], [half, half, 0], [half, 0, -half], [2, 0, 0]]
@@ -51,7 +67,23 @@ def exact_copy(images: int = 256, seed: int = 0) -> Toy:
 def dead_channel(images: int = 256, seed: int = 0) -> Toy:
     """Channel 1 of four is zero on every image, at the read point and at the cut point.
 
-    Truth   those of a linear toy and dead: the silent channels.
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: the entries of a linear toy and dead: the silent channels.
+
+    Examples
+    --------
+    >>> toy = dead_channel()
+    >>> toy.truth["dead"]
+    [1]
     """
     mixing = [[1, 0, 0], [0, 0, 0], [0, 2, 0], [1, 0, 1]]
     toy = _linear(mixing, [1.0, 1.0, -1.0, 0.5], images, seed)
@@ -61,9 +93,25 @@ def dead_channel(images: int = 256, seed: int = 0) -> Toy:
 
 
 def independent_channels(images: int = 256, seed: int = 0) -> Toy:
-    """Five uncorrelated channels with standard deviations 1, 2, 3, 4, 5: nothing is shared, no peer can stand in.
+    """Five uncorrelated channels with standard deviations 1, 2, 3, 4, 5: nothing is shared, and no peer can replace another.
 
-    Truth   those of a linear toy; weight_norms: Euclidean norm of each channel's weights.
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: the entries of a linear toy; weight_norms: Euclidean norm of each channel's weights.
+
+    Examples
+    --------
+    >>> toy = independent_channels()
+    >>> toy.truth["weight_norms"].tolist()
+    [1.0, 2.0, 3.0, 4.0, 5.0]
     """
     scales = np.arange(1.0, 6.0)
     toy = _linear(np.diag(scales), [1.0, 0.0, 1.0, 0.0, 0.2], images, seed)
@@ -71,11 +119,28 @@ def independent_channels(images: int = 256, seed: int = 0) -> Toy:
 
 
 def suppressor_pair(images: int = 256, seed: int = 0) -> Toy:
-    """Y0 = T + N and Y1 = N for independent T, N: Y1 alone tells nothing, together they give T; Y2 is what else the margin has.
+    """Y0 = T + N and Y1 = N for independent T, N: Y1 alone is uninformative, together they give T; Y2 is the rest of the margin.
 
     The logit margin is T + E with Y2 = E of a quarter of T's variance, so that the pair (0, 1) leaves something unexplained.
 
-    Truth   those of a linear toy; excess: pair → I(T;pair) − max(I_T) in nats, here ½ ln(1/(1 − .8)) − ½ ln(1/(1 − .4)) for (0, 1).
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: the entries of a linear toy; excess: pair → I(T;pair) − max(I_T) in nats,
+        here ½ ln(1/(1 − .8)) − ½ ln(1/(1 − .4)) for (0, 1).
+
+    Examples
+    --------
+    >>> toy = suppressor_pair()
+    >>> round(float(toy.truth["excess"][0, 1]), 3)
+    0.549
     """
     toy = _linear([[1, 1, 0], [0, 1, 0], [0, 0, 0.5]], [1.0, -1.0, 1.0], images, seed)
     excess = 0.5 * np.log(1 / (1 - 0.8)) - 0.5 * np.log(1 / (1 - 0.4))
@@ -87,7 +152,23 @@ def label_channel(images: int = 256, seed: int = 0) -> Toy:
 
     The other channels are noise, uncorrelated with the label and with each other.
 
-    Truth   site; label: the channel; label_information (channels,): ½ ln(total/within) in nats; accuracy: of the network.
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: site; label: the channel; label_information (channels,): ½ ln(total/within) in nats; accuracy: of the network.
+
+    Examples
+    --------
+    >>> toy = label_channel()
+    >>> toy.truth["label_information"].round(3).tolist()
+    [0.0, 0.0, 0.805, 0.0]
     """
     labels = _balanced_labels(images, seed)
     sign = labels * 2.0 - 1
@@ -104,12 +185,28 @@ def label_channel(images: int = 256, seed: int = 0) -> Toy:
 
 
 def xor_pair(images: int = 256, seed: int = 0) -> Toy:
-    """The label is whether two ±1 planes differ: no channel that reads one plane tells anything, the network knows all.
+    """The label is whether two ±1 planes differ: a channel that reads one plane is uninformative, the network is always right.
 
     Channels 0 and 1 read one plane each; 2 to 5 are the sums and differences from which the head computes |a − b| − |a + b|.
     All four combinations occur equally often. A Gaussian measure sees nothing in the pair (0, 1); the truth is ln 2.
 
-    Truth   site; pair; label_information (channels,): 0 for the pair; discrete_information: ln 2; accuracy: 1.
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: site; pair; label_information (channels,): 0 for the pair; discrete_information: ln 2; accuracy: 1.
+
+    Examples
+    --------
+    >>> toy = xor_pair()
+    >>> toy.truth["pair"], toy.truth["accuracy"]
+    ((0, 1), 1.0)
     """
     combinations = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=float)
     order = np.random.default_rng(seed).permutation(images - images % 4) % 4
@@ -158,11 +255,11 @@ def _linear_network(
 
 
 def _orthonormal(
-    images: int, planes: int, seed: int, beside: Float[np.ndarray, "images"] | None = None
+    images: int, planes: int, seed: int, orthogonal_to: Float[np.ndarray, "images"] | None = None
 ) -> Float[np.ndarray, "images planes"]:
-    """Values with mean 0, variance 1 and no correlation, exactly, and none with the column beside them."""
+    """Values with mean 0, variance 1 and no correlation, exactly, and none with the column orthogonal_to them."""
     noise = np.random.default_rng(seed).standard_normal((images, planes))
-    first = [np.ones(images)] if beside is None else [np.ones(images), beside]
+    first = [np.ones(images)] if orthogonal_to is None else [np.ones(images), orthogonal_to]
     q, _ = np.linalg.qr(np.column_stack([*first, noise]))
     return q[:, len(first) :] * np.sqrt(images)
 

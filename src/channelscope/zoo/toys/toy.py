@@ -1,4 +1,4 @@
-"""Toy: a tiny network, its images, and what must come out."""
+"""Toy: a tiny network, its images, and its known statistics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +17,21 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Toy:
-    """A network in eval mode, the images to show it, and what must come out."""
+    """A network in evaluation mode, its images, and its known statistics.
+
+    Examples
+    --------
+    >>> from channelscope.zoo.toys import exact_copy
+    >>> exact_copy(images=100).images
+    100
+    """
 
     model: nn.Module
     """the network"""
     batches: Batches
-    """(images float32, labels int64, index int64), a list: iterate it as often as you like"""
+    """(images float32, labels int64, index int64), as a list"""
     truth: dict[str, Any]
-    """what is known; each toy's docstring names its entries"""
+    """known statistics by name; the docstring of each toy lists them"""
 
     @property
     def images(self) -> int:
@@ -33,6 +40,24 @@ class Toy:
 
 
 def batches(pixels: Float[Tensor, "images C H W"], labels: Int[Tensor, "images"]) -> Batches:
-    """Batches of 64 images with their running index."""
+    """Batches of 64 images with their running index.
+
+    Parameters
+    ----------
+    pixels
+        float32 (images, channels, height, width).
+    labels
+        int64 (images,).
+
+    Returns
+    -------
+    list
+        (images, labels, index) of each batch.
+
+    Examples
+    --------
+    >>> [len(index) for _, _, index in batches(torch.zeros(100, 1, 4, 4), torch.zeros(100))]
+    [64, 36]
+    """
     index = torch.arange(len(labels))
     return list(zip(pixels.split(CHUNK), labels.split(CHUNK), index.split(CHUNK), strict=True))

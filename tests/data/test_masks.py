@@ -9,7 +9,7 @@ from channelscope.data.decoding import ResizeCrop
 from channelscope.data.masks import object_masks
 from channelscope.data.splits import ImageStore, Split
 from channelscope.errors import DataError
-from zoo.shelves import encoded, made, picture, write_folder, write_parquet
+from image_files import encoded, made, picture, write_folder, write_parquet
 
 SIZE = (20, 12)
 FIT = ResizeCrop((6, 6), 0.9, "bicubic")

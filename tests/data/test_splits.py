@@ -14,7 +14,7 @@ from channelscope.data.decoding import ResizeCrop
 from channelscope.data.partitions import Partition, PartitionedDataset
 from channelscope.data.splits import ImageStore, Split
 from channelscope.errors import DataError
-from zoo.shelves import encoded, made, picture
+from image_files import encoded, made, picture
 
 LABELS = [0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 1]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)

@@ -11,7 +11,7 @@ import pytest
 from channelscope.data.decoding import ResizeCrop, decode
 from channelscope.data.parquet import parquet_or_hub
 from channelscope.errors import DataError
-from zoo.shelves import encoded, features, picture, write_parquet
+from image_files import encoded, features, picture, write_parquet
 
 
 def pixels(part, row):

@@ -9,7 +9,7 @@ from PIL import Image
 import pencil_zoo as pencil
 from channelscope.data.decoding import ResizeCrop, decode, open_image
 from channelscope.errors import DataError
-from zoo.shelves import encoded, picture
+from image_files import encoded, picture
 
 sides = st.integers(8, 400)
 

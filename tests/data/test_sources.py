@@ -5,7 +5,7 @@ import pytest
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource, image_folder
 from channelscope.errors import DataError
-from zoo.shelves import encoded, picture, write_folder
+from image_files import encoded, picture, write_folder
 
 
 def test_one_folder_per_class(tmp_path):

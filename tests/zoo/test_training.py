@@ -23,7 +23,7 @@ from channelscope.zoo import history as log
 from channelscope.zoo.history import History
 from channelscope.zoo.schedule import Schedule
 from channelscope.zoo.training import RESUME, train
-from zoo.shelves import made
+from image_files import made
 
 training = importlib.import_module("channelscope.zoo.training")  # the package's attribute of that name is the function
 SHORT = Schedule(epochs=3, lr=0.05, batch_size=16, pad=1, flip=True)

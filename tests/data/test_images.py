@@ -13,7 +13,7 @@ from channelscope.data.decoding import ResizeCrop
 from channelscope.data.images import IMAGENET, ImageSplits, read_images
 from channelscope.data.sources import ImageSource, native_shape, open_dataset
 from channelscope.errors import DataError
-from zoo.shelves import encoded, features, made, picture, write_folder, write_parquet
+from image_files import encoded, features, made, picture, write_folder, write_parquet
 
 
 @pytest.fixture(scope="module")
