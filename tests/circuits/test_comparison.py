@@ -160,3 +160,11 @@ def test_what_does_not_exist_is_refused():
             compare_criteria(GRAPH, FEATURES, IMAGES, HELD, ("gate",), (0.5, size))
     with pytest.raises(SiteError, match="no layer is called lost"):
         compare_criteria(GRAPH, ["lost:1"], IMAGES, HELD)
+
+
+def test_equal_criteria_are_both_the_best_and_undefined_r_counts_as_zero():
+    rows = [[f, c, 0.1, r, 0.5] for f in "abc" for c, r in (("one", 0.8), ("same", -0.8), ("none", float("nan")))]
+    found = medians(pd.DataFrame(rows, columns=["feature", "criterion", "kept", "r", "error"])).set_index("criterion")
+    assert found["best"].to_dict() == {"one": 1, "same": 1, "none": 0}
+    assert found["median_r"].to_dict() == {"one": 0.8, "same": 0.8, "none": 0.0}
+    assert found["behind"].to_dict() == {"one": 0.0, "same": 0.0, "none": 0.8}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from channelscope.circuits.diagram import drawing
 from channelscope.circuits.diagram.drawing import BLUE, GREY, MAX_INLINE_HEATMAPS, RED, effect_color, kernel_heatmap
+from channelscope.circuits.diagram.layout import Edge
 from circuits.diagrams import small, wide
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -112,3 +113,18 @@ def test_png_pictures_survive():
     file = io.BytesIO()
     drawing.png(drawn, shots).save(file, "png")
     assert len(file.getvalue()) > 10_000
+
+
+def test_curves_and_widths_to_the_number():
+    straight = [(0.0, 1.0), (1.0, 1.0), (2.0, 1.0), (3.0, 1.0)]
+    assert [drawing._bezier_point(straight, share) for share in (0.0, 0.25, 1.0)] == [(0.0, 1.0), (0.75, 1.0), (3.0, 1.0)]
+    widths = [drawing._width(Edge(0, 1, score, 0.0, np.ones((1, 1)))) for score in (0.0, 0.25, 1.0)]
+    assert widths == pytest.approx([0.6, 3.3, 6.0])
+    assert drawing._width(Edge(0, 1, 1.0)) == 0.6
+
+
+def test_heat_maps_are_inline_up_to_sixty_kernels():
+    for kernels, shown in ((60, True), (61, False)):
+        layout, _ = wide(kernels)
+        assert layout.kernels == kernels
+        assert any(edge["heat"] for edge in drawing._svg(layout, {}, "")["edges"]) == shown

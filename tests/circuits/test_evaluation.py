@@ -1,16 +1,28 @@
 """The tables about a circuit: every number against what it says it is."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from channelscope import tables
-from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.evaluation import CURVE_FRACTIONS, HeldOutImages, area_over_log_size, evaluate_circuit
+from channelscope.circuits.circuit import Circuit, remove_dead_ends
+from channelscope.circuits.criteria import baseline_scores
+from channelscope.circuits.evaluation import (
+    CURVE_FRACTIONS,
+    Fidelity,
+    HeldOutImages,
+    area_over_log_size,
+    evaluate_circuit,
+    normalized_error,
+)
 from channelscope.circuits.located_feature import locate_feature
 from channelscope.circuits.options import CircuitOptions
+from channelscope.circuits.selection import top_k
+from channelscope.formulas.resampling import bootstrap_counts
+from channelscope.zoo import toys
 from pencil_circuits import LAST, Planted, network, pictures
 
 
@@ -165,3 +177,47 @@ def test_a_circuit_of_all_kernels_is_the_feature():
     assert isinstance(circuit, Circuit)
     assert circuit.fraction == 1
     assert frames["circuit"]["error"][0] == 0
+
+
+def toy_feature(name: str = "logit:1"):
+    """Six of the 30 kernels of the logit are not zero."""
+    toy = toys.independent_channels()
+    return toy, locate_feature(toy.model, name, toy.batches[0][0])
+
+
+def test_signs_are_counted_and_effects_are_over_the_largest_size():
+    toy, feature = toy_feature()
+    options = CircuitOptions("magnitude", "30", dead_ends="none")
+    shards = options.shard_scores(feature, toy.batches)
+    effects = {layer: torch.zeros(marks.shape, dtype=torch.float64) for layer, marks in feature.relevant.items()}
+    effects["fc"][1] = torch.tensor([1.0, -2.0, 0.0, 0.0, 0.5])
+    signs = replace(options.total_scores(shards), signed_values=effects)
+    found = evaluate_circuit(options, shards, HeldOutImages.of(feature, toy.batches), signs=signs)
+    assert found["circuit_layers"][["site", "excitatory", "inhibitory"]].values.tolist() == [["conv", 0, 0], ["fc", 2, 1]]
+    rows = found["circuit_kernels"].query("site == 'fc'").sort_values("input")
+    assert rows["effect"].tolist() == [0.5, -1.0, 0.0, 0.0, 0.25]
+
+
+def test_random_circuits_have_the_three_seeds_after_the_runs():
+    toy, feature = toy_feature()
+    options, held_out = CircuitOptions("magnitude", "12"), HeldOutImages.of(feature, toy.batches)
+    row = evaluate_circuit(options, options.shard_scores(feature, toy.batches), held_out, seed=5)["circuit"].iloc[0]
+    chance = [held_out.fidelity(remove_dead_ends(top_k(baseline_scores(feature, "random", seed), 12), feature)) for seed in (6, 7, 8)]
+    assert row["random_error"] == sorted(each.error.value for each in chance)[1]
+
+
+def test_the_curve_goes_down_to_the_shortest_path():
+    """Channel 2 has five kernels, and one of them is a path: .2 is one kernel, .1 is none."""
+    toy, feature = toy_feature("conv:2")
+    options = CircuitOptions("magnitude", "1")
+    found = evaluate_circuit(options, options.shard_scores(feature, toy.batches), HeldOutImages.of(feature, toy.batches))
+    assert found["circuit_curve"]["kept"].tolist() == [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+
+
+def test_intervals_are_the_middle_95_percent_of_the_draws():
+    noise = torch.Generator().manual_seed(0)
+    y, guess = torch.randn(2, 40, 3, generator=noise, dtype=torch.float64)
+    fidelity = Fidelity.of(y, guess)
+    draws = normalized_error(bootstrap_counts(40, 1000) @ fidelity.sums)
+    expected = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    assert [fidelity.error.low, fidelity.error.high] == expected

@@ -11,6 +11,7 @@ from channelscope.circuits.criteria import baseline_scores, score_kernels, with_
 from channelscope.circuits.diagram.layout import BETWEEN, HEIGHT, LETTER, LINE, DiagramLayout, lay_out
 from channelscope.circuits.located_feature import locate_feature
 from channelscope.circuits.selection import top_k
+from channelscope.zoo import toys
 from pencil_circuits import LAST, NETWORKS, Planted, network, pictures
 
 IMAGES = pictures(4)
@@ -170,3 +171,11 @@ def test_signs_are_measured_where_a_criterion_has_none():
     assert with_signs(both, IMAGES) is both
     grey = lay_out(Circuit.full(target), plain)
     assert {edge.effect for edge in grey.edges} == {0.0}
+
+
+def test_the_strongest_kernel_is_drawn_last():
+    toy = toys.independent_channels()
+    feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    scores = baseline_scores(feature, "random")
+    page = lay_out(top_k(scores, 5), scores)
+    assert [edge.score for edge in page.edges] == sorted((scores["conv"][2] / scores["conv"][2].max()).tolist())

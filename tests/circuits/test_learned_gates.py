@@ -1,6 +1,7 @@
 """Learned gates: the relaxation against its definition, and the best small circuit where all can be tried."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -8,11 +9,12 @@ from torch import nn
 
 import pencil_circuits as pencil
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.criteria import score_kernels
-from channelscope.circuits.kernel_scores import GradientOptions
-from channelscope.circuits.learned_gates import GateTraining, hard_concrete, open_probability
+from channelscope.circuits.criteria import baseline_scores, score_kernels
+from channelscope.circuits.kernel_scores import GradientOptions, with_positions
+from channelscope.circuits.learned_gates import GateTraining, hard_concrete, learned_gates, open_probability
 from channelscope.circuits.located_feature import locate_feature
 from channelscope.circuits.selection import top_k
+from channelscope.zoo import toys
 from pencil_circuits import network, pictures
 
 
@@ -106,3 +108,14 @@ def test_training_is_seeded():
         one.flatten(), score_kernels(target, images, "learned", keep=6, training=GateTraining(steps=5, seed=1)).flatten()
     )
     assert one.signed_values is not None
+
+
+def test_gates_begin_at_the_kth_largest_score():
+    """Weights 0, 0, 3, 0, 0: the first of one kernel begins at ln α = 0, those without a score at −4."""
+    toy = toys.independent_channels()
+    feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    batches = with_positions(feature, [toy.batches[0][0]])
+    found = learned_gates(feature, batches, 1, baseline_scores(feature, "magnitude"), GateTraining(steps=0))
+    shift = 2 / 3 * math.log(11)
+    closed, at_threshold = (1 / (1 + math.exp(-(log_alpha + shift))) for log_alpha in (-4, 0))
+    assert found["conv"][2].tolist() == pytest.approx([closed, closed, at_threshold, closed, closed], abs=1e-6)

@@ -160,3 +160,13 @@ def test_grown_circuits_stay_inside_the_general_circuit():
 def test_a_general_circuit_has_room_for_the_groups(general):
     with pytest.raises(BudgetError, match="expected a share from keep=3 of the relevant kernels to 1"):
         subfeature_circuits(TARGET, PEAKS, CAUSE, CircuitOptions(keep="3"), general_share=general)
+
+
+def test_every_other_image_of_a_cluster_scores_and_the_rest_evaluate():
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 1, 1, bias=False), torch.nn.Conv2d(1, 1, 1)).eval()
+    torch.nn.init.constant_(model[0].weight, 1.0)
+    images = torch.tensor([[4.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 1.0]])[:, :, None, None]
+    feature = locate_feature(model, "0:0", images)
+    top = top_images(feature, images, 4)
+    _, frames = subfeature_circuits(feature, top, torch.tensor([0, 1, 0, 1]), CircuitOptions(keep="1"), general_share=1.0)
+    assert frames["subcircuits"]["scored_on"].tolist() == ["0", "1", "", ""]

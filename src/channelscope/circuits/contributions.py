@@ -21,10 +21,29 @@ def gate_scores(inputs: Points, gradients: Points, layer: ConvGeometry) -> tuple
 
     Σ_positions A·G = Σ_taps w · dJ_b/dw, so one matrix product per image takes the place of the contribution maps.
 
+    Parameters
+    ----------
+    inputs
+        X (images, inputs, ...), or one for each point of a path.
+    gradients
+        G (images, outputs, ...), or one for each point of a path.
+    layer
+        Weight and geometry of the layer.
+
     Returns
     -------
     tuple[Tensor, Tensor]
         Float64 (outputs, inputs per group), twice.
+
+    Examples
+    --------
+    Two images whose effects, 2 · 1 and 2 · (−1), cancel in the signed sum.
+
+    >>> layer = torch.nn.Linear(1, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(layer.weight, 2.0)
+    >>> size, signed = gate_scores(torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1), ConvGeometry.of(layer))
+    >>> size.tolist(), signed.tolist()
+    ([[4.0]], [[0.0]])
 
     References
     ----------
@@ -58,6 +77,12 @@ def snip(inputs: Points, gradients: Points, layer: ConvGeometry, per_batch: bool
 
     Parameters
     ----------
+    inputs
+        X (images, inputs, ...), or one for each point of a path.
+    gradients
+        G (images, outputs, ...), or one for each point of a path.
+    layer
+        Weight and geometry of the layer.
     per_batch
         Take the absolute value after summing the batch, as the published scripts do; depends on the batch size.
 
@@ -65,6 +90,14 @@ def snip(inputs: Points, gradients: Points, layer: ConvGeometry, per_batch: bool
     -------
     Tensor
         Float64 (outputs, inputs per group).
+
+    Examples
+    --------
+    >>> layer = torch.nn.Linear(1, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(layer.weight, 2.0)
+    >>> inputs, gradients = torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1)
+    >>> [snip(inputs, gradients, ConvGeometry.of(layer), per_batch).tolist() for per_batch in (False, True)]
+    [[[4.0]], [[0.0]]]
 
     References
     ----------
@@ -81,12 +114,30 @@ def snip(inputs: Points, gradients: Points, layer: ConvGeometry, per_batch: bool
 
 
 def actgrad(inputs: Points, gradients: Points, layer: ConvGeometry) -> Tensor:
-    """ActGrad: mean over positions of |A·G|, summed over images; never more than one block of maps in memory.
+    """ActGrad: mean over positions of |A·G|, summed over images; at most one block of maps is in memory.
+
+    Parameters
+    ----------
+    inputs
+        X (images, inputs, ...), or one for each point of a path.
+    gradients
+        G (images, outputs, ...), or one for each point of a path.
+    layer
+        Weight and geometry of the layer.
 
     Returns
     -------
     Tensor
         Float64 (outputs, inputs per group).
+
+    Examples
+    --------
+    One image with two positions: the mean of |2 · 1| and |2 · (−3)|.
+
+    >>> layer = torch.nn.Conv2d(1, 1, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(layer.weight, 2.0)
+    >>> actgrad(torch.tensor([[[[1.0, -3.0]]]]), torch.ones(1, 1, 1, 2), ConvGeometry.of(layer)).tolist()
+    [[4.0]]
 
     References
     ----------
@@ -123,12 +174,24 @@ def _positions(x: Tensor, gradients: Tensor, weights: Tensor, points: int) -> Te
 
 
 def magnitude(layer: ConvGeometry) -> Tensor:
-    """Mean |w| over the kernel, the same for every feature.
+    """Mean |w| over each kernel, the same for every feature.
+
+    Parameters
+    ----------
+    layer
+        Weight and geometry of the layer.
 
     Returns
     -------
     Tensor
         Float64 (outputs, inputs per group).
+
+    Examples
+    --------
+    >>> layer = torch.nn.Conv2d(1, 1, (1, 2), bias=False)
+    >>> layer.weight.data = torch.tensor([[[[1.0, -3.0]]]])
+    >>> magnitude(ConvGeometry.of(layer)).tolist()
+    [[2.0]]
 
     References
     ----------

@@ -38,12 +38,25 @@ class Fidelity:
 
     @classmethod
     def of(cls, feature: Float[Tensor, "images positions"], guess: Float[Tensor, "images positions"]) -> "Fidelity":
-        """From the feature y and what stands for it, ŷ.
+        """Fidelity of ŷ to y.
+
+        Parameters
+        ----------
+        feature
+            The feature y, (images, positions).
+        guess
+            What stands for it, ŷ, of the same shape.
 
         Raises
         ------
         ShapeError
-            If the two do not match.
+            If the shapes differ.
+
+        Examples
+        --------
+        >>> fidelity = Fidelity.of(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 1.0]]))
+        >>> fidelity.r.value, fidelity.error.value
+        (1.0, 0.5)
         """
         if feature.shape != guess.shape:
             raise ShapeError(f"fidelity: expected two tensors of one shape, received {tuple(feature.shape)} and {tuple(guess.shape)}")
@@ -61,7 +74,7 @@ class Fidelity:
 
     @property
     def r(self) -> Interval:
-        """Pearson's correlation; nan where either side is the same everywhere. Does not see a wrong gain."""
+        """Pearson's correlation; nan where either side is constant. A wrong gain does not change it."""
         return self._interval(correlation)
 
     @property
@@ -81,9 +94,24 @@ class Fidelity:
 
 
 def correlation(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
-    """Pearson's r from the sums of a Fidelity.
+    """Pearson's r from the sums of a `Fidelity`; nan where either side does not vary.
 
-    Undefined (nan) where either side does not vary.
+    Parameters
+    ----------
+    sums
+        (..., 7): positions, Σy, Σŷ, Σy², Σŷ², Σyŷ, Σ(ŷ − y)².
+
+    Returns
+    -------
+    Tensor
+        (...,), from −1 to 1.
+
+    Examples
+    --------
+    Of y = (0, 2) and ŷ = (0, −1).
+
+    >>> float(correlation(torch.tensor([2.0, 2.0, -1.0, 4.0, 1.0, -2.0, 9.0])))
+    -1.0
 
     References
     ----------
@@ -96,9 +124,24 @@ def correlation(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
 
 
 def normalized_error(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
-    """Σ(ŷ − y)²/Σ(y − ȳ)² from the sums of a Fidelity.
+    """Σ(ŷ − y)²/Σ(y − ȳ)² from the sums of a `Fidelity`; nan where the feature does not vary.
 
-    Undefined (nan) where the feature does not vary.
+    Parameters
+    ----------
+    sums
+        (..., 7): positions, Σy, Σŷ, Σy², Σŷ², Σyŷ, Σ(ŷ − y)².
+
+    Returns
+    -------
+    Tensor
+        (...,), at least 0.
+
+    Examples
+    --------
+    Of y = (0, 2) and ŷ = (0, −1).
+
+    >>> float(normalized_error(torch.tensor([2.0, 2.0, -1.0, 4.0, 1.0, -2.0, 9.0])))
+    4.5
 
     References
     ----------
@@ -111,7 +154,7 @@ def normalized_error(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
 
 @dataclass(frozen=True, eq=False)
 class HeldOutImages:
-    """Images that circuits are judged on, with the positions that count and the feature's values there."""
+    """Images that circuits are evaluated on, with the positions that count and the feature's values there."""
 
     feature: LocatedFeature
     """the feature and its network"""
@@ -123,12 +166,29 @@ class HeldOutImages:
     @classmethod
     @torch.no_grad()
     def of(cls, feature: LocatedFeature, images: Tensor | Iterable) -> "HeldOutImages":
-        """Run the network once.
+        """The images, after one pass of the network.
+
+        Parameters
+        ----------
+        feature
+            The feature and its network.
+        images
+            Images (images, C, H, W), or batches of them.
 
         Raises
         ------
         SampleError
-            Without images, or if the feature is the same on all of them.
+            Without images, or if the feature is constant on all of them.
+
+        Examples
+        --------
+        >>> from channelscope.circuits import locate_feature
+        >>> from channelscope.zoo import toys
+        >>> toy = toys.independent_channels()
+        >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+        >>> held_out = HeldOutImages.of(feature, toy.batches)
+        >>> held_out.images, held_out.fidelity(Circuit.full(feature)).error.value
+        (256, 0.0)
         """
         found = list(feature_values(feature, images))
         value_range(feature, [seen for *_, seen in found])
@@ -141,7 +201,7 @@ class HeldOutImages:
 
     @torch.no_grad()
     def fidelity(self, circuit: Subset) -> Fidelity:
-        """How closely the network with only these kernels follows the feature; `~circuit` asks what is left without them."""
+        """Fidelity of the network that has only these kernels; with `~circuit`, of the network without them."""
         with self.feature.ablated((~circuit).masks):
             guesses = [self.feature.feature_map(images).gather(1, positions) for images, positions in self.batches]
         found = [Fidelity.of(values, guess) for values, guess in zip(self.feature_values, guesses, strict=True)]
@@ -221,21 +281,38 @@ CONTROL_SEEDS = 3
 def evaluate_circuit(
     options: CircuitOptions, parts: list[KernelScores], held_out: HeldOutImages, seed: int = 0, signs: KernelScores | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Judge the circuit of a choice on held-out images.
+    """Tables of how closely a circuit follows its feature on held-out images.
 
     Parameters
     ----------
+    options
+        How the circuit is chosen.
     parts
-        Saliencies of groups of images, as `choice.parts` gives them.
+        Scores of groups of images, from `options.shard_scores`.
+    held_out
+        Images that the circuit is evaluated on.
+    seed
+        Seed of random circuits and of bootstraps.
     signs
-        Their sum with signed effects, where the criterion measures none.
+        Sum of the scores with signed effects, where the criterion measures none.
 
     Returns
     -------
     dict[str, pd.DataFrame]
-        `circuit`, one row: size, r, error, what is left without it, random circuits of its size, stability over images;
+        `circuit`, one row: size, r, error, error of what is left without it, random circuits of its size, stability over images;
         `circuit_curve`, one row a size; `circuit_layers`, one row a layer; `circuit_channels`, one row a channel of the
         circuit; `circuit_kernels`, one row a kernel.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> options = CircuitOptions(keep="6")
+    >>> found = evaluate_circuit(options, options.shard_scores(feature, toy.batches), HeldOutImages.of(feature, toy.batches))
+    >>> found["circuit"][["kernels", "relevant", "error"]].round(3).values.tolist()
+    [[6.0, 30.0, 0.0]]
 
     References
     ----------
@@ -285,7 +362,29 @@ def _summary(options: CircuitOptions, parts: list[KernelScores], circuit: Circui
 
 
 def fidelity_row(held_out: HeldOutImages, circuit: Circuit) -> dict[str, float]:
-    """r and error of a circuit with their intervals, as columns of a table.
+    """r and error of a circuit with their 95 % intervals, as columns of a table.
+
+    Parameters
+    ----------
+    held_out
+        Images that the circuit is evaluated on.
+    circuit
+        Kernels that are kept.
+
+    Returns
+    -------
+    dict[str, float]
+        r, r_low, r_high, error, error_low, error_high.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> row = fidelity_row(HeldOutImages.of(feature, toy.batches), Circuit.full(feature))
+    >>> row["error"], row["error_high"]
+    (0.0, 0.0)
 
     References
     ----------
@@ -302,7 +401,7 @@ def _fidelity_interval(draws: torch.Tensor) -> list[float]:
 
 
 def _curve(options: CircuitOptions, scores: KernelScores, held_out: HeldOutImages) -> pd.DataFrame:
-    """Circuits of every size, all cut from the same scores; `made_for` is the size of scores that hold for one alone."""
+    """Circuits of every size, selected from the same scores; `made_for` is the size of scores that are valid for one size only."""
     rows = []
     made_for = (
         options.kernels(held_out.feature) / held_out.feature.relevant_count
@@ -323,8 +422,25 @@ def _curve(options: CircuitOptions, scores: KernelScores, held_out: HeldOutImage
 def area_over_log_size(kept: Sequence[float], r: Sequence[float]) -> float:
     """Area under r over ln(kept), divided by the span of ln(kept): the mean of r over log sizes.
 
-    Sizes at which r is undefined count as 0: such a circuit computes a constant. Areas are comparable over the same sizes:
+    Sizes at which r is undefined count as 0, because such a circuit computes a constant. Areas are comparable over the same sizes:
     `evaluate_circuit` takes all of CURVE_FRACTIONS, and 0 where no path from the images is that short.
+
+    Parameters
+    ----------
+    kept
+        Fractions of kernels, above 0, in any order.
+    r
+        Correlation at each of them.
+
+    Returns
+    -------
+    float
+        nan for fewer than two sizes.
+
+    Examples
+    --------
+    >>> round(area_over_log_size([0.01, 0.1, 1.0], [0.0, 1.0, 1.0]), 6)
+    0.75
 
     References
     ----------
@@ -355,7 +471,7 @@ def _layers(circuit: Circuit, scores: KernelScores) -> pd.DataFrame:
 
 
 def _channels(circuit: Circuit, feature: LocatedFeature) -> pd.DataFrame:
-    """Every channel of the circuit by the name it has everywhere in the library."""
+    """Every channel of the circuit, as layer and number."""
     feeds = np.zeros(feature.channel_graph.node_count, dtype=np.int64)
     for call in feature.channel_graph.calls:
         if call.layer in circuit:
@@ -375,7 +491,29 @@ def _channels(circuit: Circuit, feature: LocatedFeature) -> pd.DataFrame:
 
 
 def kernel_table(circuit: Circuit, scores: KernelScores) -> pd.DataFrame:
-    """One row for each kernel of a circuit, the strongest first.
+    """One row for each kernel of a circuit, the largest score first.
+
+    Parameters
+    ----------
+    circuit
+        Kernels that are kept.
+    scores
+        Their scores, and signed effects if there are any.
+
+    Returns
+    -------
+    pd.DataFrame
+        site, channel, input (the channel that is read), saliency (score over the largest), effect (signed, over the largest).
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> rows = kernel_table(Circuit.full(feature), baseline_scores(feature, "magnitude"))
+    >>> rows[["site", "channel", "input", "saliency"]].head(2).values.tolist()
+    [['conv', 4, 'image:4', 1.0], ['conv', 3, 'image:3', 0.8]]
 
     References
     ----------

@@ -27,7 +27,31 @@ SPATIAL = {2, 3, -1, -2}
 
 
 def surviving_channels(circuit: Circuit, feature: LocatedFeature) -> ChannelMask:
-    """Channels of every step that the circuit's smaller network has; steps without an axis of channels are left out.
+    """Channels of every step that the circuit's stand-alone module has; steps without an axis of channels are left out.
+
+    Parameters
+    ----------
+    circuit
+        Kernels that are kept.
+    feature
+        The feature that the circuit computes.
+
+    Returns
+    -------
+    ChannelMask
+        Step → bool (channels,).
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.circuits.criteria import baseline_scores
+    >>> from channelscope.circuits.selection import connected_top_k
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> circuit = connected_top_k(baseline_scores(feature, "magnitude"), 4)
+    >>> surviving_channels(circuit, feature)["conv"].tolist()
+    [True, False, True, False, False]
 
     References
     ----------
@@ -44,7 +68,28 @@ def surviving_channels(circuit: Circuit, feature: LocatedFeature) -> ChannelMask
 
 
 def effective_mask(circuit: Circuit, feature: LocatedFeature) -> dict[str, torch.Tensor]:
-    """Kernels of the masked network: those of the circuit, and those the feature's images never reach (constants pass them).
+    """Kernels of the masked network: those of the circuit, and those that no image reaches, because constants pass through them.
+
+    Parameters
+    ----------
+    circuit
+        Kernels that are kept.
+    feature
+        The feature that the circuit computes.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        Layer → bool (outputs, inputs per group).
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> {layer: bool(marks.all()) for layer, marks in effective_mask(Circuit.full(feature), feature).items()}
+    {'conv': True, 'fc': True}
 
     References
     ----------
@@ -197,15 +242,37 @@ class StandaloneCircuit(nn.Module):
 
 
 def extract_module(circuit: Circuit, feature: LocatedFeature) -> StandaloneCircuit:
-    """The circuit as a stand-alone module; the network itself stays as it is.
+    """The circuit as a stand-alone module from images to the feature; the network itself stays as it is.
 
-    Channels that nothing depends on are gone, masked kernels are zero in the rest. The result is compared with the masked
-    network on noise before it is handed out.
+    Channels that the feature does not depend on are removed, and masked kernels are zero in the rest. The result is compared with
+    the masked network on noise before it is returned.
+
+    Parameters
+    ----------
+    circuit
+        Kernels that are kept.
+    feature
+        The feature that the circuit computes.
+
+    Returns
+    -------
+    StandaloneCircuit
+        In evaluation mode, on the network's device.
 
     Raises
     ------
     MismatchError
-        If it computes something else.
+        If it does not compute what the masked network computes.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature, score_kernels, top_k
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> module = extract_module(top_k(score_kernels(feature, toy.batches), 6), feature)
+    >>> module.body.conv, module(toy.batches[0][0]).shape
+    (Conv2d(5, 3, kernel_size=(1, 1), stride=(1, 1)), torch.Size([64]))
 
     References
     ----------
@@ -266,7 +333,24 @@ def _cut_module(feature: LocatedFeature, node: fx.Node, kept: ChannelMask, kerne
 
 
 def torch_nn_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class of torch.nn that the module is, or does the same as; None if it has a forward pass of its own.
+    """The class of torch.nn whose forward pass the module has; None if it has one of its own.
+
+    Parameters
+    ----------
+    module
+        Any module.
+
+    Returns
+    -------
+    type or None
+        A class of torch.nn.
+
+    Examples
+    --------
+    >>> class Convolution(nn.Conv2d):
+    ...     pass
+    >>> torch_nn_class(Convolution(1, 1, 1)).__name__
+    'Conv2d'
 
     References
     ----------
@@ -281,7 +365,7 @@ def torch_nn_class(module: nn.Module) -> type[nn.Module] | None:
 def _inline_module(
     steps: fx.Graph, node: fx.Node, modules: dict[str, Any], copies: dict[fx.Node, fx.Node], feature: LocatedFeature, kept: ChannelMask
 ) -> fx.Node | None:
-    """The steps inside a module that torch.nn does not have, in the place of its call, so that only plain parts are left."""
+    """The steps of a module that torch.nn does not have, in the place of its call, so that only modules of torch.nn are left."""
     if node.op != "call_module" or torch_nn_class(modules[str(node.target)]) is not None or len(node.all_input_nodes) != 1:
         return None
     (parent,) = node.all_input_nodes

@@ -37,17 +37,35 @@ PROPERTIES = {"shape", "device", "dtype", "ndim"}
 
 
 def save_circuit(folder: Path, circuit: Circuit, small: StandaloneCircuit, about: dict[str, Any] | None = None) -> None:
-    """Write the circuit and its stand-alone module into a folder.
+    """Write the circuit and its stand-alone module into a folder, as circuit.json and circuit.safetensors.
 
     Parameters
     ----------
+    folder
+        An existing folder.
+    circuit
+        Kernels that are kept.
+    small
+        The module of `extract_module`.
     about
         Further facts for the reader, such as the hash of the network's weights; plain JSON values.
 
     Raises
     ------
     InputError
-        If a step cannot be written down.
+        If a step cannot be written as JSON.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope.circuits import extract_module, locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_circuit(Path(folder), Circuit.full(feature), extract_module(Circuit.full(feature), feature))
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['circuit.json', 'circuit.safetensors']
 
     References
     ----------
@@ -71,12 +89,35 @@ def save_circuit(folder: Path, circuit: Circuit, small: StandaloneCircuit, about
 
 
 def load_circuit(folder: str | Path) -> tuple[Circuit, StandaloneCircuit, dict[str, Any]]:
-    """The circuit, its stand-alone module and the further facts of a folder.
+    """The circuit, its stand-alone module and the further facts of a folder; the network's code is not needed.
+
+    Parameters
+    ----------
+    folder
+        What `save_circuit` wrote.
+
+    Returns
+    -------
+    tuple[Circuit, StandaloneCircuit, dict[str, Any]]
+        The module in evaluation mode, without gradients.
 
     Raises
     ------
     FormatError
         If the files are missing, damaged, of another format, or call anything but tensor functions.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope.circuits import extract_module, locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_circuit(Path(folder), Circuit.full(feature), extract_module(Circuit.full(feature), feature), {"network": "toy"})
+    ...     circuit, module, about = load_circuit(folder)
+    >>> circuit, about, torch.allclose(module(toy.batches[0][0]), toy.model(toy.batches[0][0])[:, 1], atol=1e-4)
+    (Circuit(30 of 30 kernels of logit:1 at 2 layers), {'network': 'toy'}, True)
 
     References
     ----------
@@ -98,10 +139,32 @@ def load_circuit(folder: str | Path) -> tuple[Circuit, StandaloneCircuit, dict[s
 def load_mask(folder: Path) -> Circuit:
     """The kernels of a circuit on disk, without its module.
 
+    Parameters
+    ----------
+    folder
+        What `save_circuit` wrote.
+
+    Returns
+    -------
+    Circuit
+        Kernels that are kept.
+
     Raises
     ------
     FormatError
         If the file is missing, damaged or of another format.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope.circuits import extract_module, locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_circuit(Path(folder), Circuit.full(feature), extract_module(Circuit.full(feature), feature))
+    ...     load_mask(Path(folder))
+    Circuit(5 of 5 kernels of conv:2 at 1 layers)
 
     References
     ----------

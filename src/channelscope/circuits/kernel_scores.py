@@ -30,7 +30,7 @@ KernelCriterion = Callable[[Points, Points, ConvGeometry], "Tensor | tuple[Tenso
 
 @dataclass(frozen=True, eq=False)
 class KernelScores:
-    """One number per relevant kernel, ≥ 0; sums over images, so that saliencies of disjoint image sets add up."""
+    """One number per relevant kernel, at least 0; sums over images, so that scores of disjoint image sets add up."""
 
     feature: LocatedFeature
     """the feature and its network"""
@@ -52,7 +52,7 @@ class KernelScores:
                 raise NumericError(f"saliency ({self.criterion}) of {self.feature.feature} at {layer} is not finite: check the images")
 
     def __add__(self, other: "KernelScores") -> "KernelScores":
-        """Saliency over the union of two disjoint image sets."""
+        """Scores over the union of two disjoint image sets."""
         if self.feature is not other.feature or self.criterion != other.criterion or self.inside != other.inside:
             raise MismatchError("cannot add saliencies of different features, networks or criteria")
         return replace(
@@ -79,7 +79,7 @@ class KernelScores:
         return sum(int(marks.sum()) for marks in self.eligible.values())
 
     def ranked(self) -> Float[Tensor, "kernels"]:
-        """As `flat`, with −inf at kernels that were not scored: places from the largest value to the smallest leave them to the end."""
+        """As `flatten`, with −inf at kernels that were not scored, so that they come last in descending order."""
         values = [
             torch.where(self.eligible[layer], self.values[layer], -torch.inf)[marks] for layer, marks in self.feature.relevant.items()
         ]
@@ -101,7 +101,7 @@ class KernelScores:
 
 @dataclass(frozen=True)
 class GradientOptions:
-    """How the gradients of a saliency are measured."""
+    """How the gradients behind kernel scores are measured."""
 
     reduce: Reduce = "sum"
     """how the feature's positions become one value per image"""
@@ -112,7 +112,7 @@ class GradientOptions:
     """the network in which kernels are scored has only these of the relevant ones, and the others score 0"""
 
     def __post_init__(self) -> None:
-        """Refuse words that mean nothing."""
+        """Check the values."""
         if self.reduce not in ("sum", "mean"):
             raise InputError(f"reduce: expected sum or mean, received '{self.reduce}'")
         if self.path not in (None, "gates", "inputs"):
@@ -127,10 +127,32 @@ Batch = tuple[Tensor, Tensor]
 def with_positions(feature: LocatedFeature, images) -> list[Batch]:
     """Batches with the positions that count in each image, by the unmasked network.
 
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    images
+        Batches of images (images, C, H, W) on the network's device.
+
+    Returns
+    -------
+    list[Batch]
+        Pairs of images and flat positions (images, chosen).
+
     Raises
     ------
     TracingError
-        If the traced pass has other gradients than the network.
+        If the gradients of the traced pass differ from those of the network.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "conv:2@center", toy.batches[0][0])
+    >>> ((images, positions),) = with_positions(feature, [toy.batches[0][0][:2]])
+    >>> feature.spatial_shape, positions.tolist()
+    ((4, 4), [[10], [10]])
 
     References
     ----------
@@ -153,7 +175,37 @@ def layer_gradients(
     weights: Mapping[str, Tensor] | None = None,
     reduce: Reduce = "sum",
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """For every use of every relevant layer: the layer, its inputs X, and the gradient G of the feature at its outputs.
+    """Inputs X and output gradients G of every use of every relevant layer.
+
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    images
+        One batch (images, C, H, W).
+    positions
+        Flat positions that count, (images, chosen).
+    weights
+        Layer → weight, in the place of the layers' own; None for their own.
+    reduce
+        How positions become one value per image: `sum` or `mean`.
+
+    Returns
+    -------
+    list[tuple[str, Tensor, Tensor]]
+        Layer, X of the shape of its input, G of the shape of its output.
+
+    Examples
+    --------
+    The gradient of a logit at its own layer is 1 for its class.
+
+    >>> from channelscope.circuits import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> ((images, positions),) = with_positions(feature, [toy.batches[0][0][:1]])
+    >>> [(layer, g.flatten(1).sum(0).unique().tolist()) for layer, _, g in layer_gradients(feature, images, positions)][1]
+    ('fc', [0.0, 1.0])
 
     References
     ----------
@@ -179,9 +231,38 @@ def score_batches(
     gradient: GradientOptions,
     marks: Mapping[str, Tensor] | None = None,
 ) -> KernelScores:
-    """Saliency of every relevant kernel by one rule, summed over batches; the network keeps only `marks` meanwhile.
+    """Scores of every relevant kernel by one criterion, summed over batches.
 
-    Kernels that are masked are scored as well, for they may come back.
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    batches
+        Images with the positions that count, from `with_positions`.
+    criterion
+        Name of the criterion.
+    rule
+        Function of layer inputs, output gradients and geometry that returns scores, or scores and signed effects.
+    gradient
+        How gradients are measured.
+    marks
+        Kernels that the network has meanwhile; kernels that are masked are scored too, because an iterative criterion may restore them.
+
+    Returns
+    -------
+    KernelScores
+        With signed effects if `rule` returns them.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import contributions, locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> batches = with_positions(feature, feature.image_batches(toy.batches))
+    >>> scores = score_batches(feature, batches, "snip", contributions.snip, GradientOptions())
+    >>> (scores["fc"][1] / scores.images).round(decimals=3).tolist()
+    [16.0, 0.0, 48.0, 0.0, 16.0]
 
     References
     ----------
@@ -217,7 +298,7 @@ def score_batches(
 def _integrated_gradients(
     feature: LocatedFeature, images: Tensor, positions: Tensor, weights: Mapping[str, Tensor], plain: bool, gradient: GradientOptions
 ) -> list[tuple[str, Points, Points]]:
-    """Inputs and gradients of every layer: at every point of a path of gates; with the gradients' average along one of images."""
+    """Inputs and gradients of every layer: at every point of a path of gates; or with the mean gradient along a path of images."""
     if gradient.path == "gates":
         scaled = [{layer: weight * share for layer, weight in weights.items()} for share in SHARES]
         found = [layer_gradients(feature, images, positions, each, gradient.reduce) for each in scaled]
@@ -245,7 +326,24 @@ def _pieces(batches: list[Batch], gradient: GradientOptions, criterion: str) -> 
 
 
 def broadcast_mask(marks: Tensor, weight: Tensor) -> Tensor:
-    """Marks of kernels as numbers that multiply a weight.
+    """Marks of kernels as numbers 0 and 1 that multiply a weight.
+
+    Parameters
+    ----------
+    marks
+        Bool (outputs, inputs per group).
+    weight
+        Weight (outputs, inputs per group, ...).
+
+    Returns
+    -------
+    Tensor
+        (outputs, inputs per group, 1, ...) of the weight's type.
+
+    Examples
+    --------
+    >>> (broadcast_mask(torch.tensor([[True, False]]), torch.ones(1, 2, 1, 3)) * torch.ones(1, 2, 1, 3)).flatten().tolist()
+    [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
 
     References
     ----------
@@ -255,7 +353,24 @@ def broadcast_mask(marks: Tensor, weight: Tensor) -> Tensor:
 
 
 def masked_scores(allowed: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, zero at kernels that are not among the allowed.
+    """Scores on the CPU, 0 at kernels that are not allowed.
+
+    Parameters
+    ----------
+    allowed
+        Layer → bool (outputs, inputs per group).
+    values
+        Layer → number of each kernel.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        For the layers of `allowed`.
+
+    Examples
+    --------
+    >>> masked_scores({"conv": torch.tensor([[True, False]])}, {"conv": torch.tensor([[2.0, 3.0]])})["conv"].tolist()
+    [[2.0, 0.0]]
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Gates on every kernel, trained to keep the feature with few of them open (hard-concrete relaxation of L0)."""
+"""Learned gates: hard-concrete gates on every kernel, trained to reproduce the feature under an L0 penalty."""
 
 import math
 from dataclasses import dataclass, replace
@@ -43,10 +43,20 @@ def hard_concrete(log_alpha: Float[Tensor, "..."], noise: Float[Tensor, "..."]) 
 
     Parameters
     ----------
-    odds
-        Ln α.
+    log_alpha
+        Ln α, any shape.
     noise
-        U, uniform in (0, 1).
+        U, uniform in (0, 1), of the same shape.
+
+    Returns
+    -------
+    Tensor
+        The gate m, of the same shape.
+
+    Examples
+    --------
+    >>> hard_concrete(torch.tensor([0.0, 4.0, -4.0]), torch.tensor([0.5, 0.5, 0.5])).tolist()
+    [0.5, 1.0, 0.0]
 
     References
     ----------
@@ -58,7 +68,24 @@ def hard_concrete(log_alpha: Float[Tensor, "..."], noise: Float[Tensor, "..."]) 
 
 
 def open_probability(log_alpha: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Probability that a gate is not zero: σ(ln α − β ln(−γ/ζ)), the expected L0.
+    """Probability that a gate is not zero: σ(ln α − β ln(−γ/ζ)).
+
+    Parameters
+    ----------
+    log_alpha
+        Ln α, any shape.
+
+    Returns
+    -------
+    Tensor
+        Of the same shape; its sum is the expected L0.
+
+    Examples
+    --------
+    At ln α = β ln(−γ/ζ) a gate is open half of the time.
+
+    >>> round(float(open_probability(torch.tensor(2 / 3 * math.log(1 / 11)))), 4)
+    0.5
 
     References
     ----------
@@ -76,15 +103,46 @@ def learned_gates(
     training: GateTraining | None = None,
     inside: Circuit | None = None,
 ) -> KernelScores:
-    """Gates that minimize the feature's normalized error plus a penalty on open gates beyond `keep`; ranked by openness.
+    """Scores by gates that minimize the feature's normalized error plus a penalty on open gates beyond `keep`.
 
         Σ(ŷ − y)²/Σ(y − ȳ)² + λ · max(0, E[L0] − k)/k
 
     The error is that of each batch over the variance of all images, so that its mean over equal batches is the normalized error.
-    Open gates cost nothing up to k, for the circuit has k kernels; the definition with λ · E[L0] has no size. Gates begin at the log of
-    the start saliency over its k-th largest value, at most 4 from 0: closed ones are then open with probability .08, so that more than k
-    are open at first, none is out of reach of a gradient, and the penalty closes the rest. With `inside`, the gates of all kernels
-    outside that circuit are closed and do not count.
+    Open gates cost nothing up to k, because the circuit has k kernels; the definition with λ · E[L0] has no size. Gates begin at the log
+    of the start score over its k-th largest value, at most 4 from 0: closed gates are then open with probability .08, so that more than k
+    are open at first, every gate has a gradient, and the penalty closes the rest.
+
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    batches
+        Images with the positions that count, from `with_positions`; one optimizer step each, in turn.
+    keep
+        Number k of kernels.
+    start
+        Scores that the gates begin from.
+    training
+        Steps, learning rate, penalty λ and seed.
+    inside
+        Circuit whose kernels may be open; all other gates are closed and do not count in E[L0].
+
+    Returns
+    -------
+    KernelScores
+        Probability that each gate is open.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature, score_kernels, top_k
+    >>> from channelscope.circuits.kernel_scores import with_positions
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> batches, start = with_positions(feature, [toy.batches[0][0]]), score_kernels(feature, toy.batches)
+    >>> scores = learned_gates(feature, batches, 6, start, GateTraining(steps=5))
+    >>> top_k(scores, 6)["conv"].nonzero().tolist()
+    [[0, 0], [2, 2], [4, 4]]
 
     References
     ----------

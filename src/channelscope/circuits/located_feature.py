@@ -66,7 +66,7 @@ class LocatedFeature:
 
     @property
     def feature_nodes(self) -> np.ndarray:
-        """Nodes of the wiring that make the feature."""
+        """Nodes of the channel graph that make the feature."""
         return self.channel_graph.output_nodes[list(self.feature.channels)]
 
     @cached_property
@@ -81,7 +81,7 @@ class LocatedFeature:
 
     @cached_property
     def memory_format(self) -> torch.memory_format:
-        """How images lie in memory: channels last, in which pooling and convolutions are quicker, unless the network cannot view it so."""
+        """Memory format of images: channels last, in which pooling and convolutions are faster, unless a view in the network forbids it."""
         shape = self.graph.shapes[self.graph.inputs[0]][1:]
         if len(shape) != len(IMAGE):
             return torch.contiguous_format
@@ -120,7 +120,7 @@ class LocatedFeature:
         return float((slopes[0] - slopes[1]).abs().max()) / size if size else 0.0
 
     def image_batches(self, images: Tensor | Iterable) -> Iterator[Float[Tensor, "images C H W"]]:
-        """Images as the network runs them quickest: on its device, few at a time, laid out as `memory` says.
+        """Batches of images on the network's device, of bounded size, in its `memory_format`.
 
         Raises
         ------
@@ -189,23 +189,42 @@ class _TracedModule(nn.Module):
 
 
 def locate_feature(model: nn.Module | Graph, feature: Feature | str, example: Tensor | None = None) -> LocatedFeature:
-    """Find a feature in a network, with everything it depends on.
+    """A feature in a network, with the kernels that it depends on.
 
     Parameters
     ----------
+    model
+        The network, or its graph.
+    feature
+        A feature, or its text such as `layer3.1.conv1:7` or `logit:3`.
     example
-        A batch of at least one image, to trace the network with; not needed for a `Graph`.
+        A batch of at least one image (images, C, H, W), to trace the network with; not needed for a `Graph`.
+
+    Returns
+    -------
+    LocatedFeature
+        It shares the network's parameters.
 
     Raises
     ------
     SiteError
         With near matches, if there is no such layer.
     InputError
-        If it has no such channel or position.
+        If the layer has no such channel or position.
     ShapeError
         If its values have no axis of channels.
     TracingError
         If the forward pass cannot be followed.
+
+    Examples
+    --------
+    Channel 2 of the first layer depends on one row of five kernels.
+
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    >>> feature.relevant_count, feature.relevant["conv"].any(1).tolist()
+    (5, [False, False, True, False, False])
 
     References
     ----------
@@ -249,12 +268,29 @@ def _feature_step(graph: Graph, feature: Feature) -> fx.Node:
 def image_batches(images: Tensor | Iterable, device: torch.device | str = "cpu") -> Iterator[Float[Tensor, "images C H W"]]:
     """Batches of images on a device, from a tensor of all images or from any batches that data/batches.py reads.
 
+    Parameters
+    ----------
+    images
+        Images (images, C, H, W), split into batches of 32; or batches, which stay as they are.
+    device
+        Where the batches are moved to.
+
+    Yields
+    ------
+    Tensor
+        Images (images, C, H, W).
+
     Raises
     ------
     SampleError
         If there are none.
     DataError
         For a batch that cannot be read.
+
+    Examples
+    --------
+    >>> [len(batch) for batch in image_batches(torch.zeros(40, 3, 2, 2))]
+    [32, 8]
 
     References
     ----------
@@ -271,12 +307,35 @@ def image_batches(images: Tensor | Iterable, device: torch.device | str = "cpu")
 
 @torch.no_grad()
 def activation_range(feature: LocatedFeature, images: Tensor | Iterable) -> tuple[float, float]:
-    """Smallest and largest value of the feature over some images, where its consumers see it (after its own activation).
+    """Smallest and largest value of the feature over some images, where its consumers read it (after its own activation).
+
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    images
+        Images (images, C, H, W), or batches of them.
+
+    Returns
+    -------
+    tuple[float, float]
+        In the units of the activation.
 
     Raises
     ------
     SampleError
-        If the feature is the same everywhere: it never activates on these images.
+        If the feature is constant: it never activates on these images.
+
+    Examples
+    --------
+    The ReLU cuts the channel at 0.
+
+    >>> layer = nn.Conv2d(1, 1, 1, bias=False)
+    >>> _ = nn.init.constant_(layer.weight, 2.0)
+    >>> model = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(1, 1, 1)).eval()
+    >>> image = torch.tensor([[[[-1.0, 3.0]]]])
+    >>> activation_range(locate_feature(model, "0:0", image), image)
+    (0.0, 6.0)
 
     References
     ----------
@@ -286,12 +345,31 @@ def activation_range(feature: LocatedFeature, images: Tensor | Iterable) -> tupl
 
 
 def value_range(feature: LocatedFeature, values: list[Tensor]) -> tuple[float, float]:
-    """Smallest and largest of the feature's values, batch by batch.
+    """Smallest and largest of the feature's values.
+
+    Parameters
+    ----------
+    feature
+        The feature, for the message of the error.
+    values
+        Batches of values.
+
+    Returns
+    -------
+    tuple[float, float]
+        In the units of the values.
 
     Raises
     ------
     SampleError
         If they are all the same.
+
+    Examples
+    --------
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> value_range(locate_feature(toy.model, "conv:2", toy.batches[0][0]), [torch.tensor([1.0, 4.0]), torch.tensor([-2.0])])
+    (-2.0, 4.0)
 
     References
     ----------
@@ -305,12 +383,33 @@ def value_range(feature: LocatedFeature, values: list[Tensor]) -> tuple[float, f
 
 @torch.no_grad()
 def feature_values(feature: LocatedFeature, images: Tensor | Iterable) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Batches of images, the positions that count, the feature there, and what its consumers see of it there; one pass.
+    """Batches of images with the feature's values, from one pass.
+
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    images
+        Images (images, C, H, W), or batches of them.
+
+    Yields
+    ------
+    tuple[Tensor, Tensor, Tensor, Tensor]
+        Images; flat positions that count (images, chosen); the feature there; the feature there after its own activation.
 
     Raises
     ------
     SampleError
         Without images.
+
+    Examples
+    --------
+    >>> layer = nn.Conv2d(1, 1, 1, bias=False)
+    >>> _ = nn.init.constant_(layer.weight, 2.0)
+    >>> model = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(1, 1, 1)).eval()
+    >>> image = torch.tensor([[[[-1.0, 3.0]]]])
+    >>> [[part.tolist() for part in parts[1:]] for parts in feature_values(locate_feature(model, "0:0", image), image)]
+    [[[[0, 1]], [[-2.0, 6.0]], [[0.0, 6.0]]]]
 
     References
     ----------

@@ -35,7 +35,7 @@ GENERAL_SHARE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class TopImages:
-    """The images that drive a feature most, and what its layer does where it peaks."""
+    """The images on which a feature is largest, with its layer's activations at the maximum."""
 
     images: Float[Tensor, "images C H W"]
     """the images, the strongest first"""
@@ -53,12 +53,36 @@ class TopImages:
 def top_images(feature: LocatedFeature, images: Tensor | Iterable, count: int) -> TopImages:
     """The `count` images with the highest maxima of the feature.
 
+    Parameters
+    ----------
+    feature
+        The feature and its network; positions `all` or `max`.
+    images
+        Images (images, C, H, W), or batches of them.
+    count
+        Number of images, at least 2.
+
+    Returns
+    -------
+    TopImages
+        The largest maximum first.
+
     Raises
     ------
     SampleError
-        With fewer images, or if the feature is the same on all of them.
+        With fewer images, or if the feature is constant on all of them.
     InputError
         For fewer than two images, or a feature at other positions than all or its maximum.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1, bias=False), torch.nn.Conv2d(1, 1, 1)).eval()
+    >>> _ = torch.nn.init.constant_(model[0].weight, 2.0)
+    >>> images = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]])[:, None, None]
+    >>> found = top_images(locate_feature(model, "0:0", images), images, 2)
+    >>> found.indices.tolist(), found.positions.tolist(), found.values.tolist()
+    ([1, 2], [1, 0], [6.0, 4.0])
 
     References
     ----------
@@ -86,12 +110,32 @@ def top_images(feature: LocatedFeature, images: Tensor | Iterable, count: int) -
 
 
 def cluster_images(top: TopImages, count: int | None = None, seed: int = 0) -> Int[Tensor, "images"]:
-    """Group of each image by its activation vector (k-means on vectors of length 1); the number by the best silhouette if not given.
+    """Cluster of each image by its activation vector (k-means on vectors of length 1).
+
+    Parameters
+    ----------
+    top
+        Images with their layer's activations.
+    count
+        Number of clusters; None for the number from 2 to 6 with the best silhouette.
+    seed
+        Seed of k-means.
+
+    Returns
+    -------
+    Tensor
+        Int64 (images,), numbered by each cluster's first image.
 
     Raises
     ------
     SampleError
-        If there are fewer different vectors than groups: a group would be empty.
+        If there are fewer different vectors than clusters: a cluster would be empty.
+
+    Examples
+    --------
+    >>> index, vectors = torch.arange(4), torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1], [0.1, 2.0]])
+    >>> cluster_images(TopImages(torch.zeros(4, 1, 1, 1), index, index, index.float(), vectors), 2).tolist()
+    [0, 1, 0, 1]
 
     References
     ----------
@@ -126,29 +170,53 @@ def subfeature_circuits(
     seed: int = 0,
     general_share: float = GENERAL_SHARE,
 ) -> tuple[dict[str, Circuit], dict[str, pd.DataFrame]]:
-    """One circuit for each group of images, judged on the other images of every group, at each image's original maximum.
+    """One circuit for each cluster of images, with tables of its error at the feature's maxima in the images of every cluster.
 
-    Half of each group's images score the kernels, the other half judge; a control is scored on as many images of all groups.
+    Half of each cluster's images score the kernels, the other half evaluate; a control is scored on as many images of all clusters.
 
     Parameters
     ----------
-    general
-        Share of the relevant kernels in the feature's general circuit, scored on images of all groups; the groups'
+    feature
+        The feature and its network.
+    top
+        The images on which the feature is largest.
+    labels
+        Cluster of each image, from 0 on without a gap.
+    options
+        How circuits are chosen.
+    seed
+        Seed of the control's images and of random scores.
+    general_share
+        Share of the relevant kernels in the feature's general circuit, scored on images of all clusters; the clusters'
         kernels are scored inside it. 1 scores them in the whole network.
 
     Returns
     -------
     tuple[dict[str, Circuit], dict[str, pd.DataFrame]]
-        Circuits by group ('0', '1', …, 'mixed', 'union', 'general'); tables `subcircuits` (images), `subcircuit_curves`
-        (error of the circuit of one group on the images of another, by size) and `subcircuit_overlap` (by layer; '' for
+        Circuits by cluster ('0', '1', …, 'mixed', 'union', 'general'); tables `subcircuits` (images), `subcircuit_curves`
+        (error of the circuit of one cluster on the images of another, by size) and `subcircuit_overlap` (by layer; '' for
         all kernels).
 
     Raises
     ------
     InputError
-        If labels do not fit, or a group has fewer than two images.
+        If labels do not fit, or a cluster has fewer than two images.
     BudgetError
-        If the general circuit is smaller than those of the groups.
+        If the general circuit is smaller than those of the clusters.
+
+    Examples
+    --------
+    The channel is the sum of two input planes; the images of each cluster have one of them.
+
+    >>> from channelscope.circuits import locate_feature
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(2, 1, 1, bias=False), torch.nn.Conv2d(1, 1, 1)).eval()
+    >>> _ = torch.nn.init.constant_(model[0].weight, 1.0)
+    >>> images = torch.tensor([[4.0, 0.0], [0.0, 3.0], [2.0, 0.0], [0.0, 1.0]])[:, :, None, None]
+    >>> feature = locate_feature(model, "0:0", images)
+    >>> top = top_images(feature, images, 4)
+    >>> circuits, frames = subfeature_circuits(feature, top, torch.tensor([0, 1, 0, 1]), CircuitOptions(keep="1"), general_share=1.0)
+    >>> [circuits[name]["0"].tolist() for name in ("0", "1", "union")]
+    [[[True, False]], [[False, True]], [[True, True]]]
 
     References
     ----------
@@ -188,9 +256,36 @@ def subfeature_circuits(
 
 @torch.no_grad()
 def error_at_maximum(feature: LocatedFeature, circuit: Subset, top: TopImages, members: Int[Tensor, "chosen"]) -> float:
-    """Σ|ŷ − y|/Σ|y| over some of the peaks, each at its place in the unmasked network: 0 is exact, 1 what silence reaches.
+    """Σ|ŷ − y|/Σ|y| of a circuit over some images, each at the position of its maximum in the unmasked network.
 
-    Undefined (nan) where the feature is 0 at all of them: silence is exact there.
+    0 is exact, and 1 is the error of a circuit that is silent. nan where the feature is 0 at all of them.
+
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    circuit
+        Kernels that are kept.
+    top
+        Images with the feature's maxima.
+    members
+        Indices into `top`.
+
+    Returns
+    -------
+    float
+        At least 0.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(2, 1, 1, bias=False), torch.nn.Conv2d(1, 1, 1)).eval()
+    >>> _ = torch.nn.init.constant_(model[0].weight, 1.0)
+    >>> images = torch.tensor([[4.0, 0.0], [0.0, 1.0]])[:, :, None, None]
+    >>> feature = locate_feature(model, "0:0", images)
+    >>> circuit = Circuit.of_feature(feature, {"0": torch.tensor([[True, False]])})
+    >>> error_at_maximum(feature, circuit, top_images(feature, images, 2), torch.tensor([0, 1]))
+    0.2
 
     References
     ----------
@@ -215,7 +310,7 @@ def _cluster_tables(feature: LocatedFeature, top: TopImages, labels: Tensor, jud
 def _curves(
     options: CircuitOptions, score_sets: dict[str, KernelScores], general: Circuit, top: TopImages, judging: Sequence[Tensor]
 ) -> pd.DataFrame:
-    """The general circuit itself, and every group's circuits of the sizes it has room for."""
+    """Errors of the general circuit, and of every cluster's circuits of the sizes that fit into it."""
     rows, feature = [], next(iter(score_sets.values())).feature
     sizes = [size for size in SUBFEATURE_FRACTIONS if feature.shortest_path <= size * feature.relevant_count <= general.count]
     judged = [("general", general.fraction, general)]

@@ -45,10 +45,30 @@ def write_diagram(folder: Path, layout: DiagramLayout, pictures: Pictures, title
 
     Parameters
     ----------
+    folder
+        An existing folder.
+    layout
+        Positions of the channels.
     pictures
         Channel → image files, the strongest first.
-    said
-        What is drawn, in a sentence.
+    title
+        Heading of the page.
+    caption
+        A sentence about what is drawn.
+
+    Returns
+    -------
+    Path
+        Of circuit.html.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> layout = DiagramLayout([Node("image:0", "image", "image", side=20), Node("conv:2", "channel", "conv", x=90, side=20)],
+    ...     [Edge(0, 1, 1.0, 1.0, np.ones((1, 1)))], [(100.0, ("conv",))], 140, 60)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_diagram(Path(folder), layout, {}, "conv:2", "One kernel.").name, len(list(Path(folder).iterdir()))
+    ('circuit.html', 3)
 
     References
     ----------
@@ -68,7 +88,22 @@ def write_diagram(folder: Path, layout: DiagramLayout, pictures: Pictures, title
 
 
 def effect_color(effect: float) -> tuple[int, int, int]:
-    """Red for kernels that raise the feature, blue for those that lower it, grey at zero; symmetric, by the root of the size.
+    """Color of a kernel: red if it raises the feature, blue if it lowers it, grey at zero; symmetric, by the root of its size.
+
+    Parameters
+    ----------
+    effect
+        Signed effect over the largest, from −1 to 1; nan counts as 0.
+
+    Returns
+    -------
+    tuple[int, int, int]
+        Red, green, blue from 0 to 255.
+
+    Examples
+    --------
+    >>> effect_color(0.0), effect_color(1.0), effect_color(-1.0), effect_color(0.25)
+    ((176, 176, 176), (178, 24, 43), (33, 102, 172), (177, 100, 110))
 
     References
     ----------
@@ -82,6 +117,22 @@ def effect_color(effect: float) -> tuple[int, int, int]:
 
 def kernel_heatmap(kernel: np.ndarray) -> Image.Image:
     """A kernel's weights as pixels: red is positive, blue negative, white zero; symmetric in its own largest weight.
+
+    Parameters
+    ----------
+    kernel
+        Weights (rows, columns).
+
+    Returns
+    -------
+    Image
+        One pixel for each weight.
+
+    Examples
+    --------
+    >>> image = kernel_heatmap(np.array([[2.0, 0.0, -2.0]]))
+    >>> [image.getpixel((column, 0)) for column in range(3)]
+    [(178, 24, 43), (255, 255, 255), (33, 102, 172)]
 
     References
     ----------
@@ -197,7 +248,7 @@ def _shown(picture: bytes, node: Node) -> Image.Image:
 
 
 def _data(layout: DiagramLayout, pictures: Pictures) -> str:
-    """What the page's script needs: names, pictures, and the edges' ranks; safe inside a script element."""
+    """Data of the page's script: names, pictures, and the edges' ranks; safe inside a script element."""
     nodes = [
         {
             "name": node.name,
@@ -222,7 +273,25 @@ def _data(layout: DiagramLayout, pictures: Pictures) -> str:
 
 
 def png(layout: DiagramLayout, pictures: Pictures) -> Image.Image:
-    """The drawing as pixels, two for each of its own.
+    """The drawing as an image with two pixels for each pixel of the layout.
+
+    Parameters
+    ----------
+    layout
+        Positions of the channels.
+    pictures
+        Channel → image files, the strongest first.
+
+    Returns
+    -------
+    Image
+        RGB.
+
+    Examples
+    --------
+    >>> layout = DiagramLayout([Node("conv:2", "channel", "conv", x=10, y=30, side=20)], [], [(20.0, ("conv",))], 40, 60)
+    >>> png(layout, {}).size
+    (80, 120)
 
     References
     ----------

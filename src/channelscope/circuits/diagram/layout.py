@@ -53,7 +53,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Edge:
-    """A kernel, or (without weights) the way of a channel into a sum."""
+    """A kernel; without weights, a channel's part in a sum."""
 
     source: int
     """index of the channel that it reads"""
@@ -89,7 +89,32 @@ class DiagramLayout:
 
 
 def lay_out(circuit: Circuit, scores: KernelScores) -> DiagramLayout:
-    """Place the channels of a circuit: a column for each depth of layers in the network, sums between the columns.
+    """Positions of a circuit's channels: a column for each depth of layers in the network, sums between the columns.
+
+    Parameters
+    ----------
+    circuit
+        Kernels that are drawn.
+    scores
+        Their scores, and signed effects if there are any.
+
+    Returns
+    -------
+    DiagramLayout
+        In pixels.
+
+    Examples
+    --------
+    >>> from channelscope.circuits.criteria import score_kernels
+    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.selection import top_k
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> scores = score_kernels(feature, toy.batches)
+    >>> layout = lay_out(top_k(scores, 6), scores)
+    >>> layout.kernels, sorted(node.name for node in layout.nodes)
+    (6, ['conv:0', 'conv:2', 'conv:4', 'fc:1', 'image:0', 'image:2', 'image:4'])
 
     References
     ----------
@@ -107,7 +132,7 @@ def lay_out(circuit: Circuit, scores: KernelScores) -> DiagramLayout:
 
 
 class _CircuitGraph:
-    """The circuit as nodes and edges; sums of which only one member is left are that member."""
+    """The circuit as nodes and edges; a sum with one remaining member is replaced by that member."""
 
     def __init__(self, circuit: Circuit, scores: KernelScores):
         self.circuit, self.scores, self.feature = circuit, scores, scores.feature
@@ -145,7 +170,7 @@ class _CircuitGraph:
                 self.nodes[edge.reader].depth = max(self.nodes[edge.reader].depth, self.nodes[edge.source].depth)
 
     def _depths(self) -> dict[str, int]:
-        """Column of every layer with a channel in the drawing: as in the network, so that what is a constant here stands in its place."""
+        """Column of every drawn layer: its depth in the network, so that a channel that is constant in the circuit keeps its column."""
         drawn, found = {node.group for node in self.nodes}, {}
         level = np.zeros(self.kernel_graph.node_count, dtype=np.int64)
         for part in self.kernel_graph.operations:
@@ -200,7 +225,7 @@ class _CircuitGraph:
 
 
 def _order_rows(nodes: list[Node], edges: list[Edge]) -> list[list[Node]]:
-    """Columns of channels, each sorted by layer and then by the mean place of what its channels are connected to."""
+    """Columns of channels, each sorted by layer and then by the mean row of connected channels."""
     drawn = [node for node in nodes if node.kind != "sum"]
     columns = [[node for node in drawn if node.depth == depth] for depth in range(max(node.depth for node in drawn) + 1)]
     beside: dict[int, list[int]] = {place: [] for place in range(len(nodes))}

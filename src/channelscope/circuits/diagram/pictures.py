@@ -56,7 +56,7 @@ class PixelNormalization:
 
 @dataclass(frozen=True)
 class ChannelLocation:
-    """Where the channels of one layer are looked at."""
+    """Where the channels of one layer are read for their pictures."""
 
     layer: str
     """module path"""
@@ -72,6 +72,27 @@ class ChannelLocation:
 
 def channel_locations(circuit: Circuit, feature: LocatedFeature) -> list[ChannelLocation]:
     """The layers of a circuit with the channels that have kernels in it.
+
+    Parameters
+    ----------
+    circuit
+        Kernels that are kept.
+    feature
+        The feature that the circuit computes.
+
+    Returns
+    -------
+    list[ChannelLocation]
+        One for each layer with kernels, in execution order.
+
+    Examples
+    --------
+    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> [(location.layer, location.step, location.channels) for location in channel_locations(Circuit.full(feature), feature)]
+    [('conv', 'act', (0, 1, 2, 3, 4)), ('fc', 'fc', (1,))]
 
     References
     ----------
@@ -102,7 +123,33 @@ def _axis(feature: LocatedFeature, call: KernelEdges) -> int:
 def top_patches(
     circuit: Circuit, feature: LocatedFeature, images: Tensor | Iterable, normalization: PixelNormalization
 ) -> dict[str, tuple[bytes, ...]]:
-    """For each channel, what it saw in the images that drove it most, inside the circuit; one patch an image.
+    """For each channel, the patches that it sees in the images with its largest activations inside the circuit; one patch an image.
+
+    Parameters
+    ----------
+    circuit
+        Kernels that are kept.
+    feature
+        The feature that the circuit computes.
+    images
+        Images (images, C, H, W), or batches of them.
+    normalization
+        How pixels were normalized.
+
+    Returns
+    -------
+    dict[str, tuple[bytes, ...]]
+        `layer:channel` → WebP files, the largest activation first; none for a constant channel.
+
+    Examples
+    --------
+    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    >>> found = top_patches(Circuit.full(feature), feature, toy.batches, PixelNormalization((0.5,), (0.25,)))
+    >>> {channel: len(patches) for channel, patches in found.items()}
+    {'conv:2': 6}
 
     References
     ----------
@@ -134,7 +181,37 @@ def _columns(maps: Tensor, location: ChannelLocation) -> Float[Tensor, "images c
 
 
 def crop(image: Tensor, location: ChannelLocation, place: int, feature: LocatedFeature, normalization: PixelNormalization) -> Image.Image:
-    """What a position of a spot sees of an image; `place` is the flat position.
+    """The part of an image that a position of a layer sees.
+
+    Parameters
+    ----------
+    image
+        Normalized image (C, H, W).
+    location
+        The layer, with its receptive field.
+    place
+        Flat index of the position.
+    feature
+        The feature and its network.
+    normalization
+        How pixels were normalized.
+
+    Returns
+    -------
+    Image
+        The receptive field inside the image, or the whole image.
+
+    Examples
+    --------
+    A 1 × 1 convolution sees one pixel.
+
+    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    >>> (location,) = channel_locations(Circuit.full(feature), feature)
+    >>> crop(toy.batches[0][0][0], location, 5, feature, PixelNormalization((0.5,), (0.25,))).size
+    (1, 1)
 
     References
     ----------
@@ -161,10 +238,36 @@ def _coded(picture: Image.Image) -> bytes:
 def feature_visualizations(
     circuit: Circuit, feature: LocatedFeature, normalization: PixelNormalization, seed: int = 0
 ) -> dict[str, tuple[bytes, ...]]:
-    """For each channel, an image made to drive it at the center of its map, inside the circuit; cropped to what it sees there.
+    """For each channel, an image optimized for it at the center of its map, inside the circuit, cropped to its receptive field.
 
-    The image is a sum of waves whose amplitudes fall with frequency, as those of natural images do, moved a little at random
-    before each of 64 steps of Adam. A channel that no image moves, a constant in this circuit, has none.
+    The image is a sum of waves whose amplitudes fall with frequency, as those of natural images do, shifted at random
+    before each of 64 steps of Adam.
+
+    Parameters
+    ----------
+    circuit
+        Kernels that are kept.
+    feature
+        The feature that the circuit computes.
+    normalization
+        How pixels were normalized.
+    seed
+        Seed of the first image and of the shifts.
+
+    Returns
+    -------
+    dict[str, tuple[bytes, ...]]
+        `layer:channel` → one WebP file; none for a channel that is constant in the circuit.
+
+    Examples
+    --------
+    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    >>> found = feature_visualizations(Circuit.full(feature), feature, PixelNormalization((0.5,), (0.25,)))
+    >>> {channel: len(pictures) for channel, pictures in found.items()}
+    {'conv:2': 1}
 
     References
     ----------
@@ -230,7 +333,34 @@ LETTERS = 18
 def contact_sheet(
     feature: LocatedFeature, found: TopImages, labels: Int[Tensor, "images"], normalization: PixelNormalization
 ) -> Image.Image:
-    """The strongest images of every group, each cropped to what the feature sees at its maximum.
+    """A page with a row for each cluster: its images with the largest activations, cropped to what the feature sees at its maximum.
+
+    Parameters
+    ----------
+    feature
+        The feature and its network.
+    found
+        Images with the feature's maxima.
+    labels
+        Cluster of each image, from 0 on.
+    normalization
+        How pixels were normalized.
+
+    Returns
+    -------
+    Image
+        RGB; at most 12 images a row.
+
+    Examples
+    --------
+    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.subfeatures import top_images
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
+    >>> page = contact_sheet(feature, top_images(feature, toy.batches, 4), torch.tensor([0, 1, 0, 0]), PixelNormalization((0.5,), (0.25,)))
+    >>> page.size
+    (462, 200)
 
     References
     ----------
