@@ -57,11 +57,7 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
     >>> small[0].out_channels, small[2].in_channels, model[0].out_channels
     (3, 3, 4)
     """
-    found = model if isinstance(model, Groups) else known_groups(unwrapped(model), kept)
-    if found is None:
-        if not kept.input_shape:
-            raise InputError("shrink: the subset needs the input shape, as cut() and Subset.everything() give it")
-        found = groups(unwrapped(model), zero_batch(unwrapped(model), kept.input_shape))
+    found = model if isinstance(model, Groups) else _groups_of(unwrapped(model), kept)
     original = found.graph.model
     keep = kept_ids(found, kept)
     for layer in found.layers:
@@ -74,6 +70,16 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
     check_same(small, kept, found, rechunked(first, found)[0] if first else None)
     vars(small)[CUTS] = (*cuts(original), replace(kept, groups=None))
     return small
+
+
+def _groups_of(model: nn.Module, kept: Subset) -> Groups:
+    """The groups that the subset was made of, or else those of the network traced on a blank image."""
+    found = known_groups(model, kept)
+    if found is not None:
+        return found
+    if not kept.input_shape:
+        raise InputError("shrink: the subset needs the input shape, as cut() and Subset.everything() give it")
+    return groups(model, zero_batch(model, kept.input_shape))
 
 
 def cuts(model: nn.Module) -> tuple[Subset, ...]:
