@@ -108,7 +108,6 @@ WITHOUT_EXAMPLES = {
     "profiling.store",
     "profiling.weight_norms",
     "progress",
-    "pruning.folder",
     "report.figures",
     "report.page",
     "report.quantity_diagram",
