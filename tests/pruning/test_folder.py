@@ -40,7 +40,7 @@ def whole():
 @pytest.fixture
 def saved(whole, tmp_path):
     model, _, made = whole
-    return save_pruned(made.model, model, made.kept, tmp_path / "small", {"score": "random", "macs": 0.5})
+    return save_pruned(made.model, model, made.kept, tmp_path / "small", settings={"score": "random", "macs": 0.5})
 
 
 @torch.no_grad()
@@ -200,7 +200,7 @@ def test_an_interruption_at_the_last_moment_leaves_the_previous_result(whole, sa
 
 def test_a_new_result_replaces_the_old_one_and_brings_its_own_files(whole, saved):
     model, found, made = whole
-    save_pruned(shrink(found, made.kept), model, made.kept, saved, also=lambda path: (path / "note.txt").write_text("new"))
+    save_pruned(shrink(found, made.kept), model, made.kept, saved, write_more=lambda path: (path / "note.txt").write_text("new"))
     assert (saved / "note.txt").read_text() == "new"
     assert load_pruned(saved).conv1.out_channels == int(made.kept["conv1"].sum())
 

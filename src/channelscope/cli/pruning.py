@@ -174,7 +174,7 @@ def prune(
         "notes": dict(made.repair.notes),
     }
 
-    def also(folder: Path) -> None:
+    def write_more(folder: Path) -> None:
         described = tables.describe(frame, {"name": "pruning", "columns": SUMMARY_COLUMNS, "split": test.name, **facts})
         tables.write(described, folder / "pruning.csv")
         about = {"title": f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds", "network": network.model}
@@ -184,7 +184,7 @@ def prune(
         if export:
             exporting(small, folder / f"network.{export}", images.image_shape)
 
-    save_pruned(small, model, made.kept, out, facts, also)
+    save_pruned(small, model, made.kept, out, settings=facts, write_more=write_more)
     console.print(pruning_headline(frame))
     print(out)
 

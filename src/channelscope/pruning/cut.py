@@ -97,7 +97,7 @@ def cut(
 
 
 def refuse_out_of_reach(found: Groups, macs: float, *, cap: float = 0.95) -> None:
-    """Refuse a budget that no ranking can meet, before one is made.
+    """Nothing, for a budget that some ranking can meet; raises before a ranking is computed for one that none can.
 
     Parameters
     ----------
@@ -112,12 +112,22 @@ def refuse_out_of_reach(found: Groups, macs: float, *, cap: float = 0.95) -> Non
     ------
     BudgetError
         If even with every group removed more would be left, naming the layers that hold it.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
+    >>> refuse_out_of_reach(found, 0.5)
+    >>> refuse_out_of_reach(found, 0.2)
+    Traceback (most recent call last):
+        ...
+    channelscope.errors.BudgetError: macs: 0.2 of 2,304 multiply-adds cannot be met; the smallest budget is 0.500 ...
     """
-    ledger = MacCounter(found)
-    full = ledger.total
+    counter = MacCounter(found)
+    full = counter.total
     for group in range(len(found)):
-        ledger.remove(group)
-    if ledger.total > macs * full:
+        counter.remove(group)
+    if counter.total > macs * full:
         _remove_to_budget(np.zeros(len(found)), found, macs, cap, closest=False)
 
 
@@ -126,10 +136,34 @@ def group_importance(ranking: Ranking, found: Groups, *, normalize: Normalize | 
 
     Members without a value (nan) are left out of the reduction.
 
+    Parameters
+    ----------
+    ranking
+        One number per channel.
+    found
+        The network's `groups`.
+    normalize, reduce
+        As in `cut`.
+
     Returns
     -------
     np.ndarray
-        Float64 (groups,); nan where no member has a value.
+        float64 (groups,); nan where no member has a value.
+
+    Raises
+    ------
+    MismatchError
+        If the ranking is of another network.
+    InputError
+        For an unknown way to normalize or to reduce.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
+    >>> ranking = Ranking("by hand", "", "low", {"0": np.array([3.0, 1.0, 4.0, np.nan])}, found.sites, (3, 8, 8))
+    >>> group_importance(ranking, found, normalize="none").tolist()
+    [-3.0, -1.0, -4.0, nan]
     """
     how: Normalize = normalize or ("none" if ranking.comparable_across_layers else "mean")
     values = np.full(len(found.group_of), np.nan)
@@ -138,11 +172,11 @@ def group_importance(ranking: Ranking, found: Groups, *, normalize: Normalize | 
     if missing:
         raise MismatchError(f"ranking '{ranking.name}' is of another network, or of only some sites: it has no values for {missing[0]}")
     for site in found.sites:
-        here = ranking.importance(site.name)
-        if len(here) != site.channels:
-            raise MismatchError(f"ranking '{ranking.name}' has {len(here)} channels at {site.name}, the network {site.channels}")
+        scores = ranking.importance(site.name)
+        if len(scores) != site.channels:
+            raise MismatchError(f"ranking '{ranking.name}' has {len(scores)} channels at {site.name}, the network {site.channels}")
         start = found.first_id[site.name]
-        values[start : start + site.channels] = _normalized(here, how)
+        values[start : start + site.channels] = _normalized(scores, how)
     inside = (found.group_of >= 0) & ~np.isnan(values)
     owner, values = found.group_of[inside], values[inside]
     members = np.bincount(owner, minlength=len(found))
@@ -186,7 +220,7 @@ def _removal_order(scores: np.ndarray) -> np.ndarray:
 
 
 def _rank_within_layers(scores: np.ndarray, found: Groups) -> np.ndarray:
-    """Each group's place among its like, from 0 to 1: a threshold on these takes the same fraction everywhere."""
+    """Rank of each group within its family, from 0 to 1: a threshold on these takes the same fraction of every family."""
     result = np.empty(len(scores))
     for family in _groups_by_layers(found):
         result[family[_removal_order(scores[family])]] = (np.arange(len(family)) + 0.5) / len(family)
@@ -203,34 +237,34 @@ def _match_counts(scores: np.ndarray, pattern: np.ndarray, found: Groups) -> np.
 
 
 def _remove_to_budget(scores: np.ndarray, found: Groups, fraction: float, cap: float, closest: bool) -> np.ndarray:
-    ledger = MacCounter(found)
-    full = ledger.total
-    spare: dict[str | int, int] = {site.name: min(int(cap * site.channels), site.channels - 1) for site in found.sites}
+    counter = MacCounter(found)
+    full = counter.total
+    removable: dict[str | int, int] = {site.name: min(int(cap * site.channels), site.channels - 1) for site in found.sites}
     sizes: list[Counter[str | int]] = [Counter(name for name, _ in group.members) for group in found.members]
     for index, part in enumerate(found.parts):
-        spare[index] = len(part) - 1
+        removable[index] = len(part) - 1
         for group in part:
             sizes[group][index] = 1
     kept = np.ones(len(found), dtype=bool)
     removed: list[int] = []
     for group in _removal_order(scores).tolist():
-        if ledger.total <= fraction * full:
+        if counter.total <= fraction * full:
             break
-        if all(spare[name] >= count for name, count in sizes[group].items()):
+        if all(removable[name] >= count for name, count in sizes[group].items()):
             for name, count in sizes[group].items():
-                spare[name] -= count
-            ledger.remove(group)
+                removable[name] -= count
+            counter.remove(group)
             kept[group] = False
             removed.append(group)
-    if ledger.total > fraction * full and not closest:
+    if counter.total > fraction * full and not closest:
         raise BudgetError(
-            f"macs: {fraction:g} of {full:,} multiply-adds cannot be met; the smallest budget is {_rounded_up(ledger.total / full)} "
-            f"(closest=True or --closest takes it): of what is then left, {_holders(ledger, found)}; at most {cap:g} of each site's "
+            f"macs: {fraction:g} of {full:,} multiply-adds cannot be met; the smallest budget is {_rounded_up(counter.total / full)} "
+            f"(closest=True or --closest takes it): of what is then left, {_holders(counter, found)}; at most {cap:g} of each site's "
             f"channels may go, and {_list_names(found.unprunable)} kept whole"
         )
     for group in reversed(removed):
-        if ledger.add(group) and ledger.total > fraction * full:
-            ledger.remove(group)
+        if counter.add(group) and counter.total > fraction * full:
+            counter.remove(group)
         else:
             kept[group] = True
     return kept
@@ -240,11 +274,11 @@ def _rounded_up(fraction: float) -> str:
     return f"{np.ceil(fraction * 1000) / 1000:.3f}"
 
 
-def _holders(ledger: MacCounter, found: Groups, most: int = 3) -> str:
+def _holders(counter: MacCounter, found: Groups, most: int = 3) -> str:
     """The layers, or the modules that are followed as one step, that hold most of the cost."""
-    steps = {str(node.target) for node in found.graph.steps.nodes if node.op == "call_module"} - set(ledger.names)
+    steps = {str(node.target) for node in found.graph.steps.nodes if node.op == "call_module"} - set(counter.names)
     held: Counter[str] = Counter()
-    for name, share in ledger.shares().items():
+    for name, share in counter.shares().items():
         held[next((step for step in steps if name == step or name.startswith(f"{step}.")), name)] += share  # type: ignore[assignment]
     return ", ".join(f"{name} holds {share:.0%}" for name, share in held.most_common(most))
 

@@ -1,4 +1,4 @@
-"""A pruned network on disk, written whole or not at all, and loaded only if its hashes agree with its manifest."""
+"""A pruned network on disk: written atomically, loaded only if its hashes and stored outputs agree with its manifest."""
 
 import json
 import os
@@ -28,7 +28,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """How the unpruned network is made: the arguments of `zoo.network`."""
+    """How the unpruned network is built: the arguments of `zoo.build`."""
 
     name: str
     """resnet18, timm:NAME, torchvision:NAME or path/to/file.py:Class"""
@@ -39,12 +39,12 @@ class NetworkSpec:
     image_size: int
     """shorter side of its images in pixels"""
     inputs: tuple[str, ...] = ()
-    """further inputs of its forward pass, whose values lie beside the recipe"""
+    """further inputs of its forward pass, whose values are stored beside the recipe"""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a pruned network was made of and how."""
+    """How to rebuild a pruned network: recipe.json."""
 
     kept: Subset
     """the channels of the original that are left"""
@@ -53,16 +53,22 @@ class Manifest:
     pruned: str
     """fingerprint of the pruned network's weights"""
     factory: NetworkSpec | None = None
-    """how the original is made; None if it was not made by the zoo"""
+    """how the original is built; None if the zoo did not build it"""
     made: Mapping[str, Any] = field(default_factory=dict)
-    """score, budget, allocation, repair, images and whatever else is worth knowing; plain values"""
+    """score, budget, allocation, repair, images and other settings; plain values"""
     earlier: tuple[Subset, ...] = ()
-    """what the network that the factory makes was cut to before, one subset for each time"""
+    """subsets that the network was cut to before, one for each time"""
     versions: Mapping[str, str] = field(default_factory=lambda: {"torch": torch.__version__, "python": platform.python_version()})
-    """what it was made with"""
+    """versions of PyTorch and Python that wrote it"""
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the manifest as JSON.
+
+        Parameters
+        ----------
+        path
+            File to write.
+        """
         factory = asdict(self.factory) if self.factory else None
         plain = {"format": FORMAT, **vars(self), "kept": self.kept.as_dict(), "factory": factory}
         plain["earlier"] = [each.as_dict() for each in self.earlier]
@@ -70,7 +76,17 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """Read it back.
+        """The manifest that a JSON file holds.
+
+        Parameters
+        ----------
+        path
+            File to read.
+
+        Returns
+        -------
+        Manifest
+            As it was written; entries that earlier versions did not write have their defaults.
 
         Raises
         ------
@@ -111,51 +127,77 @@ def save_pruned(
     model: nn.Module,
     kept: Subset,
     folder: str | Path,
-    made: Mapping[str, Any] | None = None,
-    also: Callable[[Path], None] | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    write_more: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write `small` = shrink(model, kept), repaired or trained since, so that `load_pruned` can rebuild it; no pickle.
+    """The folder, after writing a pruned network into it from which `load_pruned` can rebuild it; no pickle.
 
-    The folder holds weights.safetensors, recipe.json, check.safetensors (random images and their logits) and, where the
-    network needs more than images, example.safetensors. It is made beside its place and moved there when it is whole: if
-    anything fails, a full disk included, what was there before stays.
+    It holds weights.safetensors, recipe.json, check.safetensors (random images and their logits) and, where the network needs
+    more than images, example.safetensors. It is written to FOLDER.partial and renamed: if anything fails, a full disk included,
+    an earlier folder stays as it was.
 
     Parameters
     ----------
-    made
-        Score, budget and whatever else the recipe should say; plain values.
-    also
-        Writes further files into the folder it is given.
+    small
+        The network: `shrink(model, kept)`, perhaps repaired or trained since.
+    model
+        The original.
+    kept
+        The channels of the original that `small` keeps.
+    folder
+        Folder to write; a pruned network that is there is replaced.
+    settings
+        Score, budget and other settings for recipe.json; plain values.
+    write_more
+        Function that writes further files into the folder it is given.
+
+    Returns
+    -------
+    Path
+        The folder.
 
     Raises
     ------
     InputError
-        If the folder holds something else than a pruned network.
+        If the folder holds something else than a pruned network, or cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope.network.removal.groups import groups
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, torch.zeros(1, 3, 8, 8))
+    >>> kept = found.to_subset([True, False, True, True])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_pruned(shrink(model, kept), model, kept, Path(folder) / "small", settings={"score": "by hand"})
+    ...     sorted(file.name for file in path.iterdir())
+    ['check.safetensors', 'recipe.json', 'weights.safetensors']
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
         raise InputError(f"{folder} holds something else than a pruned network (there is no {RECIPE} in it): choose another folder")
-    factory = _build(model, kept)
-    half, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
+    factory = _spec(model, kept)
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
-        save_weights(small.state_dict(), half / WEIGHTS)
+        save_weights(small.state_dict(), partial / WEIGHTS)
         images = torch.randn(N_CHECK_IMAGES, *kept.input_shape, generator=torch.Generator().manual_seed(0))
-        save_file({"images": images, "logits": _logits(small, images)}, half / CHECK)
-        Manifest(kept, weights_hash(model), weights_hash(small), factory, dict(made or {}), cuts(model)).write(half / RECIPE)
+        save_file({"images": images, "logits": _logits(small, images)}, partial / CHECK)
+        Manifest(kept, weights_hash(model), weights_hash(small), factory, dict(settings or {}), cuts(model)).write(partial / RECIPE)
         if factory is not None and factory.inputs:
-            save_file(extra_inputs(small), half / EXAMPLE)
-        if also is not None:
-            also(half)
+            save_file(extra_inputs(small), partial / EXAMPLE)
+        if write_more is not None:
+            write_more(partial)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
-        os.replace(half, folder)
+        os.replace(partial, folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}): what was there before is as it was") from error
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         shutil.rmtree(old, ignore_errors=True)
@@ -163,13 +205,20 @@ def save_pruned(
 
 
 def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The pruned network of a folder, in evaluation mode, after its stored logits have come out again.
+    """The pruned network of a folder, in evaluation mode, after checking that it gives the stored logits.
 
     Parameters
     ----------
+    folder
+        Folder that `save_pruned` wrote.
     model
-        The unpruned network, with any weights, where the recipe names no factory, or the network that it was pruned from
-        where that had been pruned before; it stays as it is.
+        The unpruned network, with any weights, where the zoo did not build it; or, of a network pruned several times, the one
+        that it was last pruned from. It is not changed.
+
+    Returns
+    -------
+    nn.Module
+        The network.
 
     Raises
     ------
@@ -178,7 +227,20 @@ def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module
     MismatchError
         If the weights are not those of the recipe or give other logits.
     InputError
-        If the recipe names no factory and no network is given.
+        If the zoo did not build the original and no network is given.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope.network.removal.groups import groups
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, torch.zeros(1, 3, 8, 8))
+    >>> kept = found.to_subset([True, False, True, True])
+    >>> small = shrink(model, kept)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     again = load_pruned(save_pruned(small, model, kept, Path(folder) / "small"), model)
+    >>> again[0].out_channels, bool(torch.equal(again[0].weight, small[0].weight))
+    (3, True)
     """
     folder = Path(folder)
     recipe = Manifest.read(folder / RECIPE)
@@ -204,9 +266,11 @@ def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module
     except (SafetensorError, OSError, KeyError) as error:
         raise FormatError(f"{folder / CHECK} is missing or damaged ({error}): save the network again") from error
     received = _logits(small, images)
-    apart = float((received - expected).abs().max() / expected.abs().max()) if received.shape == expected.shape else float("inf")
-    if not apart <= TOLERANCE:
-        raise MismatchError(f"{folder}: the network gives logits {apart:.2g} (relative) away from those stored in {CHECK}; prune again")
+    difference = float((received - expected).abs().max() / expected.abs().max()) if received.shape == expected.shape else float("inf")
+    if not difference <= TOLERANCE:
+        raise MismatchError(
+            f"{folder}: the network gives logits {difference:.2g} (relative) away from those stored in {CHECK}; prune again"
+        )
     return small
 
 
@@ -219,7 +283,7 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([part.reshape(len(images), -1) for part in parts], 1)
 
 
-def _build(model: nn.Module, kept: Subset) -> NetworkSpec | None:
+def _spec(model: nn.Module, kept: Subset) -> NetworkSpec | None:
     card = vars(model).get("card")
     if not isinstance(card, ModelInfo):
         return None

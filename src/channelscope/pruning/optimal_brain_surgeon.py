@@ -32,30 +32,51 @@ MAX_FAN_IN = 8192
 def optimal_brain_surgeon(
     model: nn.Module | Groups, calibration: Iterable, *, exponent: float = 1.5, ridge: float = 0.01, positions: int = 64, seed: int = 0
 ) -> Ranking:
-    """A ranking made for repair: groups are removed one by one, always the one that then costs least.
+    """A ranking for pruning with repair: the least costly group is removed, its consumers are re-fitted, and so on.
 
         cost = Σ over consumers of tr( A_b' G A_b [P_bb]⁻¹ )        chosen: least cost / MACs saved^exponent
 
     A are a consumer's weights re-fitted to the inputs that are left, P = (C + λI)⁻¹ of the covariance C of what it reads, b the
     columns that read the group, and G the second moments of the output's gradient, for labels drawn from the network's own
     probabilities: the cost is the KL divergence of the output, to second order, if every consumer is re-fitted. Outputs of a
-    consumer that have gone themselves no longer count. Neither labels nor training; one forward and one backward pass.
+    consumer that were removed themselves no longer count. Needs neither labels nor training; one forward and one backward pass.
 
     Parameters
     ----------
     model
         The network, or its `groups`.
-    images
-        Batches of (images, …).
+    calibration
+        Batches of (images, …); labels are not used.
     exponent
-        1 would be right if costs added up; a channel of a residual sum has many consumers, each of which repairs what
-        those before it left, so its cost is overestimated, and 1.5 makes up for that (docs/results-repair.md).
+        Power of the multiply-adds saved. Costs of channels with several consumers are overestimated, for each consumer compensates
+        for the earlier ones; an exponent above 1 corrects for it (docs/results-repair.md).
+    ridge
+        λ as a fraction of the mean variance of what a consumer reads.
+    positions
+        Positions that each image contributes to the covariances.
+    seed
+        Of the positions and of the drawn labels.
 
     Returns
     -------
     Ranking
         The place in the order of removal, 0 for the first to go and 1 for the last; comparable between layers. Channels
         that cannot be removed are infinite.
+
+    Raises
+    ------
+    InputError
+        For a network whose output is not logits, images × classes.
+    SampleError
+        Without images.
+
+    Examples
+    --------
+    >>> from channelscope.zoo.toys import exact_copy
+    >>> toy = exact_copy()
+    >>> ranking = optimal_brain_surgeon(toy.model, toy.batches)
+    >>> int(ranking[ranking.sites[0].name].argmin())  # channel 3 is twice channel 0, and no consumer has a weight on it
+    3
 
     References
     ----------
@@ -73,9 +94,28 @@ def optimal_brain_surgeons(
     positions: int = 64,
     seed: int = 0,
 ) -> list[Ranking]:
-    """One `reconstruction` for each exponent, from the same passes; `prune` can choose between them.
+    """One `optimal_brain_surgeon` ranking for each exponent, from the same passes; `prune` can choose between them.
 
     Which exponent is best depends on the network and on the budget (docs/results-repair.md).
+
+    Parameters
+    ----------
+    model, calibration, ridge, positions, seed
+        As in `optimal_brain_surgeon`.
+    exponents
+        Powers of the multiply-adds saved.
+
+    Returns
+    -------
+    list of Ranking
+        One for each exponent.
+
+    Examples
+    --------
+    >>> from channelscope.zoo.toys import exact_copy
+    >>> toy = exact_copy()
+    >>> [ranking.name for ranking in optimal_brain_surgeons(toy.model, toy.batches, exponents=(1.0, 2.0))]
+    ['reconstruction(ridge=0.01, exponent=1)', 'reconstruction(ridge=0.01, exponent=2)']
     """
     calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     found = model if isinstance(model, Groups) else groups(model, zero_input(model, calibration))
@@ -84,10 +124,10 @@ def optimal_brain_surgeons(
 
 
 def _ranking(found: Groups, order: list[int], ridge: float, exponent: float) -> Ranking:
-    place = np.append(np.empty(len(found)), np.inf)
-    place[order] = np.arange(len(found)) / max(len(found) - 1, 1)
+    position = np.append(np.empty(len(found)), np.inf)
+    position[order] = np.arange(len(found)) / max(len(found) - 1, 1)
     values = {
-        site.name: place[found.group_of[found.first_id[site.name] : found.first_id[site.name] + site.channels]] for site in found.sites
+        site.name: position[found.group_of[found.first_id[site.name] : found.first_id[site.name] + site.channels]] for site in found.sites
     }
     notes = {
         name: {int(channel): found.unprunable[name] for channel in np.flatnonzero(np.isinf(values[name]))} for name in found.unprunable
@@ -119,10 +159,10 @@ class RefittedLayer:
         self.rows = {int(group): torch.from_numpy(np.flatnonzero(outputs == group)) for group in np.unique(outputs[outputs >= 0])}
 
     def copy(self) -> "RefittedLayer":
-        """One that can be taken apart without the other; what never changes is shared."""
+        """A copy of what `remove` changes; the rest is shared."""
         other = copy.copy(self)
         other.inverse, other.weights, other.weighted = self.inverse.clone(), self.weights.clone(), self.weighted.clone()
-        other.blocks = [ColumnBlock(block.members, block.at, block.squares.clone()) for block in self.blocks]
+        other.blocks = [ColumnBlock(block.members, block.columns, block.quadratic_forms.clone()) for block in self.blocks]
         return other
 
     @property
@@ -131,40 +171,40 @@ class RefittedLayer:
         return {*self.rows, *(int(member) for block in self.blocks for member in block.members)}
 
     def costs(self, groups: int) -> np.ndarray:
-        """What removing each of so many groups would cost, the inputs left re-fitted; 0 for those it does not read [nats]."""
+        """Cost of removing each of so many groups, with the remaining inputs re-fitted [nats]; 0 for those it does not read."""
         result = np.zeros(groups)
         for block in self.blocks:
-            inner = self.inverse[block.at[:, :, None], block.at[:, None, :]]
-            result[block.members] = torch.linalg.solve(inner, block.squares).diagonal(dim1=1, dim2=2).sum(1).numpy() / 2
+            inner = self.inverse[block.columns[:, :, None], block.columns[:, None, :]]
+            result[block.members] = torch.linalg.solve(inner, block.quadratic_forms).diagonal(dim1=1, dim2=2).sum(1).numpy() / 2
         return result
 
     def remove(self, group: int) -> None:
-        """Take a group's inputs and outputs away and re-fit the weights on the inputs that are left."""
+        """Remove a group's inputs and outputs and re-fit the weights on the remaining inputs."""
         if group in self.rows:
             rows = self.rows[group]
             lost = self.weights[rows]
-            self._less(lost, self.weighted[rows], self.metric[rows][:, rows])
+            self._subtract_update(lost, self.weighted[rows], self.metric[rows][:, rows])
             self.weighted.addmm_(self.metric[:, rows], lost, alpha=-1)
             self.weights[rows] = 0
         for index, block in enumerate(self.blocks):
-            here = block.members == group
-            if here.any():
-                gone = block.at[int(here.argmax())]
+            selected = block.members == group
+            if selected.any():
+                gone = block.columns[int(selected.argmax())]
                 step = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])
                 weights, weighted = self.weights[:, gone], self.weighted[:, gone]
-                self._less(step, weights.T @ self.weighted, weights.T @ weighted)
+                self._subtract_update(step, weights.T @ self.weighted, weights.T @ weighted)
                 self.weights.addmm_(weights, step, alpha=-1)
                 self.weighted.addmm_(weighted, step, alpha=-1)
                 self.inverse.addmm_(self.inverse[:, gone], step, alpha=-1)
-                left = torch.from_numpy(~here)
-                self.blocks[index] = ColumnBlock(block.members[~here], block.at[left], block.squares[left])
+                left = torch.from_numpy(~selected)
+                self.blocks[index] = ColumnBlock(block.members[~selected], block.columns[left], block.quadratic_forms[left])
 
-    def _less(self, step: Tensor, cross: Tensor, inner: Tensor) -> None:
-        """A_b' G A_b of every block, when step' · cross + cross' · step − step' · inner · step is taken from A' G A."""
+    def _subtract_update(self, step: Tensor, cross: Tensor, inner: Tensor) -> None:
+        """Subtract step' · cross + cross' · step − step' · inner · step, an update of A' G A, from every diagonal block."""
         for block in self.blocks:
-            steps, crosses = step.T[block.at], cross.T[block.at]
+            steps, crosses = step.T[block.columns], cross.T[block.columns]
             part = steps @ (crosses - steps @ inner / 2).transpose(1, 2)
-            block.squares.sub_(part + part.transpose(1, 2))
+            block.quadratic_forms.sub_(part + part.transpose(1, 2))
 
 
 @dataclass(frozen=True)
@@ -173,9 +213,9 @@ class ColumnBlock:
 
     members: np.ndarray
     """(members,) groups"""
-    at: Int[Tensor, "members columns"]
+    columns: Int[Tensor, "members columns"]
     """the columns of each"""
-    squares: Float[Tensor, "members columns columns"]
+    quadratic_forms: Float[Tensor, "members columns columns"]
     """A_b' G A_b of each"""
 
 
@@ -185,7 +225,7 @@ def _group_of(numbers: Int[Tensor, "channels"], owner: np.ndarray) -> np.ndarray
 
 def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: float) -> list[int]:
     """Groups, first removed first."""
-    ledger = MacCounter(found)
+    counter = MacCounter(found)
     reading: dict[int, list[RefittedLayer]] = defaultdict(list)
     for consumer in consumers:
         for group in consumer.groups:
@@ -203,11 +243,11 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
         for members in kinds:
             inside = members[left[members]]
             if len(inside):
-                saved[inside] = max(ledger.remove(int(inside[0])), 1)
-                ledger.add(int(inside[0]))
-        price = np.where(left, cost.clip(min=0) / saved**exponent, np.inf)
-        pick = int(price.argmin())
-        ledger.remove(pick)
+                saved[inside] = max(counter.remove(int(inside[0])), 1)
+                counter.add(int(inside[0]))
+        cost_per_saved_mac = np.where(left, cost.clip(min=0) / saved**exponent, np.inf)
+        pick = int(cost_per_saved_mac.argmin())
+        counter.remove(pick)
         left[pick] = False
         order.append(pick)
         for consumer in reading[pick]:
@@ -222,8 +262,10 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
     graph = found.graph
     modules: dict[str, Any] = graph.modules
     layers = [layer for layer in found.layers if layer.taps and layer.groups == 1 and bool((layer.inputs >= 0).any())]
-    turned = nn.modules.conv._ConvTransposeNd
-    layers = [layer for layer in layers if patch_width(modules[layer.name]) <= MAX_FAN_IN and not isinstance(modules[layer.name], turned)]
+    transposed = nn.modules.conv._ConvTransposeNd
+    layers = [
+        layer for layer in layers if patch_width(modules[layer.name]) <= MAX_FAN_IN and not isinstance(modules[layer.name], transposed)
+    ]
     sources = {layer.name: graph.nodes[layer.node].all_input_nodes[0].name for layer in layers}
     reads: dict[str, NormalEquations] = {}
     metrics: dict[str, Tensor] = {}
@@ -280,8 +322,8 @@ def _inputs_and_output_gradients(
         given = tuple(part.detach().clone().requires_grad_(part.is_floating_point()) for part in batch)
         logits = found.graph.run(*given, hooks={name: keep(name) for name in dict.fromkeys((*outputs, *inputs))}, out_of_place=True)
         _check_logits(logits)
-        chances = logits.detach().softmax(1).cpu()
-        labels = torch.multinomial(chances, 1, generator=draws).flatten().to(logits.device)
+        probabilities = logits.detach().softmax(1).cpu()
+        labels = torch.multinomial(probabilities, 1, generator=draws).flatten().to(logits.device)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         gradients = torch.autograd.grad(loss, [values[name] for name in outputs], materialize_grads=True)
     return {name: values[name].detach() for name in inputs}, dict(zip(outputs, gradients, strict=True))

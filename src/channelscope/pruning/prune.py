@@ -215,30 +215,49 @@ def _mean_divergence(small: nn.Module, batches: Iterable[tuple[Tensor, ...]], ex
 
 
 RUNS = 15
+"""Measurements of the latency of each network."""
 
 SUMMARY_COLUMNS = {
     "state": Column(meaning="the network: original, pruned as it is, repaired, fine-tuned"),
     "accuracy": Column("fraction", 4, "accuracy", low=0.0, high=1.0),
     "accuracy_low": Column("fraction", 4, "lower end of the 95 % Wilson interval of the accuracy", low=0.0, high=1.0),
-    "accuracy_high": Column("fraction", 4, "upper end of it", low=0.0, high=1.0),
+    "accuracy_high": Column("fraction", 4, "upper end of the 95 % Wilson interval of the accuracy", low=0.0, high=1.0),
     "loss": Column("nats", 3, "mean cross-entropy"),
     "images": Column("images", 0, "labeled images evaluated on"),
     "macs": Column("MACs", 0, "multiply-adds per image"),
     "kept": Column("fraction", 4, "multiply-adds as a fraction of the original's", low=0.0, high=1.0),
     "parameters": Column("", 0, "parameters"),
     "latency": Column("ms", 2, "median time of one image on this machine, one thread setting for all"),
-    "latency_low": Column("ms", 2, "first quartile of it"),
-    "latency_high": Column("ms", 2, "third quartile of it"),
+    "latency_low": Column("ms", 2, "first quartile of the latency"),
+    "latency_high": Column("ms", 2, "third quartile of the latency"),
 }
 
 
 def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image_shape: tuple[int, ...]) -> pd.DataFrame:
-    """One row a network; the first is the original. Latencies are measured in turns, so that all see the same machine.
+    """Accuracy, cost, size and latency of networks, one row for each; the first is the original.
+
+    Latencies are interleaved between the networks, so that a change of the machine's load reaches all of them.
 
     Parameters
     ----------
+    networks
+        State (original, pruned, repaired, …) → network that returns logits.
     batches
-        Labeled images to evaluate on; may be read more than once.
+        Labeled images to evaluate on; iterated once for each network.
+    image_shape
+        Shape of one image (C, H, W).
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of `SUMMARY_COLUMNS`.
+
+    Examples
+    --------
+    >>> networks = {"original": nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), "pruned": nn.Sequential(nn.Flatten(), nn.Linear(8, 2))}
+    >>> frame = compare_networks(networks, [(torch.zeros(10, 2, 2, 2), torch.zeros(10, dtype=torch.int64))], (2, 2, 2))
+    >>> frame[["state", "images", "macs", "kept", "parameters"]].values.tolist()
+    [['original', 10, 16, 1.0, 18], ['pruned', 10, 16, 1.0, 18]]
     """
     rows = []
     taken = latency_samples(networks, image_shape)
@@ -269,7 +288,27 @@ def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image
 
 @torch.no_grad()
 def latency_samples(networks: Mapping[str, nn.Module], image_shape: tuple[int, ...], runs: int = RUNS) -> dict[str, list[float]]:
-    """Seconds for one image, several times, in turns; on a CUDA device until it has finished."""
+    """Times of one image's forward pass, measured several times, interleaved between the networks.
+
+    Parameters
+    ----------
+    networks
+        State → network.
+    image_shape
+        Shape of one image (C, H, W).
+    runs
+        Measurements of each network, after one that is not counted.
+
+    Returns
+    -------
+    dict[str, list of float]
+        State → seconds of each run; on a CUDA device until the device has finished.
+
+    Examples
+    --------
+    >>> [len(seconds) for seconds in latency_samples({"a": nn.Flatten(), "b": nn.ReLU()}, (3, 8, 8), runs=4).values()]
+    [4, 4]
+    """
     taken: dict[str, list[float]] = {state: [] for state in networks}
     for turn in range(runs + 1):
         for state, model in networks.items():

@@ -72,7 +72,7 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
 
 
 def _groups_of(model: nn.Module, kept: Subset) -> Groups:
-    """The groups that the subset was made of, or those of a new trace."""
+    """The groups that the subset was made of, or else those of the network traced on a blank image."""
     found = known_groups(model, kept)
     if found is not None:
         return found

@@ -101,3 +101,19 @@ def test_positions_are_drawn_once_for_each_size_of_map(method, monkeypatch):
     repair(shrink(found, kept), found, kept, [images], method=method, positions=10)
     expected = {"least_squares": [144, 25], "peers": [144]}[method]
     assert sizes == [(start, size) for size in expected for start in (0, 100)]
+
+
+@pytest.mark.parametrize("method", ["least_squares", "peers"])
+def test_the_positions_of_an_image_do_not_depend_on_its_chunk(method, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    found = groups(model, torch.zeros(1, 3, 12, 12))
+    kept = found.to_subset(torch.arange(len(found)).remainder(2).eq(0).numpy())
+    images = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    weights = []
+    for size in (40, 10):
+        monkeypatch.setattr(calibration, "CHUNK_IMAGES", size)
+        small = shrink(found, kept)
+        repair(small, found, kept, [images], method=method, positions=10)
+        weights.append(small[2].weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)

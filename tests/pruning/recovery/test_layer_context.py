@@ -15,7 +15,7 @@ X = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 
 def found(model, channels=4):
     made = groups(model.eval(), torch.zeros(1, channels, 5, 5))
-    return {place.layer.name: place for place in layer_contexts(made.graph, made.layers)}
+    return {context.layer.name: context for context in layer_contexts(made.graph, made.layers)}
 
 
 class Residual(nn.Module):
@@ -33,11 +33,11 @@ class Residual(nn.Module):
 
 def test_normalizations_and_sums_are_found():
     made = found(Residual())
-    assert (made["a"].norm, made["a"].total) == ("n", None)
-    assert made["b"].norm is None
-    assert (made["b"].total, made["b"].rest) == ("add", "relu")
-    assert made["c"].norm == "m"
-    assert (made["c"].total, made["c"].rest) == ("add_1", "add")
+    assert (made["a"].batchnorm, made["a"].sum_node) == ("n", None)
+    assert made["b"].batchnorm is None
+    assert (made["b"].sum_node, made["b"].other_term) == ("add", "relu")
+    assert made["c"].batchnorm == "m"
+    assert (made["c"].sum_node, made["c"].other_term) == ("add_1", "add")
     assert list(made) == ["a", "b", "c"]
 
 
@@ -51,9 +51,9 @@ def test_a_normalization_used_twice_or_without_statistics_belongs_to_nobody():
             return self.n(self.b(self.n(self.a(x)))).mean((2, 3))
 
     made = found(Shared())
-    assert (made["a"].norm, made["b"].norm) == (None, None)
+    assert (made["a"].batchnorm, made["b"].batchnorm) == (None, None)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 4, 1), nn.Flatten())
-    assert found(model)["0"].norm is None
+    assert found(model)["0"].batchnorm is None
 
 
 def test_a_scaled_or_broadcast_sum_is_no_sum_to_make_up_for():
@@ -67,7 +67,7 @@ def test_a_scaled_or_broadcast_sum_is_no_sum_to_make_up_for():
             x = x + self.c(x)
             return torch.add(self.b(x), 1.0).mean((2, 3))
 
-    assert {name: place.total for name, place in found(Scaled()).items()} == {"a": None, "b": None, "c": None}
+    assert {name: context.sum_node for name, context in found(Scaled()).items()} == {"a": None, "b": None, "c": None}
 
 
 def test_calls_are_counted():

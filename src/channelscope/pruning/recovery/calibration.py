@@ -19,9 +19,19 @@ CHUNK_IMAGES = 100
 
 
 def rechunked(source: Iterable, found: Groups) -> list[tuple[Tensor, ...]]:
-    """All images of batches (data/batches.py) in equal chunks, on the network's device; labels are not looked at.
+    """All calibration images in chunks of equal size, on the network's device; labels are not used.
 
-    A network of several inputs takes batches of ((first, second, …), …).
+    Parameters
+    ----------
+    source
+        Batches of (images, …) in any form that data/batches.py reads; ((first, second, …), …) for a network of several inputs.
+    found
+        The network's `groups`.
+
+    Returns
+    -------
+    list of tuple of Tensor
+        For each chunk all inputs of the network, each (images, …); 100 images a chunk, fewer in the last.
 
     Raises
     ------
@@ -29,6 +39,13 @@ def rechunked(source: Iterable, found: Groups) -> list[tuple[Tensor, ...]]:
         Without images.
     DataError
         For a batch that cannot be read.
+
+    Examples
+    --------
+    >>> from channelscope.network.removal.groups import groups
+    >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Flatten()), torch.zeros(1, 3, 8, 8))
+    >>> [len(images) for (images,) in rechunked(torch.zeros(230, 3, 8, 8).split(7), found)]
+    [100, 100, 30]
     """
     inputs = len(found.graph.inputs)
     columns: list[list[Tensor]] = [[] for _ in range(inputs)]
@@ -41,7 +58,32 @@ def rechunked(source: Iterable, found: Groups) -> list[tuple[Tensor, ...]]:
 
 
 def zero_input(model: nn.Module, source: Subset | Iterable) -> Tensor:
-    """One blank image to trace a network on, in the shape a subset or the first batch gives."""
+    """One blank image to trace a network on.
+
+    Parameters
+    ----------
+    model
+        The network, whose device and floating-point type the image has.
+    source
+        A subset of its channels, which knows the shape of an image, or batches of images.
+
+    Returns
+    -------
+    Tensor
+        Zeros (1, C, H, W).
+
+    Raises
+    ------
+    InputError
+        For a subset without the shape of an image.
+    SampleError
+        Without images.
+
+    Examples
+    --------
+    >>> tuple(zero_input(nn.Conv2d(3, 4, 1), [(torch.ones(10, 3, 8, 8), torch.zeros(10))]).shape)
+    (1, 3, 8, 8)
+    """
     if isinstance(source, Subset):
         if not source.input_shape:
             raise InputError("repair: the subset needs the input shape, as cut() and Subset.everything() give it")

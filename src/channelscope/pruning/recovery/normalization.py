@@ -1,4 +1,4 @@
-"""BatchNorms re-estimated one after the other, each from the statistics that now reach it."""
+"""BatchNorm statistics re-estimated on a pruned network, and a linear map written into a layer and its BatchNorm."""
 
 from typing import Any
 
@@ -11,15 +11,31 @@ from channelscope.types import Float, Tensor
 
 @torch.no_grad()
 def reestimate_batchnorms(small: ActivationCache) -> dict[str, str]:
-    """Set every running mean and variance to those of its input over all images, in forward order.
+    """The BatchNorms that were skipped, after setting the statistics of all others to those of their inputs, in forward order.
 
-    The statistics are exact over the set, each behind the already re-estimated ones before it, so neither batch size nor
+    Each BatchNorm sees inputs from already updated layers. The statistics are exact over all images, so neither batch size nor
     order matters. Variances are unbiased, as in training.
+
+    Parameters
+    ----------
+    small
+        Activations of the network over the calibration images; its BatchNorms are changed in place.
 
     Returns
     -------
     dict[str, str]
-        Module path → why it was left as it was.
+        Module path → why it was not changed.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.graph import trace
+    >>> model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()).eval()
+    >>> images = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
+    >>> reestimate_batchnorms(ActivationCache(trace(model, images[:1]), [(images,)]))
+    {}
+    >>> model[0].running_mean.tolist(), model[0].running_var.tolist()
+    ([2.0], [2.0])
     """
     skipped: dict[str, str] = {}
     calls: dict[str, int] = {}
@@ -36,18 +52,38 @@ def reestimate_batchnorms(small: ActivationCache) -> dict[str, str]:
         count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
         for values in small(node.all_input_nodes[0].name):
             flat = values.movedim(1, 0).flatten(1)
-            here = flat.mean(1).double()
-            gap, more = here - mean, flat.shape[1]
-            scatter = scatter + (flat - here[:, None].to(flat)).square().sum(1).double() + gap.square() * count * more / (count + more)
-            mean = mean + gap * more / (count + more)
-            count += more
+            batch_mean, added = flat.mean(1).double(), flat.shape[1]
+            shift = batch_mean - mean
+            within = (flat - batch_mean[:, None].to(flat)).square().sum(1).double()
+            scatter = scatter + within + shift.square() * count * added / (count + added)
+            mean = mean + shift * added / (count + added)
+            count += added
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(scatter / max(count - 1, 1))
     return skipped
 
 
 def batchnorm_scale_shift(norm: Any) -> tuple[Float[Tensor, "channels"], Float[Tensor, "channels"]]:
-    """Factor and shift a batch normalization applies in evaluation mode, float64."""
+    """Factor and shift that a BatchNorm applies to each channel in evaluation mode.
+
+    Parameters
+    ----------
+    norm
+        A BatchNorm with running statistics, with or without weight and bias.
+
+    Returns
+    -------
+    tuple of Tensor
+        Factor and shift, each float64 (channels,): the output is factor · input + shift.
+
+    Examples
+    --------
+    >>> norm = torch.nn.BatchNorm2d(1, eps=0.0)
+    >>> norm.running_mean.fill_(3.0), norm.running_var.fill_(4.0), norm.weight.data.fill_(2.0)
+    (tensor([3.]), tensor([4.]), tensor([2.]))
+    >>> [part.tolist() for part in batchnorm_scale_shift(norm)]
+    [[1.0], [-3.0]]
+    """
     deviation = (norm.running_var.double() + norm.eps).sqrt()
     factor = (1 / deviation) if norm.weight is None else norm.weight.detach().double() / deviation
     shift = -norm.running_mean.double() * factor
@@ -63,11 +99,35 @@ def write_linear_map(
     mean: Float[Tensor, "outputs"],
     variance: Float[Tensor, "outputs"],
 ) -> None:
-    """Make layer (and normalization) compute weights · x + constant; mean and variance are those of weights · x.
+    """Write weights · x + constant into a layer, and into the BatchNorm that follows it if there is one.
 
-    A normalization keeps the statistics of what it now sees, as after an ordinary training step, and its scale and shift
-    make up for them. Filters before it keep their lengths: a normalization undoes any, but the step of a training that
-    follows is the learning rate over the squared length (van Laarhoven 2017).
+    running_mean and running_var become those of the layer's new output; the BatchNorm's weight and bias compensate. Filters are
+    rescaled to their previous norms, because behind a BatchNorm the effective step of later training is lr / norm².
+
+    Parameters
+    ----------
+    module
+        Convolution or linear layer, changed in place.
+    norm
+        The BatchNorm that directly follows, changed in place; or None.
+    weights
+        Weights from inputs × kernel elements to outputs, in the order of `module.weight.flatten(1)`.
+    constant
+        Added to each output; not used where the layer has no bias and no BatchNorm follows.
+    mean, variance
+        Mean and variance of weights · x over the samples, used with a BatchNorm alone.
+
+    Examples
+    --------
+    >>> layer, norm = torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1).eval()
+    >>> two, five = torch.tensor([2.0]), torch.tensor([5.0])
+    >>> write_linear_map(layer, norm, two[:, None], five, mean=torch.tensor([0.3]), variance=torch.tensor([0.7]))
+    >>> round(float(norm(layer(torch.tensor([[10.0]]))).detach()), 3)
+    25.0
+
+    References
+    ----------
+    van Laarhoven 2017 (norms of filters before a BatchNorm).
     """
     if norm is None:
         module.weight.copy_(weights.view_as(module.weight))
@@ -79,12 +139,12 @@ def write_linear_map(
         norm.running_var.fill_(1 - norm.eps)
         norm.running_mean.copy_(bias - constant)
     else:
-        length = module.weight.detach().double().flatten(1).norm(dim=1) / weights.norm(dim=1)
-        length = torch.where(length.isfinite() & (length > 0), length, 1.0)
-        variance = variance * length**2
+        norm_ratio = module.weight.detach().double().flatten(1).norm(dim=1) / weights.norm(dim=1)
+        norm_ratio = torch.where(norm_ratio.isfinite() & (norm_ratio > 0), norm_ratio, 1.0)
+        variance = variance * norm_ratio**2
         norm.running_var.copy_(variance)
-        norm.running_mean.copy_(mean * length + bias)
-        norm.weight.copy_((variance + norm.eps).sqrt() / length)
-        weights = weights * length[:, None]
+        norm.running_mean.copy_(mean * norm_ratio + bias)
+        norm.weight.copy_((variance + norm.eps).sqrt() / norm_ratio)
+        weights = weights * norm_ratio[:, None]
         norm.bias.copy_(constant + mean)
     module.weight.copy_(weights.view_as(module.weight))

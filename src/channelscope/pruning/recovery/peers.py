@@ -1,4 +1,4 @@
-"""Removed channels predicted from the kept channels of their layer, by linear prediction."""
+"""Removed channels predicted linearly from kept ones, and the prediction folded into the weights of their consumers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from channelscope.stats.readout import channels_last
 from channelscope.types import Bool, Float, Tensor
 
 BETWEEN = POOLS | {"flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "dropout", "contiguous", "clone", "mean"}
-"""Functions and methods between a cut point and a consumer that leave channels apart; pooling is taken as if it were not there."""
+"""Functions and methods between a cut point and a consumer that keep channels separate; pooling is ignored."""
 
 MAX_FAN_IN = 8192
 """Inputs of a consumer beyond which their covariance (512 MiB) is not formed."""
@@ -33,7 +33,7 @@ PEER_RIDGE = 0.01
 
 @dataclass(frozen=True)
 class PeerPrediction:
-    """The linear prediction of what a consumer no longer reads from what it still reads."""
+    """Linear prediction of the inputs that a consumer loses from those that it keeps."""
 
     matrix: Float[Tensor, "dropped kept"]
     """A = Σ_DK (Σ_KK + λI)⁻¹"""
@@ -49,73 +49,127 @@ def compensate_with_peers(
     found: Groups,
     keep: Bool[Tensor, "channels"],
     source: Profile | ActivationCache,
+    *,
     ridge: float = PEER_RIDGE,
     draws: DrawnPositions | None = None,
 ) -> dict[str, str]:
-    """Change the consumers of pruned channels in place, and nothing else.
+    """The consumers that were skipped, after folding the prediction of removed channels into the weights of all others, in place.
 
         W_next[:, K] += W_next[:, D] A   at every tap        A = Σ_DK (Σ_KK + λI)⁻¹
 
-    λ is `ridge` times the kept channels' mean variance. The constant W_next[:, D] (μ_D − A μ_K), summed over the taps, goes
-    into the consumer's bias or out of its normalization's running mean; at zero-padded borders fewer taps contribute than that.
-    A consumer with neither has no place for a constant: its prediction goes through zero, with second moments for Σ.
+    λ is `ridge` times the kept channels' mean variance. The constant W_next[:, D] (μ_D − A μ_K), summed over the taps, is added
+    to the consumer's bias, or subtracted from the running mean of its BatchNorm; at zero-padded borders fewer taps contribute.
+    A consumer that has neither is fitted without an intercept, with second moments for Σ.
 
     Parameters
     ----------
+    small
+        The smaller network, changed in place.
+    found
+        The original's `groups`.
     keep
-        `kept_ids`.
+        Which channel numbers are kept, as `kept_ids` gives them.
     source
         The original's activations: Σ is then the covariance of what each consumer reads. Or its profile: Σ is that of the
-        cut points before the consumer, and pooling in between is taken as if it were not there.
+        cut points before the consumer, and pooling in between is ignored.
+    ridge
+        λ as a fraction of the mean variance of the kept channels.
+    draws
+        Positions that each image contributes; None for all. A profile has its own.
 
     Returns
     -------
     dict[str, str]
-        Layer → why it was left as it was. Grouped layers go with their group; of what several sites were added into, a
-        profile has no covariance.
+        Layer → why it was skipped. Grouped layers are removed with their group; a profile has no covariance of inputs that are
+        sums of several sites.
 
     Raises
     ------
     MismatchError
         If the profile is of other weights.
 
+    Examples
+    --------
+    >>> from channelscope.network.removal.comparison import kept_ids
+    >>> from channelscope.network.removal.groups import groups
+    >>> from channelscope.profiling.collect import collect
+    >>> from channelscope.pruning.shrink import shrink
+    >>> from channelscope.zoo.toys import exact_copy
+    >>> toy = exact_copy()  # channel 3 is twice channel 0
+    >>> found = groups(toy.model, toy.batches[0][0][:1])
+    >>> site, channel = found.sites[0].name, 3
+    >>> kept = found.to_subset([(site, channel) not in group.members for group in found.members])
+    >>> small = shrink(found, kept)
+    >>> compensate_with_peers(small, found, kept_ids(found, kept), collect(toy.model, toy.batches), ridge=1e-9)
+    {}
+    >>> bool(torch.allclose(small(toy.batches[0][0]), toy.model(toy.batches[0][0]), atol=1e-3))
+    True
+
     References
     ----------
-    Docs/how-to/pruning.md (the protocol of comparison).
+    docs/how-to/pruning.md (the protocol of comparison).
     """
     if isinstance(source, Profile) and source.weights_hash != weights_hash(found.graph.model):
         raise MismatchError("repair: the profile was measured on other weights than the original network's; collect it again")
     reasons = {
-        place.layer.name: peer_weights(small, place, found, keep, source, ridge, draws)
-        for place in layer_contexts(found.graph, found.layers)
+        context.layer.name: peer_weights(small, found, keep, source, context, ridge=ridge, draws=draws)
+        for context in layer_contexts(found.graph, found.layers)
     }
     return {name: reason for name, reason in reasons.items() if reason}
 
 
 def peer_weights(
     small: nn.Module,
-    place: LayerContext,
     found: Groups,
     keep: Bool[Tensor, "channels"],
     source: Profile | ActivationCache,
+    context: LayerContext,
+    *,
     ridge: float = PEER_RIDGE,
     draws: DrawnPositions | None = None,
 ) -> str:
-    """The same for one consumer; returns why it was left as it was, or nothing."""
-    layer = place.layer
+    """Why one consumer was skipped, or an empty text after its weights were changed as in `compensate_with_peers`.
+
+    Parameters
+    ----------
+    small, found, keep, source, ridge, draws
+        As in `compensate_with_peers`.
+    context
+        The consumer.
+
+    Returns
+    -------
+    str
+        The reason; empty if the weights were changed or nothing that it reads was removed.
+
+    Examples
+    --------
+    >>> from channelscope.network.removal.comparison import kept_ids
+    >>> from channelscope.network.removal.groups import groups
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=4), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> images = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> found = groups(model, images[:1])
+    >>> keep = kept_ids(found, found.to_subset([True, False, True, True]))
+    >>> _, grouped, _ = layer_contexts(found.graph, found.layers)
+    >>> peer_weights(model, found, keep, ActivationCache(found.graph, [(images,)]), grouped)
+    'grouped: it goes with its group'
+    """
+    layer = context.layer
     if bool(keep[layer.inputs].all()):
         return ""
     if layer.groups > 1:
         return "grouped: it goes with its group"
     moments = (
-        _input_moments_from_profile(place, found, source) if isinstance(source, Profile) else _input_moments_measured(place, source, draws)
+        _input_moments_from_profile(context, found, source)
+        if isinstance(source, Profile)
+        else _input_moments_measured(context, source, draws)
     )
     if isinstance(moments, str):
         return moments
-    kept = moments.kept(place, found, keep)
-    constant = small.get_submodule(layer.name).bias is not None or place.norm is not None
-    made = _prediction(moments if constant else moments.about_zero(), kept, ridge)
-    _write(small, place, found, keep[layer.outputs].nonzero().flatten(), made)
+    kept = moments.kept(context, found, keep)
+    constant = small.get_submodule(layer.name).bias is not None or context.batchnorm is not None
+    prediction = _prediction(moments if constant else moments.about_zero(), kept, ridge)
+    _write(small, context, found, keep[layer.outputs].nonzero().flatten(), prediction)
     return ""
 
 
@@ -131,22 +185,22 @@ class _Moments:
     def about_zero(self) -> "_Moments":
         return _Moments(self.covariance + torch.outer(self.mean, self.mean), torch.zeros_like(self.mean), self.sites)
 
-    def kept(self, place: LayerContext, found: Groups, keep: Tensor) -> Tensor:
+    def kept(self, context: LayerContext, found: Groups, keep: Tensor) -> Tensor:
         """Which of them stay."""
         if not self.sites:
-            return keep[place.layer.inputs]
+            return keep[context.layer.inputs]
         return torch.cat([keep[found.first_id[site.name] : found.first_id[site.name] + site.channels] for site in self.sites])
 
 
-def _input_moments_measured(place: LayerContext, original: ActivationCache, draws: DrawnPositions | None) -> _Moments | str:
+def _input_moments_measured(context: LayerContext, original: ActivationCache, draws: DrawnPositions | None) -> _Moments | str:
     """From the original's activations in front of the consumer."""
-    width = len(place.layer.inputs)
+    width = len(context.layer.inputs)
     if width > MAX_FAN_IN:
         return f"it reads {width:,} channels, more than {MAX_FAN_IN:,}: their covariance is not formed"
     total: NormalEquations | None = None
     start = 0
-    for values in original(place.source):
-        flat = channels_last(values, values.dim() - 2 if place.layer.linear else 0)
+    for values in original(context.input_node):
+        flat = channels_last(values, values.dim() - 2 if context.layer.linear else 0)
         drawn = None if draws is None else draws.of(flat.shape[1])
         if drawn is not None:
             flat = flat.gather(1, drawn[start : start + len(flat), :, None].expand(-1, -1, flat.shape[2]))
@@ -157,13 +211,13 @@ def _input_moments_measured(place: LayerContext, original: ActivationCache, draw
     return _Moments(total.xx[0].cpu() / total.count, total.x_mean[0].cpu())
 
 
-def _input_moments_from_profile(place: LayerContext, found: Groups, profile: Profile) -> _Moments | str:
+def _input_moments_from_profile(context: LayerContext, found: Groups, profile: Profile) -> _Moments | str:
     """From the covariances of the cut points in front of the consumer."""
-    feeding = input_sites(found.graph.nodes[place.source], found)
+    feeding = input_sites(found.graph.nodes[context.input_node], found)
     if isinstance(feeding, str):
         return feeding
     channels = torch.cat([torch.arange(site.channels) + found.first_id[site.name] for site in feeding])
-    numbers = place.layer.inputs
+    numbers = context.layer.inputs
     if len(numbers) % len(channels):
         return f"it reads {len(numbers):,} inputs, which are not the {len(channels):,} channels of the sites before it"
     aligned = channels.repeat_interleave(len(numbers) // len(channels))
@@ -181,7 +235,31 @@ def _prediction(moments: _Moments, kept: Tensor, ridge: float) -> PeerPrediction
 
 
 def input_sites(node: fx.Node, found: Groups) -> list[Site] | str:
-    """The sites whose cut points, one after the other, are what a consumer reads; or why a profile has no covariance of it."""
+    """The sites whose cut points, concatenated, are what a consumer reads.
+
+    Parameters
+    ----------
+    node
+        The step whose value the consumer reads.
+    found
+        The network's `groups`.
+
+    Returns
+    -------
+    list of Site, or str
+        The sites in the order of the channels; or why a profile has no covariance of the value.
+
+    Examples
+    --------
+    >>> from channelscope.network.removal.groups import groups
+    >>> from channelscope.zoo.toys import residual_pair
+    >>> toy = residual_pair()
+    >>> found = groups(toy.model, toy.batches[0][0][:1])
+    >>> [[site.name for site in input_sites(found.graph.nodes[name], found)] for name in ("relu", "relu_1")]
+    [['stem'], ['inner']]
+    >>> input_sites(found.graph.nodes["add"], found)
+    'it reads a sum or product of several sites, whose covariance no profile has'
+    """
     sites = {site.activation: site for site in found.sites}
     if node.name in sites:
         return [sites[node.name]]
@@ -202,20 +280,20 @@ def input_sites(node: fx.Node, found: Groups) -> list[Site] | str:
     return f"it reads what {name} makes of a site, whose covariance no profile has"
 
 
-def _write(small: nn.Module, place: LayerContext, found: Groups, outputs: Tensor, supply: PeerPrediction) -> None:
-    name = place.layer.name
+def _write(small: nn.Module, context: LayerContext, found: Groups, outputs: Tensor, prediction: PeerPrediction) -> None:
+    name = context.layer.name
     module: Any = small.get_submodule(name)
     original: Any = found.graph.modules[name]
     weights = original.weight.detach().double().cpu()[outputs]
-    if weights.shape[1] % len(supply.kept):
-        raise MismatchError(f"repair: {name} reads {weights.shape[1]} inputs, the sites before it have {len(supply.kept)} channels")
-    taps = weights.reshape(len(outputs), len(supply.kept), -1)  # a flattening lays positions side by side: they are taps too
-    lost = taps[:, ~supply.kept]
-    fresh = taps[:, supply.kept] + torch.einsum("odt,dk->okt", lost, supply.matrix)
-    constant = lost.sum(2) @ supply.constant
-    module.weight.copy_(fresh.reshape(module.weight.shape))
+    if weights.shape[1] % len(prediction.kept):
+        raise MismatchError(f"repair: {name} reads {weights.shape[1]} inputs, the sites before it have {len(prediction.kept)} channels")
+    taps = weights.reshape(len(outputs), len(prediction.kept), -1)  # after a flattening the positions of a channel are adjacent inputs
+    removed = taps[:, ~prediction.kept]
+    weights_of_kept = taps[:, prediction.kept] + torch.einsum("odt,dk->okt", removed, prediction.matrix)
+    constant = removed.sum(2) @ prediction.constant
+    module.weight.copy_(weights_of_kept.reshape(module.weight.shape))
     if module.bias is not None:
         module.bias.add_(constant.to(module.bias))
-    elif place.norm:
-        norm: Any = small.get_submodule(place.norm)
+    elif context.batchnorm:
+        norm: Any = small.get_submodule(context.batchnorm)
         norm.running_mean.sub_(constant.to(norm.running_mean))

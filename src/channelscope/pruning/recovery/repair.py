@@ -147,7 +147,7 @@ def repair(
     found = model if isinstance(model, Groups) else known_groups(model, kept) or groups(model, zero_input(model, kept))
     keep = _check_same_network(small, found, kept)
     if isinstance(calibration, Profile) and method == "peers":
-        skipped = compensate_with_peers(small, found, keep, calibration, PEER_RIDGE if ridge is None else ridge)
+        skipped = compensate_with_peers(small, found, keep, calibration, ridge=PEER_RIDGE if ridge is None else ridge)
         return RepairReport("peers", calibration.images, skipped=skipped)
     if calibration is None or isinstance(calibration, Profile):
         raise InputError(f"repair: {method} needs calibration images, batches of (images, …){FROM_PROFILE if method == 'peers' else ''}")
@@ -156,15 +156,17 @@ def repair(
         original = ActivationCache(found.graph, batches)
         draws = DrawnPositions(original.images, positions, device=batches[0][0].device)
         skipped = (
-            compensate_with_peers(small, found, keep, original, PEER_RIDGE if ridge is None else ridge, draws) if method == "peers" else {}
+            compensate_with_peers(small, found, keep, original, ridge=PEER_RIDGE if ridge is None else ridge, draws=draws)
+            if method == "peers"
+            else {}
         )
-        carried = ActivationCache(trace(small, tuple(part[:1] for part in batches[0])), batches)
+        activations = ActivationCache(trace(small, tuple(part[:1] for part in batches[0])), batches)
         if method == "least_squares":
-            fit = LayerwiseLeastSquares(found, keep, carried, original, draws, ridge)
+            fit = LayerwiseLeastSquares(activations, found, keep, original, draws=draws, ridge=ridge)
             errors = {name: (before, after) for name, before, after in fit.run()}
-            return RepairReport("least_squares", carried.images, errors, fit.skipped, fit.notes)
-        skipped |= reestimate_batchnorms(carried)
-    return RepairReport("peers + batchnorm" if method == "peers" else "batchnorm", carried.images, skipped=skipped)
+            return RepairReport("least_squares", activations.images, errors, fit.skipped, fit.notes)
+        skipped |= reestimate_batchnorms(activations)
+    return RepairReport("peers + batchnorm" if method == "peers" else "batchnorm", activations.images, skipped=skipped)
 
 
 def _check_same_network(small: nn.Module, found: Groups, kept: Subset) -> Tensor:
