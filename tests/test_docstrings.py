@@ -14,12 +14,7 @@ MODULES = sorted(
 COMMANDS = "channelscope.cli."
 """The docstrings of commands are their help; they are run by the tests of the command line."""
 WITHOUT_EXAMPLES = {
-    "benchmark.analysis",
     "benchmark.channel_summary",
-    "benchmark.engines",
-    "benchmark.grid",
-    "benchmark.run",
-    "benchmark.setup",
     "circuits.circuit",
     "circuits.comparison",
     "circuits.contributions",

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from channelscope import tables
-from channelscope.benchmark.analysis import COLUMNS, DRAWS, Protocol, Resampled, ScoreCurve, agreement, analyze, areas, paired
+from channelscope.benchmark.analysis import COLUMNS, agreement, analyze, paired
 from channelscope.benchmark.grid import ORIGINAL, Trial
+from channelscope.benchmark.score_curves import DRAWS, Protocol, Resampled, ScoreCurve, areas
 from channelscope.errors import SampleError
 from channelscope.formulas.resampling import bootstrap_mean, sign_flip
 from channelscope.scores.registry import REGISTRY
