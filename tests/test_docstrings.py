@@ -14,7 +14,6 @@ MODULES = sorted(
 COMMANDS = "channelscope.cli."
 """The docstrings of commands are their help; they are run by the tests of the command line."""
 WITHOUT_EXAMPLES = {
-    "benchmark.channel_summary",
     "circuits.circuit",
     "circuits.comparison",
     "circuits.contributions",

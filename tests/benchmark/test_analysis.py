@@ -278,7 +278,7 @@ class TestExactValues:
         assert exact(frame, "spearman", "scores") == [[-1.0, 4]] * rows
 
     def test_equally_frequent_budgets_go_to_the_largest(self):
-        assert common_budgets({("l1", 0): {0.8: {}}, ("l2", 0): {0.5: {}}}) == (0.8,)
+        assert common_budgets({("l1", 0): {0.5: {}}, ("l2", 0): {0.8: {}}}) == (0.8,)
 
     def test_curves_are_sorted_by_protocol_area_and_name(self):
         done = {ORIGINAL: row(self.HITS | True)}
