@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from channelscope import tables
-from channelscope.benchmark.analysis import COLUMNS, DRAWS, Protocol, Resampled, ScoreCurve, agreement, analyze, areas, paired
+from channelscope.benchmark.analysis import COLUMNS, _factorial, agreement, analyze, paired
 from channelscope.benchmark.grid import ORIGINAL, Trial
+from channelscope.benchmark.score_curves import DRAWS, Protocol, Resampled, ScoreCurve, areas, common_budgets
 from channelscope.errors import SampleError
 from channelscope.formulas.intervals import bootstrap_mean
 from channelscope.formulas.significance import sign_flip
@@ -194,3 +195,100 @@ def test_pairs_from_shared_resamples_are_those_of_each_pair_alone():
     for area, low, high in zip(found, lows, highs, strict=True):
         alone = bootstrap_mean(torch.from_numpy(area.images.mean(0)), DRAWS)
         assert (low, high) == (alone.low, alone.high)
+
+
+NONE, BATCHNORM = Protocol("global", "none", 0), Protocol("global", "batchnorm", 0)
+
+
+def flat(score, protocol, *aucs, images=4):
+    """A curve whose images all have the same share of the area, one value a seed."""
+    return ScoreCurve(score, protocol, (0.5,), tuple(range(len(aucs))), np.repeat(np.array(aucs)[:, None], images, 1))
+
+
+def exact(frame, *columns):
+    return frame[list(columns)].round(6).to_numpy().tolist()
+
+
+class TestExactValues:
+    """Four images of which the unpruned network has all and the pruned one three: every number by hand."""
+
+    HITS = np.array([True, True, True, False])
+
+    def done(self):
+        done = {ORIGINAL: row(self.HITS | True)}
+        for seed, hits in ((0, self.HITS), (1, self.HITS & False)):
+            done[Trial(seed, "l1", 0.5, "global", "none")] = row(hits)
+        return done
+
+    def test_area_and_spread_over_seeds(self):
+        (auc,) = analyze(self.done())["benchmark_auc"].to_dict("records")
+        assert auc["auc"] == (0.875 + 0.5) / 2
+        assert auc["spread"] == pytest.approx(0.375 / 2**0.5)
+        assert (auc["n"], auc["images"], auc["budgets"], auc["axis"]) == (2, 4, "0.5", "size")
+        assert (auc["auc_low"], auc["auc_high"]) == (0.5625, 0.75)  # the lost image in 3 of 4 draws, and in none
+
+    def test_accuracy_has_a_wilson_interval(self):
+        frame = analyze(self.done())["benchmark"]
+        assert exact(frame, "seed", "accuracy", "accuracy_low", "accuracy_high") == [
+            [0, 1.0, 0.510109, 1.0],
+            [0, 0.75, 0.300642, 0.954413],
+            [1, 0.0, 0.0, 0.489891],
+        ]
+
+    def test_rows_are_sorted_by_seed_score_protocol_and_budget_descending_where_equal(self):
+        done = {ORIGINAL: row(self.HITS)}
+        for repair, epochs in (("scratch", 1), ("least_squares", 0), ("none", 1), ("none", 0)):
+            done[Trial(0, "l1", 0.5, "global", repair, epochs)] = row(self.HITS)
+        done[Trial(0, "l1", 0.5, "as(l2)", "none")] = row(self.HITS)
+        frame = analyze(done)["benchmark"]
+        assert list(zip(frame["allocation"], frame["repair"], frame["epochs"], strict=True))[1:] == [
+            ("global", "none", 0),
+            ("global", "none", 1),
+            ("global", "least_squares", 0),
+            ("global", "scratch", 1),
+            ("as(l2)", "none", 0),
+        ]
+
+    def test_differences_are_first_minus_second_over_shared_seeds(self):
+        frame = paired([flat("l1", NONE, 0.5, 0.7), flat("l2", NONE, 0.2, 0.5)])
+        assert exact(frame, "difference", "difference_low", "difference_high", "n", "images") == [[0.25, 0.25, 0.25, 2, 4]]
+        assert frame["effect"].item() == pytest.approx(0.25 / (0.05 * 2**0.5))
+        assert frame["p"].item() == 2 / 2**4  # four images: only all signs alike are as far from zero
+        assert frame["p_seeds"].item() == 1 / 2
+
+    def test_pairs_are_corrected_within_a_protocol(self):
+        curves = [flat(name, protocol, auc) for protocol in (NONE, BATCHNORM) for name, auc in (("l1", 0.5), ("l2", 0.4), ("fpgm", 0.3))]
+        frame = paired(curves)
+        assert list(zip(frame["first"], frame["second"], frame["repair"], strict=True)) == [
+            (first, second, repair) for repair in ("none", "batchnorm") for first, second in (("l1", "l2"), ("l1", "fpgm"), ("l2", "fpgm"))
+        ]
+        assert exact(frame, "p", "p_holm") == [[0.125, 0.375]] * 6
+
+    def test_factorial_is_the_mean_over_the_scores_of_a_family(self):
+        found = [flat("l1", NONE, 0.5), flat("l2", NONE, 0.3), flat("capture", NONE, 0.6)]
+        frame = _factorial(found, Resampled(found))
+        assert exact(frame, "auc", "auc_low", "auc_high", "scores", "images") == [[0.6, 0.6, 0.6, 1, 4], [0.4, 0.4, 0.4, 2, 4]]
+        assert list(frame["axis"]) == ["local", "size"]
+
+    @pytest.mark.parametrize(("shared", "rows"), [(3, 0), (4, 1)])
+    def test_agreement_needs_four_shared_scores(self, shared, rows):
+        names = ("l1", "l2", "fpgm", "random")[:shared]
+        found = [flat(name, NONE, place / 10) for place, name in enumerate(names)]
+        found += [flat(name, BATCHNORM, -place / 10) for place, name in enumerate(names)]
+        frame = agreement(found)
+        assert exact(frame, "spearman", "scores") == [[-1.0, 4]] * rows
+
+    def test_equally_frequent_budgets_go_to_the_largest(self):
+        assert common_budgets({("l1", 0): {0.5: {}}, ("l2", 0): {0.8: {}}}) == (0.8,)
+
+    def test_curves_are_sorted_by_protocol_area_and_name(self):
+        done = {ORIGINAL: row(self.HITS | True)}
+        for score, hits in (("l2", self.HITS), ("l1", self.HITS), ("random", self.HITS | True)):
+            done[Trial(0, score, 0.5, "global", "batchnorm")] = row(hits)
+        done[Trial(0, "random", 0.5, "global", "none")] = row(self.HITS)
+        assert [(curve.rule.repair, curve.score) for curve in areas(done)] == [
+            ("none", "random"),
+            ("batchnorm", "random"),
+            ("batchnorm", "l1"),
+            ("batchnorm", "l2"),
+        ]

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from channelscope.formulas.resampling import bootstrap_counts
 
 from channelscope import tables
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
@@ -22,6 +21,7 @@ from channelscope.circuits.evaluation import (
 from channelscope.circuits.located_feature import locate_feature
 from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.selection import top_k
+from channelscope.formulas.intervals import bootstrap_counts
 from channelscope.zoo import toys
 from pencil_circuits import LAST, Planted, network, pictures
 

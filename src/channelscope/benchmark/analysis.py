@@ -1,119 +1,68 @@
 """Curves, areas, paired differences and the factorial of a benchmark, from the images each pruned network got right."""
 
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from channelscope import scores as scoring
-from channelscope.benchmark.grid import FROM_SCRATCH, ORIGINAL, RECONSTRUCTION, Trial, allocated_as
+from channelscope.benchmark.grid import ORIGINAL, RECONSTRUCTION, Trial
+from channelscope.benchmark.score_curves import (
+    DRAWS,
+    Protocol,
+    Resampled,
+    ScoreCurve,
+    areas,
+    common_budgets,
+    curves_by_protocol,
+    listed,
+    protocol_of,
+    unmet_budgets,
+)
 from channelscope.errors import SampleError
-from channelscope.formulas.curves import flops_auc
-from channelscope.formulas.intervals import bootstrap_means
 from channelscope.formulas.ranks import spearman
 from channelscope.formulas.significance import effect_size, holm, sign_flip, sign_flip_contrasts
-from channelscope.pruning.recovery.repair import Method
 from channelscope.stats.tally import Tally
 from channelscope.tables.schema import Column
 
-DRAWS = 1000
-
-LEVEL = 0.95
-"""Coverage of every interval."""
-
 FLIPS = 200
-"""Sign patterns for every test among which Holm corrects, so that the smallest corrected p is .005."""
+"""Sign patterns per test that Holm corrects for, so that the smallest corrected p is .005."""
 
 FEWEST = 4
-"""Scores that two rules must share for a rank correlation between them."""
-
-STEPS = (*reversed(get_args(Method)), FROM_SCRATCH)
-"""repairs from none to the furthest-reaching"""
-
-
-class Protocol(NamedTuple):
-    """What all scores are treated by."""
-
-    allocation: str
-    """global, uniform or as(SCORE)"""
-    repair: str
-    """none, batchnorm, peers, least_squares, or scratch"""
-    epochs: int
-    """of fine-tuning"""
-
-    @property
-    def place(self) -> tuple[bool, str, int, int]:
-        """Sorts rules as they are read: allocations of their own first, repairs from none up, before training and after."""
-        return bool(allocated_as(self.allocation)), self.allocation, STEPS.index(self.repair), self.epochs
-
-    def __str__(self) -> str:
-        return f"{self.allocation}, {self.repair}" + (f", {self.epochs} epochs" if self.epochs else "")
-
-
-@dataclass(frozen=True)
-class ScoreCurve:
-    """A score under one rule: its curves, as one number an image and seed."""
-
-    score: str
-    """the score"""
-    rule: Protocol
-    """what the score was treated by"""
-    budgets: tuple[float, ...]
-    """budgets of its curves, which every score under the rule has, largest first"""
-    seeds: tuple[int, ...]
-    """in which order `images` has them"""
-    images: np.ndarray
-    """float64 (seeds, images): each image's share of the FLOPs-AUC, which is their mean"""
-
-    @property
-    def auc(self) -> float:
-        """FLOPs-AUC, the mean over seeds."""
-        return float(self.images.mean())
-
-
-class Resampled:
-    """The means of some areas over the same resampled images, from which the interval of every mixture of them follows.
-
-    Parameters
-    ----------
-    found
-        Areas over the same images.
-    draws
-        Number of resamples.
-    """
-
-    def __init__(self, found: Sequence[ScoreCurve], draws: int = DRAWS):
-        keys = [(area.score, area.rule, seed) for area in found for seed in area.seeds]
-        self.places = {key: place for place, key in enumerate(keys)}
-        self.images = np.concatenate([area.images for area in found]).T if found else np.zeros((1, 0))
-        self.means = self.images.mean(0)
-        self.draws = bootstrap_means(torch.from_numpy(self.images), draws).numpy()
-
-    def mixture(self, area: ScoreCurve, seeds: Iterable[int] | None = None) -> np.ndarray:
-        """Weights of the columns whose sum is the area's mean over its seeds, or over some of them."""
-        chosen = area.seeds if seeds is None else tuple(seeds)
-        weights = np.zeros(len(self.places))
-        weights[[self.places[area.score, area.rule, seed] for seed in chosen]] = 1 / len(chosen)
-        return weights
-
-    def intervals(self, mixtures: Sequence[np.ndarray]) -> tuple[list[float], list[float]]:
-        """Lower and upper ends of the 95 % intervals over images, of each mixture."""
-        low, high = np.quantile(self.draws @ np.stack(mixtures, 1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-        return low.tolist(), high.tolist()
+"""Number of shared scores below which two protocols have no rank correlation."""
 
 
 def analyze(done: Mapping[Trial, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
-    """Tables of a benchmark: benchmark (every cell), auc, paired, factorial, agreement and left_out (cells that no area contains).
+    """Tables of a benchmark.
+
+    Parameters
+    ----------
+    done
+        Trial → row, as `TrialStore.done` returns them.
+
+    Returns
+    -------
+    dict[str, DataFrame]
+        `benchmark`, every trial; `benchmark_auc`, `benchmark_paired`, `benchmark_factorial` and `benchmark_agreement`; and
+        `benchmark_left_out`, the trials that no area contains. `COLUMNS` describes the columns.
 
     Raises
     ------
     SampleError
-        Without a measured cell, or without the unpruned network.
+        Without a measured trial, or without the unpruned network.
+
+    Examples
+    --------
+    >>> hits = np.array([True, True, True, False])
+    >>> row = {"accuracy": 0.75, "loss": 1.0, "kept": 0.5, "parameters": 9, "images": 4, "hits": hits, "reason": ""}
+    >>> trial = Trial(0, "l1", 0.5, "global", "none")
+    >>> done = {ORIGINAL: {**row, "hits": hits | True}, trial: row}
+    >>> tables = analyze(done)  # from accuracy 1 for the unpruned network to 0.75 for half of it
+    >>> tables["benchmark_auc"][["score", "budgets", "auc", "n", "images"]].values.tolist()
+    [['l1', '0.5', 0.875, 1, 4]]
     """
     if ORIGINAL not in done or len(done) < 2:
         raise SampleError("nothing has been measured yet: the unpruned network and at least one cell are needed")
@@ -130,149 +79,147 @@ def analyze(done: Mapping[Trial, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
 
 
 def axis(score: str) -> str:
-    """Which question a score asks."""
+    """Family of a score: which question it asks.
+
+    Parameters
+    ----------
+    score
+        Name of the score.
+
+    Returns
+    -------
+    str
+        local, target, size, gradient, …; repair for reconstruction.
+
+    Examples
+    --------
+    >>> axis("capture"), axis("reconstruction")
+    ('local', 'repair')
+    """
     return "repair" if score == RECONSTRUCTION else scoring.REGISTRY[score].family
 
 
 def curves(done: Mapping[Trial, Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a cell, the unpruned network first."""
+    """Every measured trial.
+
+    Parameters
+    ----------
+    done
+        Trial → row, the unpruned network among them.
+
+    Returns
+    -------
+    DataFrame
+        One row per trial, the unpruned network first: accuracy with its Wilson interval, loss [nats], and what was kept.
+
+    Examples
+    --------
+    >>> hits = np.array([True, True, True, False])
+    >>> row = {"accuracy": 0.75, "loss": 1.0, "kept": 0.5, "parameters": 9, "images": 4, "hits": hits, "reason": ""}
+    >>> trial = Trial(0, "l1", 0.5, "global", "none")
+    >>> done = {ORIGINAL: {**row, "hits": hits | True}, trial: row}
+    >>> curves(done)[["score", "budget", "accuracy", "kept"]].values.tolist()
+    [['unpruned', 1.0, 0.75, 0.5], ['l1', 0.5, 0.75, 0.5]]
+    """
     rows = []
     for cell in (
         ORIGINAL,
-        *sorted(set(done) - {ORIGINAL}, key=lambda cell: (cell.seed, cell.score, _protocol_rows(cell).place, cell.budget)),
+        *sorted(set(done) - {ORIGINAL}, key=lambda cell: (cell.seed, cell.score, protocol_of(cell).place, cell.budget)),
     ):
         row = done[cell]
         low, high = Tally(float(row["images"]), float(row["hits"].sum())).accuracy_interval()
         about = {"score": cell.score or "unpruned", "axis": axis(cell.score) if cell.score else "", "seed": cell.seed}
-        about |= {**_protocol_rows(cell)._asdict(), "budget": cell.budget}
+        about |= {**protocol_of(cell)._asdict(), "budget": cell.budget}
         about |= {"accuracy": row["accuracy"], "accuracy_low": low, "accuracy_high": high, "loss": row["loss"], "images": row["images"]}
         rows.append({**about, "kept": row["kept"], "parameters": row["parameters"], "note": row["reason"]})
     return pd.DataFrame(rows)
 
 
-def _protocol_rows(cell: Trial) -> Protocol:
-    return Protocol(cell.allocation, cell.repair, cell.epochs)
-
-
-Curve = dict[float, Mapping[str, Any]]
-"""budget → row of one score under one rule with one seed"""
-
-
-def areas(done: Mapping[Trial, Mapping[str, Any]]) -> list[ScoreCurve]:
-    """Every score under every rule, over the budgets that all scores under that rule have.
-
-    Parameters
-    ----------
-    done
-        The measured cells, the unpruned network among them.
-
-    Returns
-    -------
-    list
-        By rule, the largest area first. A score and seed for which one of these budgets could not be met is left out, and so
-        are further budgets: `left_out` names both.
-    """
-    whole = done[ORIGINAL]["hits"].astype(float)
-    found: list[ScoreCurve] = []
-    for rule, curves in _by_rule(done).items():
-        budgets = _common(curves)
-        removed = torch.tensor([0.0, *(1 - budget for budget in budgets)], dtype=torch.float64)
-        weights = np.array([flops_auc(removed, unit) for unit in torch.eye(len(removed), dtype=torch.float64)])  # linear in the curve
-        images: dict[str, dict[int, np.ndarray]] = {}
-        for (score, seed), curve in curves.items():
-            if set(budgets) <= set(curve) and not _unmet(curve, budgets):
-                points = np.stack([whole, *(curve[budget]["hits"].astype(float) for budget in budgets)])
-                images.setdefault(score, {})[seed] = weights @ points
-        found += [ScoreCurve(score, rule, budgets, tuple(seeds), np.stack(list(seeds.values()))) for score, seeds in images.items()]
-    return sorted(found, key=lambda area: (area.rule.place, -area.auc, area.score))
-
-
 def left_out(done: Mapping[Trial, Mapping[str, Any]]) -> pd.DataFrame:
-    """Every measured cell that no area contains, with the reason.
+    """Every measured trial that no area contains, with the reason.
 
     Parameters
     ----------
     done
-        The measured cells.
+        Trial → row.
 
     Returns
     -------
     DataFrame
-        One row a cell: score, seed, rule, budget and note.
+        One row per trial: score, seed, protocol, budget and note.
+
+    Examples
+    --------
+    >>> hits = np.array([True, True, True, False])
+    >>> row = {"accuracy": 0.75, "loss": 1.0, "kept": 0.5, "parameters": 9, "images": 4, "hits": hits, "reason": ""}
+    >>> trial = Trial(0, "l1", 0.5, "global", "none")
+    >>> done = {ORIGINAL: {**row, "hits": hits | True}, trial: row}
+    >>> other = {Trial(0, "l2", budget, "global", "none"): row for budget in (0.5, 0.3)}
+    >>> left_out(done | other)[["score", "budget", "note"]].values.tolist()
+    [['l2', 0.3, 'not every score was measured at this budget: areas reach over 0.5']]
     """
     rows = []
-    for rule, curves in _by_rule(done).items():
-        budgets = _common(curves)
+    for rule, curves in curves_by_protocol(done).items():
+        budgets = common_budgets(curves)
         for (score, seed), curve in curves.items():
-            missing, unmet = set(budgets) - set(curve), _unmet(curve, budgets)
+            missing, unmet = set(budgets) - set(curve), unmet_budgets(curve, budgets)
             for budget in sorted(curve, reverse=True):
                 note = ""
                 if missing:
-                    note = f"the score was not measured at {_listed(missing)}"
+                    note = f"the score was not measured at {listed(missing)}"
                 elif unmet:
-                    note = f"the score does not meet {_listed(unmet)}: {curve[unmet[0]]['reason']}"
+                    note = f"the score does not meet {listed(unmet)}: {curve[unmet[0]]['reason']}"
                 elif budget not in budgets:
-                    note = f"not every score was measured at this budget: areas reach over {_listed(budgets)}"
+                    note = f"not every score was measured at this budget: areas reach over {listed(budgets)}"
                 if note:
                     rows.append({"score": score, "seed": seed, **rule._asdict(), "budget": budget, "note": note})
     return pd.DataFrame(rows, columns=["score", "seed", "allocation", "repair", "epochs", "budget", "note"])
 
 
-def _by_rule(done: Mapping[Trial, Mapping[str, Any]]) -> dict[Protocol, dict[tuple[str, int], Curve]]:
-    curves: dict[Protocol, dict[tuple[str, int], Curve]] = {}
-    for cell, row in done.items():
-        if cell != ORIGINAL:
-            curves.setdefault(_protocol_rows(cell), {}).setdefault((cell.score, cell.seed), {})[cell.budget] = row
-    return curves
-
-
-def _common(curves: Mapping[tuple[str, int], Curve]) -> tuple[float, ...]:
-    """Budgets that all curves have, largest first; where there is none, those of the curves that share the most frequent one."""
-    counts = Counter(budget for curve in curves.values() for budget in curve)
-    frequent = max(counts, key=lambda budget: (counts[budget], budget))
-    sharing = [set(curve) for curve in curves.values() if frequent in curve]
-    return tuple(sorted(set.intersection(*sharing), reverse=True))
-
-
-def _unmet(curve: Curve, budgets: tuple[float, ...]) -> list[float]:
-    return [budget for budget in budgets if budget in curve and not curve[budget]["images"]]
-
-
-def _listed(budgets: Iterable[float]) -> str:
-    return ", ".join(f"{budget:g}" for budget in sorted(budgets, reverse=True))
-
-
 def _aucs(found: list[ScoreCurve], resampled: Resampled) -> pd.DataFrame:
+    """Area of every score with its interval over images and its spread over seeds."""
     rows = []
     lows, highs = resampled.intervals([resampled.mixture(area) for area in found]) if found else ([], [])
     for area, low, high in zip(found, lows, highs, strict=True):
         spread = float(area.images.mean(1).std(ddof=1)) if len(area.seeds) > 1 else float("nan")
         numbers = {"auc": area.auc, "auc_low": low, "auc_high": high, "spread": spread}
-        about = {"score": area.score, "axis": axis(area.score), **area.rule._asdict(), "budgets": _listed(area.budgets)}
-        rows.append({**about, **numbers, **_correct_counts(area)})
+        about = {"score": area.score, "axis": axis(area.score), **area.rule._asdict(), "budgets": listed(area.budgets)}
+        rows.append({**about, **numbers, **_sample_sizes(area)})
     columns = ["score", "axis", "allocation", "repair", "epochs", "budgets", "auc", "auc_low", "auc_high", "spread", "n", "images"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _correct_counts(area: ScoreCurve) -> dict[str, int]:
+def _sample_sizes(area: ScoreCurve) -> dict[str, int]:
+    """Numbers of seeds and of images."""
     return {"n": len(area.seeds), "images": area.images.shape[1]}
 
 
 def paired(found: list[ScoreCurve], resampled: Resampled | None = None) -> pd.DataFrame:
-    """Every pair of scores under the same rule, on the same images and seeds.
+    """Differences of every pair of scores under the same protocol, on the same images and seeds.
 
     Parameters
     ----------
     found
-        The areas, those of a rule one after the other.
+        Curves, those of a protocol one after the other.
     resampled
-        Their means over resampled images, where they are there already.
+        Their means over resampled images; computed if not given.
 
     Returns
     -------
     DataFrame
-        One row a pair: the difference of the areas with its interval over images, p-values over images and over seeds, and
-        the effect over seeds. Holm's correction is over a rule's pairs.
+        One row per pair: difference of the areas with its interval over images, p-values over images and over seeds, and the
+        effect size over seeds. Holm's correction is over the pairs of a protocol.
+
+    Examples
+    --------
+    >>> protocol = Protocol("global", "none", 0)
+    >>> found = [ScoreCurve(name, protocol, (0.5,), (0,), np.full((1, 4), auc)) for name, auc in (("l1", 0.5), ("l2", 0.25))]
+    >>> paired(found)[["first", "second", "difference", "difference_low", "difference_high"]].values.tolist()
+    [['l1', 'l2', 0.25, 0.25, 0.25]]
+
+    References
+    ----------
+    Fisher 1935; Holm 1979.
     """
     resampled = Resampled(found) if resampled is None else resampled
     rows = []
@@ -290,7 +237,7 @@ def paired(found: list[ScoreCurve], resampled: Resampled | None = None) -> pd.Da
 
 
 def _differences(shared: list[tuple[ScoreCurve, ScoreCurve, list[int]]], resampled: Resampled) -> list[dict[str, Any]]:
-    """Of pairs under one rule: difference, interval and p over images, and what the seeds say."""
+    """Difference, interval and p-value over images of pairs under one protocol, and their statistics over seeds."""
     mixtures = [resampled.mixture(one, seeds) - resampled.mixture(two, seeds) for one, two, seeds in shared]
     used = np.any(mixtures, axis=0)
     between = torch.from_numpy(np.stack(mixtures, 1)[used])
@@ -316,7 +263,7 @@ def _by_seed(one: ScoreCurve, two: ScoreCurve, seeds: Iterable[int], resampled: 
 
 
 def _over_seeds(by_seed: list[torch.Tensor]) -> list[float]:
-    """p-value over seeds of each pair, nan for one seed; pairs with as many seeds are tested together."""
+    """p-value over seeds of each pair, nan for one seed; pairs with equally many seeds are tested together."""
     found = np.full(len(by_seed), np.nan)
     for count in {len(each) for each in by_seed} - {1}:
         same = [place for place, each in enumerate(by_seed) if len(each) == count]
@@ -325,7 +272,7 @@ def _over_seeds(by_seed: list[torch.Tensor]) -> list[float]:
 
 
 def _factorial(found: list[ScoreCurve], resampled: Resampled) -> pd.DataFrame:
-    """Mean area of the scores on each axis under each rule."""
+    """Mean area of the scores of each family under each protocol."""
     grouped = sorted(found, key=lambda area: (axis(area.score), area.rule.place))
     cells = [(key, list(members)) for key, members in itertools.groupby(grouped, key=lambda area: (axis(area.score), area.rule))]
     mixtures = [np.mean([resampled.mixture(area) for area in inside], axis=0) for _, inside in cells]
@@ -338,7 +285,32 @@ def _factorial(found: list[ScoreCurve], resampled: Resampled) -> pd.DataFrame:
 
 
 def agreement(found: list[ScoreCurve]) -> pd.DataFrame:
-    """Spearman correlation of the scores' areas between every two rules: near 1, the ranking of scores is not the rule's doing."""
+    """Spearman's rho of the scores' areas between every two protocols that share at least four scores.
+
+    Parameters
+    ----------
+    found
+        Curves.
+
+    Returns
+    -------
+    DataFrame
+        One row per pair of protocols; a rho near 1 means that the order of the scores does not depend on the protocol.
+
+    Examples
+    --------
+    >>> found = [
+    ...     ScoreCurve(name, Protocol("global", repair, 0), (0.5,), (0,), np.full((1, 4), auc))
+    ...     for repair in ("none", "batchnorm")
+    ...     for name, auc in (("l1", 0.5), ("l2", 0.6), ("fpgm", 0.7), ("random", 0.2))
+    ... ]
+    >>> agreement(found)[["first", "second", "spearman", "scores"]].round(3).values.tolist()
+    [['global, none', 'global, batchnorm', 1.0, 4]]
+
+    References
+    ----------
+    Spearman 1904.
+    """
     table: dict[Protocol, dict[str, float]] = {}
     for area in found:
         table.setdefault(area.rule, {})[area.score] = area.auc

@@ -1,87 +1,34 @@
-"""What the run folders of one network say about one of its channels."""
+"""Summary of one channel: what the run folders of a network contain about it."""
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from channelscope import tables
-from channelscope.circuits import folder
-from channelscope.circuits.circuit import Circuit
-from channelscope.errors import FormatError, InputError, MismatchError, SiteError, no_such
-from channelscope.pruning.folder import Manifest
+from channelscope.benchmark.evidence_folder import EvidenceFolder
+from channelscope.errors import InputError, MismatchError, SiteError, no_such
 from channelscope.tables.rounding import format_number, format_percent
 from channelscope.tables.schema import Column
 
-SURE = 2.0
-"""Standard errors by which a damage has to exceed zero to be called one."""
+SIGNIFICANT = 2.0
+"""Number of standard errors above which damage counts as a reason to keep the channel."""
 
 NO_SCORES = ("depth", "channel")
-
-GROUP = "circuit_[0-9]*"
-"""folders of the circuits of a feature's groups of images"""
-
-
-@dataclass(frozen=True)
-class EvidenceFolder:
-    """One run folder."""
-
-    path: Path
-    """where it is"""
-    facts: Mapping[str, Any]
-    """its run.json"""
-
-    @classmethod
-    def read(cls, path: Path) -> "EvidenceFolder":
-        """Raises   FormatError if it is no run folder, or does not say which weights the network had."""
-        try:
-            facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FormatError(
-                f"{path}: expected a run folder with run.json, such as `channelscope axes … --out` writes: {error}"
-            ) from error
-        if not isinstance(facts, dict) or not facts.get("weights"):
-            raise FormatError(f"{path / 'run.json'} does not say which weights the network had: make the run again with this version")
-        return cls(path, facts)
-
-    def table(self, name: str) -> pd.DataFrame | None:
-        """One of its tables, also under the name that an earlier version gave it; None where it has none of that name."""
-        paths = (self.path / f"{each}.csv" for each in (name, tables.EARLIER_NAMES.get(name, name)))
-        return next((tables.read(path) for path in paths if path.is_file()), None)
-
-    @cached_property
-    def circuits(self) -> dict[str, Circuit]:
-        """Its circuits by folder: its own, or those of a feature's groups of images."""
-        files = [*self.path.glob(folder.RECIPE), *self.path.glob(f"{GROUP}/{folder.RECIPE}")]
-        return {str(file.parent): folder.load_mask(file.parent) for file in sorted(files)}
-
-    @cached_property
-    def pruned(self) -> Manifest | None:
-        """How a pruned network was made, where this is one."""
-        path = self.path / "recipe.json"
-        return Manifest.read(path) if path.is_file() else None
-
-    def layers(self) -> dict[str, int]:
-        """Layers it knows, with their numbers of channels, as far as it knows them."""
-        found: dict[str, int] = {}
-        for frame in (self.table(name) for name in ("channels", "hulls", "ablations")):
-            if frame is not None:
-                for site, last in frame.groupby("site")["channel"].max().items():
-                    found[str(site)] = max(found.get(str(site), 0), int(last) + 1)
-        marks = [circuit.masks for circuit in self.circuits.values()] + ([self.pruned.kept.masks] if self.pruned else [])
-        for each in marks:
-            found |= {layer: len(rows) for layer, rows in each.items()}
-        return found
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about the channel."""
+    """One sentence about a channel.
+
+    Examples
+    --------
+    >>> Finding("pruning", "runs/small", "runs/small kept it.", speaks_for=True).speaks_for
+    True
+    """
 
     kind: str
     """pruning, ablations, circuits, scores or hulls"""
@@ -93,8 +40,8 @@ class Finding:
     """whether it is a reason to keep the channel: it was kept, its ablation does damage, a circuit has its kernels"""
 
 
-def pruning(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
-    """Whether the channel is among those a pruning kept."""
+def _pruning_findings(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+    """Whether a pruning kept the channel."""
     if run.pruned is None:
         return []
     kept, made = run.pruned.kept, run.pruned.made
@@ -107,8 +54,8 @@ def pruning(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
     return [Finding("pruning", str(run.path), f"{how} {'kept' if own else 'removed'} it: {left}.", own)]
 
 
-def ablations(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
-    """What happened when the channel was taken away, and what its stand-ins repaid."""
+def _ablation_findings(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+    """Damage of ablating the channel, and the part that its replacement recovers."""
     frame = run.table("ablations")
     if frame is None:
         return []
@@ -128,11 +75,11 @@ def ablations(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
         if repaid["repaid_hull_kl"] == repaid["repaid_hull_kl"]:
             peers_in_place = counted(int(repaid["hull_size"]), "peer")
             said += f" Put in its place, {peers_in_place} repay {format_percent(float(repaid['repaid_hull_kl']), 0)} of the divergence."
-    return [Finding("ablations", str(run.path), said, bool(row["loss"] > SURE * row["loss_se"]))]
+    return [Finding("ablations", str(run.path), said, bool(row["loss"] > SIGNIFICANT * row["loss_se"]))]
 
 
-def serving(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
-    """Which circuits have kernels that make the channel."""
+def _circuit_findings(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+    """Circuits that contain kernels of the channel."""
     found = []
     for home, circuit in run.circuits.items():
         own, every = (int(marks[layer][number].sum()) if layer in marks else 0 for marks in (circuit.masks, circuit.relevant))
@@ -151,6 +98,7 @@ def serving(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
 
 
 def _fidelity(run: EvidenceFolder, home: str) -> str:
+    """Fidelity of a circuit, as text."""
     frame = run.table("circuit") if Path(home) == run.path else None
     return (
         ""
@@ -160,7 +108,7 @@ def _fidelity(run: EvidenceFolder, home: str) -> str:
 
 
 def _weight(run: EvidenceFolder, home: str, layer: str, number: int) -> str:
-    """How much of the circuit's saliency the channel's kernels hold, and how many kernels read it."""
+    """Share of the circuit's saliency in the channel's kernels, and number of kernels that read it."""
     kernels, channels = (run.table(name) if Path(home) == run.path else None for name in ("circuit_kernels", "circuit_channels"))
     if kernels is None or channels is None:
         return ""
@@ -169,7 +117,7 @@ def _weight(run: EvidenceFolder, home: str, layer: str, number: int) -> str:
     return f", with {share} of the circuit's saliency; the circuit reads it by {counted(int(feeds['feeds'].iloc[0]), 'kernel')}"
 
 
-def standing(run: EvidenceFolder, layer: str, number: int) -> list[dict[str, Any]]:
+def _ranks(run: EvidenceFolder, layer: str, number: int) -> list[dict[str, Any]]:
     """Each score of the channel with its rank in the layer, 1 the largest; of the last stage where there are several."""
     frame = run.table("channels")
     if frame is None:
@@ -187,9 +135,9 @@ def standing(run: EvidenceFolder, layer: str, number: int) -> list[dict[str, Any
     return rows
 
 
-def scores(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
-    """Where the channel stands in its layer."""
-    rows = standing(run, layer, number)
+def _score_findings(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+    """Scores of the channel with their ranks in the layer."""
+    rows = _ranks(run, layer, number)
     if not rows:
         return []
     listed = ", ".join(f"{row['score']} {format_number(row['value'], 3)} ({_ordinal(row['rank'])})" for row in rows)
@@ -198,8 +146,8 @@ def scores(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
     ]
 
 
-def hulls(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
-    """Which peers can stand in for the channel."""
+def _hull_findings(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
+    """Peers that predict the channel."""
     frame = run.table("hulls")
     own = None if frame is None else frame[(frame["site"] == layer) & (frame["channel"] == number)]
     if own is None or own.empty:
@@ -211,11 +159,35 @@ def hulls(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
     ]
 
 
-TELLERS: tuple[Callable[[EvidenceFolder, str, int], list[Finding]], ...] = (pruning, ablations, serving, scores, hulls)
+FINDERS: tuple[Callable[[EvidenceFolder, str, int], list[Finding]], ...] = (
+    _pruning_findings,
+    _ablation_findings,
+    _circuit_findings,
+    _score_findings,
+    _hull_findings,
+)
 
 
 def counted(count: int, noun: str) -> str:
-    """3 kernels, 1 kernel."""
+    """A number with its noun, in the plural unless it is 1.
+
+    Parameters
+    ----------
+    count
+        The number.
+    noun
+        The noun, in the singular.
+
+    Returns
+    -------
+    str
+        With a thousands separator.
+
+    Examples
+    --------
+    >>> counted(1200, "kernel"), counted(1, "kernel")
+    ('1,200 kernels', '1 kernel')
+    """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
@@ -242,53 +214,66 @@ CHANNEL_COLUMNS = {
     "above": Column("fraction", 3, "share of the layer's other channels with a smaller value", low=0.0, high=1.0),
 }
 
-MADE = {
+COMMANDS = {
     "pruning": ("No pruning", "channelscope prune {network} --out RUN"),
     "ablations": ("No ablation of it", "channelscope ablate {network} --sites {layer} --all --out RUN"),
     "circuits": ("No circuit of a feature that {layer} leads to", "channelscope circuit {network} --feature LAYER:CHANNEL --out RUN"),
     "scores": ("No scores", "channelscope axes {network} --out RUN"),
     "hulls": ("No stand-ins", "channelscope hulls PROFILE --out RUN, with the profile that axes leaves"),
 }
-"""kind of evidence → what is said where it is missing, and the command that makes it; in the order in which a reader asks"""
+"""Kind of evidence → the sentence where it is missing, and the command that makes it."""
 
 COUNTED = {"pruning": ("kept by", "pruning"), "ablations": ("missed in", "ablation"), "circuits": ("part of", "circuit")}
-"""kind of evidence → how the answer counts it"""
+"""Kind of evidence → verb and noun of its count in the answer."""
 
 
 def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
-    """Everything some run folders of one network say about a channel.
+    """Findings about one channel from some run folders of one network.
 
     Parameters
     ----------
     channel
-        Layer:channel, such as layer3.0.conv2:17.
+        layer:channel, such as layer3.0.conv2:17.
+    folders
+        Run folders.
 
     Returns
     -------
-    dict[str, pd.DataFrame]
-        `explanation`, one row a sentence, the answer first and what is missing last; `explanation_scores`, one row a score.
+    dict[str, DataFrame]
+        `explanation`, one row per sentence, the answer first and missing evidence last; `explanation_scores`, one row per score.
 
     Raises
     ------
     SiteError
-        With near matches, for a layer no run knows.
+        With near matches, for a layer that no run has.
     InputError
-        For a channel it has not.
+        For a channel that the layer does not have.
     MismatchError
         If the runs are of different weights.
     FormatError
         For a folder that is no run.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     frame = tables.table([{"site": "conv1", "channel": channel, "capture": 1.0 - channel} for channel in (0, 1)], "channels")
+    ...     _ = tables.write(frame, Path(folder) / "channels.csv")
+    ...     _ = tables.write_json({"weights": "0" * 64}, Path(folder) / "run.json")
+    ...     ranks = channel_summary("conv1:1", [Path(folder)])["why_scores"]
+    >>> ranks[["score", "value", "rank", "of"]].values.tolist()
+    [['capture', 0.0, 2, 2]]
     """
     runs = [EvidenceFolder.read(Path(path)) for path in folders]
     _check_same_weights(runs)
     layer, number = _channel_name(channel, runs)
-    found = [finding for tell in TELLERS for run in runs for finding in tell(run, layer, number)]
+    found = [finding for findings in FINDERS for run in runs for finding in findings(run, layer, number)]
     rows = [{"evidence": "answer", "run": "", "said": answer(f"{layer}:{number}", found)}]
     rows += [{"evidence": each.kind, "run": each.run, "said": each.said} for each in found]
-    rows += [{"evidence": "missing", "run": "", "said": said} for said in missing(layer, found, runs[0])]
+    rows += [{"evidence": "missing", "run": "", "said": said} for said in _missing(layer, found, runs[0])]
     about = {name: next((run.facts[name] for run in runs if run.facts.get(name)), "") for name in ("network", "data")}
     facts = about | {"channel": f"{layer}:{number}", "weights": runs[0].facts["weights"], "runs": [str(run.path) for run in runs]}
-    ranks = [row for run in runs for row in standing(run, layer, number)]
+    ranks = [row for run in runs for row in _ranks(run, layer, number)]
     scores = pd.DataFrame(ranks, columns=["score", "value", "rank", "of", "above", "run"])
     return {
         "explanation": tables.table(rows, "explanation", CHANNEL_COLUMNS, facts),
@@ -297,7 +282,25 @@ def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataF
 
 
 def answer(channel: str, found: Sequence[Finding]) -> str:
-    """The answer in a sentence: what speaks for the channel, counted."""
+    """The answer in a sentence: number of findings of each kind that are reasons to keep the channel.
+
+    Parameters
+    ----------
+    channel
+        layer:channel.
+    found
+        All findings about it.
+
+    Returns
+    -------
+    str
+        One sentence.
+
+    Examples
+    --------
+    >>> answer("conv1:3", [Finding("pruning", "a", "", True), Finding("pruning", "b", "", False)])
+    'conv1:3: kept by 1 of 2 prunings.'
+    """
     parts = []
     for kind, (verb, noun) in COUNTED.items():
         votes = [finding.speaks_for for finding in found if finding.kind == kind and finding.speaks_for is not None]
@@ -306,11 +309,11 @@ def answer(channel: str, found: Sequence[Finding]) -> str:
     return f"{channel}: {', '.join(parts)}." if parts else f"{channel}: no run here prunes, ablates or uses it."
 
 
-def missing(layer: str, found: Sequence[Finding], run: EvidenceFolder) -> list[str]:
-    """What kinds of evidence there are not, each with the command that makes it."""
+def _missing(layer: str, found: Sequence[Finding], run: EvidenceFolder) -> list[str]:
+    """Kinds of evidence that no run has, each with the command that makes it."""
     kinds = {finding.kind for finding in found if finding.kind != "circuits" or finding.speaks_for is not None}
     network = f"{run.facts.get('network', 'NETWORK')} --data {run.facts.get('data', 'DATA')}"
-    return [f"{lack}: {made}".format(network=network, layer=layer) for kind, (lack, made) in MADE.items() if kind not in kinds]
+    return [f"{lack}: {made}".format(network=network, layer=layer) for kind, (lack, made) in COMMANDS.items() if kind not in kinds]
 
 
 def _check_same_weights(runs: Sequence[EvidenceFolder]) -> None:

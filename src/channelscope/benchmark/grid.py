@@ -10,14 +10,21 @@ from channelscope.pruning.recovery.repair import Method
 from channelscope.scores.registry import REGISTRY
 
 FROM_SCRATCH = "scratch"
-"""In the place of a repair: the same shape with new weights, trained for as long as the others are fine-tuned."""
+"""Used as a repair: the pruned architecture with new weights, trained for as many epochs as the others are fine-tuned."""
 
 RECONSTRUCTION = "reconstruction"
+"""Name of the ranking by `pruning.optimal_brain_surgeon`."""
 
 
 @dataclass(frozen=True, order=True)
 class Trial:
-    """What is pruned how, and what is done about it; one row of the results."""
+    """A pruned network of the benchmark: score, budget, allocation, repair and seed; one row of the results.
+
+    Examples
+    --------
+    >>> Trial(seed=0, score="l1", budget=0.5, allocation="as(l2)", repair="none").rankings
+    ('l1', 'l2')
+    """
 
     seed: int
     """of the calibration images, of random scores and of training"""
@@ -34,12 +41,12 @@ class Trial:
 
     @property
     def rankings(self) -> tuple[str, ...]:
-        """The scores whose rankings it needs."""
+        """Scores whose rankings the trial needs."""
         other = allocated_as(self.allocation)
         return (self.score, other) if other else (self.score,)
 
     def as_dict(self) -> dict:
-        """Plain dictionary."""
+        """Fields as a plain dictionary."""
         return asdict(self)
 
 
@@ -48,17 +55,40 @@ ORIGINAL = Trial(0, "", 1.0, "", "none")
 
 
 def allocated_as(allocation: str) -> str:
-    """The score in as(SCORE), or nothing."""
-    found = re.fullmatch(r"as\((\w+)\)", allocation)
-    return found[1] if found else ""
+    """Score that an allocation of the form as(SCORE) follows.
+
+    Parameters
+    ----------
+    allocation
+        global, uniform or as(SCORE).
+
+    Returns
+    -------
+    str
+        The score; empty for the other allocations.
+
+    Examples
+    --------
+    >>> allocated_as("as(l2)"), allocated_as("global")
+    ('l2', '')
+    """
+    match = re.fullmatch(r"as\((\w+)\)", allocation)
+    return match[1] if match else ""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All combinations that are measured."""
+    """All combinations of score, budget, allocation, repair and seed that a benchmark measures.
+
+    Examples
+    --------
+    >>> grid = Grid(scores=("l1", "l2"), budgets=(0.5,), repairs=("none",), finetune=2)
+    >>> [(trial.score, trial.repair, trial.epochs) for trial in grid.cells(("l1",))]
+    [('l1', 'none', 0), ('l1', 'none', 2), ('l1', 'scratch', 2)]
+    """
 
     scores: tuple[str, ...] = ("random", "l1", "l2", "bn_scale", "fpgm", "capture", "relevance", RECONSTRUCTION)
-    """scores to compare, separated by commas; all for every one that the images suffice for"""
+    """scores to compare, separated by commas; all for every score that the images suffice for"""
     budgets: tuple[float, ...] = (0.8, 0.6, 0.5, 0.4, 0.3)
     """multiply-adds kept, as fractions"""
     allocations: tuple[str, ...] = ("global",)
@@ -68,10 +98,10 @@ class Grid:
     seeds: tuple[float, ...] = (0,)
     """seeds of the calibration images"""
     finetune: int = 0
-    """epochs of fine-tuning; everything is then measured before and after, and the shape trained from scratch as well"""
+    """fine-tuning epochs; adds a measurement after fine-tuning and one of the same architecture trained from scratch"""
 
     def __post_init__(self) -> None:
-        """Refuse what there is not."""
+        """Raise InputError for unknown names and invalid numbers."""
         self.named(self.scores, {*REGISTRY, RECONSTRUCTION, "all"}, "score")
         self.named(self.repairs, set(get_args(Method)), "repair")
         others = {*REGISTRY, RECONSTRUCTION}
@@ -84,7 +114,17 @@ class Grid:
 
     @staticmethod
     def named(given: tuple[str, ...], known: set[str], what: str) -> None:
-        """Refuse names that are not known, repeated, or none at all."""
+        """Raise InputError for names that are unknown, repeated or missing.
+
+        Parameters
+        ----------
+        given
+            Names to check.
+        known
+            Allowed names.
+        what
+            What the names are of, for the message.
+        """
         for name in given:
             if name not in known:
                 raise InputError(no_such(what, name, sorted(known)))
@@ -92,9 +132,20 @@ class Grid:
             raise InputError(f"{what}s: expected different names, received {given}; there are: {', '.join(sorted(known))}")
 
     def cells(self, scores: tuple[str, ...]) -> list[Trial]:
-        """Every combination, seed after seed and score after score; what is fine-tuned also as it is before."""
-        whole = itertools.product(map(int, self.seeds), scores, self.allocations, self.repairs, self.budgets)
-        plain = [Trial(seed, score, budget, allocation, repair) for seed, score, allocation, repair, budget in whole]
+        """Every combination, by seed and score; with fine-tuning also after it, and with the same architecture trained from scratch.
+
+        Parameters
+        ----------
+        scores
+            Scores to combine with the other fields; `all` must be resolved before.
+
+        Returns
+        -------
+        list[Trial]
+            The trials.
+        """
+        combinations = itertools.product(map(int, self.seeds), scores, self.allocations, self.repairs, self.budgets)
+        plain = [Trial(seed, score, budget, allocation, repair) for seed, score, allocation, repair, budget in combinations]
         if not self.finetune:
             return plain
         tuned = [replace(cell, epochs=self.finetune) for cell in plain]

@@ -32,7 +32,34 @@ RANKING_FIELDS = {
 
 
 class TrialStore:
-    """What has been measured so far; a file of another network, data or size is refused."""
+    """Measured trials and rankings in one SQLite file; a file of another network, data or number of images is refused.
+
+    Parameters
+    ----------
+    path
+        The file, made if it does not exist.
+    facts
+        What the benchmark must agree in with the file.
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged or holds no benchmark results.
+    MismatchError
+        If it holds another benchmark.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> row = {"accuracy": 0.5, "images": 2, "hits": np.packbits([True, False]).tobytes()}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = TrialStore(Path(folder) / "results.sqlite", {"model": "toy"})
+    ...     store.add(Trial(0, "l1", 0.5, "global", "none"), row)
+    ...     ((trial, back),) = store.done().items()
+    ...     store.base.close()
+    >>> trial.score, back["accuracy"], back["hits"].tolist()
+    ('l1', 0.5, [True, False])
+    """
 
     def __init__(self, path: Path, facts: Mapping[str, Any]):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +80,19 @@ class TrialStore:
             raise MismatchError(f"{path} holds another benchmark ({'; '.join(differ)}): name another folder")
 
     def add_ranking(self, seed: int, name: str, ranking: Ranking | None, reason: str = "") -> None:
-        """Keep a ranking, or why there is none."""
+        """Store a ranking, or the reason why there is none.
+
+        Parameters
+        ----------
+        seed
+            Seed of the calibration images.
+        name
+            Name of the score.
+        ranking
+            The ranking; None if it cannot be computed.
+        reason
+            Why it cannot be computed.
+        """
         about, numbers = {"reason": reason}, b""
         if ranking is not None:
             about = {stored: vars(ranking)[field] for field, stored in RANKING_FIELDS.items()}
@@ -63,7 +102,7 @@ class TrialStore:
             self.base.execute("INSERT OR REPLACE INTO rankings VALUES (?, ?, ?, ?)", (seed, name, json.dumps(about), numbers))
 
     def rankings(self, seed: int) -> dict[str, Ranking | str]:
-        """Score → its ranking, or the reason why there is none."""
+        """Score → its ranking for one seed, or the reason why there is none."""
         found: dict[str, Ranking | str] = {}
         for name, text, numbers in self.base.execute("SELECT score, about, numbers FROM rankings WHERE seed = ?", (seed,)):
             about = json.loads(text)
@@ -79,13 +118,21 @@ class TrialStore:
         return found
 
     def add(self, cell: Trial, row: Mapping[str, Any]) -> None:
-        """Keep one measurement."""
+        """Store one measured trial.
+
+        Parameters
+        ----------
+        cell
+            The trial.
+        row
+            Its row, as `measure` returns it.
+        """
         plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items() if key != "hits"}
         with self.base:
             self.base.execute("INSERT OR REPLACE INTO cells VALUES (?, ?, ?)", (_key(cell), json.dumps(plain), row["hits"]))
 
     def done(self) -> dict[Trial, dict[str, Any]]:
-        """Every cell measured so far, with its row; `hits` is bool (images,)."""
+        """Every measured trial with its row; `hits` is bool (images,)."""
         found = {}
         for key, text, hits in self.base.execute("SELECT cell, row, hits FROM cells"):
             row: dict[str, Any] = {name: math.nan if value is None else value for name, value in json.loads(text).items()}

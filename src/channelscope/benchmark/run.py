@@ -1,4 +1,4 @@
-"""The benchmark: rank the channels by every score, then measure every trial that is missing."""
+"""The benchmark: rankings of every score, then every trial of the grid that is missing."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -31,22 +31,51 @@ def benchmark(
     address: str | None = None,
     step: Callable[[int, int], None] | None = None,
 ) -> TrialStore:
-    """Measure every cell of the grid that is not in the folder's results yet, and return all that are there.
+    """Results of every trial of the grid; those that are not in the folder's results yet are measured.
 
-    A score only ranks: the groups, the budget, the removal, the repair and the images are the same for all. Interrupted at any
-    moment it goes on where it was; a cell is kept as soon as it is measured, and never measured again.
+    Channel groups, budget, removal, repair and images are the same for all scores. An interrupted benchmark continues where it
+    was: a trial is stored as soon as it is measured, and never measured again.
 
     Parameters
     ----------
+    bench
+        Network and images.
+    grid
+        Combinations to measure.
+    folder
+        Folder of the results.
+    engine
+        process, workers or ray, as in `run_trials`.
+    count
+        Number of processes.
+    address
+        Address of a Ray cluster.
     step
-        Is told how many cells of how many are done.
+        Called after each trial with the number of finished trials and of all trials.
+
+    Returns
+    -------
+    TrialStore
+        All results of the folder.
 
     Raises
     ------
     InputError
-        For an engine that does not exist.
+        For an unknown engine, or a score that cannot be computed on these images.
     MismatchError
         If the folder's results are of another network, data or number of images.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope.data.sources import ImageSource
+    >>> bench = Setup("resnet20(width=2)", None, ImageSource("digits", images=60), tests=90)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = benchmark(bench, Grid(("l2",), (0.8,), repairs=("none",)), folder)
+    ...     rows = results.done()
+    ...     results.base.close()
+    >>> [(trial.score, row["kept"] <= trial.budget) for trial, row in sorted(rows.items())]
+    [('', True), ('l2', True)]
     """
     if engine not in get_args(Engine):
         raise InputError(no_such("engine", engine, get_args(Engine)))
@@ -61,36 +90,66 @@ def benchmark(
         "tests": f"{len(test):,} {test.name} images",
     }
     results = TrialStore(Path(folder) / FILE, facts)
-    others = tuple(filter(None, map(allocated_as, grid.allocations)))
+    allocating = tuple(filter(None, map(allocated_as, grid.allocations)))
     tasks: list[Task] = []
     done = results.done()
     if ORIGINAL not in done:
         tasks.append((ORIGINAL, {}))
     wanted = {ORIGINAL}
     for seed in map(int, grid.seeds):
-        rankings = make_rankings(bench, seed, grid.scores, others, results)
+        rankings = make_rankings(bench, seed, grid.scores, allocating, results)
         names = tuple(name for name in _requested_scores(grid.scores) if name in rankings)
         for cell in grid.cells(names):
             if cell.seed == seed:
                 wanted.add(cell)
                 if cell not in done:
                     tasks.append((cell, {name: rankings[name] for name in cell.rankings if name in rankings}))
-    count_done = len(wanted) - len(tasks)
+    finished = len(wanted) - len(tasks)
     for cell, row in engine_run(bench, tasks, engine, count, address):
         results.add(cell, row)
-        count_done += 1
+        finished += 1
         if step is not None:
-            step(count_done, len(wanted))
+            step(finished, len(wanted))
     return results
 
 
 def make_rankings(bench: Setup, seed: int, names: Iterable[str], others: Iterable[str], results: TrialStore) -> dict[str, Ranking]:
-    """The rankings of one seed, from the results or made and kept there.
+    """Rankings of one seed, from the results, or computed and stored there.
+
+    Parameters
+    ----------
+    bench
+        Network and images.
+    seed
+        Seed of the calibration images.
+    names
+        Scores, or `all`.
+    others
+        Further scores, whose allocation the grid uses.
+    results
+        Where rankings are stored.
+
+    Returns
+    -------
+    dict[str, Ranking]
+        Score → ranking.
 
     Raises
     ------
     InputError
         If a score that was asked for by name cannot be computed on these images; with `all` it is left out.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope.data.sources import ImageSource
+    >>> bench = Setup("resnet20(width=2)", None, ImageSource("digits", images=60), tests=90)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = TrialStore(Path(folder) / FILE, {})
+    ...     rankings = make_rankings(bench, 0, ("l2",), ("l1",), store)
+    ...     store.base.close()
+    >>> list(rankings)
+    ['l2', 'l1']
     """
     asked = tuple(dict.fromkeys((*_requested_scores(names), *others)))
     known = results.rankings(seed)
@@ -100,38 +159,39 @@ def make_rankings(bench: Setup, seed: int, names: Iterable[str], others: Iterabl
         known[name] = ranking if ranking is not None else reason
     found: dict[str, Ranking] = {}
     for name in asked:
-        value = known[name]
-        if isinstance(value, Ranking):
-            found[name] = value
+        ranking_or_reason = known[name]
+        if isinstance(ranking_or_reason, Ranking):
+            found[name] = ranking_or_reason
         elif name in names or name in others:
-            raise InputError(f"{name} cannot be computed here: {value}")
+            raise InputError(f"{name} cannot be computed here: {ranking_or_reason}")
     return found
 
 
 def _requested_scores(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of the scores, with `all` resolved."""
     return (*scoring.REGISTRY, RECONSTRUCTION) if "all" in names else tuple(names)
 
 
 def _make_ranking(bench: Setup, seed: int, names: list[str]) -> Iterator[tuple[str, Ranking | None, str]]:
-    """Every ranking, or None and the reason."""
+    """Each score with its ranking, or None and the reason."""
     if not names:
         return
     found, images = bench.open(seed)
     plain = [scoring.REGISTRY[name] for name in names if name != RECONSTRUCTION]
     if plain:
-        gathered = partial(
+        collect_profile = partial(
             collect, found.graph.model, images.calibration, shards=0, seed=seed, maps=any(each.name in NEEDING_MAPS for each in plain)
         )
-        foreign = ""
+        refusal = ""
         try:
-            profile = gathered(sensitivity=any(score.family == "gradient" for score in plain))
+            profile = collect_profile(sensitivity=any(score.family == "gradient" for score in plain))
         except TracingError as error:
-            profile, foreign = gathered(), str(error)
+            profile, refusal = collect_profile(), str(error)
         for score in plain:
             options = {"seed": seed} if score.name == "random" else {}
             try:
-                if foreign and score.family == "gradient":
-                    raise InputError(foreign)
+                if refusal and score.family == "gradient":
+                    raise InputError(refusal)
                 yield score.name, score(profile, **options), ""
             except (InputError, SampleError, SingularError) as error:
                 yield score.name, None, str(error)

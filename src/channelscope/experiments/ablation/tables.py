@@ -20,7 +20,7 @@ from channelscope.tables.schema import OURS, Column, Schema
 CONTROLS = ("hull", "random", "mean")
 
 LEAST_RATIO = 0.01
-"""Damage over its standard error below which the number of images needed is computed as if it were this."""
+"""Smallest ratio of damage to standard error that the number of images needed is computed from."""
 
 KEYS = ["site", "depth", "channel"]
 
@@ -204,7 +204,7 @@ def _enough(damage: Mapping[str, Damage]) -> None:
     images = next(iter(damage.values())).images
     if bool((images == 0).any()):
         raise SampleError(
-            f"{_images(damage):,} evaluation images leave some of {len(images)} groups empty: intervals over images needed one or more "
+            f"{_images(damage):,} evaluation images leave some of {len(images)} groups empty: intervals over images need one or more "
             "in each; give more images, or fewer groups"
         )
 
