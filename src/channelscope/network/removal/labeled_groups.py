@@ -112,7 +112,7 @@ class LabeledDependencies:
         return torch.where(channels_in(high), high, FIXED)
 
     def _products(self) -> None:
-        """Steps such as attention products: their multiply-adds are shared out evenly among the channels that they read."""
+        """Steps such as attention products: their multiply-adds are shared out evenly among the groups of channels that they read."""
         nodes = {layer.node for layer in self.labeled.layers if layer.name in self.layers}
         for node in self.labeled.steps.nodes:
             amount = self.labeled.macs.get(node.name, 0) if node.name not in nodes else 0
@@ -126,6 +126,7 @@ class LabeledDependencies:
                 ]
                 continue
             numbers = numbers_in([self.labeled.labels[parent] for parent in node.all_input_nodes if tensors(self.labeled.labels[parent])])
+            numbers = self.labeled.union.roots(numbers).unique()
             if len(numbers) and amount % len(numbers) == 0:
                 one = torch.full((1,), UNPRUNABLE)
                 self.products.append(LayerChannels(f"{node.name} ", node.name, one, numbers, amount // len(numbers), 1))
