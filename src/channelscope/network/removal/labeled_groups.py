@@ -136,6 +136,25 @@ def generic(graph: Graph) -> Graph:
     """The graph of a copy in float64 in which no shift is zero by chance: vectors of parameters and statistics are replaced by random ones.
 
     What silencing leaves of a channel then shows, whatever the weights of the network are.
+
+    Parameters
+    ----------
+    graph
+        A traced network; it stays as it is.
+
+    Returns
+    -------
+    Graph
+        The same steps on the copy.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.graph import trace
+    >>> net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).eval()
+    >>> shift = generic(trace(net, torch.zeros(1, 3, 4, 4))).model[1].bias
+    >>> bool((shift >= 0.5).all()), net[1].bias.tolist()
+    (True, [0.0, 0.0])
     """
     source = torch.Generator().manual_seed(0)
     model = copy.deepcopy(graph.model).double().eval()
