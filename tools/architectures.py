@@ -27,21 +27,8 @@ from channelscope.network.cost import fused_kernels
 from channelscope.network.module_state import eval_mode
 
 TABLE, PAGE = Path("docs/supported-networks.csv"), Path("docs/supported-networks.md")
-COLUMNS = (
-    "network",
-    "pixels",
-    "million",
-    "outcome",
-    "groups",
-    "whole",
-    "sites",
-    "macs",
-    "predicted",
-    "error",
-    "repaired",
-    "seconds",
-    "note",
-)
+COLUMNS = ["network", "pixels", "million", "outcome", "groups", "channels", "whole", "sites", "macs", "predicted", "error", "repaired"]
+COLUMNS += ["seconds", "note"]
 BUDGET, CLASSES, IMAGES, LIMIT = 0.6, 10, 8, 240
 RELATIVE = 1e-6
 SAMPLE = {

@@ -13,11 +13,13 @@ from torch import nn
 
 from channelscope import zoo
 from channelscope.errors import FormatError, InputError, MismatchError
+from channelscope.network.cost import cost, macs
 from channelscope.network.removal.groups import groups
 from channelscope.pruning import folder as folders
 from channelscope.pruning.cut import cut
 from channelscope.pruning.folder import Manifest, NetworkSpec, load_pruned, save_pruned
 from channelscope.pruning.prune import prune
+from channelscope.pruning.recovery.repair import repair
 from channelscope.pruning.shrink import cuts, shrink
 from channelscope.ranking import Ranking
 
@@ -211,3 +213,33 @@ def test_a_folder_of_something_else_is_not_touched(whole, tmp_path):
     with pytest.raises(InputError, match="holds something else"):
         save_pruned(made.model, model, made.kept, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "three years"
+
+
+class Shuffled(nn.Module):
+    """Heads of attention, and channels that a written-out size splits up."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.qkv, self.out, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x)).view(x.shape[0], 2, 4, 16).transpose(1, 2).reshape(x.shape[0], 8, 16).transpose(1, 2)
+        q, k, v = self.qkv(x).reshape(x.shape[0], 16, 3, 4, 2).permute(2, 0, 3, 1, 4)
+        y = ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(x.shape[0], 16, 8)
+        return self.head(torch.relu(self.out(y)).mean(1))
+
+
+def test_a_rewritten_network_counts_as_cut_is_repaired_and_comes_back_to_the_bit(tmp_path):
+    torch.manual_seed(0)
+    model = Shuffled().eval()
+    found = groups(model, IMAGES[:1])
+    assert found.labeled is not None
+    assert {name for group in found.members for name in group.sites} == {"first", "qkv", "out"}
+    kept = cut(control(found), found, macs=0.6)
+    assert 0 < kept["qkv"].sum() < 24
+    small = shrink(model, kept, found)
+    assert cost(small, IMAGES[:1]).total_macs == macs(found, kept) <= 0.6 * cost(model, IMAGES[:1]).total_macs
+    report = repair(small, found, kept, [IMAGES])
+    assert {"qkv", "out", "head"} <= set(report.relative_errors)
+    again = load_pruned(save_pruned(small, model, kept, tmp_path / "small"), model)
+    assert torch.equal(again(IMAGES), small(IMAGES))

@@ -112,7 +112,7 @@ class LabeledDependencies:
         return torch.where(channels_in(high), high, FIXED)
 
     def _products(self) -> None:
-        """Steps such as attention products: their multiply-adds are shared out evenly among the channels that they read."""
+        """Steps such as attention products: their multiply-adds are shared out evenly among the groups of channels that they read."""
         nodes = {layer.node for layer in self.labeled.layers if layer.name in self.layers}
         for node in self.labeled.steps.nodes:
             amount = self.labeled.macs.get(node.name, 0) if node.name not in nodes else 0
@@ -126,6 +126,7 @@ class LabeledDependencies:
                 ]
                 continue
             numbers = numbers_in([self.labeled.labels[parent] for parent in node.all_input_nodes if tensors(self.labeled.labels[parent])])
+            numbers = self.labeled.union.roots(numbers).unique()
             if len(numbers) and amount % len(numbers) == 0:
                 one = torch.full((1,), UNPRUNABLE)
                 self.products.append(LayerChannels(f"{node.name} ", node.name, one, numbers, amount // len(numbers), 1))
@@ -135,6 +136,25 @@ def generic(graph: Graph) -> Graph:
     """The graph of a copy in float64 in which no shift is zero by chance: vectors of parameters and statistics are replaced by random ones.
 
     What silencing leaves of a channel then shows, whatever the weights of the network are.
+
+    Parameters
+    ----------
+    graph
+        A traced network; it stays as it is.
+
+    Returns
+    -------
+    Graph
+        The same steps on the copy.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.graph import trace
+    >>> net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).eval()
+    >>> shift = generic(trace(net, torch.zeros(1, 3, 4, 4))).model[1].bias
+    >>> bool((shift >= 0.5).all()), net[1].bias.tolist()
+    (True, [0.0, 0.0])
     """
     source = torch.Generator().manual_seed(0)
     model = copy.deepcopy(graph.model).double().eval()
