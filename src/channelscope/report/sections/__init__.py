@@ -53,7 +53,15 @@ OWN = {"channels", "alignment_mean", "skipped"}
 
 
 def sections(run: Run) -> list[Section]:
-    """The sections this run has something for; tables that no section knows come last, each under its own name."""
+    """The sections this run has something for; tables that no section knows come last, each under its own name.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> [each.title for each in sections(Run(Path(), {}, {"notes": pd.DataFrame({"a": [1]}), "communities": pd.DataFrame({"a": [1]})}))]
+    ['Communities', 'Notes']
+    """
     claimed = {name for each in SECTIONS for name in (each.table, *each.more)} | OWN
     rest = [Section(name, name.replace("_", " ").capitalize(), "") for name in run.tables if name not in claimed]
     return [section for section in (*SECTIONS, *rest) if section.frames(run)]

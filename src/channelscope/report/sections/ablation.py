@@ -13,7 +13,15 @@ PEERS = ("overlap", "support", "compactness")
 
 
 def ablation_sentences(run: Run) -> list[str]:
-    """What is repaid, which score goes with damage, and whether peers matter once what a channel says is held equal."""
+    """What is repaid, which score goes with damage, and whether peers matter once what a channel says is held equal.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> rows = [{"outcome": "damage_kl", "score": "l2", "rho": 0.7, "low": 0.65, "high": 0.75, "n": 40}]
+    >>> ablation_sentences(Run(Path(), {}, {"ablation_correlations": pd.DataFrame(rows)}))
+    ['Damage goes most with l2 0.70 [0.65, 0.75] (n = 40 channels); means over layers.']
+    """
     repaid, correlations, partial = (run.table(name) for name in ("repaid", "ablation_correlations", "ablation_partial"))
     said = [] if repaid is None else _recovered(repaid)
     said += [] if correlations is None else _scores(correlations)
@@ -118,7 +126,15 @@ ABLATION = Section(
 
 
 def hull_sentences(run: Run) -> list[str]:
-    """Where hulls are small and where large, and how many reach their threshold."""
+    """Where hulls are small and where large, and how many reach their threshold.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> hulls = pd.DataFrame({"support": [0.9, 0.5, None], "saturated": [True, False, False]})
+    >>> hull_sentences(Run(Path(), {}, {"hulls": hulls}))
+    ['1 of 2 hulls (50.0 %) are full before they reach their threshold.', '1 channel does not vary and has no hull.']
+    """
     frame = run.table("hulls")
     if frame is None:
         return []

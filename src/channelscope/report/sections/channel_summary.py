@@ -5,7 +5,15 @@ from channelscope.report.section import Chart, Section
 
 
 def summary_sentences(run: Run) -> list[str]:
-    """The answer, what each run says, and what is missing."""
+    """The answer, what each run says, and what is missing.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> summary_sentences(Run(Path(), {}, {"explanation": pd.DataFrame({"said": ["conv1:3: kept by 1 of 1 pruning."]})}))
+    ['conv1:3: kept by 1 of 1 pruning.']
+    """
     frame = run.table("explanation")
     return [] if frame is None else [str(each) for each in frame["said"]]
 

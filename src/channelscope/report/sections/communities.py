@@ -17,7 +17,15 @@ COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a
 
 
 def community_sentences(run: Run) -> list[str]:
-    """Mean modularity of both graphs, the gap, and how they go with depth."""
+    """Mean modularity of both graphs, the gap, and how they go with depth.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> rows = [{"graph": "R", "modularity": 0.48, "modularity_low": 0.43, "modularity_high": 0.52, "n": 22, "rho": -0.45}]
+    >>> community_sentences(Run(Path(), {}, {"community_depth": pd.DataFrame(rows)}))
+    ["Modularity of what channels share (R): 0.48 [0.43, 0.52] (n = 22 layers); Spearman's ρ with depth −0.45."]
+    """
     frame = run.table("community_depth")
     said = []
     for row in [] if frame is None else frame.to_dict("records"):
@@ -27,7 +35,16 @@ def community_sentences(run: Run) -> list[str]:
 
 
 def community_drawings(run: Run) -> list[Drawing]:
-    """Both graphs of the first, the middle and the last layer."""
+    """Both graphs of the first, the middle and the last layer.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> nodes = pd.DataFrame({"site": "conv1", "depth": 0, "graph": "R", "channel": [0, 1], "community": 0, "x": [0, 1], "y": [0, 1]})
+    >>> edges = pd.DataFrame({"site": ["conv1"], "graph": ["R"], "channel": [0], "peer": [1]})
+    >>> [each.name for each in community_drawings(Run(Path(), {}, {"community_nodes": nodes, "community_edges": edges}))]
+    ['communities_drawn']
+    """
     nodes, edges = run.table("community_nodes"), run.table("community_edges")
     if nodes is None or edges is None:
         return []
@@ -82,7 +99,15 @@ COMMUNITIES = Section(
 
 
 def propagation_sentences(run: Run) -> list[str]:
-    """The four ways from axis to axis."""
+    """The four ways from axis to axis.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> rows = [{"axes": "local → target", "rho": 0.01, "low": -0.03, "high": 0.05, "n": 42, "p": 0.73}]
+    >>> propagation_sentences(Run(Path(), {}, {"propagation_axes": pd.DataFrame(rows)}))
+    ['From local to target: mean partial rank correlation 0.01 [−0.03, 0.05] (n = 42 links), p = 0.730 against shuffled channels.']
+    """
     frame = run.table("propagation_axes")
     return [
         f"From {row['axes'].replace('→', 'to')}: mean partial rank correlation "

@@ -15,7 +15,16 @@ NAMES = {
 
 
 def trajectory_sentences(run: Run) -> list[str]:
-    """Each published direction: held, reversed, or open."""
+    """Each published direction: held, reversed, or open.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> row = {"quantity": "ratio", "first": 0.25, "last": 0.6, "change": 0.35, "change_low": 0.28, "change_high": 0.43, "n": 3}
+    >>> row |= {"published_first": 0.19, "published_last": 0.38, "verdict": "holds"}
+    >>> trajectory_sentences(Run(Path(), {}, {"trajectory_change": pd.DataFrame([row])}))
+    ['S3/S2 goes from 0.250 to 0.600, a change of 0.350 [0.280, 0.430] (n = 3 runs); published 0.190 to 0.380: the direction holds.']
+    """
     frame, said = run.table("trajectory_change"), []
     for row in [] if frame is None else frame[frame["verdict"] != ""].to_dict("records"):
         change = format_interval(row["change"], row["change_low"], row["change_high"], int(row["n"]), "runs", digits=3)
@@ -57,7 +66,15 @@ TRAJECTORY = Section(
 
 
 def gradient_sentences(run: Run) -> list[str]:
-    """The range of the angle over layers, the identity, and what the simulation does."""
+    """The range of the angle over layers, the identity, and what the simulation does.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> row = {"site": "conv1", "cosine": 0.57, "cosine_low": 0.5, "cosine_high": 0.64, "n": 64, "identity": 0.0}
+    >>> gradient_sentences(Run(Path(), {}, {"gradient_layers": pd.DataFrame([row])}))[1]
+    "The identity w'g = 0 holds to 0.00 of |w| |g| or better."
+    """
     layers, simulation = run.table("gradient_layers"), run.table("simulation")
     said = [] if layers is None else _layers(layers)
     return said + ([] if simulation is None else [_simulated(where(simulation, system=name)) for name in simulation["system"].unique()])
