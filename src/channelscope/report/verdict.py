@@ -28,18 +28,18 @@ TARGETS = {
 }
 
 TITLES = {
-    "kl": "divergence of the output",
+    "kl": "KL divergence of the output",
     "loss": "rise of the loss",
-    "damage_kl": "damage by silence, as divergence of the output",
-    "damage_loss": "damage by silence, as rise of the loss",
-    "repaid_hull_kl": "repaid by the hull, as divergence of the output",
-    "repaid_hull_loss": "repaid by the hull, as rise of the loss",
+    "damage_kl": "damage of ablation, as KL divergence of the output",
+    "damage_loss": "damage of ablation, as rise of the loss",
+    "repaid_hull_kl": "recovered by the hull, as KL divergence of the output",
+    "repaid_hull_loss": "recovered by the hull, as rise of the loss",
     "ratio": "triplet over pair excess",
     "gap": "gap between the modularities of the R-graph and the S-graph",
     "modularity_r": "modularity of the R-graph",
     "modularity_s": "modularity of the S-graph",
 } | {f"{local}_{target}": f"{QUANTITIES[local].title} with {QUANTITIES[target].title}" for local, target in PAIRS}
-"""what people call other columns and values"""
+"""titles of other columns and values"""
 
 
 class Estimate(NamedTuple):
@@ -61,12 +61,12 @@ class Estimate(NamedTuple):
 
 
 def title(name: str) -> str:
-    """What people call a quantity.
+    """Title of a quantity, or of another column or value.
 
     Examples
     --------
     >>> title("capture"), title("kl"), title("made_up")
-    ('input capture', 'divergence of the output', 'made up')
+    ('input capture', 'KL divergence of the output', 'made up')
     """
     return QUANTITIES[name].title if name in QUANTITIES else TITLES.get(name, name.replace("_", " "))
 

@@ -1,11 +1,11 @@
-"""What all runs of a network say about one channel."""
+"""The summary of one channel over several runs."""
 
 from channelscope.report.run import Run
 from channelscope.report.section import Chart, Section
 
 
 def summary_sentences(run: Run) -> list[str]:
-    """The answer, what each run says, and what is missing.
+    """Sentences: the answer, the finding of each run, and the runs that are missing.
 
     Examples
     --------

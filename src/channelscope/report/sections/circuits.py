@@ -6,7 +6,7 @@ from channelscope.tables.rounding import format_interval, format_number
 
 
 def circuit_sentences(run: Run) -> list[str]:
-    """How well the circuit does, against chance and against what is left without it.
+    """Sentences: the circuit's fidelity, that of random circuits of its size, and that of the network without it.
 
     Examples
     --------
@@ -46,7 +46,14 @@ def circuit_drawings(run: Run) -> list[Drawing]:
     path = run.folder / "circuit.png"
     if not path.is_file():
         return []
-    return [Drawing("circuit", "The circuit", path, "Red kernels raise the feature, blue ones lower it; circuit.html answers to clicks.")]
+    return [
+        Drawing(
+            "circuit",
+            "The circuit",
+            path,
+            "Red kernels raise the feature, blue ones lower it; open circuit.html for the interactive diagram.",
+        )
+    ]
 
 
 def comparison_sentences(run: Run) -> list[str]:

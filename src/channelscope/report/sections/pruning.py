@@ -10,7 +10,7 @@ CLEAR = 0.05
 
 
 def benchmark_sentences(run: Run) -> list[str]:
-    """The best score under every rule, how many pairs differ, and whether the ranking is the rule's doing.
+    """Sentences: the best score under every rule, the number of pairs that differ, and how far the ranking depends on the rule.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def pruning_sentences(run: Run) -> list[str]:
 PRUNING = Section(
     "pruning",
     "A smaller network",
-    "What does the network lose when channels go, and how much of it does repair give back without training?",
+    "How much accuracy does pruning cost, and how much of it does repair recover without training?",
     (
         Chart(
             "Accuracy",

@@ -15,7 +15,7 @@ NAMES = {
 
 
 def trajectory_sentences(run: Run) -> list[str]:
-    """Each published direction: held, reversed, or open.
+    """Sentences: the change of each quantity, and whether its published direction holds, is reversed, or is undecided.
 
     Examples
     --------
@@ -36,7 +36,11 @@ def trajectory_sentences(run: Run) -> list[str]:
     return said
 
 
-VERDICTS = {"holds": "holds", "reversed": "is reversed", "open": "is open, for the interval over runs holds zero or there is none"}
+VERDICTS = {
+    "holds": "holds",
+    "reversed": "is reversed",
+    "open": "is undecided: the interval over runs contains zero, or there is no interval",
+}
 
 TRAJECTORY = Section(
     "trajectory_change",
@@ -66,7 +70,7 @@ TRAJECTORY = Section(
 
 
 def gradient_sentences(run: Run) -> list[str]:
-    """The range of the angle over layers, the identity, and what the simulation does.
+    """Sentences: the range of the angle over layers, the error of the identity w'g = 0, and the result of the simulation.
 
     Examples
     --------
@@ -109,8 +113,8 @@ SYSTEMS = {"channels": "channels that each follow their own task information", "
 GRADIENTS = Section(
     "gradient_layers",
     "Gradient directions",
-    "In which direction of weight space does each of the two informations grow, and how far apart are the directions? At a right angle, "
-    "learning one says nothing about the other.",
+    "What is the angle between the weight gradients of input capture and of task information? If it is 90°, "
+    "a small step along one does not change the other.",
     (
         Chart(
             "Angle of the two directions",
