@@ -54,7 +54,16 @@ KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 def write(run: Run, folder: str | Path) -> list[Path]:
-    """Write every chart of the run, and the two-axis map of its last stage, as PNG and SVG."""
+    """Write every chart of the run, and the two-axis map of its last stage, as PNG and SVG.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> frame = pd.DataFrame({"depth": [0, 1], "modularity": [0.1, 0.3], "edges": [4, 4], "graph": "R"})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [path.name for path in write(Run(Path(), {}, {"communities": frame}), folder)]
+    ['communities.png', 'communities.svg']
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
@@ -72,13 +81,25 @@ def write(run: Run, folder: str | Path) -> list[Path]:
 
 
 def drawings(section: Section, run: Run) -> list[Drawing]:
-    """A section's drawings, in the report's style."""
+    """A section's drawings, in the report's style.
+
+    Examples
+    --------
+    >>> drawings(Section("notes", "Notes", ""), Run(Path(), {}, {}))
+    []
+    """
     with rc_context(STYLE):
         return section.drawings(run)
 
 
 def embedded(figure: Figure | Path) -> str:
-    """A picture as an address that holds the picture itself."""
+    """A picture as an address that holds the picture itself.
+
+    Examples
+    --------
+    >>> embedded(Figure())[:26]
+    'data:image/svg+xml;base64,'
+    """
     if isinstance(figure, Figure):
         buffer = BytesIO()
         with rc_context(STYLE):
@@ -91,7 +112,14 @@ def embedded(figure: Figure | Path) -> str:
 
 
 def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figure:
-    """One declared chart: a panel for each of its first panel values."""
+    """One declared chart: a panel for each of its first panel values.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"depth": [0, 1], "rho": [0.1, 0.3], "n": [4, 4]})
+    >>> len(drawn(Chart("Correlation", "depth", "rho"), frame).axes)
+    1
+    """
     frame = chart.rows(frame)
     for column, values in chart.only.items():
         if column in frame.columns:
@@ -186,7 +214,14 @@ def _titled(place: Axes, chart: Chart, rows: pd.DataFrame) -> None:
 
 
 def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str = "relevance") -> Figure:
-    """Every layer's channels on one local and one target quantity; what is not finite is left out and counted."""
+    """Every layer's channels on one local and one target quantity; what is not finite is left out and counted.
+
+    Examples
+    --------
+    >>> channels = pd.DataFrame({"site": ["a", "b"], "depth": [0, 1], "capture": [0.1, 0.2], "relevance": [0.3, 0.4]})
+    >>> len(two_axis_map(channels, "").axes)
+    2
+    """
     rows = where(channels, stage=stage)
     layers = list(rows.groupby("site", sort=False))
     wide = min(len(layers), MOST_COLUMNS)
@@ -209,7 +244,13 @@ def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str 
 
 
 def named(frame: pd.DataFrame, column: str) -> str:
-    """A column's axis title with its unit."""
+    """A column's axis title with its unit.
+
+    Examples
+    --------
+    >>> named(pd.DataFrame(), "capture")
+    'input capture [nats]'
+    """
     unit = frame.attrs.get("columns", {}).get(column, {}).get("unit") or (QUANTITIES[column].unit if column in QUANTITIES else "")
     return verdict.title(column) + (f" [{unit}]" if unit else "")
 

@@ -64,6 +64,14 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     ------
     FormatError
         If the folder is no run folder, or for a damaged file in it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "run.json").write_text('{"title": "Tiny"}', encoding="utf-8")
+    ...     write_report(folder).name
+    'report.html'
     """
     run = Run.read(folder)
     path = Path(out) if out else run.folder / "report.html"
@@ -75,7 +83,13 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def render(run: Run, plotly: str) -> str:
-    """The report's HTML with the given chart library inlined."""
+    """The report's HTML with the given chart library inlined.
+
+    Examples
+    --------
+    >>> "<h1>Tiny</h1>" in render(Run(Path(), {"title": "Tiny"}, {}), plotly="")
+    True
+    """
     parts = sections(run)
     shown_parts = [_part(section, run) for section in parts]
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)

@@ -30,7 +30,13 @@ STYLE = """
 
 
 def svg() -> str:
-    """The drawing as one SVG element that stands alone and adapts to light and dark."""
+    """The drawing as one SVG element that stands alone and adapts to light and dark.
+
+    Examples
+    --------
+    >>> svg()[:4], svg().count("<svg")
+    ('<svg', 1)
+    """
     quantities = [QUANTITIES[name] for name in HEADLINE]
     parts = [
         *_washes(),
@@ -46,7 +52,13 @@ def svg() -> str:
 
 
 def markdown() -> str:
-    """Every quantity as a table for the docs."""
+    """Every quantity as a table for the docs.
+
+    Examples
+    --------
+    >>> markdown().splitlines()[0][:36], len(markdown().splitlines()) - 2 == len(QUANTITIES)
+    ('| quantity | says | computed from | ', True)
+    """
     head = "| quantity | says | computed from | readout | unit, range | kept | reading it | source |\n|---|---|---|---|---|---|---|---|\n"
     return head + "".join(
         f"| **{each.title}** {_cell(each.symbol)} (`{each.name}`) "

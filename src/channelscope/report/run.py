@@ -61,7 +61,13 @@ class Run:
 
 
 def where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
-    """The rows whose columns have these values; a column that the table does not have is not asked."""
+    """The rows whose columns have these values; a column that the table does not have is not asked.
+
+    Examples
+    --------
+    >>> where(pd.DataFrame({"site": ["a", "b"], "n": [1, 2]}), site="b", stage="trained")["n"].tolist()
+    [2]
+    """
     chosen = pd.Series(True, index=frame.index)
     for column, value in values.items():
         if column in frame.columns:

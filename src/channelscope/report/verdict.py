@@ -28,18 +28,18 @@ TARGETS = {
 }
 
 TITLES = {
-    "kl": "divergence of the output",
+    "kl": "KL divergence of the output",
     "loss": "rise of the loss",
-    "damage_kl": "damage by silence, as divergence of the output",
-    "damage_loss": "damage by silence, as rise of the loss",
-    "repaid_hull_kl": "repaid by the hull, as divergence of the output",
-    "repaid_hull_loss": "repaid by the hull, as rise of the loss",
+    "damage_kl": "damage of ablation, as KL divergence of the output",
+    "damage_loss": "damage of ablation, as rise of the loss",
+    "repaid_hull_kl": "recovered by the hull, as KL divergence of the output",
+    "repaid_hull_loss": "recovered by the hull, as rise of the loss",
     "ratio": "triplet over pair excess",
     "gap": "gap between the modularities of the R-graph and the S-graph",
     "modularity_r": "modularity of the R-graph",
     "modularity_s": "modularity of the S-graph",
 } | {f"{local}_{target}": f"{QUANTITIES[local].title} with {QUANTITIES[target].title}" for local, target in PAIRS}
-"""what people call other columns and values"""
+"""titles of other columns and values"""
 
 
 class Estimate(NamedTuple):
@@ -61,12 +61,24 @@ class Estimate(NamedTuple):
 
 
 def title(name: str) -> str:
-    """What people call a quantity."""
+    """Title of a quantity, or of another column or value.
+
+    Examples
+    --------
+    >>> title("capture"), title("kl"), title("made_up")
+    ('input capture', 'KL divergence of the output', 'made up')
+    """
     return QUANTITIES[name].title if name in QUANTITIES else TITLES.get(name, name.replace("_", " "))
 
 
 def strength(rho: float) -> str:
-    """How strong a correlation is and which way it goes: "weakly aligned", "strongly opposed", "almost unrelated, slightly opposed"."""
+    """How strong a correlation is and which way it goes: "weakly aligned", "strongly opposed", "almost unrelated, slightly opposed".
+
+    Examples
+    --------
+    >>> strength(0.05), strength(0.2), strength(-0.9)
+    ('almost unrelated, slightly aligned', 'weakly aligned', 'strongly opposed')
+    """
     way = "aligned" if rho >= 0 else "opposed"
     if abs(rho) < UNRELATED:
         return f"almost unrelated, slightly {way}"
@@ -74,7 +86,14 @@ def strength(rho: float) -> str:
 
 
 def estimate(means: pd.DataFrame | None, stage: str, pair: tuple[str, str]) -> Estimate | None:
-    """One pair's mean over layers at one stage; None if it was not measured."""
+    """One pair's mean over layers at one stage; None if it was not measured.
+
+    Examples
+    --------
+    >>> means = pd.DataFrame([{"local": "capture", "target": "relevance", "rho": 0.23, "low": 0.18, "high": 0.28, "n": 19, "pooled": 0.4}])
+    >>> str(estimate(means, "", PAIRS[0])), estimate(means, "", PAIRS[1])
+    ('0.23 [0.18, 0.28] (n = 19 layers)', None)
+    """
     if means is None:
         return None
     for row in where(means, stage=stage, local=pair[0], target=pair[1]).to_dict("records"):
@@ -83,7 +102,14 @@ def estimate(means: pd.DataFrame | None, stage: str, pair: tuple[str, str]) -> E
 
 
 def verdict(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
-    """The heading: are the two axes aligned here? The answer's pair first, then the strongest of the headline pairs that is sure."""
+    """The heading: are the two axes aligned here? The answer's pair first, then the strongest of the headline pairs that is sure.
+
+    Examples
+    --------
+    >>> means = pd.DataFrame([{"local": "capture", "target": "relevance", "rho": 0.23, "low": 0.18, "high": 0.28, "n": 19, "pooled": 0.4}])
+    >>> verdict(means, {})
+    'Here the two axes are weakly aligned'
+    """
     found = _headline(means, last(means, facts))
     known = [each for each in found.values() if np.isfinite(each.value)]
     if not known:
@@ -113,7 +139,14 @@ def _overall(first: float, strongest: float) -> str:
 
 
 def answer(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
-    """The answer in one sentence, about input capture and task information."""
+    """The answer in one sentence, about input capture and task information.
+
+    Examples
+    --------
+    >>> means = pd.DataFrame([{"local": "capture", "target": "relevance", "rho": 0.23, "low": 0.18, "high": 0.28, "n": 19, "pooled": 0.4}])
+    >>> answer(means, {})
+    'Within layers, input capture and task information are weakly aligned: mean Spearman 0.23 [0.18, 0.28] (n = 19 layers).'
+    """
     stage = last(means, facts)
     found = _headline(means, stage)
     if not found:
@@ -134,7 +167,16 @@ def _sentence(pair: tuple[str, str], found: Estimate) -> str:
 
 
 def pairs(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
-    """What the other headline pairs add."""
+    """What the other headline pairs add.
+
+    Examples
+    --------
+    >>> means = pd.DataFrame([{"local": "capture", "target": name, "rho": rho, "low": rho - 0.1, "high": rho + 0.1,
+    ...     "n": 19} for name, rho in (("relevance", 0.05), ("excess", 0.4))])
+    >>> pairs(means, {})
+    ['Of the 2 pairs below, the strongest is input capture with target excess, 0.40 [0.30, 0.50] (n = 19 layers); 1 of their
+    intervals covers 0.']
+    """
     found = _headline(means, last(means, facts))
     known = {pair: each for pair, each in found.items() if np.isfinite(each.value)}
     if len(known) < 2:
@@ -150,7 +192,15 @@ def pairs(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
 
 
 def training(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
-    """What training did to the first headline pair; nothing when only one stage was measured."""
+    """What training did to the first headline pair; nothing when only one stage was measured.
+
+    Examples
+    --------
+    >>> means = pd.DataFrame([{"stage": stage, "local": "capture", "target": "relevance", "rho": rho, "low": rho - 0.1,
+    ...     "high": rho + 0.1, "n": 19} for stage, rho in (("start", 0.6), ("end", 0.1))])
+    >>> training(means, {"stages": ["start", "end"]})
+    ['At start the same mean was 0.60 [0.50, 0.70] (n = 19 layers): training lowered it by 0.50, and the two intervals do not overlap.']
+    """
     stages = tuple(facts.get("stages") or ())
     if len(stages) < 2:
         return []
@@ -167,7 +217,14 @@ def training(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
 
 
 def pooled(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
-    """The pooled correlation, never without the within-layer one it stands below."""
+    """The pooled correlation, never without the within-layer one it stands below.
+
+    Examples
+    --------
+    >>> means = pd.DataFrame([{"local": "capture", "target": "relevance", "rho": 0.23, "low": 0.18, "high": 0.28, "n": 19, "pooled": 0.4}])
+    >>> pooled(means, {})
+    ['Over the channels of all layers at once it is 0.40, which mixes differences between layers with differences within them.']
+    """
     found = estimate(means, last(means, facts), PAIRS[0])
     if found is None or np.isnan(found.pooled) or np.isnan(found.value):
         return []
@@ -176,7 +233,13 @@ def pooled(means: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
 
 
 def network(facts: Mapping[str, Any]) -> list[str]:
-    """What was measured, on what, and how good the network is."""
+    """What was measured, on what, and how good the network is.
+
+    Examples
+    --------
+    >>> network({"network": "tiny", "images": 120, "data": "digits", "accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.94})
+    ['tiny on 120 images of digits.', 'Accuracy 90.0 % [85.0 %, 94.0 %] (n = 120 images).']
+    """
     images = f"{facts['images']:,} images" if facts.get("images") else "images"
     data = f" of {facts['data']}" if facts.get("data") else ""
     said = [f"{facts.get('network', 'The network')} on {images}{data}."]
@@ -200,7 +263,13 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
 
 
 def undefined(channels: pd.DataFrame | None) -> list[str]:
-    """How many channels have a value that is not a finite number, quantity by quantity, and where the reasons are."""
+    """How many channels have a value that is not a finite number, quantity by quantity, and where the reasons are.
+
+    Examples
+    --------
+    >>> undefined(pd.DataFrame({"capture": [1.0, np.nan], "overlap": [0.1, np.inf]}))[0].split(". ")[0]
+    'Not a finite number, of 2 rows: input capture in 1 (undefined); peer overlap in 1 (infinite)'
+    """
     if channels is None:
         return []
     columns = [name for name in QUANTITIES if name in channels.columns]
@@ -225,7 +294,15 @@ def _listed(names: list[str]) -> str:
 
 
 def refused(channels: pd.DataFrame | None) -> list[tuple[str, list[str], str]]:
-    """Scores that were refused: what people call the score, the layers, and the reason in the first of them."""
+    """Scores that were refused: what people call the score, the layers, and the reason in the first of them.
+
+    Examples
+    --------
+    >>> channels = pd.DataFrame({"site": ["conv1"]})
+    >>> channels.attrs["provenance"] = {"refused": {"support at conv1": "12 images are too few"}}
+    >>> refused(channels)
+    [('peer support', ['conv1'], '12 images are too few')]
+    """
     stated = {} if channels is None else channels.attrs.get("provenance", {}).get("refused", {})
     found: dict[str, tuple[list[str], str]] = {}
     for place, reason in stated.items():
@@ -235,7 +312,15 @@ def refused(channels: pd.DataFrame | None) -> list[tuple[str, list[str], str]]:
 
 
 def first_screen(run: Run) -> list[str]:
-    """The sentences under the heading, the answer first."""
+    """The sentences under the heading, the answer first.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> means = pd.DataFrame([{"local": "capture", "target": "relevance", "rho": 0.23, "low": 0.18, "high": 0.28, "n": 19, "pooled": 0.4}])
+    >>> len(first_screen(Run(Path(), {}, {"alignment_mean": means})))
+    2
+    """
     means, facts = run.table("alignment_mean"), run.facts
     return [answer(means, facts), *training(means, facts), *pairs(means, facts), *pooled(means, facts)]
 
@@ -246,6 +331,12 @@ def _headline(means: pd.DataFrame | None, stage: str) -> dict[tuple[str, str], E
 
 
 def last(frame: pd.DataFrame | None, facts: Mapping[str, Any]) -> str:
-    """The last stage that was measured."""
+    """The last stage that was measured.
+
+    Examples
+    --------
+    >>> last(pd.DataFrame({"stage": ["start", "end"]}), {}), last(None, {"stages": ["trained"]})
+    ('end', 'trained')
+    """
     stages: Iterable[str] = facts.get("stages") or (frame["stage"].unique() if frame is not None and "stage" in frame.columns else ("",))
     return list(stages)[-1]

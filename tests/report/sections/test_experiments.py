@@ -70,21 +70,22 @@ class TestLesion:
     def test_what_is_repaid_with_its_controls(self, tmp_path):
         (said,) = ablation.ablation_sentences(run(tmp_path, repaid()))
         assert said == (
-            "Of the divergence that silencing causes, hulls repay 0.50 [0.40, 0.60] (n = 40 channels), among the channels with "
-            "controls they repay 0.60 [0.50, 0.70] (n = 40 channels), as many random peers 0.20 [0.10, 0.30] (n = 40 channels), "
+            "Of the KL divergence that ablation causes, replacement sets (hulls) recover 0.50 [0.40, 0.60] (n = 40 channels), "
+            "among the channels with "
+            "controls they recover 0.60 [0.50, 0.70] (n = 40 channels), as many random peers 0.20 [0.10, 0.30] (n = 40 channels), "
             "and the mean 0.10 [0.00, 0.20] (n = 40 channels)."
         )
 
     def test_the_scores_that_knew_strongest_first_whatever_their_sign(self, tmp_path):
         damage, shares = ablation.ablation_sentences(run(tmp_path, correlations()))
-        assert damage.startswith("Damage goes most with ")
+        assert damage.startswith("Damage correlates most with ")
         places = [damage.index(words) for words in ("0.70 [0.65, 0.75]", "−0.40 [−0.45, −0.35]", "0.10 [0.05, 0.15]")]
         assert places == sorted(places)
-        assert shares.startswith("What hulls repay goes most with ")
+        assert shares.startswith("The share that hulls recover correlates most with ")
 
     def test_peers_beyond_what_a_channel_says(self, tmp_path):
         (said,) = ablation.ablation_sentences(run(tmp_path, partial()))
-        assert "held equal, damage goes with peer overlap −0.30 [−0.40, −0.20] (n = 40 channels)." in said
+        assert "task information and input capture: peer overlap −0.30 [−0.40, −0.20] (n = 40 channels)." in said
         assert "support" not in said
 
     def test_what_a_reader_must_be_told_comes_last(self, tmp_path):
@@ -148,7 +149,7 @@ class TestGraphs:
     def test_modularity_with_its_interval(self, tmp_path):
         rows = [{"graph": "R", "modularity": 0.4, "modularity_low": 0.3, "modularity_high": 0.5, "rho": -0.9, "n": 5}]
         (said,) = communities.community_sentences(run(tmp_path, table("community_depth", rows)))
-        assert said == "Modularity of what channels share (R): 0.40 [0.30, 0.50] (n = 5 layers); Spearman's ρ with depth −0.90."
+        assert said == "Modularity of shared information (R): 0.40 [0.30, 0.50] (n = 5 layers); Spearman's ρ with depth −0.90."
 
     def test_both_graphs_of_three_layers_are_drawn(self, tmp_path):
         (drawing,) = communities.community_drawings(run(tmp_path, *drawn_graphs()))
@@ -205,7 +206,7 @@ class TestTheory:
 
 class TestTrajectory:
     @pytest.mark.parametrize(
-        ("verdict", "words"), [("holds", "the direction holds."), ("reversed", "is reversed."), ("open", "is open, for")]
+        ("verdict", "words"), [("holds", "the direction holds."), ("reversed", "is reversed."), ("open", "is undecided: the interval")]
     )
     def test_each_direction_is_told_plainly(self, tmp_path, verdict, words):
         row = {"quantity": "hull_size", "first": 3.0, "last": 4.0, "change": 1.0, "change_low": 0.5, "change_high": 1.5, "n": 3}
@@ -224,7 +225,7 @@ def test_a_folder_with_every_table_becomes_one_page(tmp_path):
     """Charts are drawn from the tables as they are, and the graphs as a picture."""
     whole = run(tmp_path, repaid(), correlations(), partial(), *drawn_graphs(), TestTheory().layers())
     page = write_report(tmp_path).read_text()
-    for words in ("Rank correlation with the damage of silencing", "Repaid share of the damage", "Angle of the two directions"):
+    for words in ("Rank correlation with the damage of ablation", "Recovered share of the damage", "Angle of the two directions"):
         assert words in page
     names = {path.name for path in figures.write(whole, tmp_path / "figures")}
     assert {"ablations.svg", "gradients.png"} <= names

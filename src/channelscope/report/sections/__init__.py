@@ -1,19 +1,23 @@
 """sections: the parts of the report, in order; a part appears when the run folder has its table.
 
-To add one (ten lines of code; sections/groups.py is a short example):
+To add one (ten lines of code; sections/channel_summary.py is a short example):
 
-1. Write the table into the run folder: `tables.write(tables.described(frame, {"name": "lesion", "columns": COLUMNS}), out / "lesion.csv")`.
+1. Write the table into the run folder: `tables.write(tables.describe(frame, {"name": "notes", "columns": COLUMNS}), out / "notes.csv")`.
    Axis titles, units and digits come from the columns' descriptions; NAME_low and NAME_high are shown as NAME's interval, and a table
    with columns site and channel gets hover, keep and highlight for free. `stage`, `depth`, `n` and `images` mean what they say.
-2. In sections/lesion.py write `LESION = Section("lesion", title, question, charts, answer)`. Charts are declared, not drawn:
+2. In sections/notes.py write `NOTES = Section("notes", title, question, charts, answer)`. Charts are declared, not drawn:
    `Chart(title, x="support", y="repaid", kind="scatter", by="stage", panels=("site",), low="repaid_low", high="repaid_high", of="images")`
    becomes an interactive plot in the page and PNG and SVG files; kind="rows" is for named things with intervals, one below the other.
-   `more=("lesion_layers",)` are further tables of the section; `Chart(…, table="lesion_layers")` is drawn from one of them.
+   `more=("note_layers",)` are further tables of the section; `Chart(…, table="note_layers")` is drawn from one of them.
    Answer is a function from `Run` to sentences; `run.table(NAME)` is a frame or None, `run.facts` is run.json; write every number with
-   `tables.interval(value, low, high, n, "channels")`, and say what did not work.
+   `tables.format_interval(value, low, high, n, "channels")`, and state what could not be measured.
 3. What no chart can show (a graph, pictures): `drawings=` a function from `Run` to `[Drawing(name, title, figure, caption)]`, where figure
    is a matplotlib Figure or a PNG or SVG file. A table made from others of the run: `derive=`, a function from `Run` to a described frame.
+<<<<<<< HEAD
 4. Put it into `SECTIONS` below, where a reader would look for it, and test the sentences in tests/report/sections/test_experiments.py.
+=======
+4. Put it into `SECTIONS` below, where a reader would look for it, and test the sentences in tests/report/sections/test_notes.py.
+>>>>>>> room-cli
 """
 
 from channelscope.report.run import Run
@@ -53,7 +57,15 @@ OWN = {"channels", "alignment_mean", "skipped"}
 
 
 def sections(run: Run) -> list[Section]:
-    """The sections this run has something for; tables that no section knows come last, each under its own name."""
+    """The sections this run has something for; tables that no section knows come last, each under its own name.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> [each.title for each in sections(Run(Path(), {}, {"notes": pd.DataFrame({"a": [1]}), "communities": pd.DataFrame({"a": [1]})}))]
+    ['Communities', 'Notes']
+    """
     claimed = {name for each in SECTIONS for name in (each.table, *each.more)} | OWN
     rest = [Section(name, name.replace("_", " ").capitalize(), "") for name in run.tables if name not in claimed]
     return [section for section in (*SECTIONS, *rest) if section.frames(run)]

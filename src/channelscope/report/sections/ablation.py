@@ -13,7 +13,15 @@ PEERS = ("overlap", "support", "compactness")
 
 
 def ablation_sentences(run: Run) -> list[str]:
-    """What is repaid, which score goes with damage, and whether peers matter once what a channel says is held equal."""
+    """Sentences: the recovered share, the scores that correlate with the damage, and the partial correlations of the peer scores.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> rows = [{"outcome": "damage_kl", "score": "l2", "rho": 0.7, "low": 0.65, "high": 0.75, "n": 40}]
+    >>> ablation_sentences(Run(Path(), {}, {"ablation_correlations": pd.DataFrame(rows)}))
+    ['Damage correlates most with l2 0.70 [0.65, 0.75] (n = 40 channels); means over layers.']
+    """
     repaid, correlations, partial = (run.table(name) for name in ("repaid", "ablation_correlations", "ablation_partial"))
     said = [] if repaid is None else _recovered(repaid)
     said += [] if correlations is None else _scores(correlations)
@@ -26,8 +34,8 @@ def _recovered(frame: pd.DataFrame) -> list[str]:
     whole = where(frame, site="all layers", quantity="kl")
     said = []
     for name, which, words in (
-        ("hull", "all", "Of the divergence that silencing causes, hulls repay"),
-        ("hull", "controls", "among the channels with controls they repay"),
+        ("hull", "all", "Of the KL divergence that ablation causes, replacement sets (hulls) recover"),
+        ("hull", "controls", "among the channels with controls they recover"),
         ("random", "controls", "as many random peers"),
         ("mean", "controls", "and the mean"),
     ):
@@ -38,7 +46,7 @@ def _recovered(frame: pd.DataFrame) -> list[str]:
 
 def _scores(frame: pd.DataFrame) -> list[str]:
     said = []
-    for outcome, words in ((DAMAGE, "Damage goes most with"), (REPAID, "What hulls repay goes most with")):
+    for outcome, words in ((DAMAGE, "Damage correlates most with"), (REPAID, "The share that hulls recover correlates most with")):
         rows = where(frame, outcome=outcome).dropna(subset=["rho"])
         rows = rows.reindex(rows["rho"].abs().sort_values(ascending=False).index)
         if len(rows):
@@ -49,7 +57,7 @@ def _scores(frame: pd.DataFrame) -> list[str]:
 def _beyond(frame: pd.DataFrame) -> list[str]:
     rows = where(frame, outcome=DAMAGE).to_dict("records")
     peers = [_spoken(row) for row in rows if row["score"] in PEERS and row["rho"] == row["rho"]]
-    return [f"With task information and input capture held equal, damage goes with {', '.join(peers)}."] if peers else []
+    return [f"Partial correlation of the damage, controlling for task information and input capture: {', '.join(peers)}."] if peers else []
 
 
 def _spoken(row: dict) -> str:
@@ -59,11 +67,12 @@ def _spoken(row: dict) -> str:
 ABLATION = Section(
     "ablation_correlations",
     "Ablations",
-    "A channel is silenced at the place where its readers look; then its hull, as many random peers, or its mean stand in. "
-    "How much breaks, how much is repaid, and which scores knew?",
+    "Each channel is set to zero at its cut point; then it is replaced by a prediction from its hull, from as many random "
+    "peers, or by its mean. "
+    "How large is the damage, how much of it does each replacement recover, and which scores predict it?",
     (
         Chart(
-            "Rank correlation with the damage of silencing",
+            "Rank correlation with the damage of ablation",
             "score",
             "rho",
             kind="rows",
@@ -76,7 +85,7 @@ ABLATION = Section(
             caption="Damage is the divergence of the output. Bars are 95 % intervals over channels within layers and over images.",
         ),
         Chart(
-            "Rank correlation with what hulls repay",
+            "Rank correlation with the share that hulls recover",
             "score",
             "rho",
             kind="rows",
@@ -86,10 +95,10 @@ ABLATION = Section(
             of="channels",
             label="Spearman ρ, mean over layers",
             zero=True,
-            caption="Only channels whose damage exceeds its standard error have a repaid share.",
+            caption="Only channels whose damage exceeds its standard error have a recovered share.",
         ),
         Chart(
-            "Repaid share of the damage, layer by layer",
+            "Recovered share of the damage, layer by layer",
             "depth",
             "repaid",
             by="stand_in",
@@ -99,7 +108,8 @@ ABLATION = Section(
             high="high",
             of="channels",
             zero=True,
-            caption="Hull, as many random peers, and the mean, for the same channels. Below zero the stand-in does more harm than silence.",
+            caption="Hull, as many random peers, and the mean, for the same channels. "
+            "Below zero, the replacement is worse than zero-ablation.",
         ),
         Chart(
             "Damage against peer support",
@@ -107,7 +117,7 @@ ABLATION = Section(
             "kl",
             kind="scatter",
             table="ablated_channels",
-            caption="One point per channel; the divergence of the output in nats when it is silenced.",
+            caption="One point per channel; the KL divergence of the output in nats when it is ablated.",
         ),
     ),
     ablation_sentences,
@@ -118,7 +128,15 @@ ABLATION = Section(
 
 
 def hull_sentences(run: Run) -> list[str]:
-    """Where hulls are small and where large, and how many reach their threshold."""
+    """Sentences: the mean hull size of the layers, and how many hulls are full before they reach their threshold.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> hulls = pd.DataFrame({"support": [0.9, 0.5, None], "saturated": [True, False, False]})
+    >>> hull_sentences(Run(Path(), {}, {"hulls": hulls}))
+    ['1 of 2 hulls (50.0 %) are full before they reach their threshold.', '1 channel does not vary and has no hull.']
+    """
     frame = run.table("hulls")
     if frame is None:
         return []
@@ -151,8 +169,8 @@ def _size(row: dict) -> str:
 HULLS = Section(
     "hull_layers",
     "Replaceability hulls",
-    "How many peers does it take to say what a channel says? A hull grows by the peer that explains most, until "
-    "it reaches its share of what all peers explain.",
+    "How many same-layer channels are needed to predict a channel? Peers are added greedily, by explained variance, until "
+    "the hull reaches its share of the variance that all peers explain.",
     (
         Chart(
             "Mean hull size",
@@ -185,7 +203,7 @@ HULLS = Section(
             of="channels",
             table="hull_curve",
             label="explained variance",
-            caption="Mean over the channels of a layer; a hull that is complete stays where it is.",
+            caption="Mean over the channels of a layer; complete hulls keep their final value.",
         ),
     ),
     hull_sentences,

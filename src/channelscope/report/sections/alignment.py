@@ -23,7 +23,15 @@ QUARTILES = {
 
 
 def by_depth(run: Run) -> pd.DataFrame | None:
-    """Median and quartiles of each headline quantity in each layer; channels without a finite value are left out of n."""
+    """Median and quartiles of each headline quantity in each layer; channels without a finite value are left out of n.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> channels = pd.DataFrame({"site": "conv1", "depth": 0, "channel": [0, 1, 2], "capture": [1.0, 2.0, 9.0]})
+    >>> by_depth(Run(Path(), {}, {"channels": channels}))["median"].tolist()
+    [2.0]
+    """
     channels = run.table("channels")
     if channels is None:
         return None
@@ -41,7 +49,15 @@ def by_depth(run: Run) -> pd.DataFrame | None:
 
 
 def layer_alignment(alignment: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
-    """How the first headline pair differs between layers."""
+    """How the first headline pair differs between layers.
+
+    Examples
+    --------
+    >>> rows = [{"local": "capture", "target": "relevance", "site": f"conv{n}", "rho": n / 10, "low": n / 10 - 0.1,
+    ...     "high": n / 10 + 0.1, "n": 16} for n in (1, 4)]
+    >>> layer_alignment(pd.DataFrame(rows), {})[1]
+    'In 1 of 2 layers the interval over images leaves out 0.'
+    """
     if alignment is None:
         return []
     rows = where(alignment, stage=verdict.last(alignment, facts), local=verdict.PAIRS[0][0], target=verdict.PAIRS[0][1]).to_dict("records")
@@ -60,7 +76,13 @@ def layer_alignment(alignment: pd.DataFrame | None, facts: Mapping[str, Any]) ->
 
 
 def alignment_sentences(row: Mapping[str, Any]) -> str:
-    """A layer's correlation with its interval and n."""
+    """A layer's correlation with its interval and n.
+
+    Examples
+    --------
+    >>> alignment_sentences({"rho": 0.3, "low": 0.2, "high": 0.4, "n": 16})
+    '0.30 [0.20, 0.40] (n = 16 channels)'
+    """
     return format_interval(row["rho"], row["low"], row["high"], row["n"], "channels", top=1.0)
 
 
@@ -68,6 +90,13 @@ def change_with_depth(by_depth: pd.DataFrame | None, facts: Mapping[str, Any]) -
     """In how many layers training raised the median channel's quantity; nothing when only one stage was measured.
 
     Input capture is left out: it compares within a layer only.
+
+    Examples
+    --------
+    >>> rows = [{"stage": stage, "site": site, "quantity": "task information [nats]", "median": median, "n": 9} for stage,
+    ...     median in (("start", 0.1), ("end", 0.3)) for site in ("conv1", "conv2")]
+    >>> change_with_depth(pd.DataFrame(rows), {"stages": ["start", "end"]})
+    ["From start to end, the median channel's task information rose in 2 of 2 layers."]
     """
     stages = tuple(facts.get("stages") or ())
     if by_depth is None or len(stages) < 2:
@@ -134,7 +163,14 @@ DEPTH = Section(
 
 
 def cluster_sentences(frame: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
-    """Whether groups on one axis are groups on the other."""
+    """Whether groups on one axis are groups on the other.
+
+    Examples
+    --------
+    >>> groups = pd.DataFrame({"ari": [0.0, 0.5], "null_high": [0.1, 0.1]})
+    >>> cluster_sentences(groups, {})[1]
+    'In 1 of 2 layers they agree more than 95 % of shuffled groupings; by chance about 0.1 would.'
+    """
     if frame is None or "ari" not in frame.columns:
         return []
     rows = where(frame, stage=verdict.last(frame, facts)).dropna(subset=["ari"])

@@ -1,11 +1,19 @@
-"""What all runs of a network say about one channel."""
+"""The summary of one channel over several runs."""
 
 from channelscope.report.run import Run
 from channelscope.report.section import Chart, Section
 
 
 def summary_sentences(run: Run) -> list[str]:
-    """The answer, what each run says, and what is missing."""
+    """Sentences: the answer, the finding of each run, and the runs that are missing.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> summary_sentences(Run(Path(), {}, {"explanation": pd.DataFrame({"said": ["conv1:3: kept by 1 of 1 pruning."]})}))
+    ['conv1:3: kept by 1 of 1 pruning.']
+    """
     frame = run.table("explanation")
     return [] if frame is None else [str(each) for each in frame["said"]]
 

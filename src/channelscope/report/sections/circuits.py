@@ -6,7 +6,17 @@ from channelscope.tables.rounding import format_interval, format_number
 
 
 def circuit_sentences(run: Run) -> list[str]:
-    """How well the circuit does, against chance and against what is left without it."""
+    """Sentences: the circuit's fidelity, that of random circuits of its size, and that of the network without it.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> row = {"feature": "conv1:0", "kernels": 4, "relevant": 40, "images": 64, "random_r": 0.1, "random_error": 1.2, "rest_error": 0.9}
+    >>> row |= {"r": 0.9, "r_low": 0.8, "r_high": 0.95, "error": 0.2, "error_low": 0.1, "error_high": 0.3, "stability": float("nan")}
+    >>> circuit_sentences(Run(Path(), {}, {"circuit": pd.DataFrame([row])}))[1]
+    'As many random kernels reach r = 0.10 and an error of 1.20; the network without the circuit has an error of 0.90.'
+    """
     frame = run.table("circuit")
     if frame is None:
         return []
@@ -25,15 +35,37 @@ def circuit_sentences(run: Run) -> list[str]:
 
 
 def circuit_drawings(run: Run) -> list[Drawing]:
-    """The diagram, which circuit.html shows with everything that can be clicked."""
+    """The diagram, which circuit.html shows with everything that can be clicked.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> circuit_drawings(Run(Path("/no/such/folder"), {}, {}))
+    []
+    """
     path = run.folder / "circuit.png"
     if not path.is_file():
         return []
-    return [Drawing("circuit", "The circuit", path, "Red kernels raise the feature, blue ones lower it; circuit.html answers to clicks.")]
+    return [
+        Drawing(
+            "circuit",
+            "The circuit",
+            path,
+            "Red kernels raise the feature, blue ones lower it; open circuit.html for the interactive diagram.",
+        )
+    ]
 
 
 def comparison_sentences(run: Run) -> list[str]:
-    """Which criteria are the best or not worse beyond chance, size by size."""
+    """Which criteria are the best or not worse beyond chance, size by size.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> comparison_sentences(Run(Path(), {}, {}))
+    []
+    """
     frame = run.table("circuit_medians")
     if frame is None:
         return []
@@ -48,7 +80,16 @@ def comparison_sentences(run: Run) -> list[str]:
 
 
 def subfeature_sentences(run: Run) -> list[str]:
-    """How far the groups' circuits differ."""
+    """How far the groups' circuits differ.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> overlap, images = pd.DataFrame({"site": [""], "shared": [0.25]}), pd.DataFrame({"cluster": [0, 0, 1]})
+    >>> subfeature_sentences(Run(Path(), {}, {"subcircuit_overlap": overlap, "subcircuits": images}))
+    ['The strongest images fall into groups of 2 and 1; the circuits of two groups share 0.25 of their kernels.']
+    """
     overlap, images = run.table("subcircuit_overlap"), run.table("subcircuits")
     if overlap is None or images is None:
         return []
@@ -58,7 +99,14 @@ def subfeature_sentences(run: Run) -> list[str]:
 
 
 def cluster_drawings(run: Run) -> list[Drawing]:
-    """The strongest images of every group."""
+    """The strongest images of every group.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> cluster_drawings(Run(Path("/no/such/folder"), {}, {}))
+    []
+    """
     path = run.folder / "groups.png"
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""Communities of channels by what they share and by what they say only together, and propagation between layers."""
+"""Communities of channels by redundancy and by synergy, and propagation between layers."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,13 +11,21 @@ from channelscope.tables.rounding import format_interval, format_number
 
 GRAPH_NAMES = ("R", "S")
 
-LEGENDS = {"R": "what channels share (R)", "S": "what they say only together (S)", "R − S": "the gap between the two"}
+LEGENDS = {"R": "shared information (R)", "S": "synergy about the target (S)", "R − S": "the gap between the two"}
 
 COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
 
 
 def community_sentences(run: Run) -> list[str]:
-    """Mean modularity of both graphs, the gap, and how they go with depth."""
+    """Sentences: mean modularity of both graphs, their gap, and the correlation of each with depth.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> rows = [{"graph": "R", "modularity": 0.48, "modularity_low": 0.43, "modularity_high": 0.52, "n": 22, "rho": -0.45}]
+    >>> community_sentences(Run(Path(), {}, {"community_depth": pd.DataFrame(rows)}))
+    ["Modularity of shared information (R): 0.48 [0.43, 0.52] (n = 22 layers); Spearman's ρ with depth −0.45."]
+    """
     frame = run.table("community_depth")
     said = []
     for row in [] if frame is None else frame.to_dict("records"):
@@ -27,7 +35,16 @@ def community_sentences(run: Run) -> list[str]:
 
 
 def community_drawings(run: Run) -> list[Drawing]:
-    """Both graphs of the first, the middle and the last layer."""
+    """Both graphs of the first, the middle and the last layer.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> nodes = pd.DataFrame({"site": "conv1", "depth": 0, "graph": "R", "channel": [0, 1], "community": 0, "x": [0, 1], "y": [0, 1]})
+    >>> edges = pd.DataFrame({"site": ["conv1"], "graph": ["R"], "channel": [0], "peer": [1]})
+    >>> [each.name for each in community_drawings(Run(Path(), {}, {"community_nodes": nodes, "community_edges": edges}))]
+    ['communities_drawn']
+    """
     nodes, edges = run.table("community_nodes"), run.table("community_edges")
     if nodes is None or edges is None:
         return []
@@ -40,8 +57,9 @@ def community_drawings(run: Run) -> list[Drawing]:
             _draw(place, *(where(frame, site=site, graph=graph) for frame in (nodes, edges)))
             place.set_title(f"{site}, {graph}")
     caption = (
-        "Above, edges join the channels that share most; below, those that say most only together. A color is a community; "
-        "channels without an edge are left out, and where a channel stands means nothing but who is near."
+        "Above, edges join the channels with the most shared information; below, those with the most synergy about the target. "
+        "Colors are communities; "
+        "channels without an edge are omitted; positions come from a spring layout and have no other meaning."
     )
     return [Drawing("communities_drawn", "Communities in the first, the middle and the last layer", figure, caption)]
 
@@ -58,7 +76,7 @@ def _draw(axes: Axes, nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
 COMMUNITIES = Section(
     "communities",
     "Communities",
-    "Do the channels that share information fall into communities, and do those that complete each other? The strongest tenth of the "
+    "Do channels with shared information form communities, and do channels with synergy about the target? The strongest tenth of the "
     "pairs are the edges of each graph.",
     (
         Chart(
@@ -71,7 +89,8 @@ COMMUNITIES = Section(
             count="edges",
             of="edges",
             zero=True,
-            caption="R − S is the gap. Bars are 95 % intervals over images (jackknife over shards); partitions jump.",
+            caption="R − S is the gap. Bars are 95 % intervals over images (jackknife over shards); "
+            "partitions can change abruptly, so intervals of single layers are wide.",
         ),
     ),
     community_sentences,
@@ -82,7 +101,15 @@ COMMUNITIES = Section(
 
 
 def propagation_sentences(run: Run) -> list[str]:
-    """The four ways from axis to axis."""
+    """Sentences: the correlation from each axis to each axis.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> rows = [{"axes": "local → target", "rho": 0.01, "low": -0.03, "high": 0.05, "n": 42, "p": 0.73}]
+    >>> propagation_sentences(Run(Path(), {}, {"propagation_axes": pd.DataFrame(rows)}))
+    ['From local to target: mean partial rank correlation 0.01 [−0.03, 0.05] (n = 42 links), p = 0.730 against shuffled channels.']
+    """
     frame = run.table("propagation_axes")
     return [
         f"From {row['axes'].replace('→', 'to')}: mean partial rank correlation "
@@ -95,11 +122,12 @@ def propagation_sentences(run: Run) -> list[str]:
 PROPAGATION = Section(
     "propagation_axes",
     "From layer to layer",
-    "Is what a channel has on one axis handed on to the channels that read it, and does it stay on its axis? What reaches a reader is "
-    "weighted by the strength of its connections; the other axis is held equal.",
+    "Do the scores of a layer's channels predict those of the channels that read them, within and across the two axes? "
+    "The input of a channel is "
+    "weighted by the strength of its connections; the other axis is controlled for.",
     (
         Chart(
-            "Handed on from axis to axis",
+            "From axis to axis",
             "axes",
             "rho",
             kind="rows",

@@ -18,7 +18,15 @@ MOST = 6
 
 
 def discarding_sentences(run: Run) -> list[str]:
-    """CID of the first and the last layer, what has not converged, differences, and where the object is kept."""
+    """CID of the first and the last layer, what has not converged, differences, and where the object is kept.
+
+    Examples
+    --------
+    >>> row = {"network": "tiny", "layer": "conv1", "cid": 1.5, "cid_low": 1.4, "cid_high": 1.6, "n": 8, "converged": 1.0,
+    ...     "unseen": 0.0, "unreached": 0}
+    >>> discarding_sentences(Run(Path(), {}, {"discarded_layers": pd.DataFrame([row])}))
+    ['Mean CID of tiny: conv1 1.50 [1.40, 1.60] (n = 8 images) nats per value; a larger number means that more was thrown away.']
+    """
     layers = run.table("discarded_layers")
     if layers is None:
         return []
@@ -65,7 +73,14 @@ def _kept(frame: pd.DataFrame | None) -> list[str]:
 
 
 def faithfulness_sentences(run: Run) -> list[str]:
-    """Where CID (of the first layer) wins, where it does not, what chance reaches, and whether the CID is known."""
+    """Where CID (of the first layer) wins, where it does not, what chance reaches, and whether the CID is known.
+
+    Examples
+    --------
+    >>> rows = [{"method": "CID", "iou": 0.5, "iou_low": 0.4, "iou_high": 0.6, "n": 8, "less_cid_low": 0.0, "converged": 1.0}]
+    >>> faithfulness_sentences(Run(Path(), {}, {"localization": pd.DataFrame(rows)}))
+    ["Boxes from CID overlap the object's with a mean IoU of 0.50 [0.40, 0.60] (n = 8 images); no other map is clearly better."]
+    """
     found, curves = run.table("localization"), run.table("descriptive_accuracy")
     sentences = []
     if found is not None:
@@ -98,7 +113,13 @@ def _chance(frame: pd.DataFrame, column: str, digits: int) -> str:
 
 
 def map_drawings(run: Run) -> list[Drawing]:
-    """The maps of the first images, all layers of all networks on one scale of nats."""
+    """The maps of the first images, all layers of all networks on one scale of nats.
+
+    Examples
+    --------
+    >>> map_drawings(Run(Path("/no/such/folder"), {}, {}))
+    []
+    """
     table = run.table("discarded")
     networks = [] if table is None else list(dict.fromkeys(table.network))
     grids = []

@@ -10,7 +10,16 @@ CLEAR = 0.05
 
 
 def benchmark_sentences(run: Run) -> list[str]:
-    """The best score under every rule, how many pairs differ, and whether the ranking is the rule's doing."""
+    """Sentences: the best score under every rule, the number of pairs that differ, and how far the ranking depends on the rule.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> rows = [{"allocation": "global", "repair": "none", "epochs": 0, "score": name, "auc": auc, "auc_low": auc - 0.02,
+    ...     "auc_high": auc + 0.02, "n": 1, "images": 100} for name, auc in (("l2", 0.5), ("random", 0.3))]
+    >>> benchmark_sentences(Run(Path(), {}, {"benchmark_auc": pd.DataFrame(rows)}))
+    ['l2 has the largest area of 2 scores: 0.500 [0.480, 0.520] (n = 100 images), one seed (global, none).']
+    """
     areas, pairs, agreement = (run.table(f"benchmark_{name}") for name in ("auc", "paired", "agreement"))
     if areas is None:
         return []
@@ -106,7 +115,17 @@ BENCHMARK = Section(
 
 
 def pruning_sentences(run: Run) -> list[str]:
-    """Accuracy and cost of every state of the network."""
+    """Accuracy and cost of every state of the network.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> row = {"state": "original", "accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.94, "images": 100, "macs": 2000,
+    ...     "parameters": 50, "kept": 1.0, "latency": 2.0}
+    >>> small = row | {"state": "repaired", "accuracy": 0.88, "macs": 1000, "parameters": 20, "kept": 0.5, "latency": 1.5}
+    >>> pruning_sentences(Run(Path(), {}, {"pruning": pd.DataFrame([row, small])}))[1]
+    'Original: accuracy 0.90 [0.85, 0.94] (n = 100 images).'
+    """
     frame = run.table("pruning")
     if frame is None:
         return []
@@ -127,7 +146,7 @@ def pruning_sentences(run: Run) -> list[str]:
 PRUNING = Section(
     "pruning",
     "A smaller network",
-    "What does the network lose when channels go, and how much of it does repair give back without training?",
+    "How much accuracy does pruning cost, and how much of it does repair recover without training?",
     (
         Chart(
             "Accuracy",

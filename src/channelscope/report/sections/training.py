@@ -15,7 +15,16 @@ NAMES = {
 
 
 def trajectory_sentences(run: Run) -> list[str]:
-    """Each published direction: held, reversed, or open."""
+    """Sentences: the change of each quantity, and whether its published direction holds, is reversed, or is undecided.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> row = {"quantity": "ratio", "first": 0.25, "last": 0.6, "change": 0.35, "change_low": 0.28, "change_high": 0.43, "n": 3}
+    >>> row |= {"published_first": 0.19, "published_last": 0.38, "verdict": "holds"}
+    >>> trajectory_sentences(Run(Path(), {}, {"trajectory_change": pd.DataFrame([row])}))
+    ['S3/S2 goes from 0.250 to 0.600, a change of 0.350 [0.280, 0.430] (n = 3 runs); published 0.190 to 0.380: the direction holds.']
+    """
     frame, said = run.table("trajectory_change"), []
     for row in [] if frame is None else frame[frame["verdict"] != ""].to_dict("records"):
         change = format_interval(row["change"], row["change_low"], row["change_high"], int(row["n"]), "runs", digits=3)
@@ -27,7 +36,11 @@ def trajectory_sentences(run: Run) -> list[str]:
     return said
 
 
-VERDICTS = {"holds": "holds", "reversed": "is reversed", "open": "is open, for the interval over runs holds zero or there is none"}
+VERDICTS = {
+    "holds": "holds",
+    "reversed": "is reversed",
+    "open": "is undecided: the interval over runs contains zero, or there is no interval",
+}
 
 TRAJECTORY = Section(
     "trajectory_change",
@@ -57,7 +70,15 @@ TRAJECTORY = Section(
 
 
 def gradient_sentences(run: Run) -> list[str]:
-    """The range of the angle over layers, the identity, and what the simulation does."""
+    """Sentences: the range of the angle over layers, the error of the identity w'g = 0, and the result of the simulation.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> row = {"site": "conv1", "cosine": 0.57, "cosine_low": 0.5, "cosine_high": 0.64, "n": 64, "identity": 0.0}
+    >>> gradient_sentences(Run(Path(), {}, {"gradient_layers": pd.DataFrame([row])}))[1]
+    "The identity w'g = 0 holds to 0.00 of |w| |g| or better."
+    """
     layers, simulation = run.table("gradient_layers"), run.table("simulation")
     said = [] if layers is None else _layers(layers)
     return said + ([] if simulation is None else [_simulated(where(simulation, system=name)) for name in simulation["system"].unique()])
@@ -92,8 +113,8 @@ SYSTEMS = {"channels": "channels that each follow their own task information", "
 GRADIENTS = Section(
     "gradient_layers",
     "Gradient directions",
-    "In which direction of weight space does each of the two informations grow, and how far apart are the directions? At a right angle, "
-    "learning one says nothing about the other.",
+    "What is the angle between the weight gradients of input capture and of task information? If it is 90°, "
+    "a small step along one does not change the other.",
     (
         Chart(
             "Angle of the two directions",

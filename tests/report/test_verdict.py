@@ -282,4 +282,4 @@ def test_refused_scores_are_listed_with_their_layers():
 
 def test_other_values_have_names_too():
     assert verdict.title("capture_relevance") == "input capture with task information"
-    assert verdict.title("damage_kl") == "damage by silence, as divergence of the output"
+    assert verdict.title("damage_kl") == "damage of ablation, as KL divergence of the output"
