@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from channelscope.scores.registry import Score
+
 ROOT = Path(__file__).parents[1] / "src" / "channelscope"
 MODULES = sorted(
     ".".join(["channelscope", *path.relative_to(ROOT).with_suffix("").parts]) for path in ROOT.rglob("*.py") if path.name[:2] != "__"
@@ -14,40 +16,6 @@ MODULES = sorted(
 COMMANDS = "channelscope.cli."
 """The docstrings of commands are their help; they are run by the tests of the command line."""
 WITHOUT_EXAMPLES = {
-    "benchmark.analysis",
-    "benchmark.channel_summary",
-    "benchmark.engines",
-    "benchmark.grid",
-    "benchmark.run",
-    "benchmark.setup",
-    "data.augmentation",
-    "data.batches",
-    "data.decoding",
-    "data.images",
-    "data.masks",
-    "data.parquet",
-    "data.partitions",
-    "data.sources",
-    "discarding.attribution",
-    "discarding.concentration",
-    "discarding.faithfulness",
-    "discarding.localization",
-    "discarding.reconstruction",
-    "discarding.tables",
-    "evaluation",
-    "experiments.ablation.analysis",
-    "experiments.ablation.damage",
-    "experiments.ablation.ledger",
-    "experiments.ablation.plan",
-    "experiments.ablation.run",
-    "experiments.ablation.tables",
-    "experiments.axes",
-    "experiments.columns",
-    "experiments.communities",
-    "experiments.gradients",
-    "experiments.hulls",
-    "experiments.propagation",
-    "experiments.trajectory",
     "network.channel_tracing",
     "network.consumers",
     "network.edits",
@@ -83,48 +51,6 @@ WITHOUT_EXAMPLES = {
     "network.tracing.numbers",
     "network.tracing.recorder",
     "network.tracing.recording",
-    "profiling.collect",
-    "profiling.collector",
-    "profiling.distributed",
-    "profiling.store",
-    "pruning.cut",
-    "pruning.export",
-    "pruning.folder",
-    "pruning.optimal_brain_surgeon",
-    "pruning.prune",
-    "pruning.recovery.calibration",
-    "pruning.recovery.layer_context",
-    "pruning.recovery.normal_equations",
-    "pruning.recovery.normalization",
-    "pruning.recovery.peers",
-    "report.figures",
-    "report.page",
-    "report.quantity_diagram",
-    "report.run",
-    "report.sections.ablation",
-    "report.sections.alignment",
-    "report.sections.channel_summary",
-    "report.sections.circuits",
-    "report.sections.communities",
-    "report.sections.discarding",
-    "report.sections.pruning",
-    "report.sections.training",
-    "report.verdict",
-    "stats.feature_maps",
-    "stats.moments",
-    "stats.readout",
-    "stats.site_record",
-    "tables.frame",
-    "tables.rounding",
-    "zoo.architectures",
-    "zoo.loading",
-    "zoo.models",
-    "zoo.schedule",
-    "zoo.toys.coupled",
-    "zoo.toys.linear",
-    "zoo.toys.toy",
-    "zoo.training",
-    "zoo.weight_files",
 }
 """Modules in which a public function still lacks an example."""
 
@@ -133,10 +59,13 @@ WITHOUT_EXAMPLES = {
 def test_the_examples_run(name):
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    said: list[str] = []
-    for example in doctest.DocTestFinder(exclude_empty=True).find(module, name):
-        runner.run(example, out=said.append)
-    assert not runner.failures, "".join(said)
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    formulas = [value.formula for value in vars(module).values() if isinstance(value, Score) and value.formula.__module__ == name]
+    examples = [*finder.find(module, name), *(test for formula in formulas for test in finder.find(formula, formula.__name__, module))]
+    output: list[str] = []
+    for example in examples:
+        runner.run(example, out=output.append)
+    assert not runner.failures, "".join(output)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith(COMMANDS)])

@@ -13,11 +13,7 @@ To add one (ten lines of code; sections/channel_summary.py is a short example):
    `tables.format_interval(value, low, high, n, "channels")`, and state what could not be measured.
 3. What no chart can show (a graph, pictures): `drawings=` a function from `Run` to `[Drawing(name, title, figure, caption)]`, where figure
    is a matplotlib Figure or a PNG or SVG file. A table made from others of the run: `derive=`, a function from `Run` to a described frame.
-<<<<<<< HEAD
-4. Put it into `SECTIONS` below, where a reader would look for it, and test the sentences in tests/report/sections/test_experiments.py.
-=======
 4. Put it into `SECTIONS` below, where a reader would look for it, and test the sentences in tests/report/sections/test_notes.py.
->>>>>>> room-cli
 """
 
 from channelscope.report.run import Run
