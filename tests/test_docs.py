@@ -17,13 +17,15 @@ from channelscope.data.splits import Split
 from channelscope.formulas.gaussian import Gaussian
 from channelscope.network.channel_graph import ChannelGraph
 from channelscope.network.graph import Graph
+from channelscope.network.operations.step import Step
 from channelscope.stats.profile import Profile
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-LIBRARIES = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "autograd": torch.autograd}
+LIBRARIES = {"torch": torch, "x": torch.ones(1), "nn": torch.nn, "F": torch.nn.functional, "autograd": torch.autograd}
 VARIABLES = {"split": Split, "images": ImageSplits, "law": Gaussian, "profile": Profile, "Graph": Graph, "ChannelGraph": ChannelGraph}
+VARIABLES |= {"step": Step}
 """names that stand for an object or a class of the library"""
 
 WRITTEN = (".csv", ".json", ".safetensors", ".sqlite", ".html", ".png", ".svg", ".profile", ".npy", ".pt2", ".onnx", ".unfinished")

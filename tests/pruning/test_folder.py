@@ -237,7 +237,7 @@ def test_a_rewritten_network_counts_as_cut_is_repaired_and_comes_back_to_the_bit
     assert {name for group in found.members for name in group.sites} == {"first", "qkv", "out"}
     kept = cut(control(found), found, macs=0.6)
     assert 0 < kept["qkv"].sum() < 24
-    small = shrink(model, kept, found)
+    small = shrink(found, kept)
     assert cost(small, IMAGES[:1]).total_macs == macs(found, kept) <= 0.6 * cost(model, IMAGES[:1]).total_macs
     report = repair(small, found, kept, [IMAGES])
     assert {"qkv", "out", "head"} <= set(report.relative_errors)

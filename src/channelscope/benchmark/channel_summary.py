@@ -260,7 +260,7 @@ def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataF
     ...     frame = tables.table([{"site": "conv1", "channel": channel, "capture": 1.0 - channel} for channel in (0, 1)], "channels")
     ...     _ = tables.write(frame, Path(folder) / "channels.csv")
     ...     _ = tables.write_json({"weights": "0" * 64}, Path(folder) / "run.json")
-    ...     ranks = channel_summary("conv1:1", [Path(folder)])["why_scores"]
+    ...     ranks = channel_summary("conv1:1", [Path(folder)])["explanation_scores"]
     >>> ranks[["score", "value", "rank", "of"]].values.tolist()
     [['capture', 0.0, 2, 2]]
     """
