@@ -154,7 +154,7 @@ class TestAblateRefuses:
         given, profile = network
         arguments = ("ablate", *given, *FEW, "--profile", profile, "--out", tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr(ABLATION, "_ablate_layer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(ABLATION, "_ablate_batches", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             assert run(*arguments) == 130
         assert "another run of ablations: they differ in" in refused(capsys, *arguments, "--silence", "mean")
         assert (tmp_path / "ablation.unfinished").exists()
