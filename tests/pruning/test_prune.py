@@ -155,3 +155,10 @@ def test_a_result_is_shown_in_one_line(network, good):
     result = prune(good, network, [IMAGES], macs=0.6, method="none")
     kept = f"{result.kept.count} of 16 channels kept by {good.name}"
     assert repr(result) == f"PruningResult({kept}, RepairReport(none))"
+
+
+def test_groups_in_the_place_of_images_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    found = groups(model, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InputError, match=r"they take the network's place, shrink\(found, kept\)"):
+        shrink(model, found.to_subset([True, False, True, True]), found)

@@ -58,6 +58,10 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
     >>> small[0].out_channels, small[2].in_channels, model[0].out_channels
     (3, 3, 4)
     """
+    if isinstance(calibration, Groups):
+        raise InputError(
+            "shrink: expected batches of images after the subset, received groups: they take the network's place, shrink(found, kept)"
+        )
     found = model if isinstance(model, Groups) else _groups_of(unwrapped(model), kept)
     original = found.graph.model
     keep = kept_ids(found, kept)
