@@ -45,3 +45,14 @@ def test_type_checkers_see_the_same_names():
 def test_a_name_that_is_none_is_refused():
     with pytest.raises(AttributeError, match="module 'channelscope' has no attribute 'colect'; near matches: collect"):
         channelscope.colect  # noqa: B018
+
+
+def test_profiling_and_pruning_load_no_library_of_tables_charts_or_data():
+    lines = f"import sys; from channelscope import collect, cut, shrink; print([name for name in {HEAVY[1:-1]} if name in sys.modules])"
+    assert run(lines).strip() == "[]"
+
+
+def test_the_face_of_the_data_is_imported_when_it_is_used():
+    assert run("from channelscope import data; print(data.ImageSource.__name__, 'Split' in dir(data))").split() == ["ImageSource", "True"]
+    with pytest.raises(AttributeError, match="module 'channelscope.data' has no attribute 'Images'"):
+        channelscope.data.Images  # noqa: B018
