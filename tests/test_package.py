@@ -54,5 +54,5 @@ def test_profiling_and_pruning_load_no_library_of_tables_charts_or_data():
 
 def test_the_face_of_the_data_is_imported_when_it_is_used():
     assert run("from channelscope import data; print(data.ImageSource.__name__, 'Split' in dir(data))").split() == ["ImageSource", "True"]
-    with pytest.raises(AttributeError, match="module 'channelscope.data' has no attribute 'Images'"):
+    with pytest.raises(AttributeError, match=r"module 'channelscope\.data' has no attribute 'Images'"):
         channelscope.data.Images  # noqa: B018
