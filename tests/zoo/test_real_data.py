@@ -75,7 +75,7 @@ def test_all_training_images_are_read_in_time():
 
 def test_the_coarse_labels_are_a_further_column(small):
     _, images, _ = small
-    coarse, fine = images.test.take(500).extra("coarse_label"), images.test.take(500).labels.tolist()
+    coarse, fine = images.test.take(500).column("coarse_label"), images.test.take(500).labels.tolist()
     parents = dict(zip(fine, coarse, strict=True))
     assert all(parents[label] == parent for label, parent in zip(fine, coarse, strict=True))
     assert len(set(coarse)) == 20
@@ -107,7 +107,7 @@ def test_efficientnet_lite0_reaches_its_accuracy_with_timms_numbers(lite):
 
 def test_boxes_lie_inside_the_cropped_images(lite):
     _, images, _ = lite
-    boxes = images.test.extra("boxes")
+    boxes = images.test.column("boxes")
     assert len(boxes) == 200
     for some in boxes:
         assert some
