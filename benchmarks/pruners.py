@@ -134,7 +134,7 @@ def main() -> None:
                 if name == "ours":
                     found = groups(model, example)
                     ranked = ranked or optimal_brain_surgeons(found, images.calibration)
-                    made = prune(ranked, found, images.calibration, budget)
+                    made = prune(ranked, found, images.calibration, macs=budget)
                     small, chosen = made.model, made.ranking.name
                 else:
                     small, chosen = theirs(model, images, name, budget, network.steps), name
