@@ -6,8 +6,8 @@ compared with the network on another image and another batch size, so that a gra
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ class Graph:
         if node.op != "call_module":
             return execute(self.model, node.op, node.target, args, kwargs)
         module = self.modules[str(node.target)]
-        with out_of_place(module) if pure else _as_is():
+        with out_of_place(module) if pure else nullcontext():
             return module(*args, **kwargs)
 
 
@@ -178,11 +178,6 @@ def _given(arguments: Any, values: Mapping[str, Any]) -> Any:
 
 def _deep(part: Any) -> bool:
     return isinstance(part, tuple | list | dict | slice)
-
-
-@contextmanager
-def _as_is() -> Iterator[None]:
-    yield
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:

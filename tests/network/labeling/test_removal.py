@@ -6,9 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, MismatchError
+from channelscope.network.graph import execute
 from channelscope.network.labeling.labels import FIXED, FREE, full
 from channelscope.network.labeling.removal import Removal
-from channelscope.network.labeling.replay import attribute, out_of_place, plain, replay
+from channelscope.network.labeling.replay import plain, replay
+from channelscope.network.module_state import out_of_place
 from channelscope.network.tracing.recording import record
 from removals import graph_of, lively
 
@@ -143,8 +145,8 @@ def test_out_of_place_is_taken_back_after_an_exception():
 
 
 def test_attributes_by_path(graph):
-    assert attribute(graph.model, "norm.running_var") is graph.model.norm.running_var
-    assert attribute(graph.model, "a.out_channels") == 4
+    assert execute(graph.model, "get_attr", "norm.running_var", (), {}) is graph.model.norm.running_var
+    assert execute(graph.model, "get_attr", "a.out_channels", (), {}) == 4
 
 
 def test_plain_values_are_in_double_precision():

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from channelscope.network import nest
 from channelscope.network.labeling.labeled_graph import LabeledGraph
-from channelscope.network.labeling.replay import attribute, plain
+from channelscope.network.labeling.replay import plain
 from channelscope.network.labeling.rewriting import Call, Corrections, rewritten, rewritten_part
 from channelscope.network.operations.numbers import Number
 from channelscope.network.operations.operation import of_module
@@ -74,7 +74,8 @@ def unparametrized(small: nn.Module, graph: LabeledGraph, folded: Mapping[fx.Nod
             continue
         tables = module.parametrizations
         assert isinstance(tables, nn.ModuleDict)
-        names = [name for name in tables if attribute(graph.model, f"{owner}.{name}").shape == graph.values[node.name].shape]
+        original = graph.model.get_submodule(owner)
+        names = [name for name in tables if getattr(original, name).shape == graph.values[node.name].shape]
         if len(names) != 1:
             continue
         like = next(tables[names[0]].parameters())

@@ -17,12 +17,14 @@ from torch.fx.node import map_aggregate
 
 from channelscope.errors import MismatchError, first_line
 from channelscope.network import nest
+from channelscope.network.graph import execute
 from channelscope.network.labeling.finishing import as_recorded, as_written, by_parts
 from channelscope.network.labeling.labeled_graph import LabeledGraph
 from channelscope.network.labeling.labels import mapped, tensors
 from channelscope.network.labeling.removal import Removal
-from channelscope.network.labeling.replay import attribute, call, out_of_place, plain, replay
+from channelscope.network.labeling.replay import plain, replay
 from channelscope.network.labeling.rewriting import Corrections
+from channelscope.network.module_state import out_of_place
 from channelscope.network.operations.moves import given, run
 from channelscope.network.operations.numbers import Edit, Number, always, edit
 from channelscope.network.operations.operation import of_module
@@ -175,7 +177,7 @@ def correct(
                 values[node] = next(image)
             elif node.op == "get_attr":
                 constant = node.target in graph.constants
-                values[node] = plain(graph.constants[str(node.target)]) if constant else attribute(small, str(node.target))
+                values[node] = plain(graph.constants[str(node.target)]) if constant else execute(small, node.op, node.target, (), {})
             elif node.op != "output":
                 values[node] = _corrected(graph.step(node), removal, (whole if node in graph.dynamic else silent)[node], trial)
                 if node in graph.dynamic and not _same(values[node], silent[node], graph.labels[node], removal):
@@ -236,7 +238,7 @@ def carried_out(node: fx.Node, model: nn.Module, changed: Edit | None, now: Any)
         return slice(wanted(part.start), wanted(part.stop), wanted(part.step)) if isinstance(part, slice) else now(part)
 
     args, kwargs = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
-    value = call(node, model, map_aggregate(args, wanted), map_aggregate(kwargs, wanted))
+    value = execute(model, node.op, node.target, map_aggregate(args, wanted), map_aggregate(kwargs, wanted))  # type: ignore[arg-type]
     return value if changed is None or changed.factor == 1 else value * changed.factor
 
 

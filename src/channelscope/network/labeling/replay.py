@@ -1,43 +1,17 @@
 """Replay: the steps of a recorded pass carried out again, on another network, other inputs, or with changes in between."""
 
-import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from channelscope.network.graph import execute
+from channelscope.network.module_state import out_of_place
+
 Change = Callable[[fx.Node, Any], Any]
 """(step, its value) → the value to go on with"""
-
-
-@contextmanager
-def out_of_place(module: nn.Module) -> Iterator[None]:
-    """Make activations return new tensors for a while, whatever their `inplace` flags say."""
-    parts = [part for part in module.modules() if part.__dict__.get("inplace")]
-    for part in parts:
-        part.__dict__["inplace"] = False
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.__dict__["inplace"] = True
-
-
-def attribute(model: nn.Module, path: str) -> Any:
-    """The parameter, buffer or attribute at a path."""
-    return operator.attrgetter(path)(model)
-
-
-def call(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
-    """The value of one call."""
-    if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return operator.methodcaller(str(node.target), *args[1:], **kwargs)(args[0])
-    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def replay(
@@ -70,12 +44,12 @@ def replay(
             if node.op == "placeholder":
                 value = next(given, node.args[0] if node.args else None)
             elif node.op == "get_attr":
-                value = constants[str(node.target)] if node.target in constants else attribute(model, str(node.target))
+                value = constants[str(node.target)] if node.target in constants else execute(model, node.op, node.target, (), {})
             elif node.op == "output":
                 result = of(node.args[0])
                 continue
             else:
-                value = call(node, model, of(node.args), of(node.kwargs))
+                value = execute(model, node.op, node.target, of(node.args), of(node.kwargs))
             values[node] = value if change is None else change(node, value)
     return result, values
 

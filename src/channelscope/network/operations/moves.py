@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
+from channelscope.network.graph import execute
 from channelscope.network.labeling.labels import channels_in, compact, fixed, mapped, tensors
-from channelscope.network.labeling.replay import call
 from channelscope.network.operations.opaque import kept_whole
 from channelscope.network.operations.operation import Operation, names, register
 from channelscope.network.operations.step import Step
@@ -60,7 +60,7 @@ def run(step: Step, take: Callable[[fx.Node], Any]) -> Any:
     kwargs: Any = map_arg(step.node.kwargs, take)
     if step.spelled == "view":
         return args[0].reshape(*args[1:], **kwargs)
-    return call(step.node, step.walk.model, args, kwargs)
+    return execute(step.walk.model, step.node.op, step.node.target, args, kwargs)
 
 
 def _index_table(step: Step) -> bool:
