@@ -8,7 +8,7 @@ import torch
 from channelscope.errors import SampleError, at
 from channelscope.formulas.clustering import adjusted_rand, adjusted_rand_null, cluster_stability, kmeans_labels, silhouette
 from channelscope.formulas.information import CEILING
-from channelscope.formulas.intervals import bootstrap_mean, jackknife
+from channelscope.formulas.intervals import bootstrap_mean, jackknife_interval
 from channelscope.formulas.ranks import spearman
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.local import capture, overlap
@@ -199,9 +199,7 @@ def _columns(layer: LayerStatistics, wanted: list[Score]) -> dict[str, Tensor]:
 
 def _alignment_interval(rho: Tensor, replicates: list[Tensor]) -> tuple[float, float]:
     """Jackknife interval, clipped to −1 … 1; nan without shards."""
-    if not replicates:
-        return float("nan"), float("nan")
-    interval = jackknife(rho, torch.stack([torch.as_tensor(each) for each in replicates])).interval()
+    interval = jackknife_interval(rho, replicates)
     return max(interval.low, -1.0), min(interval.high, 1.0)
 
 

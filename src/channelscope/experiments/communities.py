@@ -7,7 +7,7 @@ import torch
 from channelscope.errors import at
 from channelscope.formulas import information, task_information
 from channelscope.formulas.graphs import Communities, communities, strongest_edges
-from channelscope.formulas.intervals import bootstrap_mean, jackknife
+from channelscope.formulas.intervals import bootstrap_mean, jackknife_interval
 from channelscope.formulas.ranks import spearman
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
@@ -216,9 +216,8 @@ def _rows(site: Site, found: dict[str, Communities], replicates: list[dict[str, 
 
 def _modularity(value: float, replicates: list[float]) -> dict[str, float]:
     """Modularity with its jackknife interval; nan without shards."""
-    ends = jackknife(torch.tensor(value), torch.tensor(replicates)).interval() if replicates else None
-    low, high = (ends.low, ends.high) if ends else (float("nan"), float("nan"))
-    return {"modularity": value, "modularity_low": low, "modularity_high": high}
+    interval = jackknife_interval(torch.tensor(value), [torch.tensor(each) for each in replicates])
+    return {"modularity": value, "modularity_low": interval.low, "modularity_high": interval.high}
 
 
 def _depth(rows: pd.DataFrame) -> list[dict]:

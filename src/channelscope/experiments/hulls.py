@@ -11,7 +11,7 @@ import torch
 from channelscope.errors import at
 from channelscope.formulas.hulls import Hulls
 from channelscope.formulas.hulls import hulls as grown
-from channelscope.formulas.intervals import Interval, jackknife
+from channelscope.formulas.intervals import jackknife_interval
 from channelscope.formulas.regression import RIDGE
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
@@ -214,14 +214,7 @@ def _summary(found: Hulls, replicates: list[Hulls]) -> dict[str, float]:
     row = {}
     for name, summary in SUMMARIES.items():
         value = summary(found)
-        interval = _interval(value, [summary(each) for each in replicates])
+        interval = jackknife_interval(value, [summary(each) for each in replicates])
         most = 1.0 if name == "saturated" else math.inf
         row |= {name: float(value), f"{name}_low": max(interval.low, 0.0), f"{name}_high": min(interval.high, most)}
     return row
-
-
-def _interval(value: Tensor, replicates: list[Tensor]) -> Interval:
-    """Jackknife interval; nan ends without shards."""
-    if not replicates:
-        return Interval(float(value), float("nan"), float("nan"), 0, "no shards")
-    return jackknife(value, torch.stack(replicates)).interval()

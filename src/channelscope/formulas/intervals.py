@@ -1,6 +1,6 @@
 """Intervals: jackknife, bootstrap and Student's t."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,6 +125,42 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, fl
         return float(known.mean()) if len(known) else float("nan"), float("nan"), float("nan")
     mean, reach = float(known.mean()), student_reach(float(known.std(ddof=1)) / len(known) ** 0.5, len(known) - 1, level)
     return mean, mean - reach, mean + reach
+
+
+def jackknife_interval(value: Float[Tensor, ""], replicates: Sequence[Float[Tensor, ""]]) -> Interval:
+    """Jackknife interval of one number; without replicates its ends are nan.
+
+    Parameters
+    ----------
+    value
+        The statistic of all groups together.
+    replicates
+        The statistic without each of the groups; empty where nothing was kept apart.
+
+    Returns
+    -------
+    Interval
+        In the unit of the value.
+
+    Raises
+    ------
+    SampleError
+        For one replicate.
+
+    Examples
+    --------
+    >>> jackknife_interval(torch.tensor(2.0), [torch.tensor(each) for each in (2.5, 2.0, 1.5)]).n
+    3
+    >>> jackknife_interval(torch.tensor(2.0), []).low
+    nan
+
+    References
+    ----------
+    Efron & Tibshirani 1993, chapter 11.
+    """
+    if not replicates:
+        return Interval(float(value), float("nan"), float("nan"), 0, "no shards")
+    return jackknife(value, torch.stack([torch.as_tensor(each) for each in replicates])).interval()
 
 
 def jackknife(value: Float[Tensor, "..."], replicates: Float[Tensor, "groups ..."]) -> Jackknife:
