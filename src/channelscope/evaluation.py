@@ -43,14 +43,7 @@ def evaluate(model: nn.Module, batches: Iterable) -> Tally:
     >>> evaluate(nn.Flatten(), [(torch.eye(2).view(2, 2, 1, 1), [0, 0])]).accuracy
     0.5
     """
-    tally = Tally()
-    with eval_mode(model), torch.no_grad():
-        for images, labels, _ in labeled_batches(batches):
-            logits = model(on_device_of(images, model))
-            tally = tally + Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
-    if not tally.images:
-        raise DataError("there are no images to evaluate on: the batches are empty")
-    return tally
+    return evaluate_each(model, batches)[0]
 
 
 @torch.inference_mode()
@@ -119,10 +112,11 @@ def evaluate_each(model: nn.Module, batches: Iterable) -> tuple[Tally, np.ndarra
     True
     """
     tally, correct = Tally(), []
-    device = next(model.parameters()).device
     with eval_mode(model):
         for images, labels, _ in labeled_batches(batches):
             logits = model(on_device_of(images, model))
-            tally = tally + Tally.of(logits, labels.to(device))
+            tally = tally + Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
             correct.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
+    if not tally.images:
+        raise DataError("there are no images to evaluate on: the batches are empty")
     return tally, np.concatenate(correct)
