@@ -15,13 +15,10 @@ import torch
 from torch import nn
 
 from channelscope.data.decoding import ResizeCrop
+from channelscope.data.images import IMAGENET, SMALL_IMAGE
 from channelscope.data.torchvision_cpu import models
 from channelscope.errors import InputError
 from channelscope.zoo.architectures import ARCHITECTURES, SmallResNet, set_input_channels
-
-SMALL_IMAGE = 64
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
 
