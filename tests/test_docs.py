@@ -24,8 +24,15 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 LIBRARIES = {"torch": torch, "x": torch.ones(1), "nn": torch.nn, "F": torch.nn.functional, "autograd": torch.autograd}
-VARIABLES = {"split": Split, "images": ImageSplits, "law": Gaussian, "profile": Profile, "Graph": Graph, "ChannelGraph": ChannelGraph}
-VARIABLES |= {"step": Step}
+VARIABLES = {
+    "split": Split,
+    "images": ImageSplits,
+    "law": Gaussian,
+    "profile": Profile,
+    "step": Step,
+    "Graph": Graph,
+    "ChannelGraph": ChannelGraph,
+}
 """names that stand for an object or a class of the library"""
 
 WRITTEN = (".csv", ".json", ".safetensors", ".sqlite", ".html", ".png", ".svg", ".profile", ".npy", ".pt2", ".onnx", ".unfinished")
