@@ -9,14 +9,14 @@ from collections.abc import Iterator
 
 import torch
 
-from channelscope.network.patches import ConvGeometry, Points
+from channelscope.network.patches import LayerKernels, Points
 from channelscope.types import Float, Tensor
 
 CHUNK_NUMBERS = 2**21
 """Numbers in one block of contribution maps; a block stays in the processor's cache."""
 
 
-def gate_scores(inputs: Points, gradients: Points, layer: ConvGeometry) -> tuple[Tensor, Tensor]:
+def gate_scores(inputs: Points, gradients: Points, layer: LayerKernels) -> tuple[Tensor, Tensor]:
     """Effect of scaling each kernel: |Σ_positions A·G| summed over images, and the same without the absolute value.
 
     Σ_positions A·G = Σ_taps w · dJ_b/dw, so one matrix product per image takes the place of the contribution maps.
@@ -41,7 +41,7 @@ def gate_scores(inputs: Points, gradients: Points, layer: ConvGeometry) -> tuple
 
     >>> layer = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.constant_(layer.weight, 2.0)
-    >>> size, signed = gate_scores(torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1), ConvGeometry.of(layer))
+    >>> size, signed = gate_scores(torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1), LayerKernels.of(layer))
     >>> size.tolist(), signed.tolist()
     ([[4.0]], [[0.0]])
 
@@ -49,7 +49,7 @@ def gate_scores(inputs: Points, gradients: Points, layer: ConvGeometry) -> tuple
     ----------
     This library; checked by tests/pencil_circuits.py::gate.
     """
-    single = layer.kernel == (1, 1) and gradients[0].numel() == layer.weight.shape[0] and layer.groups == 1
+    single = layer.taps == 1 and gradients[0].numel() == layer.weight.shape[0] and layer.groups == 1
     if isinstance(inputs, Tensor) and isinstance(gradients, Tensor) and single:
         x, g = inputs.reshape(len(inputs), -1), gradients.reshape(len(gradients), -1)  # one position: |A·G| is a product of sizes
         weight = layer.weight.flatten(1).double()
@@ -61,10 +61,10 @@ def gate_scores(inputs: Points, gradients: Points, layer: ConvGeometry) -> tuple
     return size, signed
 
 
-def _effects(inputs: Points, gradients: Points, layer: ConvGeometry) -> Iterator[Float[Tensor, "images outputs inputs"]]:
+def _effects(inputs: Points, gradients: Points, layer: LayerKernels) -> Iterator[Float[Tensor, "images outputs inputs"]]:
     """Σ_positions A·G of every image and kernel."""
     for x, g in layer.split(inputs, gradients):
-        if layer.kernel == (1, 1):
+        if layer.taps == 1:
             yield (g @ x.squeeze(3).transpose(-1, -2)).flatten(1, 2) * layer.weight.flatten(1)
             continue
         slopes = g @ x.flatten(2, 3).transpose(-1, -2)
@@ -72,7 +72,7 @@ def _effects(inputs: Points, gradients: Points, layer: ConvGeometry) -> Iterator
         yield slopes.mul_(layer.rows).sum(-1).flatten(1, 2)
 
 
-def snip(inputs: Points, gradients: Points, layer: ConvGeometry, per_batch: bool = False) -> Tensor:
+def snip(inputs: Points, gradients: Points, layer: LayerKernels, per_batch: bool = False) -> Tensor:
     """SNIP: |w · dJ_b/dw| of each weight, mean over the kernel, summed over images.
 
     Parameters
@@ -96,7 +96,7 @@ def snip(inputs: Points, gradients: Points, layer: ConvGeometry, per_batch: bool
     >>> layer = torch.nn.Linear(1, 1, bias=False)
     >>> _ = torch.nn.init.constant_(layer.weight, 2.0)
     >>> inputs, gradients = torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1)
-    >>> [snip(inputs, gradients, ConvGeometry.of(layer), per_batch).tolist() for per_batch in (False, True)]
+    >>> [snip(inputs, gradients, LayerKernels.of(layer), per_batch).tolist() for per_batch in (False, True)]
     [[[4.0]], [[0.0]]]
 
     References
@@ -113,7 +113,7 @@ def snip(inputs: Points, gradients: Points, layer: ConvGeometry, per_batch: bool
     return batch.abs().mean(-1).double().flatten(0, 1) if per_batch else total
 
 
-def actgrad(inputs: Points, gradients: Points, layer: ConvGeometry) -> Tensor:
+def actgrad(inputs: Points, gradients: Points, layer: LayerKernels) -> Tensor:
     """ActGrad: mean over positions of |A·G|, summed over images; at most one block of maps is in memory.
 
     Parameters
@@ -136,7 +136,7 @@ def actgrad(inputs: Points, gradients: Points, layer: ConvGeometry) -> Tensor:
 
     >>> layer = torch.nn.Conv2d(1, 1, 1, bias=False)
     >>> _ = torch.nn.init.constant_(layer.weight, 2.0)
-    >>> actgrad(torch.tensor([[[[1.0, -3.0]]]]), torch.ones(1, 1, 1, 2), ConvGeometry.of(layer)).tolist()
+    >>> actgrad(torch.tensor([[[[1.0, -3.0]]]]), torch.ones(1, 1, 1, 2), LayerKernels.of(layer)).tolist()
     [[4.0]]
 
     References
@@ -146,7 +146,7 @@ def actgrad(inputs: Points, gradients: Points, layer: ConvGeometry) -> Tensor:
     total, points = _zeros(layer), len(gradients) if isinstance(gradients, tuple) else 1
     for x, g in layer.split(inputs, gradients):
         positions = g.shape[-1] // points
-        if layer.kernel == (1, 1) and points == 1:
+        if layer.taps == 1 and points == 1:
             part = (g.abs() @ x.abs().squeeze(3).transpose(-1, -2)).flatten(1, 2) * layer.weight.flatten(1).abs()
             total += part.sum(0, dtype=torch.float64) / positions
             continue
@@ -173,7 +173,7 @@ def _positions(x: Tensor, gradients: Tensor, weights: Tensor, points: int) -> Te
     return torch.cat(parts, dim=1)
 
 
-def magnitude(layer: ConvGeometry) -> Tensor:
+def magnitude(layer: LayerKernels) -> Tensor:
     """Mean |w| over each kernel, the same for every feature.
 
     Parameters
@@ -190,7 +190,7 @@ def magnitude(layer: ConvGeometry) -> Tensor:
     --------
     >>> layer = torch.nn.Conv2d(1, 1, (1, 2), bias=False)
     >>> layer.weight.data = torch.tensor([[[[1.0, -3.0]]]])
-    >>> magnitude(ConvGeometry.of(layer)).tolist()
+    >>> magnitude(LayerKernels.of(layer)).tolist()
     [[2.0]]
 
     References
@@ -200,5 +200,5 @@ def magnitude(layer: ConvGeometry) -> Tensor:
     return layer.weight.double().abs().flatten(2).mean(2) if layer.weight.dim() > 2 else layer.weight.double().abs()
 
 
-def _zeros(layer: ConvGeometry) -> Tensor:
+def _zeros(layer: LayerKernels) -> Tensor:
     return torch.zeros(layer.weight.shape[:2], dtype=torch.float64, device=layer.weight.device)

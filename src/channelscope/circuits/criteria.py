@@ -20,7 +20,7 @@ from channelscope.circuits.learned_gates import GateTraining, learned_gates
 from channelscope.circuits.located_feature import LocatedFeature, image_batches
 from channelscope.circuits.selection import geometric_schedule, kernel_count, top_k
 from channelscope.errors import InputError
-from channelscope.network.patches import ConvGeometry
+from channelscope.network.patches import LayerKernels
 from channelscope.types import Tensor
 
 
@@ -306,7 +306,7 @@ def baseline_scores(feature: LocatedFeature, criterion: str, seed: int = 0) -> K
     """
     noise = torch.Generator().manual_seed(seed)
     make: dict[str, Callable[[str], Tensor]] = {
-        "magnitude": lambda layer: contributions.magnitude(ConvGeometry.of(feature.graph.modules[layer])).cpu(),
+        "magnitude": lambda layer: contributions.magnitude(LayerKernels.of(feature.graph.modules[layer])).cpu(),
         "random": lambda layer: torch.rand(feature.relevant[layer].shape, generator=noise, dtype=torch.float64),
     }
     values = {layer: torch.where(marks, make[criterion](layer), 0.0) for layer, marks in feature.relevant.items()}

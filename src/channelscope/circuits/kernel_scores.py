@@ -10,7 +10,7 @@ from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.located_feature import LocatedFeature
 from channelscope.errors import InputError, MismatchError, NumericError, TracingError
 from channelscope.network.module_state import eval_mode
-from channelscope.network.patches import ConvGeometry, Points
+from channelscope.network.patches import LayerKernels, Points
 from channelscope.types import Float, Int, Tensor
 
 Reduce = Literal["sum", "mean"]
@@ -25,7 +25,7 @@ SHARES = tuple((point + 0.5) / PATH_POINTS for point in range(PATH_POINTS))
 SLOPES = 1e-2
 """Relative difference of two gradients up to which they count as the same."""
 
-KernelCriterion = Callable[[Points, Points, ConvGeometry], "Tensor | tuple[Tensor, Tensor]"]
+KernelCriterion = Callable[[Points, Points, LayerKernels], "Tensor | tuple[Tensor, Tensor]"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +273,7 @@ def score_batches(
     if gradient.inside is not None:
         limits = {layer: gradient.inside[layer] | ~relevant for layer, relevant in feature.relevant.items()}
         marks = limits if marks is None else {layer: marks[layer] & limits[layer] for layer in limits}
-    layers = {layer: ConvGeometry.of(feature.graph.modules[layer]) for layer in feature.relevant}
+    layers = {layer: LayerKernels.of(feature.graph.modules[layer]) for layer in feature.relevant}
     weights = None if marks is None else {layer: own[layer] * broadcast_mask(marks[layer], own[layer]) for layer in own}
     totals = {layer: torch.zeros(values.shape[:2], dtype=torch.float64, device=values.device) for layer, values in own.items()}
     signs = {layer: torch.zeros_like(values) for layer, values in totals.items()}

@@ -14,6 +14,7 @@ from channelscope.formulas.intervals import bootstrap_mean
 from channelscope.formulas.ranks import partial_correlation, ranks
 from channelscope.formulas.significance import permutation_p
 from channelscope.network.consumers import channels_seen_by_inputs, consumers
+from channelscope.network.operations import layer_of
 from channelscope.profiling.store import trace_profiled
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.local import capture, overlap
@@ -191,12 +192,9 @@ def connections(model: nn.Module, profile: Profile) -> Iterator[Connection]:
 
 def _connection_strength(module: nn.Module, marks: Bool[Tensor, "channels inputs"]) -> Float[Tensor, "channels readers"]:
     """Summed absolute weights from each channel of a site to each output of its reader."""
-    weight: Tensor = module.weight.detach().double().cpu()  # type: ignore[assignment,union-attr]
-    norms = weight.abs().flatten(2).sum(2) if weight.dim() > 2 else weight.abs()
-    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
-    if groups > 1:
-        blocks = norms.view(groups, -1, norms.shape[1])
-        norms = torch.block_diag(*blocks)
+    layer = layer_of(module)
+    assert layer is not None
+    norms = torch.block_diag(*layer.split(module.weight.detach().double().cpu()).abs().sum(3))  # type: ignore[operator,union-attr]
     return marks.double() @ norms.T
 
 

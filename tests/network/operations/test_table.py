@@ -1,5 +1,6 @@
 """The table: spellings lead to entries, and users can add to them."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from removals import assert_exact, graph_of, lively
         (nn.ReLU(), "elementwise"), (nn.Conv1d(1, 1, 1), "convolution"), (nn.Conv3d(1, 1, 1), "convolution"),
         (nn.ConvTranspose2d(1, 1, 1), "transposed convolution"), (nn.Linear(1, 1), "linear"), (nn.BatchNorm2d(1), "batch norm"),
         (nn.SyncBatchNorm(1), "batch norm"), (nn.LayerNorm(1), "layer norm"), (nn.GroupNorm(1, 1), "group norm"), (nn.PReLU(), "prelu"),
-        (nn.AdaptiveAvgPool2d(1), "pool"), (nn.ZeroPad2d(1), "pad"), (nn.Flatten(), "move"), (nn.Softmax(1), "softmax"), (nn.GLU(), "glu"),
+        (nn.AdaptiveAvgPool2d(1), "adaptive pool"), (nn.MaxPool2d(1), "pool"),
+        (nn.LPPool2d(2, 1), "power pool"), (nn.ZeroPad2d(1), "pad"), (nn.Flatten(), "move"), (nn.Softmax(1), "softmax"), (nn.GLU(), "glu"),
         (nn.MultiheadAttention(2, 1), "multi-head attention"), (nn.Dropout(), "idle"), (nn.Upsample(2), "resize"),
     ],
 )  # fmt: skip
@@ -29,7 +31,8 @@ def test_modules(module, name):
 
 @pytest.mark.parametrize(
     ("function", "name"),
-    [("relu", "elementwise"), ("add", "meet"), ("view", "move"), ("chunk", "split"), ("max_pool2d", "pool"), ("mean", "reduce"),
+    [("relu", "elementwise"), ("add", "add"), ("mul", "multiply"), ("sub", "meet"), ("cat", "join"),
+     ("clone", "cast"), ("view", "move"), ("chunk", "split"), ("max_pool2d", "pool"), ("mean", "reduce"),
      ("matmul", "product"), ("scaled_dot_product_attention", "attention"), ("conv2d", "convolution"), ("interpolate", "resize")],
 )  # fmt: skip
 def test_functions(function, name):
@@ -106,16 +109,22 @@ def test_the_page_runs_and_names_every_entry(capsys):
     text = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
+    linear = TABLE["linear"]
     try:
         exec(compile("\n".join(blocks), str(PAGE), "exec"), names)
     finally:
         unregister("spectrum")
+        register(linear)
     shown = capsys.readouterr().out
     assert "torch.Size([5])" in shown
     assert "fft_rfft2() in 1" in shown
+    assert "[('1', 'linear', 7)]" in shown
     assert (len(names["kept"].groups), len(names["found"].groups)) == (0, 8)
     rows = re.findall(r"^\| ([a-z, -]+?) \|", text, re.MULTILINE)
     assert {entry for row in rows[1:] for entry in row.split(", ")} == set(TABLE)
+    fields = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[a-z_`, ]+) \|", text, re.MULTILINE))))
+    assert fields <= {field.name for field in dataclasses.fields(Operation)}
+    assert len(fields) >= 15
 
 
 @pytest.mark.parametrize("act", [unregister, spell])
