@@ -10,7 +10,10 @@ from torch import nn
 
 from channelscope.errors import InputError
 from channelscope.network import operations
-from channelscope.network.operations import TABLE, Operation, of_function, of_module, register, spell, unregister
+from channelscope.network.cost import cost
+from channelscope.network.operations import TABLE, Operation, layer_of, of_function, of_module, register, spell, unregister
+from channelscope.network.sites import sites
+from channelscope.profiling.weight_norms import filters
 from removals import assert_exact, graph_of, lively
 
 
@@ -100,6 +103,38 @@ def test_a_new_spelling_of_a_known_kind():
     finally:
         register(before)
     assert of_function("fft_rfft2") is None
+
+
+class Projection(nn.Module):
+    """A linear layer in one function that no table knows as such, with its weight the other way round."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        return torch.einsum("ni,oi->no", x, self.weight) + self.bias
+
+
+def test_a_layer_of_ones_own_is_a_layer_everywhere():
+    torch.manual_seed(0)
+    before = TABLE["linear"]
+    model = nn.Sequential(nn.Flatten(), Projection(12, 6), nn.ReLU(), Projection(6, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    images = torch.randn(40, 3, 2, 2)
+    try:
+        spell("linear", modules=[Projection])
+        assert [(site.name, site.kind, site.channels, site.activation) for site in sites(model, images[:1])] == [
+            ("1", "linear", 6, "_2"), ("3", "linear", 4, "_4")
+        ]  # fmt: skip
+        assert cost(model, images).macs == {"1": 72, "3": 24, "5": 8}
+        assert torch.equal(filters(model[1]), model[1].weight)
+        graph = graph_of(model.double(), 3, 2, 2)
+        small = assert_exact(graph, graph.gone([1, 3, 5, 7, 9]))
+        assert (small[1].out_features, small[3].in_features, tuple(small[3].weight.shape)) == (3, 3, (2, 3))
+    finally:
+        register(before)
+    assert layer_of(model[1]) is None
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "operations.md"
