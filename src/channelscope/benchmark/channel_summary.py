@@ -34,7 +34,7 @@ class Finding:
     """pruning, ablations, circuits, scores or hulls"""
     run: str
     """folder it comes from"""
-    said: str
+    sentence: str
     """the sentence"""
     speaks_for: bool | None = None
     """whether it is a reason to keep the channel: it was kept, its ablation does damage, a circuit has its kernels"""
@@ -71,10 +71,12 @@ def _ablation_findings(run: EvidenceFolder, layer: str, number: int) -> list[Fin
     )
     whole = run.table("ablated_channels")
     if whole is not None:
-        repaid = whole[(whole["site"] == layer) & (whole["channel"] == number)].iloc[0]
-        if repaid["repaid_hull_kl"] == repaid["repaid_hull_kl"]:
-            peers_in_place = counted(int(repaid["hull_size"]), "peer")
-            said += f" Put in its place, {peers_in_place} repay {format_percent(float(repaid['repaid_hull_kl']), 0)} of the divergence."
+        recovered = whole[(whole["site"] == layer) & (whole["channel"] == number)].iloc[0]
+        if recovered["recovered_hull_kl"] == recovered["recovered_hull_kl"]:
+            peers_in_place = counted(int(recovered["hull_size"]), "peer")
+            said += (
+                f" Put in its place, {peers_in_place} recover {format_percent(float(recovered['recovered_hull_kl']), 0)} of the divergence."
+            )
     return [Finding("ablations", str(run.path), said, bool(row["loss"] > SIGNIFICANT * row["loss_se"]))]
 
 
@@ -206,7 +208,7 @@ def _ordinal(place: int) -> str:
 CHANNEL_COLUMNS = {
     "evidence": Column(meaning="what kind of run says it"),
     "run": Column(meaning="folder of the run"),
-    "said": Column(meaning="what it says about the channel"),
+    "sentence": Column(meaning="what it says about the channel"),
     "score": Column(meaning="name of the score"),
     "value": Column("", 4, "the channel's score, in the unit of its quantity"),
     "rank": Column("", 0, "place among the channels of its layer, 1 is the largest", low=1.0),
@@ -219,7 +221,7 @@ COMMANDS = {
     "ablations": ("No ablation of it", "channelscope ablate {network} --sites {layer} --all --out RUN"),
     "circuits": ("No circuit of a feature that {layer} leads to", "channelscope circuit {network} --feature LAYER:CHANNEL --out RUN"),
     "scores": ("No scores", "channelscope axes {network} --out RUN"),
-    "hulls": ("No stand-ins", "channelscope hulls PROFILE --out RUN, with the profile that axes leaves"),
+    "hulls": ("No replacements", "channelscope hulls PROFILE --out RUN, with the profile that axes leaves"),
 }
 """Kind of evidence → the sentence where it is missing, and the command that makes it."""
 
@@ -268,9 +270,9 @@ def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataF
     _check_same_weights(runs)
     layer, number = _channel_name(channel, runs)
     found = [finding for findings in FINDERS for run in runs for finding in findings(run, layer, number)]
-    rows = [{"evidence": "answer", "run": "", "said": answer(f"{layer}:{number}", found)}]
-    rows += [{"evidence": each.kind, "run": each.run, "said": each.said} for each in found]
-    rows += [{"evidence": "missing", "run": "", "said": said} for said in _missing(layer, found, runs[0])]
+    rows = [{"evidence": "answer", "run": "", "sentence": answer(f"{layer}:{number}", found)}]
+    rows += [{"evidence": each.kind, "run": each.run, "sentence": each.sentence} for each in found]
+    rows += [{"evidence": "missing", "run": "", "sentence": sentence} for sentence in _missing(layer, found, runs[0])]
     about = {name: next((run.facts[name] for run in runs if run.facts.get(name)), "") for name in ("network", "data")}
     facts = about | {"channel": f"{layer}:{number}", "weights": runs[0].facts["weights"], "runs": [str(run.path) for run in runs]}
     ranks = [row for run in runs for row in _ranks(run, layer, number)]

@@ -73,7 +73,7 @@ def benchmark(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     results = benchmark(bench, Grid(("l2",), (0.8,), repairs=("none",)), folder)
     ...     rows = results.done()
-    ...     results.base.close()
+    ...     results.close()
     >>> [(trial.score, row["kept"] <= trial.budget) for trial, row in sorted(rows.items())]
     [('', True), ('l2', True)]
     """
@@ -147,7 +147,7 @@ def make_rankings(bench: Setup, seed: int, names: Iterable[str], others: Iterabl
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     store = TrialStore(Path(folder) / FILE, {})
     ...     rankings = make_rankings(bench, 0, ("l2",), ("l1",), store)
-    ...     store.base.close()
+    ...     store.close()
     >>> list(rankings)
     ['l2', 'l1']
     """

@@ -141,7 +141,7 @@ class LayerDamage:
 
 
 def layer_damage(
-    channels: pd.DataFrame, stand_ins: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], resamples: BootstrapDraws
+    channels: pd.DataFrame, replacements: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], resamples: BootstrapDraws
 ) -> list[LayerDamage]:
     """Damage of all sites in every draw, with the scores of the ablated channels.
 
@@ -149,7 +149,7 @@ def layer_damage(
     ----------
     channels
         Table `ablated_channels`.
-    stand_ins
+    replacements
         Site → its interventions.
     damage
         Site → damage of its interventions, in the same order.
@@ -172,7 +172,7 @@ def layer_damage(
     names = channels.select_dtypes("number").columns
     values, sites = torch.tensor(channels[names].to_numpy(dtype=float)), channels["site"].to_numpy()
     found = []
-    for site, every in stand_ins.items():
+    for site, every in replacements.items():
         own = values[torch.from_numpy(sites == site)]
         found.append(LayerDamage(site, every, resamples.damage(damage[site]), dict(zip(names, own.T, strict=True))))
     return found

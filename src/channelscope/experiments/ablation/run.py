@@ -68,9 +68,9 @@ def ablate(
     -------
     dict[str, DataFrame]
         `ablations`: one row per channel and intervention, damage with standard errors over images. `ablated_channels`: one row
-        per channel: damage of silence, recovered part, and every score. `repaid`: one row per layer, replacement and quantity,
+        per channel: damage of silence, recovered part, and every score. `recovered`: one row per layer, replacement and quantity,
         the recovered part as ratio of sums. `ablation_correlations`, `ablation_matched`, `ablation_partial`: damage and recovered part
-        against the scores. `readers`: layers that read each site. `said`: remarks, such as too few images.
+        against the scores. `consumers`: layers that read each site. `notes`: remarks, such as too few images.
 
     Raises
     ------
@@ -101,30 +101,30 @@ def ablate(
     plan, rule = plan or AblationPlan(), rule or HullOptions()
     convention = ScoreOptions.of(options)
     found = trace_profiled(model, profile)
-    stand_ins = plan.stand_ins(profile, rule, convention)
-    with AblationStore(unfinished, _facts(profile, stand_ins, plan), plan.groups) as store:
-        _ablate_batches(found, stand_ins, batches, store, progress)
+    replacements = plan.replacements(profile, rule, convention)
+    with AblationStore(unfinished, _facts(profile, replacements, plan), plan.groups) as store:
+        _ablate_batches(found, replacements, batches, store, progress)
         damage = store.total()
-    tables = ablation_tables(found, profile, stand_ins, damage, **options)
-    return tables | analyze(tables["ablated_channels"], stand_ins, damage, plan)
+    tables = ablation_tables(found, profile, replacements, damage, **options)
+    return tables | analyze(tables["ablated_channels"], replacements, damage, plan)
 
 
-def _ablate_batches(found: Sites, stand_ins: Plans, batches: Iterable, store: AblationStore, progress: bool) -> None:
+def _ablate_batches(found: Sites, replacements: Plans, batches: Iterable, store: AblationStore, progress: bool) -> None:
     """Measure all ablations on all batches that the store does not have yet."""
     device = next(found.graph.model.parameters()).device
-    total, lesions = batch_count(batches), sum(len(each) for each in stand_ins.values())
+    total, lesions = batch_count(batches), sum(len(each) for each in replacements.values())
     with eval_mode(found.graph.model), torch.no_grad(), progress_bar("ablations", total and total * lesions, progress) as step:
         for number, (images, labels, index) in enumerate(labeled_batches(batches)):
             mark = ablation_key(images, labels)
             known = store.known(number, mark)
-            step(sum(len(stand_ins[name]) for name in known))
-            remaining = [found[name] for name in stand_ins if name not in known]
+            step(sum(len(replacements[name]) for name in known))
+            remaining = [found[name] for name in replacements if name not in known]
             if not remaining:
                 continue
             images, labels = on_device_of(images, found.graph.model), labels.to(device)
             before = _check_labels(found.graph.run(images, out_of_place=True), labels)
             for stop in partial_forwards(found.graph, remaining, images):
-                every = stand_ins[stop.site.name]
+                every = replacements[stop.site.name]
                 damage = torch.stack([_measure_damage(stop, each, before, labels) for each in every])
                 store.write(number, mark, stop.site.name, Damage.of(damage, index.to(device) % store.groups, store.groups))
                 step(len(every))
@@ -149,9 +149,9 @@ def _check_labels(logits: Tensor, labels: Int[Tensor, "images"]) -> Float[Tensor
     return logits
 
 
-def _facts(profile: Profile, stand_ins: Plans, plan: AblationPlan) -> dict[str, Any]:
+def _facts(profile: Profile, replacements: Plans, plan: AblationPlan) -> dict[str, Any]:
     """What an unfinished run must agree in to be continued."""
     weights = hashlib.sha256()
-    for each in (one for every in stand_ins.values() for one in every):
+    for each in (one for every in replacements.values() for one in every):
         weights.update(f"{each.name}/{each.channel}/{each.members}/{each.intercept!r}/".encode() + each.weights.numpy().tobytes())
     return {"network": profile.weights_hash, "plan": {**asdict(plan), "draws": None}, "stand-ins": weights.hexdigest()}
