@@ -15,6 +15,7 @@ from channelscope.circuits.located_feature import locate_feature
 from channelscope.circuits.options import CircuitOptions
 from channelscope.errors import InputError, MismatchError, SampleError, SiteError
 from channelscope.network.graph import trace
+from channelscope.storage import ResumableStore
 from pencil_circuits import Planted, network, pictures
 
 IMAGES, HELD = pictures(6), pictures(6, seed=1)

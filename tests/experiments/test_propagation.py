@@ -166,8 +166,8 @@ class TestTables:
 
     def test_residual_links_are_marked(self, residual):
         frame = residual[2]["propagation"].query("upstream == 'capture' and downstream == 'capture'")
-        assert row(frame, site="layer1.0.conv2", reader="layer2.0.conv1").note == "through a residual sum"
-        assert row(frame, reader="layer1.0.conv2").note == ""
+        assert row(frame, site="layer1.0.conv2", consumer="layer2.0.conv1").note == "through a residual sum"
+        assert row(frame, consumer="layer1.0.conv2").note == ""
 
 
 class TestBadInput:
