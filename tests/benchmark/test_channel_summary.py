@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from channelscope import tables
-from channelscope.benchmark.channel_summary import Finding, answer, channel_summary, counted
-from channelscope.benchmark.evidence_folder import EvidenceFolder
+from channelscope.benchmark.channel_summary import EvidenceFolder, Finding, answer, channel_summary, counted
 from channelscope.circuits import folder
 from channelscope.errors import FormatError, InputError, MismatchError, SiteError
 from channelscope.pruning.folder import Manifest

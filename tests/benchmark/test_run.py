@@ -16,8 +16,7 @@ from channelscope.benchmark import engines as engine_room
 from channelscope.benchmark import run as run_room
 from channelscope.benchmark import setup
 from channelscope.benchmark.grid import FROM_SCRATCH, ORIGINAL, Grid, Trial, allocated_as
-from channelscope.benchmark.results import TrialStore
-from channelscope.benchmark.run import benchmark
+from channelscope.benchmark.run import TrialStore, benchmark
 from channelscope.benchmark.setup import Setup
 from channelscope.data.sources import ImageSource
 from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, TracingError

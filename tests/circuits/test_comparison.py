@@ -11,7 +11,7 @@ from channelscope.circuits import comparison as room
 from channelscope.circuits import evaluation
 from channelscope.circuits.comparison import compare_criteria, medians, sample_features
 from channelscope.circuits.evaluation import HeldOutImages
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.options import CircuitOptions
 from channelscope.errors import InputError, MismatchError, SampleError, SiteError
 from channelscope.network.graph import trace

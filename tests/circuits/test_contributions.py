@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pencil_circuits as pencil
-from channelscope.circuits import contributions
-from channelscope.circuits.contributions import actgrad, gate_scores, magnitude, snip
+from channelscope.circuits import kernel_scores
+from channelscope.circuits.kernel_scores import actgrad, gate_scores, magnitude, snip
 from channelscope.network.patches import LayerKernels
 
 EVEN = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # PyTorch says that it has to copy
@@ -109,7 +109,7 @@ def test_small_blocks_give_the_same(rule, monkeypatch):
     x, g = torch.randn(5, 4, 7, 7, dtype=torch.float64), torch.randn(5, 6, 7, 7, dtype=torch.float64)
     whole = rule(x, g, LayerKernels.of(conv))
     monkeypatch.setattr("channelscope.network.patches.BLOCK_NUMBERS", 2000)
-    monkeypatch.setattr(contributions, "CHUNK_NUMBERS", 200)
+    monkeypatch.setattr(kernel_scores, "CHUNK_NUMBERS", 200)
     parts = rule(x, g, LayerKernels.of(conv))
     for a, b in zip(whole, parts, strict=True) if isinstance(whole, tuple) else [(whole, parts)]:
         assert torch.allclose(a, b, rtol=1e-12)

@@ -13,7 +13,7 @@ from channelscope.circuits import folder
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.criteria import baseline_scores
 from channelscope.circuits.extraction import extract_module, surviving_channels
-from channelscope.circuits.located_feature import LocatedFeature, locate_feature
+from channelscope.circuits.feature import LocatedFeature, locate_feature
 from channelscope.circuits.selection import connected_top_k, top_k
 from channelscope.errors import FormatError, InputError, MismatchError
 from networks import built

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
-from channelscope.circuits.located_feature import LocatedFeature
+from channelscope.circuits.feature import LocatedFeature
 from channelscope.errors import MismatchError, TracingError
 from channelscope.network.channel_tracing import upstream
 from channelscope.network.graph import trace

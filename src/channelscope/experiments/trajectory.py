@@ -8,7 +8,7 @@ import pandas as pd
 from channelscope.errors import SampleError, at
 from channelscope.experiments.communities import pair_matrices
 from channelscope.experiments.hulls import HullOptions
-from channelscope.formulas.graphs import communities
+from channelscope.formulas.clustering import communities
 from channelscope.formulas.information import CEILING
 from channelscope.formulas.intervals import t_interval
 from channelscope.formulas.ranks import spearman

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
 from channelscope.network.removal.groups import Groups
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import unwrapped
 from channelscope.subset import Subset
 
 Shape = Sequence[int]

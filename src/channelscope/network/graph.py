@@ -21,8 +21,7 @@ from channelscope.network.module_state import eval_mode, out_of_place, restored_
 from channelscope.network.operations import execute, of_module
 from channelscope.network.tracing.comparison import other_image, same
 from channelscope.network.tracing.recorder import OWN, Recording
-from channelscope.network.tracing.recording import literal, one_step, record
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import literal, one_step, record, unwrapped
 
 Hook = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""

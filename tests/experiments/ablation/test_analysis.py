@@ -7,8 +7,7 @@ import torch
 
 import pencil_experiments as pencil
 from channelscope.experiments.ablation.analysis import ALL, analyze, correlations
-from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
-from channelscope.experiments.ablation.layer_damage import BootstrapDraws, damage_summary, layer_damage
+from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, BootstrapDraws, Damage, damage_summary, layer_damage
 from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 
 SCORES = ("relevance", "capture", "overlap", "support", "compactness", "excess", "unique")

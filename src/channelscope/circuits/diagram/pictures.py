@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.located_feature import LocatedFeature
+from channelscope.circuits.feature import LocatedFeature
 from channelscope.circuits.subfeatures import TopImages
 from channelscope.network.channel_graph import KernelEdges
 from channelscope.network.operations import layer_of
@@ -88,7 +88,7 @@ def channel_locations(circuit: Circuit, feature: LocatedFeature) -> list[Channel
 
     Examples
     --------
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()
     >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
@@ -145,7 +145,7 @@ def top_patches(
 
     Examples
     --------
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()
     >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
@@ -207,7 +207,7 @@ def crop(image: Tensor, location: ChannelLocation, place: int, feature: LocatedF
     --------
     A 1 × 1 convolution sees one pixel.
 
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()
     >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
@@ -263,7 +263,7 @@ def feature_visualizations(
 
     Examples
     --------
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()
     >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
@@ -355,7 +355,7 @@ def contact_sheet(
 
     Examples
     --------
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.circuits.subfeatures import top_images
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()

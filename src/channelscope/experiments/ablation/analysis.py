@@ -7,8 +7,7 @@ import pandas as pd
 import torch
 
 from channelscope import scores
-from channelscope.experiments.ablation.damage import Damage
-from channelscope.experiments.ablation.layer_damage import BootstrapDraws, LayerDamage, damage_summary, layer_damage
+from channelscope.experiments.ablation.damage import BootstrapDraws, Damage, LayerDamage, damage_summary, layer_damage
 from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 from channelscope.experiments.ablation.tables import CONTROLS
 from channelscope.formulas.ranks import ranks, spearman
