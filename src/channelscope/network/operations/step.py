@@ -108,7 +108,15 @@ class Call:
 
 
 def call_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Call:
-    """A step of a traced network with its entry; the opaque one where the table has none, and for inputs and parameters."""
+    """A step of a traced network with its entry; the opaque one where the table has none, and for inputs and parameters.
+
+    Examples
+    --------
+    >>> from channelscope.network.graph import trace
+    >>> graph = trace(nn.Sequential(nn.ReLU()), torch.zeros(1, 3))
+    >>> [call_of(node, graph.modules).entry.name for node in graph.steps.nodes]
+    ['opaque', 'elementwise', 'opaque']
+    """
     return Call(node, of_step(node, modules), modules)
 
 
