@@ -230,7 +230,10 @@ def _input_moments_from_profile(context: LayerContext, found: Groups, profile: P
 
 def _prediction(moments: _Moments, kept: Tensor, ridge: float) -> PeerPrediction:
     inside, outside = kept.nonzero().flatten(), (~kept).nonzero().flatten()
-    matrix = peer_regression(moments.covariance, outside, inside, ridge)
+    if bool(moments.covariance.diagonal()[inside].any()):
+        matrix = peer_regression(moments.covariance, outside, inside, ridge)
+    else:  # kept channels that never vary predict nothing but the mean
+        matrix = moments.covariance.new_zeros(len(outside), len(inside))
     return PeerPrediction(matrix, moments.mean[outside] - matrix @ moments.mean[inside], kept)
 
 

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from channelscope.report import verdict
 from channelscope.report.run import Run
 from channelscope.report.section import Chart, Section
 from channelscope.tables.rounding import format_interval, format_number, format_percent
@@ -53,7 +54,7 @@ def _best_score(areas: pd.DataFrame) -> list[str]:
         rows = best.loc[best["score"] == score].sort_values("auc")
         ends = " to ".join(dict.fromkeys(_area_sentence(row) for row in (rows.iloc[0], rows.iloc[-1])))
         where = "under every rule" if len(rows) == len(best) > 1 else f"under {len(rows)} of {len(best)} rules" if len(best) > 1 else ""
-        said.append(f"{score} has the largest area of {by_rule.size().max()} scores {where}: {ends}.".replace(" :", ":"))
+        said.append(f"{verdict.title(score)} has the largest area of {by_rule.size().max()} scores {where}: {ends}.".replace(" :", ":"))
     return said
 
 
@@ -78,6 +79,7 @@ BENCHMARK = Section(
             low="auc_low",
             high="auc_high",
             of="seeds",
+            free=True,
             caption="Mean accuracy from the unpruned network to the smallest budget, with 95 % bootstrap intervals over images.",
         ),
         Chart(
@@ -91,6 +93,7 @@ BENCHMARK = Section(
             high="accuracy_high",
             of="images",
             count="images",
+            free=True,
             caption="Wilson intervals over images; every score saw the same ones. Choose names above the chart to see them alone.",
         ),
         Chart(
@@ -104,6 +107,7 @@ BENCHMARK = Section(
             high="auc_high",
             of="scores",
             count="scores",
+            free=True,
             caption="Mean area of the scores that ask the same question.",
         ),
     ),

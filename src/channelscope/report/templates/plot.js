@@ -184,9 +184,10 @@ function drawPanel(div, chart, frame, rows, told, range) {
 
 // a name of the legend; where series have colors of their own, choosing names lets the others fade
 function legendEntry(name, hues, chosen, selectable, again) {
-  const { color, symbol } = style(name, hues);
+  const { color, symbol, dash } = style(name, hues);
   const dot = make("b");
   dot.style.borderColor = color;
+  if (dash && dash !== "solid") dot.className = "again";
   dot.style.background = symbol.endsWith("open") ? "transparent" : color;
   if (!selectable) return make("span", {}, dot, title(String(name)));
   const button = make("button", { type: "button", "aria-pressed": "false", title: "Show this one clearly; again to undo", onclick: () => {
