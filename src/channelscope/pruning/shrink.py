@@ -14,7 +14,7 @@ from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.removal.slicing import slice_layer
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import unwrapped
 from channelscope.pruning.recovery.calibration import rechunked
 from channelscope.subset import Subset
 
