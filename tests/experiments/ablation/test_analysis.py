@@ -17,7 +17,7 @@ PLAN = AblationPlan(groups=GROUPS, draws=60)
 
 
 def cohort(layers=4, channels=24, seed=0, noise=0.02, made=None):
-    """Channels whose damage is a known function of their scores, and the tables a lesion study would have left."""
+    """Channels whose damage is a known function of their scores, and the tables an ablation study would have left."""
     source = np.random.default_rng(seed)
     stand_ins, damage, rows = {}, {}, []
     for layer in range(layers):

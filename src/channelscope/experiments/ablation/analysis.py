@@ -52,7 +52,7 @@ REPAID = Schema(
         "quantity": Column.text("quantity of damage: loss or kl"),
         "stand_in": Column.text("what replaced the channel"),
         "baseline": Column.text("what its damage is compared with"),
-        "which": Column.text("all lesioned channels, or those that have controls"),
+        "which": Column.text("all ablated channels, or those that have controls"),
         "repaid": Column.fraction("1 − summed damage with the replacement / summed damage of the baseline", PAPER),
         "damage": Column("nats", 4, "mean damage of the baseline per channel", OURS),
     },

@@ -58,19 +58,19 @@ class Damage:
 
     images: Float[Tensor, "groups"]
     """images of each group"""
-    sums: Float[Tensor, "lesions groups quantities"]
+    sums: Float[Tensor, "ablations groups quantities"]
     """sum of the damage, float64"""
-    squares: Float[Tensor, "lesions groups quantities"]
+    squares: Float[Tensor, "ablations groups quantities"]
     """sum of its square"""
 
     @classmethod
-    def of(cls, values: Float[Tensor, "lesions quantities images"], group_of_image: Int[Tensor, "images"], groups: int) -> "Damage":
+    def of(cls, values: Float[Tensor, "ablations quantities images"], group_of_image: Int[Tensor, "images"], groups: int) -> "Damage":
         """Damage over some images.
 
         Parameters
         ----------
         values
-            Damage of every image, (lesions, quantities, images).
+            Damage of every image, (ablations, quantities, images).
         group_of_image
             Group of each image, from 0.
         groups
@@ -90,12 +90,12 @@ class Damage:
         return Damage(self.images + other.images, self.sums + other.sums, self.squares + other.squares)
 
     @property
-    def mean(self) -> Float[Tensor, "lesions quantities"]:
+    def mean(self) -> Float[Tensor, "ablations quantities"]:
         """Mean damage over the images."""
         return self.sums.sum(1) / self.images.sum()
 
     @property
-    def error(self) -> Float[Tensor, "lesions quantities"]:
+    def error(self) -> Float[Tensor, "ablations quantities"]:
         """Standard error of `mean` over images; nan for a single image."""
         n = self.images.sum()
         if n < 2:

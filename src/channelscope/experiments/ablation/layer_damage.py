@@ -54,8 +54,8 @@ class BootstrapDraws:
         """
         return cls(torch.cat([torch.ones(1, groups, dtype=torch.float64), bootstrap_counts(groups, draws, seed)]), seed)
 
-    def damage(self, damage: Damage) -> Float[Tensor, "quantities draws lesions"]:
-        """Mean damage of every ablation in every draw of the images, (quantities, draws, lesions)."""
+    def damage(self, damage: Damage) -> Float[Tensor, "quantities draws ablations"]:
+        """Mean damage of every ablation in every draw of the images, (quantities, draws, ablations)."""
         return torch.einsum("dg,lgq->qdl", self.weights, damage.sums) / (self.weights @ damage.images)[:, None]
 
     def picks(self, count: int, stratum: int = 0) -> Int[Tensor, "draws count"]:
@@ -107,7 +107,7 @@ class LayerDamage:
     """name of the site"""
     every: list[Replacement]
     """its interventions"""
-    drawn: Float[Tensor, "quantities draws lesions"]
+    drawn: Float[Tensor, "quantities draws ablations"]
     """mean damage"""
     columns: Mapping[str, Float[Tensor, "channels"]]
     """numeric columns of `ablated_channels`, in the order of the ablated channels"""
