@@ -202,7 +202,7 @@ class TestEngine:
             assert one.size == hull.loc[(one.site, one.channel), "size"]
             assert str(one.channel) not in one.members.split()
 
-    def test_a_lesion_that_makes_the_output_infinite_is_refused(self):
+    def test_an_ablation_that_makes_the_output_infinite_is_refused(self):
         toy = zoo.toys.exact_copy()
         profile = collect(toy.model, toy.batches)
         stop_at = {name: value.clone() for name, value in toy.model.state_dict().items()}
