@@ -34,7 +34,7 @@ SHARED = "shared fixture"
 """Context of fixtures that several tests share."""
 IMPORT, FIXTURE = -1, -2
 """What stands for a test where a line is executed while modules are imported, or in a shared fixture."""
-PLAIN = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=no", "--disable-warnings"]
+PLAIN = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=no", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
 @dataclass
@@ -73,8 +73,7 @@ def forked(folder: Path, log: Path, work: Callable[[], int], limit: float) -> Ch
             os.dup2(file.fileno(), 2)
         sys.path[:0] = [str(folder / "src"), str(folder / "tests")]
         places = os.pathsep.join(str(folder / part) for part in ("src", "tests"))
-        os.environ.update(PYTHONPATH=places, PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
-        sys.dont_write_bytecode = True
+        os.environ.update(PYTHONPATH=places, OMP_NUM_THREADS="1")
         code = int(work())
         sys.stdout.flush()
     finally:
@@ -162,7 +161,7 @@ class LineMap:
             print(f"{time.strftime('%H:%M')} lines of {number + 1}/{len(missing)}: {path}", flush=True)
         for child, code in ended(running):
             self._finished(child, code, of)
-        self._read()
+        self.read()
 
     def _finished(self, child: Child, code: int, of: dict[int, tuple[str, Path]]) -> Path:
         path, copy = of[child.pid]
@@ -180,7 +179,8 @@ class LineMap:
         found = json.loads(record.read_text())
         return found["digest"] == digest(ROOT / path) and all((ROOT / name).exists() for name in found["sources"])
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Read every record that is there."""
         for path in test_files():
             if not self._record(path).exists():
                 continue

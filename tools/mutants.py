@@ -197,25 +197,25 @@ def drawn(count: int, seed: int, only: set[str]) -> list[Change]:
     return [change for change in chosen[:count] if not only or change.room in only]
 
 
-def chosen_tests(change: Change, lines: LineMap) -> list[str]:
-    """The tests that execute the changed line and then the others of the module's test file; those that name the module if none does."""
+def chosen_tests(change: Change, lines: LineMap) -> list[list[str]]:
+    """The tests to run, quick ones first: those that execute the changed line, in the module's test file, in its room and elsewhere, and
+    the rest of the module's test file. Where none executes the line, the test files that name the module count as its own."""
     covering = lines.executing(change.file, change.statement, change.line)
     own = {path for path in test_files() if Path(path).stem == f"test_{Path(change.file).stem}" and change.room in Path(path).parts}
     if not covering:
         own |= {path for path in test_files() if _names((ROOT / path).read_text(), change.module)}
+    rest = {name for name in lines.seconds if name.split("::")[0] in own} - set(covering)
 
-    def near(name: str) -> int:
+    def part(name: str) -> int:
         path = name.split("::")[0]
-        return 0 if path in own else 1 if change.room in Path(path).parts else 2
+        return 3 if name in rest else 0 if path in own else 1 if change.room in Path(path).parts else 2
 
-    covering.sort(key=lambda name: (near(name), lines.seconds[name]))
-    others = [name for name in lines.seconds if name.split("::")[0] in own and name not in set(covering)]
-    found, total = [], 0.0
-    for name in [*covering, *sorted(others, key=lambda name: lines.seconds[name])]:
-        if total + lines.seconds[name] <= SECONDS or not found:
-            found.append(name)
+    parts, total = ([], [], [], []), 0.0
+    for name in sorted([*covering, *rest], key=lambda name: (part(name), lines.seconds[name])):
+        if total + lines.seconds[name] <= SECONDS or not any(parts):
+            parts[part(name)].append(name)
             total += lines.seconds[name]
-    return found
+    return [tests for tests in parts if tests]
 
 
 def _names(text: str, module: str) -> bool:
@@ -223,13 +223,15 @@ def _names(text: str, module: str) -> bool:
     return re.search(rf"{re.escape(module)}\b|from {re.escape(package)} import [^\n]*\b{name}\b", text) is not None
 
 
-def run_changed(change: Change, folder: Path, tests: list[str], slowest: float, result: Path) -> int:
+def run_changed(change: Change, folder: Path, parts: list[list[str]], slowest: float, result: Path) -> int:
     """Make the change in a copy of the repository, run tests there until one fails, and write its name."""
     path = folder / change.file
     whole = path.read_bytes()
     path.write_bytes(whole[: change.start] + change.text.encode() + whole[change.end :])
     plugin = Recorder()
-    code = pytest.main([*PLAIN, "-x", f"--timeout={30 + 8 * slowest:.0f}", *tests], plugins=[plugin])
+    code = 0
+    for tests in parts:
+        code = code or pytest.main([*PLAIN, "-x", f"--timeout={30 + 8 * slowest:.0f}", *tests], plugins=[plugin])
     result.write_text(json.dumps({"failed": plugin.failed, "ran": len(plugin.seconds)}))
     return code
 
@@ -267,14 +269,14 @@ class Trial:
         if not self.free:
             self._end(*next(ended(self.children)))
         folder, tests = self.free.pop(), chosen_tests(change, self.lines)
-        slowest = max((self.lines.seconds[name] for name in tests), default=0.0)
+        times = [self.lines.seconds[name] for part in tests for name in part]
         result = folder / "result.json"
         result.unlink(missing_ok=True)
         if not tests:
             self.free.append(folder)
             return self._keep(change, False, "no test executes the line", 0.0)
-        limit = 120 + 8 * sum(self.lines.seconds[name] for name in tests)
-        child = forked(folder, folder / "log.txt", partial(run_changed, change, folder, tests, slowest, result), limit)
+        work = partial(run_changed, change, folder, tests, max(times), result)
+        child = forked(folder, folder / "log.txt", work, 120 + 8 * sum(times))
         self.children.append(child)
         self.of[child.pid] = change, folder
         return None
@@ -310,13 +312,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rooms", nargs="*", default=[], help="only changes of these rooms, among those drawn")
     parser.add_argument("--again", action="store_true", help="try survivors of earlier runs once more")
-    parser.add_argument("--lines", action="store_true", help="only record which tests execute which lines")
+    parser.add_argument("--only-record", action="store_true", help="record which tests execute which lines, and try nothing")
+    parser.add_argument("--as-recorded", action="store_true", help="try changes with the records that are there")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs", help="where results and records are kept")
     options = parser.parse_args()
     folders, lines = list(copies(options.jobs)), LineMap(options.folder / "lines")
     try:
-        lines.update(folders)
-        if not options.lines:
+        if options.as_recorded:
+            lines.read()
+        else:
+            lines.update(folders)
+        if not options.only_record:
             trial = Trial(lines, folders, options.folder / "mutants.jsonl")
             changes, known = drawn(options.count, options.seed, set(options.rooms)), reasons()
             for change in changes:
