@@ -201,7 +201,8 @@ def chosen_tests(change: Change, lines: LineMap) -> list[list[str]]:
     """The tests to run, quick ones first: those that execute the changed line, in the module's test file, in its room and elsewhere, and
     the rest of the module's test file. Where none executes the line, the test files that name the module count as its own."""
     covering = lines.executing(change.file, change.statement, change.line)
-    own = {path for path in test_files() if Path(path).stem == f"test_{Path(change.file).stem}" and change.room in Path(path).parts}
+    beside = {change.room, f"test_{change.room}.py"}
+    own = {path for path in test_files() if Path(path).stem == f"test_{Path(change.file).stem}" and Path(path).parts[1] in beside}
     if not covering:
         own |= {path for path in test_files() if _names((ROOT / path).read_text(), change.module)}
     rest = {name for name in lines.seconds if name.split("::")[0] in own} - set(covering)
