@@ -74,6 +74,7 @@ def forked(folder: Path, log: Path, work: Callable[[], int], limit: float) -> Ch
         sys.path[:0] = [str(folder / "src"), str(folder / "tests")]
         places = os.pathsep.join(str(folder / part) for part in ("src", "tests"))
         os.environ.update(PYTHONPATH=places, OMP_NUM_THREADS="1")
+        sys.dont_write_bytecode = False  # the copy's tests are compiled once
         code = int(work())
         sys.stdout.flush()
     finally:
