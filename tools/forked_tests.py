@@ -99,6 +99,7 @@ class Recorder:
         self.lines = lines
         self.seconds: dict[str, float] = defaultdict(float)
         self.failed: list[str] = []
+        self.why = ""
         self.skipped: list[str] = []
         self.current = SHARED
 
@@ -128,6 +129,7 @@ class Recorder:
     def pytest_runtest_logreport(self, report):  # noqa: D102
         if report.failed:
             self.failed.append(report.nodeid)
+            self.why = str(report.longrepr).rstrip().rpartition("\n")[2]
         if report.skipped:
             self.skipped.append(report.nodeid)
 
@@ -144,6 +146,8 @@ class LineMap:
         (folder / "sources").mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
         """of every test that passes"""
+        self.slowest: dict[str, float] = {}
+        """test file → its slowest test, which is often the one that made what the others share"""
         self.tests: dict[str, dict[str, dict[int, list[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
         """source file → digest of its text → line → tests"""
 
@@ -189,6 +193,7 @@ class LineMap:
             bad = {*found["failed"], *found["skipped"]}
             passed = {name: seconds for name, seconds in found["seconds"].items() if name not in bad}
             self.seconds |= passed
+            self.slowest[path] = max(passed.values(), default=0.0)
             for source, kept in found["sources"].items():
                 lines = self.tests[source][kept["digest"]]
                 inside = {found["tests"][at] for numbers in kept["lines"].values() for at in numbers if at >= 0} & passed.keys()

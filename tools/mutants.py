@@ -180,7 +180,7 @@ class _Changes(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-def drawn(count: int, seed: int, only: set[str]) -> list[Change]:
+def drawn(count: int, seed: int) -> list[Change]:
     """So many changes, as evenly over the rooms as there are changes in them; the same ones while their lines stay as they are."""
     rooms: dict[str, list[Change]] = defaultdict(list)
     for path in sorted((ROOT / SOURCE).rglob("*.py")):
@@ -194,7 +194,7 @@ def drawn(count: int, seed: int, only: set[str]) -> list[Change]:
         chosen += [changes[turn] for _, changes in sorted(rooms.items()) if turn < len(changes)]
         if len(chosen) >= count:
             break
-    return [change for change in chosen[:count] if not only or change.room in only]
+    return chosen[:count]
 
 
 def chosen_tests(change: Change, lines: LineMap) -> list[list[str]]:
@@ -233,7 +233,7 @@ def run_changed(change: Change, folder: Path, parts: list[list[str]], slowest: f
     code = 0
     for tests in parts:
         code = code or pytest.main([*PLAIN, "-x", f"--timeout={30 + 8 * slowest:.0f}", *tests], plugins=[plugin])
-    result.write_text(json.dumps({"failed": plugin.failed, "ran": len(plugin.seconds)}))
+    result.write_text(json.dumps({"failed": plugin.failed, "why": plugin.why, "ran": len(plugin.seconds)}))
     return code
 
 
@@ -261,7 +261,7 @@ class Trial:
     def __init__(self, lines: LineMap, folders: list[Path], out: Path):
         self.lines, self.free, self.out = lines, list(folders), out
         self.children: list[Child] = []
-        self.of: dict[int, tuple[Change, Path]] = {}
+        self.of: dict[int, tuple[Change, Path, bytes]] = {}
         found = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
         self.before: dict[str, bool] = {line["name"]: line["noticed"] for line in found if "statement" in line}
 
@@ -271,15 +271,17 @@ class Trial:
             self._end(*next(ended(self.children)))
         folder, tests = self.free.pop(), chosen_tests(change, self.lines)
         times = [self.lines.seconds[name] for part in tests for name in part]
+        slowest = max((self.lines.slowest[name.split("::")[0]] for part in tests for name in part), default=0.0)
         result = folder / "result.json"
         result.unlink(missing_ok=True)
         if not tests:
             self.free.append(folder)
             return self._keep(change, False, "no test executes the line", 0.0)
-        work = partial(run_changed, change, folder, tests, max(times), result)
+        whole = (folder / change.file).read_bytes()
+        work = partial(run_changed, change, folder, tests, slowest, result)
         child = forked(folder, folder / "log.txt", work, 120 + 8 * sum(times))
         self.children.append(child)
-        self.of[child.pid] = change, folder
+        self.of[child.pid] = change, folder, whole
         return None
 
     def finish(self) -> None:
@@ -288,15 +290,17 @@ class Trial:
             self._end(child, code)
 
     def _end(self, child: Child, code: int) -> None:
-        change, folder = self.of.pop(child.pid)
-        shutil.copy(ROOT / change.file, folder / change.file)
+        change, folder, whole = self.of.pop(child.pid)
+        (folder / change.file).write_bytes(whole)
         result = folder / "result.json"
         found = json.loads(result.read_text()) if result.exists() else {"failed": [], "ran": 0}
         self.free.append(folder)
         if code in (4, 5) and not found["failed"]:
             return print(f"not tried, see {folder / 'log.txt'}: {change.name}", flush=True)
-        by = found["failed"][0] if found["failed"] else "out of time" if code == -1 else f"exit status {code}" if code else ""
-        return self._keep(change, code != 0, by or f"{found['ran']} tests pass", time.monotonic() - child.started)
+        by = "out of time" if code == -1 else f"exit status {code}" if code else f"{found['ran']} tests pass"
+        if found["failed"]:
+            by = f"{found['failed'][0]}: {found['why']}"
+        return self._keep(change, code != 0, by, time.monotonic() - child.started)
 
     def _keep(self, change: Change, noticed: bool, by: str, seconds: float) -> None:
         self.before[change.name] = noticed
@@ -317,7 +321,7 @@ def main() -> None:
     parser.add_argument("--as-recorded", action="store_true", help="try changes with the records that are there")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs", help="where results and records are kept")
     options = parser.parse_args()
-    folders, lines = list(copies(options.jobs)), LineMap(options.folder / "lines")
+    folders, lines, changes = list(copies(options.jobs)), LineMap(options.folder / "lines"), drawn(options.count, options.seed)
     try:
         if options.as_recorded:
             lines.read()
@@ -325,7 +329,8 @@ def main() -> None:
             lines.update(folders)
         if not options.only_record:
             trial = Trial(lines, folders, options.folder / "mutants.jsonl")
-            changes, known = drawn(options.count, options.seed, set(options.rooms)), reasons()
+            known = reasons()
+            changes = [change for change in changes if not options.rooms or change.room in options.rooms]
             for change in changes:
                 if change.name not in trial.before or (options.again and not trial.before[change.name] and change.name not in known):
                     trial.start(change)
