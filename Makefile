@@ -47,7 +47,7 @@ wheel: $(READY)  ## build sdist and wheel, install the wheel into an empty envir
 	cd build && ./empty/bin/channelscope demo --out wheel-demo
 	test -s build/wheel-demo/report.html
 
-mutants: $(READY)  ## make 200 small changes of the source and see which the tests notice, about two hours; resumable
+mutants: $(READY)  ## make 200 small changes of the source and see which the tests notice, resumable
 	$(BIN)/python tools/mutants.py
 
 bench: $(READY)  ## every benchmark table, ratios of medians taken in one run

@@ -30,6 +30,12 @@ def test_rows_are_networks_and_the_first_is_the_measure():
         assert row.latency > 0
 
 
+def test_latencies_are_quartiles_in_milliseconds(monkeypatch):
+    monkeypatch.setattr("channelscope.pruning.prune.latency_samples", lambda networks, _: {"one": [0.002, 0.001, 0.005, 0.003, 0.004]})
+    row = compare_networks({"one": net(4)}, [(torch.zeros(4, 3, 8, 8), torch.zeros(4).long())], (3, 8, 8)).iloc[0]
+    assert [round(row[name], 9) for name in ("latency_low", "latency", "latency_high")] == [2.0, 3.0, 4.0]
+
+
 def test_latencies_leave_modes_alone():
     model = net(4).train()
     taken = latency_samples({"one": model, "two": net(8)}, (3, 8, 8), runs=3)

@@ -118,7 +118,7 @@ class PixelNetwork:
         return [LayerOutput(self._name(narrow[place]), narrow[place].name, self.depths[narrow[place].name]) for place in sorted(chosen)]
 
     def _name(self, node: fx.Node) -> str:
-        """The longest module path whose output this step is, or the step's own name."""
+        """The shortest module path whose output this step is, or the step's own name."""
         for path in sorted(_module_outputs(node), key=len):
             if self._layer(path).step == node.name:
                 return path

@@ -32,7 +32,7 @@ DAMAGE = {
 }
 """columns of damage: positive is worse"""
 
-LESIONS = Schema(
+ABLATIONS = Schema(
     "ablations",
     "site depth channel members",
     {
@@ -42,7 +42,7 @@ LESIONS = Schema(
     },
 )
 
-LESIONED_CHANNELS = Schema(
+ABLATED_CHANNELS = Schema(
     "ablated_channels",
     "site depth channel",
     {
@@ -109,12 +109,12 @@ def ablation_tables(
     [['conv', 0, 'silence', 1.0, 0.0]]
     """
     _enough(damage)
-    lesions = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in replacements.items()], ignore_index=True)
+    ablations = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in replacements.items()], ignore_index=True)
     values = scores.table(profile, applicable(profile), **options)
-    channels = _channels(lesions).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
+    channels = _channels(ablations).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
     return {
-        "ablations": fill(LESIONS, lesions, images=_images(damage)),
-        "ablated_channels": fill(LESIONED_CHANNELS, channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
+        "ablations": fill(ABLATIONS, ablations, images=_images(damage)),
+        "ablated_channels": fill(ABLATED_CHANNELS, channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
         "consumers": fill(CONSUMERS, _consumer_rows(found, list(replacements))),
         "notes": fill(NOTES, [{"note": line} for line in _notes(channels, _images(damage))]),
     }
@@ -166,11 +166,11 @@ def _ablation_rows(site: Site, every: list[Replacement], damage: Damage) -> pd.D
     return pd.DataFrame(named | columns)
 
 
-def _channels(lesions: pd.DataFrame) -> pd.DataFrame:
+def _channels(ablations: pd.DataFrame) -> pd.DataFrame:
     """One row per channel: damage of silence, and the part each replacement recovers where it exceeds its standard error."""
-    silent = lesions[lesions.intervention == "silence"].drop(columns=["intervention", "members", "size"]).set_index(KEYS)
+    silent = ablations[ablations.intervention == "silence"].drop(columns=["intervention", "members", "size"]).set_index(KEYS)
     for name in CONTROLS:
-        other = lesions[lesions.intervention == name].set_index(KEYS)
+        other = ablations[ablations.intervention == name].set_index(KEYS)
         for quantity in ("loss", "kl"):
             column = f"recovered_{name}_{quantity}"
             silent[column] = (1 - other[quantity] / silent[quantity]).where(silent[quantity] > silent[f"{quantity}_se"])
