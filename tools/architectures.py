@@ -188,6 +188,8 @@ def write(rows: dict[str, dict]) -> None:
     lines = [
         "# Supported networks",
         "",
+        "*For those who want to know whether a network like theirs can be cut.*",
+        "",
         "Written by `make architectures`. Random weights, BatchNorm statistics of one pass in training mode, the channels with the",
         f"smallest weights removed until {BUDGET} of the multiply-adds are left.",
         "",
