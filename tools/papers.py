@@ -44,7 +44,7 @@ def train(network: str, seed: int, folder: Path, data: str, epochs: int) -> None
             print(f"{folder}: finished, {History.read(folder).test_accuracy:.1%} of the test images", flush=True)
             return
         torch.manual_seed(seed)
-        model, images = zoo.load(network, ImageSource(data, seed=seed), seed=seed)
+        model, images = zoo.load(network, ImageSource(data, label_column="fine_label", seed=seed), seed=seed)
         schedule = replace(zoo.default_schedule(network, data), epochs=epochs, every=max(1, epochs // CHECKPOINTS), seed=seed)
         history = zoo.train(model, images, folder, schedule)
         print(f"{folder}: {history.precision}, {history.test_accuracy:.1%} of {history.test_images:,} test images", flush=True)
