@@ -51,6 +51,7 @@ def train(network: str, seed: int, folder: Path, data: str, epochs: int) -> None
 
 
 def main() -> None:
+    """Train what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))

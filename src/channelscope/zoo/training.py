@@ -7,10 +7,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -165,7 +165,8 @@ class _Line:
         self.done = self.first = sum(self.work[:done])
         self.started = time.perf_counter()
         self.message = ""
-        self.task = bar.add_task("training", total=sum(self.work), completed=self.done, epoch=done, speed="", left="", message="")
+        self.task = bar.add_task("training", total=sum(self.work), epoch=done, speed="", left="", message="")
+        bar.update(self.task, completed=self.done)
 
     def advance(self, epoch: int, shown: int, seconds: float, new: int) -> None:
         """After a step with `new` images; `shown` in this epoch, in `seconds`."""
@@ -199,8 +200,7 @@ class _Run:
     schedule: Schedule
     history: History
     begun: _Begun | None = None
-
-    line: Any = None
+    line: _Line = field(init=False)
 
 
 @contextmanager
@@ -262,7 +262,7 @@ def _faster(model: nn.Module, images: ImageSplits, schedule: Schedule, device: t
     def seconds(precision: str) -> float:
         started = time.perf_counter()
         with channels_last(tried, precision == "bfloat16"):
-            loss, _ = _loss(tried, x, y, precision)
+            loss, _ = loss_and_logits(tried, x, y, precision)
             loss.backward()
         tried.zero_grad()
         if device.type == "cuda":
@@ -363,15 +363,38 @@ def _step(run: _Run, places: Tensor, rate: float, epoch: int, draw: torch.Genera
     x, y = split.normalized(pixels), split.labels[places].to(device)
     if schedule.shrunk(epoch):
         x = F.interpolate(x, scale_factor=0.5, mode="area")
-    loss, logits = _loss(run.model, x, y, run.history.precision, schedule.smoothing)
+    loss, logits = loss_and_logits(run.model, x, y, run.history.precision, schedule.smoothing)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()
     return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
 
-def _loss(model: nn.Module, x: Tensor, y: Tensor, precision: str, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Mean loss of a batch, and its logits."""
+def loss_and_logits(model: nn.Module, x: Tensor, y: Tensor, precision: str, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Mean loss of a batch, and its logits.
+
+    Parameters
+    ----------
+    model
+        A network that returns logits, images × classes.
+    x, y
+        Normalized images and their labels.
+    precision
+        float32, or bfloat16 by autocast with channels last.
+    smoothing
+        Probability that the target gives to all classes alike.
+
+    Returns
+    -------
+    tuple
+        Loss in nats, float32, and logits (images, classes), in the precision of the network's last layer.
+
+    Examples
+    --------
+    >>> loss, _ = loss_and_logits(nn.Flatten(), torch.zeros(1, 2, 1, 1), torch.tensor([0]), "float32")
+    >>> round(float(loss), 3)
+    0.693
+    """
     low = precision == "bfloat16"
     if low:
         x = x.contiguous(memory_format=torch.channels_last)
