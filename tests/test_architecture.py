@@ -164,10 +164,11 @@ def layer_type(name: str) -> bool:
 
 def own_lists(tree: ast.AST) -> list[str]:
     """Types of layers that a file compares with, and collections of operations that it spells out."""
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     found, annotations = [], {id(node.slice) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
-            found += [f"{node.lineno}: {dotted(part)}" for part in ast.walk(node.args[1]) if layer_type(dotted(part))]
+            found += [f"{node.lineno}: {dotted(part)}" for part in ast.walk(node.args[1]) if id(part) not in inner and layer_type(dotted(part))]
         if isinstance(node, ast.Set | ast.Tuple | ast.List) and id(node) not in annotations:
             found += [f"{node.lineno}: {dotted(part)}" for part in node.elts if layer_type(dotted(part))]
             words = {part.value.rstrip("_") for part in node.elts if isinstance(part, ast.Constant) and isinstance(part.value, str)}

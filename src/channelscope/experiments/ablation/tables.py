@@ -12,6 +12,7 @@ from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
 from channelscope.experiments.ablation.plan import Replacement
 from channelscope.network.consumers import consumers
 from channelscope.network.sites import Sites
+from channelscope.scores.layer_statistics import ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
@@ -110,7 +111,7 @@ def ablation_tables(
     """
     _enough(damage)
     ablations = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in replacements.items()], ignore_index=True)
-    values = scores.table(profile, applicable(profile), **options)
+    values = scores.table(profile, applicable(profile, ScoreOptions.of(options).target), **options)
     channels = _channels(ablations).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
     return {
         "ablations": fill(ABLATIONS, ablations, images=_images(damage)),
@@ -120,13 +121,19 @@ def ablation_tables(
     }
 
 
-def applicable(profile: Profile) -> list[str]:
+CONTINUOUS = {"task_credit"}
+"""Scores that have no form for the class label."""
+
+
+def applicable(profile: Profile, target: str = "margin") -> list[str]:
     """Names of the scores that a profile has the statistics for.
 
     Parameters
     ----------
     profile
         Statistics of a network.
+    target
+        The target that is asked about; scores of a continuous target are left out for the class label.
 
     Returns
     -------
@@ -147,6 +154,8 @@ def applicable(profile: Profile) -> list[str]:
         missing |= {name for name, each in scores.REGISTRY.items() if each.family == "gradient"}
     if any("gamma" not in profile.weight_norms[site.name] for site in profile.sites):
         missing.add("bn_scale")
+    if target == "label":
+        missing |= CONTINUOUS
     return [name for name in scores.REGISTRY if name not in missing]
 
 
