@@ -163,6 +163,8 @@ def peer_weights(
     if isinstance(moments, str):
         return moments
     kept = moments.kept(context, found, keep)
+    if not bool((moments.covariance.diagonal()[kept] > 0).any()):
+        return "no channel that stays of its inputs varies"
     constant = small.get_submodule(layer.name).bias is not None or context.batchnorm is not None
     prediction = _prediction(moments if constant else moments.about_zero(), kept, ridge)
     _write(small, context, found, keep[layer.outputs].nonzero().flatten(), prediction)
