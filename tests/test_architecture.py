@@ -168,7 +168,8 @@ def own_lists(tree: ast.AST) -> list[str]:
     found, annotations = [], {id(node.slice) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
-            found += [f"{node.lineno}: {dotted(part)}" for part in ast.walk(node.args[1]) if id(part) not in inner and layer_type(dotted(part))]
+            types = [part for part in ast.walk(node.args[1]) if id(part) not in inner and layer_type(dotted(part))]
+            found += [f"{node.lineno}: {dotted(part)}" for part in types]
         if isinstance(node, ast.Set | ast.Tuple | ast.List) and id(node) not in annotations:
             found += [f"{node.lineno}: {dotted(part)}" for part in node.elts if layer_type(dotted(part))]
             words = {part.value.rstrip("_") for part in node.elts if isinstance(part, ast.Constant) and isinstance(part.value, str)}

@@ -85,7 +85,8 @@ def train(
     precision
         float32; bfloat16, in which the layers' products are taken by autocast, with channels last in memory; or auto: whichever is
         faster in a trial of two seconds on this device (on a CPU: takes less processor time), float32 for short runs. The choice is
-        stored with the run, as `history.precision`. Weights, statistics of normalization, loss and measured accuracies are float32 in any case.
+        stored with the run, as `history.precision`. Weights, statistics of normalization, loss and measured accuracies are float32 in
+        any case.
 
     Returns
     -------
