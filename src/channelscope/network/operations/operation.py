@@ -91,6 +91,7 @@ class WeightedLayer:
 
         Examples
         --------
+        >>> import torch
         >>> layer = WeightedLayer(in_channels=4, out_channels=6, groups=2)
         >>> layer.split(torch.zeros(6, 2, 3, 3)).shape
         torch.Size([2, 3, 2, 9])
@@ -358,6 +359,7 @@ def keep_channels(module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
 
     Examples
     --------
+    >>> import torch
     >>> layer = nn.Conv2d(3, 4, 1)
     >>> keep_channels(layer, torch.tensor([True, False, True]), torch.tensor([True, True, True, False]))
     >>> layer

@@ -108,7 +108,15 @@ class Call:
 
 
 def call_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Call:
-    """A step of a traced network with its entry; the opaque one where the table has none, and for inputs and parameters."""
+    """A step of a traced network with its entry; the opaque one where the table has none, and for inputs and parameters.
+
+    Examples
+    --------
+    >>> graph = fx.Graph()
+    >>> call = call_of(graph.call_method("relu", (graph.placeholder("x"),)), {})
+    >>> call.entry.pointwise, call.entry.weighted
+    (True, False)
+    """
     return Call(node, of_step(node, modules), modules)
 
 
