@@ -184,3 +184,29 @@ class TestTheCommand:
         assert "near matches: conv1:3" in refused(capsys, "explain", "convv1:3", *folders(runs), "--out", out)
         assert "expected a run folder" in refused(capsys, "explain", "conv1:3", tmp_path / "none", "--out", out)
         assert not out.exists()
+
+
+def scored(folder, **scores):
+    """A run folder with the scores of one layer's channels."""
+    rows = [
+        {"site": "conv1", "channel": channel, **dict(zip(scores, row, strict=True))}
+        for channel, row in enumerate(zip(*scores.values(), strict=True))
+    ]
+    tables.write(tables.table(rows, "channels"), folder / "channels.csv")
+    tables.write_json({"weights": "0" * 64}, folder / "run.json")
+    return folder
+
+
+def test_places_are_counted_from_the_largest_value(tmp_path):
+    home = scored(tmp_path, capture=[float(-channel) for channel in range(24)])
+    places = [told(home.parent, f"conv1:{channel}", "scores", home.name)[0].split("(")[1].split(")")[0] for channel in range(24)]
+    ends = {2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd"}
+    assert places == ["largest", *(f"{place}{ends.get(place, 'th')} largest" for place in range(2, 25))]
+
+
+def test_scores_of_one_channel_are_one_sentence(tmp_path):
+    home = scored(tmp_path, capture=[0.5, 2.0, 1.0], overlap=[3.0, 0.25, float("nan")])
+    (said,) = told(home.parent, "conv1:1", "scores", home.name)
+    assert said == f"Scores in {home}, among the 3 channels of conv1: capture 2.000 (largest), overlap 0.250 (2nd largest)."
+    frame = channel_summary("conv1:1", [home])["explanation_scores"]
+    assert frame[["score", "rank", "of", "above"]].values.tolist() == [["capture", 1, 3, 1.0], ["overlap", 2, 2, 0.0]]

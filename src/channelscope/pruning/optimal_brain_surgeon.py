@@ -50,7 +50,7 @@ def optimal_brain_surgeon(
         Batches of (images, …); labels are not used.
     exponent
         Power of the multiply-adds saved. Costs of channels with several consumers are overestimated, for each consumer compensates
-        for the earlier ones; an exponent above 1 corrects for it (docs/results-repair.md).
+        for the earlier ones; an exponent above 1 corrects for it (docs/results/repair.md).
     ridge
         λ as a fraction of the mean variance of what a consumer reads.
     positions
@@ -97,7 +97,7 @@ def optimal_brain_surgeons(
 ) -> list[Ranking]:
     """One `optimal_brain_surgeon` ranking for each exponent, from the same passes; `prune` can choose between them.
 
-    Which exponent is best depends on the network and on the budget (docs/results-repair.md).
+    Which exponent is best depends on the network and on the budget (docs/results/repair.md).
 
     Parameters
     ----------

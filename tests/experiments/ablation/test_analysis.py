@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import rankdata
 
 import pencil_experiments as pencil
-from channelscope.experiments.ablation.analysis import ALL, analyze, correlations
+from channelscope.experiments.ablation.analysis import ALL, _matched, analyze, correlations
 from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, BootstrapDraws, Damage, damage_summary, layer_damage
 from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 
@@ -16,7 +17,7 @@ PLAN = AblationPlan(groups=GROUPS, draws=60)
 
 
 def cohort(layers=4, channels=24, seed=0, noise=0.02, made=None):
-    """Channels whose damage is a known function of their scores, and the tables a lesion study would have left."""
+    """Channels whose damage is a known function of their scores, and the tables an ablation study would have left."""
     source = np.random.default_rng(seed)
     replacements, damage, rows = {}, {}, []
     for layer in range(layers):
@@ -151,8 +152,40 @@ class TestMatched:
         assert whole.n == cells[cells.rho.notna()].n.sum()
         assert whole.rho == pytest.approx(np.average(cells.rho.dropna(), weights=cells.n[cells.rho.notna()]))
 
+    def test_a_draw_in_which_a_bin_is_constant_counts_the_other_bins_alone(self):
+        """Of bins with few channels, many draws take one channel several times; two channels have no correlation."""
+        frame, replacements, damage = cohort(1, 18)
+        resamples = BootstrapDraws.of(GROUPS, 40, 0)
+        (layer,) = layer_damage(frame, replacements, damage, resamples)
+        row = next(r for r in _matched([layer], resamples) if (r["outcome"], r["score"], r["bin"]) == ("damage_loss", "support", "all"))
+        third = {name: (rankdata(frame[name]) - 0.5) / 18 * 3 // 1 for name in ("relevance", "capture")}
+        harm = layer.of("silence", "loss")
+        means = []
+        for draw in range(41):
+            total = weight = 0.0
+            for cell in range(9):
+                inside = torch.tensor((third["relevance"] == cell // 3) & (third["capture"] == cell % 3))
+                if inside.sum() < 3:
+                    continue
+                picks = resamples.picks(int(inside.sum()), cell)[draw]
+                one, other = harm[draw, inside][picks], torch.tensor(frame["support"].to_numpy())[inside][picks]
+                if len(set(picks.tolist())) > 1:
+                    total += int(inside.sum()) * np.corrcoef(rankdata(one), rankdata(other))[0, 1]
+                    weight += int(inside.sum())
+            means.append(total / weight)
+        assert [row["rho"], row["low"], row["high"]] == pytest.approx([means[0], *np.quantile(means[1:], [0.025, 0.975])])
+
 
 class TestPartial:
+    def test_either_of_the_two_quantities_is_held_equal_for_the_other_and_both_for_the_rest(self, study):
+        _, tables = study
+        own = tables["ablation_partial"].query("outcome == 'damage_loss'")
+        assert dict(zip(own.score, own.given, strict=True)) == {
+            "relevance": "capture",
+            "capture": "relevance",
+            **dict.fromkeys(("overlap", "support", "compactness", "excess", "unique"), "relevance capture"),
+        }
+
     def test_mean_over_layers_of_residual_correlations(self, study):
         frame, tables = study
         row = one(tables["ablation_partial"], outcome="recovered_hull_loss", score="support")

@@ -1,4 +1,4 @@
-"""Lesions on networks whose answers are known, resumed, refused, and against hooks and loops."""
+"""Ablations on networks whose answers are known, resumed, refused, and against hooks and loops."""
 
 import sqlite3
 import sys
@@ -68,7 +68,7 @@ def measured(network):
 
 
 class TestPlanted:
-    def test_a_copy_repays_its_lesion_to_numerical_precision(self):
+    def test_a_copy_repays_its_ablation_to_numerical_precision(self):
         toy = zoo.toys.exact_copy()
         tables = of(toy)
         for channel, multiple in toy.truth["copies"]:
@@ -119,7 +119,7 @@ class TestPlanted:
         assert np.isnan(own.recovered_hull_loss)
         assert any("1 of 4 channels are silent" in line for line in tables["notes"].note)
 
-    def test_a_residual_lesion_says_who_sees_it(self):
+    def test_a_residual_ablation_says_who_sees_it(self):
         consumers = of(zoo.toys.residual_pair(), rule=HullOptions())["consumers"].set_index("site")
         assert consumers.loc["stem", "consumers"].split() == ["inner", "fc"]
         assert "residual sum" in consumers.loc["outer", "note"]
@@ -148,8 +148,8 @@ class TestEngine:
         images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
         before = model(images).detach().numpy()
         for site, module in (("conv1", model.act1), ("layer1.0.conv2", model.layer1[0].bn2), ("layer3.0.conv1", model.layer3[0].act1)):
-            lesions = measured["ablations"]
-            own = lesions[(lesions.site == site) & (lesions.intervention == "silence")]
+            ablations = measured["ablations"]
+            own = ablations[(ablations.site == site) & (ablations.intervention == "silence")]
             for channel in own.channel[:2]:
                 after = pencil.silenced(model, module, channel, images).numpy()
                 expected = pencil.harm(before.astype(float), after.astype(float), labels.tolist())
@@ -159,12 +159,12 @@ class TestEngine:
                 np.testing.assert_allclose([found[f"{name}_se"] for name in DAMAGE_QUANTITIES], errors, rtol=1e-3, atol=1e-6)
 
     def test_silence_does_what_removal_does(self, network, measured):
-        """The normalization behind the channel goes with it: the smaller network loses exactly what the lesion says."""
+        """The normalization behind the channel goes with it: the smaller network loses exactly what the ablation says."""
         model, _, batches = network
         images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
         found = groups(model, images[:1])
-        lesions = measured["ablations"]
-        own = lesions[(lesions.site == "layer3.0.conv1") & (lesions.intervention == "silence")]
+        ablations = measured["ablations"]
+        own = ablations[(ablations.site == "layer3.0.conv1") & (ablations.intervention == "silence")]
         for channel in own.channel[:3]:
             kept = Subset.everything(found.sites, tuple(images.shape[1:]))
             rest = torch.arange(len(kept["layer3.0.conv1"])) != channel
@@ -198,20 +198,20 @@ class TestEngine:
         again = ablate(model, profile, whole, PLAN, progress=False)
         pd.testing.assert_frame_equal(measured["ablations"], again["ablations"], rtol=1e-3, atol=1e-6)
 
-    def test_every_layer_gets_its_share_and_controls_are_among_the_lesioned(self, measured):
-        lesions = measured["ablations"]
-        silent = lesions[lesions.intervention == "silence"]
+    def test_every_layer_gets_its_share_and_controls_are_among_the_ablated(self, measured):
+        ablations = measured["ablations"]
+        silent = ablations[ablations.intervention == "silence"]
         assert silent.groupby("site").size().tolist() == [8, 8, 12, 12]
-        random = lesions[lesions.intervention == "random"]
+        random = ablations[ablations.intervention == "random"]
         assert random.groupby("site").size().tolist() == [5, 5, 5, 5]
         keys = [set(zip(part.site, part.channel, strict=True)) for part in (random, silent)]
         assert keys[0] <= keys[1]
-        hull = lesions[lesions.intervention == "hull"].set_index(["site", "channel"])
+        hull = ablations[ablations.intervention == "hull"].set_index(["site", "channel"])
         for one in random.itertuples():
             assert one.size == hull.loc[(one.site, one.channel), "size"]
             assert str(one.channel) not in one.members.split()
 
-    def test_a_lesion_that_makes_the_output_infinite_is_refused(self):
+    def test_an_ablation_that_makes_the_output_infinite_is_refused(self):
         toy = zoo.toys.exact_copy()
         profile = collect(toy.model, toy.batches)
         stop_at = {name: value.clone() for name, value in toy.model.state_dict().items()}
@@ -292,7 +292,7 @@ class TestDamage:
 class TestResuming:
     @pytest.mark.parametrize("after", [1, 3, 5])
     def test_an_interrupted_run_gives_the_table_of_an_uninterrupted_one(self, network, measured, tmp_path, monkeypatch, after):
-        unfinished = tmp_path / "lesions.sqlite"
+        unfinished = tmp_path / "ablations.sqlite"
         written = []
         write = room.AblationStore.write
 

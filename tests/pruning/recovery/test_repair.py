@@ -444,3 +444,17 @@ def test_least_squares_says_where_peers_did_not_apply(monkeypatch):
     reason = "it reads 4 channels, more than 3: their covariance is not formed"
     assert dict(report.notes) == {"head": f"re-fitted toward its inherited weights, not those of peers: {reason}"}
     assert report.skipped == {}
+
+
+@pytest.mark.parametrize("method", ["peers", "least_squares"])
+def test_inputs_that_are_all_silent_have_no_peers(method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    with torch.no_grad():
+        model[0].bias[:2] = -100
+    images = torch.rand(8, 3, 4, 4)
+    found = groups(model, images[:1])
+    kept = found.to_subset(np.array([True, True, False, False]))
+    report = repair(shrink(found, kept), found, kept, [images], method=method)
+    reasons = report.skipped if method == "peers" else report.notes
+    assert reasons["2"].endswith("no channel that stays of its inputs varies")

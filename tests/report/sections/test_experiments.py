@@ -71,7 +71,7 @@ def partial():
     return table("ablation_partial", rows)
 
 
-class TestLesion:
+class TestAblation:
     def test_what_is_repaid_with_its_controls(self, tmp_path):
         (said,) = ablation.ablation_sentences(run(tmp_path, recovered()))
         assert said == (

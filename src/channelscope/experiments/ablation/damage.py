@@ -65,19 +65,19 @@ class Damage:
 
     images: Float[Tensor, "groups"]
     """images of each group"""
-    sums: Float[Tensor, "lesions groups quantities"]
+    sums: Float[Tensor, "ablations groups quantities"]
     """sum of the damage, float64"""
-    squares: Float[Tensor, "lesions groups quantities"]
+    squares: Float[Tensor, "ablations groups quantities"]
     """sum of its square"""
 
     @classmethod
-    def of(cls, values: Float[Tensor, "lesions quantities images"], group_of_image: Int[Tensor, "images"], groups: int) -> "Damage":
+    def of(cls, values: Float[Tensor, "ablations quantities images"], group_of_image: Int[Tensor, "images"], groups: int) -> "Damage":
         """Damage over some images.
 
         Parameters
         ----------
         values
-            Damage of every image, (lesions, quantities, images).
+            Damage of every image, (ablations, quantities, images).
         group_of_image
             Group of each image, from 0.
         groups
@@ -97,12 +97,12 @@ class Damage:
         return Damage(self.images + other.images, self.sums + other.sums, self.squares + other.squares)
 
     @property
-    def mean(self) -> Float[Tensor, "lesions quantities"]:
+    def mean(self) -> Float[Tensor, "ablations quantities"]:
         """Mean damage over the images."""
         return self.sums.sum(1) / self.images.sum()
 
     @property
-    def error(self) -> Float[Tensor, "lesions quantities"]:
+    def error(self) -> Float[Tensor, "ablations quantities"]:
         """Standard error of `mean` over images; nan for a single image."""
         n = self.images.sum()
         if n < 2:
@@ -149,8 +149,8 @@ class BootstrapDraws:
         """
         return cls(torch.cat([torch.ones(1, groups, dtype=torch.float64), bootstrap_counts(groups, draws, seed)]), seed)
 
-    def damage(self, damage: Damage) -> Float[Tensor, "quantities draws lesions"]:
-        """Mean damage of every ablation in every draw of the images, (quantities, draws, lesions)."""
+    def damage(self, damage: Damage) -> Float[Tensor, "quantities draws ablations"]:
+        """Mean damage of every ablation in every draw of the images, (quantities, draws, ablations)."""
         return torch.einsum("dg,lgq->qdl", self.weights, damage.sums) / (self.weights @ damage.images)[:, None]
 
     def picks(self, count: int, stratum: int = 0) -> Int[Tensor, "draws count"]:
@@ -202,7 +202,7 @@ class LayerDamage:
     """name of the site"""
     every: list[Replacement]
     """its interventions"""
-    drawn: Float[Tensor, "quantities draws lesions"]
+    drawn: Float[Tensor, "quantities draws ablations"]
     """mean damage"""
     columns: Mapping[str, Float[Tensor, "channels"]]
     """numeric columns of `ablated_channels`, in the order of the ablated channels"""

@@ -204,10 +204,10 @@ class AblationPlan:
         """
         sites = self.chosen(profile)
         sizes = [site.channels for site in sites]
-        lesioned = sizes if self.all else split_evenly(sizes, self.channels)
-        controlled = np.minimum(split_evenly(sizes, self.controls), lesioned)
+        ablated = sizes if self.all else split_evenly(sizes, self.channels)
+        controlled = np.minimum(split_evenly(sizes, self.controls), ablated)
         plan = {}
-        for site, count, controls in zip(sites, lesioned, controlled, strict=True):
+        for site, count, controls in zip(sites, ablated, controlled, strict=True):
             with at(site.name):
                 order = torch.randperm(site.channels, generator=_generator(self.seed, site.name)).tolist()[:count]
                 plan[site.name] = self._at(profile, site, order, set(order[:controls]), rule, convention)

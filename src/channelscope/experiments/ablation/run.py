@@ -236,8 +236,8 @@ def ablate(
 def _ablate_batches(found: Sites, replacements: Plans, batches: Iterable, store: AblationStore, progress: bool) -> None:
     """Measure all ablations on all batches that the store does not have yet."""
     device = next(found.graph.model.parameters()).device
-    total, lesions = batch_count(batches), sum(len(each) for each in replacements.values())
-    with eval_mode(found.graph.model), torch.no_grad(), progress_bar("ablations", total and total * lesions, progress) as step:
+    total, ablations = batch_count(batches), sum(len(each) for each in replacements.values())
+    with eval_mode(found.graph.model), torch.no_grad(), progress_bar("ablations", total and total * ablations, progress) as step:
         for number, (images, labels, index) in enumerate(labeled_batches(batches)):
             mark = ablation_key(images, labels)
             known = store.known(number, mark)

@@ -12,6 +12,7 @@ from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
 from channelscope.experiments.ablation.plan import Replacement
 from channelscope.network.consumers import consumers
 from channelscope.network.sites import Sites
+from channelscope.scores.layer_statistics import ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
@@ -32,7 +33,7 @@ DAMAGE = {
 }
 """columns of damage: positive is worse"""
 
-LESIONS = Schema(
+ABLATIONS = Schema(
     "ablations",
     "site depth channel members",
     {
@@ -42,7 +43,7 @@ LESIONS = Schema(
     },
 )
 
-LESIONED_CHANNELS = Schema(
+ABLATED_CHANNELS = Schema(
     "ablated_channels",
     "site depth channel",
     {
@@ -109,24 +110,30 @@ def ablation_tables(
     [['conv', 0, 'silence', 1.0, 0.0]]
     """
     _enough(damage)
-    lesions = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in replacements.items()], ignore_index=True)
-    values = scores.table(profile, applicable(profile), **options)
-    channels = _channels(lesions).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
+    ablations = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in replacements.items()], ignore_index=True)
+    values = scores.table(profile, applicable(profile, ScoreOptions.of(options).target), **options)
+    channels = _channels(ablations).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
     return {
-        "ablations": fill(LESIONS, lesions, images=_images(damage)),
-        "ablated_channels": fill(LESIONED_CHANNELS, channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
+        "ablations": fill(ABLATIONS, ablations, images=_images(damage)),
+        "ablated_channels": fill(ABLATED_CHANNELS, channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
         "consumers": fill(CONSUMERS, _consumer_rows(found, list(replacements))),
         "notes": fill(NOTES, [{"note": line} for line in _notes(channels, _images(damage))]),
     }
 
 
-def applicable(profile: Profile) -> list[str]:
+CONTINUOUS = {"task_credit"}
+"""Scores that have no form for the class label."""
+
+
+def applicable(profile: Profile, target: str = "margin") -> list[str]:
     """Names of the scores that a profile has the statistics for.
 
     Parameters
     ----------
     profile
         Statistics of a network.
+    target
+        The target that is asked about; scores of a continuous target are left out for the class label.
 
     Returns
     -------
@@ -147,6 +154,8 @@ def applicable(profile: Profile) -> list[str]:
         missing |= {name for name, each in scores.REGISTRY.items() if each.family == "gradient"}
     if any("gamma" not in profile.weight_norms[site.name] for site in profile.sites):
         missing.add("bn_scale")
+    if target == "label":
+        missing |= CONTINUOUS
     return [name for name in scores.REGISTRY if name not in missing]
 
 
@@ -166,11 +175,11 @@ def _ablation_rows(site: Site, every: list[Replacement], damage: Damage) -> pd.D
     return pd.DataFrame(named | columns)
 
 
-def _channels(lesions: pd.DataFrame) -> pd.DataFrame:
+def _channels(ablations: pd.DataFrame) -> pd.DataFrame:
     """One row per channel: damage of silence, and the part each replacement recovers where it exceeds its standard error."""
-    silent = lesions[lesions.intervention == "silence"].drop(columns=["intervention", "members", "size"]).set_index(KEYS)
+    silent = ablations[ablations.intervention == "silence"].drop(columns=["intervention", "members", "size"]).set_index(KEYS)
     for name in CONTROLS:
-        other = lesions[lesions.intervention == name].set_index(KEYS)
+        other = ablations[ablations.intervention == name].set_index(KEYS)
         for quantity in ("loss", "kl"):
             column = f"recovered_{name}_{quantity}"
             silent[column] = (1 - other[quantity] / silent[quantity]).where(silent[quantity] > silent[f"{quantity}_se"])

@@ -112,10 +112,10 @@ def call_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Call:
 
     Examples
     --------
-    >>> from channelscope.network.graph import trace
-    >>> graph = trace(nn.Sequential(nn.ReLU()), torch.zeros(1, 3))
-    >>> [call_of(node, graph.modules).entry.name for node in graph.steps.nodes]
-    ['opaque', 'elementwise', 'opaque']
+    >>> graph = fx.Graph()
+    >>> call = call_of(graph.call_method("relu", (graph.placeholder("x"),)), {})
+    >>> call.entry.pointwise, call.entry.weighted
+    (True, False)
     """
     return Call(node, of_step(node, modules), modules)
 

@@ -163,6 +163,8 @@ def peer_weights(
     if isinstance(moments, str):
         return moments
     kept = moments.kept(context, found, keep)
+    if not bool((moments.covariance.diagonal()[kept] > 0).any()):
+        return "no channel that stays of its inputs varies"
     constant = small.get_submodule(layer.name).bias is not None or context.batchnorm is not None
     prediction = _prediction(moments if constant else moments.about_zero(), kept, ridge)
     _write(small, context, found, keep[layer.outputs].nonzero().flatten(), prediction)
@@ -226,7 +228,10 @@ def _input_moments_from_profile(context: LayerContext, found: Groups, profile: P
 
 def _prediction(moments: _Moments, kept: Tensor, ridge: float) -> PeerPrediction:
     inside, outside = kept.nonzero().flatten(), (~kept).nonzero().flatten()
-    matrix = peer_regression(moments.covariance, outside, inside, ridge)
+    if bool(moments.covariance.diagonal()[inside].any()):
+        matrix = peer_regression(moments.covariance, outside, inside, ridge)
+    else:  # kept channels that never vary predict nothing but the mean
+        matrix = moments.covariance.new_zeros(len(outside), len(inside))
     return PeerPrediction(matrix, moments.mean[outside] - matrix @ moments.mean[inside], kept)
 
 
