@@ -199,22 +199,24 @@ def drawn(count: int, seed: int) -> list[Change]:
 
 def chosen_tests(change: Change, lines: LineMap) -> list[list[str]]:
     """The tests to run, quick ones first: those that execute the changed line, in the module's test file, in its room and elsewhere, and
-    the rest of the module's test file. Where none executes the line, the test files that name the module count as its own."""
+    the rest of the module's test file. Where none executes the line, the test files that name the module count as its own. Of test
+    files without a record, all tests run."""
     covering = lines.executing(change.file, change.statement, change.line)
     beside = {change.room, f"test_{change.room}.py"}
     own = {path for path in test_files() if Path(path).stem == f"test_{Path(change.file).stem}" and Path(path).parts[1] in beside}
     if not covering:
         own |= {path for path in test_files() if _names((ROOT / path).read_text(), change.module)}
     rest = {name for name in lines.seconds if name.split("::")[0] in own} - set(covering)
+    whole = sorted(path for path in own if path not in lines.slowest)
 
     def part(name: str) -> int:
         path = name.split("::")[0]
         return 3 if name in rest else 0 if path in own else 1 if change.room in Path(path).parts else 2
 
-    parts, total = ([], [], [], []), 0.0
+    parts, total = ([], whole, [], [], []), 0.0
     for name in sorted([*covering, *rest], key=lambda name: (part(name), lines.seconds[name])):
         if total + lines.seconds[name] <= SECONDS or not any(parts):
-            parts[part(name)].append(name)
+            parts[part(name) + (part(name) > 0)].append(name)
             total += lines.seconds[name]
     return [tests for tests in parts if tests]
 
@@ -270,8 +272,8 @@ class Trial:
         if not self.free:
             self._end(*next(ended(self.children)))
         folder, tests = self.free.pop(), chosen_tests(change, self.lines)
-        times = [self.lines.seconds[name] for part in tests for name in part]
-        slowest = max((self.lines.slowest[name.split("::")[0]] for part in tests for name in part), default=0.0)
+        times = [self.lines.seconds.get(name, SECONDS) for part in tests for name in part]
+        slowest = max((self.lines.slowest.get(name.split("::")[0], SECONDS) for part in tests for name in part), default=0.0)
         result = folder / "result.json"
         result.unlink(missing_ok=True)
         if not tests:
