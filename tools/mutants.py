@@ -303,7 +303,7 @@ class Trial:
         result = folder / "result.json"
         found = json.loads(result.read_text()) if result.exists() else {"failed": [], "ran": 0}
         self.free.append(folder)
-        if not found["failed"] and (code == pytest.ExitCode.USAGE_ERROR or not code and not found["ran"]):
+        if not found["failed"] and (code == pytest.ExitCode.USAGE_ERROR or (not code and not found["ran"])):
             return print(f"not tried, see {folder / 'log.txt'}: {change.name}", flush=True)
         by = (
             "out of time"
