@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from channelscope import tables
-from channelscope.benchmark.channel_summary import Finding, answer, channel_summary, counted
-from channelscope.benchmark.evidence_folder import EvidenceFolder
+from channelscope.benchmark.channel_summary import EvidenceFolder, Finding, answer, channel_summary, counted
 from channelscope.circuits import folder
 from channelscope.errors import FormatError, InputError, MismatchError, SiteError
 from channelscope.pruning.folder import Manifest
@@ -42,7 +41,7 @@ def folders(home, *names):
 
 def told(home, channel, kind, *names):
     frame = channel_summary(channel, folders(home, *names))["explanation"]
-    return frame[frame["evidence"] == kind]["said"].tolist()
+    return frame[frame["evidence"] == kind]["sentence"].tolist()
 
 
 def ablated_channel(home):
@@ -120,7 +119,7 @@ class TestWhatIsSaid:
 class TestWhatIsMissing:
     def test_every_missing_kind_comes_with_its_command(self, runs):
         said = told(runs, "conv1:2", "missing", "circuit")
-        assert [line.partition(":")[0] for line in said] == ["No pruning", "No ablation of it", "No scores", "No stand-ins"]
+        assert [line.partition(":")[0] for line in said] == ["No pruning", "No ablation of it", "No scores", "No replacements"]
         assert "channelscope ablate" in said[1]
         assert "--sites conv1 --all" in said[1]
         assert "--data digits" in said[0]
@@ -177,7 +176,7 @@ class TestTheCommand:
         assert said.out.strip().endswith("report.html")
         page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
         assert "Why conv1:3?" in page
-        for line in tables.read(tmp_path / "out" / "explanation.csv")["said"]:
+        for line in tables.read(tmp_path / "out" / "explanation.csv")["sentence"]:
             assert line.split(",")[0].replace("'", "&#39;") in page
 
     def test_nothing_is_written_when_the_question_is_wrong(self, runs, tmp_path, capsys):

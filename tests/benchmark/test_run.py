@@ -15,8 +15,7 @@ from channelscope.benchmark import engines as engine_room
 from channelscope.benchmark import run as run_room
 from channelscope.benchmark import setup
 from channelscope.benchmark.grid import FROM_SCRATCH, ORIGINAL, Grid, Trial, allocated_as
-from channelscope.benchmark.results import TrialStore
-from channelscope.benchmark.run import benchmark
+from channelscope.benchmark.run import TrialStore, benchmark
 from channelscope.benchmark.setup import Setup
 from channelscope.data.sources import ImageSource
 from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, TracingError
@@ -120,8 +119,8 @@ def test_rankings_come_back_as_they_were(bench, tmp_path):
 
 def test_other_results_are_refused(bench, tmp_path):
     results = TrialStore(tmp_path / "results.sqlite", {"model": "other", "weights": "?"})
-    results.base.close()
-    with pytest.raises(MismatchError, match=r"another benchmark .*model other there"):
+    results.close()
+    with pytest.raises(MismatchError, match=r"another run of a benchmark: they differ in model \(other there, "):
         benchmark(bench, GRID, tmp_path)
     (tmp_path / "results.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(FormatError, match="damaged"):

@@ -19,7 +19,7 @@ from channelscope.circuits.diagram.pictures import (
     feature_visualizations,
     top_patches,
 )
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.selection import top_k
 from pencil_circuits import LAST, NETWORKS, Planted, Polysemantic, causes, network, pictures
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, discard
+from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, MapCache, discard
 from channelscope.discarding.jacobian import SensitivityEstimator
-from channelscope.discarding.map_cache import MapCache
 from channelscope.errors import InputError, NumericError, SampleError
 from discarding import small
 

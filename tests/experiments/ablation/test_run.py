@@ -1,4 +1,4 @@
-"""Lesions on networks whose answers are known, resumed, refused, and against hooks and loops."""
+"""Ablations on networks whose answers are known, resumed, refused, and against hooks and loops."""
 
 import sqlite3
 import sys
@@ -77,7 +77,7 @@ class TestPlanted:
             assert (hull.members, hull["size"]) == (str(multiple), 1)
             assert silent.loss > 1
             assert abs(hull.loss) < 1e-5
-            assert row(tables["ablated_channels"], channel=channel).repaid_hull_loss == pytest.approx(1, abs=1e-6)
+            assert row(tables["ablated_channels"], channel=channel).recovered_hull_loss == pytest.approx(1, abs=1e-6)
 
     def test_the_channel_that_carries_the_label_is_first_and_is_not_repaid(self):
         toy = zoo.toys.label_channel()
@@ -86,13 +86,13 @@ class TestPlanted:
         assert channels.relevance.idxmax() == label
         for quantity in DAMAGE_QUANTITIES:
             assert channels[quantity].idxmax() == label
-        assert channels.loc[label, "repaid_hull_loss"] == pytest.approx(0, abs=1e-6)
+        assert channels.loc[label, "recovered_hull_loss"] == pytest.approx(0, abs=1e-6)
         assert channels.loc[label, "accuracy"] == pytest.approx(toy.truth["accuracy"] - 0.5, abs=0.05)
         assert (channels.drop(label).kl == 0).all()
 
     def test_independent_channels_are_not_repaid(self):
         channels = of(zoo.toys.independent_channels(), QUIET)["ablated_channels"]
-        known = channels.repaid_hull_kl.dropna()
+        known = channels.recovered_hull_kl.dropna()
         assert len(known) >= 2
         np.testing.assert_allclose(known, 0, atol=1e-6)
         assert (channels.hull_size == 0).all()
@@ -116,17 +116,26 @@ class TestPlanted:
         (dead,) = toy.truth["dead"]
         own = row(tables["ablated_channels"], channel=dead)
         assert own[list(DAMAGE_QUANTITIES)].tolist() == [0, 0, 0, 0]
-        assert np.isnan(own.repaid_hull_loss)
-        assert any("1 of 4 channels are silent" in line for line in tables["said"].said)
+        assert np.isnan(own.recovered_hull_loss)
+        assert any("1 of 4 channels are silent" in line for line in tables["notes"].note)
 
     def test_a_residual_ablation_says_who_sees_it(self):
-        readers = of(zoo.toys.residual_pair(), rule=HullOptions())["readers"].set_index("site")
-        assert readers.loc["stem", "readers"].split() == ["inner", "fc"]
-        assert "residual sum" in readers.loc["outer", "note"]
-        assert readers.loc["inner", "note"] == ""
+        consumers = of(zoo.toys.residual_pair(), rule=HullOptions())["consumers"].set_index("site")
+        assert consumers.loc["stem", "consumers"].split() == ["inner", "fc"]
+        assert "residual sum" in consumers.loc["outer", "note"]
+        assert consumers.loc["inner", "note"] == ""
 
 
-NAMES = ["ablations", "ablated_channels", "readers", "said", "repaid", "ablation_correlations", "ablation_matched", "ablation_partial"]
+NAMES = [
+    "ablations",
+    "ablated_channels",
+    "consumers",
+    "notes",
+    "recovered",
+    "ablation_correlations",
+    "ablation_matched",
+    "ablation_partial",
+]
 
 
 def test_a_table_has_one_name_in_code_and_on_disk(measured):
@@ -220,8 +229,8 @@ class TestStandIn:
             5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
         )
         samples += torch.arange(5)
-        stand_in = Replacement.predicting("hull", Moments.of(samples), 2, [4, 0], 0.0)
-        found = stand_in.maps(samples, 0)
+        replacement = Replacement.predicting("hull", Moments.of(samples), 2, [4, 0], 0.0)
+        found = replacement.maps(samples, 0)
         np.testing.assert_allclose(found.numpy(), pencil.prediction(samples.numpy(), 2, [4, 0]), rtol=1e-6)
 
     def test_the_ridge_does_not_depend_on_a_peers_scale(self):
@@ -233,13 +242,13 @@ class TestStandIn:
     def test_peers_silent_at_the_cut_point_are_left_out(self):
         samples = torch.randn(50, 3, dtype=torch.float64)
         samples[:, 1] = 4
-        stand_in = Replacement.predicting("hull", Moments.of(samples), 0, [1, 2], 0.0)
-        assert stand_in.members == (2,)
+        replacement = Replacement.predicting("hull", Moments.of(samples), 0, [1, 2], 0.0)
+        assert replacement.members == (2,)
 
     def test_no_members_are_the_mean(self):
         samples = torch.randn(50, 2, dtype=torch.float64)
-        stand_in = Replacement.predicting("hull", Moments.of(samples), 0, [], 0.0)
-        torch.testing.assert_close(stand_in.maps(samples, 0), samples[:, 0].mean().expand(50))
+        replacement = Replacement.predicting("hull", Moments.of(samples), 0, [], 0.0)
+        torch.testing.assert_close(replacement.maps(samples, 0), samples[:, 0].mean().expand(50))
 
     @pytest.mark.parametrize("axis", [0, 2])
     def test_only_the_channel_changes_whichever_axis_it_is_on(self, axis):
@@ -338,7 +347,7 @@ class TestResuming:
 
     def test_a_unit_is_written_whole_or_not_at_all(self, network, tmp_path, monkeypatch):
         self.begun(network, tmp_path / "a", monkeypatch)
-        assert sqlite3.connect(tmp_path / "a").execute("SELECT count(*) FROM done").fetchone() == (0,)
+        assert sqlite3.connect(tmp_path / "a").execute("SELECT count(*) FROM measured").fetchone() == (0,)
 
 
 class TestBadInput:
@@ -359,7 +368,7 @@ class TestBadInput:
             ablate(model, profile, few, AblationPlan(channels=2), progress=False)
 
     def test_too_few_images_for_the_damage_are_said(self, measured):
-        said = " ".join(measured["said"].said)
+        said = " ".join(measured["notes"].note)
         assert "60 images are too few for" in said
         assert "images" in said.split("would stand out")[-1]
 

@@ -185,7 +185,7 @@ class AblationPlan:
         names = {site_named(profile.sites, name).name for name in self.sites}
         return tuple(site for site in profile.sites if site.name in names)
 
-    def stand_ins(self, profile: Profile, rule: HullOptions, convention: ScoreOptions) -> dict[str, list[Replacement]]:
+    def replacements(self, profile: Profile, rule: HullOptions, convention: ScoreOptions) -> dict[str, list[Replacement]]:
         """Site → all interventions on it: silence and hull for each drawn channel, random peers and mean for those with controls.
 
         Parameters
