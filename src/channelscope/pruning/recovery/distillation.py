@@ -15,7 +15,6 @@ from channelscope.network.module_state import device_of, eval_mode
 from channelscope.progress import progress_bar
 from channelscope.pruning.prune import log_probabilities, mean_divergence
 
-
 RATE = 0.5 / 1000
 """First learning rate of Adam."""
 
