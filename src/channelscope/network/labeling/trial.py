@@ -190,7 +190,7 @@ class _SideBySide:
 
     def _loud(self, node: fx.Node) -> tuple[Tensor, str] | None:
         """Channels that go and are not zero where a layer reads them, although they are silenced."""
-        for layer in self.graph.readers.get(node.name, ()):
+        for layer in () if self.graph.entry(node).inner else self.graph.readers.get(node.name, ()):
             value = self.silent[self.graph.step(node).argument("input").name]
             lost = (layer.inputs >= 0) & self.gone[layer.inputs.clamp(min=0)]
             there = value.movedim(layer.axis, 0)[lost.to(value.device)].flatten(1)

@@ -140,7 +140,7 @@ class SiteLabels:
                 continue
             numbers = numbers_in([labeled.labels[parent] for parent in node.all_input_nodes if tensors(labeled.labels[parent])])
             numbers = labeled.union.roots(numbers).unique()
-            if len(numbers) and amount % len(numbers) == 0:
+            if labeled.removable(numbers) and amount % len(numbers) == 0:
                 found.append(Layer(f"{node.name} ", node.name, torch.full((1,), FIXED), numbers, amount // len(numbers), 1))
         return found
 
@@ -157,6 +157,15 @@ def labels_of(graph: Graph, image: tuple[Tensor, ...]) -> tuple[LabeledGraph, di
         The traced network.
     image
         One image, all inputs of the network.
+
+    Examples
+    --------
+    >>> from channelscope.network.graph import trace
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(2, 4, 1)).eval()
+    >>> image = (torch.zeros(1, 3, 5, 5),)
+    >>> labeled, steps = labels_of(trace(net, image), image)
+    >>> labeled.labels[steps["_1"]][0, :, 0, 0].tolist()
+    [0, 1]
     """
     again = graph.numbers or _entered(graph)
     recording = record(graph.model, image, whole=single) if again else _run_once(graph, image)
