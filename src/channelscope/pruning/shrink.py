@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from channelscope.errors import InputError, MismatchError
 from channelscope.network.edits import known_groups
-from channelscope.network.labeling.narrowing import narrow
+from channelscope.network.labeling.narrowing import narrow_pair
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import unwrapped
 from channelscope.pruning.recovery.calibration import rechunked
 from channelscope.subset import Subset
 
@@ -68,12 +68,12 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
             raise InputError(f"shrink: the subset removes all {len(layer.outputs)} channels of {layer.name}: keep at least one")
     first = list(islice(calibration or (), 1))
     images = rechunked(first, found)[0] if first else None
-    small = _narrowed(original, found, keep, checked=False)
+    small, exact = _narrowed(original, found, keep, checked=False)
     try:
-        check_same(small, kept, found, images)
+        check_same(exact or small, kept, found, images)
     except MismatchError:  # its own code may count channels where its steps do not
-        small = _narrowed(original, found, keep, checked=True)
-        check_same(small, kept, found, images)
+        small, exact = _narrowed(original, found, keep, checked=True)
+        check_same(exact or small, kept, found, images)
     vars(small)[CUTS] = (*cuts(original), replace(kept, groups=None))
     return small
 
@@ -112,12 +112,12 @@ def cuts(model: nn.Module) -> tuple[Subset, ...]:
     return vars(model).get(CUTS, ())
 
 
-def _narrowed(model: nn.Module, found: Groups, keep: Tensor, checked: bool) -> nn.Module:
-    """A copy with cut parameters, in the modes of the original."""
-    small = narrow(found.labeled, ~keep[:-1], checked)
+def _narrowed(model: nn.Module, found: Groups, keep: Tensor, checked: bool) -> tuple[nn.Module, nn.Module | None]:
+    """A copy with cut parameters in the modes of the original, and the same before rounding where parameters had to be computed."""
+    small, exact = narrow_pair(found.labeled, ~keep[:-1], checked)
     for name, value in vars(model).items():
         vars(small).setdefault(name, value)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in small.named_modules():
         module.training = modes.get(name, model.training)
-    return small
+    return small, exact

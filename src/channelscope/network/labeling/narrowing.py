@@ -41,7 +41,7 @@ class UnfitError(MismatchError):
         self.node = node
 
 
-def narrow(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> nn.Module:
+def narrow(graph: LabeledGraph, gone: Tensor) -> nn.Module:
     """A network without the channels that go; the network of the graph stays as it is.
 
     Parameters
@@ -50,8 +50,6 @@ def narrow(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> nn.Module
         The labeled graph of the network.
     gone
         Which channel numbers go, bool (all channels,).
-    checked
-        Whether the output is compared with the silenced network's also where no step had to be corrected.
 
     Returns
     -------
@@ -65,11 +63,26 @@ def narrow(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> nn.Module
     MismatchError
         If the smaller network computes something else than the silenced one, or cannot run.
     """
+    return narrow_pair(graph, gone)[0]
+
+
+def narrow_pair(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> tuple[nn.Module, nn.Module | None]:
+    """The network of `narrow`, and the same in float64 where weights that were computed became parameters, before these were rounded.
+
+    Parameters
+    ----------
+    graph
+        The labeled graph of the network.
+    gone
+        Which channel numbers go, bool (all channels,).
+    checked
+        Whether the output is compared with the silenced network's also where no step had to be corrected.
+    """
     removal = Removal(graph, gone)
     small = cut(graph.model, graph, removal)
     found = corrections(graph, removal, small)
     if not checked and not found.edits and not found.folded:
-        return small
+        return small, None
     expected = silenced(graph, gone, *graph.images)
     problem = ""
     for finished in (as_written, by_parts, as_recorded):
@@ -77,7 +90,7 @@ def narrow(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> nn.Module
         if trial is not None:
             problem = compared(trial, graph.images, expected)
             if not problem:
-                return finished(small, graph, found) or small
+                return finished(small, graph, found) or small, trial if found.folded else None
     raise MismatchError(f"the smaller network {problem}; please report the network")
 
 

@@ -1,7 +1,7 @@
 """Trial: the labeled graph of a network, and what only trying tells of it."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from typing import Any
 
@@ -87,7 +87,7 @@ def noise_like(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     )
 
 
-def try_out(graph: LabeledGraph, cut_points: CutPoints | None = None) -> None:
+def try_out(graph: LabeledGraph, cut_points: CutPoints | None = None, seen: Collection[fx.Node] = ()) -> list[fx.Node]:
     """Remove half of the groups, then the others; channels of steps that do not follow are kept whole.
 
     Every step of the smaller network is given what is left of the silenced network's values, so that each difference shows
@@ -100,20 +100,32 @@ def try_out(graph: LabeledGraph, cut_points: CutPoints | None = None) -> None:
     cut_points
         Where channels are silenced; channels without a cut point are not removed. None: all channels, wherever a value
         depends on them alone.
+    seen
+        Steps at which a channel can be silenced again that gets a value behind its cut point, as from the shift of a norm.
+
+    Returns
+    -------
+    list of Node
+        Those of `seen` where that is necessary.
     """
     coin = torch.rand(len(graph.union.parent), generator=torch.Generator().manual_seed(0)) < 0.5
     model = generic(graph.model)
+    waking: set[fx.Node] = set()
     with torch.no_grad(), eval_mode(model):
         whole = graph.executor.of_copy(model)
         for side in (coin, ~coin):
             for _ in range(TRIALS):
                 gone = half(graph, side, cut_points)
-                differing = _SideBySide(graph, whole, gone, cut_points).found if bool(gone.any()) else []
-                if not differing:
+                if not bool(gone.any()):
                     break
-                for numbers, reason in differing:
+                trial = _SideBySide(graph, whole, gone, cut_points, seen)
+                waking |= trial.waking
+                if not trial.found:
+                    break
+                for numbers, reason in trial.found:
                     graph.hold(numbers, reason)
                 graph.settle()
+    return [node for node in graph.steps.nodes if node in waking]
 
 
 def half(graph: LabeledGraph, coin: Tensor, cut_points: CutPoints | None = None) -> Tensor:
@@ -135,7 +147,7 @@ def half(graph: LabeledGraph, coin: Tensor, cut_points: CutPoints | None = None)
 class _SideBySide:
     """A run of the silenced and of the smaller network, step by step; `found` has the channels to keep, each with the reason."""
 
-    def __init__(self, graph: LabeledGraph, whole: Graph, gone: Tensor, cut_points: CutPoints | None):
+    def __init__(self, graph: LabeledGraph, whole: Graph, gone: Tensor, cut_points: CutPoints | None, seen: Collection[fx.Node]):
         self.graph, self.gone, self.cut_points = graph, gone, cut_points
         self.removal, self.allowed = Removal(graph, gone), coarsest(whole.model) ** EXPONENT
         small = cut(whole.model, graph, self.removal, shared=True)
@@ -144,8 +156,8 @@ class _SideBySide:
             silence_inner(whole.model, graph, self.removal)
         self.whole, self.steps = whole, NarrowedSteps(graph, self.removal, whole.of_copy(small), self.allowed)
         self.silent: dict[str, Any] = {}
-        self.origin: dict[int, str] = {}
-        self.own = _own_chains(graph, cut_points)
+        self.seen = set(seen) - _own_chains(graph, cut_points)
+        self.waking: set[fx.Node] = set()
         self.found: list[tuple[Tensor, str]] = []
         for node in graph.steps.nodes:
             if node.op != "output":
@@ -157,17 +169,16 @@ class _SideBySide:
         self.silent[node.name] = value = self._silenced(node, value, labels)
         dynamic = node in graph.dynamic and bool(tensors(value)) and not isinstance(value, torch.Size)
         left = _left(value, labels, self.removal) if dynamic else value
-        numbers, reason = (self.gone[:0], "") if self.cut_points is None else self._loud(node) or self._folded(node) or (self.gone[:0], "")
+        reason = ""
         try:
             received = self.steps.value(node, value)
         except UnfitError as error:
-            received, reason = left, reason or str(error)
+            received, reason = left, str(error)
         else:
-            if not reason and dynamic and not _close(received, left, self.allowed):
+            if dynamic and not _close(received, left, self.allowed):
                 reason = f"{graph.step(node).place} computes something else from fewer channels than from silenced ones"
         if reason:
-            every = numbers_in([graph.labels[each] for each in (*node.all_input_nodes, node)])
-            self.found.append((numbers if len(numbers) else every, reason))
+            self.found.append((numbers_in([graph.labels[each] for each in (*node.all_input_nodes, node)]), reason))
         self.steps.set(node, left if dynamic else received)
         for parent in node.all_input_nodes:
             if not self.steps.waiting[parent]:
@@ -182,52 +193,10 @@ class _SideBySide:
             shape = [1] * value.dim()
             shape[axis] = -1
             return value.masked_fill(self.gone[numbers].to(value.device).view(shape), 0)
-        if node in self.graph.dynamic and node not in self.own and isinstance(value, Tensor) and value.is_floating_point():
-            step = self.graph.step(node)
-            for number in self.removal.other_than_zero(value, labels).tolist():
-                self.origin.setdefault(number, f"{step.place} ({step.spelled})" if step.module is not None else step.place)
+        if node in self.seen and isinstance(value, Tensor) and value.is_floating_point() and self.removal.is_awake(value, labels):
+            self.waking.add(node)
+            return self.removal.masked(value, labels)
         return value
-
-    def _loud(self, node: fx.Node) -> tuple[Tensor, str] | None:
-        """Channels that go and are not zero where a layer reads them, although they are silenced."""
-        for layer in () if self.graph.entry(node).inner else self.graph.readers.get(node.name, ()):
-            value = self.silent[self.graph.step(node).argument("input").name]
-            lost = (layer.inputs >= 0) & self.gone[layer.inputs.clamp(min=0)]
-            there = value.movedim(layer.axis, 0)[lost.to(value.device)].flatten(1)
-            loud = layer.inputs[lost][~(there.abs().amax(1) == 0).cpu()] if there.numel() else layer.inputs[:0]
-            if len(loud):
-                place = self.origin.get(int(loud[0]))
-                because = f", because of {place}" if place is not None else ""
-                return loud, f"it is not zero at the input of {layer.name} even when silenced{because}"
-        return None
-
-    def _folded(self, node: fx.Node) -> tuple[Tensor, str] | None:
-        """Channels of a layer whose weights are computed from others, and come out as others when channels go."""
-        if not self.steps.found.folded or not any(_is_rounded(self.graph, node, each) for each in self.steps.found.folded):
-            return None
-        for layer in self.graph.readers.get(node.name, ()):
-            for numbers in (layer.inputs, layer.outputs):
-                lost = (numbers >= 0) & self.gone[numbers.clamp(min=0)]
-                if bool(lost.any()):
-                    return numbers[lost], f"{layer.name} computes something else with fewer channels"
-        return None
-
-
-def _is_rounded(graph: LabeledGraph, node: fx.Node, folded: fx.Node) -> bool:
-    """Whether a step uses a weight that no longer is computed, and that was computed by more than moves, so that it is rounded."""
-    steps = _weights_of(graph, folded) | {folded}
-    return folded in _weights_of(graph, node) and any(not graph.entry(each).moves for each in steps if each.op.startswith("call"))
-
-
-def _weights_of(graph: LabeledGraph, node: fx.Node) -> set[fx.Node]:
-    """The steps that compute the weights of a step, from parameters and constants."""
-    found: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        parents = [parent for parent in stack.pop().all_input_nodes if parent not in graph.dynamic and parent not in found]
-        found.update(parents)
-        stack += parents
-    return found
 
 
 def _own_chains(graph: LabeledGraph, cut_points: CutPoints | None) -> set[fx.Node]:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from channelscope.errors import InputError, MismatchError
-from channelscope.network.graph import Graph, trace
+from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.labeling.labeled_graph import LabeledGraph, Layer
 from channelscope.network.labeling.trial import noise_like
 from channelscope.network.module_state import eval_mode
@@ -59,6 +59,8 @@ class Groups:
     """steps outside of layers whose multiply-adds become fewer, shared out among channels"""
     parts: tuple[tuple[int, ...], ...] = ()
     """sets of groups of which one has to stay"""
+    waking: Mapping[str, Tensor] = field(default_factory=dict)
+    """step → channel numbers of its value, where a removed channel would get a value again, as from the shift of a norm behind a sum"""
 
     def __len__(self) -> int:
         """Number of groups."""
@@ -69,6 +71,28 @@ class Groups:
         alive = np.append(kept_groups, True)[self.group_of]
         marks = {site.name: torch.from_numpy(alive[self._range(site)].copy()) for site in self.sites}
         return Subset(marks, self.sites, tuple(self.example[0].shape[1:]), groups=self)
+
+    def silent_steps(self, removed: Subset) -> dict[str, Hook]:
+        """What keeps removed groups silent behind their sites: step → a function that sets their part of its value to zero.
+
+        Parameters
+        ----------
+        removed
+            The channels that are silent; groups of which some are not are left as they are.
+        """
+        if not self.waking:
+            return {}
+        silent = np.zeros(len(self.group_of), dtype=bool)
+        for site in self.sites:
+            if site.name in removed:
+                silent[self._range(site)] = removed[site.name].cpu().numpy()
+        whole = np.ones(len(self.members) + 1, dtype=bool)
+        for site in self.sites:
+            whole[self.group_of[self._range(site)][~silent[self._range(site)]]] = False
+        whole[-1] = False
+        marks = torch.from_numpy(whole[self.group_of])
+        lost = {step: torch.where(labels >= 0, marks[labels.clamp(min=0)], False) for step, labels in self.waking.items()}
+        return {step: _zero(part) for step, part in lost.items() if bool(part.any())}
 
     def kept(self, subset: Subset) -> np.ndarray:
         """Which groups a subset keeps: bool, one each.
@@ -109,6 +133,10 @@ class Groups:
 
     def _range(self, site: Site) -> slice:
         return slice(self.first_id[site.name], self.first_id[site.name] + site.channels)
+
+
+def _zero(lost: Tensor) -> Hook:
+    return lambda value: value.masked_fill(lost.to(value.device), 0)
 
 
 def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
@@ -174,4 +202,5 @@ def _to_groups(labels: SiteLabels, image: tuple[Tensor, ...]) -> Groups:
         labels.labeled,
         tuple(labels.products),
         tuple(sorted(parts)),
+        labels.waking,
     )

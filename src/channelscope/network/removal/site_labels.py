@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from channelscope.network.graph import Graph
 from channelscope.network.labeling.labeled_graph import LabeledGraph, Layer
-from channelscope.network.labeling.labels import FIXED, channels_in, numbers_in, tensors
+from channelscope.network.labeling.labels import FIXED, FREE, channels_in, compact, numbers_in, tensors
 from channelscope.network.labeling.trial import single, try_out
 from channelscope.network.sites import Sites
 from channelscope.network.tracing.recorder import Recording
@@ -19,8 +19,7 @@ from channelscope.network.tracing.recording import record
 class SiteLabels:
     """The labels of a network, and which of their channel numbers are those of its sites.
 
-    Layers that are called several times stay whole, as do layers that share a parameter with another place, and channels that
-    are still there at some layer after silencing.
+    Layers that are called several times stay whole, as do layers that share a parameter with another place.
 
     Parameters
     ----------
@@ -37,6 +36,9 @@ class SiteLabels:
         Site → number of its channel 0.
     layers
         Every convolution, linear layer and per-channel layer that is a module.
+    waking
+        Step → channel numbers of its value, where a removed channel would get a value again behind its sites, as from the shift
+        of a norm behind a sum; it is silenced there too.
     products
         Steps outside of these layers whose multiply-adds become fewer, each as a layer.
     """
@@ -57,7 +59,8 @@ class SiteLabels:
                 self.labeled.hold(numbers, f"the step {site.activation}, where it is silenced, is not followed")
             else:
                 cut_points[node] = numbers, site.channel_axis + 1
-        try_out(self.labeled, cut_points)
+        waking = try_out(self.labeled, cut_points, self.steps.values())
+        self.waking = {name: self._channels(node) for name, node in self.steps.items() if node in waking}
         self.products = self._products()
         self.labeled.forget_values()
 
@@ -74,6 +77,11 @@ class SiteLabels:
         for site in self.found:
             if self.labeled.sites.get(site.name) != (self.first[site.name], site.channels):
                 self.hold(self._numbers(site.name, site.channels), f"the channels of {site.name} cannot be told apart")
+
+    def _channels(self, node: fx.Node) -> Tensor:
+        """Channel numbers of a step's value, shortened along axes on which they repeat."""
+        short = compact(self.labeled.labels[node])
+        return torch.where(channels_in(short), short, FREE)
 
     def _numbers(self, name: str, count: int) -> range:
         return range(self.first[name], self.first[name] + count)
