@@ -143,8 +143,6 @@ TABLE_ROOMS = ("network/operations/", "network/tracing/", "zoo/")
 BEFORE_THE_TABLE = {
     "network/channel_tracing.py",
     "network/consumers.py",
-    "network/removal/channels.py",
-    "network/removal/slicing.py",
 }
 """Files that still hold lists of their own; only ever shorter."""
 NO_LAYERS = {"Module", "Parameter", "Buffer", "ModuleDict", "ModuleList", "Sequential"}
