@@ -1,12 +1,23 @@
-"""The command `explain`."""
+"""The commands on run folders: `report`, `explain` and `info`."""
 
 from pathlib import Path
 
-from channelscope import tables
 from channelscope.benchmark.channel_summary import channel_summary as joined
-from channelscope.cli.options import console
-from channelscope.cli.run_folder import VERSION, RunAddition
+from channelscope.cli.call import current_call
+from channelscope.cli.options import finish_run, open_run
+from channelscope.progress import console
 from channelscope.report import page
+
+
+def report(folder: Path) -> None:
+    """Write the report of a run folder again from its tables.
+
+    Parameters
+    ----------
+    folder
+        Run folder, such as runs/demo.
+    """
+    current_call().result(page.write_report(folder))
 
 
 def explain(channel: str, runs: list[Path], out: Path) -> None:
@@ -23,11 +34,7 @@ def explain(channel: str, runs: list[Path], out: Path) -> None:
     """
     frames = joined(channel, runs)
     joint = frames["explanation"].attrs["provenance"]
-    RunAddition(out).agrees(joint["weights"], joint["network"])
-    facts = {"title": f"Why {frames['explanation'].attrs['provenance']['channel']}?", "version": VERSION}
-    for name, frame in frames.items():
-        tables.write(frame, out / f"{name}.csv")
-    tables.write_json(facts | frames["explanation"].attrs["provenance"], out / "run.json")
+    run = open_run(out, joint["weights"], joint["network"])
     for said in frames["explanation"]["said"]:
         console.print(said)
-    print(page.write_report(out))
+    finish_run(run, frames, {**joint, "title": f"Why {joint['channel']}?"})
