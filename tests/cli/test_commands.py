@@ -69,6 +69,7 @@ LEAST = {
     "discard": (*NETWORK, "--out", "runs/a", "--no-cap", "--probe-noise", "0.02"),
     "faithfulness": (*NETWORK, "--out", "runs/a", "--tuning", "8"),
     "report": ("runs/a",),
+    "compare": ("runs/a", "runs/b"),
     "explain": ("conv1:0", "runs/a", "runs/b", "--out", "runs/c"),
     "train": (*NETWORK, "--out", "runs/a", "--epochs", "2"),
 }

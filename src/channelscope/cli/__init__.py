@@ -50,7 +50,7 @@ COMMANDS = {
     "Pruning": (pruning.prune, pruning.benchmark, inspection.export),
     "Circuits": (circuits.circuit, circuits.subcircuits),
     "Discarded information": (discarding.discard, discarding.faithfulness),
-    "Run folders": (runs.report, runs.explain),
+    "Run folders": (runs.report, runs.compare, runs.explain),
     "Training": (measure.train,),
 }
 """heading in the help → its commands"""
