@@ -75,7 +75,7 @@ def test_a_budget_out_of_reach_is_refused_or_the_closest_taken(place, capsys):
     options = ("--images", "60", "--macs", "0.001", "--score", "l1", "--repair", "none", "--out", path / "closest")
     said = refused(capsys, "prune", *given, *options)
     assert "cannot be met; the smallest budget is 0." in said
-    assert "(closest=True or --closest takes it): of what is then left, " in said
+    assert "(--closest takes it): of what is then left, " in said
     assert run("prune", *given, *options, "--closest") == 0
     frame = tables.read(path / "closest" / "pruning.csv").set_index("state")
     smallest = float(said.split("smallest budget is ")[1].split()[0])
@@ -182,7 +182,7 @@ def test_a_network_of_two_inputs_takes_an_example(guided):
     assert run("prune", name, *example, "--images", "60", "--macs", "0.6", "--export", "pt2", "--out", path / "small") == 0
     small = load_pruned(path / "small")
     assert torch.equal(zoo.extra_inputs(small)["y"], load_file(path / "y.safetensors")["y"])
-    options = ("--scores", "l1", "--budgets", "0.6", "--repairs", "none", "--images", "60", "--tests", "40")
+    options = ("--scores", "l1", "--budgets", "0.6", "--repairs", "none", "--images", "60", "--test", "40")
     assert run("benchmark", name, *example, *options, "--finetune", "1", "--out", path / "bench") == 0
     assert "scratch" in set(tables.read(path / "bench" / "benchmark.csv")["repair"])
 
