@@ -15,34 +15,10 @@ from torch.fx.node import map_aggregate, map_arg
 
 from channelscope.errors import ShapeError
 from channelscope.network.channel_graph import ChannelGraph, KernelEdges, Merge
-from channelscope.network.graph import Graph, execute
+from channelscope.network.graph import Graph
 from channelscope.network.module_state import eval_mode
-from channelscope.network.removal.channels import ELEMENTWISE, PASSING, POOLING, POOLS, RESHAPING, has_tensor
-from channelscope.network.sites import BATCH_NORMS, CHANNELWISE
-
-ELEMENTWISE_PAIRS = ELEMENTWISE | PASSING | {"pow", "rsqrt", "where", "logsigmoid", "detach"}
-
-REARRANGING = RESHAPING | {"narrow", "roll", "flip", "repeat", "t", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "swapdims"}
-
-REARRANGING_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
-
-PADDING = (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d)
-
-REDUCING = {"mean", "sum", "amax", "amin"}
-
-NUMPY = {"axis": "dim", "keepdims": "keepdim"}
-
-CONVOLUTIONS_IN_ORDER = (nn.Conv2d.forward, nn.Linear.forward)
-
-
-def has_separate_kernels(module: nn.Module) -> bool:
-    """Whether a module's kernels can be told apart: an ordinary 2-D convolution or linear layer.
-
-    References
-    ----------
-    Hamblin, Konkle, Alvarez 2022: a kernel is a 2-D slice W[o,i] of a convolution, or one weight of a linear layer.
-    """
-    return isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward in CONVOLUTIONS_IN_ORDER
+from channelscope.network.nest import holds_tensor
+from channelscope.network.operations import Call, call_of, execute, has_separate_kernels, layer_of
 
 
 def upstream(graph: Graph, target: str) -> list[fx.Node]:
@@ -113,14 +89,16 @@ def _channel_axis(graph: Graph, node: fx.Node, labels: Mapping[str, Any]) -> int
     while isinstance(label := labels[node.name], Tensor):
         if label.dim() < 3:
             return 0
-        module = graph.modules[str(node.target)] if node.op == "call_module" else None
-        if module is not None and has_separate_kernels(module):
-            return label.dim() - 2 if isinstance(module, nn.Linear) else 0
+        call = call_of(node, graph.modules)
+        if call.module is not None and has_separate_kernels(call.module):
+            layer = layer_of(call.module)
+            assert layer is not None
+            return layer.channel_axis(label.dim()) - 1
         changing = [place for place in range(1, label.dim()) if not bool((label == label.narrow(place, 0, 1)).all())]
         if len(changing) == 1:
             return changing[0] - 1
         parents = [each for each in node.all_input_nodes if graph.shapes.get(each.name) == graph.shapes[node.name]]
-        if changing or not parents or _spelled(node) in REARRANGING or isinstance(module, REARRANGING_MODULES):
+        if changing or not parents or call.entry.moves:
             break
         node = parents[0]
     shape = tuple(graph.shapes[first.name][1:])
@@ -128,13 +106,6 @@ def _channel_axis(graph: Graph, node: fx.Node, labels: Mapping[str, Any]) -> int
         f"at {first.name}: expected values whose channels lie on one axis, received shape {shape} in which no axis goes from channel "
         "to channel: name a convolution or linear layer"
     )
-
-
-def _spelled(node: fx.Node) -> str:
-    """Name of a function or method; '' for a module."""
-    if node.op == "call_module":
-        return ""
-    return str(node.target if node.op == "call_method" else node.target.__name__).rstrip("_")  # type: ignore[union-attr]
 
 
 def node_per_channel(label: Tensor) -> np.ndarray | None:
@@ -173,23 +144,25 @@ class _ChannelTracer:
             return torch.zeros(value.shape, dtype=torch.float64) if isinstance(value, Tensor) else value
         known = [self.labels[parent.name] for parent in node.all_input_nodes]
         inputs = [label for label in known if isinstance(label, Tensor)]
-        if not has_tensor(value):
+        if not holds_tensor(value):
             return value
-        if not any(has_tensor(label) for label in known):
+        if not any(holds_tensor(label) for label in known):
             return map_aggregate(value, lambda part: torch.zeros(part.shape, dtype=torch.float64) if isinstance(part, Tensor) else part)
-        if node.op == "call_module":
-            return self._module(node, value, inputs)
-        name = _spelled(node)
-        if name in POOLS:
-            return self._pooled(node, value, inputs[0])
-        if name == "pad":
-            return self._padded(node, value, inputs[0])
-        if name in REDUCING:
-            return self._reduced(node, value, inputs)
-        if name in REARRANGING:
+        call = call_of(node, self.graph.modules)
+        if call.module is not None and has_separate_kernels(call.module) and len(inputs) == 1:
+            return self._layer(node, value, call.module, inputs[0])
+        if call.entry.moves:
             return self._moved(node)
-        if name in ELEMENTWISE_PAIRS and isinstance(value, Tensor):
+        if call.entry.reduces is not None:
+            return self._reduced(node, value, inputs, call.entry.reduces(call, inputs[0].dim()))
+        alone = call.entry.keeps == "apart" and len(inputs) == 1
+        if isinstance(value, Tensor) and (call.entry.pointwise or (alone and (call.entry.local or call.entry.normalizes))):
             return self._met(node, value, inputs)
+        if call.entry.keeps == "apart" and not call.entry.normalizes:
+            return self._over_positions(call, value, inputs[0])
+        if call.module is not None and any(True for _ in call.module.parameters()) and not call.entry.normalizes:
+            kind = type(call.module).__name__
+            self.skipped[str(node.target)] = f"a {kind} has no kernels that can be told apart: it counts as a mixture"
         return self._mixed(node, value, known)
 
     def _image(self, value: Any) -> Any:
@@ -205,31 +178,16 @@ class _ChannelTracer:
         self.size += count
         return np.arange(self.size - count, self.size)
 
-    def _module(self, node: fx.Node, value: Any, inputs: list[Tensor]) -> Any:
-        module = self.graph.modules[str(node.target)]
-        if has_separate_kernels(module) and len(inputs) == 1:
-            return self._layer(node, value, module, inputs[0])
-        if isinstance(module, POOLING + PADDING) and isinstance(value, Tensor):
-            return self._pooled(node, value, inputs[0])
-        if isinstance(module, CHANNELWISE) or (isinstance(module, BATCH_NORMS) and len(inputs) == 1):
-            return self._met(node, value, inputs)
-        if isinstance(module, REARRANGING_MODULES):
-            return module(inputs[0])
-        if any(True for _ in module.parameters()) and not isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            self.skipped[str(node.target)] = f"a {type(module).__name__} has no kernels that can be told apart: it counts as a mixture"
-        return self._mixed(node, value, inputs)
-
     def _layer(self, node: fx.Node, value: Tensor, module: nn.Module, label: Tensor) -> Tensor:
-        linear = isinstance(module, nn.Linear)
-        rows = label.movedim(-1 if linear else 1, 0).flatten(1)
-        feeding = self.one_each(node, rows)
-        groups = 1 if linear else int(module.groups)  # type: ignore[arg-type]
-        outputs = int(module.weight.shape[0])  # type: ignore[union-attr,index]
-        sources = np.repeat(feeding.reshape(groups, -1), outputs // groups, axis=0)
-        ids = self._new(outputs)
+        layer = layer_of(module)
+        assert layer is not None
+        axis = layer.channel_axis(value.dim())
+        feeding = self.one_each(node, label.movedim(axis, 0).flatten(1))
+        sources = np.repeat(feeding.reshape(layer.groups, -1), layer.out_channels // layer.groups, axis=0)
+        ids = self._new(layer.out_channels)
         self.parts.append(KernelEdges(str(node.target), node.name, sources, ids))
         shape = [1] * value.dim()
-        shape[-1 if linear else 1] = outputs
+        shape[axis] = layer.out_channels
         return torch.from_numpy(ids).double().view(shape).expand(value.shape)
 
     def one_each(self, node: fx.Node, rows: Tensor) -> np.ndarray:
@@ -244,24 +202,19 @@ class _ChannelTracer:
         self.parts.append(Merge(node.name, members, ids))
         return ids
 
-    def _pooled(self, node: fx.Node, value: Any, label: Tensor) -> Any:
-        if not isinstance(value, Tensor) or value.shape[:2] != label.shape[:2] or value.dim() < 3:
-            return self._mixed(node, value, [label])
-        ids = torch.from_numpy(self.one_each(node, label[:1].movedim(1, 0).flatten(1))).double()
-        return ids.view(1, -1, *[1] * (value.dim() - 2)).expand(value.shape)
+    def _over_positions(self, call: Call, value: Any, label: Tensor) -> Any:
+        """Pooling, resizing and padding of positions; a padding of channels with zeros adds constants."""
+        if isinstance(value, Tensor) and value.dim() > 2 and value.shape[:2] == label.shape[:2]:
+            ids = torch.from_numpy(self.one_each(call.node, label[:1].movedim(1, 0).flatten(1))).double()
+            return ids.view(1, -1, *[1] * (value.dim() - 2)).expand(value.shape)
+        if call.entry.adds_zeros is not None and call.entry.adds_zeros(call):
+            return self._moved(call.node)
+        return self._mixed(call.node, value, [label])
 
-    def _padded(self, node: fx.Node, value: Any, label: Tensor) -> Any:
-        if value.dim() > 2 and value.shape[:2] == label.shape[:2]:
-            return self._pooled(node, value, label)
-        constant = len(node.args) < 3 and node.kwargs.get("mode", "constant") == "constant" and not node.kwargs.get("value")
-        return self._moved(node) if constant else self._mixed(node, value, [label])
-
-    def _reduced(self, node: fx.Node, value: Any, inputs: list[Tensor]) -> Any:
-        given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | {NUMPY.get(k, k): v for k, v in node.kwargs.items()}
-        keep, dims = bool(given.get("keepdim")), given.get("dim")
-        plain = isinstance(dims, int) or (isinstance(dims, list | tuple) and all(isinstance(dim, int) for dim in dims))
-        if plain and isinstance(value, Tensor):
-            low, high = (reduce(inputs[0], dims, keep) for reduce in (torch.amin, torch.amax))  # type: ignore[arg-type]
+    def _reduced(self, node: fx.Node, value: Any, inputs: list[Tensor], axes: tuple[int, ...]) -> Any:
+        if isinstance(value, Tensor):
+            kept = value.dim() == inputs[0].dim()
+            low, high = inputs[0].amin(axes, kept), inputs[0].amax(axes, kept)
             if low.shape == value.shape and torch.equal(low, high):
                 return low
         return self._mixed(node, value, inputs)
@@ -269,7 +222,11 @@ class _ChannelTracer:
     def _moved(self, node: fx.Node) -> Any:
         args: Any = map_arg(node.args, self._label_or_index)
         kwargs: Any = map_arg(node.kwargs, self._label_or_index)
-        return execute(self.graph.model, node.op, node.target, args, kwargs)
+        try:
+            return execute(self.graph.model, node.op, node.target, args, kwargs)
+        except (RuntimeError, TypeError):  # a move that does not exist for numbers of nodes
+            known = [self.labels[parent.name] for parent in node.all_input_nodes]
+            return self._mixed(node, self.values[node.name], known)
 
     def _label_or_index(self, node: fx.Node) -> Any:
         value = self.values[node.name]
