@@ -16,14 +16,13 @@ MODULES = sorted(
 COMMANDS = "channelscope.cli."
 """The docstrings of commands are their help; they are run by the tests of the command line."""
 WITHOUT_EXAMPLES = {
-    "network.channel_tracing",
+    "network.channel_graph",
     "network.consumers",
     "network.edits",
     "network.graph",
     "network.labeling.finishing",
     "network.labeling.labels",
     "network.labeling.narrowing",
-    "network.labeling.replay",
     "network.labeling.rewriting",
     "network.labeling.sources",
     "network.labeling.trial",
@@ -39,12 +38,8 @@ WITHOUT_EXAMPLES = {
     "network.partial_forward",
     "network.patches",
     "network.receptive_field",
-    "network.removal.channels",
     "network.removal.comparison",
     "network.removal.groups",
-    "network.removal.outputs",
-    "network.removal.slicing",
-    "network.removal.trial",
     "network.sites",
     "network.tracing.comparison",
     "network.tracing.interception",
