@@ -16,7 +16,7 @@ MODULES = sorted(
 COMMANDS = "channelscope.cli."
 """The docstrings of commands are their help; they are run by the tests of the command line."""
 WITHOUT_EXAMPLES = {
-    "network.channel_tracing",
+    "network.channel_graph",
     "network.consumers",
     "network.edits",
     "network.graph",
