@@ -57,6 +57,7 @@ def test_cut_takes_it_as_it_is():
     model = twins()
     found = groups(model, IMAGES[:1])
     ranking = optimal_brain_surgeon(found, IMAGES.split(30))
+    assert ranking.input_shape == (3, 8, 8)
     kept = cut(ranking, found, macs=0.6)
     alive = found.kept(kept)
     order = np.argsort(np.concatenate([ranking["first"], ranking["second"]]))
