@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from channelscope.data.images import read_images
 from channelscope.errors import DataError, InputError
-from channelscope.evaluation import evaluate
+from channelscope.evaluation import evaluate, loss_and_accuracy
 
 X = torch.eye(4).view(4, 4, 1, 1)
 MODEL = nn.Flatten()  # the logits are the pixels: image i is of class i
@@ -49,3 +50,9 @@ def test_the_network_keeps_its_mode_and_its_precision():
         model[1].bias.zero_()
     assert evaluate(model, [(X, [0, 1, 2, 3])]).accuracy == 1.0
     assert model.training
+
+
+def test_training_and_evaluation_refuse_a_map_alike():
+    split = read_images("digits").test
+    with pytest.raises(InputError, match="accuracy is of one class per image, not of a map"):
+        loss_and_accuracy(nn.Conv2d(1, 10, 1), split)
