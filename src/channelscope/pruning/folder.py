@@ -133,7 +133,8 @@ def save_pruned(
 ) -> Path:
     """The folder, after writing a pruned network into it from which `load_pruned` can rebuild it; no pickle.
 
-    It holds weights.safetensors, recipe.json, check.safetensors (random images and their logits) and, where the network needs
+    Where the zoo built the original, the network is rebuilt from the folder and compared before the folder is renamed. It holds
+    weights.safetensors, recipe.json, check.safetensors (random images and their logits) and, where the network needs
     more than images, example.safetensors. It is written to FOLDER.partial and renamed: if anything fails, a full disk included,
     an earlier folder stays as it was.
 
@@ -160,7 +161,7 @@ def save_pruned(
     Raises
     ------
     InputError
-        If the folder holds something else than a pruned network, or cannot be written.
+        If the folder holds something else than a pruned network, cannot be written, or could not be loaded again.
 
     Examples
     --------
@@ -188,6 +189,8 @@ def save_pruned(
         Manifest(kept, weights_hash(model), weights_hash(small), factory, dict(settings or {}), cuts(model)).write(partial / RECIPE)
         if factory is not None and factory.inputs:
             save_file(extra_inputs(small), partial / EXAMPLE)
+        if factory is not None:
+            _check_loads(partial, factory)
         if write_more is not None:
             write_more(partial)
         shutil.rmtree(old, ignore_errors=True)
@@ -272,6 +275,17 @@ def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module
             f"{folder}: the network gives logits {difference:.2g} (relative) away from those stored in {CHECK}; prune again"
         )
     return small
+
+
+def _check_loads(folder: Path, factory: NetworkSpec) -> None:
+    """Raise InputError if what was written cannot be loaded, such as where the network's groups are others when it is built again."""
+    try:
+        load_pruned(folder)
+    except ChannelscopeError as error:
+        raise InputError(
+            f"{factory.name} cannot be built again as it was pruned ({error}): its file may have changed since, or its groups depend on "
+            "its weights; build it again, or save small.state_dict() instead"
+        ) from error
 
 
 @torch.no_grad()
