@@ -41,7 +41,6 @@ WITHOUT_EXAMPLES = {
     "network.removal.comparison",
     "network.removal.groups",
     "network.sites",
-    "network.tracing.comparison",
     "network.tracing.interception",
     "network.tracing.numbers",
     "network.tracing.recorder",

@@ -19,9 +19,8 @@ from channelscope.errors import FAILURES, InputError, TracingError, first_line, 
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
-from channelscope.network.tracing.comparison import other_image, same
 from channelscope.network.tracing.recorder import OWN, Recording
-from channelscope.network.tracing.recording import literal, one_step, record, unwrapped
+from channelscope.network.tracing.recording import literal, one_step, other_image, record, same, unwrapped
 
 Hook = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
