@@ -1,4 +1,4 @@
-"""Spellings: the one ordinary form of a call, whether it was written as operator, method, function or in place; and Aliases: tensors that share memory."""
+"""Spellings: the one ordinary form of a call, however it was written; and Aliases: tensors that share memory."""
 
 import operator
 from collections import defaultdict
