@@ -73,3 +73,17 @@ def test_a_step_without_an_entry_is_counted_as_executed_and_named():
 
     graph = agree(Solved(), 4)
     assert list(graph.opaque) == ["linalg_multi_dot()"]
+
+
+def test_a_method_without_an_entry_is_counted_as_executed_and_named():
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.w, self.b = nn.Linear(4, 4), nn.Parameter(torch.randn(6, 4)), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.b(self.a(x).inner(self.w))
+
+    graph = agree(Inner(), 4)
+    assert list(graph.opaque) == ["inner()"]
+    assert graph.macs["inner"] == 4 * 6

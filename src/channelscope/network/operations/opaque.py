@@ -58,8 +58,7 @@ def executed(step: Step) -> int:
         if step.module is not None:
             step.module(*args, **kwargs)
         elif step.node.op == "call_method":
-            method = str(step.node.target)
-            vars(type(args[0])).get(method, torch.Tensor.__dict__.get(method))(*args, **kwargs)  # type: ignore[misc]
+            getattr(args[0], str(step.node.target))(*args[1:], **kwargs)
         else:
             step.node.target(*args, **kwargs)  # type: ignore[operator]
     return counter.get_total_flops() // 2
