@@ -35,6 +35,10 @@ class AugmentedBatches:
         self.split, self.pad, self.flip, self.seed = split, pad, flip, seed
         self.passes = 0
 
+    def __len__(self) -> int:
+        """Number of batches of a pass."""
+        return -(-len(self.split) // self.split.batch_size)
+
     def __iter__(self) -> Iterator[Tensor]:
         """Batches of float32 images (B, C, H, W)."""
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.passes)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 
 import torch
@@ -54,8 +54,8 @@ def distill(
 ) -> Distillation:
     """A copy of a smaller network that was trained on the softened outputs of the original one; labels are not read.
 
-    The loss is T² KL(softmax(t/T) ‖ softmax(s/T)), minimized by Adam with a rate that falls from epoch to epoch along half a cosine.
-    Both networks are in evaluation mode, so normalization keeps its statistics. If the copy is not nearer to the teacher on the
+    The loss is T² KL(softmax(t/T) ‖ softmax(s/T)), minimized by Adam with a rate that falls to zero along half a cosine (from epoch
+    to epoch where the batches do not say how many they are). Both networks are in evaluation mode, so normalization keeps its statistics. If the copy is not nearer to the teacher on the
     validation images afterwards, the student is returned as it was.
 
     Parameters
@@ -118,27 +118,41 @@ def distill(
         optimizer = torch.optim.Adam(model.parameters(), lr)
         with progress_bar("distilling, epochs", epochs, progress) as advance:
             for epoch in range(epochs):
-                for group in optimizer.param_groups:
-                    group["lr"] = 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs))
-                images = _epoch(model, teacher, batches, optimizer, temperature, epoch)
+                images = _epoch(model, teacher, batches, optimizer, temperature, _Rates(lr, epoch, epochs))
                 advance()
         after = _divergence(model, teacher, validation, device)
     chosen = model if after < before else copy.deepcopy(student)
     return Distillation(chosen.eval().requires_grad_(False), before, after, images)
 
 
+@dataclass(frozen=True)
+class _Rates:
+    """Half a cosine over all epochs."""
+
+    first: float
+    epoch: int
+    epochs: int
+
+    def at(self, part: float) -> float:
+        """The rate after a part of the epoch."""
+        return 0.5 * self.first * (1 + math.cos(math.pi * (self.epoch + part) / self.epochs))
+
+
 def _epoch(
-    model: nn.Module, teacher: nn.Module, batches: Iterable, optimizer: torch.optim.Optimizer, temperature: float, epoch: int
+    model: nn.Module, teacher: nn.Module, batches: Iterable, optimizer: torch.optim.Optimizer, temperature: float, rates: "_Rates"
 ) -> int:
     """One pass over the images; their number."""
     images, device = 0, device_of(model)
+    steps = len(batches) if isinstance(batches, Sized) else 0
     for step, batch in enumerate(batches, start=1):
         x = images_of(batch).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = rates.at((step - 1) / steps if steps else 0.0)
         with torch.no_grad():
             wanted = (teacher(x) / temperature).log_softmax(1)
         loss = temperature**2 * F.kl_div((model(x) / temperature).log_softmax(1), wanted, reduction="batchmean", log_target=True)
         if not bool(loss.isfinite()):
-            raise NumericError(f"the loss of distillation is {loss.item()} at step {step} of epoch {epoch + 1}; a smaller lr may help")
+            raise NumericError(f"the loss of distillation is {loss.item()} at step {step} of epoch {rates.epoch + 1}; a smaller lr may help")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
