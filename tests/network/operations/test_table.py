@@ -10,11 +10,15 @@ from torch import nn
 
 from channelscope.errors import InputError
 from channelscope.network import operations
+from channelscope.network.channel_graph import channel_graph
 from channelscope.network.cost import cost
 from channelscope.network.operations import TABLE, Operation, layer_of, of_function, of_module, register, spell, unregister
 from channelscope.network.receptive_field import AxisReceptiveField, receptive_fields
+from channelscope.network.removal.groups import groups
 from channelscope.network.sites import sites
-from channelscope.profiling.weight_norms import filters
+from channelscope.profiling.weight_norms import filters, weight_norms
+from channelscope.pruning.recovery.repair import repair
+from channelscope.pruning.shrink import shrink
 from removals import assert_exact, graph_of, lively
 
 
@@ -130,8 +134,14 @@ def test_a_layer_of_ones_own_is_a_layer_everywhere():
         ]  # fmt: skip
         assert cost(model, images).macs == {"1": 72, "3": 24, "5": 8}
         assert torch.equal(filters(model[1]), model[1].weight)
-        graph = graph_of(model.double(), 3, 2, 2)
-        small = assert_exact(graph, graph.gone([1, 3, 5, 7, 9]))
+        outgoing = weight_norms(sites(model, images[:1]), images[:1])["1"]["outgoing"]
+        assert torch.allclose(outgoing, model[3].weight.double().norm(dim=0))
+        wiring = channel_graph(sites(model, images[:1]).graph, "_5")
+        assert [(call.layer, call.sources.shape) for call in wiring.calls] == [("1", (6, 12)), ("3", (4, 6)), ("5", (2, 4))]
+        found = groups(model, images)
+        kept = found.to_subset([True, False] * 5)
+        small = shrink(found, kept)
+        assert repair(small, found, kept, [(images,)]).skipped == {}
         assert (small[1].out_features, small[3].in_features, tuple(small[3].weight.shape)) == (3, 3, (2, 3))
     finally:
         register(before)
