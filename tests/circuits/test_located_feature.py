@@ -211,3 +211,22 @@ def test_few_images_are_run_at_once():
     large = torch.zeros(3, 2, 512, PIXELS // 1024)
     assert [len(part) for part in target.image_batches(large)] == [2, 1]
     assert [len(part) for part in target.image_batches(torch.zeros(2, 2, 1024, PIXELS // 1000))] == [1, 1]
+
+
+class Several(nn.Module):
+    """Returns a dictionary, and has a layer whose output is no single tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return {"kind": self.head(self.lstm(x.flatten(1, 2))[0].mean(1))}
+
+
+def test_what_is_not_one_tensor_has_no_feature():
+    example = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(SiteError, match="the network's output is not one tensor"):
+        locate_feature(Several().eval(), "logit:0", example)
+    with pytest.raises(ShapeError, match="expected a tensor of channels at lstm"):
+        locate_feature(Several().eval(), "lstm:0", example)
