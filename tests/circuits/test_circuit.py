@@ -167,3 +167,11 @@ def test_a_circuit_is_copied_and_pickled_whole():
     for other in (copy.deepcopy(circuit), pickle.loads(pickle.dumps(circuit))):
         assert other == circuit
         assert (other.feature, other.total) == (circuit.feature, circuit.total)
+
+
+def test_relevant_kernels_of_any_pattern_survive_json():
+    diagonal = torch.eye(3, 4, dtype=torch.bool)
+    kept = Circuit({"conv": diagonal & (torch.arange(4) < 2)}, relevant={"conv": diagonal})
+    back = Circuit.from_dict(json.loads(json.dumps(kept.as_dict())))
+    assert torch.equal(back.relevant["conv"], diagonal)
+    assert back == kept

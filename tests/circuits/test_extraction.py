@@ -243,3 +243,18 @@ def test_the_kernels_can_be_read_without_the_module(tmp_path):
             folder.load_mask(tmp_path)
     with pytest.raises(FormatError, match="expected a circuit"):
         folder.load_mask(tmp_path / "none")
+
+
+ARGUMENTS = [slice(1, None, 2), (Ellipsis, slice(None), 3), torch.float16, {"dim": (1, 2), "keepdim": True}, None, 0.5, "mean"]
+
+
+@pytest.mark.parametrize("value", ARGUMENTS, ids=str)
+def test_arguments_of_steps_come_back(value):
+    assert folder._decoded(json.loads(json.dumps(folder._encoded(value))), {}) == value
+
+
+def test_arguments_that_a_recipe_cannot_hold_are_refused():
+    with pytest.raises(InputError, match=r"passes .* to a step, which a recipe cannot hold"):
+        folder._encoded(torch.device("cpu"))
+    with pytest.raises(FormatError, match="a value of kind code, which is not known"):
+        folder._decoded({"code": "print()"}, {})

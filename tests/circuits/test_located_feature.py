@@ -215,6 +215,25 @@ def test_few_images_are_run_at_once():
     assert [len(part) for part in target.image_batches(torch.zeros(2, 2, 1024, PIXELS // 1000))] == [1, 1]
 
 
+class Several(nn.Module):
+    """Returns a dictionary, and has a layer whose output is no single tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return {"kind": self.head(self.lstm(x.flatten(1, 2))[0].mean(1))}
+
+
+def test_what_is_not_one_tensor_has_no_feature():
+    example = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(SiteError, match="the network's output is not one tensor"):
+        locate_feature(Several().eval(), "logit:0", example)
+    with pytest.raises(ShapeError, match="expected a tensor of channels at lstm"):
+        locate_feature(Several().eval(), "lstm:0", example)
+
+
 def test_a_network_of_one_layer_has_features_although_it_has_no_site():
     """Its only layer's outputs are the network's own, which no channel statistics are kept of."""
     layer = nn.Conv2d(1, 2, 1, bias=False)

@@ -9,7 +9,7 @@ import torch
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.criteria import CircuitOptions
 from channelscope.circuits.feature import locate_feature
-from channelscope.circuits.subfeatures import cluster_images, error_at_maximum, subfeature_circuits, top_images
+from channelscope.circuits.subfeatures import TopImages, cluster_images, error_at_maximum, subfeature_circuits, top_images
 from channelscope.errors import BudgetError, InputError, SampleError
 from pencil_circuits import Polysemantic, causes, network, pictures
 
@@ -170,3 +170,11 @@ def test_every_other_image_of_a_cluster_scores_and_the_rest_evaluate():
     top = top_images(feature, images, 4)
     _, frames = subfeature_circuits(feature, top, torch.tensor([0, 1, 0, 1]), CircuitOptions(keep="1"), general_share=1.0)
     assert frames["subcircuits"]["scored_on"].tolist() == ["0", "1", "", ""]
+
+
+def test_two_different_images_are_too_few_to_choose_a_number_of_groups():
+    index, vectors = torch.arange(4), torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])
+    top = TopImages(torch.zeros(4, 1, 1, 1), index, index, index.float(), vectors)
+    with pytest.raises(SampleError, match="2 different images are too few to group"):
+        cluster_images(top)
+    assert cluster_images(top, 2).tolist() == [0, 1, 0, 1]

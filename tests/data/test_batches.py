@@ -142,3 +142,17 @@ def test_the_first_row_that_is_no_class_is_shown():
     for rows, shown in (([ones, ones, twice, half], "1, 1, 0"), ([ones, half, twice, ones], "1, 0.5, 0")):
         with pytest.raises(DataError, match=rf"received {re.escape(shown)}:"):
             list(indexed_batches([(X, torch.tensor(rows))]))
+
+
+def test_images_in_a_list_of_one_and_names_in_the_place_of_numbers():
+    ((images, labels, index),) = indexed_batches([([X], Y, "street.png")])
+    assert torch.equal(images, X)
+    assert torch.equal(labels, Y)
+    assert index.tolist() == [0, 1, 2, 3]
+
+
+def test_what_has_no_numbers_is_refused():
+    with pytest.raises(DataError, match="along the first axis, received one number"):
+        list(indexed_batches([(torch.tensor(1.0), torch.tensor([0]))]))
+    with pytest.raises(DataError, match="the labels of a batch must be numbers, one for each image"):
+        list(indexed_batches([(X, [object()] * 4)]))

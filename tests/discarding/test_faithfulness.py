@@ -12,6 +12,8 @@ from channelscope.discarding import faithfulness as room
 from channelscope.discarding import localization
 from channelscope.discarding.cid import CIDOptions
 from channelscope.discarding.smoothing import gaussian_blur
+from channelscope.errors import NumericError
+from discarding import small
 
 
 def corner(images):
@@ -108,3 +110,10 @@ def test_smoothing_keeps_constants_inside_and_the_center_is_the_maximum():
     torch.testing.assert_close(localization.smoothed(torch.ones(1, 60, 60))[0, 25:35, 25:35], torch.ones(10, 10))
     middle = localization.center_prior(torch.zeros(1, 3, 9, 9))[0]
     assert middle.argmax() == 40
+
+
+def test_a_map_that_is_not_finite_is_refused_by_name():
+    batch = (torch.zeros(2, 3, 8, 8), None, torch.arange(2))
+    maps = {"broken": lambda images, classes, index: torch.full((2, 8, 8), torch.nan)}
+    with pytest.raises(NumericError, match="the map of broken is not finite"):
+        room._maps_and_curves(small.network(), maps, [batch], lambda: None, curves=False)  # type: ignore[arg-type]

@@ -139,3 +139,8 @@ def test_sign_flips_of_nan_are_nan_where_the_test_has_them():
 def test_all_patterns_of_twelve_differences_are_tried():
     p = sign_flip(torch.tensor([1.0] * 11 + [2.0]), permutations=10)
     assert float(p) == 2 / 2**12
+
+
+def test_contrasts_of_no_differences_are_refused():
+    with pytest.raises(SampleError, match="at least one paired difference"):
+        sign_flip_contrasts(torch.zeros(0, 3), torch.zeros(3, 1))

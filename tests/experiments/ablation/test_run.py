@@ -407,3 +407,11 @@ class TestSpread:
 def test_a_silence_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match="no silence is called maen; near matches: mean; there are: zero, mean"):
         AblationPlan(silence="maen")
+
+
+def test_labels_beyond_the_classes_are_refused():
+    toy = zoo.toys.exact_copy()
+    profile = collect(toy.model, toy.batches)
+    (images, labels), *_ = [batch[:2] for batch in toy.batches]
+    with pytest.raises(DataError, match=r"damage needs labels from 0 to \d+, received "):
+        ablate(toy.model, profile, [(images, labels + 9)], EVERY, SHARP, progress=False)
