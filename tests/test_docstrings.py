@@ -16,8 +16,6 @@ MODULES = sorted(
 COMMANDS = "channelscope.cli."
 """The docstrings of commands are their help; they are run by the tests of the command line."""
 WITHOUT_EXAMPLES = {
-    "network.channel_tracing",
-    "network.consumers",
     "network.edits",
     "network.graph",
     "network.labeling.finishing",

@@ -4,7 +4,7 @@ Channels are numbered as nodes in execution order, so that every node is fed by 
 depend on the input, then the channels of the images, then each layer's outputs and the sums and mixtures in between.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,6 +142,61 @@ class ChannelGraph:
                     before = np.where(marks[part.layer].numpy(), before, np.inf) if part.layer in marks else np.full_like(before, np.inf)
                 hops[part.outputs] = 1 + before.min(1)
         return hops
+
+
+def channels_behind(parts: Sequence[KernelEdges | Merge], channels: np.ndarray, nodes: np.ndarray) -> Bool[Tensor, "channels nodes"]:
+    """Which nodes depend on which channels through sums, products and mixtures alone, and through no layer.
+
+    Parameters
+    ----------
+    parts
+        The operations of a network, in execution order.
+    channels
+        int (channels,): nodes of the channels, those that are one node several times.
+    nodes
+        int (nodes,): the nodes that are asked about.
+
+    Returns
+    -------
+    Tensor
+        Marks.
+
+    Examples
+    --------
+    >>> total = Merge("add", np.array([[1, 3], [2, 4]]), np.array([5, 6]))
+    >>> channels_behind([total], np.array([1, 2]), np.array([2, 5, 6, 4])).int().tolist()
+    [[0, 1, 0, 0], [1, 0, 1, 0]]
+    """
+    size = 1 + max(int(each.max()) for each in (channels, nodes, *(part.outputs for part in parts)) if len(each))
+    one = np.full(size, NONE)
+    one[channels] = np.arange(len(channels))
+    several: dict[int, np.ndarray] = {}
+    for node in channels[one[channels] != np.arange(len(channels))]:
+        one[node], several[int(node)] = SEVERAL, channels == node
+    for part in parts:
+        if not isinstance(part, Merge):
+            continue
+        found = one[part.members]
+        first = found.max(1)
+        same = (found == NONE) | (found == first[:, None])
+        one[part.outputs] = np.where(same.all(1), first, SEVERAL)
+        for row in np.flatnonzero(one[part.outputs] == SEVERAL):
+            marks = np.zeros(len(channels), dtype=bool)
+            marks[found[row][found[row] >= 0]] = True
+            for member in part.members[row][found[row] == SEVERAL]:
+                marks |= several[int(member)]
+            several[int(part.outputs[row])] = marks
+    result = torch.zeros(len(channels), len(nodes), dtype=torch.bool)
+    for place, node in enumerate(nodes.tolist()):
+        if one[node] == SEVERAL:
+            result[:, place] = torch.from_numpy(several[node])
+    single = np.flatnonzero(one[nodes] >= 0)
+    result[one[nodes][single], single] = True
+    return result
+
+
+NONE, SEVERAL = -1, -2
+"""A node that depends on none, or on several, of the channels that are asked about."""
 
 
 def _joined(names: list[str]) -> str:

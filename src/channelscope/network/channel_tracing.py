@@ -10,70 +10,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import map_aggregate, map_arg
 
 from channelscope.errors import ShapeError
+from channelscope.network import nest
 from channelscope.network.channel_graph import ChannelGraph, KernelEdges, Merge
-from channelscope.network.graph import Graph, execute
+from channelscope.network.graph import Graph
+from channelscope.network.labeling.labels import compact
 from channelscope.network.module_state import eval_mode
-from channelscope.network.sites import BATCH_NORMS, CHANNELWISE
-
-ELEMENTWISE = {"add", "sub", "mul", "div", "truediv", "maximum", "minimum", "iadd", "isub", "imul", "itruediv"}
-
-RESHAPING = {
-    "flatten", "view", "reshape", "permute", "transpose", "cat", "concat", "chunk", "split", "getitem", "unsqueeze", "squeeze",
-    "contiguous", "expand", "stack", "movedim", "swapaxes", "unbind", "clone", "unflatten", "tensor_split",
-}  # fmt: skip
-
-PASSING = {
-    "relu", "relu6", "gelu", "silu", "mish", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "celu", "selu", "sigmoid", "tanh",
-    "softplus", "dropout", "dropout1d", "dropout2d", "dropout3d", "clamp", "stochastic_depth", "drop_path", "contiguous", "clone", "to",
-    "float", "type_as", "neg", "square", "sqrt", "abs", "exp",
-}  # fmt: skip
-
-POOLS = {
-    f"{kind}_pool{dims}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max", "lp") for dims in (1, 2, 3)
-} | {"interpolate", "upsample", "lp_pool"}  # fmt: skip
-
-POOLING = (
-    nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._LPPoolNd, nn.Upsample,
-)  # fmt: skip
-
-ELEMENTWISE_PAIRS = ELEMENTWISE | PASSING | {"pow", "rsqrt", "where", "logsigmoid", "detach"}
-
-REARRANGING = RESHAPING | {"narrow", "roll", "flip", "repeat", "t", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "swapdims"}
-
-REARRANGING_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
-
-PADDING = (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d)
-
-REDUCING = {"mean", "sum", "amax", "amin"}
-
-NUMPY = {"axis": "dim", "keepdims": "keepdim"}
-
-CONVOLUTIONS_IN_ORDER = (nn.Conv2d.forward, nn.Linear.forward)
-
-
-def has_tensor(value: Any) -> bool:
-    """Whether a step's value is a tensor or holds one."""
-    parts = value if isinstance(value, tuple | list) else [value]
-    return any(isinstance(part, Tensor) for part in parts)
-
-
-def has_separate_kernels(module: nn.Module) -> bool:
-    """Whether a module's kernels can be told apart: an ordinary 2-D convolution or linear layer.
-
-    References
-    ----------
-    Hamblin, Konkle, Alvarez 2022: a kernel is a 2-D slice W[o,i] of a convolution, or one weight of a linear layer.
-    """
-    return isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward in CONVOLUTIONS_IN_ORDER
+from channelscope.network.operations import Call, call_of, execute, has_separate_kernels, layer_of
 
 
 def upstream(graph: Graph, target: str) -> list[fx.Node]:
     """The steps that `target` depends on, itself included, in execution order.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.graph import trace
+    >>> graph = trace(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten()), torch.zeros(1, 3, 4, 4))
+    >>> [node.name for node in upstream(graph, "_1")]
+    ['input_1', '_0', '_1']
 
     References
     ----------
@@ -102,7 +60,7 @@ def channel_graph(graph: Graph, target: str, axis: int | None = None) -> Channel
 
     Returns
     -------
-    Wiring
+    ChannelGraph
         Channels as nodes, kernels as edges between them.
 
     Raises
@@ -110,23 +68,24 @@ def channel_graph(graph: Graph, target: str, axis: int | None = None) -> Channel
     ShapeError
         If no axis is given and tracing finds none.
 
+    Examples
+    --------
+    >>> from channelscope.network.graph import trace
+    >>> from channelscope.zoo.toys import residual_pair
+    >>> toy = residual_pair()
+    >>> found = channel_graph(trace(toy.model, toy.batches[0][0][:1]), "add")
+    >>> found.layers, found.names()[found.output_nodes[0]]
+    (('stem', 'inner', 'outer'), 'stem:0 + outer:0')
+
     References
     ----------
     Hamblin, Konkle, Alvarez 2022 (relevant kernels: those on a path from the input to the feature), for any traced graph.
     """
-    nodes = upstream(graph, target)
-    names = tuple(node.name for node in nodes)
-    like = next(graph.model.parameters(), torch.zeros(()))
-    blank = [torch.zeros(1, *graph.shapes[name][1:], device=like.device, dtype=like.dtype) for name in graph.inputs if name in graph.shapes]
-    with eval_mode(graph.model), torch.no_grad():
-        values = graph.run(*blank, outputs=names, out_of_place=True)
-        trail = _ChannelTracer(graph, {name: _cpu(value) for name, value in zip(names, values, strict=True)})
-        for node in nodes:
-            trail.labels[node.name] = trail.follow(node)
+    trail = ChannelTracer(graph, upstream(graph, target))
     if axis is None:
         axis = _channel_axis(graph, graph.nodes[target], trail.labels)
     labels = {name: node_per_channel(label) for name, label in trail.labels.items() if isinstance(label, Tensor)}
-    outputs = trail.one_each(graph.nodes[target], trail.labels[target][:1].movedim(axis + 1, 0).flatten(1))
+    outputs = trail.one_each(graph.nodes[target], trail.labels[target][:1].movedim(axis + 1, 0))
     return ChannelGraph(tuple(trail.parts), trail.size, trail.images, labels, outputs, trail.skipped, axis)
 
 
@@ -140,14 +99,15 @@ def _channel_axis(graph: Graph, node: fx.Node, labels: Mapping[str, Any]) -> int
     while isinstance(label := labels[node.name], Tensor):
         if label.dim() < 3:
             return 0
-        module = graph.modules[str(node.target)] if node.op == "call_module" else None
-        if module is not None and has_separate_kernels(module):
-            return label.dim() - 2 if isinstance(module, nn.Linear) else 0
+        call = call_of(node, graph.modules)
+        layer = layer_of(call.module) if call.module is not None else None
+        if layer is not None and has_separate_kernels(graph.modules[str(node.target)]):
+            return layer.channel_axis(label.dim()) - 1
         changing = [place for place in range(1, label.dim()) if not bool((label == label.narrow(place, 0, 1)).all())]
         if len(changing) == 1:
             return changing[0] - 1
         parents = [each for each in node.all_input_nodes if graph.shapes.get(each.name) == graph.shapes[node.name]]
-        if changing or not parents or _spelled(node) in REARRANGING or isinstance(module, REARRANGING_MODULES):
+        if changing or not parents or call.entry.moves:
             break
         node = parents[0]
     shape = tuple(graph.shapes[first.name][1:])
@@ -157,15 +117,13 @@ def _channel_axis(graph: Graph, node: fx.Node, labels: Mapping[str, Any]) -> int
     )
 
 
-def _spelled(node: fx.Node) -> str:
-    """Name of a function or method; '' for a module."""
-    if node.op == "call_module":
-        return ""
-    return str(node.target if node.op == "call_method" else node.target.__name__).rstrip("_")  # type: ignore[union-attr]
-
-
 def node_per_channel(label: Tensor) -> np.ndarray | None:
     """Node of each channel on axis 1, or None where positions of a channel come from different nodes.
+
+    Examples
+    --------
+    >>> node_per_channel(torch.tensor([[4.0, 7.0]])[..., None].expand(1, 2, 5)).tolist()
+    [4, 7]
 
     References
     ----------
@@ -177,46 +135,85 @@ def node_per_channel(label: Tensor) -> np.ndarray | None:
     return flat[0, :, 0].long().numpy() if bool((flat == flat[..., :1]).all()) else None
 
 
-def _cpu(value: Any) -> Any:
-    return map_aggregate(value, lambda part: part.cpu() if isinstance(part, Tensor) else part)
+class ChannelTracer:
+    """Labels of some steps of a traced network, in execution order.
 
+    Parameters
+    ----------
+    graph
+        The traced network.
+    nodes
+        Steps to follow, with all that they depend on.
+    own_layers
+        Whether every convolution and linear layer makes new channels, whether or not its kernels can be told apart; these have no edges.
+    structural
+        Whether a normalization passes every channel on as it is.
 
-class _ChannelTracer:
-    """Labels of the steps followed so far. A label is a float64 tensor of node numbers, shaped like the step's value."""
+    Attributes
+    ----------
+    labels
+        Step → float64 tensor of node numbers, shaped like the step's value; 0 where it does not depend on the images.
+    reads
+        Step of a layer → node of each of its inputs.
+    """
 
-    def __init__(self, graph: Graph, values: dict[str, Any]):
-        self.graph, self.values = graph, values
+    def __init__(self, graph: Graph, nodes: list[fx.Node], own_layers: bool = False, structural: bool = False):
+        self.graph, self.own_layers, self.structural = graph, own_layers, structural
         self.labels: dict[str, Any] = {}
+        self.reads: dict[str, np.ndarray] = {}
         self.parts: list[KernelEdges | Merge] = []
         self.size = 1
         self.images = np.zeros(0, dtype=np.int64)
         self.skipped: dict[str, str] = {}
+        like = next(graph.model.parameters(), torch.zeros(()))
+        shapes = [graph.shapes[name][1:] for name in graph.inputs if name in graph.shapes]
+        blank = [torch.zeros(1, *shape, device=like.device, dtype=like.dtype) for shape in shapes]
+        names = tuple(node.name for node in nodes)
+        with eval_mode(graph.model), torch.no_grad():
+            values = graph.run(*blank, outputs=names, out_of_place=True)
+            self.values = dict(zip(names, values, strict=True))
+            for node in nodes:
+                self.labels[node.name] = self._follow(node)
 
-    def follow(self, node: fx.Node) -> Any:
+    def _follow(self, node: fx.Node) -> Any:
         value = self.values[node.name]
         if node.op == "placeholder":
             return self._image(value)
         if node.op == "get_attr":
-            return torch.zeros(value.shape, dtype=torch.float64) if isinstance(value, Tensor) else value
+            return _constant(value)
         known = [self.labels[parent.name] for parent in node.all_input_nodes]
         inputs = [label for label in known if isinstance(label, Tensor)]
-        if not has_tensor(value):
+        if not nest.holds_tensor(value):
             return value
-        if not any(has_tensor(label) for label in known):
-            return map_aggregate(value, lambda part: torch.zeros(part.shape, dtype=torch.float64) if isinstance(part, Tensor) else part)
-        if node.op == "call_module":
-            return self._module(node, value, inputs)
-        name = _spelled(node)
-        if name in POOLS:
-            return self._pooled(node, value, inputs[0])
-        if name == "pad":
-            return self._padded(node, value, inputs[0])
-        if name in REDUCING:
-            return self._reduced(node, value, inputs)
-        if name in REARRANGING:
+        if not any(nest.holds_tensor(label) for label in known):
+            return _constant(value)
+        if node.op == "output" or not isinstance(value, Tensor) or not inputs:
+            moves = node.op != "output" and call_of(node, self.graph.modules).entry.moves
+            return self._moved(node) if moves else self._mixed(node, value, known)
+        return self._by_entry(node, value, inputs, known)
+
+    def _by_entry(self, node: fx.Node, value: Tensor, inputs: list[Tensor], known: list[Any]) -> Any:
+        call = call_of(node, self.graph.modules)
+        entry, module = call.entry, call.module
+        layer = None if module is None else layer_of(module)
+        if layer is not None and (self.own_layers or (len(inputs) == 1 and has_separate_kernels(module))):  # type: ignore[arg-type]
+            return self._layer(node, value, inputs[0], layer.channel_axis(value.dim()))
+        if module is not None and not entry.normalizes and any(part.dim() > 1 for part in module.parameters()):
+            self.skipped[str(node.target)] = f"a {type(module).__name__} has no kernels that can be told apart: it counts as a mixture"
+        if entry.normalizes and (self.structural or entry.keeps == "apart"):
+            return inputs[0] if inputs[0].shape == value.shape else self._mixed(node, value, known)
+        if entry.reduces is not None:
+            return self._reduced(call, value, inputs)
+        if entry.moves:
             return self._moved(node)
-        if name in ELEMENTWISE_PAIRS and isinstance(value, Tensor):
+        if entry.pointwise:
             return self._met(node, value, inputs)
+        if entry.name in PRODUCTS and len(inputs) >= 2:
+            return PRODUCTS[entry.name](self, call, value, known)
+        if entry.keeps == "together" and call.number("dim") is not None and inputs[0].shape == value.shape:
+            return self._joined(node, inputs[0], int(call.number("dim")))
+        if entry.keeps == "apart":
+            return self._kept_apart(call, value, inputs[0])
         return self._mixed(node, value, known)
 
     def _image(self, value: Any) -> Any:
@@ -232,66 +229,55 @@ class _ChannelTracer:
         self.size += count
         return np.arange(self.size - count, self.size)
 
-    def _module(self, node: fx.Node, value: Any, inputs: list[Tensor]) -> Any:
+    def _layer(self, node: fx.Node, value: Tensor, label: Tensor, axis: int) -> Tensor:
         module = self.graph.modules[str(node.target)]
-        if has_separate_kernels(module) and len(inputs) == 1:
-            return self._layer(node, value, module, inputs[0])
-        if isinstance(module, POOLING + PADDING) and isinstance(value, Tensor):
-            return self._pooled(node, value, inputs[0])
-        if isinstance(module, CHANNELWISE) or (isinstance(module, BATCH_NORMS) and len(inputs) == 1):
-            return self._met(node, value, inputs)
-        if isinstance(module, REARRANGING_MODULES):
-            return module(inputs[0])
-        if any(True for _ in module.parameters()) and not isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            self.skipped[str(node.target)] = f"a {type(module).__name__} has no kernels that can be told apart: it counts as a mixture"
-        return self._mixed(node, value, inputs)
-
-    def _layer(self, node: fx.Node, value: Tensor, module: nn.Module, label: Tensor) -> Tensor:
-        linear = isinstance(module, nn.Linear)
-        rows = label.movedim(-1 if linear else 1, 0).flatten(1)
-        feeding = self.one_each(node, rows)
-        groups = 1 if linear else int(module.groups)  # type: ignore[arg-type]
-        outputs = int(module.weight.shape[0])  # type: ignore[union-attr,index]
-        sources = np.repeat(feeding.reshape(groups, -1), outputs // groups, axis=0)
-        ids = self._new(outputs)
-        self.parts.append(KernelEdges(str(node.target), node.name, sources, ids))
+        layer = layer_of(module)
+        assert layer is not None
+        feeding = self.reads[node.name] = self.one_each(node, label.movedim(layer.channel_axis(label.dim()), 0))
+        ids = self._new(layer.out_channels)
+        if not self.own_layers:
+            sources = np.repeat(feeding.reshape(layer.groups, -1), layer.out_channels // layer.groups, axis=0)
+            self.parts.append(KernelEdges(str(node.target), node.name, sources, ids))
         shape = [1] * value.dim()
-        shape[-1 if linear else 1] = outputs
+        shape[axis] = layer.out_channels
         return torch.from_numpy(ids).double().view(shape).expand(value.shape)
 
     def one_each(self, node: fx.Node, rows: Tensor) -> np.ndarray:
-        """One node for each row of labels; those of a row are joined."""
-        first = rows[:, 0].long().numpy().copy()
-        for place in torch.nonzero((rows != rows[:, :1]).any(1)).flatten().tolist():
-            first[place] = self._join(node, rows[place].unique().long().numpy()[None])[0]
+        """One node for each entry along the first axis of labels; those that lie behind one another are joined."""
+        short = compact(rows, tuple(range(1, rows.dim()))).flatten(1) if rows.dim() > 1 else rows[:, None]
+        first = short[:, 0].long().numpy().copy()
+        for place in torch.nonzero((short != short[:, :1]).any(1)).flatten().tolist():
+            first[place] = self._join(node, short[place].unique().long().numpy())
         return first
 
-    def _join(self, node: fx.Node, members: np.ndarray) -> np.ndarray:
-        ids = self._new(len(members))
-        self.parts.append(Merge(node.name, members, ids))
-        return ids
+    def _join(self, node: fx.Node, members: np.ndarray) -> int:
+        """A node that depends on several others."""
+        members = members[members != 0]
+        if len(members) < 2:
+            return int(members[0]) if len(members) else 0
+        (number,) = self._new(1)
+        self.parts.append(Merge(node.name, members[None], np.array([number])))
+        return int(number)
 
-    def _pooled(self, node: fx.Node, value: Any, label: Tensor) -> Any:
-        if not isinstance(value, Tensor) or value.shape[:2] != label.shape[:2] or value.dim() < 3:
-            return self._mixed(node, value, [label])
-        ids = torch.from_numpy(self.one_each(node, label[:1].movedim(1, 0).flatten(1))).double()
-        return ids.view(1, -1, *[1] * (value.dim() - 2)).expand(value.shape)
-
-    def _padded(self, node: fx.Node, value: Any, label: Tensor) -> Any:
+    def _kept_apart(self, call: Call, value: Tensor, label: Tensor) -> Any:
+        """Pooling and padding in space keep each channel's node; padding beside the channels adds constants."""
         if value.dim() > 2 and value.shape[:2] == label.shape[:2]:
-            return self._pooled(node, value, label)
-        constant = len(node.args) < 3 and node.kwargs.get("mode", "constant") == "constant" and not node.kwargs.get("value")
-        return self._moved(node) if constant else self._mixed(node, value, [label])
+            ids = torch.from_numpy(self.one_each(call.node, label[:1].movedim(1, 0))).double()
+            return ids.view(1, -1, *[1] * (value.dim() - 2)).expand(value.shape)
+        padded = "pad" in call.entry.arguments and call.module is None
+        if padded and call.number("mode", "constant") == "constant" and not call.number("value", 0):
+            return self._moved(call.node)
+        return self._mixed(call.node, value, [label])
 
-    def _reduced(self, node: fx.Node, value: Any, inputs: list[Tensor]) -> Any:
-        given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | {NUMPY.get(k, k): v for k, v in node.kwargs.items()}
-        keep, dims = bool(given.get("keepdim")), given.get("dim")
-        plain = isinstance(dims, int) or (isinstance(dims, list | tuple) and all(isinstance(dim, int) for dim in dims))
-        if plain and isinstance(value, Tensor):
-            low, high = (reduce(inputs[0], dims, keep) for reduce in (torch.amin, torch.amax))  # type: ignore[arg-type]
-            if low.shape == value.shape and torch.equal(low, high):
-                return low
-        return self._mixed(node, value, inputs)
+    def _reduced(self, call: Call, value: Tensor, inputs: list[Tensor]) -> Any:
+        label = inputs[0]
+        assert call.entry.reduces is not None
+        axes = call.entry.reduces(call, label.dim()) if len(inputs) == 1 else ()
+        short = compact(label)
+        if not axes or any(short.shape[axis] > 1 for axis in axes):
+            return self._mixed(call.node, value, inputs)
+        sizes = [1 if axis in axes else size for axis, size in enumerate(label.shape)]
+        return short.expand(sizes).reshape(value.shape)
 
     def _moved(self, node: fx.Node) -> Any:
         args: Any = map_arg(node.args, self._label_or_index)
@@ -301,14 +287,15 @@ class _ChannelTracer:
     def _label_or_index(self, node: fx.Node) -> Any:
         value = self.values[node.name]
         if isinstance(value, Tensor) and not value.is_floating_point():
-            return value
+            return value.cpu()
         label = self.labels[node.name]
         return label.contiguous() if isinstance(label, Tensor) else label  # a view is allowed where it was on the value
 
     def _met(self, node: fx.Node, value: Tensor, inputs: list[Tensor]) -> Tensor:
         """Labels that meet element by element: constants give way, two different nodes are joined."""
+        carrying = [label for label in inputs if bool((compact(label) != 0).any())] or inputs[:1]
         try:
-            wide = [label.expand(value.shape) for label in inputs]
+            wide = [label.expand(value.shape) for label in carrying]
         except RuntimeError:
             return self._mixed(node, value, inputs)
         merged = wide[0]
@@ -317,25 +304,60 @@ class _ChannelTracer:
         return merged
 
     def _meet(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
-        if torch.equal(a, b):
-            return a
-        left, right = node_per_channel(a), node_per_channel(b)
-        even = left is not None and right is not None
-        if left is None or right is None:
-            left, right = a.long().numpy().ravel(), b.long().numpy().ravel()
+        shape = a.shape
+        one, other = torch.broadcast_tensors(compact(a), compact(b))
+        left, right = one.long().numpy().ravel(), other.long().numpy().ravel()
         out = np.where(left == 0, right, left)
         pairs = (left != right) & (left != 0) & (right != 0)
         if pairs.any():
             keys, place = np.unique(left[pairs] * self.size + right[pairs], return_inverse=True)
-            out[pairs] = self._join(node, np.stack([keys // self.size, keys % self.size], axis=1))[place.ravel()]
-        out = torch.from_numpy(out).double()
-        return out.view(1, -1, *[1] * (a.dim() - 2)).expand(a.shape) if even else out.view(a.shape)
+            members = np.stack([keys // self.size, keys % self.size], axis=1)
+            ids = self._new(len(keys))
+            self.parts.append(Merge(node.name, members, ids))
+            out[pairs] = ids[place.ravel()]
+        return torch.from_numpy(out).double().view(one.shape).expand(shape)
+
+    def _joined(self, node: fx.Node, label: Tensor, axis: int) -> Tensor:
+        """What lies along an axis depends on one another."""
+        rest = compact(label.movedim(axis, -1))
+        ids = torch.from_numpy(self.one_each(node, rest.flatten(0, -2))).double()
+        return ids.view(*rest.shape[:-1], 1).expand(*label.movedim(axis, -1).shape).movedim(-1, axis)
+
+    def contracted(self, node: fx.Node, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Labels of the matrix product of (…, m, k) and (…, k, n): each element depends on a row and a column."""
+        rows, columns = (compact(part) for part in (self._joined(node, a, -1), self._joined(node, b, -2)))
+        return self._meet(node, rows[..., :1].expand(shape), columns[..., :1, :].expand(shape))
 
     def _mixed(self, node: fx.Node, value: Any, inputs: list[Any]) -> Any:
         """One node for everything: what the step does with its inputs is not known."""
         found: list[Tensor] = []
-        map_aggregate(inputs, lambda part: found.append(part.unique()) if isinstance(part, Tensor) else None)
-        members = torch.cat(found).unique().long().numpy()
-        members = members[members != 0]
-        name = float(members[0]) if len(members) == 1 else float(self._join(node, members[None])[0]) if len(members) else 0.0
-        return map_aggregate(value, lambda part: torch.full(part.shape, name, dtype=torch.float64) if isinstance(part, Tensor) else part)
+        map_aggregate(inputs, lambda part: found.append(compact(part).unique()) if isinstance(part, Tensor) else None)
+        name = float(self._join(node, torch.cat(found).unique().long().numpy()))
+        return map_aggregate(value, lambda part: _filled(part.shape, name) if isinstance(part, Tensor) else part)
+
+
+def _filled(shape: tuple[int, ...], number: float) -> Tensor:
+    return torch.full((1,) * len(shape), number, dtype=torch.float64).expand(shape)
+
+
+def _constant(value: Any) -> Any:
+    """Labels of what does not depend on the images."""
+    return map_aggregate(value, lambda part: _filled(part.shape, 0.0) if isinstance(part, Tensor) else part)
+
+
+def _product(trail: ChannelTracer, call: Call, value: Tensor, known: list[Any]) -> Any:
+    first, second = known[:2]
+    if min(first.dim(), second.dim()) < 2 or value.dim() < 2:
+        return trail._mixed(call.node, value, known)
+    return trail.contracted(call.node, first, second, tuple(value.shape))
+
+
+def _attention(trail: ChannelTracer, call: Call, value: Tensor, known: list[Any]) -> Any:
+    queries, keys, values = (trail.labels[call.argument(name).name] for name in call.entry.arguments[:3])
+    grid = (*torch.broadcast_shapes(queries.shape[:-2], keys.shape[:-2]), queries.shape[-2], keys.shape[-2])
+    weights = trail._joined(call.node, trail.contracted(call.node, queries, keys.transpose(-1, -2), grid), -1)
+    return trail.contracted(call.node, weights, values, tuple(value.shape))
+
+
+PRODUCTS = {"product": _product, "attention": _attention}
+"""Entries of the table whose values depend on rows of one argument and columns of another."""
