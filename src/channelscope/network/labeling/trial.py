@@ -178,7 +178,8 @@ class _SideBySide:
             if dynamic and not _close(received, left, self.allowed):
                 reason = f"{graph.step(node).place} computes something else from fewer channels than from silenced ones"
         if reason:
-            self.found.append((numbers_in([graph.labels[each] for each in (*node.all_input_nodes, node)]), reason))
+            read = numbers_in([graph.labels[each] for each in node.all_input_nodes])
+            self.found.append((read if bool(self.gone[read].any()) else numbers_in([graph.labels[node]]), reason))
         self.steps.set(node, left if dynamic else received)
         for parent in node.all_input_nodes:
             if not self.steps.waiting[parent]:

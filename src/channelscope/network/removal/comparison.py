@@ -154,7 +154,7 @@ class _Watch:
     def offsets(self, draws: torch.Generator) -> Offsets:
         """A random offset for every channel of every site, in proportion to what its layer gave out."""
         result = {}
-        for site in self.found.sites:
+        for site in (site for site in self.found.sites if site.name in self.scales):
             scale = self.scales[site.name] if 0 < self.scales[site.name] < float("inf") else 1.0
             signs = torch.randint(0, 2, (site.channels,), generator=draws) * 2 - 1
             result[site.name] = signs * (0.5 + torch.rand(site.channels, generator=draws, dtype=torch.float64)) * PUSH * scale
