@@ -202,9 +202,10 @@ class Told(Casting):
         self.c = nn.Conv2d(1, 64, 1)
 
     def forward(self, x):
+        zeros = torch.zeros(8, dtype=x.dtype)
         ramp = torch.ones(8, 8, dtype=torch.bool).cumsum(1, dtype=torch.float32) / 7
         x = self.a(x) + self.c(ramp.sin().to(self.c.weight.dtype)[None, None])[:, :, 1:7, 1:7]
-        return self.b(F.relu(x)).mean((2, 3)) + torch.zeros(8, dtype=x.dtype)
+        return self.b(F.relu(x)).mean((2, 3)) + zeros
 
 
 def test_code_that_rounds_where_its_steps_do_not_is_compared_in_its_own_precision():
