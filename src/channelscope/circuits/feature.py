@@ -582,7 +582,7 @@ def feature_values(feature: LocatedFeature, images: Tensor | Iterable) -> Iterat
     ----------
     Hamblin, Konkle, Alvarez 2022 (rule for positions).
     """
-    site = next((site for site in sites_of(feature.graph) if site.name == feature.feature.layer), None)
+    site = next((site for site in sites_of(feature.graph, none=True) if site.name == feature.feature.layer), None)
     with eval_mode(feature.model):
         for batch in feature.image_batches(images):
             read, cut = feature.graph.run(batch, outputs=(feature.step, site.activation if site else feature.step), out_of_place=True)

@@ -7,10 +7,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from channelscope.network.labeling.labels import (
+    ADOPTED,
     FIXED,
     FREE,
     PARAMETERS,
+    Axis,
+    Pairs,
+    Sources,
     Union,
+    agree,
     channels_in,
     compact,
     fixed,
@@ -20,7 +25,6 @@ from channelscope.network.labeling.labels import (
     tensors,
     varying,
 )  # fmt: skip
-from channelscope.network.labeling.sources import ADOPTED, Axis, Pairs, Sources, agree
 from channelscope.network.operations.step import Operand
 
 

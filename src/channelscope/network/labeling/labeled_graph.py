@@ -17,10 +17,13 @@ from channelscope.errors import FAILURES
 from channelscope.network import nest
 from channelscope.network.graph import Graph
 from channelscope.network.labeling.labels import (
+    ADOPTED,
     FIXED,
     FREE,
     PARAMETERS,
+    Sources,
     Union,
+    agree,
     channels_in,
     compact,
     fixed,
@@ -29,7 +32,6 @@ from channelscope.network.labeling.labels import (
     numbers_in,
     tensors,
 )
-from channelscope.network.labeling.sources import ADOPTED, Sources, agree
 from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.mixing import Mix
 from channelscope.network.operations.opaque import computed, kept_whole

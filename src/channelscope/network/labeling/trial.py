@@ -16,8 +16,7 @@ from channelscope.network.labeling.narrowing import NarrowedSteps, UnfitError, c
 from channelscope.network.labeling.removal import Removal
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import of_module
-from channelscope.network.tracing.comparison import EXPONENT, coarsest
-from channelscope.network.tracing.recording import one_step, record
+from channelscope.network.tracing.recording import EXPONENT, coarsest, one_step, record
 
 TRIALS = 16
 """Most runs for one half of the channels; each finds all steps that do not follow, so few are needed."""
