@@ -28,10 +28,9 @@ from channelscope.network.labeling.labels import (
     compact,
     fixed,
     full,
-    mapped,
     numbers_in,
-    tensors,
 )
+from channelscope.network.nest import tensors
 from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.mixing import Mix
 from channelscope.network.operations.opaque import computed, kept_whole
@@ -235,7 +234,7 @@ class LabeledGraph:
                 self.grids.append(short)
             return short.expand(part.shape)
 
-        return mapped(regular, labels)
+        return nest.replaced(labels, regular)
 
     @cached_property
     def groups(self) -> tuple[tuple[tuple[str, int], ...], ...]:

@@ -4,13 +4,15 @@
 elements go with.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
+
+from channelscope.network import nest
 
 if TYPE_CHECKING:
     from channelscope.network.operations.step import Operand
@@ -28,31 +30,9 @@ def full(shape: tuple[int, ...], number: int = FIXED) -> Tensor:
     return torch.full((1,) * len(shape), number, dtype=torch.long).expand(shape)
 
 
-def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """A value with `function` applied to its tensors; containers are rebuilt as tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, torch.Size):
-        return value
-    if isinstance(value, list):
-        return [mapped(function, part) for part in value]
-    if isinstance(value, tuple):
-        return tuple(mapped(function, part) for part in value)
-    if isinstance(value, Mapping):
-        return {name: mapped(function, part) for name, part in value.items()}
-    return value
-
-
 def fixed(value: Any) -> Any:
     """Labels of a value that nothing can be removed from; what is not a tensor stays as it is."""
-    return mapped(lambda part: full(tuple(part.shape)), value)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors of a nested value, in order."""
-    found: list[Tensor] = []
-    mapped(found.append, value)
-    return found
+    return nest.replaced(value, lambda part: full(tuple(part.shape)))
 
 
 def channels_in(labels: Tensor) -> Tensor:
@@ -83,7 +63,7 @@ def varying(labels: Tensor) -> list[int]:
 
 def numbers_in(labels: Any) -> Tensor:
     """The channel numbers that occur in a nested value of labels, sorted."""
-    parts = [compact(part).flatten() for part in tensors(labels)]
+    parts = [compact(part).flatten() for part in nest.tensors(labels)]
     numbers = torch.cat(parts).unique() if parts else torch.empty(0, dtype=torch.long)
     return numbers[channels_in(numbers)]
 

@@ -10,8 +10,9 @@ from torch import Tensor, fx
 from channelscope.errors import FAILURES, TracingError
 from channelscope.network.graph import Graph
 from channelscope.network.labeling.labeled_graph import LabeledGraph, Layer
-from channelscope.network.labeling.labels import FIXED, FREE, channels_in, compact, numbers_in, tensors
+from channelscope.network.labeling.labels import FIXED, FREE, channels_in, compact, numbers_in
 from channelscope.network.labeling.trial import single, try_out
+from channelscope.network.nest import tensors
 from channelscope.network.sites import Sites
 from channelscope.network.tracing.recorder import Recording
 from channelscope.network.tracing.recording import record
