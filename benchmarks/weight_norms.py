@@ -35,7 +35,7 @@ def compare(name: str) -> None:
     blocks = {site.name: filters(found.graph.modules[site.name]) for site in found}
     reference, expected = seconds(lambda: {site: float64_distances(rows) for site, rows in blocks.items()})
     blocked, distances = seconds(lambda: {site: filter_distances(rows, rows.double().square().sum(1)) for site, rows in blocks.items()})
-    everything, _ = seconds(lambda: weight_norms(found, image))
+    everything, _ = seconds(lambda: weight_norms(found))
     error = max(float((distances[site] / values - 1).abs().max()) for site, values in expected.items())
     print(
         f"{name:10s} distances: float64 {reference:5.1f} s, blocks {blocked:5.1f} s, {reference / blocked:4.1f}×, "

@@ -16,15 +16,12 @@ MODULES = sorted(
 COMMANDS = "channelscope.cli."
 """The docstrings of commands are their help; they are run by the tests of the command line."""
 WITHOUT_EXAMPLES = {
-    "network.channel_graph",
-    "network.consumers",
     "network.edits",
     "network.graph",
     "network.labeling.finishing",
     "network.labeling.labels",
     "network.labeling.narrowing",
     "network.labeling.rewriting",
-    "network.labeling.sources",
     "network.labeling.trial",
     "network.module_state",
     "network.nest",

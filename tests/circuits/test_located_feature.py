@@ -99,7 +99,7 @@ def test_a_value_without_an_axis_of_channels_is_refused():
     class Turned(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.mix, self.last = nn.Conv2d(2, 4, 1), nn.Softmax(dim=-1), nn.Identity()
+            self.conv, self.mix, self.last = nn.Conv2d(2, 4, 1), nn.Softmax(dim=1), nn.Identity()
 
         def forward(self, x):
             return self.last(self.mix(self.conv(x)).transpose(1, 3))

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from channelscope.circuits.feature import locate_feature
-from channelscope.network.channel_graph import channel_graph
+from channelscope.network.channel_graph import KernelEdges, Merge, channels_behind
+from channelscope.network.channel_tracing import channel_graph
 from channelscope.network.graph import trace
 from channelscope.zoo.models import build as published
 from networks import built
@@ -182,3 +183,37 @@ def test_what_the_pass_makes_of_nothing_is_no_channel():
 
     wiring = channel_graph(trace(Ramp(), torch.zeros(1, 3, 8, 8)), "add")
     assert np.array_equal(wiring.channel_nodes["add"], wiring.channel_nodes["conv"])
+
+
+def test_channels_behind_sums_and_mixtures_by_hand():
+    total = Merge("add", np.array([[1, 4], [2, 5]]), np.array([6, 7]))
+    mixed = Merge("mix", np.array([[6, 7, 3]]), np.array([8]))
+    again = Merge("add_1", np.array([[8, 6], [9, 5], [5, 4]]), np.array([10, 11, 12]))
+    marks = channels_behind([total, mixed, again], np.array([1, 2, 3]), np.array([6, 7, 8, 10, 11, 12, 3]))
+    assert marks.int().tolist() == [[1, 0, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0, 1]]
+    same = channels_behind([total], np.array([1, 1, 2]), np.array([6, 7]))
+    assert same.int().tolist() == [[1, 0], [1, 0], [0, 1]]
+    layer = KernelEdges("conv", "conv", np.array([[6]]), np.array([13]))
+    assert not channels_behind([total, layer], np.array([1, 2]), np.array([13])).any()
+
+
+class Heads(nn.Module):
+    """Two heads of attention over positions, by one function or in steps."""
+
+    def __init__(self, whole: bool):
+        super().__init__()
+        self.q, self.k, self.v, self.last, self.whole = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2), whole
+
+    def forward(self, x):
+        q, k, v = (layer(x.flatten(2).mT).unflatten(2, (2, 2)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v) if self.whole else (q @ k.mT).softmax(-1) @ v
+        return self.last(mixed.transpose(1, 2).flatten(2)).mean(1)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_heads_of_attention_stay_apart(whole):
+    wiring = channel_graph(trace(Heads(whole).eval(), torch.zeros(1, 3, 4, 4)), "last")
+    q, k, v, last = wiring.calls
+    heads = np.kron(np.eye(2, dtype=bool), np.ones((2, 2), dtype=bool))
+    for layer, expected in ((q, heads), (k, heads), (v, np.eye(4, dtype=bool))):
+        assert np.array_equal(channels_behind(wiring.operations, layer.outputs, last.sources[0]).numpy(), expected)

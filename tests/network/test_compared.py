@@ -194,6 +194,52 @@ def test_a_pass_that_needs_single_precision_is_allowed_its_rounding_and_no_more(
         check_same(small, kept, found)
 
 
+class Told(Casting):
+    """Its code asks for single precision by name; the recorded steps take it for the images' own."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(1, 64, 1)
+
+    def forward(self, x):
+        zeros = torch.zeros(8, dtype=x.dtype)
+        ramp = torch.ones(8, 8, dtype=torch.bool).cumsum(1, dtype=torch.float32) / 7
+        x = self.a(x) + self.c(ramp.sin().to(self.c.weight.dtype)[None, None])[:, :, 1:7, 1:7]
+        return self.b(F.relu(x)).mean((2, 3)) + zeros
+
+
+def test_code_that_rounds_where_its_steps_do_not_is_compared_in_its_own_precision():
+    torch.manual_seed(0)
+    found = groups(Told().eval(), torch.zeros(1, 3, 8, 8))
+    kept = found.to_subset(np.arange(64) >= 30)
+    small = shrink(found, kept)
+    small.b.bias.data += 0.001
+    with pytest.raises(MismatchError, match=r"away from the silenced one at (b|output) on noise"):
+        check_same(small, kept, found)
+
+
+class Remembering(nn.Module):
+    """Keeps a table in the precision of its first pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.table = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1), None
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.ones(2, 2, dtype=x.dtype)
+        return self.b(F.relu(self.a(x))).mean((2, 3)) @ self.table
+
+
+def test_tables_that_a_pass_keeps_are_forgotten_after_the_comparison():
+    model = Remembering().eval()
+    found = groups(model, torch.zeros(1, 3, 4, 4))
+    small = shrink(found, found.to_subset(np.arange(6) > 1))
+    assert small.table is None
+    assert model.table is None
+    assert small(torch.zeros(1, 3, 4, 4)).dtype == torch.float32
+
+
 def test_real_images_are_compared_on_where_they_are_given():
     class Bright(nn.Module):
         """Another branch where the image is bright, which noise never is."""

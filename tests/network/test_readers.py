@@ -6,7 +6,7 @@ from torch import nn
 
 import networks
 from channelscope import zoo
-from channelscope.network.consumers import Consumer, channels_seen_by_inputs, consumers
+from channelscope.network.consumers import Consumer, InputChannels, consumers
 from channelscope.network.sites import sites
 
 
@@ -39,29 +39,25 @@ class Gated(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def branches():
+def found():
     torch.manual_seed(0)
-    images = torch.randn(2, 3, 8, 8)
-    return sites(Branches().eval(), images), images
+    return sites(Branches().eval(), torch.zeros(2, 3, 8, 8))
 
 
-def test_lined_up_branches_keep_their_places(branches):
-    found, images = branches
-    a, b = (channels_seen_by_inputs(found, found[name], images)["mix"] for name in ("a", "b"))
+def test_lined_up_branches_keep_their_places(found):
+    a, b = (InputChannels(found).by_layer(found[name])["mix"] for name in ("a", "b"))
     assert torch.equal(a, torch.eye(9, dtype=torch.bool)[:4])
     assert torch.equal(b, torch.eye(9, dtype=torch.bool)[4:])
     assert consumers(found.graph, found["a"]) == (Consumer("mix", False),)
 
 
-def test_a_flattened_map_gives_each_channel_its_block(branches):
-    found, images = branches
-    marks = channels_seen_by_inputs(found, found["mix"], images)["fc1"]
+def test_a_flattened_map_gives_each_channel_its_block(found):
+    marks = InputChannels(found).by_layer(found["mix"])["fc1"]
     assert torch.equal(marks, torch.eye(6, dtype=torch.bool).repeat_interleave(9, 1))
 
 
-def test_a_linear_layer_behind_a_linear_layer(branches):
-    found, images = branches
-    assert torch.equal(channels_seen_by_inputs(found, found["fc1"], images)["fc2"], torch.eye(7, dtype=torch.bool))
+def test_a_linear_layer_behind_a_linear_layer(found):
+    assert torch.equal(InputChannels(found).by_layer(found["fc1"])["fc2"], torch.eye(7, dtype=torch.bool))
 
 
 def test_a_residual_stage_is_seen_through_its_sums():
@@ -85,16 +81,15 @@ def test_a_gate_reads_the_channel_and_the_product_counts_as_met():
     images = torch.randn(2, 3, 5, 5)
     found = sites(Gated().eval(), images)
     assert consumers(found.graph, found["conv"]) == (Consumer("gate", False), Consumer("after", True))
-    marks = channels_seen_by_inputs(found, found["conv"], images)
+    marks = InputChannels(found).by_layer(found["conv"])
     assert torch.equal(marks["gate"], torch.eye(4, dtype=torch.bool))
     assert torch.equal(marks["after"], torch.eye(4, dtype=torch.bool))
 
 
 def test_a_depthwise_layer_reads_one_channel_each():
     toy = zoo.toys.depthwise_block()
-    images = toy.batches[0][0][:2]
-    found = sites(toy.model, images)
-    assert torch.equal(channels_seen_by_inputs(found, found["expand"], images)["depthwise"], torch.eye(8, dtype=torch.bool))
+    found = sites(toy.model, toy.batches[0][0][:2])
+    assert torch.equal(InputChannels(found).by_layer(found["expand"])["depthwise"], torch.eye(8, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "vgg16_bn"])
@@ -104,7 +99,7 @@ def test_marks_say_what_changes_when_a_channel_changes(name):
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2))
     found = sites(model, images)
     site = found.found[len(found) // 3]
-    marks = channels_seen_by_inputs(found, site, images)
+    marks = InputChannels(found).by_layer(site)
     assert set(marks) == {reader.layer for reader in consumers(found.graph, site)}
     first = next(iter(marks))
     assert marks[first].shape[0] == site.channels
@@ -130,6 +125,6 @@ def test_reading_leaves_no_trace():
     found = sites(model, images)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
-    channels_seen_by_inputs(found, found.found[0], images)
+    InputChannels(found).by_layer(found.found[0])
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -16,7 +16,7 @@ from networks import NARROW, built
 def test_norms_and_distances(name):
     model, shape = built(name)
     found = sites(model, torch.randn(1, *shape))
-    facts = weight_norms(found, torch.zeros(1, *shape))
+    facts = weight_norms(found)
     for site in found:
         rows = model.get_submodule(site.name).weight.detach().double().reshape(site.channels, -1).numpy()
         np.testing.assert_allclose(facts[site.name]["l1"], np.abs(rows).sum(1))
@@ -35,7 +35,7 @@ def distances_of(rows: torch.Tensor) -> torch.Tensor:
     layer.weight.data = rows
     image = torch.zeros(1, 1, 1, rows.shape[1], dtype=rows.dtype)
     found = sites(nn.Sequential(nn.Flatten(), layer, nn.ReLU(), nn.Linear(len(rows), 2, dtype=rows.dtype)).eval(), image)
-    return weight_norms(found, image)["1"]["distances"]
+    return weight_norms(found)["1"]["distances"]
 
 
 def test_distances_of_more_filters_than_a_block_holds():
@@ -62,7 +62,7 @@ def outgoing(*layers: nn.Module, shape: tuple[int, ...] = (3, 8, 8)) -> torch.Te
     """Of the first layer."""
     model = nn.Sequential(*layers).eval()
     image = torch.zeros(1, *shape)
-    return weight_norms(sites(model, image), image)["0"]["outgoing"]
+    return weight_norms(sites(model, image))["0"]["outgoing"]
 
 
 def first(channels: int = 6) -> tuple[nn.Module, ...]:
@@ -133,7 +133,7 @@ class Branching(nn.Module):
 
 def test_outgoing_weights_of_several_readers_add_up_and_lead_through_sums():
     model, image = Branching(), torch.zeros(1, 3, 8, 8)
-    facts = weight_norms(sites(model, image), image)
+    facts = weight_norms(sites(model, image))
     both = column_norms(model.one).square() + column_norms(model.two).square()
     torch.testing.assert_close(facts["stem"]["outgoing"], both.sqrt())
     for name in ("one", "two"):
@@ -153,7 +153,7 @@ class Lined(nn.Module):
 
 def test_outgoing_weights_find_their_place_in_a_concatenation():
     model, image = Lined(), torch.zeros(1, 3, 8, 8)
-    facts, norms = weight_norms(sites(model, image), image), column_norms(model.mix)
+    facts, norms = weight_norms(sites(model, image)), column_norms(model.mix)
     torch.testing.assert_close(facts["a"]["outgoing"], norms[5:])
     torch.testing.assert_close(facts["b"]["outgoing"], norms[:5].flip(0))
 
@@ -173,7 +173,7 @@ class Mixing(nn.Module):
 def test_an_input_made_of_several_channels_counts_for_each():
     model, image = Mixing(), torch.zeros(1, 3, 8, 8)
     norms = model.fc.weight.detach().double().norm(dim=0)
-    torch.testing.assert_close(weight_norms(sites(model, image), image)["conv"]["outgoing"], norms.repeat(2))
+    torch.testing.assert_close(weight_norms(sites(model, image))["conv"]["outgoing"], norms.repeat(2))
 
 
 class Attending(nn.Module):
@@ -195,7 +195,7 @@ def test_queries_and_keys_of_a_head_are_read_by_all_its_inputs_and_each_value_by
     found = sites(model, image)
     squares = model.proj.weight.detach().double().square().sum(0)
     heads = squares.view(2, 2).sum(1).repeat_interleave(2)
-    torch.testing.assert_close(weight_norms(found, image)["qkv"]["outgoing"], torch.cat([heads, heads, squares]).sqrt())
+    torch.testing.assert_close(weight_norms(found)["qkv"]["outgoing"], torch.cat([heads, heads, squares]).sqrt())
 
 
 class Bare(nn.Module):
@@ -212,7 +212,7 @@ class Bare(nn.Module):
 
 def test_where_no_layer_reads_there_are_no_outgoing_weights():
     model, image = Bare(), torch.zeros(1, 3, 8, 8)
-    facts = weight_norms(sites(model, image), image)
+    facts = weight_norms(sites(model, image))
     torch.testing.assert_close(facts["a"]["outgoing"], column_norms(model.b))
     assert "outgoing" not in facts["b"]
 
@@ -222,7 +222,7 @@ def test_every_site_that_a_layer_reads_has_outgoing_weights(name):
     model, shape = built(name)
     image = torch.zeros(1, *shape)
     found = sites(model, image)
-    facts = weight_norms(found, image)
+    facts = weight_norms(found)
     for site in found:
         assert bool(consumers(found.graph, site)) == ("outgoing" in facts[site.name])
         assert facts[site.name]["outgoing"].shape == (site.channels,)

@@ -13,7 +13,7 @@ from channelscope.formulas.information import CEILING
 from channelscope.formulas.intervals import bootstrap_mean
 from channelscope.formulas.ranks import partial_correlation, ranks
 from channelscope.formulas.significance import permutation_p
-from channelscope.network.consumers import channels_seen_by_inputs, consumers
+from channelscope.network.consumers import InputChannels, consumers
 from channelscope.network.operations import layer_of
 from channelscope.profiling.store import trace_profiled
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
@@ -177,11 +177,11 @@ def connections(model: nn.Module, profile: Profile) -> Iterator[Connection]:
     [('stem', 'inner'), ('inner', 'outer')]
     """
     found = trace_profiled(model, profile)
-    images = torch.randn(2, *profile.input_shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
+    inputs = InputChannels(found)
     known = {site.name: site for site in profile.sites}
     for site in profile.sites:
         every = [each for each in consumers(found.graph, site) if each.layer in known]
-        marks = channels_seen_by_inputs(found, site, images) if every else {}
+        marks = inputs.by_layer(site) if every else {}
         spread = profile.record(site).activation.variance.sqrt()
         for each in every:
             if bool((marks[each.layer].sum(0) <= 1).all()):

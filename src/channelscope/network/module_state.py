@@ -51,7 +51,7 @@ def restored_state(model: nn.Module) -> Iterator[None]:
         )
     with ExitStack() as stack:
         stack.enter_context(_random_states(model))
-        stack.enter_context(_attributes(model))
+        stack.enter_context(restored_attributes(model))
         stack.enter_context(_buffers(model))
         stack.enter_context(_parameters(model))
         stack.enter_context(eval_mode(model))
@@ -64,7 +64,17 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 @contextmanager
-def _attributes(model: nn.Module) -> Iterator[None]:
+def restored_attributes(model: nn.Module) -> Iterator[None]:
+    """While inside, passes may set attributes of modules, such as tables that are kept for the next pass; afterwards they are gone.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.ReLU())
+    >>> with restored_attributes(net):
+    ...     net[0].table = torch.zeros(3)
+    >>> hasattr(net[0], "table")
+    False
+    """
     stores: list[Any] = [vars(module) for module in model.modules()]
     stores += [value for store in stores for value in store.values() if isinstance(value, dict | list | set)]
     before = [store.copy() for store in stores]

@@ -129,7 +129,7 @@ class ProfileCollector:
         self.fingerprints: list[Tensor] = []
         self.input_shape, self.classes = tuple(image.shape[1:]), _class_count(found)
         self.layout = memory_format(found.graph, image)
-        self.weights = weight_norms(found, image)
+        self.weights = weight_norms(found)
         self.affine = {
             site.name: torch.stack(following_batchnorm(found.graph, site))
             for site in found

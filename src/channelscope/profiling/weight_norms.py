@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from channelscope.network.consumers import Trial
+from channelscope.network.consumers import InputChannels
 from channelscope.network.graph import Graph
 from channelscope.network.operations import layer_of, of_module
 from channelscope.network.sites import Sites
@@ -42,15 +42,13 @@ def filters(module: nn.Module) -> Float[Tensor, "channels weights"]:
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
-def weight_norms(found: Sites, image: Tensor) -> dict[str, dict[str, Tensor]]:
+def weight_norms(found: Sites) -> dict[str, dict[str, Tensor]]:
     """Numbers that the weights alone give, one per channel of each site.
 
     Parameters
     ----------
     found
         The sites of a network.
-    image
-        A batch of the images that the network takes; only its shape and type are used.
 
     Returns
     -------
@@ -67,17 +65,16 @@ def weight_norms(found: Sites, image: Tensor) -> dict[str, dict[str, Tensor]]:
     >>> from channelscope.zoo.toys import independent_channels
     >>> toy = independent_channels()
     >>> image = toy.batches[0][0][:1]
-    >>> weight_norms(sites(toy.model, image), image)["conv"]["l2"]
+    >>> weight_norms(sites(toy.model, image))["conv"]["l2"]
     tensor([1., 2., 3., 4., 5.], dtype=torch.float64)
 
     References
     ----------
     Norms: Li et al. 2017. Distances: He et al. 2019 (FPGM). BatchNorm scale: Liu et al. 2017.
     """
-    source = torch.Generator().manual_seed(0)
-    trial = Trial(found, torch.randn(1, *image.shape[1:], generator=source).to(image), found.found, structural=True)
+    inputs = InputChannels(found, structural=True)
     input_squares = cache(lambda layer: _input_squares(found.graph.modules[layer]))
-    return {site.name: _filter_norms(found.graph, site) | _outgoing(trial, site, input_squares) for site in found}
+    return {site.name: _filter_norms(found.graph, site) | _outgoing(inputs, site, input_squares) for site in found}
 
 
 def _filter_norms(graph: Graph, site: Site) -> dict[str, Tensor]:
@@ -174,9 +171,9 @@ def following_batchnorm(graph: Graph, site: Site) -> tuple[Tensor, Tensor]:
     return factor.cpu(), shift.cpu()
 
 
-def _outgoing(trial: Trial, site: Site, input_squares: Callable[[str], Tensor]) -> dict[str, Tensor]:
+def _outgoing(inputs: InputChannels, site: Site, input_squares: Callable[[str], Tensor]) -> dict[str, Tensor]:
     squares = torch.zeros(site.channels, dtype=torch.float64)
-    calls = trial.marks(site)
+    calls = inputs.marks(site)
     for layer, marks in calls:
         squares += marks.double() @ input_squares(layer)
     return {"outgoing": squares.sqrt()} if calls else {}

@@ -1,5 +1,7 @@
 """Labels, partitions and sources on numbers that can be followed by hand."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,20 +9,23 @@ from hypothesis import strategies as st
 from torch import nn
 
 from channelscope.network.labeling.labels import (
+    ADOPTED,
     FIXED,
     FREE,
     PARAMETERS,
+    Axis,
+    Pairs,
+    Sources,
     Union,
+    agree,
     channels_in,
     compact,
     fixed,
     full,
-    mapped,
     numbers_in,
-    tensors,
     varying,
 )  # fmt: skip
-from channelscope.network.labeling.sources import ADOPTED, Axis, Pairs, Sources, agree
+from channelscope.network.nest import tensors
 from channelscope.network.operations.step import Operand
 
 
@@ -37,9 +42,19 @@ def test_fixed_labels_of_a_nested_value():
     assert found[1]["b"] == 7
 
 
-def test_mapping_leaves_sizes_and_numbers_alone():
+@dataclass
+class Held:
+    part: torch.Tensor
+    name: str
+
+
+def test_labels_of_sizes_numbers_and_objects():
     size = torch.Size([1, 2])
-    assert mapped(lambda part: part + 1, [torch.ones(1), size, 3, (None,)])[1:] == [size, 3, (None,)]
+    found = fixed([torch.ones(1), size, 3, (None,), Held(torch.ones(2), "a"), torch.ones(2, 3).max(1)])
+    assert found[1:4] == [size, 3, (None,)]
+    assert found[4].name == "a"
+    assert found[4].part.tolist() == [FIXED, FIXED]
+    assert [part.tolist() for part in found[5]] == [[FIXED, FIXED]] * 2
 
 
 def test_channels_are_neither_marks_nor_elements_of_parameters():

@@ -17,19 +17,20 @@ from channelscope.errors import FAILURES
 from channelscope.network import nest
 from channelscope.network.graph import Graph
 from channelscope.network.labeling.labels import (
+    ADOPTED,
     FIXED,
     FREE,
     PARAMETERS,
+    Sources,
     Union,
+    agree,
     channels_in,
     compact,
     fixed,
     full,
-    mapped,
     numbers_in,
-    tensors,
 )
-from channelscope.network.labeling.sources import ADOPTED, Sources, agree
+from channelscope.network.nest import tensors
 from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.mixing import Mix
 from channelscope.network.operations.opaque import computed, kept_whole
@@ -233,7 +234,7 @@ class LabeledGraph:
                 self.grids.append(short)
             return short.expand(part.shape)
 
-        return mapped(regular, labels)
+        return nest.replaced(labels, regular)
 
     @cached_property
     def groups(self) -> tuple[tuple[tuple[str, int], ...], ...]:

@@ -19,10 +19,10 @@ from channelscope.network import nest
 from channelscope.network.graph import Graph, Hook
 from channelscope.network.labeling.finishing import as_recorded, as_written, by_parts
 from channelscope.network.labeling.labeled_graph import LabeledGraph
-from channelscope.network.labeling.labels import mapped, tensors
 from channelscope.network.labeling.removal import Removal
 from channelscope.network.labeling.rewriting import Corrections
 from channelscope.network.module_state import eval_mode
+from channelscope.network.nest import tensors
 from channelscope.network.operations.moves import given, run
 from channelscope.network.operations.numbers import Edit, Number, always, edit
 from channelscope.network.operations.operation import of_module
@@ -311,14 +311,14 @@ class NarrowedSteps:
         def left(parent: fx.Node) -> Any:
             taken = given(step, parent)
             if tensors(labels[parent]) and taken is labels[parent]:
-                return mapped(lambda part: removal.restricted(part, part), taken)
-            return mapped(Tensor.cpu, self.found.values[parent])
+                return nest.replaced(taken, lambda part: removal.restricted(part, part))
+            return nest.replaced(self.found.values[parent], Tensor.cpu)
 
         try:
             moved = run(step, left)
         except FAILURES:
             try:
-                moved = mapped(lambda part: part.long(), run(step, lambda parent: mapped(lambda part: part.double(), left(parent))))
+                moved = nest.replaced(run(step, lambda parent: nest.replaced(left(parent), Tensor.double)), Tensor.long)
             except FAILURES:
                 return False
         pairs = zip(tensors(moved), tensors(labels[step.node]), strict=True)

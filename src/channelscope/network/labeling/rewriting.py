@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torch.fx.node import map_aggregate
 
-from channelscope.network.labeling.labels import tensors
+from channelscope.network.nest import tensors
 from channelscope.network.operations.numbers import Edit, Number
 
 if TYPE_CHECKING:

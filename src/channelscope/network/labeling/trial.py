@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 from channelscope.network import nest
 from channelscope.network.graph import Graph
 from channelscope.network.labeling.labeled_graph import Heads, LabeledGraph
-from channelscope.network.labeling.labels import numbers_in, tensors
+from channelscope.network.labeling.labels import numbers_in
 from channelscope.network.labeling.narrowing import NarrowedSteps, UnfitError, cut, silence_inner
 from channelscope.network.labeling.removal import Removal
 from channelscope.network.module_state import eval_mode
+from channelscope.network.nest import tensors
 from channelscope.network.operations import of_module
 from channelscope.network.tracing.recording import EXPONENT, coarsest, one_step, record
 
@@ -177,7 +178,8 @@ class _SideBySide:
             if dynamic and not _close(received, left, self.allowed):
                 reason = f"{graph.step(node).place} computes something else from fewer channels than from silenced ones"
         if reason:
-            self.found.append((numbers_in([graph.labels[each] for each in (*node.all_input_nodes, node)]), reason))
+            read = numbers_in([graph.labels[each] for each in node.all_input_nodes])
+            self.found.append((read if bool(self.gone[read].any()) else numbers_in([graph.labels[node]]), reason))
         self.steps.set(node, left if dynamic else received)
         for parent in node.all_input_nodes:
             if not self.steps.waiting[parent]:

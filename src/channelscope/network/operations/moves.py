@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
-from channelscope.network.labeling.labels import channels_in, compact, fixed, mapped, tensors
+from channelscope.network.labeling.labels import channels_in, compact, fixed
+from channelscope.network.nest import replaced, tensors
 from channelscope.network.operations.opaque import kept_whole
 from channelscope.network.operations.operation import Operation, names, register
 from channelscope.network.operations.step import Call, Step, execute
@@ -29,10 +30,10 @@ def moved(step: Step) -> Any:
         result = run(step, lambda parent: given(step, parent))
     except (RuntimeError, TypeError, NotImplementedError):
         try:  # some moves exist for floating point only; numbers of channels are exact there
-            result = run(step, lambda parent: mapped(lambda part: part.double(), given(step, parent)))
+            result = run(step, lambda parent: replaced(given(step, parent), Tensor.double))
         except (RuntimeError, TypeError, NotImplementedError):
             return kept_whole(step)
-        result = mapped(lambda part: part.long(), result)
+        result = replaced(result, Tensor.long)
     if step.entry.name == "split" and not _sizes_given(step):
         _keep_equal(step, result)
     return result

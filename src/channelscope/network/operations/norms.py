@@ -57,8 +57,9 @@ def _group_norm(step: Step) -> Tensor:
 
 
 def _adjust_batch_norm(module: nn.Module, kept: Tensor | None) -> None:
-    if kept is not None:
-        module.num_features = int(kept.sum())  # type: ignore[assignment]
+    known = [len(part) for name in AFFINE if isinstance(part := {**module._parameters, **module._buffers}.get(name), Tensor)]
+    if kept is not None or known:
+        module.num_features = known[0] if kept is None else int(kept.sum())  # type: ignore[assignment,union-attr]
 
 
 def _adjust_group_norm(module: nn.Module, kept: Tensor | None) -> None:

@@ -7,10 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
+from channelscope.errors import FAILURES, TracingError
 from channelscope.network.graph import Graph
 from channelscope.network.labeling.labeled_graph import LabeledGraph, Layer
-from channelscope.network.labeling.labels import FIXED, FREE, channels_in, compact, numbers_in, tensors
+from channelscope.network.labeling.labels import FIXED, FREE, channels_in, compact, numbers_in
 from channelscope.network.labeling.trial import single, try_out
+from channelscope.network.nest import tensors
 from channelscope.network.sites import Sites
 from channelscope.network.tracing.recorder import Recording
 from channelscope.network.tracing.recording import record
@@ -175,12 +177,16 @@ def labels_of(graph: Graph, image: tuple[Tensor, ...]) -> tuple[LabeledGraph, di
     >>> labeled.labels[steps["_1"]][0, :, 0, 0].tolist()
     [0, 1]
     """
-    again = graph.numbers or _entered(graph)
-    recording = record(graph.model, image, whole=single) if again else _run_once(graph, image)
-    steps = _matched(graph, recording)
-    if steps is None:
-        recording = _run_once(graph, image)
-        steps = graph.nodes
+    recording, steps = None, None
+    if graph.numbers or _entered(graph):
+        try:
+            recording = record(graph.model, image, whole=single)
+        except (TracingError, *FAILURES):  # the code of a module that is one step otherwise
+            pass
+        else:
+            steps = _matched(graph, recording)
+    if recording is None or steps is None:
+        recording, steps = _run_once(graph, image), graph.nodes
     return LabeledGraph(recording, graph.model), steps
 
 
