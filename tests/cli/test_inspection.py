@@ -101,7 +101,7 @@ def test_info_of_a_pruned_network_and_of_a_table(place, printed, capsys):
     kept = [text.split(" of ") for text in found["pruned network"]["channels kept"].values()]
     assert [int(whole) for _, whole in kept] == [6, 4]
     assert sum(int(left) for left, _ in kept) < 10
-    assert found["run"]["tables"] == {"pruning": "3 rows"}
+    assert found["run"]["tables"] == {"pruned_layers": "2 rows", "pruning": "3 rows"}
     assert found["run"]["calls"][0]["command"].startswith(f"channelscope prune {place / 'net.py'}:Two ")
     columns = printed("info", place / "small" / "pruning.csv")["table"]["columns"]
     assert columns["macs"].endswith("]")

@@ -9,7 +9,7 @@ from rich.text import Text
 from safetensors import SafetensorError
 from typer.core import TyperGroup
 
-from channelscope.cli import circuits, discarding, doctor, experiments, inspection, measure, pruning, runs
+from channelscope.cli import circuits, discarding, doctor, experiments, inspection, measure, pruning
 from channelscope.cli.call import VERSION
 from channelscope.cli.flags import Command, command, command_name, examples
 from channelscope.errors import ChannelscopeError, first_line
@@ -50,7 +50,7 @@ COMMANDS = {
     "Pruning": (pruning.prune, pruning.benchmark, inspection.export),
     "Circuits": (circuits.circuit, circuits.subcircuits),
     "Discarded information": (discarding.discard, discarding.faithfulness),
-    "Run folders": (runs.report, runs.compare, runs.explain),
+    "Run folders": (inspection.report, inspection.compare, inspection.explain),
     "Training": (measure.train,),
 }
 """heading in the help → its commands"""

@@ -39,7 +39,7 @@ from channelscope.pruning.cut import refuse_out_of_reach
 from channelscope.pruning.export import export as exporting
 from channelscope.pruning.folder import save_pruned
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
-from channelscope.pruning.prune import SUMMARY_COLUMNS, PruningResult, compare_networks
+from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, PruningResult, compare_networks, kept_by_layer
 from channelscope.pruning.prune import prune as pruning
 from channelscope.pruning.recovery.repair import Method
 from channelscope.ranking import Ranking
@@ -176,7 +176,7 @@ def prune(
         f"pruning to {plan.macs:.0%} of the multiply-adds with {len(images.calibration):,} calibration images, "
         f"evaluated on {len(split):,} {split.name} images"
     )
-    made = prune_network(model, images, plan)
+    found, made = prune_network(model, images, plan)
     undefined_note(made.ranking)
     networks = {"original": model, "pruned": made.unrepaired}
     if plan.repair != "none":
@@ -188,32 +188,37 @@ def prune(
         frame = compare_networks(networks, split, images.image_shape)
     settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
     settings |= pruning_notes(made)
-    described = tables.describe(frame, {"name": "pruning", "columns": SUMMARY_COLUMNS, "split": split.name, **settings})
+    layers = kept_by_layer(found, made.kept)
+    frames = {
+        "pruning": tables.describe(frame, {"name": "pruning", "columns": SUMMARY_COLUMNS, "split": split.name, **settings}),
+        "pruned_layers": tables.describe(layers, {"name": "pruned_layers", "columns": LAYER_COLUMNS, **settings}),
+    }
     title = f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds"
     facts, call = settings | network_facts(network, model, images, title), current_call()
 
     def write_more(folder: Path) -> None:
-        RunFolder(folder).add({"pruning": described}, call.record(facts))
+        RunFolder(folder).add(frames, call.record(facts))
         page.write_report(folder)
         if export:
             exporting(small, folder / f"network.{export}", images.image_shape)
 
     save_pruned(small, model, made.kept, out, settings=settings, write_more=write_more)
     console.print(pruning_headline(frame))
-    call.result(out, tables={"pruning": described})
+    call.result(out, tables=frames)
 
 
-def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions) -> PruningResult:
-    """The network pruned and repaired on its calibration images."""
+def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions) -> tuple[Groups, PruningResult]:
+    """The network's groups, and the network pruned and repaired on its calibration images."""
     with progress_bar("groups of channels", None):
         found = groups(model, zero_batch(model, images.image_shape))
     if not plan.closest:
         refuse_out_of_reach(found, plan.macs)
     ranking = make_ranking(plan.score, found, images)
     with progress_bar("removal and repair", None):
-        return pruning(
+        made = pruning(
             ranking, found, images.calibration, macs=plan.macs, allocation=plan.allocation, method=plan.repair, closest=plan.closest
         )
+    return found, made
 
 
 def pruning_notes(made: PruningResult) -> dict:
