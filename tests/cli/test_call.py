@@ -148,7 +148,7 @@ def test_files_and_trainings(place, printed, capsys):
 
 
 def test_what_explain_and_compare_refuse(place, capsys, tmp_path):
-    assert "expected a folder with run.json" in refused(capsys, "compare", tmp_path, tmp_path, "--out", tmp_path / "out")
+    assert "expected a run folder with run.json" in refused(capsys, "compare", tmp_path, tmp_path, "--out", tmp_path / "out")
 
 
 def test_the_result_of_an_unfinished_number_is_null(capsys):
