@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -93,6 +94,15 @@ def test_the_options_of_every_command_go_through_a_file(name, capsys, tmp_path):
             assert str(options[flag.removeprefix("--")]) == value
     (tmp_path / "config.toml").write_text(f"[{name}]\nuot = 1\n")
     assert f"no option of {name} is called uot" in refused(capsys, name, "--config", tmp_path / "config.toml")
+
+
+def test_a_command_that_writes_a_folder_has_one_of_its_own():
+    commands = typer.main.get_command(cli.app).commands
+    outs = {name: param.default for name, each in commands.items() for param in each.params if param.name == "out"}
+    files = {name for name, default in outs.items() if default is None or str(default).rpartition("/")[0] != "runs"}
+    assert files == {"profile", "merge", "scores", "export"}
+    folders = [str(default) for name, default in outs.items() if name not in files]
+    assert len(set(folders)) == len(folders)
 
 
 @pytest.mark.parametrize("name", LEAST)

@@ -361,7 +361,7 @@ def compare(first: Path, second: Path, out: Path = Path("runs/comparison")) -> N
     finish_run(run, frames, {"title": f"{titles[0]} against {titles[1]}", "runs": [str(first), str(second)]})
 
 
-def explain(channel: str, runs: list[Path], out: Path) -> None:
+def explain(channel: str, runs: list[Path], out: Path = Path("runs/explanation")) -> None:
     """Summarize what earlier runs found about one channel: pruning, ablation, circuits, scores and replacement sets.
 
     Parameters

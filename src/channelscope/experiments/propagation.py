@@ -16,6 +16,7 @@ from channelscope.formulas.significance import permutation_p
 from channelscope.network.consumers import channels_seen_by_inputs, consumers
 from channelscope.network.operations import layer_of
 from channelscope.profiling.store import trace_profiled
+from channelscope.progress import track
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.local import capture, overlap
 from channelscope.scores.target import excess, relevance
@@ -179,7 +180,7 @@ def connections(model: nn.Module, profile: Profile) -> Iterator[Connection]:
     found = trace_profiled(model, profile)
     images = torch.randn(2, *profile.input_shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
     known = {site.name: site for site in profile.sites}
-    for site in profile.sites:
+    for site in track(profile.sites, "connections"):
         every = [each for each in consumers(found.graph, site) if each.layer in known]
         marks = channels_seen_by_inputs(found, site, images) if every else {}
         spread = profile.record(site).activation.variance.sqrt()
