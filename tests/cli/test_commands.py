@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import warnings
 from importlib.metadata import version
 
 import pytest
@@ -352,3 +353,19 @@ def test_a_profile_of_another_format_version(place, capsys, tmp_path):
 def test_what_is_said_is_said_to_the_letter(tmp_path, capsys):
     name = f"{tmp_path}/[timm] :two: nets.py:Net"
     assert name.removesuffix(":Net") in refused(capsys, "axes", name)
+
+
+def test_warnings_are_remarks(capsys, tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / "set" / "train" / label).mkdir(parents=True)
+        for number in range(9):
+            Image.new("RGB", (8, 8), (number * 20, 33, 7)).save(tmp_path / "set" / "train" / label / f"{number}.png")
+    (tmp_path / "set" / "stray").mkdir()
+    arguments = ("sites", "resnet20(width=2)", "--data", f"folder:{tmp_path / 'set'}", "--mean", "0.5", "--std", "0.2")
+    said = f"note {tmp_path / 'set'}: the parts are train; passed over, for they are none: stray\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run(*arguments) == 0
+        assert said in capsys.readouterr().err
+        assert run(*arguments, "-q") == 0
+        assert capsys.readouterr().err == ""

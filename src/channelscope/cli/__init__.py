@@ -2,7 +2,8 @@
 
 import sqlite3
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -81,10 +82,18 @@ def root(
     """What the channels of a vision network know, what they share, and which of them it could do without."""
 
 
+def _print_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    """Print a warning as a remark; those of other kinds than UserWarning with the line that they come from."""
+    text = str(message) if issubclass(category, UserWarning) else warnings.formatwarning(message, category, filename, lineno, line).strip()
+    console.print(Text.assemble(("note ", "yellow"), text))
+
+
 def main() -> None:
     """Run the command line: status 0 when it worked, 2 with one clear sentence when the input is at fault."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            app()
     except ChannelscopeError as error:
         console.print(Text.assemble(("error:", "bold red"), f" {error}"))
         sys.exit(2)
