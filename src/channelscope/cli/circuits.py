@@ -159,6 +159,7 @@ def subcircuits(
     run = open_run(out, weights_hash(model), network.model)
     target = locate(model, images, feature)
     choice.kernels(target)
+    console.print(f"looking for the {strongest:,} strongest of {len(images.calibration):,} calibration images, a circuit for each group")
     searched = track(images.calibration, "strongest images", batch_count(images.calibration))
     found = top_images(target, searched, strongest)
     labels = grouped(found, clusters, source.seed)

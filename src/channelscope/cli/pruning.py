@@ -88,6 +88,11 @@ def benchmark(
     run = open_run(out, weights_hash(model), network.model)
     announce_network(network, model, images)
     call.unfinished[out / FILE] = "networks measured so far"
+    split = bench.test(images)
+    console.print(
+        f"{len(grid.scores)} scores at {len(grid.budgets)} budgets, {len(grid.allocations)} allocations, {len(grid.repairs)} repairs and "
+        f"{len(grid.seeds)} seeds, evaluated on {len(split):,} {split.name} images"
+    )
     with progress_bar("pruned networks measured", None) as step:
         results = measured(bench, grid, out, engine, workers, address, lambda done, total: step())
     done = results.done()
