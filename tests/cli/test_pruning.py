@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from channelscope import tables, zoo
 from channelscope.cli import pruning
-from channelscope.errors import FormatError
+from channelscope.errors import FormatError, NumericError
 from channelscope.network.module_state import weights_hash
 from channelscope.pruning import folder as folders
 from channelscope.pruning.folder import load_pruned
@@ -90,9 +91,31 @@ def test_weights_that_depend_on_the_image_are_refused_before_anything_is_ranked(
         "    def forward(self, x):\n        return self.c(self.b(self.a(x).relu()).relu().mean((2, 3)))\n"
     )
     monkeypatch.setattr(pruning, "make_ranking", lambda *_: pytest.fail("ranked"))
-    said = refused(capsys, "prune", f"{tmp_path / 'net.py'}:Net", "--images", "60", "--macs", "0.05", "--out", tmp_path / "out")
-    assert "cannot be met; the smallest budget is 0." in said
-    assert "a holds" in said
+    said = refused(capsys, "prune", f"{tmp_path / 'net.py'}:Net", "--images", "60", "--macs", "0.8", "--out", tmp_path / "out")
+    assert "cannot be met; the smallest budget is 1.000" in said
+    assert "b holds" in said
+
+
+def test_the_original_teaches_the_smaller_network(place, capsys, monkeypatch):
+    path, given = place
+    options = ("--images", "60", "--macs", "0.5", "--score", "l1", "--repair", "batchnorm", "--distill", "--out", path / "distilled")
+    assert run("prune", *given, *options) == 0
+    said = capsys.readouterr().err
+    assert "images to distill on are few" in said
+    before, after = map(float, re.findall(r"divergence from the original ([\d.e-]+) nats before, ([\d.e-]+) after", said)[0])
+    frame = tables.read(path / "distilled" / "pruning.csv").set_index("state")
+    assert list(frame.index) == ["original", "pruned", "repaired", "distilled"]
+    assert frame.loc["distilled", "macs"] == frame.loc["pruned", "macs"]
+    assert after < before or "the network stays as it was" in said
+    weights = load_file(path / "distilled" / "weights.safetensors")
+    assert torch.equal(weights["conv1.weight"], load_pruned(path / "distilled").conv1.weight)
+
+    def fails(*_, **__):
+        raise NumericError("the loss of distillation is nan at step 3 of epoch 1")
+
+    monkeypatch.setattr(pruning, "distill", fails)
+    assert "step 3 of epoch 1; the network in" in refused(capsys, "prune", *given, *options)
+    assert list(tables.read(path / "distilled" / "pruning.csv")["state"]) == ["original", "pruned", "repaired"]
 
 
 def test_fine_tuning_trains_and_replaces(place):

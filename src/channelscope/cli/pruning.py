@@ -28,9 +28,10 @@ from channelscope.cli.options import (
     noted,
     open_run,
 )
+from channelscope.data.augmentation import AugmentedBatches
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
-from channelscope.errors import InputError
+from channelscope.errors import InputError, NumericError
 from channelscope.network.module_state import weights_hash, zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.profiling.collect import collect
@@ -41,10 +42,20 @@ from channelscope.pruning.folder import save_pruned
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
 from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, PruningResult, compare_networks, kept_by_layer
 from channelscope.pruning.prune import prune as pruning
+from channelscope.pruning.recovery.distillation import distill
 from channelscope.pruning.recovery.repair import Method
 from channelscope.ranking import Ranking
 from channelscope.report import page
 from channelscope.tables.run_folder import RunFolder
+
+FEW_TO_DISTILL = 2000
+"""images below which distillation is said to gain little"""
+
+HELD_OUT, MOST_HELD = 10, 500
+"""one in so many images judges what was gained, and no more than that"""
+
+BATCH = 64
+"""images of a step of distillation"""
 
 
 def benchmark(
@@ -135,6 +146,10 @@ class PruningOptions:
     """none, batchnorm, peers or least_squares"""
     closest: bool = False
     """where the budget cannot be met, take the smallest that can"""
+    distill: bool = False
+    """afterwards let the original network teach the smaller one, on training images without their labels"""
+    distill_images: int = 5000
+    """training images of the teaching, the first; more gain more"""
 
 
 def prune(
@@ -187,6 +202,12 @@ def prune(
     if plan.repair != "none":
         networks["repaired"] = made.model
     small = made.model
+    failure = None
+    if plan.distill:
+        try:
+            small = networks["distilled"] = distill_pruned(small, model, images, network, plan)
+        except NumericError as error:
+            failure = error
     if finetune:
         small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, out.with_name(out.name + ".finetune"))
     with progress_bar("evaluation", None):
@@ -210,6 +231,8 @@ def prune(
     save_pruned(small, model, made.kept, out, settings=settings, write_more=write_more)
     console.print(pruning_headline(frame))
     call.result(out, tables=frames)
+    if failure:
+        raise NumericError(f"{failure}; the network in {out} is the one from before the distillation")
 
 
 def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions) -> tuple[Groups, PruningResult]:
@@ -264,6 +287,22 @@ def undefined_note(ranking: Ranking) -> None:
             f"{ranking.name}: {sum(map(len, lost.values()))} channels in {len(lost)} layers have no value and go first, such as "
             f"{site}[{channels[0]}]: {reason}",
         )
+
+
+def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, network: NetworkOptions, plan: PruningOptions) -> nn.Module:
+    """The network after the original one taught it, or as it was where that gained nothing."""
+    pool = images.train if len(images.train) else images.calibration
+    count = min(plan.distill_images, len(pool))
+    if count < FEW_TO_DISTILL:
+        console.print(f"{count:,} images to distill on are few: where it was measured, 1,000 gained nothing and 5,000 much")
+    held = max(1, min(count // HELD_OUT, MOST_HELD))
+    schedule = zoo.finetuning_schedule(network.model, images.source.data, 1)
+    lessons = AugmentedBatches(pool.drop(held).take(count - held).with_batch_size(BATCH), schedule.pad, schedule.flip, images.source.seed)
+    console.print(f"distilling on {count - held:,} images without labels, judged on {held:,} others")
+    found = distill(small, model, lessons, pool.take(held))
+    said = "" if found.gained else "; nothing was gained, the network stays as it was"
+    console.print(f"divergence from the original {found.before:.3g} nats before, {found.after:.3g} after{said}")
+    return found.model
 
 
 def finetune_pruned(small: nn.Module, images: ImageSplits, network: NetworkOptions, epochs: int, folder: Path) -> nn.Module:

@@ -311,7 +311,8 @@ def read(path: str | Path) -> pd.DataFrame:
 
 def _present(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame of an earlier version under the names of this one."""
-    name = {earlier: now for now, earlier in EARLIER_NAMES.items()}.get(str(frame.attrs["name"]), str(frame.attrs["name"]))
+    given = str(frame.attrs["name"])
+    name = {earlier: now for now, earlier in EARLIER_NAMES.items()}.get(given, given)
     columns = EARLIER_COLUMNS.get(name, {})
     renamed = frame.rename(columns=columns)
     described = {columns.get(column, column): facts for column, facts in frame.attrs["columns"].items()}
