@@ -3,6 +3,8 @@
 import sqlite3
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -82,17 +84,26 @@ def root(
     """What the channels of a vision network know, what they share, and which of them it could do without."""
 
 
-def _print_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-    """Print a warning as a remark; those of other kinds than UserWarning with the line that they come from."""
-    text = str(message) if issubclass(category, UserWarning) else warnings.formatwarning(message, category, filename, lineno, line).strip()
-    console.print(Text.assemble(("note ", "yellow"), text))
+@contextmanager
+def _warnings_as_remarks() -> Iterator[None]:
+    """Context in which warnings to users are printed as remarks; those to programmers are shown as they were."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, UserWarning):
+            console.print(Text.assemble(("note ", "yellow"), str(message)))
+        else:
+            shown(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def main() -> None:
     """Run the command line: status 0 when it worked, 2 with one clear sentence when the input is at fault."""
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _print_warning
+        with _warnings_as_remarks():
             app()
     except ChannelscopeError as error:
         console.print(Text.assemble(("error:", "bold red"), f" {error}"))

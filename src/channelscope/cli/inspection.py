@@ -23,8 +23,8 @@ from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.sites import sites_of
 from channelscope.profiling import store
 from channelscope.progress import console, progress_bar, track
-from channelscope.pruning.export import export as exporting
 from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
+from channelscope.pruning.folder import export as exporting
 from channelscope.report import page
 from channelscope.scores.registry import REGISTRY
 from channelscope.tables.comparison import compare_runs
