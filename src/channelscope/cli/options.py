@@ -201,6 +201,8 @@ def load_or_collect(
     batches = images.calibration
     if unfinished is not None:
         current_call().unfinished[unfinished] = "statistics of the batches seen so far"
+    effects = " and first-order effects" if measure.sensitivity else ""
+    console.print(f"{note}: statistics{effects} of {len(batches):,} calibration images")
     with progress_bar(note, batch_count(batches)) as step:
         return collect(
             model,
