@@ -27,7 +27,7 @@ from channelscope import zoo
 from channelscope.data.torchvision_cpu import models
 from channelscope.errors import BudgetError, ChannelscopeError
 from channelscope.network.cost import fused_kernels
-from channelscope.network.module_state import eval_mode
+from channelscope.network.module_state import eval_mode, frozen
 from channelscope.network.removal.outputs import distance
 
 TABLE, PAGE, CHOSEN = Path("docs/supported-networks.csv"), Path("docs/supported-networks.md"), Path(__file__).with_suffix(".json")
@@ -84,7 +84,7 @@ def prepared(name: str, pixels: int) -> nn.Module:
 def multiply_adds(model: nn.Module, image: torch.Tensor) -> int:
     """Multiply-adds of one image, as executed."""
     counter = FlopCounterMode(display=False, custom_mapping=fused_kernels())
-    with counter, torch.no_grad(), eval_mode(model):
+    with counter, torch.no_grad(), eval_mode(model), frozen(model):
         model(image)
     return counter.get_total_flops() // 2
 
