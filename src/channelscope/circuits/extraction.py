@@ -12,11 +12,10 @@ from torch import Tensor, fx, nn
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
 from channelscope.circuits.located_feature import LocatedFeature
 from channelscope.errors import MismatchError, TracingError
-from channelscope.network.channel_tracing import ELEMENTWISE_PAIRS, PADDING, REDUCING, has_separate_kernels, upstream
+from channelscope.network.channel_tracing import ELEMENTWISE_PAIRS, PADDING, POOLING, POOLS, REDUCING, has_separate_kernels, upstream
 from channelscope.network.graph import execute, trace
 from channelscope.network.module_state import eval_mode
-from channelscope.network.removal.channels import POOLING, POOLS, LayerChannels
-from channelscope.network.removal.slicing import slice_layer
+from channelscope.network.operations import of_module
 from channelscope.network.sites import BATCH_NORMS, CHANNELWISE
 from channelscope.types import Float
 
@@ -323,13 +322,23 @@ def _cut_module(feature: LocatedFeature, node: fx.Node, kept: ChannelMask, kerne
     ins, outs = torch.from_numpy(kept[parent]), torch.from_numpy(kept[node.name])
     if bool(ins.all()) and bool(outs.all()):
         return module
-    inputs, outputs = torch.arange(len(ins)), torch.arange(len(ins), len(ins) + len(outs))
-    groups = int(module.groups) if isinstance(module, nn.Conv2d) else 1
-    taps = int(has_separate_kernels(module))
-    slice_layer(
-        module, LayerChannels(str(node.target), node.name, inputs, outputs, taps, 0, groups), torch.cat([ins, outs, torch.tensor([True])])
-    )
+    _slice(module._parameters, ("weight", "bias"), 0, outs)
+    _slice(module._buffers, ("running_mean", "running_var"), 0, outs)
+    if has_separate_kernels(module) and (isinstance(module, nn.Linear) or module.groups == 1):
+        _slice(module._parameters, ("weight",), 1, ins)
+    entry = of_module(module)
+    if entry is not None and entry.adjust is not None:
+        entry.adjust(module, outs)
     return module
+
+
+def _slice(values: dict[str, Any], names: tuple[str, ...], axis: int, kept: Tensor) -> None:
+    """Keep some slices of parameters or buffers, where a module has them."""
+    for name in names:
+        old = values.get(name)
+        if old is not None and old.shape[axis] == len(kept):
+            new = old.detach().index_select(axis, kept.nonzero().flatten().to(old.device))
+            values[name] = nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
 
 
 def torch_nn_class(module: nn.Module) -> type[nn.Module] | None:

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.extraction import StandaloneCircuit, torch_nn_class
 from channelscope.errors import FormatError, InputError
-from channelscope.network.channel_tracing import ELEMENTWISE_PAIRS, REARRANGING, REDUCING
-from channelscope.network.removal.channels import POOLS
+from channelscope.network.channel_tracing import ELEMENTWISE_PAIRS, POOLS, REARRANGING, REDUCING
 from channelscope.storage import atomic_file
 
 FORMAT = 1

@@ -8,9 +8,9 @@ from torch import fx, nn
 
 from channelscope.errors import MismatchError
 from channelscope.formulas.regression import peer_regression
+from channelscope.network.channel_tracing import POOLING, POOLS
 from channelscope.network.module_state import weights_hash
 from channelscope.network.partial_forward import ActivationCache
-from channelscope.network.removal.channels import POOLING, POOLS
 from channelscope.network.removal.groups import Groups
 from channelscope.network.sites import NO_OP_IN_EVAL
 from channelscope.pruning.recovery.calibration import DrawnPositions
