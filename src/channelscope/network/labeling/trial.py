@@ -191,11 +191,11 @@ class _SideBySide:
             shape = [1] * value.dim()
             shape[axis] = -1
             return value.masked_fill(self.gone[numbers].to(value.device).view(shape), 0)
-        if node in self.graph.dynamic and node not in self.own and isinstance(value, Tensor) and value.is_floating_point():
-            if bool(self.removal.other_than_zero(value, labels).numel()):
-                self.awake.add(node)
-                return self.removal.masked(value, labels)
-        return value
+        behind = node in self.graph.dynamic and node not in self.own and isinstance(value, Tensor) and value.is_floating_point()
+        if not behind or not self.removal.other_than_zero(value, labels).numel():
+            return value
+        self.awake.add(node)
+        return self.removal.masked(value, labels)
 
 
 def _own_chains(graph: LabeledGraph, cut_points: CutPoints | None) -> set[fx.Node]:
