@@ -253,6 +253,8 @@ def write(rows: dict[str, dict]) -> None:
     lines = [
         "# Supported networks",
         "",
+        "*For those who want to know whether a network like theirs can be cut.*",
+        "",
         "Written by `make architectures`. Random weights, BatchNorm statistics of one pass in training mode, the channels with the",
         f"lowest scores (`l2` and `capture`) removed until {BUDGET} of the multiply-adds are left. Each module of timm is represented by",
         "its smallest network, with as few blocks and pixels as it takes.",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from channelscope.data.torchvision_cpu import models
 from channelscope.errors import MismatchError
-from channelscope.network.labeling.narrowing import narrow
+from channelscope.network.labeling.narrowing import narrow_pair
 from channelscope.network.nest import leaves
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import groups
@@ -58,7 +58,7 @@ def found_in(name: str):
 
 def sliced(found, kept) -> nn.Module:
     """`shrink` without its comparison."""
-    return narrow(found.labeled, ~kept_ids(found, kept)[:-1], checked=False)
+    return narrow_pair(found.labeled, ~kept_ids(found, kept)[:-1], checked=False)[0]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

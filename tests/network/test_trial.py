@@ -72,7 +72,7 @@ def test_weights_computed_from_all_outputs_are_folded():
     assert whole(Chain(Centered)) == {}
 
 
-def test_a_layer_whose_code_counts_its_channels_is_replaced_by_its_steps():
+def test_a_layer_that_asks_for_its_number_of_channels_is_rewritten():
     class Counted(nn.Conv2d):
         def forward(self, x):
             assert x.shape[1] == 16

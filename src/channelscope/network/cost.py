@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from channelscope.network.module_state import eval_mode, frozen
+from channelscope.network.operations import layer_of
 from channelscope.network.removal.groups import Groups
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import unwrapped
 from channelscope.subset import Subset
 
 Shape = Sequence[int]
@@ -150,7 +151,7 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
     parameters: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
         parameters[name.rpartition(".")[0]] += parameter.numel()
-    weighted = {name for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)}
+    weighted = {name for name, module in model.named_modules() if layer_of(module) is not None}
     macs = {name: operations // 2 for name, operations in spent.own.items() if name in weighted}
     elsewhere = {name: operations // 2 for name, operations in spent.own.items() if operations and name not in weighted}
     return Cost(macs, counter.get_total_flops() // 2 - sum(macs.values()), dict(parameters), elsewhere)
@@ -194,6 +195,7 @@ class MacCounter:
         """
         weighted = [layer for layer in (*groups.layers, *groups.products) if layer.taps]
         self.names = [layer.name for layer in weighted]
+        self.modules = sum(bool(layer.taps) for layer in groups.layers)
         self.rates = [layer.taps * layer.positions for layer in weighted]
         self.grouped = [len(layer.inputs) // layer.groups if layer.groups > 1 else 0 for layer in weighted]
         self.inputs = [len(layer.inputs) for layer in weighted]
@@ -213,7 +215,7 @@ class MacCounter:
 
     def shares(self) -> dict[str, float]:
         """What each layer, and each module that computes by itself, costs of the total as it is now; largest first."""
-        now = {name: self._layer(index) for index, name in enumerate(self.names)}
+        now = {name: self._layer(index) for index, name in enumerate(self.names[: self.modules])}
         now |= {name: amount for name, amount in self.spent.macs.items() if name not in now}
         for name, amount in self.spent.elsewhere.items():
             now[name or "the network itself"] = amount

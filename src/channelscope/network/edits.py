@@ -11,7 +11,7 @@ from channelscope.errors import FAILURES, InputError, MismatchError
 from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.tracing.comparison import EXPONENT, coarsest, distance
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import unwrapped
 from channelscope.subset import Subset
 
 

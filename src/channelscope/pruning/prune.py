@@ -104,6 +104,7 @@ def prune(
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
     >>> found = groups(model, zero_batch(model, (3, 8, 8)))
     >>> ranking = Ranking("by hand", "", "high", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
+    >>> _ = torch.manual_seed(0)
     >>> result = prune(ranking, model, [torch.rand(10, 3, 8, 8)], macs=0.5)
     >>> result.kept["0"].tolist(), result.model[0].out_channels, result.repair.images
     ([True, False, True, False], 2, 10)
@@ -137,8 +138,8 @@ def _nearest(rankings: list[Ranking], follow: Callable[[Ranking, Any], PruningRe
     if len(held_out) < MIN_IMAGES:
         raise SampleError(f"prune: to choose between several rankings, at least {MIN_IMAGES} images are needed, received {len(held_out)}")
     fitting, validation = (rechunked([tuple(part[mask] for part in inputs)], found) for mask in (~held_out, held_out))
-    expected = list(_log_probabilities(found.graph.model, validation))
-    distances = [_mean_divergence(follow(each, fitting).model, validation, expected) for each in rankings]
+    expected = list(log_probabilities(found.graph.model, validation))
+    distances = [mean_divergence(follow(each, fitting).model, validation, expected) for each in rankings]
     return rankings[distances.index(min(distances))]
 
 
@@ -195,20 +196,43 @@ def kl_divergence(small: nn.Module, model: nn.Module | Groups, calibration: Iter
     calibration = list(calibration)
     found = model if isinstance(model, Groups) else groups(model, zero_input(model, calibration))
     batches = rechunked(calibration, found)
-    return _mean_divergence(small, batches, _log_probabilities(found.graph.model, batches))
+    return mean_divergence(small, batches, log_probabilities(found.graph.model, batches))
 
 
 @torch.no_grad()
-def _log_probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
-    """Log probabilities of the classes, (images, classes) for each batch."""
+def log_probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+    """Log probabilities of the classes, (images, classes) for each batch of inputs.
+
+    Examples
+    --------
+    >>> [each.exp().tolist() for each in log_probabilities(nn.Flatten(), [(torch.zeros(1, 2, 1, 1),)])]
+    [[[0.5, 0.5]]]
+    """
     with eval_mode(model):
         for batch in batches:
             yield model(*batch).log_softmax(1)
 
 
-def _mean_divergence(small: nn.Module, batches: Iterable[tuple[Tensor, ...]], expected: Iterable[Tensor]) -> float:
+def mean_divergence(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], expected: Iterable[Tensor]) -> float:
+    """Mean Kullback-Leibler divergence of a network's class probabilities from given ones, in nats per image.
+
+    Parameters
+    ----------
+    model
+        Network that returns logits (images, classes).
+    batches
+        Its inputs.
+    expected
+        Log probabilities (images, classes) of each batch.
+
+    Examples
+    --------
+    >>> expected = [torch.tensor([[0.25, 0.75]]).log()]
+    >>> round(mean_divergence(nn.Flatten(), [(torch.zeros(1, 2, 1, 1),)], expected), 3)
+    0.131
+    """
     total, count = 0.0, 0
-    for received, original in zip(_log_probabilities(small, batches), expected, strict=True):
+    for received, original in zip(log_probabilities(model, batches), expected, strict=True):
         total += float(F.kl_div(received, original, reduction="sum", log_target=True))
         count += len(received)
     return total / count
@@ -231,6 +255,47 @@ SUMMARY_COLUMNS = {
     "latency_low": Column("ms", 2, "first quartile of the latency"),
     "latency_high": Column("ms", 2, "third quartile of the latency"),
 }
+
+
+LAYER_COLUMNS = {
+    "site": Column.text("layer"),
+    "depth": Column.count("position in execution order"),
+    "channels": Column.count("channels of the original", "channels"),
+    "kept": Column.count("channels kept", "channels"),
+    "share": Column("fraction", 3, "channels kept as a fraction", low=0.0, high=1.0),
+    "reason": Column.text("why channels of this layer cannot be removed"),
+}
+
+
+def kept_by_layer(found: Groups, kept: Subset) -> pd.DataFrame:
+    """How many channels of each layer are kept, one row a layer in execution order.
+
+    Parameters
+    ----------
+    found
+        The groups of the original network.
+    kept
+        The channels that are kept.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of `LAYER_COLUMNS`; `reason` is empty where all channels of a layer could be removed.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
+    >>> kept = found.to_subset(np.array([True, False, True, False]))
+    >>> kept_by_layer(found, kept)[["site", "channels", "kept", "share"]].values.tolist()
+    [['0', 4, 2, 0.5]]
+    """
+    rows = []
+    for depth, site in enumerate(found.sites):
+        count = int(kept[site.name].sum()) if site.name in kept else site.channels
+        row = {"site": site.name, "depth": depth, "channels": site.channels, "kept": count, "share": count / site.channels}
+        rows.append(row | {"reason": found.unprunable.get(site.name, "")})
+    return pd.DataFrame(rows, columns=list(LAYER_COLUMNS))
 
 
 def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image_shape: tuple[int, ...]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from channelscope.network.labeling.narrowing import narrow_pair
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import unwrapped
 from channelscope.pruning.recovery.calibration import rechunked
 from channelscope.subset import Subset
 
@@ -113,7 +113,7 @@ def cuts(model: nn.Module) -> tuple[Subset, ...]:
 
 
 def _narrowed(model: nn.Module, found: Groups, keep: Tensor, checked: bool) -> tuple[nn.Module, nn.Module | None]:
-    """A copy with cut parameters, in the modes of the original, and the same before rounding where parameters had to be computed."""
+    """A copy with cut parameters in the modes of the original, and the same before rounding where parameters had to be computed."""
     small, exact = narrow_pair(found.labeled, ~keep[:-1], checked)
     for name, value in vars(model).items():
         vars(small).setdefault(name, value)

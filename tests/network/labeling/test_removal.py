@@ -102,18 +102,19 @@ def test_all_outputs_of_a_layer_that_would_go(graph):
         removal(graph, 0, 1, 2, 3)
 
 
-def test_what_is_left_of_a_silenced_channel(graph):
+def test_whether_a_silenced_channel_has_a_value(graph):
     found = removal(graph, 1, 3)
     labels = torch.arange(4).view(1, 4, 1).expand(2, 4, 3)
     values = torch.zeros(2, 4, 3)
-    values[1, 3, 2] = values[0, 0, 0] = 1
-    assert found.other_than_zero(values, labels).tolist() == [3]
-    values[0, 1, 1] = float("nan")
-    assert found.other_than_zero(values, labels).tolist() == [1, 3]
-    assert found.other_than_zero(values, full((2, 4, 3))).tolist() == []
-    grid = torch.tensor([[1, 0], [0, 3]])
-    assert found.other_than_zero(torch.eye(2), grid).tolist() == [1, 3]
-    assert found.other_than_zero(torch.ones(5), full((5,), 1)).tolist() == [1]
+    values[0, 0, 0] = 1
+    assert not found.is_awake(values, labels)
+    values[1, 3, 2] = float("nan")
+    assert found.is_awake(values, labels)
+    assert not found.is_awake(values, full((2, 4, 3)))
+    grid = torch.tensor([[1, 0], [0, 2]])
+    assert found.is_awake(torch.eye(2), grid)
+    assert not found.is_awake(torch.eye(2).flip(0), grid)
+    assert found.is_awake(torch.ones(5), full((5,), 1))
 
 
 def test_out_of_place_is_taken_back_after_an_exception():

@@ -41,7 +41,7 @@ class UnfitError(MismatchError):
         self.node = node
 
 
-def narrow(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> nn.Module:
+def narrow(graph: LabeledGraph, gone: Tensor) -> nn.Module:
     """A network without the channels that go; the network of the graph stays as it is.
 
     Parameters
@@ -50,8 +50,6 @@ def narrow(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> nn.Module
         The labeled graph of the network.
     gone
         Which channel numbers go, bool (all channels,).
-    checked
-        Whether the output is compared with the silenced network's also where no step had to be corrected.
 
     Returns
     -------
@@ -65,7 +63,7 @@ def narrow(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> nn.Module
     MismatchError
         If the smaller network computes something else than the silenced one, or cannot run.
     """
-    return narrow_pair(graph, gone, checked)[0]
+    return narrow_pair(graph, gone)[0]
 
 
 def narrow_pair(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> tuple[nn.Module, nn.Module | None]:
@@ -78,7 +76,7 @@ def narrow_pair(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> tupl
     gone
         Which channel numbers go, bool (all channels,).
     checked
-        As in `narrow`.
+        Whether the output is compared with the silenced network's also where no step had to be corrected.
     """
     removal = Removal(graph, gone)
     small = cut(graph.model, graph, removal)

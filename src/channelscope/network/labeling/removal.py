@@ -126,21 +126,16 @@ class Removal:
                 return value.masked_fill(lost.expand(value.shape).to(value.device), 0)
         return value
 
-    def other_than_zero(self, value: Tensor, labels: Tensor) -> Tensor:
-        """Channels that go and still have something other than zero in a value."""
+    def is_awake(self, value: Tensor, labels: Tensor) -> bool:
+        """Whether something other than zero is in the place of what goes."""
         short = compact(labels)
         gone = self.removed(torch.where(short >= PARAMETERS, FREE, short))
-        axes = [axis for axis, size in enumerate(short.shape) if size > 1]
         if not bool(gone.any()):
-            return short[gone]
-        if len(axes) > 1:
-            there = (value != 0) & gone.expand(value.shape).to(value.device)
-            return labels[there.cpu()].unique()
-        axis = axes[0] if axes else 0
-        index = gone.flatten().nonzero().flatten()
-        rows = value.index_select(axis, index.to(value.device)) if axes else value
-        there = (rows != 0).movedim(axis, 0).flatten(1).any(1).cpu() if axes else (rows != 0).any().cpu()[None]
-        return short.flatten()[index][there]
+            return False
+        axes = [axis for axis, size in enumerate(short.shape) if size > 1]
+        if len(axes) == 1:
+            return bool((value.index_select(axes[0], gone.flatten().nonzero().flatten().to(value.device)) != 0).any())
+        return bool((value.masked_fill(~gone.to(value.device), 0) != 0).any())
 
     def parameter(self, name: str, value: Tensor) -> Tensor | None:
         """What is left of a parameter or buffer with this value, a new tensor; None where nothing of it goes."""

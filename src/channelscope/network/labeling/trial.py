@@ -1,7 +1,7 @@
 """Trial: the labeled graph of a network, and what only trying tells of it."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from typing import Any
 
@@ -87,7 +87,7 @@ def noise_like(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     )
 
 
-def try_out(graph: LabeledGraph, cut_points: CutPoints | None = None) -> set[fx.Node]:
+def try_out(graph: LabeledGraph, cut_points: CutPoints | None = None, seen: Collection[fx.Node] = ()) -> list[fx.Node]:
     """Remove half of the groups, then the others; channels of steps that do not follow are kept whole.
 
     Every step of the smaller network is given what is left of the silenced network's values, so that each difference shows
@@ -100,15 +100,17 @@ def try_out(graph: LabeledGraph, cut_points: CutPoints | None = None) -> set[fx.
     cut_points
         Where channels are silenced; channels without a cut point are not removed. None: all channels, wherever a value
         depends on them alone.
+    seen
+        Steps at which a channel can be silenced again that gets a value behind its cut point, as from the shift of a norm.
 
     Returns
     -------
-    set of Node
-        Steps behind the cut points that would give a removed channel a value again, such as the shift of a norm behind a sum.
+    list of Node
+        Those of `seen` where that is necessary.
     """
-    waking: set[fx.Node] = set()
     coin = torch.rand(len(graph.union.parent), generator=torch.Generator().manual_seed(0)) < 0.5
     model = generic(graph.model)
+    waking: set[fx.Node] = set()
     with torch.no_grad(), eval_mode(model):
         whole = graph.executor.of_copy(model)
         for side in (coin, ~coin):
@@ -116,14 +118,14 @@ def try_out(graph: LabeledGraph, cut_points: CutPoints | None = None) -> set[fx.
                 gone = half(graph, side, cut_points)
                 if not bool(gone.any()):
                     break
-                trial = _SideBySide(graph, whole, gone, cut_points)
+                trial = _SideBySide(graph, whole, gone, cut_points, seen)
+                waking |= trial.waking
                 if not trial.found:
-                    waking |= trial.awake
                     break
                 for numbers, reason in trial.found:
                     graph.hold(numbers, reason)
                 graph.settle()
-    return waking
+    return [node for node in graph.steps.nodes if node in waking]
 
 
 def half(graph: LabeledGraph, coin: Tensor, cut_points: CutPoints | None = None) -> Tensor:
@@ -145,7 +147,7 @@ def half(graph: LabeledGraph, coin: Tensor, cut_points: CutPoints | None = None)
 class _SideBySide:
     """A run of the silenced and of the smaller network, step by step; `found` has the channels to keep, each with the reason."""
 
-    def __init__(self, graph: LabeledGraph, whole: Graph, gone: Tensor, cut_points: CutPoints | None):
+    def __init__(self, graph: LabeledGraph, whole: Graph, gone: Tensor, cut_points: CutPoints | None, seen: Collection[fx.Node]):
         self.graph, self.gone, self.cut_points = graph, gone, cut_points
         self.removal, self.allowed = Removal(graph, gone), coarsest(whole.model) ** EXPONENT
         small = cut(whole.model, graph, self.removal, shared=True)
@@ -154,8 +156,8 @@ class _SideBySide:
             silence_inner(whole.model, graph, self.removal)
         self.whole, self.steps = whole, NarrowedSteps(graph, self.removal, whole.of_copy(small), self.allowed)
         self.silent: dict[str, Any] = {}
-        self.awake: set[fx.Node] = set()
-        self.own = _own_chains(graph, cut_points)
+        self.seen = set(seen) - _own_chains(graph, cut_points)
+        self.waking: set[fx.Node] = set()
         self.found: list[tuple[Tensor, str]] = []
         for node in graph.steps.nodes:
             if node.op != "output":
@@ -191,11 +193,10 @@ class _SideBySide:
             shape = [1] * value.dim()
             shape[axis] = -1
             return value.masked_fill(self.gone[numbers].to(value.device).view(shape), 0)
-        behind = node in self.graph.dynamic and node not in self.own and isinstance(value, Tensor) and value.is_floating_point()
-        if not behind or not self.removal.other_than_zero(value, labels).numel():
-            return value
-        self.awake.add(node)
-        return self.removal.masked(value, labels)
+        if node in self.seen and isinstance(value, Tensor) and value.is_floating_point() and self.removal.is_awake(value, labels):
+            self.waking.add(node)
+            return self.removal.masked(value, labels)
+        return value
 
 
 def _own_chains(graph: LabeledGraph, cut_points: CutPoints | None) -> set[fx.Node]:

@@ -97,12 +97,12 @@ def _furthest(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tenso
     results, finite = [], False
     with eval_mode(small), eval_mode(model), silence(found.graph, replace(~kept, groups=found)), _Rounding(coarsest(model)) as rounding:
         for kind, inputs in trials:
-            offsets = {name: part for name, part in theirs.offsets(draws).items() if name in ours.seen} if "offsets" in kind else {}
+            offsets = theirs.offsets(draws) if kind == "noise with offsets" else {}
+            offsets = {name: offset for name, offset in offsets.items() if name in ours.seen}  # a recorded pass may not call it
             expected, received = theirs(inputs, offsets), ours(inputs, offsets)
             finite |= defined(expected)
             floor = rounding.eps**FLOOR * max((size for size in theirs.scales.values() if size < float("inf")), default=0.0)
-            known = [name for name in theirs.seen if name in ours.seen]  # a layer may have become steps of its own
-            layers = [distance(ours.seen[name], theirs.seen[name], name, floor) for name in known]
+            layers = [distance(ours.seen[name], seen, name, floor) for name, seen in theirs.seen.items() if name in ours.seen]
             error, where = max([*layers, distance(received, expected, floor=floor)])
             results.append((error, f"{where} on {kind}"))
     if not finite:

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from channelscope.network.graph import Graph
 from channelscope.network.labeling.labeled_graph import LabeledGraph, Layer
-from channelscope.network.labeling.labels import FIXED, channels_in, compact, numbers_in, tensors
+from channelscope.network.labeling.labels import FIXED, FREE, channels_in, compact, numbers_in, tensors
 from channelscope.network.labeling.trial import single, try_out
 from channelscope.network.sites import Sites
 from channelscope.network.tracing.recorder import Recording
@@ -19,8 +19,7 @@ from channelscope.network.tracing.recording import record
 class SiteLabels:
     """The labels of a network, and which of their channel numbers are those of its sites.
 
-    Layers that are called several times stay whole, as do layers that share a parameter with another place, and channels that
-    are still there at some layer after silencing.
+    Layers that are called several times stay whole, as do layers that share a parameter with another place.
 
     Parameters
     ----------
@@ -37,11 +36,11 @@ class SiteLabels:
         Site → number of its channel 0.
     layers
         Every convolution, linear layer and per-channel layer that is a module.
+    waking
+        Step → channel numbers of its value, where a removed channel would get a value again behind its sites, as from the shift
+        of a norm behind a sum; it is silenced there too.
     products
         Steps outside of these layers whose multiply-adds become fewer, each as a layer.
-    waking
-        Step of the traced network that would give a removed channel a value again → channel numbers of its value, shortened
-        along axes on which they repeat.
     """
 
     def __init__(self, found: Sites, image: tuple[Tensor, ...]):
@@ -60,7 +59,8 @@ class SiteLabels:
                 self.labeled.hold(numbers, f"the step {site.activation}, where it is silenced, is not followed")
             else:
                 cut_points[node] = numbers, site.channel_axis + 1
-        self.waking = self._waking(try_out(self.labeled, cut_points))
+        waking = try_out(self.labeled, cut_points, self.steps.values())
+        self.waking = {name: self._channels(node) for name, node in self.steps.items() if node in waking}
         self.products = self._products()
         self.labeled.forget_values()
 
@@ -78,24 +78,10 @@ class SiteLabels:
             if self.labeled.sites.get(site.name) != (self.first[site.name], site.channels):
                 self.hold(self._numbers(site.name, site.channels), f"the channels of {site.name} cannot be told apart")
 
-    def _waking(self, nodes: set[fx.Node]) -> dict[str, Tensor]:
-        """The traced steps that have the values of these steps, or that they are inside of, with their labels."""
-        found: dict[str, Tensor] = {}
-        names = {other: name for name, other in self.steps.items()}
-        for node in nodes:
-            name = names.get(node)
-            if name is None:
-                inside = [path for path in node.meta["nn_module_stack"] if path]
-                calls = (each for each in self.found.graph.steps.nodes if each.op == "call_module" and str(each.target) in inside)
-                name = next((each.name for each in calls if each.name in self.steps), None)
-            labels = self.labeled.labels[node if name is None else self.steps[name]]
-            if name is None:
-                self.labeled.hold(labels, f"the step {node.name}, which gives it a value, is not followed")
-            else:
-                short = compact(labels)
-                found[name] = torch.where(channels_in(short), short, FIXED)
-        self.labeled.settle()
-        return found
+    def _channels(self, node: fx.Node) -> Tensor:
+        """Channel numbers of a step's value, shortened along axes on which they repeat."""
+        short = compact(self.labeled.labels[node])
+        return torch.where(channels_in(short), short, FREE)
 
     def _numbers(self, name: str, count: int) -> range:
         return range(self.first[name], self.first[name] + count)
@@ -162,7 +148,7 @@ class SiteLabels:
                 continue
             numbers = numbers_in([labeled.labels[parent] for parent in node.all_input_nodes if tensors(labeled.labels[parent])])
             numbers = labeled.union.roots(numbers).unique()
-            if len(numbers) and amount % len(numbers) == 0:
+            if labeled.removable(numbers) and amount % len(numbers) == 0:
                 found.append(Layer(f"{node.name} ", node.name, torch.full((1,), FIXED), numbers, amount // len(numbers), 1))
         return found
 
@@ -179,6 +165,15 @@ def labels_of(graph: Graph, image: tuple[Tensor, ...]) -> tuple[LabeledGraph, di
         The traced network.
     image
         One image, all inputs of the network.
+
+    Examples
+    --------
+    >>> from channelscope.network.graph import trace
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(2, 4, 1)).eval()
+    >>> image = (torch.zeros(1, 3, 5, 5),)
+    >>> labeled, steps = labels_of(trace(net, image), image)
+    >>> labeled.labels[steps["_1"]][0, :, 0, 0].tolist()
+    [0, 1]
     """
     again = graph.numbers or _entered(graph)
     recording = record(graph.model, image, whole=single) if again else _run_once(graph, image)
