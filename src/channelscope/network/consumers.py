@@ -83,7 +83,8 @@ class Trial:
 
     def __init__(self, found: Sites, images: Tensor, asked: Sequence[Site], structural: bool = False):
         self.found, self.images, self.structural = found, images, structural
-        self.held = [node.name for node in found.graph.steps.nodes if _weighted(found.graph, node)]
+        images_seen = _of_images(found.graph)
+        self.held = [node.name for node in found.graph.steps.nodes if node in images_seen and _weighted(found.graph, node)]
         wanted = tuple(dict.fromkeys((*self.held, *(site.activation for site in asked))))
         with eval_mode(found.graph.model), torch.no_grad():
             self.before = dict(zip(wanted, found.graph.run(images, outputs=wanted, out_of_place=True), strict=True))
@@ -147,7 +148,7 @@ class Trial:
         given[site.activation] = _perturbed(self.before[site.activation], patterns, site.channel_axis)
         after = self._passing(given) if self.structural else None
         values = self.found.graph.run(_copied(self.images, times), known=given, hooks=after, outputs=inputs, out_of_place=True)
-        return [value.unflatten(0, (times, len(self.images))) for value in values]
+        return [value.unflatten(0, (times, -1)) for value in values]  # an image may have become several windows
 
     def _passing(self, given: dict[str, Tensor]) -> dict[str, Hook]:
         """What makes every normalization hand on what it gets."""
@@ -192,6 +193,15 @@ def _reached_layers(graph: Graph, site: Site) -> dict[fx.Node, bool]:
                 found[node] = met
             else:
                 summed[node] = met or _combines(graph, node)
+    return found
+
+
+def _of_images(graph: Graph) -> set[fx.Node]:
+    """Steps whose value depends on the images; the others, such as position biases, have no axis of images."""
+    found: set[fx.Node] = set()
+    for node in graph.steps.nodes:
+        if node.op == "placeholder" or any(parent in found for parent in node.all_input_nodes):
+            found.add(node)
     return found
 
 
