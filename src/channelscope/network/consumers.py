@@ -83,8 +83,8 @@ class Trial:
 
     def __init__(self, found: Sites, images: Tensor, asked: Sequence[Site], structural: bool = False):
         self.found, self.images, self.structural = found, images, structural
-        images_seen = _of_images(found.graph)
-        self.held = [node.name for node in found.graph.steps.nodes if node in images_seen and _weighted(found.graph, node)]
+        self.of_images = _of_images(found.graph)
+        self.held = [node.name for node in found.graph.steps.nodes if node in self.of_images and _weighted(found.graph, node)]
         wanted = tuple(dict.fromkeys((*self.held, *(site.activation for site in asked))))
         with eval_mode(found.graph.model), torch.no_grad():
             self.before = dict(zip(wanted, found.graph.run(images, outputs=wanted, out_of_place=True), strict=True))
@@ -112,7 +112,7 @@ class Trial:
         shows several channels, each channel is raised alone.
         """
         reached = list(_reached_layers(self.found.graph, site))
-        if not reached:
+        if not reached or self.found.graph.nodes[site.activation] not in self.of_images:
             return []
         digits = max(1, (site.channels - 1).bit_length())
         value = 1 << torch.arange(digits)
