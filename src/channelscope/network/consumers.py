@@ -83,8 +83,7 @@ class Trial:
 
     def __init__(self, found: Sites, images: Tensor, asked: Sequence[Site], structural: bool = False):
         self.found, self.images, self.structural = found, images, structural
-        self.of_images = _of_images(found.graph)
-        self.held = [node.name for node in found.graph.steps.nodes if node in self.of_images and _weighted(found.graph, node)]
+        self.held = [node.name for node in found.graph.steps.nodes if node in found.graph.of_images and _weighted(found.graph, node)]
         wanted = tuple(dict.fromkeys((*self.held, *(site.activation for site in asked))))
         with eval_mode(found.graph.model), torch.no_grad():
             self.before = dict(zip(wanted, found.graph.run(images, outputs=wanted, out_of_place=True), strict=True))
@@ -112,7 +111,7 @@ class Trial:
         shows several channels, each channel is raised alone.
         """
         reached = list(_reached_layers(self.found.graph, site))
-        if not reached or self.found.graph.nodes[site.activation] not in self.of_images:
+        if not reached or self.found.graph.nodes[site.activation] not in self.found.graph.of_images:
             return []
         digits = max(1, (site.channels - 1).bit_length())
         value = 1 << torch.arange(digits)
@@ -193,15 +192,6 @@ def _reached_layers(graph: Graph, site: Site) -> dict[fx.Node, bool]:
                 found[node] = met
             else:
                 summed[node] = met or _combines(graph, node)
-    return found
-
-
-def _of_images(graph: Graph) -> set[fx.Node]:
-    """Steps whose value depends on the images; the others, such as position biases, have no axis of images."""
-    found: set[fx.Node] = set()
-    for node in graph.steps.nodes:
-        if node.op == "placeholder" or any(parent in found for parent in node.all_input_nodes):
-            found.add(node)
     return found
 
 

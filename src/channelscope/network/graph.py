@@ -8,6 +8,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ class Graph:
         self.numbers = 0
         self.running: fx.Node | None = None
         self._plans: dict[tuple, list[tuple[fx.Node, tuple[str, ...]]]] = {}
+
+    @cached_property
+    def of_images(self) -> frozenset[fx.Node]:
+        """Steps whose value depends on the inputs; the others, such as position biases, have no axis of images."""
+        found: set[fx.Node] = set()
+        for node in self.steps.nodes:
+            if node.op == "placeholder" or any(parent in found for parent in node.all_input_nodes):
+                found.add(node)
+        return frozenset(found)
 
     def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The inputs of the graph in the arguments of a call of the network.

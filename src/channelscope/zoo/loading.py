@@ -11,6 +11,7 @@ from channelscope.data.images import ImageSplits, read_images
 from channelscope.data.sources import ImageSource, native_shape, open_dataset
 from channelscope.data.splits import PartitionedDataset
 from channelscope.errors import DataError, InputError, WeightsError, first_line
+from channelscope.network.nest import logits_of
 from channelscope.zoo.models import build, model_info
 from channelscope.zoo.weight_files import load_weights, read_weights
 
@@ -231,7 +232,7 @@ def _agree(model: nn.Module, images: ImageSplits, name: str) -> None:
     shape = images.image_shape
     try:
         with torch.inference_mode():
-            logits = model(torch.zeros(2, *shape))
+            logits = logits_of(model(torch.zeros(2, *shape)))
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise DataError(
             f"network '{name}' cannot take images of shape {shape} ({first_line(error)}); pass size, or choose another network"
