@@ -245,7 +245,7 @@ def _transformers(name: str, options: dict[str, Any], classes: int, channels: in
     """An image classifier of Hugging Face's transformers from a folder or the hub: with its weights where there are any."""
     try:
         import transformers
-        from transformers.utils import cached_file
+        from transformers.utils.hub import cached_file
     except ImportError as error:
         raise InputError(f"hf:{name}: {error.name} is not installed; pip install 'channelscope[transformers]'") from error
     place = Path(name).expanduser()
