@@ -11,6 +11,7 @@ import copy
 import csv
 import json
 import multiprocessing
+import resource
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ COLUMNS = ["network", "pixels", "million", "outcome", "groups", "channels", "who
 COLUMNS += ["seconds", "family", "note"]
 BUDGET, CLASSES, IMAGES, LIMIT = 0.6, 10, 8, 240
 RELATIVE = 1e-6
+MEMORY = 8 << 30
 REASONS = 3
 SEGMENTATION = "torchvision:segmentation/"
 BLOCKS: list[dict[str, Any]] = [
@@ -60,6 +62,19 @@ WORDS = {
     "failed": "another error",
     "late": "not finished in the time limit",
 }
+
+
+WHOLE = [
+    "## What is kept whole",
+    "",
+    "- What a LayerNorm, an RMSNorm or a GroupNorm with one group reads: its statistics are over all of its channels. In transformers",
+    "  and in ConvNeXt this is the residual stream; the hidden channels of their MLPs and whole heads of attention are removed.",
+    "- What is added to parameters that lie along positions, and not along channels alone, such as a class token or a position table.",
+    "- Outputs of the network, and what is united with them.",
+    "- Layers that share a parameter or are called several times.",
+    "- Halves of a gate whose norm reads the other half (gMLP): one half has to keep its channels, and with it the other.",
+    "",
+]
 
 
 def prepared(name: str, pixels: int) -> nn.Module:
@@ -140,12 +155,13 @@ def measured(name: str, pixels: int) -> dict:
     return row | {"outcome": outcome}
 
 
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, NotImplementedError)
+FAILURES = (MemoryError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, NotImplementedError)
 
 
 def child(name: str, pixels: int, answers: Any) -> None:
     """Send the row of one network to the process that asked for it."""
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     start = time.process_time()
     try:
@@ -269,6 +285,13 @@ def write(rows: dict[str, dict]) -> None:
         "largest output; `repaired` layers were fitted again. The reasons are in `supported-networks.csv`.",
         "",
     ]
+    others = [row for row in rows.values() if row["outcome"] != "equal"]
+    lines += WHOLE
+    if others:
+        lines += ["## Not cut to the budget", "", "| network | outcome | why |", "|---|---|---|"]
+        lines += [f"| {row['network']} | {row['outcome']} | {' '.join(str(row.get('note', '')).split())[:300]} |" for row in others]
+        lines += [""]
+    lines += ["## Every network", ""]
     shown = COLUMNS[:-2]
     lines += [f"| {' | '.join(shown)} |", f"|{'---|' * len(shown)}"]
     lines += [f"| {' | '.join(str(row.get(key, '')) for key in shown)} |" for row in rows.values()]
