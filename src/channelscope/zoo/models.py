@@ -202,9 +202,7 @@ def _build(name: str, options: dict[str, Any], classes: int, channels: int, size
         return SmallResNet(RESNETS[name], classes, channels, **options), InputSpec()
     if name not in ARCHITECTURES:
         known = " ".join(network_names())
-        raise InputError(
-            f"unknown network '{name}': expected timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:Class, or {known}"
-        )
+        raise InputError(f"unknown network '{name}': expected timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:Class, or {known}")
     build, adapt = ARCHITECTURES[name]
     model = build(num_classes=classes, **options)
     if size <= SMALL_IMAGE:
