@@ -89,6 +89,9 @@ def prepared(name: str, pixels: int) -> nn.Module:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
+    for part in model.parameters():
+        if part.dim() > 1 and not bool(part.any()):
+            nn.init.normal_(part, std=0.1)
     model.train()
     if norms:
         with torch.no_grad():
