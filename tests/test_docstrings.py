@@ -16,7 +16,7 @@ MODULES = sorted(
 COMMANDS = "channelscope.cli."
 """The docstrings of commands are their help; they are run by the tests of the command line."""
 WITHOUT_EXAMPLES = {
-    "network.channel_tracing",
+    "network.channel_graph",
     "network.consumers",
     "network.edits",
     "network.graph",
@@ -41,7 +41,6 @@ WITHOUT_EXAMPLES = {
     "network.removal.comparison",
     "network.removal.groups",
     "network.sites",
-    "network.tracing.comparison",
     "network.tracing.interception",
     "network.tracing.numbers",
     "network.tracing.recorder",

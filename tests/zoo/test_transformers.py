@@ -14,7 +14,7 @@ from channelscope import zoo
 from channelscope.data.decoding import ResizeCrop
 from channelscope.data.torchvision_cpu import models  # noqa: F401  # transformers imports torchvision
 from channelscope.errors import InputError
-from channelscope.network.tracing.comparison import distance
+from channelscope.network.tracing.recording import distance
 from channelscope.zoo.models import InputSpec, comes_trained
 
 FOUR = {"depths": [1, 1, 1, 1], "num_labels": 5}
