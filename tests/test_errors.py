@@ -1,6 +1,6 @@
 import pytest
 
-from channelscope.errors import InputError, ShapeError, UserCode, at, no_such
+from channelscope.errors import InputError, ShapeError, UserCode, at, first_line, no_such
 
 
 def test_of_many_names_the_first_forty_are_listed():
@@ -29,6 +29,11 @@ def test_the_place_goes_before_the_message_and_the_other_arguments_stay():
     with pytest.raises(ShapeError) as caught, at("fc"):
         raise error
     assert caught.value.args == ("at fc: expected 3", "further", 7)
+
+
+def test_the_first_line_of_a_message_or_the_name_of_its_class():
+    assert first_line(ValueError("\n  too large\nby far")) == "too large"
+    assert first_line(AssertionError()) == "AssertionError"
 
 
 class TestUserCode:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, SampleError
-from channelscope.network.removal.channels import LayerChannels
+from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.cut import cut
 from channelscope.pruning.optimal_brain_surgeon import RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
@@ -59,6 +59,7 @@ def test_cut_takes_it_as_it_is():
     model = twins()
     found = groups(model, IMAGES[:1])
     ranking = optimal_brain_surgeon(found, IMAGES.split(30))
+    assert ranking.input_shape == (3, 8, 8)
     kept = cut(ranking, found, macs=0.6)
     alive = found.kept(kept)
     order = np.argsort(np.concatenate([ranking["first"], ranking["second"]]))
@@ -70,8 +71,8 @@ def test_cut_takes_it_as_it_is():
     assert removed[0] == 0
 
 
-def layer(inputs, outputs, taps=1) -> LayerChannels:
-    return LayerChannels("x", "x", torch.tensor(inputs), torch.tensor(outputs), taps, 1)
+def layer(inputs, outputs, taps=1) -> Layer:
+    return Layer("x", "x", torch.tensor(inputs), torch.tensor(outputs), taps, 1)
 
 
 @pytest.mark.parametrize("taps", [1, 4])

@@ -17,8 +17,7 @@ from torch.func import functional_call
 
 from channelscope.data.batches import images_of
 from channelscope.errors import InputError, SampleError, ShapeError, SiteError, no_such
-from channelscope.network.channel_graph import ChannelGraph, KernelMask
-from channelscope.network.channel_tracing import channel_graph
+from channelscope.network.channel_graph import ChannelGraph, KernelMask, channel_graph
 from channelscope.network.edits import zero_kernels
 from channelscope.network.graph import Graph, trace
 from channelscope.network.module_state import eval_mode

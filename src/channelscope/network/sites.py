@@ -9,8 +9,6 @@ from torch import Tensor, fx, nn
 from channelscope.errors import SiteError, no_such
 from channelscope.network.graph import Graph, trace
 from channelscope.network.operations import Call, WeightedLayer, call_of, inherits_forward, layer_of
-from channelscope.network.operations.norms import BATCH_NORMS as BATCH_NORMS
-from channelscope.network.operations.norms import CHANNELWISE as CHANNELWISE
 from channelscope.site import Kind, Site
 
 

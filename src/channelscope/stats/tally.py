@@ -114,7 +114,25 @@ def _error(total: float, squares: float, count: float) -> float:
 
 
 def check_logits(logits: Any, images: int) -> None:
-    """Raise InputError for what is not images × classes, two classes at least."""
+    """Refuse what is not images × classes, two classes at least.
+
+    Parameters
+    ----------
+    logits
+        What a network returned.
+    images
+        Number of images that it was given.
+
+    Raises
+    ------
+    InputError
+        With the shape and what to do.
+
+    Examples
+    --------
+    >>> import torch
+    >>> check_logits(torch.zeros(3, 10), 3)
+    """
     if not isinstance(logits, Tensor):
         raise InputError(f"expected logits, a tensor of images × classes, received a {type(logits).__name__}: return its logits alone")
     if logits.dim() != 2 or len(logits) != images or logits.shape[1] < 2:
