@@ -104,7 +104,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sites": ("sites", NET),
     "info": ("info", "{n.profile}"),
     "evaluate": ("evaluate", NET, *SMALL),
-    "compare": ("compare", "{axes}", "{prune}", *OUT),
+    "compare": ("compare", "{axes}", "{axes}", *OUT),
     "faithfulness": ("faithfulness", NET, *SMALL, *OUT),
     "doctor": ("doctor",),
 }
@@ -215,8 +215,8 @@ class World:
     before: dict[str, tuple] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, folder: Path) -> "World":
-        """Run every command as it works; each has to."""
+    def build(cls, folder: Path, *only: str) -> "World":
+        """Run every command as it works, or some of them; each has to succeed."""
         world = cls(folder)
         (folder / "net.py").write_text(NETWORKS, encoding="utf-8")
         (folder / "bad.py").write_text("class Net(:\n", encoding="utf-8")
@@ -234,7 +234,7 @@ class World:
                 if name not in ("train", "profile", "merge", "report", "faithfulness", *NO_OUT)
             },
         }
-        for name, line in made.items():
+        for name, line in ((name, made[name]) for name in only or made):
             target = folder / name
             words = [ITEM.sub(lambda match, here=target: str(here if match[1] == "out" else folder / match[1]), word) for word in line]
             with undrawn(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
