@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 import odd_files
 from channelscope import cli
+from channelscope.cli.flags import CALL_FLAGS
 from cli.commands import run
 
 NETWORKS = """
@@ -100,6 +101,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "discard": ("discard", NET, *SMALL, "--layers", "0,3", "--test", "4", *OUT),
     "benchmark": (*("benchmark", NET, *SMALL, "--scores", "l2,random", "--budgets", "0.7", "--test", "40", "--seeds", "0", *OUT),),
     "explain": ("explain", "3:1", "{axes}", "{prune}", *OUT),
+    "sites": ("sites", NET),
+    "info": ("info", "{n.profile}"),
+    "evaluate": ("evaluate", NET, *SMALL),
+    "compare": ("compare", "{axes}", "{axes}", *OUT),
     "faithfulness": ("faithfulness", NET, *SMALL, *OUT),
     "doctor": ("doctor",),
 }
@@ -142,6 +147,11 @@ ODD_PATHS = (
     "x" * 300,
     "\udcff",
 )
+NO_OUT = tuple(name for name, line in COMMANDS.items() if not any("{out" in word for word in line))
+"""commands that write nothing"""
+
+POSITIONAL = ("model", "profiles", "runs", "channel", "folder", "first", "second", "path")
+
 VOCABULARY = {"model": NAMES, "data": DATA, "device": DEVICES, "engine": ("process", "x"), "address": ("x",), "root": ("{photos}",)}
 """flag → its values, where its type says too little"""
 SLOW = {"epochs", "finetune", "every", "workers", "seeds", "pictures", "compare", "size", "export", "address"}
@@ -205,8 +215,8 @@ class World:
     before: dict[str, tuple] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, folder: Path) -> "World":
-        """Run every command as it works; each has to."""
+    def build(cls, folder: Path, *only: str) -> "World":
+        """Run every command as it works, or some of them; each has to succeed."""
         world = cls(folder)
         (folder / "net.py").write_text(NETWORKS, encoding="utf-8")
         (folder / "bad.py").write_text("class Net(:\n", encoding="utf-8")
@@ -221,10 +231,10 @@ class World:
             **{
                 name: line
                 for name, line in COMMANDS.items()
-                if name not in ("train", "profile", "merge", "report", "faithfulness", "doctor")
+                if name not in ("train", "profile", "merge", "report", "faithfulness", *NO_OUT)
             },
         }
-        for name, line in made.items():
+        for name, line in ((name, made[name]) for name in only or made):
             target = folder / name
             words = [ITEM.sub(lambda match, here=target: str(here if match[1] == "out" else folder / match[1]), word) for word in line]
             with undrawn(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
@@ -251,9 +261,16 @@ def snapshot(folder: Path) -> dict[str, tuple]:
 
 
 def flags(command: str) -> dict[str, inspect.Parameter]:
-    """Parameters of a command as typer is shown them, without --out and --quiet."""
+    """Parameters of a command as typer is shown them, without --out and what every command has."""
     (found,) = (each.callback for each in cli.app.registered_commands if each.name == command)
-    return {name: each for name, each in inspect.signature(found).parameters.items() if name not in ("out", "quiet")}
+    every = {"out", *(each.name for each in CALL_FLAGS)} - {"as_json", "dry_run"}
+    return {name: each for name, each in inspect.signature(found).parameters.items() if name not in every}
+
+
+def flag(parameter: inspect.Parameter) -> str:
+    """The long form of a parameter's flag."""
+    words = [part for word in get_args(parameter.annotation)[1].param_decls for part in word.split("/")]
+    return next((word for word in words if word.startswith("--")), f"--{parameter.name}")
 
 
 def values(name: str, hint) -> st.SearchStrategy[str | None]:
@@ -302,7 +319,7 @@ def _odd_values(draw, case: Case) -> Case:
         words[1] = draw(st.sampled_from(NAMES))
     for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)) if names else ():
         value = draw(values(name, known[name].annotation))
-        words += [f"--{name.replace('_', '-')}"] if value is None else [f"--{name.replace('_', '-')}", value]
+        words += [flag(known[name])] if value is None else [flag(known[name]), value]
     return _with(case, arguments=tuple(words))
 
 
@@ -319,7 +336,7 @@ def _damaged(draw, case: Case) -> Case:
     old = {"profile": "n.profile", "merge": "n.profile"}.get(command, "scores.csv" if command == "scores" else command)
     if command == "report":
         old = draw(st.sampled_from(("axes", "ablate", "prune", "circuit", "discard", "benchmark", "hulls", "explain", "trajectory")))
-    here = [*names, *(["out"] if command not in ("doctor", "faithfulness", "scores") else [])]
+    here = [*names, *(["out"] if command not in ("faithfulness", "scores", *NO_OUT) else [])]
     if not here:
         return case
     name = draw(st.sampled_from(here))
@@ -440,9 +457,9 @@ def _grammar(draw, case: Case) -> Case:
 @st.composite
 def _again(draw, case: Case) -> Case:
     """The folder of an earlier run, of this command or of another, at --out; with another seed or not."""
-    if case.arguments[0] in FILES or case.arguments[0] in ("doctor", "faithfulness"):
+    if case.arguments[0] in (*FILES, *NO_OUT, "faithfulness"):
         return draw(_odd_values(case))
-    commands = sorted(set(COMMANDS) - {*FILES, "report", "faithfulness", "doctor"})
+    commands = sorted(set(COMMANDS) - {*FILES, *NO_OUT, "report", "faithfulness"})
     other = (
         draw(st.sampled_from((*commands, *[case.arguments[0]] * 5))) if case.arguments[0] in commands else draw(st.sampled_from(commands))
     )

@@ -146,3 +146,30 @@ def test_the_clock_is_due_once_an_interval():
     clock.last -= 3601
     assert clock.due()
     assert not clock.due()
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9, 1.0])
+def test_one_changed_bit_is_noticed(file, place):
+    """Also where the file is still a profile, whose numbers would be others."""
+    whole = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(whole[:8], "little")
+    whole[start + int(place * (len(whole) - start - 1))] ^= 1
+    file.write_bytes(bytes(whole))
+    with pytest.raises(FormatError, match=r"is damaged: its checksum is [0-9a-f]{8}, that of its contents [0-9a-f]{8}; collect it again"):
+        load(file)
+
+
+@pytest.mark.parametrize("change", [{"images": "many"}, {"sites": 3}, {"tally": None}, {"sites": [{"name": "x"}]}])
+def test_a_changed_header_is_refused(file, change):
+    """By the checksum; without one, where it makes no profile."""
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+        header = json.dumps(json.loads(metadata["channelscope"]) | change)
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(tensors, file, metadata=metadata | {"channelscope": header})
+    with pytest.raises(FormatError, match="its checksum is"):
+        load(file)
+    if "images" not in change:
+        save_file(tensors, file, metadata={"channelscope": header})
+        with pytest.raises(FormatError, match="is damaged or not a profile"):
+            load(file)

@@ -1,12 +1,14 @@
 """The command line: `channelscope COMMAND --help` explains each."""
 
+import io
 import sqlite3
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import torch
 import typer
 from rich.text import Text
 from safetensors import SafetensorError
@@ -100,18 +102,32 @@ def _warnings_as_remarks() -> Iterator[None]:
         yield
 
 
+ALLOCATION = "allocate memory"
+"""in the message of PyTorch's error when the processor's memory does not suffice"""
+
+
+def _refuse(sentence: str) -> NoReturn:
+    """Print what is wrong and end with status 2."""
+    console.print(Text.assemble(("error:", "bold red"), f" {sentence}"))
+    sys.exit(2)
+
+
 def main() -> None:
     """Run the command line: status 0 when it worked, 2 with one clear sentence when the input is at fault."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files are printed in any locale
     try:
         with _warnings_as_remarks():
             app()
     except ChannelscopeError as error:
-        console.print(Text.assemble(("error:", "bold red"), f" {error}"))
-        sys.exit(2)
+        _refuse(str(error))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        console.print(Text.assemble(("error:", "bold red"), f" {place}{error.strerror or error}"))
-        sys.exit(2)
+        _refuse(f"{place}{error.strerror or error}")
     except (SafetensorError, sqlite3.Error) as error:
-        console.print(Text.assemble(("error:", "bold red"), f" a file cannot be read or written: {first_line(error)}"))
-        sys.exit(2)
+        _refuse(f"a file cannot be read or written: {first_line(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or ALLOCATION in str(error)):
+            raise
+        _refuse(f"there is not enough memory ({first_line(error)}): give smaller numbers, such as --batch-size, --images or --size")

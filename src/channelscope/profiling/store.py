@@ -1,13 +1,16 @@
 """Profiles on disk: one safetensors file with a JSON header, format 2."""
 
 import json
+import zlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from channelscope.errors import FormatError, MismatchError
 from channelscope.network.module_state import weights_hash, zero_batch
@@ -63,9 +66,19 @@ def save(profile: Profile, path: str | Path) -> Path:
     tensors = dict(profile.tensors) | {FINGERPRINTS: profile.fingerprints}
     for site, facts in profile.weight_norms.items():
         tensors |= {f"{WEIGHTS}{site}/{name}": values for name, values in facts.items()}
+    text, tensors = json.dumps(header), {name: value.contiguous() for name, value in tensors.items()}
     with atomic_file(path) as half:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, half, metadata={"channelscope": json.dumps(header)})
+        save_file(tensors, half, metadata={"channelscope": text, "checksum": _checksum(text, tensors)})
     return path
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the header and of every tensor's name, type, shape and bytes."""
+    found = zlib.crc32(header.encode())
+    for name, value in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), found)
+        found = zlib.crc32(value.detach().cpu().reshape(-1).view(torch.uint8).numpy(), found)
+    return f"{found:08x}"
 
 
 def load(path: str | Path) -> Profile:
@@ -84,7 +97,7 @@ def load(path: str | Path) -> Profile:
     Raises
     ------
     FormatError
-        If the file is missing, damaged, not a profile, or of another format version.
+        If the file is missing, damaged (by its checksum, where it has one), not a profile, or of another format version.
 
     Examples
     --------
@@ -97,17 +110,27 @@ def load(path: str | Path) -> Profile:
     path = Path(path)
     if not path.is_file():
         raise FormatError(f"no profile at {path}: write one with `channelscope profile … --out {path.name}`")
+    path.open("rb").close()  # a file that may not be read is no damaged one
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if "channelscope" not in metadata:
                 raise FormatError(f"{path} is a safetensors file but not a profile; network weights go to --weights")
-            header = json.loads(metadata["channelscope"])
+            header = dict(json.loads(metadata["channelscope"]))
             if header.get("format") != FORMAT:
                 raise FormatError(f"{path} has profile format {header.get('format')}, this version reads {FORMAT}: collect it again")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise FormatError(f"{path} is damaged or not a profile: {error}") from error
+        if metadata.get("checksum", expected := _checksum(metadata["channelscope"], tensors)) != expected:
+            raise FormatError(
+                f"{path} is damaged: its checksum is {metadata['checksum']}, that of its contents {expected}; collect it again"
+            )
+        return _profile(header, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path} is damaged or not a profile: {type(error).__name__}: {error}") from error
+
+
+def _profile(header: dict[str, Any], tensors: dict[str, Tensor]) -> Profile:
+    """The profile of a file's header and tensors."""
     weights: dict[str, dict] = {}
     for name in [name for name in tensors if name.startswith(WEIGHTS)]:
         site, fact = name.removeprefix(WEIGHTS).rsplit("/", 1)
