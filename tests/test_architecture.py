@@ -41,7 +41,7 @@ MAY["cli"] = MAY["__init__"] = MAY["benchmark"] | {"benchmark", "report"}
 MAY["__main__"] = {"cli"}
 MAY["drawing"] = MEETING | {"report"}
 
-EXTRAS = {"timm", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_pruning"}
+EXTRAS = {"timm", "transformers", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_pruning"}
 
 
 def room(path: Path) -> str:

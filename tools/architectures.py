@@ -11,6 +11,7 @@ import copy
 import csv
 import json
 import multiprocessing
+import resource
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from channelscope import zoo
 from channelscope.data.torchvision_cpu import models
 from channelscope.errors import BudgetError, ChannelscopeError
 from channelscope.network.cost import fused_kernels
-from channelscope.network.module_state import eval_mode
+from channelscope.network.module_state import eval_mode, frozen
 from channelscope.network.tracing.recording import distance
 
 TABLE, PAGE, CHOSEN = Path("docs/supported-networks.csv"), Path("docs/supported-networks.md"), Path(__file__).with_suffix(".json")
@@ -35,6 +36,7 @@ COLUMNS = ["network", "pixels", "million", "outcome", "groups", "channels", "who
 COLUMNS += ["seconds", "family", "note"]
 BUDGET, CLASSES, IMAGES, LIMIT = 0.6, 10, 8, 240
 RELATIVE = 1e-6
+MEMORY = 8 << 30
 REASONS = 3
 SEGMENTATION = "torchvision:segmentation/"
 BLOCKS: list[dict[str, Any]] = [
@@ -62,6 +64,19 @@ WORDS = {
 }
 
 
+WHOLE = [
+    "## What is kept whole",
+    "",
+    "- What a LayerNorm, an RMSNorm or a GroupNorm with one group reads: its statistics are over all of its channels. In transformers",
+    "  and in ConvNeXt this is the residual stream; the hidden channels of their MLPs and whole heads of attention are removed.",
+    "- What is added to parameters that lie along positions, and not along channels alone, such as a class token or a position table.",
+    "- Outputs of the network, and what is united with them.",
+    "- Layers that share a parameter or are called several times.",
+    "- Halves of a gate whose norm reads the other half (gMLP): one half has to keep its channels, and with it the other.",
+    "",
+]
+
+
 def prepared(name: str, pixels: int) -> nn.Module:
     """A network with random weights and the BatchNorm statistics of noise."""
     torch.manual_seed(0)
@@ -74,6 +89,9 @@ def prepared(name: str, pixels: int) -> nn.Module:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
+    for part in model.parameters():
+        if part.dim() > 1 and not bool(part.any()):
+            nn.init.normal_(part, std=0.1)
     model.train()
     if norms:
         with torch.no_grad():
@@ -84,7 +102,7 @@ def prepared(name: str, pixels: int) -> nn.Module:
 def multiply_adds(model: nn.Module, image: torch.Tensor) -> int:
     """Multiply-adds of one image, as executed."""
     counter = FlopCounterMode(display=False, custom_mapping=fused_kernels())
-    with counter, torch.no_grad(), eval_mode(model):
+    with counter, torch.no_grad(), eval_mode(model), frozen(model):
         model(image)
     return counter.get_total_flops() // 2
 
@@ -140,12 +158,13 @@ def measured(name: str, pixels: int) -> dict:
     return row | {"outcome": outcome}
 
 
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, NotImplementedError)
+FAILURES = (MemoryError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, NotImplementedError)
 
 
 def child(name: str, pixels: int, answers: Any) -> None:
     """Send the row of one network to the process that asked for it."""
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     start = time.process_time()
     try:
@@ -269,6 +288,13 @@ def write(rows: dict[str, dict]) -> None:
         "largest output; `repaired` layers were fitted again. The reasons are in `supported-networks.csv`.",
         "",
     ]
+    others = [row for row in rows.values() if row["outcome"] != "equal"]
+    lines += WHOLE
+    if others:
+        lines += ["## Not cut to the budget", "", "| network | outcome | why |", "|---|---|---|"]
+        lines += [f"| {row['network']} | {row['outcome']} | {' '.join(str(row.get('note', '')).split())[:300]} |" for row in others]
+        lines += [""]
+    lines += ["## Every network", ""]
     shown = COLUMNS[:-2]
     lines += [f"| {' | '.join(shown)} |", f"|{'---|' * len(shown)}"]
     lines += [f"| {' | '.join(str(row.get(key, '')) for key in shown)} |" for row in rows.values()]

@@ -11,6 +11,7 @@ from channelscope.data.batches import labeled_batches, on_device_of
 from channelscope.data.splits import Split
 from channelscope.errors import DataError
 from channelscope.network.module_state import device_of, eval_mode
+from channelscope.network.nest import logits_of
 from channelscope.stats.tally import Tally, check_logits
 
 
@@ -81,7 +82,7 @@ def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
     device = device_of(model)
     loss, correct = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
     for x, y, _ in split:
-        logits, y = model(x.to(device)), y.to(device)
+        logits, y = logits_of(model(x.to(device))), y.to(device)
         check_logits(logits, len(y))
         loss += F.cross_entropy(logits, y, reduction="sum")
         correct += (logits.argmax(1) == y).sum()
@@ -120,7 +121,7 @@ def evaluate_each(model: nn.Module, batches: Iterable) -> tuple[Tally, np.ndarra
     tally, correct = Tally(), []
     with eval_mode(model):
         for images, labels, _ in labeled_batches(batches):
-            logits = model(on_device_of(images, model))
+            logits = logits_of(model(on_device_of(images, model)))
             tally = tally + Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
             correct.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
     if not tally.images:

@@ -56,6 +56,7 @@ def progress_bar(note: str, total: int | None, shown: bool = True) -> Iterator[C
             try:
                 yield lambda steps=1: progress.advance(task, steps)
             finally:
+                progress.refresh()
                 progress.remove_task(task)
     else:
         lines = _PlainLines(note, total)

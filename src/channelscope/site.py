@@ -59,10 +59,13 @@ class Site:
     activation_is_affine: bool = False
     """whether the cut point is the read point scaled and shifted per channel, with no activation between"""
 
+    windows: int = 1
+    """windows that an image is cut into before the layer, one after the other along the first axis; `shape` is that of one"""
+
     @property
     def positions(self) -> int:
-        """Number of positions per image: the product of the non-channel axes."""
-        total = 1
+        """Number of positions per image: the product of the non-channel axes, over all windows."""
+        total = self.windows
         for axis, size in enumerate(self.shape):
             if axis != self.channel_axis:
                 total *= size
@@ -70,7 +73,7 @@ class Site:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
-        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items() if (name, value) != ("windows", 1)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Site":

@@ -164,7 +164,7 @@ class TestWhatIsRefused:
         with pytest.raises(FormatError, match="does not say which weights"):
             EvidenceFolder.read(tmp_path)
         (tmp_path / "run.json").write_text("{")
-        with pytest.raises(FormatError, match="expected a run folder"):
+        with pytest.raises(FormatError, match=r"run\.json is damaged"):
             EvidenceFolder.read(tmp_path)
 
 

@@ -86,8 +86,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "axes": ("axes", NET, *SMALL, "--profile", "{n.profile}", *OUT),
     "report": ("report", "{out}"),
     "hulls": ("hulls", "{n.profile}", *OUT),
-    "communities": ("communities", "{n.profile}", "--no-shards", *OUT),
-    "ablate": ("ablate", NET, *SMALL, "--profile", "{n.profile}", "--evaluated", "20", "--channels", "3", "--draws", "20", *OUT),
+    "communities": ("communities", "{n.profile}", "--no-intervals", *OUT),
+    "ablate": ("ablate", NET, *SMALL, "--profile", "{n.profile}", "--test", "20", "--channels", "3", "--draws", "20", *OUT),
     "propagation": ("propagation", NET, *SMALL, "--profile", "{n.profile}", "--permutations", "9", *OUT),
     "gradients": ("gradients", NET, *SMALL, "--profile", "{n.profile}", *OUT),
     "trajectory": ("trajectory", "{train}", "--images", "48", *OUT),
@@ -97,8 +97,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("subcircuits", NET, "--weights", "{train}/trained.safetensors", "--feature", "3:1", "--keep", "0.5", "--general", "1"),
         *("--images", "40", "--strongest", "16", *OUT),
     ),
-    "discard": ("discard", NET, *SMALL, "--layers", "0,3", "--evaluated", "4", *OUT),
-    "benchmark": (*("benchmark", NET, *SMALL, "--scores", "l2,random", "--budgets", "0.7", "--tests", "40", "--seeds", "0", *OUT),),
+    "discard": ("discard", NET, *SMALL, "--layers", "0,3", "--test", "4", *OUT),
+    "benchmark": (*("benchmark", NET, *SMALL, "--scores", "l2,random", "--budgets", "0.7", "--test", "40", "--seeds", "0", *OUT),),
     "explain": ("explain", "3:1", "{axes}", "{prune}", *OUT),
     "faithfulness": ("faithfulness", NET, *SMALL, *OUT),
     "doctor": ("doctor",),
@@ -365,7 +365,7 @@ def _labels(draw, case: Case) -> Case:
 def _untrained(case: Case, network: str) -> tuple[str, ...]:
     """The command for another network, without weights and profile, with few images."""
     words = [network if word == NET else word for word in case.arguments]
-    for flag in ("--weights", "--profile", "--images", "--evaluated", "--held-out", "--strongest", "--tests"):
+    for flag in ("--weights", "--profile", "--images", "--test", "--held-out", "--strongest"):
         if flag in words:
             place = words.index(flag)
             del words[place : place + 2]

@@ -88,7 +88,7 @@ def test_what_is_measured_in_one_folder(place, printed, capsys):
     assert [call["name"] for call in RunFolder.open(out).calls] == list(calls)
     assert calls["axes"]["options"]["sensitivity"] is True
     assert calls["axes"]["options"]["device"] == "auto"
-    assert calls["hulls"]["command"] == f"channelscope hulls {out} --out {out} --hull-size 2"
+    assert calls["hulls"]["command"] == f"channelscope hulls {out} --hull-size 2 --out {out}"
     weights = {call["facts"]["weights"] for call in calls.values()}
     assert len(weights) == 1
     said = printed("explain", "0:1", out, "--out", place / "why")
@@ -148,7 +148,7 @@ def test_files_and_trainings(place, printed, capsys):
 
 
 def test_what_explain_and_compare_refuse(place, capsys, tmp_path):
-    assert "expected a folder with run.json" in refused(capsys, "compare", tmp_path, tmp_path, "--out", tmp_path / "out")
+    assert "expected a run folder with run.json" in refused(capsys, "compare", tmp_path, tmp_path, "--out", tmp_path / "out")
 
 
 def test_the_result_of_an_unfinished_number_is_null(capsys):

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import warnings
 from importlib.metadata import version
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -93,6 +95,15 @@ def test_the_options_of_every_command_go_through_a_file(name, capsys, tmp_path):
             assert str(options[flag.removeprefix("--")]) == value
     (tmp_path / "config.toml").write_text(f"[{name}]\nuot = 1\n")
     assert f"no option of {name} is called uot" in refused(capsys, name, "--config", tmp_path / "config.toml")
+
+
+def test_a_command_that_writes_a_folder_has_one_of_its_own():
+    commands = typer.main.get_command(cli.app).commands
+    outs = {name: param.default for name, each in commands.items() for param in each.params if param.name == "out"}
+    files = {name for name, default in outs.items() if default is None or str(default).rpartition("/")[0] != "runs"}
+    assert files == {"profile", "merge", "scores", "export"}
+    folders = [str(default) for name, default in outs.items() if name not in files]
+    assert len(set(folders)) == len(folders)
 
 
 @pytest.mark.parametrize("name", LEAST)
@@ -342,3 +353,19 @@ def test_a_profile_of_another_format_version(place, capsys, tmp_path):
 def test_what_is_said_is_said_to_the_letter(tmp_path, capsys):
     name = f"{tmp_path}/[timm] :two: nets.py:Net"
     assert name.removesuffix(":Net") in refused(capsys, "axes", name)
+
+
+def test_warnings_are_remarks(capsys, tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / "set" / "train" / label).mkdir(parents=True)
+        for number in range(9):
+            Image.new("RGB", (8, 8), (number * 20, 33, 7)).save(tmp_path / "set" / "train" / label / f"{number}.png")
+    (tmp_path / "set" / "stray").mkdir()
+    arguments = ("sites", "resnet20(width=2)", "--data", f"folder:{tmp_path / 'set'}", "--mean", "0.5", "--std", "0.2")
+    said = f"note {tmp_path / 'set'}: the parts are train; passed over, for they are none: stray\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run(*arguments) == 0
+        assert said in capsys.readouterr().err
+        assert run(*arguments, "-q") == 0
+        assert capsys.readouterr().err == ""

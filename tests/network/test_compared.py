@@ -270,3 +270,20 @@ def test_the_comparison_leaves_both_networks_as_they_were():
         assert torch.equal(value, before[name][0])
         assert value.data_ptr() == before[name][1]
     assert not any(module._forward_hooks for network in (model, small) for module in network.modules())
+
+
+def test_constants_that_the_pass_makes_in_single_precision_are_allowed_their_rounding():
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.place, self.conv, self.head = nn.Linear(4, 6), nn.Conv2d(3, 6, 1), nn.Linear(6, 3)
+
+        def forward(self, x):
+            dtype = self.place.weight.dtype  # while the network is in double precision, the next line is in single precision
+            rows = torch.ones(8, 4, dtype=torch.bool).cumsum(0, dtype=torch.float32).div(7).sin().to(dtype)
+            return self.head((self.conv(x).mean((2, 3)) + self.place(rows).mean(0)).relu())
+
+    torch.manual_seed(0)
+    found = groups(Placed().eval(), torch.zeros(1, 3, 4, 4))
+    small = shrink(found, found.to_subset(np.arange(len(found)) != 1))
+    assert small.conv.out_channels == small.place.out_features == 5

@@ -139,3 +139,17 @@ def test_what_is_removed_and_put_back_costs_nothing():
     added = [ledger.add(group) for group in reversed(range(0, 100, 7))]
     assert added == saved[::-1]
     assert ledger.total == full
+
+
+def test_a_parameter_given_to_a_module_is_counted_and_still_wants_its_gradient():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.read = nn.Parameter(torch.zeros(1, 1, 4)), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.read(self.token.expand(len(x), -1, -1)) + x[:, :, 0, :2]
+
+    model = Token()
+    assert cost(model, torch.zeros(1, 1, 3, 3)).total_macs == 8
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -128,3 +128,20 @@ def test_reading_leaves_no_trace():
     InputChannels(found).by_layer(found.found[0])
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_layer_that_makes_a_constant_has_no_axis_of_images():
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bias, self.head = nn.Conv2d(3, 4, 1), nn.Linear(2, 4), nn.Linear(4, 2)
+            self.register_buffer("places", torch.ones(3, 2))
+
+        def forward(self, x):
+            shift = self.bias(self.places).view(3, 4).mean(0)
+            return self.head(self.conv(x).mean((2, 3)) + shift)
+
+    found = sites(Biased().eval(), torch.zeros(1, 3, 4, 4))
+    marks = channels_seen_by_inputs(found, found["conv"], torch.randn(2, 3, 4, 4))
+    assert {layer: seen.tolist() for layer, seen in marks.items()} == {"head": torch.eye(4, dtype=torch.bool).tolist()}
+    assert found.skipped["bias"] == "its values are the same for every image"

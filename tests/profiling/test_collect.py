@@ -383,3 +383,39 @@ def test_images_of_another_precision_are_taken_in_the_networks():
 def test_one_image_twice_is_found_whatever_the_batches():
     with pytest.raises(MismatchError, match="16 of the 45 images of one are among the 16 of the other"):
         WHOLE + collect(MODEL, batches(range(20, 36), 5), shards=5)
+
+
+class Windows(nn.Module):
+    """Four windows of an image are rows of a linear layer's input, one image after the other or the other way round."""
+
+    def __init__(self, mixed: bool = False):
+        super().__init__()
+        self.conv, self.inside, self.head, self.mixed = nn.Conv2d(3, 4, 1), nn.Linear(4, 5), nn.Linear(5, 3), mixed
+
+    def forward(self, x):
+        x = self.conv(x).unflatten(2, (2, -1)).unflatten(4, (2, -1))
+        x = x.permute(2, 4, 0, 3, 5, 1) if self.mixed else x.permute(0, 2, 4, 3, 5, 1)
+        x = self.inside(x.flatten(3, 4).flatten(0, 2)).relu()
+        return self.head(x.unflatten(0, (4, -1)).mean((0, 2)) if self.mixed else x.unflatten(0, (-1, 4)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("readout", ["pooled", "positions(3)", "positions(all)"])
+def test_windows_of_an_image_are_positions_of_it(readout):
+    torch.manual_seed(0)
+    model = Windows().eval()
+    images, labels = torch.randn(6, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    profile = collect(model, [(images, labels)], readout=readout, sensitivity=True, maps=True)
+    site = profile.site("inside")
+    assert (site.windows, site.shape, site.positions) == (4, (4, 5), 16)
+    with torch.no_grad():
+        each = model.inside(model.conv(images).flatten(2).transpose(1, 2)).double()
+    record = profile.record("inside")
+    assert record.pooled.count == 6
+    assert torch.allclose(record.pooled.mean[:5], each.mean((0, 1)), atol=1e-6)
+    assert torch.allclose(record.pooled.covariance[:5, :5], each.mean(1).T.cov(correction=0), rtol=1e-5)
+    assert torch.allclose(record.classes.means[1], each[labels == 1].mean((0, 1)), atol=1e-5)
+
+
+def test_windows_that_are_not_one_image_after_the_other_are_refused():
+    with pytest.raises(InputError, match="the rows of the value of inside are not one image after the other"):
+        collect(Windows(mixed=True).eval(), [torch.randn(6, 3, 4, 4)])

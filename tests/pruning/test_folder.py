@@ -245,6 +245,16 @@ def test_a_rewritten_network_counts_as_cut_is_repaired_and_comes_back_to_the_bit
     assert torch.equal(again(IMAGES), small(IMAGES))
 
 
+def test_a_network_whose_logits_are_all_zero_comes_back(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    for parameter in model[4].parameters():
+        nn.init.zeros_(parameter)
+    found = groups(model, torch.zeros(1, 3, 4, 4))
+    kept = found.to_subset(np.arange(4) != 1)
+    save_pruned(shrink(found, kept), model, kept, tmp_path / "small")
+    assert load_pruned(tmp_path / "small", model)[0].out_channels == 3
+
+
 def test_a_network_that_would_be_built_otherwise_is_refused_and_leaves_nothing(tmp_path):
     """The file of the class changes between building and saving, so that the folder could not be loaded."""
     lines = "import torch.nn as nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n        super().__init__("

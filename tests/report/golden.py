@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from channelscope.report import verdict
 from channelscope.report.page import render
 from channelscope.report.sections import sections
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 from report.folders import tiny
 
 GOLD = Path(__file__).parent / "gold"
@@ -32,7 +32,7 @@ def data(page: str) -> str:
     return json.dumps(json.loads(found[1]), indent=1, ensure_ascii=False) + "\n"
 
 
-def sentences(run: Run) -> str:
+def sentences(run: RunFolder) -> str:
     """Everything the report says in words."""
     said = [verdict.verdict(run.table("alignment_mean"), run.facts), *verdict.first_screen(run), *verdict.network(run.facts)]
     for section in sections(run):
@@ -42,7 +42,7 @@ def sentences(run: Run) -> str:
 
 def made(folder: Path) -> dict[str, str]:
     """File name → what it should hold."""
-    run = Run.read(tiny(folder))
+    run = RunFolder.read(tiny(folder))
     page = render(run, plotly="")
     return {"skeleton.html": skeleton(page), "sentences.txt": sentences(run)}
 

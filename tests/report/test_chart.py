@@ -9,7 +9,7 @@ from channelscope import tables
 from channelscope.report import figures
 from channelscope.report.page import render
 from channelscope.report.section import Chart, Section
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 from channelscope.tables.schema import Column
 from report.golden import data
 
@@ -74,7 +74,7 @@ def run(tmp_path, monkeypatch):
         more=("second", "absent"),
     )
     monkeypatch.setattr("channelscope.report.sections.SECTIONS", (section,))
-    return Run(tmp_path, {"title": "T"}, {"first": described(ROWS, "first"), "second": described(ROWS[:1], "second")})
+    return RunFolder(tmp_path, {"title": "T"}, {"first": described(ROWS, "first"), "second": described(ROWS[:1], "second")})
 
 
 def test_a_section_may_have_several_tables_with_charts_of_each(run):
@@ -87,7 +87,7 @@ def test_a_section_may_have_several_tables_with_charts_of_each(run):
 
 
 def test_a_table_too_long_for_the_page_is_pointed_to(run, monkeypatch):
-    long = Run(run.folder, run.facts, run.tables | {"absent": pd.concat([run.tables["first"]] * 7000)})
+    long = RunFolder(run.folder, run.facts, run.tables | {"absent": pd.concat([run.tables["first"]] * 7000)})
     long.tables["absent"].attrs = run.tables["first"].attrs
     monkeypatch.setattr("channelscope.report.sections.SECTIONS", (Section("first", "First", "?", more=("absent",)),))
     page = render(long, plotly="")

@@ -12,14 +12,14 @@ from channelscope.report import figures, sections
 from channelscope.report.page import render
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.report.sections.alignment import ALIGNMENT, CLUSTERS, by_depth
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 from channelscope.tables.schema import Column
 from report.folders import large, tiny
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return Run.read(tiny(tmp_path_factory.mktemp("run")))
+    return RunFolder.read(tiny(tmp_path_factory.mktemp("run")))
 
 
 def drawn_axes(figure):
@@ -91,7 +91,7 @@ def test_the_map_counts_what_it_cannot_draw(run):
 
 
 def test_many_layers_make_rows(tmp_path):
-    frame = Run.read(large(tmp_path, widths=(16,) * 13, stages=1)).table("channels")
+    frame = RunFolder.read(large(tmp_path, widths=(16,) * 13, stages=1)).table("channels")
     assert len(drawn_axes(figures.two_axis_map(frame, "trained"))) == 13
 
 

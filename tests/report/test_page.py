@@ -14,7 +14,7 @@ from channelscope.report import sections
 from channelscope.report.page import _cards, _number, _subscripts, render, write_report
 from channelscope.report.section import Section
 from channelscope.tables.quantities import QUANTITIES
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 from channelscope.tables.schema import Column
 from report.folders import FACTS, LOCAL, TARGET, large, means, tiny, written
 from report.golden import GOLD, data, made
@@ -53,7 +53,7 @@ def test_the_tiny_report_is_as_it_was(name, tmp_path):
 
 
 def test_nothing_is_loaded_from_elsewhere(folder):
-    tags = Tags(render(Run.read(folder), plotly=""))
+    tags = Tags(render(RunFolder.read(folder), plotly=""))
     for tag, attributes in tags.found:
         assert tag not in {"iframe", "object", "embed"}
         assert attributes.get("src", "data:").startswith("data:")
@@ -64,7 +64,7 @@ def test_nothing_is_loaded_from_elsewhere(folder):
 
 
 def test_every_id_is_there_once_and_every_link_has_its_end(folder):
-    tags = Tags(render(Run.read(folder), plotly=""))
+    tags = Tags(render(RunFolder.read(folder), plotly=""))
     ids = [a["id"] for _, a in tags.found if "id" in a]
     assert len(ids) == len(set(ids))
     assert {a["href"][1:] for t, a in tags.found if t == "a"} <= set(ids)
@@ -78,7 +78,7 @@ def test_the_answer_comes_first(page):
 
 
 def test_cards_place_their_bars_on_the_scale(folder):
-    card = _cards(Run.read(folder))[0]
+    card = _cards(RunFolder.read(folder))[0]
     assert (card["local"], card["target"]) == ("input capture", "task information")
     before, after = card["bars"]
     assert card["reach"] == "1"
@@ -134,13 +134,13 @@ def test_text_from_tables_cannot_become_markup(tmp_path):
     channels["note"] = evil
     tables.write(channels, place / "channels.csv")
     tables.write_json(FACTS | {"title": evil, "network": evil}, place / "run.json")
-    text = render(Run.read(place), plotly="")
+    text = render(RunFolder.read(place), plotly="")
     assert "<script>alert" not in text
     assert "&lt;b&gt;x" in text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(FormatError, match=r"no run at .* expected a folder with run\.json"):
+    with pytest.raises(FormatError, match=r"expected a run folder with run\.json"):
         write_report(tmp_path)
 
 
@@ -167,14 +167,14 @@ def test_tables_that_no_section_knows_are_shown(tmp_path):
     place = tiny(tmp_path)
     gap = {"gap": Column("", meaning="difference", source="this test")}
     tables.write(tables.table([{"depth": 0, "gap": 0.125}, {"depth": 1, "gap": math.nan}], "own_idea", gap), place / "own_idea.csv")
-    text = render(Run.read(place), plotly="")
+    text = render(RunFolder.read(place), plotly="")
     assert "<h2>Own idea</h2>" in text
     assert embedded(text)["frames"]["own_idea"]["data"]["gap"] == [0.125, "nan"]
 
 
 def test_a_run_of_something_else_needs_no_channels(tmp_path):
     place = written(tmp_path, {"title": "Only theory"}, angles=pd.DataFrame({"site": ["conv1"], "rho": [0.1]}))
-    text = render(Run.read(place), plotly="")
+    text = render(RunFolder.read(place), plotly="")
     assert "<h1>Only theory</h1>" in text
     assert 'id="map"' not in text
     assert 'id="angles"' in text
@@ -182,7 +182,7 @@ def test_a_run_of_something_else_needs_no_channels(tmp_path):
 
 
 def test_a_single_stage_speaks_of_no_other(tmp_path):
-    text = render(Run.read(large(tmp_path, widths=(8, 8), stages=1)), plotly="")
+    text = render(RunFolder.read(large(tmp_path, widths=(8, 8), stages=1)), plotly="")
     assert "nitialization" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert embedded(text)["stages"] == ["trained"]
 
@@ -190,7 +190,7 @@ def test_a_single_stage_speaks_of_no_other(tmp_path):
 def test_an_unlabeled_run(tmp_path):
     place = tiny(tmp_path)
     tables.write_json(FACTS | {"labeled": False, "accuracy": math.nan, "target": "top_margin"}, place / "run.json")
-    text = render(Run.read(place), plotly="")
+    text = render(RunFolder.read(place), plotly="")
     assert "The images carry no labels" in text
     assert "Accuracy" not in text[: text.index("<script")]
 
@@ -199,13 +199,13 @@ def test_no_interval_is_said_in_the_cards(tmp_path):
     place = tiny(tmp_path)
     rows = means(*(("trained", local, target, 0.5, math.nan, math.nan) for local in LOCAL for target in TARGET), n=1)
     tables.write(rows, place / "alignment_mean.csv")
-    text = render(Run.read(place), plotly="")
+    text = render(RunFolder.read(place), plotly="")
     assert "0.50 [no interval]" in text
     assert "where no interval could be had, it says so" in text
 
 
 def test_five_thousand_channels_are_written_quickly(tmp_path):
-    run = Run.read(large(tmp_path, widths=(512,) * 5))
+    run = RunFolder.read(large(tmp_path, widths=(512,) * 5))
     text = render(run, plotly="")
     assert len(embedded(text)["frames"]["channels"]["data"]["site"]) == 5120
     assert len(text) < 2_500_000
@@ -215,7 +215,7 @@ def test_small_correlations_get_a_finer_scale_that_all_cards_share(tmp_path):
     place = tiny(tmp_path)
     rows = means(*(("trained", local, target, 0.1, -0.1, 0.4) for local in LOCAL for target in TARGET))
     tables.write(rows, place / "alignment_mean.csv")
-    cards = _cards(Run.read(place))
+    cards = _cards(RunFolder.read(place))
     assert {card["reach"] for card in cards} == {"0.5"}
     (bar,) = cards[0]["bars"]
     assert (bar["at"], bar["left"], bar["width"]) == (60.0, 40.0, 50.0)
@@ -226,7 +226,7 @@ def test_refused_scores_stand_under_what_was_skipped(tmp_path):
     channels = tables.read(place / "channels.csv")
     channels.attrs["provenance"]["refused"] = {"support at conv1": "120 images are too few"}
     tables.write(channels, place / "channels.csv")
-    text = render(Run.read(place), plotly="")
+    text = render(RunFolder.read(place), plotly="")
     skipped = text[text.index('id="skipped"') :]
     assert "<td>120 images are too few</td>" in skipped
     assert "<code>conv1</code>" in skipped
@@ -241,7 +241,7 @@ def test_without_alignment_the_title_heads_and_the_sections_answer(tmp_path, mon
     section = Section("notes", "Notes", "?", answer=lambda run: [f"{len(run.tables)} table.", "More."])
     monkeypatch.setattr(sections, "SECTIONS", (section,))
     place = written(tmp_path, {"title": "Only notes"}, notes=pd.DataFrame({"site": ["conv1"], "rho": [0.1]}))
-    text = render(Run.read(place), plotly="")
+    text = render(RunFolder.read(place), plotly="")
     assert "<h1>Only notes</h1>" in text
     assert text.index('<p class="lead">1 table.</p>') < text.index("<h2>Notes</h2>")
 
@@ -249,4 +249,4 @@ def test_without_alignment_the_title_heads_and_the_sections_answer(tmp_path, mon
 def test_headings_do_not_say_where_a_file_lies(tmp_path):
     place = tiny(tmp_path)
     tables.write_json(FACTS | {"title": "Two axes of ../nets/my.py:Net and hf:org/name"}, place / "run.json")
-    assert '<p class="eyebrow">Two axes of my.py:Net and hf:org/name</p>' in render(Run.read(place), plotly="")
+    assert '<p class="eyebrow">Two axes of my.py:Net and hf:org/name</p>' in render(RunFolder.read(place), plotly="")

@@ -6,14 +6,13 @@ import pytest
 from channelscope import tables
 from channelscope.report import sections
 from channelscope.report.section import Chart, Section
-from channelscope.tables.run_folder import RunFolder as Run
-from channelscope.tables.run_folder import where
+from channelscope.tables.run_folder import RunFolder, where
 from report.folders import FACTS, tiny
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return Run.read(tiny(tmp_path_factory.mktemp("run")))
+    return RunFolder.read(tiny(tmp_path_factory.mktemp("run")))
 
 
 def test_sections_appear_in_order_when_the_run_has_their_table(run):
@@ -22,7 +21,7 @@ def test_sections_appear_in_order_when_the_run_has_their_table(run):
 
 def test_a_later_table_finds_its_section(run):
     frame = tables.table([{"site": "conv1", "rho": 0.5}], "zebra")
-    more = Run(run.folder, run.facts, {**run.tables, "zebra": frame})
+    more = RunFolder(run.folder, run.facts, {**run.tables, "zebra": frame})
     assert [section.title for section in sections.sections(more)] == [
         "Alignment by depth",
         "Quantities by depth",
@@ -32,7 +31,7 @@ def test_a_later_table_finds_its_section(run):
 
 
 def test_empty_tables_make_no_section(run):
-    empty = Run(run.folder, run.facts, {"groups": run.tables["groups"].iloc[:0]})
+    empty = RunFolder(run.folder, run.facts, {"groups": run.tables["groups"].iloc[:0]})
     assert sections.sections(empty) == []
     assert empty.table("groups") is None
 
@@ -56,8 +55,8 @@ def test_a_section_says_nothing_unless_asked(run):
 
 def test_a_run_knows_its_stages(run):
     assert run.stages == ("initialization", "trained")
-    assert Run(run.folder, {}, run.tables).stages == ("initialization", "trained")
-    assert Run(run.folder, {}, {}).stages == ()
+    assert RunFolder(run.folder, {}, run.tables).stages == ("initialization", "trained")
+    assert RunFolder(run.folder, {}, {}).stages == ()
 
 
 def test_rows_are_chosen_by_the_columns_there_are():

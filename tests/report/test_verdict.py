@@ -9,7 +9,7 @@ import pytest
 from channelscope import tables
 from channelscope.report import verdict
 from channelscope.report.sections.alignment import by_depth, change_with_depth, cluster_sentences, layer_alignment
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 from report.folders import FACTS, means, tiny
 
 NAN = math.nan
@@ -245,7 +245,7 @@ def test_undefined_channels_are_counted():
 
 
 def test_changes_with_training(tmp_path):
-    run = Run.read(tiny(tmp_path))
+    run = RunFolder.read(tiny(tmp_path))
     (said,) = change_with_depth(by_depth(run), run.facts)
     assert said == (
         "From initialization to trained, the median channel's peer overlap rose in 0 of 2 layers, "
@@ -255,7 +255,7 @@ def test_changes_with_training(tmp_path):
 
 
 def test_every_correlation_on_the_first_screen_has_n_and_interval(tmp_path):
-    run = Run.read(tiny(tmp_path))
+    run = RunFolder.read(tiny(tmp_path))
     for sentence in verdict.first_screen(run)[:3]:
         for number in re.findall(r"−?0\.\d+ \[.*?\]( \(n = \d+ layers\))?", sentence):
             assert number

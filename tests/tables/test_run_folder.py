@@ -79,7 +79,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match="expected a folder, found a file"):
             RunFolder.open(path)
-    with pytest.raises(FormatError, match=r"expected a folder with run\.json"):
+    with pytest.raises(FormatError, match=r"expected a run folder with run\.json"):
         RunFolder.read(tmp_path)
     for damaged in ("{", "[1]", b"\xff\xfe"):
         (tmp_path / "run.json").write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())

@@ -7,6 +7,7 @@ from channelscope import zoo
 from channelscope.data.images import IMAGENET
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, InputError, WeightsError
+from channelscope.evaluation import evaluate
 from channelscope.network import module_state
 from image_files import write_folder, write_parquet
 
@@ -32,6 +33,10 @@ class Maps(nn.Conv2d):
 class Pair(Three):
     def forward(self, x):
         return super().forward(x), x
+
+class Twice(Three):
+    def forward(self, x):
+        return super().forward(x), super().forward(x)
 """
 
 
@@ -192,10 +197,16 @@ def test_labels_outside_the_networks_classes_say_so(tmp_path, file):
         zoo.load(f"{file}:Three", folder(tmp_path / "four", (8, 8), classes=4))
 
 
-@pytest.mark.parametrize(("name", "got"), [("Maps", r"\(2, 4, 8, 8\)"), ("Pair", "tuple")])
+@pytest.mark.parametrize(("name", "got"), [("Maps", r"\(2, 4, 8, 8\)"), ("Twice", "tuple")])
 def test_networks_without_logits_say_so(tmp_path, file, name, got):
     with pytest.raises(DataError, match=rf"expected logits of shape \(images, classes\), received {got}"):
         zoo.load(f"{file}:{name}", folder(tmp_path / "images", (8, 8)))
+
+
+def test_the_only_rows_of_numbers_in_a_tuple_are_the_logits(tmp_path, file):
+    model, images = zoo.load(f"{file}:Pair", folder(tmp_path / "images", (8, 8)))
+    right = [model(x)[0].argmax(1) == y for x, y, _ in images.test]
+    assert evaluate(model, images.test).correct == sum(int(part.sum()) for part in right)
 
 
 def test_errors_of_the_parts_come_through(tmp_path):

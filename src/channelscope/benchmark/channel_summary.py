@@ -1,8 +1,7 @@
 """Summary of one channel: what the run folders of a network contain about it, and how these are read."""
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,70 +10,55 @@ from typing import Any
 import pandas as pd
 
 from channelscope import tables
-from channelscope.circuits import folder
+from channelscope.circuits import folder as circuit_folder
 from channelscope.circuits.circuit import Circuit
 from channelscope.errors import FormatError, InputError, MismatchError, SiteError, no_such
 from channelscope.pruning.folder import Manifest
 from channelscope.tables.rounding import format_number, format_percent
+from channelscope.tables.run_folder import FACTS, RunFolder
 from channelscope.tables.schema import Column
 
 GROUP = "circuit_[0-9]*"
 """Pattern of the folders of circuits of groups of images."""
 
 
-@dataclass(frozen=True)
-class EvidenceFolder:
-    """One run folder with its tables, circuits and pruned network."""
-
-    path: Path
-    """where it is"""
-    facts: Mapping[str, Any]
-    """its run.json"""
+class EvidenceFolder(RunFolder):
+    """A run folder with its circuits and pruned network."""
 
     @classmethod
-    def read(cls, path: Path) -> "EvidenceFolder":
-        """Run folder at a path.
+    def read(cls, folder: str | Path) -> "EvidenceFolder":
+        """The run folder, whose run.json has to name the weights.
 
         Parameters
         ----------
-        path
+        folder
             The folder.
 
         Returns
         -------
         EvidenceFolder
-            The folder with its run.json.
+            Its facts and tables.
 
         Raises
         ------
         FormatError
-            If it is no run folder, or its run.json does not name the weights.
+            If it is no run folder, its run.json does not name the weights, or a file in it is damaged.
         """
-        try:
-            facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FormatError(
-                f"{path}: expected a run folder with run.json, such as `channelscope axes … --out` writes: {error}"
-            ) from error
-        if not isinstance(facts, dict) or not facts.get("weights"):
-            raise FormatError(f"{path / 'run.json'} does not say which weights the network had: make the run again with this version")
-        return cls(path, facts)
-
-    def table(self, name: str) -> pd.DataFrame | None:
-        """Table of a name, or of the name that an earlier version gave it; None where the folder has none."""
-        paths = (self.path / f"{each}.csv" for each in (name, tables.EARLIER_NAMES.get(name, name)))
-        return next((tables.read(path) for path in paths if path.is_file()), None)
+        run = RunFolder.read(folder)
+        if not run.facts.get("weights"):
+            raise FormatError(f"{run.folder / FACTS} does not say which weights the network had: make the run again with this version")
+        return cls(run.folder, run.facts, run.tables)
 
     @cached_property
     def circuits(self) -> dict[str, Circuit]:
         """Folder → circuit: its own, or those of groups of images."""
-        files = [*self.path.glob(folder.RECIPE), *self.path.glob(f"{GROUP}/{folder.RECIPE}")]
-        return {str(file.parent): folder.load_mask(file.parent) for file in sorted(files)}
+        files = [*self.folder.glob(circuit_folder.RECIPE), *self.folder.glob(f"{GROUP}/{circuit_folder.RECIPE}")]
+        return {str(file.parent): circuit_folder.load_mask(file.parent) for file in sorted(files)}
 
     @cached_property
     def pruned(self) -> Manifest | None:
         """Manifest of the pruned network; None where the folder has none."""
-        path = self.path / "recipe.json"
+        path = self.folder / "recipe.json"
         return Manifest.read(path) if path.is_file() else None
 
     def layers(self) -> dict[str, int]:
@@ -121,13 +105,13 @@ def _pruning_findings(run: EvidenceFolder, layer: str, number: int) -> list[Find
     if run.pruned is None:
         return []
     kept, made = run.pruned.kept, run.pruned.made
-    how = f"{run.path} (score {made.get('score')}, {format_percent(float(made.get('macs', float('nan'))), 0)} of the multiply-adds)"
+    how = f"{run.folder} (score {made.get('score')}, {format_percent(float(made.get('macs', float('nan'))), 0)} of the multiply-adds)"
     if layer not in kept:
-        return [Finding("pruning", str(run.path), f"{how} had no choice about {layer}: all its channels are left.")]
+        return [Finding("pruning", str(run.folder), f"{how} had no choice about {layer}: all its channels are left.")]
     marks = kept[layer]
     own = bool(marks[number])
     left = f"{int(marks.sum())} of the {counted(len(marks), 'channel')} of {layer} are left"
-    return [Finding("pruning", str(run.path), f"{how} {'kept' if own else 'removed'} it: {left}.", own)]
+    return [Finding("pruning", str(run.folder), f"{how} {'kept' if own else 'removed'} it: {left}.", own)]
 
 
 def _ablation_findings(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
@@ -142,7 +126,7 @@ def _ablation_findings(run: EvidenceFolder, layer: str, number: int) -> list[Fin
     row, peers = own.iloc[0], silenced[silenced["site"] == layer]["kl"]
     place = f"{_ordinal(int((peers > row['kl']).sum()) + 1)} of the {counted(len(peers), 'ablated channel')} of its layer"
     said = (
-        f"Taken away in {run.path} ({frame.attrs['provenance'].get('images')} images), it changes the loss by {_sure(row, 'loss')} nats "
+        f"Taken away in {run.folder} ({frame.attrs['provenance'].get('images')} images), it changes the loss by {_sure(row, 'loss')} nats "
         f"and the output by {_sure(row, 'kl')} nats of divergence, the {place}."
     )
     whole = run.table("ablated_channels")
@@ -153,7 +137,7 @@ def _ablation_findings(run: EvidenceFolder, layer: str, number: int) -> list[Fin
             said += (
                 f" Put in its place, {peers_in_place} recover {format_percent(float(recovered['recovered_hull_kl']), 0)} of the divergence."
             )
-    return [Finding("ablations", str(run.path), said, bool(row["loss"] > SIGNIFICANT * row["loss_se"]))]
+    return [Finding("ablations", str(run.folder), said, bool(row["loss"] > SIGNIFICANT * row["loss_se"]))]
 
 
 def _circuit_findings(run: EvidenceFolder, layer: str, number: int) -> list[Finding]:
@@ -177,7 +161,7 @@ def _circuit_findings(run: EvidenceFolder, layer: str, number: int) -> list[Find
 
 def _fidelity(run: EvidenceFolder, home: str) -> str:
     """Fidelity of a circuit, as text."""
-    frame = run.table("circuit") if Path(home) == run.path else None
+    frame = run.table("circuit") if Path(home) == run.folder else None
     return (
         ""
         if frame is None
@@ -187,7 +171,7 @@ def _fidelity(run: EvidenceFolder, home: str) -> str:
 
 def _weight(run: EvidenceFolder, home: str, layer: str, number: int) -> str:
     """Share of the circuit's saliency in the channel's kernels, and number of kernels that read it."""
-    kernels, channels = (run.table(name) if Path(home) == run.path else None for name in ("circuit_kernels", "circuit_channels"))
+    kernels, channels = (run.table(name) if Path(home) == run.folder else None for name in ("circuit_kernels", "circuit_channels"))
     if kernels is None or channels is None:
         return ""
     own, feeds = (frame[(frame["site"] == layer) & (frame["channel"] == number)] for frame in (kernels, channels))
@@ -209,7 +193,7 @@ def _ranks(run: EvidenceFolder, layer: str, number: int) -> list[dict[str, Any]]
         if len(own) and own.iloc[0] == own.iloc[0]:
             value, others = float(own.iloc[0]), max(1, len(values) - 1)
             rank = {"rank": int((values > value).sum()) + 1, "of": len(values), "above": float((values < value).sum()) / others}
-            rows.append({"score": score, "value": value, **rank, "run": str(run.path)})
+            rows.append({"score": score, "value": value, **rank, "run": str(run.folder)})
     return rows
 
 
@@ -220,7 +204,9 @@ def _score_findings(run: EvidenceFolder, layer: str, number: int) -> list[Findin
         return []
     listed = ", ".join(f"{row['score']} {format_number(row['value'], 3)} ({_ordinal(row['rank'])})" for row in rows)
     return [
-        Finding("scores", str(run.path), f"Scores in {run.path}, among the {max(row['of'] for row in rows)} channels of {layer}: {listed}.")
+        Finding(
+            "scores", str(run.folder), f"Scores in {run.folder}, among the {max(row['of'] for row in rows)} channels of {layer}: {listed}."
+        )
     ]
 
 
@@ -233,7 +219,7 @@ def _hull_findings(run: EvidenceFolder, layer: str, number: int) -> list[Finding
     row = own.iloc[0]
     peers = f"{counted(int(row['size']), 'peer')} ({', '.join(str(row['members']).split())})"
     return [
-        Finding("hulls", str(run.path), f"In {run.path}, {peers} make up {format_percent(float(row['explained']), 0)} of its variance.")
+        Finding("hulls", str(run.folder), f"In {run.folder}, {peers} make up {format_percent(float(row['explained']), 0)} of its variance.")
     ]
 
 
@@ -350,7 +336,7 @@ def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataF
     rows += [{"evidence": each.kind, "run": each.run, "sentence": each.sentence} for each in found]
     rows += [{"evidence": "missing", "run": "", "sentence": sentence} for sentence in _missing(layer, found, runs[0])]
     about = {name: next((run.facts[name] for run in runs if run.facts.get(name)), "") for name in ("network", "data")}
-    facts = about | {"channel": f"{layer}:{number}", "weights": runs[0].facts["weights"], "runs": [str(run.path) for run in runs]}
+    facts = about | {"channel": f"{layer}:{number}", "weights": runs[0].facts["weights"], "runs": [str(run.folder) for run in runs]}
     ranks = [row for run in runs for row in _ranks(run, layer, number)]
     scores = pd.DataFrame(ranks, columns=["score", "value", "rank", "of", "above", "run"])
     return {
@@ -399,8 +385,8 @@ def _check_same_weights(runs: Sequence[EvidenceFolder]) -> None:
     for run in runs[1:]:
         if run.facts["weights"] != first.facts["weights"]:
             raise MismatchError(
-                f"the runs are of different networks: {first.path} has weights {first.facts['weights'][:12]} "
-                f"({first.facts.get('network')}), {run.path} has {run.facts['weights'][:12]} ({run.facts.get('network')}): "
+                f"the runs are of different networks: {first.folder} has weights {first.facts['weights'][:12]} "
+                f"({first.facts.get('network')}), {run.folder} has {run.facts['weights'][:12]} ({run.facts.get('network')}): "
                 "ask about runs of one network"
             )
 

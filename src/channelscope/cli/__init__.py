@@ -2,14 +2,17 @@
 
 import sqlite3
 import sys
-from typing import Annotated
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 from safetensors import SafetensorError
 from typer.core import TyperGroup
 
-from channelscope.cli import circuits, discarding, doctor, experiments, inspection, measure, pruning, runs
+from channelscope.cli import circuits, discarding, doctor, experiments, inspection, measure, pruning
 from channelscope.cli.call import VERSION
 from channelscope.cli.flags import Command, command, command_name, examples
 from channelscope.errors import ChannelscopeError, first_line
@@ -50,7 +53,7 @@ COMMANDS = {
     "Pruning": (pruning.prune, pruning.benchmark, inspection.export),
     "Circuits": (circuits.circuit, circuits.subcircuits),
     "Discarded information": (discarding.discard, discarding.faithfulness),
-    "Run folders": (runs.report, runs.compare, runs.explain),
+    "Run folders": (inspection.report, inspection.compare, inspection.explain),
     "Training": (measure.train,),
 }
 """heading in the help → its commands"""
@@ -81,10 +84,27 @@ def root(
     """What the channels of a vision network know, what they share, and which of them it could do without."""
 
 
+@contextmanager
+def _warnings_as_remarks() -> Iterator[None]:
+    """Context in which warnings to users are printed as remarks; those to programmers are shown as they were."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, UserWarning):
+            console.print(Text.assemble(("note ", "yellow"), str(message)))
+        else:
+            shown(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 def main() -> None:
     """Run the command line: status 0 when it worked, 2 with one clear sentence when the input is at fault."""
     try:
-        app()
+        with _warnings_as_remarks():
+            app()
     except ChannelscopeError as error:
         console.print(Text.assemble(("error:", "bold red"), f" {error}"))
         sys.exit(2)

@@ -57,7 +57,7 @@ def circuit(
     source: ImageSource,
     choice: CircuitOptions,
     comparison: ComparisonOptions,
-    out: Path,
+    out: Path = Path("runs/circuit"),
     feature: str = "",
     held_out: int = 128,
     pictures: Literal["patches", "visualized", "none"] = "patches",
@@ -125,7 +125,7 @@ def subcircuits(
     source: ImageSource,
     choice: CircuitOptions,
     feature: str,
-    out: Path,
+    out: Path = Path("runs/subcircuits"),
     strongest: int = 64,
     clusters: int | None = None,
     general: float = GENERAL_SHARE,
@@ -158,6 +158,7 @@ def subcircuits(
     run = open_run(out, weights_hash(model), network.model)
     target = locate(model, images, feature)
     choice.kernels(target)
+    console.print(f"looking for the {strongest:,} strongest of {len(images.calibration):,} calibration images, a circuit for each group")
     searched = track(images.calibration, "strongest images", batch_count(images.calibration))
     found = top_images(target, searched, strongest)
     labels = grouped(found, clusters, source.seed)

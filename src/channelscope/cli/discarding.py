@@ -44,7 +44,7 @@ def discard(
     rule: CIDOptions,
     compared: ComparedNetwork,
     further: ExtraAnalyses,
-    out: Path,
+    out: Path = Path("runs/discarding"),
     layers: str = "",
     test: int | None = None,
 ) -> None:
@@ -93,7 +93,7 @@ def faithfulness(
     network: NetworkOptions,
     source: ImageSource,
     rule: CIDOptions,
-    out: Path,
+    out: Path = Path("runs/faithfulness"),
     layers: str = "",
     test: int | None = None,
     tuning: int | None = None,

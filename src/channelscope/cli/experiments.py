@@ -117,7 +117,7 @@ def _recovered_line(rows: pd.DataFrame) -> str:
     return f"replacement sets (hulls) recover {share} of the KL divergence that ablation causes"
 
 
-def hulls(profile: Path, rule: HullOptions, out: Path, shrinkage: str | float | None = None) -> None:
+def hulls(profile: Path, rule: HullOptions, out: Path = Path("runs/hulls"), shrinkage: str | float | None = None) -> None:
     """Find the small sets of peers that can stand in for each channel, from a profile alone.
 
     Parameters
@@ -133,13 +133,17 @@ def hulls(profile: Path, rule: HullOptions, out: Path, shrinkage: str | float | 
     """
     found = read_profile(profile)
     run = open_run(out, found.weights_hash, found.network)
-    with progress_bar("replacement sets", None):
-        frames = replacement_sets(found, rule, shrinkage=shrinkage)
+    frames = replacement_sets(found, rule, shrinkage=shrinkage)
     finish_run(run, frames, profile_facts(found, f"Hulls of {found.network}"))
 
 
 def communities(
-    profile: Path, convention: ScoreFlags, out: Path, share: float = 0.1, weighted: bool = True, intervals: bool = True
+    profile: Path,
+    convention: ScoreFlags,
+    out: Path = Path("runs/communities"),
+    share: float = 0.1,
+    weighted: bool = True,
+    intervals: bool = True,
 ) -> None:
     """Find communities of channels that share information, and of channels that are informative only together.
 
@@ -165,8 +169,7 @@ def communities(
     """
     found = read_profile(profile)
     run = open_run(out, found.weights_hash, found.network)
-    with progress_bar("communities", None):
-        frames = find_communities(found, share, weighted, intervals, **convention.options())
+    frames = find_communities(found, share, weighted, intervals, **convention.options())
     finish_run(run, frames, profile_facts(found, f"Communities in {found.network}", target=convention.target))
 
 
@@ -250,7 +253,7 @@ def trajectory(
     runs: list[Path],
     convention: ScoreFlags,
     rule: HullOptions,
-    out: Path,
+    out: Path = Path("runs/trajectory"),
     images: int | None = None,
     layers: int = 6,
     seed: int = 0,

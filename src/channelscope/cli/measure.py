@@ -49,7 +49,7 @@ from channelscope.zoo.training import Precision
 def train(
     network: NetworkOptions,
     source: ImageSource,
-    out: Path,
+    out: Path = Path("runs/training"),
     epochs: int | None = None,
     lr: float | None = None,
     every: int = 1,

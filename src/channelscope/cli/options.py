@@ -25,6 +25,7 @@ from channelscope.report import page
 from channelscope.stats.profile import Profile
 from channelscope.tables.run_folder import RunFolder, checked_folder, read_facts
 from channelscope.zoo.history import LOG
+from channelscope.zoo.models import comes_trained
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class NetworkOptions:
     """Which network, with which weights, on which device."""
 
     model: str
-    """resnet18 (zoo), timm:NAME, torchvision:NAME, path/to/file.py:Class, or a folder that prune left"""
+    """resnet18 (zoo), timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:Class, or a folder that prune left"""
     weights: Path | None = None
     """weights file: safetensors, or a state dict saved by torch"""
     device: str = "auto"
@@ -58,7 +59,7 @@ class NetworkOptions:
     @property
     def untrained(self) -> str:
         """Where the weights come from when no file is given; empty with a file."""
-        if self.weights is not None or self.pruned is not None:
+        if self.weights is not None or self.pruned is not None or comes_trained(self.model):
             return ""
         return "as its class makes them" if ".py:" in self.model else "random"
 
@@ -201,6 +202,8 @@ def load_or_collect(
     batches = images.calibration
     if unfinished is not None:
         current_call().unfinished[unfinished] = "statistics of the batches seen so far"
+    effects = " and first-order effects" if measure.sensitivity else ""
+    console.print(f"{note}: statistics{effects} of {len(batches):,} calibration images")
     with progress_bar(note, batch_count(batches)) as step:
         return collect(
             model,

@@ -62,7 +62,7 @@ def benchmark(
     network: NetworkOptions,
     source: ImageSource,
     grid: Grid,
-    out: Path,
+    out: Path = Path("runs/benchmark"),
     test: int | None = None,
     engine: Engine = "process",
     workers: int = 2,
@@ -99,6 +99,11 @@ def benchmark(
     run = open_run(out, weights_hash(model), network.model)
     announce_network(network, model, images)
     call.unfinished[out / FILE] = "networks measured so far"
+    split = bench.test(images)
+    console.print(
+        f"{len(grid.scores)} scores at {len(grid.budgets)} budgets, {len(grid.allocations)} allocations, {len(grid.repairs)} repairs and "
+        f"{len(grid.seeds)} seeds, evaluated on {len(split):,} {split.name} images"
+    )
     with progress_bar("pruned networks measured", None) as step:
         results = measured(bench, grid, out, engine, workers, address, lambda done, total: step())
     done = results.done()
@@ -151,7 +156,7 @@ def prune(
     network: NetworkOptions,
     source: ImageSource,
     plan: PruningOptions,
-    out: Path,
+    out: Path = Path("runs/pruned"),
     export: Literal["onnx", "pt2"] | None = None,
     finetune: int = 0,
     test: int | None = None,
@@ -209,20 +214,23 @@ def prune(
         frame = compare_networks(networks, split, images.image_shape)
     settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
     settings |= pruning_notes(made)
-    described = tables.describe(frame, {"name": "pruning", "columns": SUMMARY_COLUMNS, "split": split.name, **settings})
-    layers = tables.describe(kept_by_layer(found, made.kept), {"name": "pruned_layers", "columns": LAYER_COLUMNS, **settings})
+    layers = kept_by_layer(found, made.kept)
+    frames = {
+        "pruning": tables.describe(frame, {"name": "pruning", "columns": SUMMARY_COLUMNS, "split": split.name, **settings}),
+        "pruned_layers": tables.describe(layers, {"name": "pruned_layers", "columns": LAYER_COLUMNS, **settings}),
+    }
     title = f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds"
     facts, call = settings | network_facts(network, model, images, title), current_call()
 
     def write_more(folder: Path) -> None:
-        RunFolder(folder).add({"pruning": described, "pruned_layers": layers}, call.record(facts))
+        RunFolder(folder).add(frames, call.record(facts))
         page.write_report(folder)
         if export:
             exporting(small, folder / f"network.{export}", images.image_shape)
 
     save_pruned(small, model, made.kept, out, settings=settings, write_more=write_more)
     console.print(pruning_headline(frame))
-    call.result(out, tables={"pruning": described, "pruned_layers": layers})
+    call.result(out, tables=frames)
     if failure:
         raise NumericError(f"{failure}; the network in {out} is the one from before the distillation")
 

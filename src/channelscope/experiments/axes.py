@@ -10,6 +10,7 @@ from channelscope.formulas.clustering import adjusted_rand, adjusted_rand_null, 
 from channelscope.formulas.information import CEILING
 from channelscope.formulas.intervals import bootstrap_mean, jackknife_interval
 from channelscope.formulas.ranks import spearman
+from channelscope.progress import track
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.local import capture, overlap
 from channelscope.scores.registry import Score, lookup
@@ -65,7 +66,7 @@ def axis_clusters(profile: Profile, k: int = 4, seed: int = 0, **options) -> pd.
     """
     convention = ScoreOptions.of(options)
     rows = []
-    for site in profile.sites:
+    for site in track(profile.sites, "clusters"):
         with at(site.name):
             layer = LayerStatistics(profile, site, profile.record(site), convention)
             rows.append({"site": site.name, "depth": site.depth, **_compare_partitions(layer, k, seed)})
@@ -152,7 +153,7 @@ def task_mass(profile: Profile, **options) -> pd.DataFrame:
     convention = ScoreOptions.of(options)
     wanted = lookup(["duplicate_task", "nonreplaceable_task"])
     rows = []
-    for site in profile.sites:
+    for site in track(profile.sites, "task masses"):
         with at(site.name):
             values, replicates = _values(profile, site, convention, wanted)
         whole, parts = _masses(values), [_masses(each) for each in replicates]
@@ -219,7 +220,7 @@ def axis_alignment(
     convention = ScoreOptions.of(options)
     pooled = {name: [] for name in (*local_axis, *target_axis)}
     rows = []
-    for site in profile.sites:
+    for site in track(profile.sites, "alignment"):
         with at(site.name):
             values, replicates = _values(profile, site, convention, lookup((*local_axis, *target_axis)))
         for name, column in values.items():

@@ -9,6 +9,7 @@ from channelscope.formulas import information, task_information
 from channelscope.formulas.clustering import Communities, communities, strongest_edges
 from channelscope.formulas.intervals import bootstrap_mean, jackknife_interval
 from channelscope.formulas.ranks import spearman
+from channelscope.progress import track
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
@@ -101,7 +102,7 @@ def find_communities(
     """
     convention = ScoreOptions.of(options)
     rows, nodes, edges = [], [], []
-    for site in profile.sites:
+    for site in track(profile.sites, "communities"):
         with at(site.name):
             layer = LayerStatistics(profile, site, profile.record(site), convention)
             left_out = profile.jackknife_records(site) if shards and profile.shards > 1 else []

@@ -13,6 +13,7 @@ from channelscope.formulas.hulls import Hulls
 from channelscope.formulas.hulls import hulls as grown
 from channelscope.formulas.intervals import jackknife_interval
 from channelscope.formulas.regression import RIDGE
+from channelscope.progress import track
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
@@ -127,7 +128,7 @@ def replacement_sets(profile: Profile, rule: HullOptions | None = None, **option
     rule = rule or HullOptions()
     convention = ScoreOptions.of(options)
     channels, curves, layers = [], [], []
-    for site in profile.sites:
+    for site in track(profile.sites, "replacement sets"):
         with at(site.name):
             found = rule(LayerStatistics(profile, site, profile.record(site), convention))
             left_out = profile.jackknife_records(site) if profile.shards > 1 else []

@@ -16,6 +16,7 @@ from channelscope.formulas.significance import permutation_p
 from channelscope.network.consumers import InputChannels, consumers
 from channelscope.network.operations import layer_of
 from channelscope.profiling.store import trace_profiled
+from channelscope.progress import track
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.local import capture, overlap
 from channelscope.scores.target import excess, relevance
@@ -179,7 +180,7 @@ def connections(model: nn.Module, profile: Profile) -> Iterator[Connection]:
     found = trace_profiled(model, profile)
     inputs = InputChannels(found)
     known = {site.name: site for site in profile.sites}
-    for site in profile.sites:
+    for site in track(profile.sites, "connections"):
         every = [each for each in consumers(found.graph, site) if each.layer in known]
         marks = inputs.by_layer(site) if every else {}
         spread = profile.record(site).activation.variance.sqrt()

@@ -106,7 +106,7 @@ def _reached_layers(graph: Graph, site: Site) -> dict[fx.Node, bool]:
     summed: dict[fx.Node, bool] = {graph.nodes[site.activation]: False}
     found: dict[fx.Node, bool] = {}
     for node in graph.steps.nodes:
-        before = [parent for parent in node.all_input_nodes if parent in summed]
+        before = [parent for parent in node.all_input_nodes if parent in summed and node in graph.of_images]
         if before and node not in summed:
             met = any(summed[parent] for parent in before)
             if _weighted(graph, node):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from channelscope.network.module_state import eval_mode
+from channelscope.network.module_state import eval_mode, frozen
 from channelscope.network.operations import layer_of
 from channelscope.network.removal.groups import Groups
 from channelscope.network.tracing.recording import unwrapped
@@ -142,7 +142,7 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
                     module.register_forward_hook(spent.leave(name, counter)),
                 ]
         torch.backends.mha.set_fastpath_enabled(False)  # a kernel for a whole encoder layer would hide its products
-        with eval_mode(model), torch.no_grad(), counter:
+        with eval_mode(model), frozen(model), torch.no_grad(), counter:
             model(*image)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

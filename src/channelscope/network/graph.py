@@ -8,6 +8,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,24 @@ from channelscope.errors import FAILURES, InputError, TracingError, UserCode, fi
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
-from channelscope.network.tracing.recorder import OWN, Recording
+from channelscope.network.tracing.recorder import FORM, OWN, Recording
 from channelscope.network.tracing.recording import literal, one_step, other_image, record, same, unwrapped
 
 Hook = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
+
+
+def asks_form(node: fx.Node) -> bool:
+    """Whether a step asks a tensor for its shape, type or device alone.
+
+    Examples
+    --------
+    >>> steps = fx.Graph()
+    >>> image = steps.placeholder("x")
+    >>> asks_form(steps.call_method("size", (image, 0))), asks_form(steps.call_function(getattr, (image, "T")))
+    (True, False)
+    """
+    return node.target in FORM if node.op == "call_method" else node.target is getattr and node.args[1] in FORM
 
 
 class Graph:
@@ -54,6 +68,15 @@ class Graph:
         self.numbers = 0
         self.running: fx.Node | None = None
         self._plans: dict[tuple, list[tuple[fx.Node, tuple[str, ...]]]] = {}
+
+    @cached_property
+    def of_images(self) -> frozenset[fx.Node]:
+        """Steps whose value depends on the inputs, and not on their shape alone; the others, such as position biases, have no images."""
+        found: set[fx.Node] = set()
+        for node in self.steps.nodes:
+            if node.op == "placeholder" or (not asks_form(node) and any(parent in found for parent in node.all_input_nodes)):
+                found.add(node)
+        return frozenset(found)
 
     def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The inputs of the graph in the arguments of a call of the network.

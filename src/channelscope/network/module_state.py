@@ -32,6 +32,19 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """While inside, no parameter requires gradients: counters that follow modules by their gradients take views of parameters."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
 def restored_state(model: nn.Module) -> Iterator[None]:
     """While inside, the network is in evaluation mode; afterwards all is as before, also after an exception.
 

@@ -57,7 +57,7 @@ def closed(like: Any, parts: Any) -> Any:
     if fields is None and not (isinstance(parts, dict) and hasattr(like, "__dict__")):
         return parts
     old = vars(like) if fields is None else fields
-    made = {key: closed(old[key], part) for key, part in parts.items()}
+    made = {key: closed(old.get(key), part) for key, part in parts.items()}  # transformers drop fields that are None
     if type(like) is dict:
         return made
     if isinstance(like, Mapping) and not dataclasses.is_dataclass(like):
@@ -97,6 +97,32 @@ def tensors(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
     _changed(opened(value), found.append)
     return found
+
+
+def logits_of(output: Any) -> Any:
+    """The logits in what a classifier returns; the output itself where they cannot be told.
+
+    Of a dictionary or object with a part called logits, as the networks of transformers return, it is that part; of other
+    containers the only tensor of shape images × classes.
+
+    Parameters
+    ----------
+    output
+        What the network returned.
+
+    Examples
+    --------
+    >>> import torch
+    >>> logits_of({"loss": None, "logits": torch.zeros(2, 5), "states": (torch.zeros(2, 7),)}).shape
+    torch.Size([2, 5])
+    >>> logits_of((torch.zeros(2, 5), torch.zeros(2, 8, 4, 4))).shape
+    torch.Size([2, 5])
+    """
+    parts = opened(output)
+    if isinstance(parts, dict) and isinstance(parts.get("logits"), Tensor):
+        return parts["logits"]
+    flat = [part for part in tensors(parts) if part.dim() == 2 and part.is_floating_point()]
+    return flat[0] if len(flat) == 1 else output
 
 
 def holds_tensor(value: Any) -> bool:

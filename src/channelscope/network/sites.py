@@ -69,7 +69,10 @@ def sites_of(graph: Graph, *, none: bool = False) -> Sites:
         layer = layer_of(graph.modules[str(node.target)])
         if layer is None:
             continue
-        reason = _why_skipped(node, layer, calls[node.target], outputs)
+        reason = "" if node in graph.of_images else "its values are the same for every image"
+        if not reason and graph.shapes[node.name][0] % _images(graph):
+            reason = "the rows of its value do not belong to one image each"
+        reason = reason or _why_skipped(node, layer, calls[node.target], outputs)
         if reason:
             skipped[str(node.target)] = reason
         else:
@@ -142,7 +145,13 @@ def _site(graph: Graph, node: fx.Node, layer: WeightedLayer, depth: int) -> Site
         groups=layer.groups,
         batchnorm=norm,
         activation_is_affine=affine,
+        windows=graph.shapes[node.name][0] // _images(graph),
     )
+
+
+def _images(graph: Graph) -> int:
+    """Number of images of the example."""
+    return graph.shapes[graph.inputs[0]][0]
 
 
 def _activation_node(graph: Graph, node: fx.Node, axis: int, shape: tuple[int, ...]) -> tuple[fx.Node, str | None, bool]:

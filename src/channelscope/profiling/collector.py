@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import map_arg
 
 from channelscope.errors import InputError, NumericError, TracingError
 from channelscope.network.graph import memory_format
 from channelscope.network.module_state import eval_mode, fingerprints, weights_hash
+from channelscope.network.nest import closed, logits_of
 from channelscope.network.sites import Sites
 from channelscope.profiling.weight_norms import following_batchnorm, weight_norms
 from channelscope.site import Site
@@ -129,6 +131,7 @@ class ProfileCollector:
         self.fingerprints: list[Tensor] = []
         self.input_shape, self.classes = tuple(image.shape[1:]), _class_count(found)
         self.layout = memory_format(found.graph, image)
+        _check_windows(found, image)
         self.weights = weight_norms(found)
         self.affine = {
             site.name: torch.stack(following_batchnorm(found.graph, site))
@@ -143,6 +146,11 @@ class ProfileCollector:
         """Whether both readouts take the same positions."""
         drawn = self.readout.of(site.positions) == CUT_READOUT.of(site.positions)
         return site.positions == 1 or (self.readout.kind == "positions" and drawn)
+
+    @staticmethod
+    def _by_image(site: Site, maps: Tensor) -> tuple[Tensor, int]:
+        """A site's value with images first, and the axis of its channels; windows of an image are positions of it."""
+        return (maps, site.channel_axis) if site.windows == 1 else (maps.unflatten(0, (-1, site.windows)), site.channel_axis + 1)
 
     def _accumulators(self, site: Site) -> dict[str, MomentsAccumulator]:
         owners, targets = max(self.shards, 1), len(self.targets)
@@ -181,7 +189,7 @@ class ProfileCollector:
             steps[site.activation].append(partial(self._cut, batch, site))
         after = {name: partial(_per_sample, each) for name, each in steps.items()}
         images = batch.images.contiguous(memory_format=self.layout)
-        logits = self.found.graph.run(images.requires_grad_(self.sensitivity), hooks=after, out_of_place=self.sensitivity)
+        logits = logits_of(self.found.graph.run(images.requires_grad_(self.sensitivity), hooks=after, out_of_place=self.sensitivity))
         _finite(logits, "the output", batch.index)
         if batch.labels is not None:
             self.tally = self.tally + Tally.of(logits, batch.labels)
@@ -196,26 +204,27 @@ class ProfileCollector:
         self.fingerprints.append(fingerprints(batch.images, batch.index))
 
     def _read(self, batch: ShardedBatch, site: Site, maps: Tensor) -> None:
-        sums, detached = self.sums[site.name], maps.detach()
-        pooled = POOLED.samples(detached, site.channel_axis)
+        sums = self.sums[site.name]
+        detached, axis = self._by_image(site, maps.detach())
+        pooled = POOLED.samples(detached, axis)
         _finite(pooled, site.name, batch.index)
         batch.pooled[site.name] = pooled[:, 0]
         sums["pooled"].add(pooled, batch.spans)
         if "read" in sums:
             where = batch.where(self.readout, site.positions)
-            sums["read"].add(self.readout.samples(detached, site.channel_axis, where), batch.spans, lent=where is None)
+            sums["read"].add(self.readout.samples(detached, axis, where), batch.spans, lent=where is None)
         if self.sensitivity:
             batch.values[site.name, "read"] = maps
 
     def _cut(self, batch: ShardedBatch, site: Site, maps: Tensor) -> None:
-        detached = maps.detach()
+        detached, axis = self._by_image(site, maps.detach())
         if site.name not in self.affine:
             where = batch.where(CUT_READOUT, site.positions)
-            self.sums[site.name]["cut"].add(CUT_READOUT.samples(detached, site.channel_axis, where), batch.spans, lent=where is None)
+            self.sums[site.name]["cut"].add(CUT_READOUT.samples(detached, axis, where), batch.spans, lent=where is None)
         if self.sensitivity:
             batch.values[site.name, "cut"] = maps
         if self.maps:
-            grid = detached.movedim(site.channel_axis + 1, 1)
+            grid = detached.movedim(axis + 1, 1)
             grid = grid if grid.dim() == 4 else grid.flatten(2)[:, :, None] if grid.dim() > 2 else grid[:, :, None, None]
             for shard, rows in batch.spans:
                 self._accumulate((site.name, "maps", shard), FeatureMapSums.of(grid[rows].cpu()))
@@ -234,7 +243,8 @@ class ProfileCollector:
             bias = self.found.graph.modules[site.name].bias if key[1] == "read" else None
             if isinstance(bias, Tensor):
                 value = value - bias.detach().view([-1 if axis == site.channel_axis + 1 else 1 for axis in range(value.dim())])
-            products[key] = channels_last(torch.zeros_like(value) if slope is None else value * slope, site.channel_axis).sum(1).cpu()
+            effects = self._by_image(site, torch.zeros_like(value) if slope is None else value * slope)
+            products[key] = channels_last(*effects).sum(1).cpu()
         for shard, rows in batch.spans:
             for site in self.found:
                 part = Sensitivity.of(products[site.name, "read"][rows], products[site.name, "cut"][rows])
@@ -308,12 +318,27 @@ def _per_sample(steps: list[Callable[[Tensor], None]], value: Tensor) -> None:
 
 def _class_count(found: Sites) -> int:
     """Number of logits; InputError for a network that is no classifier."""
-    logits = found.graph.nodes["output"].args[0]
-    shape = found.graph.shapes.get(str(logits))
+    shapes = found.graph.shapes
+    parts = map_arg(found.graph.nodes["output"].args[0], lambda node: torch.empty(shapes[node.name], device="meta"))
+    logits = logits_of(closed(found.graph.output, parts))
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
     if shape is None or len(shape) != 2 or shape[1] < 2:
         received = "no tensor" if shape is None else "×".join(map(str, shape))
         raise InputError(f"the network must return logits of shape images × classes (at least 2 classes), received {received}")
     return shape[1]
+
+
+@torch.no_grad()
+def _check_windows(found: Sites, image: Tensor) -> None:
+    """Raise InputError where the windows of an image are not rows of a site's value one after the other."""
+    names = [site.name for site in found if site.windows > 1]
+    steps = tuple(found[name].preactivation for name in names)
+    pair = torch.cat([image[:1], image[:1].flip(-1) + 1])
+    with eval_mode(found.graph.model):
+        alone, both = (found.graph.run(part, outputs=steps, out_of_place=True) if steps else () for part in (image[:1], pair))
+    for name, one, two in zip(names, alone, both, strict=True):
+        if len(two) != 2 * len(one) or not torch.allclose(one, two[: len(one)], atol=AGREEMENT * float(one.abs().max())):
+            raise InputError(f"the rows of the value of {name} are not one image after the other: its statistics cannot be taken by image")
 
 
 def _finite(values: Tensor, place: str, index: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, WeightsError
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, weights_hash
+from channelscope.network.tracing.recording import distance
 from channelscope.pruning.shrink import cuts, shrink
 from channelscope.storage import atomic_file
 from channelscope.subset import Subset
@@ -271,7 +272,7 @@ def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module
     except (SafetensorError, OSError, KeyError) as error:
         raise FormatError(f"{folder / CHECK} is missing or damaged ({error}): save the network again") from error
     received = _logits(small, images)
-    difference = float((received - expected).abs().max() / expected.abs().max()) if received.shape == expected.shape else float("inf")
+    difference, _ = distance(received, expected)
     if not difference <= TOLERANCE:
         raise MismatchError(
             f"{folder}: the network gives logits {difference:.2g} (relative) away from those stored in {CHECK}; prune again"

@@ -2,12 +2,12 @@
 
 from channelscope.report.page import write_report
 from channelscope.report.section import Chart, Drawing, Section
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 __all__ = [
     "Chart",
     "Drawing",
-    "Run",
+    "RunFolder",
     "Section",
     "write_report",
 ]

@@ -23,8 +23,7 @@ from channelscope.report.section import Chart, Drawing, Section
 from channelscope.report.sections import sections
 from channelscope.storage import atomic_file
 from channelscope.tables.quantities import QUANTITIES
-from channelscope.tables.run_folder import RunFolder as Run
-from channelscope.tables.run_folder import where
+from channelscope.tables.run_folder import RunFolder, where
 
 COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
 
@@ -60,7 +59,7 @@ MOST_NAMES = 24
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
-def write(run: Run, folder: str | Path) -> list[Path]:
+def write(run: RunFolder, folder: str | Path) -> list[Path]:
     """Write every chart of the run, and the two-axis map of its last stage, as PNG and SVG.
 
     Examples
@@ -68,7 +67,7 @@ def write(run: Run, folder: str | Path) -> list[Path]:
     >>> import tempfile
     >>> frame = pd.DataFrame({"depth": [0, 1], "modularity": [0.1, 0.3], "edges": [4, 4], "graph": "R"})
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     [path.name for path in write(Run(Path(), {}, {"communities": frame}), folder)]
+    ...     [path.name for path in write(RunFolder(Path(), {}, {"communities": frame}), folder)]
     ['communities.png', 'communities.svg']
     """
     folder = Path(folder)
@@ -87,12 +86,12 @@ def write(run: Run, folder: str | Path) -> list[Path]:
     return paths
 
 
-def drawings(section: Section, run: Run) -> list[Drawing]:
+def drawings(section: Section, run: RunFolder) -> list[Drawing]:
     """A section's drawings, in the report's style.
 
     Examples
     --------
-    >>> drawings(Section("notes", "Notes", ""), Run(Path(), {}, {}))
+    >>> drawings(Section("notes", "Notes", ""), RunFolder(Path(), {}, {}))
     []
     """
     with rc_context(STYLE):

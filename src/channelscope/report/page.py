@@ -17,7 +17,7 @@ from channelscope.report.sections import sections
 from channelscope.storage import atomic_file
 from channelscope.tables.quantities import HEADLINE, QUANTITIES
 from channelscope.tables.rounding import format_interval, format_number
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 FOLDERS = re.compile(r"\S*/(?=[^/\s]+\.py:)")
 """where a network's file lies, which a heading need not say"""
@@ -76,7 +76,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     ...     write_report(folder).name
     'report.html'
     """
-    run = Run.read(folder)
+    run = RunFolder.read(folder)
     path = Path(out) if out else run.folder / "report.html"
     written = render(run, get_plotlyjs())
     figures.write(run, run.folder / "figures")
@@ -85,12 +85,12 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
-def render(run: Run, plotly: str) -> str:
+def render(run: RunFolder, plotly: str) -> str:
     """The report's HTML with the given chart library inlined.
 
     Examples
     --------
-    >>> "<h1>Tiny</h1>" in render(Run(Path(), {"title": "Tiny"}, {}), plotly="")
+    >>> "<h1>Tiny</h1>" in render(RunFolder(Path(), {"title": "Tiny"}, {}), plotly="")
     True
     """
     parts = sections(run)
@@ -156,7 +156,7 @@ def _subscripts(formula: str) -> Markup:
     return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", str(escape(formula))))
 
 
-def _part(section: Section, run: Run) -> dict[str, Any]:
+def _part(section: Section, run: RunFolder) -> dict[str, Any]:
     return {
         "id": section.id,
         "title": section.title,
@@ -180,7 +180,7 @@ def _too_long(section: Section, name: str, frame: pd.DataFrame) -> bool:
     return len(frame) > MOST_ROWS and name not in {chart.table or section.table for chart in section.charts}
 
 
-def _cards(run: Run) -> list[dict[str, Any]]:
+def _cards(run: RunFolder) -> list[dict[str, Any]]:
     """The headline pairs with one bar per stage; positions are percentages of a scale that all cards share."""
     means, cards = run.table("alignment_mean"), []
     found = {pair: [(stage, each) for stage in run.stages if (each := verdict.estimate(means, stage, pair))] for pair in verdict.PAIRS}
@@ -216,7 +216,7 @@ def _footer(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(FOOTER_FACTS[key], str(value)) for key, value in values.items()]
 
 
-def _data(run: Run, parts: list[Section]) -> dict[str, Any]:
+def _data(run: RunFolder, parts: list[Section]) -> dict[str, Any]:
     frames = {name: frame for section in parts for name, frame in section.frames(run).items() if not _too_long(section, name, frame)}
     channels = run.table("channels")
     if channels is not None:

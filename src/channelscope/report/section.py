@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from channelscope.report import verdict
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 NORMAL_QUANTILE = 1.96
 """standard errors to either end of a 95 % interval"""
@@ -115,7 +115,7 @@ class Drawing:
     """how to read it"""
 
 
-def _none(run: Run) -> list:
+def _none(run: RunFolder) -> list:
     return []
 
 
@@ -131,15 +131,15 @@ class Section:
     """what the section asks, in a sentence or two"""
     charts: tuple[Chart, ...] = ()
     """interactive in the page, and PNG and SVG files beside it; in order"""
-    answer: Callable[[Run], list[str]] = _none
+    answer: Callable[[RunFolder], list[str]] = _none
     """the sentences that answer, every number with n and interval"""
-    drawings: Callable[[Run], list[Drawing]] = _none
+    drawings: Callable[[RunFolder], list[Drawing]] = _none
     """further pictures, below the charts"""
     more: tuple[str, ...] = ()
     """further tables that belong here"""
     value: str = ""
     """column that the table's low and high belong to; the three are shown as one"""
-    derive: Callable[[Run], pd.DataFrame | None] | None = None
+    derive: Callable[[RunFolder], pd.DataFrame | None] | None = None
     """makes the table from the run's others, when it is not on disk"""
     anchor: str = ""
     """fragment of its address in the page, and start of its figures' file names; by default the table's name"""
@@ -149,16 +149,16 @@ class Section:
         """The anchor, or the table's name."""
         return self.anchor or self.table
 
-    def frame(self, run: Run) -> pd.DataFrame | None:
+    def frame(self, run: RunFolder) -> pd.DataFrame | None:
         """The section's table in this run, if it has one."""
         return self.derive(run) if self.derive else run.table(self.table)
 
-    def frames(self, run: Run) -> dict[str, pd.DataFrame]:
+    def frames(self, run: RunFolder) -> dict[str, pd.DataFrame]:
         """The section's tables in this run by name, its own first."""
         found = {self.table: self.frame(run)} | {name: run.table(name) for name in self.more}
         return {name: frame for name, frame in found.items() if frame is not None}
 
-    def charted(self, run: Run) -> list[tuple[Chart, pd.DataFrame]]:
+    def charted(self, run: RunFolder) -> list[tuple[Chart, pd.DataFrame]]:
         """The charts this run has numbers for, each with its table."""
         frames = self.frames(run)
         found = [(chart, frames.get(chart.table or self.table)) for chart in self.charts]

@@ -9,8 +9,7 @@ import pandas as pd
 
 from channelscope.tables.quantities import HEADLINE, QUANTITIES
 from channelscope.tables.rounding import format_interval, format_number, format_percent
-from channelscope.tables.run_folder import RunFolder as Run
-from channelscope.tables.run_folder import where
+from channelscope.tables.run_folder import RunFolder, where
 
 PAIRS = tuple(product(HEADLINE[:2], HEADLINE[2:]))
 """(local, target) of the four headline pairs; the first one is the answer's"""
@@ -312,14 +311,14 @@ def refused(channels: pd.DataFrame | None) -> list[tuple[str, list[str], str]]:
     return [(title(name), sites, reason) for name, (sites, reason) in found.items()]
 
 
-def first_screen(run: Run) -> list[str]:
+def first_screen(run: RunFolder) -> list[str]:
     """The sentences under the heading, the answer first.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> means = pd.DataFrame([{"local": "capture", "target": "relevance", "rho": 0.23, "low": 0.18, "high": 0.28, "n": 19, "pooled": 0.4}])
-    >>> len(first_screen(Run(Path(), {}, {"alignment_mean": means})))
+    >>> len(first_screen(RunFolder(Path(), {}, {"alignment_mean": means})))
     2
     """
     means, facts = run.table("alignment_mean"), run.facts

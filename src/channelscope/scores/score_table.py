@@ -11,6 +11,7 @@ from channelscope.errors import InputError, SampleError, at
 from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, oas
 from channelscope.formulas.intervals import jackknife
 from channelscope.formulas.significance import permutation_p
+from channelscope.progress import track
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.registry import Score, lookup
 from channelscope.stats.profile import Profile
@@ -67,7 +68,7 @@ def table(profile: Profile, names: Iterable[str] = DEFAULT_SCORES, errors: bool 
     convention = ScoreOptions.of(options)
     refused: dict[str, str] = {}
     frames = []
-    for site in profile.sites:
+    for site in track(profile.sites, "scores"):
         with at(site.name):
             layer = LayerStatistics(profile, site, profile.record(site), convention)
             columns, notes = _score_descriptions(layer, wanted, refused)

@@ -64,7 +64,7 @@ class RunFolder:
         """
         folder = Path(folder)
         if not (folder / FACTS).is_file():
-            raise FormatError(f"no run at {folder}: expected a folder with {FACTS}, such as `channelscope axes … --out {folder}` writes")
+            raise FormatError(f"{folder}: expected a run folder with {FACTS}, such as `channelscope axes … --out {folder}` writes")
         return cls(folder, read_facts(folder / FACTS), {name: read(path) for name, path in _table_files(folder).items()})
 
     @classmethod

@@ -11,6 +11,7 @@ from channelscope.data.images import ImageSplits, read_images
 from channelscope.data.sources import ImageSource, native_shape, open_dataset
 from channelscope.data.splits import PartitionedDataset
 from channelscope.errors import DataError, InputError, UserCode, WeightsError, first_line
+from channelscope.network.nest import logits_of
 from channelscope.zoo.models import build, model_info
 from channelscope.zoo.weight_files import load_weights, read_weights
 
@@ -231,7 +232,7 @@ def _agree(model: nn.Module, images: ImageSplits, name: str) -> None:
     shape = images.image_shape
     said = f"network '{name}' cannot take images of shape {shape}"
     with UserCode(DataError, said, "; pass size, or choose another network"), torch.inference_mode():
-        logits = model(torch.zeros(2, *shape))
+        logits = logits_of(model(torch.zeros(2, *shape)))
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise DataError(f"network '{name}': expected logits of shape (images, classes), received {got}")

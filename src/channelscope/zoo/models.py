@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib.util
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import nn
 from channelscope.data.decoding import ResizeCrop
 from channelscope.data.images import IMAGENET, SMALL_IMAGE
 from channelscope.data.torchvision_cpu import models
-from channelscope.errors import InputError, UserCode
+from channelscope.errors import InputError, UserCode, first_line
 from channelscope.zoo.architectures import ARCHITECTURES, SmallResNet, set_input_channels
 
 RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
@@ -68,7 +69,7 @@ class ModelInfo:
 
 
 def network_names() -> tuple[str, ...]:
-    """Names of the zoo's own networks; `build` takes `timm:NAME`, `torchvision:NAME` and `file.py:Class` too.
+    """Names of the zoo's own networks; `build` takes `timm:NAME`, `torchvision:NAME`, `hf:FOLDER` and `file.py:Class` too.
 
     Returns
     -------
@@ -84,13 +85,14 @@ def network_names() -> tuple[str, ...]:
 
 
 def build(name: str, classes: int = 10, channels: int = 3, image_size: int = 32, seed: int = 0) -> nn.Module:
-    """Untrained network in evaluation mode, with its description in `model.card`.
+    """Network in evaluation mode, untrained unless its name says otherwise, with its description in `model.card`.
 
     Parameters
     ----------
     name
-        One of `network_names()`, `timm:NAME`, `torchvision:NAME` (unmodified), or `path/to/file.py:Class` (the file is run);
-        keyword arguments of the constructor may follow, as in `resnet20(width=8)` or `nets.py:Small(depth=20)`.
+        One of `network_names()`, `timm:NAME`, `torchvision:NAME` (unmodified), `hf:FOLDER` (a network of transformers, or its
+        name on the hub, with its weights), or `path/to/file.py:Class` (the file is run); keyword arguments of the constructor
+        may follow, as in `resnet20(width=8)`, `timm:resnet18(pretrained=True)` or `nets.py:Small(depth=20)`.
     classes
         Number of classes.
     channels
@@ -122,6 +124,36 @@ def build(name: str, classes: int = 10, channels: int = 3, image_size: int = 32,
             model, intake = _build(plain, options, classes, channels, image_size)
     model.__dict__["card"] = ModelInfo(name, classes, channels, intake)
     return model.eval()
+
+
+def comes_trained(name: str) -> bool:
+    """Whether `build` gives a network of this name its published or stored weights.
+
+    Parameters
+    ----------
+    name
+        As `build` takes it.
+
+    Returns
+    -------
+    bool
+        True with `pretrained=True`, and for networks of transformers, except where their folder holds no weights.
+
+    Examples
+    --------
+    >>> comes_trained("timm:resnet18"), comes_trained("timm:resnet18(pretrained=True)"), comes_trained("hf:microsoft/resnet-18")
+    (False, True, True)
+    """
+    plain, options = _parse(name)
+    kind, _, rest = plain.partition(":")
+    if kind != "hf":
+        return bool(options.get("pretrained", False))
+    return not _is_bare(Path(rest).expanduser())
+
+
+def _is_bare(place: Path) -> bool:
+    """Whether a place is a folder without weights."""
+    return place.is_dir() and not any(place.glob("*.safetensors"))
 
 
 def model_info(model: nn.Module) -> ModelInfo:
@@ -159,6 +191,8 @@ def _build(name: str, options: dict[str, Any], classes: int, channels: int, size
         return _timm(rest, options, classes, channels)
     if kind == "torchvision":
         return _torchvision(rest, options, classes)
+    if kind == "hf":
+        return _transformers(rest, options, classes, channels)
     if ".py:" in name:
         path, _, attribute = name.rpartition(":")
         return _call_constructor(_load_attribute(Path(path).expanduser(), attribute), options, classes, channels), InputSpec()
@@ -166,7 +200,7 @@ def _build(name: str, options: dict[str, Any], classes: int, channels: int, size
         return SmallResNet(RESNETS[name], classes, channels, **options), InputSpec()
     if name not in ARCHITECTURES:
         known = " ".join(network_names())
-        raise InputError(f"unknown network '{name}': expected timm:NAME, torchvision:NAME, path/to/file.py:Class, or one of {known}")
+        raise InputError(f"unknown network '{name}': expected timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:Class, or {known}")
     build, adapt = ARCHITECTURES[name]
     model = build(num_classes=classes, **options)
     if size <= SMALL_IMAGE:
@@ -184,7 +218,7 @@ def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tu
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5])
         raise InputError(f"timm has no network '{name}'" + (f"; it has {near}" if near else ""))
-    model = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **options)
+    model = timm.create_model(name, num_classes=classes, in_chans=channels, **options)
     config: Any = model.pretrained_cfg
     fit = ResizeCrop(tuple(config["input_size"][1:]), config["crop_pct"], config["interpolation"])
     own = (tuple(config["mean"]), tuple(config["std"])) if channels == 3 else None
@@ -198,8 +232,34 @@ def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.M
     config: Any = models.get_model_weights(name)["DEFAULT"].transforms()
     side = config.crop_size[0]
     fit = ResizeCrop((side, side), side / config.resize_size[0], config.interpolation.value)
-    model = models.get_model(name, weights=None, num_classes=classes, **options)
+    weights = "DEFAULT" if options.pop("pretrained", False) else None
+    model = models.get_model(name, weights=weights, num_classes=classes, **options)
     return model, InputSpec(fit, name.startswith(FIXED_SIZE), (tuple(config.mean), tuple(config.std)))
+
+
+def _transformers(name: str, options: dict[str, Any], classes: int, channels: int) -> tuple[nn.Module, InputSpec]:
+    """An image classifier of Hugging Face's transformers from a folder or the hub: with its weights where there are any."""
+    try:
+        import transformers
+        from transformers.utils.hub import cached_file
+    except ImportError as error:
+        raise InputError(f"hf:{name}: {error.name} is not installed; pip install 'channelscope[transformers]'") from error
+    place = Path(name).expanduser()
+    path = str(place) if place.is_dir() else name
+    kind = transformers.AutoModelForImageClassification
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, num_labels=classes, **options)
+        if config.num_channels != channels:
+            raise InputError(f"hf:{name}: expected images of {config.num_channels} channels, received {channels}")
+        model = kind.from_config(config) if _is_bare(place) else kind.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
+        found = cached_file(path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise InputError(f"hf:{name}: expected a folder with config.json, or a network of the hub ({first_line(error)})") from error
+    rules = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    size = rules.get("size") or {}
+    side = size.get("height") or size.get("shortest_edge") or vars(config).get("image_size")
+    own = (tuple(rules["image_mean"]), tuple(rules["image_std"])) if "image_mean" in rules else None
+    return model, InputSpec(ResizeCrop((side, side)) if side else None, "image_size" in vars(config), own)
 
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from channelscope.data.images import ImageSplits
 from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError
 from channelscope.evaluation import loss_and_accuracy
 from channelscope.network.module_state import channels_last, device_of, weights_hash
+from channelscope.network.nest import logits_of
 from channelscope.storage import atomic_file
 from channelscope.zoo.history import LOG, Epoch, History
 from channelscope.zoo.loading import available
@@ -401,7 +402,7 @@ def loss_and_logits(model: nn.Module, x: Tensor, y: Tensor, precision: str, smoo
     if low:
         x = x.contiguous(memory_format=torch.channels_last)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
-        logits = model(x)
+        logits = logits_of(model(x))
     return F.cross_entropy(logits.float(), y, label_smoothing=smoothing), logits
 
 

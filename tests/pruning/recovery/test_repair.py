@@ -458,3 +458,30 @@ def test_inputs_that_are_all_silent_have_no_peers(method):
     report = repair(shrink(found, kept), found, kept, [images], method=method)
     reasons = report.skipped if method == "peers" else report.notes
     assert reasons["2"].endswith("no channel that stays of its inputs varies")
+
+
+@pytest.mark.parametrize("reason", ["its values are the same for every image", "the rows of its input do not belong to one image each"])
+def test_windows_of_an_image_are_in_one_half_and_constants_stay_as_they_are(reason):
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.inside, self.bias, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 6), nn.Linear(1, 6), nn.Linear(6, 3)
+            self.register_buffer("one", torch.ones(1, 1))
+
+        def forward(self, x):
+            x = self.conv(x).unflatten(2, (2, -1)).unflatten(4, (2, -1)).permute(0, 2, 4, 3, 5, 1)
+            x = self.inside(x.flatten(3, 4).flatten(0, 2)) + self.bias(self.one if "every" in reason else x.new_ones(1, 1))
+            return self.head(x.relu().unflatten(0, (-1, 4)).mean((1, 2)))
+
+    torch.manual_seed(0)
+    model, images = Windows().eval(), torch.randn(12, 3, 12, 12)
+    found = groups(model, images[:1])
+    kept = found.to_subset(np.array([site != "conv" or channel for group in found.members for site, channel in group.members[:1]]) != 0)
+    small = shrink(found, kept)
+    before = small.bias.weight.clone()
+    report = repair(small, found, kept, [images], method="least_squares", positions=5)
+    assert report.skipped == {"bias": f"{reason}: weights stay as inherited"}
+    assert torch.equal(small.bias.weight, before)
+    exact = nn.functional.mse_loss
+    with torch.no_grad():
+        assert exact(small(images), model(images)) < exact(shrink(found, kept)(images), model(images)) / 2

@@ -7,7 +7,7 @@ from channelscope.benchmark.analysis import COLUMNS, analyze
 from channelscope.benchmark.grid import ORIGINAL, Trial
 from channelscope.report.page import write_report
 from channelscope.report.sections.pruning import BENCHMARK, benchmark_sentences
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 CHANCES = {"l2": 0.6, "l1": 0.5, "capture": 0.8, "random": 0.2}
 
@@ -31,7 +31,7 @@ def folder(path, budgets=None):
 
 
 def test_sentences(tmp_path):
-    said = benchmark_sentences(Run.read(folder(tmp_path)))
+    said = benchmark_sentences(RunFolder.read(folder(tmp_path)))
     assert len(said) == 3
     assert said[0].startswith("input capture has the largest area of 4 scores under every rule: 0.")
     assert said[0].count("(n = 200 images), one seed (global, ") == 2
@@ -40,13 +40,13 @@ def test_sentences(tmp_path):
 
 
 def test_what_no_area_contains_is_said(tmp_path):
-    assert benchmark_sentences(Run.read(folder(tmp_path, {"l1": (0.8,)})))[2] == (
+    assert benchmark_sentences(RunFolder.read(folder(tmp_path, {"l1": (0.8,)})))[2] == (
         "6 of the measurements are part of no area (l2, capture, random): the table of what is left out says why."
     )
 
 
 def test_two_winners_are_two_sentences(tmp_path):
-    run = Run.read(folder(tmp_path))
+    run = RunFolder.read(folder(tmp_path))
     areas = run.table("benchmark_auc")
     areas.loc[(areas["score"] == "l1") & (areas["repair"] == "none"), "auc"] = 1.0
     said = benchmark_sentences(run)
@@ -56,7 +56,7 @@ def test_two_winners_are_two_sentences(tmp_path):
 
 
 def test_the_page_has_charts_of_named_rows(tmp_path):
-    run = Run.read(folder(tmp_path))
+    run = RunFolder.read(folder(tmp_path))
     assert len(BENCHMARK.charted(run)) == 3
     page = write_report(tmp_path).read_text()
     assert BENCHMARK.title in page
@@ -65,4 +65,4 @@ def test_the_page_has_charts_of_named_rows(tmp_path):
 
 def test_without_the_table_there_is_nothing_to_say(tmp_path):
     tables.write_json({"title": "compared", "network": "net"}, tmp_path / "run.json")
-    assert benchmark_sentences(Run.read(tmp_path)) == []
+    assert benchmark_sentences(RunFolder.read(tmp_path)) == []

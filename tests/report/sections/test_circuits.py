@@ -16,7 +16,7 @@ from channelscope.report.sections.circuits import (
     comparison_sentences,
     subfeature_sentences,
 )
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 ENDS = {"r": 0.9, "r_low": 0.85, "r_high": 0.93, "error": 0.2, "error_low": 0.15, "error_high": 0.26, "images": 40}
 
@@ -44,7 +44,7 @@ def folder(path: Path) -> Path:
 
 
 def test_sentences(tmp_path):
-    run = Run.read(folder(tmp_path))
+    run = RunFolder.read(folder(tmp_path))
     said = circuit_sentences(run)
     assert said[0].startswith("30 of the 1,200 kernels that layer1.0.conv1:3 depends on follow it with r = 0.90 [0.85, 0.93] (n = 40")
     assert "random kernels reach r = 0.05" in said[1]
@@ -63,7 +63,7 @@ def test_the_page_has_the_sections_and_the_diagram(tmp_path):
     for section in (CIRCUIT, COMPARISON):
         assert section.title in page
     assert 'id="quantities"' not in page  # no table here has one of them
-    run = Run.read(tmp_path)
+    run = RunFolder.read(tmp_path)
     assert CIRCUIT.charts[0].suits(run.table("circuit_curve"))
     assert COMPARISON.charts[0].suits(run.table("circuit_medians"))
     assert circuit_drawings(run)[0].figure == tmp_path / "circuit.png"
@@ -71,5 +71,5 @@ def test_the_page_has_the_sections_and_the_diagram(tmp_path):
 
 def test_without_tables_there_is_nothing_to_say(tmp_path):
     tables.write_json({"title": "none", "network": "net"}, tmp_path / "run.json")
-    run = Run.read(tmp_path)
+    run = RunFolder.read(tmp_path)
     assert circuit_sentences(run) == comparison_sentences(run) == subfeature_sentences(run) == circuit_drawings(run) == []

@@ -8,14 +8,14 @@ from safetensors.torch import save_file
 from channelscope import tables
 from channelscope.discarding.tables import COLUMNS
 from channelscope.report.sections import discarding
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 
 def run(folder, **frames):
     for name, rows in frames.items():
         tables.write(tables.table(rows, name, COLUMNS), folder / f"{name}.csv")
     tables.write_json({"title": "t"}, folder / "run.json")
-    return Run.read(folder)
+    return RunFolder.read(folder)
 
 
 def layers(converged=1.0, unreached=0, unseen=0.0):

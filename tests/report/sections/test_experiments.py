@@ -11,7 +11,7 @@ from channelscope.experiments.ablation import tables as ablation_tables
 from channelscope.report import figures
 from channelscope.report.page import write_report
 from channelscope.report.sections import SECTIONS, ablation, communities, training
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 ROOMS = (analysis, ablation_tables, communities_tables, gradients, hulls, propagation, trajectory)
 SCHEMAS = {each.name: each for room in ROOMS for each in vars(room).values() if isinstance(each, tables.Schema)}
@@ -28,7 +28,7 @@ def run(folder, *frames):
     for frame in frames:
         tables.write(frame, folder / f"{frame.attrs['name']}.csv")
     tables.write_json(FACTS, folder / "run.json")
-    return Run.read(folder)
+    return RunFolder.read(folder)
 
 
 def recovered():

@@ -6,7 +6,7 @@ from channelscope import tables
 from channelscope.pruning.prune import SUMMARY_COLUMNS
 from channelscope.report.page import write_report
 from channelscope.report.sections.pruning import PRUNING, pruning_sentences
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 
 def folder(path):
@@ -22,7 +22,7 @@ def folder(path):
 
 
 def test_sentences(tmp_path):
-    said = pruning_sentences(Run.read(folder(tmp_path)))
+    said = pruning_sentences(RunFolder.read(folder(tmp_path)))
     assert said[0] == (
         "With 49.8 % of its multiply-adds the network is right on 60.0 % [53.0 %, 67.0 %] of 200 test images, "
         "−10.0 points from the original's 70.0 %."
@@ -36,7 +36,7 @@ def test_the_page_has_the_section_and_its_chart(tmp_path):
     path = write_report(folder(tmp_path))
     page = path.read_text()
     assert PRUNING.title in page
-    assert PRUNING.charts[0].suits(Run.read(tmp_path).table("pruning"))
+    assert PRUNING.charts[0].suits(RunFolder.read(tmp_path).table("pruning"))
 
 
 def test_the_only_answer_stands_in_the_heading_and_not_again_below(tmp_path):
@@ -47,4 +47,4 @@ def test_the_only_answer_stands_in_the_heading_and_not_again_below(tmp_path):
 
 def test_without_the_table_there_is_nothing_to_say(tmp_path):
     tables.write_json({"title": "small", "network": "net"}, tmp_path / "run.json")
-    assert pruning_sentences(Run.read(tmp_path)) == []
+    assert pruning_sentences(RunFolder.read(tmp_path)) == []

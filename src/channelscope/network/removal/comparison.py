@@ -201,7 +201,7 @@ def _real(part: Tensor, like: Tensor) -> Tensor:
 
 
 class _Rounding(TorchDispatchMode):
-    """Watches for steps that round further: `eps` is that of the coarsest type that a value of a finer type was turned into."""
+    """Watches for steps that round further: `eps` is that of the coarsest type that a value of a finer type was turned into, or back."""
 
     def __init__(self, eps: float):
         super().__init__()
@@ -210,10 +210,12 @@ class _Rounding(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         given = [each for part in args for each in (part if isinstance(part, tuple | list) else [part])]
-        finest = min((torch.finfo(each.dtype).eps for each in given if isinstance(each, Tensor) and each.is_floating_point()), default=1)
+        kinds = [torch.finfo(each.dtype).eps for each in given if isinstance(each, Tensor) and each.is_floating_point()]
         for part in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(part, Tensor) and part.is_floating_point() and torch.finfo(part.dtype).eps > finest:
-                self.eps = max(self.eps, torch.finfo(part.dtype).eps)
+            if isinstance(part, Tensor) and part.is_floating_point() and kinds:
+                made = torch.finfo(part.dtype).eps
+                if made != min(kinds) or made != max(kinds):
+                    self.eps = max(self.eps, made, *kinds)
         return result
 
 

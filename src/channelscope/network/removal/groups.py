@@ -82,13 +82,10 @@ class Groups:
         """
         if not self.waking:
             return {}
-        silent = np.zeros(len(self.group_of), dtype=bool)
-        for site in self.sites:
-            if site.name in removed:
-                silent[self._range(site)] = removed[site.name].cpu().numpy()
         whole = np.ones(len(self.members) + 1, dtype=bool)
         for site in self.sites:
-            whole[self.group_of[self._range(site)][~silent[self._range(site)]]] = False
+            silent = removed[site.name].cpu().numpy() if site.name in removed else np.zeros(site.channels, dtype=bool)
+            whole[self.group_of[self._range(site)][~silent]] = False
         whole[-1] = False
         marks = torch.from_numpy(whole[self.group_of])
         lost = {step: torch.where(labels >= 0, marks[labels.clamp(min=0)], False) for step, labels in self.waking.items()}
@@ -142,9 +139,9 @@ def _zero(lost: Tensor) -> Hook:
 def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     """The groups of `model`, traced on `example`; the network is neither changed nor needs gradients.
 
-    What cannot be removed exactly, so that the smaller network equals the silenced one, is kept whole: channels that are
-    still not zero at some consumer after silencing, reach a step that looks at all channels at once, share a parameter with
-    another layer, or in a trial compute something else when they are removed than when they are silent.
+    What cannot be removed exactly, so that the smaller network equals the silenced one, is kept whole: channels that reach a
+    step that looks at all channels at once, share a parameter with another layer, or in a trial compute something else when
+    they are removed than when they are silent.
 
     Raises
     ------

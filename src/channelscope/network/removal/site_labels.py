@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from channelscope.errors import FAILURES, TracingError
-from channelscope.network.graph import Graph
+from channelscope.network.graph import Graph, asks_form
 from channelscope.network.labeling.labeled_graph import LabeledGraph, Layer
 from channelscope.network.labeling.labels import FIXED, FREE, channels_in, compact, numbers_in
 from channelscope.network.labeling.trial import single, try_out
@@ -116,7 +116,7 @@ class SiteLabels:
                 places[id(parameter)].append(f"{name}.{part}".lstrip("."))
         known = dict(graph.model.named_parameters(remove_duplicate=False))
         for node in graph.steps.nodes:
-            if node.op == "get_attr" and str(node.target) in known:
+            if node.op == "get_attr" and str(node.target) in known and not all(map(asks_form, node.users)):
                 places[id(known[str(node.target)])].append(f"the step {node.name}")
         counts = {site.name: site.channels for site in self.found}
         for layer in self.layers.values():

@@ -54,9 +54,9 @@ def distill(
 ) -> Distillation:
     """A copy of a smaller network that was trained on the softened outputs of the original one; labels are not read.
 
-    The loss is T² KL(softmax(t/T) ‖ softmax(s/T)), minimized by Adam with a rate that falls to zero along half a cosine (from epoch
-    to epoch where the batches do not say how many they are). Both networks are in evaluation mode, so normalization keeps its statistics. If the copy is not nearer to the teacher on the
-    validation images afterwards, the student is returned as it was.
+    The loss is T² KL(softmax(t/T) ‖ softmax(s/T)), minimized by Adam with a rate that falls to zero along half a cosine (from epoch to
+    epoch where the batches do not say how many they are). Both networks are in evaluation mode, so normalization keeps its statistics.
+    If the copy is not nearer to the teacher on the validation images afterwards, the student is returned as it was.
 
     Parameters
     ----------
@@ -152,7 +152,8 @@ def _epoch(
             wanted = (teacher(x) / temperature).log_softmax(1)
         loss = temperature**2 * F.kl_div((model(x) / temperature).log_softmax(1), wanted, reduction="batchmean", log_target=True)
         if not bool(loss.isfinite()):
-            raise NumericError(f"the loss of distillation is {loss.item()} at step {step} of epoch {rates.epoch + 1}; a smaller lr may help")
+            where = f"step {step} of epoch {rates.epoch + 1}"
+            raise NumericError(f"the loss of distillation is {loss.item()} at {where}; a smaller lr may help")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

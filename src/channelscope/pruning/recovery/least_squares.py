@@ -111,12 +111,16 @@ class LayerwiseLeastSquares:
             return f"a {type(module).__name__} is no convolution or linear layer: weights stay as inherited"
         if layer.transposed:
             return "transposed convolution: weights stay as inherited"
+        if self.found.graph.nodes[context.layer.node] not in self.found.graph.of_images:
+            return "its values are the same for every image: weights stay as inherited"
         if not self._node(context):
             return "it is part of a rewritten step: weights stay as inherited"
         if "weight" not in module._parameters or call_counts(self.small.graph, context.layer.name) > 1:
             return "its weights are used in several places or computed: they stay as inherited"
         if patch_width(module) > MAX_FAN_IN:
             return f"it reads {patch_width(module):,} values at once, more than {MAX_FAN_IN:,}: weights stay as inherited"
+        if sum(map(len, self.small(self._input_node(context)))) % self.small.images:
+            return "the rows of its input do not belong to one image each: weights stay as inherited"
         if not patches_are_exact(module, self.small(self._input_node(context))[0][:1]):
             return "its input cannot be read as patches: weights stay as inherited"
         return ""
@@ -134,17 +138,19 @@ class LayerwiseLeastSquares:
         start = 0
         sources = self.small(self._input_node(context))
         rests = self.small(str(context.other_term)) if in_sum else sources
+        windows = max(sum(map(len, sources)) // self.small.images, 1)
         for source, rest, target in zip(sources, rests, targets, strict=True):
             target = target.index_select(axis, outputs.to(target.device))
             if norm is not None:
                 factor, shift = (part[outputs].to(target).view(1, -1, *[1] * (target.dim() - 2)) for part in norm)
                 target = target * factor + shift
             target = target - rest if in_sum else target
-            drawn = self.draws.of(target[0].numel() // target.shape[axis])
-            for half in range(min(len(source), 2)):
+            drawn = self.draws.of(target[0].numel() // target.shape[axis]) if windows == 1 else None
+            for half in range(min(len(source) // windows, 2)):
                 where = None if drawn is None else drawn[start + half : start + len(source) : 2]
-                taken = input_patches(module, source[half::2], tuple(target.shape[1:]), where)
-                part = NormalEquations.of(taken, patch_rows(layer, target[half::2], where))
+                inputs, outs = (part.unflatten(0, (-1, windows))[half::2].flatten(0, 1) for part in (source, target))
+                taken = input_patches(module, inputs, tuple(target.shape[1:]), where)
+                part = NormalEquations.of(taken, patch_rows(layer, outs, where))
                 before = halves[half]
                 halves[half] = part if before is None else before + part
             start += len(source)

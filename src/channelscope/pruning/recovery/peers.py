@@ -197,9 +197,11 @@ def _input_moments_measured(context: LayerContext, original: ActivationCache, dr
         return f"it reads {width:,} channels, more than {MAX_FAN_IN:,}: their covariance is not formed"
     total: NormalEquations | None = None
     start = 0
-    for values in original(context.input_node):
+    batches = original(context.input_node)
+    windows = sum(map(len, batches)) != original.images  # rows are windows of images: all their positions are taken
+    for values in batches:
         flat = channels_last(values, values.dim() - 2 if context.layer.linear else 0)
-        drawn = None if draws is None else draws.of(flat.shape[1])
+        drawn = None if draws is None or windows else draws.of(flat.shape[1])
         if drawn is not None:
             flat = flat.gather(1, drawn[start : start + len(flat), :, None].expand(-1, -1, flat.shape[2]))
         start += len(flat)

@@ -9,10 +9,11 @@ To add one (ten lines of code; sections/channel_summary.py is a short example):
    `Chart(title, x="support", y="kl", kind="scatter", by="stage", panels=("site",), low="kl_low", high="kl_high", of="images")`
    becomes an interactive plot in the page and PNG and SVG files; kind="rows" is for named things with intervals, one below the other.
    `more=("note_layers",)` are further tables of the section; `Chart(…, table="note_layers")` is drawn from one of them.
-   Answer is a function from `Run` to sentences; `run.table(NAME)` is a frame or None, `run.facts` is run.json; write every number with
-   `tables.format_interval(value, low, high, n, "channels")`, and state what could not be measured.
-3. What no chart can show (a graph, pictures): `drawings=` a function from `Run` to `[Drawing(name, title, figure, caption)]`, where figure
-   is a matplotlib Figure or a PNG or SVG file. A table made from others of the run: `derive=`, a function from `Run` to a described frame.
+   Answer is a function from `RunFolder` to sentences; `run.table(NAME)` is a frame or None, `run.facts` is run.json; write every
+   number with `tables.format_interval(value, low, high, n, "channels")`, and state what could not be measured.
+3. What no chart can show (a graph, pictures): `drawings=` a function from `RunFolder` to `[Drawing(name, title, figure, caption)]`,
+   where figure is a matplotlib Figure or a PNG or SVG file. A table made from others of the run: `derive=`, a function from
+   `RunFolder` to a described frame.
 4. Put it into `SECTIONS` below, where a reader would look for it, and test the sentences in tests/report/sections/test_notes.py.
 """
 
@@ -25,7 +26,7 @@ from channelscope.report.sections.communities import COMMUNITIES, PROPAGATION
 from channelscope.report.sections.discarding import DISCARDED, FAITHFUL
 from channelscope.report.sections.pruning import BENCHMARK, PRUNING
 from channelscope.report.sections.training import GRADIENTS, TRAJECTORY
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 SECTIONS: tuple[Section, ...] = (
     CHANNEL_SUMMARY,
@@ -52,14 +53,15 @@ OWN = {"channels", "alignment_mean", "skipped"}
 """tables that have a place of their own on the page"""
 
 
-def sections(run: Run) -> list[Section]:
+def sections(run: RunFolder) -> list[Section]:
     """The sections this run has something for; tables that no section knows come last, each under its own name.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> import pandas as pd
-    >>> [each.title for each in sections(Run(Path(), {}, {"notes": pd.DataFrame({"a": [1]}), "communities": pd.DataFrame({"a": [1]})}))]
+    >>> frames = {"notes": pd.DataFrame({"a": [1]}), "communities": pd.DataFrame({"a": [1]})}
+    >>> [each.title for each in sections(RunFolder(Path(), {}, frames))]
     ['Communities', 'Notes']
     """
     claimed = {name for each in SECTIONS for name in (each.table, *each.more)} | OWN

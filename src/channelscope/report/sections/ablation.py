@@ -5,22 +5,21 @@ import pandas as pd
 from channelscope.report import verdict
 from channelscope.report.section import Chart, Section
 from channelscope.tables.rounding import format_interval, format_percent
-from channelscope.tables.run_folder import RunFolder as Run
-from channelscope.tables.run_folder import where
+from channelscope.tables.run_folder import RunFolder, where
 
 DAMAGE, RECOVERED = "damage_kl", "recovered_hull_kl"
 
 PEERS = ("overlap", "support", "compactness")
 
 
-def ablation_sentences(run: Run) -> list[str]:
+def ablation_sentences(run: RunFolder) -> list[str]:
     """Sentences: the recovered share, the scores that correlate with the damage, and the partial correlations of the peer scores.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> rows = [{"outcome": "damage_kl", "score": "l2", "rho": 0.7, "low": 0.65, "high": 0.75, "n": 40}]
-    >>> ablation_sentences(Run(Path(), {}, {"ablation_correlations": pd.DataFrame(rows)}))
+    >>> ablation_sentences(RunFolder(Path(), {}, {"ablation_correlations": pd.DataFrame(rows)}))
     ['Damage correlates most with l2 0.70 [0.65, 0.75] (n = 40 channels); means over layers.']
     """
     recovered, correlations, partial = (run.table(name) for name in ("recovered", "ablation_correlations", "ablation_partial"))
@@ -128,14 +127,14 @@ ABLATION = Section(
 )
 
 
-def hull_sentences(run: Run) -> list[str]:
+def hull_sentences(run: RunFolder) -> list[str]:
     """Sentences: the mean hull size of the layers, and how many hulls are full before they reach their threshold.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> hulls = pd.DataFrame({"support": [0.9, 0.5, None], "saturated": [True, False, False]})
-    >>> hull_sentences(Run(Path(), {}, {"hulls": hulls}))
+    >>> hull_sentences(RunFolder(Path(), {}, {"hulls": hulls}))
     ['1 of 2 hulls (50.0 %) are full before they reach their threshold.', '1 channel does not vary and has no hull.']
     """
     frame = run.table("hulls")

@@ -11,8 +11,7 @@ from channelscope.report import verdict
 from channelscope.report.section import Chart, Section
 from channelscope.tables.quantities import HEADLINE, QUANTITIES
 from channelscope.tables.rounding import format_interval, format_number
-from channelscope.tables.run_folder import RunFolder as Run
-from channelscope.tables.run_folder import where
+from channelscope.tables.run_folder import RunFolder, where
 from channelscope.tables.schema import Column
 
 QUARTILES = {
@@ -23,14 +22,14 @@ QUARTILES = {
 }
 
 
-def by_depth(run: Run) -> pd.DataFrame | None:
+def by_depth(run: RunFolder) -> pd.DataFrame | None:
     """Median and quartiles of each headline quantity in each layer; channels without a finite value are left out of n.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> channels = pd.DataFrame({"site": "conv1", "depth": 0, "channel": [0, 1, 2], "capture": [1.0, 2.0, 9.0]})
-    >>> by_depth(Run(Path(), {}, {"channels": channels}))["median"].tolist()
+    >>> by_depth(RunFolder(Path(), {}, {"channels": channels}))["median"].tolist()
     [2.0]
     """
     channels = run.table("channels")

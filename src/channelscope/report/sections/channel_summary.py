@@ -1,17 +1,17 @@
 """The summary of one channel over several runs."""
 
 from channelscope.report.section import Chart, Section
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 
-def summary_sentences(run: Run) -> list[str]:
+def summary_sentences(run: RunFolder) -> list[str]:
     """Sentences: the answer, the finding of each run, and the runs that are missing.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> import pandas as pd
-    >>> summary_sentences(Run(Path(), {}, {"explanation": pd.DataFrame({"sentence": ["conv1:3: kept by 1 of 1 pruning."]})}))
+    >>> summary_sentences(RunFolder(Path(), {}, {"explanation": pd.DataFrame({"sentence": ["conv1:3: kept by 1 of 1 pruning."]})}))
     ['conv1:3: kept by 1 of 1 pruning.']
     """
     frame = run.table("explanation")

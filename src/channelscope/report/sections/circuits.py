@@ -2,10 +2,10 @@
 
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.tables.rounding import format_interval, format_number
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 
-def circuit_sentences(run: Run) -> list[str]:
+def circuit_sentences(run: RunFolder) -> list[str]:
     """Sentences: the circuit's fidelity, that of random circuits of its size, and that of the network without it.
 
     Examples
@@ -14,7 +14,7 @@ def circuit_sentences(run: Run) -> list[str]:
     >>> import pandas as pd
     >>> row = {"feature": "conv1:0", "kernels": 4, "relevant": 40, "images": 64, "random_r": 0.1, "random_error": 1.2, "rest_error": 0.9}
     >>> row |= {"r": 0.9, "r_low": 0.8, "r_high": 0.95, "error": 0.2, "error_low": 0.1, "error_high": 0.3, "stability": float("nan")}
-    >>> circuit_sentences(Run(Path(), {}, {"circuit": pd.DataFrame([row])}))[1]
+    >>> circuit_sentences(RunFolder(Path(), {}, {"circuit": pd.DataFrame([row])}))[1]
     'As many random kernels reach r = 0.10 and an error of 1.20; the network without the circuit has an error of 0.90.'
     """
     frame = run.table("circuit")
@@ -34,13 +34,13 @@ def circuit_sentences(run: Run) -> list[str]:
     return said
 
 
-def circuit_drawings(run: Run) -> list[Drawing]:
+def circuit_drawings(run: RunFolder) -> list[Drawing]:
     """The diagram, which circuit.html shows with everything that can be clicked.
 
     Examples
     --------
     >>> from pathlib import Path
-    >>> circuit_drawings(Run(Path("/no/such/folder"), {}, {}))
+    >>> circuit_drawings(RunFolder(Path("/no/such/folder"), {}, {}))
     []
     """
     path = run.folder / "circuit.png"
@@ -56,14 +56,14 @@ def circuit_drawings(run: Run) -> list[Drawing]:
     ]
 
 
-def comparison_sentences(run: Run) -> list[str]:
+def comparison_sentences(run: RunFolder) -> list[str]:
     """Which criteria are the best or not worse beyond chance, size by size.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> import pandas as pd
-    >>> comparison_sentences(Run(Path(), {}, {}))
+    >>> comparison_sentences(RunFolder(Path(), {}, {}))
     []
     """
     frame = run.table("circuit_medians")
@@ -79,7 +79,7 @@ def comparison_sentences(run: Run) -> list[str]:
     return said
 
 
-def subfeature_sentences(run: Run) -> list[str]:
+def subfeature_sentences(run: RunFolder) -> list[str]:
     """How far the groups' circuits differ.
 
     Examples
@@ -87,7 +87,7 @@ def subfeature_sentences(run: Run) -> list[str]:
     >>> from pathlib import Path
     >>> import pandas as pd
     >>> overlap, images = pd.DataFrame({"site": [""], "shared": [0.25]}), pd.DataFrame({"cluster": [0, 0, 1]})
-    >>> subfeature_sentences(Run(Path(), {}, {"subcircuit_overlap": overlap, "subcircuits": images}))
+    >>> subfeature_sentences(RunFolder(Path(), {}, {"subcircuit_overlap": overlap, "subcircuits": images}))
     ['The strongest images fall into groups of 2 and 1; the circuits of two groups share 0.25 of their kernels.']
     """
     overlap, images = run.table("subcircuit_overlap"), run.table("subcircuits")
@@ -98,13 +98,13 @@ def subfeature_sentences(run: Run) -> list[str]:
     return [f"The strongest images fall into groups of {sizes}; the circuits of two groups share {shared} of their kernels."]
 
 
-def cluster_drawings(run: Run) -> list[Drawing]:
+def cluster_drawings(run: RunFolder) -> list[Drawing]:
     """The strongest images of every group.
 
     Examples
     --------
     >>> from pathlib import Path
-    >>> cluster_drawings(Run(Path("/no/such/folder"), {}, {}))
+    >>> cluster_drawings(RunFolder(Path("/no/such/folder"), {}, {}))
     []
     """
     path = run.folder / "groups.png"

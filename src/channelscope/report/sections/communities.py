@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.tables.rounding import format_interval, format_number
-from channelscope.tables.run_folder import RunFolder as Run
-from channelscope.tables.run_folder import where
+from channelscope.tables.run_folder import RunFolder, where
 
 GRAPH_NAMES = ("R", "S")
 
@@ -17,14 +16,14 @@ LEGENDS = {"R": "shared information (R)", "S": "synergy about the target (S)", "
 COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
 
 
-def community_sentences(run: Run) -> list[str]:
+def community_sentences(run: RunFolder) -> list[str]:
     """Sentences: mean modularity of both graphs, their gap, and the correlation of each with depth.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> rows = [{"graph": "R", "modularity": 0.48, "modularity_low": 0.43, "modularity_high": 0.52, "n": 22, "rho": -0.45}]
-    >>> community_sentences(Run(Path(), {}, {"community_depth": pd.DataFrame(rows)}))
+    >>> community_sentences(RunFolder(Path(), {}, {"community_depth": pd.DataFrame(rows)}))
     ["Modularity of shared information (R): 0.48 [0.43, 0.52] (n = 22 layers); Spearman's ρ with depth −0.45."]
     """
     frame = run.table("community_depth")
@@ -35,7 +34,7 @@ def community_sentences(run: Run) -> list[str]:
     return said
 
 
-def community_drawings(run: Run) -> list[Drawing]:
+def community_drawings(run: RunFolder) -> list[Drawing]:
     """Both graphs of the first, the middle and the last layer.
 
     Examples
@@ -43,7 +42,7 @@ def community_drawings(run: Run) -> list[Drawing]:
     >>> from pathlib import Path
     >>> nodes = pd.DataFrame({"site": "conv1", "depth": 0, "graph": "R", "channel": [0, 1], "community": 0, "x": [0, 1], "y": [0, 1]})
     >>> edges = pd.DataFrame({"site": ["conv1"], "graph": ["R"], "channel": [0], "peer": [1]})
-    >>> [each.name for each in community_drawings(Run(Path(), {}, {"community_nodes": nodes, "community_edges": edges}))]
+    >>> [each.name for each in community_drawings(RunFolder(Path(), {}, {"community_nodes": nodes, "community_edges": edges}))]
     ['communities_drawn']
     """
     nodes, edges = run.table("community_nodes"), run.table("community_edges")
@@ -101,14 +100,14 @@ COMMUNITIES = Section(
 )
 
 
-def propagation_sentences(run: Run) -> list[str]:
+def propagation_sentences(run: RunFolder) -> list[str]:
     """Sentences: the correlation from each axis to each axis.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> rows = [{"axes": "local → target", "rho": 0.01, "low": -0.03, "high": 0.05, "n": 42, "p": 0.73}]
-    >>> propagation_sentences(Run(Path(), {}, {"propagation_axes": pd.DataFrame(rows)}))
+    >>> propagation_sentences(RunFolder(Path(), {}, {"propagation_axes": pd.DataFrame(rows)}))
     ['From local to target: mean partial rank correlation 0.01 [−0.03, 0.05] (n = 42 links), p = 0.730 against shuffled channels.']
     """
     frame = run.table("propagation_axes")

@@ -11,20 +11,20 @@ from safetensors import safe_open
 
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.tables.rounding import format_interval, format_number
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 MOST = 6
 """images drawn"""
 
 
-def discarding_sentences(run: Run) -> list[str]:
+def discarding_sentences(run: RunFolder) -> list[str]:
     """CID of the first and the last layer, what has not converged, differences, and where the object is kept.
 
     Examples
     --------
     >>> row = {"network": "tiny", "layer": "conv1", "cid": 1.5, "cid_low": 1.4, "cid_high": 1.6, "n": 8, "converged": 1.0,
     ...     "unseen": 0.0, "unreached": 0}
-    >>> discarding_sentences(Run(Path(), {}, {"discarded_layers": pd.DataFrame([row])}))
+    >>> discarding_sentences(RunFolder(Path(), {}, {"discarded_layers": pd.DataFrame([row])}))
     ['Mean CID of tiny: conv1 1.50 [1.40, 1.60] (n = 8 images) nats per value; a larger number means that more was thrown away.']
     """
     layers = run.table("discarded_layers")
@@ -73,13 +73,13 @@ def _kept(frame: pd.DataFrame | None) -> list[str]:
     return [f"At {row.layer} the background has {value} nats per value more noise than the object; above zero, the object is kept."]
 
 
-def faithfulness_sentences(run: Run) -> list[str]:
+def faithfulness_sentences(run: RunFolder) -> list[str]:
     """Where CID (of the first layer) wins, where it does not, what chance reaches, and whether the CID is known.
 
     Examples
     --------
     >>> rows = [{"method": "CID", "iou": 0.5, "iou_low": 0.4, "iou_high": 0.6, "n": 8, "less_cid_low": 0.0, "converged": 1.0}]
-    >>> faithfulness_sentences(Run(Path(), {}, {"localization": pd.DataFrame(rows)}))
+    >>> faithfulness_sentences(RunFolder(Path(), {}, {"localization": pd.DataFrame(rows)}))
     ["Boxes from CID overlap the object's with a mean IoU of 0.50 [0.40, 0.60] (n = 8 images); no other map is clearly better."]
     """
     found, curves = run.table("localization"), run.table("descriptive_accuracy")
@@ -113,12 +113,12 @@ def _chance(frame: pd.DataFrame, column: str, digits: int) -> str:
     return f" (a random map: {format_number(own[column].iloc[0], digits)})" if len(own) else ""
 
 
-def map_drawings(run: Run) -> list[Drawing]:
+def map_drawings(run: RunFolder) -> list[Drawing]:
     """The maps of the first images, all layers of all networks on one scale of nats.
 
     Examples
     --------
-    >>> map_drawings(Run(Path("/no/such/folder"), {}, {}))
+    >>> map_drawings(RunFolder(Path("/no/such/folder"), {}, {}))
     []
     """
     table = run.table("discarded")

@@ -5,12 +5,12 @@ import pandas as pd
 from channelscope.report import verdict
 from channelscope.report.section import Chart, Section
 from channelscope.tables.rounding import format_interval, format_number, format_percent
-from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import RunFolder
 
 CLEAR = 0.05
 
 
-def benchmark_sentences(run: Run) -> list[str]:
+def benchmark_sentences(run: RunFolder) -> list[str]:
     """Sentences: the best score under every rule, the number of pairs that differ, and how far the ranking depends on the rule.
 
     Examples
@@ -18,7 +18,7 @@ def benchmark_sentences(run: Run) -> list[str]:
     >>> from pathlib import Path
     >>> rows = [{"allocation": "global", "repair": "none", "epochs": 0, "score": name, "auc": auc, "auc_low": auc - 0.02,
     ...     "auc_high": auc + 0.02, "n": 1, "images": 100} for name, auc in (("l2", 0.5), ("random", 0.3))]
-    >>> benchmark_sentences(Run(Path(), {}, {"benchmark_auc": pd.DataFrame(rows)}))
+    >>> benchmark_sentences(RunFolder(Path(), {}, {"benchmark_auc": pd.DataFrame(rows)}))
     ['l2 has the largest area of 2 scores: 0.500 [0.480, 0.520] (n = 100 images), one seed (global, none).']
     """
     areas, pairs, agreement = (run.table(f"benchmark_{name}") for name in ("auc", "paired", "agreement"))
@@ -117,7 +117,7 @@ BENCHMARK = Section(
 )
 
 
-def pruning_sentences(run: Run) -> list[str]:
+def pruning_sentences(run: RunFolder) -> list[str]:
     """Accuracy and cost of every state of the network.
 
     Examples
@@ -126,7 +126,7 @@ def pruning_sentences(run: Run) -> list[str]:
     >>> row = {"state": "original", "accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.94, "images": 100, "macs": 2000,
     ...     "parameters": 50, "kept": 1.0, "latency": 2.0}
     >>> small = row | {"state": "repaired", "accuracy": 0.88, "macs": 1000, "parameters": 20, "kept": 0.5, "latency": 1.5}
-    >>> pruning_sentences(Run(Path(), {}, {"pruning": pd.DataFrame([row, small])}))[0]
+    >>> pruning_sentences(RunFolder(Path(), {}, {"pruning": pd.DataFrame([row, small])}))[0]
     "With 50.0 % of its multiply-adds the network is right on 88.0 % [85.0 %, 94.0 %] of 100 test images, −2.0 points from the
     original's 90.0 %."
     """

@@ -4,8 +4,7 @@ import pandas as pd
 
 from channelscope.report.section import Chart, Section
 from channelscope.tables.rounding import format_interval, format_number
-from channelscope.tables.run_folder import RunFolder as Run
-from channelscope.tables.run_folder import where
+from channelscope.tables.run_folder import RunFolder, where
 
 NAMES = {
     "hull_size": "Mean hull size",
@@ -15,7 +14,7 @@ NAMES = {
 }
 
 
-def trajectory_sentences(run: Run) -> list[str]:
+def trajectory_sentences(run: RunFolder) -> list[str]:
     """Sentences: the change of each quantity, and whether its published direction holds, is reversed, or is undecided.
 
     Examples
@@ -23,7 +22,7 @@ def trajectory_sentences(run: Run) -> list[str]:
     >>> from pathlib import Path
     >>> row = {"quantity": "ratio", "first": 0.25, "last": 0.6, "change": 0.35, "change_low": 0.28, "change_high": 0.43, "n": 3}
     >>> row |= {"published_first": 0.19, "published_last": 0.38, "verdict": "holds"}
-    >>> trajectory_sentences(Run(Path(), {}, {"trajectory_change": pd.DataFrame([row])}))
+    >>> trajectory_sentences(RunFolder(Path(), {}, {"trajectory_change": pd.DataFrame([row])}))
     ['S3/S2 goes from 0.250 to 0.600, a change of 0.350 [0.280, 0.430] (n = 3 runs); published 0.190 to 0.380: the direction holds.']
     """
     frame, said = run.table("trajectory_change"), []
@@ -70,14 +69,14 @@ TRAJECTORY = Section(
 )
 
 
-def gradient_sentences(run: Run) -> list[str]:
+def gradient_sentences(run: RunFolder) -> list[str]:
     """Sentences: the range of the angle over layers, the error of the identity w'g = 0, and the result of the simulation.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> row = {"site": "conv1", "cosine": 0.57, "cosine_low": 0.5, "cosine_high": 0.64, "n": 64, "identity": 0.0}
-    >>> gradient_sentences(Run(Path(), {}, {"gradient_layers": pd.DataFrame([row])}))[1]
+    >>> gradient_sentences(RunFolder(Path(), {}, {"gradient_layers": pd.DataFrame([row])}))[1]
     "The identity w'g = 0 holds to 0.00 of |w| |g| or better."
     """
     layers, simulation = run.table("gradient_layers"), run.table("simulation")

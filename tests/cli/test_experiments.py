@@ -225,7 +225,7 @@ class TestHulls:
         _, profile = network
         assert "no profile at" in refused(capsys, "hulls", tmp_path / "none", "--out", tmp_path / "out")
         assert "prefix" in refused(capsys, "hulls", profile, "--hull-order", "backward", "--out", tmp_path / "out").replace("'", "")
-        assert run("hulls", profile) == 2
+        assert run("hulls") == 2
         assert not (tmp_path / "out").exists()
 
 
