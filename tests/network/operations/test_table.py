@@ -10,7 +10,7 @@ from torch import nn
 
 from channelscope.errors import InputError
 from channelscope.network import operations
-from channelscope.network.channel_graph import channel_graph
+from channelscope.network.channel_tracing import channel_graph
 from channelscope.network.cost import cost
 from channelscope.network.operations import TABLE, Operation, layer_of, of_function, of_module, register, spell, unregister
 from channelscope.network.receptive_field import AxisReceptiveField, receptive_fields
@@ -134,7 +134,7 @@ def test_a_layer_of_ones_own_is_a_layer_everywhere():
         ]  # fmt: skip
         assert cost(model, images).macs == {"1": 72, "3": 24, "5": 8}
         assert torch.equal(filters(model[1]), model[1].weight)
-        outgoing = weight_norms(sites(model, images[:1]), images[:1])["1"]["outgoing"]
+        outgoing = weight_norms(sites(model, images[:1]))["1"]["outgoing"]
         assert torch.allclose(outgoing, model[3].weight.double().norm(dim=0))
         wiring = channel_graph(sites(model, images[:1]).graph, "_5")
         assert [(call.layer, call.sources.shape) for call in wiring.calls] == [("1", (6, 12)), ("3", (4, 6)), ("5", (2, 4))]
