@@ -8,17 +8,18 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "channelscope"
 FILES = sorted(ROOT.rglob("*.py"))
 
-PLAIN = {"errors", "types", "site", "ranking", "subset", "tables", "storage", "progress"}
+PLAIN = {"errors", "types", "site", "ranking", "subset", "tables", "storage", "progress", "display"}
 STATISTICS = {"stats", "formulas", "scores"}
 MEETING = PLAIN | STATISTICS | {"network", "data", "evaluation", "profiling"}
 MAY = {
     "errors": set(),
     "types": set(),
+    "display": set(),
     "progress": set(),
     "storage": {"errors"},
     "site": {"errors"},
-    "ranking": {"errors", "site"},
-    "subset": {"errors", "site", "types"},
+    "ranking": {"display", "errors", "site"},
+    "subset": {"display", "errors", "site", "types"},
     "tables": {"errors", "ranking", "site", "storage"},
     "stats": PLAIN,
     "formulas": PLAIN | {"stats"},

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from channelscope.display import Facts, Shown
 from channelscope.errors import SiteError, no_such
 from channelscope.network.graph import Graph, trace
 from channelscope.network.operations import of_function, spelling
@@ -40,8 +41,8 @@ SKIPPED_FUNCTIONS = {
 """What may lie between a layer and the network's output when the layer's channels are that output."""
 
 
-@dataclass(frozen=True)
-class Sites:
+@dataclass(frozen=True, repr=False)
+class Sites(Shown):
     """The sites of a network in execution order, and what could not be one."""
 
     found: tuple[Site, ...]
@@ -50,6 +51,11 @@ class Sites:
     """module path → why its channels are not a site"""
     graph: Graph
     """the traced network they were found in"""
+
+    def facts(self) -> Facts:
+        """Kind and size of every site, and how many layers were skipped."""
+        sizes = ((site.name, f"{site.kind}, {site.channels} channels, {' × '.join(map(str, site.shape))}") for site in self.found)
+        return f"Sites({len(self)} sites, {len(self.skipped)} layers skipped)", sizes
 
     def __iter__(self):
         """Iterate over the sites."""

@@ -6,6 +6,7 @@ from functools import cached_property, lru_cache
 
 import torch
 
+from channelscope.display import Facts, Shown, spread
 from channelscope.errors import ShapeError
 from channelscope.stats.class_means import ClassMeans
 from channelscope.stats.feature_maps import FeatureMapSums
@@ -14,8 +15,8 @@ from channelscope.stats.sensitivity import Sensitivity
 from channelscope.types import Float, Tensor
 
 
-@dataclass(frozen=True)
-class SiteRecord:
+@dataclass(frozen=True, repr=False)
+class SiteRecord(Shown):
     """Statistics of one site over one set of images; `+` merges disjoint image sets.
 
     The moments at the read point are joined with the target columns: channels first, then targets. Moments that follow from
@@ -36,6 +37,15 @@ class SiteRecord:
     """sums of first-order effects on the loss, when asked for"""
     maps: FeatureMapSums | None = None
     """sums of feature-map ranks and independences, when asked for"""
+
+    def facts(self) -> Facts:
+        """How many channels and images, and what was measured."""
+        parts = {"classes": self.classes, "sensitivity": self.sensitivity, "maps": self.maps}
+        kept = ", ".join(name for name, part in parts.items() if part is not None) or "moments alone"
+        return f"SiteRecord({self.channels} channels, {self.images:,} images)", [
+            ("also holds", kept),
+            ("variance before the activation", spread(self.preactivation.variance[: self.channels])),
+        ]
 
     @property
     def preactivation(self) -> Moments:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from channelscope.display import Facts, Shown
 from channelscope.errors import ChannelscopeError, InputError, MismatchError
 from channelscope.network.edits import zero_channels
 from channelscope.network.graph import Graph, Hook, trace
@@ -35,8 +36,8 @@ class Group:
         return tuple(dict.fromkeys(name for name, _ in self.members))
 
 
-@dataclass(frozen=True, eq=False)
-class Groups:
+@dataclass(frozen=True, eq=False, repr=False)
+class Groups(Shown):
     """All groups of a network that can be removed, and everything needed to cost and remove them."""
 
     members: tuple[Group, ...]
@@ -61,6 +62,13 @@ class Groups:
     """steps outside of layers whose multiply-adds become fewer, shared out among channels"""
     parts: tuple[tuple[int, ...], ...] = ()
     """sets of groups of which one has to stay"""
+
+    def facts(self) -> Facts:
+        """How many groups there are, how large they are, and what cannot be removed."""
+        shared = sum(len(group.members) > 1 for group in self.members)
+        channels = sum(site.channels for site in self.sites)
+        heading = f"Groups({len(self):,} groups of {channels:,} channels at {len(self.sites)} sites, {shared:,} of several channels)"
+        return heading, self.unprunable.items()
 
     def __len__(self) -> int:
         """Number of groups."""
