@@ -143,6 +143,18 @@ def support(rho, ridge=1e-3):
     return np.array([ridge_explained(rho, i, [j for j in range(n) if j != i], ridge) for i in range(n)])
 
 
+def task_credit(target_rho, rho, ridge=1e-3):
+    """How much r'(R + λI)⁻¹r falls when a channel is left out, one regression per channel; equal to (P r)_i² / P_ii."""
+
+    def explained(members):
+        matrix = np.array([[rho[i, j] + ridge * (i == j) for j in members] for i in members])
+        aim = np.array([target_rho[i] for i in members])
+        return float(aim @ np.linalg.solve(matrix, aim)) if len(members) else 0.0
+
+    everyone = list(range(len(rho)))
+    return np.array([explained(everyone) - explained([j for j in everyone if j != i]) for i in everyone])
+
+
 def hull(rho, target, max_size=10, threshold=0.95, ridge=1e-3, order="forward"):
     """Members, explained variance after each, and whether the threshold was reached, for one target."""
     others = [j for j in range(len(rho)) if j != target]

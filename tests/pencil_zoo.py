@@ -23,6 +23,19 @@ def augmented(pixels, offsets, mirrored, pad):
     return result
 
 
+def erased(pixels, middle_y, middle_x, side):
+    """Each image (C, H, W) of a batch with zeros in the square of that side whose middle is given."""
+    result = pixels.copy()
+    count, channels, height, width = pixels.shape
+    for b in range(count):
+        for c in range(channels):
+            for y in range(height):
+                for x in range(width):
+                    if 0 <= y - middle_y[b] + side // 2 < side and 0 <= x - middle_x[b] + side // 2 < side:
+                        result[b, c, y, x] = 0
+    return result
+
+
 def normalized(pixels, mean, std):
     """Pixels 0..255 (B, C, H, W) → (pixels/255 − mean)/std, channel by channel."""
     result = np.zeros(pixels.shape)

@@ -18,6 +18,7 @@ from channelscope.formulas.gaussian import Gaussian
 from channelscope.network.channel_graph import ChannelGraph
 from channelscope.network.graph import Graph
 from channelscope.network.operations.step import Step
+from channelscope.network.removal.groups import Groups
 from channelscope.scores.layer_statistics import LayerStatistics
 from channelscope.scores.registry import REGISTRY
 from channelscope.stats.profile import Profile
@@ -42,6 +43,7 @@ VARIABLES = {
     "step": Step,
     "layer": LayerStatistics,
     "Graph": Graph,
+    "Groups": Groups,
     "ChannelGraph": ChannelGraph,
 }
 """names that stand for an object or a class of the library"""

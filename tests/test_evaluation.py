@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from channelscope.errors import DataError, InputError
-from channelscope.evaluation import evaluate
+from channelscope.evaluation import evaluate, evaluate_each, loss_and_accuracy
 
 X = torch.eye(4).view(4, 4, 1, 1)
 MODEL = nn.Flatten()  # the logits are the pixels: image i is of class i
@@ -49,3 +49,28 @@ def test_the_network_keeps_its_mode_and_its_precision():
         model[1].bias.zero_()
     assert evaluate(model, [(X, [0, 1, 2, 3])]).accuracy == 1.0
     assert model.training
+
+
+class Halves:
+    """A split of four images in batches of two."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self):
+        return iter([(X[:2], torch.tensor([0, 1]), torch.tensor([0, 1])), (X[2:], torch.tensor([2, 0]), torch.tensor([2, 3]))])
+
+
+def test_loss_and_accuracy_are_those_of_evaluation_mode():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False), nn.Dropout(1.0)).train()  # in training every logit is 0
+    nn.init.eye_(model[1].weight)
+    loss, accuracy = loss_and_accuracy(model, Halves())  # type: ignore[arg-type]
+    assert accuracy == 0.75
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(X.flatten(1), torch.tensor([0, 1, 2, 0])).item())
+    assert not model.training
+
+
+def test_the_images_that_are_right_come_in_order():
+    tally, correct = evaluate_each(MODEL, [(X[:2], [0, 1]), (X[2:], [2, 0])])
+    assert correct.tolist() == [True, True, True, False]
+    assert (tally.images, tally.correct) == (4, 3)

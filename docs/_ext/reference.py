@@ -137,7 +137,7 @@ def scores_page() -> str:
         lines.append(f"| `{name}` | {score.family} | {score.unit} | {score.keeps} | {first_sentence(score.formula)} | {score.source} |")
     lines += [
         "",
-        "They are derived in [the local axis](../theory/local-axis.md) and [the target axis](../theory/target-axis.md).",
+        "The formulas are derived in [the local axis](../theory/local-axis.md) and [the target axis](../theory/target-axis.md).",
     ]
     return "\n".join([*lines, ""])
 

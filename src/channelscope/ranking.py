@@ -81,6 +81,12 @@ class Ranking(Shown):
             raise SiteError(no_such("site", site, self.values))
         return self.values[site]
 
+    def plot(self, layers: list[str] | None = None, title: str | None = None) -> np.ndarray:
+        """Axes with the values of each layer's channels and their median; see `channelscope.plot`."""
+        from channelscope.drawing import plot
+
+        return plot(self, layers=layers, title=title)
+
     def importance(self, site: str) -> np.ndarray:
         """Values of one site turned so that larger always means keep; nan stays nan."""
         return self[site] if self.keeps == "high" else -self[site]
@@ -137,8 +143,6 @@ class Ranking(Shown):
         """
         rows = []
         for site in self.sites:
-            notes = self.notes.get(site.name, {})
-            rows += [
-                (site.name, site.depth, channel, value, notes.get(channel, "")) for channel, value in enumerate(self[site.name].tolist())
-            ]
+            notes, values = self.notes.get(site.name, {}), self[site.name].tolist()
+            rows += [(site.name, site.depth, channel, value, notes.get(channel, "")) for channel, value in enumerate(values)]
         return import_module("pandas").DataFrame(rows, columns=["site", "depth", "channel", self.name, "note"])

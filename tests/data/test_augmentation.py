@@ -90,3 +90,24 @@ def test_channels_move_together():
     found = augment(pixels, 2, True, drawn())
     assert torch.equal(found[:, 0], found[:, 1])
     assert torch.equal(found[:, 0], found[:, 2])
+
+
+@given(shapes, st.floats(0.1, 0.99), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_the_erased_square_is_the_loop_over_pixels(shape, erase, seed):
+    pixels = batch(*shape)
+    count, _, height, width = pixels.shape
+    found = augment(pixels, 0, False, drawn(seed), erase)
+    source = drawn(seed)
+    middle_y, middle_x = (torch.randint(length, (count, 1), generator=source).flatten().tolist() for length in (height, width))
+    expected = pencil.erased(pixels.numpy(), middle_y, middle_x, round(erase * min(height, width)))
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_the_square_is_drawn_after_crop_and_flip():
+    pixels = batch(8)
+    plain, source = augment(pixels, 2, True, drawn()), drawn()
+    both = augment(pixels, 2, True, source, 0.5)
+    covered = (both == 0).all(1) & (plain != 0).any(1)
+    assert covered.flatten(1).sum(1).max() == 4
+    assert torch.equal(both[~covered[:, None].expand_as(both)], plain[~covered[:, None].expand_as(plain)])

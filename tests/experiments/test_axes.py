@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from channelscope import data, scores, zoo
-from channelscope.experiments.axes import axis_alignment, axis_clusters
+from channelscope.experiments.axes import axis_alignment, axis_clusters, task_mass
 from channelscope.profiling.collect import collect
 from channelscope.stats.profile import Profile
 
@@ -117,3 +117,30 @@ def test_too_few_images_for_the_target_leave_rows_empty(profile):
     frame = axis_clusters(collect(model, images.calibration, shards=3), target="label")
     assert "ari" not in frame or frame["ari"].isna().all()
     assert not torch.tensor(frame["n"].to_numpy()).any()
+
+
+def test_task_mass_is_the_sum_over_channels(profile):
+    frame = task_mass(profile).set_index("site")
+    relevance, support = scores.relevance(profile), scores.support(profile)
+    for site in profile.sites:
+        row = frame.loc[site.name]
+        known = np.isfinite(relevance[site.name]) & np.isfinite(support[site.name])
+        pairs = list(zip(relevance[site.name][known], support[site.name][known], strict=True))
+        duplicate, rest = sum(t * e for t, e in pairs), sum(t * (1 - e) for t, e in pairs)
+        assert row["duplicate"] == pytest.approx(duplicate, abs=1e-12)
+        assert row["nonreplaceable"] == pytest.approx(rest, abs=1e-12)
+        assert row["duplicate_share"] == pytest.approx(duplicate / (duplicate + rest))
+        assert row["n"] == len(pairs) > 0
+    for name in ("duplicate", "nonreplaceable"):
+        assert (frame[f"{name}_low"] < frame[name]).all()
+        assert (frame[name] < frame[f"{name}_high"]).all()
+
+
+def test_task_mass_is_undefined_with_fewer_images_than_channels():
+    toy = zoo.toys.independent_channels()
+    pixels, labels = next(iter(toy.batches))[:2]
+    few = collect(toy.model, [(pixels[:3], labels[:3])], shards=0)
+    row = task_mass(few).iloc[0]
+    assert row["n"] == 0
+    assert np.isnan(row["duplicate"])
+    assert np.isnan(row["nonreplaceable"])

@@ -8,7 +8,7 @@ import pencil
 from channelscope.errors import InputError, ShapeError, SingularError
 from channelscope.formulas.gaussian import Gaussian, correlation
 from channelscope.formulas.hulls import hulls
-from channelscope.formulas.regression import RIDGE, backward_elimination, peer_regression, replacement_weights, support
+from channelscope.formulas.regression import RIDGE, backward_elimination, peer_regression, replacement_weights, support, task_credit
 from channelscope.stats.moments import Moments
 from formulas import laws
 
@@ -74,6 +74,35 @@ def test_support_of_independent_channels_is_zero():
     assert float(support(torch.eye(5, dtype=torch.float64)).max()) < 1e-12
     assert hulls(torch.eye(5, dtype=torch.float64)).size.tolist() == [0] * 5
     assert support(torch.ones(1, 1, dtype=torch.float64)).tolist() == pytest.approx([0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.5])
+def test_task_credit_is_what_leaving_one_out_costs(seed, ridge):
+    joint = random_rho(7, seed)
+    rho, aim = joint[:-1, :-1], joint[-1, :-1]
+    np.testing.assert_allclose(task_credit(aim, rho, ridge), pencil.task_credit(aim.numpy(), rho.numpy(), ridge), atol=1e-9)
+
+
+def test_a_copied_channel_has_no_task_credit_and_takes_none_from_the_others():
+    joint = random_rho(7, 1)
+    rho, aim = joint[:-1, :-1], joint[-1, :-1]
+    copied = task_credit(torch.cat([aim, -aim[2:3]]), laws.with_copy(rho, 2, -1), 0.0)
+    rest = [channel for channel in range(len(aim)) if channel != 2]
+    assert copied[[2, -1]].tolist() == [0, 0]
+    torch.testing.assert_close(copied[rest], task_credit(aim, rho, 0.0)[rest], rtol=0, atol=1e-9)
+    damped = task_credit(torch.cat([aim, -aim[2:3]]), laws.with_copy(rho, 2, -1), 1e-6)
+    torch.testing.assert_close(copied, damped, rtol=0, atol=1e-4)
+
+
+def test_task_credit_leaves_silent_channels_out_and_refuses_a_negative_ridge():
+    joint = random_rho(7, 0)
+    rho, aim = joint[:-1, :-1], joint[-1, :-1]
+    found = task_credit(torch.cat([aim[:1], torch.tensor([torch.nan]), aim[1:]]), laws.with_silent(rho, 1))
+    assert bool(found[1].isnan())
+    torch.testing.assert_close(found[[0, 2, 3, 4, 5, 6]], task_credit(aim, rho))
+    with pytest.raises(InputError, match="ridge is at least 0, received -1"):
+        task_credit(aim, rho, -1)
 
 
 def test_support_leaves_silent_channels_out():

@@ -60,6 +60,7 @@ def test_the_calls_with_options_are_found():
         "axis_propagation",
         "training_trajectory",
         "ablate",
+        "task_mass",
     }
     assert {call.__name__ for call in calls()} == known
 

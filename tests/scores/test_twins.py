@@ -91,6 +91,18 @@ def redundancy() -> np.ndarray:
     return np.array([np.mean([min(single()[i], single()[j]) for j in range(CHANNELS) if j != i]) for i in range(CHANNELS)])
 
 
+def task_credit() -> np.ndarray:
+    return pencil.task_credit(target_rho(), peer_rho(), RIDGE)
+
+
+def duplicate_task() -> np.ndarray:
+    return np.array([information * share for information, share in zip(relevance(), support(), strict=True)])
+
+
+def nonreplaceable_task() -> np.ndarray:
+    return np.array([information * (1 - share) for information, share in zip(relevance(), support(), strict=True)])
+
+
 def l1() -> np.ndarray:
     return np.array([sum(abs(w) for w in row) for row in filters()])
 

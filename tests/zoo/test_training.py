@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import pencil_zoo as pencil
 from channelscope import zoo
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
-from channelscope.errors import DataError, FormatError, MismatchError, NumericError
+from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError
 from channelscope.evaluation import loss_and_accuracy
 from channelscope.network import module_state
 from channelscope.zoo import history as log
@@ -135,7 +136,20 @@ def test_the_global_generator_is_left_alone_and_does_not_matter(finished, images
     assert torch.equal(torch.rand(2), expected)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 0.01}, {"batch_size": 8}, {"pad": 0}, {"flip": False}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"lr": 0.01},
+        {"batch_size": 8},
+        {"pad": 0},
+        {"flip": False},
+        {"warmup": 0.5},
+        {"smoothing": 0.1},
+        {"erase": 0.5},
+        {"small": 0.5},
+    ],
+)
 def test_another_schedule_is_another_run(finished, images, tmp_path, change):
     _, history = run(images, tmp_path, dataclasses.replace(SHORT, **change), dropout=0.3)
     assert history.checkpoint(1).read_bytes() != finished[1].checkpoint(1).read_bytes()
@@ -169,6 +183,127 @@ def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_end(finished, images
         else:
             assert len(calls) < moment
     same_run(finished[1], run(images, tmp_path, dropout=0.3)[1])
+
+
+EVERYTHING = dataclasses.replace(SHORT, warmup=0.3, smoothing=0.1, erase=0.5, small=0.4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("moment", [2, 5])
+def test_a_run_that_was_killed_within_an_epoch_goes_on_from_the_last_saved_step(images, tmp_path, monkeypatch, precision, moment):
+    def go(name):
+        model = net(dropout=0.3)
+        return train(model, images, tmp_path / name, EVERYTHING, progress=False, precision=precision)
+
+    whole = go("whole")
+    real, calls = training._step, []
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+
+    def deadly(*args):
+        calls.append(args[3])
+        if len(calls) == moment:
+            raise Killed
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", deadly)
+        with pytest.raises(Killed):
+            go("killed")
+    calls.clear()
+    monkeypatch.setattr(training, "_step", lambda *args: (calls.append(args[3]), real(*args))[1])
+    again = go("killed")
+    assert len(calls) == 9 - (moment - 1), "three steps an epoch, three epochs; none of the saved ones is taken twice"
+    same_run(whole, again)
+
+
+def test_the_precision_is_stored_and_another_one_is_refused(images, tmp_path):
+    history = train(net(), images, tmp_path, SHORT, progress=False, precision="bfloat16")
+    assert history.precision == History.read(tmp_path).precision == "bfloat16"
+    assert train(net(), images, tmp_path, SHORT, progress=False).precision == "bfloat16", "auto does not choose again"
+    with pytest.raises(MismatchError, match="its precision is bfloat16, this one's float32"):
+        train(net(), images, tmp_path, SHORT, progress=False, precision="float32")
+    with pytest.raises(InputError, match="expected a precision of auto, float32, bfloat16, received 'half'"):
+        train(net(), images, tmp_path / "other", SHORT, progress=False, precision="half")
+
+
+def test_steps_in_bfloat16_are_near_those_in_float32_and_leave_float32_weights_as_they_lay(images, tmp_path):
+    one, two = net(), net()
+    layout = one[0].weight.stride()
+    low = train(one, images, tmp_path / "low", SHORT, progress=False, precision="bfloat16")
+    full = train(two, images, tmp_path / "full", SHORT, progress=False, precision="float32")
+    assert low.epochs[0].validation_loss == full.epochs[0].validation_loss
+    assert low.epochs[-1].train_loss != full.epochs[-1].train_loss
+    assert low.epochs[-1].train_loss == pytest.approx(full.epochs[-1].train_loss, abs=0.05)
+    assert one[0].weight.stride() == layout
+    assert {value.dtype for value in zoo.read_weights(low.trained).values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(("slow", "chosen"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("neither", "float32")])
+def test_the_trial_takes_what_is_faster_and_changes_nothing(images, tmp_path, monkeypatch, slow, chosen):
+    clock, tried = [0.0], []
+    monkeypatch.setattr(training, "SMALL_RUN", 0)
+    for name in ("perf_counter", "process_time"):
+        monkeypatch.setattr(training.time, name, lambda: clock[0])
+    real = training.loss_and_logits
+
+    def timed(model, x, y, precision, smoothing=0.0):
+        clock[0] += 2.0 if precision == slow else 1.0
+        tried.append(precision)
+        return real(model, x, y, precision, smoothing)
+
+    monkeypatch.setattr(training, "loss_and_logits", timed)
+    model = net(dropout=0.3)
+    history = train(model, images, tmp_path / "auto", SHORT, progress=False)
+    assert history.precision == chosen
+    assert tried[:4] == ["float32", "float32", "bfloat16", "bfloat16"]
+    monkeypatch.undo()
+    same_run(history, train(net(dropout=0.3), images, tmp_path / "given", SHORT, progress=False, precision=chosen))
+
+
+def test_a_network_that_cannot_be_computed_in_bfloat16_is_trained_in_float32(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SMALL_RUN", 0)
+
+    class Stubborn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            if torch.is_autocast_enabled("cpu"):
+                raise NotImplementedError("no kernel for bfloat16")
+            return self.net(x)
+
+    assert train(Stubborn(), images, tmp_path, SHORT, progress=False).precision == "float32"
+
+
+def test_a_log_from_before_the_new_settings_is_gone_on_with(finished, images, tmp_path, monkeypatch):
+    _, history = run(images, tmp_path, dropout=0.3)
+    data = json.loads((tmp_path / "training.json").read_text())
+    for late in ("warmup", "smoothing", "erase", "small"):
+        del data["settings"]["schedule"][late]
+    del data["settings"]["precision"]
+    (tmp_path / "training.json").write_text(json.dumps(data))
+    monkeypatch.setattr(training, "_epoch", None)
+    same_run(history, run(images, tmp_path, dropout=0.3)[1])
+    with pytest.raises(MismatchError, match="its schedule is"):
+        run(images, tmp_path, dataclasses.replace(SHORT, warmup=0.1), dropout=0.3)
+
+
+def test_images_of_the_first_epochs_are_averaged_to_half_the_size(images, tmp_path):
+    shapes = []
+    model = net()
+    model.register_forward_pre_hook(lambda module, inputs: shapes.append((module.training, tuple(inputs[0].shape[2:]))))
+    train(model, images, tmp_path, dataclasses.replace(SHORT, small=0.4), progress=False)
+    assert [shape for learning, shape in shapes if learning] == [(4, 4)] * 3 + [(8, 8)] * 6
+    assert {shape for learning, shape in shapes if not learning} == {(8, 8)}
+
+
+def test_the_smoothed_loss_is_the_cross_entropy_with_a_mixed_target():
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    loss, _ = training.loss_and_logits(nn.Identity(), logits, labels, "float32", 0.3)
+    target = 0.7 * torch.eye(3)[labels] + 0.1
+    assert float(loss) == pytest.approx(float(-(target * logits.log_softmax(1)).sum(1).mean()), abs=1e-6)
 
 
 def test_a_finished_run_is_not_run_again(finished, images, tmp_path, monkeypatch):
@@ -295,7 +430,7 @@ def test_progress_is_shown_on_standard_error(images, tmp_path, capsys):
     train(net(), images, tmp_path, dataclasses.replace(SHORT, epochs=1))
     said = capsys.readouterr()
     assert said.out == ""
-    assert "training" in said.err
+    assert re.search(r"^training epoch 1/1  [\d,]+ images/s  0:00:00 left  loss \d\.\d{3}  validation .*% of 5$", said.err, re.M)
 
 
 @pytest.mark.slow
@@ -308,7 +443,7 @@ def test_the_digits_are_learned(tmp_path):
 @pytest.mark.gpu
 def test_training_on_a_gpu_learns_in_bfloat16(tmp_path):
     model, images = zoo.load("resnet20", "digits", device="cuda")
-    history = train(model, images, tmp_path, zoo.default_schedule("resnet20", "digits"), "cuda", progress=False)
+    history = train(model, images, tmp_path, zoo.default_schedule("resnet20", "digits"), "cuda", progress=False, precision="bfloat16")
     assert history.test_accuracy > 0.95
     assert next(model.parameters()).is_cuda
     assert zoo.read_weights(history.trained)["conv1.weight"].dtype == torch.float32

@@ -2,7 +2,7 @@
 
 from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 from channelscope.experiments.ablation.run import ablate
-from channelscope.experiments.axes import axis_alignment, axis_clusters
+from channelscope.experiments.axes import axis_alignment, axis_clusters, task_mass
 from channelscope.experiments.communities import find_communities
 from channelscope.experiments.gradients import gradient_angles, simulate
 from channelscope.experiments.hulls import HullOptions, replacement_sets
@@ -21,5 +21,6 @@ __all__ = [
     "gradient_angles",
     "replacement_sets",
     "simulate",
+    "task_mass",
     "training_trajectory",
 ]

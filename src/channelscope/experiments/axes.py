@@ -1,4 +1,4 @@
-"""The two axes: rank correlation of their quantities, and agreement of the clusters of channels on each."""
+"""The two axes: rank correlation of their quantities, agreement of the clusters of channels on each, and task mass by layer."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,12 @@ from channelscope.scores.target import excess, relevance
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import Schema
+from channelscope.tables.schema import Column, Schema
 from channelscope.types import Float, Tensor
 
 PERMUTATIONS = 200
+
+SOURCE = "code of Safaai et al. 2026"
 
 GROUPS = Schema("groups", "site depth n ari null_mean null_high p silhouette_local silhouette_target stability_local stability_target")
 
@@ -102,6 +104,73 @@ def _cluster_features(layer: LayerStatistics) -> tuple[Float[Tensor, "channels l
     if layer.convention.paper:
         local.append(pair_excess)
     return torch.stack(local, 1), torch.stack([relevance.formula(layer), pair_excess], 1)
+
+
+TASK_MASS = Schema(
+    "task_mass",
+    "site depth n images",
+    {
+        "duplicate": Column("nats", 3, "task information that peers duplicate: sum over channels of I_T times peer support", SOURCE),
+        "nonreplaceable": Column(
+            "nats", 3, "task information that peers cannot supply: sum over channels of I_T (1 − peer support)", SOURCE
+        ),
+        "duplicate_share": Column("fraction", 3, "duplicate part of the sum of both", SOURCE, 0.0, 1.0),
+    },
+)
+
+
+def task_mass(profile: Profile, **options) -> pd.DataFrame:
+    """Duplicate and non-replaceable task mass of every layer: Σ t_i E_i and Σ t_i (1 − E_i), t task information, E peer support.
+
+    Task information is corrected for its bias, so that the sums do not grow with the number of channels that say nothing.
+
+    Parameters
+    ----------
+    profile
+        Statistics of the network.
+    **options
+        Options of the scores: target, shrinkage, ….
+
+    Returns
+    -------
+    DataFrame
+        Table `task_mass`, one row per site: both sums [nats] and the duplicate share of them, with jackknife intervals over image
+        shards, nan where a score needs more images; n is the number of channels.
+
+    Examples
+    --------
+    >>> from channelscope import collect, zoo
+    >>> toy = zoo.toys.suppressor_pair()
+    >>> frame = task_mass(collect(toy.model, toy.batches))
+    >>> frame[["site", "duplicate", "nonreplaceable", "n"]].round(3).values.tolist()
+    [['conv', 0.126, 0.235, 3]]
+
+    References
+    ----------
+    Later configurations of the code of Safaai et al. 2026.
+    """
+    convention = ScoreOptions.of(options)
+    wanted = lookup(["duplicate_task", "nonreplaceable_task"])
+    rows = []
+    for site in profile.sites:
+        with at(site.name):
+            values, replicates = _values(profile, site, convention, wanted)
+        whole, parts = _masses(values), [_masses(each) for each in replicates]
+        row = {"site": site.name, "depth": site.depth, "n": int(values["duplicate_task"].isfinite().sum()), "images": profile.images}
+        for place, name in enumerate(("duplicate", "nonreplaceable", "duplicate_share")):
+            interval = jackknife_interval(whole[place], [part[place] for part in parts])
+            row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        rows.append(row)
+    return fill(TASK_MASS, rows)
+
+
+def _masses(values: dict[str, Tensor]) -> Float[Tensor, "3"]:
+    """Sums of both masses, and the duplicate share of their sum; nan where no channel has them."""
+    duplicate, rest = (
+        values[name].nansum() if bool(values[name].isfinite().any()) else torch.tensor(torch.nan, dtype=torch.float64)
+        for name in ("duplicate_task", "nonreplaceable_task")
+    )
+    return torch.stack([duplicate, rest, duplicate / (duplicate + rest)])
 
 
 LOCAL = ("capture", "overlap", "support", "rayleigh")

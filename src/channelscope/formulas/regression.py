@@ -1,4 +1,4 @@
-"""Linear prediction of a channel from its peers: peer support, replacement weights, backward elimination."""
+"""Linear prediction from the channels of a layer: peer support, task credit, replacement weights, backward elimination."""
 
 from dataclasses import dataclass
 
@@ -64,6 +64,69 @@ def support(rho: Float[Tensor, "channels channels"], ridge: float = RIDGE) -> Fl
     explained = torch.full_like(rho.diagonal(), torch.nan, dtype=torch.float64)
     explained[alive] = (1 - share.masked_fill(share <= FLOAT32_RESOLUTION, 0)).clamp(min=0)
     return explained
+
+
+def task_credit(
+    target_rho: Float[Tensor, "channels"], rho: Float[Tensor, "channels channels"], ridge: float = RIDGE
+) -> Float[Tensor, "channels"]:
+    """Residualized task credit: what the joint linear prediction of the target loses without the channel.
+
+        P = (R + λI)⁻¹        credit_i = (P r)_i² / P_ii
+
+    At λ = 0 it is the fall of the layer's R² when channel i is left out. With λ = 0 and a singular R, eigenvalues below
+    FLOAT32_RESOLUTION/C count as zero, as in `support`: a channel that its peers determine has credit 0, which is the limit λ → 0.
+
+    Parameters
+    ----------
+    target_rho
+        Correlation r of each channel with the target.
+    rho
+        Correlations R of the channels; a silent channel has a nan row and is left out.
+    ridge
+        λ, a share of each channel's variance.
+
+    Returns
+    -------
+    Tensor
+        Float64 (channels,), a share of the target's variance, 0..1; nan for silent channels.
+
+    Raises
+    ------
+    InputError
+        If ridge is negative.
+
+    Examples
+    --------
+    Two independent channels keep their own share; a copy of a channel takes its credit.
+
+    >>> [round(share, 3) for share in task_credit(torch.tensor([0.6, 0.8]), torch.eye(2), ridge=0).tolist()]
+    [0.36, 0.64]
+    >>> task_credit(torch.tensor([0.6, 0.6]), torch.ones(2, 2), ridge=0).tolist()
+    [0.0, 0.0]
+
+    References
+    ----------
+    Later configurations of the code of Safaai et al. 2026; Darlington 1968 (usefulness of a predictor). Checked against
+    tests/pencil.py::task_credit.
+    """
+    if ridge < 0:
+        raise InputError(f"ridge is at least 0, received {ridge:g}")
+    alive = ~rho.diagonal().isnan()
+    inner, aim = rho[alive][:, alive].double(), target_rho[alive].double()
+    inner.diagonal().add_(ridge)
+    lower, failed = torch.linalg.cholesky_ex(inner)
+    if failed or bool((lower.diagonal().square() <= FLOAT32_RESOLUTION).any()):
+        values, vectors = torch.linalg.eigh(inner)
+        null = values <= FLOAT32_RESOLUTION / len(inner)
+        known = vectors[:, ~null]
+        weights, own = (known / values[~null]).mv(known.T.mv(aim)), known.square().mv(1 / values[~null])
+        share = (weights.square() / own).masked_fill(vectors[:, null].square().sum(1) > FLOAT32_RESOLUTION, 0)
+    else:
+        precision = torch.cholesky_inverse(lower)
+        share = precision.mv(aim).square() / precision.diagonal()
+    credit = torch.full_like(rho.diagonal(), torch.nan, dtype=torch.float64)
+    credit[alive] = share
+    return credit
 
 
 def replacement_weights(

@@ -250,3 +250,18 @@ def zero_batch(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
 def device_of(model: nn.Module) -> torch.device:
     """The device of the network's parameters."""
     return next(model.parameters()).device
+
+
+@contextmanager
+def channels_last(model: nn.Module, asked: bool = True) -> Iterator[None]:
+    """While inside, the weights lie in memory with the channels last; afterwards each lies as before. Values stay the same."""
+    before = [(part, part.data.stride()) for _, part in _tensors(model)] if asked else []
+    for part, _ in before:
+        if part.dim() == 4:
+            part.data = part.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for part, stride in before:
+            if part.data.stride() != stride:
+                part.data = torch.empty_strided(part.shape, stride, dtype=part.dtype, device=part.device).copy_(part.data)

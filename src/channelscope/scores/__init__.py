@@ -14,13 +14,20 @@ from channelscope.scores.baselines import (
     taylor_activation,
     taylor_weight,
 )
-from channelscope.scores.composites import capture_overlap, local_composite, norm_capture, target_composite
+from channelscope.scores.composites import (
+    capture_overlap,
+    duplicate_task,
+    local_composite,
+    nonreplaceable_task,
+    norm_capture,
+    target_composite,
+)
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.local import capture, compactness, overlap, peer_residual, rayleigh, support
 from channelscope.scores.null_distribution import PermutationNull, permutation_null
 from channelscope.scores.registry import REGISTRY, Score, lookup, register
 from channelscope.scores.score_table import DEFAULT_SCORES, standard_errors, table
-from channelscope.scores.target import excess, redundancy, relevance, triplet_excess_by_layer, unique
+from channelscope.scores.target import excess, redundancy, relevance, task_credit, triplet_excess_by_layer, unique
 
 __all__ = [
     "DEFAULT_SCORES",
@@ -36,6 +43,7 @@ __all__ = [
     "capture_overlap",
     "chip",
     "compactness",
+    "duplicate_task",
     "excess",
     "fisher",
     "fpgm",
@@ -44,6 +52,7 @@ __all__ = [
     "l2",
     "local_composite",
     "lookup",
+    "nonreplaceable_task",
     "norm_capture",
     "overlap",
     "peer_residual",
@@ -57,6 +66,7 @@ __all__ = [
     "support",
     "table",
     "target_composite",
+    "task_credit",
     "taylor_activation",
     "taylor_weight",
     "triplet_excess_by_layer",

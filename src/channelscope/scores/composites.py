@@ -1,9 +1,9 @@
-"""Composite scores: sums of scores that are scaled to 0..1 within their layer."""
+"""Composite scores: sums of scores that are scaled to 0..1 within their layer, and products of the two axes."""
 
 from channelscope.formulas.information import CEILING
 from channelscope.scores.baselines import l2
 from channelscope.scores.layer_statistics import LayerStatistics
-from channelscope.scores.local import capture, overlap
+from channelscope.scores.local import capture, overlap, support
 from channelscope.scores.registry import register
 from channelscope.scores.target import excess, relevance
 from channelscope.types import Float, Tensor
@@ -92,3 +92,51 @@ def norm_capture(layer: LayerStatistics, alpha: float = 0.5) -> Float[Tensor, "c
     Safaai et al. 2026.
     """
     return _min_max(l2.formula(layer)) + alpha * _min_max(capture.formula(layer))
+
+
+@register(family="both", unit="nats", keeps="low", source="code of Safaai et al. 2026")
+def duplicate_task(layer: LayerStatistics) -> Float[Tensor, "channels"]:
+    """Duplicate task mass t_i E_i: task information of a channel times the share of it that its peers explain.
+
+    Raises
+    ------
+    SampleError
+        With fewer images than channels and no shrinkage.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> duplicate_task(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.127, -0.001, 0.0]
+
+    References
+    ----------
+    Later configurations of the code of Safaai et al. 2026.
+    """
+    return relevance.formula(layer) * support.formula(layer)
+
+
+@register(family="both", unit="nats", keeps="high", source="code of Safaai et al. 2026")
+def nonreplaceable_task(layer: LayerStatistics) -> Float[Tensor, "channels"]:
+    """Non-replaceable task mass t_i (1 − E_i): task information of a channel times the share of it that its peers do not explain.
+
+    Raises
+    ------
+    SampleError
+        With fewer images than channels and no shrinkage.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> nonreplaceable_task(collect(toy.model, toy.batches))["conv"].round(3).tolist()
+    [0.127, -0.001, 0.11]
+
+    References
+    ----------
+    Later configurations of the code of Safaai et al. 2026.
+    """
+    return relevance.formula(layer) * (1 - support.formula(layer))

@@ -2,7 +2,8 @@
 
 import torch
 
-from channelscope.formulas import information, task_information
+from channelscope.formulas import information, regression, task_information
+from channelscope.formulas.regression import RIDGE
 from channelscope.scores.layer_statistics import LayerStatistics
 from channelscope.scores.registry import register
 from channelscope.types import Float, Tensor
@@ -67,6 +68,31 @@ def redundancy(layer: LayerStatistics) -> Float[Tensor, "channels"]:
     """
     shared = task_information.redundancy(layer.task_information)
     return information.mean_over_peers(shared)
+
+
+@register(family="target", unit="fraction", keeps="high", source="code of Safaai et al. 2026; Darlington 1968")
+def task_credit(layer: LayerStatistics, ridge: float = RIDGE) -> Float[Tensor, "channels"]:
+    """Residualized task credit (P r)_i² / P_ii, P = (R + λI)⁻¹: what the joint linear prediction of the target loses without i.
+
+    Raises
+    ------
+    SampleError
+        With fewer images than channels and no shrinkage.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import suppressor_pair
+    >>> toy = suppressor_pair()
+    >>> task_credit(collect(toy.model, toy.batches), ridge=0.0)["conv"].round(3).tolist()  # channel 1 cleans channel 0
+    [0.8, 0.4, 0.2]
+
+    References
+    ----------
+    Later configurations of the code of Safaai et al. 2026; Darlington 1968.
+    """
+    layer.require_samples_for_peers()
+    return regression.task_credit(layer.target_correlation, layer.target_readout_correlation, ridge)
 
 
 TOP, OF = 10, 50

@@ -8,10 +8,8 @@ import torch
 
 from channelscope.display import Facts, Shown, spread
 from channelscope.errors import ShapeError
-from channelscope.stats.class_means import ClassMeans
-from channelscope.stats.feature_maps import FeatureMapSums
+from channelscope.stats.channel_sums import ClassMeans, FeatureMapSums, Sensitivity
 from channelscope.stats.moments import Moments
-from channelscope.stats.sensitivity import Sensitivity
 from channelscope.types import Float, Tensor
 
 

@@ -31,7 +31,8 @@ class Epoch:
     lr: float
     """learning rate of the epoch's last step"""
     train_loss: float
-    """mean cross-entropy in nats over the augmented training images, in training mode, during the epoch"""
+    """mean loss in nats over the augmented training images, in training mode, during the epoch: cross-entropy, with the schedule's
+    smoothing of the labels"""
     train_accuracy: float
     """fraction of them right, in training mode, during the epoch"""
     validation_loss: float
@@ -39,7 +40,7 @@ class Epoch:
     validation_accuracy: float
     """fraction of the validation images right, after the epoch"""
     seconds: float
-    """wall-clock time"""
+    """wall-clock time, of all parts of an epoch that was interrupted"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class History:
     start: str
     """`weights_hash` of the initialization"""
     settings: Mapping[str, Any]
-    """the schedule and the images, as plain data"""
+    """the schedule, the precision and the images, as plain data"""
     epochs: tuple[Epoch, ...]
     """epochs 0, 1, …, in order"""
     test_loss: float = math.nan
@@ -62,6 +63,11 @@ class History:
     """fraction of the test images the kept epoch's weights get right; nan until the run is finished"""
     test_images: int = 0
     """number of test images; 0 until the run is finished"""
+
+    @property
+    def precision(self) -> str:
+        """Precision of the layers' products during training: float32 or bfloat16; empty in logs that do not say."""
+        return self.settings.get("precision", "")
 
     @property
     def best(self) -> int:

@@ -5,21 +5,25 @@ import json
 import math
 import shutil
 import time
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from channelscope.data.augmentation import augment
 from channelscope.data.images import ImageSplits
-from channelscope.errors import DataError, FormatError, MismatchError, NumericError
+from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError
 from channelscope.evaluation import loss_and_accuracy
-from channelscope.network.module_state import device_of, weights_hash
+from channelscope.network.module_state import channels_last, device_of, weights_hash
 from channelscope.storage import atomic_file
 from channelscope.zoo.history import LOG, Epoch, History
 from channelscope.zoo.loading import available
@@ -29,6 +33,23 @@ from channelscope.zoo.weight_files import load_weights, save_weights
 
 RESUME = "resume.safetensors"
 
+SAVE_SECONDS = 300
+"""Time between two writings of the resume file within an epoch."""
+
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+SMALL_RUN = 10_000_000
+"""Pixels shown in a run, one number per position, below which no time is spent on choosing the precision: it is float32."""
+
+TRIAL_IMAGES = 32
+
+TRIAL_SECONDS = 2.0
+
+GAIN = 1.1
+"""How many times faster than float32 steps in bfloat16 have to be."""
+
 
 def train(
     model: nn.Module,
@@ -37,14 +58,15 @@ def train(
     schedule: Schedule | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
+    precision: Precision = "auto",
 ) -> History:
     """History of training a network; the epoch with the best validation accuracy is tested once.
 
     Files in `out`: epoch_000.safetensors (the initialization), the checkpoints of the schedule, trained.safetensors (the
     best epoch, or the last where fewer than 100 validation images do not tell the two apart), and training.json. A run that was
-    interrupted goes on after its last whole epoch when it is called again with the same network, images and schedule; on a CPU
-    the result is the same to the bit, as is that of a second run. On a CUDA device products are taken in bfloat16. The network
-    is left with the weights of trained.safetensors, in evaluation mode.
+    interrupted goes on where it was at most five minutes before, when it is called again with the same network, images and schedule;
+    on a CPU the result is the same to the bit, as is that of a second run in the same precision. The network is left with the weights
+    of trained.safetensors, in evaluation mode.
 
     Parameters
     ----------
@@ -59,7 +81,12 @@ def train(
     device
         Device of the training.
     progress
-        Whether to show a progress bar.
+        Whether to show a line of progress; where standard error is no terminal, a line per epoch.
+    precision
+        float32; bfloat16, in which the layers' products are taken by autocast, with channels last in memory; or auto: whichever is
+        faster in a trial of two seconds on this device (on a CPU: takes less processor time), float32 for short runs. The choice is
+        stored with the run, as `history.precision`. Weights, statistics of normalization, loss and measured accuracies are float32 in
+        any case.
 
     Returns
     -------
@@ -70,6 +97,8 @@ def train(
     ------
     DataError
         Without training or validation images.
+    InputError
+        For another precision.
     MismatchError
         If `out` holds another run.
     NumericError
@@ -82,29 +111,29 @@ def train(
     >>> model, images = load("resnet20(width=2)", data="digits")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     history = train(model, images, folder, Schedule(epochs=1, batch_size=512), progress=False)
-    >>> [epoch.epoch for epoch in history.epochs], history.test_images
-    ([0, 1], 359)
+    >>> [epoch.epoch for epoch in history.epochs], history.test_images, history.precision
+    ([0, 1], 359, 'float32')
     """
     schedule = schedule or Schedule()
+    if precision not in PRECISIONS:
+        raise InputError(f"expected a precision of {', '.join(PRECISIONS)}, received {precision!r}")
     for split in (images.train, images.validation):
         if len(split) < 2:
             raise DataError(f"{images.source.data}: expected {split.name} images, received {len(split)}; the set cannot be trained on")
-    history = _start_or_continue(model, images, Path(out), schedule)
     device = available(device)
+    history = _start_or_continue(model, images, Path(out), schedule, device, precision)
     model.to(device)
-    if device.type == "cuda":
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.SGD(model.parameters(), schedule.lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-    history = _restore(history, model, optimizer)
-    if len(history.epochs) <= schedule.epochs:
-        with _progress_bar(progress) as bar:
-            task = bar.add_task("training", total=schedule.epochs, completed=len(history.epochs) - 1, message="")
-            for epoch in range(len(history.epochs), schedule.epochs + 1):
-                record = _epoch(model, optimizer, images, schedule, epoch)
-                history = replace(history, epochs=(*history.epochs, record))
-                _save_epoch(history, model, optimizer, schedule)
-                message = f"loss {record.train_loss:.3f}  validation {record.validation_accuracy:.1%} of {len(images.validation):,}"
-                bar.update(task, advance=1, message=message)
+    run = _Run(model, optimizer, images, schedule, history)
+    _restore(run)
+    if len(run.history.epochs) <= schedule.epochs:
+        with _progress_line(progress, run):
+            for epoch in range(len(run.history.epochs), schedule.epochs + 1):
+                record = _epoch(run, epoch)
+                run.history = replace(run.history, epochs=(*run.history.epochs, record))
+                _save_epoch(run)
+                run.line.epoch_ended(record)
+    history = run.history
     if history.kept != history.best:
         with atomic_file(history.trained) as half:
             shutil.copyfile(history.checkpoint(history.kept), half)
@@ -118,22 +147,85 @@ def train(
     return history
 
 
-def _start_or_continue(model: nn.Module, images: ImageSplits, folder: Path, schedule: Schedule) -> History:
+@dataclass
+class _Begun:
+    """An epoch that was interrupted: its next step, its sums, its random states, and the seconds it has taken."""
+
+    step: int
+    seconds: float
+    tensors: dict[str, Tensor]
+
+
+class _Line:
+    """One line of progress: the epoch, images a second in this epoch, and the time left."""
+
+    def __init__(self, schedule: Schedule, images: int, validation: int, done: int, bar: Progress):
+        self.schedule, self.images, self.validation, self.bar = schedule, images, validation, bar
+        sizes = [0.25 if schedule.shrunk(epoch) else 1.0 for epoch in range(1, schedule.epochs + 1)]
+        self.work = [size * images for size in sizes]
+        self.done = self.first = sum(self.work[:done])
+        self.started = time.perf_counter()
+        self.message = ""
+        self.task = bar.add_task("training", total=sum(self.work), epoch=done, speed="", left="", message="")
+        bar.update(self.task, completed=self.done)
+
+    def advance(self, epoch: int, shown: int, seconds: float, new: int) -> None:
+        """After a step with `new` images; `shown` in this epoch, in `seconds`."""
+        self.done += new * self.work[epoch - 1] / self.images
+        self.speed = shown / seconds
+        fields = {"epoch": epoch, "speed": f"{self.speed:,.0f} images/s", "left": f"{self.left} left", "message": self.message}
+        self.bar.update(self.task, completed=self.done, **fields)
+
+    @property
+    def left(self) -> timedelta:
+        """Time left, at the speed since this call began."""
+        pace = (time.perf_counter() - self.started) / max(self.done - self.first, 1)
+        return timedelta(seconds=round(pace * (sum(self.work) - self.done)))
+
+    def epoch_ended(self, record: Epoch) -> None:
+        """Put the epoch's numbers behind the bar, or on a line of their own where there is no terminal."""
+        self.message = f"loss {record.train_loss:.3f}  validation {record.validation_accuracy:.1%} of {self.validation:,}"
+        self.bar.update(self.task, message=self.message)
+        if not self.bar.console.is_terminal and not self.bar.disable:
+            speed = f"{self.images / record.seconds:,.0f} images/s  {self.left} left"
+            self.bar.console.print(f"training epoch {record.epoch}/{self.schedule.epochs}  {speed}  {self.message}")
+
+
+@dataclass
+class _Run:
+    """What the steps of a run share."""
+
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    images: ImageSplits
+    schedule: Schedule
+    history: History
+    begun: _Begun | None = None
+    line: _Line = field(init=False)
+
+
+@contextmanager
+def _progress_line(shown: bool, run: _Run) -> Iterator[None]:
+    fields = ("{task.description}", "epoch {task.fields[epoch]}", "{task.fields[speed]}", "{task.fields[left]}", "{task.fields[message]}")
+    first, *others = (TextColumn(field) for field in fields)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with Progress(first, BarColumn(), *others, console=console, disable=not shown) as bar:
+        images = run.images
+        run.line = _Line(run.schedule, len(images.train), len(images.validation), len(run.history.epochs) - 1, bar)
+        yield
+
+
+def _start_or_continue(
+    model: nn.Module, images: ImageSplits, folder: Path, schedule: Schedule, device: torch.device, precision: Precision
+) -> History:
     """The run of that folder: a new one with its initialization measured, or the one that was interrupted."""
     card = vars(model).get("card")
     name = card.name if isinstance(card, ModelInfo) else type(model).__name__
     settings = {"schedule": asdict(schedule), "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "images": images.describe()}
     new = History(folder, name, weights_hash(model), settings, ())
     if (folder / LOG).exists():
-        old = History.read(folder)
-        for what, there, here in (
-            ("network", old.network, new.network),
-            ("initialization", old.start, new.start),
-            *((key, old.settings.get(key), value) for key, value in settings.items()),
-        ):
-            if there != here:
-                raise MismatchError(f"{folder} holds another training run: its {what} is {there}, this one's {here}; choose another folder")
-        return old
+        return _matching(History.read(folder), new, device, precision)
+    settings["precision"] = _faster(model, images, schedule, device) if precision == "auto" else precision
     loss, accuracy = loss_and_accuracy(model, images.validation)
     new = replace(new, epochs=(Epoch(0, 0.0, math.nan, math.nan, loss, accuracy, 0.0),))
     save_weights(model.state_dict(), new.checkpoint(0))
@@ -142,77 +234,197 @@ def _start_or_continue(model: nn.Module, images: ImageSplits, folder: Path, sche
     return new
 
 
-def _restore(history: History, model: nn.Module, optimizer: torch.optim.SGD) -> History:
-    """Put weights and momentum of the last whole epoch into place, with what was logged up to it."""
-    path = history.folder / RESUME
+def _matching(old: History, new: History, device: torch.device, precision: Precision) -> History:
+    """The run that was begun, if it is the one that is asked for; logs of earlier versions lack the settings that came later."""
+    settings = dict(old.settings)
+    if "schedule" in settings:
+        settings["schedule"] = asdict(Schedule()) | settings["schedule"]
+    settings.setdefault("precision", "bfloat16" if device.type == "cuda" else "float32")
+    for what, there, here in (
+        ("network", old.network, new.network),
+        ("initialization", old.start, new.start),
+        *((key, settings.get(key), value) for key, value in new.settings.items()),
+        ("precision", settings["precision"], settings["precision"] if precision == "auto" else precision),
+    ):
+        if there != here:
+            raise MismatchError(f"{old.folder} holds another training run: its {what} is {there}, this one's {here}; choose another folder")
+    return replace(old, settings=settings)
+
+
+def _faster(model: nn.Module, images: ImageSplits, schedule: Schedule, device: torch.device) -> str:
+    """The precision in which steps of a copy of the network on random images take less time; float32 for a short run."""
+    if schedule.epochs * len(images.train) * math.prod(images.image_shape[1:]) < SMALL_RUN:
+        return "float32"
+    count = min(TRIAL_IMAGES, schedule.batch_size)
+    tried = copy.deepcopy(model).to(device).requires_grad_(True).train()
+    x = torch.rand(count, *images.image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    y = torch.zeros(count, dtype=torch.int64, device=device)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time  # other work of the processor does not count
+
+    def seconds(precision: str) -> float:
+        started = clock()
+        with channels_last(tried, precision == "bfloat16"):
+            loss, _ = loss_and_logits(tried, x, y, precision)
+            loss.backward()
+        tried.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - started
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            times = {precision: [seconds(precision), seconds(precision)][1:] for precision in ("float32", "bfloat16")}
+        except RuntimeError:  # an operation that has no bfloat16 here
+            return "float32"
+        ends = time.perf_counter() + TRIAL_SECONDS
+        while time.perf_counter() < ends:
+            for precision, taken in times.items():
+                taken.append(seconds(precision))
+    return "bfloat16" if min(times["float32"]) > GAIN * min(times["bfloat16"]) else "float32"
+
+
+def _restore(run: _Run) -> None:
+    """Put weights, momentum and the place within the epoch where the run was saved last, with what was logged up to then."""
+    path = run.history.folder / RESUME
     if not path.exists():
-        return history  # nothing but the initialization was done, or everything
+        return  # nothing but the initialization was done, or everything
     try:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            records = json.loads((file.metadata() or {})["epochs"])
+            metadata = file.metadata() or {}
+            records = json.loads(metadata["epochs"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise FormatError(f"{path}: damaged ({error}); delete the folder and train again") from error
-    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")})
-    for name, parameter in model.named_parameters():
+    run.model.load_state_dict(_part(state, "model."))
+    for name, parameter in run.model.named_parameters():
         if f"momentum.{name}" in state:
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(state[f"momentum.{name}"])
-    history = replace(history, epochs=tuple(Epoch(**record) for record in records))
-    _write_log_and_best(history, model)
-    return history
+            run.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(state[f"momentum.{name}"])
+    if "step" in metadata:
+        run.begun = _Begun(int(metadata["step"]), float(metadata["seconds"]), _part(state, "epoch."))
+    run.history = replace(run.history, epochs=tuple(Epoch(**record) for record in records))
+    if run.begun is None:
+        _write_log_and_best(run.history, run.model)
 
 
-def _epoch(model: nn.Module, optimizer: torch.optim.SGD, images: ImageSplits, schedule: Schedule, epoch: int) -> Epoch:
-    """One pass over the training images in the order that seed and epoch give."""
-    started, device = time.perf_counter(), device_of(model)
+def _part(state: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+
+
+def _epoch(run: _Run, epoch: int) -> Epoch:
+    """One pass over the training images in the order that seed and epoch give, or the rest of one that was interrupted."""
+    model, split, schedule, device = run.model, run.images.train, run.schedule, device_of(run.model)
+    started = saved = time.perf_counter()
     draw = torch.Generator().manual_seed(schedule.seed * 1_000_003 + epoch)
-    steps = torch.randperm(len(images.train), generator=draw).tensor_split(-(-len(images.train) // schedule.batch_size))
+    steps = torch.randperm(len(split), generator=draw).tensor_split(-(-len(split) // schedule.batch_size))
+    rates = [schedule.rate((epoch - 1 + step / len(steps)) / schedule.epochs) for step in range(len(steps))]
     loss, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
-    labels = images.train.labels
-    model.train()
-    rate = schedule.lr
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        channels_last(model, run.history.precision == "bfloat16"),
+    ):
         torch.manual_seed(int(torch.randint(2**31, (), generator=draw)))  # dropout and stochastic depth
-        for step, places in enumerate(steps):
-            rate = schedule.rate((epoch - 1 + step / len(steps)) / schedule.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            pixels = augment(images.train.pixels(places).to(device), schedule.pad, schedule.flip, draw)
-            batch_loss, batch_correct = _step(model, optimizer, images.train.normalized(pixels), labels[places].to(device))
-            loss, correct = loss + batch_loss * len(places), correct + batch_correct
-    total = len(images.train)
+        begun, run.begun = run.begun or _Begun(0, 0.0, {}), None
+        if begun.tensors:
+            loss, correct = begun.tensors["loss"].to(device), begun.tensors["correct"].to(device)
+            _set_random_states(begun.tensors, draw, device)
+        model.train()
+        for step in range(begun.step, len(steps)):
+            batch_loss, batch_correct = _step(run, steps[step], rates[step], epoch, draw)
+            loss, correct = loss + batch_loss * len(steps[step]), correct + batch_correct
+            now, shown = time.perf_counter(), sum(map(len, steps[begun.step : step + 1]))
+            run.line.advance(epoch, shown, now - started, len(steps[step]))
+            if now - saved >= SAVE_SECONDS and step + 1 < len(steps):
+                tensors = {"loss": loss, "correct": correct, **_random_states(draw, device)}
+                _save_resume(run, _Begun(step + 1, begun.seconds + now - started, tensors))
+                saved = now
     if not math.isfinite(float(loss)):
         raise NumericError(f"epoch {epoch}: the loss is {float(loss)}; start again in another folder with a smaller lr than {schedule.lr}")
-    validation = loss_and_accuracy(model, images.validation)
-    return Epoch(epoch, rate, float(loss) / total, int(correct) / total, *validation, time.perf_counter() - started)
+    validation = loss_and_accuracy(model, run.images.validation)
+    seconds = begun.seconds + time.perf_counter() - started
+    return Epoch(epoch, rates[-1], float(loss) / len(split), int(correct) / len(split), *validation, seconds)
 
 
-def _step(model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _random_states(draw: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    states = {"draw": draw.get_state(), "random": torch.get_rng_state()}
+    return states | ({"device": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_random_states(states: dict[str, Tensor], draw: torch.Generator, device: torch.device) -> None:
+    draw.set_state(states["draw"])
+    torch.set_rng_state(states["random"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["device"], device)
+
+
+def _step(run: _Run, places: Tensor, rate: float, epoch: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """One step of the optimizer; mean loss of the batch and its number of correct images, on the device."""
-    on_gpu = x.device.type == "cuda"
-    if on_gpu:
-        x = x.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=on_gpu):
-        logits = model(x)
-    loss = F.cross_entropy(logits.float(), y)
-    optimizer.zero_grad(set_to_none=True)
+    split, schedule, device = run.images.train, run.schedule, device_of(run.model)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    pixels = augment(split.pixels(places).to(device), schedule.pad, schedule.flip, draw, schedule.erase)
+    x, y = split.normalized(pixels), split.labels[places].to(device)
+    if schedule.shrunk(epoch):
+        x = F.interpolate(x, scale_factor=0.5, mode="area")
+    loss, logits = loss_and_logits(run.model, x, y, run.history.precision, schedule.smoothing)
+    run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    optimizer.step()
+    run.optimizer.step()
     return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
 
-def _save_epoch(history: History, model: nn.Module, optimizer: torch.optim.SGD, schedule: Schedule) -> None:
-    """Write the checkpoint, then the resume file, then log and best weights, so that at most one epoch is lost."""
-    state, epoch = model.state_dict(), history.epochs[-1].epoch
-    if schedule.keeps(epoch):
-        save_weights(state, history.checkpoint(epoch))
-    tensors = {f"model.{name}": value for name, value in state.items()}
-    for name, value in model.named_parameters():
-        if "momentum_buffer" in optimizer.state[value]:
-            tensors[f"momentum.{name}"] = optimizer.state[value]["momentum_buffer"]
-    records = json.dumps([asdict(record) for record in history.epochs])
-    save_weights(tensors, history.folder / RESUME, {"epochs": records})
-    _write_log_and_best(history, model)
+def loss_and_logits(model: nn.Module, x: Tensor, y: Tensor, precision: str, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Mean loss of a batch, and its logits.
+
+    Parameters
+    ----------
+    model
+        A network that returns logits, images × classes.
+    x, y
+        Normalized images and their labels.
+    precision
+        float32, or bfloat16 by autocast with channels last.
+    smoothing
+        Probability that the target gives to all classes alike.
+
+    Returns
+    -------
+    tuple
+        Loss in nats, float32, and logits (images, classes), in the precision of the network's last layer.
+
+    Examples
+    --------
+    >>> loss, _ = loss_and_logits(nn.Flatten(), torch.zeros(1, 2, 1, 1), torch.tensor([0]), "float32")
+    >>> round(float(loss), 3)
+    0.693
+    """
+    low = precision == "bfloat16"
+    if low:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+        logits = model(x)
+    return F.cross_entropy(logits.float(), y, label_smoothing=smoothing), logits
+
+
+def _save_epoch(run: _Run) -> None:
+    """Write the checkpoint, then the resume file, then log and best weights, so that little is lost."""
+    epoch = run.history.epochs[-1].epoch
+    if run.schedule.keeps(epoch):
+        save_weights(run.model.state_dict(), run.history.checkpoint(epoch))
+    _save_resume(run, None)
+    _write_log_and_best(run.history, run.model)
+
+
+def _save_resume(run: _Run, begun: _Begun | None) -> None:
+    """Write all that the next step depends on."""
+    tensors = {f"model.{name}": value for name, value in run.model.state_dict().items()}
+    for name, value in run.model.named_parameters():
+        if "momentum_buffer" in run.optimizer.state[value]:
+            tensors[f"momentum.{name}"] = run.optimizer.state[value]["momentum_buffer"]
+    metadata = {"epochs": json.dumps([asdict(record) for record in run.history.epochs])}
+    if begun is not None:
+        tensors |= {f"epoch.{name}": value for name, value in begun.tensors.items()}
+        metadata |= {"step": str(begun.step), "seconds": str(begun.seconds)}
+    save_weights(tensors, run.history.folder / RESUME, metadata)
 
 
 def _write_log_and_best(history: History, model: nn.Module) -> None:
@@ -221,19 +433,14 @@ def _write_log_and_best(history: History, model: nn.Module) -> None:
     history.write()
 
 
-def _progress_bar(shown: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[message]}"),
-    )
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)
-
-
 def finetune(
-    model: nn.Module, images: ImageSplits, out: str | Path, schedule: Schedule, device: str | torch.device = "cpu", progress: bool = True
+    model: nn.Module,
+    images: ImageSplits,
+    out: str | Path,
+    schedule: Schedule,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    precision: Precision = "auto",
 ) -> nn.Module:
     """Fine-tuned copy of a network, after the last epoch of a schedule, in evaluation mode; the network itself stays as it was.
 
@@ -244,7 +451,7 @@ def finetune(
     ----------
     model
         A trained network.
-    images, out, schedule, device, progress
+    images, out, schedule, device, progress, precision
         As for `train`.
 
     Returns
@@ -268,5 +475,5 @@ def finetune(
     False
     """
     tuned = copy.deepcopy(model).requires_grad_(True)
-    history = train(tuned, images, out, schedule, device, progress)
+    history = train(tuned, images, out, schedule, device, progress, precision)
     return load_weights(tuned, history.checkpoint(schedule.epochs)).eval()
