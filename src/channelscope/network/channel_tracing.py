@@ -38,6 +38,11 @@ CONVOLUTIONS_IN_ORDER = (nn.Conv2d.forward, nn.Linear.forward)
 def has_separate_kernels(module: nn.Module) -> bool:
     """Whether a module's kernels can be told apart: an ordinary 2-D convolution or linear layer.
 
+    Examples
+    --------
+    >>> has_separate_kernels(nn.Conv2d(3, 8, 3)), has_separate_kernels(nn.BatchNorm2d(8))
+    (True, False)
+
     References
     ----------
     Hamblin, Konkle, Alvarez 2022: a kernel is a 2-D slice W[o,i] of a convolution, or one weight of a linear layer.
@@ -47,6 +52,13 @@ def has_separate_kernels(module: nn.Module) -> bool:
 
 def upstream(graph: Graph, target: str) -> list[fx.Node]:
     """The steps that `target` depends on, itself included, in execution order.
+
+    Examples
+    --------
+    >>> from channelscope.network.graph import trace
+    >>> graph = trace(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten()), torch.zeros(1, 1, 2, 2))
+    >>> len(upstream(graph, "_1")), str(upstream(graph, "_1")[-1].target)
+    (3, '1')
 
     References
     ----------
@@ -82,6 +94,14 @@ def channel_graph(graph: Graph, target: str, axis: int | None = None) -> Channel
     ------
     ShapeError
         If no axis is given and tracing finds none.
+
+    Examples
+    --------
+    >>> from channelscope.network.graph import trace
+    >>> graph = trace(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 3, 1)), torch.zeros(1, 1, 2, 2))
+    >>> wiring = channel_graph(graph, "_2")
+    >>> wiring.layers, {name: tuple(marks.shape) for name, marks in wiring.full_mask().items()}
+    (('0', '2'), {'0': (2, 1), '2': (3, 2)})
 
     References
     ----------
@@ -139,6 +159,13 @@ def _spelled(node: fx.Node) -> str:
 
 def node_per_channel(label: Tensor) -> np.ndarray | None:
     """Node of each channel on axis 1, or None where positions of a channel come from different nodes.
+
+    Examples
+    --------
+    >>> node_per_channel(torch.tensor([[[4.0, 4.0], [7.0, 7.0]]])).tolist()
+    [4, 7]
+    >>> node_per_channel(torch.tensor([[[4.0, 5.0]]])) is None
+    True
 
     References
     ----------

@@ -39,7 +39,16 @@ class Consumer:
 
 
 def consumers(graph: Graph, site: Site) -> tuple[Consumer, ...]:
-    """The layers that see the site's cut point through activations, pooling, sums and reshaping, in execution order."""
+    """The layers that see the site's cut point through activations, pooling, sums and reshaping, in execution order.
+
+    Examples
+    --------
+    >>> from channelscope.network.sites import sites
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(12, 2))
+    >>> found = sites(net, torch.zeros(1, 1, 2, 2))
+    >>> consumers(found.graph, found["0"])
+    (Consumer(layer='2', through_sum=False),)
+    """
     met: dict[str, bool] = {}
     for node, summed in _reached_layers(graph, site).items():
         met[str(node.target)] = met.get(str(node.target), False) or summed
@@ -57,6 +66,15 @@ def channels_seen_by_inputs(found: Sites, site: Site, images: Tensor) -> dict[st
     ----------
     images
         One or a few images to try it on; any number that is not all alike will do.
+
+    Examples
+    --------
+    >>> from channelscope.network.sites import sites
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(4, 3))
+    >>> images = torch.rand(2, 1, 1, 2)
+    >>> found = sites(net, images)
+    >>> channels_seen_by_inputs(found, found["0"], images)["2"].int().tolist()
+    [[1, 1, 0, 0], [0, 0, 1, 1]]
     """
     marks: dict[str, Tensor] = {}
     for layer, seen in Trial(found, images, (site,)).marks(site):

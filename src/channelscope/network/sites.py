@@ -45,7 +45,15 @@ class Sites(Shown):
 
 
 def site_named(found: tuple[Site, ...], name: str) -> Site:
-    """The site called `name`; raises SiteError with near matches when there is none."""
+    """The site called `name`; raises SiteError with near matches when there is none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 3))
+    >>> site_named(sites(net, torch.zeros(1, 1, 1, 1)).found, "0").channels
+    2
+    """
     table = {site.name: site for site in found}
     if name in table:
         return table[name]
@@ -61,12 +69,28 @@ def sites(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Sites:
         If there is none.
     TracingError
         If the pass cannot be followed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3))
+    >>> [(site.name, site.kind, site.channels) for site in sites(net, torch.zeros(1, 1, 1, 1))]
+    [('0', 'conv', 2)]
     """
     return sites_of(trace(model, example))
 
 
 def sites_of(graph: Graph) -> Sites:
-    """The sites of a network already traced."""
+    """The sites of a network already traced.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from channelscope.network.graph import trace
+    >>> graph = trace(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 3)), torch.zeros(1, 1, 1, 1))
+    >>> list(sites_of(graph).skipped)
+    ['2']
+    """
     calls = Counter(node.target for node in graph.steps.nodes if node.op == "call_module")
     found: list[Site] = []
     skipped: dict[str, str] = {}

@@ -15,12 +15,24 @@ PARAMETERS = 1 << 40
 
 
 def full(shape: tuple[int, ...], number: int = FIXED) -> Tensor:
-    """Labels of this shape that all are the same number; they take no memory."""
+    """Labels of this shape that all are the same number; they take no memory.
+
+    Examples
+    --------
+    >>> full((2, 2)).tolist(), full((1,), 5).tolist()
+    ([[-1, -1], [-1, -1]], [5])
+    """
     return torch.full((1,) * len(shape), number, dtype=torch.long).expand(shape)
 
 
 def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """A value with `function` applied to its tensors; containers are rebuilt as tuples, lists and dictionaries."""
+    """A value with `function` applied to its tensors; containers are rebuilt as tuples, lists and dictionaries.
+
+    Examples
+    --------
+    >>> mapped(lambda part: part + 1, {"a": torch.tensor(1), "b": (2, [torch.tensor(3)])})
+    {'a': tensor(2), 'b': (2, [tensor(4)])}
+    """
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, torch.Size):
@@ -35,19 +47,37 @@ def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def fixed(value: Any) -> Any:
-    """Labels of a value that nothing can be removed from; what is not a tensor stays as it is."""
+    """Labels of a value that nothing can be removed from; what is not a tensor stays as it is.
+
+    Examples
+    --------
+    >>> fixed((torch.rand(2), 3))
+    (tensor([-1, -1]), 3)
+    """
     return mapped(lambda part: full(tuple(part.shape)), value)
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """The tensors of a nested value, in order."""
+    """The tensors of a nested value, in order.
+
+    Examples
+    --------
+    >>> tensors({"a": torch.tensor(1), "b": (2, [torch.tensor(3)])})
+    [tensor(1), tensor(3)]
+    """
     found: list[Tensor] = []
     mapped(found.append, value)
     return found
 
 
 def channels_in(labels: Tensor) -> Tensor:
-    """Marks of the elements that belong to a channel: bool, in the shape of the labels."""
+    """Marks of the elements that belong to a channel: bool, in the shape of the labels.
+
+    Examples
+    --------
+    >>> channels_in(torch.tensor([FIXED, 0, 4, PARAMETERS])).tolist()
+    [False, True, True, False]
+    """
     return (labels >= 0) & (labels < PARAMETERS)
 
 
@@ -68,12 +98,24 @@ def compact(labels: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
 
 
 def varying(labels: Tensor) -> list[int]:
-    """Axes along which different numbers occur."""
+    """Axes along which different numbers occur.
+
+    Examples
+    --------
+    >>> varying(torch.tensor([[4, 4, 4], [7, 7, 7]]))
+    [0]
+    """
     return [axis for axis, size in enumerate(compact(labels).shape) if size > 1]
 
 
 def numbers_in(labels: Any) -> Tensor:
-    """The channel numbers that occur in a nested value of labels, sorted."""
+    """The channel numbers that occur in a nested value of labels, sorted.
+
+    Examples
+    --------
+    >>> numbers_in((torch.tensor([7, FIXED]), [torch.tensor([4, 7, PARAMETERS])])).tolist()
+    [4, 7]
+    """
     parts = [compact(part).flatten() for part in tensors(labels)]
     numbers = torch.cat(parts).unique() if parts else torch.empty(0, dtype=torch.long)
     return numbers[channels_in(numbers)]

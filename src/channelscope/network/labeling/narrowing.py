@@ -64,6 +64,15 @@ def narrow(graph: LabeledGraph, gone: Tensor) -> nn.Module:
         If a channel cannot be removed, or a group is split.
     MismatchError
         If the smaller network computes something else than the silenced one, or cannot run.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> small = narrow(graph, graph.gone([0]))
+    >>> small[0].weight.shape, small[3].weight.shape
+    (torch.Size([2, 1, 1, 1]), torch.Size([1, 2]))
     """
     return narrow_pair(graph, gone)[0]
 
@@ -77,6 +86,15 @@ def narrow_pair(graph: LabeledGraph, gone: Tensor) -> tuple[nn.Module, nn.Module
         The labeled graph of the network.
     gone
         Which channel numbers go, bool (all channels,).
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> small, exact = narrow_pair(graph, graph.gone([0, 2]))
+    >>> small[0].out_channels, exact
+    (1, None)
     """
     removal = Removal(graph, gone)
     small = copy.deepcopy(graph.model)
@@ -94,7 +112,18 @@ def narrow_pair(graph: LabeledGraph, gone: Tensor) -> tuple[nn.Module, nn.Module
 
 
 def references(graph: LabeledGraph, removal: Removal) -> tuple[tuple[Any, ...], dict[fx.Node, Any], dict[fx.Node, Any], Any]:
-    """In float64: the recorded inputs, the values of all steps as they are and silenced, and the silenced output."""
+    """In float64: the recorded inputs, the values of all steps as they are and silenced, and the silenced output.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> removal = Removal(graph, graph.gone([0]))
+    >>> image, whole, silent, expected = references(graph, removal)
+    >>> image[0].dtype, len(whole), expected.shape
+    (torch.float64, 5, torch.Size([1, 1]))
+    """
     exact = copy.deepcopy(graph.model).double().eval()
     image = tuple(plain(graph.values[node.name]) for node in graph.steps.nodes if node.op == "placeholder")
     constants = {name: plain(value) for name, value in graph.constants.items()}
@@ -105,7 +134,18 @@ def references(graph: LabeledGraph, removal: Removal) -> tuple[tuple[Any, ...], 
 
 
 def silenced(graph: LabeledGraph, gone: Tensor, *inputs: Tensor) -> Any:
-    """The output of the network with zeros wherever something of the channels that go would be."""
+    """The output of the network with zeros wherever something of the channels that go would be.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> small = narrow(graph, graph.gone([0]))
+    >>> images = torch.rand(4, 1, 1, 1)
+    >>> torch.allclose(small(images), silenced(graph, graph.gone([0]), images), atol=1e-6)
+    True
+    """
     removal = Removal(graph, gone)
     model = copy.deepcopy(graph.model)
     _silence(model, graph, removal)
@@ -123,7 +163,19 @@ def _silence(model: nn.Module, graph: LabeledGraph, removal: Removal) -> None:
 
 
 def cut(small: nn.Module, graph: LabeledGraph, removal: Removal) -> None:
-    """Cut every parameter and buffer of a copy of the network, and set the numbers of its modules."""
+    """Cut every parameter and buffer of a copy of the network, and set the numbers of its modules.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> removal = Removal(graph, graph.gone([0]))
+    >>> small = copy.deepcopy(net)
+    >>> cut(small, graph, removal)
+    >>> small[0].weight.shape, small[3].in_features
+    (torch.Size([2, 1, 1, 1]), 2)
+    """
     named = [*graph.model.named_parameters(remove_duplicate=False), *graph.model.named_buffers(remove_duplicate=False)]
     smaller: dict[str, Tensor] = {}
     touched: set[str] = set()
@@ -179,6 +231,19 @@ def correct(
     ------
     UnfitError
         Naming the step, if nothing is known that would make it compute what it computes in the silenced network.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> removal = Removal(graph, graph.gone([0]))
+    >>> small = copy.deepcopy(net)
+    >>> cut(small, graph, removal)
+    >>> _, whole, silent, _ = references(graph, removal)
+    >>> found = correct(graph, removal, small.double(), whole, silent)
+    >>> len(found.edits), len(found.folded)  # nothing of this network has sizes written out
+    (0, 0)
     """
     found = Corrections({}, {}, {})
     values = found.values
@@ -243,7 +308,15 @@ def _corrected(step: Step, removal: Removal, before: Any, trial: Trial) -> Any:
 
 
 def carried_out(node: fx.Node, model: nn.Module, changed: Edit | None, now: Any) -> Any:
-    """The value of a step, with corrected arguments where there are any."""
+    """The value of a step, with corrected arguments where there are any.
+
+    Examples
+    --------
+    >>> steps = fx.Graph()
+    >>> node = steps.call_function(torch.full, ((3,), 2.0))
+    >>> carried_out(node, nn.Identity(), Edit(((Number(None, 3, 2),), 2.0), {}, 10.0), lambda part: part)
+    tensor([20., 20.])
+    """
 
     def wanted(part: Any) -> Any:
         if isinstance(part, Number):
@@ -322,7 +395,15 @@ def _computed(step: Step, removal: Removal, before: Any, tried: tuple[Any, str],
 
 
 def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
-    """How the smaller network differs from the silenced one, over every tensor of its output in float64; empty when it does not."""
+    """How the smaller network differs from the silenced one, over every tensor of its output in float64; empty when it does not.
+
+    Examples
+    --------
+    >>> compared(nn.Identity(), (torch.ones(2).double(),), torch.ones(2).double())
+    ''
+    >>> compared(nn.Identity(), (torch.ones(2).double(),), torch.ones(3).double())
+    'has an output of shape (2,) instead of (3,)'
+    """
     exact = copy.deepcopy(small).double().eval()
     try:
         with torch.no_grad():
@@ -343,5 +424,11 @@ def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
 
 
 def outputs(value: Any) -> list[Tensor]:
-    """The floating-point tensors of a nested output, in order."""
+    """The floating-point tensors of a nested output, in order.
+
+    Examples
+    --------
+    >>> outputs({"logits": torch.tensor([0.5]), "labels": torch.tensor([1])})
+    [tensor([0.5000])]
+    """
     return [part for part in nest.tensors(value) if part.is_floating_point()]

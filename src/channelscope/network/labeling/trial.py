@@ -17,7 +17,13 @@ TRIALS = 100
 
 
 def single(module: nn.Module) -> bool:
-    """Whether a module is one step of a recording: a layer of torch, or a type that has been registered."""
+    """Whether a module is one step of a recording: a layer of torch, or a type that has been registered.
+
+    Examples
+    --------
+    >>> single(nn.ReLU()), single(nn.Sequential(nn.ReLU()))
+    (True, False)
+    """
     entry = of_module(module)
     return one_step(module) or (entry is not None and type(module) in entry.modules and not type(module).__module__.startswith("torch."))
 
@@ -68,7 +74,17 @@ def labeled_graph(model: nn.Module, example: Tensor | tuple[Tensor, ...], heads:
 
 
 def try_out(graph: LabeledGraph) -> None:
-    """Remove half of the groups, then the others; channels of steps that do not follow are kept whole."""
+    """Remove half of the groups, then the others; channels of steps that do not follow are kept whole.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> try_out(graph)  # everything follows, so nothing is kept whole besides the outputs
+    >>> list(graph.whole)
+    ['3']
+    """
     coin = torch.rand(len(graph.union.parent), generator=torch.Generator().manual_seed(0)) < 0.5
     side = 0
     for _ in range(TRIALS):
@@ -88,7 +104,16 @@ def try_out(graph: LabeledGraph) -> None:
 
 
 def half(graph: LabeledGraph, coin: Tensor) -> Tensor:
-    """Marks of the groups whose coin fell on one side; no layer loses all its inputs or outputs."""
+    """Marks of the groups whose coin fell on one side; no layer loses all its inputs or outputs.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> half(graph, torch.tensor([True, False, False, True])).tolist()  # channel 3 is the network's output
+    [True, False, False, False]
+    """
     roots = graph.union.roots(torch.arange(len(coin)))
     removable = torch.tensor([not graph.union.reason(number) for number in range(len(coin))], dtype=torch.bool)
     marks = coin[roots] & removable

@@ -164,6 +164,12 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
         As `sites` does.
     InputError
         For a network whose parameters have no shapes yet.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 1)).eval()
+    >>> [group.members for group in groups(net, torch.ones(1, 1, 1, 1)).members]
+    [(('0', 0),), (('0', 1),)]
     """
     refuse_lazy(model)
     inputs = example if isinstance(example, tuple) else (example,)

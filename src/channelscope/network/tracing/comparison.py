@@ -9,7 +9,13 @@ from channelscope.network import nest
 
 
 def other_image(part: Tensor) -> Tensor:
-    """One image that is another than the first of a batch; an input without batch axis comes back as it is."""
+    """One image that is another than the first of a batch; an input without batch axis comes back as it is.
+
+    Examples
+    --------
+    >>> other_image(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    tensor([[3, 1, 2]])
+    """
     if part.dim() < 2:
         return part
     image = part[:1].roll(1, -1)
@@ -20,7 +26,13 @@ def other_image(part: Tensor) -> Tensor:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two outputs are of the same form and their tensors differ by rounding alone."""
+    """Whether two outputs are of the same form and their tensors differ by rounding alone.
+
+    Examples
+    --------
+    >>> same({"a": torch.tensor([1.0])}, {"a": torch.tensor([1.0000001])}), same(torch.zeros(1), torch.ones(1))
+    (True, False)
+    """
     a, b = nest.opened(a), nest.opened(b)
     if isinstance(a, Tensor):
         if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:

@@ -92,7 +92,14 @@ def record(
 
 
 def literal(recording: Recording) -> fx.Graph:
-    """The steps with numbers in the place of steps that compute them from attributes alone."""
+    """The steps with numbers in the place of steps that compute them from attributes alone.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 3))
+    >>> len(literal(record(net, (torch.zeros(1, 2),))).nodes)
+    3
+    """
     steps, values = recording.steps, recording.values
     for node in list(steps.nodes):
         number = node.op in ("get_attr", "call_function") and not node.all_input_nodes and not nest.holds_tensor(values[node.name])
