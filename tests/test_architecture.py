@@ -144,8 +144,6 @@ TABLE_ROOMS = ("network/operations/", "network/tracing/", "zoo/")
 BEFORE_THE_TABLE = {
     "network/channel_tracing.py",
     "network/consumers.py",
-    "network/removal/channels.py",
-    "network/removal/slicing.py",
 }
 """Files that still hold lists of their own; only ever shorter."""
 NO_LAYERS = {"Module", "Parameter", "Buffer", "ModuleDict", "ModuleList", "Sequential"}
@@ -160,7 +158,11 @@ def dotted(node: ast.AST) -> str:
 def layer_type(name: str) -> bool:
     """Whether a dotted name is a layer or function of torch.nn."""
     first, *_, last = name.split(".") if "." in name else ("", "")
-    return (first == "nn" and last not in NO_LAYERS) or first == "F" or (first == "torch" and of_function(last) is not None)
+    return (
+        (first == "nn" and last.lstrip("_")[0].isupper() and last not in NO_LAYERS)
+        or first == "F"
+        or (first == "torch" and of_function(last) is not None)
+    )
 
 
 def own_lists(tree: ast.AST) -> list[str]:

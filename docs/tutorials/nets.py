@@ -21,6 +21,6 @@ class Small(nn.Module):
         self.head = nn.Linear(64, classes)
 
     def forward(self, x):
-        """Logits of a batch of pictures."""
+        """Logits (images, classes)."""
         x = self.layer5(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
         return self.head(x.mean((2, 3)))

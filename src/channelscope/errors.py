@@ -63,6 +63,10 @@ class BudgetError(ChannelscopeError):
     """A budget that cannot be met."""
 
 
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
+"""What the code of a network raises where it cannot run."""
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's message; the name of its class where it has none.
 

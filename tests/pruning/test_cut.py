@@ -178,13 +178,22 @@ def test_bad_input_says_what_to_do():
 
 
 class Hybrid(nn.Module):
-    """A convolutional stem before an attention layer that is followed as one step."""
+    """A convolutional stem before an attention layer whose weights are used, so that it is kept whole."""
 
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 48, 3, 2, 1))
         self.enc = nn.MultiheadAttention(48, 4, batch_first=True)
         self.fc = nn.Linear(48, 10)
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        attended, weights = self.enc(tokens, tokens, tokens)
+        return self.fc(attended.mean(1)) + weights.mean((1, 2))[:, None]
+
+
+class Attending(Hybrid):
+    """The same, without using the weights."""
 
     def forward(self, x):
         tokens = self.stem(x).flatten(2).transpose(1, 2)
@@ -214,6 +223,15 @@ def test_what_is_not_followed_counts_and_a_budget_out_of_reach_is_refused():
     assert nearest == cut(score, found, macs=least) != cut(score, found, macs=0.8)
     assert cost(shrink(found, nearest), image).total_macs == macs(found, nearest) == full - 30 * STEM // 32
     assert cut(score, found, macs=0.5, allocation=score, closest=True) == nearest
+
+
+def test_channels_that_attention_reads_go_and_its_multiply_adds_are_counted():
+    model, image = Attending().eval(), torch.zeros(1, 3, 32, 32)
+    found = groups(model, image)
+    assert found.unprunable == {}
+    kept = found.to_subset(np.arange(80) % 5 != 4)
+    assert cost(shrink(found, kept), image).total_macs == macs(found, kept)
+    assert macs(found, kept) == 256 * 27 * 26 + 64 * 26 * 9 * 38 + 64 * (38 * 144 + 48 * 48) + 2 * 64 * 64 * 48 + 480
 
 
 def test_everything_fits_a_whole_budget_and_a_model_may_be_given_itself():

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, SampleError
-from channelscope.network.removal.channels import LayerChannels
+from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.cut import cut
 from channelscope.pruning.optimal_brain_surgeon import RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
@@ -68,8 +68,8 @@ def test_cut_takes_it_as_it_is():
     assert removed[0] == 0
 
 
-def layer(inputs, outputs, taps=1) -> LayerChannels:
-    return LayerChannels("x", "x", torch.tensor(inputs), torch.tensor(outputs), taps, 1)
+def layer(inputs, outputs, taps=1) -> Layer:
+    return Layer("x", "x", torch.tensor(inputs), torch.tensor(outputs), taps, 1)
 
 
 @pytest.mark.parametrize("taps", [1, 4])

@@ -296,6 +296,15 @@ def _cut_module(feature: LocatedFeature, node: fx.Node, kept: ChannelMask, kerne
     return module
 
 
+def _slice(values: dict[str, Any], names: tuple[str, ...], axis: int, kept: Tensor) -> None:
+    """Keep some slices of parameters or buffers, where a module has them."""
+    for name in names:
+        old = values.get(name)
+        if old is not None and old.shape[axis] == len(kept):
+            new = old.detach().index_select(axis, kept.nonzero().flatten().to(old.device))
+            values[name] = nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
+
+
 def torch_nn_class(module: nn.Module) -> type[nn.Module] | None:
     """The class of torch.nn whose forward pass the module has; None if it has one of its own.
 

@@ -17,8 +17,29 @@ from channelscope.errors import ShapeError
 from channelscope.network.channel_graph import ChannelGraph, KernelEdges, Merge
 from channelscope.network.graph import Graph, execute
 from channelscope.network.module_state import eval_mode
-from channelscope.network.removal.channels import ELEMENTWISE, PASSING, POOLING, POOLS, RESHAPING, has_tensor
 from channelscope.network.sites import BATCH_NORMS, CHANNELWISE
+
+ELEMENTWISE = {"add", "sub", "mul", "div", "truediv", "maximum", "minimum", "iadd", "isub", "imul", "itruediv"}
+
+RESHAPING = {
+    "flatten", "view", "reshape", "permute", "transpose", "cat", "concat", "chunk", "split", "getitem", "unsqueeze", "squeeze",
+    "contiguous", "expand", "stack", "movedim", "swapaxes", "unbind", "clone", "unflatten", "tensor_split",
+}  # fmt: skip
+
+PASSING = {
+    "relu", "relu6", "gelu", "silu", "mish", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "celu", "selu", "sigmoid", "tanh",
+    "softplus", "dropout", "dropout1d", "dropout2d", "dropout3d", "clamp", "stochastic_depth", "drop_path", "contiguous", "clone", "to",
+    "float", "type_as", "neg", "square", "sqrt", "abs", "exp",
+}  # fmt: skip
+
+POOLS = {
+    f"{kind}_pool{dims}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max", "lp") for dims in (1, 2, 3)
+} | {"interpolate", "upsample", "lp_pool"}  # fmt: skip
+
+POOLING = (
+    nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._LPPoolNd, nn.Upsample,
+)  # fmt: skip
 
 ELEMENTWISE_PAIRS = ELEMENTWISE | PASSING | {"pow", "rsqrt", "where", "logsigmoid", "detach"}
 
@@ -33,6 +54,18 @@ REDUCING = {"mean", "sum", "amax", "amin"}
 NUMPY = {"axis": "dim", "keepdims": "keepdim"}
 
 CONVOLUTIONS_IN_ORDER = (nn.Conv2d.forward, nn.Linear.forward)
+
+
+def has_tensor(value: Any) -> bool:
+    """Whether a step's value is a tensor or holds one.
+
+    Examples
+    --------
+    >>> has_tensor((1, [torch.ones(1)])), has_tensor((1, torch.ones(1))), has_tensor("text")
+    (False, True, False)
+    """
+    parts = value if isinstance(value, tuple | list) else [value]
+    return any(isinstance(part, Tensor) for part in parts)
 
 
 def has_separate_kernels(module: nn.Module) -> bool:

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from channelscope.errors import InputError
 from channelscope.network.cost import MacCounter
 from channelscope.network.graph import Hook
+from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
 from channelscope.network.patches import input_patches, patch_width
-from channelscope.network.removal.channels import LayerChannels
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.pruning.recovery.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.ranking import Ranking
@@ -141,7 +141,7 @@ def _ranking(found: Groups, order: list[int], ridge: float, exponent: float) -> 
 class RefittedLayer:
     """One layer that reads groups, its weights re-fitted to whatever inputs are left."""
 
-    def __init__(self, layer: LayerChannels, owner: np.ndarray, weights: Tensor, covariance: Tensor, metric: Tensor, ridge: float):
+    def __init__(self, layer: Layer, owner: np.ndarray, weights: Tensor, covariance: Tensor, metric: Tensor, ridge: float):
         taps = weights.shape[1] // len(layer.inputs)
         columns = np.repeat(_group_of(layer.inputs, owner), taps)
         load = ridge * covariance.diagonal().mean()

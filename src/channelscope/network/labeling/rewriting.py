@@ -200,13 +200,13 @@ def rewritten_part(
     Examples
     --------
     >>> from channelscope.network.labeling.trial import labeled_graph
-    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU()), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> from channelscope.network.labeling.finishing import calls
-    >>> (call,) = calls(graph, {"1"})["1"]
-    >>> whole = {node: graph.values.get(node.name) for node in graph.steps.nodes}
-    >>> rewritten_part(graph, net, "1", call, Corrections({}, {}, {}), whole), type(net[1]).__name__
-    (True, 'ReLU')
+    >>> (call,) = calls(graph, {"0"})["0"]
+    >>> whole = {node: graph.values[node.name].double() for node in graph.steps.nodes if node.op != "output"}
+    >>> rewritten_part(graph, net, "0", call, Corrections({}, {}, {}), whole), type(net[0]).__name__
+    (True, 'Sequential')
     """
     module = small.get_submodule(path)
     inside = [node for node in graph.steps.nodes if _belongs(graph.owner.get(node.name, ""), path) and node.op != "output"]

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from channelscope.network.graph import Graph
+from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.operations import of_module, of_step
-from channelscope.network.removal.channels import LayerChannels
 
 
 @dataclass(frozen=True)
 class LayerContext:
     """One layer, the BatchNorm that follows it, and the sum that its output is a term of."""
 
-    layer: LayerChannels
+    layer: Layer
     """the layer, with the channels it reads and writes"""
     input_node: str
     """step whose value the layer reads"""
@@ -25,7 +25,7 @@ class LayerContext:
     """step of the other term of that sum"""
 
 
-def layer_contexts(graph: Graph, layers: tuple[LayerChannels, ...]) -> list[LayerContext]:
+def layer_contexts(graph: Graph, layers: tuple[Layer, ...]) -> list[LayerContext]:
     """The context of every weighted layer, in execution order.
 
     Parameters
@@ -52,7 +52,7 @@ def layer_contexts(graph: Graph, layers: tuple[LayerChannels, ...]) -> list[Laye
     return [_context_of(graph, layer) for layer in layers if layer.taps]
 
 
-def _context_of(graph: Graph, layer: LayerChannels) -> LayerContext:
+def _context_of(graph: Graph, layer: Layer) -> LayerContext:
     node = graph.nodes[layer.node]
     input_node = node.all_input_nodes[0].name
     batchnorm = sum_node = other_term = None

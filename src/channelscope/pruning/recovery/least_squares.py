@@ -103,7 +103,7 @@ class LayerwiseLeastSquares:
     def _is_summed(self, context: LayerContext) -> bool:
         """Whether the layer makes up for the error of the other term of a sum, which comes before it in both networks."""
         steps = [node.name for node in self.small.graph.steps.nodes]
-        same = self.found.labeled is None or steps == [node.name for node in self.original.graph.steps.nodes]
+        same = steps == [node.name for node in self.original.graph.steps.nodes]
         return same and context.sum_node is not None and self.small.place[str(context.other_term)] < self.small.place[context.layer.node]
 
     def _why_skipped(self, context: LayerContext, module: Any) -> str:
