@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from channelscope.data.images import read_images
 from channelscope.errors import DataError, InputError
 from channelscope.evaluation import evaluate, evaluate_each, loss_and_accuracy
 
@@ -49,6 +50,12 @@ def test_the_network_keeps_its_mode_and_its_precision():
         model[1].bias.zero_()
     assert evaluate(model, [(X, [0, 1, 2, 3])]).accuracy == 1.0
     assert model.training
+
+
+def test_training_and_evaluation_refuse_a_map_alike():
+    split = read_images("digits").test
+    with pytest.raises(InputError, match="accuracy is of one class per image, not of a map"):
+        loss_and_accuracy(nn.Conv2d(1, 10, 1), split)
 
 
 class Halves:

@@ -16,7 +16,7 @@ from channelscope.network.labeling.narrowing import narrow_pair
 from channelscope.network.nest import leaves
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import groups
-from channelscope.network.tracing.comparison import distance
+from channelscope.network.tracing.recording import distance
 from channelscope.pruning.shrink import shrink
 from networks import NARROW, built, lively
 

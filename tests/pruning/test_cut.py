@@ -246,3 +246,15 @@ def test_a_layer_of_equal_scores_has_zscores_of_zero(value):
     found = groups(Pair().eval(), torch.zeros(1, 3, 4, 4))
     score = Ranking("flat", "", "high", {"a": np.full(3, value), "b": np.full(3, value)}, found.sites, (3, 4, 4))
     np.testing.assert_array_equal(group_importance(score, found, normalize="zscore"), [0, 0, 0])
+
+
+def test_a_budget_below_the_cap_is_refused_before_anything_is_ranked():
+    """Of 40 channels at most 38 may go, so 0.05 of the multiply-adds stay; with a cap of half of them, half."""
+    model = nn.Sequential(nn.Conv2d(3, 40, 1), nn.ReLU(), nn.Conv2d(40, 2, 1), nn.Flatten()).eval()
+    found = groups(model, torch.zeros(1, 3, 4, 4))
+    refuse_out_of_reach(found, 0.05)
+    with pytest.raises(BudgetError, match=r"0\.04 of 3,200 multiply-adds cannot be met; the smallest budget is 0\.050"):
+        refuse_out_of_reach(found, 0.04)
+    refuse_out_of_reach(found, 0.5, cap=0.5)
+    with pytest.raises(BudgetError, match=r"the smallest budget is 0\.500"):
+        refuse_out_of_reach(found, 0.49, cap=0.5)

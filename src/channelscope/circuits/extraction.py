@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
 from channelscope.circuits.feature import LocatedFeature
 from channelscope.errors import MismatchError, TracingError
-from channelscope.network.channel_tracing import upstream
+from channelscope.network.channel_graph import upstream
 from channelscope.network.graph import trace
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import Call, call_of, execute, has_separate_kernels, keep_channels, layer_of, of_step

@@ -10,14 +10,13 @@ from channelscope import storage, tables
 from channelscope.circuits import folder
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.comparison import COMPARED, COMPARED_FRACTIONS, compare_criteria, sample_features
-from channelscope.circuits.criteria import with_signs
+from channelscope.circuits.criteria import CircuitOptions, with_signs
 from channelscope.circuits.diagram import drawing
 from channelscope.circuits.diagram.layout import lay_out
 from channelscope.circuits.diagram.pictures import PixelNormalization, contact_sheet, feature_visualizations, top_patches
 from channelscope.circuits.evaluation import HeldOutImages, evaluate_circuit
 from channelscope.circuits.extraction import extract_module
 from channelscope.circuits.feature import EXAMPLES, LocatedFeature, activation_range, image_batches, locate_feature
-from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.subfeatures import GENERAL_SHARE, top_images
 from channelscope.circuits.subfeatures import cluster_images as grouped
 from channelscope.circuits.subfeatures import subfeature_circuits as told_apart

@@ -22,8 +22,8 @@ from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.sites import sites_of
 from channelscope.profiling import store
 from channelscope.progress import console, progress_bar, track
-from channelscope.pruning.export import export as exporting
 from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
+from channelscope.pruning.folder import export as exporting
 from channelscope.scores.registry import REGISTRY
 from channelscope.tables.run_folder import FACTS, RunFolder
 from channelscope.zoo.history import LOG, History

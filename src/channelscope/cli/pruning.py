@@ -37,7 +37,7 @@ from channelscope.network.removal.groups import Groups, groups
 from channelscope.profiling.collect import collect
 from channelscope.progress import console, progress_bar, track
 from channelscope.pruning.cut import refuse_out_of_reach
-from channelscope.pruning.export import export as exporting
+from channelscope.pruning.folder import export as exporting
 from channelscope.pruning.folder import save_pruned
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
 from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, PruningResult, compare_networks, kept_by_layer

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from channelscope.errors import FAILURES, InputError, MismatchError
 from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.module_state import eval_mode, zero_batch
-from channelscope.network.tracing.comparison import EXPONENT, coarsest, distance
-from channelscope.network.tracing.recording import unwrapped
+from channelscope.network.tracing.recording import EXPONENT, coarsest, distance, unwrapped
 from channelscope.subset import Subset
 
 

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from channelscope.errors import FAILURES, InputError, TracingError, first_line, no_such
+from channelscope.errors import FAILURES, InputError, TracingError, UserCode, first_line, no_such
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
-from channelscope.network.tracing.comparison import other_image, same
 from channelscope.network.tracing.recorder import OWN, Recording
-from channelscope.network.tracing.recording import literal, one_step, record, unwrapped
+from channelscope.network.tracing.recording import literal, one_step, other_image, record, same, unwrapped
 
 Hook = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
@@ -225,11 +224,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         )
     inputs = example if isinstance(example, tuple) else (example,)
     other = tuple(other_image(part) for part in inputs)
-    try:
+    sizes = ", ".join("×".join(map(str, each.shape[1:])) for each in inputs)
+    with UserCode(InputError, f"the network cannot run on images of shape {sizes}"):
         expected = _answer(model, other)
-    except FAILURES as error:
-        shapes = ", ".join("×".join(map(str, part.shape[1:])) for part in inputs)
-        raise InputError(f"the network cannot run on images of shape {shapes}: {first_line(error)}") from error
     recording = _recorded(model, tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs))
     shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
     count = len(recording.steps.nodes)

@@ -27,7 +27,7 @@ from channelscope.network.operations.moves import given, run
 from channelscope.network.operations.numbers import Edit, Number, always, edit
 from channelscope.network.operations.operation import of_module
 from channelscope.network.operations.step import Step
-from channelscope.network.tracing.comparison import EXPONENT, coarsest
+from channelscope.network.tracing.recording import EXPONENT, coarsest
 
 TOLERANCE = torch.finfo(torch.float64).eps ** 0.5
 """Largest difference between the smaller and the silenced network, relative to the largest output, in float64."""

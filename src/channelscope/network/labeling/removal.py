@@ -33,6 +33,7 @@ class Removal:
         self.graph = graph
         self.gone = gone.cpu()
         self._sources: dict[str, Tensor] = {}
+        self._indices: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._check()
 
     def _check(self) -> None:
@@ -99,11 +100,14 @@ class Removal:
 
     def indices(self, labels: Tensor) -> list[Tensor]:
         """Indices kept along each axis of a value with these labels."""
-        short = compact(labels)
-        keep = self.slices(self.removed(short), short == FREE)
-        return [
-            index if size == length else torch.arange(length) for index, size, length in zip(keep, short.shape, labels.shape, strict=True)
-        ]
+        known = self._indices.get(id(labels))
+        if known is None:
+            short = compact(labels)
+            keep = self.slices(self.removed(short), short == FREE)
+            sizes = zip(keep, short.shape, labels.shape, strict=True)
+            known = labels, [index if size == length else torch.arange(length) for index, size, length in sizes]
+            self._indices[id(labels)] = known  # with the labels, so that no others get their id
+        return known[1]
 
     def shape(self, labels: Tensor) -> tuple[int, ...]:
         """Shape that is left of a value with these labels."""

@@ -16,8 +16,7 @@ from channelscope.network.labeling.narrowing import NarrowedSteps, UnfitError, c
 from channelscope.network.labeling.removal import Removal
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import of_module
-from channelscope.network.tracing.comparison import EXPONENT, coarsest
-from channelscope.network.tracing.recording import one_step, record
+from channelscope.network.tracing.recording import EXPONENT, coarsest, one_step, record
 
 TRIALS = 16
 """Most runs for one half of the channels; each finds all steps that do not follow, so few are needed."""
@@ -242,11 +241,21 @@ def _left(value: Any, labels: Any, removal: Removal) -> Any:
 def _close(received: Any, left: Any, allowed: float) -> bool:
     """Whether the floating-point tensors of two values differ by rounding alone."""
     for one, other in zip(tensors(received), tensors(left), strict=True):
-        if one.is_floating_point():
-            scale = float(other.abs().nan_to_num(posinf=0).max()) if other.numel() else 0.0
-            if one.shape != other.shape or not torch.allclose(one, other, rtol=0, atol=allowed * scale, equal_nan=True):
-                return False
+        if not one.is_floating_point() or torch.equal(one, other):
+            continue
+        if one.shape != other.shape:
+            return False
+        gap, scale = float((one - other).abs().max()), float(other.abs().max())
+        if not gap <= allowed * scale < float("inf") and not torch.allclose(
+            one, other, rtol=0, atol=_scaled(other, allowed), equal_nan=True
+        ):
+            return False
     return True
+
+
+def _scaled(value: Tensor, allowed: float) -> float:
+    """So much of a value's largest finite element."""
+    return allowed * float(value.abs().nan_to_num(nan=0, posinf=0).max())
 
 
 def generic(model: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from channelscope.network.edits import silence
 from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.module_state import eval_mode
 from channelscope.network.removal.groups import Groups
-from channelscope.network.tracing.comparison import EXPONENT, coarsest, defined, distance
+from channelscope.network.tracing.recording import EXPONENT, coarsest, defined, distance
 from channelscope.subset import Subset
 from channelscope.types import Bool, Float, Tensor
 

@@ -9,8 +9,7 @@ from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.patches import input_patches, patch_rows, patch_width, patches_are_exact
 from channelscope.network.removal.groups import Groups
 from channelscope.pruning.recovery.calibration import DrawnPositions
-from channelscope.pruning.recovery.layer_context import LayerContext, call_counts, layer_contexts
-from channelscope.pruning.recovery.normalization import batchnorm_scale_shift, write_linear_map
+from channelscope.pruning.recovery.normalization import LayerContext, batchnorm_scale_shift, call_counts, layer_contexts, write_linear_map
 from channelscope.pruning.recovery.peers import peer_weights
 from channelscope.stats.normal_equations import NormalEquations, cross_validated_error
 from channelscope.types import Bool, Float, Tensor
