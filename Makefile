@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.channelscope-ready
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help architectures demo test test-data test-browser test-slow lint mutants wheel docs bench papers report clean
+.PHONY: help architectures demo test test-data test-browser test-slow lint mutants wheel docs pictures bench papers report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ wheel: $(READY)  ## build sdist and wheel, install the wheel into an empty envir
 docs: $(READY)  ## build the documentation site in build/docs; its notebooks run the first time and when they change
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
 	@echo "open build/docs/index.html"
+
+pictures: $(READY)  ## photograph the demo's report for the README, in headless Chromium
+	$(BIN)/python tools/pictures.py
 
 mutants: $(READY)  ## make 200 small changes of the source and see which the tests notice, resumable
 	$(BIN)/python tools/mutants.py

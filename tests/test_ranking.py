@@ -32,7 +32,7 @@ def test_printed_it_has_at_most_fifteen_lines():
     lines = repr(ranking(notes={"block0.conv": {0: "silent"}})).splitlines()
     assert lines[0] == "Ranking(overlap [nats], low is kept: 40 channels at 20 sites, 1 with a note)"
     assert lines[1] == "  block0.conv: 2 channels, 1 … 2"
-    assert lines[-1] == "  … 7 more sites"
+    assert lines[-1] == "  … 7 more"
     assert len(lines) == 15
 
 

@@ -11,7 +11,7 @@ def escaped(line: str) -> str:
     parts = CODE.split(line)
     for place, part in enumerate(parts):
         if place % 2:
-            parts[place] = f"``{part.strip('`')}``"
+            parts[place] = f"\\ ``{part.strip('`')}``\\ "  # an escaped space, so that a letter may follow
         else:
             parts[place] = re.sub(r"(?<=\w)_(?!\w)", r"\\_", re.sub(r"([\\|*])", r"\\\1", part))
     return "".join(parts)
@@ -46,12 +46,24 @@ def plain(lines: list[str]) -> list[str]:
     return made
 
 
+COLON = "\0"
+"""stands for a colon of a line about a field while napoleon reads it, which would take what is before the colon for a type"""
+
+
 def rewrite(app, what, name, thing, options, lines):
     """Replace the lines of a docstring in place, before the NumPy sections are read."""
     lines[:] = plain(lines)
+    if what in ("attribute", "data", "property"):
+        lines[:] = [line.replace(":", COLON) if not line.startswith("..") else line for line in lines]
+
+
+def restored(app, what, name, thing, options, lines):
+    """Put the colons back, after the NumPy sections were read."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
 def setup(app):
-    """Connect ahead of napoleon."""
+    """Connect ahead of napoleon and after it."""
     app.connect("autodoc-process-docstring", rewrite, priority=100)
+    app.connect("autodoc-process-docstring", restored, priority=900)
     return {"parallel_read_safe": True}

@@ -3,9 +3,12 @@
 import ast
 import importlib
 import inspect
+import textwrap
 from pathlib import Path
 
 import typer
+from plain_docstrings import plain
+from sphinx.ext.napoleon import NumpyDocstring
 
 import channelscope
 from channelscope import cli, scores, tables
@@ -23,8 +26,16 @@ def packages() -> list[str]:
 
 def first_sentence(thing) -> str:
     """The first paragraph of a docstring on one line, ready for a table."""
-    text = (inspect.getdoc(thing) or "").split("\n\n")[0]
+    whole = inspect.getdoc(thing) if isinstance(thing.__doc__, str) else inspect.cleandoc(ast.get_docstring(definition(thing)) or "")
+    text = (whole or "").split("\n\n")[0]
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def definition(kind: type) -> ast.ClassDef:
+    """The code of a class whose instances have documentation of their own."""
+    (found,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(found, ast.ClassDef)
+    return found
 
 
 def members(module: str) -> list[str]:
@@ -64,15 +75,22 @@ def public(package: str) -> list[str]:
 
 def automodule(module: str) -> list[str]:
     """The part of a page that documents one module."""
-    return [
-        f"## {module}",
-        "",
-        "```{eval-rst}",
-        f".. automodule:: channelscope.{module}",
-        f"   :members: {', '.join(members(module))}",
-        "```",
-        "",
-    ]
+    values = vars(importlib.import_module(f"channelscope.{module}"))
+    made = {name: values[name] for name in members(module) if isinstance(values[name], scores.Score)}
+    names = ", ".join(name for name in members(module) if name not in made)
+    lines = [f"## {module}", "", "```{eval-rst}", f".. automodule:: channelscope.{module}", f"   :members: {names}" if names else "", ""]
+    for name, score in made.items():
+        lines += score_entry(name, score)
+    return [*lines, "```", ""]
+
+
+def score_entry(name: str, score: scores.Score) -> list[str]:
+    """A score as a function of a profile and its options."""
+    given = [str(each) for each in list(inspect.signature(score.formula).parameters.values())[1:]]
+    text = NumpyDocstring(plain((inspect.getdoc(score.formula) or "").splitlines())).lines()
+    options = ", ".join(each.partition(":")[0] + ("=" + each.partition("= ")[2] if "= " in each else "") for each in given)
+    head = f".. py:function:: channelscope.scores.{name}(profile{', ' if options else ''}{options}, **options)"
+    return [head, "", *(f"   {line}" for line in text), ""]
 
 
 def room_page(package: str, parts: list[str]) -> str:

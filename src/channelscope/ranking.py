@@ -2,21 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
 import numpy as np
 
+from channelscope.display import Facts, Shown, spread
 from channelscope.errors import ShapeError, SiteError, no_such
 from channelscope.site import Site
 
 Keeps = Literal["high", "low"]
 
-MAX_SITES = 13
-"""Sites that a printed ranking shows."""
 
-
-@dataclass(frozen=True)
-class Ranking:
+@dataclass(frozen=True, repr=False)
+class Ranking(Shown):
     """One number per channel and site, with the unit, the source and the reasons for undefined values; plain data.
 
     An undefined value is nan, that of an exact copy may be inf; `notes` has the reason.
@@ -62,15 +61,13 @@ class Ranking:
             if got != (site.channels,):
                 raise ShapeError(f"ranking '{self.name}' at {site.name}: expected {site.channels} values, received shape {got}")
 
-    def __repr__(self) -> str:
-        """Name, unit, and the range of each site's values, at most fifteen lines."""
+    def facts(self) -> Facts:
+        """Name, unit, and the range of each site's values."""
         channels, notes = sum(site.channels for site in self.sites), sum(len(each) for each in self.notes.values())
         unit = f" [{self.unit}]" if self.unit else ""
-        lines = [
-            f"Ranking({self.name}{unit}, {self.keeps} is kept: {channels:,} channels at {len(self.sites)} sites, {notes:,} with a note)"
-        ]
-        lines += [f"  {site.name}: {site.channels} channels, {_range(self.values[site.name])}" for site in self.sites[:MAX_SITES]]
-        return "\n".join([*lines, f"  … {len(self.sites) - MAX_SITES} more sites"] if len(self.sites) > MAX_SITES else lines)
+        counted = f"{channels:,} channels at {len(self.sites)} sites, {notes:,} with a note"
+        ranges = ((site.name, f"{site.channels} channels, {spread(self.values[site.name])}") for site in self.sites)
+        return f"Ranking({self.name}{unit}, {self.keeps} is kept: {counted})", ranges
 
     def __getitem__(self, site: str) -> np.ndarray:
         """Values of one site.
@@ -94,7 +91,58 @@ class Ranking:
         """Values of one site turned so that larger always means keep; nan stays nan."""
         return self[site] if self.keeps == "high" else -self[site]
 
+    def top(self, n: int, site: str | None = None) -> list[tuple[str, int, float]]:
+        """The channels that pruning would keep longest, best first.
 
-def _range(values: np.ndarray) -> str:
-    known = values[~np.isnan(values)]
-    return f"{known.min():.3g} … {known.max():.3g}" if len(known) else "all undefined"
+        Values of different sites are compared as they are, which means something for few scores: see `comparable_across_layers`.
+
+        Parameters
+        ----------
+        n
+            How many.
+        site
+            One site; by default all.
+
+        Returns
+        -------
+        list
+            (site, channel, value) of at most n channels; those without a value are left out.
+
+        Raises
+        ------
+        SiteError
+            For a name that is no site's, with the nearest names.
+
+        Examples
+        --------
+        >>> site = Site("conv", "conv", 3, (3, 8, 8), 0, "conv", "relu", 0, 3, (3, 3))
+        >>> ranking = Ranking("overlap", "nats", "low", {"conv": np.array([0.5, np.nan, 0.25])}, (site,), (3, 8, 8))
+        >>> ranking.top(2)
+        [('conv', 2, 0.25), ('conv', 0, 0.5)]
+        """
+        names = [each.name for each in self.sites] if site is None else [site]
+        found = [(name, channel, float(value)) for name in names for channel, value in enumerate(self[name]) if not np.isnan(value)]
+        return sorted(found, key=lambda each: each[2], reverse=self.keeps == "high")[:n]
+
+    def to_frame(self) -> Any:
+        """The ranking as a pandas frame: one row per channel, with its site, depth, value and the reason where it has none.
+
+        Returns
+        -------
+        DataFrame
+            Columns site, depth, channel, the score's name, and note.
+
+        Examples
+        --------
+        >>> site = Site("conv", "conv", 2, (2, 8, 8), 0, "conv", "relu", 0, 3, (3, 3))
+        >>> values, notes = {"conv": np.array([0.5, np.nan])}, {"conv": {1: "silent"}}
+        >>> Ranking("overlap", "nats", "low", values, (site,), (3, 8, 8), notes).to_frame()
+           site  depth  channel  overlap    note
+        0  conv      0        0      0.5
+        1  conv      0        1      NaN  silent
+        """
+        rows = []
+        for site in self.sites:
+            notes, values = self.notes.get(site.name, {}), self[site.name].tolist()
+            rows += [(site.name, site.depth, channel, value, notes.get(channel, "")) for channel, value in enumerate(values)]
+        return import_module("pandas").DataFrame(rows, columns=["site", "depth", "channel", self.name, "note"])

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from channelscope.display import Facts, Shown
 from channelscope.errors import MismatchError, ShapeError, SiteError, no_such
 from channelscope.site import Site
 
 
-@dataclass(frozen=True, eq=False)
-class Subset:
+@dataclass(frozen=True, eq=False, repr=False)
+class Subset(Shown):
     """One boolean per channel (of every site) or per kernel (one per layer, output and input).
 
     `a & b`, `a | b` and `~a` act element by element on subsets of the same network. Whether True means kept, removed or silent
@@ -129,9 +130,14 @@ class Subset:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __repr__(self) -> str:
+    def facts(self) -> Facts:
         """Counts, not tensors."""
-        return f"Subset({self.count:,} of {self.total:,} {self.unit} at {len(self)} {'sites' if self.sites else 'layers'})"
+        places = ((name, f"{int(marks.sum()):,} of {marks.numel():,}") for name, marks in self.masks.items())
+        return f"Subset({self.count:,} of {self.total:,} {self.unit} at {len(self)} {'sites' if self.sites else 'layers'})", places
+
+    def __repr__(self) -> str:
+        """The counts of all sites or layers together."""
+        return self.facts()[0]
 
     def _with(self, marks: Mapping[str, Tensor]) -> "Subset":
         return Subset(marks, self.sites, self.input_shape, groups=self.groups)

@@ -20,9 +20,9 @@ def test_a_misspelled_site_is_refused_with_the_nearest():
 def test_printed_it_says_what_was_measured():
     lines = repr(measured.profile()).splitlines()
     assert lines[0] == "Profile(Sequential: 90 images, 11 channels at 2 sites)"
-    assert lines[1] == f"  weights {measured.profile().weights_hash[:12]}, input 2 × 5 × 5, 3 classes, 1 layers skipped"
-    assert lines[2] == "  readout positions(all), at the cut point positions(16), seed 0, 6 shards"
-    assert lines[3].startswith("  targets margin, ")
+    assert lines[1] == f"  weights: {measured.profile().weights_hash[:12]}, input 2 × 5 × 5, 3 classes, 1 layers skipped"
+    assert lines[2] == "  readout: positions(all), at the cut point positions(16), seed 0, 6 shards"
+    assert lines[3].startswith("  targets: margin, ")
     assert lines[3].endswith("; " + str(measured.profile().tally))
     assert len(lines) == 4
 

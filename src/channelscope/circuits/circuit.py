@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from channelscope.circuits.feature import Feature, LocatedFeature
+from channelscope.display import Facts
 from channelscope.errors import InputError, MismatchError
 from channelscope.network.channel_graph import KernelMask
 from channelscope.subset import Subset
@@ -62,9 +63,10 @@ class Circuit(Subset):
         """Copies and pickles are rebuilt from the plain dictionary."""
         return Circuit.from_dict, (self.as_dict(),)
 
-    def __repr__(self) -> str:
-        """Number of kernels and layers."""
-        return f"Circuit({self.count} of {self.total} kernels of {self.feature} at {len(self)} layers)"
+    def facts(self) -> Facts:
+        """Number of kernels, of the whole circuit and of each layer."""
+        places = ((name, f"{int(marks.sum()):,} of {int(self.relevant[name].sum()):,}") for name, marks in self.masks.items())
+        return f"Circuit({self.count} of {self.total} kernels of {self.feature} at {len(self)} layers)", places
 
     def _with(self, marks: Mapping[str, Tensor]) -> "Circuit":
         return Circuit(

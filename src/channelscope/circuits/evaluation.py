@@ -14,6 +14,7 @@ from channelscope.circuits.criteria import CircuitOptions, baseline_scores, crit
 from channelscope.circuits.feature import LocatedFeature, feature_values, value_range
 from channelscope.circuits.kernel_scores import Batch, KernelScores
 from channelscope.circuits.selection import top_k
+from channelscope.display import Facts, Shown
 from channelscope.errors import ShapeError
 from channelscope.formulas.intervals import Interval, bootstrap_counts
 from channelscope.network.channel_graph import Merge
@@ -28,12 +29,16 @@ ROUNDING = 64 * torch.finfo(torch.float64).eps
 """Variance over mean square below which values count as equal."""
 
 
-@dataclass(frozen=True, eq=False)
-class Fidelity:
+@dataclass(frozen=True, eq=False, repr=False)
+class Fidelity(Shown):
     """Sums per image from which both measures follow; fidelities on disjoint images add up."""
 
     sums: Float[Tensor, "images 7"]
     """float64: positions, Σy, Σŷ, Σy², Σŷ², Σyŷ, Σ(ŷ − y)²"""
+
+    def facts(self) -> Facts:
+        """Correlation and normalized error with their intervals."""
+        return f"Fidelity({self.images:,} images)", [("r", str(self.r)), ("error", str(self.error))]
 
     @classmethod
     def of(cls, feature: Float[Tensor, "images positions"], guess: Float[Tensor, "images positions"]) -> "Fidelity":
@@ -151,8 +156,8 @@ def normalized_error(sums: Float[Tensor, "... 7"]) -> Float[Tensor, "..."]:
     return torch.where(own > ROUNDING * yy, off / own, torch.nan)
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOutImages:
+@dataclass(frozen=True, eq=False, repr=False)
+class HeldOutImages(Shown):
     """Images that circuits are evaluated on, with the positions that count and the feature's values there."""
 
     feature: LocatedFeature
@@ -161,6 +166,10 @@ class HeldOutImages:
     """images, and the positions that count in each by the unmasked network"""
     feature_values: list[Float[Tensor, "images chosen"]]
     """values of the feature, batch by batch"""
+
+    def facts(self) -> Facts:
+        """The feature and how many images."""
+        return f"HeldOutImages({self.images:,} images for {self.feature.feature})", []
 
     @classmethod
     @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.feature import LocatedFeature
+from channelscope.display import Facts, Shown, spread
 from channelscope.errors import InputError, MismatchError, NumericError, TracingError
 from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import LayerKernels, Points
@@ -28,8 +29,8 @@ SLOPES = 1e-2
 KernelCriterion = Callable[[Points, Points, LayerKernels], "Tensor | tuple[Tensor, Tensor]"]
 
 
-@dataclass(frozen=True, eq=False)
-class KernelScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class KernelScores(Shown):
     """One number per relevant kernel, at least 0; sums over images, so that scores of disjoint image sets add up."""
 
     feature: LocatedFeature
@@ -44,6 +45,14 @@ class KernelScores:
     """layer → summed effect with its sign: positive kernels drive the feature, negative ones hold it down"""
     inside: Circuit | None = None
     """circuit whose kernels alone were scored, and alone may be selected; None for all relevant ones"""
+
+    def facts(self) -> Facts:
+        """Feature, criterion, and the range of each layer's scores."""
+        relevant = self.feature.relevant
+        ranges = (
+            (name, f"{int(relevant[name].sum()):,} kernels, {spread(values[relevant[name]])}") for name, values in self.values.items()
+        )
+        return f"KernelScores({self.criterion} of {self.feature.feature} on {self.images:,} images)", ranges
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be ranked."""

@@ -16,6 +16,7 @@ from channelscope.circuits.evaluation import CIRCUIT_COLUMNS
 from channelscope.circuits.feature import LocatedFeature, activation_range
 from channelscope.circuits.kernel_scores import KernelScores
 from channelscope.circuits.selection import connected_top_k, top_k
+from channelscope.display import Facts, Shown, spread
 from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.network.module_state import eval_mode
 from channelscope.subset import Subset
@@ -33,8 +34,8 @@ GENERAL_SHARE = 0.5
 """share of the relevant kernels in the general circuit that sub-features are looked for in"""
 
 
-@dataclass(frozen=True, eq=False)
-class TopImages:
+@dataclass(frozen=True, eq=False, repr=False)
+class TopImages(Shown):
     """The images on which a feature is largest, with its layer's activations at the maximum."""
 
     images: Float[Tensor, "images C H W"]
@@ -47,6 +48,10 @@ class TopImages:
     """the feature there"""
     layer_activations: Float[Tensor, "images channels"]
     """all channels of the layer there"""
+
+    def facts(self) -> Facts:
+        """How many images, and the range of the feature at its maximum in them."""
+        return f"TopImages({len(self.images):,} images, the feature {spread(self.values)})", []
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from scipy.linalg import get_lapack_funcs
 
+from channelscope.display import Facts, Shown, spread
 from channelscope.errors import InputError, SampleError, ShapeError, SingularError
 from channelscope.stats.moments import Moments
 from channelscope.types import Bool, Float, Index, Tensor
@@ -25,8 +26,8 @@ SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 """The smallest variance that float32 holds with full precision."""
 
 
-@dataclass(frozen=True)
-class Gaussian:
+@dataclass(frozen=True, repr=False)
+class Gaussian(Shown):
     """A normal law over the coordinates of some moments: the assumption behind every information in nats.
 
     Examples
@@ -44,6 +45,13 @@ class Gaussian:
     """samples behind it; infinite for a law that is known"""
     estimator: str = "ML covariance"
     """how the covariance was estimated, in words for tables"""
+
+    def facts(self) -> Facts:
+        """How many variables, how they were estimated, and the ranges of their means and variances."""
+        return f"Gaussian({len(self)} variables, {self.estimator}, {self.count:,.0f} samples)", [
+            ("mean", spread(self.mean)),
+            ("variance", spread(self.variance)),
+        ]
 
     @classmethod
     def fit(cls, moments: Moments, shrinkage: float | Literal["oas"] | None = None) -> "Gaussian":

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from channelscope.display import Facts, Shown, spread
 from channelscope.errors import InputError
 from channelscope.formulas.gaussian import FLOAT32_RESOLUTION
 from channelscope.formulas.regression import RIDGE, support
@@ -14,8 +15,8 @@ BLOCK_CHANNELS = 256
 """Targets treated together: a block of a layer of 2,048 channels needs about 60 MB."""
 
 
-@dataclass(frozen=True)
-class Hulls:
+@dataclass(frozen=True, repr=False)
+class Hulls(Shown):
     """The replaceability hull of every channel of a layer; silent channels have size 0 and nan numbers."""
 
     members: Int[Tensor, "channels max_size"]
@@ -28,6 +29,13 @@ class Hulls:
     """True where the threshold was not reached"""
     support: Float[Tensor, "channels"]
     """explained variance given all peers (0..1)"""
+
+    def facts(self) -> Facts:
+        """How many channels, and the ranges of the sizes and of the explained variance."""
+        return f"Hulls({len(self.size)} channels, {int(self.saturated.sum())} saturated)", [
+            ("size", spread(self.size)),
+            ("support", spread(self.support)),
+        ]
 
     @property
     def compactness(self) -> Float[Tensor, "channels"]:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from channelscope.display import Facts, Shown, spread
 from channelscope.errors import SampleError, ShapeError
 from channelscope.types import Float, Tensor
 
@@ -47,8 +48,8 @@ class Interval:
         return self.low <= number <= self.high
 
 
-@dataclass(frozen=True)
-class Jackknife:
+@dataclass(frozen=True, repr=False)
+class Jackknife(Shown):
     """A statistic of any shape with its delete-a-group standard error."""
 
     value: Float[Tensor, "..."]
@@ -59,6 +60,13 @@ class Jackknife:
     """square root of (G − 1)/G times the replicates' sum of squared deviations"""
     groups: int
     """number of groups G"""
+
+    def facts(self) -> Facts:
+        """Number of groups, and the ranges of the statistic and its error."""
+        return f"Jackknife({self.groups} groups)", [
+            ("value", spread(self.value.flatten())),
+            ("standard error", spread(self.standard_error.flatten())),
+        ]
 
     def interval(self, level: float = 0.95) -> Interval:
         """Value ± Student's t quantile (G − 1 degrees of freedom) × standard error, for a statistic that is one number."""

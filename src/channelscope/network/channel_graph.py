@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from channelscope.display import Facts, Shown
 from channelscope.types import Bool, Tensor
 
 KernelMask = Mapping[str, Tensor]
@@ -45,8 +46,8 @@ class Merge:
     """int (nodes,)"""
 
 
-@dataclass(frozen=True)
-class ChannelGraph:
+@dataclass(frozen=True, repr=False)
+class ChannelGraph(Shown):
     """The channels between the images and one step of a network, and the kernels between the channels."""
 
     operations: tuple[KernelEdges | Merge, ...]
@@ -63,6 +64,11 @@ class ChannelGraph:
     """layers with weights whose kernels cannot be told apart, and why; they count as one mixture"""
     axis: int = 0
     """which axis of the last step's value holds the channels, counted without the batch"""
+
+    def facts(self) -> Facts:
+        """How many nodes, kernels and layers, and what is opaque."""
+        kernels = sum(marks.numel() for marks in self.full_mask().values())
+        return f"ChannelGraph({self.node_count:,} nodes, {kernels:,} kernels at {len(self.layers)} layers)", self.opaque.items()
 
     @property
     def calls(self) -> Iterator[KernelEdges]:

@@ -31,6 +31,17 @@ def edit(graph: Graph, after: Mapping[str, Hook]) -> Iterator[nn.Module]:
 
     A function that returns a tensor replaces the value; one that returns None only watches. Edits nest: the inner
     one acts after the outer one. On exit, an exception included, the model is as it was.
+
+    Examples
+    --------
+    >>> from channelscope.network.graph import trace
+    >>> net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU())
+    >>> graph, image = trace(net, torch.ones(1, 2)), torch.tensor([[1.0, -1.0]])
+    >>> with edit(graph, {"_1": lambda value: value + 1}):
+    ...     net(image).tolist()
+    [[2.0, 1.0]]
+    >>> net(image).tolist()
+    [[1.0, 0.0]]
     """
     model = graph.model
     outer = model.__dict__.get("forward")
@@ -71,6 +82,11 @@ def zero_channels(channels: Tensor, axis: int, values: Tensor | None = None) -> 
         Bool (C,).
     values
         (C,) or None for zero.
+
+    Examples
+    --------
+    >>> zero_channels(torch.tensor([True, False]), axis=0)(torch.ones(1, 2, 2)).tolist()
+    [[[0.0, 0.0], [1.0, 1.0]]]
     """
 
     def change(maps: Tensor) -> Tensor:
@@ -102,6 +118,15 @@ def silence(model: nn.Module | Graph, marked: Subset, example: Tensor | tuple[Te
         If the subset is of another network.
     TracingError
         If the forward pass cannot be followed.
+
+    Examples
+    --------
+    >>> from channelscope import groups
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten(), torch.nn.Linear(2, 1)).eval()
+    >>> found = groups(net, torch.ones(1, 1, 1, 1))
+    >>> with silence(net, Subset.everything(found.sites, (1, 1, 1))):
+    ...     torch.equal(net(torch.ones(1, 1, 1, 1))[0], net[2].bias)
+    True
     """
     if marked.unit == "kernels":
         with zero_kernels(model.model if isinstance(model, Graph) else model, marked) as inside:
@@ -156,6 +181,16 @@ def known_groups(model: nn.Module, subset: Subset) -> Any:
     -------
     Groups or None
         None where the subset has none, they are of another network object, or the network has changed its pass, type or device.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from channelscope import groups
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten(), torch.nn.Linear(2, 1)).eval()
+    >>> found = groups(net, torch.ones(1, 1, 1, 1))
+    >>> kept = found.to_subset(np.array([True, False]))
+    >>> known_groups(net, kept) is found, known_groups(net, Subset.everything(found.sites, (1, 1, 1)))
+    (True, None)
     """
     known = subset.groups
     if known is None or known.graph.model is not model or "forward" in vars(model):
@@ -176,6 +211,13 @@ def zero_kernels(model: nn.Module, marked: Subset) -> Iterator[nn.Module]:
     """While inside, the marked kernels (2-D slices W[o,i], or single weights of a linear layer) are zero.
 
     The parameters stay the same objects, so gradients still reach them; their old values come back on exit.
+
+    Examples
+    --------
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
+    >>> with zero_kernels(net, Subset({"0": torch.tensor([[True, False]])})):
+    ...     net[0].weight[0, 0].item()
+    0.0
     """
     modules = dict(unwrapped(model).named_modules())
     weights: dict[str, Tensor] = {}

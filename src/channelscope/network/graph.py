@@ -337,6 +337,12 @@ def memory_format(graph: Graph, image: Tensor) -> torch.memory_format:
     Convolutions take equally long in both, but channels last keeps the channels of a position together, and positions
     are what is collected. A network that uses `view` across channels and positions cannot run so. On other devices
     float32 convolutions may be slower in that order.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+    >>> memory_format(trace(net, torch.zeros(1, 1, 2, 2)), torch.zeros(1, 1, 2, 2))
+    torch.channels_last
     """
     if image.dim() != 4 or image.device.type != "cpu":
         return torch.contiguous_format

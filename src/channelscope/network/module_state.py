@@ -21,7 +21,17 @@ from channelscope.types import Float, Int
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode and give each its own mode back afterwards."""
+    """Put every module into evaluation mode and give each its own mode back afterwards.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Dropout())
+    >>> with eval_mode(net):
+    ...     net[0].training
+    False
+    >>> net[0].training
+    True
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -55,6 +65,14 @@ def restored_state(model: nn.Module) -> Iterator[None]:
     ------
     TracingError
         If the network has lazy layers, whose first pass changes them for good.
+
+    Examples
+    --------
+    >>> net = nn.BatchNorm1d(1)
+    >>> with restored_state(net):
+    ...     net.running_mean += 1
+    >>> net.running_mean.item(), net.training
+    (0.0, True)
     """
     lazy = [name for name, part in _tensors(model) if is_lazy(part)]
     if lazy:
@@ -171,25 +189,58 @@ def _uncompiled() -> Iterator[None]:
 
 
 def random_state() -> torch.Tensor:
-    """State of PyTorch's random numbers, on the CPU and on the current accelerator."""
+    """State of PyTorch's random numbers, on the CPU and on the current accelerator.
+
+    Examples
+    --------
+    >>> before = random_state()
+    >>> drawn = torch.rand(1)
+    >>> torch.equal(before, random_state())
+    False
+    """
     state = torch.random.get_rng_state()
     return torch.cat([state, torch.cuda.get_rng_state()]) if torch.cuda.is_initialized() else state
 
 
 def memory(tensor: torch.Tensor) -> int:
-    """Address of a tensor's memory, the same for all its views; 0 where it has none of its own."""
+    """Address of a tensor's memory, the same for all its views; 0 where it has none of its own.
+
+    Examples
+    --------
+    >>> table = torch.zeros(4, 4)
+    >>> memory(table[1:]) == memory(table), memory(table) == memory(torch.zeros(4, 4))
+    (True, False)
+    """
     plain = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
     return tensor.untyped_storage().data_ptr() if plain else 0
 
 
 def version(tensor: torch.Tensor) -> int:
-    """How often a tensor was changed in place; 0 where PyTorch does not count."""
+    """How often a tensor was changed in place; 0 where PyTorch does not count.
+
+    Examples
+    --------
+    >>> values = torch.zeros(2)
+    >>> before = version(values)
+    >>> version(values.add_(1)) - before
+    1
+    """
     return 0 if tensor.is_inference() else tensor._version
 
 
 @contextmanager
 def out_of_place(module: nn.Module) -> Iterator[None]:
-    """Make an activation return a new tensor for a while, whatever its `inplace` flag says."""
+    """Make an activation return a new tensor for a while, whatever its `inplace` flag says.
+
+    Examples
+    --------
+    >>> act, values = nn.ReLU(inplace=True), torch.tensor([-1.0])
+    >>> with out_of_place(act):
+    ...     act(values).item(), values.item()
+    (0.0, -1.0)
+    >>> act.inplace
+    True
+    """
     parts = [part for part in module.modules() if part.__dict__.get("inplace")]
     for part in parts:
         part.__dict__["inplace"] = False
@@ -209,6 +260,16 @@ def weights_hash(model: nn.Module) -> str:
     -------
     str
         64 hexadecimal digits (SHA-256 over name, dtype, shape and little-endian bytes, in name order).
+
+    Examples
+    --------
+    >>> one, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    >>> len(weights_hash(one)), weights_hash(one) == weights_hash(other)
+    (64, False)
+    >>> other.load_state_dict(one.state_dict())
+    <All keys matched successfully>
+    >>> weights_hash(one) == weights_hash(other)
+    True
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -265,19 +326,41 @@ def _odd(count: int) -> Int[Tensor, "count"]:
 
 
 def zero_batch(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """A batch of one zero image, of the network's type and on its device."""
+    """A batch of one zero image, of the network's type and on its device.
+
+    Examples
+    --------
+    >>> zero_batch(nn.Conv2d(3, 8, 1).double(), (3, 2, 2)).shape, zero_batch(nn.ReLU(), (1,))
+    (torch.Size([1, 3, 2, 2]), tensor([[0.]]))
+    """
     like = next(model.parameters(), torch.zeros(()))
     return torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the network's parameters."""
+    """The device of the network's parameters.
+
+    Examples
+    --------
+    >>> device_of(nn.Linear(1, 1))
+    device(type='cpu')
+    """
     return next(model.parameters()).device
 
 
 @contextmanager
 def channels_last(model: nn.Module, asked: bool = True) -> Iterator[None]:
-    """While inside, the weights lie in memory with the channels last; afterwards each lies as before. Values stay the same."""
+    """While inside, the weights lie in memory with the channels last; afterwards each lies as before. Values stay the same.
+
+    Examples
+    --------
+    >>> net = nn.Conv2d(3, 8, 3)
+    >>> with channels_last(net):
+    ...     net.weight.stride()
+    (27, 1, 9, 3)
+    >>> net.weight.stride()
+    (27, 9, 3, 1)
+    """
     before = [(part, part.data.stride()) for _, part in _tensors(model)] if asked else []
     for part, _ in before:
         if part.dim() == 4:

@@ -15,7 +15,14 @@ LEAVES = (Tensor, str, bytes, bool, int, float, complex, type(None), torch.dtype
 
 
 def opened(value: Any) -> Any:
-    """The same nest in plain tuples, lists and dictionaries; an object is a dictionary of its fields."""
+    """The same nest in plain tuples, lists and dictionaries; an object is a dictionary of its fields.
+
+    Examples
+    --------
+    >>> from collections import OrderedDict
+    >>> opened(OrderedDict(a=1, b=(2, [3])))
+    {'a': 1, 'b': (2, [3])}
+    """
     if isinstance(value, Tensor):
         return value
     if isinstance(value, tuple):
@@ -70,7 +77,14 @@ def closed(like: Any, parts: Any) -> Any:
 
 
 def replaced(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The nest with every tensor replaced."""
+    """The nest with every tensor replaced.
+
+    Examples
+    --------
+    >>> import torch
+    >>> replaced((torch.tensor(1), {"a": torch.tensor(2), "b": "text"}), lambda part: part.item() * 10)
+    (10, {'a': 20, 'b': 'text'})
+    """
     parts = opened(value)
     return closed(value, _changed(parts, change)) if holds_tensor(parts) else value
 
@@ -126,7 +140,14 @@ def logits_of(output: Any) -> Any:
 
 
 def holds_tensor(value: Any) -> bool:
-    """Whether a value is a tensor or a container with one inside."""
+    """Whether a value is a tensor or a container with one inside.
+
+    Examples
+    --------
+    >>> import torch
+    >>> holds_tensor([1, {"a": torch.tensor(2)}]), holds_tensor([1, "a"])
+    (True, False)
+    """
     if isinstance(value, Tensor):
         return True
     if isinstance(value, tuple | list):

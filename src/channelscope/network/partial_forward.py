@@ -30,6 +30,16 @@ def partial_forwards(graph: Graph, sites: Iterable[Site], images: Tensor) -> Ite
 
     Only what the rest of the network needs is kept from one stop to the next. In a network with parallel branches the
     steps that lead into a branch may be computed again.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from channelscope.network.sites import sites
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(2, 3, 1), torch.nn.Flatten())
+    >>> images = torch.rand(4, 1, 2, 2)
+    >>> found = sites(net, images)
+    >>> [part.site.name for part in partial_forwards(found.graph, found.found, images)]
+    ['0']
     """
     values: dict[str, Any] = {}
     for site in sites:
@@ -42,6 +52,14 @@ def live_nodes(graph: Graph, step: str) -> tuple[str, ...]:
     """The steps whose values are all that is needed to go on from `step`: itself, and what enters beside it later on.
 
     A residual shortcut around `step` is one; parameters read in the pass are not, for they are there anyway.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from channelscope.network.graph import trace
+    >>> graph = trace(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.ReLU()), torch.zeros(1, 1, 2, 2))
+    >>> live_nodes(graph, "_0")
+    ('_0',)
     """
     later = {graph.nodes[step]}
     beside: dict[fx.Node, None] = {graph.nodes[step]: None}

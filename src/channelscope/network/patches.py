@@ -20,7 +20,13 @@ def _layout(module: nn.Module) -> Layout | None:
 
 
 def followable(module: nn.Module) -> str:
-    """Why the patches of a layer cannot be followed; empty when they can."""
+    """Why the patches of a layer cannot be followed; empty when they can.
+
+    Examples
+    --------
+    >>> followable(nn.Conv2d(3, 8, 3)), followable(nn.ReLU())
+    ('', 'ReLU is not a linear layer or a two-dimensional convolution')
+    """
     layout = _layout(module)
     if layout is None:
         return f"{type(module).__name__} is not a linear layer or a two-dimensional convolution"
@@ -34,6 +40,12 @@ def patch_products(
 
     For a convolution this is the backward pass of its weights, with `outputs` in the place of gradients: a row of taps is one
     filter, C_in/groups × kernel. Products are taken in the inputs' precision.
+
+    Examples
+    --------
+    >>> inputs, outputs = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [10.0]])
+    >>> patch_products(nn.Linear(2, 1), inputs, outputs).tolist()
+    [[31.0, 42.0]]
     """
     layout = _layout(module)
     assert layout is not None
@@ -43,7 +55,13 @@ def patch_products(
 def pooled_patches(
     module: nn.Conv2d | nn.Linear, inputs: Float[Tensor, "images ..."], size: tuple[int, ...]
 ) -> Float[Tensor, "images groups taps"]:
-    """Average over the positions of each image of what the channels of each group see; `size` is the output's height and width."""
+    """Average over the positions of each image of what the channels of each group see; `size` is the output's height and width.
+
+    Examples
+    --------
+    >>> pooled_patches(nn.Conv2d(1, 1, 1), torch.tensor([[[[1.0, 3.0]]]]), (1, 2)).tolist()
+    [[[2.0]]]
+    """
     layout = _layout(module)
     assert layout is not None
     return layout.pooled(module, inputs, size)
@@ -67,6 +85,12 @@ def input_patches(
     -------
     Tensor
         (groups, images × positions, inputs per group × kernel), in the order of `weight.flatten(1)`.
+
+    Examples
+    --------
+    >>> picture = torch.arange(6.0).view(1, 1, 2, 3)
+    >>> input_patches(nn.Conv2d(1, 1, 2), picture, (1, 1, 2), None).tolist()
+    [[[0.0, 1.0, 3.0, 4.0], [1.0, 2.0, 4.0, 5.0]]]
     """
     layer = _layer(module)
     if layer.tokens:
@@ -85,7 +109,14 @@ def input_patches(
 def patch_rows(
     layer: WeightedLayer, values: Tensor, where: Int[Tensor, "images positions"] | None
 ) -> Float[Tensor, "groups samples outputs"]:
-    """Samples of a layer's output (or of what should be its output) at the same positions as `input_patches`."""
+    """Samples of a layer's output (or of what should be its output) at the same positions as `input_patches`.
+
+    Examples
+    --------
+    >>> maps = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])  # two channels at two positions
+    >>> patch_rows(_layer(nn.Conv2d(1, 2, 1)), maps, None).tolist()
+    [[[1.0, 3.0], [2.0, 4.0]]]
+    """
     flat = values.reshape(len(values), -1, values.shape[-1]) if layer.tokens else values.flatten(2).transpose(1, 2)
     if where is not None:
         flat = flat.gather(1, where[:, :, None].expand(-1, -1, flat.shape[2]))
@@ -120,12 +151,25 @@ def _patch_grid(layer: WeightedLayer, size: tuple[int, ...], outputs: tuple[int,
 
 
 def patch_width(module: Any) -> int:
-    """Values that one output of a layer is a sum over."""
+    """Values that one output of a layer is a sum over.
+
+    Examples
+    --------
+    >>> patch_width(nn.Conv2d(3, 8, 5))
+    75
+    """
     return module.weight[0].numel()
 
 
 def patches_are_exact(module: Any, image: Tensor) -> bool:
-    """Whether weights · patches is what the module computes, on one image."""
+    """Whether weights · patches is what the module computes, on one image.
+
+    Examples
+    --------
+    >>> with torch.no_grad():
+    ...     patches_are_exact(nn.Conv2d(3, 8, 3, padding=1), torch.rand(1, 3, 4, 4))
+    True
+    """
     output = module(image)
     expected = patch_rows(_layer(module), output, None)
     taken = input_patches(module, image, tuple(output.shape[1:]), None)

@@ -44,6 +44,14 @@ ReceptiveField = tuple[AxisReceptiveField, AxisReceptiveField]
 def receptive_fields(graph: Graph, step: str) -> dict[str, ReceptiveField | None]:
     """Step → what a position of its maps sees, for a step and everything before it; None stands for the whole image.
 
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.graph import trace
+    >>> graph = trace(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, stride=2)), torch.zeros(1, 1, 9, 9))
+    >>> receptive_fields(graph, "_1")["_1"][0]
+    AxisReceptiveField(stride=2, low=0, high=4)
+
     References
     ----------
     Composition of windows (Dumoulin & Visin 2016); checked by tests/network/test_receptive_field.py against gradients.

@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from channelscope.display import Facts, Shown
 from channelscope.errors import SiteError, no_such
 from channelscope.network.graph import Graph, trace
 from channelscope.network.operations import Call, WeightedLayer, call_of, inherits_forward, layer_of
 from channelscope.site import Kind, Site
 
 
-@dataclass(frozen=True)
-class Sites:
+@dataclass(frozen=True, repr=False)
+class Sites(Shown):
     """The sites of a network in execution order, and what could not be one."""
 
     found: tuple[Site, ...]
@@ -22,6 +23,11 @@ class Sites:
     """module path → why its channels are not a site"""
     graph: Graph
     """the traced network they were found in"""
+
+    def facts(self) -> Facts:
+        """Kind and size of every site, and how many layers were skipped."""
+        sizes = ((site.name, f"{site.kind}, {site.channels} channels, {' × '.join(map(str, site.shape))}") for site in self.found)
+        return f"Sites({len(self)} sites, {len(self.skipped)} layers skipped)", sizes
 
     def __iter__(self):
         """Iterate over the sites."""
@@ -37,7 +43,15 @@ class Sites:
 
 
 def site_named(found: tuple[Site, ...], name: str) -> Site:
-    """The site called `name`; raises SiteError with near matches when there is none."""
+    """The site called `name`; raises SiteError with near matches when there is none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 3))
+    >>> site_named(sites(net, torch.zeros(1, 1, 1, 1)).found, "0").channels
+    2
+    """
     table = {site.name: site for site in found}
     if name in table:
         return table[name]
@@ -53,12 +67,28 @@ def sites(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Sites:
         If there is none.
     TracingError
         If the pass cannot be followed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3))
+    >>> [(site.name, site.kind, site.channels) for site in sites(net, torch.zeros(1, 1, 1, 1))]
+    [('0', 'conv', 2)]
     """
     return sites_of(trace(model, example))
 
 
 def sites_of(graph: Graph, *, none: bool = False) -> Sites:
-    """The sites of a network already traced; a network without any is refused, unless `none` is allowed."""
+    """The sites of a network already traced; a network without any is refused, unless `none` is allowed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from channelscope.network.graph import trace
+    >>> graph = trace(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 3)), torch.zeros(1, 1, 1, 1))
+    >>> list(sites_of(graph).skipped)
+    ['2']
+    """
     calls = Counter(node.target for node in graph.steps.nodes if node.op == "call_module")
     found: list[Site] = []
     skipped: dict[str, str] = {}

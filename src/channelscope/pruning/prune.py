@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from channelscope.display import Facts, Shown
 from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.evaluation import evaluate
 from channelscope.network.cost import cost
@@ -35,7 +36,7 @@ HELD_OUT_EVERY = 4
 
 
 @dataclass(frozen=True, repr=False)
-class PruningResult:
+class PruningResult(Shown):
     """A smaller network, the channels it keeps and what was done to its weights."""
 
     model: nn.Module
@@ -49,9 +50,14 @@ class PruningResult:
     ranking: Ranking
     """the ranking that was followed, chosen where there were several"""
 
+    def facts(self) -> Facts:
+        """The kept channels of every site, the ranking's name and the repair."""
+        sites = ((name, f"{int(marks.sum()):,} of {len(marks):,}") for name, marks in self.kept.masks.items())
+        return f"PruningResult({self.kept.count:,} of {self.kept.total:,} channels kept by {self.ranking.name}, {self.repair!r})", sites
+
     def __repr__(self) -> str:
         """The numbers of channels, the ranking's name and the repair."""
-        return f"PruningResult({self.kept.count:,} of {self.kept.total:,} channels kept by {self.ranking.name}, {self.repair!r})"
+        return self.facts()[0]
 
 
 def prune(

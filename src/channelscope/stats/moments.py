@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import torch
 
+from channelscope.display import Facts, Shown, spread
 from channelscope.errors import ShapeError
 from channelscope.types import Float, Index, Tensor
 
@@ -16,8 +17,8 @@ MEAN_SAMPLE = 256
 """Rows from which a mean is guessed before it is known."""
 
 
-@dataclass(frozen=True)
-class Moments:
+@dataclass(frozen=True, repr=False)
+class Moments(Shown):
     """Count, mean and scatter of some samples.
 
     `+` merges disjoint sample sets, `[]` keeps some coordinates. Nothing here assumes a distribution.
@@ -35,6 +36,13 @@ class Moments:
     """sample mean, float64"""
     scatter: Float[Tensor, "d d"]
     """sum over samples of (y − mean)(y − mean)', float64, not divided by anything"""
+
+    def facts(self) -> Facts:
+        """How many samples of how many variables, and the ranges of their means and variances."""
+        return f"Moments({self.count:,.0f} samples of {len(self)} variables)", [
+            ("mean", spread(self.mean)),
+            ("variance", spread(self.variance)),
+        ]
 
     @classmethod
     def zero(cls, d: int) -> "Moments":

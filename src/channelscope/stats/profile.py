@@ -8,6 +8,7 @@ from operator import add
 import numpy as np
 import torch
 
+from channelscope.display import Facts, Shown
 from channelscope.errors import MismatchError, SampleError, SiteError, no_such
 from channelscope.site import Site
 from channelscope.stats.site_record import SiteRecord
@@ -17,8 +18,8 @@ from channelscope.types import Int, Tensor
 MUST_AGREE = ("weights_hash", "sites", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards")
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, repr=False)
+class Profile(Shown):
     """Statistics of every site over some images; the profile of a union of image sets is the sum of their profiles.
 
     Records are held packed, as they lie on disk; `record(site)` unpacks one.
@@ -67,17 +68,14 @@ class Profile:
     fingerprints: Int[Tensor, "images"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
     """one number per image (network/module_state.py), sorted; empty in profiles written before there were any"""
 
-    def __repr__(self) -> str:
-        """What was measured, on how many images and where, on four lines."""
+    def facts(self) -> Facts:
+        """What was measured, on how many images and where."""
         channels, size = sum(site.channels for site in self.sites), " × ".join(map(str, self.input_shape))
-        return "\n".join(
-            (
-                f"Profile({self.network}: {self.images:,} images, {channels:,} channels at {len(self.sites)} sites)",
-                f"  weights {self.weights_hash[:12]}, input {size}, {self.classes} classes, {len(self.skipped)} layers skipped",
-                f"  readout {self.readout}, at the cut point {self.cut_readout}, seed {self.seed}, {self.shards} shards",
-                f"  targets {', '.join(self.targets) or 'none'}" + (f"; {self.tally}" if self.tally.images else ""),
-            )
-        )
+        return f"Profile({self.network}: {self.images:,} images, {channels:,} channels at {len(self.sites)} sites)", [
+            ("weights", f"{self.weights_hash[:12]}, input {size}, {self.classes} classes, {len(self.skipped)} layers skipped"),
+            ("readout", f"{self.readout}, at the cut point {self.cut_readout}, seed {self.seed}, {self.shards} shards"),
+            ("targets", (", ".join(self.targets) or "none") + (f"; {self.tally}" if self.tally.images else "")),
+        ]
 
     def plot(self, x: str = "capture", y: str = "relevance", layers: list[str] | None = None, title: str | None = None) -> np.ndarray:
         """Axes with the channels of each layer on two scores, one panel a layer; see `channelscope.plot`."""

@@ -6,14 +6,15 @@ from functools import cached_property, lru_cache
 
 import torch
 
+from channelscope.display import Facts, Shown, spread
 from channelscope.errors import ShapeError
 from channelscope.stats.channel_sums import ClassMeans, FeatureMapSums, Sensitivity
 from channelscope.stats.moments import Moments
 from channelscope.types import Float, Tensor
 
 
-@dataclass(frozen=True)
-class SiteRecord:
+@dataclass(frozen=True, repr=False)
+class SiteRecord(Shown):
     """Statistics of one site over one set of images; `+` merges disjoint image sets.
 
     The moments at the read point are joined with the target columns: channels first, then targets. Moments that follow from
@@ -34,6 +35,15 @@ class SiteRecord:
     """sums of first-order effects on the loss, when asked for"""
     maps: FeatureMapSums | None = None
     """sums of feature-map ranks and independences, when asked for"""
+
+    def facts(self) -> Facts:
+        """How many channels and images, and what was measured."""
+        parts = {"classes": self.classes, "sensitivity": self.sensitivity, "maps": self.maps}
+        kept = ", ".join(name for name, part in parts.items() if part is not None) or "moments alone"
+        return f"SiteRecord({self.channels} channels, {self.images:,} images)", [
+            ("also holds", kept),
+            ("variance before the activation", spread(self.preactivation.variance[: self.channels])),
+        ]
 
     @property
     def preactivation(self) -> Moments:

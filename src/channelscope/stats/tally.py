@@ -7,12 +7,13 @@ import torch
 from scipy.stats import binomtest
 from torch.nn import functional as F
 
+from channelscope.display import Facts, Shown
 from channelscope.errors import DataError, InputError
 from channelscope.types import Float, Int, Tensor
 
 
-@dataclass(frozen=True)
-class Tally:
+@dataclass(frozen=True, repr=False)
+class Tally(Shown):
     """Sums over evaluated images; `+` merges disjoint image sets.
 
     Examples
@@ -36,6 +37,17 @@ class Tally:
     """sum of logit margins"""
     margin_squares: float = 0.0
     """sum of squared logit margins"""
+
+    def facts(self) -> Facts:
+        """Accuracy with its interval, loss and margin."""
+        if not self.images:
+            return "Tally(no images)", []
+        low, high = self.accuracy_interval()
+        return f"Tally({self.images:,.0f} images)", [
+            ("accuracy", f"{self.accuracy:.1%} [{low:.1%}, {high:.1%}]"),
+            ("loss", f"{self.loss:.3f} ± {self.loss_standard_error:.3f} nats"),
+            ("margin", f"{self.margin:.3f}"),
+        ]
 
     @classmethod
     def of(cls, logits: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> "Tally":

@@ -19,12 +19,30 @@ from channelscope.network.operations.operation import of_module
 
 
 def as_written(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.Module | None:
-    """The small network with its own forward pass and other attributes; None where that cannot be right."""
+    """The small network with its own forward pass and other attributes; None where that cannot be right.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> as_written(net, graph, Corrections({}, {}, {})) is net
+    True
+    """
     return small if _told(small, graph, found) is None else None
 
 
 def by_parts(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.Module | None:
-    """The small network with the modules rewritten whose own code cannot be right; None where one of them cannot be rewritten."""
+    """The small network with the modules rewritten whose own code cannot be right; None where one of them cannot be rewritten.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> by_parts(net, graph, Corrections({}, {}, {})) is net  # there is nothing to rewrite
+    True
+    """
     left = _told(small, graph, found)
     if left is None:
         return small
@@ -42,7 +60,17 @@ def by_parts(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.Mo
 
 
 def as_recorded(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.Module | None:
-    """The small network as its recorded steps."""
+    """The small network as its recorded steps.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> made = as_recorded(net, graph, Corrections({}, {}, {}))
+    >>> type(made).__name__, torch.equal(made(torch.ones(1, 1, 1, 1)), net(torch.ones(1, 1, 1, 1)))
+    ('Sequential', True)
+    """
     return rewritten(graph, small, found)
 
 
@@ -62,7 +90,16 @@ def _told(small: nn.Module, graph: LabeledGraph, found: Corrections) -> Correcti
 
 
 def unparametrized(small: nn.Module, graph: LabeledGraph, folded: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
-    """Make weights of parametrized modules that are computed from all channels plain parameters; returns the weights that are left."""
+    """Make weights of parametrized modules that are computed from all channels plain parameters; returns the weights that are left.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> unparametrized(net, graph, {})
+    {}
+    """
     left = dict(folded)
     for node, value in folded.items():
         owners = {graph.owner.get(user.name, "") for user in node.users if user in graph.dynamic}
@@ -102,7 +139,17 @@ def _plain_parameter(module: nn.Module, name: str, value: nn.Parameter) -> None:
 
 
 def calls(graph: LabeledGraph, paths: set[str]) -> dict[str, list[Call]]:
-    """What some modules are called with on the recorded image, and what they return, in float64."""
+    """What some modules are called with on the recorded image, and what they return, in float64.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> made = calls(graph, {"1"})
+    >>> len(made["1"]), made["1"][0].output.shape
+    (1, torch.Size([1, 3, 1, 1]))
+    """
     model = copy.deepcopy(graph.model).double().eval()
     made: dict[str, list[Call]] = defaultdict(list)
     given: dict[str, tuple[tuple, dict[str, Any]]] = {}
@@ -176,6 +223,14 @@ def settings(graph: LabeledGraph, numbers: list[Number], values: Mapping[fx.Node
         The numbers that have to change.
     values
         Values of the steps in the smaller network.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> settings(graph, [], {})  # no number has to change
+    []
     """
     found: dict[Key, int] = {}
     for number in numbers:

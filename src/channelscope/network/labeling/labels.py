@@ -26,17 +26,35 @@ PARAMETERS = 1 << 40
 
 
 def full(shape: tuple[int, ...], number: int = FIXED) -> Tensor:
-    """Labels of this shape that all are the same number; they take no memory."""
+    """Labels of this shape that all are the same number; they take no memory.
+
+    Examples
+    --------
+    >>> full((2, 2)).tolist(), full((1,), 5).tolist()
+    ([[-1, -1], [-1, -1]], [5])
+    """
     return torch.full((1,) * len(shape), number, dtype=torch.long).expand(shape)
 
 
 def fixed(value: Any) -> Any:
-    """Labels of a value that nothing can be removed from; what is not a tensor stays as it is."""
+    """Labels of a value that nothing can be removed from; what is not a tensor stays as it is.
+
+    Examples
+    --------
+    >>> fixed((torch.rand(2), 3))
+    (tensor([-1, -1]), 3)
+    """
     return nest.replaced(value, lambda part: full(tuple(part.shape)))
 
 
 def channels_in(labels: Tensor) -> Tensor:
-    """Marks of the elements that belong to a channel: bool, in the shape of the labels."""
+    """Marks of the elements that belong to a channel: bool, in the shape of the labels.
+
+    Examples
+    --------
+    >>> channels_in(torch.tensor([FIXED, 0, 4, PARAMETERS])).tolist()
+    [False, True, True, False]
+    """
     return (labels >= 0) & (labels < PARAMETERS)
 
 
@@ -57,12 +75,24 @@ def compact(labels: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
 
 
 def varying(labels: Tensor) -> list[int]:
-    """Axes along which different numbers occur."""
+    """Axes along which different numbers occur.
+
+    Examples
+    --------
+    >>> varying(torch.tensor([[4, 4, 4], [7, 7, 7]]))
+    [0]
+    """
     return [axis for axis, size in enumerate(compact(labels).shape) if size > 1]
 
 
 def numbers_in(labels: Any) -> Tensor:
-    """The channel numbers that occur in a nested value of labels, sorted."""
+    """The channel numbers that occur in a nested value of labels, sorted.
+
+    Examples
+    --------
+    >>> numbers_in((torch.tensor([7, FIXED]), [torch.tensor([4, 7, PARAMETERS])])).tolist()
+    [4, 7]
+    """
     parts = [compact(part).flatten() for part in nest.tensors(labels)]
     numbers = torch.cat(parts).unique() if parts else torch.empty(0, dtype=torch.long)
     return numbers[channels_in(numbers)]

@@ -62,6 +62,15 @@ def narrow(graph: LabeledGraph, gone: Tensor) -> nn.Module:
         If a channel cannot be removed, or a group is split.
     MismatchError
         If the smaller network computes something else than the silenced one, or cannot run.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> small = narrow(graph, graph.gone([0]))
+    >>> small[0].weight.shape, small[3].weight.shape
+    (torch.Size([2, 1, 1, 1]), torch.Size([1, 2]))
     """
     return narrow_pair(graph, gone)[0]
 
@@ -77,6 +86,15 @@ def narrow_pair(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> tupl
         Which channel numbers go, bool (all channels,).
     checked
         Whether the output is compared with the silenced network's also where no step had to be corrected.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> small, exact = narrow_pair(graph, graph.gone([0, 2]))
+    >>> small[0].out_channels, exact
+    (1, None)
     """
     removal = Removal(graph, gone)
     small = cut(graph.model, graph, removal)
@@ -95,7 +113,18 @@ def narrow_pair(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> tupl
 
 
 def silenced(graph: LabeledGraph, gone: Tensor, *inputs: Tensor) -> Any:
-    """The output of the network with zeros wherever something of the channels that go would be; in float64 for such inputs."""
+    """The output of the network with zeros wherever something of the channels that go would be; in float64 for such inputs.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> small = narrow(graph, graph.gone([0]))
+    >>> images = torch.rand(4, 1, 1, 1)
+    >>> torch.allclose(small(images), silenced(graph, graph.gone([0]), images), atol=1e-6)
+    True
+    """
     removal = Removal(graph, gone)
     model = copy.deepcopy(graph.model).eval()
     if any(part.dtype == torch.float64 for part in inputs):
@@ -113,7 +142,18 @@ def _masks(graph: LabeledGraph, removal: Removal, names: tuple[str, ...]) -> dic
 
 
 def silence_inner(model: nn.Module, graph: LabeledGraph, removal: Removal) -> None:
-    """Set to zero what goes of the parameters of steps that have channels inside."""
+    """Set to zero what goes of the parameters of steps that have channels inside.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> removal = Removal(graph, graph.gone([0]))
+    >>> silence_inner(net, graph, removal)  # no step of this network has channels inside, so nothing is set to zero
+    >>> bool((net[0].weight == 0).any())
+    False
+    """
     for node in graph.steps.nodes:
         if node.op == "call_module" and graph.entry(node).inner:
             for path, parameter in model.get_submodule(str(node.target)).named_parameters(prefix=str(node.target)):
@@ -135,6 +175,16 @@ def cut(model: nn.Module, graph: LabeledGraph, removal: Removal, shared: bool = 
         What goes.
     shared
         Whether parameters of which nothing goes are those of `model` itself.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> removal = Removal(graph, graph.gone([0]))
+    >>> small = cut(net, graph, removal)
+    >>> small[0].weight.shape, small[3].in_features
+    (torch.Size([2, 1, 1, 1]), 2)
     """
     original = dict(_named(graph.model))
     known: dict[int, Any] = {}
@@ -185,6 +235,16 @@ def corrections(graph: LabeledGraph, removal: Removal, small: nn.Module) -> Corr
     ------
     UnfitError
         Naming the step, if nothing is known that would make it fit.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> removal = Removal(graph, graph.gone([0]))
+    >>> found = corrections(graph, removal, cut(net, graph, removal))
+    >>> len(found.edits), len(found.folded)  # nothing of this network has sizes written out
+    (0, 0)
     """
     if graph.computed:  # computed weights are compared with what they were, in float64 where the pass can run in it
         try:
@@ -357,7 +417,15 @@ def _fits(value: Any, before: Any, labels: Any, removal: Removal) -> bool:
 
 
 def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
-    """How the smaller network differs from the silenced one, over every tensor of its output in float64; empty when it does not."""
+    """How the smaller network differs from the silenced one, over every tensor of its output in float64; empty when it does not.
+
+    Examples
+    --------
+    >>> compared(nn.Identity(), (torch.ones(2).double(),), torch.ones(2).double())
+    ''
+    >>> compared(nn.Identity(), (torch.ones(2),), torch.ones(3).double())
+    'has an output of shape (2,) instead of (3,)'
+    """
     exact = copy.deepcopy(small).double().eval()
     try:
         with torch.no_grad():
@@ -378,5 +446,11 @@ def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
 
 
 def outputs(value: Any) -> list[Tensor]:
-    """The floating-point tensors of a nested output, in order."""
+    """The floating-point tensors of a nested output, in order.
+
+    Examples
+    --------
+    >>> outputs({"logits": torch.tensor([0.5]), "labels": torch.tensor([1])})
+    [tensor([0.5000])]
+    """
     return [part for part in nest.tensors(value) if part.is_floating_point()]

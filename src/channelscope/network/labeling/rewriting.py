@@ -159,7 +159,17 @@ def _before(node: fx.Node) -> set[fx.Node]:
 
 
 def rewritten(graph: "LabeledGraph", small: nn.Module, found: Corrections) -> nn.Module:
-    """A whole network as its recorded steps; parameters and modules keep their names."""
+    """A whole network as its recorded steps; parameters and modules keep their names.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> same = rewritten(graph, net, Corrections({}, {}, {}))
+    >>> torch.equal(same(torch.ones(2, 1, 1, 1)), net(torch.ones(2, 1, 1, 1)))
+    True
+    """
     writer = Writer(graph, small, "", found)
     writer.write(graph.steps.nodes)
     return writer.finished(type(small).__name__)
@@ -186,6 +196,17 @@ def rewritten_part(
         What has to change.
     whole
         Values of the steps in the network as it is.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU()), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> from channelscope.network.labeling.finishing import calls
+    >>> (call,) = calls(graph, {"0"})["0"]
+    >>> whole = {node: graph.values[node.name].double() for node in graph.steps.nodes if node.op != "output"}
+    >>> rewritten_part(graph, net, "0", call, Corrections({}, {}, {}), whole), type(net[0]).__name__
+    (True, 'Sequential')
     """
     module = small.get_submodule(path)
     inside = [node for node in graph.steps.nodes if _belongs(graph.owner.get(node.name, ""), path) and node.op != "output"]

@@ -27,7 +27,13 @@ CutPoints = Mapping[fx.Node, tuple[Tensor, int]]
 
 
 def single(module: nn.Module) -> bool:
-    """Whether a module is one step of a recording: a layer of torch, or a type that has been registered."""
+    """Whether a module is one step of a recording: a layer of torch, or a type that has been registered.
+
+    Examples
+    --------
+    >>> single(nn.ReLU()), single(nn.Sequential(nn.ReLU()))
+    (True, False)
+    """
     entry = of_module(module)
     return one_step(module) or (entry is not None and type(module) in entry.modules and not type(module).__module__.startswith("torch."))
 
@@ -107,6 +113,13 @@ def try_out(graph: LabeledGraph, cut_points: CutPoints | None = None, seen: Coll
     -------
     list of Node
         Those of `seen` where that is necessary.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> try_out(graph)  # every step follows
+    []
     """
     coin = torch.rand(len(graph.union.parent), generator=torch.Generator().manual_seed(0)) < 0.5
     model = generic(graph.model)
@@ -129,7 +142,15 @@ def try_out(graph: LabeledGraph, cut_points: CutPoints | None = None, seen: Coll
 
 
 def half(graph: LabeledGraph, coin: Tensor, cut_points: CutPoints | None = None) -> Tensor:
-    """Marks of the groups whose coin fell on one side; no layer loses all its inputs or outputs."""
+    """Marks of the groups whose coin fell on one side; no layer loses all its inputs or outputs.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> half(graph, torch.tensor([True, False, False, True])).tolist()  # channel 3 is the network's output
+    [True, False, False, False]
+    """
     roots = graph.union.roots(torch.arange(len(coin)))
     removable = torch.tensor([root not in graph.union.held for root in roots.tolist()], dtype=torch.bool)
     if cut_points is not None:

@@ -26,7 +26,13 @@ IDLE = (
 
 
 def pairs_of(a: Tensor, b: Tensor) -> Tensor:
-    """The different pairs of numbers at the same places of two label tensors, int64 (2, pairs)."""
+    """The different pairs of numbers at the same places of two label tensors, int64 (2, pairs).
+
+    Examples
+    --------
+    >>> pairs_of(torch.tensor([1, 1, 2]), torch.tensor([5, 5, 6])).tolist()
+    [[1, 2], [5, 6]]
+    """
     first, one = a.flatten().unique(return_inverse=True)
     second, other = b.flatten().unique(return_inverse=True)
     keys = (one * len(second) + other).unique()
@@ -38,6 +44,18 @@ def met(walk: "LabeledGraph", a: Tensor, b: Tensor, step: Step) -> Tensor:
 
     Channels that meet are united. Elements of a parameter follow the channels they meet. A channel that is spread over
     several others (a gate of one channel) is kept. What meets something FIXED of its own extent is kept.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="1"))))
+    >>> met(walk, torch.tensor([0, 1]), torch.tensor([1, 2]), step).tolist()  # channel 0 meets 1, and 1 meets 2
+    [0, 1]
+    >>> walk.union.root(0) == walk.union.root(1) == walk.union.root(2)
+    True
     """
     shape = torch.broadcast_shapes(a.shape, b.shape)
     a, b = (part.reshape((1,) * (len(shape) - part.dim()) + tuple(part.shape)) if part.dim() < len(shape) else part for part in (a, b))

@@ -35,7 +35,19 @@ class Mix:
 
 
 def mix(step: Step, how: Mix, weight: Operand, bias: Operand | None) -> Tensor:
-    """Labels of the outputs of a layer: new channels, one for each row of the weight."""
+    """Labels of the outputs of a layer: new channels, one for each row of the weight.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="0"))))
+    >>> from channelscope.network.operations.operation import TABLE
+    >>> TABLE["convolution"].labels(step).flatten().tolist()  # new channels, one for each row of the weight
+    [0, 1, 2]
+    """
     walk, labels, shape = step.walk, step.labels(), tuple(step.value.shape)
     short = compact(labels)
     others = [axis for axis, size in enumerate(short.shape) if size > 1 and axis != how.axis]

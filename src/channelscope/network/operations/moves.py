@@ -15,12 +15,28 @@ from channelscope.network.operations.step import Call, Step, execute
 
 
 def labelled(labels: Any) -> bool:
-    """Whether a channel or an element of a parameter occurs in a nested value of labels."""
+    """Whether a channel or an element of a parameter occurs in a nested value of labels.
+
+    Examples
+    --------
+    >>> labelled(torch.tensor([4, 7])), labelled({"a": torch.tensor([-1])})
+    (True, False)
+    """
     return any(bool((compact(part) >= 0).any()) for part in tensors(labels))
 
 
 def moved(step: Step) -> Any:
-    """The labels of the first argument, moved as the values are."""
+    """The labels of the first argument, moved as the values are.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="2"))))
+    >>> moved(step).tolist()  # flattened, three channels of one position
+    [[0, 1, 2]]
+    """
     walk, node = step.walk, step.node
     if not any(labelled(walk.labels[parent]) for parent in node.all_input_nodes):
         return fixed(step.value)
@@ -48,14 +64,34 @@ def _shuffled(step: Step) -> Any:
 
 
 def given(step: Step, parent: fx.Node) -> Any:
-    """What a move is carried out on: labels, but the values of indices."""
+    """What a move is carried out on: labels, but the values of indices.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="2"))))
+    >>> given(step, step.node.args[0]).flatten().tolist()
+    [0, 1, 2]
+    """
     value = step.walk.values[parent.name]
     index = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()) and parent is not step.argument("input")
     return value.cpu() if index else step.walk.labels[parent]
 
 
 def run(step: Step, take: Callable[[fx.Node], Any]) -> Any:
-    """A step carried out with other things in the place of its arguments."""
+    """A step carried out with other things in the place of its arguments.
+
+    Examples
+    --------
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="2"))))
+    >>> run(step, lambda node: torch.zeros(1, 2, 2, 2)).shape
+    torch.Size([1, 8])
+    """
     args: Any = map_arg(step.node.args, take)
     kwargs: Any = map_arg(step.node.kwargs, take)
     if step.spelled == "view":

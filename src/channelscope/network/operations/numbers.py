@@ -57,7 +57,20 @@ Now = Callable[[Any], Any]
 
 
 def edit(step: Step, removal: "Removal", now: Now) -> Edit | None:
-    """The arguments that make a step fit what is left; None where nothing is known that would."""
+    """The arguments that make a step fit what is left; None where nothing is known that would.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.labeling.removal import Removal
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="1"))))
+    >>> edit(step, Removal(walk, walk.gone([0])), lambda part: part) is None  # an activation has no sizes
+    True
+    """
     name = step.spelled
     for spellings, function in EDITS.items():
         if name in spellings:
@@ -210,7 +223,20 @@ def _normalized_shape(step: Step, removal: "Removal", now: Now) -> Edit | None:
 
 
 def always(step: Step, removal: "Removal", now: Now) -> Edit | None:
-    """What has to change even though every shape fits: a mean over channels, the scale of attention, groups."""
+    """What has to change even though every shape fits: a mean over channels, the scale of attention, groups.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.labeling.removal import Removal
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="1"))))
+    >>> always(step, Removal(walk, walk.gone([0])), lambda part: part) is None
+    True
+    """
     node, walk = step.node, step.walk
     if node in walk.counted:
         kept = _count(step, removal)

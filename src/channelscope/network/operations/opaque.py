@@ -13,7 +13,18 @@ from channelscope.network.operations.step import Step
 
 
 def kept_whole(step: Step) -> Any:
-    """Labels of a value that nothing can be removed from, with all channels of the arguments kept."""
+    """Labels of a value that nothing can be removed from, with all channels of the arguments kept.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="1"))))
+    >>> kept_whole(step).unique().tolist(), walk.groups
+    ([-1], ())
+    """
     reason = f"{step.place} ({step.spelled}) may look at all its channels at once" if step.module is not None else (
         f"{step.place} may look at all its channels at once"
     )  # fmt: skip
@@ -39,7 +50,18 @@ def _flat(labels: Any) -> Tensor:
 
 
 def computed(step: Step) -> Any:
-    """Labels of a weight computed from parameters: theirs where the shape stays, else new ones for its own elements."""
+    """Labels of a weight computed from parameters: theirs where the shape stays, else new ones for its own elements.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="1"))))
+    >>> torch.equal(computed(step), step.labels())  # the shape stays, so the labels do
+    True
+    """
     value = step.value
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return fixed(value)
@@ -50,7 +72,18 @@ def computed(step: Step) -> Any:
 
 
 def executed(step: Step) -> int:
-    """Multiply-adds of a step, counted while it is carried out again on its recorded inputs."""
+    """Multiply-adds of a step, counted while it is carried out again on its recorded inputs.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="0"))))
+    >>> executed(step)  # three products
+    3
+    """
     args: Any = map_arg(step.node.args, lambda node: step.walk.values[node.name])
     kwargs: Any = map_arg(step.node.kwargs, lambda node: step.walk.values[node.name])
     counter = FlopCounterMode(display=False)

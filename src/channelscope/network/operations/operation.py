@@ -205,7 +205,13 @@ _BY_MODULE: dict[type[nn.Module], str] = {}
 
 
 def names(text: str) -> frozenset[str]:
-    """The words of a text, as the spellings of an entry."""
+    """The words of a text, as the spellings of an entry.
+
+    Examples
+    --------
+    >>> sorted(names("relu gelu relu"))
+    ['gelu', 'relu']
+    """
     return frozenset(text.split())
 
 
@@ -255,6 +261,15 @@ def unregister(name: str) -> None:
     ------
     InputError
         If no entry is called so; names near ones.
+
+    Examples
+    --------
+    >>> entry = register(Operation("twice", lambda step: step.labels(), functions=names("twice")))
+    >>> of_function("twice").name
+    'twice'
+    >>> unregister("twice")
+    >>> of_function("twice") is None
+    True
     """
     if name not in TABLE:
         raise InputError(f"no operation is called '{name}'; near matches: {', '.join(get_close_matches(name, TABLE)) or 'none'}")
@@ -269,6 +284,14 @@ def spell(name: str, modules: Iterable[type[nn.Module]] = (), functions: Iterabl
     ------
     InputError
         If no entry is called so; names near ones.
+
+    Examples
+    --------
+    >>> before = TABLE["elementwise"]
+    >>> spell("elementwise", functions=["my_activation"]).name, of_function("my_activation").name
+    ('elementwise', 'elementwise')
+    >>> register(before) is before, of_function("my_activation")
+    (True, None)
     """
     if name not in TABLE:
         raise InputError(f"no operation is called '{name}'; near matches: {', '.join(get_close_matches(name, TABLE)) or 'none'}")
@@ -277,7 +300,15 @@ def spell(name: str, modules: Iterable[type[nn.Module]] = (), functions: Iterabl
 
 
 def spelling(node: fx.Node) -> str:
-    """The name of the function or method that a step calls, without underscores at its ends."""
+    """The name of the function or method that a step calls, without underscores at its ends.
+
+    Examples
+    --------
+    >>> import torch
+    >>> graph = fx.Graph()
+    >>> spelling(graph.call_function(torch.add)), spelling(graph.call_method("relu_"))
+    ('add', 'relu')
+    """
     name = (node.target if isinstance(node.target, str) else node.target.__name__).split(".")[0]
     if name.startswith("__"):
         return name.strip("_")
@@ -285,7 +316,13 @@ def spelling(node: fx.Node) -> str:
 
 
 def of_module(module: nn.Module) -> Operation | None:
-    """The entry of a module; None where it has none."""
+    """The entry of a module; None where it has none.
+
+    Examples
+    --------
+    >>> of_module(nn.ReLU()).name, of_module(nn.Sequential())
+    ('elementwise', None)
+    """
     for kind in type(module).__mro__:
         if kind in _BY_MODULE:
             return TABLE[_BY_MODULE[kind]]
@@ -293,12 +330,25 @@ def of_module(module: nn.Module) -> Operation | None:
 
 
 def of_function(name: str) -> Operation | None:
-    """The entry of a function or method, by its name without underscores at its ends; None where it has none."""
+    """The entry of a function or method, by its name without underscores at its ends; None where it has none.
+
+    Examples
+    --------
+    >>> of_function("matmul").name, of_function("nothing_such")
+    ('product', None)
+    """
     return TABLE.get(_BY_FUNCTION.get(name, ""))
 
 
 def of_step(node: fx.Node, modules: Mapping[str, nn.Module]) -> Operation:
-    """The entry of a step; the opaque one where the table has none, and for inputs, parameters and the output."""
+    """The entry of a step; the opaque one where the table has none, and for inputs, parameters and the output.
+
+    Examples
+    --------
+    >>> graph = fx.Graph()
+    >>> of_step(graph.call_method("relu"), {}).name, of_step(graph.call_method("nothing_such"), {}).name
+    ('elementwise', 'opaque')
+    """
     found = None
     if node.op == "call_module":
         found = of_module(modules[str(node.target)])

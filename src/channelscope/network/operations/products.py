@@ -20,6 +20,17 @@ def contracted(step: Step, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tens
     What is summed over need not be told apart afterwards: position j of one side goes with position j of the other. Where
     several rows are labeled too, as in the heads of attention, either all positions of a row go together (whole heads) or
     the same position of every row (widths).
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="1"))))
+    >>> rows, columns = torch.tensor([[0], [1]]), torch.full((1, 2), FIXED)
+    >>> contracted(step, rows, columns, (2, 2)).tolist()
+    [[0, 0], [1, 1]]
     """
     rows, columns = compact(a), compact(b)
     if rows.shape[-1] > 1 or columns.shape[-2] > 1:

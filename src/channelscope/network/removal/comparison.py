@@ -41,6 +41,14 @@ def kept_ids(found: Groups, kept: Subset) -> Tensor:
         If a group is split or a channel cannot be removed.
     MismatchError
         If the subset is of another network.
+
+    Examples
+    --------
+    >>> from channelscope.network.removal.groups import groups
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 1)).eval()
+    >>> found = groups(net, torch.ones(1, 1, 1, 1))
+    >>> kept_ids(found, found.to_subset(np.array([False, True]))).tolist()
+    [False, True, True, True]
     """
     alive = np.append(found.kept(kept), True)[found.group_of]
     return torch.from_numpy(np.append(alive, True))
@@ -68,6 +76,13 @@ def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tens
     ------
     MismatchError
         If the smaller network cannot run or an output differs by more than rounding.
+
+    Examples
+    --------
+    >>> from channelscope.network.removal.groups import groups
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 1)).eval()
+    >>> found = groups(net, torch.ones(1, 1, 1, 1))
+    >>> check_same(net, found.to_subset(np.array([True, True])), found)  # nothing is removed, so nothing differs
     """
     with restored_attributes(small), restored_attributes(found.graph.model):
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from channelscope.display import Facts, Shown
 from channelscope.errors import InputError, MismatchError
 from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.labeling.labeled_graph import LabeledGraph, Layer
@@ -33,8 +34,8 @@ class Group:
         return tuple(dict.fromkeys(name for name, _ in self.members))
 
 
-@dataclass(frozen=True, eq=False)
-class Groups:
+@dataclass(frozen=True, eq=False, repr=False)
+class Groups(Shown):
     """All groups of a network that can be removed, and everything needed to cost and remove them."""
 
     members: tuple[Group, ...]
@@ -61,6 +62,13 @@ class Groups:
     """sets of groups of which one has to stay"""
     waking: Mapping[str, Tensor] = field(default_factory=dict)
     """step → channel numbers of its value, where a removed channel would get a value again, as from the shift of a norm behind a sum"""
+
+    def facts(self) -> Facts:
+        """How many groups there are, how large they are, and what cannot be removed."""
+        shared = sum(len(group.members) > 1 for group in self.members)
+        channels = sum(site.channels for site in self.sites)
+        heading = f"Groups({len(self):,} groups of {channels:,} channels at {len(self.sites)} sites, {shared:,} of several channels)"
+        return heading, self.unprunable.items()
 
     def __len__(self) -> int:
         """Number of groups."""
@@ -151,6 +159,12 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
         As `sites` does.
     InputError
         For a network whose parameters have no shapes yet.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 1)).eval()
+    >>> [group.members for group in groups(net, torch.ones(1, 1, 1, 1)).members]
+    [(('0', 0),), (('0', 1),)]
     """
     _refuse_lazy(model)
     image = noise_like(example)

@@ -119,7 +119,15 @@ class _Beneath(TorchDispatchMode):
 
 @contextmanager
 def intercepted(recorder: Recorder) -> Iterator[None]:
-    """While inside, the recorder hears of everything that this thread's networks call."""
+    """While inside, the recorder hears of everything that this thread's networks call.
+
+    Examples
+    --------
+    >>> from channelscope.network.tracing.recording import record
+    >>> before = nn.Module.__call__
+    >>> len(record(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), (torch.zeros(1, 2),)).values), nn.Module.__call__ is before
+    (4, True)
+    """
     original = nn.Module.__call__
     thread = threading.get_ident()
 

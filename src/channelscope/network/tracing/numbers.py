@@ -68,7 +68,17 @@ class Float(float):
 
 
 def followed(origin: Origin) -> Any:
-    """The origin's value as a number that remembers it; anything but an integer or real number as it is."""
+    """The origin's value as a number that remembers it; anything but an integer or real number as it is.
+
+    Examples
+    --------
+    >>> class Silent:
+    ...     def scope(self):
+    ...         return ""
+    >>> number = followed(Origin(Silent(), "call_function", len, (), 3))
+    >>> number, type(number).__name__, number.origin.target.__name__
+    (3, 'Int', 'len')
+    """
     value = origin.value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
@@ -78,7 +88,13 @@ def followed(origin: Origin) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The same value with ordinary numbers, in tuples, lists, dictionaries and slices too."""
+    """The same value with ordinary numbers, in tuples, lists, dictionaries and slices too.
+
+    Examples
+    --------
+    >>> plain((Int(3), [Float(0.5)], slice(None, Int(2))))
+    (3, [0.5], slice(None, 2, None))
+    """
     if isinstance(value, Int):
         return int(value)
     if isinstance(value, Float):
@@ -118,7 +134,17 @@ for _kind in (Int, Float):
 
 @contextmanager
 def mathematics() -> Iterator[None]:
-    """While inside, some functions of Python's math module follow the numbers they are given."""
+    """While inside, some functions of Python's math module follow the numbers they are given.
+
+    Examples
+    --------
+    >>> before = math.sqrt
+    >>> with mathematics():
+    ...     math.sqrt(4), math.sqrt is before
+    (2.0, False)
+    >>> math.sqrt is before
+    True
+    """
     before = {name: vars(math)[name] for name in ("sqrt", "log", "log2", "exp")}
     try:
         for name, function in before.items():
@@ -140,7 +166,20 @@ def _of_one(function: Callable[..., float]) -> Callable[..., float]:
 
 @contextmanager
 def attributes(steps: Steps, model: nn.Module, entered: Callable[[nn.Module], bool]) -> Iterator[None]:
-    """While inside, the integers that the entered modules hold as attributes are followed."""
+    """While inside, the integers that the entered modules hold as attributes are followed.
+
+    Examples
+    --------
+    >>> class Silent:
+    ...     def scope(self):
+    ...         return ""
+    >>> layer = nn.Linear(2, 3)
+    >>> with attributes(Silent(), layer, lambda module: True):
+    ...     type(layer.in_features).__name__
+    'Int'
+    >>> type(layer.in_features).__name__
+    'int'
+    """
     changed: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for path, module in model.named_modules():

@@ -93,7 +93,14 @@ def record(
 
 
 def literal(recording: Recording) -> fx.Graph:
-    """The steps with numbers in the place of steps that compute them from attributes alone."""
+    """The steps with numbers in the place of steps that compute them from attributes alone.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 3))
+    >>> len(literal(record(net, (torch.zeros(1, 2),))).nodes)
+    3
+    """
     steps, values = recording.steps, recording.values
     for node in list(steps.nodes):
         number = node.op in ("get_attr", "call_function") and not node.all_input_nodes and not nest.holds_tensor(values[node.name])
@@ -164,7 +171,13 @@ EXPONENT = 0.6
 
 
 def other_image(part: Tensor) -> Tensor:
-    """One image that is another than the first of a batch; an input without batch axis comes back as it is."""
+    """One image that is another than the first of a batch; an input without batch axis comes back as it is.
+
+    Examples
+    --------
+    >>> other_image(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    tensor([[3, 1, 2]])
+    """
     if part.dim() < 2:
         return part
     image = part[:1].roll(1, -1)
@@ -175,7 +188,13 @@ def other_image(part: Tensor) -> Tensor:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two outputs are of the same form and their tensors differ by rounding alone."""
+    """Whether two outputs are of the same form and their tensors differ by rounding alone.
+
+    Examples
+    --------
+    >>> same({"a": torch.tensor([1.0])}, {"a": torch.tensor([1.0000001])}), same(torch.zeros(1), torch.ones(1))
+    (True, False)
+    """
     a, b = nest.opened(a), nest.opened(b)
     if isinstance(a, Tensor):
         if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
@@ -225,7 +244,13 @@ def distance(received: Any, expected: Any, path: str = "output", floor: float = 
 
 
 def defined(output: Any) -> bool:
-    """Whether some number of an output is finite, or nothing in it can be infinite."""
+    """Whether some number of an output is finite, or nothing in it can be infinite.
+
+    Examples
+    --------
+    >>> defined(torch.tensor([torch.nan, 1.0])), defined({"a": torch.tensor([torch.nan])})
+    (True, False)
+    """
     parts = [part for _, part in nest.leaves(output) if isinstance(part, Tensor) and part.is_floating_point() and part.numel()]
     return not parts or any(bool(part.isfinite().any()) for part in parts)
 
@@ -250,6 +275,12 @@ def _apart(received: Any, expected: Any, floor: float) -> float:
 
 
 def coarsest(model: nn.Module) -> float:
-    """Rounding of the coarsest type among a network's parameters."""
+    """Rounding of the coarsest type among a network's parameters.
+
+    Examples
+    --------
+    >>> coarsest(nn.Linear(1, 1).double()) < coarsest(nn.Linear(1, 1)) < coarsest(nn.Linear(1, 1).bfloat16())
+    True
+    """
     kinds = {part.dtype for part in model.parameters() if part.is_floating_point()}
     return max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float32).eps)

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from channelscope.display import Facts, Shown
 from channelscope.errors import InputError, MismatchError
 from channelscope.network.edits import known_groups
 from channelscope.network.graph import trace
@@ -28,7 +29,7 @@ FROM_PROFILE = "; or, for peers, the original's profile"
 
 
 @dataclass(frozen=True, repr=False)
-class RepairReport:
+class RepairReport(Shown):
     """What a repair did to each layer.
 
     Examples
@@ -49,8 +50,8 @@ class RepairReport:
     notes: Mapping[str, str] = field(default_factory=dict)
     """layer → what of the method did not apply to it, though it was changed"""
 
-    def __repr__(self) -> str:
-        """The method and how many layers it changed."""
+    def facts(self) -> Facts:
+        """The method and how many layers it changed; each layer's error before and after."""
         parts = [self.method]
         if self.images:
             parts.append(f"{self.images:,} images")
@@ -58,7 +59,12 @@ class RepairReport:
             before, after = (median(column) for column in zip(*self.relative_errors.values(), strict=True))
             parts.append(f"{len(self.relative_errors)} layers re-fitted, median relative error {before:.2g} → {after:.2g}")
         parts += [f"{len(each)} {name}" for name, each in (("skipped", self.skipped), ("with notes", self.notes)) if each]
-        return f"RepairReport({', '.join(parts)})"
+        layers = ((name, f"{before:.2g} → {after:.2g}") for name, (before, after) in self.relative_errors.items())
+        return f"RepairReport({', '.join(parts)})", [*layers, *self.skipped.items()]
+
+    def __repr__(self) -> str:
+        """The method and how many layers it changed."""
+        return self.facts()[0]
 
 
 def repair(

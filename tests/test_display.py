@@ -1,0 +1,125 @@
+"""Every result of the library is shown in at most fifteen lines, as text and as a table."""
+
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import channelscope
+from channelscope import circuits
+from channelscope.circuits.subfeatures import top_images
+from channelscope.display import LINES, Shown
+from channelscope.formulas.gaussian import Gaussian
+from channelscope.formulas.hulls import hulls
+from channelscope.formulas.intervals import jackknife
+from channelscope.network.sites import sites
+from channelscope.pruning.recovery.repair import RepairReport
+from channelscope.site import Site
+from channelscope.stats.moments import Moments
+from channelscope.stats.tally import Tally
+
+ROOT = Path(channelscope.__file__).parent
+
+
+def deep() -> nn.Module:
+    """Twenty convolutions, more than a text has lines."""
+    return nn.Sequential(*[nn.Conv2d(4, 4, 1) for _ in range(20)], nn.Flatten(), nn.Linear(4 * 9, 3)).eval()
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, object]:
+    torch.manual_seed(0)
+    model, batch = deep(), (torch.rand(24, 4, 3, 3), torch.arange(24) % 3)
+    profile = channelscope.collect(model, [batch], readout="positions(all)")
+    found = channelscope.groups(model, batch[0])
+    ranking = channelscope.scores.l2(profile)
+    kept = channelscope.cut(ranking, found, macs=0.9)
+    target = circuits.locate_feature(model, "18:0", batch[0])
+    saliency = circuits.score_kernels(target, batch[0])
+    circuit = circuits.top_k(saliency, 0.5)
+    held_out = circuits.HeldOutImages.of(target, batch[0])
+    moments = Moments.of(torch.rand(50, 30))
+    made = [
+        profile,
+        profile.record("0"),
+        found,
+        ranking,
+        kept,
+        circuit,
+        saliency,
+        held_out,
+        held_out.fidelity(circuit),
+        top_images(target, batch[0], 4),
+        target.channel_graph,
+        moments,
+        Gaussian.fit(moments),
+        hulls(torch.eye(5, dtype=torch.float64)),
+        jackknife(torch.tensor(1.0), torch.rand(10)),
+        profile.tally,
+        sites(model, batch[0]),
+        channelscope.prune(ranking, found, [batch[0]], macs=0.9),
+        RepairReport("least_squares", 10, {f"layer{place}": (0.5, 0.25) for place in range(20)}),
+    ]
+    return {type(each).__name__: each for each in made}
+
+
+def kinds() -> set[str]:
+    """Names of the classes that say how they are shown."""
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        for name in re.findall(r"^class (\w+)\((?:Shown|Subset)\):", path.read_text("utf-8"), re.MULTILINE):
+            found.add(name)
+    return found
+
+
+def test_every_class_that_is_shown_is_tried(results):
+    assert kinds() <= set(results)
+
+
+def test_texts_have_at_most_fifteen_lines(results):
+    for name, each in results.items():
+        assert isinstance(each, Shown)
+        lines = repr(each).splitlines()
+        assert 1 <= len(lines) <= LINES, name
+        assert all(len(line) <= 180 for line in lines), name
+        assert lines[0].startswith(f"{name}("), name
+        assert "tensor(" not in repr(each), name
+
+
+def test_tables_have_the_lines_of_the_facts(results):
+    for name, each in results.items():
+        table = each._repr_html_()
+        assert table.startswith(f"<table><caption>{name}("), name
+        assert table.count("<tr>") <= LINES - 1, name
+    assert results["Ranking"]._repr_html_().count("<tr>") == LINES - 1
+    assert "… 7 more" in repr(results["Ranking"])
+
+
+def test_markup_in_a_name_is_text():
+    class Odd(Shown):
+        def facts(self):
+            return "Odd(<b>)", [("a & b", "<script>")]
+
+    assert Odd()._repr_html_() == "<table><caption>Odd(&lt;b&gt;)</caption><tr><th>a &amp; b</th><td>&lt;script&gt;</td></tr></table>"
+
+
+def test_a_tally_without_images_says_so():
+    assert repr(Tally()) == "Tally(no images)"
+
+
+def test_a_ranking_is_a_frame_and_has_best_channels():
+    places = tuple(Site(name, "conv", 2, (2, 8, 8), 0, name, "relu", depth, 3, (3, 3)) for depth, name in enumerate("ab"))
+    values = {"a": np.array([0.5, np.nan]), "b": np.array([2.0, np.inf])}
+    ranking = channelscope.Ranking("overlap", "nats", "high", values, places, (3, 8, 8), {"a": {1: "silent"}})
+    assert ranking.top(2) == [("b", 1, np.inf), ("b", 0, 2.0)]
+    assert ranking.top(5, "a") == [("a", 0, 0.5)]
+    frame = ranking.to_frame()
+    assert frame["overlap"].tolist()[2:] == [2.0, np.inf]
+    assert frame["note"].tolist() == ["", "silent", "", ""]
+    assert frame["depth"].tolist() == [0, 0, 1, 1]
+    with pytest.raises(importlib.import_module("channelscope.errors").SiteError, match="no site is called aa"):
+        ranking.top(1, "aa")
