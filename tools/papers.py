@@ -18,7 +18,7 @@ from channelscope.errors import FormatError
 from channelscope.zoo.history import History
 
 NETWORKS = {"resnet18": "bfloat16", "vgg16_bn": "bfloat16", "mobilenet_v2": "float32"}
-"""network → the precision that is faster on a CPU with bfloat16 units, by `benchmarks/training.py`; named so that a second run is the same"""
+"""network → the precision that is faster on a CPU with bfloat16 units, by benchmarks/training.py"""
 
 EPOCHS, CHECKPOINTS = 15, 5
 ROOT = Path(__file__).parents[1]

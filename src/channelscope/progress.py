@@ -33,7 +33,7 @@ def progress_bar(note: str, total: int | None, shown: bool = True) -> Iterator[C
     ...     advance(2)
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    hidden = not shown or _QUIET.get() or not sys.stderr.isatty()
+    hidden = not shown or is_quiet() or not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
         task = progress.add_task(note, total=total)
         yield lambda steps=1: progress.advance(task, steps)
@@ -53,3 +53,15 @@ def without_bars() -> Iterator[None]:
         yield
     finally:
         _QUIET.reset(token)
+
+
+def is_quiet() -> bool:
+    """Whether progress is not shown: inside `without_bars`.
+
+    Examples
+    --------
+    >>> with without_bars():
+    ...     is_quiet()
+    True
+    """
+    return _QUIET.get()
