@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.channelscope-ready
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help architectures demo test test-data test-browser test-slow lint mutants wheel bench papers report clean
+.PHONY: help architectures demo test test-data test-browser test-slow lint mutants wheel docs bench papers report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,7 +47,11 @@ wheel: $(READY)  ## build sdist and wheel, install the wheel into an empty envir
 	cd build && ./empty/bin/channelscope demo --out wheel-demo
 	test -s build/wheel-demo/report.html
 
-mutants: $(READY)  ## make 200 small changes of the source and see which the tests notice, about two hours; resumable
+docs: $(READY)  ## build the documentation site in build/docs; its notebooks run the first time and when they change
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
+	@echo "open build/docs/index.html"
+
+mutants: $(READY)  ## make 200 small changes of the source and see which the tests notice, resumable
 	$(BIN)/python tools/mutants.py
 
 bench: $(READY)  ## every benchmark table, ratios of medians taken in one run

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from channelscope.circuits.criteria import score_kernels
-from channelscope.circuits.located_feature import LocatedFeature, locate_feature
+from channelscope.circuits.feature import LocatedFeature, locate_feature
 from channelscope.data.torchvision_cpu import models
 
 ROUNDS = 3

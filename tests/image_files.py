@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from channelscope.data.partitions import Partition, PartitionedDataset
+from channelscope.data.splits import Partition, PartitionedDataset
 
 
 def picture(seed=0, size=(8, 8), gray=False):

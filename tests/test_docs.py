@@ -18,10 +18,21 @@ from channelscope.formulas.gaussian import Gaussian
 from channelscope.network.channel_graph import ChannelGraph
 from channelscope.network.graph import Graph
 from channelscope.network.operations.step import Step
+from channelscope.network.removal.groups import Groups
+from channelscope.scores.layer_statistics import LayerStatistics
+from channelscope.scores.registry import REGISTRY
 from channelscope.stats.profile import Profile
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+DOCS = ROOT / "docs"
+MADE = ("api", "reference")
+"""folders of pages that are made when the site is built"""
+
+PAGES = sorted(
+    path
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+    if not path.is_relative_to(DOCS) or path.relative_to(DOCS).parts[0] not in MADE
+)
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 LIBRARIES = {"torch": torch, "x": torch.ones(1), "nn": torch.nn, "F": torch.nn.functional, "autograd": torch.autograd}
 VARIABLES = {
@@ -30,7 +41,9 @@ VARIABLES = {
     "law": Gaussian,
     "profile": Profile,
     "step": Step,
+    "layer": LayerStatistics,
     "Graph": Graph,
+    "Groups": Groups,
     "ChannelGraph": ChannelGraph,
 }
 """names that stand for an object or a class of the library"""
@@ -42,7 +55,11 @@ EXAMPLES = {"nets.py", "path/to/file.py"}
 """files of a user that pages speak of"""
 
 DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PYTHON = ("python", "{code-cell} ipython3")
+"""languages of a block of Python: a page's, and a notebook's"""
+
+ROLE = re.compile(r"\{[\w:]+\}`[^`\n]+`")
 
 
 def named(page):
@@ -51,7 +68,7 @@ def named(page):
 
 def inline(text: str) -> list[str]:
     """What stands between single back-ticks."""
-    return re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    return re.findall(r"`([^`\n]+)`", ROLE.sub("", FENCE.sub("", text)))
 
 
 def member(owner, name: str):
@@ -86,7 +103,7 @@ def exists(name: str) -> bool:
 
 def commands(text: str) -> list[list[str]]:
     """The words of every line that begins with `channelscope`, in a block of commands or between back-ticks."""
-    blocks = [body.replace("\\\n", " ") for language, body in FENCE.findall(text) if language not in ("python", "json")]
+    blocks = [body.replace("\\\n", " ") for language, body in FENCE.findall(text) if language not in (*PYTHON, "json")]
     lines = [line for block in blocks for line in block.splitlines()] + inline(text)
     return [re.split(r"\s{2,}#", line)[0].split()[1:] for line in lines if line.startswith("channelscope ")]
 
@@ -140,7 +157,7 @@ def test_every_command_exists_with_its_flags(page):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_import_and_attribute_of_the_python_examples_exists(page):
     for language, body in FENCE.findall(page.read_text("utf-8")):
-        if language != "python":
+        if language not in PYTHON:
             continue
         owners = {}
         for node in ast.walk(ast.parse(body)):
@@ -154,10 +171,41 @@ def test_every_import_and_attribute_of_the_python_examples_exists(page):
                 member(owners[node.value.id], node.attr)
 
 
+@pytest.mark.parametrize(
+    ("page", "said"), [("start.md", "relevance    excess"), ("how-to/extend.md", "conv1: 0.70 [0.60, 0.80] (n = 100 images)")]
+)
+def test_the_python_of_the_page_runs(page, said, capsys):
+    blocks = [body for language, body in FENCE.findall((DOCS / page).read_text("utf-8")) if language == "python"]
+    try:
+        exec(compile("\n".join(blocks), page, "exec"), {"__name__": "page"})
+    finally:
+        REGISTRY.pop("loudness", None)
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_link_leads_to_a_file(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", FENCE.sub("", page.read_text("utf-8")))
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.is_relative_to(DOCS)], ids=named)
+def test_every_page_says_who_it_is_for(page):
+    text = re.sub(r"\A---\n.*?\n---\n", "", page.read_text("utf-8"), flags=re.DOTALL)
+    _, line = (line for line in text.split("\n\n")[:2])
+    assert re.match(r"\*For \w", line)
+
+
+def test_the_site_shows_every_page():
+    shown = {
+        (page.parent / name).with_suffix(".md").resolve()
+        for page in DOCS.rglob("*.md")
+        for language, body in FENCE.findall(page.read_text("utf-8"))
+        if language == "{toctree}"
+        for name in body.split()
+        if not name.startswith(":")
+    }
+    assert {page for page in PAGES if page.is_relative_to(DOCS)} - shown == {DOCS / "index.md"}
 
 
 def test_the_list_of_commands_is_whole():

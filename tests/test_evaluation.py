@@ -6,7 +6,7 @@ from torch import nn
 
 from channelscope import zoo
 from channelscope.errors import DataError, InputError
-from channelscope.evaluation import bfloat16_gap, evaluate, evaluate_each
+from channelscope.evaluation import bfloat16_gap, evaluate, evaluate_each, loss_and_accuracy
 from channelscope.network.module_state import weights_hash
 
 X = torch.eye(4).view(4, 4, 1, 1)
@@ -73,3 +73,28 @@ def test_the_gap_is_the_difference_on_the_first_images():
     first = images.test.take(50)
     expected = evaluate_each(model, first, "bfloat16")[0].accuracy - evaluate_each(model, first)[0].accuracy
     assert bfloat16_gap(model, images.test, 50) == expected
+
+
+class Halves:
+    """A split of four images in batches of two."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self):
+        return iter([(X[:2], torch.tensor([0, 1]), torch.tensor([0, 1])), (X[2:], torch.tensor([2, 0]), torch.tensor([2, 3]))])
+
+
+def test_loss_and_accuracy_are_those_of_evaluation_mode():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False), nn.Dropout(1.0)).train()  # in training every logit is 0
+    nn.init.eye_(model[1].weight)
+    loss, accuracy = loss_and_accuracy(model, Halves())  # type: ignore[arg-type]
+    assert accuracy == 0.75
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(X.flatten(1), torch.tensor([0, 1, 2, 0])).item())
+    assert not model.training
+
+
+def test_the_images_that_are_right_come_in_order():
+    tally, correct = evaluate_each(MODEL, [(X[:2], [0, 1]), (X[2:], [2, 0])])
+    assert correct.tolist() == [True, True, True, False]
+    assert (tally.images, tally.correct) == (4, 3)

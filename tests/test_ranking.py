@@ -46,3 +46,9 @@ def test_values_must_match_the_sites():
         ranking(values={name: each for name, each in values.items() if name != "block19.conv"})
     with pytest.raises(ShapeError, match=r"expected 2 values, received shape \(3,\)"):
         ranking(values=values | {"block1.conv": np.zeros(3)})
+
+
+def test_printed_thirteen_sites_are_all_listed():
+    some = ranking(values={site.name: np.array([1.0, 2.0]) for site in SITES[:13]}, sites=SITES[:13])
+    assert repr(some).splitlines()[-1] == "  block12.conv: 2 channels, 1 … 2"
+    assert len(repr(some).splitlines()) == 14

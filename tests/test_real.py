@@ -1,4 +1,4 @@
-"""The real networks and images of ../shared/data, end to end, on fewer images than docs/results.md."""
+"""The real networks and images of ../shared/data, end to end, on fewer images than docs/results/index.md."""
 
 from pathlib import Path
 

@@ -1,19 +1,22 @@
 """Table of the network families that can be cut: each is cut, compared, saved, loaded and repaired in a process of its own.
 
-Random weights, BatchNorm statistics of one pass in training mode, the channels with the smallest weights removed until
-0.6 of the multiply-adds are left. A row that is in the table already is not run again: delete the table to start over.
+Random weights, BatchNorm statistics of one pass in training mode, the channels with the lowest scores removed until 0.6 of the
+multiply-adds are left. Each module of timm is represented by its smallest network, with as few blocks and pixels as it takes
+(`--choose` finds them; they stand in architectures.json, with other networks). A row that is in the table already is not run
+again: delete the table to start over.
 """
 
 import argparse
 import copy
 import csv
 import json
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,23 +28,29 @@ from channelscope.data.torchvision_cpu import models
 from channelscope.errors import BudgetError, ChannelscopeError
 from channelscope.network.cost import fused_kernels
 from channelscope.network.module_state import eval_mode
+from channelscope.network.removal.outputs import distance
 
-TABLE, PAGE = Path("docs/supported-networks.csv"), Path("docs/supported-networks.md")
+TABLE, PAGE, CHOSEN = Path("docs/supported-networks.csv"), Path("docs/supported-networks.md"), Path(__file__).with_suffix(".json")
 COLUMNS = ["network", "pixels", "million", "outcome", "groups", "channels", "whole", "sites", "macs", "predicted", "error", "repaired"]
-COLUMNS += ["seconds", "note"]
+COLUMNS += ["seconds", "family", "note"]
 BUDGET, CLASSES, IMAGES, LIMIT = 0.6, 10, 8, 240
 RELATIVE = 1e-6
-SAMPLE = {
-    64: "torchvision:squeezenet1_1 torchvision:shufflenet_v2_x0_5 torchvision:mobilenet_v2 torchvision:mobilenet_v3_small "
-    "torchvision:mnasnet0_5 torchvision:regnet_y_400mf torchvision:resnet18 torchvision:efficientnet_b0 torchvision:densenet121 "
-    "timm:ghostnet_050 timm:lcnet_050 timm:tinynet_e timm:semnasnet_050 timm:res2net50_14w_8s timm:resnetv2_50 timm:dla46_c "
-    "timm:hardcorenas_a timm:convnext_atto timm:repvgg_a0 timm:resnext26ts timm:xcit_nano_12_p16_224 timm:poolformer_s12 "
-    "timm:mobileone_s0 timm:nf_regnet_b0 timm:skresnet18 timm:resnest14d timm:selecsls42 timm:fbnetc_100 timm:cspresnet50 "
-    "timm:rexnet_100 timm:edgenext_xx_small timm:starnet_s1 timm:fastvit_t8 timm:inception_next_atto",
-    128: "torchvision:googlenet torchvision:alexnet torchvision:vgg11_bn timm:hgnetv2_b0",
-    224: "timm:vit_tiny_patch16_224 timm:deit_tiny_patch16_224 timm:mixer_s32_224 timm:levit_128s timm:efficientformer_l1 "
-    "timm:crossvit_tiny_240 timm:convit_tiny timm:pit_ti_224 timm:mobilevit_xxs timm:swin_tiny_patch4_window7_224",
-}
+REASONS = 3
+SEGMENTATION = "torchvision:segmentation/"
+BLOCKS: list[dict[str, Any]] = [
+    {name: value}
+    for name, values in {
+        "depth": (2, 4, (1, 1, 1, 1), (1, 1, 1), (1, 1, 1, 1, 1)),
+        "depths": ((1, 1), (1, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1, 1), (2, 2, 2), (2, 2, 2, 2)),
+        "layers": ((1, 1, 1), (1, 1, 1, 1)),
+        "num_layers": (2, (1, 1, 1, 1)),
+        "levels": ((1, 1, 1, 1, 1, 1),),
+        "serial_depths": ((1, 1, 1, 1),),
+    }.items()
+    for value in values
+]
+"""Keywords that make some networks of timm shallower"""
+PIXELS = 64, 96, 112, 128, 160, 192, 224, 240, 256
 WORDS = {
     "equal": "cut to the budget, equal to the silenced network, saved, loaded and repaired",
     "partly": "the same, at the smallest cost that can be reached, which is above the budget",
@@ -56,14 +65,19 @@ WORDS = {
 def prepared(name: str, pixels: int) -> nn.Module:
     """A network with random weights and the BatchNorm statistics of noise."""
     torch.manual_seed(0)
-    model = zoo.build(name, classes=CLASSES, image_size=pixels)
+    if name.startswith(SEGMENTATION):
+        options: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
+        model = models.get_model(name.removeprefix(SEGMENTATION), **options)
+    else:
+        model = zoo.build(name, classes=CLASSES, image_size=pixels)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
-    with torch.no_grad():
-        model(torch.randn(IMAGES, 3, pixels, pixels))
+    if norms:
+        with torch.no_grad():
+            model(torch.randn(IMAGES, 3, pixels, pixels))
     return model.eval()
 
 
@@ -75,13 +89,13 @@ def multiply_adds(model: nn.Module, image: torch.Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def distance(small: nn.Module, model: nn.Module, removed: channelscope.Subset, images: torch.Tensor) -> float:
+def apart(small: nn.Module, model: nn.Module, removed: channelscope.Subset, images: torch.Tensor) -> float:
     """Largest difference of the smaller and the silenced network's outputs in float64, relative to the largest output."""
     small, model = copy.deepcopy(small).double().eval(), copy.deepcopy(model).double().eval()
     with torch.no_grad(), channelscope.silence(model, removed):
         expected = model(images.double())
     with torch.no_grad():
-        return float((small(images.double()) - expected).abs().max() / expected.abs().max())
+        return distance(small(images.double()), expected)[0]
 
 
 def measured(name: str, pixels: int) -> dict:
@@ -90,83 +104,134 @@ def measured(name: str, pixels: int) -> dict:
     source = torch.Generator().manual_seed(1)
     images = torch.randn(IMAGES, 3, pixels, pixels, generator=source)
     row: dict = {"million": round(sum(part.numel() for part in model.parameters()) / 1e6, 2)}
-    ranking = channelscope.scores.l2(channelscope.collect(model, [images[:2]]))
     found = channelscope.groups(model, images[:1])
     row |= {
         "groups": len(found),
         "channels": sum(len(group.members) for group in found.members),
         "sites": len(found.sites),
         "whole": len(found.unprunable),
+        "note": "; ".join(f"{site}: {reason}" for site, reason in list(found.unprunable.items())[:REASONS]),
     }
     if len(found) == 0:
-        return row | {"outcome": "whole", "note": next(iter(found.unprunable.values()), "")}
-    outcome = "equal"
-    try:
-        kept = channelscope.cut(ranking, found, macs=BUDGET)
-    except BudgetError as error:
-        outcome, row["note"] = "partly", str(error)
-        kept = channelscope.cut(ranking, found, macs=BUDGET, closest=True)
-    small = channelscope.shrink(found, kept)
-    full = multiply_adds(model, images[:1])
-    row["macs"] = round(multiply_adds(small, images[:1]) / full, 4)
+        return row | {"outcome": "whole"}
+    profile = channelscope.collect(model, [images])
+    outcome, errors = "equal", []
+    for score in (channelscope.scores.capture, channelscope.scores.l2):
+        ranking = score(profile)
+        try:
+            kept = channelscope.cut(ranking, found, macs=BUDGET)
+        except BudgetError as error:
+            outcome, row["note"] = "partly", f"{str(error).partition(' (closest')[0]}; {row['note']}"
+            kept = channelscope.cut(ranking, found, macs=BUDGET, closest=True)
+        small = channelscope.shrink(found, kept)
+        errors.append(apart(small, model, ~kept, images[:2]))
+    row["macs"] = round(multiply_adds(small, images[:1]) / multiply_adds(model, images[:1]), 4)
     row["predicted"] = round(channelscope.network.cost.macs(found, kept) / channelscope.network.cost.cost(model, images[:1]).total_macs, 4)
-    row["error"] = f"{distance(small, model, ~kept, images):.1e}"
+    row["error"] = f"{max(errors):.1e}"
     report = channelscope.repair(small, found, kept, [images])
     row["repaired"] = len(report.relative_errors)
     with tempfile.TemporaryDirectory() as folder:
         channelscope.save_pruned(small, model, kept, Path(folder) / "small")
         loaded = channelscope.load_pruned(Path(folder) / "small", model)
     with torch.no_grad(), eval_mode(small):
-        same = torch.equal(small(images), loaded(images))
+        same = distance(loaded(images[:2]), small(images[:2]))[0] == 0
     if not float(row["error"]) <= RELATIVE or not same:
         outcome = "wrong"
     return row | {"outcome": outcome}
 
 
-def child(name: str, pixels: int) -> None:
-    """Print the row of one network as JSON."""
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, NotImplementedError)
+
+
+def child(name: str, pixels: int, answers: Any) -> None:
+    """Send the row of one network to the process that asked for it."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    start = time.monotonic()
+    start = time.process_time()
     try:
         row = measured(name, pixels)
     except ChannelscopeError as error:
         row = {"outcome": "refused", "note": f"{type(error).__name__}: {error}"}
-    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, NotImplementedError) as error:
+    except FAILURES as error:
         row = {"outcome": "failed", "note": f"{type(error).__name__}: {error}"}
-    print(json.dumps(row | {"seconds": round(time.monotonic() - start, 1)}))
+    answers.send(row | {"seconds": round(time.process_time() - start, 1)})
 
 
 def parent(name: str, pixels: int, limit: float) -> dict:
     """The row of one network, from a process of its own."""
+    context = multiprocessing.get_context("fork")
+    answers, end = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(name, pixels, end))
+    process.start()
+    end.close()
     try:
-        done = subprocess.run([sys.executable, __file__, "--one", name, str(pixels)], capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {"outcome": "late", "note": f"{limit:g} s"}
-    lines = done.stdout.strip().splitlines()
-    return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {"outcome": "failed", "note": done.stderr.strip()[-300:]}
+        row = answers.recv() if answers.poll(limit) else {"outcome": "late", "note": f"{limit:g} s"}
+    except EOFError:
+        row = {"outcome": "failed", "note": "the process ended without an answer"}
+    process.kill()
+    process.join()
+    return row
 
 
-def smallest_of_timm() -> dict[int, list[str]]:
-    """The smallest network of each module of timm, by its image size."""
+def choose() -> None:
+    """Write the smallest network of each module of timm, with as few blocks and pixels as it takes, to architectures.json."""
     import timm
     from timm.models import _registry
 
-    found: dict[int, list[str]] = {}
-    for module in sorted(_registry._module_to_models):
-        best: tuple[int, str, int] | None = None
+    chosen = json.loads(CHOSEN.read_text())
+    for module in sorted(set(_registry._module_to_models) - set(chosen["modules"])):
+        sizes = {}
         for name in sorted(_registry._module_to_models[module]):
-            with torch.device("meta"):
-                try:
-                    model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
-                except (RuntimeError, TypeError, ValueError, NotImplementedError):
-                    continue
-            count = sum(part.numel() for part in model.parameters())
-            size = max(64, *(model.default_cfg.get("input_size") or (3, 224, 224))[1:])
-            if best is None or count < best[0]:
-                best = count, name, size
-        if best is not None:
-            found.setdefault(best[2], []).append(f"timm:{best[1]}")
+            try:
+                with torch.device("meta"):
+                    sizes[name] = sum(part.numel() for part in timm.create_model(name, num_classes=CLASSES).parameters())
+            except FAILURES:
+                continue
+        found = _smallest(min(sizes, key=lambda name: sizes[name])) if sizes else None
+        if found is not None:
+            chosen["modules"][module] = found
+            CHOSEN.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+
+
+def _smallest(name: str) -> list | None:
+    """The name of a network with its keywords, pixels, and seconds of a pass; None for one that does not classify images."""
+    full = zoo.build(f"timm:{name}", classes=CLASSES).default_cfg["input_size"][1]  # type: ignore[union-attr,index]
+    found = [(_runs(name, options, full), options) for options in ({}, *BLOCKS)]
+    runs = [(tried[0], index) for index, (tried, _) in enumerate(found) if tried]
+    options = found[min(runs)[1]][1] if runs else {}
+    for pixels in (*(size for size in PIXELS if size < full), full):
+        for more in ({}, {"img_size": pixels}):
+            tried = _runs(name, options | more, pixels)
+            if tried:
+                words = ",".join(f"{key}={value}".replace(" ", "") for key, value in (options | more).items())
+                return [f"timm:{name}({words})" if words else f"timm:{name}", pixels, round(tried[1], 3)]
+    return None
+
+
+def _runs(name: str, options: dict, pixels: int) -> tuple[int, float] | None:
+    """Number of modules, and seconds of a pass over two images; None if it cannot run so."""
+    import timm
+
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=CLASSES, **options).eval()
+        start = time.process_time()
+        with torch.no_grad():
+            right = model(torch.zeros(2, 3, pixels, pixels)).shape == (2, CLASSES)
+        return (len(list(model.modules())), time.process_time() - start) if right else None
+    except FAILURES:
+        return None
+
+
+def wanted(every: bool) -> list[tuple[str, int, str]]:
+    """(name, pixels, family) of the networks of the table, cheap ones first."""
+    chosen = json.loads(CHOSEN.read_text())
+    modules = sorted(chosen["modules"].items(), key=lambda item: item[1][2])
+    found = [(name, pixels, f"timm {module}") for module, (name, pixels, _) in modules]
+    found += [(name, pixels, name.partition(":")[0]) for name, pixels in chosen["others"].items()]
+    if every:
+        known = {name for name, _, _ in found}
+        names = (f"torchvision:{name}" for name in models.list_models(module=models))
+        found += [(name, 224, "torchvision") for name in names if name not in known]
     return found
 
 
@@ -188,8 +253,11 @@ def write(rows: dict[str, dict]) -> None:
     lines = [
         "# Supported networks",
         "",
+        "*For those who want to know whether a network like theirs can be cut.*",
+        "",
         "Written by `make architectures`. Random weights, BatchNorm statistics of one pass in training mode, the channels with the",
-        f"smallest weights removed until {BUDGET} of the multiply-adds are left.",
+        f"lowest scores (`l2` and `capture`) removed until {BUDGET} of the multiply-adds are left. Each module of timm is represented by",
+        "its smallest network, with as few blocks and pixels as it takes.",
         "",
         "| outcome | networks | meaning |",
         "|---|---|---|",
@@ -201,7 +269,7 @@ def write(rows: dict[str, dict]) -> None:
         "largest output; `repaired` layers were fitted again. The reasons are in `supported-networks.csv`.",
         "",
     ]
-    shown = COLUMNS[:-1]
+    shown = COLUMNS[:-2]
     lines += [f"| {' | '.join(shown)} |", f"|{'---|' * len(shown)}"]
     lines += [f"| {' | '.join(str(row.get(key, '')) for key in shown)} |" for row in rows.values()]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -210,27 +278,27 @@ def write(rows: dict[str, dict]) -> None:
 def main() -> None:
     """Run what is not in the table yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("networks", nargs="*", help="names, each NAME@PIXELS; none: the sample")
-    parser.add_argument("--all", action="store_true", help="all of torchvision and the smallest network of each module of timm")
+    parser.add_argument("networks", nargs="*", help="names, each NAME@PIXELS; they are run again if they are in the table")
+    parser.add_argument("--all", action="store_true", help="every classification network of torchvision too")
+    parser.add_argument("--choose", action="store_true", help="find the smallest network of each module of timm")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one network")
-    parser.add_argument("--one", nargs=2, metavar=("NAME", "PIXELS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.one:
-        child(given.one[0], int(given.one[1]))
+    if given.choose:
+        choose()
         return
-    wanted = [(name, size) for size, names in SAMPLE.items() for name in names.split()]
-    if given.networks:
-        wanted = [(name, int(size)) for name, _, size in (each.rpartition("@") for each in given.networks)]
-    elif given.all:
-        wanted += [(f"torchvision:{name}", 299 if name == "inception_v3" else 224) for name in models.list_models(module=models)]
-        wanted += [(name, size) for size, names in smallest_of_timm().items() for name in names]
     rows = read()
-    for name, pixels in dict(wanted).items():
-        if name not in rows:
-            rows[name] = {"network": name, "pixels": pixels, **parent(name, pixels, given.limit)}
-            write(rows)
-            print(name, rows[name]["outcome"], rows[name].get("note", ""), flush=True)
+    todo = [row for row in wanted(given.all) if row[0] not in rows]
+    if given.networks:
+        families = {name: family for name, _, family in wanted(False)}
+        pairs = (each.rpartition("@") for each in given.networks)
+        todo = [(name, int(size), families.get(name, name.partition(":")[0])) for name, _, size in pairs]
+    for name, pixels, family in todo:
+        row = {"network": name, "pixels": pixels, "family": family, **parent(name, pixels, given.limit)}
+        rows = read()
+        rows[name] = row
+        write(rows)
+        print(name, row["outcome"], row.get("macs", ""), row.get("note", ""), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

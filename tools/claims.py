@@ -286,6 +286,8 @@ def page(rows: Sequence[dict[str, str]]) -> str:
     lines = [
         "# The published claims, one by one",
         "",
+        "*For reviewers: each claim, what was measured, and whether it holds.*",
+        "",
         "Made from `claims.csv` beside this page by `python tools/claims.py --page`; each table's command measures it again. "
         "A value is the mean over layers (or connections of two layers), then over training runs. The interval is 95 %: Student's over "
         "runs where there are at least three, else a bootstrap over layers. A claim is **held** where the whole interval lies within "

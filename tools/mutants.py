@@ -2,30 +2,32 @@
 
     python tools/mutants.py --count 200 --seed 0 --jobs 2
 
-Each change is made in a copy of the repository. The tests of the changed module run until the first failure; a change that no test
-notices is a survivor. Results are kept in a file (one JSON line a change), and a run that is given again goes on from there.
+Each change is made in a copy of the repository. The tests that execute the changed line run, quick ones and those of the changed module
+first, until one fails; a change that no test notices is a survivor. Results are kept in a file (one JSON line a change), and a run that is
+given again goes on from there. Survivors that are no faults stand in `equivalent_mutants.json` with the reason.
 """
 
 import argparse
 import ast
+import compileall
+import hashlib
 import json
-import os
-import random
+import py_compile
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCE = Path("src") / "channelscope"
-SECONDS = 240
-"""Time the tests of one change may take; a change that makes them hang is noticed."""
+import pytest
+from forked_tests import PLAIN, ROOT, SOURCE, Child, LineMap, Recorder, ended, forked, test_files
+
+SECONDS = 90
+"""Time that the tests of one change take together, at most, when nothing is changed."""
 COMPARISONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
 OPERATORS = {"+": "-", "-": "+", "*": "/", "/": "*", "//": "/", "**": "*", "&": "|", "|": "&"}
 SYMBOLS = {
@@ -38,8 +40,12 @@ SYMBOLS = {
 class Change:
     """One small change of one file."""
 
+    name: str
+    """file, function, line of code and change: it stays the same when lines move"""
     file: str
     """path below the repository"""
+    statement: int
+    """first line of the changed statement"""
     line: int
     kind: str
     """comparison, sign, constant, condition, dropped statement or swapped arguments"""
@@ -70,14 +76,33 @@ class _Changes(ast.NodeVisitor):
         for line in self.raw.splitlines(keepends=True):
             self.starts.append(self.starts[-1] + len(line))
         self.found: list[Change] = []
+        self.inside: list[str] = []
+        self.statement = 1
+        self.times: Counter[str] = Counter()
         for node in ast.parse(self.raw).body:
             self.visit(node)
+
+    def visit(self, node: ast.AST) -> None:
+        """Remember the statement and the function or class around a change."""
+        before = self.statement
+        if isinstance(node, ast.stmt):
+            self.statement = node.lineno
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            self.inside.append(node.name)
+        super().visit(node)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            self.inside.pop()
+        self.statement = before
 
     def _span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
         return self.starts[node.lineno - 1] + node.col_offset, self.starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[operator]
 
     def _add(self, node: ast.expr | ast.stmt, kind: str, start: int, end: int, text: str) -> None:
-        self.found.append(Change(self.file, node.lineno, kind, start, end, text))
+        line, replaced = self.raw[self.starts[node.lineno - 1] : self.starts[node.lineno]], self.raw[start:end].decode()
+        name = f"{self.file} {'.'.join(self.inside)}: {line.decode().strip()}: {kind}: {replaced} → {text}"
+        self.times[name] += 1
+        name += f" ({self.times[name]})" if self.times[name] > 1 else ""
+        self.found.append(Change(name, self.file, self.statement, node.lineno, kind, start, end, text))
 
     def _between(self, node: ast.expr, left: ast.expr, right: ast.expr, symbol: str, other: str, kind: str) -> None:
         start, end = self._span(left)[1], self._span(right)[0]
@@ -156,15 +181,14 @@ class _Changes(ast.NodeVisitor):
 
 
 def drawn(count: int, seed: int) -> list[Change]:
-    """So many changes, as evenly over the rooms as there are changes in them."""
+    """So many changes, as evenly over the rooms as there are changes in them; the same ones while their lines stay as they are."""
     rooms: dict[str, list[Change]] = defaultdict(list)
     for path in sorted((ROOT / SOURCE).rglob("*.py")):
         if path.name != "__main__.py":
             for change in _Changes(path.relative_to(ROOT)).found:
                 rooms[change.room].append(change)
-    source = random.Random(seed)
     for changes in rooms.values():
-        source.shuffle(changes)
+        changes.sort(key=lambda change: hashlib.sha256(f"{seed} {change.name}".encode()).digest())
     chosen: list[Change] = []
     for turn in range(count):
         chosen += [changes[turn] for _, changes in sorted(rooms.items()) if turn < len(changes)]
@@ -173,14 +197,26 @@ def drawn(count: int, seed: int) -> list[Change]:
     return chosen[:count]
 
 
-def concerned(change: Change) -> list[str]:
-    """Test files that name the changed module; else those of its room."""
-    tests = sorted((ROOT / "tests").rglob("test_*.py"))
-    near = [path for path in tests if path.stem == f"test_{Path(change.file).stem}" and change.room in path.parts]
-    naming = [path for path in tests if _names(path.read_text(), change.module)]
-    room = [path for path in tests if change.room in path.relative_to(ROOT).parts]
-    found = list(dict.fromkeys([*near, *naming])) or room or tests
-    return [str(path.relative_to(ROOT)) for path in found]
+def chosen_tests(change: Change, lines: LineMap) -> list[list[str]]:
+    """The tests to run, quick ones first: those that execute the changed line, in the module's test file, in its room and elsewhere, and
+    the rest of the module's test file. Where none executes the line, the test files that name the module count as its own."""
+    covering = lines.executing(change.file, change.statement, change.line)
+    beside = {change.room, f"test_{change.room}.py"}
+    own = {path for path in test_files() if Path(path).stem == f"test_{Path(change.file).stem}" and Path(path).parts[1] in beside}
+    if not covering:
+        own |= {path for path in test_files() if _names((ROOT / path).read_text(), change.module)}
+    rest = {name for name in lines.seconds if name.split("::")[0] in own} - set(covering)
+
+    def part(name: str) -> int:
+        path = name.split("::")[0]
+        return 3 if name in rest else 0 if path in own else 1 if change.room in Path(path).parts else 2
+
+    parts, total = ([], [], [], []), 0.0
+    for name in sorted([*covering, *rest], key=lambda name: (part(name), lines.seconds[name])):
+        if total + lines.seconds[name] <= SECONDS or not any(parts):
+            parts[part(name)].append(name)
+            total += lines.seconds[name]
+    return [tests for tests in parts if tests]
 
 
 def _names(text: str, module: str) -> bool:
@@ -188,34 +224,28 @@ def _names(text: str, module: str) -> bool:
     return re.search(rf"{re.escape(module)}\b|from {re.escape(package)} import [^\n]*\b{name}\b", text) is not None
 
 
-def noticed(change: Change, folder: Path) -> bool:
-    """Whether a test fails when the change is made in a copy of the repository."""
+def run_changed(change: Change, folder: Path, parts: list[list[str]], slowest: float, result: Path) -> int:
+    """Make the change in a copy of the repository, run tests there until one fails, and write its name."""
     path = folder / change.file
     whole = path.read_bytes()
     path.write_bytes(whole[: change.start] + change.text.encode() + whole[change.end :])
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *concerned(change)]
-    places = os.pathsep.join(str(folder / part) for part in ("src", "tests"))
-    try:
-        done = subprocess.run(command, cwd=folder, env=_environment(places), capture_output=True, timeout=SECONDS)
-        return done.returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
-    finally:
-        path.write_bytes(whole)
-
-
-def _environment(places: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": places, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    plugin = Recorder()
+    code = 0
+    for tests in parts:
+        code = code or pytest.main([*PLAIN, "-x", f"--timeout={30 + 8 * slowest:.0f}", *tests], plugins=[plugin])
+    result.write_text(json.dumps({"failed": plugin.failed, "why": plugin.why, "ran": len(plugin.seconds)}))
+    return code
 
 
 def copies(count: int) -> Iterator[Path]:
-    """Copies of the repository's source and tests in temporary folders."""
+    """Copies of the repository's source and tests in temporary folders, compiled such that a changed file is compiled again."""
     for _ in range(count):
         folder = Path(tempfile.mkdtemp(prefix="mutants-"))
-        for name in ("src", "tests", "docs", "examples", "benchmarks"):
+        for name in ("src", "tests", "docs", "examples", "benchmarks", "tools"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        for name in ("pyproject.toml", "README.md"):
+        for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "Makefile", "CONTRIBUTING.md"):
             shutil.copy(ROOT / name, folder / name)
+        compileall.compile_dir(folder / "src", quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
         yield folder
 
 
@@ -225,10 +255,58 @@ def reasons() -> dict[str, str]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def named(change: Change) -> str:
-    """A change by file, kind and text, which stays the same when lines move."""
-    text = (ROOT / change.file).read_bytes()[change.start : change.end].decode()
-    return f"{change.file}: {change.kind}: {text} → {change.text}"
+class Trial:
+    """Changes that are tried side by side, one in each copy, and a file with what came of them."""
+
+    def __init__(self, lines: LineMap, folders: list[Path], out: Path):
+        self.lines, self.free, self.out = lines, list(folders), out
+        self.children: list[Child] = []
+        self.of: dict[int, tuple[Change, Path, bytes]] = {}
+        found = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+        self.before: dict[str, bool] = {line["name"]: line["noticed"] for line in found if "statement" in line}
+
+    def start(self, change: Change) -> None:
+        """Try one change as soon as a copy is free."""
+        if not self.free:
+            self._end(*next(ended(self.children)))
+        folder, tests = self.free.pop(), chosen_tests(change, self.lines)
+        times = [self.lines.seconds[name] for part in tests for name in part]
+        slowest = max((self.lines.slowest[name.split("::")[0]] for part in tests for name in part), default=0.0)
+        result = folder / "result.json"
+        result.unlink(missing_ok=True)
+        if not tests:
+            self.free.append(folder)
+            return self._keep(change, False, "no test executes the line", 0.0)
+        whole = (folder / change.file).read_bytes()
+        work = partial(run_changed, change, folder, tests, slowest, result)
+        child = forked(folder, folder / "log.txt", work, 120 + 8 * sum(times))
+        self.children.append(child)
+        self.of[child.pid] = change, folder, whole
+        return None
+
+    def finish(self) -> None:
+        """Wait for all that were started."""
+        for child, code in ended(self.children):
+            self._end(child, code)
+
+    def _end(self, child: Child, code: int) -> None:
+        change, folder, whole = self.of.pop(child.pid)
+        (folder / change.file).write_bytes(whole)
+        result = folder / "result.json"
+        found = json.loads(result.read_text()) if result.exists() else {"failed": [], "ran": 0}
+        self.free.append(folder)
+        if code in (4, 5) and not found["failed"]:
+            return print(f"not tried, see {folder / 'log.txt'}: {change.name}", flush=True)
+        by = "out of time" if code == -1 else f"exit status {code}" if code else f"{found['ran']} tests pass"
+        if found["failed"]:
+            by = f"{found['failed'][0]}: {found['why']}"
+        return self._keep(change, code != 0, by, time.monotonic() - child.started)
+
+    def _keep(self, change: Change, noticed: bool, by: str, seconds: float) -> None:
+        self.before[change.name] = noticed
+        with self.out.open("a") as file:
+            file.write(json.dumps({"noticed": noticed, "by": by, "seconds": round(seconds, 1), **asdict(change)}) + "\n")
+        print(f"{time.strftime('%H:%M')} {'noticed ' if noticed else 'SURVIVED'} {change.file}:{change.line} [{by}]", flush=True)
 
 
 def main() -> None:
@@ -237,41 +315,43 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants.jsonl")
+    parser.add_argument("--rooms", nargs="*", default=[], help="only changes of these rooms, among those drawn")
+    parser.add_argument("--again", action="store_true", help="try survivors of earlier runs once more")
+    parser.add_argument("--only-record", action="store_true", help="record which tests execute which lines, and try nothing")
+    parser.add_argument("--as-recorded", action="store_true", help="try changes with the records that are there")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs", help="where results and records are kept")
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = options.out.read_text().splitlines() if options.out.exists() else []
-    before = {json.loads(line)["name"]: json.loads(line)["noticed"] for line in lines}
-    changes, folders = drawn(options.count, options.seed), list(copies(options.jobs))
-    free = list(folders)
+    folders, lines, changes = list(copies(options.jobs)), LineMap(options.folder / "lines"), drawn(options.count, options.seed)
+    try:
+        if options.as_recorded:
+            lines.read()
+        else:
+            lines.update(folders)
+        if not options.only_record:
+            trial = Trial(lines, folders, options.folder / "mutants.jsonl")
+            known = reasons()
+            changes = [change for change in changes if not options.rooms or change.room in options.rooms]
+            for change in changes:
+                if change.name not in trial.before or (options.again and not trial.before[change.name] and change.name not in known):
+                    trial.start(change)
+            trial.finish()
+            summary(changes, trial.before, known)
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder)
 
-    def tried(change: Change) -> tuple[Change, bool]:
-        name = named(change)
-        if name not in before:
-            folder = free.pop()
-            try:
-                before[name] = noticed(change, folder)
-            finally:
-                free.append(folder)
-            with options.out.open("a") as file:
-                file.write(json.dumps({"name": name, "noticed": before[name], **asdict(change)}) + "\n")
-        return change, before[name]
 
-    known = reasons()
-    killed: dict[str, list[bool]] = defaultdict(list)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for change, gone in pool.map(tried, changes):
-            if not gone and named(change) in known:
-                continue
-            killed[change.room].append(gone)
-            if not gone:
-                print(f"survivor {change.file}:{change.line}  {named(change).split(': ', 1)[1]}", flush=True)
-    for folder in folders:
-        shutil.rmtree(folder)
-    for room, results in sorted(killed.items()):
-        print(f"{room:14s} {sum(results):3d} of {len(results):3d} noticed")
-    every = [result for results in killed.values() for result in results]
-    print(f"{'all':14s} {sum(every):3d} of {len(every):3d} noticed ({sum(every) / len(every):.0%})")
+def summary(changes: list[Change], noticed: dict[str, bool], known: dict[str, str]) -> None:
+    """Survivors, and how many changes of each room were noticed."""
+    rooms: dict[str, list[bool]] = defaultdict(list)
+    for change in changes:
+        if change.name in noticed and (noticed[change.name] or change.name not in known):
+            rooms[change.room].append(noticed[change.name])
+            if not noticed[change.name]:
+                print(f"survivor at line {change.line} of {change.name}")
+    rooms["in all"] = [result for results in rooms.values() for result in results]
+    for room, results in rooms.items():
+        print(f"{room:14s} {sum(results):3d} of {len(results):3d} noticed ({sum(results) / max(len(results), 1):.0%})")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from channelscope.errors import FormatError
 from channelscope.zoo.history import History
 
 NETWORKS = {"resnet18": "bfloat16", "vgg16_bn": "bfloat16", "mobilenet_v2": "float32"}
-"""network → the precision that is faster on a CPU with bfloat16 units, by benchmarks/training.py"""
+"""network → the precision that is faster on a CPU with bfloat16 units, by benchmarks/training.py; a second run is the same"""
 
 EPOCHS, CHECKPOINTS = 15, 5
 ROOT = Path(__file__).parents[1]

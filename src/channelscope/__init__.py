@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         tables,
         zoo,
     )
+    from channelscope.drawing import plot
     from channelscope.errors import ChannelscopeError
     from channelscope.evaluation import evaluate
     from channelscope.network.edits import silence
@@ -51,6 +52,7 @@ _ROOMS = (
     "report", "scores", "stats", "tables", "zoo",
 )  # fmt: skip
 _HOMES = {
+    "drawing": ("plot",),
     "errors": ("ChannelscopeError",),
     "evaluation": ("evaluate",),
     "network.edits": ("silence",),
@@ -97,6 +99,7 @@ __all__ = [
     "network",
     "optimal_brain_surgeon",
     "optimal_brain_surgeons",
+    "plot",
     "profiling",
     "prune",
     "pruning",

@@ -1,9 +1,17 @@
-"""Atomic files: each is written completely or not at all."""
+"""Storage: files that are written completely or not at all, and runs that go on where they were interrupted."""
 
+import json
 import os
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from channelscope.errors import FormatError, MismatchError
+
+SHORT = 40
+"""Longest value that a message about a difference shows."""
 
 
 @contextmanager
@@ -42,3 +50,74 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class ResumableStore:
+    """The finished parts of a run in one SQLite file, each whole or absent; a file of another run is refused.
+
+    Parameters
+    ----------
+    path
+        The file, made if it does not exist; None keeps everything in memory.
+    facts
+        What the run must agree in with the file, as plain JSON values.
+    tables
+        `CREATE TABLE IF NOT EXISTS` statements of the tables that hold the parts.
+    what
+        What the file is of, for messages.
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged or no such file.
+    MismatchError
+        If it is of another run.
+
+    Examples
+    --------
+    >>> store = ResumableStore(None, {"seed": 0}, "CREATE TABLE IF NOT EXISTS parts (name TEXT PRIMARY KEY, value REAL)", "numbers")
+    >>> store.insert("parts", "one", 1.0)
+    >>> store.select("SELECT value FROM parts")
+    [(1.0,)]
+    >>> store.close()
+    """
+
+    def __init__(self, path: Path | None, facts: Mapping[str, Any], tables: str, what: str):
+        self.path, self.facts = path, dict(facts)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.base = sqlite3.connect(path or ":memory:")
+        text = json.dumps(facts, sort_keys=True)
+        try:
+            self.base.executescript(f"CREATE TABLE IF NOT EXISTS facts (facts TEXT NOT NULL);{tables}")
+            known = self.base.execute("SELECT facts FROM facts").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise FormatError(f"{path} is damaged or not a file of {what} ({error}); delete it and start again") from error
+        if known is None:
+            self.insert("facts", text)
+        elif known[0] != text:
+            differ = ", ".join(_differences(json.loads(known[0]), json.loads(text)))
+            raise MismatchError(f"{path} holds another run of {what}: they differ in {differ}; delete it, or name another folder")
+
+    def insert(self, table: str, *values: Any) -> None:
+        """Write one row, all or nothing; it takes the place of a row with the same key."""
+        marks = ", ".join("?" * len(values))
+        with self.base:
+            self.base.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)
+
+    def select(self, query: str, *values: Any) -> list[tuple]:
+        """The rows of a query."""
+        return self.base.execute(query, values).fetchall()
+
+    def close(self, finished: bool = False) -> None:
+        """Close the file, and delete it if the run is finished and its results are elsewhere."""
+        self.base.close()
+        if finished and self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    for key in dict.fromkeys((*there, *here)):
+        old, new = there.get(key), here.get(key)
+        if old != new:
+            yield f"{key} ({old} there, {new} here)" if max(len(str(old)), len(str(new))) <= SHORT else key

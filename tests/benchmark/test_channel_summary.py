@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from channelscope import tables
-from channelscope.benchmark.channel_summary import Finding, answer, channel_summary, counted
-from channelscope.benchmark.evidence_folder import EvidenceFolder
+from channelscope.benchmark.channel_summary import EvidenceFolder, Finding, answer, channel_summary, counted
 from channelscope.circuits import folder
 from channelscope.errors import FormatError, InputError, MismatchError, SiteError
 from channelscope.pruning.folder import Manifest
@@ -42,7 +41,7 @@ def folders(home, *names):
 
 def told(home, channel, kind, *names):
     frame = channel_summary(channel, folders(home, *names))["explanation"]
-    return frame[frame["evidence"] == kind]["said"].tolist()
+    return frame[frame["evidence"] == kind]["sentence"].tolist()
 
 
 def ablated_channel(home):
@@ -120,7 +119,7 @@ class TestWhatIsSaid:
 class TestWhatIsMissing:
     def test_every_missing_kind_comes_with_its_command(self, runs):
         said = told(runs, "conv1:2", "missing", "circuit")
-        assert [line.partition(":")[0] for line in said] == ["No pruning", "No ablation of it", "No scores", "No stand-ins"]
+        assert [line.partition(":")[0] for line in said] == ["No pruning", "No ablation of it", "No scores", "No replacements"]
         assert "channelscope ablate" in said[1]
         assert "--sites conv1 --all" in said[1]
         assert "--data digits" in said[0]
@@ -177,7 +176,7 @@ class TestTheCommand:
         assert said.out.strip().endswith("report.html")
         page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
         assert "Why conv1:3?" in page
-        for line in tables.read(tmp_path / "out" / "explanation.csv")["said"]:
+        for line in tables.read(tmp_path / "out" / "explanation.csv")["sentence"]:
             assert line.split(",")[0].replace("'", "&#39;") in page
 
     def test_nothing_is_written_when_the_question_is_wrong(self, runs, tmp_path, capsys):
@@ -185,3 +184,29 @@ class TestTheCommand:
         assert "near matches: conv1:3" in refused(capsys, "explain", "convv1:3", *folders(runs), "--out", out)
         assert "expected a run folder" in refused(capsys, "explain", "conv1:3", tmp_path / "none", "--out", out)
         assert not out.exists()
+
+
+def scored(folder, **scores):
+    """A run folder with the scores of one layer's channels."""
+    rows = [
+        {"site": "conv1", "channel": channel, **dict(zip(scores, row, strict=True))}
+        for channel, row in enumerate(zip(*scores.values(), strict=True))
+    ]
+    tables.write(tables.table(rows, "channels"), folder / "channels.csv")
+    tables.write_json({"weights": "0" * 64}, folder / "run.json")
+    return folder
+
+
+def test_places_are_counted_from_the_largest_value(tmp_path):
+    home = scored(tmp_path, capture=[float(-channel) for channel in range(24)])
+    places = [told(home.parent, f"conv1:{channel}", "scores", home.name)[0].split("(")[1].split(")")[0] for channel in range(24)]
+    ends = {2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd"}
+    assert places == ["largest", *(f"{place}{ends.get(place, 'th')} largest" for place in range(2, 25))]
+
+
+def test_scores_of_one_channel_are_one_sentence(tmp_path):
+    home = scored(tmp_path, capture=[0.5, 2.0, 1.0], overlap=[3.0, 0.25, float("nan")])
+    (said,) = told(home.parent, "conv1:1", "scores", home.name)
+    assert said == f"Scores in {home}, among the 3 channels of conv1: capture 2.000 (largest), overlap 0.250 (2nd largest)."
+    frame = channel_summary("conv1:1", [home])["explanation_scores"]
+    assert frame[["score", "rank", "of", "above"]].values.tolist() == [["capture", 1, 3, 1.0], ["overlap", 2, 2, 0.0]]

@@ -10,7 +10,7 @@ from channelscope.circuits.criteria import score_kernels
 from channelscope.circuits.diagram import drawing
 from channelscope.circuits.diagram.layout import DiagramLayout, lay_out
 from channelscope.circuits.diagram.pictures import PixelNormalization, top_patches
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.selection import connected_top_k
 from pencil_circuits import LAST, network, pictures
 

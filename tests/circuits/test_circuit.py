@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from channelscope.circuits.circuit import Circuit, remove_dead_ends, union
 from channelscope.circuits.criteria import baseline_scores
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.selection import top_k
 from channelscope.errors import InputError, MismatchError
 from channelscope.network.edits import silence

@@ -8,7 +8,7 @@ import torch
 
 from channelscope import tables
 from channelscope.circuits import folder
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.cli.circuits import circuit_headline
 from channelscope.network.edits import silence
 from channelscope.report import page

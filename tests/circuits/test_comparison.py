@@ -1,6 +1,6 @@
 """Criteria against each other: rows are single circuits, medians are medians, and an interrupted run goes on."""
 
-import json
+import sqlite3
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,11 @@ from channelscope.circuits import comparison as room
 from channelscope.circuits import evaluation
 from channelscope.circuits.comparison import compare_criteria, medians, sample_features
 from channelscope.circuits.evaluation import HeldOutImages
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.options import CircuitOptions
-from channelscope.errors import InputError, SampleError, SiteError
+from channelscope.errors import InputError, MismatchError, SampleError, SiteError
 from channelscope.network.graph import trace
+from channelscope.storage import ResumableStore
 from pencil_circuits import Planted, network, pictures
 
 IMAGES, HELD = pictures(6), pictures(6, seed=1)
@@ -107,9 +108,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, found):
     monkeypatch.setattr(room, "fidelity_row", stopping)
     with pytest.raises(KeyboardInterrupt):
         compare_criteria(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3), path)
-    assert len(path.read_text().splitlines()) == 1 + 5
-    with path.open("a") as file:
-        file.write('{"feature": "two:1", "crit')  # the machine went down in the middle of a line
+    assert sqlite3.connect(path).execute("SELECT count(*) FROM measured").fetchone() == (5,)
     monkeypatch.setattr(room, "fidelity_row", lambda held, circuit: done.append(circuit) or right(held, circuit))
     again = compare_criteria(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6, 0.3), path)
     assert len(done) == 18  # nothing twice
@@ -117,10 +116,10 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, found):
     pd.testing.assert_frame_equal(again["circuit_compare"], found["circuit_compare"], rtol=1e-6)
 
 
-def test_a_ledger_of_other_images_is_refused(tmp_path):
+def test_an_unfinished_run_on_other_images_is_refused(tmp_path):
     path = tmp_path / "compare.unfinished"
-    path.write_text(json.dumps({"weights": "other"}) + "\n")
-    with pytest.raises(InputError, match="of another network, other images or another seed"):
+    ResumableStore(path, {"weights": "other"}, "", "a comparison of criteria").close()
+    with pytest.raises(MismatchError, match="holds another run of a comparison of criteria: they differ in weights"):
         compare_criteria(GRAPH, FEATURES, IMAGES, HELD, CRITERIA, (0.6,), path)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from channelscope.circuits.diagram.pictures import GAP, LABEL, MAX_IMAGES, SIDE, PixelNormalization, contact_sheet
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.subfeatures import top_images
 
 

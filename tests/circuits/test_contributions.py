@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pencil_circuits as pencil
-from channelscope.circuits import contributions
-from channelscope.circuits.contributions import actgrad, gate_scores, magnitude, snip
-from channelscope.network.patches import ConvGeometry
+from channelscope.circuits import kernel_scores
+from channelscope.circuits.kernel_scores import actgrad, gate_scores, magnitude, snip
+from channelscope.network.patches import LayerKernels
 
 EVEN = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # PyTorch says that it has to copy
 
@@ -45,7 +45,7 @@ def weight_gradients(module: nn.Module, x: torch.Tensor, g: torch.Tensor) -> tor
 def test_gate_identity(case):
     conv, x, g = case
     products = (conv.weight.detach() * weight_gradients(conv, x, g)).sum((3, 4))
-    size, signed = gate_scores(x, g, ConvGeometry.of(conv))
+    size, signed = gate_scores(x, g, LayerKernels.of(conv))
     assert torch.allclose(size, products.abs().sum(0), rtol=1e-9, atol=1e-12)
     assert torch.allclose(signed, products.sum(0), rtol=1e-9, atol=1e-10)
 
@@ -55,7 +55,7 @@ def test_gate_identity(case):
 @given(layers())
 def test_rules_are_their_pencil_twins(case):
     conv, x, g = case
-    layer = ConvGeometry.of(conv)
+    layer = LayerKernels.of(conv)
     maps = np.concatenate([explicit_maps(conv, x[b : b + 1]) for b in range(len(x))])
     size, signed = gate_scores(x, g, layer)
     np.testing.assert_allclose(size, pencil.gate(maps, g.numpy()), rtol=1e-9, atol=1e-12)
@@ -95,11 +95,11 @@ def test_a_linear_layer_is_a_convolution_of_one_tap(shape):
     conv.weight.data = linear.weight.data[:, :, None, None]
     maps, slopes = (part.reshape(5, -1, part.shape[-1]).transpose(1, 2)[..., None] for part in (x, g))
     for rule in (gate_scores, actgrad, snip):
-        flat, folded = rule(x, g, ConvGeometry.of(linear)), rule(maps, slopes, ConvGeometry.of(conv))
+        flat, folded = rule(x, g, LayerKernels.of(linear)), rule(maps, slopes, LayerKernels.of(conv))
         for a, b in zip(flat, folded, strict=True) if isinstance(flat, tuple) else [(flat, folded)]:
             assert torch.allclose(a, b, rtol=1e-10)
     products = linear.weight.detach() * weight_gradients(linear, x, g)
-    assert torch.allclose(gate_scores(x, g, ConvGeometry.of(linear))[0], products.abs().sum(0), rtol=1e-10)
+    assert torch.allclose(gate_scores(x, g, LayerKernels.of(linear))[0], products.abs().sum(0), rtol=1e-10)
 
 
 @pytest.mark.parametrize("rule", [gate_scores, actgrad, snip])
@@ -107,10 +107,10 @@ def test_small_blocks_give_the_same(rule, monkeypatch):
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, 3, 1, 1, groups=2).double()
     x, g = torch.randn(5, 4, 7, 7, dtype=torch.float64), torch.randn(5, 6, 7, 7, dtype=torch.float64)
-    whole = rule(x, g, ConvGeometry.of(conv))
+    whole = rule(x, g, LayerKernels.of(conv))
     monkeypatch.setattr("channelscope.network.patches.BLOCK_NUMBERS", 2000)
-    monkeypatch.setattr(contributions, "CHUNK_NUMBERS", 200)
-    parts = rule(x, g, ConvGeometry.of(conv))
+    monkeypatch.setattr(kernel_scores, "CHUNK_NUMBERS", 200)
+    parts = rule(x, g, LayerKernels.of(conv))
     for a, b in zip(whole, parts, strict=True) if isinstance(whole, tuple) else [(whole, parts)]:
         assert torch.allclose(a, b, rtol=1e-12)
 
@@ -120,7 +120,7 @@ def test_sums_hide_what_cancels():
     conv = nn.Conv2d(1, 1, 1, bias=False)
     conv.weight.data.fill_(2.0)
     x, g = torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[1.0, -1.0]]]])
-    layer = ConvGeometry.of(conv)
+    layer = LayerKernels.of(conv)
     assert gate_scores(x, g, layer)[0].item() == 0
     assert snip(x, g, layer).item() == 0
     assert actgrad(x, g, layer).item() == 2

@@ -128,3 +128,5 @@ def test_heat_maps_are_inline_up_to_sixty_kernels():
         layout, _ = wide(kernels)
         assert layout.kernels == kernels
         assert any(edge["heat"] for edge in drawing._svg(layout, {}, "")["edges"]) == shown
+        data = json.loads(drawing._data(layout, {}))
+        assert all(bool(edge["heat"]) != shown for edge in data["edges"]), "the script has those that the drawing has not"

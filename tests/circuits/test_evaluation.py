@@ -18,7 +18,7 @@ from channelscope.circuits.evaluation import (
     evaluate_circuit,
     normalized_error,
 )
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.selection import top_k
 from channelscope.formulas.intervals import bootstrap_counts

@@ -12,7 +12,7 @@ import pencil_circuits as pencil
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.criteria import baseline_scores
 from channelscope.circuits.evaluation import Fidelity, HeldOutImages, correlation, normalized_error
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.selection import top_k
 from channelscope.errors import SampleError, ShapeError
 from pencil_circuits import LAST, NETWORKS, Planted, network, pictures

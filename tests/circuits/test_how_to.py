@@ -9,7 +9,7 @@ import typer
 from channelscope.circuits import folder
 from channelscope.circuits.criteria import baseline_scores
 from channelscope.circuits.extraction import extract_module
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.selection import top_k
 from channelscope.cli import app
 from channelscope.network.edits import silence

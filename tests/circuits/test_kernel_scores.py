@@ -8,9 +8,9 @@ from torch import nn
 import pencil_circuits as pencil
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.criteria import CRITERIA, score_kernels
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.kernel_scores import PATH_POINTS, GradientOptions, KernelScores, layer_gradients, with_positions
 from channelscope.circuits.learned_gates import GateTraining
-from channelscope.circuits.located_feature import locate_feature
 from channelscope.circuits.selection import top_k
 from channelscope.errors import InputError, MismatchError, NumericError, SampleError, TracingError
 from channelscope.network.graph import trace

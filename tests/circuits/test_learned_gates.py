@@ -10,9 +10,9 @@ from torch import nn
 import pencil_circuits as pencil
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.criteria import baseline_scores, score_kernels
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.kernel_scores import GradientOptions, with_positions
 from channelscope.circuits.learned_gates import GateTraining, hard_concrete, learned_gates, open_probability
-from channelscope.circuits.located_feature import locate_feature
 from channelscope.circuits.selection import top_k
 from channelscope.zoo import toys
 from pencil_circuits import network, pictures

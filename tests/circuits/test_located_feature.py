@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.circuits.located_feature import MAX_BATCH, PIXELS, activation_range, image_batches, locate_feature
+from channelscope.circuits.feature import MAX_BATCH, PIXELS, activation_range, image_batches, locate_feature
 from channelscope.errors import InputError, SampleError, ShapeError, SiteError, TracingError
 from channelscope.network.graph import trace
 from pencil_circuits import network, pictures

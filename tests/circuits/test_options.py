@@ -6,8 +6,8 @@ import torch
 
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
 from channelscope.circuits.criteria import CRITERIA, score_kernels
-from channelscope.circuits.located_feature import locate_feature
-from channelscope.circuits.options import SHARDS, CircuitOptions, parse_keep
+from channelscope.circuits.feature import locate_feature
+from channelscope.circuits.options import CircuitOptions, parse_keep
 from channelscope.circuits.selection import connected_top_k, top_k
 from channelscope.errors import BudgetError, InputError
 from pencil_circuits import LAST, Planted, network, pictures
@@ -46,12 +46,17 @@ def test_the_parts_of_a_saliency_add_up(criterion):
     parts = choice.shard_scores(TARGET, IMAGES)
     whole = score_kernels(TARGET, IMAGES, criterion, keep=0.3)
     assert len(parts) == (1 if CRITERIA[criterion].needs_size or criterion in ("magnitude", "random") else 10)  # 20 images in pairs
-    assert len(parts) <= SHARDS
     together = choice.total_scores(parts)
     assert together.images == whole.images
     for layer in TARGET.layers:
         assert torch.allclose(together[layer], whole[layer], rtol=1e-5, atol=1e-9)
     assert choice.circuit(together) == remove_dead_ends(top_k(whole, 0.3), TARGET)
+
+
+def test_at_most_sixteen_groups_of_images_are_scored():
+    counts = {images: [part.images for part in CircuitOptions().shard_scores(TARGET, IMAGES[:1].repeat(images, 1, 1, 1))]
+              for images in (16, 17, 33)}  # fmt: skip
+    assert counts == {16: [1] * 16, 17: [2] * 8 + [1], 33: [3] * 11}
 
 
 def test_every_option_reaches_the_circuit():

@@ -19,7 +19,7 @@ from channelscope.circuits.diagram.pictures import (
     feature_visualizations,
     top_patches,
 )
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.selection import top_k
 from pencil_circuits import LAST, NETWORKS, Planted, Polysemantic, causes, network, pictures
 
@@ -174,3 +174,18 @@ def test_the_network_is_left_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     top_patches(top_k(baseline_scores(target, "random"), 0.4), target, images, COLOR)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_middle_of_a_map_of_six_rows_and_nine_columns():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
+    target = locate_feature(model, "2:1", torch.zeros(1, 2, 8, 11))
+    locations = pictures_module.channel_locations(Circuit.full(target), target)
+    assert [pictures_module._center(target, location) for location in locations] == [3 * 9 + 4, 3 * 9 + 4]
+
+
+def test_what_is_no_map_has_its_middle_at_zero():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4)).eval()
+    target = locate_feature(model, "3:1", torch.zeros(1, 2, 5, 5))
+    locations = {each.layer: each for each in pictures_module.channel_locations(Circuit.full(target), target)}
+    assert pictures_module._center(target, locations["3"]) == 0
+    assert pictures_module._center(target, locations["0"]) == 4

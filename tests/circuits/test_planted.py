@@ -6,8 +6,8 @@ import torch
 import pencil_circuits as pencil
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
 from channelscope.circuits.criteria import score_kernels
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.kernel_scores import KernelScores
-from channelscope.circuits.located_feature import locate_feature
 from channelscope.circuits.selection import connected_top_k, top_k, top_share
 from channelscope.network.edits import silence
 

@@ -12,8 +12,8 @@ from torch import nn
 import pencil_circuits as pencil
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
 from channelscope.circuits.criteria import baseline_scores, score_kernels
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.kernel_scores import KernelScores
-from channelscope.circuits.located_feature import locate_feature
 from channelscope.circuits.selection import connected_top_k, geometric_schedule, kernel_count, score_order, top_k, top_share
 from channelscope.errors import BudgetError
 from pencil_circuits import LAST, NETWORKS, network, pictures

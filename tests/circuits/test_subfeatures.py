@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.subfeatures import cluster_images, error_at_maximum, subfeature_circuits, top_images
 from channelscope.errors import BudgetError, InputError, SampleError

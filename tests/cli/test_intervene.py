@@ -31,7 +31,16 @@ def done(network, tmp_path_factory):
     return out
 
 
-NAMES = ("ablations", "ablated_channels", "readers", "said", "repaid", "ablation_correlations", "ablation_matched", "ablation_partial")
+NAMES = (
+    "ablations",
+    "ablated_channels",
+    "consumers",
+    "notes",
+    "recovered",
+    "ablation_correlations",
+    "ablation_matched",
+    "ablation_partial",
+)
 
 
 class TestAblate:
@@ -102,8 +111,8 @@ class TestAblate:
         assert tables.read(tmp_path / "ablated_channels.csv").groupby("site").size().to_dict() == {"conv1": 4, "layer1.0.conv1": 4}
 
     def test_a_residual_ablation_says_which_layers_see_it(self, done):
-        readers = tables.read(done / "readers.csv").set_index("site")
-        assert "tied into a residual sum: seen through it by" in readers.loc["layer2.0.conv2", "note"]
+        consumers = tables.read(done / "consumers.csv").set_index("site")
+        assert "tied into a residual sum: seen through it by" in consumers.loc["layer2.0.conv2", "note"]
 
 
 class TestAblateRefuses:

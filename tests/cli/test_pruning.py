@@ -82,17 +82,17 @@ def test_a_budget_out_of_reach_is_refused_or_the_closest_taken(place, capsys):
     assert smallest - 0.001 <= frame.loc["pruned", "kept"] <= smallest
 
 
-def test_computed_weights_are_refused_before_anything_is_ranked(tmp_path, capsys, monkeypatch):
+def test_weights_that_depend_on_the_image_are_refused_before_anything_is_ranked(tmp_path, capsys, monkeypatch):
     (tmp_path / "net.py").write_text(
-        "from torch import nn\nfrom torch.nn import functional as F\n\n\nclass Centered(nn.Conv2d):\n    def forward(self, x):\n"
-        "        return F.conv2d(x, self.weight - self.weight.mean(), self.bias)\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
-        "        super().__init__()\n        self.a, self.b, self.c = Centered(1, 8, 3), Centered(8, 8, 3), nn.Linear(8, 10)\n\n"
+        "from torch import nn\nfrom torch.nn import functional as F\n\n\nclass Scaled(nn.Conv2d):\n    def forward(self, x):\n"
+        "        return F.conv2d(x, self.weight * x.mean(), self.bias)\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.a, self.b, self.c = Scaled(1, 8, 3), Scaled(8, 8, 3), nn.Linear(8, 10)\n\n"
         "    def forward(self, x):\n        return self.c(self.b(self.a(x).relu()).relu().mean((2, 3)))\n"
     )
     monkeypatch.setattr(pruning, "make_ranking", lambda *_: pytest.fail("ranked"))
-    said = refused(capsys, "prune", f"{tmp_path / 'net.py'}:Net", "--images", "60", "--macs", "0.8", "--out", tmp_path / "out")
-    assert "cannot be met; the smallest budget is 1.000" in said
-    assert "b holds" in said
+    said = refused(capsys, "prune", f"{tmp_path / 'net.py'}:Net", "--images", "60", "--macs", "0.05", "--out", tmp_path / "out")
+    assert "cannot be met; the smallest budget is 0." in said
+    assert "a holds" in said
 
 
 def test_fine_tuning_trains_and_replaces(place):

@@ -1,5 +1,6 @@
 """Batches in every form that data loaders give them, and what is refused."""
 
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -134,3 +135,10 @@ def test_the_labeled_images_and_how_many_are_not():
 def test_placed_takes_the_type_of_the_parameters():
     assert on_device_of(X, torch.nn.Linear(3, 1).double()).dtype == torch.float64
     assert on_device_of(X, torch.nn.ReLU()) is X
+
+
+def test_the_first_row_that_is_no_class_is_shown():
+    ones, twice, half = [0.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.5, 0.0]
+    for rows, shown in (([ones, ones, twice, half], "1, 1, 0"), ([ones, half, twice, ones], "1, 0.5, 0")):
+        with pytest.raises(DataError, match=rf"received {re.escape(shown)}:"):
+            list(indexed_batches([(X, torch.tensor(rows))]))

@@ -6,7 +6,7 @@ import torch
 
 from channelscope import data
 from channelscope.data.decoding import ResizeCrop
-from channelscope.data.masks import object_masks
+from channelscope.data.images import object_masks
 from channelscope.data.splits import ImageStore, Split
 from channelscope.errors import DataError
 from image_files import encoded, made, picture, write_folder, write_parquet

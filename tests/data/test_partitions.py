@@ -6,8 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from channelscope.data import torchvision_cpu
-from channelscope.data.partitions import ROLES, Partition, PartitionedDataset, from_arrays
 from channelscope.data.sources import cifar, digits
+from channelscope.data.splits import ROLES, Partition, PartitionedDataset, from_arrays
 from channelscope.errors import DataError
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 import pencil_zoo as pencil
 from channelscope.data import splits as splitting
 from channelscope.data.decoding import ResizeCrop
-from channelscope.data.partitions import Partition, PartitionedDataset
-from channelscope.data.splits import ImageStore, Split
+from channelscope.data.splits import ImageStore, Partition, PartitionedDataset, Split
 from channelscope.errors import DataError
 from image_files import encoded, made, picture
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, discard
+from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, MapCache, discard
 from channelscope.discarding.jacobian import SensitivityEstimator
-from channelscope.discarding.map_cache import MapCache
 from channelscope.errors import InputError, NumericError, SampleError
 from discarding import small
 
@@ -59,6 +59,8 @@ def test_finished_parts_are_not_computed_again(tmp_path, monkeypatch):
     kept = MapCache(tmp_path, {"run": 1})
     before = answered(kept=kept)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 4
+    shown = load_file(tmp_path / "down" / "0000.safetensors")["pixels"]
+    assert torch.equal(shown, (small.pixels(len(shown)) * 255).round().byte()), "the pictures that the page shows beside the maps"
     (tmp_path / "down" / "0001.safetensors").unlink()
     scenes = []
     monkeypatch.setattr("channelscope.discarding.cid.SensitivityEstimator", _counting(scenes))

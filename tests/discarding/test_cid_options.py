@@ -8,7 +8,7 @@ import torch
 from channelscope.discarding.cid import CIDOptions
 from channelscope.discarding.noise import Cells
 from channelscope.errors import InputError
-from channelscope.stats.variance import Variance
+from channelscope.stats.moments import Variance
 from discarding import small
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from channelscope.discarding.map_cache import MapCache, fingerprint
+from channelscope.discarding.cid import MapCache, fingerprint
 from channelscope.errors import FormatError, MismatchError
 
 VALUES = {"sigma": torch.rand(2, 3), "spent": torch.tensor([1.0, 2.0], dtype=torch.float64)}

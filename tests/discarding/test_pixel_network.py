@@ -54,6 +54,12 @@ def test_spaced_layers_of_a_residual_network():
     assert len(PixelNetwork(model, (3, 32, 32), (0.0,) * 3, (1.0,) * 3).layers()) == N_SPACED_LAYERS
 
 
+def test_spaced_layers_are_modules_where_there_are_enough():
+    model = zoo_network("resnet20", 10, 3, 32, 0)
+    found = PixelNetwork(model, (3, 32, 32), (0.0,) * 3, (1.0,) * 3).layers()
+    assert {layer.name for layer in found} <= {name for name, _ in model.named_modules()}
+
+
 def test_a_number_taken_early_and_used_late_does_not_count_as_passing_by():
     class Counted(nn.Module):
         def __init__(self):

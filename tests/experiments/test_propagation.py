@@ -9,10 +9,11 @@ from torch import nn
 import pencil_experiments as pencil
 from channelscope import data, zoo
 from channelscope.errors import MismatchError, SampleError
-from channelscope.experiments.propagation import LOCAL, QUANTITIES, TARGET, axis_propagation, connections
+from channelscope.experiments.propagation import LOCAL, axis_propagation, connections
 from channelscope.profiling.collect import collect
 from channelscope.scores.registry import lookup
 from channelscope.scores.score_table import table as scored
+from channelscope.tables import HEADLINE
 from channelscope.zoo.architectures import SmallResNet
 
 
@@ -102,7 +103,7 @@ class TestLinks:
     def test_influence_is_weights_times_spread(self):
         model = made(Split)
         profile = collect(model, batches(classes=3), shards=0)
-        found = {(link.site.name, link.reader.name): link for link in connections(model, profile)}
+        found = {(link.site.name, link.consumer.name): link for link in connections(model, profile)}
         assert set(found) == {("first", "grouped"), ("grouped", "depthwise"), ("depthwise", "fc1")}
         for (site, reader), seen in {
             ("first", "grouped"): range(8),
@@ -118,7 +119,7 @@ class TestLinks:
 
     def test_a_residual_network_is_followed_through_its_graph(self, residual):
         model, profile, _ = residual
-        found = {(link.site.name, link.reader.name): link.summed for link in connections(model, profile)}
+        found = {(link.site.name, link.consumer.name): link.summed for link in connections(model, profile)}
         assert found["layer1.0.conv1", "layer1.0.conv2"] is False
         assert found["layer1.0.conv2", "layer2.0.conv1"] is True
         assert found["layer1.0.conv2", "layer2.0.shortcut.0"] is True
@@ -128,18 +129,18 @@ class TestLinks:
 class TestTables:
     def test_correlations_are_those_of_residuals_of_ranks(self, residual):
         model, profile, tables = residual
-        scores = scored(profile, [one.name for one in lookup(QUANTITIES)]).set_index("site")
+        scores = scored(profile, [one.name for one in lookup(HEADLINE)]).set_index("site")
         for link in list(connections(model, profile))[:2]:
-            upstream, downstream = (scores.loc[each.name, list(QUANTITIES)] for each in (link.site, link.reader))
+            upstream, downstream = (scores.loc[each.name, list(HEADLINE)] for each in (link.site, link.consumer))
             there = upstream.notna().all(axis=1).to_numpy()
             means = {
                 name: pencil.ranked(pencil.upstream_mean(link.influence.numpy()[there], upstream[name].to_numpy()[there]))
-                for name in QUANTITIES
+                for name in HEADLINE
             }
-            for one in QUANTITIES:
-                held = TARGET if one in LOCAL else LOCAL
-                for other in QUANTITIES:
-                    own = row(tables["propagation"], site=link.site.name, reader=link.reader.name, upstream=one, downstream=other)
+            for one in HEADLINE:
+                held = HEADLINE[2:] if one in LOCAL else LOCAL
+                for other in HEADLINE:
+                    own = row(tables["propagation"], site=link.site.name, consumer=link.consumer.name, upstream=one, downstream=other)
                     columns = [means[one], pencil.ranked(downstream[other].to_numpy()), *(means[name] for name in held)]
                     assert own.rho == pytest.approx(pencil.partial_correlation(np.column_stack(columns)), abs=1e-6)
                     assert own.plain == pytest.approx(np.corrcoef(*columns[:2])[0, 1], abs=1e-6)
@@ -165,8 +166,8 @@ class TestTables:
 
     def test_residual_links_are_marked(self, residual):
         frame = residual[2]["propagation"].query("upstream == 'capture' and downstream == 'capture'")
-        assert row(frame, site="layer1.0.conv2", reader="layer2.0.conv1").note == "through a residual sum"
-        assert row(frame, reader="layer1.0.conv2").note == ""
+        assert row(frame, site="layer1.0.conv2", consumer="layer2.0.conv1").note == "through a residual sum"
+        assert row(frame, consumer="layer1.0.conv2").note == ""
 
 
 class TestBadInput:

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from channelscope.formulas import information, task_information
-from channelscope.formulas.clustering import kmeans_labels
+from channelscope.formulas.clustering import communities, kmeans_labels, strongest_edges
 from channelscope.formulas.gaussian import Gaussian, correlation
 from channelscope.formulas.gradients import linear_axes
-from channelscope.formulas.graphs import communities, strongest_edges
 from channelscope.formulas.hulls import hulls
 from channelscope.formulas.intervals import jackknife
 from channelscope.formulas.ranks import partial_spearman, spearman

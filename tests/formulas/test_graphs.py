@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import pencil
 from channelscope.errors import InputError
-from channelscope.formulas.graphs import communities, strongest_edges
+from channelscope.formulas.clustering import communities, strongest_edges
 from channelscope.formulas.information import CEILING
 
 

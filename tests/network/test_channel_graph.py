@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope.circuits.located_feature import locate_feature
+from channelscope.circuits.feature import locate_feature
 from channelscope.network.channel_tracing import channel_graph
 from channelscope.network.graph import trace
 from channelscope.zoo.models import build as published

@@ -131,6 +131,10 @@ def test_scales_and_functions_are_followed():
     assert cuts(lambda net, x: net.fc(torch.clamp(net.a(x), min=0).sigmoid().mean((2, 3))))["a"] == "sigmoid"
 
 
+def test_a_square_is_no_scaling():
+    assert cuts(lambda net, x: net.fc((lambda y: y * y)(net.a(x)).mean((2, 3))))["a"] == "a"
+
+
 def skipped(forward, **layers) -> dict[str, str]:
     class Net(nn.Module):
         def __init__(self):
@@ -163,6 +167,24 @@ def test_pooled_maps_that_are_the_logits_are_the_output():
     found = sites(model.eval(), torch.randn(1, 3, 8, 8))
     assert [site.name for site in found] == ["0"]
     assert set(found.skipped) == {"2"}
+
+
+def test_heads_that_are_moved_and_joined_are_the_output():
+    def forward(net, x):
+        y = net.a(x)
+        return torch.cat([net.b(y).permute(0, 2, 3, 1).flatten(1), net.c(y).flatten(1) / 2], 1)
+
+    found = skipped(forward, b=nn.Conv2d(3, 3, 1), c=nn.Conv2d(3, 2, 1))
+    assert found["b"] == "its outputs are the network's own outputs, not channels inside it"
+    assert "a" not in found
+
+
+def test_a_layer_whose_shape_alone_is_used_is_not_the_output():
+    def forward(net, x):
+        y = net.a(x)
+        return F.interpolate(net.b(F.avg_pool2d(y, 2)), size=y.shape[-2:])
+
+    assert set(skipped(forward, b=nn.Conv2d(3, 2, 1))) == {"b", "fc"}
 
 
 def test_a_network_without_sites_says_why():

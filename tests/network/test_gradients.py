@@ -6,9 +6,9 @@ from torch import nn
 
 from channelscope import scores
 from channelscope.errors import TracingError
-from channelscope.network.gradients import check_gradients
 from channelscope.network.sites import sites
 from channelscope.profiling.collect import collect
+from channelscope.profiling.collector import check_gradients
 from networks import NARROW, built
 
 IMAGES, LABELS = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3

@@ -1,6 +1,8 @@
 """Groups: what lives or dies together, checked against torch-pruning's dependency graph and against planted structures."""
 
+import copy
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,13 +141,7 @@ class Block(nn.Module):
 
 
 REASONS = {
-    "LayerNorm": (lambda: Block(nn.LayerNorm(8)), "LayerNorm"),
-    "GroupNorm": (lambda: Block(nn.GroupNorm(2, 4)), "GroupNorm"),
-    "BatchNorm after a join": (lambda: Block(nn.Sequential(nn.MaxPool2d(2), nn.BatchNorm2d(4))), "shift of between.1"),
-    "f(0) is not 0": (lambda: Block(lambda x: torch.sigmoid(F.max_pool2d(x, 2))), "not zero at the input of last"),
-    "a constant added": (lambda: Block(lambda x: F.max_pool2d(x, 2) + 1.0), "not zero at the input of last"),
-    "the image added": (lambda: Block(lambda x: x + x.new_ones(1)[0], head=4), "new_ones|cannot be removed|not zero"),
-    "mean over channels": (lambda: Block(lambda x: x - x.mean(1, keepdim=True)), "reduces over channels"),
+    "LayerNorm": (lambda: Block(nn.LayerNorm((4, 8, 8))), "LayerNorm"),
     "softmax": (lambda: Block(lambda x: F.softmax(x, 1)), "softmax"),
     "pool over channels": (lambda: Block(lambda x: F.max_pool2d(x.transpose(1, 3), 2).transpose(1, 3), head=2), "size|several channels"),
 }
@@ -160,7 +156,15 @@ def test_what_cannot_be_removed_is_kept_whole_with_a_reason(name):
     assert result.unprunable["first"].startswith("4 of 4 channels: ")
 
 
+ALONE = [[0], [1], [2], [3]]
 LABELED = {
+    "LayerNorm along a row": (lambda: Block(nn.LayerNorm(8)), ALONE, (0, 1, 2, 3)),
+    "GroupNorm": (lambda: Block(nn.GroupNorm(2, 4)), [[0, 1], [2, 3]], (0, 1)),
+    "BatchNorm after a pool": (lambda: Block(nn.Sequential(nn.MaxPool2d(2), nn.BatchNorm2d(4))), ALONE, (0, 1, 2, 3)),
+    "f(0) is not 0": (lambda: Block(lambda x: torch.sigmoid(F.max_pool2d(x, 2))), ALONE, (0, 1, 2, 3)),
+    "a constant added": (lambda: Block(lambda x: F.max_pool2d(x, 2) + 1.0), ALONE, (0, 1, 2, 3)),
+    "a constant made from the image": (lambda: Block(lambda x: x + x.new_ones(1)[0]), ALONE, (0, 1, 2, 3)),
+    "mean over channels": (lambda: Block(lambda x: x - x.mean(1, keepdim=True)), ALONE, (0, 1, 2, 3)),
     "two halves": (lambda: Block(lambda x: x.chunk(2, 1)[0] + x.chunk(2, 1)[1], head=2), [[0, 2], [1, 3]], (0, 1)),
     "a shuffle": (
         lambda: Block(lambda x: x.view(x.shape[0], 2, 2, 8, 8).transpose(1, 2).reshape(x.shape[0], 4, 8, 8)),
@@ -193,13 +197,57 @@ def test_what_labels_follow_is_removed_and_equals_the_silenced_network(name):
     assert cost(small.float(), torch.zeros(1, 3, 8, 8)).total_macs == macs(result, kept)
 
 
-def test_a_shift_that_is_zero_by_chance_keeps_its_channels_all_the_same():
+def test_a_shift_that_is_zero_by_chance_is_silent_with_its_channels():
     model = Block(None)
     model.shift = nn.Parameter(torch.zeros(4, 1, 1))
     model.function = lambda x: F.max_pool2d(x, 2).view(-1, 4, 4, 4) + model.shift
     result = found(model)
-    assert len(result) == 0
-    assert result.unprunable["first"].startswith("4 of 4 channels: ")
+    assert {step: labels.flatten().tolist() for step, labels in result.waking.items()} == {"add": [0, 1, 2, 3]}
+    model.shift.data += 5
+    kept = result.to_subset(np.arange(4) != 1)
+    small = shrink(result, kept).double()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad(), silence(model.double(), ~kept):
+        assert torch.allclose(small(images), model(images), rtol=1e-12, atol=1e-12)
+
+
+class Identity(nn.Module):
+    """Three branches, one of them a norm alone, as in RepVGG; and a norm behind a concatenation, as in DenseNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.joined, self.head = nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        y = F.relu(self.a(x) + self.b(x) + self.norm(x))
+        return self.head(self.joined(torch.cat([x, y], 1)).relu().mean((2, 3)))
+
+
+def test_silent_groups_stay_silent_behind_norms_that_have_no_layer_of_their_own():
+    torch.manual_seed(0)
+    model = Identity().eval()
+    for norm in (model.norm, model.joined):
+        nn.init.uniform_(norm.bias, 0.5, 1)
+    result = found(model)
+    assert result.unprunable == {}
+    assert len(result) == 4
+    assert {step: labels.flatten().tolist() for step, labels in result.waking.items()} == {
+        "norm": [0, 1, 2, 3], "joined": [0, 1, 2, 3, 4, 5, 6, 7]
+    }  # fmt: skip
+    kept = result.to_subset(np.array([True, False, True, True]))
+    small = shrink(result, kept).double()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for network in (model.double(), copy.deepcopy(model)):
+        with torch.no_grad(), silence(network, ~kept):
+            assert torch.allclose(small(images), network(images), rtol=1e-12, atol=1e-12)
+    one = ~Subset.everything(kept.sites, kept.input_shape)
+    one["a"][1] = True
+    with torch.no_grad(), silence(model, replace(one, groups=result)):  # not the whole group: the norm keeps its value
+        part = model(images)
+    with torch.no_grad(), silence(model, one):
+        assert torch.equal(part, model(images))
 
 
 class Halves(nn.Module):
@@ -282,7 +330,7 @@ def test_subsets_and_groups_translate_both_ways():
         result.kept(Subset({"x": torch.ones(3, dtype=torch.bool)}))
     with pytest.raises(MismatchError, match="3 channels at a"):
         result.kept(Subset({"a": torch.ones(3, dtype=torch.bool)}))
-    whole = found(Block(nn.LayerNorm(8)))
+    whole = found(Block(nn.LayerNorm((4, 8, 8))))
     with pytest.raises(InputError, match="channel 0 of first cannot be removed: 4 of 4 channels: between"):
         whole.kept(Subset({"first": torch.zeros(4, dtype=torch.bool)}))
 

@@ -73,6 +73,42 @@ def test_after_a_head_the_whole_image_is_seen():
     assert receptive_fields(gated, last)[last] is None  # squeeze and excitation looks everywhere
 
 
+class Pooled(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x):
+        return self.pool(x)
+
+
+@pytest.mark.parametrize(
+    ("pool", "field"),
+    [
+        (lambda x: F.avg_pool2d(x, 3, 1, 1, False), AxisReceptiveField(1, -1, 1)),  # the fifth argument is ceil_mode
+        (lambda x: F.max_pool2d(x, 3, 2, 1, 2), AxisReceptiveField(2, -1, 3)),
+        (lambda x: F.lp_pool2d(x, 2, 3, 2), AxisReceptiveField(2, 0, 2)),
+    ],
+)
+def test_windows_of_functions(pool, field):
+    graph = trace(Pooled(pool), torch.rand(1, 2, 9, 9))
+    last = [node.name for node in graph.steps.nodes][-2]
+    assert receptive_fields(graph, last)[last] == (field, field)
+
+
+@pytest.mark.parametrize("pool", [lambda x: F.adaptive_avg_pool2d(x, 3), lambda x: F.avg_pool2d(x, x.shape[-1] // 3)])
+def test_windows_that_follow_the_images_are_not_known(pool):
+    graph = trace(Pooled(pool), torch.rand(1, 2, 9, 9))
+    last = [node.name for node in graph.steps.nodes][-2]
+    assert receptive_fields(graph, last)[last] is None
+
+
+@pytest.mark.parametrize(("norm", "known"), [(nn.InstanceNorm2d(2), False), (nn.GroupNorm(1, 2), False), (nn.BatchNorm2d(2), True)])
+def test_a_norm_over_positions_sees_the_whole_image(norm, known):
+    graph = trace(nn.Sequential(norm).eval(), torch.rand(1, 2, 9, 9))
+    assert (receptive_fields(graph, "_0")["_0"] is not None) is known
+
+
 def test_what_is_not_known_to_stay_in_place_sees_everything():
     graph = trace(nn.Conv2d(2, 3, 3, padding=1), torch.zeros(1, 2, 8, 8))  # a functional convolution
     last = [node.name for node in graph.steps.nodes][-2]

@@ -7,7 +7,7 @@ from torch import nn
 import channelscope
 from channelscope.errors import TracingError
 from channelscope.network.cost import cost
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import unwrapped
 
 
 def network() -> nn.Module:

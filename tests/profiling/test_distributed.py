@@ -11,8 +11,7 @@ import torch
 from channelscope import zoo
 from channelscope.data.sources import ImageSource
 from channelscope.profiling import store
-from channelscope.profiling.collect import collect
-from channelscope.profiling.distributed import rank_batches
+from channelscope.profiling.collect import collect, rank_batches
 
 
 def test_torchrun_with_two_ranks_writes_the_profile_of_one_process(tmp_path):

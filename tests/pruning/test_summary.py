@@ -6,7 +6,7 @@ from torch import nn
 
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.cut import cut
-from channelscope.pruning.prune import compare_networks, latency_samples, prune
+from channelscope.pruning.prune import LAYER_COLUMNS, compare_networks, kept_by_layer, latency_samples, prune
 from channelscope.pruning.recovery.repair import repair
 from channelscope.pruning.shrink import shrink
 from channelscope.ranking import Ranking
@@ -30,6 +30,12 @@ def test_rows_are_networks_and_the_first_is_the_measure():
         assert row.latency > 0
 
 
+def test_latencies_are_quartiles_in_milliseconds(monkeypatch):
+    monkeypatch.setattr("channelscope.pruning.prune.latency_samples", lambda networks, _: {"one": [0.002, 0.001, 0.005, 0.003, 0.004]})
+    row = compare_networks({"one": net(4)}, [(torch.zeros(4, 3, 8, 8), torch.zeros(4).long())], (3, 8, 8)).iloc[0]
+    assert [round(row[name], 9) for name in ("latency_low", "latency", "latency_high")] == [2.0, 3.0, 4.0]
+
+
 def test_latencies_leave_modes_alone():
     model = net(4).train()
     taken = latency_samples({"one": model, "two": net(8)}, (3, 8, 8), runs=3)
@@ -49,3 +55,29 @@ def test_prune_is_cut_shrink_and_repair():
     assert made.kept == kept
     assert torch.equal(made.model(images), small(images))
     assert made.repair.images == 30
+
+
+def test_channels_kept_in_each_layer_and_what_holds_a_layer_whole():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(32, 3)).eval()
+    found = groups(model, torch.zeros(1, 3, 4, 4))
+    kept = found.to_subset(np.array([True, False, False, True, True, False]))
+    frame = kept_by_layer(found, kept)
+    assert list(frame) == list(LAYER_COLUMNS)
+    rows = frame[["site", "depth", "channels", "kept", "share", "reason"]].values.tolist()
+    assert rows == [
+        ["0", 0, 4, 2, 0.5, ""],
+        ["2", 1, 2, 1, 0.5, ""],
+    ]
+
+
+def test_a_network_whose_kept_channels_never_vary_is_repaired_with_means():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    with torch.no_grad():
+        model[0].weight[[0, 2]] = -model[0].weight[[0, 2]].abs()
+        model[0].bias[[0, 2]] = -1.0
+    found = groups(model, torch.zeros(1, 3, 8, 8))
+    ranking = Ranking("by hand", "", "high", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
+    images = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    small = prune(ranking, found, [images], macs=0.5).model
+    expected = model(images).unflatten(1, (2, 64)).mean((0, 2))
+    assert torch.allclose(small(images).unflatten(1, (2, 64)).mean((0, 2)), expected, atol=1e-4)

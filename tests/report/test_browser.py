@@ -44,6 +44,38 @@ def test_everything_is_drawn_without_an_error_or_a_request(page):
     assert page.run("document.querySelectorAll('#alignment .panels')[0].querySelectorAll('.scatterlayer .trace').length") == 8
 
 
+def test_layers_are_written_along_the_axis_and_whiskers_are_inside_the_range(page):
+    page.run("channelscope.drawAll()")
+    page.settle()
+    plot = "document.querySelector('#alignment .plot')"
+    assert page.run(f"{plot}.layout.xaxis.ticktext") == ["conv1", "layer1.0.conv1"]
+    low, high = page.run(f"{plot}.layout.yaxis.range")
+    assert low < 0.1 < 0.5 < high
+
+
+def test_names_of_the_legend_fade_the_others(page):
+    page.run("channelscope.drawAll()")
+    page.settle()
+    page.run("document.querySelector('#alignment .legend button').click()")
+    page.settle()
+    assert page.run("document.querySelector('#alignment .legend button').getAttribute('aria-pressed')") == "true"
+    assert page.run("document.querySelector('#alignment .plot').data.map((each) => each.opacity)") == [1, 0.12]
+    page.run("document.querySelector('#alignment .legend button').click()")
+    page.settle()
+    assert page.run("document.querySelector('#alignment .plot').data.map((each) => each.opacity)") == [1, 1]
+
+
+def test_charts_are_saved_as_svg_and_their_numbers_as_csv(page):
+    page.run("channelscope.drawAll()")
+    page.settle()
+    page.run("HTMLAnchorElement.prototype.click = function () { (window.saved ??= []).push([this.download, this.href.slice(0, 18)]); }")
+    page.run("document.querySelector('#alignment .saves button').click()")
+    page.wait("(window.saved ?? []).length >= 4")
+    assert page.run("window.saved[0]") == ["alignment_rho_input_capture_with_task_information.svg", "data:image/svg+xml"]
+    page.run("document.querySelectorAll('#alignment .saves button')[1].click()")
+    assert page.run("window.saved.at(-1)")[0] == "alignment_rho.csv"
+
+
 def test_plots_wait_until_they_are_near(report, tmp_path):
     with Chromium(tmp_path, height=500) as page:
         page.open(report)

@@ -161,3 +161,11 @@ def test_panels_with_scales_of_their_own_show_them():
     figure = figures.drawn(Chart("Values", x="depth", y="value", kind="line", panels=("rule",), free=True), frame)
     figure.canvas.draw()
     assert all(any(label.get_text() for label in axes.get_yticklabels()) for axes in drawn_axes(figure))
+
+
+@pytest.mark.parametrize("kind", ["points", "rows"])
+def test_zero_is_a_line_across_the_values(kind):
+    frame = pd.DataFrame({"depth": [0, 1], "rho": [0.5, -0.3], "n": [4, 4]})
+    (axes,) = figures.drawn(Chart("Correlation", "depth", "rho", kind, zero=True), frame).axes
+    lines = [line.get_xdata() if kind == "rows" else line.get_ydata() for line in axes.lines if line.get_color() == "#8a929c"]
+    assert [list(line) for line in lines] == [[0, 0]]

@@ -25,7 +25,7 @@ def test_a_later_table_finds_its_section(run):
     assert [section.title for section in sections.sections(more)] == [
         "Alignment by depth",
         "Quantities by depth",
-        "Groupings",
+        "Clusters",
         "Zebra",
     ]
 

@@ -200,7 +200,7 @@ def test_groupings():
     rows = [{"stage": "trained", "ari": ari, "null_high": 0.1} for ari in (0.5, 0.05, -0.02, NAN)]
     said = cluster_sentences(pd.DataFrame(rows), TRAINED)
     assert "median adjusted Rand index of 0.05 (range −0.02 to 0.50, n = 3 layers)" in said[0]
-    assert said[1] == "In 1 of 3 layers they agree more than 95 % of shuffled groupings; by chance about 0.2 would."
+    assert said[1] == "In 1 of 3 layers they agree more than 95 % of shuffled clusters; by chance about 0.2 would."
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame({"stage": ["trained"], "ari": [NAN], "null_high": [NAN]})])

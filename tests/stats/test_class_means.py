@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import pencil_stats
 from channelscope.errors import ShapeError
-from channelscope.stats.class_means import ClassMeans, ClassMeansAccumulator
+from channelscope.stats.channel_sums import ClassMeans, ClassMeansAccumulator
 from channelscope.stats.moments import Moments
 
 SEEDS = st.integers(0, 10_000)

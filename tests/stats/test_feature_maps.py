@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_stats
-from channelscope.stats.feature_maps import FeatureMapSums, independence
+from channelscope.stats.channel_sums import FeatureMapSums, independence
 
 
 def maps(images=3, channels=4, height=5, width=6, seed=0):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channelscope.stats.sensitivity import Sensitivity
+from channelscope.stats.channel_sums import Sensitivity
 
 SIZES = st.lists(st.integers(1, 8), min_size=1, max_size=5)
 

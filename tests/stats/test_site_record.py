@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from channelscope.errors import ShapeError
-from channelscope.stats.class_means import ClassMeans
-from channelscope.stats.feature_maps import FeatureMapSums
+from channelscope.stats.channel_sums import ClassMeans, FeatureMapSums, Sensitivity
 from channelscope.stats.moments import Moments
-from channelscope.stats.sensitivity import Sensitivity
 from channelscope.stats.site_record import SiteRecord, pack_symmetric, unpack_symmetric
 
 CHANNELS, TARGETS, CLASSES = 4, 3, 5

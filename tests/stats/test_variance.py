@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channelscope.errors import ShapeError
-from channelscope.stats.variance import Variance
+from channelscope.stats.moments import Variance
 
 
 @settings(max_examples=30, deadline=None)

@@ -196,3 +196,19 @@ class TestFill:
         with pytest.raises(InputError, match=r"table 'hull_curve': expected the columns site, n, accuracy; received loss, loss_se"):
             tables.fill(self.SCHEMA, [{"loss": 0.5, "loss_se": 0.1}])
         assert tables.fill(self.SCHEMA, [{"loss": 0.5}], units={"loss": "bits"}).attrs["columns"]["loss"]["unit"] == "nats"
+
+
+def test_columns_of_earlier_versions_have_their_present_names(tmp_path):
+    earlier = {"site": ["conv"], "stand_in": ["hull"], "which": ["all"], "repaid": [0.5]}
+    text = {name: Column.text("earlier") for name in ("stand_in", "which")} | {"repaid": Column("fraction", 2, "earlier")}
+    tables.write(tables.table(pd.DataFrame(earlier), "repaid", text), tmp_path / "repaid.csv")
+    again = tables.read(tmp_path / "repaid.csv")
+    assert again.attrs["name"] == "recovered"
+    assert again.to_dict("records") == [{"site": "conv", "replacement": "hull", "subset": "all", "recovered": 0.5}]
+    assert again.attrs["columns"]["recovered"]["unit"] == "fraction"
+    outcome = pd.DataFrame({"outcome": ["damage_kl", "repaid_hull_kl"], "which": ["a", "b"]})
+    described = {name: Column.text("earlier") for name in outcome}
+    tables.write(tables.table(outcome, "lesion_correlations", described), tmp_path / "lesion_correlations.csv")
+    again = tables.read(tmp_path / "lesion_correlations.csv")
+    assert again.outcome.tolist() == ["damage_kl", "recovered_hull_kl"]
+    assert again.which.tolist() == ["a", "b"]  # what is renamed belongs to one table

@@ -26,7 +26,7 @@ from channelscope.errors import SampleError
 from channelscope.formulas.ranks import spearman
 from channelscope.formulas.significance import effect_size, holm, sign_flip, sign_flip_contrasts
 from channelscope.stats.tally import Tally
-from channelscope.tables.schema import Column
+from channelscope.tables.schema import OURS, Column
 
 FLIPS = 200
 """Sign patterns per test that Holm corrects for, so that the smallest corrected p is .005."""
@@ -321,9 +321,6 @@ def agreement(found: list[ScoreCurve]) -> pd.DataFrame:
             values = [torch.tensor([table[rule][score] for score in shared], dtype=torch.float64) for rule in (one, two)]
             rows.append({"first": str(one), "second": str(two), "spearman": float(spearman(*values)), "scores": len(shared)})
     return pd.DataFrame(rows, columns=["first", "second", "spearman", "scores"])
-
-
-OURS = "this library"
 
 
 def _part(meaning: str, source: str = OURS) -> Column:

@@ -1,18 +1,94 @@
-"""Summary of one channel: what the run folders of a network contain about it."""
+"""Summary of one channel: what the run folders of a network contain about it, and how these are read."""
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from channelscope import tables
-from channelscope.benchmark.evidence_folder import EvidenceFolder
-from channelscope.errors import InputError, MismatchError, SiteError, no_such
+from channelscope.circuits import folder
+from channelscope.circuits.circuit import Circuit
+from channelscope.errors import FormatError, InputError, MismatchError, SiteError, no_such
+from channelscope.pruning.folder import Manifest
 from channelscope.tables.rounding import format_number, format_percent
 from channelscope.tables.schema import Column
+
+GROUP = "circuit_[0-9]*"
+"""Pattern of the folders of circuits of groups of images."""
+
+
+@dataclass(frozen=True)
+class EvidenceFolder:
+    """One run folder with its tables, circuits and pruned network."""
+
+    path: Path
+    """where it is"""
+    facts: Mapping[str, Any]
+    """its run.json"""
+
+    @classmethod
+    def read(cls, path: Path) -> "EvidenceFolder":
+        """Run folder at a path.
+
+        Parameters
+        ----------
+        path
+            The folder.
+
+        Returns
+        -------
+        EvidenceFolder
+            The folder with its run.json.
+
+        Raises
+        ------
+        FormatError
+            If it is no run folder, or its run.json does not name the weights.
+        """
+        try:
+            facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FormatError(
+                f"{path}: expected a run folder with run.json, such as `channelscope axes … --out` writes: {error}"
+            ) from error
+        if not isinstance(facts, dict) or not facts.get("weights"):
+            raise FormatError(f"{path / 'run.json'} does not say which weights the network had: make the run again with this version")
+        return cls(path, facts)
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """Table of a name, or of the name that an earlier version gave it; None where the folder has none."""
+        paths = (self.path / f"{each}.csv" for each in (name, tables.EARLIER_NAMES.get(name, name)))
+        return next((tables.read(path) for path in paths if path.is_file()), None)
+
+    @cached_property
+    def circuits(self) -> dict[str, Circuit]:
+        """Folder → circuit: its own, or those of groups of images."""
+        files = [*self.path.glob(folder.RECIPE), *self.path.glob(f"{GROUP}/{folder.RECIPE}")]
+        return {str(file.parent): folder.load_mask(file.parent) for file in sorted(files)}
+
+    @cached_property
+    def pruned(self) -> Manifest | None:
+        """Manifest of the pruned network; None where the folder has none."""
+        path = self.path / "recipe.json"
+        return Manifest.read(path) if path.is_file() else None
+
+    def layers(self) -> dict[str, int]:
+        """Layer → number of channels, as far as the tables, circuits and the pruned network name them."""
+        found: dict[str, int] = {}
+        for frame in (self.table(name) for name in ("channels", "hulls", "ablations")):
+            if frame is not None:
+                for site, last in frame.groupby("site")["channel"].max().items():
+                    found[str(site)] = max(found.get(str(site), 0), int(last) + 1)
+        marks = [circuit.masks for circuit in self.circuits.values()] + ([self.pruned.kept.masks] if self.pruned else [])
+        for each in marks:
+            found |= {layer: len(rows) for layer, rows in each.items()}
+        return found
+
 
 SIGNIFICANT = 2.0
 """Number of standard errors above which damage counts as a reason to keep the channel."""
@@ -34,7 +110,7 @@ class Finding:
     """pruning, ablations, circuits, scores or hulls"""
     run: str
     """folder it comes from"""
-    said: str
+    sentence: str
     """the sentence"""
     speaks_for: bool | None = None
     """whether it is a reason to keep the channel: it was kept, its ablation does damage, a circuit has its kernels"""
@@ -71,10 +147,12 @@ def _ablation_findings(run: EvidenceFolder, layer: str, number: int) -> list[Fin
     )
     whole = run.table("ablated_channels")
     if whole is not None:
-        repaid = whole[(whole["site"] == layer) & (whole["channel"] == number)].iloc[0]
-        if repaid["repaid_hull_kl"] == repaid["repaid_hull_kl"]:
-            peers_in_place = counted(int(repaid["hull_size"]), "peer")
-            said += f" Put in its place, {peers_in_place} repay {format_percent(float(repaid['repaid_hull_kl']), 0)} of the divergence."
+        recovered = whole[(whole["site"] == layer) & (whole["channel"] == number)].iloc[0]
+        if recovered["recovered_hull_kl"] == recovered["recovered_hull_kl"]:
+            peers_in_place = counted(int(recovered["hull_size"]), "peer")
+            said += (
+                f" Put in its place, {peers_in_place} recover {format_percent(float(recovered['recovered_hull_kl']), 0)} of the divergence."
+            )
     return [Finding("ablations", str(run.path), said, bool(row["loss"] > SIGNIFICANT * row["loss_se"]))]
 
 
@@ -206,7 +284,7 @@ def _ordinal(place: int) -> str:
 CHANNEL_COLUMNS = {
     "evidence": Column(meaning="what kind of run says it"),
     "run": Column(meaning="folder of the run"),
-    "said": Column(meaning="what it says about the channel"),
+    "sentence": Column(meaning="what it says about the channel"),
     "score": Column(meaning="name of the score"),
     "value": Column("", 4, "the channel's score, in the unit of its quantity"),
     "rank": Column("", 0, "place among the channels of its layer, 1 is the largest", low=1.0),
@@ -219,7 +297,7 @@ COMMANDS = {
     "ablations": ("No ablation of it", "channelscope ablate {network} --sites {layer} --all --out RUN"),
     "circuits": ("No circuit of a feature that {layer} leads to", "channelscope circuit {network} --feature LAYER:CHANNEL --out RUN"),
     "scores": ("No scores", "channelscope axes {network} --out RUN"),
-    "hulls": ("No stand-ins", "channelscope hulls PROFILE --out RUN, with the profile that axes leaves"),
+    "hulls": ("No replacements", "channelscope hulls PROFILE --out RUN, with the profile that axes leaves"),
 }
 """Kind of evidence → the sentence where it is missing, and the command that makes it."""
 
@@ -268,9 +346,9 @@ def channel_summary(channel: str, folders: Sequence[Path]) -> dict[str, pd.DataF
     _check_same_weights(runs)
     layer, number = _channel_name(channel, runs)
     found = [finding for findings in FINDERS for run in runs for finding in findings(run, layer, number)]
-    rows = [{"evidence": "answer", "run": "", "said": answer(f"{layer}:{number}", found)}]
-    rows += [{"evidence": each.kind, "run": each.run, "said": each.said} for each in found]
-    rows += [{"evidence": "missing", "run": "", "said": said} for said in _missing(layer, found, runs[0])]
+    rows = [{"evidence": "answer", "run": "", "sentence": answer(f"{layer}:{number}", found)}]
+    rows += [{"evidence": each.kind, "run": each.run, "sentence": each.sentence} for each in found]
+    rows += [{"evidence": "missing", "run": "", "sentence": sentence} for sentence in _missing(layer, found, runs[0])]
     about = {name: next((run.facts[name] for run in runs if run.facts.get(name)), "") for name in ("network", "data")}
     facts = about | {"channel": f"{layer}:{number}", "weights": runs[0].facts["weights"], "runs": [str(run.path) for run in runs]}
     ranks = [row for run in runs for row in _ranks(run, layer, number)]

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from channelscope.circuits.feature import Feature
-from channelscope.circuits.located_feature import LocatedFeature
+from channelscope.circuits.feature import Feature, LocatedFeature
 from channelscope.errors import InputError, MismatchError
 from channelscope.network.channel_graph import KernelMask
 from channelscope.subset import Subset

@@ -14,19 +14,23 @@ import torch
 from channelscope import tables
 from channelscope.circuits.criteria import CRITERIA, criterion_named
 from channelscope.circuits.evaluation import CIRCUIT_COLUMNS, HeldOutImages, fidelity_row
-from channelscope.circuits.located_feature import LocatedFeature, activation_range, image_batches, locate_feature
+from channelscope.circuits.feature import LocatedFeature, activation_range, image_batches, locate_feature
 from channelscope.circuits.options import CircuitOptions
 from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.formulas.intervals import Interval, bootstrap
 from channelscope.network.graph import Graph
 from channelscope.network.module_state import weights_hash
 from channelscope.network.sites import sites_of
-from channelscope.storage import atomic_file
+from channelscope.storage import ResumableStore
 from channelscope.types import Float, Tensor
 
 COMPARED = ("gate", "actgrad", "snip", "force", "iterated_gate", "iterated_actgrad", "magnitude", "random")
 
 COMPARED_FRACTIONS = (0.5, 0.2, 0.1, 0.05)
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS measured (feature TEXT, criterion TEXT, kept REAL, row TEXT NOT NULL, PRIMARY KEY (feature, criterion, kept));
+"""
 
 ROWS = ["feature", "criterion", "kept", "kernels", "relevant", "r", "r_low", "r_high", "error", "error_low", "error_high", "images"]
 
@@ -134,6 +138,8 @@ def compare_criteria(
     InputError
         For unknown criteria, sizes that are not fractions, and names or sizes given twice; the errors of `locate_feature` and
         `activation_range` for features that cannot be used.
+    MismatchError
+        If `unfinished` is of another network, other images or another seed.
 
     Examples
     --------
@@ -158,20 +164,23 @@ def compare_criteria(
     targets = {feature: locate_feature(graph, feature) for feature in features}
     for target in targets.values():
         activation_range(target, scoring_batches)
-    ledger = _Ledger(unfinished, made)
+    store = ResumableStore(unfinished, made, TABLES, "a comparison of criteria")
+    done = {tuple(key): json.loads(row) for *key, row in store.select("SELECT feature, criterion, kept, row FROM measured")}
     for group in (
         [c for c in criteria if not CRITERIA[c].needs_size],
         [c for c in criteria if CRITERIA[c].needs_size],
     ):  # the quick ones first
         for feature in features:
-            wanted = [key for key in itertools.product([feature], group, sizes) if key not in ledger.rows]
+            wanted = [key for key in itertools.product([feature], group, sizes) if key not in done]
             if wanted:
                 for row in _feature(targets[feature], scoring_batches, held_out_batches, wanted, seed):
-                    ledger.add(row)
-    rows = [ledger.rows[key] for key in itertools.product(features, criteria, sizes)]
+                    key = row["feature"], row["criterion"], row["kept"]
+                    store.insert("measured", *key, json.dumps(row))
+                    done[key] = row
+    rows = [done[key] for key in itertools.product(features, criteria, sizes)]
     frame = pd.DataFrame(rows, columns=ROWS)
     found = {"circuit_compare": frame, "circuit_medians": medians(frame, seed)}
-    ledger.close()
+    store.close(finished=True)
     return {name: tables.table(each, name, CIRCUIT_COLUMNS, facts) for name, each in found.items()}
 
 
@@ -264,33 +273,3 @@ def _digest(pictures: list[Tensor]) -> str:
     for each in pictures:
         whole.update(each.cpu().numpy().tobytes())
     return whole.hexdigest()
-
-
-class _Ledger:
-    """Rows measured so far, one JSON line each, below a line that says what they were made from."""
-
-    def __init__(self, path: Path | None, made: dict[str, Any]):
-        self.path, self.rows = path, {}
-        if path is None:
-            return
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        head, *lines = text[: text.rfind("\n") + 1].splitlines() or [json.dumps(made)]  # a line that was cut short is measured again
-        if json.loads(head) != made:
-            raise InputError(f"{path} is of another network, other images or another seed: delete it, or choose another folder")
-        for line in lines:
-            self._keep(json.loads(line))
-        with atomic_file(path) as half:
-            half.write_text("".join(f"{line}\n" for line in (head, *lines)), encoding="utf-8")
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._keep(row)
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def _keep(self, row: dict[str, Any]) -> None:
-        self.rows[row["feature"], row["criterion"], row["kept"]] = row
-
-    def close(self) -> None:
-        if self.path is not None:
-            self.path.unlink()

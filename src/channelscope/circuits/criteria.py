@@ -6,21 +6,24 @@ from functools import partial
 
 import torch
 
-from channelscope.circuits import contributions
+from channelscope.circuits.feature import LocatedFeature, image_batches
 from channelscope.circuits.kernel_scores import (
     Batch,
     GradientOptions,
     KernelCriterion,
     KernelScores,
+    actgrad,
+    gate_scores,
+    magnitude,
     masked_scores,
     score_batches,
+    snip,
     with_positions,
 )
 from channelscope.circuits.learned_gates import GateTraining, learned_gates
-from channelscope.circuits.located_feature import LocatedFeature, image_batches
 from channelscope.circuits.selection import geometric_schedule, kernel_count, top_k
 from channelscope.errors import InputError
-from channelscope.network.patches import ConvGeometry
+from channelscope.network.patches import LayerKernels
 from channelscope.types import Tensor
 
 
@@ -54,13 +57,13 @@ SCHEDULED = f"{OURS}, on the schedule of de Jorge et al. 2021"
 CRITERIA = {
     criterion.name: criterion
     for criterion in (
-        Criterion("gate", contributions.gate_scores, False, "Σ over images of |Σ over positions of A·G|", OURS),
-        Criterion("actgrad", contributions.actgrad, False, "Σ over images of the mean over positions of |A·G|", PAPER),
-        Criterion("snip", contributions.snip, False, "Σ over images of the kernel's mean |w·dJ/dw|", "Lee, Ajanthan, Torr 2019"),
-        Criterion("snip_batch", partial(contributions.snip, per_batch=True), False, "mean |w·dJ/dw|, summed by batch first", PAPER),
-        Criterion("force", contributions.snip, True, "SNIP on the FORCE schedule", "de Jorge et al. 2021"),
-        Criterion("iterated_gate", contributions.gate_scores, True, "gate on the FORCE schedule", SCHEDULED),
-        Criterion("iterated_actgrad", contributions.actgrad, True, "ActGrad on the FORCE schedule", SCHEDULED),
+        Criterion("gate", gate_scores, False, "Σ over images of |Σ over positions of A·G|", OURS),
+        Criterion("actgrad", actgrad, False, "Σ over images of the mean over positions of |A·G|", PAPER),
+        Criterion("snip", snip, False, "Σ over images of the kernel's mean |w·dJ/dw|", "Lee, Ajanthan, Torr 2019"),
+        Criterion("snip_batch", partial(snip, per_batch=True), False, "mean |w·dJ/dw|, summed by batch first", PAPER),
+        Criterion("force", snip, True, "SNIP on the FORCE schedule", "de Jorge et al. 2021"),
+        Criterion("iterated_gate", gate_scores, True, "gate on the FORCE schedule", SCHEDULED),
+        Criterion("iterated_actgrad", actgrad, True, "ActGrad on the FORCE schedule", SCHEDULED),
         Criterion(
             "learned",
             None,
@@ -151,9 +154,7 @@ def score_kernels(
     ready = with_positions(feature, given)
     if criterion == "learned":
         size = kernel_count(feature, keep)  # type: ignore[arg-type]
-        return learned_gates(
-            feature, ready, size, score_batches(feature, ready, "gate", contributions.gate_scores, gradient), training, gradient.inside
-        )
+        return learned_gates(feature, ready, size, score_batches(feature, ready, "gate", gate_scores, gradient), training, gradient.inside)
     if kind.iterative:
         return iterative_scores(feature, ready, kind, kernel_count(feature, keep), gradient)  # type: ignore[arg-type]
     return score_batches(feature, ready, criterion, kind.function, gradient)  # type: ignore[arg-type]
@@ -306,7 +307,7 @@ def baseline_scores(feature: LocatedFeature, criterion: str, seed: int = 0) -> K
     """
     noise = torch.Generator().manual_seed(seed)
     make: dict[str, Callable[[str], Tensor]] = {
-        "magnitude": lambda layer: contributions.magnitude(ConvGeometry.of(feature.graph.modules[layer])).cpu(),
+        "magnitude": lambda layer: magnitude(LayerKernels.of(feature.graph.modules[layer])).cpu(),
         "random": lambda layer: torch.rand(feature.relevant[layer].shape, generator=noise, dtype=torch.float64),
     }
     values = {layer: torch.where(marks, make[criterion](layer), 0.0) for layer, marks in feature.relevant.items()}

@@ -10,20 +10,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
-from channelscope.circuits.located_feature import LocatedFeature
+from channelscope.circuits.feature import LocatedFeature
 from channelscope.errors import MismatchError, TracingError
-from channelscope.network.channel_tracing import ELEMENTWISE_PAIRS, PADDING, REDUCING, has_separate_kernels, upstream
-from channelscope.network.graph import execute, trace
+from channelscope.network.channel_tracing import upstream
+from channelscope.network.graph import trace
 from channelscope.network.module_state import eval_mode
-from channelscope.network.removal.channels import POOLING, POOLS, LayerChannels
-from channelscope.network.removal.slicing import slice_layer
-from channelscope.network.sites import BATCH_NORMS, CHANNELWISE
+from channelscope.network.operations import Call, call_of, execute, has_separate_kernels, keep_channels, layer_of, of_step
 from channelscope.types import Float
 
 ChannelMask = dict[str, np.ndarray]
 """step → bool (channels on axis 1,)"""
 
-SPATIAL = {2, 3, -1, -2}
+SIZES = ("size", "dim")
+"""Methods whose value is the number of images where they are asked for axis 0."""
 
 
 def surviving_channels(circuit: Circuit, feature: LocatedFeature) -> ChannelMask:
@@ -130,41 +129,38 @@ class _ChannelCut:
             return []
         if len(parents) < len(node.all_input_nodes) or not parents:
             return self._whole([*parents, node])
-        if node.op == "call_module":
-            return self._module(node, self.graph.modules[str(node.target)], parents)
-        name = str(node.target if node.op == "call_method" else node.target.__name__).rstrip("_")  # type: ignore[union-attr]
-        if name in ("size", "dim") and node.args[1:] == (0,):
+        call = call_of(node, self.graph.modules)
+        if call.spelled in SIZES and node.args[1:] == (0,):
             return []
-        if name == "cat" and _dimension(node) == 1 and node.name in self.kept:
+        if call.module is not None and self.calls[str(node.target)] > 1:
+            return self._whole([*parents, node])
+        if call.module is not None and has_separate_kernels(call.module):
+            return self._layer(node, layer_of(call.module), parents)
+        if call.entry.joins and call.number("dim", 0) == 1 and node.name in self.kept:
             return [lambda: self._concatenated(node, parents)]
-        if self._flattens(node, name):
+        if call.entry.flattens is not None and call.entry.flattens(call):
             return [lambda: self._flattened(node, parents[0])]
-        spatial = name in REDUCING and _reduced(node) <= SPATIAL
-        if name in ELEMENTWISE_PAIRS or name in POOLS or name == "contiguous" or spatial:
+        if call.entry.pointwise or (call.entry.keeps == "apart" and not call.entry.moves and self._over_positions(call)):
             return self._tied([*parents, node])
         return self._whole([*parents, node])
 
-    def _module(self, node: fx.Node, module: nn.Module, parents: list[fx.Node]) -> list[Callable[[], None]]:
-        if self.calls[str(node.target)] > 1:
-            return self._whole([*parents, node])
-        if has_separate_kernels(module):
-            groups = int(module.groups) if isinstance(module, nn.Conv2d) else 1
-            if groups == 1:
-                tokens = isinstance(module, nn.Linear) and len(self.shapes[node.name]) > 2
-                return self._whole([*parents, node]) if tokens or node.name not in self.kept else []
-            depthwise = isinstance(module, nn.Conv2d) and groups == module.in_channels == module.out_channels
-            return self._tied([*parents, node]) if depthwise else self._whole([*parents, node])
-        if isinstance(module, CHANNELWISE + BATCH_NORMS + POOLING + PADDING):
-            return self._tied([*parents, node])
-        if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
-            return [lambda: self._flattened(node, parents[0])]
-        return self._whole([*parents, node])
+    def _over_positions(self, call: Call) -> bool:
+        """Whether a step combines positions alone: a window does, and a reduction over other axes than that of channels."""
+        count = len(self.shapes[call.node.all_input_nodes[0].name])
+        return call.entry.reduces is None or min(call.entry.reduces(call, count), default=0) > 1
+
+    def _layer(self, node: fx.Node, layer: Any, parents: list[fx.Node]) -> list[Callable[[], None]]:
+        if layer.groups == 1:
+            apart = node.name in self.kept and layer.channel_axis(len(self.shapes[node.name])) == 1
+            return [] if apart else self._whole([*parents, node])
+        depthwise = layer.depthwise and layer.out_channels == layer.in_channels
+        return self._tied([*parents, node]) if depthwise else self._whole([*parents, node])
 
     def _tied(self, nodes: list[fx.Node]) -> list[Callable[[], None]]:
         """All have the same channels; what is spread over all channels keeps its own."""
         sizes = {len(self.kept[node.name]) for node in nodes if node.name in self.kept}
         ranks = {len(self.shapes[node.name]) for node in nodes if node.name in self.kept and len(self.kept[node.name]) > 1}
-        if any(node.name not in self.kept for node in nodes) or len(sizes - {1}) > 1 or (len(ranks) > 1 and not _reduces(nodes[-1])):
+        if any(node.name not in self.kept for node in nodes) or len(sizes - {1}) > 1 or (len(ranks) > 1 and not self._reduces(nodes[-1])):
             return self._whole(nodes)
         wide = [node for node in nodes if len(self.kept[node.name]) == max(sizes)]
         narrow = [node for node in nodes if node not in wide]
@@ -175,6 +171,9 @@ class _ChannelCut:
                 self.kept[node.name] = union.copy()
 
         return [tie, *self._whole(narrow)]
+
+    def _reduces(self, node: fx.Node) -> bool:
+        return of_step(node, self.graph.modules).reduces is not None
 
     def _whole(self, nodes: list[fx.Node]) -> list[Callable[[], None]]:
         def keep() -> None:
@@ -191,12 +190,6 @@ class _ChannelCut:
             self.kept[part.name] = self.kept[part.name] | marks  # type: ignore[union-attr]
         self.kept[node.name] = np.concatenate([self.kept[part.name] for part in parts])  # type: ignore[union-attr]
 
-    def _flattens(self, node: fx.Node, name: str) -> bool:
-        if name == "flatten":
-            return node.args[1:] == (1,) or node.kwargs == {"start_dim": 1}
-        sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
-        return name in ("view", "reshape") and len(sizes) == 2 and sizes[1] == -1  # type: ignore[arg-type,index]
-
     def _flattened(self, node: fx.Node, parent: fx.Node) -> None:
         before, after = self.kept[parent.name], self.kept[node.name]
         positions = len(after) // len(before)
@@ -204,25 +197,8 @@ class _ChannelCut:
         self.kept[parent.name], self.kept[node.name] = union, np.repeat(union, positions)
 
 
-def _reduces(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else node.target.__name__
-    return name in REDUCING
-
-
-def _reduced(node: fx.Node) -> set[Any]:
-    """The axes a mean or sum runs over; that of channels where it is not said."""
-    axes: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 1)
-    return set(axes) if isinstance(axes, tuple | list) else {axes}
-
-
-def _dimension(node: fx.Node) -> int:
-    return int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
-
-
 TOLERANCE = 1e-3
 """Relative difference allowed between the extracted and the masked feature; smaller layers add up in another order."""
-
-EVAL_IDENTITY = (nn.Identity, nn.modules.dropout._DropoutNd)
 
 
 class StandaloneCircuit(nn.Module):
@@ -286,7 +262,7 @@ def extract_module(circuit: Circuit, feature: LocatedFeature) -> StandaloneCircu
     copies: dict[fx.Node, fx.Node] = {}
     for node in upstream(feature.graph, feature.step):
         name = str(node.target)
-        if _is_identity(feature, node):
+        if of_step(node, feature.graph.modules).identity:
             copies[node] = copies[node.all_input_nodes[0]]
             continue
         if node.op == "call_module" and name not in modules:
@@ -303,32 +279,20 @@ def extract_module(circuit: Circuit, feature: LocatedFeature) -> StandaloneCircu
     return small
 
 
-def _is_identity(feature: LocatedFeature, node: fx.Node) -> bool:
-    """Whether a step does nothing in evaluation mode."""
-    if node.op == "call_module":
-        return isinstance(feature.graph.modules[str(node.target)], EVAL_IDENTITY)
-    return node.op == "call_function" and node.target.__name__ in ("dropout", "stochastic_depth", "drop_path")  # type: ignore[union-attr]
-
-
 def _cut_module(feature: LocatedFeature, node: fx.Node, kept: ChannelMask, kernels: Tensor | None) -> nn.Module:
     """A copy of one module with only the kept channels."""
     module = copy.deepcopy(feature.graph.modules[str(node.target)])
     module.requires_grad_(False)
     parent = node.all_input_nodes[0].name
-    if kernels is not None and isinstance(module, nn.Conv2d | nn.Linear):
-        weight = module.weight
+    if kernels is not None and layer_of(module) is not None:
+        weight: Any = module.weight
         weight.mul_(kernels.to(weight).view(*kernels.shape, *[1] * (weight.dim() - 2)))
     if node.name not in kept or parent not in kept or not any(True for _ in module.parameters(recurse=False)):
         return module
     ins, outs = torch.from_numpy(kept[parent]), torch.from_numpy(kept[node.name])
     if bool(ins.all()) and bool(outs.all()):
         return module
-    inputs, outputs = torch.arange(len(ins)), torch.arange(len(ins), len(ins) + len(outs))
-    groups = int(module.groups) if isinstance(module, nn.Conv2d) else 1
-    taps = int(has_separate_kernels(module))
-    slice_layer(
-        module, LayerChannels(str(node.target), node.name, inputs, outputs, taps, 0, groups), torch.cat([ins, outs, torch.tensor([True])])
-    )
+    keep_channels(module, ins, outs)
     return module
 
 

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.extraction import StandaloneCircuit, torch_nn_class
 from channelscope.errors import FormatError, InputError
-from channelscope.network.channel_tracing import ELEMENTWISE_PAIRS, REARRANGING, REDUCING
-from channelscope.network.removal.channels import POOLS
+from channelscope.network.operations import of_function
 from channelscope.storage import atomic_file
 
 FORMAT = 1
@@ -26,12 +25,8 @@ RECIPE, TENSORS = "circuit.json", "circuit.safetensors"
 
 NAMESPACES = {"operator": operator, "math": math, "torch": torch, "torch.nn.functional": F}
 
-NORMS = {"layer_norm", "batch_norm", "group_norm", "normalize", "softmax", "log_softmax"}
-
-NUMBERS = {"size", "numel", "floordiv", "mod", "ceil", "floor"}
-
-FUNCTIONS = ELEMENTWISE_PAIRS | REARRANGING | REDUCING | POOLS | NORMS | NUMBERS | {"pad", "conv2d", "linear", "matmul", "bmm"}
-"""Names of functions and tensor methods a recipe may call; anything else is refused, on writing and on reading."""
+SIZES = {"size", "numel"}
+"""Tensor methods that a recipe may call besides functions and methods with an entry in the table of operations."""
 
 PROPERTIES = {"shape", "device", "dtype", "ndim"}
 
@@ -195,7 +190,7 @@ def _rebuilt(recipe: dict[str, Any], tensors: dict[str, Tensor]) -> StandaloneCi
         if step["op"] == "get_attr":
             parts[step["target"]] = tensors["body." + step["target"]]
         target = _function(step["target"]) if step["op"] == "call_function" else step["target"]
-        if step["op"] == "call_method" and step["target"].rstrip("_") not in FUNCTIONS:
+        if step["op"] == "call_method" and not _allowed(step["target"]):
             raise FormatError(f"the recipe calls the method {step['target']}, which no circuit needs")
         if target is getattr and args[1] not in PROPERTIES:
             raise FormatError(f"the recipe reads the attribute {args[1]}, which no circuit needs")
@@ -209,9 +204,14 @@ def _step(node: fx.Node) -> dict[str, Any]:
     target = node.target
     if node.op == "call_function":
         target = _named(target)
-    elif node.op == "call_method" and str(target).rstrip("_") not in FUNCTIONS:
-        raise InputError(f"the circuit calls the tensor method {target}, which a recipe cannot hold; use the module from extract() instead")
+    elif node.op == "call_method" and not _allowed(str(target)):
+        raise InputError(f"the circuit calls the tensor method {target}, which a recipe cannot hold; use the module of extract_module")
     return {"name": node.name, "op": node.op, "target": target, "args": _encoded(node.args), "kwargs": _encoded(node.kwargs)}
+
+
+def _allowed(name: str) -> bool:
+    """Whether a recipe may call a function or tensor method of this name; anything else is refused, on writing and on reading."""
+    return of_function(name.rstrip("_")) is not None or name in SIZES
 
 
 def _named(function: Any) -> str:
@@ -219,16 +219,16 @@ def _named(function: Any) -> str:
         return "getattr"
     for space, module in NAMESPACES.items():
         name = function.__name__
-        if vars(module).get(name) is function and name.rstrip("_") in FUNCTIONS:
+        if vars(module).get(name) is function and _allowed(name):
             return f"{space}.{name}"
-    raise InputError(f"the circuit calls {function}, which a recipe cannot hold; use the module from extract() instead")
+    raise InputError(f"the circuit calls {function}, which a recipe cannot hold; use the module of extract_module")
 
 
 def _function(name: str) -> Any:
     space, _, last = name.rpartition(".")
     if name == "getattr":
         return getattr
-    if space not in NAMESPACES or last.rstrip("_") not in FUNCTIONS:
+    if space not in NAMESPACES or not _allowed(last):
         raise FormatError(f"the recipe calls {name}, which no circuit needs")
     return vars(NAMESPACES[space])[last]
 
@@ -248,7 +248,7 @@ def _encoded(value: Any) -> Any:
         return {"dtype": str(value).removeprefix("torch.")}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise InputError(f"the circuit passes {value!r} to a step, which a recipe cannot hold; use the module from extract() instead")
+    raise InputError(f"the circuit passes {value!r} to a step, which a recipe cannot hold; use the module of extract_module")
 
 
 def _decoded(value: Any, known: dict[str, fx.Node]) -> Any:
@@ -275,7 +275,7 @@ def _module(name: str, body: nn.Module) -> dict[str, Any]:
     module = body.get_submodule(name)
     kind = torch_nn_class(module)
     if kind is None:
-        raise InputError(f"{name} is a {type(module).__name__}, which a recipe cannot hold; use the module from extract() instead")
+        raise InputError(f"{name} is a {type(module).__name__}, which a recipe cannot hold; use the module of extract_module")
     options: dict[str, Any] = {}
     for option in inspect.signature(kind).parameters:
         if option == "bias":

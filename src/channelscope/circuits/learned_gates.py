@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.feature import LocatedFeature
 from channelscope.circuits.kernel_scores import Batch, KernelScores, broadcast_mask, masked_scores
-from channelscope.circuits.located_feature import LocatedFeature
 from channelscope.network.module_state import eval_mode
 from channelscope.types import Float, Tensor
 

@@ -12,8 +12,8 @@ import torch
 
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
 from channelscope.circuits.criteria import criterion_named, score_kernels
+from channelscope.circuits.feature import LocatedFeature, image_batches
 from channelscope.circuits.kernel_scores import GradientOptions, KernelScores, Path, Reduce
-from channelscope.circuits.located_feature import LocatedFeature, image_batches
 from channelscope.circuits.selection import connected_top_k, kernel_count, top_k
 from channelscope.errors import BudgetError
 from channelscope.formulas.intervals import bootstrap_counts

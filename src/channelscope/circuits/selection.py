@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.feature import LocatedFeature
 from channelscope.circuits.kernel_scores import KernelScores
-from channelscope.circuits.located_feature import LocatedFeature
 from channelscope.errors import BudgetError
 from channelscope.network.channel_graph import KernelEdges, Merge
 from channelscope.types import Float, Tensor

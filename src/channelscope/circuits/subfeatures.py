@@ -12,8 +12,8 @@ from sklearn.metrics import silhouette_score
 from channelscope import tables
 from channelscope.circuits.circuit import Circuit, remove_dead_ends, union
 from channelscope.circuits.evaluation import CIRCUIT_COLUMNS
+from channelscope.circuits.feature import LocatedFeature, activation_range
 from channelscope.circuits.kernel_scores import KernelScores
-from channelscope.circuits.located_feature import LocatedFeature, activation_range
 from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.selection import connected_top_k, top_k
 from channelscope.errors import BudgetError, InputError, SampleError

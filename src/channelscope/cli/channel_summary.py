@@ -28,6 +28,6 @@ def explain(channel: str, runs: list[Path], out: Path) -> None:
     for name, frame in frames.items():
         tables.write(frame, out / f"{name}.csv")
     tables.write_json(facts | frames["explanation"].attrs["provenance"], out / "run.json")
-    for said in frames["explanation"]["said"]:
-        console.print(said)
+    for sentence in frames["explanation"]["sentence"]:
+        console.print(sentence)
     print(page.write_report(out))

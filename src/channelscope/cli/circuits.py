@@ -18,8 +18,7 @@ from channelscope.circuits.diagram.layout import lay_out
 from channelscope.circuits.diagram.pictures import PixelNormalization, contact_sheet, feature_visualizations, top_patches
 from channelscope.circuits.evaluation import HeldOutImages, evaluate_circuit
 from channelscope.circuits.extraction import extract_module
-from channelscope.circuits.feature import EXAMPLES
-from channelscope.circuits.located_feature import LocatedFeature, activation_range, image_batches, locate_feature
+from channelscope.circuits.feature import EXAMPLES, LocatedFeature, activation_range, image_batches, locate_feature
 from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.subfeatures import GENERAL_SHARE, top_images
 from channelscope.circuits.subfeatures import cluster_images as grouped

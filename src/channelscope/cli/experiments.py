@@ -78,9 +78,9 @@ def ablate(
         "assumption": assumption(found, Shared(**convention.options())),
     }
     page = addition.write(found, f"Ablations in {network.title}", frames, **facts, **network.origin)
-    for line in frames["said"]["said"]:
+    for line in frames["notes"]["note"]:
         console.print(Text.assemble(("note ", "yellow"), line))
-    console.print(_recovered_line(frames["repaid"]))
+    console.print(_recovered_line(frames["recovered"]))
     print(page)
 
 
@@ -92,8 +92,8 @@ def _unfinished(out: Path) -> Path:
 
 def _recovered_line(rows: pd.DataFrame) -> str:
     """The answer in one sentence."""
-    (whole,) = rows.query("site == 'all layers' and quantity == 'kl' and stand_in == 'hull' and which == 'all'").to_dict("records")
-    share = format_interval(whole["repaid"], whole["low"], whole["high"], int(whole["n"]), "channels")
+    (whole,) = rows.query("site == 'all layers' and quantity == 'kl' and replacement == 'hull' and subset == 'all'").to_dict("records")
+    share = format_interval(whole["recovered"], whole["low"], whole["high"], int(whole["n"]), "channels")
     return f"replacement sets (hulls) recover {share} of the KL divergence that ablation causes"
 
 

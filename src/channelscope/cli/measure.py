@@ -21,8 +21,7 @@ from channelscope.experiments.axes import axis_alignment as alignment
 from channelscope.experiments.axes import axis_clusters as groupings
 from channelscope.network.module_state import weights_hash
 from channelscope.profiling import store
-from channelscope.profiling.collect import collect
-from channelscope.profiling.distributed import rank_batches, sum_on_rank_zero
+from channelscope.profiling.collect import collect, rank_batches, sum_on_rank_zero
 from channelscope.report import page
 from channelscope.report.page import write_report
 from channelscope.stats.profile import Profile

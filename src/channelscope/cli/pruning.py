@@ -31,7 +31,7 @@ from channelscope.pruning.cut import refuse_out_of_reach
 from channelscope.pruning.export import export as exporting
 from channelscope.pruning.folder import save_pruned
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
-from channelscope.pruning.prune import SUMMARY_COLUMNS, compare_networks
+from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, compare_networks, kept_by_layer
 from channelscope.pruning.prune import prune as pruning
 from channelscope.pruning.recovery.repair import Method
 from channelscope.ranking import Ranking
@@ -187,6 +187,8 @@ def prune(
     def write_more(folder: Path) -> None:
         described = tables.describe(frame, {"name": "pruning", "columns": SUMMARY_COLUMNS, "split": test.name, **facts})
         tables.write(described, folder / "pruning.csv")
+        layers = kept_by_layer(found, made.kept)
+        tables.write(tables.describe(layers, {"name": "pruned_layers", "columns": LAYER_COLUMNS, **facts}), folder / "pruned_layers.csv")
         about = {"title": f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds", "network": network.model}
         about |= facts | network.origin | {"weights": weights_hash(model)} | provenance(begun)
         tables.write_json(about, folder / "run.json")

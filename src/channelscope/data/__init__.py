@@ -4,17 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from channelscope.data.images import ImageSplits, read_images
-    from channelscope.data.masks import object_masks
+    from channelscope.data.images import ImageSplits, object_masks, read_images
     from channelscope.data.sources import ImageSource
     from channelscope.data.splits import Split
 
 _HOMES = {
     "images": (
         "ImageSplits",
+        "object_masks",
         "read_images",
     ),
-    "masks": ("object_masks",),
     "sources": ("ImageSource",),
     "splits": ("Split",),
 }

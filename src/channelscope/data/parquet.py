@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from channelscope.data.decoding import contents
-from channelscope.data.partitions import ROLES, Partition, PartitionedDataset
+from channelscope.data.splits import ROLES, Partition, PartitionedDataset
 from channelscope.errors import DataError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from channelscope.data.decoding import contents, is_gray, open_image
 from channelscope.data.parquet import parquet_or_hub
-from channelscope.data.partitions import ROLES, Partition, PartitionedDataset, from_arrays
+from channelscope.data.splits import ROLES, Partition, PartitionedDataset, from_arrays
 from channelscope.data.torchvision_cpu import datasets as vision
 from channelscope.errors import DataError
 

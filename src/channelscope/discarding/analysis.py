@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from channelscope import tables
-from channelscope.data.masks import object_masks
+from channelscope.data.images import object_masks
 from channelscope.data.splits import Split
-from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, CIDResult, discard
+from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, CIDResult, MapCache, discard, fingerprint
 from channelscope.discarding.concentration import box_mask, concentration_by_layer, concentration_table, edge_color_correlation
-from channelscope.discarding.map_cache import MapCache, fingerprint
 from channelscope.discarding.noise import Cells
 from channelscope.discarding.pixel_network import PixelNetwork
 from channelscope.discarding.reconstruction import reconstruction_table

@@ -11,10 +11,11 @@ from torch.overrides import TorchFunctionMode
 
 from channelscope.errors import InputError, SiteError
 from channelscope.network.module_state import out_of_place
+from channelscope.network.operations import of_function
 from channelscope.types import Float, Int, Tensor
 
-SUMS = (torch.add, Tensor.add, Tensor.add_)
-"""functions that a + b, torch.add(a, b) and a += b call"""
+IN_PLACE = (Tensor.add_, Tensor.__iadd__)
+"""functions that add to their first argument in place"""
 
 STEPS = 16
 """number of points on the path of integrated gradients"""
@@ -259,11 +260,16 @@ class _Sharing(TorchFunctionMode):
     """In this context, sums of two values of one shape divide their relevance."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if func in SUMS and not kwargs and len(args) == 2 and all(isinstance(each, Tensor) and each.requires_grad for each in args):
+        if _adds(func) and not kwargs and len(args) == 2 and all(isinstance(each, Tensor) and each.requires_grad for each in args):
             a, b = args
             if a.shape == b.shape:
-                return a.copy_(_Share.apply(a.clone(), b)) if func is Tensor.add_ else _Share.apply(a, b)
+                return a.copy_(_Share.apply(a.clone(), b)) if func in IN_PLACE else _Share.apply(a, b)
         return func(*args, **(kwargs or {}))
+
+
+def _adds(function: Callable) -> bool:
+    entry = of_function(function.__name__.strip("_"))
+    return entry is not None and entry.arithmetic == "sum"
 
 
 class _Summed(nn.Module):

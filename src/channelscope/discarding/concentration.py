@@ -84,7 +84,7 @@ def edge_color_correlation(network: PixelNetwork, batches: Iterable, results: Se
     results
         Results of `discard`, in its order.
     options
-        Their options.
+        Options that `results` were computed with.
 
     Returns
     -------

@@ -119,7 +119,7 @@ def area_under_curve(curves: Float[Tensor, "images shares"]) -> Float[Tensor, "i
 
     References
     ----------
-    Trapezoid options.
+    Trapezoid rule.
     """
     return torch.trapezoid(curves, torch.tensor(REMOVED_FRACTIONS, device=curves.device), dim=1)
 

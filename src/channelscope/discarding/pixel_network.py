@@ -102,7 +102,7 @@ class PixelNetwork:
         return LayerOutput(name, steps[-1].name, self.depths[steps[-1].name])
 
     def _spaced(self) -> list[LayerOutput]:
-        """Evenly spaced steps with a map as value that no branch bypasses, the first and the last included."""
+        """Evenly spaced steps with a map as value that no branch bypasses, modules before functions; with the first and the last."""
         nodes = list(self.graph.steps.nodes)
         last = {node.name: max((self.depths[user.name] for user in node.users), default=0) for node in nodes}
         reach, narrow = 0, []
@@ -112,11 +112,13 @@ class PixelNetwork:
             reach = max(reach, last[node.name] if node.op != "get_attr" and node.name in self.graph.shapes else 0)
         if not narrow:
             raise SiteError("every step of the network has a parallel branch or no map: name the layers")
+        modules = [node for node in narrow if self._name(node) in _module_outputs(node)]
+        narrow = modules if len(modules) >= N_SPACED_LAYERS else narrow
         chosen = {round(part * (len(narrow) - 1) / (N_SPACED_LAYERS - 1)) for part in range(N_SPACED_LAYERS)}
         return [LayerOutput(self._name(narrow[place]), narrow[place].name, self.depths[narrow[place].name]) for place in sorted(chosen)]
 
     def _name(self, node: fx.Node) -> str:
-        """The longest module path whose output this step is, or the step's own name."""
+        """The shortest module path whose output this step is, or the step's own name."""
         for path in sorted(_module_outputs(node), key=len):
             if self._layer(path).step == node.name:
                 return path

@@ -266,7 +266,7 @@ def reconstruction_table(
     results
         Results of `discard`, in its order.
     options
-        Their options.
+        Options that `results` were computed with.
     train
         Add a decoder that is trained on top of the linear one.
     step

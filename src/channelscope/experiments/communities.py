@@ -6,7 +6,7 @@ import torch
 
 from channelscope.errors import at
 from channelscope.formulas import information, task_information
-from channelscope.formulas.graphs import Communities, communities, strongest_edges
+from channelscope.formulas.clustering import Communities, communities, strongest_edges
 from channelscope.formulas.intervals import bootstrap_mean, jackknife_interval
 from channelscope.formulas.ranks import spearman
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions

@@ -10,7 +10,7 @@ from torch import nn
 from channelscope.data.batches import batch_count, labeled_batches, on_device_of
 from channelscope.errors import DataError, InputError, SiteError
 from channelscope.formulas.gradients import LinearAxes, information_step, linear_axes, network_step
-from channelscope.formulas.intervals import bootstrap_mean, student_reach
+from channelscope.formulas.intervals import bootstrap_mean, t_interval
 from channelscope.formulas.ranks import spearman
 from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import followable, patch_products, pooled_patches
@@ -21,12 +21,10 @@ from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import margin
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import Column, Schema
+from channelscope.tables.schema import PAPER, Column, Schema
 from channelscope.types import Float, Tensor
 
 Readout = Literal["positions", "pooled"]
-
-PAPER = "Safaai et al. 2026"
 
 COSINE = Column.correlation("Euclidean cosine of the two gradient directions", PAPER)
 
@@ -287,7 +285,7 @@ def simulate(
         for at_step in zip(*runs, strict=True):
             row = {"system": system, "step": at_step[0]["step"], "n": seeds}
             for name in ("alignment", "cosine", "capture", "relevance"):
-                row |= _band(name, torch.tensor([one[name] for one in at_step]))
+                row[name], row[f"{name}_low"], row[f"{name}_high"] = t_interval([one[name] for one in at_step])
             rows.append(row)
     return {"simulation": fill(SIMULATION, rows)}
 
@@ -353,11 +351,3 @@ def _numbers_at_step(axes: LinearAxes) -> dict[str, float]:
         "capture": float(axes.capture.mean()),
         "relevance": float(axes.relevance.mean()),
     }
-
-
-def _band(name: str, values: Float[Tensor, "seeds"]) -> dict[str, float]:
-    """Mean over seeds and its Student interval."""
-    n = len(values)
-    mean = float(values.mean())
-    reach = student_reach(float(values.std()) / n**0.5, n - 1) if n > 1 else float("nan")
-    return {name: mean, f"{name}_low": mean - reach, f"{name}_high": mean + reach}

@@ -17,7 +17,7 @@ from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import Column, Schema
+from channelscope.tables.schema import PAPER, Column, Schema
 from channelscope.types import Tensor
 
 
@@ -67,8 +67,6 @@ class HullOptions:
             layer.correlation, self.max_size, self.threshold, relative=not self.absolute, ridge=self.ridge, order=self.order, pool=self.pool
         )
 
-
-PAPER = "Safaai et al. 2026"
 
 SATURATED = "whether the hull is full before the threshold is reached, or the share of channels where it is"
 

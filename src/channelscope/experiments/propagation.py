@@ -14,6 +14,7 @@ from channelscope.formulas.intervals import bootstrap_mean
 from channelscope.formulas.ranks import partial_correlation, ranks
 from channelscope.formulas.significance import permutation_p
 from channelscope.network.consumers import channels_seen_by_inputs, consumers
+from channelscope.network.operations import layer_of
 from channelscope.profiling.store import trace_profiled
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.local import capture, overlap
@@ -21,12 +22,11 @@ from channelscope.scores.target import excess, relevance
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
+from channelscope.tables.quantities import HEADLINE
 from channelscope.tables.schema import Column, Schema
 from channelscope.types import Bool, Float, Tensor
 
-LOCAL, TARGET = ("capture", "overlap"), ("relevance", "excess")
-
-QUANTITIES = (*LOCAL, *TARGET)
+LOCAL = HEADLINE[:2]
 
 LEAST = 8
 """Channels below which a layer has no partial correlation with two quantities held equal."""
@@ -38,11 +38,11 @@ class Connection:
 
     site: Site
     """the layer that is read"""
-    reader: Site
+    consumer: Site
     """the layer that reads it"""
     summed: bool
     """whether through a residual sum"""
-    influence: Float[Tensor, "channels readers"]
+    influence: Float[Tensor, "channels consumers"]
     """|W[j, i]|₁ · standard deviation of channel i at its cut point"""
 
 
@@ -58,7 +58,7 @@ PAIR = {
     "pair": Column.text("from which quantity to which"),
 }
 
-PROPAGATION = Schema("propagation", "site depth note null_mean p n", {"reader": Column.text("the layer that reads"), **PAIR, **MEAN})
+PROPAGATION = Schema("propagation", "site depth note null_mean p n", {"consumer": Column.text("the layer that reads"), **PAIR, **MEAN})
 
 PROPAGATION_MEAN = Schema("propagation_mean", "low high null_mean p n", {**PAIR, **MEAN})
 
@@ -119,14 +119,14 @@ def axis_propagation(model: nn.Module, profile: Profile, permutations: int = 200
     values = _values(profile, convention)
     rows, drawn = [], []
     for number, connection in enumerate(connections(model, profile)):
-        upstream, downstream = values[connection.site.name], values[connection.reader.name]
+        upstream, downstream = values[connection.site.name], values[connection.consumer.name]
         source = torch.Generator().manual_seed(seed * 1_000_003 + number)
         for (one, other), (rho, plain, n) in _correlations(connection.influence, upstream, downstream, permutations, source).items():
             rows.append(
                 {
                     "site": connection.site.name,
                     "depth": connection.site.depth,
-                    "reader": connection.reader.name,
+                    "consumer": connection.consumer.name,
                     "note": "through a residual sum" if connection.summed else "",
                     "upstream": one,
                     "downstream": other,
@@ -173,7 +173,7 @@ def connections(model: nn.Module, profile: Profile) -> Iterator[Connection]:
     --------
     >>> from channelscope import collect, zoo
     >>> toy = zoo.toys.residual_pair()  # a stem, and a block of two convolutions added to the stem
-    >>> [(each.site.name, each.reader.name) for each in connections(toy.model, collect(toy.model, toy.batches))]
+    >>> [(each.site.name, each.consumer.name) for each in connections(toy.model, collect(toy.model, toy.batches))]
     [('stem', 'inner'), ('inner', 'outer')]
     """
     found = trace_profiled(model, profile)
@@ -189,14 +189,11 @@ def connections(model: nn.Module, profile: Profile) -> Iterator[Connection]:
                 yield Connection(site, known[each.layer], each.through_sum, spread[:, None] * strength)
 
 
-def _connection_strength(module: nn.Module, marks: Bool[Tensor, "channels inputs"]) -> Float[Tensor, "channels readers"]:
-    """Summed absolute weights from each channel of a site to each output of its reader."""
-    weight: Tensor = module.weight.detach().double().cpu()  # type: ignore[assignment,union-attr]
-    norms = weight.abs().flatten(2).sum(2) if weight.dim() > 2 else weight.abs()
-    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
-    if groups > 1:
-        blocks = norms.view(groups, -1, norms.shape[1])
-        norms = torch.block_diag(*blocks)
+def _connection_strength(module: nn.Module, marks: Bool[Tensor, "channels inputs"]) -> Float[Tensor, "channels consumers"]:
+    """Summed absolute weights from each channel of a site to each output of its consumer."""
+    layer = layer_of(module)
+    assert layer is not None
+    norms = torch.block_diag(*layer.split(module.weight.detach().double().cpu()).abs().sum(3))  # type: ignore[operator,union-attr]
     return marks.double() @ norms.T
 
 
@@ -226,8 +223,8 @@ def _correlations(
     means = ranks((share.T @ values[orders]).transpose(1, 2))
     downstream_ranks = ranks(downstream[read].T)
     found = {}
-    for (i, one), (j, other) in itertools.product(enumerate(QUANTITIES), enumerate(QUANTITIES)):
-        held = [k for k, name in enumerate(QUANTITIES) if (name in LOCAL) != (one in LOCAL)]
+    for (i, one), (j, other) in itertools.product(enumerate(HEADLINE), enumerate(HEADLINE)):
+        held = [k for k, name in enumerate(HEADLINE) if (name in LOCAL) != (one in LOCAL)]
         columns = torch.stack([means[:, i], downstream_ranks[j].expand(len(means), n), *(means[:, k] for k in held)], 2)
         rho, plain = partial_correlation(columns), float(partial_correlation(columns[0, :, :2]))
         if not rho.isnan().any():
@@ -245,7 +242,7 @@ def _means(frame: pd.DataFrame, drawn: Float[Tensor, "rows draws"], by: list[str
     rows = []
     for key, places in frame.groupby(by, sort=False).indices.items():
         group, chosen = frame.iloc[places], drawn[torch.as_tensor(places)]
-        by_connection = group.groupby(["site", "reader"], sort=False)["rho"].mean()
+        by_connection = group.groupby(["site", "consumer"], sort=False)["rho"].mean()
         ends = bootstrap_mean(torch.tensor(by_connection.to_numpy()))
         null = chosen.mean(0)
         rows.append(

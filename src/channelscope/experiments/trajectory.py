@@ -8,25 +8,25 @@ import pandas as pd
 from channelscope.errors import SampleError, at
 from channelscope.experiments.communities import pair_matrices
 from channelscope.experiments.hulls import HullOptions
-from channelscope.formulas.graphs import communities
+from channelscope.formulas.clustering import communities
 from channelscope.formulas.information import CEILING
 from channelscope.formulas.intervals import t_interval
 from channelscope.formulas.ranks import spearman
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.scores.local import capture, overlap
-from channelscope.scores.target import excess, relevance, triplet_excess_by_layer
+from channelscope.scores.local import overlap
+from channelscope.scores.registry import REGISTRY
+from channelscope.scores.target import triplet_excess_by_layer
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import OURS, Column, Schema
+from channelscope.tables.quantities import HEADLINE
+from channelscope.tables.schema import OURS, PAPER, Column, Schema
 
 PUBLISHED = {"hull_size": (3.08, 4.27), "saturated": (0.067, 0.195), "ratio": (0.192, 0.381), "capture_relevance": (0.71, 0.22)}
 """Quantity → at the start and at the end of training, as published (Safaai et al. 2026: six layers, 2,000 images)"""
 
-LOCAL, TARGET = {"capture": capture, "overlap": overlap}, {"relevance": relevance, "excess": excess}
+LOCAL, TARGET = HEADLINE[:2], HEADLINE[2:]
 
-
-PAPER = "Safaai et al. 2026"
 
 TRAJECTORY_LAYERS = Schema(
     "trajectory_layers",
@@ -175,10 +175,10 @@ def _quantities(layer: LayerStatistics, rule: HullOptions, triples: int) -> dict
         "modularity_s": modularity_s,
         "gap": modularity_r - modularity_s,
     }
-    for one, local in LOCAL.items():
-        for other, target in TARGET.items():
-            values = local.formula(layer, ceiling=CEILING) if one == "overlap" else local.formula(layer)
-            quantities[f"{one}_{other}"] = float(spearman(values, target.formula(layer)))
+    for one in LOCAL:
+        values = REGISTRY[one].formula(layer, **({"ceiling": CEILING} if one == overlap.name else {}))
+        for other in TARGET:
+            quantities[f"{one}_{other}"] = float(spearman(values, REGISTRY[other].formula(layer)))
     return quantities
 
 

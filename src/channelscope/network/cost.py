@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from channelscope.network.module_state import eval_mode
+from channelscope.network.operations import layer_of
 from channelscope.network.removal.groups import Groups
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import unwrapped
 from channelscope.subset import Subset
 
 Shape = Sequence[int]
@@ -150,7 +151,7 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
     parameters: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
         parameters[name.rpartition(".")[0]] += parameter.numel()
-    weighted = {name for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)}
+    weighted = {name for name, module in model.named_modules() if layer_of(module) is not None}
     macs = {name: operations // 2 for name, operations in spent.own.items() if name in weighted}
     elsewhere = {name: operations // 2 for name, operations in spent.own.items() if operations and name not in weighted}
     return Cost(macs, counter.get_total_flops() // 2 - sum(macs.values()), dict(parameters), elsewhere)

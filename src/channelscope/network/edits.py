@@ -11,7 +11,7 @@ from channelscope.errors import InputError, MismatchError
 from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.removal.outputs import EXPONENT, FAILURES, coarsest, distance
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import unwrapped
 from channelscope.subset import Subset
 
 
@@ -89,6 +89,9 @@ def zero_channels(channels: Tensor, axis: int, values: Tensor | None = None) -> 
 def silence(model: nn.Module | Graph, marked: Subset, example: Tensor | tuple[Tensor, ...] | None = None) -> Iterator[nn.Module]:
     """While inside, the marked channels are zero at their cut points, or the marked kernels are zero in their weights.
 
+    Groups that a subset of `cut` marks as a whole stay zero up to the layers that read them: the shift of a norm behind a
+    sum or a concatenation, which would give them a value again, is silent with them.
+
     The network is traced on a zero image of the subset's input shape, or on `example`, unless the subset comes from `cut` and
     knows the trace; pass a `Graph` (or nest inside another edit) to trace only once. On exit, an exception included, the
     model is bit-identical to what it was; `silence(model, ~kept)` tries what `shrink(model, kept)` makes permanent, and
@@ -116,6 +119,12 @@ def silence(model: nn.Module | Graph, marked: Subset, example: Tensor | tuple[Te
         if bool(marked[site.name].any()):
             change = zero_channels(marked[site.name], site.channel_axis)
             after[site.activation] = _chain(after[site.activation], change) if site.activation in after else change
+    if marked.groups is not None:
+        silent = marked.groups.silent_steps(marked)
+        strange = [step for step in silent if step not in graph.nodes]
+        if strange:
+            raise MismatchError(f"the subset is of another network: this one has no step {strange[0]}")
+        after = _merge_hooks(after, silent)
     with edit(graph, after) as inside:
         yield inside
 

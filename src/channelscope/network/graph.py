@@ -18,34 +18,15 @@ from torch.fx.node import map_arg
 from channelscope.errors import InputError, TracingError, first_line, no_such
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
+from channelscope.network.operations import execute, of_module
 from channelscope.network.tracing.comparison import other_image, same
 from channelscope.network.tracing.recorder import OWN, Recording
-from channelscope.network.tracing.recording import literal, one_step, record
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import literal, one_step, record, unwrapped
 
 Hook = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
 
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
-
-LEAVES = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-"""Modules that are one step each, also where a class that derives from them has a forward pass of its own."""
-
-
-def execute(model: nn.Module, op: str, target: Any, args: tuple, kwargs: dict) -> Any:
-    """Carry out one step of a traced graph on concrete values."""
-    if op == "get_attr":
-        value: Any = model
-        for part in str(target).split("."):
-            value = getattr(value, part)
-        return value
-    if op == "call_function":
-        return target(*args, **kwargs)
-    if op == "call_method":
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    if op == "call_module":
-        return model.get_submodule(target)(*args, **kwargs)
-    return args[0]  # output
 
 
 class Graph:
@@ -257,7 +238,10 @@ def _recorded(model: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
 
 
 def _whole(module: nn.Module) -> bool:
-    return isinstance(module, LEAVES) or one_step(module)
+    """Whether a module is recorded as one step: a layer of torch.nn, or a type that the table of operations has as a whole."""
+    entry = of_module(module)
+    registered = entry is not None and type(module) in entry.modules and not type(module).__module__.startswith("torch.")
+    return (entry is not None and entry.whole) or registered or one_step(module)
 
 
 def _options(signature: inspect.Signature, inputs: tuple) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The input patches of a layer: sums over them, the patches themselves, and their geometry."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.network.operations import of_module
-from channelscope.network.operations.operation import Layout
+from channelscope.network.operations import Layout, WeightedLayer, layer_of, of_module
 from channelscope.types import Float, Int, Tensor
 
 
@@ -68,48 +68,52 @@ def input_patches(
     Tensor
         (groups, images × positions, inputs per group × kernel), in the order of `weight.flatten(1)`.
     """
-    if isinstance(module, nn.Linear):
+    layer = _layer(module)
+    if layer.tokens:
         rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
         if where is not None:
             rows = rows.gather(1, where[:, :, None].expand(-1, -1, rows.shape[2]))
         return rows.reshape(1, -1, rows.shape[2])
-    padded = _padded(module, inputs, output_shape)
-    grid = _patch_grid(module, padded.shape[2:], output_shape[1:]).to(inputs.device)  # (positions, taps)
+    padded = _padded(layer, inputs, output_shape)
+    grid = _patch_grid(layer, padded.shape[2:], output_shape[1:]).to(inputs.device)  # (positions, taps)
     index = grid.flatten().expand(len(inputs), -1) if where is None else grid[where].flatten(1)
     taken = padded.flatten(2).gather(2, index[:, None, :].expand(-1, padded.shape[1], -1))
-    groups: int = module.groups  # type: ignore[assignment]
-    taken = taken.view(len(inputs), groups, padded.shape[1] // groups, -1, grid.shape[1])
-    return taken.permute(1, 0, 3, 2, 4).reshape(groups, -1, taken.shape[2] * taken.shape[4])
+    taken = taken.view(len(inputs), layer.groups, padded.shape[1] // layer.groups, -1, grid.shape[1])
+    return taken.permute(1, 0, 3, 2, 4).reshape(layer.groups, -1, taken.shape[2] * taken.shape[4])
 
 
 def patch_rows(
-    values: Tensor, groups: int, linear: bool, where: Int[Tensor, "images positions"] | None
+    layer: WeightedLayer, values: Tensor, where: Int[Tensor, "images positions"] | None
 ) -> Float[Tensor, "groups samples outputs"]:
-    """Samples of a layer's output (or of what should be its output) at the same positions as `patches`."""
-    flat = values.reshape(len(values), -1, values.shape[-1]) if linear else values.flatten(2).transpose(1, 2)
+    """Samples of a layer's output (or of what should be its output) at the same positions as `input_patches`."""
+    flat = values.reshape(len(values), -1, values.shape[-1]) if layer.tokens else values.flatten(2).transpose(1, 2)
     if where is not None:
         flat = flat.gather(1, where[:, :, None].expand(-1, -1, flat.shape[2]))
-    return flat.reshape(-1, groups, flat.shape[2] // groups).transpose(0, 1)
+    return flat.reshape(-1, layer.groups, flat.shape[2] // layer.groups).transpose(0, 1)
 
 
-def _padded(module: Any, inputs: Tensor, output_shape: tuple[int, ...]) -> Tensor:
-    dims = inputs.dim() - 2
+def _layer(module: nn.Module) -> WeightedLayer:
+    layer = layer_of(module)
+    assert layer is not None
+    return layer
+
+
+def _padded(layer: WeightedLayer, inputs: Tensor, output_shape: tuple[int, ...]) -> Tensor:
     amounts: list[int] = []
-    for axis in reversed(range(dims)):
-        reach = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
-        total = max((output_shape[1 + axis] - 1) * module.stride[axis] + reach - inputs.shape[2 + axis], 0)
-        first = module.padding[axis] if isinstance(module.padding, tuple) and any(module.padding) else total // 2
+    for axis in reversed(range(len(layer.kernel))):
+        reach = layer.dilation[axis] * (layer.kernel[axis] - 1) + 1
+        total = max((output_shape[1 + axis] - 1) * layer.stride[axis] + reach - inputs.shape[2 + axis], 0)
+        first = layer.pads[axis][0] if any(map(any, layer.pads)) else total // 2
         amounts += [first, max(total - first, 0)]
-    mode = str(module.padding_mode)
-    return nn.functional.pad(inputs, amounts, mode="constant" if mode == "zeros" else mode)
+    return F.pad(inputs, amounts, mode=layer.mode)
 
 
-def _patch_grid(module: Any, size: tuple[int, ...], outputs: tuple[int, ...]) -> Int[Tensor, "positions taps"]:
+def _patch_grid(layer: WeightedLayer, size: tuple[int, ...], outputs: tuple[int, ...]) -> Int[Tensor, "positions taps"]:
     """Flat index into the padded input for each output position and tap."""
     index = torch.zeros(1, 1, dtype=torch.long)
     for axis, length in enumerate(size):
-        starts = torch.arange(outputs[axis]) * module.stride[axis]
-        steps = torch.arange(module.kernel_size[axis]) * module.dilation[axis]
+        starts = torch.arange(outputs[axis]) * layer.stride[axis]
+        steps = torch.arange(layer.kernel[axis]) * layer.dilation[axis]
         here = starts[:, None] + steps[None, :]
         index = (index[:, None, :, None] * length + here[None, :, None, :]).reshape(len(index) * len(starts), -1)
     return index
@@ -122,9 +126,8 @@ def patch_width(module: Any) -> int:
 
 def patches_are_exact(module: Any, image: Tensor) -> bool:
     """Whether weights · patches is what the module computes, on one image."""
-    linear = isinstance(module, nn.Linear)
     output = module(image)
-    expected = patch_rows(output, 1 if linear else module.groups, linear, None)
+    expected = patch_rows(_layer(module), output, None)
     taken = input_patches(module, image, tuple(output.shape[1:]), None)
     received = taken @ module.weight.flatten(1).view(len(taken), -1, taken.shape[2]).transpose(1, 2)
     if module.bias is not None:
@@ -140,48 +143,54 @@ Points = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class ConvGeometry:
-    """A layer's weights and how they move over its input."""
+class LayerKernels:
+    """The kernels of a two-dimensional convolution or linear layer, and how they move over its input.
+
+    Examples
+    --------
+    >>> kernels = LayerKernels.of(nn.Conv2d(4, 6, 3, padding=1, groups=2))
+    >>> kernels.rows.shape, kernels.windows(torch.zeros(5, 4, 8, 8)).shape
+    (torch.Size([2, 3, 2, 9]), torch.Size([5, 2, 2, 9, 64]))
+    """
 
     weight: Float[Tensor, "outputs inputs *kernel"]
     """the kernels (detached; stays as it was when the network is masked)"""
-    kernel: tuple[int, int]
-    """spatial size, (1, 1) for a linear layer"""
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """left, right, top, bottom"""
-    mode: str = "constant"
-    """padding mode of torch.nn.functional.pad"""
-    groups: int = 1
+    layer: WeightedLayer
 
     @classmethod
-    def of(cls, module: nn.Module) -> "ConvGeometry":
-        """Weights and geometry of a 2-D convolution or linear layer."""
-        weight = module.weight.detach()  # type: ignore[union-attr,operator]
-        if not isinstance(module, nn.Conv2d):
-            return cls(weight, (1, 1))
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        return cls(weight, _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation), _pads(module), mode, module.groups)
+    def of(cls, module: nn.Module) -> "LayerKernels":
+        """Kernels of a module that is a layer."""
+        return cls(module.weight.detach(), _layer(module))  # type: ignore[union-attr,operator]
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels that do not see each other."""
+        return self.layer.groups
+
+    @property
+    def taps(self) -> int:
+        """Values of a kernel."""
+        return math.prod(self.layer.kernel)
 
     def windows(self, inputs: Tensor) -> Float[Tensor, "images groups inputs taps positions"]:
         """The input values under each tap of each kernel."""
-        if self.weight.dim() == 2:
+        layer = self.layer
+        if layer.tokens:
             rows = inputs.reshape(len(inputs), -1, inputs.shape[-1]).transpose(1, 2)
             return rows[:, None, :, None, :]
-        maps = F.pad(inputs, self.pads, mode=self.mode) if any(self.pads) else inputs
-        taps = self.kernel[0] * self.kernel[1]
-        if taps == 1:
-            columns = maps[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
+        pads = [amount for axis in reversed(layer.pads) for amount in axis]
+        maps = F.pad(inputs, pads, mode=layer.mode) if any(pads) else inputs
+        if self.taps == 1:
+            columns = maps[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)
         else:
-            columns = F.unfold(maps, self.kernel, self.dilation, 0, self.stride)
-        return columns.reshape(len(maps), self.groups, self.weight.shape[1], taps, -1)
+            columns = F.unfold(maps, layer.kernel, layer.dilation, 0, layer.stride)
+        return columns.reshape(len(maps), layer.groups, self.weight.shape[1], self.taps, -1)
 
     def outputs(self, gradients: Tensor) -> Float[Tensor, "images groups outputs positions"]:
         """Output gradients with one axis of positions, split into groups."""
-        if self.weight.dim() == 2:
+        if self.layer.tokens:
             return gradients.reshape(len(gradients), -1, gradients.shape[-1]).transpose(1, 2)[:, None]
-        return gradients.flatten(2).reshape(len(gradients), self.groups, -1, gradients[0, 0].numel())
+        return gradients.flatten(2).reshape(len(gradients), self.layer.groups, -1, gradients[0, 0].numel())
 
     def split(self, inputs: Points, gradients: Points) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows and gradients in blocks of images that fit in memory.
@@ -190,7 +199,7 @@ class ConvGeometry:
         """
         xs, gs = (each if isinstance(each, tuple) else (each,) for each in (inputs, gradients))
         positions = len(gs) * gs[0][0].numel() // self.weight.shape[0]
-        windows = self.weight.shape[1] * self.groups * self.kernel[0] * self.kernel[1] * positions
+        windows = self.weight.shape[1] * self.groups * self.taps * positions
         step = max(1, BLOCK_NUMBERS // max(1, windows, self.weight.numel()))
         for start in range(0, len(gs[0]), step):
             block = slice(start, start + step)
@@ -202,19 +211,4 @@ class ConvGeometry:
     @property
     def rows(self) -> Float[Tensor, "groups outputs inputs taps"]:
         """The weights with one axis of taps, split into groups."""
-        taps = self.kernel[0] * self.kernel[1]
-        return self.weight.reshape(self.groups, -1, self.weight.shape[1], taps)
-
-
-def _pair(value) -> tuple[int, int]:
-    return (int(value[0]), int(value[1]))
-
-
-def _pads(module: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Left, right, top and bottom padding, 'same' and 'valid' resolved."""
-    if isinstance(module.padding, str):
-        reach = zip(module.dilation, module.kernel_size, strict=True)
-        rows, columns = (step * (size - 1) if module.padding == "same" else 0 for step, size in reach)
-        return (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    rows, columns = _pair(module.padding)
-    return (columns, columns, rows, rows)
+        return self.layer.split(self.weight)

@@ -2,25 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
 
-from channelscope.network.channel_tracing import ELEMENTWISE_PAIRS, upstream
+from channelscope.network.channel_tracing import upstream
 from channelscope.network.graph import Graph
 from channelscope.network.module_state import eval_mode
-from channelscope.network.patches import ConvGeometry
-from channelscope.network.sites import BATCH_NORMS, CHANNELWISE
-
-POSITION_PRESERVING = ELEMENTWISE_PAIRS | {"cat", "concat", "batch_norm"}
-
-NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
-"""Normalizations that may take their statistics over positions."""
-
-POOLS = ("max_pool2d", "avg_pool2d")
-
-POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d)
+from channelscope.network.operations import Call, call_of
 
 IMAGE_AXES = 4
 
@@ -71,11 +60,12 @@ def _field_of(graph: Graph, node: fx.Node, known: Mapping[str, ReceptiveField | 
         return None
     if node.op == "placeholder":
         return AxisReceptiveField(), AxisReceptiveField()
-    window = _window(graph, node)
+    call = call_of(node, graph.modules)
+    window = call.entry.window(call) if call.entry.window is not None else None
     parents = [parent for parent in node.all_input_nodes if parent.op != "get_attr" and len(shapes.get(parent.name, ())) == IMAGE_AXES]
     if (
         not parents
-        or (window is None and not _local(graph, node))
+        or (window is None and not _local(graph, call))
         or (window is None and any(shapes[parent.name][2:] != shapes[node.name][2:] for parent in parents))
     ):
         return None
@@ -92,14 +82,11 @@ def _field_of(graph: Graph, node: fx.Node, known: Mapping[str, ReceptiveField | 
     return own[0].through(*window[0]), own[1].through(*window[1])
 
 
-def _local(graph: Graph, node: fx.Node) -> bool:
+def _local(graph: Graph, call: Call) -> bool:
     """Whether a step without a window leaves every position where it is."""
-    if node.op == "call_module":
-        module = graph.modules[str(node.target)]
-        if isinstance(module, NORMS):
-            return _positionwise(graph, node, module)
-        return isinstance(module, CHANNELWISE + BATCH_NORMS)
-    return (node.target if isinstance(node.target, str) else node.target.__name__).rstrip("_") in POSITION_PRESERVING
+    if call.entry.normalizes and call.module is not None and not call.entry.local:
+        return _positionwise(graph, call.node, call.module)
+    return call.entry.local
 
 
 @torch.no_grad()
@@ -117,28 +104,3 @@ def _positionwise(graph: Graph, node: fx.Node, module: nn.Module) -> bool:
 
 def _union(parts: list[AxisReceptiveField]) -> AxisReceptiveField:
     return AxisReceptiveField(parts[0].stride, min(part.low for part in parts), max(part.high for part in parts))
-
-
-def _window(graph: Graph, node: fx.Node) -> tuple[tuple[int, int, int, int], ...] | None:
-    """Size, stride, padding and dilation along rows and columns, of a step that looks at windows."""
-    if node.op == "call_module":
-        module = graph.modules[str(node.target)]
-        if isinstance(module, nn.Conv2d):
-            shape = ConvGeometry.of(module)
-            axes = zip(shape.kernel, shape.stride, (shape.pads[2], shape.pads[0]), shape.dilation, strict=True)
-            return tuple(axes)
-        if isinstance(module, POOL_MODULES):
-            dilation = module.dilation if isinstance(module, nn.MaxPool2d) else 1
-            return _pairs(module.kernel_size, module.stride, module.padding, dilation)
-        return None
-    name = node.target if isinstance(node.target, str) else node.target.__name__
-    if name not in POOLS:
-        return None
-    names = ("kernel_size", "stride", "padding", *(("dilation",) if name == "max_pool2d" else ()))
-    given: dict[str, Any] = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-    return _pairs(given["kernel_size"], given.get("stride") or given["kernel_size"], given.get("padding", 0), given.get("dilation", 1))
-
-
-def _pairs(*values: Any) -> tuple[tuple[int, int, int, int], ...]:
-    both = [value if isinstance(value, tuple | list) else (value, value) for value in values]
-    return tuple((size[axis], stride[axis], padding[axis], dilation[axis]) for size, stride, padding, dilation in [both] for axis in (0, 1))

@@ -1,43 +1,17 @@
 """Sites of a traced network: where channels are, each with its pre-activation and its activation node."""
 
-import operator
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from channelscope.errors import SiteError, no_such
 from channelscope.network.graph import Graph, trace
-from channelscope.network.operations import of_function, spelling
-from channelscope.network.operations.elementwise import ACTIVATIONS, IDLE
-from channelscope.network.operations.norms import BATCH_NORMS
+from channelscope.network.operations import Call, WeightedLayer, call_of, inherits_forward, layer_of
+from channelscope.network.operations.norms import BATCH_NORMS as BATCH_NORMS
+from channelscope.network.operations.norms import CHANNELWISE as CHANNELWISE
 from channelscope.site import Kind, Site
-
-PLAIN_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
-
-NO_OP_IN_EVAL = IDLE
-"""Modules that do nothing in evaluation mode."""
-
-CHANNELWISE = (*ACTIVATIONS, *IDLE, nn.PReLU)
-"""Modules that treat each element, or each channel, on its own."""
-
-SKIPPED_MODULES = (nn.Flatten, nn.Softmax, nn.LogSoftmax, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
-
-SKIPPED_METHODS = {"flatten", "view", "reshape", "squeeze", "softmax", "log_softmax", "mean"}
-
-SKIPPED_FUNCTIONS = {
-    torch.flatten,
-    torch.squeeze,
-    torch.mean,
-    F.softmax,
-    F.log_softmax,
-    F.avg_pool2d,
-    F.adaptive_avg_pool2d,
-    operator.getitem,
-}
-"""What may lie between a layer and the network's output when the layer's channels are that output."""
 
 
 @dataclass(frozen=True)
@@ -90,21 +64,21 @@ def sites_of(graph: Graph) -> Sites:
     calls = Counter(node.target for node in graph.steps.nodes if node.op == "call_module")
     found: list[Site] = []
     skipped: dict[str, str] = {}
+    outputs = _output_steps(graph)
     for node in graph.steps.nodes:
         if node.op != "call_module" or str(node.target) in skipped:
             continue
-        module = graph.modules[str(node.target)]
-        kind = _kind(module)
-        if kind is None:
+        layer = layer_of(graph.modules[str(node.target)])
+        if layer is None:
             continue
-        reason = _why_skipped(graph, node, module, kind, calls[node.target])
+        reason = _why_skipped(node, layer, calls[node.target], outputs)
         if reason:
             skipped[str(node.target)] = reason
         else:
-            found.append(_site(graph, node, module, kind, len(found)))
+            found.append(_site(graph, node, layer, len(found)))
     used = {str(target) for target in calls}
     for name, module in graph.modules.items():
-        if _kind(module) and name not in used:
+        if name not in used and layer_of(module) is not None:
             within = [leaf for leaf in used if name.startswith(f"{leaf}.")]
             skipped[name] = f"inside {within[0]}, which is followed as one step" if within else "not called as a module in the forward pass"
     if not found:
@@ -116,59 +90,58 @@ def _reasons(skipped: dict[str, str]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5]) or "it contains no such layer"
 
 
-def _kind(module: nn.Module) -> Kind | None:
-    if isinstance(module, nn.Linear):
+def _kind(layer: WeightedLayer) -> Kind:
+    if layer.tokens:
         return "linear"
-    if isinstance(module, nn.modules.conv._ConvNd):
-        if module.groups == 1:
-            return "conv"
-        return "depthwise" if module.groups == module.in_channels else "grouped"
-    return None
+    if layer.groups == 1:
+        return "conv"
+    return "depthwise" if layer.depthwise else "grouped"
 
 
-def _why_skipped(graph: Graph, node: fx.Node, module: nn.Module, kind: Kind, calls: int) -> str:
+def _why_skipped(node: fx.Node, layer: WeightedLayer, calls: int, outputs: set[fx.Node]) -> str:
     """Why a layer's channels are not a site; empty when they are."""
     if calls > 1:
         return f"called {calls} times in one pass: its channels are not one place"
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if layer.transposed:
         return "transposed convolution"
-    if _reaches_output(graph, node, len(graph.shapes[node.name]) - 2 if kind == "linear" else 0):
+    if node in outputs:
         return "its outputs are the network's own outputs, not channels inside it"
     return ""
 
 
-def _reaches_output(graph: Graph, node: fx.Node, axis: int) -> bool:
-    """Whether the node's value leaves the network with nothing but activations, pooling and reshaping after it."""
-    return any(
-        user.op == "output" or ((_passing(graph, user) or _channelwise(graph, user, node, axis)) and _reaches_output(graph, user, axis))
-        for user in node.users
-    )
+def _output_steps(graph: Graph) -> set[fx.Node]:
+    """Steps whose channels leave the network as they are, with nothing behind them that makes new ones."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.steps.nodes):
+        if any(user.op == "output" or (user in found and _passes(graph, user, node)) for user in node.users):
+            found.add(node)
+    return found
 
 
-def _passing(graph: Graph, user: fx.Node) -> bool:
-    """Whether a step only pools or reshapes, so that channels stay the same outputs."""
-    if user.op == "call_module":
-        return isinstance(graph.modules[str(user.target)], SKIPPED_MODULES)
-    return user.target in (SKIPPED_METHODS if user.op == "call_method" else SKIPPED_FUNCTIONS)
+def _passes(graph: Graph, user: fx.Node, node: fx.Node) -> bool:
+    """Whether the channels of a value are those of a step that takes it as its first argument."""
+    call = call_of(user, graph.modules)
+    if call.entry.joins:
+        return True
+    return (bool(call.entry.keeps) and call.argument("input") is node) or _scales(call, node)
 
 
-def _site(graph: Graph, node: fx.Node, module: nn.Module, kind: Kind, depth: int) -> Site:
+def _site(graph: Graph, node: fx.Node, layer: WeightedLayer, depth: int) -> Site:
     shape = graph.shapes[node.name][1:]
-    linear = isinstance(module, nn.Linear)
-    axis = len(shape) - 1 if linear else 0
+    axis = layer.channel_axis(len(shape) + 1) - 1
     cut, norm, affine = _activation_node(graph, node, axis, shape)
     return Site(
         name=str(node.target),
-        kind=kind,
+        kind=_kind(layer),
         channels=shape[axis],
         shape=shape,
         channel_axis=axis,
         preactivation=node.name,
         activation=cut.name,
         depth=depth,
-        in_channels=int(module.in_features if linear else module.in_channels),  # type: ignore[arg-type]
-        kernel_size=() if linear else tuple(module.kernel_size),  # type: ignore[arg-type]
-        groups=1 if linear else int(module.groups),  # type: ignore[arg-type]
+        in_channels=layer.in_channels,
+        kernel_size=layer.kernel,
+        groups=layer.groups,
         batchnorm=norm,
         activation_is_affine=affine,
     )
@@ -179,33 +152,32 @@ def _activation_node(graph: Graph, node: fx.Node, axis: int, shape: tuple[int, .
     norm, affine = None, True
     while len(node.users) == 1:
         user = next(iter(node.users))
-        if not _channelwise(graph, user, node, axis) or graph.shapes.get(user.name, ())[1:] != shape:
+        call = call_of(user, graph.modules)
+        if not _channelwise(call, node, axis) or graph.shapes.get(user.name, ())[1:] != shape:
             break
-        module = graph.modules[str(user.target)] if user.op == "call_module" else None
-        if isinstance(module, BATCH_NORMS) and norm is None:
+        scale_shift, module = call.entry.scale_shift, call.module
+        if scale_shift is not None and module is not None and norm is None:
             norm = str(user.target)
-            affine &= type(module) in PLAIN_NORMS and module.running_var is not None
+            affine &= inherits_forward(module) and scale_shift(module) is not None
         else:
-            affine &= isinstance(module, NO_OP_IN_EVAL)
+            affine &= call.entry.identity and module is not None
         node = user
     return node, norm, affine
 
 
-def _channelwise(graph: Graph, user: fx.Node, node: fx.Node, axis: int) -> bool:
-    if user.op == "call_module":
-        module = graph.modules[str(user.target)]
-        return isinstance(module, CHANNELWISE) or (isinstance(module, BATCH_NORMS) and axis == 0)
-    if user.op == "call_method":
-        return _elementwise(user) and user.args[0] is node
-    if user.op == "call_function":
-        if user.target in {operator.mul, operator.imul, torch.mul}:
-            other = user.args[1] if user.args[0] is node else user.args[0]
-            return isinstance(other, int | float) or (isinstance(other, fx.Node) and other.op == "get_attr")
-        return _elementwise(user)
-    return False
+def _channelwise(call: Call, node: fx.Node, axis: int) -> bool:
+    """Whether a step treats each channel of a value on its own, and has no other tensor."""
+    if _scales(call, node):
+        return True
+    own = call.entry.keeps == "apart" and (call.entry.pointwise or (call.entry.local and not call.entry.joins and axis == 0))
+    return own and call.node.all_input_nodes == [node]
 
 
-def _elementwise(user: fx.Node) -> bool:
-    """Whether a function or method is an activation or does nothing, and is given no other tensor."""
-    entry = of_function(spelling(user))
-    return entry is not None and entry.name in ("elementwise", "idle") and len(user.all_input_nodes) == 1
+def _scales(call: Call, node: fx.Node) -> bool:
+    """Whether a step multiplies a value with a number or with a constant of the network."""
+    others = [part for part in call.node.args[:2] if part is not node]
+    return call.entry.arithmetic == "product" and len(others) == 1 and (isinstance(others[0], int | float) or _constant(others[0]))
+
+
+def _constant(part: Any) -> bool:
+    return isinstance(part, fx.Node) and part.op == "get_attr"

@@ -8,6 +8,7 @@ from torch import nn
 
 from channelscope.network.consumers import Trial
 from channelscope.network.graph import Graph
+from channelscope.network.operations import layer_of, of_module
 from channelscope.network.sites import Sites
 from channelscope.site import Site
 from channelscope.types import Float, Tensor
@@ -37,8 +38,8 @@ def filters(module: nn.Module) -> Float[Tensor, "channels weights"]:
     >>> filters(nn.Conv2d(3, 8, 5)).shape
     torch.Size([8, 75])
     """
-    weight: Tensor = module.weight.detach().flatten(1).cpu()  # type: ignore[union-attr,operator]
-    return weight if weight.dtype == torch.float64 else weight.float()
+    rows = _blocks(module).flatten(0, 1).flatten(1).cpu()
+    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def weight_norms(found: Sites, image: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -165,12 +166,12 @@ def following_batchnorm(graph: Graph, site: Site) -> tuple[Tensor, Tensor]:
     [0.5, -1.5]
     """
     norm = graph.modules.get(site.batchnorm) if site.batchnorm else None
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
+    entry = None if norm is None else of_module(norm)
+    found = None if norm is None or entry is None or entry.scale_shift is None else entry.scale_shift(norm)
+    if found is None:
         return torch.ones(site.channels, dtype=torch.float64), torch.zeros(site.channels, dtype=torch.float64)
-    factor = (norm.running_var.double().cpu() + norm.eps).rsqrt()
-    factor = factor if norm.weight is None else factor * norm.weight.detach().double().cpu()
-    shift = -norm.running_mean.double().cpu() * factor
-    return factor, shift if norm.bias is None else shift + norm.bias.detach().double().cpu()
+    factor, shift = found
+    return factor.cpu(), shift.cpu()
 
 
 def _outgoing(trial: Trial, site: Site, input_squares: Callable[[str], Tensor]) -> dict[str, Tensor]:
@@ -182,11 +183,12 @@ def _outgoing(trial: Trial, site: Site, input_squares: Callable[[str], Tensor]) 
 
 
 def _input_squares(module: nn.Module) -> Float[Tensor, "inputs"]:
-    """Sum of the squared weights that multiply each input channel of a convolution or linear layer."""
-    weight: Tensor = module.weight.detach().cpu()  # type: ignore[union-attr,operator]
-    if isinstance(module, nn.Linear):
-        return torch.stack([block.double().square().sum(0) for block in weight.split(ROWS)]).sum(0)
-    squares = weight.double().square()
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return squares.flatten(1).sum(1)
-    return squares.flatten(2).sum(2).view(module.groups, -1, squares.shape[1]).sum(1).flatten()  # type: ignore[arg-type]
+    """Sum of the squared weights that multiply each input channel of a layer."""
+    parts = [part.double().square().sum((1, 3)) for part in _blocks(module).cpu().split(ROWS, 1)]
+    return torch.stack(parts).sum(0).flatten()
+
+
+def _blocks(module: nn.Module) -> Float[Tensor, "groups outputs inputs taps"]:
+    layer = layer_of(module)
+    assert layer is not None
+    return layer.split(module.weight.detach())  # type: ignore[operator,union-attr]

@@ -15,6 +15,7 @@ from channelscope.errors import InputError
 from channelscope.network.cost import MacCounter
 from channelscope.network.graph import Hook
 from channelscope.network.module_state import eval_mode
+from channelscope.network.operations import layer_of
 from channelscope.network.patches import input_patches, patch_width
 from channelscope.network.removal.channels import LayerChannels
 from channelscope.network.removal.groups import Groups, groups
@@ -49,7 +50,7 @@ def optimal_brain_surgeon(
         Batches of (images, …); labels are not used.
     exponent
         Power of the multiply-adds saved. Costs of channels with several consumers are overestimated, for each consumer compensates
-        for the earlier ones; an exponent above 1 corrects for it (docs/results-repair.md).
+        for the earlier ones; an exponent above 1 corrects for it (docs/results/repair.md).
     ridge
         λ as a fraction of the mean variance of what a consumer reads.
     positions
@@ -96,7 +97,7 @@ def optimal_brain_surgeons(
 ) -> list[Ranking]:
     """One `optimal_brain_surgeon` ranking for each exponent, from the same passes; `prune` can choose between them.
 
-    Which exponent is best depends on the network and on the budget (docs/results-repair.md).
+    Which exponent is best depends on the network and on the budget (docs/results/repair.md).
 
     Parameters
     ----------
@@ -262,10 +263,7 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
     graph = found.graph
     modules: dict[str, Any] = graph.modules
     layers = [layer for layer in found.layers if layer.taps and layer.groups == 1 and bool((layer.inputs >= 0).any())]
-    transposed = nn.modules.conv._ConvTransposeNd
-    layers = [
-        layer for layer in layers if patch_width(modules[layer.name]) <= MAX_FAN_IN and not isinstance(modules[layer.name], transposed)
-    ]
+    layers = [layer for layer in layers if _has_patches(modules[layer.name])]
     sources = {layer.name: graph.nodes[layer.node].all_input_nodes[0].name for layer in layers}
     reads: dict[str, NormalEquations] = {}
     metrics: dict[str, Tensor] = {}
@@ -298,6 +296,12 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
         )
         for layer in layers
     ]
+
+
+def _has_patches(module: nn.Module) -> bool:
+    """Whether a layer reads patches of its input, and few enough values at once for their covariance."""
+    layer = layer_of(module)
+    return layer is not None and not layer.transposed and patch_width(module) <= MAX_FAN_IN
 
 
 def _check_logits(logits: Any) -> None:

@@ -104,6 +104,7 @@ def prune(
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
     >>> found = groups(model, zero_batch(model, (3, 8, 8)))
     >>> ranking = Ranking("by hand", "", "high", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
+    >>> _ = torch.manual_seed(0)
     >>> result = prune(ranking, model, [torch.rand(10, 3, 8, 8)], macs=0.5)
     >>> result.kept["0"].tolist(), result.model[0].out_channels, result.repair.images
     ([True, False, True, False], 2, 10)
@@ -231,6 +232,47 @@ SUMMARY_COLUMNS = {
     "latency_low": Column("ms", 2, "first quartile of the latency"),
     "latency_high": Column("ms", 2, "third quartile of the latency"),
 }
+
+
+LAYER_COLUMNS = {
+    "site": Column.text("layer"),
+    "depth": Column.count("position in execution order"),
+    "channels": Column.count("channels of the original", "channels"),
+    "kept": Column.count("channels kept", "channels"),
+    "share": Column("fraction", 3, "channels kept as a fraction", low=0.0, high=1.0),
+    "reason": Column.text("why channels of this layer cannot be removed"),
+}
+
+
+def kept_by_layer(found: Groups, kept: Subset) -> pd.DataFrame:
+    """How many channels of each layer are kept, one row a layer in execution order.
+
+    Parameters
+    ----------
+    found
+        The groups of the original network.
+    kept
+        The channels that are kept.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of `LAYER_COLUMNS`; `reason` is empty where all channels of a layer could be removed.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
+    >>> kept = found.to_subset(np.array([True, False, True, False]))
+    >>> kept_by_layer(found, kept)[["site", "channels", "kept", "share"]].values.tolist()
+    [['0', 4, 2, 0.5]]
+    """
+    rows = []
+    for depth, site in enumerate(found.sites):
+        count = int(kept[site.name].sum()) if site.name in kept else site.channels
+        row = {"site": site.name, "depth": depth, "channels": site.channels, "kept": count, "share": count / site.channels}
+        rows.append(row | {"reason": found.unprunable.get(site.name, "")})
+    return pd.DataFrame(rows, columns=list(LAYER_COLUMNS))
 
 
 def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image_shape: tuple[int, ...]) -> pd.DataFrame:

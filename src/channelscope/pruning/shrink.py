@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from channelscope.errors import InputError
 from channelscope.network.edits import known_groups
-from channelscope.network.labeling.narrowing import narrow
+from channelscope.network.labeling.narrowing import narrow_pair
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.removal.slicing import slice_layer
-from channelscope.network.tracing.wrapper import unwrapped
+from channelscope.network.tracing.recording import unwrapped
 from channelscope.pruning.recovery.calibration import rechunked
 from channelscope.subset import Subset
 
@@ -68,9 +68,9 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
     for layer in found.layers:
         if not bool(keep[layer.outputs].any()):
             raise InputError(f"shrink: the subset removes all {len(layer.outputs)} channels of {layer.name}: keep at least one")
-    small = _narrowed(original, found, keep)
+    small, exact = _narrowed(original, found, keep)
     first = list(islice(calibration or (), 1))
-    check_same(small, kept, found, rechunked(first, found)[0] if first else None)
+    check_same(exact or small, kept, found, rechunked(first, found)[0] if first else None)
     vars(small)[CUTS] = (*cuts(original), replace(kept, groups=None))
     return small
 
@@ -109,17 +109,17 @@ def cuts(model: nn.Module) -> tuple[Subset, ...]:
     return vars(model).get(CUTS, ())
 
 
-def _narrowed(model: nn.Module, found: Groups, keep: Tensor) -> nn.Module:
-    """A copy with cut parameters."""
+def _narrowed(model: nn.Module, found: Groups, keep: Tensor) -> tuple[nn.Module, nn.Module | None]:
+    """A copy with cut parameters, and the same before rounding where parameters had to be computed."""
     if found.labeled is not None:
-        small = narrow(found.labeled, ~keep[:-1])
+        small, exact = narrow_pair(found.labeled, ~keep[:-1])
         for name, value in vars(model).items():
             vars(small).setdefault(name, value)
         modes = {name: module.training for name, module in model.named_modules()}
         for name, module in small.named_modules():
             module.training = modes.get(name, model.training)
-        return small
+        return small, exact
     small = copy.deepcopy(model)
     for layer in found.layers:
         slice_layer(small.get_submodule(layer.name), layer, keep)
-    return small
+    return small, None

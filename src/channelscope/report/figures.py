@@ -1,6 +1,7 @@
 """The report's charts as PNG and SVG, for papers and slides."""
 
 import math
+import re
 from base64 import b64encode
 from collections.abc import Iterable
 from io import BytesIO
@@ -48,7 +49,12 @@ STYLE: dict[Any, Any] = {
 
 GRADIENT = LinearSegmentedColormap.from_list("depth", ["#d3dfee", "#08306b"])
 
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
+
 MOST_COLUMNS = 6
+
+MOST_NAMES = 24
+"""longest list of layers that is written along an axis"""
 
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -147,9 +153,10 @@ def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figu
             found |= dict(zip(*reversed(place.get_legend_handles_labels()), strict=True))
         labels = [str(name) for name in hues if str(name) in found]
         handles = [found[name] for name in labels]
-        if len(hues) > len(COLORS):
+        if _graded(hues):
             handles, labels = handles[:: len(handles) - 1], [labels[0], f"… {labels[-1]}"]
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        titles = [verdict.title(label) for label in labels]
+        figure.legend(handles, titles, loc="outside lower center", ncols=min(len(labels), 5 if wide > 1 else 4))
     figure.suptitle(chart.title, fontsize=9.5, fontweight="bold")
     return figure
 
@@ -170,7 +177,8 @@ def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, told: tuple[list, list
         kind = own[chart.color].iloc[0] if chart.color in own.columns else name
         earlier = len(stages) > 1 and name in stages and name != stages[-1]
         hue = 0 if name in stages else hues.index(kind)
-        color = BEFORE if earlier else _color(hue, len(hues))
+        color = BEFORE if earlier else _color(hue, hues)
+        cycle = 0 if _graded(hues) else hue // len(COLORS)
         bars = None
         if ends := chart.interval(own):
             bars = np.abs(np.stack([own[chart.y] - ends[0], ends[1] - own[chart.y]]))
@@ -181,10 +189,10 @@ def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, told: tuple[list, list
             yerr=None if lying else bars,
             label=str(kind),
             color=color,
-            linestyle="-" if chart.kind == "line" else "none",
+            linestyle=DASHES[cycle % len(DASHES)] if chart.kind == "line" else "none",
             linewidth=0.8,
             elinewidth=0.8,
-            marker=MARKERS[0 if len(hues) > len(COLORS) else hue % len(MARKERS)],
+            marker=MARKERS[0 if _graded(hues) else (hue + 3 * cycle) % len(MARKERS)],
             markersize=3.2,
             markerfacecolor="white" if earlier else color,
         )
@@ -193,20 +201,37 @@ def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, told: tuple[list, list
         place.set_yticks(range(len(order)), [verdict.title(str(each)) for each in order])
 
 
-def _color(index: int, count: int) -> Any:
-    """Few series are told apart by hue, many from light to dark."""
-    return COLORS[index] if count <= len(COLORS) else GRADIENT(0.2 + 0.8 * index / (count - 1))
+def _graded(hues: list) -> bool:
+    """Whether the series are many numbers, which are colored from light to dark in their order."""
+    return len(hues) > len(COLORS) and all(re.fullmatch(r"-?[\d.]+", str(name)) for name in hues)
+
+
+def _color(index: int, hues: list) -> Any:
+    return GRADIENT(0.2 + 0.8 * index / (len(hues) - 1)) if _graded(hues) else COLORS[index % len(COLORS)]
+
+
+def _layers(rows: pd.DataFrame) -> dict[int, str]:
+    """Depth → layer, where there is room to write the layers along an axis."""
+    name = next((column for column in ("site", "layer") if column in rows.columns), None)
+    found = {} if name is None else dict(sorted(zip(rows["depth"], rows[name].astype(str), strict=True)))
+    return found if len(found) <= MOST_NAMES else {}
 
 
 def _titled(place: Axes, chart: Chart, rows: pd.DataFrame) -> None:
     value = chart.label or named(rows, chart.y)
-    place.set_xlabel(value if chart.kind == "rows" else "depth (layer in execution order)" if chart.x == "depth" else named(rows, chart.x))
+    layers = _layers(rows) if chart.x == "depth" else {}
+    depth = "layer" if layers else "depth (layer in execution order)"
+    place.set_xlabel(value if chart.kind == "rows" else depth if chart.x == "depth" else named(rows, chart.x))
     place.set_ylabel("" if chart.kind == "rows" else value)
     if chart.log:
         place.set_xscale("log")
         place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         place.xaxis.set_major_formatter("{x:g}")
         place.xaxis.set_minor_locator(NullLocator())
+    elif layers:
+        tilted = len(layers) > 4
+        place.set_xticks(list(layers), list(layers.values()), fontsize=5.5)
+        place.tick_params(axis="x", labelrotation=45 if tilted else 0)
     elif chart.kind != "rows" and pd.api.types.is_integer_dtype(rows[chart.x]):
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.kind == "rows" or not chart.free:

@@ -29,6 +29,9 @@ SCRIPTS = ("data.js", "pins.js", "plot.js", "map.js", "table.js", "main.js")
 MOST_ROWS = 20_000
 """longest table in the page that no chart needs"""
 
+SPOKEN_FOR = ("alignment", "by_depth")
+"""sections whose answer is in the heading where the alignment of the axes was measured"""
+
 SCALES = (0.5, 1.0)
 """largest correlation on the scale of the cards: the smallest of these that holds every interval"""
 
@@ -92,12 +95,14 @@ def render(run: Run, plotly: str) -> str:
     """
     parts = sections(run)
     shown_parts = [_part(section, run) for section in parts]
+    means = run.table("alignment_mean")
+    answers = _answers(shown_parts, SPOKEN_FOR if means is not None else ())
+    alone = means is None and len(answers) == 1
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"together": _nonbreaking, "lowered": _subscripts}
     channels, skipped = run.table("channels"), run.table("skipped")
     facts = {"title": "", "version": ""} | dict(run.facts)
     facts["title"] = FOLDERS.sub("", facts["title"])
-    means = run.table("alignment_mean")
     cards = _cards(run)
     named = {name for frame in run.tables.values() for name in (*frame.columns, *frame.get("score", ()))}
     quantities = list(QUANTITIES.values()) if named & set(QUANTITIES) else []
@@ -113,15 +118,15 @@ def render(run: Run, plotly: str) -> str:
         css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         contents=contents,
         verdict=verdict.verdict(means, facts) if means is not None else facts["title"] or "Report",
-        first_screen=verdict.first_screen(run)
-        if means is not None
-        else [part["sentences"][0] for part in shown_parts if part["sentences"]],
+        first_screen=verdict.first_screen(run) if means is not None else [],
+        answers=answers,
+        alone=alone,
         cards=cards,
         several=len(run.stages) > 1,
         unsure=any(bar["left"] is None for card in cards for bar in card["bars"]),
         network=verdict.network(facts),
         has_channels=channels is not None,
-        parts=shown_parts,
+        parts=[part | {"sentences": part["sentences"][alone:]} for part in shown_parts],
         undefined=verdict.undefined(channels),
         refused=verdict.refused(channels),
         has_skipped="skipped" in run.tables,
@@ -133,6 +138,12 @@ def render(run: Run, plotly: str) -> str:
         plotly=Markup(plotly),
         script=Markup("\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)),
     )
+
+
+def _answers(parts: list[dict[str, Any]], left_out: tuple[str, ...]) -> list[dict[str, str]]:
+    """The first sentence of every section, which answers its question; not of those that the heading speaks for."""
+    spoken = [part for part in parts if part["sentences"] and part["id"] not in left_out]
+    return [{key: part[key] for key in ("id", "title")} | {"answer": part["sentences"][0]} for part in spoken]
 
 
 def _nonbreaking(sentence: str) -> str:

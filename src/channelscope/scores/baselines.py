@@ -7,8 +7,7 @@ import torch
 from channelscope.errors import InputError
 from channelscope.scores.layer_statistics import LayerStatistics
 from channelscope.scores.registry import register
-from channelscope.stats.feature_maps import FeatureMapSums
-from channelscope.stats.sensitivity import Sensitivity
+from channelscope.stats.channel_sums import FeatureMapSums, Sensitivity
 from channelscope.types import Float, Tensor
 
 

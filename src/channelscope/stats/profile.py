@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import add
 
+import numpy as np
 import torch
 
 from channelscope.errors import MismatchError, SampleError, SiteError, no_such
@@ -77,6 +78,12 @@ class Profile:
                 f"  targets {', '.join(self.targets) or 'none'}" + (f"; {self.tally}" if self.tally.images else ""),
             )
         )
+
+    def plot(self, x: str = "capture", y: str = "relevance", layers: list[str] | None = None, title: str | None = None) -> np.ndarray:
+        """Axes with the channels of each layer on two scores, one panel a layer; see `channelscope.plot`."""
+        from channelscope.drawing import plot
+
+        return plot(self, x, y, layers, title)
 
     def site(self, name: str) -> Site:
         """The site of that name.

@@ -7,10 +7,8 @@ from functools import cached_property, lru_cache
 import torch
 
 from channelscope.errors import ShapeError
-from channelscope.stats.class_means import ClassMeans
-from channelscope.stats.feature_maps import FeatureMapSums
+from channelscope.stats.channel_sums import ClassMeans, FeatureMapSums, Sensitivity
 from channelscope.stats.moments import Moments
-from channelscope.stats.sensitivity import Sensitivity
 from channelscope.types import Float, Tensor
 
 

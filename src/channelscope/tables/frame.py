@@ -31,8 +31,25 @@ EARLIER_NAMES = {
     "gradient_skipped": "theory_skipped",
     "explanation": "why",
     "explanation_scores": "why_scores",
+    "recovered": "repaid",
+    "consumers": "readers",
+    "notes": "said",
 }
 """table → its name in run folders of earlier versions, which are still read"""
+
+EARLIER_COLUMNS = {
+    "recovered": {"repaid": "recovered", "stand_in": "replacement", "which": "subset"},
+    "ablated_channels": {
+        f"repaid_{replacement}_{quantity}": f"recovered_{replacement}_{quantity}"
+        for replacement in ("hull", "random", "mean")
+        for quantity in ("loss", "kl")
+    },
+    "consumers": {"readers": "consumers"},
+    "notes": {"said": "note"},
+    "explanation": {"said": "sentence"},
+    "propagation": {"reader": "consumer"},
+}
+"""table → column of earlier versions → its name now"""
 
 DERIVED = {"_se": "standard error of", "_low": "lower end of the 95 % interval of", "_high": "upper end of the 95 % interval of"}
 
@@ -287,7 +304,19 @@ def read(path: str | Path) -> pd.DataFrame:
             f"{path} has {len(frame):,} rows, {description_path(path).name} says {header['rows']:,}: one of them is cut short or changed"
         )
     frame.attrs = {key: header[key] for key in ("name", "columns", "provenance")}
-    return frame
+    return _present(frame)
+
+
+def _present(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame of an earlier version under the names of this one."""
+    name = {earlier: now for now, earlier in EARLIER_NAMES.items()}.get(str(frame.attrs["name"]), str(frame.attrs["name"]))
+    columns = EARLIER_COLUMNS.get(name, {})
+    renamed = frame.rename(columns=columns)
+    described = {columns.get(column, column): facts for column, facts in frame.attrs["columns"].items()}
+    renamed.attrs = {**frame.attrs, "name": name, "columns": described}
+    if "outcome" in renamed:
+        renamed["outcome"] = renamed["outcome"].replace(r"^repaid_", "recovered_", regex=True)
+    return renamed
 
 
 def write_json(facts: Mapping[str, Any], path: str | Path) -> Path:

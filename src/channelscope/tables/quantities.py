@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 
-from channelscope.tables.schema import Column, Quantity
-
-PAPER = "Safaai et al. 2026"
+from channelscope.tables.schema import OURS, PAPER, Column, Quantity
 
 POSITIONS = "16 positions per image, at the layer's own output"
 
@@ -192,8 +190,6 @@ QUANTITIES: Mapping[str, Quantity] = {
 """The quantities of both axes; the first four are the headline ones."""
 
 HEADLINE = ("capture", "overlap", "relevance", "excess")
-
-OURS = "this library"
 
 
 def _text(meaning: str) -> Column:

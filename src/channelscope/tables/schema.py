@@ -8,6 +8,8 @@ from channelscope.ranking import Keeps
 
 OURS = "this library"
 """source of what is defined nowhere else"""
+PAPER = "Safaai et al. 2026"
+"""source of the quantities of both axes"""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.data.images import ImageSplits, read_images
-from channelscope.data.partitions import PartitionedDataset
 from channelscope.data.sources import ImageSource, native_shape, open_dataset
+from channelscope.data.splits import PartitionedDataset
 from channelscope.errors import DataError, InputError, WeightsError, first_line
 from channelscope.zoo.models import build, model_info
 from channelscope.zoo.weight_files import load_weights, read_weights

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import rankdata
 
 import pencil_experiments as pencil
-from channelscope.experiments.ablation.analysis import ALL, analyze, correlations
-from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
-from channelscope.experiments.ablation.layer_damage import BootstrapDraws, damage_summary, layer_damage
+from channelscope.experiments.ablation.analysis import ALL, _matched, analyze, correlations
+from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, BootstrapDraws, Damage, damage_summary, layer_damage
 from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 
 SCORES = ("relevance", "capture", "overlap", "support", "compactness", "excess", "unique")
@@ -17,38 +17,38 @@ PLAN = AblationPlan(groups=GROUPS, draws=60)
 
 
 def cohort(layers=4, channels=24, seed=0, noise=0.02, made=None):
-    """Channels whose damage is a known function of their scores, and the tables a lesion study would have left."""
+    """Channels whose damage is a known function of their scores, and the tables an ablation study would have left."""
     source = np.random.default_rng(seed)
-    stand_ins, damage, rows = {}, {}, []
+    replacements, damage, rows = {}, {}, []
     for layer in range(layers):
         site = f"layer{layer}"
         scores = {name: source.uniform(size=channels) for name in SCORES}
         silent, hull = made(scores, source) if made else (1 + scores["capture"], 0.25 * (1 + scores["capture"]))
-        stand_ins[site], harms = [], []
+        replacements[site], harms = [], []
         for channel in range(channels):
             for name, value in (("silence", silent[channel]), ("hull", hull[channel]), ("random", 0.5), ("mean", 1.0)):
                 if name in ("silence", "hull") or channel % 2:
-                    stand_ins[site].append(Replacement(name, channel))
+                    replacements[site].append(Replacement(name, channel))
                     harms.append(value + noise * source.standard_normal((len(DAMAGE_QUANTITIES), 4 * GROUPS)))
         damage[site] = Damage.of(torch.tensor(np.array(harms)), torch.arange(4 * GROUPS) % GROUPS, GROUPS)
         mean = damage[site].mean.numpy()
-        places = {(each.name, each.channel): place for place, each in enumerate(stand_ins[site])}
+        places = {(each.name, each.channel): place for place, each in enumerate(replacements[site])}
         for channel in range(channels):
             row = {"site": site, "depth": layer, "channel": channel} | {name: scores[name][channel] for name in SCORES}
             for place, quantity in enumerate(DAMAGE_QUANTITIES):
                 row[quantity] = mean[places["silence", channel], place]
-                row[f"repaid_hull_{quantity}"] = 1 - mean[places["hull", channel], place] / row[quantity]
+                row[f"recovered_hull_{quantity}"] = 1 - mean[places["hull", channel], place] / row[quantity]
             rows.append(row)
-    return pd.DataFrame(rows), stand_ins, damage
+    return pd.DataFrame(rows), replacements, damage
 
 
 @pytest.fixture(scope="module")
 def study():
-    frame, stand_ins, damage = cohort()
+    frame, replacements, damage = cohort()
     frame.loc[[2, 7], "overlap"] = np.nan
     frame.loc[3, "overlap"] = np.inf
-    frame.loc[[5, 6], "repaid_hull_loss"] = np.nan
-    return frame, analyze(frame, stand_ins, damage, PLAN)
+    frame.loc[[5, 6], "recovered_hull_loss"] = np.nan
+    return frame, analyze(frame, replacements, damage, PLAN)
 
 
 def one(frame, **where):
@@ -59,7 +59,7 @@ def one(frame, **where):
 
 
 class TestCorrelations:
-    @pytest.mark.parametrize("outcome", ["damage_loss", "damage_kl", "repaid_hull_loss"])
+    @pytest.mark.parametrize("outcome", ["damage_loss", "damage_kl", "recovered_hull_loss"])
     @pytest.mark.parametrize("score", ["capture", "overlap", "unique"])
     def test_mean_over_layers_of_spearman(self, study, outcome, score):
         frame, tables = study
@@ -88,32 +88,32 @@ class TestCorrelations:
 class TestRepaid:
     def test_ratio_of_sums(self, study):
         frame, tables = study
-        row = one(tables["repaid"], site="layer1", quantity="loss", stand_in="hull", baseline="silence", which="all")
+        row = one(tables["recovered"], site="layer1", quantity="loss", replacement="hull", baseline="silence", subset="all")
         own = frame[frame.site == "layer1"]
-        hull = (1 - own.repaid_hull_loss) * own.loss
+        hull = (1 - own.recovered_hull_loss) * own.loss
         known = ~hull.isna()
         assert row.n == 24
         assert row.damage == pytest.approx(own.loss.mean())
-        assert row.repaid == pytest.approx(1 - hull[known].sum() / own.loss[known].sum(), abs=0.01)
-        assert row.repaid == pytest.approx(0.75, abs=0.01)
-        assert row.low <= row.repaid <= row.high
+        assert row.recovered == pytest.approx(1 - hull[known].sum() / own.loss[known].sum(), abs=0.01)
+        assert row.recovered == pytest.approx(0.75, abs=0.01)
+        assert row.low <= row.recovered <= row.high
 
     def test_controls_are_compared_on_the_same_channels(self, study):
         _, tables = study
-        own = tables["repaid"].query("site == @ALL and quantity == 'kl'").set_index(["stand_in", "baseline", "which"])
+        own = tables["recovered"].query("site == @ALL and quantity == 'kl'").set_index(["replacement", "baseline", "subset"])
         assert own.loc[("hull", "silence", "all"), "n"] == 96
         controls = own.drop(("hull", "silence", "all"))
         assert (controls.n == 48).all()
-        assert own.loc[("mean", "silence", "controls"), "repaid"] == pytest.approx(1 - 1 / 1.5, abs=0.05)
-        assert own.loc[("random", "mean", "controls"), "repaid"] == pytest.approx(0.5, abs=0.02)
-        assert own.loc[("hull", "mean", "controls"), "repaid"] == pytest.approx(1 - 0.25 * 1.5, abs=0.05)
+        assert own.loc[("mean", "silence", "controls"), "recovered"] == pytest.approx(1 - 1 / 1.5, abs=0.05)
+        assert own.loc[("random", "mean", "controls"), "recovered"] == pytest.approx(0.5, abs=0.02)
+        assert own.loc[("hull", "mean", "controls"), "recovered"] == pytest.approx(1 - 0.25 * 1.5, abs=0.05)
 
     def test_all_layers_is_the_ratio_of_all_sums(self, study):
         _, tables = study
-        own = tables["repaid"].query("quantity == 'loss' and stand_in == 'hull' and which == 'all'")
+        own = tables["recovered"].query("quantity == 'loss' and replacement == 'hull' and subset == 'all'")
         layers, whole = own[own.site != ALL], own[own.site == ALL].iloc[0]
         weights = layers.damage * layers.n
-        assert whole.repaid == pytest.approx((layers.repaid * weights).sum() / weights.sum())
+        assert whole.recovered == pytest.approx((layers.recovered * weights).sum() / weights.sum())
 
 
 class TestMatched:
@@ -124,8 +124,8 @@ class TestMatched:
             scores["overlap"] = scores["capture"] + 0.15 * source.uniform(size=len(scores["capture"]))
             return 1 + scores["capture"], np.full(len(scores["capture"]), 0.5)
 
-        frame, stand_ins, damage = cohort(6, 60, 1, made=made)
-        tables = analyze(frame, stand_ins, damage, PLAN)
+        frame, replacements, damage = cohort(6, 60, 1, made=made)
+        tables = analyze(frame, replacements, damage, PLAN)
         plain = one(tables["ablation_correlations"], outcome="damage_loss", score="overlap").rho
         inside = one(tables["ablation_matched"], outcome="damage_loss", score="overlap", bin="all")
         assert plain > 0.9
@@ -137,8 +137,8 @@ class TestMatched:
         def made(scores, _):
             return 2 + scores["capture"] + scores["relevance"] - scores["support"], np.ones(len(scores["support"]))
 
-        frame, stand_ins, damage = cohort(5, 40, 2, made=made)
-        tables = analyze(frame, stand_ins, damage, PLAN)
+        frame, replacements, damage = cohort(5, 40, 2, made=made)
+        tables = analyze(frame, replacements, damage, PLAN)
         assert one(tables["ablation_matched"], outcome="damage_kl", score="support", bin="all").high < -0.3
         partial = one(tables["ablation_partial"], outcome="damage_kl", score="support")
         assert partial.high < -0.5
@@ -152,27 +152,59 @@ class TestMatched:
         assert whole.n == cells[cells.rho.notna()].n.sum()
         assert whole.rho == pytest.approx(np.average(cells.rho.dropna(), weights=cells.n[cells.rho.notna()]))
 
+    def test_a_draw_in_which_a_bin_is_constant_counts_the_other_bins_alone(self):
+        """Of bins with few channels, many draws take one channel several times; two channels have no correlation."""
+        frame, replacements, damage = cohort(1, 18)
+        resamples = BootstrapDraws.of(GROUPS, 40, 0)
+        (layer,) = layer_damage(frame, replacements, damage, resamples)
+        row = next(r for r in _matched([layer], resamples) if (r["outcome"], r["score"], r["bin"]) == ("damage_loss", "support", "all"))
+        third = {name: (rankdata(frame[name]) - 0.5) / 18 * 3 // 1 for name in ("relevance", "capture")}
+        harm = layer.of("silence", "loss")
+        means = []
+        for draw in range(41):
+            total = weight = 0.0
+            for cell in range(9):
+                inside = torch.tensor((third["relevance"] == cell // 3) & (third["capture"] == cell % 3))
+                if inside.sum() < 3:
+                    continue
+                picks = resamples.picks(int(inside.sum()), cell)[draw]
+                one, other = harm[draw, inside][picks], torch.tensor(frame["support"].to_numpy())[inside][picks]
+                if len(set(picks.tolist())) > 1:
+                    total += int(inside.sum()) * np.corrcoef(rankdata(one), rankdata(other))[0, 1]
+                    weight += int(inside.sum())
+            means.append(total / weight)
+        assert [row["rho"], row["low"], row["high"]] == pytest.approx([means[0], *np.quantile(means[1:], [0.025, 0.975])])
+
 
 class TestPartial:
+    def test_either_of_the_two_quantities_is_held_equal_for_the_other_and_both_for_the_rest(self, study):
+        _, tables = study
+        own = tables["ablation_partial"].query("outcome == 'damage_loss'")
+        assert dict(zip(own.score, own.given, strict=True)) == {
+            "relevance": "capture",
+            "capture": "relevance",
+            **dict.fromkeys(("overlap", "support", "compactness", "excess", "unique"), "relevance capture"),
+        }
+
     def test_mean_over_layers_of_residual_correlations(self, study):
         frame, tables = study
-        row = one(tables["ablation_partial"], outcome="repaid_hull_loss", score="support")
+        row = one(tables["ablation_partial"], outcome="recovered_hull_loss", score="support")
         expected = []
-        for _, own in frame.dropna(subset="repaid_hull_loss").groupby("site"):
-            ranks = np.array([pencil.ranked(own[name].tolist()) for name in ("repaid_hull_loss", "support", "relevance", "capture")])
+        for _, own in frame.dropna(subset="recovered_hull_loss").groupby("site"):
+            ranks = np.array([pencil.ranked(own[name].tolist()) for name in ("recovered_hull_loss", "support", "relevance", "capture")])
             expected.append(pencil.partial_correlation(ranks.T))
         assert row.rho == pytest.approx(np.mean(expected), abs=1e-6)
         assert (row.layers, row.n) == (4, 94)
 
     def test_a_layer_in_which_what_is_given_determines_the_damage_is_left_out(self):
-        frame, stand_ins, damage = cohort(3, noise=0.0)
-        row = one(analyze(frame, stand_ins, damage, PLAN)["ablation_partial"], outcome="damage_kl", score="support")
+        frame, replacements, damage = cohort(3, noise=0.0)
+        row = one(analyze(frame, replacements, damage, PLAN)["ablation_partial"], outcome="damage_kl", score="support")
         assert (row.layers, row.n) == (0, 0)
         assert np.isnan(row.rho)
 
     def test_small_layers_have_none(self):
-        frame, stand_ins, damage = cohort(2, 6)
-        assert analyze(frame, stand_ins, damage, PLAN)["ablation_partial"].rho.isna().all()
+        frame, replacements, damage = cohort(2, 6)
+        assert analyze(frame, replacements, damage, PLAN)["ablation_partial"].rho.isna().all()
 
 
 class TestResamples:
@@ -207,8 +239,12 @@ class TestResamples:
         """Damage is capture plus as much noise of its own: Spearman's rho of the two is .69 over all channels there could be."""
         hits = 0
         for seed in range(12):
-            frame, stand_ins, damage = cohort(2, 30, seed, made=lambda s, source: (3 + s["capture"] + source.uniform(size=30), np.ones(30)))
+            frame, replacements, damage = cohort(
+                2, 30, seed, made=lambda s, source: (3 + s["capture"] + source.uniform(size=30), np.ones(30))
+            )
             resamples = BootstrapDraws.of(GROUPS, 80, seed)
-            rows = {row["outcome"]: row for row in correlations(["capture"], layer_damage(frame, stand_ins, damage, resamples), resamples)}
+            rows = {
+                row["outcome"]: row for row in correlations(["capture"], layer_damage(frame, replacements, damage, resamples), resamples)
+            }
             hits += rows["damage_kl"]["low"] <= 0.69 <= rows["damage_kl"]["high"]
         assert hits >= 9

@@ -1,4 +1,4 @@
-"""Lesions on networks whose answers are known, resumed, refused, and against hooks and loops."""
+"""Ablations on networks whose answers are known, resumed, refused, and against hooks and loops."""
 
 import sqlite3
 import sys
@@ -68,7 +68,7 @@ def measured(network):
 
 
 class TestPlanted:
-    def test_a_copy_repays_its_lesion_to_numerical_precision(self):
+    def test_a_copy_repays_its_ablation_to_numerical_precision(self):
         toy = zoo.toys.exact_copy()
         tables = of(toy)
         for channel, multiple in toy.truth["copies"]:
@@ -77,7 +77,7 @@ class TestPlanted:
             assert (hull.members, hull["size"]) == (str(multiple), 1)
             assert silent.loss > 1
             assert abs(hull.loss) < 1e-5
-            assert row(tables["ablated_channels"], channel=channel).repaid_hull_loss == pytest.approx(1, abs=1e-6)
+            assert row(tables["ablated_channels"], channel=channel).recovered_hull_loss == pytest.approx(1, abs=1e-6)
 
     def test_the_channel_that_carries_the_label_is_first_and_is_not_repaid(self):
         toy = zoo.toys.label_channel()
@@ -86,13 +86,13 @@ class TestPlanted:
         assert channels.relevance.idxmax() == label
         for quantity in DAMAGE_QUANTITIES:
             assert channels[quantity].idxmax() == label
-        assert channels.loc[label, "repaid_hull_loss"] == pytest.approx(0, abs=1e-6)
+        assert channels.loc[label, "recovered_hull_loss"] == pytest.approx(0, abs=1e-6)
         assert channels.loc[label, "accuracy"] == pytest.approx(toy.truth["accuracy"] - 0.5, abs=0.05)
         assert (channels.drop(label).kl == 0).all()
 
     def test_independent_channels_are_not_repaid(self):
         channels = of(zoo.toys.independent_channels(), QUIET)["ablated_channels"]
-        known = channels.repaid_hull_kl.dropna()
+        known = channels.recovered_hull_kl.dropna()
         assert len(known) >= 2
         np.testing.assert_allclose(known, 0, atol=1e-6)
         assert (channels.hull_size == 0).all()
@@ -116,17 +116,26 @@ class TestPlanted:
         (dead,) = toy.truth["dead"]
         own = row(tables["ablated_channels"], channel=dead)
         assert own[list(DAMAGE_QUANTITIES)].tolist() == [0, 0, 0, 0]
-        assert np.isnan(own.repaid_hull_loss)
-        assert any("1 of 4 channels are silent" in line for line in tables["said"].said)
+        assert np.isnan(own.recovered_hull_loss)
+        assert any("1 of 4 channels are silent" in line for line in tables["notes"].note)
 
-    def test_a_residual_lesion_says_who_sees_it(self):
-        readers = of(zoo.toys.residual_pair(), rule=HullOptions())["readers"].set_index("site")
-        assert readers.loc["stem", "readers"].split() == ["inner", "fc"]
-        assert "residual sum" in readers.loc["outer", "note"]
-        assert readers.loc["inner", "note"] == ""
+    def test_a_residual_ablation_says_who_sees_it(self):
+        consumers = of(zoo.toys.residual_pair(), rule=HullOptions())["consumers"].set_index("site")
+        assert consumers.loc["stem", "consumers"].split() == ["inner", "fc"]
+        assert "residual sum" in consumers.loc["outer", "note"]
+        assert consumers.loc["inner", "note"] == ""
 
 
-NAMES = ["ablations", "ablated_channels", "readers", "said", "repaid", "ablation_correlations", "ablation_matched", "ablation_partial"]
+NAMES = [
+    "ablations",
+    "ablated_channels",
+    "consumers",
+    "notes",
+    "recovered",
+    "ablation_correlations",
+    "ablation_matched",
+    "ablation_partial",
+]
 
 
 def test_a_table_has_one_name_in_code_and_on_disk(measured):
@@ -139,8 +148,8 @@ class TestEngine:
         images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
         before = model(images).detach().numpy()
         for site, module in (("conv1", model.act1), ("layer1.0.conv2", model.layer1[0].bn2), ("layer3.0.conv1", model.layer3[0].act1)):
-            lesions = measured["ablations"]
-            own = lesions[(lesions.site == site) & (lesions.intervention == "silence")]
+            ablations = measured["ablations"]
+            own = ablations[(ablations.site == site) & (ablations.intervention == "silence")]
             for channel in own.channel[:2]:
                 after = pencil.silenced(model, module, channel, images).numpy()
                 expected = pencil.harm(before.astype(float), after.astype(float), labels.tolist())
@@ -150,12 +159,12 @@ class TestEngine:
                 np.testing.assert_allclose([found[f"{name}_se"] for name in DAMAGE_QUANTITIES], errors, rtol=1e-3, atol=1e-6)
 
     def test_silence_does_what_removal_does(self, network, measured):
-        """The normalization behind the channel goes with it: the smaller network loses exactly what the lesion says."""
+        """The normalization behind the channel goes with it: the smaller network loses exactly what the ablation says."""
         model, _, batches = network
         images, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
         found = groups(model, images[:1])
-        lesions = measured["ablations"]
-        own = lesions[(lesions.site == "layer3.0.conv1") & (lesions.intervention == "silence")]
+        ablations = measured["ablations"]
+        own = ablations[(ablations.site == "layer3.0.conv1") & (ablations.intervention == "silence")]
         for channel in own.channel[:3]:
             kept = Subset.everything(found.sites, tuple(images.shape[1:]))
             rest = torch.arange(len(kept["layer3.0.conv1"])) != channel
@@ -189,20 +198,20 @@ class TestEngine:
         again = ablate(model, profile, whole, PLAN, progress=False)
         pd.testing.assert_frame_equal(measured["ablations"], again["ablations"], rtol=1e-3, atol=1e-6)
 
-    def test_every_layer_gets_its_share_and_controls_are_among_the_lesioned(self, measured):
-        lesions = measured["ablations"]
-        silent = lesions[lesions.intervention == "silence"]
+    def test_every_layer_gets_its_share_and_controls_are_among_the_ablated(self, measured):
+        ablations = measured["ablations"]
+        silent = ablations[ablations.intervention == "silence"]
         assert silent.groupby("site").size().tolist() == [8, 8, 12, 12]
-        random = lesions[lesions.intervention == "random"]
+        random = ablations[ablations.intervention == "random"]
         assert random.groupby("site").size().tolist() == [5, 5, 5, 5]
         keys = [set(zip(part.site, part.channel, strict=True)) for part in (random, silent)]
         assert keys[0] <= keys[1]
-        hull = lesions[lesions.intervention == "hull"].set_index(["site", "channel"])
+        hull = ablations[ablations.intervention == "hull"].set_index(["site", "channel"])
         for one in random.itertuples():
             assert one.size == hull.loc[(one.site, one.channel), "size"]
             assert str(one.channel) not in one.members.split()
 
-    def test_a_lesion_that_makes_the_output_infinite_is_refused(self):
+    def test_an_ablation_that_makes_the_output_infinite_is_refused(self):
         toy = zoo.toys.exact_copy()
         profile = collect(toy.model, toy.batches)
         stop_at = {name: value.clone() for name, value in toy.model.state_dict().items()}
@@ -220,8 +229,8 @@ class TestStandIn:
             5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
         )
         samples += torch.arange(5)
-        stand_in = Replacement.predicting("hull", Moments.of(samples), 2, [4, 0], 0.0)
-        found = stand_in.maps(samples, 0)
+        replacement = Replacement.predicting("hull", Moments.of(samples), 2, [4, 0], 0.0)
+        found = replacement.maps(samples, 0)
         np.testing.assert_allclose(found.numpy(), pencil.prediction(samples.numpy(), 2, [4, 0]), rtol=1e-6)
 
     def test_the_ridge_does_not_depend_on_a_peers_scale(self):
@@ -233,13 +242,13 @@ class TestStandIn:
     def test_peers_silent_at_the_cut_point_are_left_out(self):
         samples = torch.randn(50, 3, dtype=torch.float64)
         samples[:, 1] = 4
-        stand_in = Replacement.predicting("hull", Moments.of(samples), 0, [1, 2], 0.0)
-        assert stand_in.members == (2,)
+        replacement = Replacement.predicting("hull", Moments.of(samples), 0, [1, 2], 0.0)
+        assert replacement.members == (2,)
 
     def test_no_members_are_the_mean(self):
         samples = torch.randn(50, 2, dtype=torch.float64)
-        stand_in = Replacement.predicting("hull", Moments.of(samples), 0, [], 0.0)
-        torch.testing.assert_close(stand_in.maps(samples, 0), samples[:, 0].mean().expand(50))
+        replacement = Replacement.predicting("hull", Moments.of(samples), 0, [], 0.0)
+        torch.testing.assert_close(replacement.maps(samples, 0), samples[:, 0].mean().expand(50))
 
     @pytest.mark.parametrize("axis", [0, 2])
     def test_only_the_channel_changes_whichever_axis_it_is_on(self, axis):
@@ -283,7 +292,7 @@ class TestDamage:
 class TestResuming:
     @pytest.mark.parametrize("after", [1, 3, 5])
     def test_an_interrupted_run_gives_the_table_of_an_uninterrupted_one(self, network, measured, tmp_path, monkeypatch, after):
-        unfinished = tmp_path / "lesions.sqlite"
+        unfinished = tmp_path / "ablations.sqlite"
         written = []
         write = room.AblationStore.write
 
@@ -338,7 +347,7 @@ class TestResuming:
 
     def test_a_unit_is_written_whole_or_not_at_all(self, network, tmp_path, monkeypatch):
         self.begun(network, tmp_path / "a", monkeypatch)
-        assert sqlite3.connect(tmp_path / "a").execute("SELECT count(*) FROM done").fetchone() == (0,)
+        assert sqlite3.connect(tmp_path / "a").execute("SELECT count(*) FROM measured").fetchone() == (0,)
 
 
 class TestBadInput:
@@ -359,7 +368,7 @@ class TestBadInput:
             ablate(model, profile, few, AblationPlan(channels=2), progress=False)
 
     def test_too_few_images_for_the_damage_are_said(self, measured):
-        said = " ".join(measured["said"].said)
+        said = " ".join(measured["notes"].note)
         assert "60 images are too few for" in said
         assert "images" in said.split("would stand out")[-1]
 

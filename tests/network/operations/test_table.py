@@ -1,5 +1,6 @@
 """The table: spellings lead to entries, and users can add to them."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,7 +10,10 @@ from torch import nn
 
 from channelscope.errors import InputError
 from channelscope.network import operations
-from channelscope.network.operations import TABLE, Operation, of_function, of_module, register, spell, unregister
+from channelscope.network.cost import cost
+from channelscope.network.operations import TABLE, Operation, layer_of, of_function, of_module, register, spell, unregister
+from channelscope.network.sites import sites
+from channelscope.profiling.weight_norms import filters
 from removals import assert_exact, graph_of, lively
 
 
@@ -19,7 +23,8 @@ from removals import assert_exact, graph_of, lively
         (nn.ReLU(), "elementwise"), (nn.Conv1d(1, 1, 1), "convolution"), (nn.Conv3d(1, 1, 1), "convolution"),
         (nn.ConvTranspose2d(1, 1, 1), "transposed convolution"), (nn.Linear(1, 1), "linear"), (nn.BatchNorm2d(1), "batch norm"),
         (nn.SyncBatchNorm(1), "batch norm"), (nn.LayerNorm(1), "layer norm"), (nn.GroupNorm(1, 1), "group norm"), (nn.PReLU(), "prelu"),
-        (nn.AdaptiveAvgPool2d(1), "pool"), (nn.ZeroPad2d(1), "pad"), (nn.Flatten(), "move"), (nn.Softmax(1), "softmax"), (nn.GLU(), "glu"),
+        (nn.AdaptiveAvgPool2d(1), "adaptive pool"), (nn.MaxPool2d(1), "pool"),
+        (nn.LPPool2d(2, 1), "power pool"), (nn.ZeroPad2d(1), "pad"), (nn.Flatten(), "move"), (nn.Softmax(1), "softmax"), (nn.GLU(), "glu"),
         (nn.MultiheadAttention(2, 1), "multi-head attention"), (nn.Dropout(), "idle"), (nn.Upsample(2), "resize"),
     ],
 )  # fmt: skip
@@ -29,7 +34,8 @@ def test_modules(module, name):
 
 @pytest.mark.parametrize(
     ("function", "name"),
-    [("relu", "elementwise"), ("add", "meet"), ("view", "move"), ("chunk", "split"), ("max_pool2d", "pool"), ("mean", "reduce"),
+    [("relu", "elementwise"), ("add", "add"), ("mul", "multiply"), ("sub", "meet"), ("cat", "join"),
+     ("clone", "cast"), ("view", "move"), ("chunk", "split"), ("max_pool2d", "pool"), ("mean", "reduce"),
      ("matmul", "product"), ("scaled_dot_product_attention", "attention"), ("conv2d", "convolution"), ("interpolate", "resize")],
 )  # fmt: skip
 def test_functions(function, name):
@@ -99,6 +105,38 @@ def test_a_new_spelling_of_a_known_kind():
     assert of_function("fft_rfft2") is None
 
 
+class Projection(nn.Module):
+    """A linear layer in one function that no table knows as such, with its weight the other way round."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        return torch.einsum("ni,oi->no", x, self.weight) + self.bias
+
+
+def test_a_layer_of_ones_own_is_a_layer_everywhere():
+    torch.manual_seed(0)
+    before = TABLE["linear"]
+    model = nn.Sequential(nn.Flatten(), Projection(12, 6), nn.ReLU(), Projection(6, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    images = torch.randn(40, 3, 2, 2)
+    try:
+        spell("linear", modules=[Projection])
+        assert [(site.name, site.kind, site.channels, site.activation) for site in sites(model, images[:1])] == [
+            ("1", "linear", 6, "_2"), ("3", "linear", 4, "_4")
+        ]  # fmt: skip
+        assert cost(model, images).macs == {"1": 72, "3": 24, "5": 8}
+        assert torch.equal(filters(model[1]), model[1].weight)
+        graph = graph_of(model.double(), 3, 2, 2)
+        small = assert_exact(graph, graph.gone([1, 3, 5, 7, 9]))
+        assert (small[1].out_features, small[3].in_features, tuple(small[3].weight.shape)) == (3, 3, (2, 3))
+    finally:
+        register(before)
+    assert layer_of(model[1]) is None
+
+
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "operations.md"
 
 
@@ -106,16 +144,22 @@ def test_the_page_runs_and_names_every_entry(capsys):
     text = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
+    linear = TABLE["linear"]
     try:
         exec(compile("\n".join(blocks), str(PAGE), "exec"), names)
     finally:
         unregister("spectrum")
+        register(linear)
     shown = capsys.readouterr().out
     assert "torch.Size([5])" in shown
     assert "fft_rfft2() in 1" in shown
+    assert "[('1', 'linear', 7)]" in shown
     assert (len(names["kept"].groups), len(names["found"].groups)) == (0, 8)
     rows = re.findall(r"^\| ([a-z, -]+?) \|", text, re.MULTILINE)
     assert {entry for row in rows[1:] for entry in row.split(", ")} == set(TABLE)
+    fields = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[a-z_`, ]+) \|", text, re.MULTILINE))))
+    assert fields <= {field.name for field in dataclasses.fields(Operation)}
+    assert len(fields) >= 15
 
 
 @pytest.mark.parametrize("act", [unregister, spell])

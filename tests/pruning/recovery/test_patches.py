@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from channelscope.network.operations import WeightedLayer, layer_of
 from channelscope.network.patches import input_patches, patch_rows
 
 LAYERS = {
@@ -37,15 +38,14 @@ def test_weights_times_patches_is_the_output(name):
     linear = isinstance(module, nn.Linear)
     inputs = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     output = module(inputs)
-    groups = 1 if linear else module.groups
     taken = input_patches(module, inputs, tuple(output.shape[1:]), None)
-    torch.testing.assert_close(computed(module, taken), patch_rows(output, groups, linear, None), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(computed(module, taken), patch_rows(layer_of(module), output, None), rtol=1e-4, atol=1e-5)
     positions = output[0].numel() // output.shape[-1 if linear else 1]
     if positions > 2:
         where = torch.stack([torch.randperm(positions)[:2] for _ in range(3)])
         some = input_patches(module, inputs, tuple(output.shape[1:]), where)
         assert some.shape[1] == 6
-        torch.testing.assert_close(computed(module, some), patch_rows(output, groups, linear, where), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(computed(module, some), patch_rows(layer_of(module), output, where), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -60,11 +60,12 @@ def test_padding_a_module_does_itself_is_read_off_the_output():
         inputs = torch.randn(2, 3, 9, 11)
         output = module(inputs)
         taken = input_patches(module, inputs, tuple(output.shape[1:]), None)
-        torch.testing.assert_close(computed(module, taken), patch_rows(output, 1, False, None), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(computed(module, taken), patch_rows(layer_of(module), output, None), rtol=1e-4, atol=1e-5)
 
 
 def test_rows_are_image_by_image_and_group_by_group():
     values = torch.arange(2 * 4 * 3).view(2, 4, 3).float()
-    assert patch_rows(values, 2, False, None).shape == (2, 6, 2)
-    assert patch_rows(values, 2, False, None)[1, 0].tolist() == [6, 9]
-    assert patch_rows(values, 2, False, torch.tensor([[2], [0]]))[0].tolist() == [[2, 5], [12, 15]]
+    layer = WeightedLayer(4, 4, groups=2)
+    assert patch_rows(layer, values, None).shape == (2, 6, 2)
+    assert patch_rows(layer, values, None)[1, 0].tolist() == [6, 9]
+    assert patch_rows(layer, values, torch.tensor([[2], [0]]))[0].tolist() == [[2, 5], [12, 15]]

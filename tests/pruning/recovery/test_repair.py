@@ -405,15 +405,22 @@ def test_peers_see_through_reshaping(between):
 
 def test_peers_say_what_stands_between_and_take_no_activation_for_nothing():
     cases = [
-        (lambda h: h.flatten(1).flip(1), "what flip makes of a site"),
+        (lambda h: h.flatten(1).cumsum(1), "what cumsum makes of a site"),
         (lambda h: h.flatten(1) * h.squeeze(3).squeeze(2), "sum or product"),
-        (lambda h: torch.cat([h.flatten(1), h.flatten(1).tanh()], 1)[:, 2:6], "what getitem makes of a site"),
+        (lambda h: torch.cat([h.flatten(1), h.flatten(1).tanh()], 1)[:, 2:6], "what tanh makes of a site"),
+        (lambda h: torch.nn.functional.instance_norm(h.expand(-1, -1, 2, 2)).amax((2, 3)), "what instance_norm makes of a site"),
     ]
     for between, reason in cases:
         model = Headed(between).eval().requires_grad_(False)
         found = groups(model, IMAGES[:1])
         site = found.graph.nodes["head"].all_input_nodes[0]
         assert reason in str(input_sites(site, found))
+
+
+def test_peers_leave_channels_that_are_read_in_another_order():
+    _, report = repaired(Headed(lambda h: h.flatten(1).flip(1)), lambda model: collect(model, BATCHES))
+    reason = "it reads the channels before it in another order, which a profile's covariance does not know"
+    assert report.skipped == {"head": reason}
 
 
 @pytest.mark.parametrize("where", ["profile", "images"])
@@ -437,3 +444,17 @@ def test_least_squares_says_where_peers_did_not_apply(monkeypatch):
     reason = "it reads 4 channels, more than 3: their covariance is not formed"
     assert dict(report.notes) == {"head": f"re-fitted toward its inherited weights, not those of peers: {reason}"}
     assert report.skipped == {}
+
+
+@pytest.mark.parametrize("method", ["peers", "least_squares"])
+def test_inputs_that_are_all_silent_have_no_peers(method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    with torch.no_grad():
+        model[0].bias[:2] = -100
+    images = torch.rand(8, 3, 4, 4)
+    found = groups(model, images[:1])
+    kept = found.to_subset(np.array([True, True, False, False]))
+    report = repair(shrink(found, kept), found, kept, [images], method=method)
+    reasons = report.skipped if method == "peers" else report.notes
+    assert reasons["2"].endswith("no channel that stays of its inputs varies")

@@ -31,13 +31,18 @@ def run(folder, *frames):
     return Run.read(folder)
 
 
-def repaid():
+def recovered():
     rows = []
     for site, depth in (("all layers", np.nan), ("conv1", 0)):
-        for name, which, value in (("hull", "all", 0.5), ("hull", "controls", 0.6), ("random", "controls", 0.2), ("mean", "controls", 0.1)):
-            row = {"site": site, "depth": depth, "quantity": "kl", "stand_in": name, "baseline": "silence", "which": which}
-            rows.append({**row, "repaid": value, "low": value - 0.1, "high": value + 0.1, "n": 40, "damage": 0.3})
-    return table("repaid", rows)
+        for name, subset, value in (
+            ("hull", "all", 0.5),
+            ("hull", "controls", 0.6),
+            ("random", "controls", 0.2),
+            ("mean", "controls", 0.1),
+        ):
+            row = {"site": site, "depth": depth, "quantity": "kl", "replacement": name, "baseline": "silence", "subset": subset}
+            rows.append({**row, "recovered": value, "low": value - 0.1, "high": value + 0.1, "n": 40, "damage": 0.3})
+    return table("recovered", rows)
 
 
 def correlations():
@@ -53,7 +58,7 @@ def correlations():
             "n": 40,
             "pooled": 0.1,
         }
-        for outcome, sign in (("damage_kl", 1), ("repaid_hull_kl", -1))
+        for outcome, sign in (("damage_kl", 1), ("recovered_hull_kl", -1))
         for name, rho in values.items()
     ]
     return table("ablation_correlations", rows)
@@ -66,9 +71,9 @@ def partial():
     return table("ablation_partial", rows)
 
 
-class TestLesion:
+class TestAblation:
     def test_what_is_repaid_with_its_controls(self, tmp_path):
-        (said,) = ablation.ablation_sentences(run(tmp_path, repaid()))
+        (said,) = ablation.ablation_sentences(run(tmp_path, recovered()))
         assert said == (
             "Of the KL divergence that ablation causes, replacement sets (hulls) recover 0.50 [0.40, 0.60] (n = 40 channels), "
             "among the channels with "
@@ -89,8 +94,8 @@ class TestLesion:
         assert "support" not in said
 
     def test_what_a_reader_must_be_told_comes_last(self, tmp_path):
-        told = table("said", [{"said": "40 images are too few for 3 channels"}])
-        assert ablation.ablation_sentences(run(tmp_path, repaid(), told))[-1] == "40 images are too few for 3 channels."
+        told = table("notes", [{"note": "40 images are too few for 3 channels"}])
+        assert ablation.ablation_sentences(run(tmp_path, recovered(), told))[-1] == "40 images are too few for 3 channels."
 
     def test_nothing_is_said_of_nothing(self, tmp_path):
         assert ablation.ablation_sentences(run(tmp_path)) == []
@@ -223,7 +228,7 @@ class TestTrajectory:
 
 def test_a_folder_with_every_table_becomes_one_page(tmp_path):
     """Charts are drawn from the tables as they are, and the graphs as a picture."""
-    whole = run(tmp_path, repaid(), correlations(), partial(), *drawn_graphs(), TestTheory().layers())
+    whole = run(tmp_path, recovered(), correlations(), partial(), *drawn_graphs(), TestTheory().layers())
     page = write_report(tmp_path).read_text()
     for words in ("Rank correlation with the damage of ablation", "Recovered share of the damage", "Angle of the two directions"):
         assert words in page

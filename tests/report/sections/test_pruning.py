@@ -23,9 +23,13 @@ def folder(path):
 
 def test_sentences(tmp_path):
     said = pruning_sentences(Run.read(folder(tmp_path)))
-    assert said[0].startswith("The network keeps 49.8% of its multiply-adds (498 of 1,000)")
-    assert "1.0 ms instead of 2.0 ms" in said[0]
-    assert "0.60 [0.53, 0.67] (n = 200 images)" in said[2]
+    assert said[0] == (
+        "With 49.8 % of its multiply-adds the network is right on 60.0 % [53.0 %, 67.0 %] of 200 test images, "
+        "−10.0 points from the original's 70.0 %."
+    )
+    assert said[1].startswith("It has 498 of 1,000 multiply-adds")
+    assert "1.00 ms instead of 2.00 ms" in said[1]
+    assert len(said) == 2
 
 
 def test_the_page_has_the_section_and_its_chart(tmp_path):
@@ -33,6 +37,12 @@ def test_the_page_has_the_section_and_its_chart(tmp_path):
     page = path.read_text()
     assert PRUNING.title in page
     assert PRUNING.charts[0].suits(Run.read(tmp_path).table("pruning"))
+
+
+def test_the_only_answer_stands_in_the_heading_and_not_again_below(tmp_path):
+    page = write_report(folder(tmp_path)).read_text()
+    assert page.count("the network is right on 60.0 %") == 1
+    assert page.index("the network is right on 60.0 %") < page.index("<section")
 
 
 def test_without_the_table_there_is_nothing_to_say(tmp_path):

@@ -106,7 +106,7 @@ def lay_out(circuit: Circuit, scores: KernelScores) -> DiagramLayout:
     Examples
     --------
     >>> from channelscope.circuits.criteria import score_kernels
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.circuits.selection import top_k
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 
 from channelscope.circuits.circuit import Circuit
-from channelscope.circuits.located_feature import LocatedFeature
+from channelscope.circuits.feature import LocatedFeature
 from channelscope.circuits.subfeatures import TopImages
 from channelscope.network.channel_graph import KernelEdges
+from channelscope.network.operations import layer_of
 from channelscope.network.receptive_field import ReceptiveField, receptive_fields
 from channelscope.network.sites import sites_of
 from channelscope.types import Bool, Float, Int
@@ -87,7 +88,7 @@ def channel_locations(circuit: Circuit, feature: LocatedFeature) -> list[Channel
 
     Examples
     --------
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()
     >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
@@ -115,8 +116,9 @@ def channel_locations(circuit: Circuit, feature: LocatedFeature) -> list[Channel
 
 def _axis(feature: LocatedFeature, call: KernelEdges) -> int:
     """Where a convolution or linear layer has its channels, without the batch."""
-    linear = isinstance(feature.graph.modules[call.layer], nn.Linear)
-    return len(feature.graph.shapes[call.step]) - 2 if linear else 0
+    layer = layer_of(feature.graph.modules[call.layer])
+    assert layer is not None
+    return layer.channel_axis(len(feature.graph.shapes[call.step])) - 1
 
 
 @torch.no_grad()
@@ -143,7 +145,7 @@ def top_patches(
 
     Examples
     --------
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()
     >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
@@ -205,7 +207,7 @@ def crop(image: Tensor, location: ChannelLocation, place: int, feature: LocatedF
     --------
     A 1 × 1 convolution sees one pixel.
 
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()
     >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
@@ -261,7 +263,7 @@ def feature_visualizations(
 
     Examples
     --------
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()
     >>> feature = locate_feature(toy.model, "conv:2", toy.batches[0][0])
@@ -353,7 +355,7 @@ def contact_sheet(
 
     Examples
     --------
-    >>> from channelscope.circuits.located_feature import locate_feature
+    >>> from channelscope.circuits.feature import locate_feature
     >>> from channelscope.circuits.subfeatures import top_images
     >>> from channelscope.zoo import toys
     >>> toy = toys.independent_channels()

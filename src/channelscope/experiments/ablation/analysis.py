@@ -7,13 +7,12 @@ import pandas as pd
 import torch
 
 from channelscope import scores
-from channelscope.experiments.ablation.damage import Damage
-from channelscope.experiments.ablation.layer_damage import BootstrapDraws, LayerDamage, damage_summary, layer_damage
+from channelscope.experiments.ablation.damage import BootstrapDraws, Damage, LayerDamage, damage_summary, layer_damage
 from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 from channelscope.experiments.ablation.tables import CONTROLS
 from channelscope.formulas.ranks import ranks, spearman
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import OURS, Column, Schema
+from channelscope.tables.schema import OURS, PAPER, Column, Schema
 from channelscope.types import Bool, Float, Tensor
 
 QUANTITIES = ("loss", "kl")
@@ -32,28 +31,26 @@ COMPARED = [
     ("hull", "mean", "controls"),
     ("random", "mean", "controls"),
 ]
-"""stand-in, what it is compared with, and for which channels"""
+"""replacement, what it is compared with, and for which channels"""
 
 LEAST = 8
 """Channels below which a layer has no partial correlation."""
 
 
-PAPER = "Safaai et al. 2026"
-
 OUTCOME = {
-    "outcome": Column.text("what the score is compared with: damage of silence, or the part of it that the hull repays"),
+    "outcome": Column.text("what the score is compared with: damage of silence, or the part of it that the hull recovers"),
     "rho": Column.correlation("rank correlation", "Spearman 1904"),
 }
 
-REPAID = Schema(
-    "repaid",
+RECOVERED = Schema(
+    "recovered",
     "site depth low high n",
     {
         "quantity": Column.text("quantity of damage: loss or kl"),
-        "stand_in": Column.text("what replaced the channel"),
+        "replacement": Column.text("what replaced the channel"),
         "baseline": Column.text("what its damage is compared with"),
-        "which": Column.text("all lesioned channels, or those that have controls"),
-        "repaid": Column.fraction("1 − summed damage with the replacement / summed damage of the baseline", PAPER),
+        "subset": Column.text("all ablated channels, or those that have controls"),
+        "recovered": Column.fraction("1 − summed damage with the replacement / summed damage of the baseline", PAPER),
         "damage": Column("nats", 4, "mean damage of the baseline per channel", OURS),
     },
 )
@@ -78,7 +75,7 @@ PARTIAL = Schema(
 
 
 def analyze(
-    channels: pd.DataFrame, stand_ins: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], plan: AblationPlan
+    channels: pd.DataFrame, replacements: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], plan: AblationPlan
 ) -> dict[str, pd.DataFrame]:
     """Recovered damage and correlations of damage with the scores, with bootstrap intervals over channels within layers and over images.
 
@@ -88,7 +85,7 @@ def analyze(
     ----------
     channels
         Table `ablated_channels`.
-    stand_ins
+    replacements
         Site → its interventions.
     damage
         Site → damage of its interventions, in the same order.
@@ -98,7 +95,7 @@ def analyze(
     Returns
     -------
     dict[str, DataFrame]
-        `repaid`, `ablation_correlations`, `ablation_matched` and `ablation_partial`.
+        `recovered`, `ablation_correlations`, `ablation_matched` and `ablation_partial`.
 
     Examples
     --------
@@ -106,14 +103,14 @@ def analyze(
     >>> from channelscope.experiments import ablate
     >>> toy = zoo.toys.exact_copy()
     >>> tables = ablate(toy.model, collect(toy.model, toy.batches), toy.batches, AblationPlan(all=True, draws=20), progress=False)
-    >>> hull = tables["repaid"].query("site == 'all layers' and quantity == 'kl' and stand_in == 'hull' and baseline == 'silence'")
-    >>> hull[["which", "repaid", "n"]].round(2).values.tolist()
+    >>> hull = tables["recovered"].query("site == 'all layers' and quantity == 'kl' and replacement == 'hull' and baseline == 'silence'")
+    >>> hull[["subset", "recovered", "n"]].round(2).values.tolist()
     [['all', 1.0, 4], ['controls', 1.0, 4]]
     """
     resamples = BootstrapDraws.of(plan.groups, plan.draws, plan.seed)
-    layers, names = layer_damage(channels, stand_ins, damage, resamples), [name for name in channels.columns if name in scores.REGISTRY]
+    layers, names = layer_damage(channels, replacements, damage, resamples), [name for name in channels.columns if name in scores.REGISTRY]
     return {
-        "repaid": fill(REPAID, _recovered(layers, resamples)),
+        "recovered": fill(RECOVERED, _recovered(layers, resamples)),
         "ablation_correlations": fill(CORRELATIONS, correlations(names, layers, resamples)),
         "ablation_matched": fill(MATCHED, _matched(layers, resamples)),
         "ablation_partial": fill(PARTIAL, _partial(layers, resamples)),
@@ -127,32 +124,32 @@ def _recovered(layers: list[LayerDamage], resamples: BootstrapDraws) -> Iterator
     a replacement also recovers the channel's mean; against the mean only its dependence on the images.
     """
     for quantity in QUANTITIES:
-        for name, baseline, which in COMPARED:
+        for name, baseline, subset in COMPARED:
             total, count = torch.zeros(2, len(resamples.weights), dtype=torch.float64), 0
             for stratum, layer in enumerate(layers):
                 columns = [layer.of(each, quantity) for each in (name, baseline)]
-                there = _known(*(column[0] for column in columns), layer.of("silence" if which == "all" else "mean", quantity)[0])
+                there = _known(*(column[0] for column in columns), layer.of("silence" if subset == "all" else "mean", quantity)[0])
                 picks, n = resamples.picks(int(there.sum()), stratum), int(there.sum())
                 sums = torch.stack([column[:, there].gather(1, picks).sum(1) for column in columns])
                 total, count = total + sums, count + n
                 if n:
-                    yield _recovered_row((layer.site, float(layer.columns["depth"][0])), quantity, (name, baseline, which), n, sums)
+                    yield _recovered_row((layer.site, float(layer.columns["depth"][0])), quantity, (name, baseline, subset), n, sums)
             if count:
-                yield _recovered_row((ALL, float("nan")), quantity, (name, baseline, which), count, total)
+                yield _recovered_row((ALL, float("nan")), quantity, (name, baseline, subset), count, total)
 
 
 def _recovered_row(place: tuple[str, float], quantity: str, compared: tuple[str, str, str], n: int, sums: Tensor) -> dict:
-    """One row of `repaid`."""
-    name, baseline, which = compared
+    """One row of `recovered`."""
+    name, baseline, subset = compared
     summary = damage_summary(1 - sums[0] / sums[1])
     return {
         "site": place[0],
         "depth": place[1],
         "quantity": quantity,
-        "stand_in": name,
+        "replacement": name,
         "baseline": baseline,
-        "which": which,
-        "repaid": summary["value"],
+        "subset": subset,
+        "recovered": summary["value"],
         "low": summary["low"],
         "high": summary["high"],
         "n": n,
@@ -182,7 +179,7 @@ def correlations(names: list[str], layers: list[LayerDamage], resamples: Bootstr
     >>> every = [Replacement("silence", channel) for channel in range(3)]
     >>> drawn = torch.arange(3).double().expand(4, 2, 3)  # the damage rises with the channel
     >>> nothing = torch.full((3,), torch.nan)
-    >>> columns = {"capture": torch.tensor([0.1, 0.2, 0.3]), "repaid_hull_loss": nothing, "repaid_hull_kl": nothing}
+    >>> columns = {"capture": torch.tensor([0.1, 0.2, 0.3]), "recovered_hull_loss": nothing, "recovered_hull_kl": nothing}
     >>> rows = correlations(["capture"], [LayerDamage("conv", every, drawn, columns)], BootstrapDraws.of(2, 1, 0))
     >>> row = next(rows)
     >>> row["outcome"], row["score"], round(row["rho"], 3), row["layers"], row["n"]
@@ -306,7 +303,7 @@ def _outcomes(layers: list[LayerDamage]) -> Iterator[tuple[str, list[Float[Tenso
     """Damage, and the part the hull recovers of it where it exceeds its standard error (nan elsewhere), in every draw."""
     yield from _damages(layers)
     for quantity in QUANTITIES:
-        name, values = f"repaid_hull_{quantity}", []
+        name, values = f"recovered_hull_{quantity}", []
         for layer in layers:
             share = 1 - layer.of("hull", quantity) / layer.of("silence", quantity)
             values.append(share.masked_fill(layer.columns[name].isnan(), torch.nan))

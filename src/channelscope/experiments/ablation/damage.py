@@ -1,10 +1,17 @@
-"""Damage: the change of the output under an ablation, image by image, as sums that add."""
+"""Damage: the change of the output under an ablation, image by image, as sums that add; and its bootstrap by layer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
+import pandas as pd
 import torch
 from torch.nn import functional as F
 
+from channelscope.experiments.ablation.plan import Replacement
+from channelscope.formulas.intervals import bootstrap_counts
+from channelscope.formulas.ranks import partial_correlation, ranks
 from channelscope.stats.tally import margin
 from channelscope.types import Float, Int, Tensor
 
@@ -58,19 +65,19 @@ class Damage:
 
     images: Float[Tensor, "groups"]
     """images of each group"""
-    sums: Float[Tensor, "lesions groups quantities"]
+    sums: Float[Tensor, "ablations groups quantities"]
     """sum of the damage, float64"""
-    squares: Float[Tensor, "lesions groups quantities"]
+    squares: Float[Tensor, "ablations groups quantities"]
     """sum of its square"""
 
     @classmethod
-    def of(cls, values: Float[Tensor, "lesions quantities images"], group_of_image: Int[Tensor, "images"], groups: int) -> "Damage":
+    def of(cls, values: Float[Tensor, "ablations quantities images"], group_of_image: Int[Tensor, "images"], groups: int) -> "Damage":
         """Damage over some images.
 
         Parameters
         ----------
         values
-            Damage of every image, (lesions, quantities, images).
+            Damage of every image, (ablations, quantities, images).
         group_of_image
             Group of each image, from 0.
         groups
@@ -90,14 +97,202 @@ class Damage:
         return Damage(self.images + other.images, self.sums + other.sums, self.squares + other.squares)
 
     @property
-    def mean(self) -> Float[Tensor, "lesions quantities"]:
+    def mean(self) -> Float[Tensor, "ablations quantities"]:
         """Mean damage over the images."""
         return self.sums.sum(1) / self.images.sum()
 
     @property
-    def error(self) -> Float[Tensor, "lesions quantities"]:
+    def error(self) -> Float[Tensor, "ablations quantities"]:
         """Standard error of `mean` over images; nan for a single image."""
         n = self.images.sum()
         if n < 2:
             return torch.full_like(self.mean, torch.nan)
         return ((self.squares.sum(1) - n * self.mean.square()).clamp(min=0) / (n - 1) / n).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class BootstrapDraws:
+    """Bootstrap draws: draw 0 is the data; each other draw takes image groups with replacement, and channels within their stratum.
+
+    Examples
+    --------
+    >>> draws = BootstrapDraws.of(groups=3, draws=2, seed=0)
+    >>> draws.weights.shape, draws.weights[0].tolist(), draws.weights.sum(1).tolist()
+    (torch.Size([3, 3]), [1.0, 1.0, 1.0], [3.0, 3.0, 3.0])
+    >>> rising = torch.arange(8).double()
+    >>> round(float(draws.correlation(rising, rising.square())[0]), 3)
+    1.0
+    """
+
+    weights: Float[Tensor, "draws groups"]
+    """number of times each image group enters each draw"""
+    seed: int
+    """of all draws"""
+
+    @classmethod
+    def of(cls, groups: int, draws: int, seed: int) -> "BootstrapDraws":
+        """Draws over image groups.
+
+        Parameters
+        ----------
+        groups
+            Number of image groups.
+        draws
+            Number of draws besides the data.
+        seed
+            Seed of all draws.
+
+        Returns
+        -------
+        BootstrapDraws
+            Their weights.
+        """
+        return cls(torch.cat([torch.ones(1, groups, dtype=torch.float64), bootstrap_counts(groups, draws, seed)]), seed)
+
+    def damage(self, damage: Damage) -> Float[Tensor, "quantities draws ablations"]:
+        """Mean damage of every ablation in every draw of the images, (quantities, draws, ablations)."""
+        return torch.einsum("dg,lgq->qdl", self.weights, damage.sums) / (self.weights @ damage.images)[:, None]
+
+    def picks(self, count: int, stratum: int = 0) -> Int[Tensor, "draws count"]:
+        """Numbers of the channels of a stratum that enter each draw.
+
+        Parameters
+        ----------
+        count
+            Channels of the stratum.
+        stratum
+            Number of the stratum, which gives its own random numbers.
+
+        Returns
+        -------
+        Tensor
+            (draws, count), row 0 all channels in order.
+        """
+        source = torch.Generator().manual_seed(self.seed * 1_000_003 + stratum)
+        picked = torch.randint(max(count, 1), (len(self.weights) - 1, count), generator=source)
+        return torch.cat([torch.arange(count)[None], picked])
+
+    def correlation(self, *columns: Tensor, stratum: int = 0) -> Float[Tensor, "draws"]:
+        """Rank correlation of the first two columns given the others, in every draw.
+
+        Parameters
+        ----------
+        *columns
+            Each (n,) or (draws, n), without nan.
+        stratum
+            Number of the stratum the channels belong to.
+
+        Returns
+        -------
+        Tensor
+            (draws,); nan for a draw in which a column is constant or has a nan.
+        """
+        picks = self.picks(columns[0].shape[-1], stratum)
+        drawn = torch.stack([column.expand(picks.shape).gather(1, picks) for column in columns], 1)
+        lost = drawn.isnan().any(2).any(1)
+        values = partial_correlation(ranks(drawn.masked_fill(lost[:, None, None], 0)).transpose(1, 2))
+        return values.masked_fill(lost, torch.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerDamage:
+    """Damage of one site's ablations in every draw, by intervention and channel."""
+
+    site: str
+    """name of the site"""
+    every: list[Replacement]
+    """its interventions"""
+    drawn: Float[Tensor, "quantities draws ablations"]
+    """mean damage"""
+    columns: Mapping[str, Float[Tensor, "channels"]]
+    """numeric columns of `ablated_channels`, in the order of the ablated channels"""
+
+    @cached_property
+    def channels(self) -> list[int]:
+        """The ablated channels, in order."""
+        return [each.channel for each in self.every if each.name == "silence"]
+
+    def of(self, name: str, quantity: str) -> Float[Tensor, "draws channels"]:
+        """Damage of one intervention for all ablated channels.
+
+        Parameters
+        ----------
+        name
+            silence, hull, random or mean.
+        quantity
+            One of `DAMAGE_QUANTITIES`.
+
+        Returns
+        -------
+        Tensor
+            (draws, channels); nan where the channel had no such intervention.
+        """
+        places = {each.channel: place for place, each in enumerate(self.every) if each.name == name}
+        found = self.drawn[list(DAMAGE_QUANTITIES).index(quantity)]
+        whole = torch.full((found.shape[0], len(self.channels)), torch.nan, dtype=torch.float64)
+        columns = [column for column, channel in enumerate(self.channels) if channel in places]
+        whole[:, columns] = found[:, [places[self.channels[column]] for column in columns]]
+        return whole
+
+
+def layer_damage(
+    channels: pd.DataFrame, replacements: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], resamples: BootstrapDraws
+) -> list[LayerDamage]:
+    """Damage of all sites in every draw, with the scores of the ablated channels.
+
+    Parameters
+    ----------
+    channels
+        Table `ablated_channels`.
+    replacements
+        Site → its interventions.
+    damage
+        Site → damage of its interventions, in the same order.
+    resamples
+        The draws.
+
+    Returns
+    -------
+    list[LayerDamage]
+        One per site.
+
+    Examples
+    --------
+    >>> damage = {"conv": Damage.of(torch.ones(1, 4, 2).double(), torch.tensor([0, 1]), groups=2)}
+    >>> channels = pd.DataFrame({"site": ["conv"], "capture": [0.5]})
+    >>> (layer,) = layer_damage(channels, {"conv": [Replacement("silence", 0)]}, damage, BootstrapDraws.of(2, 1, 0))
+    >>> layer.of("silence", "loss").tolist(), layer.columns["capture"].tolist()
+    ([[1.0], [1.0]], [0.5])
+    """
+    names = channels.select_dtypes("number").columns
+    values, sites = torch.tensor(channels[names].to_numpy(dtype=float)), channels["site"].to_numpy()
+    found = []
+    for site, every in replacements.items():
+        own = values[torch.from_numpy(sites == site)]
+        found.append(LayerDamage(site, every, resamples.damage(damage[site]), dict(zip(names, own.T, strict=True))))
+    return found
+
+
+def damage_summary(draws: Float[Tensor, "draws"], level: float = 0.95) -> dict[str, float]:
+    """Value of the data (draw 0) with a percentile interval over the other draws.
+
+    Parameters
+    ----------
+    draws
+        (draws,), the data first.
+    level
+        Coverage of the interval.
+
+    Returns
+    -------
+    dict[str, float]
+        value, low and high; the ends are nan where more than half of the draws are nan.
+
+    Examples
+    --------
+    >>> damage_summary(torch.tensor([7.0, 1.0, 2.0, 3.0]), level=0.5)
+    {'value': 7.0, 'low': 1.5, 'high': 2.5}
+    """
+    rest = draws[1:][~draws[1:].isnan()].numpy()
+    ends = np.quantile(rest, [(1 - level) / 2, (1 + level) / 2]) if 2 * len(rest) >= len(draws) - 1 and len(rest) else (np.nan, np.nan)
+    return {"value": float(draws[0]), "low": float(ends[0]), "high": float(ends[1])}

@@ -185,7 +185,7 @@ class AblationPlan:
         names = {site_named(profile.sites, name).name for name in self.sites}
         return tuple(site for site in profile.sites if site.name in names)
 
-    def stand_ins(self, profile: Profile, rule: HullOptions, convention: ScoreOptions) -> dict[str, list[Replacement]]:
+    def replacements(self, profile: Profile, rule: HullOptions, convention: ScoreOptions) -> dict[str, list[Replacement]]:
         """Site → all interventions on it: silence and hull for each drawn channel, random peers and mean for those with controls.
 
         Parameters
@@ -204,10 +204,10 @@ class AblationPlan:
         """
         sites = self.chosen(profile)
         sizes = [site.channels for site in sites]
-        lesioned = sizes if self.all else split_evenly(sizes, self.channels)
-        controlled = np.minimum(split_evenly(sizes, self.controls), lesioned)
+        ablated = sizes if self.all else split_evenly(sizes, self.channels)
+        controlled = np.minimum(split_evenly(sizes, self.controls), ablated)
         plan = {}
-        for site, count, controls in zip(sites, lesioned, controlled, strict=True):
+        for site, count, controls in zip(sites, ablated, controlled, strict=True):
             with at(site.name):
                 order = torch.randperm(site.channels, generator=_generator(self.seed, site.name)).tolist()[:count]
                 plan[site.name] = self._at(profile, site, order, set(order[:controls]), rule, convention)

@@ -12,10 +12,11 @@ from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
 from channelscope.experiments.ablation.plan import Replacement
 from channelscope.network.consumers import consumers
 from channelscope.network.sites import Sites
+from channelscope.scores.layer_statistics import ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import OURS, Column, Schema
+from channelscope.tables.schema import OURS, PAPER, Column, Schema
 
 CONTROLS = ("hull", "random", "mean")
 
@@ -23,8 +24,6 @@ LEAST_RATIO = 0.01
 """Smallest ratio of damage to standard error that the number of images needed is computed from."""
 
 KEYS = ["site", "depth", "channel"]
-
-PAPER = "Safaai et al. 2026"
 
 DAMAGE = {
     "loss": Column("nats", 4, "rise of the cross-entropy", OURS),
@@ -34,7 +33,7 @@ DAMAGE = {
 }
 """columns of damage: positive is worse"""
 
-LESIONS = Schema(
+ABLATIONS = Schema(
     "ablations",
     "site depth channel members",
     {
@@ -44,13 +43,13 @@ LESIONS = Schema(
     },
 )
 
-LESIONED_CHANNELS = Schema(
+ABLATED_CHANNELS = Schema(
     "ablated_channels",
     "site depth channel",
     {
         **DAMAGE,
         **{
-            f"repaid_{name}_{quantity}": Column.fraction(
+            f"recovered_{name}_{quantity}": Column.fraction(
                 f"1 − damage in {quantity} with {name} in its place / damage of silence; nan where that does not exceed its standard error",
                 PAPER,
             )
@@ -61,13 +60,13 @@ LESIONED_CHANNELS = Schema(
     },
 )
 
-READERS = Schema("readers", "site depth note", {"readers": Column.text("layers that see the channel with no layer in between")})
+CONSUMERS = Schema("consumers", "site depth note", {"consumers": Column.text("layers that see the channel with no layer in between")})
 
-NOTES = Schema("said", columns={"said": Column.text("remark about the measurement, such as too few images")})
+NOTES = Schema("notes", columns={"note": Column.text("remark about the measurement, such as too few images")})
 
 
 def ablation_tables(
-    found: Sites, profile: Profile, stand_ins: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], **options
+    found: Sites, profile: Profile, replacements: Mapping[str, list[Replacement]], damage: Mapping[str, Damage], **options
 ) -> dict[str, pd.DataFrame]:
     """Tables of an ablation run that need no statistics over channels.
 
@@ -77,7 +76,7 @@ def ablation_tables(
         Sites of the traced network.
     profile
         Statistics of the network.
-    stand_ins
+    replacements
         Site → its interventions.
     damage
         Site → damage of its interventions, in the same order.
@@ -87,8 +86,8 @@ def ablation_tables(
     Returns
     -------
     dict[str, DataFrame]
-        `ablations`, one row per channel and intervention; `ablated_channels`, one row per channel; `readers`, one row per site;
-        `said`, remarks about the measurement.
+        `ablations`, one row per channel and intervention; `ablated_channels`, one row per channel; `consumers`, one row per site;
+        `notes`, remarks about the measurement.
 
     Raises
     ------
@@ -111,24 +110,30 @@ def ablation_tables(
     [['conv', 0, 'silence', 1.0, 0.0]]
     """
     _enough(damage)
-    lesions = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in stand_ins.items()], ignore_index=True)
-    values = scores.table(profile, applicable(profile), **options)
-    channels = _channels(lesions).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
+    ablations = pd.concat([_ablation_rows(found[name], every, damage[name]) for name, every in replacements.items()], ignore_index=True)
+    values = scores.table(profile, applicable(profile, ScoreOptions.of(options).target), **options)
+    channels = _channels(ablations).merge(values.drop(columns=["kind", "note"]), on=KEYS, how="left", validate="one_to_one")
     return {
-        "ablations": fill(LESIONS, lesions, images=_images(damage)),
-        "ablated_channels": fill(LESIONED_CHANNELS, channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
-        "readers": fill(READERS, _consumer_rows(found, list(stand_ins))),
-        "said": fill(NOTES, [{"said": line} for line in _notes(channels, _images(damage))]),
+        "ablations": fill(ABLATIONS, ablations, images=_images(damage)),
+        "ablated_channels": fill(ABLATED_CHANNELS, channels, units=values.attrs["units"], assumption=values.attrs["assumption"]),
+        "consumers": fill(CONSUMERS, _consumer_rows(found, list(replacements))),
+        "notes": fill(NOTES, [{"note": line} for line in _notes(channels, _images(damage))]),
     }
 
 
-def applicable(profile: Profile) -> list[str]:
+CONTINUOUS = {"task_credit"}
+"""Scores that have no form for the class label."""
+
+
+def applicable(profile: Profile, target: str = "margin") -> list[str]:
     """Names of the scores that a profile has the statistics for.
 
     Parameters
     ----------
     profile
         Statistics of a network.
+    target
+        The target that is asked about; scores of a continuous target are left out for the class label.
 
     Returns
     -------
@@ -149,6 +154,8 @@ def applicable(profile: Profile) -> list[str]:
         missing |= {name for name, each in scores.REGISTRY.items() if each.family == "gradient"}
     if any("gamma" not in profile.weight_norms[site.name] for site in profile.sites):
         missing.add("bn_scale")
+    if target == "label":
+        missing |= CONTINUOUS
     return [name for name in scores.REGISTRY if name not in missing]
 
 
@@ -168,13 +175,13 @@ def _ablation_rows(site: Site, every: list[Replacement], damage: Damage) -> pd.D
     return pd.DataFrame(named | columns)
 
 
-def _channels(lesions: pd.DataFrame) -> pd.DataFrame:
+def _channels(ablations: pd.DataFrame) -> pd.DataFrame:
     """One row per channel: damage of silence, and the part each replacement recovers where it exceeds its standard error."""
-    silent = lesions[lesions.intervention == "silence"].drop(columns=["intervention", "members", "size"]).set_index(KEYS)
+    silent = ablations[ablations.intervention == "silence"].drop(columns=["intervention", "members", "size"]).set_index(KEYS)
     for name in CONTROLS:
-        other = lesions[lesions.intervention == name].set_index(KEYS)
+        other = ablations[ablations.intervention == name].set_index(KEYS)
         for quantity in ("loss", "kl"):
-            column = f"repaid_{name}_{quantity}"
+            column = f"recovered_{name}_{quantity}"
             silent[column] = (1 - other[quantity] / silent[quantity]).where(silent[quantity] > silent[f"{quantity}_se"])
         if name == "hull":
             silent["hull_size"] = other["size"]
@@ -182,13 +189,13 @@ def _channels(lesions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _consumer_rows(found: Sites, names: list[str]) -> list[dict[str, Any]]:
-    """Rows of `readers`: the layers that read each site, and which of them through a residual sum."""
+    """Rows of `consumers`: the layers that read each site, and which of them through a residual sum."""
     rows = []
     for name in names:
         every = consumers(found.graph, found[name])
         summed = [each.layer for each in every if each.through_sum]
         note = f"tied into a residual sum: seen through it by {', '.join(summed)}" if summed else ""
-        rows.append({"site": name, "depth": found[name].depth, "readers": " ".join(each.layer for each in every), "note": note})
+        rows.append({"site": name, "depth": found[name].depth, "consumers": " ".join(each.layer for each in every), "note": note})
     return rows
 
 
@@ -227,6 +234,6 @@ def _notes(channels: pd.DataFrame, images: int) -> list[str]:
             )
             notes.append(
                 f"{images:,} images are too few for {unresolved:,} of {total:,} channels: their damage in {name} does not exceed its "
-                f"standard error, and nothing is said of what is repaid there{more}"
+                f"standard error, and nothing is said of what is recovered there{more}"
             )
     return notes

@@ -141,7 +141,7 @@ class LabeledGraph:
 
     def step(self, node: fx.Node) -> Step:
         """A step as its entry sees it."""
-        return Step(self, node, self.entry(node))
+        return Step(node, self.entry(node), self.modules, self)
 
     def entry_of(self, path: str) -> Operation | None:
         """The entry of the module at a path."""

@@ -65,6 +65,19 @@ def narrow(graph: LabeledGraph, gone: Tensor) -> nn.Module:
     MismatchError
         If the smaller network computes something else than the silenced one, or cannot run.
     """
+    return narrow_pair(graph, gone)[0]
+
+
+def narrow_pair(graph: LabeledGraph, gone: Tensor) -> tuple[nn.Module, nn.Module | None]:
+    """The network of `narrow`, and the same in float64 where weights that were computed became parameters, before these were rounded.
+
+    Parameters
+    ----------
+    graph
+        The labeled graph of the network.
+    gone
+        Which channel numbers go, bool (all channels,).
+    """
     removal = Removal(graph, gone)
     small = copy.deepcopy(graph.model)
     cut(small, graph, removal)
@@ -76,7 +89,7 @@ def narrow(graph: LabeledGraph, gone: Tensor) -> nn.Module:
         if trial is not None:
             problem = compared(trial, image, expected)
             if not problem:
-                return finished(small, graph, found, whole) or small
+                return finished(small, graph, found, whole) or small, trial if found.folded else None
     raise MismatchError(f"the smaller network {problem}; please report the network")
 
 

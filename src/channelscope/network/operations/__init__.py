@@ -3,9 +3,13 @@
 from channelscope.network.operations import attention, elementwise, mixing, moves, norms, opaque, pooling, products
 from channelscope.network.operations.operation import (
     TABLE,
-    Geometry,
     Layout,
     Operation,
+    WeightedLayer,
+    has_separate_kernels,
+    inherits_forward,
+    keep_channels,
+    layer_of,
     of_function,
     of_module,
     of_step,
@@ -14,7 +18,7 @@ from channelscope.network.operations.operation import (
     spelling,
     unregister,
 )
-from channelscope.network.operations.step import Step
+from channelscope.network.operations.step import Call, Step, call_of, execute
 
 FAMILIES = (attention, elementwise, mixing, moves, norms, opaque, pooling, products)
 """The files in which the entries stand."""
@@ -22,10 +26,17 @@ FAMILIES = (attention, elementwise, mixing, moves, norms, opaque, pooling, produ
 __all__ = [
     "FAMILIES",
     "TABLE",
-    "Geometry",
+    "Call",
     "Layout",
     "Operation",
     "Step",
+    "WeightedLayer",
+    "call_of",
+    "execute",
+    "has_separate_kernels",
+    "inherits_forward",
+    "keep_channels",
+    "layer_of",
     "of_function",
     "of_module",
     "of_step",

@@ -1,5 +1,6 @@
 """Elementwise: activations, which treat each element on its own, and tensors combined element by element, whose channels go together."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -131,21 +132,13 @@ def _formed(step: Step) -> Tensor:
     return labels if labels.shape == step.value.shape else full(tuple(step.value.shape))
 
 
-register(
-    Operation(
-        "meet",
-        _together,
-        functions=names(
-            "add sub mul div truediv true_divide multiply divide subtract maximum minimum iadd isub imul itruediv radd rmul rsub rtruediv "
-            "addcmul addcdiv lerp where and or fmod remainder atan2 logical_and logical_or floor_divide floordiv polar xlogy copysign mod "
-            "dropout_add"
-        ),
-        arguments=("input", "other"),
-        pointwise=True,
-        local=True,
-        traces=True,
-    )
-)
+MEETING = Operation("meet", _together, functions=names(
+    "sub div truediv true_divide divide subtract maximum minimum isub itruediv rsub rtruediv addcmul addcdiv lerp where and or fmod "
+    "remainder atan2 logical_and logical_or floor_divide floordiv polar xlogy copysign mod dropout_add"),
+    arguments=("input", "other"), pointwise=True, local=True, traces=True)  # fmt: skip
+register(MEETING)
+register(replace(MEETING, name="add", functions=names("add iadd radd"), arithmetic="sum"))
+register(replace(MEETING, name="multiply", functions=names("mul multiply imul rmul"), arithmetic="product"))
 register(
     Operation("glu", _glu, modules=(nn.GLU,), functions=names("glu"), arguments=("input", "dim")),
 )
@@ -159,14 +152,15 @@ register(
     )
 )
 register(Operation("idle", _each, modules=IDLE, functions=names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
-    "clone contiguous detach alias requires_grad to float double half bfloat16 type_as type cpu cuda _to_copy"), pointwise=True, local=True,
-    traces=True))  # fmt: skip
+    "stochastic_depth drop_path"), pointwise=True, local=True, traces=True, keeps="apart", identity=True))  # fmt: skip
+register(Operation("cast", _each, functions=names("clone contiguous detach alias requires_grad to float double half bfloat16 type_as type "
+    "cpu cuda _to_copy"), pointwise=True, local=True, traces=True, keeps="apart", copies=True))  # fmt: skip
 register(Operation("elementwise", _each, modules=ACTIVATIONS, functions=names(
     "relu relu6 gelu silu mish hardswish hardsigmoid hardtanh leaky_relu elu celu selu sigmoid tanh softplus softsign tanhshrink "
     "hardshrink softshrink threshold logsigmoid rrelu clamp clip clamp_min clamp_max neg square sqrt rsqrt abs exp exp2 expm1 log "
     "log2 log10 log1p pow reciprocal sin cos erf erfinv round floor ceil trunc masked_fill nan_to_num bool int long bernoulli tril triu "
-    "rpow positive float_power stochastic_depth drop_path"),
-    pointwise=True, local=True, traces=True))  # fmt: skip
+    "rpow positive float_power"),
+    pointwise=True, local=True, traces=True, keeps="apart"))  # fmt: skip
 register(Operation("constant", _constant, functions=names(
     "arange linspace zeros ones empty full new_zeros new_full "
     "new_ones new_empty new_tensor tensor as_tensor rand randn eye triu_indices tril_indices meshgrid_ normal_"), local=True))  # fmt: skip

@@ -4,14 +4,15 @@ Their inputs are laid out for a re-fit as sums over patches; the covariance of p
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from channelscope.network.labeling.labels import FIXED, PARAMETERS, channels_in, compact, full
-from channelscope.network.operations.operation import Geometry, Layout, Operation, Window, names, register
-from channelscope.network.operations.step import Operand, Step
+from channelscope.network.operations.operation import Layout, Operation, WeightedLayer, Window, names, register
+from channelscope.network.operations.step import Call, Operand, Step
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -187,27 +188,31 @@ def _adjust_transposed(module: nn.Module, kept: Tensor | None) -> None:
     module.in_channels, module.out_channels = rows, columns * module.groups  # type: ignore[assignment,operator]
 
 
-def geometry(module: nn.Module) -> Geometry:
+def _linear_layer(module: nn.Module) -> WeightedLayer:
+    rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+    return WeightedLayer(int(columns), int(rows), tokens=True)
+
+
+def _convolution_layer(module: Any) -> WeightedLayer:
     """How the kernels of a convolution move; padding 'same' and 'valid' resolved."""
-    kernel, dilation = tuple(module.kernel_size), tuple(module.dilation)  # type: ignore[arg-type]
+    kernel, dilation = tuple(module.kernel_size), tuple(module.dilation)
     if isinstance(module.padding, str):
         total = [step * (size - 1) if module.padding == "same" else 0 for step, size in zip(dilation, kernel, strict=True)]
         pads = tuple((amount // 2, amount - amount // 2) for amount in total)
     else:
-        pads = tuple((int(amount), int(amount)) for amount in module.padding)  # type: ignore[union-attr]
+        pads = tuple((int(amount), int(amount)) for amount in module.padding)
     mode = "constant" if module.padding_mode == "zeros" else str(module.padding_mode)
-    return Geometry(kernel, tuple(module.stride), dilation, pads, mode, int(module.groups))  # type: ignore[arg-type]
+    axis = int(isinstance(module, TRANSPOSED))
+    return WeightedLayer(
+        module.in_channels, module.out_channels, int(module.groups), axis, False, kernel, tuple(module.stride), dilation, pads, mode
+    )
 
 
-def _flat(module: nn.Module) -> Geometry:
-    return Geometry()
-
-
-def _window(step: Step) -> Window | None:
-    if step.module is None:
+def _window(call: Call) -> Window | None:
+    if call.module is None:
         return None
-    shape = geometry(step.module)
-    return tuple(zip(shape.kernel, shape.stride, (before for before, _ in shape.pads), shape.dilation, strict=True))
+    layer = _convolution_layer(call.module)
+    return tuple(zip(layer.kernel, layer.stride, (before for before, _ in layer.pads), layer.dilation, strict=True))
 
 
 def _fits_linear(module: nn.Module) -> str:
@@ -267,11 +272,11 @@ LINEAR = Layout(_fits_linear, _linear_products, _linear_pooled)
 CONVOLUTION = Layout(_fits_convolution, _convolution_products, _convolution_pooled)
 
 register(Operation("linear", _linear, modules=(nn.Linear,), functions=names("linear"), arguments=("input", "weight", "bias"),
-    macs=_linear_macs, adjust=_adjust_linear, weighted=True, traces=True, geometry=_flat, layout=LINEAR))  # fmt: skip
+    macs=_linear_macs, adjust=_adjust_linear, weighted=True, traces=True, layer=_linear_layer, whole=True, layout=LINEAR))  # fmt: skip
 register(Operation("convolution", _convolution, modules=CONVOLUTIONS, functions=names("conv1d conv2d conv3d convolution"),
     arguments=("input", "weight", "bias", "stride", "padding", "dilation", "groups"), macs=_convolution_macs, adjust=_adjust_convolution,
-    weighted=True, traces=True, window=_window, geometry=geometry, layout=CONVOLUTION))  # fmt: skip
+    weighted=True, traces=True, window=_window, layer=_convolution_layer, whole=True, layout=CONVOLUTION))  # fmt: skip
 register(Operation("transposed convolution", _transposed, modules=TRANSPOSED,
     functions=names("conv_transpose1d conv_transpose2d conv_transpose3d"),
     arguments=("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"), macs=_transposed_macs,
-    adjust=_adjust_transposed, weighted=True, traces=True))  # fmt: skip
+    adjust=_adjust_transposed, weighted=True, traces=True, layer=_convolution_layer, whole=True))  # fmt: skip

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
-from channelscope.network.graph import execute
 from channelscope.network.labeling.labels import channels_in, compact, fixed, mapped, tensors
 from channelscope.network.operations.opaque import kept_whole
 from channelscope.network.operations.operation import Operation, names, register
-from channelscope.network.operations.step import Step
+from channelscope.network.operations.step import Call, Step, execute
 
 
 def labelled(labels: Any) -> bool:
@@ -140,20 +139,38 @@ def _size_like(step: Step) -> Any:
     )  # fmt: skip
 
 
+def _flattens(call: Call) -> bool:
+    """flatten(x, 1), or a view of as many numbers as there are, an image a row."""
+    if call.spelled.lower() == "flatten":
+        start, end = call.number("dim", call.number("start_dim", 0)), call.number("end_dim", -1)
+        return (start, end) == (1, -1) and len(call.node.args) <= 2
+    sizes = call.node.args[1:] if call.spelled in ("view", "reshape") else ()
+    sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
+    return len(sizes) == 2 and isinstance(sizes[1], int) and sizes[1] == -1
+
+
 register(Operation("move", moved, modules=(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unfold),
-    functions=names("view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims t T mT adjoint cat concat "
-    "concatenate stack hstack vstack dstack unbind getitem squeeze unsqueeze expand repeat "
+    functions=names("view reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims t T mT adjoint "
+    "unbind getitem squeeze unsqueeze expand repeat "
     "repeat_interleave tile roll flip rot90 narrow select unfold pixel_shuffle pixel_unshuffle "
     "getattr broadcast_to rearrange diagonal real imag ravel meshgrid"),
-    arguments=("input", "dim"), traces=True, moves=True))  # fmt: skip
+    arguments=("input", "dim"), traces=True, moves=True, keeps="apart", flattens=_flattens))  # fmt: skip
+register(Operation("join", moved, functions=names("cat concat concatenate stack hstack vstack dstack"), arguments=("input", "dim"),
+    traces=True, moves=True, local=True, keeps="apart", joins=True))  # fmt: skip
 register(Operation("split", moved, functions=names("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split"),
-    arguments=("input", "sizes", "dim"), traces=True, moves=True))  # fmt: skip
+    arguments=("input", "sizes", "dim"), traces=True, moves=True, keeps="apart"))  # fmt: skip
 register(
     Operation(
-        "pick", moved, functions=names("index_select gather take_along_dim"), arguments=("input", "dim", "index"), traces=True, moves=True
+        "pick",
+        moved,
+        functions=names("index_select gather take_along_dim"),
+        arguments=("input", "dim", "index"),
+        traces=True,
+        moves=True,
+        keeps="apart",
     )
 )
-register(Operation("like", _size_like, functions=names("view_as reshape_as expand_as"), traces=True, moves=True))
+register(Operation("like", _size_like, functions=names("view_as reshape_as expand_as"), traces=True, moves=True, keeps="apart"))
 register(Operation("put", _written, functions=names("put setitem"), traces=True))
 register(
     Operation(
@@ -164,5 +181,6 @@ register(
         arguments=("input", "groups"),
         traces=True,
         moves=True,
+        keeps="apart",
     )
 )

@@ -3,11 +3,14 @@
 from torch import Tensor, nn
 
 from channelscope.network.labeling.labels import compact
+from channelscope.network.operations.elementwise import ACTIVATIONS, IDLE
 from channelscope.network.operations.operation import Operation, names, register
 from channelscope.network.operations.step import Step
 
 AFFINE = ("weight", "bias", "running_mean", "running_var")
-BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
+SLOPES = (nn.PReLU,)
+CHANNELWISE = (*ACTIVATIONS, *IDLE, *SLOPES)
 INSTANCE_NORMS = (nn.modules.instancenorm._InstanceNorm,)
 
 
@@ -72,16 +75,29 @@ def _adjust_slopes(module: nn.Module, kept: Tensor | None) -> None:
     module.num_parameters = len(module.weight)  # type: ignore[assignment,arg-type]
 
 
+def _scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Factor and shift of each channel in evaluation mode."""
+    assert isinstance(norm, nn.modules.batchnorm._NormBase)
+    if norm.running_mean is None or norm.running_var is None:
+        return None
+    deviation = (norm.running_var.double() + norm.eps).sqrt()
+    factor = 1 / deviation if norm.weight is None else norm.weight.detach().double() / deviation
+    shift = -norm.running_mean.double() * factor
+    return factor, shift if norm.bias is None else shift + norm.bias.detach().double()
+
+
 register(Operation("batch norm", _per_channel, modules=BATCH_NORMS, functions=names("batch_norm"),
     arguments=("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"), adjust=_adjust_batch_norm,
-    local=True))  # fmt: skip
+    local=True, keeps="apart", normalizes=True, whole=True, scale_shift=_scale_shift))  # fmt: skip
 register(Operation("instance norm", _per_channel, modules=INSTANCE_NORMS, functions=names("instance_norm"),
-    arguments=("input", "running_mean", "running_var", "weight", "bias"), adjust=_adjust_batch_norm))  # fmt: skip
+    arguments=("input", "running_mean", "running_var", "weight", "bias"), adjust=_adjust_batch_norm, keeps="apart",
+    normalizes=True, whole=True))  # fmt: skip
 register(Operation("layer norm", _layer_norm, modules=(nn.LayerNorm,), functions=names("layer_norm"),
-    arguments=("input", "normalized_shape", "weight", "bias", "eps")))  # fmt: skip
+    arguments=("input", "normalized_shape", "weight", "bias", "eps"), keeps="together", normalizes=True, whole=True))  # fmt: skip
 register(Operation("rms norm", _layer_norm, modules=(nn.RMSNorm,), functions=names("rms_norm"),
-    arguments=("input", "normalized_shape", "weight", "eps")))  # fmt: skip
+    arguments=("input", "normalized_shape", "weight", "eps"), keeps="together", normalizes=True))  # fmt: skip
 register(Operation("group norm", _group_norm, modules=(nn.GroupNorm,), functions=names("group_norm"),
-    arguments=("input", "num_groups", "weight", "bias", "eps"), adjust=_adjust_group_norm))  # fmt: skip
-register(Operation("prelu", _slopes, modules=(nn.PReLU,), functions=names("prelu"), arguments=("input", "weight"),
-    adjust=_adjust_slopes, local=True))  # fmt: skip
+    arguments=("input", "num_groups", "weight", "bias", "eps"), adjust=_adjust_group_norm, keeps="together",
+    normalizes=True, whole=True))  # fmt: skip
+register(Operation("prelu", _slopes, modules=SLOPES, functions=names("prelu"), arguments=("input", "weight"),
+    adjust=_adjust_slopes, pointwise=True, local=True, keeps="apart"))  # fmt: skip

@@ -6,14 +6,14 @@ A spelling (a module type, a function, a method) leads to one entry. What has no
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, fx, nn
 
 from channelscope.errors import InputError
 
 if TYPE_CHECKING:
-    from channelscope.network.operations.step import Step
+    from channelscope.network.operations.step import Call, Step
 
 Window = tuple[tuple[int, int, int, int], ...]
 """Size, stride, padding before and dilation of a window along each spatial axis."""
@@ -32,18 +32,72 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """How the kernels of a layer move over its input."""
+class WeightedLayer:
+    """How the weight of a layer joins its input channels to its output channels, and how its kernels move over the input.
 
+    Parameters
+    ----------
+    in_channels, out_channels
+        Numbers of channels of the values that it takes and gives.
+    groups
+        Groups of channels that do not see each other.
+    out_axis
+        Axis of the weight along which outputs lie: 0, or 1 for a transposed convolution. Inputs lie along the other.
+    tokens
+        Whether the channels are the last axis of its values, as for a linear layer, and not the axis behind the batch.
+    kernel
+        Spatial size of a kernel; empty for a linear layer.
+    stride, dilation
+        Steps between positions, and between the taps of a kernel, along each spatial axis.
+    pads
+        Positions added before and after, along each spatial axis.
+    mode
+        Padding mode of torch.nn.functional.pad.
+
+    Examples
+    --------
+    >>> layer = of_module(nn.Conv2d(4, 6, 3, padding=1, groups=2)).layer(nn.Conv2d(4, 6, 3, padding=1, groups=2))
+    >>> layer.out_channels, layer.groups, layer.kernel, layer.transposed
+    (6, 2, (3, 3), False)
+    """
+
+    in_channels: int
+    out_channels: int
+    groups: int = 1
+    out_axis: int = 0
+    tokens: bool = False
     kernel: tuple[int, ...] = ()
-    """spatial size of a kernel; empty for a linear layer"""
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     pads: tuple[tuple[int, int], ...] = ()
-    """positions added before and after, along each spatial axis"""
     mode: str = "constant"
-    """padding mode of torch.nn.functional.pad"""
-    groups: int = 1
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution, whose weight has the inputs first."""
+        return self.out_axis == 1
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has kernels of its own."""
+        return self.groups > 1 and self.groups == self.in_channels
+
+    def channel_axis(self, dims: int) -> int:
+        """Axis of the channels in values of so many axes."""
+        return dims - 1 if self.tokens else 1
+
+    def split(self, weight: Tensor) -> Tensor:
+        """A tensor shaped like the weight, as (groups, outputs of a group, inputs of a group, taps).
+
+        Examples
+        --------
+        >>> import torch
+        >>> layer = WeightedLayer(in_channels=4, out_channels=6, groups=2)
+        >>> layer.split(torch.zeros(6, 2, 3, 3)).shape
+        torch.Size([2, 3, 2, 9])
+        """
+        blocks = weight.reshape(*weight.shape[:2], -1).unflatten(0, (self.groups, -1))
+        return blocks.transpose(1, 2) if self.transposed else blocks
 
 
 def _nothing(step: "Step") -> int:
@@ -84,11 +138,33 @@ class Operation:
     local
         Whether every position of a map depends on the same position alone.
     window
-        The window of a step that looks at several positions; None where it has none.
-    geometry
-        How a layer's kernels move over its input, for the contribution of one kernel.
+        The window of a step that looks at several positions; None where it has none, or none that is the same at every position.
+    layer
+        How the weight of a module joins input to output channels; None for steps that are no layer.
     layout
         Input layout for a re-fit.
+    keeps
+        How the value keeps the channels of the step's one input: `apart`, each depends on one channel alone, as in activations,
+        pooling and reshaping; `together`, each depends on several, as in a softmax; empty where it does not, or has several inputs.
+    arithmetic
+        `sum` or `product` for the addition and the multiplication of two tensors.
+    joins
+        Whether the step puts tensors one behind the other along an axis.
+    normalizes
+        Whether the step is a normalization.
+    identity
+        Whether the step does nothing in evaluation mode and can be left out.
+    copies
+        Whether the value is its input's, in other memory or as another type of number.
+    whole
+        Whether modules derived from its types are one step also where they have a forward pass of their own.
+    scale_shift
+        Factor and shift that a normalization with running statistics applies to each channel in evaluation mode, (channels,)
+        float64 each; None where a module keeps no statistics.
+    reduces
+        Axes of the input, counted from 0, over which the step takes a mean, a sum or the like; given its call and the number of axes.
+    flattens
+        Whether the step joins the channels with all positions behind them to one axis, however many they are.
     """
 
     name: str
@@ -104,9 +180,19 @@ class Operation:
     traces: bool = False
     moves: bool = False
     local: bool = False
-    window: Callable[["Step"], Window | None] | None = None
-    geometry: Callable[[nn.Module], Geometry] | None = None
+    window: Callable[["Call"], Window | None] | None = None
+    layer: Callable[[nn.Module], WeightedLayer] | None = None
     layout: Layout | None = None
+    keeps: Literal["", "apart", "together"] = ""
+    arithmetic: Literal["", "sum", "product"] = ""
+    joins: bool = False
+    normalizes: bool = False
+    identity: bool = False
+    copies: bool = False
+    whole: bool = False
+    scale_shift: Callable[[nn.Module], tuple[Tensor, Tensor] | None] | None = None
+    reduces: Callable[["Call", int], tuple[int, ...]] | None = None
+    flattens: Callable[["Call"], bool] | None = None
 
 
 TABLE: dict[str, Operation] = {}
@@ -209,6 +295,89 @@ def of_function(name: str) -> Operation | None:
 
 
 def of_step(node: fx.Node, modules: Mapping[str, nn.Module]) -> Operation:
-    """The entry of a step; the opaque one where the table has none."""
-    found = of_module(modules[str(node.target)]) if node.op == "call_module" else of_function(spelling(node))
+    """The entry of a step; the opaque one where the table has none, and for inputs, parameters and the output."""
+    found = None
+    if node.op == "call_module":
+        found = of_module(modules[str(node.target)])
+    elif node.op in ("call_function", "call_method"):
+        found = of_function(spelling(node))
     return found or TABLE["opaque"]
+
+
+def layer_of(module: nn.Module) -> WeightedLayer | None:
+    """How the weight of a module joins input to output channels; None for a module that is no convolution or linear layer.
+
+    Examples
+    --------
+    >>> layer_of(nn.Linear(3, 2)).tokens, layer_of(nn.ReLU())
+    (True, None)
+    """
+    entry = of_module(module)
+    return None if entry is None or entry.layer is None else entry.layer(module)
+
+
+def inherits_forward(module: nn.Module) -> bool:
+    """Whether a module has an entry and runs the forward pass of the type that the entry is for, not one of its own.
+
+    Examples
+    --------
+    >>> class Padded(nn.Conv2d):
+    ...     def forward(self, input):
+    ...         return super().forward(nn.functional.pad(input, (1, 1)))
+    >>> inherits_forward(nn.Conv2d(1, 1, 1)), inherits_forward(Padded(1, 1, 1))
+    (True, False)
+    """
+    kind = next((kind for kind in type(module).__mro__ if kind in _BY_MODULE), None)
+    return kind is not None and type(module).forward is kind.forward
+
+
+def has_separate_kernels(module: nn.Module) -> bool:
+    """Whether a module's kernels can be told apart: a linear layer or a two-dimensional convolution as its entry describes it.
+
+    Examples
+    --------
+    >>> has_separate_kernels(nn.Conv2d(1, 1, 1)), has_separate_kernels(nn.Conv1d(1, 1, 1))
+    (True, False)
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022: a kernel is a 2-D slice W[o,i] of a convolution, or one weight of a linear layer.
+    """
+    layer = layer_of(module)
+    return layer is not None and not layer.transposed and len(layer.kernel) in (0, 2) and inherits_forward(module)
+
+
+def keep_channels(module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    """Cut the parameters and buffers of a layer, or of a step that has one number a channel, to some channels, in place.
+
+    Parameters
+    ----------
+    module
+        A module with an entry in the table.
+    inputs, outputs
+        Which channels stay, bool (channels,) each; where a layer has groups, `outputs` says which groups.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = nn.Conv2d(3, 4, 1)
+    >>> keep_channels(layer, torch.tensor([True, False, True]), torch.tensor([True, True, True, False]))
+    >>> layer
+    Conv2d(2, 3, kernel_size=(1, 1), stride=(1, 1))
+    """
+    entry, layer = of_module(module), layer_of(module)
+    axes = {} if layer is None else {"weight": layer.out_axis if layer.groups == 1 else 0}
+    for held in (module._parameters, module._buffers):
+        for name, old in held.items():
+            axis = axes.get(name, 0)
+            if old is not None and old.dim() and old.shape[axis] == len(outputs):
+                held[name] = _kept(old, axis, outputs)
+    if layer is not None and layer.groups == 1:
+        module._parameters["weight"] = _kept(module._parameters["weight"], 1 - layer.out_axis, inputs)
+    if entry is not None and entry.adjust is not None:
+        entry.adjust(module, outputs)
+
+
+def _kept(old: Any, axis: int, marks: Tensor) -> Any:
+    new = old.detach().index_select(axis, marks.nonzero().flatten().to(old.device)).contiguous()
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new

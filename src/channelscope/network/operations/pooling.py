@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from channelscope.network.labeling.labels import FIXED, FREE, channels_in, compact, fixed, full
 from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.operation import Operation, Window, names, register
-from channelscope.network.operations.step import Step
+from channelscope.network.operations.step import Call, Step
 
-POOLS = (
-    nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._LPPoolNd,
-)  # fmt: skip
+WINDOWS = (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd)
+ADAPTIVE = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
 EXACT = ("sum", "norm", "vector_norm", "count_nonzero")
 """Reductions to which a channel that is zero adds nothing."""
 
@@ -38,13 +36,14 @@ def _both(value: Any) -> tuple[int, int]:
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
-def _pool_window(step: Step) -> Window | None:
-    """Size, stride, padding and dilation of a two-dimensional pool; None for one that adapts to its input."""
-    size = step.number("kernel_size")
+def _pool_window(call: Call) -> Window | None:
+    """Size, stride, padding and dilation of a two-dimensional pool; None where its size is computed in the pass."""
+    size = call.number("kernel_size")
     if size is None:
         return None
-    stride = step.number("stride")
-    values = size, size if stride in (None, []) else stride, step.number("padding", 0), step.number("dilation", 1)
+    stride = call.number("stride")
+    dilation = call.number("dilation", 1) if "max" in call.spelled.lower() else 1  # what stands there is ceil_mode for the others
+    values = size, size if stride in (None, [], ()) else stride, call.number("padding", 0), dilation
     return tuple(zip(*map(_both, values), strict=True))  # type: ignore[return-value]
 
 
@@ -72,12 +71,12 @@ def _beside(short: Tensor, padded: list[int]) -> bool:
     return any(short.shape[axis] > 1 for axis in padded)
 
 
-def _axes(step: Step, labels: Tensor) -> list[int]:
-    dims = step.number("dim", step.node.kwargs.get("axis"))
-    if step.spelled in ("norm", "vector_norm"):
-        dims = step.number("axes", step.node.kwargs.get("dim"))
-    chosen = range(labels.dim()) if dims is None or dims == () or dims == [] else [dims] if isinstance(dims, int) else dims
-    return [int(axis) % labels.dim() for axis in chosen]
+def _axes(call: Call, count: int) -> tuple[int, ...]:
+    dims = call.number("dim", call.node.kwargs.get("axis"))
+    if call.spelled in ("norm", "vector_norm"):
+        dims = call.number("axes", call.node.kwargs.get("dim"))
+    chosen = range(count) if dims is None or dims == () or dims == [] else [dims] if isinstance(dims, int) else dims
+    return tuple(int(axis) % count for axis in chosen)
 
 
 def _reduced(step: Step) -> Any:
@@ -87,12 +86,12 @@ def _reduced(step: Step) -> Any:
         first, second = step.inputs()
         return met(step.walk, first, second, step).expand(value.shape)
     labels = step.labels()
-    axes = _axes(step, labels)
+    axes = _axes(step, labels.dim())
     short = compact(labels)
     outside = [axis for axis, size in enumerate(short.shape) if size > 1 and axis not in axes]
     if any(short.shape[axis] > 1 for axis in axes) and step.carries(short):
         if outside:
-            step.walk.together(labels, axes, f"{step.place} combines them")
+            step.walk.together(labels, list(axes), f"{step.place} combines them")
             short = torch.where(channels_in(short), step.walk.union.roots(short), short)
         else:
             if step.spelled == "mean":
@@ -127,24 +126,32 @@ def _normalized(step: Step) -> Tensor:
     return step.labels()
 
 
-register(Operation("pool", _pooled, modules=POOLS, functions=names(
-    "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d lp_pool3d"),
-    arguments=("input", "kernel_size", "stride", "padding", "dilation"), window=_pool_window))  # fmt: skip
-register(Operation("resize", _pooled, modules=(nn.Upsample,), functions=names("interpolate upsample grid_sample")))
+register(Operation("pool", _pooled, modules=WINDOWS, functions=names("avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d"),
+    arguments=("input", "kernel_size", "stride", "padding", "dilation"), window=_pool_window, keeps="apart"))  # fmt: skip
+register(Operation("adaptive pool", _pooled, modules=ADAPTIVE, functions=names("adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"), arguments=("input", "output_size"),
+    keeps="apart"))  # fmt: skip
+register(Operation("power pool", _pooled, modules=(nn.modules.pooling._LPPoolNd,), functions=names("lp_pool1d lp_pool2d lp_pool3d"),
+    arguments=("input", "norm_type", "kernel_size", "stride"), window=_pool_window, keeps="apart"))  # fmt: skip
+register(Operation("resize", _pooled, modules=(nn.Upsample,), functions=names("interpolate upsample grid_sample"), keeps="apart"))
 register(Operation("pad", _padded, modules=(nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd,
     nn.modules.padding._ReplicationPadNd, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d), functions=names("pad"),
-    arguments=("input", "pad", "mode", "value"), traces=True))  # fmt: skip
+    arguments=("input", "pad", "mode", "value"), traces=True, keeps="apart"))  # fmt: skip
 register(
     Operation(
         "reduce",
         _reduced,
         functions=names("mean sum amax amin max min prod logsumexp var std std_mean var_mean median nanmean count_nonzero"),
         arguments=("input", "dim"),
+        keeps="apart",
+        reduces=_axes,
     )
 )
-register(Operation("norm", _reduced, functions=names("norm vector_norm linalg_norm linalg_vector_norm"), arguments=("input", "p", "axes")))
-register(Operation("scan", _scanned, functions=names("cumsum cumprod cummax cummin logcumsumexp"), arguments=("input", "dim")))
+register(Operation("norm", _reduced, functions=names("norm vector_norm linalg_norm linalg_vector_norm"), arguments=("input", "p", "axes"),
+    reduces=_axes))  # fmt: skip
+register(Operation("scan", _scanned, functions=names("cumsum cumprod cummax cummin logcumsumexp"), arguments=("input", "dim"),
+    keeps="together"))  # fmt: skip
 register(Operation("softmax", _softmax, modules=(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d),
-    functions=names("softmax log_softmax softmin _softmax"), arguments=("input", "dim")))  # fmt: skip
-register(Operation("normalize", _normalized, functions=names("normalize"), arguments=("input", "p", "dim", "eps"), traces=True))
+    functions=names("softmax log_softmax softmin _softmax"), arguments=("input", "dim"), keeps="together"))  # fmt: skip
+register(Operation("normalize", _normalized, functions=names("normalize"), arguments=("input", "p", "dim", "eps"), traces=True,
+    keeps="together"))  # fmt: skip

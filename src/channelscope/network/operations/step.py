@@ -1,5 +1,6 @@
 """Step: one step of a recorded pass as an entry of the table sees it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from channelscope.network.labeling.labels import channels_in, compact
-from channelscope.network.operations.operation import Operation, spelling
+from channelscope.network.operations.operation import Operation, of_step, spelling
 
 if TYPE_CHECKING:
     from channelscope.network.labeling.labeled_graph import LabeledGraph
@@ -25,51 +26,63 @@ class Operand:
     """the step that it comes from; None for a parameter of the called module"""
 
 
+def execute(model: nn.Module, op: str, target: Any, args: tuple, kwargs: dict) -> Any:
+    """Carry out one step of a traced graph on concrete values.
+
+    Examples
+    --------
+    >>> execute(nn.Sequential(nn.Flatten()), "call_module", "0", (torch.zeros(1, 2, 3),), {}).shape
+    torch.Size([1, 6])
+    """
+    if op == "get_attr":
+        value: Any = model
+        for part in str(target).split("."):
+            value = getattr(value, part)
+        return value
+    if op == "call_function":
+        return target(*args, **kwargs)
+    if op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    if op == "call_module":
+        return model.get_submodule(target)(*args, **kwargs)
+    return args[0]  # output
+
+
 @dataclass(frozen=True, eq=False)
-class Step:
-    """One step: its arguments by name, their labels and values, and the walk it belongs to.
+class Call:
+    """A step of a traced network with its entry in the table: its arguments by name, as they stand in the graph.
 
     Parameters
     ----------
-    walk
-        The channel graph that is being built.
     node
         The step of the recorded graph.
     entry
         Its entry in the table.
+    modules
+        Path → module of the network.
+
+    Examples
+    --------
+    >>> from channelscope.network.graph import trace
+    >>> graph = trace(nn.Sequential(nn.MaxPool2d(3, 2)), torch.zeros(1, 3, 8, 8))
+    >>> call = call_of(graph.nodes["_0"], graph.modules)
+    >>> call.entry.name, call.number("stride"), call.entry.window(call)
+    ('pool', 2, ((3, 2, 0, 1), (3, 2, 0, 1)))
     """
 
-    walk: "LabeledGraph"
     node: fx.Node
     entry: Operation
-
-    @property
-    def value(self) -> Any:
-        """The recorded value of the step."""
-        return self.walk.values[self.node.name]
+    modules: Mapping[str, nn.Module]
 
     @property
     def module(self) -> nn.Module | None:
         """The module that the step calls; None for a function or method."""
-        return self.walk.modules[str(self.node.target)] if self.node.op == "call_module" else None
+        return self.modules[str(self.node.target)] if self.node.op == "call_module" else None
 
     @property
     def spelled(self) -> str:
         """Name of the function or method, or of the module's class."""
         return spelling(self.node) if self.module is None else type(self.module).__name__
-
-    @property
-    def place(self) -> str:
-        """What the step is called in reasons: a module's path, or the function and the module it is used in."""
-        if self.node.op == "call_module":
-            return str(self.node.target)
-        owner = self.walk.owner.get(self.node.name, "")
-        return f"{self.spelled}() in {owner}" if owner else f"{self.spelled}()"
-
-    @property
-    def static(self) -> bool:
-        """Whether the value is the same for every image."""
-        return self.node not in self.walk.dynamic
 
     def argument(self, name: str, default: Any = None) -> Any:
         """An argument as it stands in the graph: a step, a number or a container of them; a module's attribute by the same name."""
@@ -85,6 +98,59 @@ class Step:
     def positional(self, place: int, name: str) -> Any:
         """An argument of a call by its position or, if it is not given so, by its name."""
         return self.node.args[place] if place < len(self.node.args) else self.node.kwargs.get(name)
+
+    def number(self, name: str, default: Any = None) -> Any:
+        """An argument that is a number or a container of numbers; the default where it is computed in the pass."""
+        found: list[fx.Node] = []
+        argument = self.argument(name, default)
+        map_arg(argument, found.append)
+        return default if found else argument
+
+
+def call_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Call:
+    """A step of a traced network with its entry; the opaque one where the table has none, and for inputs and parameters.
+
+    Examples
+    --------
+    >>> graph = fx.Graph()
+    >>> call = call_of(graph.call_method("relu", (graph.placeholder("x"),)), {})
+    >>> call.entry.pointwise, call.entry.weighted
+    (True, False)
+    """
+    return Call(node, of_step(node, modules), modules)
+
+
+@dataclass(frozen=True, eq=False)
+class Step(Call):
+    """One step: its arguments by name, their labels and values, and the walk it belongs to.
+
+    Parameters
+    ----------
+    node, entry, modules
+        As in `Call`.
+    walk
+        The channel graph that is being built.
+    """
+
+    walk: "LabeledGraph"
+
+    @property
+    def value(self) -> Any:
+        """The recorded value of the step."""
+        return self.walk.values[self.node.name]
+
+    @property
+    def place(self) -> str:
+        """What the step is called in reasons: a module's path, or the function and the module it is used in."""
+        if self.node.op == "call_module":
+            return str(self.node.target)
+        owner = self.walk.owner.get(self.node.name, "")
+        return f"{self.spelled}() in {owner}" if owner else f"{self.spelled}()"
+
+    @property
+    def static(self) -> bool:
+        """Whether the value is the same for every image."""
+        return self.node not in self.walk.dynamic
 
     def number(self, name: str, default: Any = None) -> Any:
         """The recorded value of an argument."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
@@ -162,6 +163,13 @@ class ChannelDependencies:
             if kept is not None:
                 self.held.setdefault(a, kept)
             self.parent[b] = a
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """The channels that can be removed in two parts, groups whole: bool (channels,) each."""
+        roots = np.array([self.root(number) for number in range(len(self.parent))])
+        removable = np.array([not self.reason(number) for number in range(len(roots))])
+        coin = np.random.default_rng(0).random(len(roots)) < 0.5
+        return torch.from_numpy(coin[roots] & removable), torch.from_numpy(~coin[roots] & removable)
 
     def _own_chains(self) -> set[str]:
         """Steps between a site's read and cut point: what is applied there is silenced with the channel."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,14 +96,15 @@ def _furthest(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tenso
     if images is not None:
         trials.append(("real images", tuple(_real(part, like) for part, like in zip(images, noise, strict=True))))
     results, finite = [], False
-    with eval_mode(small), eval_mode(model), silence(found.graph, ~kept), _Rounding(coarsest(model)) as rounding:
+    with eval_mode(small), eval_mode(model), silence(found.graph, replace(~kept, groups=found)), _Rounding(coarsest(model)) as rounding:
         for kind, inputs in trials:
             offsets = theirs.offsets(draws) if kind == "noise with offsets" else {}
+            offsets = {name: offset for name, offset in offsets.items() if name in ours.seen}  # a recorded pass may not call it
             expected, received = theirs(inputs, offsets), ours(inputs, offsets)
             finite |= defined(expected)
             floor = rounding.eps**FLOOR * max((size for size in theirs.scales.values() if size < float("inf")), default=0.0)
-            layers = max(distance(ours.seen.get(name), seen, name, floor) for name, seen in theirs.seen.items())
-            error, where = max(layers, distance(received, expected, floor=floor))
+            layers = [distance(ours.seen[name], seen, name, floor) for name, seen in theirs.seen.items() if name in ours.seen]
+            error, where = max(*layers, distance(received, expected, floor=floor), (0.0, "output"))
             results.append((error, f"{where} on {kind}"))
     if not finite:
         return float("inf"), "the output, which is nowhere finite on noise", 0.0

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.labeling.labeled_graph import LabeledGraph
 from channelscope.network.module_state import eval_mode
 from channelscope.network.removal.channels import ChannelDependencies, LayerChannels
-from channelscope.network.removal.labeled_groups import LabeledDependencies, generic
+from channelscope.network.removal.labeled_groups import LabeledDependencies, generic, waking_steps
 from channelscope.network.removal.outputs import FAILURES
 from channelscope.network.removal.trial import hold_shared, hold_what_differs, refuse_lazy
 from channelscope.network.sites import sites_of
@@ -61,6 +61,8 @@ class Groups:
     """steps outside of layers whose multiply-adds become fewer, shared out among channels"""
     parts: tuple[tuple[int, ...], ...] = ()
     """sets of groups of which one has to stay"""
+    waking: Mapping[str, Tensor] = field(default_factory=dict)
+    """step → channel numbers of its value, where a removed channel would get a value again, as from the shift of a norm behind a sum"""
 
     def __len__(self) -> int:
         """Number of groups."""
@@ -71,6 +73,28 @@ class Groups:
         alive = np.append(kept_groups, True)[self.group_of]
         marks = {site.name: torch.from_numpy(alive[self._range(site)].copy()) for site in self.sites}
         return Subset(marks, self.sites, tuple(self.example[0].shape[1:]), groups=self)
+
+    def silent_steps(self, removed: Subset) -> dict[str, Hook]:
+        """What keeps removed groups silent behind their sites: step → a function that sets their part of its value to zero.
+
+        Parameters
+        ----------
+        removed
+            The channels that are silent; groups of which some are not are left as they are.
+        """
+        if not self.waking:
+            return {}
+        silent = np.zeros(len(self.group_of), dtype=bool)
+        for site in self.sites:
+            if site.name in removed:
+                silent[self._range(site)] = removed[site.name].cpu().numpy()
+        whole = np.ones(len(self.members) + 1, dtype=bool)
+        for site in self.sites:
+            whole[self.group_of[self._range(site)][~silent[self._range(site)]]] = False
+        whole[-1] = False
+        marks = torch.from_numpy(whole[self.group_of])
+        lost = {step: torch.where(labels >= 0, marks[labels.clamp(min=0)], False) for step, labels in self.waking.items()}
+        return {step: _zero(part) for step, part in lost.items() if bool(part.any())}
 
     def kept(self, subset: Subset) -> np.ndarray:
         """Which groups a subset keeps: bool, one each.
@@ -111,6 +135,10 @@ class Groups:
 
     def _range(self, site: Site) -> slice:
         return slice(self.first_id[site.name], self.first_id[site.name] + site.channels)
+
+
+def _zero(lost: Tensor) -> Hook:
+    return lambda value: value.masked_fill(lost.to(value.device), 0)
 
 
 def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
@@ -154,10 +182,10 @@ def _with_labels(found: Groups, coupling: ChannelDependencies, image: tuple[Tens
             return found
         hold_shared(labeled)
         labeled.settle()
+        exact = tuple(part.double() if part.is_floating_point() else part for part in image)
         with torch.no_grad():
-            _check_by_silencing(
-                labeled, tuple(part.double() if part.is_floating_point() else part for part in image), generic(coupling.graph)
-            )
+            labeled.waking = waking_steps(labeled, exact)
+            _check_by_silencing(labeled, exact)
         labeled.settle()
     except (ChannelscopeError, *FAILURES):  # a network that cannot be labeled is cut as its steps alone tell
         return found
@@ -165,21 +193,19 @@ def _with_labels(found: Groups, coupling: ChannelDependencies, image: tuple[Tens
     return better if sum(len(group.members) for group in better.members) > sum(len(group.members) for group in found.members) else found
 
 
-def _check_by_silencing(coupling: ChannelDependencies | LabeledDependencies, image: tuple[Tensor, ...], graph: Graph | None = None) -> None:
+def _check_by_silencing(coupling: ChannelDependencies | LabeledDependencies, image: tuple[Tensor, ...]) -> None:
     """Silence one half of the groups, then the other: whatever a consumer still sees is not removed by removal."""
-    numbers = range(len(coupling.parent))
-    roots = np.array([coupling.root(number) for number in numbers])
-    coin = np.random.default_rng(0).random(len(roots)) < 0.5
-    removable = np.array([not coupling.reason(number) for number in numbers])
     weighted = [layer for layer in coupling.layers.values() if layer.taps]
     seen = tuple(coupling.graph.nodes[layer.node].all_input_nodes[0].name for layer in weighted)
-    graph = coupling.graph if graph is None else graph
-    for half in (coin, ~coin):
-        silent = torch.from_numpy(half[roots] & removable)
+    labeled = isinstance(coupling, LabeledDependencies)
+    graph = generic(coupling.graph) if labeled else coupling.graph
+    for silent in coupling.halves():
         after: dict[str, Hook] = {}
         for site in coupling.found:
             start = coupling.offsets[site.name]
             after[site.activation] = zero_channels(silent[start : start + site.channels], site.channel_axis)
+        if labeled:
+            after |= {step: _zero(torch.where(part >= 0, silent[part.clamp(min=0)], False)) for step, part in coupling.waking.items()}
         values = graph.run(*image, hooks=after, outputs=seen, out_of_place=True)
         for layer, value in zip(weighted, values, strict=True):
             axis = value.dim() - 1 if layer.linear else 1
@@ -210,4 +236,4 @@ def _to_groups(coupling: ChannelDependencies | LabeledDependencies, image: tuple
         return Groups(*known)
     owners = [owner[numbers.numpy()] for numbers in coupling.sets()]
     parts = {tuple(np.unique(part).tolist()) for part in owners if len(part) and bool((part >= 0).all())}
-    return Groups(*known, coupling.labeled, tuple(coupling.products), tuple(sorted(parts)))
+    return Groups(*known, coupling.labeled, tuple(coupling.products), tuple(sorted(parts)), coupling.waking)

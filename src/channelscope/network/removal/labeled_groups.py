@@ -1,17 +1,23 @@
 """Groups from labels: the channels of sites that a labeled graph can remove, where silencing the sites does the same."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from math import prod
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from channelscope.network.graph import Graph
+from channelscope.network.edits import zero_channels
+from channelscope.network.graph import Graph, Hook
 from channelscope.network.labeling.labeled_graph import LabeledGraph, Layer
-from channelscope.network.labeling.labels import FIXED, channels_in, compact, numbers_in, tensors
+from channelscope.network.labeling.labels import FIXED, FREE, channels_in, compact, numbers_in, tensors
 from channelscope.network.labeling.trial import labeled_graph
+from channelscope.network.operations import spelling
 from channelscope.network.removal.channels import UNPRUNABLE, ChannelDependencies, LayerChannels
+from channelscope.site import Site
 
 
 class LabeledDependencies:
@@ -34,10 +40,12 @@ class LabeledDependencies:
         Site that the labeled graph does not know; empty where it knows all.
     products
         Steps outside the layers whose multiply-adds become fewer, each as a layer with as many outputs as it has channels.
+    waking
+        What `waking_steps` gives.
     """
 
     def __init__(self, coupling: ChannelDependencies, image: tuple[Tensor, ...]):
-        self.found, self.graph, self.own = coupling.found, coupling.graph, coupling.own
+        self.found, self.graph = coupling.found, coupling.graph
         self.labeled = labeled_graph(self.graph.model, image)
         self.parent = self.labeled.union.parent
         self.offsets = {name: start for name, (start, _) in self.labeled.sites.items()}
@@ -45,6 +53,7 @@ class LabeledDependencies:
         self.missing = next((site.name for site in self.found if counts.get(site.name) != site.channels), "")
         self.layers: dict[str, LayerChannels] = {}
         self.products: list[LayerChannels] = []
+        self.waking: dict[str, Tensor] = {}
         if not self.missing:
             self._layers(coupling)
             self._products()
@@ -71,6 +80,29 @@ class LabeledDependencies:
         numbers = [each.unique() for each in numbers if len(each) and bool(channels_in(each).all())]
         return numbers + [torch.tensor(part) for part in self.labeled.parts]
 
+    @cached_property
+    def before_cut(self) -> set[str]:
+        """Steps of sites before their cut points, where a silenced channel still has its values."""
+        found: set[str] = set()
+        for site in self.found:
+            node = self.graph.nodes[site.preactivation]
+            while node.name != site.activation:
+                found.add(node.name)
+                node = next(iter(node.users))
+        return found
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """The channels that can be removed in two parts, groups whole: bool (channels,) each."""
+        roots = np.array([self.root(number) for number in range(len(self.parent))])
+        inside = {self.root(self.offsets[site.name] + channel) for site in self.found for channel in range(site.channels)}
+        removable = np.array([root in inside and not self.reason(number) for number, root in enumerate(roots.tolist())])
+        coin = np.random.default_rng(0).random(len(roots)) < 0.5
+        return torch.from_numpy(coin[roots] & removable), torch.from_numpy(~coin[roots] & removable)
+
+    def of_site(self, marks: Tensor, site: Site) -> Tensor:
+        """Marks of the channels of one site: bool (channels,)."""
+        return marks[self.offsets[site.name] : self.offsets[site.name] + site.channels]
+
     def _layers(self, coupling: ChannelDependencies) -> None:
         uses: dict[str, list[Layer]] = {}
         for layer in self.labeled.layers:
@@ -81,16 +113,13 @@ class LabeledDependencies:
                 self._weighted(before, uses.get(name, []))
             elif name in norms:
                 numbers = self._norm(self.labeled, norms[name].all_input_nodes[0])
-                if before.node not in self.own:
-                    self.hold(numbers, f"the shift of {name}, which follows where channels have met, survives silencing")
                 self.layers[name] = LayerChannels(name, before.node, numbers[:0], numbers, 0, 0)
 
     def _weighted(self, before: LayerChannels, uses: list[Layer]) -> None:
         inputs, outputs = torch.full_like(before.inputs, UNPRUNABLE), torch.full_like(before.outputs, UNPRUNABLE)
         same = [use for use in uses if len(use.inputs) == len(inputs) and len(use.outputs) == len(outputs)]
         module = self.graph.modules[before.name]
-        one_step = len(uses) == 1 and self._target(uses[0].node) == before.name
-        if one_step and same and "weight" in module._parameters:
+        if len(uses) == 1 and same and "weight" in module._parameters:
             inputs, outputs = uses[0].inputs, uses[0].outputs
         else:
             for use in uses:
@@ -98,11 +127,6 @@ class LabeledDependencies:
         self.layers[before.name] = LayerChannels(
             before.name, before.node, inputs, outputs, before.taps, before.positions, before.groups, before.linear
         )
-
-    def _target(self, step: str) -> str:
-        """Path of the module that a step of the labeled graph calls; empty where it is inside of one."""
-        node = next(node for node in self.labeled.steps.nodes if node.name == step)
-        return str(node.target) if node.op == "call_module" else ""
 
     @staticmethod
     def _norm(labeled: LabeledGraph, node: fx.Node) -> Tensor:
@@ -130,6 +154,83 @@ class LabeledDependencies:
             if len(numbers) and amount % len(numbers) == 0:
                 one = torch.full((1,), UNPRUNABLE)
                 self.products.append(LayerChannels(f"{node.name} ", node.name, one, numbers, amount // len(numbers), 1))
+
+
+def _same_steps(graph: Graph, labeled: LabeledGraph, values: Mapping[str, Any]) -> dict[str, fx.Node]:
+    """Step of a traced network → the step of its labels that has the same value; empty where the two recordings differ.
+
+    A module that is one step in the first may be several in the other; the last of them has its value.
+    """
+    rest = [node for node in labeled.steps.nodes if node.op not in ("get_attr", "output") and tensors(labeled.values.get(node.name))]
+    found: dict[str, fx.Node] = {}
+    for node in graph.steps.nodes:
+        if node.op in ("get_attr", "output") or not tensors(values[node.name]):
+            continue
+        taken = 1
+        if node.op == "call_module" and rest and rest[0].target != node.target:
+            inside = [_within(labeled.owner.get(other.name, ""), str(node.target)) for other in rest]
+            taken = inside.index(False) if False in inside else len(rest)
+        elif not rest or rest[0].op != node.op or (node.op != "placeholder" and spelling(rest[0]) != spelling(node)):
+            return {}
+        if not taken:
+            return {}
+        found[node.name] = rest[taken - 1]
+        del rest[:taken]
+    return found if not rest else {}
+
+
+def _within(owner: str, path: str) -> bool:
+    return owner == path or owner.startswith(f"{path}.")
+
+
+def waking_steps(channels: LabeledDependencies, image: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Steps that would give a removed channel a value again after its sites are silent, such as the shift of a norm behind a sum.
+
+    Parameters
+    ----------
+    channels
+        The channels of a network and what they are tied to.
+    image
+        One image, all inputs of the network, in float64.
+
+    Returns
+    -------
+    dict
+        Step → channel numbers of its value, shortened along axes on which they repeat.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.removal.groups import groups
+    >>> net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.MaxPool2d(2), nn.BatchNorm2d(2), nn.Conv2d(2, 5, 1), nn.Flatten()).eval()
+    >>> {step: labels.flatten().tolist() for step, labels in groups(net, torch.zeros(1, 3, 4, 4)).waking.items()}
+    {'_2': [0, 1]}
+    """
+    graph = generic(channels.graph)
+    names = tuple(node.name for node in graph.steps.nodes)
+    values = dict(zip(names, graph.run(*image, outputs=names, out_of_place=True), strict=True))
+    steps = _same_steps(graph, channels.labeled, values)
+    labels = {name: channels.labeled.labels[node] for name, node in steps.items() if isinstance(values[name], Tensor)}
+    labels = {name: compact(part) for name, part in labels.items() if isinstance(part, Tensor) and len(numbers_in(part))}
+    labels = {name: torch.where(channels_in(part), part, FREE) for name, part in labels.items() if name not in channels.before_cut}
+    del values
+    awake: dict[str, Tensor] = {}
+
+    def watch(name: str, silent: Tensor, first: Hook | None) -> Hook:
+        lost = torch.where(labels[name] >= 0, silent[labels[name].clamp(min=0)], False)
+
+        def hook(value: Tensor) -> Tensor | None:
+            value = value if first is None else first(value)  # type: ignore[assignment]
+            if bool((value.masked_fill(~lost.to(value.device), 0) != 0).any()):
+                awake[name] = labels[name]
+            return value.masked_fill(lost.to(value.device), 0)
+
+        return hook
+
+    for silent in channels.halves():
+        zero = {site.activation: zero_channels(channels.of_site(silent, site), site.channel_axis) for site in channels.found}
+        graph.run(*image, hooks=zero | {name: watch(name, silent, zero.get(name)) for name in labels}, out_of_place=True)
+    return {name: awake[name] for name in labels if name in awake}
 
 
 def generic(graph: Graph) -> Graph:

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from channelscope.network.graph import Graph
+from channelscope.network.operations import of_module, of_step
 from channelscope.network.removal.channels import LayerChannels
-from channelscope.network.sites import BATCH_NORMS
-
-ADDITIONS = {"add", "iadd", "add_"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def _context_of(graph: Graph, layer: LayerChannels) -> LayerContext:
     if user is not None and _is_norm(graph, user):
         followed = _no_activation_inside(graph.modules[str(user.target)])
         batchnorm, node, user = str(user.target), user, _only_user(user) if followed else None
-    if user is not None and _is_addition(user) and graph.shapes.get(user.name) == graph.shapes.get(node.name):
+    if user is not None and _is_addition(graph, user) and graph.shapes.get(user.name) == graph.shapes.get(node.name):
         others = [part for part in user.args[:2] if part is not node]
         if len(others) == 1 and isinstance(others[0], fx.Node) and graph.shapes.get(others[0].name) == graph.shapes.get(node.name):
             sum_node, other_term = user.name, others[0].name
@@ -100,20 +98,21 @@ def _is_norm(graph: Graph, node: fx.Node) -> bool:
     """Whether a step is a batch normalization that nothing else uses and whose statistics are kept."""
     if node.op != "call_module":
         return False
-    module = graph.modules[str(node.target)]
-    return isinstance(module, BATCH_NORMS) and module.running_var is not None and call_counts(graph, str(node.target)) == 1
+    scale_shift = of_step(node, graph.modules).scale_shift
+    if scale_shift is None or scale_shift(graph.modules[str(node.target)]) is None:
+        return False
+    return call_counts(graph, str(node.target)) == 1
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _is_addition(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return str(node.target) in ADDITIONS and "alpha" not in node.kwargs
-    return node.op == "call_function" and node.target.__name__ in ADDITIONS and "alpha" not in node.kwargs  # type: ignore[union-attr]
+def _is_addition(graph: Graph, node: fx.Node) -> bool:
+    return of_step(node, graph.modules).arithmetic == "sum" and "alpha" not in node.kwargs
 
 
 def _no_activation_inside(norm: nn.Module) -> bool:
     """Whether a batch normalization contains no activation (timm's BatchNormAct2d does)."""
-    return all(isinstance(child, nn.Identity) for child in norm.children())
+    entries = [of_module(child) for child in norm.children()]
+    return all(entry is not None and entry.identity for entry in entries)

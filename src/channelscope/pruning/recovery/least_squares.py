@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-
 from channelscope.errors import SampleError
+from channelscope.network.operations import layer_of
 from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.patches import input_patches, patch_rows, patch_width, patches_are_exact
 from channelscope.network.removal.groups import Groups
@@ -107,8 +106,11 @@ class LayerwiseLeastSquares:
         same = self.found.labeled is None or steps == [node.name for node in self.original.graph.steps.nodes]
         return same and context.sum_node is not None and self.small.place[str(context.other_term)] < self.small.place[context.layer.node]
 
-    def _why_skipped(self, context: LayerContext, module: nn.Module) -> str:
-        if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    def _why_skipped(self, context: LayerContext, module: Any) -> str:
+        layer = layer_of(module)
+        if layer is None:
+            return f"a {type(module).__name__} is no convolution or linear layer: weights stay as inherited"
+        if layer.transposed:
             return "transposed convolution: weights stay as inherited"
         if not self._node(context):
             return "it is part of a rewritten step: weights stay as inherited"
@@ -125,8 +127,9 @@ class LayerwiseLeastSquares:
     ) -> tuple[NormalEquations, NormalEquations]:
         """Normal equations of every other image, and of the others."""
         outputs = self.keep[context.layer.outputs].nonzero().flatten()
-        axis = -1 if context.layer.linear else 1
-        groups = 1 if context.layer.linear else module.groups
+        layer = layer_of(module)
+        assert layer is not None
+        axis = -1 if layer.tokens else 1
         norm = batchnorm_scale_shift(self.original.graph.modules[context.batchnorm]) if context.batchnorm and not in_sum else None
         halves: list[NormalEquations | None] = [None, None]
         start = 0
@@ -142,7 +145,7 @@ class LayerwiseLeastSquares:
             for half in range(min(len(source), 2)):
                 where = None if drawn is None else drawn[start + half : start + len(source) : 2]
                 taken = input_patches(module, source[half::2], tuple(target.shape[1:]), where)
-                part = NormalEquations.of(taken, patch_rows(target[half::2], groups, context.layer.linear, where))
+                part = NormalEquations.of(taken, patch_rows(layer, target[half::2], where))
                 before = halves[half]
                 halves[half] = part if before is None else before + part
             start += len(source)
@@ -156,8 +159,9 @@ class LayerwiseLeastSquares:
         weights = module.weight.detach().double().flatten(1)
         if context.batchnorm is not None:
             weights = weights * batchnorm_scale_shift(self.small.graph.modules[context.batchnorm])[0][:, None]
-        groups = 1 if context.layer.linear else module.groups
-        return weights.view(groups, -1, weights.shape[1])
+        layer = layer_of(module)
+        assert layer is not None
+        return weights.view(layer.groups, -1, weights.shape[1])
 
     def _solve(
         self, context: LayerContext, module: Any, inherited: Tensor, halves: tuple[NormalEquations, NormalEquations]

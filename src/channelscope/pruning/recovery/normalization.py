@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
+from channelscope.errors import InputError
+from channelscope.network.operations import of_module, of_step
 from channelscope.network.partial_forward import ActivationCache
-from channelscope.network.sites import BATCH_NORMS
 from channelscope.types import Float, Tensor
 
 
@@ -41,7 +42,7 @@ def reestimate_batchnorms(small: ActivationCache) -> dict[str, str]:
     calls: dict[str, int] = {}
     graph = small.graph
     for node in graph.steps.nodes:
-        if node.op != "call_module" or not isinstance(graph.modules[str(node.target)], BATCH_NORMS):
+        if node.op != "call_module" or of_step(node, graph.modules).scale_shift is None:
             continue
         name = str(node.target)
         norm: Any = graph.modules[name]
@@ -76,6 +77,11 @@ def batchnorm_scale_shift(norm: Any) -> tuple[Float[Tensor, "channels"], Float[T
     tuple of Tensor
         Factor and shift, each float64 (channels,): the output is factor · input + shift.
 
+    Raises
+    ------
+    InputError
+        If it keeps no running statistics.
+
     Examples
     --------
     >>> norm = torch.nn.BatchNorm2d(1, eps=0.0)
@@ -84,10 +90,11 @@ def batchnorm_scale_shift(norm: Any) -> tuple[Float[Tensor, "channels"], Float[T
     >>> [part.tolist() for part in batchnorm_scale_shift(norm)]
     [[1.0], [-3.0]]
     """
-    deviation = (norm.running_var.double() + norm.eps).sqrt()
-    factor = (1 / deviation) if norm.weight is None else norm.weight.detach().double() / deviation
-    shift = -norm.running_mean.double() * factor
-    return factor, shift if norm.bias is None else shift + norm.bias.detach().double()
+    entry = of_module(norm)
+    found = None if entry is None or entry.scale_shift is None else entry.scale_shift(norm)
+    if found is None:
+        raise InputError(f"expected a normalization with running statistics, received a {type(norm).__name__} that keeps none")
+    return found
 
 
 @torch.no_grad()

@@ -9,10 +9,9 @@ from torch import fx, nn
 from channelscope.errors import MismatchError
 from channelscope.formulas.regression import peer_regression
 from channelscope.network.module_state import weights_hash
+from channelscope.network.operations import call_of
 from channelscope.network.partial_forward import ActivationCache
-from channelscope.network.removal.channels import POOLING, POOLS
 from channelscope.network.removal.groups import Groups
-from channelscope.network.sites import NO_OP_IN_EVAL
 from channelscope.pruning.recovery.calibration import DrawnPositions
 from channelscope.pruning.recovery.layer_context import LayerContext, layer_contexts
 from channelscope.site import Site
@@ -20,9 +19,6 @@ from channelscope.stats.normal_equations import NormalEquations
 from channelscope.stats.profile import Profile
 from channelscope.stats.readout import channels_last
 from channelscope.types import Bool, Float, Tensor
-
-BETWEEN = POOLS | {"flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "dropout", "contiguous", "clone", "mean"}
-"""Functions and methods between a cut point and a consumer that keep channels separate; pooling is ignored."""
 
 MAX_FAN_IN = 8192
 """Inputs of a consumer beyond which their covariance (512 MiB) is not formed."""
@@ -167,6 +163,8 @@ def peer_weights(
     if isinstance(moments, str):
         return moments
     kept = moments.kept(context, found, keep)
+    if not bool((moments.covariance.diagonal()[kept] > 0).any()):
+        return "no channel that stays of its inputs varies"
     constant = small.get_submodule(layer.name).bias is not None or context.batchnorm is not None
     prediction = _prediction(moments if constant else moments.about_zero(), kept, ridge)
     _write(small, context, found, keep[layer.outputs].nonzero().flatten(), prediction)
@@ -230,7 +228,10 @@ def _input_moments_from_profile(context: LayerContext, found: Groups, profile: P
 
 def _prediction(moments: _Moments, kept: Tensor, ridge: float) -> PeerPrediction:
     inside, outside = kept.nonzero().flatten(), (~kept).nonzero().flatten()
-    matrix = peer_regression(moments.covariance, outside, inside, ridge)
+    if bool(moments.covariance.diagonal()[inside].any()):
+        matrix = peer_regression(moments.covariance, outside, inside, ridge)
+    else:  # kept channels that never vary predict nothing but the mean
+        matrix = moments.covariance.new_zeros(len(outside), len(inside))
     return PeerPrediction(matrix, moments.mean[outside] - matrix @ moments.mean[inside], kept)
 
 
@@ -263,20 +264,16 @@ def input_sites(node: fx.Node, found: Groups) -> list[Site] | str:
     sites = {site.activation: site for site in found.sites}
     if node.name in sites:
         return [sites[node.name]]
-    parents = node.all_input_nodes
-    if node.op == "call_module" and isinstance(found.graph.modules[str(node.target)], (*NO_OP_IN_EVAL, *POOLING, nn.Flatten, nn.Unflatten)):
+    parents, call = node.all_input_nodes, call_of(node, found.graph.modules)
+    if call.entry.joins:
+        parts = [input_sites(parent, found) for parent in parents]
+        reasons = [part for part in parts if isinstance(part, str)]
+        return reasons[0] if reasons else [site for part in parts for site in part if isinstance(site, Site)]
+    if call.entry.identity or call.entry.copies or (call.entry.keeps == "apart" and not call.entry.local and not call.entry.normalizes):
         return input_sites(parents[0], found)
-    name = str(node.target)
-    if node.op in ("call_function", "call_method"):
-        name = str(node.target if node.op == "call_method" else node.target.__name__)  # type: ignore[union-attr]
-        if name in ("cat", "concat", "concatenate"):
-            parts = [input_sites(parent, found) for parent in parents]
-            reasons = [part for part in parts if isinstance(part, str)]
-            return reasons[0] if reasons else [site for part in parts for site in part if isinstance(site, Site)]
-        if name in BETWEEN:
-            return input_sites(parents[0], found)
     if len([parent for parent in parents if parent.op != "get_attr"]) > 1:
         return "it reads a sum or product of several sites, whose covariance no profile has"
+    name = str(node.target if node.op != "call_function" else node.target.__name__)  # type: ignore[union-attr]
     return f"it reads what {name} makes of a site, whose covariance no profile has"
 
 

@@ -6,7 +6,7 @@ To add one (ten lines of code; sections/channel_summary.py is a short example):
    Axis titles, units and digits come from the columns' descriptions; NAME_low and NAME_high are shown as NAME's interval, and a table
    with columns site and channel gets hover, keep and highlight for free. `stage`, `depth`, `n` and `images` mean what they say.
 2. In sections/notes.py write `NOTES = Section("notes", title, question, charts, answer)`. Charts are declared, not drawn:
-   `Chart(title, x="support", y="repaid", kind="scatter", by="stage", panels=("site",), low="repaid_low", high="repaid_high", of="images")`
+   `Chart(title, x="support", y="kl", kind="scatter", by="stage", panels=("site",), low="kl_low", high="kl_high", of="images")`
    becomes an interactive plot in the page and PNG and SVG files; kind="rows" is for named things with intervals, one below the other.
    `more=("note_layers",)` are further tables of the section; `Chart(…, table="note_layers")` is drawn from one of them.
    Answer is a function from `Run` to sentences; `run.table(NAME)` is a frame or None, `run.facts` is run.json; write every number with

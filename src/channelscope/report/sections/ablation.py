@@ -7,7 +7,7 @@ from channelscope.report.run import Run, where
 from channelscope.report.section import Chart, Section
 from channelscope.tables.rounding import format_interval, format_percent
 
-DAMAGE, REPAID = "damage_kl", "repaid_hull_kl"
+DAMAGE, RECOVERED = "damage_kl", "recovered_hull_kl"
 
 PEERS = ("overlap", "support", "compactness")
 
@@ -22,31 +22,31 @@ def ablation_sentences(run: Run) -> list[str]:
     >>> ablation_sentences(Run(Path(), {}, {"ablation_correlations": pd.DataFrame(rows)}))
     ['Damage correlates most with l2 0.70 [0.65, 0.75] (n = 40 channels); means over layers.']
     """
-    repaid, correlations, partial = (run.table(name) for name in ("repaid", "ablation_correlations", "ablation_partial"))
-    said = [] if repaid is None else _recovered(repaid)
+    recovered, correlations, partial = (run.table(name) for name in ("recovered", "ablation_correlations", "ablation_partial"))
+    said = [] if recovered is None else _recovered(recovered)
     said += [] if correlations is None else _scores(correlations)
     said += [] if partial is None else _beyond(partial)
-    told = run.table("said")
-    return said + ([] if told is None else [f"{line[0].upper()}{line[1:]}." for line in told["said"]])
+    notes = run.table("notes")
+    return said + ([] if notes is None else [f"{line[0].upper()}{line[1:]}." for line in notes["note"]])
 
 
 def _recovered(frame: pd.DataFrame) -> list[str]:
     whole = where(frame, site="all layers", quantity="kl")
     said = []
-    for name, which, words in (
+    for name, subset, words in (
         ("hull", "all", "Of the KL divergence that ablation causes, replacement sets (hulls) recover"),
         ("hull", "controls", "among the channels with controls they recover"),
         ("random", "controls", "as many random peers"),
         ("mean", "controls", "and the mean"),
     ):
-        for row in where(whole, stand_in=name, baseline="silence", which=which).to_dict("records"):
-            said.append(f"{words} {format_interval(row['repaid'], row['low'], row['high'], row['n'], 'channels')}")
+        for row in where(whole, replacement=name, baseline="silence", subset=subset).to_dict("records"):
+            said.append(f"{words} {format_interval(row['recovered'], row['low'], row['high'], row['n'], 'channels')}")
     return [", ".join(said) + "."] if said else []
 
 
 def _scores(frame: pd.DataFrame) -> list[str]:
     said = []
-    for outcome, words in ((DAMAGE, "Damage correlates most with"), (REPAID, "The share that hulls recover correlates most with")):
+    for outcome, words in ((DAMAGE, "Damage correlates most with"), (RECOVERED, "The share that hulls recover correlates most with")):
         rows = where(frame, outcome=outcome).dropna(subset=["rho"])
         rows = rows.reindex(rows["rho"].abs().sort_values(ascending=False).index)
         if len(rows):
@@ -89,7 +89,7 @@ ABLATION = Section(
             "score",
             "rho",
             kind="rows",
-            where={"outcome": (REPAID,)},
+            where={"outcome": (RECOVERED,)},
             low="low",
             high="high",
             of="channels",
@@ -100,10 +100,10 @@ ABLATION = Section(
         Chart(
             "Recovered share of the damage, layer by layer",
             "depth",
-            "repaid",
-            by="stand_in",
-            where={"quantity": ("kl",), "baseline": ("silence",), "which": ("controls",)},
-            table="repaid",
+            "recovered",
+            by="replacement",
+            where={"quantity": ("kl",), "baseline": ("silence",), "subset": ("controls",)},
+            table="recovered",
             low="low",
             high="high",
             of="channels",
@@ -121,7 +121,7 @@ ABLATION = Section(
         ),
     ),
     ablation_sentences,
-    more=("repaid", "ablation_partial", "ablation_matched", "ablated_channels", "ablations", "readers", "said"),
+    more=("recovered", "ablation_partial", "ablation_matched", "ablated_channels", "ablations", "consumers", "notes"),
     value="rho",
     anchor="ablations",
 )

@@ -169,7 +169,7 @@ def cluster_sentences(frame: pd.DataFrame | None, facts: Mapping[str, Any]) -> l
     --------
     >>> groups = pd.DataFrame({"ari": [0.0, 0.5], "null_high": [0.1, 0.1]})
     >>> cluster_sentences(groups, {})[1]
-    'In 1 of 2 layers they agree more than 95 % of shuffled groupings; by chance about 0.1 would.'
+    'In 1 of 2 layers they agree more than 95 % of shuffled clusters; by chance about 0.1 would.'
     """
     if frame is None or "ari" not in frame.columns:
         return []
@@ -184,17 +184,17 @@ def cluster_sentences(frame: pd.DataFrame | None, facts: Mapping[str, Any]) -> l
     return [
         f"Groups of channels by local and by target quantities agree with a median adjusted Rand index of {middle} "
         f"(range {least} to {most}, n = {count}); 0 is chance, 1 is the same groups.",
-        f"In {above} of {count} they agree more than 95 % of shuffled groupings; by chance about {chance} would.",
+        f"In {above} of {count} they agree more than 95 % of shuffled clusters; by chance about {chance} would.",
     ]
 
 
 CLUSTERS = Section(
     "groups",
-    "Groupings",
+    "Clusters",
     "If channels are sorted into groups by their local quantities, and again by their target quantities, are these the same groups?",
     (
         Chart(
-            "Agreement of the two groupings",
+            "Agreement of the two sets of clusters",
             "depth",
             "ari",
             panels=("stage",),

@@ -11,11 +11,11 @@ def summary_sentences(run: Run) -> list[str]:
     --------
     >>> from pathlib import Path
     >>> import pandas as pd
-    >>> summary_sentences(Run(Path(), {}, {"explanation": pd.DataFrame({"said": ["conv1:3: kept by 1 of 1 pruning."]})}))
+    >>> summary_sentences(Run(Path(), {}, {"explanation": pd.DataFrame({"sentence": ["conv1:3: kept by 1 of 1 pruning."]})}))
     ['conv1:3: kept by 1 of 1 pruning.']
     """
     frame = run.table("explanation")
-    return [] if frame is None else [str(each) for each in frame["said"]]
+    return [] if frame is None else [str(each) for each in frame["sentence"]]
 
 
 CHANNEL_SUMMARY = Section(

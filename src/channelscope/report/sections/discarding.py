@@ -40,7 +40,8 @@ def discarding_sentences(run: Run) -> list[str]:
             worst = doubtful.loc[doubtful.converged.idxmin()]
             sentences.append(
                 f"Not converged for every image in {len(doubtful)} of {len(own)} layers (least in {worst.layer}: "
-                f"{format_number(100 * worst.converged, 0)} % of the images); such maps are marked, and the table says why."
+                f"{format_number(100 * worst.converged, 0)} % of the images); such maps are marked; "
+                "the table says why, and `--mode exact` takes more passes."
             )
         sentences += [
             f"{format_number(100 * row.unseen, 0)} % of the image does not reach {row.layer}: outside its receptive field, or dead; noise "

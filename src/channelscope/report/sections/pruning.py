@@ -2,9 +2,10 @@
 
 import pandas as pd
 
+from channelscope.report import verdict
 from channelscope.report.run import Run
 from channelscope.report.section import Chart, Section
-from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.rounding import format_interval, format_number, format_percent
 
 CLEAR = 0.05
 
@@ -53,7 +54,7 @@ def _best_score(areas: pd.DataFrame) -> list[str]:
         rows = best.loc[best["score"] == score].sort_values("auc")
         ends = " to ".join(dict.fromkeys(_area_sentence(row) for row in (rows.iloc[0], rows.iloc[-1])))
         where = "under every rule" if len(rows) == len(best) > 1 else f"under {len(rows)} of {len(best)} rules" if len(best) > 1 else ""
-        said.append(f"{score} has the largest area of {by_rule.size().max()} scores {where}: {ends}.".replace(" :", ":"))
+        said.append(f"{verdict.title(score)} has the largest area of {by_rule.size().max()} scores {where}: {ends}.".replace(" :", ":"))
     return said
 
 
@@ -78,6 +79,7 @@ BENCHMARK = Section(
             low="auc_low",
             high="auc_high",
             of="seeds",
+            free=True,
             caption="Mean accuracy from the unpruned network to the smallest budget, with 95 % bootstrap intervals over images.",
         ),
         Chart(
@@ -85,14 +87,14 @@ BENCHMARK = Section(
             "budget",
             "accuracy",
             by="score",
-            color="axis",
             panels=("allocation", "repair", "epochs", "seed"),
             table="benchmark",
             low="accuracy_low",
             high="accuracy_high",
             of="images",
             count="images",
-            caption="Wilson intervals over images; every score saw the same ones.",
+            free=True,
+            caption="Wilson intervals over images; every score saw the same ones. Choose names above the chart to see them alone.",
         ),
         Chart(
             "Axes under every rule",
@@ -105,6 +107,7 @@ BENCHMARK = Section(
             high="auc_high",
             of="scores",
             count="scores",
+            free=True,
             caption="Mean area of the scores that ask the same question.",
         ),
     ),
@@ -123,22 +126,26 @@ def pruning_sentences(run: Run) -> list[str]:
     >>> row = {"state": "original", "accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.94, "images": 100, "macs": 2000,
     ...     "parameters": 50, "kept": 1.0, "latency": 2.0}
     >>> small = row | {"state": "repaired", "accuracy": 0.88, "macs": 1000, "parameters": 20, "kept": 0.5, "latency": 1.5}
-    >>> pruning_sentences(Run(Path(), {}, {"pruning": pd.DataFrame([row, small])}))[1]
-    'Original: accuracy 0.90 [0.85, 0.94] (n = 100 images).'
+    >>> pruning_sentences(Run(Path(), {}, {"pruning": pd.DataFrame([row, small])}))[0]
+    "With 50.0 % of its multiply-adds the network is right on 88.0 % [85.0 %, 94.0 %] of 100 test images, −2.0 points from the
+    original's 90.0 %."
     """
     frame = run.table("pruning")
     if frame is None:
         return []
     first, last = frame.iloc[0], frame.iloc[-1]
     said = [
-        f"{str(row.state).capitalize()}: accuracy "
+        f"{'Without repair' if row.state == 'pruned' else str(row.state).capitalize()}: accuracy "
         f"{format_interval(row.accuracy, row.accuracy_low, row.accuracy_high, row.images, 'images')}."
-        for row in frame.itertuples()
+        for row in frame.iloc[1:-1].itertuples()
     ]
+    points = format_number(100 * (last["accuracy"] - first["accuracy"]), 1)
     return [
-        f"The network keeps {last['kept']:.1%} of its multiply-adds ({last['macs']:,} of {first['macs']:,}) and "
-        f"{last['parameters']:,} of {first['parameters']:,} parameters; one image takes {last['latency']:.1f} ms instead of "
-        f"{first['latency']:.1f} ms (medians of the same machine's runs).",
+        f"With {format_percent(last['kept'])} of its multiply-adds the network is right on "
+        f"{format_percent(last['accuracy'])} [{format_percent(last['accuracy_low'])}, {format_percent(last['accuracy_high'])}] of "
+        f"{last['images']:,} test images, {points} points from the original's {format_percent(first['accuracy'])}.",
+        f"It has {last['macs']:,} of {first['macs']:,} multiply-adds and {last['parameters']:,} of {first['parameters']:,} parameters; "
+        f"one image takes {format_number(last['latency'], 2)} ms instead of {format_number(first['latency'], 2)} ms (medians).",
         *said,
     ]
 
@@ -150,16 +157,26 @@ PRUNING = Section(
     (
         Chart(
             "Accuracy",
-            "kept",
+            "state",
             "accuracy",
-            kind="scatter",
-            by="state",
+            kind="rows",
             low="accuracy_low",
             high="accuracy_high",
             of="images",
-            caption="Whiskers are 95 % Wilson intervals over the evaluated images; all states saw the same images.",
+            caption="Whiskers are 95 % Wilson intervals over the test images; all states saw the same images.",
+        ),
+        Chart(
+            "Channels kept in each layer",
+            "depth",
+            "share",
+            table="pruned_layers",
+            count="channels",
+            of="channels",
+            zero=True,
+            caption="Layers at 1 kept all their channels. The table below says how many channels that are, and what held a layer whole.",
         ),
     ),
     pruning_sentences,
+    more=("pruned_layers",),
     value="accuracy",
 )

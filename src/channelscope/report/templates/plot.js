@@ -2,6 +2,8 @@
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const SERIES = ["--s0", "--s1", "--s2", "--s3", "--s4", "--s5", "--s6", "--s7"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "pentagon", "cross", "star"];
+const DASHES = ["solid", "dash", "dot", "dashdot"];
+const MOST_NAMES = 24;
 const CONFIG = { responsive: true, displayModeBar: false, doubleClick: "reset" };
 const DRAWN = [];
 
@@ -11,15 +13,18 @@ function blend(from, to, part) {
   return `#${mixed.map((each) => each.toString(16).padStart(2, "0")).join("")}`;
 }
 
-// stages are told apart by time, few series by hue and marker, many from light to dark
+const ordered_values = (all) => all.every((each) => Number.isFinite(Number(each)));
+
+// stages are told apart by time, names by hue, marker and dash, many numbers from light to dark
 function style(series, all) {
   const index = all.indexOf(series);
   if (DATA.stages.length > 1 && DATA.stages.includes(series)) {
     const last = series === DATA.stages.at(-1);
     return { color: css(last ? "--after" : "--before"), symbol: last ? "circle" : "circle-open" };
   }
-  if (all.length > SERIES.length) return { color: blend(css("--low"), css("--high"), 0.2 + (0.8 * index) / (all.length - 1)), symbol: "circle" };
-  return { color: css(SERIES[index % SERIES.length]), symbol: SYMBOLS[index % SYMBOLS.length] };
+  if (all.length > SERIES.length && ordered_values(all)) return { color: blend(css("--low"), css("--high"), 0.2 + (0.8 * index) / (all.length - 1)), symbol: "circle" };
+  const round = Math.floor(index / SERIES.length);
+  return { color: css(SERIES[index % SERIES.length]), symbol: SYMBOLS[(index + 3 * round) % SYMBOLS.length], dash: DASHES[round % DASHES.length] };
 }
 
 function axis(text, more = {}) {
@@ -50,8 +55,20 @@ const redraw = () => DRAWN.filter((each) => each.done).forEach((each) => each.dr
 const drawAll = () => DRAWN.filter((each) => !each.done).forEach((each) => { each.done = true; each.draw(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
+// the columns of both ends of y's interval, if the table has one
+const whiskers = (chart, frame) => (frame.columns[chart.low] && frame.columns[chart.high] ? [chart.low, chart.high] : bounds(frame, chart.y, ""));
+
+// layers by name where there is room for them
+function layerTicks(frame, rows) {
+  const names = frame.data.site ?? frame.data.layer;
+  const found = new Map(names ? rows.map((row) => [frame.data.depth[row], String(names[row])]) : []);
+  if (!found.size || found.size > MOST_NAMES) return null;
+  const depths = [...found.keys()].sort((a, b) => a - b);
+  return { tickvals: depths, ticktext: depths.map((depth) => found.get(depth)), tickangle: depths.length > 4 ? -45 : 0, tickfont: { size: 10 } };
+}
+
 function chartRange(chart, frame, rows) {
-  const columns = [chart.y, chart.low, chart.high, ...chart.band].filter((name) => frame.columns[name]);
+  const columns = [chart.y, ...(whiskers(chart, frame) ?? []), ...chart.band.filter((name) => frame.columns[name])];
   const values = columns.flatMap((name) => rows.map((row) => frame.data[name][row])).filter(Number.isFinite);
   if (chart.zero) values.push(0);
   if (!values.length) return undefined;
@@ -78,7 +95,10 @@ function ladder(chart, frame, rows) {
   return [...most.keys()].sort((a, b) => most.get(a) - most.get(b)).map((name) => title(String(name)));
 }
 
-function traces(chart, frame, rows, { series, hues }) {
+// a series that was chosen in the legend stands out
+const told_apart = (chosen, name) => (chosen.size && !chosen.has(name) ? 0.12 : 1);
+
+function traces(chart, frame, rows, { series, hues, chosen }) {
   const drawn = [];
   if (chart.kind === "line" && frame.columns[chart.band[0]]) {
     const known = rows.filter((row) => !Number.isNaN(frame.data[chart.band[1]][row])).sort((a, b) => frame.data[chart.x][a] - frame.data[chart.x][b]);
@@ -91,13 +111,13 @@ function traces(chart, frame, rows, { series, hues }) {
     const own = rows.filter((row) => !chart.by || !frame.columns[chart.by] || frame.data[chart.by][row] === name);
     if (chart.kind === "line" && frame.columns[chart.x].number) own.sort((a, b) => frame.data[chart.x][a] - frame.data[chart.x][b]);
     if (!own.length) return;
-    const { color, symbol } = style(frame.columns[chart.color] ? frame.data[chart.color][own[0]] : name, hues);
+    const { color, symbol, dash } = style(frame.columns[chart.color] ? frame.data[chart.color][own[0]] : name, hues);
     const value = own.map((row) => frame.data[chart.y][row]);
     const shift = chart.kind === "line" && chart.x === "depth" && series.length > 1 ? 0.22 * (index / (series.length - 1) - 0.5) : 0;
     const trace = { x: own.map((row) => (shift ? frame.data[chart.x][row] + shift : frame.data[chart.x][row])), y: value, mode: chart.kind === "line" ? "lines+markers" : "markers",
-      marker: { color, symbol, size: 6.5, line: { width: symbol.endsWith("open") ? 1.5 : 0.5, color: symbol.endsWith("open") ? color : css("--panel") } }, line: { color, width: 1.2 },
+      marker: { color, symbol, size: 6.5, line: { width: symbol.endsWith("open") ? 1.5 : 0.5, color: symbol.endsWith("open") ? color : css("--panel") } }, line: { color, width: 1.4, dash: dash ?? "solid" }, name: String(name), opacity: told_apart(chosen, name),
       text: own.map((row) => hover(chart, frame, row)), customdata: own, hovertemplate: "%{text}<extra></extra>" };
-    const ends = frame.columns[chart.low] && frame.columns[chart.high] ? [chart.low, chart.high] : bounds(frame, chart.y, "");
+    const ends = whiskers(chart, frame);
     if (ends) {
       const [low, high] = ends.map((end) => own.map((row) => frame.data[end][row]));
       trace.error_y = { type: "data", symmetric: false, array: high.map((end, i) => end - value[i]), arrayminus: low.map((end, i) => value[i] - end), thickness: 1.2, width: 0, color };
@@ -146,7 +166,7 @@ function decades(values) {
 function drawPanel(div, chart, frame, rows, told, range) {
   const numeric = frame.columns[chart.x].number, lying = chart.kind === "rows";
   const value = chart.label || named(frame, chart.y);
-  const x = lying ? axis(value, { range }) : axis(chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x), chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" });
+  const x = lying ? axis(value, { range }) : axis(chart.x === "depth" ? (layerTicks(frame, rows) ? "layer" : "depth (layer in execution order)") : named(frame, chart.x), chart.x === "depth" ? (layerTicks(frame, rows) ?? {}) : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" });
   const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: ladder(chart, frame, rows) }) : axis(value, { range });
   Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
   if (!div.dataset.live) {
@@ -159,6 +179,31 @@ function drawPanel(div, chart, frame, rows, told, range) {
     const again = () => Plotly.relayout(div, marks(chart, frame, rows));
     on("pins", again);
     on("site", again);
+  }
+}
+
+// a name of the legend; where series have colors of their own, choosing names lets the others fade
+function legendEntry(name, hues, chosen, selectable, again) {
+  const { color, symbol, dash } = style(name, hues);
+  const dot = make("b");
+  dot.style.borderColor = color;
+  if (dash && dash !== "solid") dot.className = "again";
+  dot.style.background = symbol.endsWith("open") ? "transparent" : color;
+  if (!selectable) return make("span", {}, dot, title(String(name)));
+  const button = make("button", { type: "button", "aria-pressed": "false", title: "Show this one clearly; again to undo", onclick: () => {
+    chosen.has(name) ? chosen.delete(name) : chosen.add(name);
+    button.setAttribute("aria-pressed", String(chosen.has(name)));
+    again();
+  } }, dot, title(String(name)));
+  return button;
+}
+
+// every visible panel as one SVG file
+async function saveSvg(plots, name) {
+  for (const { div, draw, label } of plots.filter(({ div }) => div.offsetParent)) {
+    if (!div.dataset.live) draw();
+    const address = await Plotly.toImage(div, { format: "svg", width: div.clientWidth, height: div.clientHeight });
+    make("a", { href: address, download: `${name}${label ? `_${label.replaceAll(/[^\w.]+/g, "_")}` : ""}.svg` }).click();
   }
 }
 
@@ -178,19 +223,18 @@ function addChart(root, chart, frame) {
     if (!groups.has(label)) groups.set(label, { rows: [], first });
     groups.get(label).rows.push(row);
   }
-  const series = split ? unique(all.map((row) => frame.data[chart.by][row])) : [""];
-  const hues = frame.columns[chart.color] ? unique(all.map((row) => frame.data[chart.color][row])) : series;
+  const drawable = all.filter((row) => Number.isFinite(frame.data[chart.y][row]));
+  const series = split ? unique(drawable.map((row) => frame.data[chart.by][row])) : [""];
+  const hues = frame.columns[chart.color] ? unique(drawable.map((row) => frame.data[chart.color][row])) : series;
   const shared = chart.free ? null : chartRange(chart, frame, all);
   const legend = make("div", { className: "legend" });
-  if (hues.length > SERIES.length) legend.append(make("span", { className: "colors" }, String(hues[0]), make("i"), String(hues.at(-1))));
-  else if (hues.length > 1) for (const name of hues) {
-    const { color, symbol } = style(name, hues);
-    const dot = make("b");
-    dot.style.borderColor = color;
-    dot.style.background = symbol.endsWith("open") ? "transparent" : color;
-    legend.append(make("span", {}, dot, String(name)));
-  }
-  root.append(make("div", { className: "charthead" }, make("h3", { textContent: chart.title }), legend));
+  const chosen = new Set();
+  if (hues.length > SERIES.length && ordered_values(hues)) legend.append(make("span", { className: "colors" }, String(hues[0]), make("i"), String(hues.at(-1))));
+  else if (hues.length > 1) for (const name of hues) legend.append(legendEntry(name, hues, chosen, hues === series, () => plots.forEach(({ draw, div }) => div.dataset.live && draw())));
+  const plots = [];
+  root.append(make("div", { className: "charthead" }, make("h3", { textContent: chart.title }), legend, make("span", { className: "saves" },
+    make("button", { type: "button", textContent: "SVG", title: "Save these panels as SVG", "aria-label": `Save ${chart.title} as SVG`, onclick: () => saveSvg(plots, `${frame.name}_${chart.y}`) }),
+    make("button", { type: "button", textContent: "CSV", title: "Save the numbers drawn here as CSV", "aria-label": `Save the numbers of ${chart.title} as CSV`, onclick: () => download(frame, all, `${frame.name}_${chart.y}`) }))));
   const folded = [...groups].filter(([, group]) => !group.first);
   const place = (target, list) => {
     const panels = make("div", { className: list.length === 1 ? "panels one" : "panels" });
@@ -198,8 +242,11 @@ function addChart(root, chart, frame) {
     for (const [label, { rows }] of list) {
       const div = make("div", { className: "plot" });
       if (chart.kind === "rows") div.style.height = `${80 + 22 * unique(rows.map((row) => frame.data[chart.x][row])).length}px`;
+      else if (chart.x === "depth" && layerTicks(frame, rows)?.tickangle) div.classList.add("named");
       panels.append(make("figure", {}, label ? make("figcaption", { textContent: label }) : null, div));
-      lazily(div, () => drawPanel(div, chart, frame, rows, { series, hues }, shared ?? chartRange(chart, frame, rows)));
+      const draw = () => drawPanel(div, chart, frame, rows, { series, hues, chosen }, shared ?? chartRange(chart, frame, rows));
+      plots.push({ div, draw, label });
+      lazily(div, draw);
     }
   };
   place(root, [...groups].filter(([, group]) => group.first));
