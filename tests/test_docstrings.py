@@ -15,35 +15,6 @@ MODULES = sorted(
 )
 COMMANDS = "channelscope.cli."
 """The docstrings of commands are their help; they are run by the tests of the command line."""
-WITHOUT_EXAMPLES = {
-    "network.edits",
-    "network.graph",
-    "network.labeling.finishing",
-    "network.labeling.labels",
-    "network.labeling.narrowing",
-    "network.labeling.rewriting",
-    "network.labeling.trial",
-    "network.module_state",
-    "network.nest",
-    "network.operations.elementwise",
-    "network.operations.mixing",
-    "network.operations.moves",
-    "network.operations.numbers",
-    "network.operations.opaque",
-    "network.operations.operation",
-    "network.operations.products",
-    "network.partial_forward",
-    "network.patches",
-    "network.receptive_field",
-    "network.removal.comparison",
-    "network.removal.groups",
-    "network.sites",
-    "network.tracing.interception",
-    "network.tracing.numbers",
-    "network.tracing.recorder",
-    "network.tracing.recording",
-}
-"""Modules in which a public function still lacks an example."""
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from channelscope import zoo
 from channelscope.data.images import read_images
 from channelscope.errors import DataError, InputError
-from channelscope.evaluation import evaluate, evaluate_each, loss_and_accuracy
+from channelscope.evaluation import bfloat16_gap, evaluate, evaluate_each, loss_and_accuracy
+from channelscope.network.module_state import weights_hash
 
 X = torch.eye(4).view(4, 4, 1, 1)
 MODEL = nn.Flatten()  # the logits are the pixels: image i is of class i
@@ -56,6 +58,28 @@ def test_training_and_evaluation_refuse_a_map_alike():
     split = read_images("digits").test
     with pytest.raises(InputError, match="accuracy is of one class per image, not of a map"):
         loss_and_accuracy(nn.Conv2d(1, 10, 1), split)
+
+
+def test_in_bfloat16_products_are_rounded_and_the_network_stays_as_it_was():
+    """1 + 2⁻⁹ is 1 in bfloat16, so the two logits of the image tie there, and the first class is taken."""
+    model = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2).view(2, 2, 1, 1))
+    before, layout = weights_hash(model), model[0].weight.stride()
+    batches = [(torch.tensor([1.0, 1 + 2**-9]).view(1, 2, 1, 1), [1])]
+    assert evaluate_each(model, batches)[1].tolist() == [True]
+    tally, hits = evaluate_each(model, batches, "bfloat16")
+    assert hits.tolist() == [False]
+    assert (tally.images, tally.correct) == (1, 0)
+    assert (weights_hash(model), model[0].weight.stride()) == (before, layout)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_the_gap_is_the_difference_on_the_first_images():
+    model, images = zoo.load("resnet20(width=2)", "digits")
+    first = images.test.take(50)
+    expected = evaluate_each(model, first, "bfloat16")[0].accuracy - evaluate_each(model, first)[0].accuracy
+    assert bfloat16_gap(model, images.test, 50) == expected
 
 
 class Halves:

@@ -1,6 +1,7 @@
 """Accuracy, loss and margin of networks on labeled images."""
 
 from collections.abc import Iterable
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 from channelscope.data.batches import labeled_batches, on_device_of
 from channelscope.data.splits import Split
 from channelscope.errors import DataError
-from channelscope.network.module_state import device_of, eval_mode
+from channelscope.network.module_state import channels_last, device_of, eval_mode
 from channelscope.network.nest import logits_of
 from channelscope.stats.tally import Tally, check_logits
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
 def evaluate(model: nn.Module, batches: Iterable) -> Tally:
@@ -90,7 +93,7 @@ def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def evaluate_each(model: nn.Module, batches: Iterable) -> tuple[Tally, np.ndarray]:
+def evaluate_each(model: nn.Module, batches: Iterable, precision: Precision = "float32") -> tuple[Tally, np.ndarray]:
     """Tally of a network over labeled images, and whether each image is classified correctly.
 
     Parameters
@@ -99,6 +102,8 @@ def evaluate_each(model: nn.Module, batches: Iterable) -> tuple[Tally, np.ndarra
         A network that returns logits, images × classes; it is left as it was.
     batches
         Labeled images.
+    precision
+        float32, or bfloat16: the layers' products by autocast, with channels last in memory; loss and margin are float32.
 
     Returns
     -------
@@ -118,12 +123,43 @@ def evaluate_each(model: nn.Module, batches: Iterable) -> tuple[Tally, np.ndarra
     >>> correct.mean() == tally.accuracy == toy.truth["accuracy"]
     True
     """
-    tally, correct = Tally(), []
-    with eval_mode(model):
+    tally, correct, low = Tally(), [], precision == "bfloat16"
+    device = next(model.parameters(), torch.zeros(())).device.type
+    with eval_mode(model), channels_last(model, low), torch.autocast(device, torch.bfloat16, enabled=low):
         for images, labels, _ in labeled_batches(batches):
-            logits = logits_of(model(on_device_of(images, model)))
+            x = on_device_of(images, model)
+            logits = logits_of(model(x.contiguous(memory_format=torch.channels_last) if low else x))
+            logits = logits.float() if low else logits
             tally = tally + Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
             correct.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
     if not tally.images:
         raise DataError("there are no images to evaluate on: the batches are empty")
     return tally, np.concatenate(correct)
+
+
+def bfloat16_gap(model: nn.Module, split: Split, images: int = 2000) -> float:
+    """Accuracy of a network in bfloat16 minus that in float32, on the first images of a split.
+
+    Parameters
+    ----------
+    model
+        A network that returns logits, images × classes; it is left as it was.
+    split
+        Labeled images.
+    images
+        Number of images, all of them where there are fewer.
+
+    Returns
+    -------
+    float
+        A fraction.
+
+    Examples
+    --------
+    >>> from channelscope import zoo
+    >>> model, images = zoo.load("resnet20(width=2)", "digits")
+    >>> abs(bfloat16_gap(model, images.test, 100)) < 0.1
+    True
+    """
+    first = split.take(min(images, len(split)))
+    return evaluate_each(model, first, "bfloat16")[0].accuracy - evaluate_each(model, first)[0].accuracy

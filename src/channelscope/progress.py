@@ -179,3 +179,15 @@ def format_seconds(seconds: float) -> str:
         return f"{whole} s"
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+def is_quiet() -> bool:
+    """Whether progress is not shown: inside `without_bars`.
+
+    Examples
+    --------
+    >>> with without_bars():
+    ...     is_quiet()
+    True
+    """
+    return _QUIET.get()

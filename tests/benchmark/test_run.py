@@ -1,5 +1,6 @@
 """A benchmark measures every cell once, whatever interrupts it, and refuses to mix two runs."""
 
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -53,6 +54,27 @@ def test_every_cell_is_measured_within_its_budget(bench, whole):
     tally, hits = evaluate_each(found.graph.model, bench.test(images))
     assert np.array_equal(hits, whole[ORIGINAL]["hits"])
     assert tally.accuracy == whole[ORIGINAL]["accuracy"]
+
+
+@pytest.mark.parametrize(("gap", "precision"), [(0.0005, "bfloat16"), (-0.0005, "bfloat16"), (0.001, "float32"), (-0.002, "float32")])
+def test_evaluation_is_in_bfloat16_only_where_the_accuracy_hardly_changes(bench, whole, tmp_path, monkeypatch, gap, precision):
+    monkeypatch.setattr(run_room, "bfloat16_gap", lambda model, split, images: gap)
+    asked = []
+
+    def noting(model, batches, precision):
+        asked.append(precision)
+        return evaluate_each(model, batches, precision)
+
+    monkeypatch.setattr(setup, "evaluate_each", noting)
+    results = benchmark(dataclasses.replace(bench, precision="bfloat16"), Grid(("l2",), (0.8,), repairs=("none",)), tmp_path)
+    said = f"{precision}; the unpruned network's accuracy in bfloat16 differs by {100 * gap:.2f} points on 90 images"
+    assert results.facts["evaluation"] == said
+    assert set(asked) == {precision}
+    assert set(results.done()) == {ORIGINAL, Trial(0, "l2", 0.8, "global", "none")}
+    if precision == "float32":
+        assert np.array_equal(results.done()[ORIGINAL]["hits"], whole[ORIGINAL]["hits"])
+    with pytest.raises(MismatchError, match="evaluation"):
+        benchmark(bench, Grid(("l2",), (0.8,), repairs=("none",)), tmp_path)
 
 
 def test_it_goes_on_where_it_was_interrupted(bench, whole, tmp_path, monkeypatch):

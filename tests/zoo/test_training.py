@@ -21,6 +21,7 @@ from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError
 from channelscope.evaluation import loss_and_accuracy
 from channelscope.network import module_state
+from channelscope.progress import without_bars
 from channelscope.zoo import history as log
 from channelscope.zoo.history import History
 from channelscope.zoo.schedule import Schedule
@@ -431,7 +432,13 @@ def test_progress_is_shown_on_standard_error(images, tmp_path, capsys):
     train(net(), images, tmp_path, dataclasses.replace(SHORT, epochs=1))
     said = capsys.readouterr()
     assert said.out == ""
-    assert re.search(r"^training epoch 1/1  [\d,]+ images/s  0:00:00 left  loss \d\.\d{3}  validation .*% of 5$", said.err, re.M)
+    assert re.fullmatch(r"training epoch 1/1  [\d,]+ images/s  0:00:00 left  loss \d\.\d{3}  validation .*% of 5\n", said.err)
+
+
+def test_quiet_commands_show_no_progress(images, tmp_path, capsys):
+    with without_bars():
+        train(net(), images, tmp_path, dataclasses.replace(SHORT, epochs=1))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

@@ -3,18 +3,22 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from torch import nn
 
 from channelscope import scores as scoring
 from channelscope.benchmark.engines import Engine, Task
 from channelscope.benchmark.engines import run_trials as engine_run
 from channelscope.benchmark.grid import ORIGINAL, RECONSTRUCTION, Grid, Trial, allocated_as
 from channelscope.benchmark.setup import Setup
+from channelscope.data.splits import Split
 from channelscope.errors import InputError, SampleError, SingularError, TracingError, no_such
+from channelscope.evaluation import bfloat16_gap
 from channelscope.network.module_state import weights_hash
 from channelscope.profiling.collect import collect
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon
@@ -139,6 +143,11 @@ FILE = "results.sqlite"
 
 NEEDING_MAPS = ("hrank", "chip")
 
+PRECISION_IMAGES = 2000
+
+LARGEST_GAP = 0.001
+"""Change of the unpruned network's accuracy from which on networks are not evaluated in bfloat16."""
+
 
 def benchmark(
     bench: Setup,
@@ -207,6 +216,8 @@ def benchmark(
         "calibration": len(images.calibration),
         "tests": f"{len(test):,} {test.name} images",
     }
+    if bench.precision == "bfloat16":
+        bench, facts["evaluation"] = _evaluated_in(bench, found.graph.model, test)
     results = TrialStore(Path(folder) / FILE, facts)
     allocating = tuple(filter(None, map(allocated_as, grid.allocations)))
     tasks: list[Task] = []
@@ -229,6 +240,13 @@ def benchmark(
         if step is not None:
             step(finished, len(wanted))
     return results
+
+
+def _evaluated_in(bench: Setup, model: nn.Module, test: Split) -> tuple[Setup, str]:
+    """The setup, in float32 where bfloat16 changes the network's accuracy, and what tables say of it."""
+    count, gap = min(PRECISION_IMAGES, len(test)), bfloat16_gap(model, test, PRECISION_IMAGES)
+    bench = replace(bench, precision="bfloat16" if abs(gap) < LARGEST_GAP else "float32")
+    return bench, f"{bench.precision}; the unpruned network's accuracy in bfloat16 differs by {100 * gap:.2f} points on {count:,} images"
 
 
 def make_rankings(bench: Setup, seed: int, names: Iterable[str], others: Iterable[str], results: TrialStore) -> dict[str, Ranking]:

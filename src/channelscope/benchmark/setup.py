@@ -19,7 +19,7 @@ from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.data.splits import Split
 from channelscope.errors import BudgetError, DataError
-from channelscope.evaluation import evaluate_each
+from channelscope.evaluation import Precision, evaluate_each
 from channelscope.network.cost import cost
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.groups import Groups, groups
@@ -54,6 +54,8 @@ class Setup:
     """device"""
     example: Path | None = None
     """file of the network's further inputs"""
+    precision: Precision = "float32"
+    """in which networks are evaluated; `benchmark` takes bfloat16 only where the network's accuracy hardly changes"""
 
     def open(self, seed: int) -> tuple[Groups, ImageSplits]:
         """Channel groups of the network, and its images with the calibration images of one seed; the last result is kept.
@@ -135,7 +137,7 @@ def measure(bench: Setup, cell: Trial, rankings: Mapping[str, Ranking]) -> dict[
         small = model if cell == ORIGINAL else _pruned_network(bench, cell, rankings, found, images)
     except BudgetError as error:
         return {"accuracy": math.nan, "loss": math.nan, "kept": math.nan, "parameters": 0, "images": 0, "hits": b"", "reason": str(error)}
-    tally, hits = evaluate_each(small, bench.test(images))
+    tally, hits = evaluate_each(small, bench.test(images), bench.precision)
     pruned_cost = cost(small, found.example)
     return {
         "accuracy": tally.accuracy,

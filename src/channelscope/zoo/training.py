@@ -25,6 +25,7 @@ from channelscope.errors import DataError, FormatError, InputError, MismatchErro
 from channelscope.evaluation import loss_and_accuracy
 from channelscope.network.module_state import channels_last, device_of, weights_hash
 from channelscope.network.nest import logits_of
+from channelscope.progress import is_quiet
 from channelscope.storage import atomic_file
 from channelscope.zoo.history import LOG, Epoch, History
 from channelscope.zoo.loading import available
@@ -85,9 +86,9 @@ def train(
         Whether to show a line of progress; where standard error is no terminal, a line per epoch.
     precision
         float32; bfloat16, in which the layers' products are taken by autocast, with channels last in memory; or auto: whichever is
-        faster in a trial of two seconds on this device (on a CPU: takes less processor time), float32 for short runs. The choice is
-        stored with the run, as `history.precision`. Weights, statistics of normalization, loss and measured accuracies are float32 in
-        any case.
+        faster in a trial of two seconds on this device (takes less processor time, on a CPU), float32 for short runs. The choice is
+        stored with the run, as `history.precision`. Weights, statistics of normalization, loss and measured accuracies are float32
+        in any case.
 
     Returns
     -------
@@ -160,8 +161,8 @@ class _Begun:
 class _Line:
     """One line of progress: the epoch, images a second in this epoch, and the time left."""
 
-    def __init__(self, schedule: Schedule, images: int, validation: int, done: int, bar: Progress):
-        self.schedule, self.images, self.validation, self.bar = schedule, images, validation, bar
+    def __init__(self, schedule: Schedule, images: int, validation: int, done: int, bar: Progress, plain: bool):
+        self.schedule, self.images, self.validation, self.bar, self.plain = schedule, images, validation, bar, plain
         sizes = [0.25 if schedule.shrunk(epoch) else 1.0 for epoch in range(1, schedule.epochs + 1)]
         self.work = [size * images for size in sizes]
         self.done = self.first = sum(self.work[:done])
@@ -173,9 +174,9 @@ class _Line:
     def advance(self, epoch: int, shown: int, seconds: float, new: int) -> None:
         """After a step with `new` images; `shown` in this epoch, in `seconds`."""
         self.done += new * self.work[epoch - 1] / self.images
-        self.speed = shown / seconds
-        fields = {"epoch": epoch, "speed": f"{self.speed:,.0f} images/s", "left": f"{self.left} left", "message": self.message}
-        self.bar.update(self.task, completed=self.done, **fields)
+        speed = f"{shown / seconds:,.0f} images/s"
+        where = f"{epoch}/{self.schedule.epochs}"
+        self.bar.update(self.task, completed=self.done, epoch=where, speed=speed, left=f"{self.left} left", message=self.message)
 
     @property
     def left(self) -> timedelta:
@@ -187,7 +188,7 @@ class _Line:
         """Put the epoch's numbers behind the bar, or on a line of their own where there is no terminal."""
         self.message = f"loss {record.train_loss:.3f}  validation {record.validation_accuracy:.1%} of {self.validation:,}"
         self.bar.update(self.task, message=self.message)
-        if not self.bar.console.is_terminal and not self.bar.disable:
+        if self.plain:
             speed = f"{self.images / record.seconds:,.0f} images/s  {self.left} left"
             self.bar.console.print(f"training epoch {record.epoch}/{self.schedule.epochs}  {speed}  {self.message}")
 
@@ -210,9 +211,10 @@ def _progress_line(shown: bool, run: _Run) -> Iterator[None]:
     fields = ("{task.description}", "epoch {task.fields[epoch]}", "{task.fields[speed]}", "{task.fields[left]}", "{task.fields[message]}")
     first, *others = (TextColumn(field) for field in fields)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    with Progress(first, BarColumn(), *others, console=console, disable=not shown) as bar:
-        images = run.images
-        run.line = _Line(run.schedule, len(images.train), len(images.validation), len(run.history.epochs) - 1, bar)
+    shown = shown and not is_quiet()
+    with Progress(first, BarColumn(), *others, console=console, disable=not (shown and console.is_terminal)) as bar:
+        images, done = run.images, len(run.history.epochs) - 1
+        run.line = _Line(run.schedule, len(images.train), len(images.validation), done, bar, shown and not console.is_terminal)
         yield
 
 

@@ -319,7 +319,18 @@ class Sources:
 
 
 def agree(source: Source, sources: Sources, union: Union) -> None:
-    """A parameter that is used several times is cut in the same way everywhere, or kept whole."""
+    """A parameter that is used several times is cut in the same way everywhere, or kept whole.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
+    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
+    >>> agree(graph.sources.found["0.weight"], graph.sources, graph.union)  # it is used once, so nothing has to agree
+    >>> len(graph.groups)
+    3
+    """
     uses = [_joined(statements) if use == ADOPTED else statements for use, statements in source.uses.items()]
     if len(uses) < 2:
         return
