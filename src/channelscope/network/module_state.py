@@ -43,7 +43,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """While inside, no parameter requires gradients: counters that follow modules by their gradients take views of parameters."""
+    """While inside, no parameter requires gradients: counters that follow modules by their gradients take views of parameters.
+
+    Examples
+    --------
+    >>> net = nn.Linear(2, 1)
+    >>> with frozen(net):
+    ...     print(net.weight.requires_grad)
+    False
+    >>> net.weight.requires_grad
+    True
+    """
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in asking:
