@@ -293,3 +293,17 @@ def test_a_folder_of_two_networks_asks_which(tmp_path, source):
         save_weights(source.state_dict(), tmp_path / f"{name}.safetensors")
     with pytest.raises(WeightsError, match=r"found a\.safetensors, b\.safetensors; name one of them"):
         read_weights(tmp_path)
+
+
+def test_modules_that_ask_for_their_version_are_told_it(tmp_path):
+    class Versioned(nn.Linear):
+        _version = 3
+
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+            assert local_metadata["version"] == 3
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    model = Versioned(2, 3)
+    save_file(dict(model.state_dict()), tmp_path / "weights.safetensors")
+    other = load_weights(Versioned(2, 3), tmp_path / "weights.safetensors")
+    assert torch.equal(other.weight, model.weight)

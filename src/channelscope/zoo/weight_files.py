@@ -135,7 +135,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         troubles = (("missing in the file", missing), ("not in the network", extra), ("of another shape", reshaped))
         said = "; ".join(f"{len(some)} {what}: {_some(some)}" for what, some in troubles if some)
         raise WeightsError(f"{path} does not fit {type(model).__name__} ({len(own)} tensors): {said}")
-    model.load_state_dict({**own, **state})
+    own.update(state)  # keeps the versions of modules, which some of them ask for
+    model.load_state_dict(own)
     return model
 
 
