@@ -48,7 +48,7 @@ VARIABLES = {
 }
 """names that stand for an object or a class of the library"""
 
-WRITTEN = (".csv", ".json", ".safetensors", ".sqlite", ".html", ".png", ".svg", ".profile", ".npy", ".pt2", ".onnx", ".unfinished")
+WRITTEN = (".csv", ".json", ".safetensors", ".sqlite", ".html", ".png", ".svg", ".profile", ".npy", ".pt2", ".onnx", ".toml", ".unfinished")
 """endings of files that commands write or read"""
 
 EXAMPLES = {"nets.py", "path/to/file.py"}

@@ -1,6 +1,6 @@
 import pytest
 
-from channelscope.errors import ShapeError, at, no_such
+from channelscope.errors import InputError, ShapeError, UserCode, at, first_line, no_such
 
 
 def test_of_many_names_the_first_forty_are_listed():
@@ -29,3 +29,27 @@ def test_the_place_goes_before_the_message_and_the_other_arguments_stay():
     with pytest.raises(ShapeError) as caught, at("fc"):
         raise error
     assert caught.value.args == ("at fc: expected 3", "further", 7)
+
+
+def test_the_first_line_of_a_message_or_the_name_of_its_class():
+    assert first_line(ValueError("\n  too large\nby far")) == "too large"
+    assert first_line(AssertionError()) == "AssertionError"
+
+
+class TestUserCode:
+    def test_any_error_and_a_call_of_exit_become_one_sentence_with_the_line(self, tmp_path):
+        for source, said in (
+            ("{}['depth']", r"Net cannot be made \(KeyError: 'depth', .*net\.py:1\); pass more"),
+            ("\n\n1 / 0", r"Net cannot be made \(ZeroDivisionError: division by zero, .*net\.py:3\); pass more"),
+            ("raise SystemExit(3)", r"Net cannot be made \(SystemExit: 3, .*net\.py:1\); pass more"),
+            ("assert False", r"Net cannot be made \(AssertionError, .*net\.py:1\); pass more"),
+        ):
+            (tmp_path / "net.py").write_text(source, encoding="utf-8")
+            with pytest.raises(InputError, match=said), UserCode(InputError, "Net cannot be made", "; pass more"):
+                exec(compile(source, tmp_path / "net.py", "exec"))
+
+    def test_the_librarys_errors_and_an_interruption_pass(self):
+        for error in (ShapeError("expected 3"), KeyboardInterrupt()):
+            with pytest.raises(type(error)) as caught, UserCode(InputError, "Net cannot be made"):
+                raise error
+            assert caught.value is error

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from channelscope import zoo
+from channelscope.data.images import read_images
 from channelscope.errors import DataError, InputError
 from channelscope.evaluation import bfloat16_gap, evaluate, evaluate_each, loss_and_accuracy
 from channelscope.network.module_state import weights_hash
@@ -73,6 +74,12 @@ def test_the_gap_is_the_difference_on_the_first_images():
     first = images.test.take(50)
     expected = evaluate_each(model, first, "bfloat16")[0].accuracy - evaluate_each(model, first)[0].accuracy
     assert bfloat16_gap(model, images.test, 50) == expected
+
+
+def test_training_and_evaluation_refuse_a_map_alike():
+    split = read_images("digits").test
+    with pytest.raises(InputError, match="accuracy is of one class per image, not of a map"):
+        loss_and_accuracy(nn.Conv2d(1, 10, 1), split)
 
 
 class Halves:

@@ -45,6 +45,8 @@ def test_type_checkers_see_the_same_names():
 def test_a_name_that_is_none_is_refused():
     with pytest.raises(AttributeError, match="module 'channelscope' has no attribute 'colect'; near matches: collect"):
         channelscope.colect  # noqa: B018
+    with pytest.raises(AttributeError, match=r"attribute 'load_prune'; near matches: load_pruned, save_pruned$"):
+        channelscope.load_prune  # noqa: B018
 
 
 def test_profiling_and_pruning_load_no_library_of_tables_charts_or_data():

@@ -16,6 +16,12 @@ def ranking(**changes):
     return replace(Ranking("overlap", "nats", "low", values, SITES, (3, 4, 4)), **changes)
 
 
+def test_a_site_is_one_group_without_normalization_unless_it_says_so():
+    site = SITES[0]
+    assert (site.groups, site.batchnorm, site.activation_is_affine, site.positions) == (1, None, False, 16)
+    assert replace(site, shape=(7, 5, 2), channel_axis=2).positions == 35
+
+
 def test_a_misspelled_site_is_refused_with_the_nearest():
     for read in (ranking().__getitem__, ranking().importance):
         with pytest.raises(SiteError, match=re.escape("no site is called block3.con; near matches: block3.conv")):

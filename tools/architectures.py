@@ -28,7 +28,7 @@ from channelscope.data.torchvision_cpu import models
 from channelscope.errors import BudgetError, ChannelscopeError
 from channelscope.network.cost import fused_kernels
 from channelscope.network.module_state import eval_mode
-from channelscope.network.removal.outputs import distance
+from channelscope.network.tracing.recording import distance
 
 TABLE, PAGE, CHOSEN = Path("docs/supported-networks.csv"), Path("docs/supported-networks.md"), Path(__file__).with_suffix(".json")
 COLUMNS = ["network", "pixels", "million", "outcome", "groups", "channels", "whole", "sites", "macs", "predicted", "error", "repaired"]

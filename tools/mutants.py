@@ -14,7 +14,9 @@ import hashlib
 import json
 import py_compile
 import re
+import resource
 import shutil
+import signal
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -28,6 +30,8 @@ from forked_tests import PLAIN, ROOT, SOURCE, Child, LineMap, Recorder, ended, f
 
 SECONDS = 90
 """Time that the tests of one change take together, at most, when nothing is changed."""
+PATIENCE = 7200
+"""Seconds after which a change is said to hang that uses no processor."""
 COMPARISONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
 OPERATORS = {"+": "-", "-": "+", "*": "/", "/": "*", "//": "/", "**": "*", "&": "|", "|": "&"}
 SYMBOLS = {
@@ -199,22 +203,24 @@ def drawn(count: int, seed: int) -> list[Change]:
 
 def chosen_tests(change: Change, lines: LineMap) -> list[list[str]]:
     """The tests to run, quick ones first: those that execute the changed line, in the module's test file, in its room and elsewhere, and
-    the rest of the module's test file. Where none executes the line, the test files that name the module count as its own."""
+    the rest of the module's test file. Where none executes the line, the test files that name the module count as its own. Of test
+    files without a record, all tests run."""
     covering = lines.executing(change.file, change.statement, change.line)
     beside = {change.room, f"test_{change.room}.py"}
     own = {path for path in test_files() if Path(path).stem == f"test_{Path(change.file).stem}" and Path(path).parts[1] in beside}
     if not covering:
         own |= {path for path in test_files() if _names((ROOT / path).read_text(), change.module)}
     rest = {name for name in lines.seconds if name.split("::")[0] in own} - set(covering)
+    whole = sorted(path for path in own if path not in lines.slowest)
 
     def part(name: str) -> int:
         path = name.split("::")[0]
         return 3 if name in rest else 0 if path in own else 1 if change.room in Path(path).parts else 2
 
-    parts, total = ([], [], [], []), 0.0
+    parts, total = ([], whole, [], [], []), 0.0
     for name in sorted([*covering, *rest], key=lambda name: (part(name), lines.seconds[name])):
         if total + lines.seconds[name] <= SECONDS or not any(parts):
-            parts[part(name)].append(name)
+            parts[part(name) + (part(name) > 0)].append(name)
             total += lines.seconds[name]
     return [tests for tests in parts if tests]
 
@@ -224,15 +230,17 @@ def _names(text: str, module: str) -> bool:
     return re.search(rf"{re.escape(module)}\b|from {re.escape(package)} import [^\n]*\b{name}\b", text) is not None
 
 
-def run_changed(change: Change, folder: Path, parts: list[list[str]], slowest: float, result: Path) -> int:
-    """Make the change in a copy of the repository, run tests there until one fails, and write its name."""
+def run_changed(change: Change, folder: Path, parts: list[list[str]], seconds: float, result: Path) -> int:
+    """Make the change in a copy of the repository, run tests there until one fails; so many seconds of the processor at most."""
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
     path = folder / change.file
     whole = path.read_bytes()
     path.write_bytes(whole[: change.start] + change.text.encode() + whole[change.end :])
     plugin = Recorder()
     code = 0
     for tests in parts:
-        code = code or pytest.main([*PLAIN, "-x", f"--timeout={30 + 8 * slowest:.0f}", *tests], plugins=[plugin])
+        code = code or int(pytest.main([*PLAIN, "-x", "--timeout=0", *tests], plugins=[plugin]))
+        code = 0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code
     result.write_text(json.dumps({"failed": plugin.failed, "why": plugin.why, "ran": len(plugin.seconds)}))
     return code
 
@@ -270,16 +278,16 @@ class Trial:
         if not self.free:
             self._end(*next(ended(self.children)))
         folder, tests = self.free.pop(), chosen_tests(change, self.lines)
-        times = [self.lines.seconds[name] for part in tests for name in part]
-        slowest = max((self.lines.slowest[name.split("::")[0]] for part in tests for name in part), default=0.0)
         result = folder / "result.json"
         result.unlink(missing_ok=True)
         if not tests:
             self.free.append(folder)
             return self._keep(change, False, "no test executes the line", 0.0)
         whole = (folder / change.file).read_bytes()
-        work = partial(run_changed, change, folder, tests, slowest, result)
-        child = forked(folder, folder / "log.txt", work, 120 + 8 * sum(times))
+        files = {name.split("::")[0] for part in tests for name in part}
+        seconds = 60 + 4 * sum(self.lines.seconds.get(name, SECONDS) for part in tests for name in part)
+        seconds += 4 * sum(self.lines.slowest.get(path, SECONDS) for path in files)
+        child = forked(folder, folder / "log.txt", partial(run_changed, change, folder, tests, seconds, result), PATIENCE)
         self.children.append(child)
         self.of[child.pid] = change, folder, whole
         return None
@@ -295,9 +303,15 @@ class Trial:
         result = folder / "result.json"
         found = json.loads(result.read_text()) if result.exists() else {"failed": [], "ran": 0}
         self.free.append(folder)
-        if code in (4, 5) and not found["failed"]:
+        if not found["failed"] and (code == pytest.ExitCode.USAGE_ERROR or (not code and not found["ran"])):
             return print(f"not tried, see {folder / 'log.txt'}: {change.name}", flush=True)
-        by = "out of time" if code == -1 else f"exit status {code}" if code else f"{found['ran']} tests pass"
+        by = (
+            "out of time"
+            if code in (-1, -signal.SIGXCPU, -signal.SIGKILL)
+            else f"exit status {code}"
+            if code
+            else f"{found['ran']} tests pass"
+        )
         if found["failed"]:
             by = f"{found['failed'][0]}: {found['why']}"
         return self._keep(change, code != 0, by, time.monotonic() - child.started)

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from channelscope.profiling.collect import collect
     from channelscope.profiling.store import load, save
     from channelscope.pruning.cut import cut
-    from channelscope.pruning.export import export
-    from channelscope.pruning.folder import load_pruned, save_pruned
+    from channelscope.pruning.folder import export, load_pruned, save_pruned
     from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon, optimal_brain_surgeons
     from channelscope.pruning.prune import prune
     from channelscope.pruning.recovery.repair import repair
@@ -61,8 +60,7 @@ _HOMES = {
     "profiling.collect": ("collect",),
     "profiling.store": ("load", "save"),
     "pruning.cut": ("cut",),
-    "pruning.export": ("export",),
-    "pruning.folder": ("load_pruned", "save_pruned"),
+    "pruning.folder": ("export", "load_pruned", "save_pruned"),
     "pruning.optimal_brain_surgeon": ("optimal_brain_surgeon", "optimal_brain_surgeons"),
     "pruning.prune": ("prune",),
     "pruning.recovery.repair": ("repair",),

@@ -1,8 +1,11 @@
 """The errors that the library raises: what was expected, what was received, where, and what to do."""
 
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
+from types import TracebackType
 
 MAX_NEAR = 4
 """Near matches named by a message."""
@@ -63,6 +66,10 @@ class BudgetError(ChannelscopeError):
     """A budget that cannot be met."""
 
 
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
+"""What the code of a network raises where it cannot run."""
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's message; the name of its class where it has none.
 
@@ -72,6 +79,54 @@ def first_line(error: BaseException) -> str:
     ('AssertionError', 'too large')
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class UserCode:
+    """Context in which code of the user runs: any error of it is raised again as one of the library's, with its reason and line.
+
+    Parameters
+    ----------
+    kind
+        Class of the error that is raised.
+    said
+        What cannot be done.
+    advice
+        What to do, after the reason.
+
+    Examples
+    --------
+    >>> with UserCode(InputError, "network 'net.py:Net' cannot be made"):
+    ...     {}["depth"]
+    Traceback (most recent call last):
+    channelscope.errors.InputError: network 'net.py:Net' cannot be made (KeyError: 'depth')
+    """
+
+    def __init__(self, kind: type[ChannelscopeError], said: str, advice: str = ""):
+        self.kind, self.said, self.advice = kind, said, advice
+
+    def __enter__(self) -> None:
+        """Nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Raise the library's error in the place of any other, of a call of `exit` too."""
+        if isinstance(error, Exception | SystemExit) and not isinstance(error, ChannelscopeError):
+            raise self.kind(f"{self.said} ({_reason(error)}{_line(error)}){self.advice}") from error
+
+
+PLAIN = (AssertionError, ImportError, RuntimeError, SyntaxError, TypeError, ValueError)
+"""errors whose messages say what is wrong without the name of their class"""
+
+
+def _reason(error: BaseException) -> str:
+    said = first_line(error)
+    return said if type(error) in PLAIN or said == type(error).__name__ else f"{type(error).__name__}: {said}"
+
+
+def _line(error: BaseException) -> str:
+    """The user's line that raised an error, if there is one: no library's, and no line that was typed in."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    own = [frame for frame in frames if Path(__file__).parent not in Path(frame.filename).parents and Path(frame.filename).is_file()]
+    return f", {own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 def no_such(what: str, name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from channelscope.data.batches import labeled_batches, on_device_of
 from channelscope.data.splits import Split
 from channelscope.errors import DataError
 from channelscope.network.module_state import channels_last, device_of, eval_mode
-from channelscope.stats.tally import Tally
+from channelscope.stats.tally import Tally, check_logits
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
@@ -65,6 +65,11 @@ def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
     tuple
         Mean cross-entropy in nats, and fraction of the images that are classified correctly.
 
+    Raises
+    ------
+    InputError
+        For an output that is not images × classes, such as a map.
+
     Examples
     --------
     >>> from channelscope.data.images import read_images
@@ -80,6 +85,7 @@ def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
     loss, correct = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
     for x, y, _ in split:
         logits, y = model(x.to(device)), y.to(device)
+        check_logits(logits, len(y))
         loss += F.cross_entropy(logits, y, reduction="sum")
         correct += (logits.argmax(1) == y).sum()
     return float(loss) / len(split), int(correct) / len(split)

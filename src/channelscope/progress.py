@@ -1,30 +1,46 @@
-"""A progress bar with the time left."""
+"""Progress of long work on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Event, Thread
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+"""Standard error; messages printed here appear above the bar."""
+
+FIRST_LINE = 2.0
+"""Seconds of work before the first plain line."""
+
+LINES_APART = 20.0
+"""Most seconds between two plain lines."""
 
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+_SHOWN: ContextVar[Progress | None] = ContextVar("shown", default=None)
 
 
 @contextmanager
 def progress_bar(note: str, total: int | None, shown: bool = True) -> Iterator[Callable[..., None]]:
     """Function that advances a bar on standard error, by one step or by the number given.
 
-    Nothing is drawn where standard error is no terminal, or inside `without_bars`.
+    Where standard error is no terminal, work of more than two seconds is reported in plain lines instead. Inside `without_bars`
+    nothing is shown. A bar inside another bar is drawn below it.
 
     Parameters
     ----------
     note
-        Text before the bar.
+        What is done: the text before the bar.
     total
         Number of steps; None where it is not known.
     shown
-        Whether the bar is drawn at all.
+        Whether anything is shown at all.
 
     Examples
     --------
@@ -32,16 +48,52 @@ def progress_bar(note: str, total: int | None, shown: bool = True) -> Iterator[C
     ...     advance()
     ...     advance(2)
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    hidden = not shown or is_quiet() or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
-        task = progress.add_task(note, total=total)
-        yield lambda steps=1: progress.advance(task, steps)
+    if not shown or is_quiet():
+        yield lambda steps=1: None
+    elif sys.stderr.isatty():
+        with _display() as progress:
+            task = progress.add_task(note, total=total)
+            try:
+                yield lambda steps=1: progress.advance(task, steps)
+            finally:
+                progress.remove_task(task)
+    else:
+        lines = _PlainLines(note, total)
+        try:
+            yield lines.advance
+        finally:
+            lines.stop()
+
+
+def track(items: Iterable[T], note: str, total: int | None = None, shown: bool = True) -> Iterator[T]:
+    """The items, with a bar that advances after each.
+
+    Parameters
+    ----------
+    items
+        What is worked on.
+    note
+        What is done: the text before the bar.
+    total
+        Number of items; by default their length, if they have one.
+    shown
+        Whether anything is shown at all.
+
+    Examples
+    --------
+    >>> list(track([1, 2], "sites"))
+    [1, 2]
+    """
+    count = len(items) if total is None and isinstance(items, Sized) else total
+    with progress_bar(note, count, shown) as advance:
+        for item in items:
+            yield item
+            advance()
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Context in which no progress bar is drawn.
+    """Context in which no progress is shown.
 
     Examples
     --------
@@ -65,3 +117,76 @@ def is_quiet() -> bool:
     True
     """
     return _QUIET.get()
+
+
+@contextmanager
+def _display() -> Iterator[Progress]:
+    """The display of the terminal: the one that is there, or a new one."""
+    active = _SHOWN.get()
+    if active is not None:
+        yield active
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        token = _SHOWN.set(progress)
+        try:
+            yield progress
+        finally:
+            _SHOWN.reset(token)
+
+
+class _PlainLines:
+    """Lines on standard error while work goes on: the first after two seconds, then at growing distances."""
+
+    def __init__(self, note: str, total: int | None):
+        self.note, self.total, self.done, self.begun, self.printed = note, total, 0, time.monotonic(), False
+        self.over = Event()
+        self.thread = Thread(target=self._report, daemon=True)
+        self.thread.start()
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps."""
+        self.done += steps
+
+    def stop(self) -> None:
+        """Print the last line, if there was another."""
+        self.over.set()
+        self.thread.join()
+        if self.printed:
+            finished = self.total is None or self.done >= self.total
+            self._print(f"{'done' if finished else 'stopped'} after {format_seconds(time.monotonic() - self.begun)}")
+
+    def _report(self) -> None:
+        pause = FIRST_LINE
+        while not self.over.wait(pause):
+            pause = min(2 * pause, LINES_APART)
+            self.printed = True
+            self._print(self.state(time.monotonic() - self.begun))
+
+    def state(self, seconds: float) -> str:
+        """Steps done, time gone, and time left after some seconds."""
+        gone = format_seconds(seconds)
+        if self.total is None:
+            return f"{self.done:,} done, {gone}" if self.done else gone
+        left = f", about {format_seconds(seconds * (self.total - self.done) / self.done)} left" if self.done else ""
+        return f"{self.done:,} of {self.total:,}, {gone}{left}"
+
+    def _print(self, text: str) -> None:
+        print(f"{self.note}: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration in the largest units that fit, rounded to what matters.
+
+    Examples
+    --------
+    >>> format_seconds(0.4), format_seconds(75), format_seconds(7300)
+    ('0.4 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"

@@ -13,7 +13,7 @@ from channelscope.pruning.folder import Manifest
 from cli.commands import refused, run, small_network
 
 FEATURE = "layer2.0.conv1:1"
-ABLATION = ("--evaluated", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
+ABLATION = ("--test", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ class TestWhatIsMissing:
         said = told(runs, "conv1:2", "missing", "circuit")
         assert [line.partition(":")[0] for line in said] == ["No pruning", "No ablation of it", "No scores", "No replacements"]
         assert "channelscope ablate" in said[1]
-        assert "--sites conv1 --all" in said[1]
+        assert "--layers conv1 --all" in said[1]
         assert "--data digits" in said[0]
         assert told(runs, ablated_channel(runs), "missing") in (
             [],

@@ -232,7 +232,7 @@ def test_a_killed_worker_costs_nothing(bench, whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_loses_and_repeats_nothing(bench, whole, tmp_path):
-    arguments = ("--data", "digits", "--batch-size", "50", "--images", "60", "--tests", "90", "--weights", bench.weights, "--out", tmp_path)
+    arguments = ("--data", "digits", "--batch-size", "50", "--images", "60", "--test", "90", "--weights", bench.weights, "--out", tmp_path)
     grid = ("--scores", "l2,random", "--budgets", "0.8,0.5", "--repairs", "none,batchnorm")
     command = [sys.executable, "-m", "channelscope", "benchmark", NET, *map(str, arguments), *grid]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)

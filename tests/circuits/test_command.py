@@ -281,7 +281,7 @@ def test_sub_features_are_looked_for_inside_the_general_circuit(file, capsys, tm
     capsys.readouterr()
     assert run(*given, "--images", "60", "--general", "0.01", "--out", tmp_path / "none") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "general: expected a share from keep=0.3 of the relevant kernels to 1, received 0.01" in said
+    assert "general: expected a share from --keep 0.3 of the relevant kernels to 1, received 0.01" in said
     assert not (tmp_path / "none").exists()
 
 

@@ -10,9 +10,9 @@ import torch
 from channelscope.circuits import comparison as room
 from channelscope.circuits import evaluation
 from channelscope.circuits.comparison import compare_criteria, medians, sample_features
+from channelscope.circuits.criteria import CircuitOptions
 from channelscope.circuits.evaluation import HeldOutImages
 from channelscope.circuits.feature import locate_feature
-from channelscope.circuits.options import CircuitOptions
 from channelscope.errors import InputError, MismatchError, SampleError, SiteError
 from channelscope.network.graph import trace
 from channelscope.storage import ResumableStore

@@ -9,7 +9,7 @@ import torch
 
 from channelscope import tables
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
-from channelscope.circuits.criteria import baseline_scores
+from channelscope.circuits.criteria import CircuitOptions, baseline_scores
 from channelscope.circuits.evaluation import (
     CURVE_FRACTIONS,
     Fidelity,
@@ -19,7 +19,6 @@ from channelscope.circuits.evaluation import (
     normalized_error,
 )
 from channelscope.circuits.feature import locate_feature
-from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.selection import top_k
 from channelscope.formulas.intervals import bootstrap_counts
 from channelscope.zoo import toys

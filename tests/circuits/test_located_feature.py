@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.circuits.feature import MAX_BATCH, PIXELS, activation_range, image_batches, locate_feature
+from channelscope.circuits.subfeatures import top_images
 from channelscope.errors import InputError, SampleError, ShapeError, SiteError, TracingError
 from channelscope.network.graph import trace
+from channelscope.network.sites import sites_of
 from pencil_circuits import network, pictures
 
 
@@ -211,3 +213,16 @@ def test_few_images_are_run_at_once():
     large = torch.zeros(3, 2, 512, PIXELS // 1024)
     assert [len(part) for part in target.image_batches(large)] == [2, 1]
     assert [len(part) for part in target.image_batches(torch.zeros(2, 2, 1024, PIXELS // 1000))] == [1, 1]
+
+
+def test_a_network_of_one_layer_has_features_although_it_has_no_site():
+    """Its only layer's outputs are the network's own, which no channel statistics are kept of."""
+    layer = nn.Conv2d(1, 2, 1, bias=False)
+    layer.weight.data = torch.tensor([2.0, -1.0]).view(2, 1, 1, 1)
+    images = torch.tensor([[[[-1.0, 3.0]]], [[[0.5, 2.0]]]])
+    for model in (nn.Sequential(layer).eval(), nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).eval()):
+        with pytest.raises(SiteError, match="its outputs are the network's own outputs"):
+            sites_of(trace(model, images))
+    feature = locate_feature(nn.Sequential(layer).eval(), "0:0", images)
+    assert activation_range(feature, images) == (-2.0, 6.0)
+    assert top_images(feature, images, 2).values.tolist() == [6.0, 4.0]

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
-from channelscope.circuits.criteria import CRITERIA, score_kernels
+from channelscope.circuits.criteria import CRITERIA, CircuitOptions, parse_keep, score_kernels
 from channelscope.circuits.feature import locate_feature
-from channelscope.circuits.options import CircuitOptions, parse_keep
 from channelscope.circuits.selection import connected_top_k, top_k
 from channelscope.errors import BudgetError, InputError
 from pencil_circuits import LAST, Planted, network, pictures

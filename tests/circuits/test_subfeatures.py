@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from channelscope.circuits.circuit import Circuit
+from channelscope.circuits.criteria import CircuitOptions
 from channelscope.circuits.feature import locate_feature
-from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.subfeatures import cluster_images, error_at_maximum, subfeature_circuits, top_images
 from channelscope.errors import BudgetError, InputError, SampleError
 from pencil_circuits import Polysemantic, causes, network, pictures

@@ -1,10 +1,13 @@
 """The command line as a user meets it: each command runs, and every bad input is one sentence and status 2."""
 
+import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 
 import pytest
@@ -40,6 +43,70 @@ def test_help_explains_every_command_in_a_whole_sentence(capsys):
         assert f" {name} " in text
 
 
+NETWORK = ("resnet20(width=2)",)
+LEAST = {
+    "demo": (),
+    "sites": NETWORK,
+    "list": ("scores",),
+    "info": ("runs/a",),
+    "doctor": (),
+    "profile": (*NETWORK, "--out", "a.profile"),
+    "merge": ("a.profile", "b.profile", "--out", "c.profile"),
+    "scores": ("a.profile", "--out", "a.csv", "--scores", "support,overlap", "--shrinkage", "0.5"),
+    "axes": (*NETWORK, "-w", "net.safetensors", "--mean", "0.1,0.2,0.3", "--sensitivity"),
+    "evaluate": (*NETWORK, "--part", "train"),
+    "ablate": (*NETWORK, "--layers", "conv1,layer1.0.conv1", "--all", "--hull-order", "prefix"),
+    "hulls": ("a.profile", "--hull-size", "3", "--out", "runs/a"),
+    "communities": ("a.profile", "--no-intervals", "--out", "runs/a"),
+    "propagation": (*NETWORK, "--preset", "paper"),
+    "gradients": (*NETWORK, "--readout", "pooled"),
+    "trajectory": ("runs/a", "runs/b", "--out", "runs/c", "--layers", "3"),
+    "prune": (*NETWORK, "--macs", "0.7", "--out", "runs/a", "--closest"),
+    "benchmark": (*NETWORK, "--budgets", "0.5,0.4", "--seeds", "0,1", "--out", "runs/a"),
+    "export": ("runs/a", "--format", "pt2"),
+    "circuit": (*NETWORK, "--feature", "conv1:0", "--keep", "0.2", "--out", "runs/a"),
+    "subcircuits": (*NETWORK, "--feature", "conv1:0", "--out", "runs/a"),
+    "discard": (*NETWORK, "--out", "runs/a", "--no-cap", "--probe-noise", "0.02"),
+    "faithfulness": (*NETWORK, "--out", "runs/a", "--tuning", "8"),
+    "report": ("runs/a",),
+    "compare": ("runs/a", "runs/b"),
+    "explain": ("conv1:0", "runs/a", "runs/b", "--out", "runs/c"),
+    "train": (*NETWORK, "--out", "runs/a", "--epochs", "2"),
+}
+"""command → a call of it"""
+
+
+def test_every_command_has_a_call_here():
+    assert set(LEAST) == {each.name for each in cli.app.registered_commands}
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_the_options_of_every_command_go_through_a_file(name, capsys, tmp_path):
+    assert run(name, *LEAST[name], "--dry-run") == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "config.toml").write_text(printed)
+    assert run(name, "--config", tmp_path / "config.toml", "--dry-run") == 0
+    assert capsys.readouterr().out == printed
+    options = tomllib.loads(printed)[name]
+    for flag, value in itertools.pairwise(LEAST[name]):
+        if flag.startswith("--") and not value.startswith("-"):
+            assert str(options[flag.removeprefix("--")]) == value
+    (tmp_path / "config.toml").write_text(f"[{name}]\nuot = 1\n")
+    assert f"no option of {name} is called uot" in refused(capsys, name, "--config", tmp_path / "config.toml")
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_the_examples_in_the_help_of_every_command_can_be_typed(name, capsys):
+    assert run(name, "-h") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Usage: ")
+    assert "\nThis call:\n" in text
+    for line in text.partition("\nExamples:\n")[2].splitlines():
+        words = shlex.split(line)
+        assert words[:2] == ["channelscope", name]
+        assert run(*words[1:], "--dry-run") == 0
+
+
 @pytest.mark.parametrize("earlier", cli.EARLIER_COMMANDS)
 def test_commands_of_earlier_versions_are_refused_with_their_present_names(capsys, earlier):
     present = cli.EARLIER_COMMANDS[earlier]
@@ -59,7 +126,7 @@ def test_the_module_is_the_command_line():
 
 def test_profile_scores_and_merge(place, capsys):
     assert store.load(place / "net.profile").images == 120
-    assert run("scores", place / "net.profile", "--out", place / "scores.csv", "--errors") == 0
+    assert run("scores", place / "net.profile", "--out", place / "scores.csv", "--standard-errors") == 0
     frame = tables.read(place / "scores.csv")
     assert {"site", "channel", "capture", "capture_se", "relevance"} <= set(frame)
     capsys.readouterr()
@@ -163,7 +230,7 @@ def test_truncated_and_foreign_profiles(place, capsys, tmp_path):
 
 
 def test_unknown_scores_and_targets(place, capsys, tmp_path):
-    assert "there are: " in refused(capsys, "scores", place / "net.profile", "--out", tmp_path / "s.csv", "--names", "magic")
+    assert "there are: " in refused(capsys, "scores", place / "net.profile", "--out", tmp_path / "s.csv", "--scores", "magic")
     assert "margin" in refused(capsys, "scores", place / "net.profile", "--out", tmp_path / "s.csv", "--target", "magic").replace("'", "")
 
 

@@ -12,7 +12,7 @@ from cli.commands import refused, run, small_network
 def place(tmp_path_factory):
     path = tmp_path_factory.mktemp("comparing")
     given, _ = small_network(path)
-    return path, (*given, "--images", "60", "--tests", "100")
+    return path, (*given, "--images", "60", "--test", "100")
 
 
 def test_tables_a_report_and_nothing_measured_twice(place, capsys):

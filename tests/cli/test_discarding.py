@@ -13,7 +13,7 @@ from PIL import Image
 from channelscope import data, tables, zoo
 from cli.commands import refused, run
 
-FEW = ("--images", "60", "--evaluated", "4")
+FEW = ("--images", "60", "--test", "4")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def network(tmp_path_factory):
 def done(network, tmp_path_factory):
     name, folder = network
     out = tmp_path_factory.mktemp("done") / "out"
-    other = ("--compare", name, "--compare-weights", folder / "1.safetensors")
+    other = ("--against", name, "--against-weights", folder / "1.safetensors")
     assert run("discard", name, "--weights", folder / "0.safetensors", *FEW, "--layers", "layer1,layer3", *other, "--out", out) == 0
     return out
 
@@ -94,15 +94,15 @@ class TestDiscard:
     def test_an_earlier_run_can_be_compared_with(self, network, done, tmp_path):
         name, folder = network
         arguments = ("discard", name, "--weights", folder / "1.safetensors", *FEW, "--layers", "layer1,layer3", "--mode", "fast")
-        assert run(*arguments, "--compare", done, "--out", tmp_path / "out") == 0
+        assert run(*arguments, "--against", done, "--out", tmp_path / "out") == 0
         mine = tables.read(tmp_path / "out" / "discarded_difference.csv")
         other = tables.read(done / "discarded_difference.csv")
         assert mine.difference.to_numpy() == pytest.approx(-other.difference.to_numpy(), abs=1e-4)
 
     def test_exact_mode_and_a_grid(self, network, tmp_path):
         name, _ = network
-        few = ("--images", "60", "--evaluated", "1", "--layers", "layer3")
-        assert run("discard", name, *few, "--mode", "exact", "--side", "2", "--out", tmp_path / "out") == 0
+        few = ("--images", "60", "--test", "1", "--layers", "layer3")
+        assert run("discard", name, *few, "--mode", "exact", "--grid-side", "2", "--out", tmp_path / "out") == 0
         frame = tables.read(tmp_path / "out" / "discarded.csv")
         assert frame.passes.max() <= 600
 
@@ -110,7 +110,7 @@ class TestDiscard:
 class TestDiscardRefuses:
     def test_mixed_normalizers_and_kappas(self, network, done, tmp_path, capsys):
         name, _ = network
-        arguments = ("discard", name, *FEW, "--layers", "layer1,layer3", "--compare", done)
+        arguments = ("discard", name, *FEW, "--layers", "layer1,layer3", "--against", done)
         said = refused(capsys, *arguments, "--normalizer", "local", "--out", tmp_path / "a")
         assert "differ in normalizer (local and data), kappa (1.5 and 0.1)" in said
         assert "kappa (0.2 and 0.1)" in refused(capsys, *arguments, "--kappa", "0.2", "--out", tmp_path / "b")
@@ -134,11 +134,11 @@ class TestDiscardRefuses:
         name, _ = network
         for flags, said in (
             (("--kappa", "0"), "κ above zero"),
-            (("--noise", "-1"), "noise level above zero"),
-            (("--side", "0"), "at least one cell"),
-            (("--evaluated", "0"), "--evaluated of at least 1"),
-            (("--evaluated", "99999"), "asked for 99999"),
-            (("--images", "1", "--evaluated", "2"), "at least 2 images"),
+            (("--probe-noise", "-1"), "noise level above zero"),
+            (("--grid-side", "0"), "at least one cell"),
+            (("--test", "0"), "--test of at least 1"),
+            (("--test", "99999"), "asked for 99999"),
+            (("--images", "1", "--test", "2"), "at least 2 images"),
         ):
             assert said in refused(capsys, "discard", name, *flags, "--out", tmp_path / "out")
         assert not (tmp_path / "out").exists()
@@ -147,7 +147,7 @@ class TestDiscardRefuses:
 class TestDiscardFurther:
     def test_a_decoder_gives_reconstruction_uncertainty(self, network, tmp_path):
         name, _ = network
-        arguments = ("--images", "60", "--evaluated", "2", "--layers", "layer1,layer2", "--side", "4", "--decoder", "ridge")
+        arguments = ("--images", "60", "--test", "2", "--layers", "layer1,layer2", "--grid-side", "4", "--decoder", "ridge")
         assert run("discard", name, *arguments, "--out", tmp_path / "out") == 0
         frame = tables.read(tmp_path / "out" / "reconstruction.csv")
         assert frame.layer.tolist() == ["layer1", "layer2"]
@@ -161,7 +161,7 @@ class TestDiscardFurther:
 
     def test_boxes_of_a_data_set(self, tmp_path):
         name, weights = boxed(tmp_path, outside=True)
-        few = ("--images", "12", "--evaluated", "6", "--layers", "layer1", "--side", "4")
+        few = ("--images", "12", "--test", "6", "--layers", "layer1", "--grid-side", "4")
         assert (
             run("discard", name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", *few, "--boxes", "--out", tmp_path / "out") == 0
         )
@@ -174,7 +174,7 @@ class TestDiscardFurther:
 
     def test_masks_of_a_data_set_say_what_boxes_of_the_same_pixels_say(self, tmp_path, capsys):
         name, weights = boxed(tmp_path, empty=False)
-        few = ("--data", f"hf:{tmp_path / 'set'}", "--images", "12", "--evaluated", "4", "--layers", "layer1", "--side", "4")
+        few = ("--data", f"hf:{tmp_path / 'set'}", "--images", "12", "--test", "4", "--layers", "layer1", "--grid-side", "4")
         own = ("discard", name, "--weights", weights, *few)
         assert run(*own, "--boxes", "--out", tmp_path / "boxes") == 0
         assert run(*own, "--masks", "mask", "--out", tmp_path / "masks") == 0
@@ -189,7 +189,7 @@ class TestDiscardFurther:
         name, folder = network
         own = (name, "--weights", folder / "0.safetensors", "--images", "60")
         assert run("prune", *own, "--score", "l2", "--macs", "0.6", "--out", tmp_path / "small") == 0
-        few = ("--evaluated", "2", "--layers", "layer1,layer3", "--side", "4", "--compare", tmp_path / "small")
+        few = ("--test", "2", "--layers", "layer1,layer3", "--grid-side", "4", "--against", tmp_path / "small")
         assert run("discard", *own, *few, "--out", tmp_path / "out") == 0
         frame = tables.read(tmp_path / "out" / "discarded_difference.csv")
         assert frame.other.unique().tolist() == [f"{name} pruned to small"]
@@ -231,8 +231,20 @@ def boxed(folder, count=18, empty=True, outside=False):
 class TestFaithfulness:
     def test_tables_and_report(self, tmp_path, capsys):
         name, weights = boxed(tmp_path, empty=False)
-        own = (name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", "--images", "9", "--layers", "layer2,layer1", "--side", "4")
-        assert run("faithfulness", *own, "--evaluated", "4", "--tuned", "4", "--out", tmp_path / "out") == 0
+        own = (
+            name,
+            "--weights",
+            weights,
+            "--data",
+            f"hf:{tmp_path / 'set'}",
+            "--images",
+            "9",
+            "--layers",
+            "layer2,layer1",
+            "--grid-side",
+            "4",
+        )
+        assert run("faithfulness", *own, "--test", "4", "--tuning", "4", "--out", tmp_path / "out") == 0
         found = tables.read(tmp_path / "out" / "localization.csv")
         assert found.method.tolist() == [
             "cid layer1",
@@ -253,17 +265,17 @@ class TestFaithfulness:
         for row in found[:2].itertuples():
             assert (f"{row.converged:.0%} of the images converged" in told) == (row.converged < 1)
         assert "cid layer1: mean IoU" in told
-        said = refused(capsys, "faithfulness", *own, "--evaluated", "1", "--out", tmp_path / "no")
+        said = refused(capsys, "faithfulness", *own, "--test", "1", "--out", tmp_path / "no")
         assert "at least 2" in said
 
     def test_an_image_without_a_box_is_refused(self, tmp_path, capsys):
         name, weights = boxed(tmp_path)
         own = (name, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}", "--images", "9", "--layers", "layer2")
-        said = refused(capsys, "faithfulness", *own, "--evaluated", "9", "--tuned", "9", "--out", tmp_path / "out")
+        said = refused(capsys, "faithfulness", *own, "--test", "9", "--tuning", "9", "--out", tmp_path / "out")
         assert "1 of 9" in said
         assert "images have no box inside the image" in said
         assert not (tmp_path / "out").exists()
 
     def test_data_without_boxes(self, network, tmp_path, capsys):
         name, _ = network
-        assert "column 'boxes'" in refused(capsys, "faithfulness", name, "--evaluated", "4", "--tuned", "4", "--out", tmp_path / "out")
+        assert "column 'boxes'" in refused(capsys, "faithfulness", name, "--test", "4", "--tuning", "4", "--out", tmp_path / "out")

@@ -19,7 +19,7 @@ class Net(nn.Module):
         left = self.left(self.conv(x)[:, :, ::2, :4])
         return self.head(left.mean(2).repeat(1, 1, 2).flatten(1)) + self.dead(0 * left).sum()
 """
-FEW = ("--images", "40", "--evaluated", "2")
+FEW = ("--images", "40", "--test", "2")
 
 
 @pytest.fixture

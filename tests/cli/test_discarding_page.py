@@ -21,7 +21,7 @@ def test_the_page_runs(tmp_path, monkeypatch):
     assert len(commands) == 6
     for line in commands:
         known = line.replace("MODEL", f"{name} --weights {weights}").replace(" DATA", f" hf:{tmp_path / 'set'}")
-        few = ["--evaluated", "4"] if " discard " in line and "--evaluated" not in line else []
+        few = ["--test", "4"] if " discard " in line and "--test" not in line else []
         assert run(*shlex.split(known)[1:], "--images", "16", *few) == 0, line
     assert set(tables.read(tmp_path / "runs/compared/discarded.csv").network) == {name, f"{name} pruned to pruned"}
     one, other = (tables.read(tmp_path / "runs" / folder / "concentration.csv") for folder in ("boxes", "masks"))

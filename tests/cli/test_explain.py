@@ -24,7 +24,7 @@ class TestCommunities:
 
     def test_without_shards_and_weights(self, network, tmp_path):
         _, profile = network
-        assert run("communities", profile, "--no-shards", "--no-weighted", "--share", "0.3", "--out", tmp_path) == 0
+        assert run("communities", profile, "--no-intervals", "--no-weighted", "--share", "0.3", "--out", tmp_path) == 0
         frame = tables.read(tmp_path / "communities.csv")
         assert frame.modularity_low.isna().all()
         assert np.isfinite(frame.modularity).any()
@@ -65,13 +65,13 @@ class TestGradients:
 
     def test_one_site_pooled(self, network, tmp_path):
         given, profile = network
-        chosen = ("--readout", "pooled", "--sites", "conv1")
+        chosen = ("--readout", "pooled", "--layers", "conv1")
         assert run("gradients", *given, "--images", "80", "--profile", profile, *chosen, "--out", tmp_path) == 0
         assert set(tables.read(tmp_path / "gradients.csv").site) == {"conv1"}
 
     def test_a_site_or_readout_that_is_none(self, network, capsys, tmp_path):
         given, profile = network
         arguments = ("gradients", *given, "--images", "80", "--profile", profile, "--out", tmp_path / "out")
-        assert "near matches: conv1" in refused(capsys, *arguments, "--sites", "conv0")
+        assert "near matches: conv1" in refused(capsys, *arguments, "--layers", "conv0")
         assert "pooled" in refused(capsys, *arguments, "--readout", "all")
         assert not (tmp_path / "out").exists()

@@ -1,17 +1,21 @@
 """Flags are the signature: dataclass fields, defaults, help, and the types the command line has no word for."""
 
+import json
+import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
-from unittest.mock import MagicMock
 
+import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from channelscope import progress
-from channelscope.cli.flags import command, field_lines
+from channelscope.cli.call import current_call
+from channelscope.cli.flags import Command, command, examples, field_lines
+from channelscope.errors import ChannelscopeError, InputError
 from channelscope.progress import progress_bar
 
 
@@ -93,21 +97,22 @@ def test_descriptions_become_help_without_capital_and_full_stop(invoke):
 
 
 @pytest.mark.parametrize("flag", ["-q", "--quiet", ""])
-def test_every_command_can_hide_its_bars(flag, monkeypatch):
-    hidden = []
+def test_every_command_can_hide_progress_and_remarks(flag, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.01)
 
     def work(out: Path) -> None:
         """Work."""
-        with progress_bar("work", 1):
-            hidden.append(progress.Progress.call_args.kwargs["disable"])
+        progress.console.print("a remark")
+        with progress_bar("work", 1) as advance:
+            time.sleep(0.05)
+            advance()
 
-    monkeypatch.setattr(progress, "Progress", MagicMock())
-    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
     app = typer.Typer()
     app.command()(command(work))
-    for arguments in (["--out", "x", *filter(None, [flag])], ["--out", "x"]):
-        assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert hidden == [bool(flag), False]
+    result = CliRunner().invoke(app, ["--out", "x", *filter(None, [flag])])
+    assert result.exit_code == 0
+    assert ("a remark" in result.stderr, "work: " in result.stderr) == (not flag, not flag)
+    assert not progress.console.quiet
 
 
 def test_lines_below_a_sentence_are_help_too():
@@ -171,3 +176,138 @@ def test_words_stay_words_even_if_they_look_like_numbers():
     app = typer.Typer()
     app.command()(command(travel))
     assert repr(Trip(stops=("0", "1.0"))) in CliRunner().invoke(app, ["cat", "--stops", "0, 1.0", "--out", "there"]).output
+
+
+# ---- what every command has --------------------------------------------------------------------------------------------------
+
+
+def call_of(function, *arguments):
+    app = typer.Typer(add_completion=False)
+    app.command(cls=Command)(command(function))
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_options_of_a_file_are_those_of_the_flags_and_flags_win(tmp_path):
+    printed = call_of(show, "cat", "--out", "there", "--legs", "3", "--scale", "0.5,1", "--no-tame", "--dry-run")
+    assert printed.exit_code == 0, printed.output
+    assert tomllib.loads(printed.output) == {
+        "show": {"name": "cat", "legs": 3, "scale": "0.5,1", "tame": False, "out": "there", "kind": "a", "names": "x,y"}
+    }
+    (tmp_path / "config.toml").write_text(printed.output)
+    again = call_of(show, "--config", tmp_path / "config.toml", "--dry-run")
+    assert again.output == printed.output
+    changed = call_of(show, "dog", "--config", tmp_path / "config.toml", "--tame")
+    assert repr(Animal("dog", 3, (0.5, 1.0))) in changed.output
+
+
+def test_a_file_may_hold_lists_and_options_without_a_section(tmp_path):
+    (tmp_path / "config.toml").write_text('name = "cat"\nout = "there"\nscale = [0.5, 1]\n[show]\nlegs = 7\n')
+    assert repr(Animal("cat", 7, (0.5, 1.0))) in call_of(show, "--config", tmp_path / "config.toml").output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[show]\nleg = 3\n", "no option of show is called leg; near matches: legs; there are: name, out, legs, scale"),
+        ("[sow]\nlegs = 3\n", "no section is called show; near matches: sow; there are: sow"),
+        ("legs =", "expected a TOML file of options"),
+    ],
+)
+def test_a_file_of_options_that_does_not_fit_is_refused(tmp_path, text, said):
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ChannelscopeError, match=f"--config .*config.toml: {said}"):
+        raise call_of(show, "cat", "--out", "x", "--config", tmp_path / "config.toml").exception
+
+
+def test_a_missing_file_of_options_is_refused(tmp_path):
+    assert "none.toml" in str(call_of(show, "cat", "--out", "x", "--config", tmp_path / "none.toml").exception)
+
+
+def test_the_result_is_the_path_or_one_object():
+    def work(out: Path) -> None:
+        """Work."""
+        current_call().result(out, loss=float("nan"), tables={"rows": pd.DataFrame({"n": [1, 2]})})
+
+    assert call_of(work, "--out", "x").stdout == "x\n"
+    result = call_of(work, "--out", "x", "--json")
+    assert json.loads(result.stdout) == {"command": "work", "path": "x", "loss": None, "tables": {"rows": [{"n": 1}, {"n": 2}]}}
+
+
+@dataclass(frozen=True)
+class ScoreFlags:
+    """A test dataclass with the name of one whose flags have other names."""
+
+    noise: str = "median"
+    """of the input"""
+
+
+def test_a_flag_of_an_earlier_version_is_refused_with_its_present_name():
+    def work(scores: ScoreFlags, out: Path, test: int = 3, tests: int = 4) -> None:
+        """Work."""
+        print(scores, test, tests)
+
+    for earlier, said in (("--evaluated=3", "No such option: --evaluated. It is now --test."), ("--noise", "It is now --capture-noise.")):
+        result = call_of(work, "--out", "x", earlier, "3")
+        assert result.exit_code == 2
+        assert said in result.output
+    assert "ScoreFlags(noise='0.5') 3 5" in call_of(work, "--out", "x", "--capture-noise", "0.5", "--tests", "5").output
+
+
+def test_errors_speak_of_flags_and_verbose_shows_where_they_come_from():
+    def work(animal: Animal, out: Path) -> None:
+        """Work."""
+        raise InputError(f"{out}/legs_file: expected legs='3', pass scale or another name (tame=True or --tame); out_of_place is none")
+
+    result = call_of(work, "cat", "--out", "x")
+    assert str(result.exception) == "x/legs_file: expected --legs 3, pass --scale or another name (--tame); out_of_place is none"
+    assert "Traceback" not in result.stderr
+    assert "in work" in call_of(work, "cat", "--out", "x", "-v").stderr
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interrupted_command_says_what_it_kept(tmp_path, kept):
+    def work(out: Path) -> None:
+        """Work."""
+        current_call().unfinished[out] = "batches so far"
+        if kept:
+            out.write_text("")
+        raise KeyboardInterrupt
+
+    result = call_of(work, "--out", tmp_path / "it")
+    assert result.exit_code == 130
+    said = f"interrupted; kept {tmp_path / 'it'} (batches so far): give the same command again to go on from there"
+    assert (said if kept else "interrupted; nothing was kept") in result.stderr.replace("\n", " ")
+
+
+def test_the_command_line_is_what_differs_from_the_defaults(capsys):
+    lines = []
+
+    def work(animal: Animal, out: Path, names: tuple[str, ...] = ("x",)) -> None:
+        """Work."""
+        lines.append(current_call().command_line)
+
+    call_of(work, "a cat", "--out", "x", "--legs", "4", "--no-tame", "--names", "y,z", "-q")
+    assert lines == ["channelscope work 'a cat' --out x --no-tame --names y,z"]
+
+
+def test_help_has_a_heading_for_each_kind_of_option_and_examples():
+    def work(scores: ScoreFlags, animal: Animal, out: Path) -> None:
+        """Work.
+
+        Parameters
+        ----------
+        out
+            A place.
+
+        Examples
+        --------
+        channelscope work cat --out there
+        """
+
+    app = typer.Typer(rich_markup_mode=None)
+    app.command(cls=Command, epilog=examples(work))(command(work))
+    text = CliRunner().invoke(app, ["--help"]).output
+    headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Arguments:", "Options:", "Scores:", "This call:", "Examples:"]
+    assert text.rstrip().endswith("\n  channelscope work cat --out there")
+    assert "a place" in text

@@ -11,10 +11,11 @@ from channelscope import data, tables, zoo
 from channelscope.experiments.ablation.plan import AblationPlan
 from channelscope.experiments.ablation.run import ablate
 from channelscope.profiling import store
+from channelscope.tables.run_folder import RunFolder
 from cli.commands import refused, run, small_network
 
 ABLATION = sys.modules["channelscope.experiments.ablation.run"]
-FEW = ("--images", "80", "--evaluated", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
+FEW = ("--images", "80", "--test", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +73,11 @@ class TestAblate:
     def test_it_is_added_beside_other_tables_of_the_same_network(self, network, done, tmp_path):
         given, profile = network
         assert run("hulls", profile, "--out", tmp_path) == 0
-        before = (tmp_path / "run.json").read_text()
         assert run("ablate", *given, *FEW, "--profile", profile, "--out", tmp_path) == 0
-        assert (tmp_path / "run.json").read_text() == before
+        both = RunFolder.read(tmp_path)
+        assert both.facts["title"].startswith("Hulls of")
+        assert [(call["name"], call["options"].get("test")) for call in both.calls] == [("hulls", None), ("ablate", 40)]
+        assert [both.call_of(name)["name"] for name in ("hulls", "ablations")] == ["hulls", "ablate"]
         assert (tmp_path / "hulls.csv").exists()
         pd.testing.assert_frame_equal(tables.read(tmp_path / "ablations.csv"), tables.read(done / "ablations.csv"))
 
@@ -93,7 +96,8 @@ class TestAblate:
         with monkeypatch.context() as patch:
             patch.setattr(ABLATION.AblationStore, "write", failing)
             assert run("ablate", *given, *FEW, "--out", tmp_path) == 130
-        assert "goes on when the command is given again" in capsys.readouterr().err
+        said = f"interrupted; kept {tmp_path / 'ablation.unfinished'} (ablations measured so far): give the same command again"
+        assert said in capsys.readouterr().err
         assert {path.name for path in tmp_path.iterdir()} == {"ablation.unfinished", "network.profile"}
         written.clear()
         monkeypatch.setattr(ABLATION.AblationStore, "write", lambda *arguments: (written.append(1), write(*arguments)))
@@ -106,7 +110,7 @@ class TestAblate:
 
     def test_all_channels_of_one_site(self, network, tmp_path):
         given, profile = network
-        out = ("--all", "--sites", "conv1,layer1.0.conv1", "--out", tmp_path)
+        out = ("--all", "--layers", "conv1,layer1.0.conv1", "--out", tmp_path)
         assert run("ablate", *given, *FEW, "--profile", profile, *out) == 0
         assert tables.read(tmp_path / "ablated_channels.csv").groupby("site").size().to_dict() == {"conv1": 4, "layer1.0.conv1": 4}
 
@@ -129,7 +133,7 @@ class TestAblateRefuses:
 
     def test_a_site_that_is_none_lists_near_matches(self, network, capsys, tmp_path):
         given, profile = network
-        arguments = ("ablate", *given, *FEW, "--profile", profile, "--sites", "layer1.0.conv9", "--out", tmp_path / "out")
+        arguments = ("ablate", *given, *FEW, "--profile", profile, "--layers", "layer1.0.conv9", "--out", tmp_path / "out")
         assert "no site is called layer1.0.conv9; near matches: layer1.0.conv" in refused(capsys, *arguments)
         assert not (tmp_path / "out").exists()
 
@@ -154,9 +158,9 @@ class TestAblateRefuses:
     def test_too_few_or_too_many_images(self, network, capsys, tmp_path):
         given, profile = network
         arguments = ("ablate", *given, *FEW, "--profile", profile, "--out", tmp_path / "out")
-        assert "3 evaluation images leave some of 4 groups empty" in refused(capsys, *arguments, "--evaluated", "3")
-        assert "at least 1" in refused(capsys, *arguments, "--evaluated", "0")
-        assert "asked for 5000" in refused(capsys, *arguments, "--evaluated", "5000")
+        assert "3 evaluation images leave some of 4 groups empty" in refused(capsys, *arguments, "--test", "3")
+        assert "at least 1" in refused(capsys, *arguments, "--test", "0")
+        assert "asked for 5000" in refused(capsys, *arguments, "--test", "5000")
         assert not (tmp_path / "out" / "ablations.csv").exists()
 
     def test_another_plan_than_the_unfinished_one(self, network, capsys, tmp_path, monkeypatch):
@@ -165,13 +169,15 @@ class TestAblateRefuses:
         with monkeypatch.context() as patch:
             patch.setattr(ABLATION, "_ablate_batches", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             assert run(*arguments) == 130
-        assert "another run of ablations: they differ in" in refused(capsys, *arguments, "--silence", "mean")
+        assert "another run of ablations: they differ in" in refused(capsys, *arguments, "--ablation", "mean")
         assert (tmp_path / "ablation.unfinished").exists()
 
     def test_nonsense_numbers(self, network, capsys, tmp_path):
         given, profile = network
         assert "groups of at least 2" in refused(capsys, "ablate", *given, "--groups", "1", "--out", tmp_path / "out")
-        assert "max_size" in refused(capsys, "ablate", *given, *FEW, "--profile", profile, "--max-size", "0", "--out", tmp_path / "out")
+        assert "--hull-size ≥ 1" in refused(
+            capsys, "ablate", *given, *FEW, "--profile", profile, "--hull-size", "0", "--out", tmp_path / "out"
+        )
 
     def test_a_missing_profile(self, network, capsys, tmp_path):
         given, _ = network
@@ -190,7 +196,19 @@ class TestHulls:
     def test_the_rule_is_in_the_flags(self, network, tmp_path):
         _, profile = network
         for order in ("forward", "prefix"):
-            arguments = ("--order", order, "--max-size", "2", "--absolute", "--threshold", "0.5", "--pool", "2", "--ridge", "0.01")
+            arguments = (
+                "--hull-order",
+                order,
+                "--hull-size",
+                "2",
+                "--hull-absolute",
+                "--hull-threshold",
+                "0.5",
+                "--hull-pool",
+                "2",
+                "--hull-ridge",
+                "0.01",
+            )
             assert run("hulls", profile, *arguments, "--out", tmp_path / order) == 0
         forward, prefix = (tables.read(tmp_path / order / "hulls.csv") for order in ("forward", "prefix"))
         assert forward["size"].max() <= 2
@@ -206,7 +224,7 @@ class TestHulls:
     def test_no_profile_and_no_order_of_that_name(self, network, capsys, tmp_path):
         _, profile = network
         assert "no profile at" in refused(capsys, "hulls", tmp_path / "none", "--out", tmp_path / "out")
-        assert "prefix" in refused(capsys, "hulls", profile, "--order", "backward", "--out", tmp_path / "out").replace("'", "")
+        assert "prefix" in refused(capsys, "hulls", profile, "--hull-order", "backward", "--out", tmp_path / "out").replace("'", "")
         assert run("hulls", profile) == 2
         assert not (tmp_path / "out").exists()
 

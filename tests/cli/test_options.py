@@ -68,15 +68,15 @@ def taken(tmp_path):
 
 COMMANDS = (
     ("axes", OTHER, "--images", "60"),
-    ("ablate", OTHER, "--images", "60", "--evaluated", "8"),
+    ("ablate", OTHER, "--images", "60", "--test", "8"),
     ("propagation", OTHER, "--images", "60"),
     ("gradients", OTHER, "--images", "60"),
     ("prune", OTHER, "--images", "60"),
     ("benchmark", OTHER, "--images", "60"),
     ("circuit", OTHER, "--feature", "conv1:0"),
     ("subcircuits", OTHER, "--feature", "conv1:0"),
-    ("discard", OTHER, "--images", "60", "--evaluated", "2"),
-    ("faithfulness", OTHER, "--images", "60", "--evaluated", "2", "--tuned", "2"),
+    ("discard", OTHER, "--images", "60", "--test", "2"),
+    ("faithfulness", OTHER, "--images", "60", "--test", "2", "--tuning", "2"),
     ("train", OTHER, "--epochs", "1"),
 )
 
@@ -165,15 +165,15 @@ def test_few_validation_images_are_said_and_the_last_epoch_is_kept(capsys, tmp_p
 
 def test_default_numbers_fit_a_small_set_and_say_what_they_took(capsys):
     split = read_images(ImageSource("digits")).test
-    assert len(fitted(split, None, 359, "--evaluated")) == 359
+    assert len(fitted(split, None, 359, "--test")) == 359
     assert capsys.readouterr().err == ""
-    assert len(fitted(split, None, 1000, "--evaluated")) == 359
-    assert capsys.readouterr().err == "--evaluated: 359 test images, for that is all there are; 1,000 where there are so many\n"
-    assert fitted(split, 20, 1000, "--evaluated").indices.tolist() == split.indices[:20].tolist()
-    with pytest.raises(DataError, match=r"--evaluated: expected at least 1 and at most 359 images of the test split, asked for 360"):
-        fitted(split, 360, 1000, "--evaluated")
+    assert len(fitted(split, None, 1000, "--test")) == 359
+    assert capsys.readouterr().err == "--test: 359 test images, for that is all there are; 1,000 where there are so many\n"
+    assert fitted(split, 20, 1000, "--test").indices.tolist() == split.indices[:20].tolist()
+    with pytest.raises(DataError, match=r"--test: expected at least 1 and at most 359 images of the test split, asked for 360"):
+        fitted(split, 360, 1000, "--test")
     with pytest.raises(DataError, match="asked for 0"):
-        fitted(split, 0, 1000, "--evaluated")
+        fitted(split, 0, 1000, "--test")
 
 
 def test_few_images_are_the_first_of_those_drawn():

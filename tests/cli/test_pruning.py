@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from channelscope import tables, zoo
 from channelscope.cli import pruning
-from channelscope.errors import FormatError
+from channelscope.errors import FormatError, NumericError
 from channelscope.network.module_state import weights_hash
 from channelscope.pruning import folder as folders
 from channelscope.pruning.folder import load_pruned
@@ -75,7 +76,7 @@ def test_a_budget_out_of_reach_is_refused_or_the_closest_taken(place, capsys):
     options = ("--images", "60", "--macs", "0.001", "--score", "l1", "--repair", "none", "--out", path / "closest")
     said = refused(capsys, "prune", *given, *options)
     assert "cannot be met; the smallest budget is 0." in said
-    assert "(closest=True or --closest takes it): of what is then left, " in said
+    assert "(--closest takes it): of what is then left, " in said
     assert run("prune", *given, *options, "--closest") == 0
     frame = tables.read(path / "closest" / "pruning.csv").set_index("state")
     smallest = float(said.split("smallest budget is ")[1].split()[0])
@@ -90,9 +91,31 @@ def test_weights_that_depend_on_the_image_are_refused_before_anything_is_ranked(
         "    def forward(self, x):\n        return self.c(self.b(self.a(x).relu()).relu().mean((2, 3)))\n"
     )
     monkeypatch.setattr(pruning, "make_ranking", lambda *_: pytest.fail("ranked"))
-    said = refused(capsys, "prune", f"{tmp_path / 'net.py'}:Net", "--images", "60", "--macs", "0.05", "--out", tmp_path / "out")
-    assert "cannot be met; the smallest budget is 0." in said
-    assert "a holds" in said
+    said = refused(capsys, "prune", f"{tmp_path / 'net.py'}:Net", "--images", "60", "--macs", "0.8", "--out", tmp_path / "out")
+    assert "cannot be met; the smallest budget is 1.000" in said
+    assert "b holds" in said
+
+
+def test_the_original_teaches_the_smaller_network(place, capsys, monkeypatch):
+    path, given = place
+    options = ("--images", "60", "--macs", "0.5", "--score", "l1", "--repair", "batchnorm", "--distill", "--out", path / "distilled")
+    assert run("prune", *given, *options) == 0
+    said = capsys.readouterr().err
+    assert "images to distill on are few" in said
+    before, after = map(float, re.findall(r"divergence from the original ([\d.e-]+) nats before, ([\d.e-]+) after", said)[0])
+    frame = tables.read(path / "distilled" / "pruning.csv").set_index("state")
+    assert list(frame.index) == ["original", "pruned", "repaired", "distilled"]
+    assert frame.loc["distilled", "macs"] == frame.loc["pruned", "macs"]
+    assert after < before or "the network stays as it was" in said
+    weights = load_file(path / "distilled" / "weights.safetensors")
+    assert torch.equal(weights["conv1.weight"], load_pruned(path / "distilled").conv1.weight)
+
+    def fails(*_, **__):
+        raise NumericError("the loss of distillation is nan at step 3 of epoch 1")
+
+    monkeypatch.setattr(pruning, "distill", fails)
+    assert "step 3 of epoch 1; the network in" in refused(capsys, "prune", *given, *options)
+    assert list(tables.read(path / "distilled" / "pruning.csv")["state"]) == ["original", "pruned", "repaired"]
 
 
 def test_fine_tuning_trains_and_replaces(place):
@@ -182,7 +205,7 @@ def test_a_network_of_two_inputs_takes_an_example(guided):
     assert run("prune", name, *example, "--images", "60", "--macs", "0.6", "--export", "pt2", "--out", path / "small") == 0
     small = load_pruned(path / "small")
     assert torch.equal(zoo.extra_inputs(small)["y"], load_file(path / "y.safetensors")["y"])
-    options = ("--scores", "l1", "--budgets", "0.6", "--repairs", "none", "--images", "60", "--tests", "40")
+    options = ("--scores", "l1", "--budgets", "0.6", "--repairs", "none", "--images", "60", "--test", "40")
     assert run("benchmark", name, *example, *options, "--finetune", "1", "--out", path / "bench") == 0
     assert "scratch" in set(tables.read(path / "bench" / "benchmark.csv")["repair"])
 

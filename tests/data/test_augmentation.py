@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_zoo as pencil
-from channelscope.data.augmentation import augment
+from channelscope.data.augmentation import AugmentedBatches, augment
+from channelscope.data.images import read_images
 
 
 def batch(count=4, channels=3, height=6, width=5, seed=0):
@@ -111,3 +112,16 @@ def test_the_square_is_drawn_after_crop_and_flip():
     covered = (both == 0).all(1) & (plain != 0).any(1)
     assert covered.flatten(1).sum(1).max() == 4
     assert torch.equal(both[~covered[:, None].expand_as(both)], plain[~covered[:, None].expand_as(plain)])
+
+
+def test_augmented_batches_are_all_images_in_a_new_order_in_every_pass():
+    split = read_images("digits").test.take(10).with_batch_size(4)
+    plain = split.normalized(split.pixels(torch.arange(10))).flatten(1)
+    batches = AugmentedBatches(split, pad=0, flip=False, seed=3)
+    first, second = (torch.cat(list(batches)).flatten(1) for _ in range(2))
+    again = torch.cat(list(AugmentedBatches(split, pad=0, flip=False, seed=3))).flatten(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    for images in (first, second):
+        assert sorted(images.tolist()) == sorted(plain.tolist())
+    assert not torch.equal(torch.cat(list(AugmentedBatches(split, pad=1, flip=True, seed=3))).flatten(1), first)

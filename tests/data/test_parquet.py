@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import odd_files
 from channelscope.data.decoding import ResizeCrop, decode
 from channelscope.data.parquet import parquet_or_hub
 from channelscope.errors import DataError
@@ -96,10 +97,11 @@ def test_columns_can_be_named(tmp_path):
 def test_unclear_columns_say_which_there_are(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 1], label="one", two=[0, 0])
     with pytest.raises(
-        DataError, match=r"expected one column of labels, found 2 that could be \(one, two\) among image, one, two; pass label_column"
+        DataError,
+        match=r"expected one column of labels, found 2 that could be \(one, two\) among image .*, one .*, two .*; pass label_column",
     ):
         parquet_or_hub(str(tmp_path))
-    with pytest.raises(DataError, match=r"expected a column 'three' of labels, found columns image, one, two"):
+    with pytest.raises(DataError, match=r"expected a column 'three' of labels, found columns image \(.*\), one \(int64\), two \(int64\);"):
         parquet_or_hub(str(tmp_path), label_column="three")
     with pytest.raises(DataError, match=r"expected a column 'one' of images"):
         parquet_or_hub(str(tmp_path), image_column="one", label_column="one")
@@ -219,3 +221,51 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"datasets is not installed; pip install 'channelscope\[hf\]'"):
         parquet_or_hub("no/where")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "received"),
+    [
+        ("dictionary", ("kind 0", "kind 1", "kind 2"), [0, 1, 2, 0]),
+        ("dictionary of numbers", ("0", "1", "2"), [0, 1, 2, 0]),
+        ("text view", ("kind 0", "kind 1", "kind 2"), [0, 1, 2, 0]),
+        ("bool", ("0", "1"), [1, 0, 1, 0]),
+        ("uint64", ("0", "1", "2"), [0, 1, 2, 0]),
+    ],
+)
+def test_labels_are_read_from_columns_of_every_type_that_numbers_or_names_classes(tmp_path, labels, classes, received):
+    found = parquet_or_hub(str(odd_files.parquet(tmp_path / "set", labels)))
+    assert found.class_names == classes
+    assert found.parts[0].labels[:4].tolist() == received
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("sparse", r"expected classes numbered from 0, received the number 2,000,000,000,000"),
+        ("largest", r"expected classes numbered from 0, received the number 18,446,744,073,709,551,615"),
+        ("float", r"found 0 that could be \(none\) among image \(struct.*\), label \(double\); .* whole numbers from 0 or as text"),
+        ("one-hot", r"label \(list<.*>\); pass label_column"),
+        ("all missing", r"expected labeled images, received none"),
+        ("some missing", r"row 0, column image: expected a label from 0 to 2, received -1"),
+    ],
+)
+def test_columns_that_hold_no_classes_are_refused_with_their_types(tmp_path, labels, said):
+    with pytest.raises(DataError, match=said):
+        parquet_or_hub(str(odd_files.parquet(tmp_path / "set", labels)))
+
+
+@pytest.mark.parametrize("metadata", odd_files.METADATA)
+def test_metadata_of_another_form_is_passed_over(tmp_path, metadata):
+    folder = odd_files.parquet(tmp_path / "set", metadata=metadata)
+    if metadata == "few names":
+        with pytest.raises(DataError, match="expected a label from 0 to 0, received 1"):
+            parquet_or_hub(str(folder))
+    else:
+        assert parquet_or_hub(str(folder)).class_names == ("0", "1", "2")
+
+
+def test_a_cell_that_holds_no_bytes_is_named(tmp_path):
+    part = parquet_or_hub(str(odd_files.parquet(tmp_path / "set", images="struct of text"))).parts[0]
+    with pytest.raises(DataError, match=r"train row 3, column image: expected the bytes of an encoded picture, received a str"):
+        part.read(3)

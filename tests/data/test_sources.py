@@ -119,3 +119,10 @@ def test_a_folder_called_like_a_picture_is_none_and_what_cannot_be_read_is_said(
     images = read_images(ImageSource(f"folder:{tmp_path}", skip_corrupt=True))
     assert images.skipped == 1
     assert sum(len(x) for split in (images.calibration, images.test) for x, _, _ in split) == 4
+
+
+@pytest.mark.parametrize("values", [("taylor", 1.0), (float("nan"),), (float("inf"), 1.0), ()])
+def test_means_and_deviations_are_finite_numbers(values):
+    for name in ("mean", "std"):
+        with pytest.raises(DataError, match=f"{name}: expected finite numbers, one per channel or one for all"):
+            ImageSource("digits", **{name: values})

@@ -77,6 +77,14 @@ def test_rows_come_in_the_order_of_the_split(rows, n):
         assert torch.equal(taken.pixels(torch.tensor([n - 1]))[0], torch.from_numpy(picture(rows[n - 1]).transpose(2, 0, 1).copy()))
 
 
+def test_what_is_left_after_the_first_images():
+    whole = split()
+    assert torch.equal(whole.drop(3).indices, whole.indices[3:])
+    assert len(whole.drop(11)) == 0
+    with pytest.raises(DataError, match="at most 11 images of the train split, asked to leave out 12"):
+        whole.drop(12)
+
+
 def test_more_than_there_are_cannot_be_taken():
     with pytest.raises(DataError, match="at most 11 images of the train split, asked for 12"):
         split().take(12)

@@ -73,3 +73,7 @@ def test_maps_are_blurred_by_four_pixels():
     rows = room.smoothed(maps).sum(2)[0]
     variance = float((rows * (torch.arange(41) - 20.0).square()).sum() / rows.sum())
     assert abs(variance**0.5 - 4) < 0.1
+
+
+def test_a_constant_map_stays_constant_up_to_the_border():
+    torch.testing.assert_close(room.smoothed(torch.full((2, 9, 30), 3.0)), torch.full((2, 9, 30), 3.0))

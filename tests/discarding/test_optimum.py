@@ -1,6 +1,7 @@
 """Optima: the exact answers of linear networks, what must not change them, and the slow published way to the same noise."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import pencil_discarding as pencil
+from channelscope.discarding import optimum
 from channelscope.discarding.jacobian import PerImageRandom, SensitivityEstimator
 from channelscope.discarding.noise import GAUSSIAN_ENTROPY, Cells, mean_entropy
 from channelscope.discarding.optimum import Constraint, optimal_noise
@@ -242,3 +244,13 @@ def test_errors_say_how_often_they_would_be_wrong():
     spread = torch.stack([run.cid for run in runs]).std(0).mean()
     stated = torch.stack([run.cid_se for run in runs]).mean()
     assert 0.4 * spread < stated < 2.0 * spread
+
+
+def test_the_first_sensitivities_are_estimated_from_every_draw():
+    images, (feature, _) = photographs(), linear()
+    given = PerImageRandom(0, torch.arange(len(images)))
+    estimator = SensitivityEstimator(feature, images, Cells.of((4, 4)), torch.ones(SHAPE, dtype=torch.bool), given)
+    for start in (2, 3):
+        search = optimum._FixedPoint(estimator, Constraint("data", 0.1, 1.0), FREE, replace(optimum.BUDGETS["exact"], start=start))
+        search.isotropic_round()
+        assert [len(each.response) for each in search.history] == [start]

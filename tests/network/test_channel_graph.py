@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from channelscope.circuits.feature import locate_feature
-from channelscope.network.channel_tracing import channel_graph
+from channelscope.network.channel_graph import channel_graph
 from channelscope.network.graph import trace
 from channelscope.zoo.models import build as published
 from networks import built

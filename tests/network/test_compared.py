@@ -1,6 +1,5 @@
 """The comparison after shrinking: a right network passes, whatever was cut; one wrong channel never does."""
 
-import copy
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,10 +12,11 @@ from torch.nn import functional as F
 
 from channelscope.data.torchvision_cpu import models
 from channelscope.errors import MismatchError
+from channelscope.network.labeling.narrowing import narrow_pair
+from channelscope.network.nest import leaves
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import groups
-from channelscope.network.removal.outputs import distance, tensors
-from channelscope.network.removal.slicing import slice_layer
+from channelscope.network.tracing.recording import distance
 from channelscope.pruning.shrink import shrink
 from networks import NARROW, built, lively
 
@@ -58,10 +58,7 @@ def found_in(name: str):
 
 def sliced(found, kept) -> nn.Module:
     """`shrink` without its comparison."""
-    keep, small = kept_ids(found, kept), copy.deepcopy(found.graph.model)
-    for layer in found.layers:
-        slice_layer(small.get_submodule(layer.name), layer, keep)
-    return small
+    return narrow_pair(found.labeled, ~kept_ids(found, kept)[:-1], checked=False)[0]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -150,9 +147,9 @@ def test_every_tensor_of_a_nested_output_is_compared(kind):
 
 
 def test_an_output_that_cannot_be_listed_is_refused():
-    assert [path for path, _ in tensors(Heads(torch.zeros(1), (torch.zeros(2), "b")))] == ["output.out", "output.aux[0]", "output.aux[1]"]
+    assert [path for path, _ in leaves(Heads(torch.zeros(1), (torch.zeros(2), "b")))] == ["output.out", "output.aux[0]", "output.aux[1]"]
     with pytest.raises(MismatchError, match="output is of type object, whose tensors cannot be listed"):
-        list(tensors(object()))
+        list(leaves(object()))
 
 
 def test_distances_by_hand():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from channelscope.network.tracing.comparison import other_image, same
+from channelscope.network.tracing.recording import other_image, same
 
 ONE = torch.tensor([1.0, 2.0])
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from channelscope.network.edits import silence
-from channelscope.network.removal import channels
 from channelscope.network.removal import groups as grouping
+from channelscope.network.removal import site_labels
 from channelscope.network.sites import sites
 from channelscope.pruning.cut import cut
 from channelscope.pruning.recovery.repair import repair
@@ -31,12 +31,12 @@ def walks(monkeypatch):
     """How often the network is walked through."""
     made: list[int] = []
 
-    class Counted(channels.ChannelDependencies):
+    class Counted(site_labels.SiteLabels):
         def __init__(self, *args):
             made.append(1)
             super().__init__(*args)
 
-    monkeypatch.setattr(grouping, "ChannelDependencies", Counted)
+    monkeypatch.setattr(grouping, "SiteLabels", Counted)
     return made
 
 

@@ -178,13 +178,22 @@ def test_bad_input_says_what_to_do():
 
 
 class Hybrid(nn.Module):
-    """A convolutional stem before an attention layer that is followed as one step."""
+    """A convolutional stem before an attention layer whose weights are used, so that it is kept whole."""
 
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 48, 3, 2, 1))
         self.enc = nn.MultiheadAttention(48, 4, batch_first=True)
         self.fc = nn.Linear(48, 10)
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        attended, weights = self.enc(tokens, tokens, tokens)
+        return self.fc(attended.mean(1)) + weights.mean((1, 2))[:, None]
+
+
+class Attending(Hybrid):
+    """The same, without using the weights."""
 
     def forward(self, x):
         tokens = self.stem(x).flatten(2).transpose(1, 2)
@@ -216,6 +225,15 @@ def test_what_is_not_followed_counts_and_a_budget_out_of_reach_is_refused():
     assert cut(score, found, macs=0.5, allocation=score, closest=True) == nearest
 
 
+def test_channels_that_attention_reads_go_and_its_multiply_adds_are_counted():
+    model, image = Attending().eval(), torch.zeros(1, 3, 32, 32)
+    found = groups(model, image)
+    assert found.unprunable == {}
+    kept = found.to_subset(np.arange(80) % 5 != 4)
+    assert cost(shrink(found, kept), image).total_macs == macs(found, kept)
+    assert macs(found, kept) == 256 * 27 * 26 + 64 * 26 * 9 * 38 + 64 * (38 * 144 + 48 * 48) + 2 * 64 * 64 * 48 + 480
+
+
 def test_everything_fits_a_whole_budget_and_a_model_may_be_given_itself():
     model = chain()
     score = ranking(CHAIN)
@@ -228,3 +246,15 @@ def test_a_layer_of_equal_scores_has_zscores_of_zero(value):
     found = groups(Pair().eval(), torch.zeros(1, 3, 4, 4))
     score = Ranking("flat", "", "high", {"a": np.full(3, value), "b": np.full(3, value)}, found.sites, (3, 4, 4))
     np.testing.assert_array_equal(group_importance(score, found, normalize="zscore"), [0, 0, 0])
+
+
+def test_a_budget_below_the_cap_is_refused_before_anything_is_ranked():
+    """Of 40 channels at most 38 may go, so 0.05 of the multiply-adds stay; with a cap of half of them, half."""
+    model = nn.Sequential(nn.Conv2d(3, 40, 1), nn.ReLU(), nn.Conv2d(40, 2, 1), nn.Flatten()).eval()
+    found = groups(model, torch.zeros(1, 3, 4, 4))
+    refuse_out_of_reach(found, 0.05)
+    with pytest.raises(BudgetError, match=r"0\.04 of 3,200 multiply-adds cannot be met; the smallest budget is 0\.050"):
+        refuse_out_of_reach(found, 0.04)
+    refuse_out_of_reach(found, 0.5, cap=0.5)
+    with pytest.raises(BudgetError, match=r"the smallest budget is 0\.500"):
+        refuse_out_of_reach(found, 0.49, cap=0.5)

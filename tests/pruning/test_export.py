@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from channelscope.errors import InputError, MismatchError
-from channelscope.pruning.export import export
+from channelscope.pruning.folder import export
 from networks import built
 
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))

@@ -243,3 +243,18 @@ def test_a_rewritten_network_counts_as_cut_is_repaired_and_comes_back_to_the_bit
     assert {"qkv", "out", "head"} <= set(report.relative_errors)
     again = load_pruned(save_pruned(small, model, kept, tmp_path / "small"), model)
     assert torch.equal(again(IMAGES), small(IMAGES))
+
+
+def test_a_network_that_would_be_built_otherwise_is_refused_and_leaves_nothing(tmp_path):
+    """The file of the class changes between building and saving, so that the folder could not be loaded."""
+    lines = "import torch.nn as nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n        super().__init__("
+    (tmp_path / "net.py").write_text(f"{lines}nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1), nn.Flatten())\n")
+    model = zoo.build(f"{tmp_path / 'net.py'}:Net")
+    found = groups(model, torch.zeros(1, 3, 4, 4))
+    kept = found.to_subset(np.arange(8) > 2)
+    small = shrink(found, kept)
+    assert load_pruned(save_pruned(small, model, kept, tmp_path / "right"))[0].out_channels == 5
+    (tmp_path / "net.py").write_text(f"{lines}nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Conv2d(12, 2, 1), nn.Flatten())\n")
+    with pytest.raises(InputError, match=r"Net cannot be built again as it was pruned .*8 channels at 0, the network 12"):
+        save_pruned(small, model, kept, tmp_path / "wrong")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__") == ["right"]

@@ -1,5 +1,7 @@
 """Reconstruction: costs are what brute-force refits cost, and redundant channels go first."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, SampleError
-from channelscope.network.removal.channels import LayerChannels
+from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.cut import cut
 from channelscope.pruning.optimal_brain_surgeon import RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
@@ -57,6 +59,7 @@ def test_cut_takes_it_as_it_is():
     model = twins()
     found = groups(model, IMAGES[:1])
     ranking = optimal_brain_surgeon(found, IMAGES.split(30))
+    assert ranking.input_shape == (3, 8, 8)
     kept = cut(ranking, found, macs=0.6)
     alive = found.kept(kept)
     order = np.argsort(np.concatenate([ranking["first"], ranking["second"]]))
@@ -68,8 +71,8 @@ def test_cut_takes_it_as_it_is():
     assert removed[0] == 0
 
 
-def layer(inputs, outputs, taps=1) -> LayerChannels:
-    return LayerChannels("x", "x", torch.tensor(inputs), torch.tensor(outputs), taps, 1)
+def layer(inputs, outputs, taps=1) -> Layer:
+    return Layer("x", "x", torch.tensor(inputs), torch.tensor(outputs), taps, 1)
 
 
 @pytest.mark.parametrize("taps", [1, 4])
@@ -160,3 +163,15 @@ def test_a_generator_loses_no_batch():
     images = [torch.randn(6, 1, 8, 8) for _ in range(3)]
     once, listed = optimal_brain_surgeon(model, (batch for batch in images)), optimal_brain_surgeon(model, images)
     assert {site: once[site].tolist() for site in once.values} == {site: listed[site].tolist() for site in listed.values}
+
+
+def test_of_groups_of_which_one_stays_the_last_is_ranked_after_all_that_can_go():
+    """Channel 2 is read by nobody and goes first, unless its part has lost all others; the order of the rest does not change."""
+    found = groups(twins(), IMAGES[:1])
+    free = optimal_brain_surgeon(found, [IMAGES], exponent=1.0)["first"]
+    held = optimal_brain_surgeon(replace(found, parts=((1, 2, 4),)), [IMAGES], exponent=1.0)["first"]
+    assert free.argmin() == held.argmin() == 2
+    assert max(free[[1, 2, 4]]) < 1
+    assert max(held[[1, 2, 4]]) == 1
+    alone = optimal_brain_surgeon(replace(found, parts=((2,), (4,))), [IMAGES], exponent=1.0)["first"]
+    assert sorted(alone[[2, 4]].tolist()) == [0.9, 1.0]

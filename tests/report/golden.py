@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from channelscope.report import verdict
 from channelscope.report.page import render
-from channelscope.report.run import Run
 from channelscope.report.sections import sections
+from channelscope.tables.run_folder import RunFolder as Run
 from report.folders import tiny
 
 GOLD = Path(__file__).parent / "gold"

@@ -8,8 +8,8 @@ import pytest
 from channelscope import tables
 from channelscope.report import figures
 from channelscope.report.page import render
-from channelscope.report.run import Run
 from channelscope.report.section import Chart, Section
+from channelscope.tables.run_folder import RunFolder as Run
 from channelscope.tables.schema import Column
 from report.golden import data
 

@@ -10,9 +10,9 @@ from channelscope import tables
 from channelscope.errors import FormatError
 from channelscope.report import figures, sections
 from channelscope.report.page import render
-from channelscope.report.run import Run
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.report.sections.alignment import ALIGNMENT, CLUSTERS, by_depth
+from channelscope.tables.run_folder import RunFolder as Run
 from channelscope.tables.schema import Column
 from report.folders import large, tiny
 

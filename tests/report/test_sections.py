@@ -5,8 +5,9 @@ import pytest
 
 from channelscope import tables
 from channelscope.report import sections
-from channelscope.report.run import Run, where
 from channelscope.report.section import Chart, Section
+from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import where
 from report.folders import FACTS, tiny
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from channelscope import tables
 from channelscope.report import verdict
-from channelscope.report.run import Run
 from channelscope.report.sections.alignment import by_depth, change_with_depth, cluster_sentences, layer_alignment
+from channelscope.tables.run_folder import RunFolder as Run
 from report.folders import FACTS, means, tiny
 
 NAN = math.nan

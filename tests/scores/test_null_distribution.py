@@ -85,6 +85,10 @@ def test_means_and_p_values_agree_with_real_permutations(score, readout, shrinka
     agrees(score, profile(), samples, shrink, target_readout=readout, shrinkage=shrinkage)
 
 
+def test_two_hundred_shuffles_are_drawn_where_nothing_else_is_said():
+    assert scores.permutation_null(profile(), "relevance", **TARGET)["0"].permutations == 200
+
+
 def test_with_some_positions_of_each_image_the_null_is_that_of_their_means():
     """Mean information of shuffles is half the mean squared correlation, here of the images' mean samples; over 20 seeds of positions."""
     drawn, real = [], []

@@ -1,9 +1,11 @@
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 
 import measured
-from channelscope.errors import SampleError, SiteError
+from channelscope.errors import MismatchError, SampleError, SiteError
 
 
 def test_a_misspelled_site_is_refused_with_the_nearest():
@@ -28,3 +30,11 @@ def test_printed_it_says_what_was_measured():
 def test_a_shard_that_was_not_kept_is_refused():
     with pytest.raises(SampleError, match="no shard 6: it was collected with shards=6"):
         measured.profile().record(measured.profile().sites[0], 6)
+
+
+def test_images_in_common_are_counted_in_the_first_profile():
+    one, other = (replace(measured.profile(), fingerprints=torch.tensor(each)) for each in ([1, 2, 2, 3], [2, 9]))
+    with pytest.raises(MismatchError, match="no image in common: 2 of the 90 images of one"):
+        one + other
+    with pytest.raises(MismatchError, match="no image in common: 1 of the 90 images of one"):
+        other + one

@@ -52,6 +52,10 @@ def test_a_score_table_brings_its_own_units():
     got = tables.describe(frame, {"name": "scores", "units": {"chip": "rank"}, "keeps": {"chip": "high"}})
     assert got.attrs["columns"]["chip"]["unit"] == "rank"
     assert got.attrs["columns"]["chip_se"]["unit"] == "rank"
+    own = tables.describe(
+        frame.rename(columns={"chip": "my_own_score"}).drop(columns="chip_se"), {"name": "x", "units": {"my_own_score": "bits"}}
+    )
+    assert own.attrs["columns"]["my_own_score"] == {"unit": "bits", "digits": 3, "meaning": "my own score"}
     assert got.attrs["provenance"] == {"keeps": {"chip": "high"}}
 
 
@@ -125,6 +129,8 @@ def test_a_failed_write_leaves_the_earlier_table_and_nothing_else(tmp_path):
 def test_other_endings_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"ends in \.csv or \.parquet, not '\.xlsx'"):
         tables.write(example(), tmp_path / "x.xlsx")
+    with pytest.raises(InputError, match=r"ends in \.csv or \.parquet, not '\.xlsx'"):
+        tables.read(tmp_path / "x.xlsx")
 
 
 def test_parquet_without_its_package_says_what_to_install(tmp_path, monkeypatch):

@@ -35,6 +35,13 @@ def test_every_column_has_a_meaning_and_a_source(name):
     assert COLUMNS[name].source
 
 
+def test_units_are_text_and_decimals_are_numbers():
+    for column in COLUMNS.values():
+        assert isinstance(column.unit, str)
+        assert isinstance(column.digits, int)
+    assert [(COLUMNS[name].unit, COLUMNS[name].digits) for name in ("channels", "n")] == [("channels", 0), ("", 0)]
+
+
 def test_ranges_are_printed_as_intervals():
     assert QUANTITIES["support"].range == "[0, 1]"
     assert QUANTITIES["capture"].range == "[0, ∞)"

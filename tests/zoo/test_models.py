@@ -186,7 +186,7 @@ def test_files_that_do_not_have_it_say_what_they_have(file):
 
 
 def test_constructors_that_fail_are_reported(file):
-    with pytest.raises(InputError, match=r"cannot be made .* \(bad luck\)"):
+    with pytest.raises(InputError, match=r"cannot be made .* \(bad luck, .*nets\.py:\d+\)"):
         build(f"{file}:failing")
     with pytest.raises(InputError, match=r"expected a torch.nn.Module, received str"):
         build(f"{file}:wrong")

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -454,3 +455,19 @@ def test_training_on_a_gpu_learns_in_bfloat16(tmp_path):
     assert history.test_accuracy > 0.95
     assert next(model.parameters()).is_cuda
     assert zoo.read_weights(history.trained)["conv1.weight"].dtype == torch.float32
+
+
+def test_the_bar_goes_on_by_the_images_of_each_step():
+    class Bar:
+        seen: ClassVar[list] = []
+
+        def add_task(self, *_, **__):
+            return 7
+
+        def update(self, task, completed, **fields):
+            self.seen.append((task, completed, fields.get("speed")))
+
+    line = training._Line(Schedule(epochs=2), 40, 10, 1, Bar())  # type: ignore[arg-type]
+    line.advance(2, 10, 0.5, 10)
+    line.advance(2, 30, 0.5, 20)
+    assert Bar.seen == [(7, 40, None), (7, 50, "20 images/s"), (7, 70, "60 images/s")]

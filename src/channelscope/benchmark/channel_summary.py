@@ -294,7 +294,7 @@ CHANNEL_COLUMNS = {
 
 COMMANDS = {
     "pruning": ("No pruning", "channelscope prune {network} --out RUN"),
-    "ablations": ("No ablation of it", "channelscope ablate {network} --sites {layer} --all --out RUN"),
+    "ablations": ("No ablation of it", "channelscope ablate {network} --layers {layer} --all --out RUN"),
     "circuits": ("No circuit of a feature that {layer} leads to", "channelscope circuit {network} --feature LAYER:CHANNEL --out RUN"),
     "scores": ("No scores", "channelscope axes {network} --out RUN"),
     "hulls": ("No replacements", "channelscope hulls PROFILE --out RUN, with the profile that axes leaves"),

@@ -2,13 +2,12 @@
 
 from channelscope.circuits.circuit import Circuit, remove_dead_ends, union
 from channelscope.circuits.comparison import compare_criteria
-from channelscope.circuits.criteria import score_kernels
+from channelscope.circuits.criteria import CircuitOptions, score_kernels
 from channelscope.circuits.evaluation import HeldOutImages, evaluate_circuit
 from channelscope.circuits.extraction import extract_module
 from channelscope.circuits.feature import Feature, LocatedFeature, locate_feature
 from channelscope.circuits.folder import load_circuit, save_circuit
 from channelscope.circuits.kernel_scores import KernelScores
-from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.selection import connected_top_k, top_k
 from channelscope.circuits.subfeatures import subfeature_circuits
 

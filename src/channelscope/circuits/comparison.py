@@ -12,10 +12,9 @@ import pandas as pd
 import torch
 
 from channelscope import tables
-from channelscope.circuits.criteria import CRITERIA, criterion_named
+from channelscope.circuits.criteria import CRITERIA, CircuitOptions, criterion_named
 from channelscope.circuits.evaluation import CIRCUIT_COLUMNS, HeldOutImages, fidelity_row
 from channelscope.circuits.feature import LocatedFeature, activation_range, image_batches, locate_feature
-from channelscope.circuits.options import CircuitOptions
 from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.formulas.intervals import Interval, bootstrap
 from channelscope.network.graph import Graph

@@ -10,10 +10,9 @@ import torch
 
 from channelscope import tables
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
-from channelscope.circuits.criteria import baseline_scores, criterion_named
+from channelscope.circuits.criteria import CircuitOptions, baseline_scores, criterion_named
 from channelscope.circuits.feature import LocatedFeature, feature_values, value_range
 from channelscope.circuits.kernel_scores import Batch, KernelScores
-from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.selection import top_k
 from channelscope.errors import ShapeError
 from channelscope.formulas.intervals import Interval, bootstrap_counts

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
 from channelscope.circuits.feature import LocatedFeature
 from channelscope.errors import MismatchError, TracingError
-from channelscope.network.channel_tracing import upstream
+from channelscope.network.channel_graph import upstream
 from channelscope.network.graph import trace
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import Call, call_of, execute, has_separate_kernels, keep_channels, layer_of, of_step
@@ -294,6 +294,15 @@ def _cut_module(feature: LocatedFeature, node: fx.Node, kept: ChannelMask, kerne
         return module
     keep_channels(module, ins, outs)
     return module
+
+
+def _slice(values: dict[str, Any], names: tuple[str, ...], axis: int, kept: Tensor) -> None:
+    """Keep some slices of parameters or buffers, where a module has them."""
+    for name in names:
+        old = values.get(name)
+        if old is not None and old.shape[axis] == len(kept):
+            new = old.detach().index_select(axis, kept.nonzero().flatten().to(old.device))
+            values[name] = nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
 
 
 def torch_nn_class(module: nn.Module) -> type[nn.Module] | None:

@@ -17,8 +17,7 @@ from torch.func import functional_call
 
 from channelscope.data.batches import images_of
 from channelscope.errors import InputError, SampleError, ShapeError, SiteError, no_such
-from channelscope.network.channel_graph import ChannelGraph, KernelMask
-from channelscope.network.channel_tracing import channel_graph
+from channelscope.network.channel_graph import ChannelGraph, KernelMask, channel_graph
 from channelscope.network.edits import zero_kernels
 from channelscope.network.graph import Graph, trace
 from channelscope.network.module_state import eval_mode
@@ -582,7 +581,7 @@ def feature_values(feature: LocatedFeature, images: Tensor | Iterable) -> Iterat
     ----------
     Hamblin, Konkle, Alvarez 2022 (rule for positions).
     """
-    site = next((site for site in sites_of(feature.graph) if site.name == feature.feature.layer), None)
+    site = next((site for site in sites_of(feature.graph, none=True) if site.name == feature.feature.layer), None)
     with eval_mode(feature.model):
         for batch in feature.image_batches(images):
             read, cut = feature.graph.run(batch, outputs=(feature.step, site.activation if site else feature.step), out_of_place=True)

@@ -11,10 +11,10 @@ from sklearn.metrics import silhouette_score
 
 from channelscope import tables
 from channelscope.circuits.circuit import Circuit, remove_dead_ends, union
+from channelscope.circuits.criteria import CircuitOptions
 from channelscope.circuits.evaluation import CIRCUIT_COLUMNS
 from channelscope.circuits.feature import LocatedFeature, activation_range
 from channelscope.circuits.kernel_scores import KernelScores
-from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.selection import connected_top_k, top_k
 from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.network.module_state import eval_mode

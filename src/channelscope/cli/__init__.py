@@ -9,11 +9,11 @@ from rich.text import Text
 from safetensors import SafetensorError
 from typer.core import TyperGroup
 
-from channelscope.cli import channel_summary, circuits, discarding, doctor, experiments, faithfulness, measure, pruning
-from channelscope.cli.flags import command
-from channelscope.cli.options import console
-from channelscope.cli.run_folder import VERSION
+from channelscope.cli import circuits, discarding, doctor, experiments, inspection, measure, pruning, runs
+from channelscope.cli.call import VERSION
+from channelscope.cli.flags import Command, command, command_name, examples
 from channelscope.errors import ChannelscopeError, first_line
+from channelscope.progress import console
 
 EARLIER_COMMANDS = {"lesion": "ablate", "graphs": "communities", "theory": "gradients", "why": "explain"}
 """command of an earlier version → its present name"""
@@ -29,36 +29,43 @@ class WholeSentences(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: typer.Context, formatter) -> None:  # type: ignore[override]
-        """Write every command with its sentence."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)])
+        """Write every command with its sentence, below the heading of its kind."""
+        for heading, functions in COMMANDS.items():
+            with formatter.section(heading):
+                names = [command_name(function) for function in functions]
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=1000)) for name in names])
 
+
+COMMANDS = {
+    "Start": (measure.demo, inspection.sites, inspection.list_, inspection.info, doctor.doctor),
+    "Measure": (measure.profile, measure.merge, measure.scores, measure.axes, inspection.evaluate),
+    "Experiments": (
+        experiments.ablate,
+        experiments.hulls,
+        experiments.communities,
+        experiments.propagation,
+        experiments.gradients,
+        experiments.trajectory,
+    ),
+    "Pruning": (pruning.prune, pruning.benchmark, inspection.export),
+    "Circuits": (circuits.circuit, circuits.subcircuits),
+    "Discarded information": (discarding.discard, discarding.faithfulness),
+    "Run folders": (runs.report, runs.compare, runs.explain),
+    "Training": (measure.train,),
+}
+"""heading in the help → its commands"""
 
 app = typer.Typer(
     name="channelscope",
     cls=WholeSentences,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-MEASURE = (measure.demo, measure.train, measure.profile, measure.merge, measure.scores, measure.axes, measure.report)
-
-INTERVENE = (experiments.ablate, experiments.hulls)
-
-EXPLAIN = (experiments.communities, experiments.propagation, experiments.gradients, experiments.trajectory, channel_summary.explain)
-
-CIRCUITS = (circuits.circuit, circuits.subcircuits)
-
-PRUNING = (pruning.prune, pruning.benchmark)
-
-DISCARDING = (discarding.discard, faithfulness.faithfulness)
-
-SETUP = (doctor.doctor,)
-
-for each in (*MEASURE, *INTERVENE, *EXPLAIN, *CIRCUITS, *PRUNING, *DISCARDING, *SETUP):
-    app.command(name=each.__name__)(command(each))
+for each in (function for functions in COMMANDS.values() for function in functions):
+    app.command(name=command_name(each), cls=Command, epilog=examples(each))(command(each))
 
 
 def _print_version(asked: bool) -> None:
@@ -72,10 +79,6 @@ def root(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and stop")] = False,
 ) -> None:
     """What the channels of a vision network know, what they share, and which of them it could do without."""
-
-
-INTERRUPTED = 130
-"""exit status that typer makes of Ctrl-C"""
 
 
 def main() -> None:
@@ -92,7 +95,3 @@ def main() -> None:
     except (SafetensorError, sqlite3.Error) as error:
         console.print(Text.assemble(("error:", "bold red"), f" a file cannot be read or written: {first_line(error)}"))
         sys.exit(2)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            console.print("interrupted; what is resumable goes on when the command is given again")
-        raise

@@ -1,36 +1,35 @@
 """The commands `circuit` and `subcircuits`."""
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 from torch import Tensor, nn
 
 from channelscope import storage, tables
 from channelscope.circuits import folder
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.comparison import COMPARED, COMPARED_FRACTIONS, compare_criteria, sample_features
-from channelscope.circuits.criteria import with_signs
+from channelscope.circuits.criteria import CircuitOptions, with_signs
 from channelscope.circuits.diagram import drawing
 from channelscope.circuits.diagram.layout import lay_out
 from channelscope.circuits.diagram.pictures import PixelNormalization, contact_sheet, feature_visualizations, top_patches
 from channelscope.circuits.evaluation import HeldOutImages, evaluate_circuit
 from channelscope.circuits.extraction import extract_module
 from channelscope.circuits.feature import EXAMPLES, LocatedFeature, activation_range, image_batches, locate_feature
-from channelscope.circuits.options import CircuitOptions
 from channelscope.circuits.subfeatures import GENERAL_SHARE, top_images
 from channelscope.circuits.subfeatures import cluster_images as grouped
 from channelscope.circuits.subfeatures import subfeature_circuits as told_apart
-from channelscope.cli.options import NetworkOptions, console, fitted, load_network
-from channelscope.cli.run_folder import RunAddition, folder_at, provenance
+from channelscope.cli.call import current_call
+from channelscope.cli.options import NetworkOptions, batch_count, finish_run, fitted, load_network, network_facts, open_run
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.data.splits import Split
 from channelscope.errors import InputError
 from channelscope.network.graph import trace
 from channelscope.network.module_state import weights_hash, zero_batch
+from channelscope.progress import console, progress_bar, track
+from channelscope.tables.run_folder import RunFolder
 
 N_SCORING = 64
 """Images that kernels are scored on where the user says nothing."""
@@ -86,36 +85,39 @@ def circuit(
     pictures
         Of channels in the diagram: the image patches that drive them most, images made to drive them (slow), or none.
     """
-    begun = time.monotonic()
     if comparison.compare and (feature or choice != CircuitOptions()):
         raise InputError(
             "circuit: --compare takes --features, --criteria and --sizes; leave out --feature and what one circuit is chosen by, "
             "such as --criterion and --keep"
         )
-    folder_at(out)
+    open_run(out)
     model, images = open_inputs(network, source)
-    RunAddition(out).agrees(weights_hash(model), network.model)
+    run = open_run(out, weights_hash(model), network.model)
     if comparison.compare:
-        compare_features(model, images, network, comparison, out, held_out)
+        compare_features(run, model, images, network, comparison, held_out)
         return
     target = locate(model, images, feature)
     choice.kernels(target)
+    split = held_out_images(images, held_out)
+    console.print(f"scoring kernels on {len(images.calibration):,} calibration images, evaluating on {len(split):,} {split.name} images")
     scored = list(image_batches(images.calibration, target.device))
     activation_range(target, scored)
-    split = held_out_images(images, held_out)
     held = HeldOutImages.of(target, split)
-    parts = choice.shard_scores(target, scored, source.seed)
+    with progress_bar("kernel scores", None):
+        parts = choice.shard_scores(target, scored, source.seed)
     saliency = choice.total_scores(parts)
     found, signs = choice.circuit(saliency), with_signs(saliency, scored)
     small = extract_module(found, target)
-    frames = evaluate_circuit(choice, parts, held, source.seed, signs)
-    said = circuit_headline(frames["circuit"].iloc[0].to_dict())
-    drawn, shots = lay_out(found, signs), make_pictures(found, target, images, scored, pictures)
+    with progress_bar("evaluation of the circuit", None):
+        frames = evaluate_circuit(choice, parts, held, source.seed, signs)
+    headline = circuit_headline(frames["circuit"].iloc[0].to_dict())
+    with progress_bar("pictures", None):
+        drawn, shots = lay_out(found, signs), make_pictures(found, target, images, scored, pictures)
     folder.save_circuit(out, found, small, {"network": network.model, "weights": weights_hash(model), "criterion": choice.criterion})
-    facts = {"title": f"Circuit of {target.feature} in {network.model}", "held_out": split.name, "kernels": found.count}
-    write_circuit(out, frames, facts | circuit_facts(network, model, images, begun))
-    console.print(said)
-    print(drawing.write_diagram(out, drawn, shots, f"{target.feature} of {Path(network.model).name}", said))
+    console.print(headline)
+    diagram = drawing.write_diagram(out, drawn, shots, f"{target.feature} of {Path(network.model).name}", headline)
+    title = f"Circuit of {target.feature} in {network.model}"
+    finish_run(run, frames, network_facts(network, model, images, title, held_out=split.name, kernels=found.count), diagram)
 
 
 def subcircuits(
@@ -151,52 +153,55 @@ def subcircuits(
     general
         Share of the relevant kernels in the feature's general circuit, inside which the groups' kernels are scored; 1 for all.
     """
-    begun = time.monotonic()
-    folder_at(out)
+    open_run(out)
     model, images = few(*load_network(network, source), N_SEARCHED)
-    RunAddition(out).agrees(weights_hash(model), network.model)
+    run = open_run(out, weights_hash(model), network.model)
     target = locate(model, images, feature)
     choice.kernels(target)
-    found = top_images(target, images.calibration, strongest)
+    searched = track(images.calibration, "strongest images", batch_count(images.calibration))
+    found = top_images(target, searched, strongest)
     labels = grouped(found, clusters, source.seed)
-    circuits, frames = told_apart(target, found, labels, choice, source.seed, general)
+    with progress_bar("circuits of the groups", None):
+        circuits, frames = told_apart(target, found, labels, choice, source.seed, general)
     modules = {name: extract_module(each, target) for name, each in circuits.items()}
     for name, each in circuits.items():
         folder.save_circuit(out / f"circuit_{name}", each, modules[name], {"network": network.model, "weights": weights_hash(model)})
     page = contact_sheet(target, found, labels, PixelNormalization(*images.normalization))
     with storage.atomic_file(out / "groups.png") as half:
         page.save(half)
-    write_circuit(
-        out, frames, {"title": f"Sub-features of {target.feature} in {network.model}"} | circuit_facts(network, model, images, begun)
-    )
     whole = frames["subcircuit_overlap"].query("site == ''")
     sizes = ", ".join(f"{int((labels == group).sum())}" for group in range(int(labels.max()) + 1))
     shared = tables.format_percent(float(whole["shared"].mean()))
     console.print(f"{target.feature}: groups of {sizes} images; two groups' circuits share {shared} of their kernels on average")
-    print(out / "subcircuit_curves.csv")
+    title = f"Sub-features of {target.feature} in {network.model}"
+    finish_run(run, frames, network_facts(network, model, images, title), out / "subcircuit_curves.csv")
 
 
 def compare_features(
-    model: nn.Module, images: ImageSplits, network: NetworkOptions, comparison: ComparisonOptions, out: Path, held_out: int
+    run: RunFolder, model: nn.Module, images: ImageSplits, network: NetworkOptions, comparison: ComparisonOptions, held_out: int
 ) -> None:
     """Compare criteria on drawn or given features; an interrupted comparison goes on from OUT/compare.unfinished."""
-    begun = time.monotonic()
     graph = trace(model, zero_batch(model, images.image_shape))
-    scored, split = list(image_batches(images.calibration, network.device)), held_out_images(images, held_out)
+    scored, split = list(image_batches(images.calibration, network.place)), held_out_images(images, held_out)
     wanted = comparison.features
     features = sample_features(graph, scored, int(wanted), images.source.seed) if wanted.isdigit() else wanted.split()
-    frames = compare_criteria(
-        graph, features, scored, split, comparison.criteria, comparison.sizes, out / "compare.unfinished", images.source.seed
+    unfinished = run.folder / "compare.unfinished"
+    current_call().unfinished[unfinished] = "features compared so far"
+    console.print(
+        f"{len(comparison.criteria)} criteria at {len(comparison.sizes)} sizes for {len(features)} features, with "
+        f"{len(images.calibration):,} calibration images, evaluated on {len(split):,} {split.name} images"
     )
-    title = f"Criteria for circuits of {len(features)} features in {network.model}"
-    write_circuit(out, frames, {"title": title, "held_out": split.name} | circuit_facts(network, model, images, begun))
+    with progress_bar("comparison of criteria", None):
+        frames = compare_criteria(graph, features, scored, split, comparison.criteria, comparison.sizes, unfinished, images.source.seed)
     for row in frames["circuit_medians"].to_dict("records"):
         mark = " *" if row["best"] else ""
         console.print(
             f"{row['criterion']:16s} {row['kept']:<5g} |r| {row['median_r']:.3f} [{row['median_r_low']:.3f}, {row['median_r_high']:.3f}] "
             f"error {row['median_error']:.3f}{mark}",
         )
-    print(out / "circuit_medians.csv")
+    title = f"Criteria for circuits of {len(features)} features in {network.model}"
+    facts = network_facts(network, model, images, title, held_out=split.name)
+    finish_run(run, frames, facts, run.folder / "circuit_medians.csv")
 
 
 def make_pictures(found: Circuit, target: LocatedFeature, images: ImageSplits, scored: list[Tensor], how: str) -> drawing.Pictures:
@@ -233,31 +238,9 @@ def locate(model: nn.Module, images: ImageSplits, feature: str) -> LocatedFeatur
 def held_out_images(images: ImageSplits, count: int) -> Split:
     """The held-out images: validation images, or test images where there are none."""
     if count < 1:
-        raise InputError(f"held-out: expected at least 1 image, received {count}")
+        raise InputError(f"--held-out: expected at least 1 image, received {count}")
     split = images.validation if len(images.validation) else images.test
     return split.take(min(count, len(split)))
-
-
-def circuit_facts(network: NetworkOptions, model: nn.Module, images: ImageSplits, begun: float) -> dict:
-    """What every run folder says."""
-    return (
-        network.origin
-        | {
-            "network": network.model,
-            "weights": weights_hash(model),
-            "data": images.source.data,
-            "images": len(images.calibration),
-            "seed": images.source.seed,
-        }
-        | provenance(begun)
-    )
-
-
-def write_circuit(out: Path, frames: dict[str, pd.DataFrame], facts: dict) -> None:
-    """Tables and run.json of a run folder."""
-    for name, frame in frames.items():
-        tables.write(frame, out / f"{name}.csv")
-    tables.write_json(facts, out / "run.json")
 
 
 def circuit_headline(row: dict) -> str:

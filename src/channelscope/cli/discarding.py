@@ -1,27 +1,29 @@
-"""The command `discard`."""
+"""The commands `discard` and `faithfulness`."""
 
-import json
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from channelscope import tables
-from channelscope.cli.circuits import circuit_facts
-from channelscope.cli.options import NetworkOptions, console, fitted, load_network
-from channelscope.cli.run_folder import RunAddition, folder_at
+from channelscope.cli.call import current_call
+from channelscope.cli.options import NetworkOptions, finish_run, fitted, load_network, network_facts, open_run
 from channelscope.data.sources import ImageSource
 from channelscope.discarding.analysis import DiscardingAnalysis, ExtraAnalyses
 from channelscope.discarding.cid import CIDOptions
+from channelscope.discarding.faithfulness import compare_maps
 from channelscope.errors import DataError
 from channelscope.network.module_state import weights_hash
+from channelscope.progress import console
 from channelscope.pruning.folder import RECIPE, load_pruned
-from channelscope.report import page
 from channelscope.tables.rounding import format_interval
+from channelscope.tables.run_folder import read_facts
 
-EVALUATED = 32
-"""Number of test images unless the user gives one."""
+MAPPED = 32
+"""Test images of `discard` where the user says nothing."""
+
+EVALUATED, TUNED = 64, 32
+"""Test and calibration images of `faithfulness` where the user says nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +46,95 @@ def discard(
     further: ExtraAnalyses,
     out: Path,
     layers: str = "",
-    evaluated: int | None = None,
+    test: int | None = None,
 ) -> None:
     """Measure how much of each pixel's information every layer throws away (CID), as maps, layer curves and tables.
 
-    out        folder for the tables, maps and report.html; an interrupted run goes on from there
-    layers     module paths or steps, separated by commas; by default four, evenly spaced
-    evaluated  test images to look at; by default 32, or all there are
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    rule
+        Constraint and cells of the noise.
+    compared
+        Another network.
+    further
+        Concentration on objects, and reconstruction.
+    out
+        Folder for the tables, maps and report.html; an interrupted run goes on from there.
+    layers
+        Module paths or steps, separated by commas; by default four, evenly spaced.
+    test
+        Test images to look at; by default 32, or all there are.
+
+    Examples
+    --------
+    channelscope discard resnet20 -w runs/demo/trained.safetensors --test 16 --out runs/discard
+    channelscope discard resnet20 -w runs/demo/trained.safetensors --against runs/small --out runs/discard
     """
-    begun = time.monotonic()
-    if evaluated is not None and evaluated < 1:
-        raise DataError(f"expected --evaluated of at least 1, received {evaluated}")
-    folder_at(out)
+    if test is not None and test < 1:
+        raise DataError(f"discard: expected --test of at least 1, received {test}")
+    open_run(out)
     model, images = load_network(network, source)
-    split = fitted(images.test, evaluated, EVALUATED, "--evaluated")
-    RunAddition(out).agrees(weights_hash(model), network.model)
+    split = fitted(images.test, test, MAPPED, "--test")
+    run = open_run(out, weights_hash(model), network.model)
+    current_call().unfinished[out / "maps"] = "maps of the images so far"
     analysis = DiscardingAnalysis(model, split, images.calibration, layer_names(layers), rule, network.model, source.seed, out / "maps")
+    console.print(f"maps of {len(analysis.layers)} layers on {len(split):,} test images")
     frames = analysis.tables(further, _other(analysis, network, source, compared, out) if compared.compare is not None else None)
-    for name, frame in frames.items():
-        tables.write(frame, out / f"{name}.csv")
-    if not (out / "run.json").exists():
-        facts = {"title": f"What {network.model} discards", "rule": options_text(rule)}
-        tables.write_json(circuit_facts(network, model, images, begun) | facts, out / "run.json")
     for line in _headline(frames):
         console.print(line)
-    print(page.write_report(out))
+    finish_run(run, frames, network_facts(network, model, images, f"What {network.model} discards", rule=options_text(rule)))
+
+
+def faithfulness(
+    network: NetworkOptions,
+    source: ImageSource,
+    rule: CIDOptions,
+    out: Path,
+    layers: str = "",
+    test: int | None = None,
+    tuning: int | None = None,
+) -> None:
+    """Judge CID maps against gradient, integrated gradients, Grad-CAM and LRP: descriptive accuracy, and finding the object.
+
+    Needs captum and zennit (the extra `attribution`) and images with boxes.
+
+    Parameters
+    ----------
+    network
+        Network, its weights and its device.
+    source
+        Images and their preparation.
+    rule
+        Constraint and cells of the noise.
+    out
+        Folder for the tables and report.html.
+    layers
+        Modules whose CID is judged, separated by commas; Grad-CAM is taken at the last; by default the third of four.
+    test
+        Test images judged; by default 64, or all there are.
+    tuning
+        Calibration images on which each method's threshold is chosen; by default 32, or all there are.
+    """
+    if min(each for each in (test, tuning, 2) if each is not None) < 2:
+        raise DataError(f"expected --test and --tuning of at least 2, received {test} and {tuning}")
+    open_run(out)
+    model, images = load_network(network, source)
+    run = open_run(out, weights_hash(model), network.model)
+    tuned = fitted(images.calibration, tuning, TUNED, "--tuning")
+    split = fitted(images.test, test, EVALUATED, "--test")
+    console.print(f"maps of {len(split):,} test images, thresholds from {len(tuned):,} calibration images")
+    comparison = compare_maps(model, split, tuned, images.calibration, layer_names(layers), rule)
+    for row in comparison.tables["localization"].to_dict("records"):
+        overlap = format_interval(row["iou"], row["iou_low"], row["iou_high"], int(row["n"]), "images")
+        doubt = f"; {row['converged']:.0%} of the images converged" if row["converged"] < 1 else ""
+        console.print(f"{row['method']}: mean IoU {overlap}{doubt}")
+    title = f"Faithfulness of maps of {network.model}"
+    facts = network_facts(network, model, images, title, layers=list(comparison.layers), rule=options_text(rule))
+    finish_run(run, comparison.tables, facts)
 
 
 def _other(
@@ -97,7 +163,7 @@ def _earlier(folder: Path, network: str) -> pd.DataFrame:
     """The table of the first network in an earlier run's folder, under a name that differs from this network's."""
     frame = tables.read(folder / "discarded.csv")
     first = frame.network.iloc[0]
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    facts = read_facts(folder / "run.json")
     label = first if first != network else f"{first} ({str(facts.get('weights', folder))[:8]})"
     return tables.describe(frame[frame.network == first].assign(network=label), frame.attrs)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from channelscope.cli.call import current_call
 from channelscope.data.sources import ImageSource
 
 BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512", "bf16": "NEON", "svebf16": "SVE"}
@@ -40,10 +41,9 @@ class Finding:
 def doctor() -> None:
     """Print versions, devices, threads, bfloat16 units, extras and caches of this installation; status 1 if there is a problem."""
     findings = [*versions(), *hardware(), *extras(), *caches()]
-    for each in findings:
-        print(each)
     count = sum(each.problem for each in findings)
-    print(f"{count} {'problem' if count == 1 else 'problems'} found")
+    text = "\n".join(map(str, (*findings, f"{count} {'problem' if count == 1 else 'problems'} found")))
+    current_call().result(text=text, problems=count, findings=[vars(each) for each in findings])
     if count:
         sys.exit(1)
 

@@ -8,8 +8,19 @@ import pandas as pd
 from rich.text import Text
 
 from channelscope import zoo
-from channelscope.cli.options import NetworkOptions, ScoreFlags, console, fitted, load_network
-from channelscope.cli.run_folder import RunAddition, folder_at
+from channelscope.cli.call import current_call
+from channelscope.cli.options import (
+    NetworkOptions,
+    ScoreFlags,
+    chosen_device,
+    finish_run,
+    fitted,
+    load_network,
+    open_run,
+    profile_facts,
+    read_profile,
+    run_profile,
+)
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, InputError, MismatchError, SampleError
 from channelscope.experiments.ablation.plan import AblationPlan
@@ -22,7 +33,7 @@ from channelscope.experiments.trajectory import training_trajectory
 from channelscope.network.module_state import weights_hash
 from channelscope.profiling import store
 from channelscope.profiling.collect import collect
-from channelscope.progress import progress_bar
+from channelscope.progress import console, progress_bar, track
 from channelscope.scores.layer_statistics import ScoreOptions as Shared
 from channelscope.scores.score_table import assumption
 from channelscope.stats.profile import Profile
@@ -41,7 +52,7 @@ def ablate(
     rule: HullOptions,
     out: Path = Path("runs/ablation"),
     profile: Path | None = None,
-    evaluated: int | None = None,
+    test: int | None = None,
 ) -> None:
     """Ablate channels one by one, replace them by predictions from their peers, and correlate the damage with every score.
 
@@ -61,27 +72,36 @@ def ablate(
         Folder for the tables and report.html; an interrupted run goes on from there.
     profile
         A profile collected before, instead of a new pass over the calibration images.
-    evaluated
+    test
         Test images on which the damage is measured; by default 1,000, or all there are.
+
+    Examples
+    --------
+    channelscope ablate resnet20 -w runs/demo/trained.safetensors --out runs/ablation
+    channelscope ablate timm:resnet18 -w mine.safetensors -d folder:photos --layers layer3.0.conv1 --all --out runs/mine
     """
-    if evaluated is not None and evaluated < 1:
-        raise DataError(f"ablate: expected --evaluated of at least 1, received {evaluated}")
-    folder_at(out)
+    if test is not None and test < 1:
+        raise DataError(f"ablate: expected --test of at least 1, received {test}")
+    run = open_run(out)
     model, images = load_network(network, source)
-    held_out = fitted(images.test, evaluated, EVALUATED, "--evaluated")
-    addition = RunAddition(out)
-    found = addition.profiled(model, images, profile)
-    frames = run_ablation(model, found, held_out, plan, rule, _unfinished(out), **convention.options())
-    facts = {
-        "data": source.data,
-        "target": convention.target,
-        "assumption": assumption(found, Shared(**convention.options())),
-    }
-    page = addition.write(found, f"Ablations in {network.title}", frames, **facts, **network.origin)
+    held_out = fitted(images.test, test, EVALUATED, "--test")
+    found = run_profile(run, model, images, profile)
+    unfinished = _unfinished(out)
+    current_call().unfinished[unfinished] = "ablations measured so far"
+    console.print(f"ablating channels on {len(held_out):,} test images")
+    frames = run_ablation(model, found, held_out, plan, rule, unfinished, **convention.options())
+    facts = profile_facts(
+        found,
+        f"Ablations in {network.title}",
+        data=source.data,
+        target=convention.target,
+        assumption=assumption(found, Shared(**convention.options())),
+        **network.origin,
+    )
     for line in frames["notes"]["note"]:
         console.print(Text.assemble(("note ", "yellow"), line))
     console.print(_recovered_line(frames["recovered"]))
-    print(page)
+    finish_run(run, frames, facts)
 
 
 def _unfinished(out: Path) -> Path:
@@ -111,12 +131,16 @@ def hulls(profile: Path, rule: HullOptions, out: Path, shrinkage: str | float | 
     shrinkage
         Of correlation matrices: a number from 0 to 1, or oas.
     """
-    addition, found = RunAddition(out), store.load(profile)
-    addition.agrees(found.weights_hash, found.network)
-    print(addition.write(found, f"Hulls of {found.network}", replacement_sets(found, rule, shrinkage=shrinkage)))
+    found = read_profile(profile)
+    run = open_run(out, found.weights_hash, found.network)
+    with progress_bar("replacement sets", None):
+        frames = replacement_sets(found, rule, shrinkage=shrinkage)
+    finish_run(run, frames, profile_facts(found, f"Hulls of {found.network}"))
 
 
-def communities(profile: Path, convention: ScoreFlags, out: Path, share: float = 0.1, weighted: bool = True, shards: bool = True) -> None:
+def communities(
+    profile: Path, convention: ScoreFlags, out: Path, share: float = 0.1, weighted: bool = True, intervals: bool = True
+) -> None:
     """Find communities of channels that share information, and of channels that are informative only together.
 
     Parameters
@@ -131,14 +155,19 @@ def communities(profile: Path, convention: ScoreFlags, out: Path, share: float =
         Edges kept: this share of the positive ones, the strongest.
     weighted
         Count the edges' weights in the modularity.
-    shards
+    intervals
         Give intervals over images, at ten times the cost.
+
+    Examples
+    --------
+    channelscope communities runs/axes --out runs/axes
+    channelscope communities resnet20.profile --no-intervals --out runs/communities
     """
-    addition, found = RunAddition(out), store.load(profile)
-    addition.agrees(found.weights_hash, found.network)
-    print(
-        addition.write(found, f"Communities in {found.network}", find_communities(found, share, weighted, shards, **convention.options()))
-    )
+    found = read_profile(profile)
+    run = open_run(out, found.weights_hash, found.network)
+    with progress_bar("communities", None):
+        frames = find_communities(found, share, weighted, intervals, **convention.options())
+    finish_run(run, frames, profile_facts(found, f"Communities in {found.network}", target=convention.target))
 
 
 def propagation(
@@ -166,12 +195,13 @@ def propagation(
     permutations
         Shuffles of the upstream channels behind the null.
     """
-    folder_at(out)
+    run = open_run(out)
     model, images = load_network(network, source)
-    addition = RunAddition(out)
-    found = addition.profiled(model, images, profile)
-    frames = axis_propagation(model, found, permutations, source.seed, **convention.options())
-    print(addition.write(found, f"Propagation in {network.model}", frames, data=source.data, target=convention.target, **network.origin))
+    found = run_profile(run, model, images, profile)
+    with progress_bar("propagation", None):
+        frames = axis_propagation(model, found, permutations, source.seed, **convention.options())
+    title = f"Propagation in {network.model}"
+    finish_run(run, frames, profile_facts(found, title, data=source.data, target=convention.target, **network.origin))
 
 
 def gradients(
@@ -180,7 +210,7 @@ def gradients(
     out: Path = Path("runs/gradients"),
     profile: Path | None = None,
     readout: Readout = "positions",
-    sites: tuple[str, ...] | None = None,
+    layers: tuple[str, ...] | None = None,
 ) -> None:
     """Measure the angle between the gradients of input capture and of task information with respect to each channel's weights.
 
@@ -196,17 +226,17 @@ def gradients(
         A profile collected before; the directions take a pass over the calibration images of their own.
     readout
         What a sample is: every position of an image, or its average.
-    sites
-        Sites to look at; by default every one.
+    layers
+        Layers to look at; by default every one.
     """
-    folder_at(out)
+    run = open_run(out)
     model, images = load_network(network, source)
-    addition = RunAddition(out)
-    found = addition.profiled(model, images, profile)
-    frames = gradient_angles(model, found, images.calibration, readout, sites) | simulate()
+    found = run_profile(run, model, images, profile)
+    frames = gradient_angles(model, found, images.calibration, readout, layers) | simulate()
     for row in frames["gradient_skipped"].itertuples():
         console.print(f"  skipped {row.site}: {row.reason}", style="dim")
-    print(addition.write(found, f"Gradient directions in {network.model}", frames, data=source.data, target="margin", **network.origin))
+    title = f"Gradient directions in {network.model}"
+    finish_run(run, frames, profile_facts(found, title, data=source.data, target="margin", **network.origin))
 
 
 USUAL = 2000
@@ -224,7 +254,7 @@ def trajectory(
     images: int | None = None,
     layers: int = 6,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> None:
     """Measure hulls, synergy, communities and the alignment of the axes at the checkpoints of one or more training runs.
 
@@ -245,7 +275,7 @@ def trajectory(
     seed
         Which calibration images are drawn.
     device
-        Where it runs: cpu, cuda, cuda:1, ….
+        Where it runs: cpu, cuda, cuda:1, …; auto is cuda where there is one, else cpu.
     """
     histories = [History.read(run) for run in runs]
     source = _image_source(histories, images, seed)
@@ -253,14 +283,20 @@ def trajectory(
     stages = [(run, epoch, path) for run, one in pairs for epoch, path in one.checkpoints.items()]
     if not stages:
         raise SampleError(f"no checkpoint in {', '.join(map(str, runs))}: train with --every 1 to keep one per epoch")
-    addition = RunAddition(out)
-    addition.agrees("", histories[0].network)
-    profiles = dict(_profiles(stages, histories[0].network, source, device, out / "profiles"))
-    frames = training_trajectory(((run, epoch, profiles[run, epoch]) for run, epoch, _ in stages), layers, rule, **convention.options())
+    folder = open_run(out, network=histories[0].network)
+    call = current_call()
+    call.device = chosen_device(device)
+    call.unfinished[out / "profiles"] = "profiles of the checkpoints so far"
+    console.print(
+        f"{len(stages):,} checkpoints of {len(runs):,} runs, {source.images:,} train images of {source.data} each, on {call.device}"
+    )
+    profiles = dict(_profiles(stages, histories[0].network, source, call.device, out / "profiles"))
+    measured = track([(run, epoch, profiles[run, epoch]) for run, epoch, _ in stages], "trajectory")
+    frames = training_trajectory(measured, layers, rule, **convention.options())
     last = profiles[stages[-1][0], stages[-1][1]]
     for row in frames["trajectory_change"].query("verdict != ''").itertuples():
         console.print(f"{row.quantity}: {row.first:.3f} → {row.last:.3f} over {row.n} runs, the published direction {row.verdict}")
-    print(addition.write(last, f"Training of {last.network}", frames, data=source.data, target=convention.target))
+    finish_run(folder, frames, profile_facts(last, f"Training of {last.network}", data=source.data, target=convention.target))
 
 
 def names(runs: Sequence[Path]) -> list[str]:

@@ -1,6 +1,6 @@
-"""The commands `train`, `profile`, `merge`, `scores`, `axes`, `report` and `demo`."""
+"""The commands `train`, `profile`, `merge`, `scores`, `axes` and `demo`."""
 
-import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -12,20 +12,37 @@ from torch import distributed, nn
 
 from channelscope import scores as scoring
 from channelscope import tables, zoo
-from channelscope.cli.options import NetworkOptions, ProfileOptions, ScoreFlags, console, load_network, load_or_collect, world_size
-from channelscope.cli.run_folder import RunAddition, RunFolder, file_at, folder_at
+from channelscope.cli.call import current_call
+from channelscope.cli.options import (
+    NetworkOptions,
+    ProfileOptions,
+    ScoreFlags,
+    announce_network,
+    file_at,
+    finish_run,
+    load_network,
+    load_or_collect,
+    open_run,
+    profile_facts,
+    read_profile,
+    world_size,
+)
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.errors import MismatchError
+from channelscope.evaluation import evaluate
 from channelscope.experiments.axes import axis_alignment as alignment
 from channelscope.experiments.axes import axis_clusters as groupings
 from channelscope.network.module_state import weights_hash
 from channelscope.profiling import store
 from channelscope.profiling.collect import collect, rank_batches, sum_on_rank_zero
-from channelscope.report import page
-from channelscope.report.page import write_report
+from channelscope.progress import console
+from channelscope.report import verdict
+from channelscope.scores.layer_statistics import ScoreOptions as Shared
+from channelscope.scores.score_table import assumption
 from channelscope.stats.profile import Profile
-from channelscope.zoo.history import FEW
+from channelscope.stats.tally import Tally
+from channelscope.zoo.history import FEW, LOG
 from channelscope.zoo.training import Precision
 
 
@@ -57,11 +74,15 @@ def train(
     precision
         Of the layers' products: auto takes bfloat16 where a trial of two seconds shows that it is faster on this device.
     """
-    RunAddition(out).agrees("", network.model)
+    run = open_run(out, network=network.model)
     model, images = load_network(network, source, note=False)
+    announce_network(network, model, images)
     schedule = replace(zoo.default_schedule(network.model, source.data), every=every, seed=source.seed)
     schedule = replace(schedule, epochs=epochs or schedule.epochs, lr=lr or schedule.lr)
-    history = zoo.train(model, images, out, schedule, network.device, precision=precision)
+    console.print(f"training on {len(images.train):,} train images for {schedule.epochs:,} epochs, learning rate {schedule.lr:g}")
+    call = current_call()
+    call.unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
+    history = zoo.train(model, images, out, schedule, network.place, precision=precision)
     kept, count = history.epochs[history.kept], len(images.validation)
     if count < FEW:
         console.print(f"{count:,} validation images are too few to choose an epoch by, unless accuracies differ widely")
@@ -73,7 +94,10 @@ def train(
             f"{history.epochs[history.best].validation_accuracy:.1%}) from the last: epoch {kept.epoch} is kept "
             f"({kept.validation_accuracy:.1%})"
         )
-    print(history.trained)
+    facts = {"title": f"Training of {network.model}", "network": network.model, "data": source.data, "seed": source.seed}
+    run.add({}, call.record(facts | network.origin))
+    tested = {"test_accuracy": history.test_accuracy, "test_images": history.test_images}
+    call.result(history.trained, kept=history.kept, **tested, epochs=[vars(epoch) for epoch in history.epochs])
 
 
 def profile(network: NetworkOptions, source: ImageSource, measure: ProfileOptions, out: Path) -> None:
@@ -96,8 +120,37 @@ def profile(network: NetworkOptions, source: ImageSource, measure: ProfileOption
         _profile_share(model, images, measure, out)
         return
     found = load_or_collect(model, images, measure, unfinished=_beside(out, ".unfinished"))
+    _deliver(found, out)
+
+
+def _deliver(found: Profile, out: Path) -> None:
+    """Write a profile, say what it holds, and print the result."""
     _skipped_note(found)
-    print(store.save(found, out))
+    current_call().result(store.save(found, out), **profile_numbers(found))
+
+
+def profile_numbers(found: Profile) -> dict:
+    """What a profile holds, as plain values."""
+    return {
+        "network": found.network,
+        "weights": found.weights_hash,
+        "images": found.images,
+        "sites": len(found.sites),
+        "channels": sum(site.channels for site in found.sites),
+        "input_shape": list(found.input_shape),
+        "readout": found.readout,
+        "shards": found.shards,
+        "seed": found.seed,
+        "targets": list(found.targets),
+        "skipped": dict(found.skipped),
+        **(tally_numbers(found.tally) if found.tally.images else {}),
+    }
+
+
+def tally_numbers(tally: Tally) -> dict:
+    """Accuracy with its interval, loss and margin, as plain values."""
+    low, high = tally.accuracy_interval()
+    return {"accuracy": tally.accuracy, "accuracy_low": low, "accuracy_high": high, "accuracy_images": int(tally.images)}
 
 
 def _profile_share(model: nn.Module, images: ImageSplits, measure: ProfileOptions, out: Path) -> None:
@@ -110,8 +163,7 @@ def _profile_share(model: nn.Module, images: ImageSplits, measure: ProfileOption
         own = collect(model, batches, measure.readout, measure.shards, images.source.seed, measure.sensitivity, measure.maps, unfinished)
         found = sum_on_rank_zero(own)
         if found is not None:
-            _skipped_note(found)
-            print(store.save(found, out))
+            _deliver(found, out)
     finally:
         distributed.destroy_process_group()
 
@@ -135,12 +187,16 @@ def merge(profiles: list[Path], out: Path) -> None:
     twice = next((path for path, place in zip(profiles, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
         raise MismatchError(f"{twice} is given twice, and its images would be counted twice: give each profile once")
-    found = reduce(add, (store.load(path) for path in profiles))
-    _skipped_note(found)
-    print(store.save(found, out))
+    _deliver(reduce(add, (read_profile(path) for path in profiles)), out)
 
 
-def scores(profile: Path, convention: ScoreFlags, out: Path, names: str = ",".join(scoring.DEFAULT_SCORES), errors: bool = False) -> None:
+def scores(
+    profile: Path,
+    convention: ScoreFlags,
+    out: Path,
+    scores: tuple[str, ...] = scoring.DEFAULT_SCORES,
+    standard_errors: bool = False,
+) -> None:
     """Write the scores of every channel of a profile as a table.
 
     Parameters
@@ -151,17 +207,23 @@ def scores(profile: Path, convention: ScoreFlags, out: Path, names: str = ",".jo
         Options that all scores share.
     out
         Table to write: CSV, or Parquet by its ending.
-    names
-        scores, separated by commas; `all` for every one.
-    errors
+    scores
+        Scores, separated by commas; `all` for every one (`channelscope list scores`).
+    standard_errors
         Add the standard error of each score over image shards.
+
+    Examples
+    --------
+    channelscope scores resnet20.profile --out channels.csv
+    channelscope scores runs/axes --scores support,overlap --standard-errors --out channels.parquet
     """
     file_at(out)
-    found = store.load(profile)
-    wanted = list(scoring.REGISTRY) if names == "all" else [name.strip() for name in names.split(",")]
-    frame = scoring.table(found, wanted, errors, **convention.options())
+    found = read_profile(profile)
+    wanted = list(scoring.REGISTRY) if scores == ("all",) else list(scores)
+    frame = scoring.table(found, wanted, standard_errors, **convention.options())
     _left_out(frame)
-    print(tables.write(tables.describe(frame, frame.attrs), out))
+    described = tables.describe(frame, frame.attrs)
+    current_call().result(tables.write(described, out), tables={"channels": described})
 
 
 def axes(
@@ -189,19 +251,55 @@ def axes(
     profile
         A profile collected before, instead of a new pass.
     """
-    begun = time.monotonic()
-    folder_at(out)
+    run = open_run(out)
     model, images = load_network(network, source)
-    RunAddition(out).agrees(weights_hash(model), network.model)
+    run = open_run(out, weights_hash(model), network.model)
     found = load_or_collect(model, images, measure, profile, _beside(out / "network.profile", ".unfinished"))
     if profile is None:
         store.save(found, out / "network.profile")
     _skipped_note(found)
-    folder = RunFolder(out)
-    folder.write_stage(found, network.stage, two_axes(found, convention))
-    folder.write_facts(found, images, convention, f"Two axes of {network.title}", begun, origin=network.origin)
-    console.print(folder.headline())
-    print(page.write_report(out))
+    frames = stacked({network.stage: found}, convention)
+    facts = axes_facts(found, images, convention, f"Two axes of {network.title}", [network.stage])
+    console.print(verdict.answer(frames["alignment_mean"], facts))
+    finish_run(run, frames, facts | network.origin)
+
+
+def stacked(stages: Mapping[str, Profile], convention: ScoreFlags) -> dict[str, pd.DataFrame]:
+    """Tables of both axes, with the rows of each stage below those of the one before; skipped layers are the last stage's."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for profile in stages.values():
+        for name, frame in two_axes(profile, convention).items():
+            found.setdefault(name, []).append(frame)
+    frames = {}
+    for name, parts in found.items():
+        staged = pd.concat(
+            [part.assign(stage=stage)[["stage", *part.columns]] for stage, part in zip(stages, parts, strict=True)], ignore_index=True
+        )
+        frames[name] = tables.describe(staged, {**parts[-1].attrs, "name": name})
+    last = list(stages.values())[-1]
+    skipped = pd.DataFrame(list(last.skipped.items()), columns=["site", "reason"])
+    return frames | {"skipped": tables.describe(skipped, {"name": "skipped"})}
+
+
+def axes_facts(
+    profile: Profile, images: ImageSplits, convention: ScoreFlags, title: str, stages: list[str], model: nn.Module | None = None
+) -> dict:
+    """What run.json says of the two axes: what was measured, on what, under which assumptions.
+
+    The accuracy is that on the test images when the network is given, else that on the calibration images.
+    """
+    tested = model is not None and len(images.test) > 0
+    tally = evaluate(model, images.test) if model is not None and tested else profile.tally
+    return profile_facts(
+        profile,
+        title,
+        data=images.source.data,
+        **tally_numbers(tally),
+        accuracy_split="test" if tested else "calibration",
+        target=convention.target,
+        assumption=assumption(profile, Shared(**convention.options())),
+        stages=stages,
+    )
 
 
 def two_axes(found: Profile, convention: ScoreFlags) -> dict[str, pd.DataFrame]:
@@ -210,17 +308,6 @@ def two_axes(found: Profile, convention: ScoreFlags) -> dict[str, pd.DataFrame]:
     channels = scoring.table(found, **options)
     _left_out(channels)
     return {"channels": channels, **alignment(found, **options), "groups": groupings(found, **options)}
-
-
-def report(folder: Path) -> None:
-    """Write the report of a run folder again from its tables.
-
-    Parameters
-    ----------
-    folder
-        Run folder, such as runs/demo.
-    """
-    print(page.write_report(folder))
 
 
 def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None:
@@ -235,23 +322,23 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
     seed
         Of the initialization and the training.
     """
-    begun = time.monotonic()
     network, source = NetworkOptions("resnet20"), ImageSource("digits", seed=seed)
-    RunAddition(out).agrees("", network.model)
+    run = open_run(out, network=network.model)
     model, images = load_network(network, source, note=False)
+    announce_network(network, model, images)
     schedule = replace(zoo.default_schedule("resnet20", "digits"), epochs=epochs, seed=seed)
-    history = zoo.train(model, images, out, schedule)
-    folder, convention = RunFolder(out), ScoreFlags()
+    current_call().unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
+    history = zoo.train(model, images, out, schedule, network.place)
+    stages: dict[str, Profile] = {}
     for stage, weights in (("initialization", out / "epoch_000.safetensors"), ("trained", history.trained)):
-        model, images = load_network(replace(network, weights=weights), source)
-        found = load_or_collect(model, images, ProfileOptions(), note=f"profile at {stage}")
-        store.save(found, out / f"{stage}.profile")
-        folder.write_stage(found, stage, two_axes(found, convention))
-    folder.write_facts(found, images, convention, "ResNet-20 on scanned digits", begun, model)
-    console.print(folder.headline())
-    page = write_report(out)
-    console.print(Text.assemble("the report is at ", (str(page), "bold"), ": open it in a browser"))
-    print(page)
+        model, images = load_network(replace(network, weights=weights), source, note=False)
+        stages[stage] = load_or_collect(model, images, ProfileOptions(), note=f"profile at {stage}")
+        store.save(stages[stage], out / f"{stage}.profile")
+    frames = stacked(stages, ScoreFlags())
+    facts = axes_facts(stages["trained"], images, ScoreFlags(), "ResNet-20 on scanned digits", list(stages), model)
+    console.print(verdict.answer(frames["alignment_mean"], facts))
+    console.print(Text.assemble("the report is at ", (str(out / "report.html"), "bold"), ": open it in a browser"))
+    finish_run(run, frames, facts)
 
 
 def _left_out(frame: pd.DataFrame) -> None:

@@ -1,9 +1,7 @@
 """The commands `prune` and `benchmark`."""
 
 import math
-import time
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -15,27 +13,50 @@ from channelscope import tables, zoo
 from channelscope.benchmark.analysis import COLUMNS, analyze
 from channelscope.benchmark.engines import Engine
 from channelscope.benchmark.grid import Grid
+from channelscope.benchmark.run import FILE
 from channelscope.benchmark.run import benchmark as measured
 from channelscope.benchmark.setup import Setup
-from channelscope.cli.options import NetworkOptions, console, load_network, noted
-from channelscope.cli.run_folder import VERSION, RunAddition, folder_at, provenance
+from channelscope.cli.call import VERSION, current_call
+from channelscope.cli.options import (
+    NetworkOptions,
+    announce_network,
+    batch_count,
+    finish_run,
+    fitted,
+    load_network,
+    network_facts,
+    noted,
+    open_run,
+)
+from channelscope.data.augmentation import AugmentedBatches
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
-from channelscope.errors import InputError
+from channelscope.errors import InputError, NumericError
 from channelscope.evaluation import Precision
 from channelscope.network.module_state import weights_hash, zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.profiling.collect import collect
-from channelscope.progress import progress_bar
+from channelscope.progress import console, progress_bar, track
 from channelscope.pruning.cut import refuse_out_of_reach
-from channelscope.pruning.export import export as exporting
+from channelscope.pruning.folder import export as exporting
 from channelscope.pruning.folder import save_pruned
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
-from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, compare_networks, kept_by_layer
+from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, PruningResult, compare_networks, kept_by_layer
 from channelscope.pruning.prune import prune as pruning
+from channelscope.pruning.recovery.distillation import distill
 from channelscope.pruning.recovery.repair import Method
 from channelscope.ranking import Ranking
 from channelscope.report import page
+from channelscope.tables.run_folder import RunFolder
+
+FEW_TO_DISTILL = 2000
+"""images below which distillation is said to gain little"""
+
+HELD_OUT, MOST_HELD = 10, 500
+"""one in so many images judges what was gained, and no more than that"""
+
+BATCH = 64
+"""images of a step of distillation"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +77,7 @@ def benchmark(
     grid: Grid,
     running: EngineOptions,
     out: Path,
-    tests: int | None = None,
+    test: int | None = None,
     precision: Precision = "float32",
 ) -> None:
     """Compare scores by what networks can do after pruning: same groups, budgets, removal, repair and images for all.
@@ -73,31 +94,32 @@ def benchmark(
         Where trials run.
     out
         Folder for results.sqlite, the tables and the report; a run that was interrupted goes on from there.
-    tests
-        Evaluate on the first so many test images; by default on all.
+    test
+        Test images of the evaluation, the first; by default all.
     precision
         Networks are evaluated in bfloat16 if the unpruned one's accuracy changes by less than .1 points on 2,000 images; tables say so.
     """
-    begun = time.monotonic()
-    bench = Setup(network.model, network.weights, source, tests, network.device, network.example, precision)
-    folder_at(out)
+    call = current_call()
+    call.device = network.place
+    bench = Setup(network.model, network.weights, source, test, network.place, network.example, precision)
+    open_run(out)
     noted(network)
-    found, _ = bench.open(int(grid.seeds[0]))
-    RunAddition(out).agrees(weights_hash(found.graph.model), network.model)
-    with progress_bar("cells", None) as step:
+    found, images = bench.open(int(grid.seeds[0]))
+    model = found.graph.model
+    run = open_run(out, weights_hash(model), network.model)
+    announce_network(network, model, images)
+    call.unfinished[out / FILE] = "networks measured so far"
+    with progress_bar("pruned networks measured", None) as step:
         results = measured(bench, grid, out, running.engine, running.workers, running.address, lambda done, total: step())
     done = results.done()
-    facts = results.facts | {"version": VERSION, "date": date.today().isoformat(), "network": network.model}
-    frames = analyze(done)
-    for name, frame in frames.items():
-        tables.write(tables.describe(frame, {"name": name, "columns": COLUMNS, **facts}), out / f"{name}.csv")
-    about = network.origin | {"title": f"Scores compared on {network.model}", "seconds": round(time.monotonic() - begun, 1)}
-    tables.write_json(facts | about, out / "run.json")
-    path = page.write_report(out)
+    provenance = results.facts | {"version": VERSION, "network": network.model}
+    with progress_bar("statistics", None):
+        frames = {name: tables.describe(frame, {"name": name, "columns": COLUMNS, **provenance}) for name, frame in analyze(done).items()}
+    facts = results.facts | {"network": network.model, "title": f"Scores compared on {network.model}"} | network.origin
     console.print(benchmark_headline(frames["benchmark_auc"]))
     if len(frames["benchmark_left_out"]):
         console.print(f"{len(frames['benchmark_left_out'])} measurements are part of no area: see benchmark_left_out.csv for the reasons")
-    print(path)
+    finish_run(run, frames, facts)
 
 
 def benchmark_headline(frame: pd.DataFrame) -> str:
@@ -129,6 +151,10 @@ class PruningOptions:
     """none, batchnorm, peers or least_squares"""
     closest: bool = False
     """where the budget cannot be met, take the smallest that can"""
+    distill: bool = False
+    """afterwards let the original network teach the smaller one, on training images without their labels"""
+    distill_images: int = 5000
+    """training images of the teaching, the first; more gain more"""
 
 
 def prune(
@@ -138,6 +164,7 @@ def prune(
     out: Path,
     export: Literal["onnx", "pt2"] | None = None,
     finetune: int = 0,
+    test: int | None = None,
 ) -> None:
     """Make a smaller network that does as well as it can, without training, and save it.
 
@@ -155,60 +182,94 @@ def prune(
         Also write the network in a format that runs without this library, and compare its outputs.
     finetune
         Epochs of training afterwards, at a tenth of the usual rate; an interrupted one goes on from OUT.finetune.
+    test
+        Test images of the evaluation, the first; by default all.
+
+    Examples
+    --------
+    channelscope prune resnet20 -w runs/demo/trained.safetensors --macs 0.5 --out runs/small
+    channelscope prune torchvision:resnet18 -w mine.pt -d folder:photos --images 1000 --export onnx --out runs/small
     """
-    begun = time.monotonic()
-    folder_at(out)
+    open_run(out)
     model, images = load_network(network, source)
-    RunAddition(out).agrees(weights_hash(model), network.model)
-    test = images.test if len(images.test) else images.validation
-    if not len(test):
+    open_run(out, weights_hash(model), network.model)
+    split = images.test if len(images.test) else images.validation
+    if not len(split):
         raise InputError(f"{source.data}: there are no labeled images to evaluate on")
-    found = groups(model, zero_batch(model, images.image_shape))
-    if not plan.closest:
-        refuse_out_of_reach(found, plan.macs)
-    ranking = make_ranking(plan.score, found, images)
-    made = pruning(ranking, found, images.calibration, macs=plan.macs, allocation=plan.allocation, method=plan.repair, closest=plan.closest)
+    split = split if test is None else fitted(split, test, test, "--test")
+    console.print(
+        f"pruning to {plan.macs:.0%} of the multiply-adds with {len(images.calibration):,} calibration images, "
+        f"evaluated on {len(split):,} {split.name} images"
+    )
+    found, made = prune_network(model, images, plan)
     undefined_note(made.ranking)
     networks = {"original": model, "pruned": made.unrepaired}
     if plan.repair != "none":
         networks["repaired"] = made.model
     small = made.model
+    failure = None
+    if plan.distill:
+        try:
+            small = networks["distilled"] = distill_pruned(small, model, images, network, plan)
+        except NumericError as error:
+            failure = error
     if finetune:
         small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, out.with_name(out.name + ".finetune"))
-    frame = compare_networks(networks, test, images.image_shape)
-    facts = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
-    facts |= {
+    with progress_bar("evaluation", None):
+        frame = compare_networks(networks, split, images.image_shape)
+    settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
+    settings |= pruning_notes(made)
+    described = tables.describe(frame, {"name": "pruning", "columns": SUMMARY_COLUMNS, "split": split.name, **settings})
+    layers = tables.describe(kept_by_layer(found, made.kept), {"name": "pruned_layers", "columns": LAYER_COLUMNS, **settings})
+    title = f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds"
+    facts, call = settings | network_facts(network, model, images, title), current_call()
+
+    def write_more(folder: Path) -> None:
+        RunFolder(folder).add({"pruning": described, "pruned_layers": layers}, call.record(facts))
+        page.write_report(folder)
+        if export:
+            exporting(small, folder / f"network.{export}", images.image_shape)
+
+    save_pruned(small, model, made.kept, out, settings=settings, write_more=write_more)
+    console.print(pruning_headline(frame))
+    call.result(out, tables={"pruning": described, "pruned_layers": layers})
+    if failure:
+        raise NumericError(f"{failure}; the network in {out} is the one from before the distillation")
+
+
+def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions) -> tuple[Groups, PruningResult]:
+    """The network's groups, and the network pruned and repaired on its calibration images."""
+    with progress_bar("groups of channels", None):
+        found = groups(model, zero_batch(model, images.image_shape))
+    if not plan.closest:
+        refuse_out_of_reach(found, plan.macs)
+    ranking = make_ranking(plan.score, found, images)
+    with progress_bar("removal and repair", None):
+        made = pruning(
+            ranking, found, images.calibration, macs=plan.macs, allocation=plan.allocation, method=plan.repair, closest=plan.closest
+        )
+    return found, made
+
+
+def pruning_notes(made: PruningResult) -> dict:
+    """What the recipe of a pruned network says of its ranking and repair."""
+    return {
         "ranking": made.ranking.name,
         "undefined": sum(len(each) for each in made.ranking.notes.values()),
         "skipped": dict(made.repair.skipped),
         "notes": dict(made.repair.notes),
     }
 
-    def write_more(folder: Path) -> None:
-        described = tables.describe(frame, {"name": "pruning", "columns": SUMMARY_COLUMNS, "split": test.name, **facts})
-        tables.write(described, folder / "pruning.csv")
-        layers = kept_by_layer(found, made.kept)
-        tables.write(tables.describe(layers, {"name": "pruned_layers", "columns": LAYER_COLUMNS, **facts}), folder / "pruned_layers.csv")
-        about = {"title": f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds", "network": network.model}
-        about |= facts | network.origin | {"weights": weights_hash(model)} | provenance(begun)
-        tables.write_json(about, folder / "run.json")
-        page.write_report(folder)
-        if export:
-            exporting(small, folder / f"network.{export}", images.image_shape)
-
-    save_pruned(small, model, made.kept, out, settings=facts, write_more=write_more)
-    console.print(pruning_headline(frame))
-    print(out)
-
 
 def make_ranking(name: str, found: Groups, images: ImageSplits) -> Ranking | list[Ranking]:
     """The ranking of that name, from the calibration images; several where pruning is to choose."""
     if name == "reconstruction":
-        return optimal_brain_surgeons(found, images.calibration, seed=images.source.seed)
+        with progress_bar("reconstruction ranking", None):
+            return optimal_brain_surgeons(found, images.calibration, seed=images.source.seed)
     (score,) = scoring.lookup(name)
     profile = collect(
         found.graph.model,
-        images.calibration,
+        track(images.calibration, f"statistics for {name}", batch_count(images.calibration)),
         shards=0,
         seed=images.source.seed,
         sensitivity=score.family == "gradient",
@@ -230,10 +291,27 @@ def undefined_note(ranking: Ranking) -> None:
         )
 
 
+def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, network: NetworkOptions, plan: PruningOptions) -> nn.Module:
+    """The network after the original one taught it, or as it was where that gained nothing."""
+    pool = images.train if len(images.train) else images.calibration
+    count = min(plan.distill_images, len(pool))
+    if count < FEW_TO_DISTILL:
+        console.print(f"{count:,} images to distill on are few: where it was measured, 1,000 gained nothing and 5,000 much")
+    held = max(1, min(count // HELD_OUT, MOST_HELD))
+    schedule = zoo.finetuning_schedule(network.model, images.source.data, 1)
+    lessons = AugmentedBatches(pool.drop(held).take(count - held).with_batch_size(BATCH), schedule.pad, schedule.flip, images.source.seed)
+    console.print(f"distilling on {count - held:,} images without labels, judged on {held:,} others")
+    found = distill(small, model, lessons, pool.take(held))
+    said = "" if found.gained else "; nothing was gained, the network stays as it was"
+    console.print(f"divergence from the original {found.before:.3g} nats before, {found.after:.3g} after{said}")
+    return found.model
+
+
 def finetune_pruned(small: nn.Module, images: ImageSplits, network: NetworkOptions, epochs: int, folder: Path) -> nn.Module:
-    """The network after some epochs of training."""
+    """The network after some epochs of training; an interrupted training goes on from the folder."""
+    current_call().unfinished[folder] = "epochs of fine-tuning so far"
     schedule = zoo.finetuning_schedule(network.model, images.source.data, epochs, images.source.seed)
-    return zoo.finetune(small, images, folder, schedule, network.device)
+    return zoo.finetune(small, images, folder, schedule, network.place)
 
 
 def pruning_headline(frame: pd.DataFrame) -> str:

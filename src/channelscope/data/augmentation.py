@@ -1,8 +1,46 @@
 """Random crops, flips and erased squares of a whole batch at once, on whatever device it is."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from channelscope.data.splits import Split
+
+
+class AugmentedBatches:
+    """Normalized images of a split, without labels, shuffled, shifted and mirrored anew in every pass.
+
+    The draws of a pass depend on the seed and on how many passes there were before it.
+
+    Parameters
+    ----------
+    split
+        The images; its batch size is kept.
+    pad, flip
+        As in `augment`.
+    seed
+        Of all draws.
+
+    Examples
+    --------
+    >>> from channelscope.data.images import read_images
+    >>> batches = AugmentedBatches(read_images("digits").test.take(10).with_batch_size(4), pad=0, flip=False)
+    >>> [len(batch) for batch in batches]
+    [4, 4, 2]
+    """
+
+    def __init__(self, split: Split, pad: int, flip: bool, seed: int = 0):
+        self.split, self.pad, self.flip, self.seed = split, pad, flip, seed
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Batches of float32 images (B, C, H, W)."""
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.passes)
+        self.passes += 1
+        for places in torch.randperm(len(self.split), generator=draw).split(self.split.batch_size):
+            yield self.split.normalized(augment(self.split.pixels(places), self.pad, self.flip, draw))
 
 
 def augment(pixels: Tensor, pad: int, flip: bool, generator: torch.Generator, erase: float = 0.0) -> Tensor:

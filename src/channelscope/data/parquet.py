@@ -18,6 +18,12 @@ IMAGE_NAMES = ("image", "img", "picture", "jpg", "png")
 
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "class", "cls", "y")
 
+FORMS = {"image": "encoded bytes", "label": "whole numbers from 0 or as text"}
+"""what a column of images or labels holds"""
+
+MOST_CLASSES = 1_000_000
+"""numbers of classes from which on labels are taken for something else, such as ids"""
+
 
 def parquet_or_hub(name: str, image_column: str | None = None, label_column: str | None = None) -> PartitionedDataset:
     """Data set of a local folder of parquet files, or of the Hugging Face hub where there is no such folder.
@@ -103,9 +109,14 @@ def _remote(name: str) -> "dict[str, pa.Table]":
 
 
 def _features(table: "pa.Table") -> dict[str, Any]:
-    """The hub's metadata of each column; empty for plain parquet."""
-    text = (table.schema.metadata or {}).get(b"huggingface")
-    return json.loads(text).get("info", {}).get("features", {}) if text else {}
+    """The hub's metadata of each column; empty for plain parquet, and for metadata of another form."""
+    try:
+        found = json.loads((table.schema.metadata or {}).get(b"huggingface") or "{}")
+    except ValueError:
+        return {}
+    for key in ("info", "features"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return {name: about for name, about in found.items() if isinstance(about, dict)} if isinstance(found, dict) else {}
 
 
 def _holds_images(table: "pa.Table", features: dict[str, Any], name: str) -> bool:
@@ -123,15 +134,28 @@ def _holds_images(table: "pa.Table", features: dict[str, Any], name: str) -> boo
 def _holds_labels(table: "pa.Table", features: dict[str, Any], name: str) -> bool:
     import pyarrow as pa
 
+    kind = _value_type(table, name)
+    return pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(table, name)
+
+
+def _value_type(table: "pa.Table", name: str) -> "pa.DataType":
+    """Type of a column's values, of a dictionary's too."""
+    import pyarrow as pa
+
     kind = table.schema.field(name).type
-    return pa.types.is_integer(kind) or _is_text(table, name) or features.get(name, {}).get("_type") == "ClassLabel"
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_text(table: "pa.Table", name: str) -> bool:
     import pyarrow as pa
 
-    kind = table.schema.field(name).type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    kind = _value_type(table, name)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _described(table: "pa.Table") -> str:
+    """Columns with their types, for messages."""
+    return ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in table.schema)
 
 
 def _column(
@@ -146,7 +170,7 @@ def _column(
     columns = table.column_names
     if given is not None:
         if given not in columns or not fits(table, features, given):
-            raise DataError(f"expected a column '{given}' of {what}s, found columns {', '.join(columns)}; pass another {what}_column")
+            raise DataError(f"expected a column '{given}' of {what}s, found columns {_described(table)}; pass another {what}_column")
         return given
     able = [name for name in columns if fits(table, features, name)]
     named = [name for name in usual if name in able]
@@ -154,21 +178,23 @@ def _column(
         return (named or able)[0]
     raise DataError(
         f"expected one column of {what}s, found {len(able)} that could be ({', '.join(able) or 'none'}) "
-        f"among {', '.join(columns)}; pass {what}_column"
+        f"among {_described(table)}; pass {what}_column, or write {what}s as {FORMS[what]}"
     )
 
 
 def _class_names(tables: "list[pa.Table]", features: dict[str, Any], label: str) -> tuple[str, ...]:
     given = features.get(label, {}).get("names")
-    if given:
-        return tuple(given)
+    if given and isinstance(given, list):
+        return tuple(map(str, given))
     values: set[Any] = set()
     for table in (table for table in tables if label in table.column_names):
         values |= set(table.column(label).unique().to_pylist())
     if _is_text(tables[0], label):
         return tuple(sorted(str(value) for value in values if value is not None))
-    whole = [value for value in values if value is not None]
-    return tuple(str(number) for number in range(max(whole, default=-1) + 1))
+    largest = max((int(value) for value in values if value is not None), default=-1)
+    if largest >= MOST_CLASSES:
+        raise DataError(f"column {label}: expected classes numbered from 0, received the number {largest:,}; number them 0, 1, 2, …")
+    return tuple(str(number) for number in range(largest + 1))
 
 
 def _parquet_partition(name: str, part: str, table: "pa.Table", columns: tuple[str, str], names: tuple[str, ...]) -> Partition:
@@ -189,8 +215,11 @@ def _parquet_partition(name: str, part: str, table: "pa.Table", columns: tuple[s
         pictures = pc.call_function("struct_field", [pictures], pc.StructFieldOptions(["bytes"]))
     if not withheld and _is_text(table, label):
         number = {text: row for row, text in enumerate(names)}
+        strange = [text for text in raw if text is not None and text not in number]
+        if strange:
+            raise DataError(f"{name}: the {part} part has the label '{strange[0]}', which is no class: {', '.join(names[:5])}, …")
         raw = [None if text is None else number[text] for text in raw]
-    labels = torch.tensor([-1 if value is None else value for value in raw], dtype=torch.int64)
+    labels = torch.tensor([-1 if value is None else int(value) for value in raw], dtype=torch.int64)
 
     def place(row: int) -> str:
         return f"{name}, {part} row {row}, column {image}"
@@ -201,6 +230,8 @@ def _parquet_partition(name: str, part: str, table: "pa.Table", columns: tuple[s
             return contents(Path(files[row].as_py()))
         if data is None:
             raise DataError(f"{place(row)}: expected an encoded picture, received none")
+        if not isinstance(data, bytes):
+            raise DataError(f"{place(row)}: expected the bytes of an encoded picture, received a {type(data).__name__}")
         return data
 
     def reader(column: str) -> Callable[[int], Any]:

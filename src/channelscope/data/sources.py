@@ -1,5 +1,6 @@
 """ImageSource: a data set by name or path, opened as partitions."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -198,6 +199,9 @@ class ImageSource:
         for name, value, least in (("batch_size", self.batch_size, 1), ("images", self.images, 1), ("size", self.size, 1)):
             if value is not None and value < least:
                 raise DataError(f"expected {name} of at least {least}, received {value}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not (values and all(isinstance(value, int | float) and math.isfinite(value) for value in values)):
+                raise DataError(f"{name}: expected finite numbers, one per channel or one for all, received {values}")
         if self.std is not None and min(self.std) <= 0:
             raise DataError(f"expected a positive std, received {self.std}")
 

@@ -364,6 +364,18 @@ class Split:
             raise DataError(f"expected at most {len(self)} images of the {self.name} split, asked for {n}")
         return replace(self, rows=self.rows[:n], indices=self.indices[:n])
 
+    def drop(self, n: int) -> "Split":
+        """All but the first n images.
+
+        Raises
+        ------
+        DataError
+            If the split has fewer.
+        """
+        if not 0 <= n <= len(self):
+            raise DataError(f"expected at most {len(self)} images of the {self.name} split, asked to leave out {n}")
+        return replace(self, rows=self.rows[n:], indices=self.indices[n:])
+
     def with_batch_size(self, size: int) -> "Split":
         """The same images in batches of another size."""
         return replace(self, batch_size=size)

@@ -254,6 +254,8 @@ def center_prior(images: Float[Tensor, "images C H W"]) -> Float[Tensor, "images
 def smoothed(relevance: Float[Tensor, "images H W"]) -> Float[Tensor, "images H W"]:
     """Maps after a Gaussian blur of MAP_BLUR pixels, so that a threshold gives connected regions.
 
+    At the border the weights of the pixels that exist are divided by their sum, so a constant map stays constant.
+
     Parameters
     ----------
     relevance
@@ -275,4 +277,4 @@ def smoothed(relevance: Float[Tensor, "images H W"]) -> Float[Tensor, "images H 
     ----------
     Ma et al. 2022 (localization).
     """
-    return gaussian_blur(relevance, MAP_BLUR)
+    return gaussian_blur(relevance, MAP_BLUR) / gaussian_blur(torch.ones_like(relevance[:1]), MAP_BLUR)

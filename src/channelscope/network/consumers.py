@@ -5,21 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from channelscope.network.graph import Graph, Hook
 from channelscope.network.module_state import eval_mode
+from channelscope.network.operations import layer_of, of_step
 from channelscope.network.sites import Sites
 from channelscope.site import Site
 from channelscope.types import Bool, Tensor
-
-WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
-
-COMBINING = ("cat", "concat", "concatenate", "stack")
-
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-NORM_FUNCTIONS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 
 SMALL = 0.01
 """What layers give where only the structure counts: small, so that long sums do not reach the upper end of an activation."""
@@ -135,7 +128,9 @@ class Trial:
                 parts.append(self._run(site, plain, inputs))
         changed = []
         for place, node in enumerate(reached):
-            axis = -1 if isinstance(self.found.graph.modules[str(node.target)], nn.Linear) else 2
+            layer = layer_of(self.found.graph.modules[str(node.target)])
+            assert layer is not None
+            axis = -1 if layer.tokens else 2
             moved = [(part[place][1:] != part[place][:1]).movedim(axis, 1).flatten(2).any(2) for part in parts]
             changed.append(torch.cat(moved).cpu())
         return changed
@@ -170,9 +165,7 @@ def _handed_on(seen: dict[str, Tensor], source: str, name: str, value: Tensor) -
 
 
 def _normalizes(graph: Graph, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(graph.modules[str(node.target)], NORMS)
-    return node.op == "call_function" and node.target.__name__ in NORM_FUNCTIONS  # type: ignore[union-attr]
+    return of_step(node, graph.modules).normalizes
 
 
 def _small(value: Tensor, source: torch.Generator) -> Tensor:
@@ -196,12 +189,12 @@ def _reached_layers(graph: Graph, site: Site) -> dict[fx.Node, bool]:
 
 
 def _weighted(graph: Graph, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(graph.modules[str(node.target)], WEIGHTED)
+    return node.op == "call_module" and layer_of(graph.modules[str(node.target)]) is not None
 
 
 def _combines(graph: Graph, node: fx.Node) -> bool:
     """Whether a step brings two activations together element by element, not merely one beside the other."""
-    if node.op != "call_function" or node.target.__name__ in COMBINING:  # type: ignore[union-attr]
+    if node.op != "call_function" or of_step(node, graph.modules).joins:
         return False
     return len([parent for parent in node.all_input_nodes if parent.name in graph.shapes and parent.op != "get_attr"]) > 1
 

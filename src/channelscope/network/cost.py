@@ -195,6 +195,7 @@ class MacCounter:
         """
         weighted = [layer for layer in (*groups.layers, *groups.products) if layer.taps]
         self.names = [layer.name for layer in weighted]
+        self.modules = sum(bool(layer.taps) for layer in groups.layers)
         self.rates = [layer.taps * layer.positions for layer in weighted]
         self.grouped = [len(layer.inputs) // layer.groups if layer.groups > 1 else 0 for layer in weighted]
         self.inputs = [len(layer.inputs) for layer in weighted]
@@ -214,7 +215,7 @@ class MacCounter:
 
     def shares(self) -> dict[str, float]:
         """What each layer, and each module that computes by itself, costs of the total as it is now; largest first."""
-        now = {name: self._layer(index) for index, name in enumerate(self.names)}
+        now = {name: self._layer(index) for index, name in enumerate(self.names[: self.modules])}
         now |= {name: amount for name, amount in self.spent.macs.items() if name not in now}
         for name, amount in self.spent.elsewhere.items():
             now[name or "the network itself"] = amount

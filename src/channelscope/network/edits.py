@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from channelscope.errors import InputError, MismatchError
+from channelscope.errors import FAILURES, InputError, MismatchError
 from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.module_state import eval_mode, zero_batch
-from channelscope.network.removal.outputs import EXPONENT, FAILURES, coarsest, distance
-from channelscope.network.tracing.recording import unwrapped
+from channelscope.network.tracing.recording import EXPONENT, coarsest, distance, unwrapped
 from channelscope.subset import Subset
 
 

@@ -15,24 +15,22 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from channelscope.errors import InputError, TracingError, first_line, no_such
+from channelscope.errors import FAILURES, InputError, TracingError, UserCode, first_line, no_such
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
-from channelscope.network.tracing.comparison import other_image, same
 from channelscope.network.tracing.recorder import OWN, Recording
-from channelscope.network.tracing.recording import literal, one_step, record, unwrapped
+from channelscope.network.tracing.recording import literal, one_step, other_image, record, same, unwrapped
 
 Hook = Callable[[Tensor], Tensor | None]
 """What happens at a point: gets the tensor, returns its replacement, or None to leave it as it is."""
-
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError)
 
 
 class Graph:
     """The traced forward pass of `model`; shares its parameters, copies nothing.
 
-    Steps are named by their torch.fx node; `shapes` has each step's output shape for the example batch.
+    Steps are named by their torch.fx node; `shapes` has each step's output shape for the example batch, `numbers` counts
+    attributes of modules whose values stand in the steps as they were.
     """
 
     def __init__(
@@ -53,6 +51,7 @@ class Graph:
         self.modules = dict(model.named_modules())
         self.signature = inspect.signature(model.forward)
         self.options: dict[str, Any] = {}
+        self.numbers = 0
         self.running: fx.Node | None = None
         self._plans: dict[tuple, list[tuple[fx.Node, tuple[str, ...]]]] = {}
 
@@ -93,7 +92,7 @@ class Graph:
         values: dict[str, Any] = dict(known)
         values.update(zip(self.inputs, nest.tensors(inputs), strict=False))
         for node, finished in self._plan(tuple(known), wanted):
-            value = values[node.name] if node.op == "placeholder" and node.name in values else self._step(node, values, out_of_place)
+            value = values[node.name] if node.op == "placeholder" and node.name in values else self.step(node, values, out_of_place)
             if node.name in hooks:
                 changed = hooks[node.name](value)
                 value = value if changed is None else changed
@@ -120,11 +119,31 @@ class Graph:
             ]
         return self._plans[key]
 
-    def _step(self, node: fx.Node, values: Mapping[str, Any], pure: bool) -> Any:
-        self.running = node
+    def step(self, node: fx.Node, values: Mapping[str, Any], out_of_place: bool = False) -> Any:
+        """Value of one step, given the values of the steps that it reads.
+
+        Raises
+        ------
+        InputError
+            For an input of the network, which has no step that makes it.
+        """
         if node.op == "placeholder":
             raise InputError(f"the network needs an input named {node.target}, and none was given")
-        args, kwargs = _given(node.args, values), _given(node.kwargs, values)
+        return self.carry_out(node, _given(node.args, values), _given(node.kwargs, values), out_of_place)
+
+    def carry_out(self, node: fx.Node, args: tuple, kwargs: Mapping[str, Any], out_of_place: bool = False) -> Any:
+        """Value of one step on given arguments, in the mode in which it was recorded.
+
+        Parameters
+        ----------
+        node
+            A step; no placeholder.
+        args, kwargs
+            Its arguments, with values in the place of steps.
+        out_of_place
+            Whether modules that write over their input leave it as it is.
+        """
+        self.running = node
         if node.op == "output":
             return nest.closed(self.output, args[0])
         if node.op == "get_attr" and node.target in self.constants:
@@ -132,20 +151,33 @@ class Graph:
         if node.meta.get("writes"):
             args = (args[0].clone(), *args[1:])
         if not node.meta.get("no_grad") and not node.meta.get("autocast"):
-            return self._carried_out(node, args, kwargs, pure)
+            return self._called(node, args, kwargs, out_of_place)
         with ExitStack() as stack:
             for kind, on, numbers in node.meta.get("autocast", ()):
                 stack.enter_context(torch.autocast(kind, dtype=numbers, enabled=on))
             if node.meta.get("no_grad"):
                 stack.enter_context(torch.no_grad())
-            return self._carried_out(node, args, kwargs, pure)
+            return self._called(node, args, kwargs, out_of_place)
 
-    def _carried_out(self, node: fx.Node, args: tuple, kwargs: dict[str, Any], pure: bool) -> Any:
+    def _called(self, node: fx.Node, args: tuple, kwargs: Mapping[str, Any], pure: bool) -> Any:
         if node.op != "call_module":
             return execute(self.model, node.op, node.target, args, kwargs)
         module = self.modules[str(node.target)]
         with out_of_place(module) if pure else nullcontext():
             return module(*args, **kwargs)
+
+    def of_copy(self, model: nn.Module) -> "Graph":
+        """The same steps on a copy of the network, with constants in its precision.
+
+        Parameters
+        ----------
+        model
+            A network with the same modules.
+        """
+        kinds = [part.dtype for part in model.parameters() if part.is_floating_point()]
+        double = bool(kinds) and all(kind == torch.float64 for kind in kinds)
+        constants = {name: part.double() if double and part.is_floating_point() else part for name, part in self.constants.items()}
+        return Graph(model, self.steps, self.shapes, constants, self.output)
 
 
 def _given(arguments: Any, values: Mapping[str, Any]) -> Any:
@@ -192,14 +224,14 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         )
     inputs = example if isinstance(example, tuple) else (example,)
     other = tuple(other_image(part) for part in inputs)
-    try:
+    sizes = ", ".join("×".join(map(str, each.shape[1:])) for each in inputs)
+    with UserCode(InputError, f"the network cannot run on images of shape {sizes}"):
         expected = _answer(model, other)
-    except FAILURES as error:
-        shapes = ", ".join("×".join(map(str, part.shape[1:])) for part in inputs)
-        raise InputError(f"the network cannot run on images of shape {shapes}: {first_line(error)}") from error
     recording = _recorded(model, tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs))
     shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
+    count = len(recording.steps.nodes)
     graph = Graph(model, literal(recording), shapes, recording.constants, recording.output)
+    graph.numbers = count - len(graph.steps.nodes)
     graph.options = _options(graph.signature, inputs)
     try:
         with restored_state(model), torch.no_grad():

@@ -2,10 +2,16 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from channelscope.errors import MismatchError
+
+LEAVES = (Tensor, str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
+"""What has no parts."""
 
 
 def opened(value: Any) -> Any:
@@ -104,3 +110,50 @@ def holds_tensor(value: Any) -> bool:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return any(map(holds_tensor, vars(value).values()))
     return False
+
+
+def leaves(output: Any, path: str = "output") -> Iterator[tuple[str, Any]]:
+    """Every tensor of a nested output, and every other plain value, with the path that leads to it.
+
+    Parameters
+    ----------
+    output
+        A tensor, or mappings, sequences, dataclasses and plain objects that hold tensors, nested as they may be.
+    path
+        Name of the output itself.
+
+    Returns
+    -------
+    Iterator of (str, Any)
+        Path, and tensor or number or string or None, in a fixed order.
+
+    Raises
+    ------
+    MismatchError
+        If the output holds something whose parts cannot be listed.
+
+    Examples
+    --------
+    >>> [path for path, _ in leaves({"out": Tensor([0]), "aux": (Tensor([0]), 3)})]
+    ["output['out']", "output['aux'][0]", "output['aux'][1]"]
+    """
+    if isinstance(output, LEAVES):
+        parts = None
+    elif isinstance(output, Mapping):
+        parts = [(f"[{key!r}]", value) for key, value in output.items()]
+    elif isinstance(output, tuple | list):
+        parts = [(f"[{index}]", value) for index, value in enumerate(output)]
+    elif dataclasses.is_dataclass(output):
+        parts = [(f".{field.name}", vars(output)[field.name]) for field in dataclasses.fields(output) if field.name in vars(output)]
+    elif hasattr(output, "__dict__"):
+        parts = [(f".{name}", value) for name, value in vars(output).items()]
+    else:
+        raise MismatchError(
+            f"{path} is of type {type(output).__name__}, whose tensors cannot be listed for the comparison: "
+            "return tensors, or tuples, dictionaries or dataclasses of them"
+        )
+    if parts is None:
+        yield path, output
+        return
+    for name, value in parts:
+        yield from leaves(value, path + name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from channelscope.network.channel_tracing import upstream
+from channelscope.network.channel_graph import upstream
 from channelscope.network.graph import Graph
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import Call, call_of

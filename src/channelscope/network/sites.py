@@ -9,8 +9,6 @@ from torch import Tensor, fx, nn
 from channelscope.errors import SiteError, no_such
 from channelscope.network.graph import Graph, trace
 from channelscope.network.operations import Call, WeightedLayer, call_of, inherits_forward, layer_of
-from channelscope.network.operations.norms import BATCH_NORMS as BATCH_NORMS
-from channelscope.network.operations.norms import CHANNELWISE as CHANNELWISE
 from channelscope.site import Kind, Site
 
 
@@ -59,8 +57,8 @@ def sites(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Sites:
     return sites_of(trace(model, example))
 
 
-def sites_of(graph: Graph) -> Sites:
-    """The sites of a network already traced."""
+def sites_of(graph: Graph, *, none: bool = False) -> Sites:
+    """The sites of a network already traced; a network without any is refused, unless `none` is allowed."""
     calls = Counter(node.target for node in graph.steps.nodes if node.op == "call_module")
     found: list[Site] = []
     skipped: dict[str, str] = {}
@@ -81,7 +79,7 @@ def sites_of(graph: Graph) -> Sites:
         if name not in used and layer_of(module) is not None:
             within = [leaf for leaf in used if name.startswith(f"{leaf}.")]
             skipped[name] = f"inside {within[0]}, which is followed as one step" if within else "not called as a module in the forward pass"
-    if not found:
+    if not found and not none:
         raise SiteError("the network has no convolution or linear layer whose channels can be told apart; " + _reasons(skipped))
     return Sites(tuple(found), skipped, graph)
 

@@ -111,7 +111,7 @@ def refuse_out_of_reach(found: Groups, macs: float, *, cap: float = 0.95) -> Non
     Raises
     ------
     BudgetError
-        If even with every group removed more would be left, naming the layers that hold it.
+        If even with as many channels removed as the cap allows more would be left, naming the layers that hold it.
 
     Examples
     --------
@@ -125,10 +125,18 @@ def refuse_out_of_reach(found: Groups, macs: float, *, cap: float = 0.95) -> Non
     """
     counter = MacCounter(found)
     full = counter.total
-    for group in range(len(found)):
-        counter.remove(group)
+    limits = _most_removed(found, cap)
+    for family in _groups_by_layers(found):
+        counts = Counter(name for name, _ in found.members[family[0]].members)
+        for group in family[: min(limits[name] // count for name, count in counts.items())]:
+            counter.remove(int(group))
     if counter.total > macs * full:
         _remove_to_budget(np.zeros(len(found)), found, macs, cap, closest=False)
+
+
+def _most_removed(found: Groups, cap: float) -> dict[str, int]:
+    """Channels of each site that may go: a fraction `cap` of them, and never the last."""
+    return {site.name: min(int(cap * site.channels), site.channels - 1) for site in found.sites}
 
 
 def group_importance(ranking: Ranking, found: Groups, *, normalize: Normalize | None = None, reduce: Reduce = "mean") -> np.ndarray:
@@ -239,7 +247,7 @@ def _match_counts(scores: np.ndarray, pattern: np.ndarray, found: Groups) -> np.
 def _remove_to_budget(scores: np.ndarray, found: Groups, fraction: float, cap: float, closest: bool) -> np.ndarray:
     counter = MacCounter(found)
     full = counter.total
-    removable: dict[str | int, int] = {site.name: min(int(cap * site.channels), site.channels - 1) for site in found.sites}
+    removable: dict[str | int, int] = dict(_most_removed(found, cap))
     sizes: list[Counter[str | int]] = [Counter(name for name, _ in group.members) for group in found.members]
     for index, part in enumerate(found.parts):
         removable[index] = len(part) - 1

@@ -1,5 +1,6 @@
-"""A pruned network on disk: written atomically, loaded only if its hashes and stored outputs agree with its manifest."""
+"""A pruned network on disk: written atomically, loaded only if its hashes and stored outputs agree with its manifest; and its export."""
 
+import importlib.util
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ from channelscope.errors import ChannelscopeError, FormatError, InputError, Mism
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, weights_hash
 from channelscope.pruning.shrink import cuts, shrink
+from channelscope.storage import atomic_file
 from channelscope.subset import Subset
 from channelscope.zoo.loading import bind_extra_inputs, extra_inputs
 from channelscope.zoo.models import ModelInfo, build
@@ -133,7 +135,8 @@ def save_pruned(
 ) -> Path:
     """The folder, after writing a pruned network into it from which `load_pruned` can rebuild it; no pickle.
 
-    It holds weights.safetensors, recipe.json, check.safetensors (random images and their logits) and, where the network needs
+    Where the zoo built the original, the network is rebuilt from the folder and compared before the folder is renamed. It holds
+    weights.safetensors, recipe.json, check.safetensors (random images and their logits) and, where the network needs
     more than images, example.safetensors. It is written to FOLDER.partial and renamed: if anything fails, a full disk included,
     an earlier folder stays as it was.
 
@@ -160,7 +163,7 @@ def save_pruned(
     Raises
     ------
     InputError
-        If the folder holds something else than a pruned network, or cannot be written.
+        If the folder holds something else than a pruned network, cannot be written, or could not be loaded again.
 
     Examples
     --------
@@ -188,6 +191,8 @@ def save_pruned(
         Manifest(kept, weights_hash(model), weights_hash(small), factory, dict(settings or {}), cuts(model)).write(partial / RECIPE)
         if factory is not None and factory.inputs:
             save_file(extra_inputs(small), partial / EXAMPLE)
+        if factory is not None:
+            _check_loads(partial, factory)
         if write_more is not None:
             write_more(partial)
         shutil.rmtree(old, ignore_errors=True)
@@ -274,6 +279,17 @@ def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module
     return small
 
 
+def _check_loads(folder: Path, factory: NetworkSpec) -> None:
+    """Raise InputError if what was written cannot be loaded, such as where the network's groups are others when it is built again."""
+    try:
+        load_pruned(folder)
+    except ChannelscopeError as error:
+        raise InputError(
+            f"{factory.name} cannot be built again as it was pruned ({error}): its file may have changed since, or its groups depend on "
+            "its weights; build it again, or save small.state_dict() instead"
+        ) from error
+
+
 @torch.no_grad()
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     """The network's output; the tensors of a nested one side by side, a row for each image."""
@@ -298,3 +314,84 @@ def _build_original(factory: NetworkSpec, folder: Path) -> nn.Module:
         return bind_extra_inputs(model, load_file(folder / EXAMPLE))
     except (SafetensorError, OSError, InputError) as error:
         raise FormatError(f"{folder / EXAMPLE} is missing or damaged ({error}): prune again") from error
+
+
+EXPORT_TOLERANCE = 0.001
+"""Largest difference of the outputs as a fraction of the largest of them: other runtimes sum in another order."""
+
+NEEDED_EXTRAS = ("onnx", "onnxruntime", "onnxscript")
+
+
+def export(model: nn.Module, path: str | Path, image_shape: tuple[int, ...]) -> float:
+    """Relative difference of the outputs, after writing `model` as ONNX (.onnx) or as a PyTorch export (.pt2), atomically.
+
+    The exported network takes batches of any size. The file is read back and run on two and on three random images.
+
+    Parameters
+    ----------
+    model
+        The network, written in evaluation mode.
+    path
+        File to write; its ending, .onnx or .pt2, is the format.
+    image_shape
+        Shape of one image (C, H, W).
+
+    Returns
+    -------
+    float
+        Largest difference from the model's own outputs, as a fraction of the largest of them.
+
+    Raises
+    ------
+    InputError
+        For another ending or a missing extra.
+    MismatchError
+        If the outputs differ, and nothing is written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     difference = export(model, Path(folder) / "network.pt2", (3, 8, 8))
+    >>> difference < 1e-5
+    True
+    """
+    path = Path(path)
+    if path.suffix not in (".onnx", ".pt2"):
+        raise InputError(f"an export ends in .onnx or .pt2, not '{path.suffix}': {path}")
+    missing = [name for name in NEEDED_EXTRAS if importlib.util.find_spec(name) is None] if path.suffix == ".onnx" else []
+    if missing:
+        raise InputError(f"{path.name} needs {', '.join(missing)}: pip install 'channelscope[onnx]', or export as .pt2")
+    like = next(model.parameters())
+    images = torch.randn(3, *image_shape, generator=torch.Generator().manual_seed(0)).to(like)
+    with atomic_file(path) as partial:
+        with eval_mode(model), torch.no_grad():
+            run = _onnx(model, partial, images[:2]) if path.suffix == ".onnx" else _pt2(model, partial, images[:2])
+            difference = max(_relative_difference(run(part), model(part)) for part in (images[:2], images))
+        if not difference <= EXPORT_TOLERANCE:
+            raise MismatchError(f"{path.name}: the exported network's outputs are {difference:.2g} (relative) away from the model's")
+    return difference
+
+
+def _relative_difference(received: Any, expected: Any) -> float:
+    """Largest relative difference of any tensor of the outputs."""
+    pairs = zip(nest.tensors(received), nest.tensors(expected), strict=True)
+    return max(float((one.cpu() - other.cpu()).abs().max() / other.abs().max()) for one, other in pairs)
+
+
+def _pt2(model: nn.Module, path: Path, images: Tensor) -> Any:
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("images")},))
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def _onnx(model: nn.Module, path: Path, images: Tensor) -> Any:
+    import onnxruntime
+
+    torch.onnx.export(
+        model, (images,), str(path), dynamic_shapes=({0: torch.export.Dim("images")},), external_data=False, verbose=False, dynamo=True
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda part: [torch.from_numpy(output) for output in session.run(None, {name: part.cpu().numpy()})]

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from channelscope.errors import InputError
 from channelscope.network.cost import MacCounter
 from channelscope.network.graph import Hook
+from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
 from channelscope.network.patches import input_patches, patch_width
-from channelscope.network.removal.channels import LayerChannels
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.pruning.recovery.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.ranking import Ranking
@@ -141,7 +141,7 @@ def _ranking(found: Groups, order: list[int], ridge: float, exponent: float) -> 
 class RefittedLayer:
     """One layer that reads groups, its weights re-fitted to whatever inputs are left."""
 
-    def __init__(self, layer: LayerChannels, owner: np.ndarray, weights: Tensor, covariance: Tensor, metric: Tensor, ridge: float):
+    def __init__(self, layer: Layer, owner: np.ndarray, weights: Tensor, covariance: Tensor, metric: Tensor, ridge: float):
         taps = weights.shape[1] // len(layer.inputs)
         columns = np.repeat(_group_of(layer.inputs, owner), taps)
         load = ridge * covariance.diagonal().mean()
@@ -225,7 +225,7 @@ def _group_of(numbers: Int[Tensor, "channels"], owner: np.ndarray) -> np.ndarray
 
 
 def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: float) -> list[int]:
-    """Groups, first removed first."""
+    """Groups, first removed first; of groups of which one has to stay, the last comes after all that can go."""
     counter = MacCounter(found)
     reading: dict[int, list[RefittedLayer]] = defaultdict(list)
     for consumer in consumers:
@@ -237,17 +237,22 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
     for index, group in enumerate(found.members):
         families[tuple(name for name, _ in group.members)].append(index)
     kinds = [np.array(members) for members in families.values()]
-    left = np.ones(len(found), dtype=bool)
+    left, stays = (np.full(len(found), value) for value in (True, False))
     order: list[int] = []
     while left.any():
+        for part in found.parts:
+            here = [group for group in part if left[group]]
+            stays[here] |= len(here) == 1
         saved = np.ones(len(found))
         for members in kinds:
             inside = members[left[members]]
             if len(inside):
                 saved[inside] = max(counter.remove(int(inside[0])), 1)
                 counter.add(int(inside[0]))
-        cost_per_saved_mac = np.where(left, cost.clip(min=0) / saved**exponent, np.inf)
-        pick = int(cost_per_saved_mac.argmin())
+        cost_per_saved_mac = cost.clip(min=0) / saved**exponent
+        if not (left & ~stays).any():
+            return [*order, *sorted(np.flatnonzero(left).tolist(), key=lambda group: cost_per_saved_mac[group])]
+        pick = int(np.where(left & ~stays, cost_per_saved_mac, np.inf).argmin())
         counter.remove(pick)
         left[pick] = False
         order.append(pick)

@@ -138,8 +138,8 @@ def _nearest(rankings: list[Ranking], follow: Callable[[Ranking, Any], PruningRe
     if len(held_out) < MIN_IMAGES:
         raise SampleError(f"prune: to choose between several rankings, at least {MIN_IMAGES} images are needed, received {len(held_out)}")
     fitting, validation = (rechunked([tuple(part[mask] for part in inputs)], found) for mask in (~held_out, held_out))
-    expected = list(_log_probabilities(found.graph.model, validation))
-    distances = [_mean_divergence(follow(each, fitting).model, validation, expected) for each in rankings]
+    expected = list(log_probabilities(found.graph.model, validation))
+    distances = [mean_divergence(follow(each, fitting).model, validation, expected) for each in rankings]
     return rankings[distances.index(min(distances))]
 
 
@@ -196,20 +196,43 @@ def kl_divergence(small: nn.Module, model: nn.Module | Groups, calibration: Iter
     calibration = list(calibration)
     found = model if isinstance(model, Groups) else groups(model, zero_input(model, calibration))
     batches = rechunked(calibration, found)
-    return _mean_divergence(small, batches, _log_probabilities(found.graph.model, batches))
+    return mean_divergence(small, batches, log_probabilities(found.graph.model, batches))
 
 
 @torch.no_grad()
-def _log_probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
-    """Log probabilities of the classes, (images, classes) for each batch."""
+def log_probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+    """Log probabilities of the classes, (images, classes) for each batch of inputs.
+
+    Examples
+    --------
+    >>> [each.exp().tolist() for each in log_probabilities(nn.Flatten(), [(torch.zeros(1, 2, 1, 1),)])]
+    [[[0.5, 0.5]]]
+    """
     with eval_mode(model):
         for batch in batches:
             yield model(*batch).log_softmax(1)
 
 
-def _mean_divergence(small: nn.Module, batches: Iterable[tuple[Tensor, ...]], expected: Iterable[Tensor]) -> float:
+def mean_divergence(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], expected: Iterable[Tensor]) -> float:
+    """Mean Kullback-Leibler divergence of a network's class probabilities from given ones, in nats per image.
+
+    Parameters
+    ----------
+    model
+        Network that returns logits (images, classes).
+    batches
+        Its inputs.
+    expected
+        Log probabilities (images, classes) of each batch.
+
+    Examples
+    --------
+    >>> expected = [torch.tensor([[0.25, 0.75]]).log()]
+    >>> round(mean_divergence(nn.Flatten(), [(torch.zeros(1, 2, 1, 1),)], expected), 3)
+    0.131
+    """
     total, count = 0.0, 0
-    for received, original in zip(_log_probabilities(small, batches), expected, strict=True):
+    for received, original in zip(log_probabilities(model, batches), expected, strict=True):
         total += float(F.kl_div(received, original, reduction="sum", log_target=True))
         count += len(received)
     return total / count

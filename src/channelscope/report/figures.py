@@ -19,11 +19,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from channelscope.errors import FormatError
 from channelscope.report import verdict
-from channelscope.report.run import Run, where
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.report.sections import sections
 from channelscope.storage import atomic_file
 from channelscope.tables.quantities import QUANTITIES
+from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import where
 
 COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
 

@@ -12,12 +12,12 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from channelscope.report import figures, quantity_diagram, verdict
-from channelscope.report.run import Run
 from channelscope.report.section import Section
 from channelscope.report.sections import sections
 from channelscope.storage import atomic_file
 from channelscope.tables.quantities import HEADLINE, QUANTITIES
 from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.run_folder import RunFolder as Run
 
 FOLDERS = re.compile(r"\S*/(?=[^/\s]+\.py:)")
 """where a network's file lies, which a heading need not say"""

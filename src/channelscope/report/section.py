@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from channelscope.report import verdict
-from channelscope.report.run import Run
+from channelscope.tables.run_folder import RunFolder as Run
 
 NORMAL_QUANTILE = 1.96
 """standard errors to either end of a 95 % interval"""

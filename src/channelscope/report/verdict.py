@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from channelscope.report.run import Run, where
 from channelscope.tables.quantities import HEADLINE, QUANTITIES
 from channelscope.tables.rounding import format_interval, format_number, format_percent
+from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import where
 
 PAIRS = tuple(product(HEADLINE[:2], HEADLINE[2:]))
 """(local, target) of the four headline pairs; the first one is the answer's"""

@@ -24,9 +24,8 @@ from channelscope.scores.composites import (
 )
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.scores.local import capture, compactness, overlap, peer_residual, rayleigh, support
-from channelscope.scores.null_distribution import PermutationNull, permutation_null
 from channelscope.scores.registry import REGISTRY, Score, lookup, register
-from channelscope.scores.score_table import DEFAULT_SCORES, standard_errors, table
+from channelscope.scores.score_table import DEFAULT_SCORES, PermutationNull, permutation_null, standard_errors, table
 from channelscope.scores.target import excess, redundancy, relevance, task_credit, triplet_excess_by_layer, unique
 
 __all__ = [

@@ -55,7 +55,7 @@ class Tally:
         DataError
             For labels outside the classes.
         """
-        _check_logits(logits, len(labels))
+        check_logits(logits, len(labels))
         _check(labels, logits.shape[1])
         values = logits.detach().double()
         loss = F.cross_entropy(values, labels, reduction="none")
@@ -113,8 +113,26 @@ def _error(total: float, squares: float, count: float) -> float:
     return (max(squares - total * total / count, 0.0) / (count - 1) / count) ** 0.5
 
 
-def _check_logits(logits: Any, images: int) -> None:
-    """Refuse what is not images × classes, two classes at least: InputError."""
+def check_logits(logits: Any, images: int) -> None:
+    """Refuse what is not images × classes, two classes at least.
+
+    Parameters
+    ----------
+    logits
+        What a network returned.
+    images
+        Number of images that it was given.
+
+    Raises
+    ------
+    InputError
+        With the shape and what to do.
+
+    Examples
+    --------
+    >>> import torch
+    >>> check_logits(torch.zeros(3, 10), 3)
+    """
     if not isinstance(logits, Tensor):
         raise InputError(f"expected logits, a tensor of images × classes, received a {type(logits).__name__}: return its logits alone")
     if logits.dim() != 2 or len(logits) != images or logits.shape[1] < 2:

@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.api import types
 
@@ -309,7 +311,8 @@ def read(path: str | Path) -> pd.DataFrame:
 
 def _present(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame of an earlier version under the names of this one."""
-    name = {earlier: now for now, earlier in EARLIER_NAMES.items()}.get(str(frame.attrs["name"]), str(frame.attrs["name"]))
+    given = str(frame.attrs["name"])
+    name = {earlier: now for now, earlier in EARLIER_NAMES.items()}.get(given, given)
     columns = EARLIER_COLUMNS.get(name, {})
     renamed = frame.rename(columns=columns)
     described = {columns.get(column, column): facts for column, facts in frame.attrs["columns"].items()}
@@ -325,7 +328,7 @@ def write_json(facts: Mapping[str, Any], path: str | Path) -> Path:
     Parameters
     ----------
     facts
-        Plain values; nan becomes null.
+        Values that `plain_values` can bring into the types of JSON; nan becomes null.
     path
         The file.
 
@@ -342,10 +345,49 @@ def write_json(facts: Mapping[str, Any], path: str | Path) -> Path:
     ['{', '"loss":', 'null,', '"seed":', '1', '}']
     """
     path = Path(path)
-    plain = {key: None if isinstance(value, float) and value != value else value for key, value in facts.items()}
     with atomic_file(path) as half:
-        half.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        half.write_text(json.dumps(plain_values(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def plain_values(value: Any) -> Any:
+    """The value in the types that JSON has.
+
+    Parameters
+    ----------
+    value
+        Frames become lists of rows, paths become text; numbers that are not finite become None.
+
+    Returns
+    -------
+    Any
+        Dictionaries, lists, text, numbers, truth values and None.
+
+    Raises
+    ------
+    TypeError
+        For a value of another kind.
+
+    Examples
+    --------
+    >>> plain_values({"losses": pd.DataFrame({"loss": [0.5, float("inf")]}), "file": Path("a.csv")})
+    {'losses': [{'loss': 0.5}, {'loss': None}], 'file': 'a.csv'}
+    """
+    if isinstance(value, pd.DataFrame):
+        return [plain_values(row) for row in value.to_dict("records")]
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain_values(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str | Path):
+        return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    raise TypeError(f"expected a plain value, received {type(value).__name__}")
 
 
 def description_path(path: Path) -> Path:

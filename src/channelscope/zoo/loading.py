@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from channelscope.data.images import ImageSplits, read_images
 from channelscope.data.sources import ImageSource, native_shape, open_dataset
 from channelscope.data.splits import PartitionedDataset
-from channelscope.errors import DataError, InputError, WeightsError, first_line
+from channelscope.errors import DataError, InputError, UserCode, WeightsError, first_line
 from channelscope.zoo.models import build, model_info
 from channelscope.zoo.weight_files import load_weights, read_weights
 
@@ -229,13 +229,9 @@ def available(device: str | torch.device) -> torch.device:
 def _agree(model: nn.Module, images: ImageSplits, name: str) -> None:
     """Raise DataError if the network cannot take these images or has too few logits for their labels."""
     shape = images.image_shape
-    try:
-        with torch.inference_mode():
-            logits = model(torch.zeros(2, *shape))
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-        raise DataError(
-            f"network '{name}' cannot take images of shape {shape} ({first_line(error)}); pass size, or choose another network"
-        ) from error
+    said = f"network '{name}' cannot take images of shape {shape}"
+    with UserCode(DataError, said, "; pass size, or choose another network"), torch.inference_mode():
+        logits = model(torch.zeros(2, *shape))
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise DataError(f"network '{name}': expected logits of shape (images, classes), received {got}")

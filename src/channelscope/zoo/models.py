@@ -17,7 +17,7 @@ from torch import nn
 from channelscope.data.decoding import ResizeCrop
 from channelscope.data.images import IMAGENET, SMALL_IMAGE
 from channelscope.data.torchvision_cpu import models
-from channelscope.errors import InputError
+from channelscope.errors import InputError, UserCode
 from channelscope.zoo.architectures import ARCHITECTURES, SmallResNet, set_input_channels
 
 RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
@@ -118,10 +118,8 @@ def build(name: str, classes: int = 10, channels: int = 3, image_size: int = 32,
     plain, options = _parse(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
+        with UserCode(InputError, f"network '{name}': cannot be made for {classes} classes and {channels} channels"):
             model, intake = _build(plain, options, classes, channels, image_size)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"network '{name}': cannot be made for {classes} classes and {channels} channels ({error})") from error
     model.__dict__["card"] = ModelInfo(name, classes, channels, intake)
     return model.eval()
 

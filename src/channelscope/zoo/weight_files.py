@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import struct
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -48,6 +49,12 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+
+UNREADABLE = (
+    *(pickle.UnpicklingError, struct.error, EOFError, OSError, MemoryError, ImportError),
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+)
+"""errors of the readers of PyTorch files: they take any bytes for a program"""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -208,7 +215,7 @@ def _read(path: Path) -> Any:
         return _unwrapped(torch.load(path, map_location="cpu", weights_only=True), path)
     except SafetensorError as error:
         raise WeightsError(f"{path}: corrupt safetensors file ({error}); get or write it again") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         found = _unwrapped(_Tensors.of(path), path)
         if _holds_tensors(found):
             return found
@@ -279,7 +286,7 @@ class _Tensors(pickle.Unpickler):
             with zipfile.ZipFile(path) as archive:
                 (root,) = {name.rsplit("/", 1)[0] for name in archive.namelist() if name.endswith("/data.pkl")}
                 return cls(archive, root).load()
-        except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, ValueError, TypeError, EOFError, RuntimeError, IndexError, OSError):
+        except (zipfile.BadZipFile, *UNREADABLE):
             return None
 
     def find_class(self, module: str, name: str) -> Any:

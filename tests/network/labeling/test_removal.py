@@ -9,9 +9,7 @@ from channelscope.errors import InputError, MismatchError
 from channelscope.network.graph import execute
 from channelscope.network.labeling.labels import FIXED, FREE, full
 from channelscope.network.labeling.removal import Removal
-from channelscope.network.labeling.replay import plain, replay
 from channelscope.network.module_state import out_of_place
-from channelscope.network.tracing.recording import record
 from removals import graph_of, lively
 
 
@@ -45,10 +43,10 @@ def test_what_goes_of_parameters(graph):
     found = removal(graph, 1, 3)
     assert found.of_source("a.weight").flatten(1).all(1).tolist() == [False, True, False, True]
     assert found.of_source("b.weight")[:, :, 0, 0].tolist() == [[False, True, False, True]] * 2
-    assert torch.equal(found.parameter("norm.running_mean"), graph.model.norm.running_mean[[0, 2]])
-    assert torch.equal(found.parameter("b.weight"), graph.model.b.weight[:, [0, 2]])
-    assert found.parameter("b.bias") is None
-    assert found.parameter("a.weight").is_contiguous()
+    assert torch.equal(found.parameter("norm.running_mean", graph.model.norm.running_mean), graph.model.norm.running_mean[[0, 2]])
+    assert torch.equal(found.parameter("b.weight", graph.model.b.weight), graph.model.b.weight[:, [0, 2]])
+    assert found.parameter("b.bias", graph.model.b.bias) is None
+    assert found.parameter("a.weight", graph.model.a.weight).is_contiguous()
 
 
 def test_labels_of_parameters_are_removed_with_their_elements(graph):
@@ -104,29 +102,19 @@ def test_all_outputs_of_a_layer_that_would_go(graph):
         removal(graph, 0, 1, 2, 3)
 
 
-def test_replay_gives_the_output_and_every_value(graph):
-    image = torch.randn(2, 3, 5, 5, dtype=torch.float64)
-    output, values = replay(graph.steps, graph.model, (image,), graph.constants)
-    assert torch.equal(output, graph.model(image))
-    named = {node.name: value for node, value in values.items()}
-    assert torch.equal(named["a"], graph.model.a(image))
-    assert torch.equal(named["relu"], named["norm"].relu())
-
-
-def test_replay_with_a_change_on_the_way(graph):
-    image = torch.randn(2, 3, 5, 5, dtype=torch.float64)
-    output, _ = replay(graph.steps, graph.model, (image,), graph.constants, lambda node, value: value * 0 if node.name == "relu" else value)
-    assert torch.allclose(output, graph.model.b.bias.view(1, 2, 1, 1).expand_as(output))
-
-
-def test_replay_leaves_values_of_in_place_modules_as_they_were():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1)).eval()
-    image = torch.randn(1, 3, 4, 4)
-    recording = record(model, (image,))
-    _, values = replay(recording.steps, model, (image,), recording.constants)
-    named = {node.name: value for node, value in values.items()}
-    assert bool((named["_0"] < 0).any())
-    assert model[1].inplace
+def test_whether_a_silenced_channel_has_a_value(graph):
+    found = removal(graph, 1, 3)
+    labels = torch.arange(4).view(1, 4, 1).expand(2, 4, 3)
+    values = torch.zeros(2, 4, 3)
+    values[0, 0, 0] = 1
+    assert not found.is_awake(values, labels)
+    values[1, 3, 2] = float("nan")
+    assert found.is_awake(values, labels)
+    assert not found.is_awake(values, full((2, 4, 3)))
+    grid = torch.tensor([[1, 0], [0, 2]])
+    assert found.is_awake(torch.eye(2), grid)
+    assert not found.is_awake(torch.eye(2).flip(0), grid)
+    assert found.is_awake(torch.ones(5), full((5,), 1))
 
 
 def test_out_of_place_is_taken_back_after_an_exception():
@@ -147,11 +135,3 @@ def test_out_of_place_is_taken_back_after_an_exception():
 def test_attributes_by_path(graph):
     assert execute(graph.model, "get_attr", "norm.running_var", (), {}) is graph.model.norm.running_var
     assert execute(graph.model, "get_attr", "a.out_channels", (), {}) == 4
-
-
-def test_plain_values_are_in_double_precision():
-    found = plain({"a": torch.ones(1), "b": (torch.ones(1, dtype=torch.long), 3)})
-    assert found["a"].dtype == torch.float64
-    assert found["b"][0].dtype == torch.long
-    assert found["b"][1] == 3
-    assert plain(torch.ones(1)).dtype == torch.float64

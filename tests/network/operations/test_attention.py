@@ -160,3 +160,18 @@ def test_a_bias_computed_by_a_network_loses_its_hidden_channels_and_its_heads():
     small = assert_exact(graph, graph.gone([head, *hidden[:4]]))
     assert small.attention.first.out_features == 6
     assert small.attention.second.out_features == 2
+
+
+def test_channels_that_are_keys_compete_and_stay():
+    class Gathered(nn.Module):
+        """Two learned queries look at channels as tokens: without one of them, the others get more."""
+
+        def __init__(self):
+            super().__init__()
+            self.patch, self.queries, self.head = nn.Conv2d(3, 6, 3, 3), nn.Parameter(torch.randn(2, 9)), nn.Linear(18, 4)
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2)
+            return self.head(F.scaled_dot_product_attention(self.queries.expand(len(x), 2, 9), x, x).flatten(1))
+
+    assert graph_of(lively(Gathered()), 3, 9, 9).groups == ()

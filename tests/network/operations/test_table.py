@@ -12,6 +12,7 @@ from channelscope.errors import InputError
 from channelscope.network import operations
 from channelscope.network.cost import cost
 from channelscope.network.operations import TABLE, Operation, layer_of, of_function, of_module, register, spell, unregister
+from channelscope.network.receptive_field import AxisReceptiveField, receptive_fields
 from channelscope.network.sites import sites
 from channelscope.profiling.weight_norms import filters
 from removals import assert_exact, graph_of, lively
@@ -135,6 +136,30 @@ def test_a_layer_of_ones_own_is_a_layer_everywhere():
     finally:
         register(before)
     assert layer_of(model[1]) is None
+
+
+class Gain(nn.Module):
+    """A number for every channel, applied in a function that has no entry."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        return torch.einsum("nchw,c->nchw", x, self.gain)
+
+
+def test_what_an_entry_says_of_channels_and_positions_is_asked():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Gain(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    images = torch.zeros(1, 3, 6, 6)
+    assert sites(model, images)["0"].activation == "_0"
+    register(Operation("gain", lambda step: step.labels(), modules=(Gain,), keeps="apart", pointwise=True, local=True))
+    try:
+        found = sites(model, images)
+        assert found["0"].activation == "_2"
+        assert receptive_fields(found.graph, "_2")["_2"] == (AxisReceptiveField(1, 0, 2), AxisReceptiveField(1, 0, 2))
+    finally:
+        unregister("gain")
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "operations.md"

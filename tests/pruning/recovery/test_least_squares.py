@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.recovery import least_squares, peers
+from channelscope.pruning.recovery import repair as repair_module
 from channelscope.pruning.recovery.repair import repair
 from channelscope.pruning.shrink import shrink
 from channelscope.stats.normal_equations import NormalEquations
@@ -176,3 +178,13 @@ def test_few_positions_are_enough_and_seeded(repaired):
         repair(small, found, kept, IMAGES.split(5), positions=6)
         made.append(small.state_dict())
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_targets_are_kept_in_memory_only_while_they_are_needed(monkeypatch):
+    caches = []
+    monkeypatch.setattr(repair_module, "ActivationCache", lambda *given: caches.append(ActivationCache(*given)) or caches[-1])
+    model = lively(Net())
+    found = groups(model, IMAGES[:1])
+    kept = Subset({"stem": torch.arange(6) != 2, "down": torch.arange(6) != 2, "up": torch.arange(5) > 0}, found.sites, (3, 8, 8))
+    assert repair(shrink(found, kept), found, kept, [IMAGES], ridge=RIDGE).relative_errors
+    assert [cache.held for cache in caches] == [set(), set()]

@@ -6,8 +6,8 @@ from channelscope import tables
 from channelscope.benchmark.analysis import COLUMNS, analyze
 from channelscope.benchmark.grid import ORIGINAL, Trial
 from channelscope.report.page import write_report
-from channelscope.report.run import Run
 from channelscope.report.sections.pruning import BENCHMARK, benchmark_sentences
+from channelscope.tables.run_folder import RunFolder as Run
 
 CHANCES = {"l2": 0.6, "l1": 0.5, "capture": 0.8, "random": 0.2}
 

@@ -8,7 +8,6 @@ from PIL import Image
 from channelscope import tables
 from channelscope.circuits.evaluation import CIRCUIT_COLUMNS
 from channelscope.report.page import write_report
-from channelscope.report.run import Run
 from channelscope.report.sections.circuits import (
     CIRCUIT,
     COMPARISON,
@@ -17,6 +16,7 @@ from channelscope.report.sections.circuits import (
     comparison_sentences,
     subfeature_sentences,
 )
+from channelscope.tables.run_folder import RunFolder as Run
 
 ENDS = {"r": 0.9, "r_low": 0.85, "r_high": 0.93, "error": 0.2, "error_low": 0.15, "error_high": 0.26, "images": 40}
 

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 from channelscope import tables
 from channelscope.discarding.tables import COLUMNS
-from channelscope.report.run import Run
 from channelscope.report.sections import discarding
+from channelscope.tables.run_folder import RunFolder as Run
 
 
 def run(folder, **frames):

@@ -10,8 +10,8 @@ from channelscope.experiments.ablation import analysis
 from channelscope.experiments.ablation import tables as ablation_tables
 from channelscope.report import figures
 from channelscope.report.page import write_report
-from channelscope.report.run import Run
 from channelscope.report.sections import SECTIONS, ablation, communities, training
+from channelscope.tables.run_folder import RunFolder as Run
 
 ROOMS = (analysis, ablation_tables, communities_tables, gradients, hulls, propagation, trajectory)
 SCHEMAS = {each.name: each for room in ROOMS for each in vars(room).values() if isinstance(each, tables.Schema)}

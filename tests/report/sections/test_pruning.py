@@ -5,8 +5,8 @@ import pandas as pd
 from channelscope import tables
 from channelscope.pruning.prune import SUMMARY_COLUMNS
 from channelscope.report.page import write_report
-from channelscope.report.run import Run
 from channelscope.report.sections.pruning import PRUNING, pruning_sentences
+from channelscope.tables.run_folder import RunFolder as Run
 
 
 def folder(path):

@@ -99,7 +99,7 @@ def channel_locations(circuit: Circuit, feature: LocatedFeature) -> list[Channel
     ----------
     Hamblin, Konkle, Alvarez 2022 (diagram: nodes are channels).
     """
-    sites = {site.name: site for site in sites_of(feature.graph)}
+    sites = {site.name: site for site in sites_of(feature.graph, none=True)}
     seen = receptive_fields(feature.graph, feature.step)
     found = []
     for call in feature.channel_graph.calls:

@@ -13,18 +13,17 @@ from torch.nn.utils import parametrize
 
 from channelscope.network import nest
 from channelscope.network.labeling.labeled_graph import LabeledGraph
-from channelscope.network.labeling.replay import plain
 from channelscope.network.labeling.rewriting import Call, Corrections, rewritten, rewritten_part
 from channelscope.network.operations.numbers import Number
 from channelscope.network.operations.operation import of_module
 
 
-def as_written(small: nn.Module, graph: LabeledGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
+def as_written(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.Module | None:
     """The small network with its own forward pass and other attributes; None where that cannot be right."""
     return small if _told(small, graph, found) is None else None
 
 
-def by_parts(small: nn.Module, graph: LabeledGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
+def by_parts(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.Module | None:
     """The small network with the modules rewritten whose own code cannot be right; None where one of them cannot be rewritten."""
     left = _told(small, graph, found)
     if left is None:
@@ -34,6 +33,7 @@ def by_parts(small: nn.Module, graph: LabeledGraph, found: Corrections, whole: M
     if "" in paths:
         return None
     made = calls(graph, paths)
+    whole = _values(graph)
     every = Corrections(found.edits, left.folded, found.values)
     for path in sorted(paths):
         if len(made[path]) != 1 or not rewritten_part(graph, small, path, made[path][0], every, whole):
@@ -41,7 +41,7 @@ def by_parts(small: nn.Module, graph: LabeledGraph, found: Corrections, whole: M
     return small
 
 
-def as_recorded(small: nn.Module, graph: LabeledGraph, found: Corrections, whole: Mapping[fx.Node, Any]) -> nn.Module | None:
+def as_recorded(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.Module | None:
     """The small network as its recorded steps."""
     return rewritten(graph, small, found)
 
@@ -123,10 +123,18 @@ def calls(graph: LabeledGraph, paths: set[str]) -> dict[str, list[Call]]:
         module = model.get_submodule(path)
         module.register_forward_pre_hook(before(path), with_kwargs=True)
         module.register_forward_hook(after(path), with_kwargs=True)
-    image = tuple(plain(graph.values[node.name]) for node in graph.steps.nodes if node.op == "placeholder")
     with torch.no_grad():
-        model(*image)
+        model(*graph.images)
     return made
+
+
+def _values(graph: LabeledGraph) -> dict[fx.Node, Any]:
+    """Values of all steps on the recorded inputs, in float64."""
+    nodes = [node for node in graph.steps.nodes if node.op != "output"]
+    exact = graph.executor.of_copy(copy.deepcopy(graph.model).double().eval())
+    with torch.no_grad():
+        values = exact.run(*graph.images, outputs=tuple(node.name for node in nodes), out_of_place=True)
+    return dict(zip(nodes, values, strict=True))
 
 
 Key = tuple[str, tuple[int, ...]]

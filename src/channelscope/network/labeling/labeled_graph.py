@@ -13,6 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from channelscope.errors import FAILURES
+from channelscope.network import nest
+from channelscope.network.graph import Graph
 from channelscope.network.labeling.labels import (
     FIXED,
     FREE,
@@ -29,7 +32,7 @@ from channelscope.network.labeling.labels import (
 from channelscope.network.labeling.sources import ADOPTED, Sources, agree
 from channelscope.network.operations.elementwise import met
 from channelscope.network.operations.mixing import Mix
-from channelscope.network.operations.opaque import computed
+from channelscope.network.operations.opaque import computed, kept_whole
 from channelscope.network.operations.operation import Operation, of_module, of_step
 from channelscope.network.operations.step import Operand, Step
 from channelscope.network.tracing.recorder import Recording
@@ -59,6 +62,8 @@ class Layer:
     groups: int = 1
     axis: int = 1
     """axis of the value along which its channels lie"""
+    linear: bool = False
+    """whether it is a linear layer, whose channels are on the last axis"""
 
 
 class LabeledGraph:
@@ -98,9 +103,10 @@ class LabeledGraph:
     """
 
     def __init__(self, recording: Recording, model: nn.Module, heads: Heads = "whole"):
-        self.recording, self.model, self.heads = recording, model, heads
-        self.steps, self.values = recording.steps, recording.values
-        self.owner, self.constants = recording.owner, recording.constants
+        self.model, self.heads = model, heads
+        self.steps, self.values, self.owner = recording.steps, recording.values, recording.owner
+        self.constants = recording.constants
+        self.executor = Graph(model, recording.steps, {}, recording.constants, recording.output)
         self.modules = dict(model.named_modules())
         self.union, self.sources = Union(), Sources()
         self.sites: dict[str, tuple[int, int]] = {}
@@ -135,6 +141,31 @@ class LabeledGraph:
                 found.add(node)
         return found
 
+    @cached_property
+    def readers(self) -> dict[str, list[Layer]]:
+        """Step → the layers whose weights it uses."""
+        found: dict[str, list[Layer]] = defaultdict(list)
+        for layer in self.layers:
+            found[layer.node].append(layer)
+        return dict(found)
+
+    @property
+    def images(self) -> tuple[Tensor, ...]:
+        """The recorded inputs in float64."""
+        parts = (self.values[name] for name in self.executor.inputs)
+        return tuple(part.double() if part.is_floating_point() else part for part in parts)
+
+    @cached_property
+    def computed(self) -> tuple[str, ...]:
+        """Names of the steps that compute the same floating-point values for every image, from parameters or constants."""
+        return tuple(
+            node.name
+            for node in self.steps.nodes
+            if node.op not in ("placeholder", "get_attr", "output")
+            and node not in self.dynamic
+            and any(part.is_floating_point() for part in tensors(self.values.get(node.name)))
+        )
+
     def entry(self, node: fx.Node) -> Operation:
         """The entry of a step in the table."""
         return of_step(node, self.modules)
@@ -160,11 +191,17 @@ class LabeledGraph:
         if isinstance(value, torch.Size) or not tensors(value):
             return value
         step = self.step(node)
-        traced = step.entry.traces or not step.static or not any(bool((compact(part) >= PARAMETERS).any()) for part in step.inputs())
-        labels = self._regular(step.entry.labels(step) if traced else computed(step))
+        try:
+            labels = self._by_entry(step)
+        except FAILURES:  # an entry that does not know this form of the call
+            labels = kept_whole(step)
         if step.entry.moves and not step.static:
             self._note_parts(step, labels)
         return labels
+
+    def _by_entry(self, step: Step) -> Any:
+        traced = step.entry.traces or not step.static or not any(bool((compact(part) >= PARAMETERS).any()) for part in step.inputs())
+        return self._regular(step.entry.labels(step) if traced else computed(step))
 
     def _note_parts(self, step: Step, labels: Any) -> None:
         """Remember which channels a part of a value consists of: one of them has to stay."""
@@ -244,9 +281,26 @@ class LabeledGraph:
         """Keep these channels, and all that go with them."""
         self.union.hold(labels, reason)
 
+    def removable(self, labels: Tensor) -> bool:
+        """Whether some channel among the labels can still be removed."""
+        return any(not self.union.reason(number) for number in numbers_in(labels).tolist())
+
+    def forget_values(self) -> None:
+        """Keep of the values that depend on the image only form and integers, once all multiply-adds are counted."""
+        assert self.macs is not None
+        for node in self.dynamic:
+            if node.op != "placeholder" and node.name in self.values:
+                self.values[node.name] = nest.replaced(
+                    self.values[node.name], lambda part: part.to("meta") if part.is_floating_point() else part
+                )
+
     def keep(self, labels: Tensor, reason: str) -> None:
         """Keep these channels whole after the walk, and all that follows from that."""
         self.hold(labels, reason)
+        self.settle()
+
+    def settle(self) -> None:
+        """Keep also what follows from the channels that are kept."""
         for name in ("groups", "whole"):
             self.__dict__.pop(name, None)
         self._settle()
@@ -279,7 +333,7 @@ class LabeledGraph:
 
     def add_layer(self, step: Step, name: str, inputs: Tensor, outputs: Tensor, how: Mix) -> None:
         """Note one use of weights that mix channels."""
-        self.layers.append(Layer(name, step.node.name, inputs, outputs, how.taps, how.positions, how.groups, how.axis))
+        self.layers.append(Layer(name, step.node.name, inputs, outputs, how.taps, how.positions, how.groups, how.axis, how.linear))
 
     def along(self, labels: Tensor, axis: int, why: str) -> Tensor:
         """One number for each place along an axis; channels that share a place are united, and stay where something FIXED is."""

@@ -7,32 +7,30 @@ this way; its module, or where that is not possible the network, is then returne
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from channelscope.errors import MismatchError, first_line
+from channelscope.errors import FAILURES, MismatchError, first_line
 from channelscope.network import nest
-from channelscope.network.graph import execute
+from channelscope.network.graph import Graph, Hook
 from channelscope.network.labeling.finishing import as_recorded, as_written, by_parts
 from channelscope.network.labeling.labeled_graph import LabeledGraph
 from channelscope.network.labeling.labels import mapped, tensors
 from channelscope.network.labeling.removal import Removal
-from channelscope.network.labeling.replay import plain, replay
 from channelscope.network.labeling.rewriting import Corrections
-from channelscope.network.module_state import out_of_place
+from channelscope.network.module_state import eval_mode
 from channelscope.network.operations.moves import given, run
 from channelscope.network.operations.numbers import Edit, Number, always, edit
 from channelscope.network.operations.operation import of_module
 from channelscope.network.operations.step import Step
+from channelscope.network.tracing.recording import EXPONENT, coarsest
 
 TOLERANCE = torch.finfo(torch.float64).eps ** 0.5
 """Largest difference between the smaller and the silenced network, relative to the largest output, in float64."""
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, ZeroDivisionError)
 
 
 class UnfitError(MismatchError):
@@ -68,7 +66,7 @@ def narrow(graph: LabeledGraph, gone: Tensor) -> nn.Module:
     return narrow_pair(graph, gone)[0]
 
 
-def narrow_pair(graph: LabeledGraph, gone: Tensor) -> tuple[nn.Module, nn.Module | None]:
+def narrow_pair(graph: LabeledGraph, gone: Tensor, checked: bool = True) -> tuple[nn.Module, nn.Module | None]:
     """The network of `narrow`, and the same in float64 where weights that were computed became parameters, before these were rounded.
 
     Parameters
@@ -77,42 +75,44 @@ def narrow_pair(graph: LabeledGraph, gone: Tensor) -> tuple[nn.Module, nn.Module
         The labeled graph of the network.
     gone
         Which channel numbers go, bool (all channels,).
+    checked
+        Whether the output is compared with the silenced network's also where no step had to be corrected.
     """
     removal = Removal(graph, gone)
-    small = copy.deepcopy(graph.model)
-    cut(small, graph, removal)
-    image, whole, silent, expected = references(graph, removal)
-    found = correct(graph, removal, copy.deepcopy(small).double().eval(), whole, silent)
+    small = cut(graph.model, graph, removal)
+    found = corrections(graph, removal, small)
+    if not checked and not found.edits and not found.folded:
+        return small, None
+    expected = silenced(graph, gone, *graph.images)
     problem = ""
     for finished in (as_written, by_parts, as_recorded):
-        trial = finished(copy.deepcopy(small).double(), graph, found, whole)
+        trial = finished(copy.deepcopy(small).double(), graph, found)
         if trial is not None:
-            problem = compared(trial, image, expected)
+            problem = compared(trial, graph.images, expected)
             if not problem:
-                return finished(small, graph, found, whole) or small, trial if found.folded else None
+                return finished(small, graph, found) or small, trial if found.folded else None
     raise MismatchError(f"the smaller network {problem}; please report the network")
 
 
-def references(graph: LabeledGraph, removal: Removal) -> tuple[tuple[Any, ...], dict[fx.Node, Any], dict[fx.Node, Any], Any]:
-    """In float64: the recorded inputs, the values of all steps as they are and silenced, and the silenced output."""
-    exact = copy.deepcopy(graph.model).double().eval()
-    image = tuple(plain(graph.values[node.name]) for node in graph.steps.nodes if node.op == "placeholder")
-    constants = {name: plain(value) for name, value in graph.constants.items()}
-    _, whole = replay(graph.steps, exact, image, constants)
-    _silence(exact, graph, removal)
-    expected, silent = replay(graph.steps, exact, image, constants, lambda node, value: removal.masked(value, graph.labels[node]))
-    return image, whole, silent, expected
-
-
 def silenced(graph: LabeledGraph, gone: Tensor, *inputs: Tensor) -> Any:
-    """The output of the network with zeros wherever something of the channels that go would be."""
+    """The output of the network with zeros wherever something of the channels that go would be; in float64 for such inputs."""
     removal = Removal(graph, gone)
-    model = copy.deepcopy(graph.model)
-    _silence(model, graph, removal)
-    return replay(graph.steps, model, inputs, graph.constants, lambda node, value: removal.masked(value, graph.labels[node]))[0]
+    model = copy.deepcopy(graph.model).eval()
+    if any(part.dtype == torch.float64 for part in inputs):
+        model.double()
+    silence_inner(model, graph, removal)
+    hooks = _masks(graph, removal, tuple(graph.executor.nodes))
+    with torch.no_grad():
+        return graph.executor.of_copy(model).run(*inputs, hooks=hooks, out_of_place=True)
 
 
-def _silence(model: nn.Module, graph: LabeledGraph, removal: Removal) -> None:
+def _masks(graph: LabeledGraph, removal: Removal, names: tuple[str, ...]) -> dict[str, Hook]:
+    """What sets to zero whatever of the channels that go is in the values of some steps."""
+    labels = {name: graph.labels[graph.executor.nodes[name]] for name in names}
+    return {name: partial(removal.masked, labels=part) for name, part in labels.items() if isinstance(part, Tensor)}
+
+
+def silence_inner(model: nn.Module, graph: LabeledGraph, removal: Removal) -> None:
     """Set to zero what goes of the parameters of steps that have channels inside."""
     for node in graph.steps.nodes:
         if node.op == "call_module" and graph.entry(node).inner:
@@ -122,47 +122,55 @@ def _silence(model: nn.Module, graph: LabeledGraph, removal: Removal) -> None:
                     parameter.data = parameter.data.masked_fill(removal.of_source(name).to(parameter.device), 0)
 
 
-def cut(small: nn.Module, graph: LabeledGraph, removal: Removal) -> None:
-    """Cut every parameter and buffer of a copy of the network, and set the numbers of its modules."""
-    named = [*graph.model.named_parameters(remove_duplicate=False), *graph.model.named_buffers(remove_duplicate=False)]
-    smaller: dict[str, Tensor] = {}
-    touched: set[str] = set()
-    for path, tensor in named:
-        name = graph.canonical[id(tensor)]
-        if name not in graph.sources.found:
-            continue
-        value = smaller[name] if name in smaller else removal.parameter(name)
-        if value is None:
-            continue
-        owner, _, last = path.rpartition(".")
-        module = small.get_submodule(owner)
-        if last in module._parameters:
-            if name not in smaller:
-                value = nn.Parameter(value, requires_grad=tensor.requires_grad)
-            module._parameters[last] = value  # type: ignore[assignment]
-        else:
-            module._buffers[last] = value
-        smaller[name] = value
-        touched.add(owner)
+def cut(model: nn.Module, graph: LabeledGraph, removal: Removal, shared: bool = False) -> nn.Module:
+    """A deep copy of a network with every parameter and buffer cut, and the numbers of its modules set.
+
+    Parameters
+    ----------
+    model
+        The network of the graph, or a copy of it.
+    graph
+        The labeled graph.
+    removal
+        What goes.
+    shared
+        Whether parameters of which nothing goes are those of `model` itself.
+    """
+    original = dict(_named(graph.model))
+    known: dict[int, Any] = {}
+    touched = {""}
+    for path, tensor in _named(model):
+        name = graph.canonical[id(original[path])]
+        smaller = known.get(id(tensor))
+        if smaller is None and name in graph.sources.found:
+            value = removal.parameter(name, tensor.detach())
+            if value is not None:
+                smaller = nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+        if smaller is not None and smaller is not tensor:
+            known[id(tensor)] = smaller
+            owners = path.split(".")[:-1]
+            touched |= {".".join(owners[: depth + 1]) for depth in range(len(owners))}
+        elif shared:
+            known[id(tensor)] = tensor
+    small = copy.deepcopy(model, known)
     kept = {str(node.target): graph.reads[node.name] for node in graph.steps.nodes if node.op == "call_module" and node.name in graph.reads}
     for path, module in list(small.named_modules()):
         entry = of_module(module)
-        if (
-            entry is None
-            or entry.adjust is None
-            or not (path in kept or any(each == path or each.startswith(f"{path}.") for each in touched))
-        ):
+        if entry is None or entry.adjust is None or (path not in kept and path not in touched):
             continue
         other = entry.adjust(module, ~removal.removed(kept[path]) if path in kept else None)
         if other is not None:
             owner, _, last = path.rpartition(".")
             small.get_submodule(owner)._modules[last] = other.train(module.training)
+    return small
 
 
-def correct(
-    graph: LabeledGraph, removal: Removal, small: nn.Module, whole: Mapping[fx.Node, Any], silent: Mapping[fx.Node, Any]
-) -> Corrections:
-    """Run the recorded steps on the small parameters, in float64, and correct what does not fit.
+def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def corrections(graph: LabeledGraph, removal: Removal, small: nn.Module) -> Corrections:
+    """What has to change in the steps so that they run on the small parameters.
 
     Parameters
     ----------
@@ -171,39 +179,63 @@ def correct(
     removal
         What goes.
     small
-        The network with cut parameters, float64.
-    whole, silent
-        Values of the steps in the network as it is, and in the silenced one.
+        The network with cut parameters.
 
     Raises
     ------
     UnfitError
-        Naming the step, if nothing is known that would make it compute what it computes in the silenced network.
+        Naming the step, if nothing is known that would make it fit.
     """
-    found = Corrections({}, {}, {})
-    values = found.values
-    image = iter(whole[node] for node in graph.steps.nodes if node.op == "placeholder")
-    trial = Trial(small, found)
-    with torch.no_grad(), out_of_place(small):
+    if graph.computed:  # computed weights are compared with what they were, in float64 where the pass can run in it
+        try:
+            exact = copy.deepcopy(graph.model).double()
+            silence_inner(exact, graph, removal)
+            return _corrections(graph, removal, exact, copy.deepcopy(small).double(), graph.images)
+        except UnfitError:
+            pass
+    return _corrections(graph, removal, graph.model, small, tuple(graph.values[name] for name in graph.executor.inputs))
+
+
+def _corrections(graph: LabeledGraph, removal: Removal, model: nn.Module, small: nn.Module, images: tuple[Tensor, ...]) -> Corrections:
+    whole = graph.executor.of_copy(model)
+    with torch.no_grad(), eval_mode(model), eval_mode(small):
+        weights = whole.run(*images, outputs=graph.computed, hooks=_masks(graph, removal, graph.computed), out_of_place=True)
+        before = {**graph.values, **dict(zip(whole.inputs, images, strict=True)), **dict(zip(graph.computed, weights, strict=True))}
+        steps = NarrowedSteps(graph, removal, whole.of_copy(small), max(TOLERANCE, coarsest(model) ** EXPONENT))
         for node in graph.steps.nodes:
-            if node.op == "placeholder":
-                values[node] = next(image)
-            elif node.op == "get_attr":
-                constant = node.target in graph.constants
-                values[node] = plain(graph.constants[str(node.target)]) if constant else execute(small, node.op, node.target, (), {})
-            elif node.op != "output":
-                values[node] = _corrected(graph.step(node), removal, (whole if node in graph.dynamic else silent)[node], trial)
-                if node in graph.dynamic and not _same(values[node], silent[node], graph.labels[node], removal):
-                    raise UnfitError(node, f"{graph.step(node).place} computes something else from fewer channels than from silenced ones")
-    return found
+            if node.op != "output":
+                steps.set(node, steps.value(node, before.get(node.name)))
+    return steps.found
 
 
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """A run of the recorded steps on a small network."""
+class NarrowedSteps:
+    """The recorded steps carried out on a smaller network, and what has to be corrected for that.
 
-    small: nn.Module
-    found: Corrections
+    Parameters
+    ----------
+    graph
+        The labeled graph.
+    removal
+        What goes.
+    small
+        The steps on the network with cut parameters.
+    allowed
+        How far a computed weight may be from what is left of it, relative.
+    """
+
+    def __init__(self, graph: LabeledGraph, removal: Removal, small: Graph, allowed: float):
+        self.graph, self.removal, self.small, self.allowed = graph, removal, small, allowed
+        self.found = Corrections({}, {}, {})
+        self.waiting = {node: len(node.users) for node in graph.steps.nodes}
+
+    def set(self, node: fx.Node, value: Any) -> None:
+        """Note the value of a step; maps that no later step reads are dropped."""
+        values = self.found.values
+        values[node] = value
+        for parent in node.all_input_nodes:
+            self.waiting[parent] -= 1
+            if not self.waiting[parent] and parent in self.graph.dynamic and tensors(values[parent]):
+                del values[parent]
 
     def now(self, argument: Any) -> Any:
         """An argument as recorded, with the values of the small network."""
@@ -213,46 +245,108 @@ class Trial:
     def attempt(self, node: fx.Node, changed: Edit | None) -> tuple[Any, str]:
         """The value of a step, and why there is none."""
         try:
-            return carried_out(node, self.small, changed, self.now), ""
+            return self._carried_out(node, changed), ""
         except FAILURES as error:
             return None, first_line(error)
 
+    def _carried_out(self, node: fx.Node, changed: Edit | None) -> Any:
+        """The value of a step, with corrected arguments where there are any."""
 
-def _corrected(step: Step, removal: Removal, before: Any, trial: Trial) -> Any:
-    node, labels = step.node, step.walk.labels[step.node]
-    counted = always(step, removal, trial.now) if tensors(before) and not step.static else None
-    value, problem = trial.attempt(node, counted)
-    if not tensors(before) or isinstance(before, torch.Size):
-        if problem:
-            raise UnfitError(node, f"{step.place} cannot run on fewer channels: {problem}")
-        return value
-    if counted is not None:
-        trial.found.edits[node] = counted
-    if step.static:
-        return _computed(step, removal, before, (value, problem), trial)
-    if not problem and _fits(value, before, labels, removal) and _same_order(step, removal, trial.found):
-        return value
-    changed = edit(step, removal, trial.now)
-    if changed is not None:
-        value, problem = trial.attempt(node, changed)
-        if not problem and _fits(value, before, labels, removal):
-            trial.found.edits[node] = changed
+        def wanted(part: Any) -> Any:
+            if isinstance(part, Number):
+                return part.want
+            return slice(wanted(part.start), wanted(part.stop), wanted(part.step)) if isinstance(part, slice) else self.now(part)
+
+        args, kwargs = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
+        value = self.small.carry_out(node, map_aggregate(args, wanted), map_aggregate(kwargs, wanted), out_of_place=True)  # type: ignore[arg-type]
+        return value if changed is None or changed.factor == 1 else value * changed.factor
+
+    def value(self, node: fx.Node, before: Any) -> Any:
+        """The value of a step on the small network; a correction that it needs is noted.
+
+        Parameters
+        ----------
+        node
+            The step.
+        before
+            Its value in the network as it is; of steps that depend on the image only the form counts.
+
+        Raises
+        ------
+        UnfitError
+            If nothing is known that would make the step fit.
+        """
+        if node.op == "placeholder":
+            return before
+        if node.op == "get_attr":
+            return self.small.carry_out(node, (), {})
+        step, labels = self.graph.step(node), self.graph.labels[node]
+        counted = always(step, self.removal, self.now) if tensors(before) and not step.static else None
+        value, problem = self.attempt(node, counted)
+        if not tensors(before) or isinstance(before, torch.Size):
+            if problem:
+                raise UnfitError(node, f"{step.place} cannot run on fewer channels: {problem}")
             return value
-    shapes = tuple(removal.shape(part) for part in tensors(labels))
-    raise UnfitError(node, f"{step.place} cannot be made to fit fewer channels {shapes}: {problem or 'it has sizes written out'}")
+        if counted is not None:
+            self.found.edits[node] = counted
+        if step.static:
+            return self._computed(step, before, value, problem)
+        if not problem and _fits(value, before, labels, self.removal) and self._same_order(step):
+            return value
+        changed = edit(step, self.removal, self.now)
+        if changed is not None:
+            value, problem = self.attempt(node, changed)
+            if not problem and _fits(value, before, labels, self.removal):
+                self.found.edits[node] = changed
+                return value
+        shapes = tuple(self.removal.shape(part) for part in tensors(labels))
+        raise UnfitError(node, f"{step.place} cannot be made to fit fewer channels {shapes}: {problem or 'it has sizes written out'}")
 
+    def _same_order(self, step: Step) -> bool:
+        """Whether a move, carried out on the labels that are left, gives the labels that are left of its value."""
+        if not step.entry.moves or isinstance(step.value, torch.Size):
+            return True
+        labels, removal = step.walk.labels, self.removal
 
-def carried_out(node: fx.Node, model: nn.Module, changed: Edit | None, now: Any) -> Any:
-    """The value of a step, with corrected arguments where there are any."""
+        def left(parent: fx.Node) -> Any:
+            taken = given(step, parent)
+            if tensors(labels[parent]) and taken is labels[parent]:
+                return mapped(lambda part: removal.restricted(part, part), taken)
+            return mapped(Tensor.cpu, self.found.values[parent])
 
-    def wanted(part: Any) -> Any:
-        if isinstance(part, Number):
-            return part.want
-        return slice(wanted(part.start), wanted(part.stop), wanted(part.step)) if isinstance(part, slice) else now(part)
+        try:
+            moved = run(step, left)
+        except FAILURES:
+            try:
+                moved = mapped(lambda part: part.long(), run(step, lambda parent: mapped(lambda part: part.double(), left(parent))))
+            except FAILURES:
+                return False
+        pairs = zip(tensors(moved), tensors(labels[step.node]), strict=True)
+        return all(bool((part == removal.restricted(mark, mark)).all()) for part, mark in pairs)
 
-    args, kwargs = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
-    value = execute(model, node.op, node.target, map_aggregate(args, wanted), map_aggregate(kwargs, wanted))  # type: ignore[arg-type]
-    return value if changed is None or changed.factor == 1 else value * changed.factor
+    def _computed(self, step: Step, before: Any, value: Any, problem: str) -> Any:
+        """A weight computed from parameters: as it comes out, or what is left of it as it was, where that is something else."""
+        walk, node = step.walk, step.node
+        if not isinstance(before, Tensor) or not before.is_floating_point():
+            if problem:
+                raise UnfitError(node, f"{step.place} cannot run on fewer channels: {problem}")
+            return value
+        labels = walk.labels[node]
+        if problem:
+            changed = edit(step, self.removal, self.now)
+            if changed is not None:
+                value, problem = self.attempt(node, changed)
+                if not problem and tuple(value.shape) == self.removal.shape(labels):
+                    self.found.edits[node] = changed
+        if not problem and not any(user in walk.dynamic or user.op == "output" for user in node.users):
+            return value
+        rest = self.removal.restricted(before, labels)
+        if not problem and value.shape == rest.shape and torch.allclose(value, rest, rtol=self.allowed, atol=self.allowed, equal_nan=True):
+            return value
+        if not problem and value.shape != rest.shape and not bool(self.removal.removed(labels).any()):
+            raise UnfitError(node, f"{step.place} computes {tuple(value.shape)} from fewer channels, expected {tuple(rest.shape)}")
+        self.found.folded[node] = rest
+        return rest
 
 
 def _fits(value: Any, before: Any, labels: Any, removal: Removal) -> bool:
@@ -260,65 +354,6 @@ def _fits(value: Any, before: Any, labels: Any, removal: Removal) -> bool:
     if len(parts) != len(old) or len(old) != len(marks):
         return False
     return all(tuple(part.shape) == removal.shape(mark) for part, mark in zip(parts, marks, strict=True))
-
-
-def _same(value: Any, silent: Any, labels: Any, removal: Removal) -> bool:
-    """Whether a value is what is left of the silenced one."""
-    for one, other, marks in zip(tensors(value), tensors(silent), tensors(labels), strict=True):
-        if one.is_floating_point():
-            rest = removal.restricted(other, marks)
-            scale = float(rest.abs().nan_to_num(posinf=0).max()) if rest.numel() else 0.0
-            if not torch.allclose(one, rest, rtol=0, atol=TOLERANCE * scale, equal_nan=True):
-                return False
-    return True
-
-
-def _same_order(step: Step, removal: Removal, found: Corrections) -> bool:
-    """Whether a move, carried out on the labels that are left, gives the labels that are left of its value."""
-    if not step.entry.moves or isinstance(step.value, torch.Size):
-        return True
-    labels = step.walk.labels
-
-    def left(parent: fx.Node) -> Any:
-        taken = given(step, parent)
-        if tensors(labels[parent]) and taken is labels[parent]:
-            return mapped(lambda part: removal.restricted(part, part), taken)
-        return mapped(Tensor.cpu, found.values[parent])
-
-    try:
-        moved = run(step, left)
-    except FAILURES:
-        try:
-            moved = mapped(lambda part: part.long(), run(step, lambda parent: mapped(lambda part: part.double(), left(parent))))
-        except FAILURES:
-            return False
-    pairs = zip(tensors(moved), tensors(labels[step.node]), strict=True)
-    return all(bool((part == removal.restricted(mark, mark)).all()) for part, mark in pairs)
-
-
-def _computed(step: Step, removal: Removal, before: Any, tried: tuple[Any, str], trial: Trial) -> Any:
-    """A weight computed from parameters: as it comes out, or what is left of it as it was, where that is something else."""
-    walk, node, (value, problem) = step.walk, step.node, tried
-    if not isinstance(before, Tensor) or not before.is_floating_point():
-        if problem:
-            raise UnfitError(node, f"{step.place} cannot run on fewer channels: {problem}")
-        return value
-    labels = walk.labels[node]
-    if problem:
-        changed = edit(step, removal, trial.now)
-        if changed is not None:
-            value, problem = trial.attempt(node, changed)
-            if not problem and tuple(value.shape) == removal.shape(labels):
-                trial.found.edits[node] = changed
-    if not problem and not any(user in walk.dynamic or user.op == "output" for user in node.users):
-        return value
-    rest = removal.restricted(before, labels)
-    if not problem and value.shape == rest.shape and torch.allclose(value, rest, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
-        return value
-    if not problem and value.shape != rest.shape and not bool(removal.removed(labels).any()):
-        raise UnfitError(node, f"{step.place} computes {tuple(value.shape)} from fewer channels, expected {tuple(rest.shape)}")
-    trial.found.folded[node] = rest
-    return rest
 
 
 def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:

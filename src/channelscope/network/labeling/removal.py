@@ -33,16 +33,19 @@ class Removal:
         self.graph = graph
         self.gone = gone.cpu()
         self._sources: dict[str, Tensor] = {}
+        self._indices: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._check()
 
     def _check(self) -> None:
         graph = self.graph
-        lost: dict[int, int] = {}
+        roots = graph.union.roots(torch.arange(len(self.gone))).tolist()
+        marks = self.gone.tolist()
+        lost: dict[int, bool] = {}
         for name, (start, count) in graph.sites.items():
             for number in range(start, start + count):
-                root, here = graph.union.root(number), bool(self.gone[number])
-                if here and graph.union.reason(number):
-                    raise InputError(f"channel {number - start} of {name} cannot be removed: {graph.union.reason(number)}")
+                root, here = roots[number], marks[number]
+                if here and root in graph.union.held:
+                    raise InputError(f"channel {number - start} of {name} cannot be removed: {graph.union.held[root]}")
                 if lost.setdefault(root, here) != here:
                     raise InputError(f"channel {number - start} of {name} goes with others that are kept: remove all of a group or none")
         for layer in graph.layers:
@@ -97,11 +100,14 @@ class Removal:
 
     def indices(self, labels: Tensor) -> list[Tensor]:
         """Indices kept along each axis of a value with these labels."""
-        short = compact(labels)
-        keep = self.slices(self.removed(short), short == FREE)
-        return [
-            index if size == length else torch.arange(length) for index, size, length in zip(keep, short.shape, labels.shape, strict=True)
-        ]
+        known = self._indices.get(id(labels))
+        if known is None:
+            short = compact(labels)
+            keep = self.slices(self.removed(short), short == FREE)
+            sizes = zip(keep, short.shape, labels.shape, strict=True)
+            known = labels, [index if size == length else torch.arange(length) for index, size, length in sizes]
+            self._indices[id(labels)] = known  # with the labels, so that no others get their id
+        return known[1]
 
     def shape(self, labels: Tensor) -> tuple[int, ...]:
         """Shape that is left of a value with these labels."""
@@ -124,13 +130,34 @@ class Removal:
                 return value.masked_fill(lost.expand(value.shape).to(value.device), 0)
         return value
 
-    def parameter(self, name: str) -> Tensor | None:
-        """What is left of a parameter or buffer, a new tensor; None where nothing of it goes."""
-        removed = self.of_source(name)
-        if not bool(removed.any()):
+    def is_awake(self, value: Tensor, labels: Tensor) -> bool:
+        """Whether something other than zero is in the place of what goes."""
+        short = compact(labels)
+        gone = self.removed(torch.where(short >= PARAMETERS, FREE, short))
+        if not bool(gone.any()):
+            return False
+        axes = [axis for axis, size in enumerate(short.shape) if size > 1]
+        if len(axes) == 1:
+            return bool((value.index_select(axes[0], gone.flatten().nonzero().flatten().to(value.device)) != 0).any())
+        return bool((value.masked_fill(~gone.to(value.device), 0) != 0).any())
+
+    def parameter(self, name: str, value: Tensor) -> Tensor | None:
+        """What is left of a parameter or buffer with this value, a new tensor; None where nothing of it goes."""
+        kept = self._kept_slices(name)
+        if all(len(index) == size for index, size in zip(kept, value.shape, strict=True)):
             return None
-        value = self.graph.sources[name].value.detach()
-        for axis, index in enumerate(self.slices(removed)):
+        for axis, index in enumerate(kept):
             if len(index) < value.shape[axis]:
                 value = value.index_select(axis, index.to(value.device))
         return value.contiguous()
+
+    def _kept_slices(self, name: str) -> list[Tensor]:
+        """Indices kept along each axis of a parameter or buffer."""
+        source = self.graph.sources[name]
+        axes = source.axes()
+        if axes is None:
+            return self.slices(self.of_source(name))
+        kept = [torch.arange(size) for size in source.value.shape]
+        for axis, labels in axes.items():
+            kept[axis] = (~self.removed(labels)).nonzero().flatten()
+        return kept

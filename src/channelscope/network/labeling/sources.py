@@ -66,6 +66,14 @@ class Source:
             alive |= here & ~there
         return named & ~alive
 
+    def axes(self) -> dict[int, Tensor] | None:
+        """Axis → channels that its slices go with, of a parameter used by one step that names each axis at most once; else None."""
+        if len(self.uses) != 1:
+            return None
+        (statements,) = self.uses.values()
+        found = {each.axis: each.labels for each in statements if isinstance(each, Axis)}
+        return found if len(found) == len(statements) else None
+
     def _by(self, each: Axis | Pairs, gone: Gone) -> tuple[Tensor, Tensor]:
         """Which elements a statement is about, and which of them it removes."""
         if isinstance(each, Axis):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from channelscope.network.labeling.labels import full
+from channelscope.network.operations.mixing import Mix
 from channelscope.network.operations.opaque import kept_whole
 from channelscope.network.operations.operation import Operation, register
 from channelscope.network.operations.step import Step
@@ -113,6 +114,12 @@ def _labels(step: Step) -> Any:
         step.follow(name, axis, numbers)
     walk.reads[step.node.name] = inner
     output, attention = step.value
+    counts = [part[..., 0].numel() for part in (walk.values[node.name] for node in arguments)]
+    for name, inputs, outputs, positions in (
+        *zip(("q_proj", "k_proj", "v_proj"), read, inner.view(3, -1), counts, strict=True),
+        ("out_proj", inner[2 * width :], writes, counts[0]),
+    ):
+        walk.add_layer(step, f"{path}.{name}", inputs, outputs, Mix(output.dim() - 1, 0, 1, positions=positions, linear=True))
     return step.spread(writes, output.dim() - 1, tuple(output.shape)), None if attention is None else full(tuple(attention.shape))
 
 

@@ -81,7 +81,10 @@ def _unite(walk: "LabeledGraph", pairs: Tensor, short: tuple[Tensor, Tensor], wh
     side = 1 if len(counts[0]) > len(counts[1]) else 0
     spread = any(size == 1 < short[1 - side].shape[axis] for axis, size in enumerate(short[side].shape))
     if int(counts[side].max()) > 1 and spread:
-        walk.hold(roots[side], f"{step.place} spreads it over several channels")
+        for own, other in ((0, 1), (1, 0)):
+            wide = any(whole[other].shape[axis] > 1 for axis, size in enumerate(short[own].shape) if size > 1)
+            if int(counts[own].max()) > 1 or (wide and not walk.removable(roots[other])):
+                walk.hold(roots[own], f"{step.place} spreads it over several channels")
         return side
     for one, other in roots.T.tolist():
         walk.union.unite(one, other, f"{step.place} combines them")

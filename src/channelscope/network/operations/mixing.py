@@ -30,6 +30,8 @@ class Mix:
     taps: int = 1
     groups: int = 1
     positions: int = 1
+    linear: bool = False
+    """whether it is a linear layer"""
 
 
 def mix(step: Step, how: Mix, weight: Operand, bias: Operand | None) -> Tensor:
@@ -37,10 +39,10 @@ def mix(step: Step, how: Mix, weight: Operand, bias: Operand | None) -> Tensor:
     walk, labels, shape = step.walk, step.labels(), tuple(step.value.shape)
     short = compact(labels)
     others = [axis for axis, size in enumerate(short.shape) if size > 1 and axis != how.axis]
-    if short.shape[how.axis] == 1 and others and step.carries(short) and (how.taps == 1 or max(others) < how.axis):
+    if short.shape[how.axis] == 1 and others and walk.removable(short) and (how.taps == 1 or max(others) < how.axis):
         sizes = [shape[axis] if size == 1 else size for axis, size in enumerate(short.shape)]
         return short.expand(sizes)  # it mixes positions, and channels lie along another axis
-    if how.taps > 1 and others and max(others) > how.axis:
+    if how.taps > 1 and others and max(others) > how.axis and step.carries(short):
         step.hold(f"the kernels of {step.place} lie across its channels", labels)
         return full(shape)
     if _depends(step, weight):
@@ -134,7 +136,7 @@ def _mixed(step: Step, how: Mix) -> Tensor:
 
 def _linear(step: Step) -> Tensor:
     value = step.value
-    return _mixed(step, Mix(value.dim() - 1, 0, 1, positions=value.numel() // max(value.shape[-1], 1)))
+    return _mixed(step, Mix(value.dim() - 1, 0, 1, positions=value.numel() // max(value.shape[-1], 1), linear=True))
 
 
 def _convolution(step: Step) -> Tensor:

@@ -3,14 +3,12 @@
 from torch import Tensor, nn
 
 from channelscope.network.labeling.labels import compact
-from channelscope.network.operations.elementwise import ACTIVATIONS, IDLE
 from channelscope.network.operations.operation import Operation, names, register
 from channelscope.network.operations.step import Step
 
 AFFINE = ("weight", "bias", "running_mean", "running_var")
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
 SLOPES = (nn.PReLU,)
-CHANNELWISE = (*ACTIVATIONS, *IDLE, *SLOPES)
 INSTANCE_NORMS = (nn.modules.instancenorm._InstanceNorm,)
 
 

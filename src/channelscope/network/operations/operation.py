@@ -163,6 +163,8 @@ class Operation:
         float64 each; None where a module keeps no statistics.
     reduces
         Axes of the input, counted from 0, over which the step takes a mean, a sum or the like; given its call and the number of axes.
+    adds_zeros
+        Whether a padding adds zeros alone, and not other numbers or copies.
     flattens
         Whether the step joins the channels with all positions behind them to one axis, however many they are.
     """
@@ -192,6 +194,7 @@ class Operation:
     whole: bool = False
     scale_shift: Callable[[nn.Module], tuple[Tensor, Tensor] | None] | None = None
     reduces: Callable[["Call", int], tuple[int, ...]] | None = None
+    adds_zeros: Callable[["Call"], bool] | None = None
     flattens: Callable[["Call"], bool] | None = None
 
 

@@ -66,6 +66,11 @@ def _padded(step: Step) -> Tensor:
     return nn.functional.pad(labels, amounts, value=number)
 
 
+def _adds_zeros(call: Call) -> bool:
+    constant = call.module is None or isinstance(call.module, nn.modules.padding._ConstantPadNd)
+    return constant and call.number("mode", "constant") == "constant" and call.number("value", 0) in (0, None)
+
+
 def _beside(short: Tensor, padded: list[int]) -> bool:
     """Whether zeros are put beside the channels, as new channels."""
     return any(short.shape[axis] > 1 for axis in padded)
@@ -136,7 +141,7 @@ register(Operation("power pool", _pooled, modules=(nn.modules.pooling._LPPoolNd,
 register(Operation("resize", _pooled, modules=(nn.Upsample,), functions=names("interpolate upsample grid_sample"), keeps="apart"))
 register(Operation("pad", _padded, modules=(nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd,
     nn.modules.padding._ReplicationPadNd, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d), functions=names("pad"),
-    arguments=("input", "pad", "mode", "value"), traces=True, keeps="apart"))  # fmt: skip
+    arguments=("input", "pad", "mode", "value"), traces=True, keeps="apart", adds_zeros=_adds_zeros))  # fmt: skip
 register(
     Operation(
         "reduce",

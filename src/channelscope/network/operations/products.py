@@ -92,7 +92,7 @@ def _matmul(step: Step) -> Tensor:
     if b.dim() == 2 and second not in step.walk.dynamic and first in step.walk.dynamic and bool((compact(b) >= PARAMETERS).any()):
         path = str(second.target) if second.op == "get_attr" else None
         weight = Operand(step.walk.values[second.name], path, second)
-        return mix(step, Mix(value.dim() - 1, 1, 0, positions=value.numel() // max(value.shape[-1], 1)), weight, None)
+        return mix(step, Mix(value.dim() - 1, 1, 0, positions=value.numel() // max(value.shape[-1], 1), linear=True), weight, None)
     if min(a.dim(), b.dim()) < 2:
         step.hold(f"{step.place} is a product with a vector")
         return full(tuple(value.shape))

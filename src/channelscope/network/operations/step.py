@@ -26,7 +26,7 @@ class Operand:
     """the step that it comes from; None for a parameter of the called module"""
 
 
-def execute(model: nn.Module, op: str, target: Any, args: tuple, kwargs: dict) -> Any:
+def execute(model: nn.Module, op: str, target: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     """Carry out one step of a traced graph on concrete values.
 
     Examples

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from channelscope.errors import MismatchError
+from channelscope.errors import FAILURES, MismatchError, first_line
 from channelscope.network.edits import silence
+from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.module_state import eval_mode
-from channelscope.network.removal.channels import LayerChannels
 from channelscope.network.removal.groups import Groups
-from channelscope.network.removal.outputs import EXPONENT, FAILURES, coarsest, defined, distance
+from channelscope.network.tracing.recording import EXPONENT, coarsest, defined, distance
 from channelscope.subset import Subset
 from channelscope.types import Bool, Float, Tensor
 
@@ -76,8 +76,7 @@ def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tens
         try:
             error, where, allowed = _furthest(small, kept, found, images)
         except FAILURES as failure:
-            said = (str(failure).splitlines() or [type(failure).__name__])[0]
-            raise MismatchError(f"the smaller network cannot run: {said}; please report the network") from failure
+            raise MismatchError(f"the smaller network cannot run: {first_line(failure)}; please report the network") from failure
     if not error <= allowed:
         raise MismatchError(
             f"the smaller network is {error:.2g} (relative) away from the silenced one at {where}: part of the pass is different with "
@@ -104,7 +103,7 @@ def _furthest(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tenso
             finite |= defined(expected)
             floor = rounding.eps**FLOOR * max((size for size in theirs.scales.values() if size < float("inf")), default=0.0)
             layers = [distance(ours.seen[name], seen, name, floor) for name, seen in theirs.seen.items() if name in ours.seen]
-            error, where = max(*layers, distance(received, expected, floor=floor), (0.0, "output"))
+            error, where = max([*layers, distance(received, expected, floor=floor)])
             results.append((error, f"{where} on {kind}"))
     if not finite:
         return float("inf"), "the output, which is nowhere finite on noise", 0.0
@@ -133,7 +132,7 @@ class _Watch:
         self.seen = {name: torch.stack(calls) for name, calls in self.calls.items() if calls}
         return output
 
-    def _hook(self, layer: LayerChannels, offset: Tensor | None) -> Callable[..., Tensor | None]:
+    def _hook(self, layer: Layer, offset: Tensor | None) -> Callable[..., Tensor | None]:
         there = self.keep[layer.outputs]
         looked = self.compared[layer.outputs][there]
 

@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from channelscope.errors import ChannelscopeError, InputError, MismatchError
-from channelscope.network.edits import zero_channels
+from channelscope.errors import InputError, MismatchError
 from channelscope.network.graph import Graph, Hook, trace
-from channelscope.network.labeling.labeled_graph import LabeledGraph
+from channelscope.network.labeling.labeled_graph import LabeledGraph, Layer
+from channelscope.network.labeling.trial import noise_like
 from channelscope.network.module_state import eval_mode
-from channelscope.network.removal.channels import ChannelDependencies, LayerChannels
-from channelscope.network.removal.labeled_groups import LabeledDependencies, generic, waking_steps
-from channelscope.network.removal.outputs import FAILURES
-from channelscope.network.removal.trial import hold_shared, hold_what_differs, refuse_lazy
+from channelscope.network.removal.site_labels import SiteLabels
 from channelscope.network.sites import sites_of
 from channelscope.site import Site
 from channelscope.subset import Subset
@@ -43,7 +41,7 @@ class Groups:
     """the groups in execution order of their first member"""
     unprunable: Mapping[str, str]
     """site name → why some or all of its channels cannot be removed"""
-    layers: tuple[LayerChannels, ...]
+    layers: tuple[Layer, ...]
     """every weighted layer and which channels it reads and writes"""
     group_of: np.ndarray
     """int64 (all channels,): channel number → group, −1 where the channel is kept whole"""
@@ -55,9 +53,9 @@ class Groups:
     """the traced network"""
     example: tuple[Tensor, ...]
     """one image (all inputs of the network) to run it on"""
-    labeled: LabeledGraph | None = None
-    """labels whose channel numbers these are, where they remove more than the steps alone tell"""
-    products: tuple[LayerChannels, ...] = ()
+    labeled: LabeledGraph
+    """the labels whose channel numbers these are"""
+    products: tuple[Layer, ...] = ()
     """steps outside of layers whose multiply-adds become fewer, shared out among channels"""
     parts: tuple[tuple[int, ...], ...] = ()
     """sets of groups of which one has to stay"""
@@ -157,83 +155,52 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     InputError
         For a network whose parameters have no shapes yet.
     """
-    refuse_lazy(model)
-    inputs = example if isinstance(example, tuple) else (example,)
-    source = torch.Generator().manual_seed(0)
-    image = tuple(
-        torch.randn(1, *part.shape[1:], generator=source).to(part) if part.is_floating_point() and part.dim() > 1 else part[:1]
-        for part in inputs
-    )
-    found = sites_of(trace(model, example))
-    with eval_mode(model), torch.no_grad():
-        coupling = ChannelDependencies(found, image)
-        hold_shared(coupling)
-        _check_by_silencing(coupling, image)
-        hold_what_differs(coupling, image)
-    found = _to_groups(coupling, image)
-    return _with_labels(found, coupling, image) if found.unprunable else found
+    _refuse_lazy(model)
+    image = noise_like(example)
+    graph = trace(model, example)
+    found = sites_of(graph)
+    with eval_mode(graph.model), torch.no_grad():
+        labels = SiteLabels(found, image)
+    return _to_groups(labels, image)
 
 
-def _with_labels(found: Groups, coupling: ChannelDependencies, image: tuple[Tensor, ...]) -> Groups:
-    """The groups by labels where they remove more channels, else those that are known."""
-    try:
-        labeled = LabeledDependencies(coupling, image)
-        if labeled.missing:
-            return found
-        hold_shared(labeled)
-        labeled.settle()
-        exact = tuple(part.double() if part.is_floating_point() else part for part in image)
-        with torch.no_grad():
-            labeled.waking = waking_steps(labeled, exact)
-            _check_by_silencing(labeled, exact)
-        labeled.settle()
-    except (ChannelscopeError, *FAILURES):  # a network that cannot be labeled is cut as its steps alone tell
-        return found
-    better = _to_groups(labeled, image)
-    return better if sum(len(group.members) for group in better.members) > sum(len(group.members) for group in found.members) else found
+def _refuse_lazy(model: nn.Module) -> None:
+    """Refuse a network some of whose parameters have no shape yet; it stays as it is."""
+    for name, part in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(part, UninitializedParameter | UninitializedBuffer):
+            raise InputError(
+                f"expected a network whose parameters have shapes, received {name} without one: call the network on an image once"
+            )
 
 
-def _check_by_silencing(coupling: ChannelDependencies | LabeledDependencies, image: tuple[Tensor, ...]) -> None:
-    """Silence one half of the groups, then the other: whatever a consumer still sees is not removed by removal."""
-    weighted = [layer for layer in coupling.layers.values() if layer.taps]
-    seen = tuple(coupling.graph.nodes[layer.node].all_input_nodes[0].name for layer in weighted)
-    labeled = isinstance(coupling, LabeledDependencies)
-    graph = generic(coupling.graph) if labeled else coupling.graph
-    for silent in coupling.halves():
-        after: dict[str, Hook] = {}
-        for site in coupling.found:
-            start = coupling.offsets[site.name]
-            after[site.activation] = zero_channels(silent[start : start + site.channels], site.channel_axis)
-        if labeled:
-            after |= {step: _zero(torch.where(part >= 0, silent[part.clamp(min=0)], False)) for step, part in coupling.waking.items()}
-        values = graph.run(*image, hooks=after, outputs=seen, out_of_place=True)
-        for layer, value in zip(weighted, values, strict=True):
-            axis = value.dim() - 1 if layer.linear else 1
-            there = torch.where(layer.inputs >= 0, silent[layer.inputs.clamp(min=0)], False)
-            rest = value.movedim(axis, 0).flatten(1).abs().amax(1).cpu()
-            loud = there & ~(rest == 0)
-            coupling.hold(layer.inputs[loud], f"it is not zero at the input of {layer.name} even when silenced")
-
-
-def _to_groups(coupling: ChannelDependencies | LabeledDependencies, image: tuple[Tensor, ...]) -> Groups:
+def _to_groups(labels: SiteLabels, image: tuple[Tensor, ...]) -> Groups:
+    union = labels.labeled.union
+    roots = union.roots(torch.arange(len(union.parent))).tolist()
     members: dict[int, list[tuple[str, int]]] = defaultdict(list)
     whole: dict[str, str] = {}
-    for site in coupling.found:
-        start = coupling.offsets[site.name]
-        reasons = [coupling.reason(start + channel) for channel in range(site.channels)]
-        held = [reason for reason in reasons if reason]
+    for site in labels.found:
+        here = roots[labels.first[site.name] : labels.first[site.name] + site.channels]
+        held = [union.held[root] for root in here if root in union.held]
         if held:
             whole[site.name] = f"{len(held)} of {site.channels} channels: {held[0]}"
-        for channel, reason in enumerate(reasons):
-            if not reason:
-                members[coupling.root(start + channel)].append((site.name, channel))
+        for channel, root in enumerate(here):
+            if root not in union.held:
+                members[root].append((site.name, channel))
     places = {root: index for index, root in enumerate(members)}
-    owner = np.array([places.get(coupling.root(number), -1) for number in range(len(coupling.parent))], dtype=np.int64)
-    found = tuple(Group(tuple(group)) for group in members.values())
-    first = {site.name: coupling.offsets[site.name] for site in coupling.found}
-    known = found, whole, tuple(coupling.layers.values()), owner, first, coupling.found.found, coupling.graph, image
-    if not isinstance(coupling, LabeledDependencies):
-        return Groups(*known)
-    owners = [owner[numbers.numpy()] for numbers in coupling.sets()]
+    owner = np.array([places.get(root, -1) for root in roots], dtype=np.int64)
+    owners = [owner[numbers.numpy()] for numbers in labels.sets()]
     parts = {tuple(np.unique(part).tolist()) for part in owners if len(part) and bool((part >= 0).all())}
-    return Groups(*known, coupling.labeled, tuple(coupling.products), tuple(sorted(parts)), coupling.waking)
+    return Groups(
+        tuple(Group(tuple(group)) for group in members.values()),
+        whole,
+        tuple(labels.layers.values()),
+        owner,
+        labels.first,
+        labels.found.found,
+        labels.found.graph,
+        image,
+        labels.labeled,
+        tuple(labels.products),
+        tuple(sorted(parts)),
+        labels.waking,
+    )

@@ -9,8 +9,7 @@ from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.patches import input_patches, patch_rows, patch_width, patches_are_exact
 from channelscope.network.removal.groups import Groups
 from channelscope.pruning.recovery.calibration import DrawnPositions
-from channelscope.pruning.recovery.layer_context import LayerContext, call_counts, layer_contexts
-from channelscope.pruning.recovery.normalization import batchnorm_scale_shift, write_linear_map
+from channelscope.pruning.recovery.normalization import LayerContext, batchnorm_scale_shift, call_counts, layer_contexts, write_linear_map
 from channelscope.pruning.recovery.peers import peer_weights
 from channelscope.stats.normal_equations import NormalEquations, cross_validated_error
 from channelscope.types import Bool, Float, Tensor
@@ -103,7 +102,7 @@ class LayerwiseLeastSquares:
     def _is_summed(self, context: LayerContext) -> bool:
         """Whether the layer makes up for the error of the other term of a sum, which comes before it in both networks."""
         steps = [node.name for node in self.small.graph.steps.nodes]
-        same = self.found.labeled is None or steps == [node.name for node in self.original.graph.steps.nodes]
+        same = steps == [node.name for node in self.original.graph.steps.nodes]
         return same and context.sum_node is not None and self.small.place[str(context.other_term)] < self.small.place[context.layer.node]
 
     def _why_skipped(self, context: LayerContext, module: Any) -> str:

@@ -13,7 +13,7 @@ from channelscope.network.operations import call_of
 from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.removal.groups import Groups
 from channelscope.pruning.recovery.calibration import DrawnPositions
-from channelscope.pruning.recovery.layer_context import LayerContext, layer_contexts
+from channelscope.pruning.recovery.normalization import LayerContext, layer_contexts
 from channelscope.site import Site
 from channelscope.stats.normal_equations import NormalEquations
 from channelscope.stats.profile import Profile

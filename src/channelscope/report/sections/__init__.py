@@ -16,7 +16,6 @@ To add one (ten lines of code; sections/channel_summary.py is a short example):
 4. Put it into `SECTIONS` below, where a reader would look for it, and test the sentences in tests/report/sections/test_notes.py.
 """
 
-from channelscope.report.run import Run
 from channelscope.report.section import Section
 from channelscope.report.sections.ablation import ABLATION, HULLS
 from channelscope.report.sections.alignment import ALIGNMENT, CLUSTERS, DEPTH
@@ -26,6 +25,7 @@ from channelscope.report.sections.communities import COMMUNITIES, PROPAGATION
 from channelscope.report.sections.discarding import DISCARDED, FAITHFUL
 from channelscope.report.sections.pruning import BENCHMARK, PRUNING
 from channelscope.report.sections.training import GRADIENTS, TRAJECTORY
+from channelscope.tables.run_folder import RunFolder as Run
 
 SECTIONS: tuple[Section, ...] = (
     CHANNEL_SUMMARY,

@@ -3,9 +3,10 @@
 import pandas as pd
 
 from channelscope.report import verdict
-from channelscope.report.run import Run, where
 from channelscope.report.section import Chart, Section
 from channelscope.tables.rounding import format_interval, format_percent
+from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import where
 
 DAMAGE, RECOVERED = "damage_kl", "recovered_hull_kl"
 

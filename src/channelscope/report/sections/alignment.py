@@ -8,10 +8,11 @@ import pandas as pd
 
 from channelscope import tables
 from channelscope.report import verdict
-from channelscope.report.run import Run, where
 from channelscope.report.section import Chart, Section
 from channelscope.tables.quantities import HEADLINE, QUANTITIES
 from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import where
 from channelscope.tables.schema import Column
 
 QUARTILES = {

@@ -1,7 +1,7 @@
 """The summary of one channel over several runs."""
 
-from channelscope.report.run import Run
 from channelscope.report.section import Chart, Section
+from channelscope.tables.run_folder import RunFolder as Run
 
 
 def summary_sentences(run: Run) -> list[str]:

@@ -5,9 +5,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from channelscope.report.run import Run, where
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import where
 
 GRAPH_NAMES = ("R", "S")
 

@@ -9,9 +9,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
-from channelscope.report.run import Run
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.run_folder import RunFolder as Run
 
 MOST = 6
 """images drawn"""

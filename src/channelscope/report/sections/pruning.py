@@ -3,9 +3,9 @@
 import pandas as pd
 
 from channelscope.report import verdict
-from channelscope.report.run import Run
 from channelscope.report.section import Chart, Section
 from channelscope.tables.rounding import format_interval, format_number, format_percent
+from channelscope.tables.run_folder import RunFolder as Run
 
 CLEAR = 0.05
 

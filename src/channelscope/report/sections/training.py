@@ -2,9 +2,10 @@
 
 import pandas as pd
 
-from channelscope.report.run import Run, where
 from channelscope.report.section import Chart, Section
 from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.run_folder import RunFolder as Run
+from channelscope.tables.run_folder import where
 
 NAMES = {
     "hull_size": "Mean hull size",
