@@ -161,7 +161,7 @@ class _Begun:
 class _Line:
     """One line of progress: the epoch, images a second in this epoch, and the time left."""
 
-    def __init__(self, schedule: Schedule, images: int, validation: int, done: int, bar: Progress, plain: bool):
+    def __init__(self, schedule: Schedule, images: int, validation: int, done: int, bar: Progress, plain: bool = False):
         self.schedule, self.images, self.validation, self.bar, self.plain = schedule, images, validation, bar, plain
         sizes = [0.25 if schedule.shrunk(epoch) else 1.0 for epoch in range(1, schedule.epochs + 1)]
         self.work = [size * images for size in sizes]
