@@ -179,15 +179,15 @@ def of_network(model: torch.nn.Module, profile: Profile, images: ImageSplits, co
     layers = gradient_angles(model, profile, batches, progress=False)["gradient_layers"].sort_values("depth")
     found: Values = {"cosine": _by_site(layers.iloc[1:], "cosine")}
     links = axis_propagation(model, profile)["propagation"]
-    links["link"] = links["site"] + CONNECTION + links["reader"]
+    links["link"] = links["site"] + CONNECTION + links["consumer"]
     for axes, rows in links.groupby("axes"):
         found[str(axes)] = rows.groupby("link")["rho"].mean().to_dict()
     plan = AblationPlan(channels=ablated * len(profile.sites), controls=ablated * len(profile.sites))
     tables = ablate(model, profile, images.test.take(min(evaluated, len(images.test))), plan, progress=False)
-    return found | _of_ablations(tables["ablated_channels"], tables["repaid"])
+    return found | _of_ablations(tables["ablated_channels"], tables["recovered"])
 
 
-def _of_ablations(channels: pd.DataFrame, repaid: pd.DataFrame) -> Values:
+def _of_ablations(channels: pd.DataFrame, recovered: pd.DataFrame) -> Values:
     """Rank correlations of the damage (Kullback-Leibler divergence of the output) within layers, and what hulls recover."""
     found: Values = defaultdict(dict)
     for site, rows in channels.groupby("site"):
@@ -204,8 +204,8 @@ def _of_ablations(channels: pd.DataFrame, repaid: pd.DataFrame) -> Values:
             known = torch.stack([values[name], damage, *matched.T]).isfinite().all(0)
             if int(known.sum()) >= LEAST:
                 found[f"matched {name}"][str(site)] = float(partial_spearman(values[name][known], damage[known], matched[known]))
-    chosen = repaid.query("quantity == 'kl' and baseline == 'silence' and which == 'controls' and site != 'all layers'")
-    shares = chosen.pivot_table(index="site", columns="stand_in", values="repaid")
+    chosen = recovered.query("quantity == 'kl' and baseline == 'silence' and subset == 'controls' and site != 'all layers'")
+    shares = chosen.pivot_table(index="site", columns="replacement", values="recovered")
     found["hull over random"] = (shares["hull"] - shares["random"]).to_dict()
     return found
 

@@ -142,6 +142,6 @@ def test_a_layer_that_makes_a_constant_has_no_axis_of_images():
             return self.head(self.conv(x).mean((2, 3)) + shift)
 
     found = sites(Biased().eval(), torch.zeros(1, 3, 4, 4))
-    marks = channels_seen_by_inputs(found, found["conv"], torch.randn(2, 3, 4, 4))
+    marks = InputChannels(found).by_layer(found["conv"])
     assert {layer: seen.tolist() for layer, seen in marks.items()} == {"head": torch.eye(4, dtype=torch.bool).tolist()}
     assert found.skipped["bias"] == "its values are the same for every image"

@@ -307,7 +307,7 @@ def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, netw
         console.print(f"{count:,} images to distill on are few: where it was measured, 1,000 gained nothing and 5,000 much")
     held = max(1, min(count // HELD_OUT, MOST_HELD))
     schedule = zoo.finetuning_schedule(network.model, images.source.data, 1)
-    lessons = AugmentedBatches(pool.drop(held).take(count - held).with_batch_size(BATCH), schedule.pad, schedule.flip, images.source.seed)
+    lessons = AugmentedBatches(pool.drop(held).take(count - held).with_batch_size(BATCH), 0, schedule.flip, images.source.seed)
     console.print(f"distilling on {count - held:,} images without labels, judged on {held:,} others")
     found = distill(small, model, lessons, pool.take(held))
     said = "" if found.gained else "; nothing was gained, the network stays as it was"

@@ -66,18 +66,19 @@ def save(profile: Profile, path: str | Path) -> Path:
     tensors = dict(profile.tensors) | {FINGERPRINTS: profile.fingerprints}
     for site, facts in profile.weight_norms.items():
         tensors |= {f"{WEIGHTS}{site}/{name}": values for name, values in facts.items()}
-    text, tensors = json.dumps(header), {name: value.contiguous() for name, value in tensors.items()}
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    header["checksum"] = _checksum(header, tensors)
     with atomic_file(path) as half:
-        save_file(tensors, half, metadata={"channelscope": text, "checksum": _checksum(text, tensors)})
+        save_file(tensors, half, metadata={"channelscope": json.dumps(header)})
     return path
 
 
-def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """CRC-32 of the header and of every tensor's name, type, shape and bytes."""
-    found = zlib.crc32(header.encode())
+    found = zlib.crc32(json.dumps(header).encode())
     for name, value in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), found)
-        found = zlib.crc32(value.detach().cpu().reshape(-1).view(torch.uint8).numpy(), found)
+        found = zlib.crc32(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, found)
     return f"{found:08x}"
 
 
@@ -120,10 +121,9 @@ def load(path: str | Path) -> Profile:
             if header.get("format") != FORMAT:
                 raise FormatError(f"{path} has profile format {header.get('format')}, this version reads {FORMAT}: collect it again")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("checksum", expected := _checksum(metadata["channelscope"], tensors)) != expected:
-            raise FormatError(
-                f"{path} is damaged: its checksum is {metadata['checksum']}, that of its contents {expected}; collect it again"
-            )
+        stored = header.pop("checksum", None)
+        if stored not in (None, expected := _checksum(header, tensors)):
+            raise FormatError(f"{path} is damaged: its checksum is {stored}, that of its contents {expected}; collect it again")
         return _profile(header, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is damaged or not a profile: {type(error).__name__}: {error}") from error

@@ -247,7 +247,7 @@ def _match_counts(scores: np.ndarray, pattern: np.ndarray, found: Groups) -> np.
 def _remove_to_budget(scores: np.ndarray, found: Groups, fraction: float, cap: float, closest: bool) -> np.ndarray:
     counter = MacCounter(found)
     full = counter.total
-    removable: dict[str | int, int] = dict(_most_removed(found, cap))
+    removable: dict[str | int, int] = {**_most_removed(found, cap)}
     sizes: list[Counter[str | int]] = [Counter(name for name, _ in group.members) for group in found.members]
     for index, part in enumerate(found.parts):
         removable[index] = len(part) - 1
