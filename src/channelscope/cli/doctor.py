@@ -137,8 +137,8 @@ def extras() -> list[Finding]:
 
     Examples
     --------
-    >>> [each.topic for each in extras()]
-    ['extra timm', 'extra hf', 'extra parquet', 'extra onnx', 'extra ray', 'extra attribution']
+    >>> {"extra timm", "extra onnx"} <= {each.topic for each in extras()}
+    True
     """
     packages: dict[str, list[str]] = {}
     for name, _, extra in requirements():
