@@ -217,3 +217,17 @@ def test_heads_of_attention_stay_apart(whole):
     heads = np.kron(np.eye(2, dtype=bool), np.ones((2, 2), dtype=bool))
     for layer, expected in ((q, heads), (k, heads), (v, np.eye(4, dtype=bool))):
         assert np.array_equal(channels_behind(wiring.operations, layer.outputs, last.sources[0]).numpy(), expected)
+
+
+def test_a_softmax_over_numbers_without_an_axis_of_images():
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 3, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.b(y * y.mean((0, 2, 3)).softmax(0).view(1, 2, 1, 1))
+
+    graph = trace(Weighted().eval(), torch.zeros(1, 1, 2, 2))
+    assert channel_graph(graph, "b").layers == ("a", "b")

@@ -320,7 +320,7 @@ class ChannelTracer:
     def _joined(self, node: fx.Node, label: Tensor, axis: int) -> Tensor:
         """What lies along an axis depends on one another."""
         rest = compact(label.movedim(axis, -1))
-        ids = torch.from_numpy(self.one_each(node, rest.flatten(0, -2))).double()
+        ids = torch.from_numpy(self.one_each(node, rest.reshape(-1, rest.shape[-1]))).double()
         return ids.view(*rest.shape[:-1], 1).expand(*label.movedim(axis, -1).shape).movedim(-1, axis)
 
     def contracted(self, node: fx.Node, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -485,3 +485,28 @@ def test_windows_of_an_image_are_in_one_half_and_constants_stay_as_they_are(reas
     exact = nn.functional.mse_loss
     with torch.no_grad():
         assert exact(small(images), model(images)) < exact(shrink(found, kept)(images), model(images)) / 2
+
+
+def test_layers_that_read_the_same_map_are_fitted_although_a_sum_comes_after_both():
+    class TwoPaths(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.short, self.stem = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+            self.added, self.joined, self.head = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 1), nn.Linear(8, 3)
+
+        def forward(self, x):
+            short, stem = self.short(x).relu(), self.stem(x).relu()
+            added, joined = self.added(stem), self.joined(stem)
+            return self.head(torch.cat([short + added, joined], 1).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = TwoPaths().eval()
+    images = torch.randn(64, 3, 4, 4)
+    found = groups(model, images[:1])
+    marks = {site.name: torch.ones(site.channels, dtype=torch.bool) for site in found.sites}
+    marks["stem"][:3] = False
+    kept = Subset(marks, found.sites, (3, 4, 4))
+    small = shrink(found, kept)
+    report = repair(small, found, kept, [images])
+    assert {"added", "joined"} <= set(report.relative_errors)
+    assert all(after <= before for before, after in report.relative_errors.values())

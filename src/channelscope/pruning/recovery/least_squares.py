@@ -24,6 +24,11 @@ MAX_FAN_IN = 8192
 """Inputs times kernel size beyond which the normal equations (512 MiB) are not formed."""
 
 
+def _steps(contexts: list[LayerContext]) -> set[str]:
+    """The steps whose values the fits of these layers need."""
+    return {step for context in contexts for step in (context.input_node, context.layer.node)}
+
+
 class LayerwiseLeastSquares:
     """The ridge regression of each layer of a smaller network to the output of the original layer.
 
@@ -73,7 +78,12 @@ class LayerwiseLeastSquares:
         iterator of tuple
             Layer, relative error before the fit, and cross-validated relative error after it.
         """
-        for context in layer_contexts(self.found.graph, self.found.layers):
+        contexts = list(layer_contexts(self.found.graph, self.found.layers))
+        passed: set[str] = set()
+        for place, context in enumerate(contexts):
+            for step in passed - _steps(contexts[place:]):
+                self.original.unpin(step)
+                passed.discard(step)
             module = self.small.graph.modules[context.layer.name]
             reason = self._why_skipped(context, module)
             if reason:
@@ -85,7 +95,10 @@ class LayerwiseLeastSquares:
                 self.notes[context.layer.name] = f"re-fitted toward its inherited weights, not those of peers: {reason}"
             in_sum = self._is_summed(context)
             target_node = str(context.sum_node) if in_sum else context.layer.node
-            self.original.pin(target_node)
+            here = self.original.place[target_node]
+            passed |= _steps([each for each in contexts[place + 1 :] if self.original.place[each.layer.node] <= here])
+            for step in passed | {target_node}:
+                self.original.pin(step)
             targets = self.original(target_node)
             halves = self._normal_equations(context, module, in_sum, targets)
             self.original.unpin(target_node)
