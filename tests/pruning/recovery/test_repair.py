@@ -508,5 +508,6 @@ def test_layers_that_read_the_same_map_are_fitted_although_a_sum_comes_after_bot
     kept = Subset(marks, found.sites, (3, 4, 4))
     small = shrink(found, kept)
     report = repair(small, found, kept, [images])
-    assert {"added", "joined"} <= set(report.relative_errors)
-    assert all(after <= before for before, after in report.relative_errors.values())
+    for name in ("added", "joined"):
+        before, after = report.relative_errors[name]
+        assert after < before
