@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 from unittest import mock
 
+import typer
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
@@ -311,7 +312,9 @@ def _with(case: Case, *more: str, **changes) -> Case:
 @st.composite
 def _odd_values(draw, case: Case) -> Case:
     known = {
-        name: each for name, each in flags(case.arguments[0]).items() if name not in ("model", "profiles", "runs", "channel", "folder")
+        name: each
+        for name, each in flags(case.arguments[0]).items()
+        if not isinstance(get_args(each.annotation)[1], typer.models.ArgumentInfo)
     }
     names = sorted(name for name in known if not (name in ("profile", "feature") and known[name].default is inspect.Parameter.empty))
     words = list(case.arguments)
