@@ -195,8 +195,8 @@ class Outcome:
             return f"traceback {type(self.error).__name__} in {where}: {str(self.error)[:160]}"
         if self.changed:
             return f"changed {', '.join(self.changed)}"
-        if self.status == 0:
-            return "worked"
+        if self.status == 0 or ("Usage: " in self.said and "--install-completion" in self.said):
+            return "worked"  # without any word there is the help, with status 2
         last = self.said.strip().rsplit("rror: ", 1)
         if self.status != 2:
             return f"status {self.status}: {self.said[-200:]}"
