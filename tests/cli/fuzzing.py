@@ -262,8 +262,10 @@ def snapshot(folder: Path) -> dict[str, tuple]:
 
 
 def flags(command: str) -> dict[str, inspect.Parameter]:
-    """Parameters of a command as typer is shown them, without --out and what every command has."""
-    (found,) = (each.callback for each in cli.app.registered_commands if each.name == command)
+    """Parameters of a command as typer is shown them, without --out and what every command has; none of a misspelled command."""
+    found = next((each.callback for each in cli.app.registered_commands if each.name == command), None)
+    if found is None:
+        return {}
     every = {"out", *(each.name for each in CALL_FLAGS)} - {"as_json", "dry_run"}
     return {name: each for name, each in inspect.signature(found).parameters.items() if name not in every}
 
@@ -405,7 +407,7 @@ def _around(draw, case: Case) -> Case:
     )
     where = draw(st.one_of(full, locale, variable, st.just(("closed", "")), st.just(("device", ""))))
     if where[0] == "device":
-        return _with(case, *(("--device", draw(st.sampled_from(DEVICES))) if "device" in flags(case.arguments[0]) else ()))
+        return _with(case, *(("--device", draw(st.sampled_from(DEVICES))) if "device" in flags(" ".join(case.arguments[:1])) else ()))
     return _with(case, around=where)
 
 
