@@ -102,8 +102,8 @@ def _warnings_as_remarks() -> Iterator[None]:
         yield
 
 
-ALLOCATION = "allocate memory"
-"""in the message of PyTorch's error when the processor's memory does not suffice"""
+ALLOCATION = ("allocate memory", "bad_alloc")
+"""in the messages of PyTorch's errors when the processor's memory does not suffice"""
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -128,6 +128,6 @@ def main() -> None:
     except (SafetensorError, sqlite3.Error) as error:
         _refuse(f"a file cannot be read or written: {first_line(error)}")
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or ALLOCATION in str(error)):
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in ALLOCATION)):
             raise
         _refuse(f"there is not enough memory ({first_line(error)}): give smaller numbers, such as --batch-size, --images or --size")
