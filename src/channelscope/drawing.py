@@ -16,9 +16,6 @@ from channelscope.report.verdict import title as titled
 from channelscope.stats.profile import Profile
 from channelscope.subset import Subset
 
-MAX_TICKS = 24
-"""Layers whose names are written along an axis."""
-
 SPREAD = 0.6
 """Width of a layer's points, as a fraction of the distance between layers."""
 
@@ -133,9 +130,9 @@ def _table(frame: pd.DataFrame, title: str | None) -> np.ndarray:
 def _wide(names: list[str]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(max(4.0, 0.28 * len(names) + 1.2), 2.8))
     axes = figure.subplots()
-    if len(names) <= MAX_TICKS:
+    if len(names) <= figures.MOST_NAMES:
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=6)
-    axes.set_xlabel("layer" if len(names) <= MAX_TICKS else "layer, in execution order")
+    axes.set_xlabel("layer" if len(names) <= figures.MOST_NAMES else "layer, in execution order")
     return figure, axes
 
 

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from channelscope.data.batches import labeled_batches, on_device_of
 from channelscope.data.splits import Split
@@ -92,6 +92,34 @@ def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
     return float(loss) / len(split), int(correct) / len(split)
 
 
+def logits_in(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+    """Logits of a batch, computed as it is, or in bfloat16 by autocast with the channels of the batch last in memory.
+
+    Parameters
+    ----------
+    model
+        A network that returns logits (images, classes).
+    x
+        Images on the network's device.
+    precision
+        float32, which leaves types as they are, or bfloat16.
+
+    Returns
+    -------
+    Tensor
+        In the precision of the network's last layer.
+
+    Examples
+    --------
+    >>> layer, x = nn.Conv2d(1, 2, 1), torch.ones(3, 1, 1, 1)
+    >>> logits_in(layer, x, "float32").dtype, logits_in(layer, x, "bfloat16").dtype
+    (torch.float32, torch.bfloat16)
+    """
+    low = precision == "bfloat16"
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+        return logits_of(model(x.contiguous(memory_format=torch.channels_last) if low else x))
+
+
 @torch.no_grad()
 def evaluate_each(model: nn.Module, batches: Iterable, precision: Precision = "float32") -> tuple[Tally, np.ndarray]:
     """Tally of a network over labeled images, and whether each image is classified correctly.
@@ -124,11 +152,9 @@ def evaluate_each(model: nn.Module, batches: Iterable, precision: Precision = "f
     True
     """
     tally, correct, low = Tally(), [], precision == "bfloat16"
-    device = next(model.parameters(), torch.zeros(())).device.type
-    with eval_mode(model), channels_last(model, low), torch.autocast(device, torch.bfloat16, enabled=low):
+    with eval_mode(model), channels_last(model, low):
         for images, labels, _ in labeled_batches(batches):
-            x = on_device_of(images, model)
-            logits = logits_of(model(x.contiguous(memory_format=torch.channels_last) if low else x))
+            logits = logits_in(model, on_device_of(images, model), precision)
             logits = logits.float() if low else logits
             tally = tally + Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
             correct.append((logits.argmax(1).cpu() == labels.cpu()).numpy())

@@ -48,7 +48,7 @@ def progress_bar(note: str, total: int | None, shown: bool = True) -> Iterator[C
     ...     advance()
     ...     advance(2)
     """
-    if not shown or _QUIET.get():
+    if not shown or is_quiet():
         yield lambda steps=1: None
     elif sys.stderr.isatty():
         with _display() as progress:

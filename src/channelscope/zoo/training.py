@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from channelscope.data.augmentation import augment
 from channelscope.data.images import ImageSplits
 from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError
-from channelscope.evaluation import loss_and_accuracy
+from channelscope.evaluation import logits_in, loss_and_accuracy
 from channelscope.network.module_state import channels_last, device_of, weights_hash
-from channelscope.network.nest import logits_of
 from channelscope.progress import is_quiet
 from channelscope.storage import atomic_file
 from channelscope.zoo.history import LOG, Epoch, History
@@ -400,11 +399,7 @@ def loss_and_logits(model: nn.Module, x: Tensor, y: Tensor, precision: str, smoo
     >>> round(float(loss), 3)
     0.693
     """
-    low = precision == "bfloat16"
-    if low:
-        x = x.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
-        logits = logits_of(model(x))
+    logits = logits_in(model, x, precision)
     return F.cross_entropy(logits.float(), y, label_smoothing=smoothing), logits
 
 

@@ -1,19 +1,19 @@
 """distill: a smaller network learns the outputs of the original one on images without labels."""
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from channelscope.data.batches import images_of
 from channelscope.errors import DataError, InputError, NumericError
 from channelscope.network.module_state import device_of, eval_mode
 from channelscope.progress import progress_bar
 from channelscope.pruning.prune import log_probabilities, mean_divergence
+from channelscope.zoo.schedule import Schedule
 
 RATE = 0.5 / 1000
 """First learning rate of Adam."""
@@ -103,43 +103,38 @@ def distill(
     ----------
     Hinton, Vinyals & Dean 2015, section 2.
     """
-    images = 0
     if isinstance(batches, Iterator) or isinstance(validation, Iterator):
         raise InputError("distill reads the images once per epoch: pass a list of batches or a data loader, not a generator")
     if epochs < 1 or not lr > 0 or not temperature > 0:
         raise InputError(
             f"expected at least one epoch, and a rate and a temperature above zero; received {epochs} epochs, lr {lr}, T {temperature}"
         )
-    validation = [images_of(batch) for batch in validation]
-    model, device = copy.deepcopy(student), device_of(student)
-    model.requires_grad_(True)
+    model, device = copy.deepcopy(student).requires_grad_(True), device_of(student)
+    judged = [(images_of(batch).to(device),) for batch in validation]
+    if not sum(len(x) for (x,) in judged):
+        raise DataError("distill: expected validation images, received none")
+    images, schedule = 0, Schedule(epochs, lr)
     with eval_mode(teacher), eval_mode(model):
-        before = _divergence(model, teacher, validation, device)
+        expected = list(log_probabilities(teacher, judged))
+        before = mean_divergence(model, judged, expected)
         optimizer = torch.optim.Adam(model.parameters(), lr)
         with progress_bar("distilling, epochs", epochs, progress) as advance:
             for epoch in range(epochs):
-                images = _epoch(model, teacher, batches, optimizer, temperature, _Rates(lr, epoch, epochs))
+                images = _epoch(model, teacher, batches, optimizer, temperature, schedule, epoch)
                 advance()
-        after = _divergence(model, teacher, validation, device)
+        after = mean_divergence(model, judged, expected)
     chosen = model if after < before else copy.deepcopy(student)
     return Distillation(chosen.eval().requires_grad_(False), before, after, images)
 
 
-@dataclass(frozen=True)
-class _Rates:
-    """Half a cosine over all epochs."""
-
-    first: float
-    epoch: int
-    epochs: int
-
-    def at(self, part: float) -> float:
-        """The rate after a part of the epoch."""
-        return 0.5 * self.first * (1 + math.cos(math.pi * (self.epoch + part) / self.epochs))
-
-
 def _epoch(
-    model: nn.Module, teacher: nn.Module, batches: Iterable, optimizer: torch.optim.Optimizer, temperature: float, rates: "_Rates"
+    model: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable,
+    optimizer: torch.optim.Optimizer,
+    temperature: float,
+    schedule: Schedule,
+    epoch: int,
 ) -> int:
     """One pass over the images; their number."""
     images, device = 0, device_of(model)
@@ -147,12 +142,12 @@ def _epoch(
     for step, batch in enumerate(batches, start=1):
         x = images_of(batch).to(device)
         for group in optimizer.param_groups:
-            group["lr"] = rates.at((step - 1) / steps if steps else 0.0)
+            group["lr"] = schedule.rate((epoch + ((step - 1) / steps if steps else 0.0)) / schedule.epochs)
         with torch.no_grad():
             wanted = (teacher(x) / temperature).log_softmax(1)
         loss = temperature**2 * F.kl_div((model(x) / temperature).log_softmax(1), wanted, reduction="batchmean", log_target=True)
         if not bool(loss.isfinite()):
-            where = f"step {step} of epoch {rates.epoch + 1}"
+            where = f"step {step} of epoch {epoch + 1}"
             raise NumericError(f"the loss of distillation is {loss.item()} at {where}; a smaller lr may help")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -161,11 +156,3 @@ def _epoch(
     if not images:
         raise DataError("distill: expected images, received none")
     return images
-
-
-def _divergence(model: nn.Module, teacher: nn.Module, batches: list[Tensor], device: torch.device) -> float:
-    """Mean Kullback-Leibler divergence of the class probabilities from the teacher's, in nats."""
-    if not sum(map(len, batches)):
-        raise DataError("distill: expected validation images, received none")
-    inputs = [(x.to(device),) for x in batches]
-    return mean_divergence(model, inputs, log_probabilities(teacher, inputs))

@@ -166,7 +166,9 @@ function decades(values) {
 function drawPanel(div, chart, frame, rows, told, range) {
   const numeric = frame.columns[chart.x].number, lying = chart.kind === "rows";
   const value = chart.label || named(frame, chart.y);
-  const x = lying ? axis(value, { range }) : axis(chart.x === "depth" ? (layerTicks(frame, rows) ? "layer" : "depth (layer in execution order)") : named(frame, chart.x), chart.x === "depth" ? (layerTicks(frame, rows) ?? {}) : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" });
+  const layers = chart.x === "depth" && layerTicks(frame, rows);
+  const across = layers ? "layer" : chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x);
+  const x = lying ? axis(value, { range }) : axis(across, layers ? layers : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" });
   const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: ladder(chart, frame, rows) }) : axis(value, { range });
   Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
   if (!div.dataset.live) {
