@@ -14,7 +14,7 @@ from channelscope.pruning.recovery import least_squares, peers
 from channelscope.pruning.recovery import repair as repair_module
 from channelscope.pruning.recovery.repair import repair
 from channelscope.pruning.shrink import shrink
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.subset import Subset
 from networks import lively
 from pencil import peers_matrix

@@ -11,7 +11,7 @@ from channelscope.network.removal.groups import Groups
 from channelscope.pruning.recovery.calibration import DrawnPositions
 from channelscope.pruning.recovery.normalization import LayerContext, batchnorm_scale_shift, call_counts, layer_contexts, write_linear_map
 from channelscope.pruning.recovery.peers import peer_weights
-from channelscope.stats.normal_equations import NormalEquations, cross_validated_error
+from channelscope.stats.moments import NormalEquations, cross_validated_error
 from channelscope.types import Bool, Float, Tensor
 
 RIDGES = (0.01, 0.1, 1.0, 10.0)
