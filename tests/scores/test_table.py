@@ -1,5 +1,7 @@
 """The table of scores, and what every score has in common."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,9 @@ from channelscope import scores
 from channelscope.errors import InputError, SampleError, ShapeError
 from channelscope.profiling.collect import collect
 from channelscope.ranking import Ranking
+from channelscope.scores.score import MATRICES, LayerStatistics
+from channelscope.stats.profile import Profile
+from channelscope.zoo import toys
 from channelscope.zoo.toys import independent_channels
 from measured import CHANNELS, SHARDS, images, network, profile
 
@@ -230,3 +235,40 @@ def test_a_channel_without_a_hull_says_so():
     toy = independent_channels()
     ranking = scores.compactness(collect(toy.model, toy.batches))
     assert ranking.notes["conv"] == dict.fromkeys(range(5), "no peer explains it: its hull is empty")
+
+
+def noted_records(monkeypatch) -> list[str]:
+    """Sites whose records are unpacked from now on."""
+    unpacked, record = [], Profile.record
+    monkeypatch.setattr(Profile, "record", lambda self, site, shard=None: unpacked.append(site.name) or record(self, site, shard))
+    return unpacked
+
+
+def test_scores_asked_one_by_one_share_what_was_computed(monkeypatch):
+    toy = toys.residual_pair()
+    profile = collect(toy.model, toy.batches)
+    names = [site.name for site in profile.sites]
+    alone = [score(replace(profile))["inner"] for score in (scores.support, scores.nonreplaceable_task, scores.excess)]
+    unpacked = noted_records(monkeypatch)
+    together = [score(profile)["inner"] for score in (scores.support, scores.nonreplaceable_task, scores.excess)]
+    assert unpacked == names
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+    kept = LayerStatistics.of_all(profile, profile.site("inner"), scores.ScoreOptions())
+    assert {"correlation", "peer_support", "task_information", "pair_information"} <= set(vars(kept))
+    scores.support(profile, shrinkage=0.1)
+    assert unpacked == 2 * names
+    assert {options.shrinkage for _, options in profile.computed} == {0.1}
+    assert (profile + collect(toy.model, [(x + 1, y) for x, y, *_ in toy.batches])).computed == {}
+
+
+def test_what_is_kept_with_a_profile_has_a_limit(monkeypatch):
+    toy = toys.residual_pair()
+    profile = collect(toy.model, toy.batches)
+    first, *rest = profile.sites
+    monkeypatch.setattr("channelscope.scores.score.KEPT", 8 * MATRICES * first.channels**2)
+    unpacked = noted_records(monkeypatch)
+    again = [scores.support(profile), scores.overlap(profile)]
+    assert [site for site, _ in profile.computed] == [first.name]
+    assert unpacked == [first.name, *(site.name for site in rest), *(site.name for site in rest)]
+    assert again[0].notes == scores.support(profile).notes

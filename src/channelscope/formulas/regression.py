@@ -298,16 +298,19 @@ def backward_elimination(
     remaining, scale = torch.arange(len(alive), device=rho.device), (weights * variance)[alive]
     order, costs = [], torch.zeros_like(scale)
     while len(remaining):
-        removed = torch.zeros(len(remaining), dtype=torch.bool, device=rho.device)
+        diagonal, factor, barred = inverse.diagonal(), scale[remaining], torch.zeros_like(remaining, dtype=rho.dtype)
+        picks = []
         for _ in range(-(-len(remaining) // 4)):  # then the rows and columns of what has gone are dropped
-            cost = (scale[remaining] * (1 / inverse.diagonal() - ridge)).clamp(min=0).masked_fill(removed, torch.inf)
+            cost = diagonal.reciprocal().sub_(ridge).mul_(factor).clamp_(min=0).add_(barred)
             pick = int(cost.argmin())
-            costs[remaining[pick]], removed[pick] = cost[pick], True
-            order.append(remaining[pick])
-            row = inverse[pick] / inverse[pick, pick].sqrt()
+            costs[remaining[pick]], barred[pick] = cost[pick], torch.inf
+            picks.append(pick)
+            row = inverse[pick] / diagonal[pick].sqrt()
             inverse.addr_(row, row, alpha=-1)
-            inverse[pick, pick] = 1  # a removed channel has an empty row; its diagonal is not divided by
-        remaining, inverse = remaining[~removed], inverse[~removed][:, ~removed].contiguous()
+            diagonal[pick] = 1  # a removed channel has an empty row; its diagonal is not divided by
+        order.append(remaining[picks])
+        left = barred == 0
+        remaining, inverse = remaining[left], inverse[left][:, left].contiguous()
     cost_of_channel = torch.zeros_like(variance)
     cost_of_channel[alive] = costs
-    return Elimination(torch.cat([silent, alive[torch.stack(order)] if order else alive]), cost_of_channel)
+    return Elimination(torch.cat([silent, alive[torch.cat(order)] if order else alive]), cost_of_channel)

@@ -93,7 +93,7 @@ def support(layer: LayerStatistics, ridge: float = RIDGE) -> Float[Tensor, "chan
     Safaai et al. 2026.
     """
     layer.require_samples_for_peers()
-    return explained(layer.correlation, ridge)
+    return layer.peer_support if ridge == RIDGE else explained(layer.correlation, ridge)
 
 
 def _empty_hull(layer: LayerStatistics, channel: int) -> str:

@@ -12,6 +12,7 @@ import torch
 from channelscope.errors import InputError, SampleError, at, no_such
 from channelscope.formulas.gaussian import Gaussian
 from channelscope.formulas.information import correlation_information, gaussian_bias
+from channelscope.formulas.regression import support
 from channelscope.formulas.task_information import label_information_pair, label_information_single, pair_information
 from channelscope.ranking import Keeps, Ranking
 from channelscope.site import Site
@@ -126,6 +127,13 @@ class ScoreOptions:
         return self.preset == "paper"
 
 
+KEPT = 2**28
+"""Bytes of the statistics that a profile keeps for further scores."""
+
+MATRICES = 12
+"""Matrices of channels × channels that a layer's statistics hold, about."""
+
+
 class LayerStatistics:
     """Statistics of one site under given options, computed on first use and shared by the score formulas.
 
@@ -151,6 +159,34 @@ class LayerStatistics:
     [0.4, 0.0, 0.2]
     """
 
+    __slots__ = ("__dict__", "channels", "convention", "profile", "record", "site", "weights")
+
+    @classmethod
+    def of_all(cls, profile: Profile, site: Site, convention: ScoreOptions) -> "LayerStatistics":
+        """Statistics of a site over all images; what one score computes is kept with the profile for the next, up to `KEPT` bytes.
+
+        Parameters
+        ----------
+        profile
+            The profile of a network.
+        site
+            One of its sites.
+        convention
+            Choices that all scores share.
+        """
+        kept, key = profile.computed, (site.name, convention)
+        if key not in kept:
+            others = [each for each in kept if each[1] == convention]
+            if sum(8 * MATRICES * profile.site(name).channels ** 2 for name, _ in (*others, key)) > KEPT:
+                return cls(profile, site, profile.record(site), convention)
+            for each in kept.keys() - set(others):  # one set of options is kept
+                del kept[each]
+            kept[key] = profile.record(site), {}
+        record, results = kept[key]
+        layer = cls(profile, site, record, convention)
+        layer.__dict__ = results
+        return layer
+
     def __init__(self, profile: Profile, site: Site, record: SiteRecord, convention: ScoreOptions):
         self.profile, self.site, self.record, self.convention = profile, site, record, convention
         self.channels = site.channels
@@ -175,6 +211,18 @@ class LayerStatistics:
     def correlation(self) -> Float[Tensor, "channels channels"]:
         """Correlations of the channels at the local readout, nan where silent."""
         return self.gaussian.correlation
+
+    @cached_property
+    def peer_support(self) -> Float[Tensor, "channels"]:
+        """Share of each channel's variance that all its peers explain together, with the default ridge.
+
+        Raises
+        ------
+        SampleError
+            With fewer images than channels and no shrinkage.
+        """
+        self.require_samples_for_peers()
+        return support(self.correlation)
 
     @property
     def joint_moments(self) -> Moments:
@@ -386,7 +434,7 @@ class Score:
         notes: dict[str, Mapping[int, str]] = {}
         for site in profile.sites:
             with at(site.name):
-                layer = LayerStatistics(profile, site, profile.record(site), convention)
+                layer = LayerStatistics.of_all(profile, site, convention)
                 values[site.name], notes[site.name] = self.layer_values(layer, **own)
         return Ranking(
             name=self.name + (f"({', '.join(f'{key}={value}' for key, value in options.items())})" if options else ""),

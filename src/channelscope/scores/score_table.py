@@ -69,7 +69,7 @@ def table(profile: Profile, names: Iterable[str] = DEFAULT_SCORES, errors: bool 
     frames = []
     for site in track(profile.sites, "scores"):
         with at(site.name):
-            layer = LayerStatistics(profile, site, profile.record(site), convention)
+            layer = LayerStatistics.of_all(profile, site, convention)
             columns, notes = _score_descriptions(layer, wanted, refused)
             if errors:
                 columns |= standard_errors(layer, wanted)
@@ -179,7 +179,7 @@ def assumption(profile: Profile, convention: ScoreOptions) -> str:
     None: a description.
     """
     site = profile.sites[0]
-    gaussian = LayerStatistics(profile, site, profile.record(site), convention).gaussian
+    gaussian = LayerStatistics.of_all(profile, site, convention).gaussian
     readout = "pooled" if convention.target == "label" else convention.target_readout
     repeated = "" if readout == "pooled" else "; target repeated at each position (pseudo-replicated)"
     noise = "median variance of the layer" if convention.noise == "median" else f"{convention.noise:g}"
@@ -252,7 +252,7 @@ def permutation_null(profile: Profile, name: str, permutations: int = 200, seed:
     results = {}
     for site in profile.sites:
         with at(site.name):
-            layer = LayerStatistics(profile, site, profile.record(site), convention)
+            layer = LayerStatistics.of_all(profile, site, convention)
             results[site.name] = _null_values(score, layer, permutations, seed, arguments)
     return results
 

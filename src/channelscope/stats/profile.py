@@ -258,6 +258,8 @@ class Profile(Shown):
     """packed records: 'total/SITE/…' and 'SHARD/SITE/…'"""
     unlabeled: int = 0
     """images left out because others have a label and they have none"""
+    computed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """what scores have computed of the sites, for the next (`LayerStatistics.of_all`); part of no file"""
     fingerprints: Int[Tensor, "images"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
     """one number per image (network/module_state.py), sorted; empty in profiles written before there were any"""
 
