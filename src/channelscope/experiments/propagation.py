@@ -13,8 +13,8 @@ from channelscope.formulas.information import CEILING
 from channelscope.formulas.intervals import bootstrap_mean
 from channelscope.formulas.ranks import partial_correlation, ranks
 from channelscope.formulas.significance import permutation_p
-from channelscope.network.consumers import InputChannels, consumers
 from channelscope.network.operations import layer_of
+from channelscope.network.sites import InputChannels, consumers
 from channelscope.profiling.store import trace_profiled
 from channelscope.progress import track
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions

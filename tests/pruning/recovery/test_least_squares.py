@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.network.partial_forward import ActivationCache
+from channelscope.network.graph import ActivationCache
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.recovery import least_squares, peers
 from channelscope.pruning.recovery import repair as repair_module

@@ -18,8 +18,8 @@ from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage, 
 from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 from channelscope.experiments.ablation.tables import ablation_tables
 from channelscope.experiments.hulls import HullOptions
+from channelscope.network.graph import PartialForward, partial_forwards
 from channelscope.network.module_state import eval_mode
-from channelscope.network.partial_forward import PartialForward, partial_forwards
 from channelscope.network.sites import Sites
 from channelscope.profiling.store import trace_profiled
 from channelscope.progress import progress_bar

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from channelscope.errors import SampleError
+from channelscope.network.graph import ActivationCache
 from channelscope.network.operations import layer_of
-from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.patches import input_patches, patch_rows, patch_width, patches_are_exact
 from channelscope.network.removal.groups import Groups
 from channelscope.pruning.recovery.calibration import DrawnPositions

@@ -8,9 +8,9 @@ from torch import fx, nn
 
 from channelscope.errors import MismatchError
 from channelscope.formulas.regression import peer_regression
+from channelscope.network.graph import ActivationCache
 from channelscope.network.module_state import weights_hash
 from channelscope.network.operations import call_of
-from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.removal.groups import Groups
 from channelscope.pruning.recovery.calibration import DrawnPositions
 from channelscope.pruning.recovery.normalization import LayerContext, layer_contexts

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from channelscope.display import Facts, Shown
 from channelscope.errors import InputError, MismatchError
 from channelscope.network.edits import known_groups
-from channelscope.network.graph import trace
+from channelscope.network.graph import ActivationCache, trace
 from channelscope.network.module_state import eval_mode
-from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.pruning.recovery.calibration import DrawnPositions, rechunked, zero_input
