@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
 from channelscope.errors import InputError, no_such
-from channelscope.pruning.recovery.repair import Method
+from channelscope.pruning.repair import Method
 from channelscope.scores.registry import REGISTRY
 
 FROM_SCRATCH = "scratch"

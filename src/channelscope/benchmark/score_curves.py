@@ -11,7 +11,7 @@ import torch
 from channelscope.benchmark.grid import FROM_SCRATCH, ORIGINAL, Trial, allocated_as
 from channelscope.formulas.curves import flops_auc
 from channelscope.formulas.intervals import bootstrap_means
-from channelscope.pruning.recovery.repair import Method
+from channelscope.pruning.repair import Method
 
 DRAWS = 1000
 """Bootstrap draws of images."""

@@ -23,9 +23,8 @@ from channelscope.evaluation import Precision, evaluate_each
 from channelscope.network.cost import cost
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.pruning.cut import cut
+from channelscope.pruning.cut import cut, shrink
 from channelscope.pruning.prune import prune
-from channelscope.pruning.shrink import shrink
 from channelscope.ranking import Ranking
 from channelscope.zoo.schedule import FINETUNE_LR_DIVISOR
 

@@ -17,8 +17,8 @@ from channelscope.network.patches import AxisReceptiveField, receptive_fields
 from channelscope.network.removal.groups import groups
 from channelscope.network.sites import sites
 from channelscope.profiling.weight_norms import filters, weight_norms
-from channelscope.pruning.recovery.repair import repair
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import shrink
+from channelscope.pruning.repair import repair
 from removals import assert_exact, graph_of, lively
 
 
