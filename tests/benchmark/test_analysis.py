@@ -8,13 +8,24 @@ import pytest
 import torch
 
 from channelscope import tables
-from channelscope.benchmark.analysis import COLUMNS, _factorial, agreement, analyze, paired
-from channelscope.benchmark.grid import ORIGINAL, Trial
-from channelscope.benchmark.score_curves import DRAWS, Protocol, Resampled, ScoreCurve, areas, common_budgets
+from channelscope.benchmark.analysis import (
+    COLUMNS,
+    DRAWS,
+    Protocol,
+    Resampled,
+    ScoreCurve,
+    _factorial,
+    agreement,
+    analyze,
+    areas,
+    common_budgets,
+    paired,
+)
+from channelscope.benchmark.trial import ORIGINAL, Trial
 from channelscope.errors import SampleError
 from channelscope.formulas.intervals import bootstrap_mean
 from channelscope.formulas.significance import sign_flip
-from channelscope.scores.registry import REGISTRY
+from channelscope.scores.score import REGISTRY
 
 IMAGES = 400
 BUDGETS = (0.8, 0.5, 0.3)

@@ -14,7 +14,7 @@ from channelscope.pruning import peers
 from channelscope.pruning import repair as repair_module
 from channelscope.pruning.cut import shrink
 from channelscope.pruning.repair import repair
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.subset import Subset
 from networks import lively
 from pencil import peers_matrix

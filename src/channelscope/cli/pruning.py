@@ -11,11 +11,9 @@ from torch import nn
 from channelscope import scores as scoring
 from channelscope import tables, zoo
 from channelscope.benchmark.analysis import COLUMNS, analyze
-from channelscope.benchmark.engines import Engine
-from channelscope.benchmark.grid import Grid
-from channelscope.benchmark.run import FILE
+from channelscope.benchmark.run import FILE, Engine
 from channelscope.benchmark.run import benchmark as measured
-from channelscope.benchmark.setup import Setup
+from channelscope.benchmark.trial import Grid, Setup
 from channelscope.cli.call import VERSION, current_call
 from channelscope.cli.options import (
     NetworkOptions,

@@ -15,7 +15,7 @@ from channelscope.formulas.ranks import spearman
 from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import followable, patch_products, pooled_patches
 from channelscope.network.sites import Sites
-from channelscope.profiling.store import trace_profiled
+from channelscope.profiling.collect import trace_profiled
 from channelscope.progress import progress_bar
 from channelscope.site import Site
 from channelscope.stats.profile import Profile

@@ -21,7 +21,7 @@ from channelscope.network.patches import input_patches, patch_width
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.pruning.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.ranking import Ranking
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.types import Float, Int, Tensor
 
 EXPONENTS = (1.5, 2.0)

@@ -15,7 +15,7 @@ from channelscope.network.removal.groups import Groups
 from channelscope.pruning.calibration import DrawnPositions
 from channelscope.pruning.normalization import LayerContext, layer_contexts
 from channelscope.site import Site
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.stats.profile import Profile
 from channelscope.stats.readout import channels_last
 from channelscope.types import Bool, Float, Tensor

@@ -27,7 +27,7 @@ from channelscope.pruning.normalization import (
     write_linear_map,
 )
 from channelscope.pruning.peers import PEER_RIDGE, compensate_with_peers, peer_weights
-from channelscope.stats.normal_equations import NormalEquations, cross_validated_error
+from channelscope.stats.moments import NormalEquations, cross_validated_error
 from channelscope.stats.profile import Profile
 from channelscope.subset import Subset
 from channelscope.types import Bool, Float

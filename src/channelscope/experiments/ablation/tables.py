@@ -11,7 +11,7 @@ from channelscope.errors import DataError, SampleError
 from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
 from channelscope.experiments.ablation.plan import Replacement
 from channelscope.network.sites import Sites, consumers
-from channelscope.scores.layer_statistics import ScoreOptions
+from channelscope.scores.score import ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
