@@ -13,11 +13,11 @@ from channelscope.formulas.information import CEILING
 from channelscope.profiling.collect import collect
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
 from channelscope.zoo.architectures import SmallResNet
-from channelscope.zoo.toys import linear
+from channelscope.zoo import toys
 
 
 def profiled(mixing, weights, shards=0):
-    toy = linear._linear(mixing, weights, 256, 0)
+    toy = toys._linear(mixing, weights, 256, 0)
     return collect(toy.model, toy.batches, shards=shards)
 
 
