@@ -17,7 +17,7 @@ from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError
 from channelscope.profiling import store
-from channelscope.zoo.history import History
+from channelscope.zoo.training_run import History
 from cli.commands import refused, run
 
 NET = """

@@ -12,8 +12,8 @@ from channelscope.experiments.communities import GAP, communities_of, find_commu
 from channelscope.formulas.information import CEILING
 from channelscope.profiling.collect import collect
 from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.zoo.architectures import SmallResNet
 from channelscope.zoo import toys
+from channelscope.zoo.architectures import SmallResNet
 
 
 def profiled(mixing, weights, shards=0):

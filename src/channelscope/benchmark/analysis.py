@@ -26,7 +26,7 @@ from channelscope.errors import SampleError
 from channelscope.formulas.ranks import spearman
 from channelscope.formulas.significance import effect_size, holm, sign_flip, sign_flip_contrasts
 from channelscope.stats.tally import Tally
-from channelscope.tables.schema import OURS, Column
+from channelscope.tables.quantities import OURS, Column
 
 FLIPS = 200
 """Sign patterns per test that Holm corrects for, so that the smallest corrected p is .005."""

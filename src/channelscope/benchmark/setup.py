@@ -27,7 +27,7 @@ from channelscope.pruning.cut import cut
 from channelscope.pruning.prune import prune
 from channelscope.pruning.shrink import shrink
 from channelscope.ranking import Ranking
-from channelscope.zoo.schedule import FINETUNE_LR_DIVISOR
+from channelscope.zoo.training_run import FINETUNE_LR_DIVISOR
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from channelscope.scores.target import excess, relevance
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import Column, Schema
+from channelscope.tables.quantities import Column, Schema
 from channelscope.types import Float, Tensor
 
 PERMUTATIONS = 200
