@@ -16,7 +16,7 @@ from channelscope.cli.options import NetworkOptions, fitted
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError
-from channelscope.zoo.history import History
+from channelscope.zoo.training_run import History
 from cli.commands import refused, run
 
 NET = """

@@ -19,7 +19,7 @@ from channelscope.formulas.ranks import spearman
 from channelscope.formulas.significance import effect_size, holm, sign_flip, sign_flip_contrasts
 from channelscope.pruning.repair import Method
 from channelscope.stats.tally import Tally
-from channelscope.tables.schema import OURS, Column
+from channelscope.tables.quantities import OURS, Column
 
 DRAWS = 1000
 """Bootstrap draws of images."""

@@ -29,7 +29,7 @@ from channelscope.pruning.prune import prune
 from channelscope.pruning.repair import Method
 from channelscope.ranking import Ranking
 from channelscope.scores.score import REGISTRY
-from channelscope.zoo.schedule import FINETUNE_LR_DIVISOR
+from channelscope.zoo.training_run import FINETUNE_LR_DIVISOR
 
 FROM_SCRATCH = "scratch"
 """Used as a repair: the pruned architecture with new weights, trained for as many epochs as the others are fine-tuned."""

@@ -16,7 +16,7 @@ from channelscope.errors import DataError
 from channelscope.network.module_state import weights_hash
 from channelscope.progress import console
 from channelscope.pruning.folder import RECIPE, load_pruned
-from channelscope.tables.rounding import format_interval
+from channelscope.tables.frame import format_interval
 from channelscope.tables.run_folder import read_facts
 
 MAPPED = 32

@@ -38,8 +38,8 @@ from channelscope.progress import console, progress_bar, track
 from channelscope.scores.score import ScoreOptions as Shared
 from channelscope.scores.score_table import assumption
 from channelscope.stats.profile import Profile
-from channelscope.tables.rounding import format_interval
-from channelscope.zoo.history import History
+from channelscope.tables.frame import format_interval
+from channelscope.zoo.training_run import History
 
 EVALUATED = 1000
 """Test images where the user says nothing."""

@@ -27,11 +27,10 @@ from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
 from channelscope.pruning.folder import export as exporting
 from channelscope.report import page
 from channelscope.scores.score import REGISTRY
-from channelscope.tables.comparison import compare_runs
-from channelscope.tables.rounding import format_interval, format_number
-from channelscope.tables.run_folder import FACTS, RunFolder
-from channelscope.zoo.history import LOG, History
+from channelscope.tables.frame import format_interval, format_number
+from channelscope.tables.run_folder import FACTS, RunFolder, compare_runs
 from channelscope.zoo.models import network_names
+from channelscope.zoo.training_run import LOG, History
 from channelscope.zoo.weight_files import read_weights
 
 SHOWN = 8

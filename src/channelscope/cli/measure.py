@@ -42,8 +42,8 @@ from channelscope.scores.score import ScoreOptions as Shared
 from channelscope.scores.score_table import assumption
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import Tally
-from channelscope.zoo.history import FEW, LOG
 from channelscope.zoo.training import Precision
+from channelscope.zoo.training_run import FEW, LOG
 
 
 def train(

@@ -25,8 +25,8 @@ from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
 from channelscope.report import page
 from channelscope.stats.profile import Profile
 from channelscope.tables.run_folder import RunFolder, checked_folder, read_facts
-from channelscope.zoo.history import LOG
 from channelscope.zoo.models import comes_trained
+from channelscope.zoo.training_run import LOG
 
 
 @dataclass(frozen=True)

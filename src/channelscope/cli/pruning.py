@@ -26,9 +26,9 @@ from channelscope.cli.options import (
     noted,
     open_run,
 )
-from channelscope.data.augmentation import AugmentedBatches
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
+from channelscope.data.splits import AugmentedBatches
 from channelscope.errors import InputError, NumericError
 from channelscope.evaluation import Precision
 from channelscope.network.module_state import weights_hash, zero_batch

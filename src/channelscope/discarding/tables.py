@@ -10,7 +10,7 @@ from channelscope import tables
 from channelscope.discarding.cid import CIDOptions, CIDResult
 from channelscope.errors import MismatchError
 from channelscope.formulas.intervals import student_reach, t_interval
-from channelscope.tables.schema import OURS, Column
+from channelscope.tables.quantities import OURS, Column
 
 MA = "Ma et al. 2022"
 

@@ -21,7 +21,7 @@ from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import margin
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import PAPER, Column, Schema
+from channelscope.tables.quantities import PAPER, Column, Schema
 from channelscope.types import Float, Tensor
 
 Readout = Literal["positions", "pooled"]

@@ -18,7 +18,7 @@ from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import PAPER, Column, Schema
+from channelscope.tables.quantities import PAPER, Column, Schema
 from channelscope.types import Tensor
 
 

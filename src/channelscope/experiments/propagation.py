@@ -22,8 +22,7 @@ from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.quantities import HEADLINE
-from channelscope.tables.schema import Column, Schema
+from channelscope.tables.quantities import HEADLINE, Column, Schema
 from channelscope.types import Bool, Float, Tensor
 
 LOCAL = HEADLINE[:2]

@@ -12,7 +12,7 @@ from channelscope.experiments.ablation.plan import AblationPlan, Replacement
 from channelscope.experiments.ablation.tables import CONTROLS
 from channelscope.formulas.ranks import ranks, spearman
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import OURS, PAPER, Column, Schema
+from channelscope.tables.quantities import OURS, PAPER, Column, Schema
 from channelscope.types import Bool, Float, Tensor
 
 QUANTITIES = ("loss", "kl")

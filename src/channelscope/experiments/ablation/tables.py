@@ -15,7 +15,7 @@ from channelscope.scores.score import ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import OURS, PAPER, Column, Schema
+from channelscope.tables.quantities import OURS, PAPER, Column, Schema
 
 CONTROLS = ("hull", "random", "mean")
 

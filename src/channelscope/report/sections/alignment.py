@@ -9,10 +9,9 @@ import pandas as pd
 from channelscope import tables
 from channelscope.report import verdict
 from channelscope.report.section import Chart, Section
-from channelscope.tables.quantities import HEADLINE, QUANTITIES
-from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.frame import format_interval, format_number
+from channelscope.tables.quantities import HEADLINE, QUANTITIES, Column
 from channelscope.tables.run_folder import RunFolder, where
-from channelscope.tables.schema import Column
 
 QUARTILES = {
     "quantity": Column(meaning="quantity", source="this library"),

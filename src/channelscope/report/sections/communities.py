@@ -6,7 +6,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from channelscope.report.section import Chart, Drawing, Section
-from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.frame import format_interval, format_number
 from channelscope.tables.run_folder import RunFolder, where
 
 GRAPH_NAMES = ("R", "S")

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from channelscope.report.section import Chart, Section
-from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.frame import format_interval, format_number
 from channelscope.tables.run_folder import RunFolder, where
 
 NAMES = {

@@ -1,22 +1,78 @@
-"""Toys for statistics: constant planes, exactly orthonormal over the images.
+"""Toys: tiny networks and images whose answers are known exactly, for tests of everything above.
 
-Whatever the readout, channel statistics are the closed form of the weights, to float32 rounding. The one site is
-`conv`, a 1×1 convolution; the bias keeps all preactivations positive, so its ReLU is the identity (but in `xor_pair`).
+Toys for statistics are constant planes, exactly orthonormal over the images. Whatever the readout, channel statistics are the
+closed form of the weights, to float32 rounding. The one site is `conv`, a 1×1 convolution; the bias keeps all preactivations
+positive, so its ReLU is the identity (but in `xor_pair`). Truth of such a toy: site; covariance (C, C) of the channels;
+margin_variance and margin_covariance (C,) with the logit margin; task_information (C,) = −½ ln(1 − ρ²) in nats, nan for a silent
+channel. All labels are 1, so that the margin z₁ − z₀ is linear in the channels.
 
-Truth of a linear toy: site; covariance (C, C) of the channels; margin_variance and margin_covariance (C,) with the logit
-margin; task_information (C,) = −½ ln(1 − ρ²) in nats, nan for a silent channel. All labels of a linear toy are 1, so that
-the margin z₁ − z₀ is linear in the channels.
-"""
+Toys for structure have channels that can only be removed together, on images of noise."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from channelscope.types import Float, Int
-from channelscope.zoo.toys.toy import SIDE, Batches, Toy, batches
+
+Batches = list[tuple[Tensor, Tensor, Tensor]]
+
+SIDE = 4
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A network in evaluation mode, its images, and its known statistics.
+
+    Examples
+    --------
+    >>> from channelscope.zoo.toys import exact_copy
+    >>> exact_copy(images=100).images
+    100
+    """
+
+    model: nn.Module
+    """the network"""
+    batches: Batches
+    """(images float32, labels int64, index int64), as a list"""
+    truth: dict[str, Any]
+    """known statistics by name; the docstring of each toy lists them"""
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(len(labels) for _, labels, _ in self.batches)
+
+
+def batches(pixels: Float[Tensor, "images C H W"], labels: Int[Tensor, "images"]) -> Batches:
+    """Batches of 64 images with their running index.
+
+    Parameters
+    ----------
+    pixels
+        float32 (images, channels, height, width).
+    labels
+        int64 (images,).
+
+    Returns
+    -------
+    list
+        (images, labels, index) of each batch.
+
+    Examples
+    --------
+    >>> [len(index) for _, _, index in batches(torch.zeros(100, 1, 4, 4), torch.zeros(100))]
+    [64, 36]
+    """
+    index = torch.arange(len(labels))
+    return list(zip(pixels.split(CHUNK), labels.split(CHUNK), index.split(CHUNK), strict=True))
+
 
 BIAS = 16.0
 
@@ -271,3 +327,154 @@ def _balanced_labels(images: int, seed: int) -> Int[np.ndarray, "images"]:
 def _batches(planes: Float[np.ndarray, "images planes"], labels: Int[np.ndarray, "images"]) -> Batches:
     pixels = torch.as_tensor(planes, dtype=torch.float32)[:, :, None, None].expand(-1, -1, SIDE, SIDE).contiguous()
     return batches(pixels, torch.as_tensor(labels, dtype=torch.int64))
+
+
+class ResidualNet(nn.Module):
+    """A stem, and a block of two convolutions whose result is added to the stem's."""
+
+    def __init__(self, width: int = 6, classes: int = 3):
+        super().__init__()
+        self.stem, self.stem_bn = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.inner, self.inner_bn = nn.Conv2d(width, width + 2, 3, padding=1, bias=False), nn.BatchNorm2d(width + 2)
+        self.outer, self.outer_bn = nn.Conv2d(width + 2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) → logits (B, classes); one ReLU module serves three places."""
+        x = self.relu(self.stem_bn(self.stem(x)))
+        y = self.outer_bn(self.outer(self.relu(self.inner_bn(self.inner(x)))))
+        return self.fc(self.flatten(self.pool(self.relu(x + y))))
+
+
+class DepthwiseNet(nn.Module):
+    """Expansion, depthwise convolution, projection, as in a MobileNet."""
+
+    def __init__(self, width: int = 8, classes: int = 3):
+        super().__init__()
+        self.expand, self.expand_bn = nn.Conv2d(3, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.depthwise, self.depthwise_bn = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.BatchNorm2d(width)
+        self.project, self.project_bn = nn.Conv2d(width, 5, 1, bias=False), nn.BatchNorm2d(5)
+        self.act1, self.act2 = nn.ReLU6(), nn.ReLU6()
+        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.fc = nn.Linear(5, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) → logits (B, classes)."""
+        x = self.act2(self.depthwise_bn(self.depthwise(self.act1(self.expand_bn(self.expand(x))))))
+        return self.fc(self.flatten(self.pool(self.project_bn(self.project(x)))))
+
+
+class SharedActivationNet(nn.Module):
+    """Two convolutions in a row whose ReLU is the function F.relu, called twice, and no module at all."""
+
+    def __init__(self, width: int = 6, classes: int = 3):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width + 1, 3, padding=1)
+        self.fc = nn.Linear(width + 1, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) → logits (B, classes)."""
+        x = F.relu(self.second(F.relu(self.first(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def residual_pair(images: int = 64, seed: int = 0) -> Toy:
+    """Stem and outer convolution are coupled by a residual sum: channel k of both is kept or removed together; inner is free.
+
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: sites in execution order; tied: sets of sites that share their channels; free: sites that share with none.
+
+    Examples
+    --------
+    >>> toy = residual_pair()
+    >>> toy.truth["free"]
+    ['inner']
+    """
+    return _structural(ResidualNet(), images, seed, ["stem", "inner", "outer"], [{"stem", "outer"}])
+
+
+def depthwise_block(images: int = 64, seed: int = 0) -> Toy:
+    """Channel k of the depthwise convolution is computed from channel k of the expansion alone: both are kept or removed together.
+
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: sites in execution order; tied: sets of sites that share their channels; free: sites that share with none.
+
+    Examples
+    --------
+    >>> toy = depthwise_block()
+    >>> toy.truth["free"]
+    ['project']
+    """
+    return _structural(DepthwiseNet(), images, seed, ["expand", "depthwise", "project"], [{"expand", "depthwise"}])
+
+
+def shared_activation(images: int = 64, seed: int = 0) -> Toy:
+    """Two convolutions behind the same function F.relu: a shared activation couples nothing, and each has its own activation step.
+
+    Parameters
+    ----------
+    images
+        Number of images.
+    seed
+        Seed of the images.
+
+    Returns
+    -------
+    Toy
+        Its truth: sites in execution order; tied: sets of sites that share their channels; free: sites that share with none.
+
+    Examples
+    --------
+    >>> toy = shared_activation()
+    >>> toy.truth["tied"]
+    []
+    """
+    return _structural(SharedActivationNet(), images, seed, ["first", "second"], [])
+
+
+def _structural(model: nn.Module, images: int, seed: int, sites: list[str], tied: list[set[str]]) -> Toy:
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            if value.is_floating_point():  # also norms: identity statistics would hide mistakes
+                noise = torch.randn(value.shape, generator=source)
+                scale = noise.abs() + 0.5 if name.endswith(("_bn.weight", "running_var")) else noise / max(1, value[0].numel()) ** 0.5
+                value.copy_(scale)
+    pixels = torch.randn(images, 3, 2 * SIDE, 2 * SIDE, generator=source)
+    labels = torch.randint(3, (images,), generator=source)
+    free = [site for site in sites if not any(site in group for group in tied)]
+    return Toy(model.eval(), batches(pixels, labels), {"sites": sites, "tied": tied, "free": free})
+
+
+TOYS = (
+    exact_copy,
+    dead_channel,
+    independent_channels,
+    suppressor_pair,
+    label_channel,
+    xor_pair,
+    residual_pair,
+    depthwise_block,
+    shared_activation,
+)
+"""every toy, for tests that want them all"""
