@@ -23,8 +23,8 @@ from channelscope.benchmark.score_curves import (
     unmet_budgets,
 )
 from channelscope.errors import SampleError
+from channelscope.formulas.intervals import effect_size, holm, sign_flip, sign_flip_contrasts
 from channelscope.formulas.ranks import spearman
-from channelscope.formulas.significance import effect_size, holm, sign_flip, sign_flip_contrasts
 from channelscope.stats.tally import Tally
 from channelscope.tables.schema import OURS, Column
 

@@ -3,8 +3,7 @@
 import torch
 
 from channelscope.formulas import information
-from channelscope.formulas.hulls import hulls
-from channelscope.formulas.regression import RIDGE, backward_elimination
+from channelscope.formulas.regression import RIDGE, backward_elimination, hulls
 from channelscope.formulas.regression import support as explained
 from channelscope.scores.layer_statistics import LayerStatistics
 from channelscope.scores.registry import register
