@@ -10,9 +10,8 @@ from torch import nn
 
 from channelscope.errors import SampleError, at
 from channelscope.formulas.information import CEILING
-from channelscope.formulas.intervals import bootstrap_mean
+from channelscope.formulas.intervals import bootstrap_mean, permutation_p
 from channelscope.formulas.ranks import partial_correlation, ranks
-from channelscope.formulas.significance import permutation_p
 from channelscope.network.operations import layer_of
 from channelscope.network.sites import InputChannels, consumers
 from channelscope.profiling.collect import trace_profiled
