@@ -20,6 +20,7 @@ from channelscope.benchmark.analysis import (
     analyze,
     areas,
     common_budgets,
+    flops_auc,
     paired,
 )
 from channelscope.benchmark.trial import ORIGINAL, Trial
