@@ -7,7 +7,6 @@ from torch import nn
 
 from channelscope.network.edits import silence
 from channelscope.network.removal import groups as grouping
-from channelscope.network.removal import site_labels
 from channelscope.network.sites import sites
 from channelscope.pruning.cut import cut
 from channelscope.pruning.recovery.repair import repair
@@ -31,7 +30,7 @@ def walks(monkeypatch):
     """How often the network is walked through."""
     made: list[int] = []
 
-    class Counted(site_labels.SiteLabels):
+    class Counted(grouping.SiteLabels):
         def __init__(self, *args):
             made.append(1)
             super().__init__(*args)
