@@ -10,13 +10,12 @@ from torch import Tensor, fx, nn
 
 from channelscope.network import nest
 from channelscope.network.graph import Graph
-from channelscope.network.labeling.labeled_graph import Heads, LabeledGraph
-from channelscope.network.labeling.labels import numbers_in
-from channelscope.network.labeling.narrowing import NarrowedSteps, UnfitError, cut, silence_inner
-from channelscope.network.labeling.removal import Removal
 from channelscope.network.module_state import eval_mode
 from channelscope.network.nest import tensors
 from channelscope.network.operations import of_module
+from channelscope.network.removal.labeled_graph import Heads, LabeledGraph
+from channelscope.network.removal.labels import numbers_in
+from channelscope.network.removal.narrowing import NarrowedSteps, Removal, UnfitError, cut, silence_inner
 from channelscope.network.tracing.recording import EXPONENT, coarsest, one_step, record
 
 TRIALS = 16

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from channelscope.network.labeling.labels import (
+from channelscope.network.nest import tensors
+from channelscope.network.operations.step import Operand
+from channelscope.network.removal.labels import (
     ADOPTED,
     FIXED,
     FREE,
@@ -25,8 +27,6 @@ from channelscope.network.labeling.labels import (
     numbers_in,
     varying,
 )  # fmt: skip
-from channelscope.network.nest import tensors
-from channelscope.network.operations.step import Operand
 
 
 def test_full_labels_take_no_memory():

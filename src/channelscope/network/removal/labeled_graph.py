@@ -16,7 +16,12 @@ from torch import Tensor, fx, nn
 from channelscope.errors import FAILURES
 from channelscope.network import nest
 from channelscope.network.graph import Graph
-from channelscope.network.labeling.labels import (
+from channelscope.network.nest import tensors
+from channelscope.network.operations.elementwise import met
+from channelscope.network.operations.mixing import Mix
+from channelscope.network.operations.operation import Operation, of_module, of_step
+from channelscope.network.operations.step import Operand, Step, computed, kept_whole
+from channelscope.network.removal.labels import (
     ADOPTED,
     FIXED,
     FREE,
@@ -30,12 +35,6 @@ from channelscope.network.labeling.labels import (
     full,
     numbers_in,
 )
-from channelscope.network.nest import tensors
-from channelscope.network.operations.elementwise import met
-from channelscope.network.operations.mixing import Mix
-from channelscope.network.operations.opaque import computed, kept_whole
-from channelscope.network.operations.operation import Operation, of_module, of_step
-from channelscope.network.operations.step import Operand, Step
 from channelscope.network.tracing.recorder import Recording
 
 Heads = Literal["whole", "widths"]

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from channelscope.data.torchvision_cpu import models
 from channelscope.errors import MismatchError
-from channelscope.network.labeling.narrowing import narrow_pair
 from channelscope.network.nest import leaves
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import groups
+from channelscope.network.removal.narrowing import narrow_pair
 from channelscope.network.tracing.recording import distance
 from channelscope.pruning.cut import shrink
 from networks import NARROW, built, lively

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from channelscope.data.torchvision_cpu import models
-from channelscope.network.labeling.narrowing import narrow, outputs, silenced
-from channelscope.network.labeling.trial import labeled_graph
+from channelscope.network.removal.narrowing import narrow, outputs, silenced
+from channelscope.network.removal.trial import labeled_graph
 from removals import drawn, lively
 
 TIMM = {

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.network.labeling.finishing import Setting, calls, settings
-from channelscope.network.labeling.narrowing import corrections, cut, narrow
-from channelscope.network.labeling.removal import Removal
 from channelscope.network.operations.numbers import Edit, Number
+from channelscope.network.removal.finishing import Setting, calls, settings
+from channelscope.network.removal.narrowing import Removal, corrections, cut, narrow
 from removals import assert_exact, drawn, graph_of, lively
 
 

@@ -324,7 +324,7 @@ def agree(source: Source, sources: Sources, union: Union) -> None:
     Examples
     --------
     >>> from torch import nn
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> agree(graph.sources.found["0.weight"], graph.sources, graph.union)  # it is used once, so nothing has to agree

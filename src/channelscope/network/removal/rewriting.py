@@ -15,7 +15,7 @@ from channelscope.network.nest import tensors
 from channelscope.network.operations.numbers import Edit, Number
 
 if TYPE_CHECKING:
-    from channelscope.network.labeling.labeled_graph import LabeledGraph
+    from channelscope.network.removal.labeled_graph import LabeledGraph
 
 
 CLOSE = torch.finfo(torch.float32).eps ** 0.5
@@ -163,7 +163,7 @@ def rewritten(graph: "LabeledGraph", small: nn.Module, found: Corrections) -> nn
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> same = rewritten(graph, net, Corrections({}, {}, {}))
@@ -199,10 +199,10 @@ def rewritten_part(
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU()), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
-    >>> from channelscope.network.labeling.finishing import calls
+    >>> from channelscope.network.removal.finishing import calls
     >>> (call,) = calls(graph, {"0"})["0"]
     >>> whole = {node: graph.values[node.name].double() for node in graph.steps.nodes if node.op != "output"}
     >>> rewritten_part(graph, net, "0", call, Corrections({}, {}, {}), whole), type(net[0]).__name__

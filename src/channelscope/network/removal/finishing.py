@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from channelscope.network import nest
-from channelscope.network.labeling.labeled_graph import LabeledGraph
-from channelscope.network.labeling.rewriting import Call, Corrections, rewritten, rewritten_part
 from channelscope.network.operations.numbers import Number
 from channelscope.network.operations.operation import of_module
+from channelscope.network.removal.labeled_graph import LabeledGraph
+from channelscope.network.removal.rewriting import Call, Corrections, rewritten, rewritten_part
 
 
 def as_written(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.Module | None:
@@ -23,7 +23,7 @@ def as_written(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> as_written(net, graph, Corrections({}, {}, {})) is net
@@ -37,7 +37,7 @@ def by_parts(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.Mo
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> by_parts(net, graph, Corrections({}, {}, {})) is net  # there is nothing to rewrite
@@ -64,7 +64,7 @@ def as_recorded(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> made = as_recorded(net, graph, Corrections({}, {}, {}))
@@ -94,7 +94,7 @@ def unparametrized(small: nn.Module, graph: LabeledGraph, folded: Mapping[fx.Nod
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> unparametrized(net, graph, {})
@@ -143,7 +143,7 @@ def calls(graph: LabeledGraph, paths: set[str]) -> dict[str, list[Call]]:
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> made = calls(graph, {"1"})
@@ -226,7 +226,7 @@ def settings(graph: LabeledGraph, numbers: list[Number], values: Mapping[fx.Node
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> settings(graph, [], {})  # no number has to change
