@@ -16,11 +16,12 @@ from channelscope.benchmark.grid import Grid
 from channelscope.benchmark.run import FILE
 from channelscope.benchmark.run import benchmark as measured
 from channelscope.benchmark.setup import Setup
-from channelscope.cli.call import VERSION, current_call
-from channelscope.cli.options import (
+from channelscope.cli.call import (
+    VERSION,
     NetworkOptions,
     announce_network,
     batch_count,
+    current_call,
     finish_run,
     fitted,
     load_network,
