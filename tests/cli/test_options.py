@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from channelscope import tables, zoo
+from channelscope.cli.call import NetworkOptions, fitted
 from channelscope.cli.circuits import few
 from channelscope.cli.experiments import _image_source
-from channelscope.cli.options import NetworkOptions, fitted
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError

@@ -13,7 +13,7 @@ from channelscope.formulas.information import CEILING
 from channelscope.profiling.collect import collect
 from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.zoo import toys
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.zoo.models import SmallResNet
 
 
 def profiled(mixing, weights, shards=0):

@@ -11,9 +11,8 @@ from channelscope import tables
 from channelscope.benchmark.channel_summary import channel_summary as joined
 from channelscope.circuits import folder as circuit_folder
 from channelscope.circuits.criteria import CRITERIA
-from channelscope.cli.call import current_call
+from channelscope.cli.call import NetworkOptions, batch_count, current_call, finish_run, load_network, open_run
 from channelscope.cli.measure import profile_numbers, tally_numbers
-from channelscope.cli.options import NetworkOptions, batch_count, finish_run, load_network, open_run
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, FormatError, InputError
 from channelscope.evaluation import evaluate as evaluated

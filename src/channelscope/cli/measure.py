@@ -12,12 +12,12 @@ from torch import distributed, nn
 
 from channelscope import scores as scoring
 from channelscope import tables, zoo
-from channelscope.cli.call import current_call
-from channelscope.cli.options import (
+from channelscope.cli.call import (
     NetworkOptions,
     ProfileOptions,
     ScoreFlags,
     announce_network,
+    current_call,
     file_at,
     finish_run,
     load_network,

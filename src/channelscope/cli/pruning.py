@@ -14,11 +14,12 @@ from channelscope.benchmark.analysis import COLUMNS, analyze
 from channelscope.benchmark.run import FILE, Engine
 from channelscope.benchmark.run import benchmark as measured
 from channelscope.benchmark.trial import Grid, Setup
-from channelscope.cli.call import VERSION, current_call
-from channelscope.cli.options import (
+from channelscope.cli.call import (
+    VERSION,
     NetworkOptions,
     announce_network,
     batch_count,
+    current_call,
     finish_run,
     fitted,
     load_network,

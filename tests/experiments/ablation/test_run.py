@@ -21,7 +21,7 @@ from channelscope.profiling.collect import collect
 from channelscope.pruning.cut import shrink
 from channelscope.stats.moments import Moments
 from channelscope.subset import Subset
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.zoo.models import SmallResNet
 
 room = sys.modules["channelscope.experiments.ablation.run"]
 
