@@ -23,8 +23,8 @@ from channelscope.cli.options import (
 )
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, InputError, MismatchError, SampleError
-from channelscope.experiments.ablation.plan import AblationPlan
-from channelscope.experiments.ablation.run import ablate as run_ablation
+from channelscope.experiments.ablation import ablate as run_ablation
+from channelscope.experiments.ablation_plan import AblationPlan
 from channelscope.experiments.communities import find_communities
 from channelscope.experiments.gradients import Readout, gradient_angles, simulate
 from channelscope.experiments.hulls import HullOptions, replacement_sets
