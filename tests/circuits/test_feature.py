@@ -343,3 +343,10 @@ def test_a_network_of_one_layer_has_features_although_it_has_no_site():
     feature = locate_feature(nn.Sequential(layer).eval(), "0:0", images)
     assert activation_range(feature, images) == (-2.0, 6.0)
     assert top_images(feature, images, 2).values.tolist() == [6.0, 4.0]
+
+
+def test_a_located_feature_is_shown_by_its_kernels():
+    target = locate_feature(network("chain"), "b:1", pictures())
+    first, *rest = repr(target).splitlines()
+    assert first == "LocatedFeature(b:1, 12 kernels of 2 layers)"
+    assert rest == ["  read at step: b", "  a: 8 of 8 kernels", "  b: 4 of 16 kernels"]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from channelscope import tables
 from channelscope.cli.call import current_call
-from channelscope.cli.options import NetworkOptions, finish_run, fitted, load_network, network_facts, open_run
+from channelscope.cli.options import NetworkOptions, at_least, finish_run, fitted, load_network, network_facts, open_run
 from channelscope.data.sources import ImageSource
 from channelscope.discarding.analysis import DiscardingAnalysis, ExtraAnalyses
 from channelscope.discarding.cid import CIDOptions
@@ -74,8 +74,7 @@ def discard(
     channelscope discard resnet20 -w runs/demo/trained.safetensors --test 16 --out runs/discard
     channelscope discard resnet20 -w runs/demo/trained.safetensors --against runs/small --out runs/discard
     """
-    if test is not None and test < 1:
-        raise DataError(f"discard: expected --test of at least 1, received {test}")
+    at_least(1, test=test)
     open_run(out)
     model, images = load_network(network, source)
     split = fitted(images.test, test, MAPPED, "--test")
@@ -119,8 +118,7 @@ def faithfulness(
     tuning
         Calibration images on which each method's threshold is chosen; by default 32, or all there are.
     """
-    if min(each for each in (test, tuning, 2) if each is not None) < 2:
-        raise DataError(f"expected --test and --tuning of at least 2, received {test} and {tuning}")
+    at_least(2, test=test, tuning=tuning)
     open_run(out)
     model, images = load_network(network, source)
     run = open_run(out, weights_hash(model), network.model)

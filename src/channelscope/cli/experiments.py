@@ -12,6 +12,7 @@ from channelscope.cli.call import current_call
 from channelscope.cli.options import (
     NetworkOptions,
     ScoreFlags,
+    at_least,
     chosen_device,
     finish_run,
     fitted,
@@ -22,7 +23,7 @@ from channelscope.cli.options import (
     run_profile,
 )
 from channelscope.data.sources import ImageSource
-from channelscope.errors import DataError, InputError, MismatchError, SampleError
+from channelscope.errors import InputError, MismatchError, SampleError
 from channelscope.experiments.ablation import ablate as run_ablation
 from channelscope.experiments.ablation_plan import AblationPlan
 from channelscope.experiments.communities import find_communities
@@ -80,8 +81,7 @@ def ablate(
     channelscope ablate resnet20 -w runs/demo/trained.safetensors --out runs/ablation
     channelscope ablate timm:resnet18 -w mine.safetensors -d folder:photos --layers layer3.0.conv1 --all --out runs/mine
     """
-    if test is not None and test < 1:
-        raise DataError(f"ablate: expected --test of at least 1, received {test}")
+    at_least(1, test=test)
     run = open_run(out)
     model, images = load_network(network, source)
     held_out = fitted(images.test, test, EVALUATED, "--test")
