@@ -287,6 +287,19 @@ def place_in_words(place: str) -> str:
     return f"{place} ({torch.get_num_threads()} threads)" if place == "cpu" else place
 
 
+def at_least(least: int, **counts: int | None) -> None:
+    """Refuse numbers of flags that are too small, before anything is loaded; flags that were not given are not looked at.
+
+    Raises
+    ------
+    DataError
+        For a smaller number, naming its flag.
+    """
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise DataError(f"expected --{name.replace('_', '-')} of at least {least}, received {count}")
+
+
 def fitted(split: Split, asked: int | None, usual: int, flag: str) -> Split:
     """The first images of a split: as many as asked for; else the usual number, or all there are, which is said.
 

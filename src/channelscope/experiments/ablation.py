@@ -13,10 +13,8 @@ from torch import nn
 
 from channelscope.data.batches import batch_count, labeled_batches, on_device_of
 from channelscope.errors import DataError, MismatchError, NumericError, at
-from channelscope.experiments.ablation.analysis import analyze
-from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage, image_damage
-from channelscope.experiments.ablation.plan import AblationPlan, Replacement
-from channelscope.experiments.ablation.tables import ablation_tables
+from channelscope.experiments.ablation_plan import DAMAGE_QUANTITIES, AblationPlan, Damage, Replacement, image_damage
+from channelscope.experiments.ablation_tables import ablation_tables, analyze
 from channelscope.experiments.hulls import HullOptions
 from channelscope.network.graph import PartialForward, partial_forwards
 from channelscope.network.module_state import eval_mode

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
-from channelscope.circuits.diagram.layout import LINE, DiagramLayout, Edge, Node
+from channelscope.circuits.diagram_layout import LINE, DiagramLayout, Edge, Node
 from channelscope.storage import atomic_file
 
 MAX_INLINE_HEATMAPS = 60
@@ -74,7 +74,7 @@ def write_diagram(folder: Path, layout: DiagramLayout, pictures: Pictures, title
     ----------
     Hamblin, Konkle, Alvarez 2022 (diagram); red raises the feature, blue lowers it, zero and unknown are grey.
     """
-    environment = Environment(loader=PackageLoader("channelscope.circuits.diagram"), undefined=StrictUndefined, autoescape=True)
+    environment = Environment(loader=PackageLoader("channelscope.circuits"), undefined=StrictUndefined, autoescape=True)
     drawing = environment.get_template("circuit.svg.j2").render(_svg(layout, pictures, title))
     page = environment.get_template("circuit.html.j2").render(
         title=title, caption=caption, drawing=Markup(drawing), data=Markup(_data(layout, pictures)), kernels=layout.kernels

@@ -7,9 +7,16 @@ import torch
 from scipy.stats import rankdata
 
 import pencil_experiments as pencil
-from channelscope.experiments.ablation.analysis import ALL, _matched, analyze, correlations
-from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, BootstrapDraws, Damage, damage_summary, layer_damage
-from channelscope.experiments.ablation.plan import AblationPlan, Replacement
+from channelscope.experiments.ablation_plan import (
+    DAMAGE_QUANTITIES,
+    AblationPlan,
+    BootstrapDraws,
+    Damage,
+    Replacement,
+    damage_summary,
+    layer_damage,
+)
+from channelscope.experiments.ablation_tables import ALL, _matched, analyze, correlations
 
 SCORES = ("relevance", "capture", "overlap", "support", "compactness", "excess", "unique")
 GROUPS = 5

@@ -11,9 +11,8 @@ import torch
 import pencil_experiments as pencil
 from channelscope import data, zoo
 from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError, SampleError, SiteError
-from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage, image_damage
-from channelscope.experiments.ablation.plan import AblationPlan, Replacement, split_evenly
-from channelscope.experiments.ablation.run import ablate
+from channelscope.experiments.ablation import ablate
+from channelscope.experiments.ablation_plan import DAMAGE_QUANTITIES, AblationPlan, Damage, Replacement, image_damage, split_evenly
 from channelscope.experiments.hulls import HullOptions
 from channelscope.network.module_state import weights_hash
 from channelscope.network.removal.groups import groups
@@ -23,7 +22,7 @@ from channelscope.stats.moments import Moments
 from channelscope.subset import Subset
 from channelscope.zoo.models import SmallResNet
 
-room = sys.modules["channelscope.experiments.ablation.run"]
+room = sys.modules["channelscope.experiments.ablation"]
 
 EVERY = AblationPlan(all=True, groups=4, draws=20)
 QUIET = AblationPlan(all=True, groups=4, draws=20, silence="mean")

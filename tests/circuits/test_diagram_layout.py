@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from channelscope.circuits.circuit import Circuit, remove_dead_ends
 from channelscope.circuits.criteria import baseline_scores, score_kernels, with_signs
-from channelscope.circuits.diagram.layout import BETWEEN, HEIGHT, LETTER, LINE, DiagramLayout, lay_out
+from channelscope.circuits.diagram_layout import BETWEEN, HEIGHT, LETTER, LINE, DiagramLayout, lay_out
 from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.selection import top_k
 from channelscope.zoo import toys

@@ -1,11 +1,14 @@
-"""Other methods: what they must give on a network that is linear in its input, and the network as it was."""
+"""Maps of other methods: what they give on networks that are linear in their input, and beside CID maps on images with boxes."""
 
 import pytest
 import torch
 from torch import nn
 
-from channelscope.discarding import attribution as room
-from channelscope.errors import InputError, SiteError
+from channelscope import data
+from channelscope.discarding import faithfulness as room
+from channelscope.discarding.cid import CIDOptions
+from channelscope.discarding.faithfulness import compare_maps
+from channelscope.errors import DataError, InputError, SiteError
 from channelscope.network.module_state import weights_hash
 
 pytest.importorskip("captum")
@@ -112,3 +115,55 @@ def test_integrated_gradients_hold_one_point_of_the_path_in_memory():
     room.integrated_gradients(model, IMAGES, TARGET)
     assert max(seen) == len(IMAGES)
     assert len(seen) >= room.STEPS
+
+
+METHODS = ["gradient", "integrated_gradients", "gradcam", "lrp", "random", "center"]
+
+
+@pytest.fixture
+def boxed_digits(monkeypatch):
+    """Digits, each with a box around the middle."""
+    found = data.read_images(data.ImageSource("digits", images=60))
+    monkeypatch.setattr(data.Split, "column", lambda self, name: [[(2.0, 2.0, 6.0, 6.0)] for _ in range(len(self))])
+    return found
+
+
+def small_classifier():
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 10),
+    ]
+    return nn.Sequential(*layers).eval()
+
+
+def test_tables_of_all_methods(boxed_digits):
+    comparison = compare_maps(
+        small_classifier(),
+        boxed_digits.test.take(3),
+        boxed_digits.calibration.take(2),
+        boxed_digits.calibration,
+        ["2", "0"],
+        CIDOptions(side=4),
+    )
+    assert comparison.layers == ("0", "2")
+    assert list(comparison.tables) == ["descriptive_accuracy", "localization"]
+    localization = comparison.tables["localization"]
+    assert localization.method.tolist() == ["cid 0", "cid 2", *METHODS]
+    assert localization.converged.notna().tolist() == [True, True] + [False] * 6
+    assert (localization.n == 3).all()
+    assert (localization.tuned == 2).all()
+    assert localization.less_cid[1:].to_numpy() == pytest.approx((localization.iou - localization.iou[0])[1:].to_numpy())
+    curves = comparison.tables["descriptive_accuracy"]
+    assert curves.baseline.tolist() == ["zero", "blur"] * 8
+    assert curves.less_cid.isna().tolist() == [True, True] + [False] * 14
+
+
+def test_an_image_without_a_box_is_refused(boxed_digits, monkeypatch):
+    monkeypatch.setattr(data.Split, "column", lambda self, name: [[(2.0, 2.0, 2.0, 6.0)]] + [[(2.0, 2.0, 6.0, 6.0)]] * (len(self) - 1))
+    with pytest.raises(DataError, match="1 of 2 calibration images have no box inside the image"):
+        compare_maps(small_classifier(), boxed_digits.test.take(3), boxed_digits.calibration.take(2), boxed_digits.calibration, ["2"])

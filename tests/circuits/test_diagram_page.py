@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from channelscope.circuits.diagram import drawing
-from channelscope.circuits.diagram.drawing import BLUE, GREY, MAX_INLINE_HEATMAPS, RED, effect_color, kernel_heatmap
-from channelscope.circuits.diagram.layout import Edge
+from channelscope.circuits import diagram_page
+from channelscope.circuits.diagram_layout import Edge
+from channelscope.circuits.diagram_page import BLUE, GREY, MAX_INLINE_HEATMAPS, RED, effect_color, kernel_heatmap
 from circuits.diagrams import small, wide
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -72,7 +72,7 @@ def test_the_picture_is_the_drawing(folder):
 @pytest.mark.parametrize("kernels", [30, 300])
 def test_heat_maps_are_shown_where_there_is_room(kernels, tmp_path):
     drawn, shots = wide(kernels)
-    drawing.write_diagram(tmp_path, drawn, shots, "wide", "")
+    diagram_page.write_diagram(tmp_path, drawn, shots, "wide", "")
     root = ElementTree.parse(tmp_path / "circuit.svg").getroot()
     page = (tmp_path / "circuit.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'<script id="circuit" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
@@ -85,7 +85,7 @@ def test_heat_maps_are_shown_where_there_is_room(kernels, tmp_path):
 
 def test_without_pictures_channels_are_blank(tmp_path):
     drawn, _ = wide(30)
-    drawing.write_diagram(tmp_path, drawn, {}, "bare", "")
+    diagram_page.write_diagram(tmp_path, drawn, {}, "bare", "")
     root = ElementTree.parse(tmp_path / "circuit.svg").getroot()
     assert len(root.findall(f".//{SVG}rect[@class='blank']")) == sum(node.kind != "sum" for node in drawn.nodes)
 
@@ -111,22 +111,22 @@ def test_heat_maps_are_symmetric_in_the_largest_weight():
 def test_png_pictures_survive():
     drawn, shots = wide(30)
     file = io.BytesIO()
-    drawing.png(drawn, shots).save(file, "png")
+    diagram_page.png(drawn, shots).save(file, "png")
     assert len(file.getvalue()) > 10_000
 
 
 def test_curves_and_widths_to_the_number():
     straight = [(0.0, 1.0), (1.0, 1.0), (2.0, 1.0), (3.0, 1.0)]
-    assert [drawing._bezier_point(straight, share) for share in (0.0, 0.25, 1.0)] == [(0.0, 1.0), (0.75, 1.0), (3.0, 1.0)]
-    widths = [drawing._width(Edge(0, 1, score, 0.0, np.ones((1, 1)))) for score in (0.0, 0.25, 1.0)]
+    assert [diagram_page._bezier_point(straight, share) for share in (0.0, 0.25, 1.0)] == [(0.0, 1.0), (0.75, 1.0), (3.0, 1.0)]
+    widths = [diagram_page._width(Edge(0, 1, score, 0.0, np.ones((1, 1)))) for score in (0.0, 0.25, 1.0)]
     assert widths == pytest.approx([0.6, 3.3, 6.0])
-    assert drawing._width(Edge(0, 1, 1.0)) == 0.6
+    assert diagram_page._width(Edge(0, 1, 1.0)) == 0.6
 
 
 def test_heat_maps_are_inline_up_to_sixty_kernels():
     for kernels, shown in ((60, True), (61, False)):
         layout, _ = wide(kernels)
         assert layout.kernels == kernels
-        assert any(edge["heat"] for edge in drawing._svg(layout, {}, "")["edges"]) == shown
-        data = json.loads(drawing._data(layout, {}))
+        assert any(edge["heat"] for edge in diagram_page._svg(layout, {}, "")["edges"]) == shown
+        data = json.loads(diagram_page._data(layout, {}))
         assert all(bool(edge["heat"]) != shown for edge in data["edges"]), "the script has those that the drawing has not"
