@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from channelscope.data.torchvision_cpu import load_torchvision
 from channelscope.errors import InputError, SiteError
 from channelscope.network.module_state import out_of_place
 from channelscope.network.operations import of_function
@@ -43,6 +44,7 @@ def require_extras() -> None:
     missing = [name for name in ("captum", "zennit") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"comparisons need {' and '.join(missing)}: pip install 'channelscope[attribution]'")
+    load_torchvision()  # zennit imports it
 
 
 def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:

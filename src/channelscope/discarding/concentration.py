@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import scipy
 import torch
-from scipy.stats import spearmanr
 
 from channelscope import tables
 from channelscope.data.batches import indexed_batches
@@ -131,7 +131,7 @@ def _spearman_with_map(kept: Tensor, there: Tensor) -> float:
     one, other = kept[used], there[used]
     if len(one) < 2 or bool((one == one[0]).all()) or bool((other == other[0]).all()):
         return float("nan")
-    return float(spearmanr(one.cpu().numpy(), other.cpu().numpy())[0])
+    return float(scipy.stats.spearmanr(one.cpu().numpy(), other.cpu().numpy())[0])
 
 
 Box = Sequence[float]
