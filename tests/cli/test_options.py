@@ -16,7 +16,6 @@ from channelscope.cli.experiments import _image_source
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError
-from channelscope.profiling import store
 from channelscope.zoo.training_run import History
 from cli.commands import refused, run
 
@@ -145,7 +144,7 @@ def test_a_disk_that_is_full_is_one_sentence(capsys, tmp_path, monkeypatch, erro
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr("channelscope.profiling.collect.save_file", full)
     assert refused(capsys, "profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile").endswith(said)
 
 

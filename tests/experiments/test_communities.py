@@ -11,7 +11,7 @@ from channelscope.errors import InputError
 from channelscope.experiments.communities import GAP, communities_of, find_communities, modularity_gap, pair_matrices
 from channelscope.formulas.information import CEILING
 from channelscope.profiling.collect import collect
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.zoo import toys
 from channelscope.zoo.models import SmallResNet
 

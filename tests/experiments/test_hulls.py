@@ -12,7 +12,7 @@ from channelscope import data, scores, zoo
 from channelscope.errors import InputError, SampleError
 from channelscope.experiments.hulls import HullOptions, explained, replacement_sets
 from channelscope.profiling.collect import collect
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.zoo.models import SmallResNet
 
 

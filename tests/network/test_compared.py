@@ -17,7 +17,7 @@ from channelscope.network.nest import leaves
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import groups
 from channelscope.network.tracing.recording import distance
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import shrink
 from networks import NARROW, built, lively
 
 

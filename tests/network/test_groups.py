@@ -14,8 +14,7 @@ from channelscope.errors import InputError, MismatchError
 from channelscope.network.cost import cost, macs
 from channelscope.network.edits import silence
 from channelscope.network.removal.groups import Group, groups
-from channelscope.pruning.cut import cut
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import cut, shrink
 from channelscope.ranking import Ranking
 from channelscope.subset import Subset
 from networks import built

@@ -9,9 +9,8 @@ from channelscope.network.edits import silence
 from channelscope.network.removal import groups as grouping
 from channelscope.network.removal import site_labels
 from channelscope.network.sites import sites
-from channelscope.pruning.cut import cut
-from channelscope.pruning.recovery.repair import repair
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import cut, shrink
+from channelscope.pruning.repair import repair
 from channelscope.ranking import Ranking
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from channelscope.network.operations import Operation, register, unregister
 from channelscope.network.removal import site_labels
 from channelscope.network.removal.groups import groups
 from channelscope.network.removal.site_labels import labels_of
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import shrink
 from networks import NARROW, built
 
 

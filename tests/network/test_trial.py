@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from channelscope.errors import InputError
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import shrink
 from networks import NARROW, built
 
 

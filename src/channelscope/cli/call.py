@@ -24,8 +24,9 @@ from channelscope.data.sources import ImageSource
 from channelscope.data.splits import Split
 from channelscope.errors import DataError, InputError, MismatchError
 from channelscope.network.module_state import weights_hash
-from channelscope.profiling import store
 from channelscope.profiling.collect import collect
+from channelscope.profiling.collect import load as load_profile
+from channelscope.profiling.collect import save as save_profile
 from channelscope.progress import console, progress_bar
 from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
 from channelscope.report import page
@@ -363,7 +364,7 @@ def read_profile(path: Path) -> Profile:
         if not found:
             raise InputError(f"{path}: expected a profile, or a run folder with network.profile; found neither")
         path = found[0]
-    return store.load(path)
+    return load_profile(path)
 
 
 def file_at(path: Path) -> Path:
@@ -420,7 +421,7 @@ def run_profile(run: RunFolder, model: nn.Module, images: ImageSplits, given: Pa
         )
     open_run(run.folder, found.weights_hash, found.network)
     if given is None and not own.exists():
-        store.save(found, own)
+        save_profile(found, own)
     return found
 
 

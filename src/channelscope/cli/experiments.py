@@ -36,11 +36,12 @@ from channelscope.experiments.hulls import HullOptions, replacement_sets
 from channelscope.experiments.propagation import axis_propagation
 from channelscope.experiments.trajectory import training_trajectory
 from channelscope.network.module_state import weights_hash
-from channelscope.profiling import store
 from channelscope.profiling.collect import collect
+from channelscope.profiling.collect import load as load_profile
+from channelscope.profiling.collect import save as save_profile
 from channelscope.progress import console, progress_bar, track
 from channelscope.pruning.folder import RECIPE, load_pruned
-from channelscope.scores.layer_statistics import ScoreOptions as Shared
+from channelscope.scores.score import ScoreOptions as Shared
 from channelscope.scores.score_table import assumption
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import format_interval
@@ -364,12 +365,12 @@ def _profiles(
             model, images = zoo.load(network, source, weights, device)
             path = folder / f"{run.replace('/', '_')}_{weights.stem}.profile"
             if path.exists():
-                found = store.load(path)
+                found = load_profile(path)
                 if (found.weights_hash, found.images, found.seed) != (weights_hash(model), len(images.calibration), source.seed):
                     raise MismatchError(f"{path} is of other weights or images than {weights}: delete it, or give another --out")
             else:
                 found = collect(model, images.calibration, shards=0, seed=source.seed)
-                store.save(found, path)
+                save_profile(found, path)
             yield (run, epoch), found
             step()
 

@@ -20,12 +20,12 @@ from channelscope.network.cost import cost
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.sites import sites_of
-from channelscope.profiling import store
+from channelscope.profiling.collect import load as load_profile
 from channelscope.progress import console, progress_bar, track
 from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
 from channelscope.pruning.folder import export as exporting
 from channelscope.report import page
-from channelscope.scores.registry import REGISTRY
+from channelscope.scores.score import REGISTRY
 from channelscope.tables.frame import format_interval, format_number
 from channelscope.tables.run_folder import FACTS, RunFolder, compare_runs
 from channelscope.zoo.models import network_names
@@ -176,7 +176,7 @@ def file_contents(path: Path) -> dict[str, dict[str, Any]]:
         columns = {name: f"{about.get('meaning', '')} [{about.get('unit') or '1'}]" for name, about in frame.attrs["columns"].items()}
         return {"table": {"name": frame.attrs["name"], "rows": len(frame), "columns": columns}}
     if _is_profile(path):
-        return {"profile": profile_numbers(store.load(path))}
+        return {"profile": profile_numbers(load_profile(path))}
     state = read_weights(path)
     count = sum(tensor.numel() for tensor in state.values())
     return {"weights": {"tensors": len(state), "parameters": count, "shapes": {name: list(each.shape) for name, each in state.items()}}}

@@ -16,7 +16,7 @@ from channelscope.discarding.pixel_network import LayerOutput, PixelNetwork
 from channelscope.discarding.tables import describe_discarding
 from channelscope.errors import SampleError, ShapeError, at
 from channelscope.formulas.intervals import t_interval
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.types import Float, Tensor
 
 RIDGE = 1e-3

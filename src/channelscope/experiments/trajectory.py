@@ -12,10 +12,8 @@ from channelscope.formulas.clustering import communities
 from channelscope.formulas.information import CEILING
 from channelscope.formulas.intervals import t_interval
 from channelscope.formulas.ranks import spearman
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.scores.local import overlap
-from channelscope.scores.registry import REGISTRY
-from channelscope.scores.target import triplet_excess_by_layer
+from channelscope.scores.axes import overlap, triplet_excess_by_layer
+from channelscope.scores.score import REGISTRY, LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill

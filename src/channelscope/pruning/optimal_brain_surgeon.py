@@ -19,9 +19,9 @@ from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
 from channelscope.network.patches import input_patches, patch_width
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.pruning.recovery.calibration import DrawnPositions, rechunked, zero_input
+from channelscope.pruning.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.ranking import Ranking
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.types import Float, Int, Tensor
 
 EXPONENTS = (1.5, 2.0)

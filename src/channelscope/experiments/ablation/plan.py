@@ -11,7 +11,7 @@ from channelscope.errors import InputError, at, no_such
 from channelscope.experiments.hulls import HullOptions
 from channelscope.formulas.regression import replacement_weights
 from channelscope.network.sites import site_named
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.moments import Moments
 from channelscope.stats.profile import Profile

@@ -10,9 +10,8 @@ from channelscope import scores
 from channelscope.errors import DataError, SampleError
 from channelscope.experiments.ablation.damage import DAMAGE_QUANTITIES, Damage
 from channelscope.experiments.ablation.plan import Replacement
-from channelscope.network.consumers import consumers
-from channelscope.network.sites import Sites
-from channelscope.scores.layer_statistics import ScoreOptions
+from channelscope.network.sites import Sites, consumers
+from channelscope.scores.score import ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill

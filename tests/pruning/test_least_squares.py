@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.network.partial_forward import ActivationCache
+from channelscope.network.graph import ActivationCache
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.recovery import least_squares, peers
-from channelscope.pruning.recovery import repair as repair_module
-from channelscope.pruning.recovery.repair import repair
-from channelscope.pruning.shrink import shrink
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.pruning import peers
+from channelscope.pruning import repair as repair_module
+from channelscope.pruning.cut import shrink
+from channelscope.pruning.repair import repair
+from channelscope.stats.moments import NormalEquations
 from channelscope.subset import Subset
 from networks import lively
 from pencil import peers_matrix
@@ -139,7 +139,7 @@ def test_the_penalty_is_the_one_that_predicts_best(repaired, monkeypatch):
     kept = Subset({"stem": STAYING, "down": STAYING, "up": torch.arange(5) > 0}, found.sites, (3, 8, 8))
     errors = {}
     for shares in ((0.01,), (10.0,), (0.01, 0.1, 1.0, 10.0)):
-        monkeypatch.setattr(least_squares, "RIDGES", shares)
+        monkeypatch.setattr(repair_module, "RIDGES", shares)
         report = repair(shrink(found, kept), found, kept, IMAGES.split(5))
         errors[shares] = report.relative_errors["stem"][1]
     assert errors[0.01, 0.1, 1.0, 10.0] <= min(errors[(0.01,)], errors[(10.0,)]) + 1e-12
@@ -159,7 +159,7 @@ def test_a_layer_that_reads_too_much_is_left_alone_with_a_reason(repaired, monke
     model = repaired[0]
     found = groups(model, IMAGES[:1])
     kept = Subset({"stem": STAYING, "down": STAYING, "up": torch.arange(5) > 0}, found.sites, (3, 8, 8))
-    monkeypatch.setattr(least_squares, "MAX_FAN_IN", 40)
+    monkeypatch.setattr(repair_module, "MAX_FAN_IN", 40)
     small = shrink(found, kept)
     before = small.up.weight.clone()
     report = repair(small, found, kept, IMAGES.split(5))

@@ -6,7 +6,7 @@ import torch
 import networks
 import pencil_experiments as pencil
 from channelscope.network.edits import edit, silence, zero_channels
-from channelscope.network.partial_forward import live_nodes, partial_forwards
+from channelscope.network.graph import live_nodes, partial_forwards
 from channelscope.network.sites import sites
 from channelscope.subset import Subset
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from channelscope.errors import DataError, InputError, SampleError
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.recovery import calibration
-from channelscope.pruning.recovery.calibration import CHUNK_IMAGES, DrawnPositions, rechunked, zero_input
-from channelscope.pruning.recovery.repair import repair
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning import calibration
+from channelscope.pruning.calibration import CHUNK_IMAGES, DrawnPositions, rechunked, zero_input
+from channelscope.pruning.cut import shrink
+from channelscope.pruning.repair import repair
 from channelscope.stats.readout import draw_positions
 from channelscope.subset import Subset
 

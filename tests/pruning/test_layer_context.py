@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.recovery.normalization import batchnorm_scale_shift, call_counts, layer_contexts, write_linear_map
+from channelscope.pruning.normalization import batchnorm_scale_shift, call_counts, layer_contexts, write_linear_map
 from networks import built
 
 X = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from channelscope.errors import InputError, MismatchError, SampleError
 from channelscope.network.removal.groups import groups
 from channelscope.profiling.collect import collect
-from channelscope.pruning.recovery.peers import input_sites
-from channelscope.pruning.recovery.repair import repair
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import shrink
+from channelscope.pruning.peers import input_sites
+from channelscope.pruning.repair import repair
 from channelscope.subset import Subset
 from channelscope.zoo.models import SmallResNet
 from networks import built, lively
@@ -436,7 +436,7 @@ def test_a_consumer_without_a_place_for_a_constant_is_predicted_through_zero(whe
 
 
 def test_least_squares_says_where_peers_did_not_apply(monkeypatch):
-    monkeypatch.setattr(sys.modules["channelscope.pruning.recovery.peers"], "MAX_FAN_IN", 3)
+    monkeypatch.setattr(sys.modules["channelscope.pruning.peers"], "MAX_FAN_IN", 3)
     model = Headed(lambda h: h.flatten(1)).eval().requires_grad_(False)
     found = groups(model, IMAGES[:1])
     kept = found.to_subset(np.arange(4) != 3)

@@ -8,7 +8,7 @@ from torch import nn
 
 from channelscope.errors import DataError, InputError, NumericError
 from channelscope.network.module_state import weights_hash
-from channelscope.pruning.recovery.distillation import distill
+from channelscope.pruning.distillation import distill
 
 
 def net(width: int, seed: int) -> nn.Module:
