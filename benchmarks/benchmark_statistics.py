@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from channelscope.benchmark.analysis import DRAWS, Protocol, Resampled, ScoreCurve
-from channelscope.formulas.intervals import bootstrap_mean
-from channelscope.formulas.significance import sign_flip, sign_flip_contrasts
+from channelscope.formulas.intervals import bootstrap_mean, sign_flip, sign_flip_contrasts
 from channelscope.scores.score import REGISTRY
 
 FLIPS = 2048

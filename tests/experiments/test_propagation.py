@@ -14,7 +14,7 @@ from channelscope.profiling.collect import collect
 from channelscope.scores.score import lookup
 from channelscope.scores.score_table import table as scored
 from channelscope.tables import HEADLINE
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.zoo.models import SmallResNet
 
 
 class Chain(nn.Module):

@@ -15,7 +15,7 @@ from channelscope.experiments.trajectory import PUBLISHED, spaced_sites, trainin
 from channelscope.profiling.collect import collect
 from channelscope.scores.axes import triplet_excess_by_layer
 from channelscope.scores.score import LayerStatistics, ScoreOptions
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.zoo.models import SmallResNet
 
 EPOCHS, RUNS = (0, 1, 2), ("a", "b", "c")
 

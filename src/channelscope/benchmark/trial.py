@@ -24,13 +24,12 @@ from channelscope.evaluation import Precision, evaluate_each
 from channelscope.network.cost import cost
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.pruning.cut import cut
+from channelscope.pruning.cut import cut, shrink
 from channelscope.pruning.prune import prune
-from channelscope.pruning.recovery.repair import Method
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.repair import Method
 from channelscope.ranking import Ranking
 from channelscope.scores.score import REGISTRY
-from channelscope.zoo.schedule import FINETUNE_LR_DIVISOR
+from channelscope.zoo.training_run import FINETUNE_LR_DIVISOR
 
 FROM_SCRATCH = "scratch"
 """Used as a repair: the pruned architecture with new weights, trained for as many epochs as the others are fine-tuned."""

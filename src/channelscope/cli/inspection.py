@@ -11,9 +11,8 @@ from channelscope import tables
 from channelscope.benchmark.channel_summary import channel_summary as joined
 from channelscope.circuits import folder as circuit_folder
 from channelscope.circuits.criteria import CRITERIA
-from channelscope.cli.call import current_call
+from channelscope.cli.call import NetworkOptions, batch_count, current_call, finish_run, load_network, open_run
 from channelscope.cli.measure import profile_numbers, tally_numbers
-from channelscope.cli.options import NetworkOptions, batch_count, finish_run, load_network, open_run
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, FormatError, InputError
 from channelscope.evaluation import evaluate as evaluated
@@ -27,11 +26,10 @@ from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
 from channelscope.pruning.folder import export as exporting
 from channelscope.report import page
 from channelscope.scores.score import REGISTRY
-from channelscope.tables.comparison import compare_runs
-from channelscope.tables.rounding import format_interval, format_number
-from channelscope.tables.run_folder import FACTS, RunFolder
-from channelscope.zoo.history import LOG, History
+from channelscope.tables.frame import format_interval, format_number
+from channelscope.tables.run_folder import FACTS, RunFolder, compare_runs
 from channelscope.zoo.models import network_names
+from channelscope.zoo.training_run import LOG, History
 from channelscope.zoo.weight_files import read_weights
 
 SHOWN = 8

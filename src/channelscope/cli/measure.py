@@ -12,12 +12,12 @@ from torch import distributed, nn
 
 from channelscope import scores as scoring
 from channelscope import tables, zoo
-from channelscope.cli.call import current_call
-from channelscope.cli.options import (
+from channelscope.cli.call import (
     NetworkOptions,
     ProfileOptions,
     ScoreFlags,
     announce_network,
+    current_call,
     file_at,
     finish_run,
     load_network,
@@ -42,8 +42,8 @@ from channelscope.scores.score import ScoreOptions as Shared
 from channelscope.scores.score_table import assumption
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import Tally
-from channelscope.zoo.history import FEW, LOG
 from channelscope.zoo.training import Precision
+from channelscope.zoo.training_run import FEW, LOG
 
 
 def train(

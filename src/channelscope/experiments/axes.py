@@ -16,7 +16,7 @@ from channelscope.scores.score import LayerStatistics, Score, ScoreOptions, look
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import Column, Schema
+from channelscope.tables.quantities import Column, Schema
 from channelscope.types import Float, Tensor
 
 PERMUTATIONS = 200

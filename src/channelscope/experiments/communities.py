@@ -14,7 +14,7 @@ from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import OURS, Column, Schema
+from channelscope.tables.quantities import OURS, Column, Schema
 from channelscope.types import Float, Tensor
 
 GAP = "R − S"

@@ -17,8 +17,7 @@ from channelscope.scores.score import REGISTRY, LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.quantities import HEADLINE
-from channelscope.tables.schema import OURS, PAPER, Column, Schema
+from channelscope.tables.quantities import HEADLINE, OURS, PAPER, Column, Schema
 
 PUBLISHED = {"hull_size": (3.08, 4.27), "saturated": (0.067, 0.195), "ratio": (0.192, 0.381), "capture_relevance": (0.71, 0.22)}
 """Quantity → at the start and at the end of training, as published (Safaai et al. 2026: six layers, 2,000 images)"""

@@ -3,9 +3,8 @@
 import torch
 
 from channelscope.formulas import information, regression, task_information
-from channelscope.formulas.hulls import hulls
 from channelscope.formulas.information import CEILING
-from channelscope.formulas.regression import RIDGE, backward_elimination
+from channelscope.formulas.regression import RIDGE, backward_elimination, hulls
 from channelscope.formulas.regression import support as explained
 from channelscope.scores.baselines import l2
 from channelscope.scores.score import LayerStatistics, register

@@ -9,8 +9,7 @@ import torch
 
 from channelscope.errors import InputError, SampleError, at
 from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, oas
-from channelscope.formulas.intervals import jackknife
-from channelscope.formulas.significance import permutation_p
+from channelscope.formulas.intervals import jackknife, permutation_p
 from channelscope.progress import track
 from channelscope.scores.score import LayerStatistics, Score, ScoreOptions, lookup
 from channelscope.stats.profile import Profile
