@@ -49,7 +49,9 @@ def side_by_side(run: RunFolder) -> pd.DataFrame | None:
         about = ", ".join(part for part in (each["row"], verdict.title(each["quantity"])) if part)
         for name in ("first", "second"):
             ends = {f"value{end}": each[f"{name}{end}"] for end in ("", "_low", "_high")}
-            rows.append({"number": f"{each['table']}: {about}", "run": name, "unit": each["unit"], **ends, "n": each[f"n_{name}"]})
+            rows.append(
+                {"number": f"{each['table']}: {about}", "run": name, "unit": each["unit"] or "no unit", **ends, "n": each[f"n_{name}"]}
+            )
     return tables.table(rows, "side_by_side", VALUES) if rows else None
 
 
