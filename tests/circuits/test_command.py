@@ -1,6 +1,7 @@
 """The command `circuit` as a user meets it: what it leaves, and what it refuses without leaving anything."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -293,3 +294,15 @@ def test_every_run_says_which_weights_it_is_of(file, tmp_path):
     few = ("--compare", "--criteria", "gate,random", "--sizes", "0.5,0.2", "--features", "b:3")
     assert run(*given, *few, "--out", tmp_path / "two") == 0
     assert json.loads((tmp_path / "two" / "run.json").read_text())["weights"] == facts["weights"]
+
+
+def test_without_a_size_the_smallest_that_is_better_than_random_is_taken(file, capsys, tmp_path):
+    arguments = ["circuit", f"{file}:Small", "--feature", "b:3", "--images", "24", "--held-out", "16", "--pictures", "none"]
+    assert run(*arguments, "--out", tmp_path / "a", "--json") == 0
+    printed = capsys.readouterr()
+    said = re.search(r"--keep ([\d.]+): the smallest size at which the circuit is better than random ones", printed.err)
+    assert said
+    (row,) = json.loads(printed.out)["tables"]["circuit"]
+    assert row["asked"] == max(1, round(float(said[1]) * row["relevant"]))
+    assert run(*arguments, "--out", tmp_path / "b", "--criterion", "iterated_gate", "--live") == 0
+    assert "--keep 0.1: iterated_gate scores kernels for one size" in capsys.readouterr().err

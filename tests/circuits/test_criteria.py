@@ -44,6 +44,13 @@ def test_numbers_are_taken_in_python(given, text):
     assert parse_keep(CircuitOptions(keep=given).keep) == given
 
 
+def test_without_a_size_a_tenth_is_taken_or_the_shortest_path():
+    assert CircuitOptions().keep == "auto"
+    assert CircuitOptions().kernels(TARGET) == CircuitOptions(keep=0.1).kernels(TARGET)
+    deep = locate_feature(Planted().eval(), "c:0", torch.zeros(2, 3, 8, 8))
+    assert CircuitOptions().kernels(deep) == max(deep.shortest_path, round(0.1 * deep.relevant_count))
+
+
 @pytest.mark.parametrize("given", [-0.5, float("nan"), None])
 def test_numbers_that_are_no_size_are_refused(given):
     with pytest.raises(BudgetError, match="keep: expected a fraction"):

@@ -18,6 +18,7 @@ from channelscope.circuits.evaluation import (
     Fidelity,
     HeldOutImages,
     area_over_log_size,
+    choose_size,
     correlation,
     evaluate_circuit,
     normalized_error,
@@ -71,6 +72,19 @@ def test_the_planted_circuit_is_complete_exact_and_stable(planted):
     assert row["random_r"] < 0.9
     assert row["random_error"] > 0.1
     assert row["stability"] == row["stability_low"] == row["stability_high"] == 1
+
+
+def test_the_size_is_the_smallest_that_is_better_than_random(planted):
+    _, parts, _ = planted
+    scores, feature = CircuitOptions().total_scores(parts), parts[0].feature
+    noise = torch.Generator().manual_seed(2)
+    images = HeldOutImages.of(feature, torch.randn(12, 3, 8, 8, generator=noise))
+    share = choose_size(CircuitOptions(), scores, images)
+    assert share == 0.1
+    assert 0.05 * feature.relevant_count < feature.shortest_path, "no smaller size has a path"
+    assert images.fidelity(CircuitOptions().circuit(scores, share)).r.low > 0.5
+    chance = baseline_scores(feature, "random", 9)
+    assert choose_size(CircuitOptions(), chance, images, seed=8) is None, "one of the random circuits is the same"
 
 
 def test_the_summary_is_what_the_circuit_does(residual):

@@ -54,6 +54,20 @@ def test_weights_that_no_file_gives_are_said_first_and_in_the_report(capsys, tmp
     assert said in (out / "report.html").read_text()
     assert run("profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile") == 0
     assert capsys.readouterr().err.splitlines()[0] == "resnet20(width=4): no --weights, so its weights are random"
+    assert run("sites", "torchvision:squeezenet1_1", "--size", "32") == 0
+    assert capsys.readouterr().err.splitlines()[0] == "torchvision:squeezenet1_1: no --weights or --pretrained, so its weights are random"
+
+
+def test_published_weights_are_taken_on_request(capsys, tmp_path):
+    asked = NetworkOptions("torchvision:squeezenet1_1(dropout=0.2)", pretrained=True)
+    assert (asked.model, asked.untrained) == ("torchvision:squeezenet1_1(dropout=0.2, pretrained=True)", "")
+    assert NetworkOptions("hf:microsoft/resnet-18", pretrained=True).model == "hf:microsoft/resnet-18"
+    said = refused(capsys, "sites", OTHER, "--pretrained")
+    assert f"no published weights for '{OTHER}': expected timm:NAME, torchvision:NAME or hf:NAME" in said
+    said = refused(capsys, "sites", "timm:resnet18", "--pretrained", "--weights", tmp_path / "w.safetensors")
+    assert said.endswith("the file of --weights would replace them: give one of the two")
+    (tmp_path / "config.json").write_text("{}")
+    assert "the folder holds none" in refused(capsys, "sites", f"hf:{tmp_path}", "--pretrained")
 
 
 @pytest.fixture

@@ -80,7 +80,8 @@ def test_a_folder_of_transformers_is_loaded_with_its_weights(tmp_path):
     built = zoo.build(name, classes=5)
     with torch.no_grad():
         assert torch.equal(built(images).logits, model(images).logits)
-        assert zoo.build(name, classes=7)(images).logits.shape == (2, 7)
+        with pytest.warns(UserWarning, match=r"are for 5 classes, the images have 7: the last layer's are random"):
+            assert zoo.build(name, classes=7)(images).logits.shape == (2, 7)
     assert zoo.model_info(built).intake == InputSpec(ResizeCrop((32, 32)), True, ((0.5,) * 3, (0.25,) * 3))
     with pytest.raises(InputError, match="expected images of 3 channels, received 1"):
         zoo.build(name, classes=5, channels=1)
@@ -112,6 +113,7 @@ def test_published_weights_of_torchvision_and_timm(tmp_path, monkeypatch):
     like = zoo.build("timm:test_resnet", classes=1000, seed=7)
     save_file(like.state_dict(), tmp_path / "test_resnet.safetensors")
     overlay = f"pretrained_cfg_overlay={{'file': '{tmp_path}/test_resnet.safetensors'}}"
-    loaded = zoo.build(f"timm:test_resnet(pretrained=True, {overlay})", classes=10)
+    with pytest.warns(UserWarning, match=r"are for 1,000 classes, the images have 10: the last layer's are random"):
+        loaded = zoo.build(f"timm:test_resnet(pretrained=True, {overlay})", classes=10)
     assert torch.equal(loaded.conv1[0].weight, like.conv1[0].weight)
     assert loaded.fc.out_features == 10

@@ -527,14 +527,21 @@ def baseline_scores(feature: LocatedFeature, criterion: str, seed: int = 0) -> K
     return KernelScores(feature, criterion, values, 0)
 
 
+AUTO = "auto"
+"""in the place of a size: the command `circuit` takes what `evaluation.choose_size` finds"""
+
+USUAL_SIZE = 0.1
+"""share of the relevant kernels where no size is given or can be chosen"""
+
+
 @dataclass(frozen=True)
 class CircuitOptions:
     """How a circuit is chosen."""
 
     criterion: str = "gate"
     """gate, actgrad, snip, snip_batch, force, iterated_gate, iterated_actgrad, learned, magnitude or random"""
-    keep: str = "0.1"
-    """size of the circuit: a fraction of the relevant kernels (0.1), or a number of kernels (210); in Python a number is taken as well"""
+    keep: str = AUTO
+    """size: a fraction of the relevant kernels (0.1) or a number of them (210); auto: the smallest better than random, else 0.1"""
     reduce: Reduce = "sum"
     """how the feature's positions become one value per image"""
     layer_norm: Literal["none", "l1", "l2"] = "none"
@@ -562,6 +569,8 @@ class CircuitOptions:
             With the smallest size there is, if no path from the images to the feature fits.
         """
         wanted = kernel_count(feature, parse_keep(self.keep))
+        if self.keep == AUTO:
+            return max(wanted, feature.shortest_path)
         if wanted < feature.shortest_path:
             raise BudgetError(
                 f"feature {feature.feature}: keep={self.keep} is {wanted} of {feature.relevant_count:,} kernels, and no path from the "
@@ -649,12 +658,12 @@ class CircuitOptions:
 
 
 def parse_keep(text: str) -> float | int:
-    """The number that a text means: '0.1' is a fraction of the relevant kernels, '210' a number of kernels.
+    """The number that a text means: '0.1' is a fraction of the relevant kernels, '210' a number of kernels, 'auto' 0.1 before a choice.
 
     Parameters
     ----------
     text
-        A fraction with a decimal point, or a whole number.
+        A fraction with a decimal point, a whole number, or auto.
 
     Returns
     -------
@@ -668,15 +677,17 @@ def parse_keep(text: str) -> float | int:
 
     Examples
     --------
-    >>> parse_keep("0.1"), parse_keep("210")
-    (0.1, 210)
+    >>> parse_keep("0.1"), parse_keep("210"), parse_keep("auto")
+    (0.1, 210, 0.1)
 
     References
     ----------
     Hamblin, Konkle, Alvarez 2022: sizes are fractions of relevant kernels kept.
     """
+    if text == AUTO:
+        return USUAL_SIZE
     if re.fullmatch(r"\d+", text.strip()):
         return int(text)
     if re.fullmatch(r"\d*\.\d+|\d+\.", text.strip()):
         return float(text)
-    raise BudgetError(f"keep: expected a fraction such as 0.1 or a number of kernels such as 210, received '{text}'")
+    raise BudgetError(f"keep: expected a fraction such as 0.1 or a number of kernels such as 210, or auto, received '{text}'")

@@ -13,7 +13,7 @@ from channelscope.circuits.circuit import Circuit, remove_dead_ends
 from channelscope.circuits.criteria import CircuitOptions, baseline_scores, criterion_named
 from channelscope.circuits.feature import LocatedFeature, feature_values, value_range
 from channelscope.circuits.kernel_scores import Batch, KernelScores
-from channelscope.circuits.selection import top_k
+from channelscope.circuits.selection import kernel_count, top_k
 from channelscope.display import Facts, Shown
 from channelscope.errors import ShapeError
 from channelscope.formulas.intervals import Interval, bootstrap_counts
@@ -286,6 +286,63 @@ CONTROL_SEEDS = 3
 """random circuits behind a control"""
 
 
+def choose_size(options: CircuitOptions, scores: KernelScores, images: HeldOutImages, seed: int = 0) -> float | None:
+    """The smallest size at which a circuit follows its feature better than every random circuit of that size.
+
+    Better: the lower end of the interval of r is above the r of three random circuits, the error is below theirs, and below 1,
+    which the feature's mean reaches. To judge the chosen circuit, take other images than those it was chosen on.
+
+    Parameters
+    ----------
+    options
+        How the circuit is chosen.
+    scores
+        Scores of the kernels.
+    images
+        Images on which sizes are compared.
+    seed
+        Seed of the random circuits.
+
+    Returns
+    -------
+    float or None
+        One of CURVE_FRACTIONS, a share of the relevant kernels; None if no size is better.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import locate_feature, score_kernels
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> scores = score_kernels(feature, toy.batches)
+    >>> choose_size(CircuitOptions(), scores, HeldOutImages.of(feature, toy.batches))
+    0.8
+
+    References
+    ----------
+    This library; random circuits as a control: Hamblin, Konkle, Alvarez 2022.
+    """
+    feature = scores.feature
+    for share in sorted(CURVE_FRACTIONS):
+        if share * feature.relevant_count < feature.shortest_path:
+            continue
+        found = images.fidelity(options.circuit(scores, float(share)))
+        chance = _random_circuits(images, kernel_count(feature, float(share)), seed)
+        others = max(float(np.nan_to_num(each.r.value)) for each in chance)
+        if found.r.low > others and found.error.value < min(1.0, *(each.error.value for each in chance)):
+            return share
+    return None
+
+
+def _random_circuits(images: HeldOutImages, kernels: int, seed: int) -> list[Fidelity]:
+    """Fidelity of random circuits of one size."""
+    feature = images.feature
+    return [
+        images.fidelity(remove_dead_ends(top_k(baseline_scores(feature, "random", seed + draw), kernels), feature))
+        for draw in range(1, 1 + CONTROL_SEEDS)
+    ]
+
+
 def evaluate_circuit(
     options: CircuitOptions, parts: list[KernelScores], held_out: HeldOutImages, seed: int = 0, signs: KernelScores | None = None
 ) -> dict[str, pd.DataFrame]:
@@ -347,10 +404,7 @@ def evaluate_circuit(
 def _summary(options: CircuitOptions, parts: list[KernelScores], circuit: Circuit, held_out: HeldOutImages, seed: int) -> dict[str, Any]:
     feature, asked = held_out.feature, options.kernels(held_out.feature)
     stability = options.stability(parts, circuit, seed)
-    chance = [
-        held_out.fidelity(remove_dead_ends(top_k(baseline_scores(feature, "random", seed + draw), asked), feature))
-        for draw in range(1, 1 + CONTROL_SEEDS)
-    ]
+    chance = _random_circuits(held_out, asked, seed)
     return {
         "feature": str(feature.feature),
         "criterion": options.criterion,

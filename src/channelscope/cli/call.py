@@ -32,7 +32,7 @@ from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
 from channelscope.report import page
 from channelscope.stats.profile import Profile
 from channelscope.tables.run_folder import RunFolder, checked_folder, read_facts
-from channelscope.zoo.models import comes_trained
+from channelscope.zoo.models import comes_trained, pretrained_name
 from channelscope.zoo.training_run import LOG
 
 VERSION = version("channelscope")
@@ -155,6 +155,10 @@ def answering(call: Call) -> Iterator[Call]:
         _CURRENT.reset(token)
 
 
+PUBLISHED = ("timm:", "torchvision:")
+"""beginnings of names of networks whose published weights are taken on request"""
+
+
 @dataclass(frozen=True)
 class NetworkOptions:
     """Which network, with which weights, on which device."""
@@ -163,10 +167,20 @@ class NetworkOptions:
     """resnet18 (zoo), timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:Class, or a folder that prune left"""
     weights: Path | None = None
     """weights file: safetensors, or a state dict saved by torch"""
+    pretrained: bool = False
+    """take the published weights of a network of timm, torchvision or transformers"""
     device: str = "auto"
     """where it runs: cpu, cuda, cuda:1, …; auto is cuda where there is one, else cpu"""
     example: Path | None = None
     """safetensors file with the further inputs of a network that needs more than images, by the names of its forward pass"""
+
+    def __post_init__(self) -> None:
+        """With `pretrained`, the name is the one by which the zoo takes published weights; InputError where there are none."""
+        if self.pretrained:
+            if self.weights is not None or self.pruned is not None:
+                own = "the file of --weights" if self.weights is not None else f"the weights in {self.model}"
+                raise InputError(f"--pretrained takes the published weights, and {own} would replace them: give one of the two")
+            object.__setattr__(self, "model", pretrained_name(self.model))
 
     @property
     def place(self) -> str:
@@ -319,7 +333,8 @@ def fitted(split: Split, asked: int | None, usual: int, flag: str) -> Split:
 def noted(network: NetworkOptions) -> None:
     """Say where the weights come from when no file is given."""
     if network.untrained:
-        console.print(f"{network.title}: no --weights, so its weights are {network.untrained}")
+        flags = "--weights or --pretrained" if network.model.startswith(PUBLISHED) else "--weights"
+        console.print(f"{network.title}: no {flags}, so its weights are {network.untrained}")
 
 
 def load_or_collect(

@@ -10,11 +10,12 @@ from channelscope import storage, tables
 from channelscope.circuits import diagram_page, folder
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.comparison import COMPARED, COMPARED_FRACTIONS, compare_criteria, sample_features
-from channelscope.circuits.criteria import CircuitOptions, with_signs
+from channelscope.circuits.criteria import AUTO, USUAL_SIZE, CircuitOptions, criterion_named, with_signs
 from channelscope.circuits.diagram_layout import lay_out
-from channelscope.circuits.evaluation import HeldOutImages, evaluate_circuit
+from channelscope.circuits.evaluation import CURVE_FRACTIONS, HeldOutImages, choose_size, evaluate_circuit
 from channelscope.circuits.extraction import extract_module
 from channelscope.circuits.feature import EXAMPLES, LocatedFeature, activation_range, image_batches, locate_feature
+from channelscope.circuits.kernel_scores import KernelScores
 from channelscope.circuits.pictures import PixelNormalization, contact_sheet, feature_visualizations, top_patches
 from channelscope.circuits.subfeatures import GENERAL_SHARE, top_images
 from channelscope.circuits.subfeatures import cluster_images as grouped
@@ -104,6 +105,8 @@ def circuit(
     with progress_bar("kernel scores", None):
         parts = choice.shard_scores(target, scored, source.seed)
     saliency = choice.total_scores(parts)
+    if choice.keep == AUTO:
+        choice = sized(choice, saliency, HeldOutImages.of(target, scored), source.seed)
     found, signs = choice.circuit(saliency), with_signs(saliency, scored)
     small = extract_module(found, target)
     with progress_bar("evaluation of the circuit", None):
@@ -116,6 +119,18 @@ def circuit(
     diagram = diagram_page.write_diagram(out, drawn, shots, f"{target.feature} of {Path(network.model).name}", headline)
     title = f"Circuit of {target.feature} in {network.model}"
     finish_run(run, frames, network_facts(network, model, images, title, held_out=split.name, kernels=found.count), diagram)
+
+
+def sized(choice: CircuitOptions, scores: KernelScores, scored: HeldOutImages, seed: int) -> CircuitOptions:
+    """The choice with a size: the smallest at which the circuit is better than random ones on the images it was scored on, and say so."""
+    if criterion_named(choice.criterion).needs_size:
+        share, why = USUAL_SIZE, f"{choice.criterion} scores kernels for one size"
+    else:
+        found = choose_size(choice, scores, scored, seed)
+        better = "the smallest size at which the circuit is better than random ones on the images it was scored on"
+        share, why = (found, better) if found is not None else (max(CURVE_FRACTIONS), "at no size is the circuit better than random ones")
+    console.print(f"--keep {share:g}: {why}")
+    return replace(choice, keep=str(share))
 
 
 def subcircuits(

@@ -376,7 +376,7 @@ VALUES = Schema(
 
 CHANNELS = Schema(
     "compared_channels",
-    "site n",
+    "site depth n",
     {
         "stage": Column.text("stage of both runs"),
         "score": Column.text("the score"),
@@ -547,12 +547,13 @@ def _channel_rows(first: pd.DataFrame | None, second: pd.DataFrame | None) -> li
     scores = [name for name in QUANTITIES if name in first.columns and name in second.columns]
     rows = []
     for stage, one, other in _stages(first, second):
-        theirs = dict(list(other.groupby("site", sort=False)))
+        theirs, sites = dict(list(other.groupby("site", sort=False))), list(one["site"].unique())
         for site, part in one.groupby("site", sort=False):
             if site not in theirs or len(theirs[site]) != len(part):
                 continue
             pair = part.merge(theirs[site], on="channel", suffixes=("", OTHER))
-            rows += [_channel_row(stage, str(site), score, pair) for score in scores]
+            depth = int(part["depth"].iloc[0]) if "depth" in part else sites.index(site)
+            rows += [{"depth": depth, **_channel_row(stage, str(site), score, pair)} for score in scores]
     return rows
 
 

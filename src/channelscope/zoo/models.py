@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,40 @@ def comes_trained(name: str) -> bool:
     return not _is_bare(Path(rest).expanduser())
 
 
+def pretrained_name(name: str) -> str:
+    """The name of a network by which `build` gives it its published weights.
+
+    Parameters
+    ----------
+    name
+        As `build` takes it: a network of timm, torchvision or transformers.
+
+    Returns
+    -------
+    str
+        The name, with `pretrained=True` where weights are not taken without it.
+
+    Raises
+    ------
+    InputError
+        If a network of this name has no published weights.
+
+    Examples
+    --------
+    >>> pretrained_name("timm:resnet18(drop_rate=0.1)")
+    'timm:resnet18(drop_rate=0.1, pretrained=True)'
+    """
+    plain, options = _parse(name)
+    kind, _, rest = plain.partition(":")
+    if kind == "hf" and not _is_bare(Path(rest).expanduser()):
+        return name
+    if kind not in ("timm", "torchvision"):
+        why = "the folder holds none" if kind == "hf" else "expected timm:NAME, torchvision:NAME or hf:NAME"
+        raise InputError(f"there are no published weights for '{name}': {why}; give a file of weights, or take them as they are made")
+    words = ", ".join(f"{key}={value!r}" for key, value in {**options, "pretrained": True}.items())
+    return f"{plain}({words})"
+
+
 def _is_bare(place: Path) -> bool:
     """Whether a place is a folder without weights."""
     return place.is_dir() and not any(place.glob("*.safetensors"))
@@ -221,6 +256,8 @@ def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tu
         raise InputError(f"timm has no network '{name}'" + (f"; it has {near}" if near else ""))
     model = timm.create_model(name, num_classes=classes, in_chans=channels, **options)
     config: Any = model.pretrained_cfg
+    if options.get("pretrained"):
+        _note_new_head(f"timm:{name}", config.get("num_classes"), classes)
     fit = ResizeCrop(tuple(config["input_size"][1:]), config["crop_pct"], config["interpolation"])
     own = (tuple(config["mean"]), tuple(config["std"])) if channels == 3 else None
     return model, InputSpec(fit, bool(config["fixed_input_size"]), own)
@@ -239,6 +276,13 @@ def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.M
     return model, InputSpec(fit, name.startswith(FIXED_SIZE), (tuple(config.mean), tuple(config.std)))
 
 
+def _note_new_head(name: str, published: int | None, classes: int) -> None:
+    """Warn if published weights are for another number of classes, so that the last layer's were left as they were drawn."""
+    if published not in (None, classes):
+        text = f"{name}: published weights are for {published:,} classes, the images have {classes:,}: the last layer's are random"
+        warnings.warn(text, UserWarning, stacklevel=2)
+
+
 def _transformers(name: str, options: dict[str, Any], classes: int, channels: int) -> tuple[nn.Module, InputSpec]:
     """An image classifier of Hugging Face's transformers from a folder or the hub: with its weights where there are any."""
     torchvision_cpu.load_torchvision()  # transformers imports it
@@ -254,7 +298,11 @@ def _transformers(name: str, options: dict[str, Any], classes: int, channels: in
         config = transformers.AutoConfig.from_pretrained(path, num_labels=classes, **options)
         if config.num_channels != channels:
             raise InputError(f"hf:{name}: expected images of {config.num_channels} channels, received {channels}")
-        model = kind.from_config(config) if _is_bare(place) else kind.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
+        if _is_bare(place):
+            model = kind.from_config(config)
+        else:
+            model = kind.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
+            _note_new_head(f"hf:{name}", transformers.AutoConfig.from_pretrained(path).num_labels, classes)
         found = cached_file(path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         raise InputError(f"hf:{name}: expected a folder with config.json, or a network of the hub ({first_line(error)})") from error

@@ -47,7 +47,7 @@ def test_sentences(tmp_path):
     run = RunFolder.read(folder(tmp_path))
     said = circuit_sentences(run)
     assert said[0].startswith("30 of the 1,200 kernels that layer1.0.conv1:3 depends on follow it with r = 0.90 [0.85, 0.93] (n = 40")
-    assert "random kernels reach r = 0.05" in said[1]
+    assert said[1].startswith("That is better than as many random kernels, which reach r = 0.05 and an error of 1.30; ")
     assert "error of 1.10" in said[1]
     assert "0.80 [0.70, 0.90] (n = 64 images)" in said[2]
     assert comparison_sentences(run) == [

@@ -1,6 +1,6 @@
 """sections: the parts of the report, in order; a part appears when the run folder has its table.
 
-To add one (ten lines of code; sections/channel_summary.py is a short example):
+To add one (ten lines of code; `CHANNEL_SUMMARY` in sections/runs.py is a short example):
 
 1. Write the table into the run folder: `tables.write(tables.describe(frame, {"name": "notes", "columns": COLUMNS}), out / "notes.csv")`.
    Axis titles, units and digits come from the columns' descriptions; NAME_low and NAME_high are shown as NAME's interval, and a table
@@ -19,15 +19,16 @@ To add one (ten lines of code; sections/channel_summary.py is a short example):
 
 from channelscope.report.section import Section
 from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, DEPTH, GRADIENTS, TRAJECTORY
-from channelscope.report.sections.channel_summary import CHANNEL_SUMMARY
 from channelscope.report.sections.circuits import CIRCUIT, COMPARISON, SUBCIRCUITS
 from channelscope.report.sections.discarding import DISCARDED, FAITHFUL
 from channelscope.report.sections.experiments import ABLATION, COMMUNITIES, HULLS, PROPAGATION
 from channelscope.report.sections.pruning import BENCHMARK, PRUNING
+from channelscope.report.sections.runs import CHANNEL_SUMMARY, SIDE_BY_SIDE
 from channelscope.tables.run_folder import RunFolder
 
 SECTIONS: tuple[Section, ...] = (
     CHANNEL_SUMMARY,
+    SIDE_BY_SIDE,
     ALIGNMENT,
     DEPTH,
     CLUSTERS,

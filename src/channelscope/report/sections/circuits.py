@@ -1,5 +1,7 @@
 """Circuits: the kernels one feature needs, how the criteria compare, and what a feature answers to."""
 
+import pandas as pd
+
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.tables.frame import format_interval, format_number
 from channelscope.tables.run_folder import RunFolder
@@ -14,8 +16,8 @@ def circuit_sentences(run: RunFolder) -> list[str]:
     >>> import pandas as pd
     >>> row = {"feature": "conv1:0", "kernels": 4, "relevant": 40, "images": 64, "random_r": 0.1, "random_error": 1.2, "rest_error": 0.9}
     >>> row |= {"r": 0.9, "r_low": 0.8, "r_high": 0.95, "error": 0.2, "error_low": 0.1, "error_high": 0.3, "stability": float("nan")}
-    >>> circuit_sentences(RunFolder(Path(), {}, {"circuit": pd.DataFrame([row])}))[1]
-    'As many random kernels reach r = 0.10 and an error of 1.20; the network without the circuit has an error of 0.90.'
+    >>> circuit_sentences(RunFolder(Path(), {}, {"circuit": pd.DataFrame([row])}))[1].split("; ")[0]
+    'That is better than as many random kernels, which reach r = 0.10 and an error of 1.20'
     """
     frame = run.table("circuit")
     if frame is None:
@@ -25,13 +27,20 @@ def circuit_sentences(run: RunFolder) -> list[str]:
         f"{row['kernels']:,} of the {row['relevant']:,} kernels that {row['feature']} depends on follow it with r = "
         f"{format_interval(row['r'], row['r_low'], row['r_high'], row['images'], 'held-out images')} and a normalized error of "
         f"{format_interval(row['error'], row['error_low'], row['error_high'], row['images'], 'held-out images')}.",
-        f"As many random kernels reach r = {format_number(row['random_r'], 2)} and an error of {format_number(row['random_error'], 2)}; "
+        f"{_against_chance(row)} as many random kernels, which reach r = {format_number(row['random_r'], 2)} and an error of "
+        f"{format_number(row['random_error'], 2)}; "
         f"the network without the circuit has an error of {format_number(row['rest_error'], 2)}.",
     ]
     if row["stability"] == row["stability"]:
         share = format_interval(row["stability"], row["stability_low"], row["stability_high"], row["scored"], "images")
         said.append(f"Circuits of resampled images share {share} of its kernels.")
     return said
+
+
+def _against_chance(row: pd.Series) -> str:
+    """Whether a circuit follows its feature better than random ones, beyond the interval of its correlation."""
+    better = row["r_low"] > row["random_r"] and row["error"] < row["random_error"]
+    return "That is better than" if better else "That is no better than"
 
 
 def circuit_drawings(run: RunFolder) -> list[Drawing]:
