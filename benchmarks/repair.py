@@ -16,10 +16,9 @@ import torch
 
 from channelscope import zoo
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.cut import cut
-from channelscope.pruning.recovery import calibration
-from channelscope.pruning.recovery.repair import repair
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning import calibration
+from channelscope.pruning.cut import cut, shrink
+from channelscope.pruning.repair import repair
 from channelscope.ranking import Ranking
 
 

@@ -17,7 +17,7 @@ from channelscope.formulas.gaussian import Gaussian
 from channelscope.formulas.intervals import jackknife
 from channelscope.formulas.regression import hulls
 from channelscope.network.sites import sites
-from channelscope.pruning.recovery.repair import RepairReport
+from channelscope.pruning.repair import RepairReport
 from channelscope.site import Site
 from channelscope.stats.moments import Moments
 from channelscope.stats.tally import Tally

@@ -30,14 +30,12 @@ if TYPE_CHECKING:
     from channelscope.network.edits import silence
     from channelscope.network.removal.groups import Group, groups
     from channelscope.network.sites import sites
-    from channelscope.profiling.collect import collect
-    from channelscope.profiling.store import load, save
-    from channelscope.pruning.cut import cut
+    from channelscope.profiling.collect import collect, load, save
+    from channelscope.pruning.cut import cut, shrink
     from channelscope.pruning.folder import export, load_pruned, save_pruned
     from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon, optimal_brain_surgeons
     from channelscope.pruning.prune import prune
-    from channelscope.pruning.recovery.repair import repair
-    from channelscope.pruning.shrink import shrink
+    from channelscope.pruning.repair import repair
     from channelscope.ranking import Ranking
     from channelscope.site import Site
     from channelscope.stats.moments import Moments
@@ -57,14 +55,12 @@ _HOMES = {
     "network.edits": ("silence",),
     "network.removal.groups": ("Group", "groups"),
     "network.sites": ("sites",),
-    "profiling.collect": ("collect",),
-    "profiling.store": ("load", "save"),
-    "pruning.cut": ("cut",),
+    "profiling.collect": ("collect", "load", "save"),
+    "pruning.cut": ("cut", "shrink"),
     "pruning.folder": ("export", "load_pruned", "save_pruned"),
     "pruning.optimal_brain_surgeon": ("optimal_brain_surgeon", "optimal_brain_surgeons"),
     "pruning.prune": ("prune",),
-    "pruning.recovery.repair": ("repair",),
-    "pruning.shrink": ("shrink",),
+    "pruning.repair": ("repair",),
     "ranking": ("Ranking",),
     "site": ("Site",),
     "stats.moments": ("Moments",),

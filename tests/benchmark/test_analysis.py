@@ -9,12 +9,24 @@ import torch
 
 import pencil
 from channelscope import tables
-from channelscope.benchmark.analysis import COLUMNS, _factorial, agreement, analyze, paired
-from channelscope.benchmark.grid import ORIGINAL, Trial
-from channelscope.benchmark.score_curves import DRAWS, Protocol, Resampled, ScoreCurve, areas, common_budgets, flops_auc
+from channelscope.benchmark.analysis import (
+    COLUMNS,
+    DRAWS,
+    Protocol,
+    Resampled,
+    ScoreCurve,
+    _factorial,
+    agreement,
+    analyze,
+    areas,
+    common_budgets,
+    flops_auc,
+    paired,
+)
+from channelscope.benchmark.trial import ORIGINAL, Trial
 from channelscope.errors import InputError, SampleError, ShapeError
 from channelscope.formulas.intervals import bootstrap_mean, sign_flip
-from channelscope.scores.registry import REGISTRY
+from channelscope.scores.score import REGISTRY
 
 IMAGES = 400
 BUDGETS = (0.8, 0.5, 0.3)

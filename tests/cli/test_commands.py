@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from channelscope import cli, tables, zoo
-from channelscope.profiling import store
 from channelscope.profiling.collect import collect
+from channelscope.profiling.collect import load as load_profile
+from channelscope.profiling.collect import save as save_profile
 from cli.commands import refused, run
 
 
@@ -136,7 +137,7 @@ def test_the_module_is_the_command_line():
 
 
 def test_profile_scores_and_merge(place, capsys):
-    assert store.load(place / "net.profile").images == 120
+    assert load_profile(place / "net.profile").images == 120
     assert run("scores", place / "net.profile", "--out", place / "scores.csv", "--standard-errors") == 0
     frame = tables.read(place / "scores.csv")
     assert {"site", "channel", "capture", "capture_se", "relevance"} <= set(frame)
@@ -152,9 +153,9 @@ def test_profile_scores_and_merge(place, capsys):
 def test_profiles_of_disjoint_images_merge(place, capsys):
     model, images = zoo.load("resnet20", "digits", place / "net.safetensors")
     for name, split in (("one", images.test.take(30)), ("other", images.validation.take(20))):
-        store.save(collect(model, split), place / f"{name}.profile")
+        save_profile(collect(model, split), place / f"{name}.profile")
     assert run("merge", place / "one.profile", place / "other.profile", "--out", place / "both.profile") == 0
-    assert store.load(place / "both.profile").images == 50
+    assert load_profile(place / "both.profile").images == 50
 
 
 def test_axes_writes_a_report_that_report_writes_again(place, capsys):
@@ -331,7 +332,7 @@ def test_images_of_other_sizes_in_one_folder_are_brought_to_one(nets, capsys, tm
     assert "size" in refused(capsys, *arguments)
     assert not (tmp_path / "x.profile").exists()
     assert run(*arguments, "--size", "24") == 0
-    assert store.load(tmp_path / "x.profile").input_shape == (3, 24, 24)
+    assert load_profile(tmp_path / "x.profile").input_shape == (3, 24, 24)
 
 
 def test_profiles_of_different_networks_do_not_merge(place, nets, capsys, tmp_path):

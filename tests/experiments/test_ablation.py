@@ -17,10 +17,10 @@ from channelscope.experiments.hulls import HullOptions
 from channelscope.network.module_state import weights_hash
 from channelscope.network.removal.groups import groups
 from channelscope.profiling.collect import collect
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import shrink
 from channelscope.stats.moments import Moments
 from channelscope.subset import Subset
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.zoo.models import SmallResNet
 
 room = sys.modules["channelscope.experiments.ablation"]
 

@@ -15,7 +15,7 @@ from channelscope.experiments.gradients import RATES, SHARE, STRONG, gradient_an
 from channelscope.formulas.information import information_step, linear_axes
 from channelscope.network.patches import followable, patch_products, pooled_patches
 from channelscope.profiling.collect import collect
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.zoo.models import SmallResNet
 
 
 class Net(nn.Module):

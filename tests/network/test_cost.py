@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from channelscope.network.cost import MacCounter, cost, macs
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import shrink
 from networks import built
 
 

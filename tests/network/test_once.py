@@ -7,11 +7,9 @@ from torch import nn
 
 from channelscope.network.edits import silence
 from channelscope.network.removal import groups as grouping
-from channelscope.network.removal import site_labels
 from channelscope.network.sites import sites
-from channelscope.pruning.cut import cut
-from channelscope.pruning.recovery.repair import repair
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import cut, shrink
+from channelscope.pruning.repair import repair
 from channelscope.ranking import Ranking
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -31,7 +29,7 @@ def walks(monkeypatch):
     """How often the network is walked through."""
     made: list[int] = []
 
-    class Counted(site_labels.SiteLabels):
+    class Counted(grouping.SiteLabels):
         def __init__(self, *args):
             made.append(1)
             super().__init__(*args)

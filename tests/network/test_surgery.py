@@ -12,8 +12,7 @@ from channelscope.network.cost import cost
 from channelscope.network.edits import silence
 from channelscope.network.removal.comparison import check_same
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.cut import cut
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import cut, shrink
 from channelscope.ranking import Ranking
 from channelscope.subset import Subset
 from networks import FULL, NARROW, built

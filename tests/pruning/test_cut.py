@@ -10,8 +10,7 @@ from torch import nn
 from channelscope.errors import BudgetError, InputError, MismatchError
 from channelscope.network.cost import MacCounter, cost, macs
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.cut import cut, group_importance, refuse_out_of_reach
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.cut import cut, group_importance, refuse_out_of_reach, shrink
 from channelscope.ranking import Ranking
 from channelscope.subset import Subset
 from networks import built

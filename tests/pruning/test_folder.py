@@ -16,11 +16,10 @@ from channelscope.errors import FormatError, InputError, MismatchError
 from channelscope.network.cost import cost, macs
 from channelscope.network.removal.groups import groups
 from channelscope.pruning import folder as folders
-from channelscope.pruning.cut import cut
+from channelscope.pruning.cut import cut, cuts, shrink
 from channelscope.pruning.folder import Manifest, NetworkSpec, load_pruned, save_pruned
 from channelscope.pruning.prune import prune
-from channelscope.pruning.recovery.repair import repair
-from channelscope.pruning.shrink import cuts, shrink
+from channelscope.pruning.repair import repair
 from channelscope.ranking import Ranking
 
 IMAGES = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(2))

@@ -9,12 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, SampleError
-from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.cut import cut
+from channelscope.network.removal.labeled_graph import Layer
+from channelscope.pruning.cut import cut, shrink
 from channelscope.pruning.optimal_brain_surgeon import RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
-from channelscope.pruning.recovery.repair import repair
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.repair import repair
 from networks import built
 from pencil_pruning import elimination_slowly
 

@@ -11,9 +11,9 @@ from channelscope import scores
 from channelscope.errors import BudgetError, InputError, MismatchError, SampleError
 from channelscope.network.removal.groups import groups
 from channelscope.profiling.collect import collect
+from channelscope.pruning.cut import shrink
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon
 from channelscope.pruning.prune import kl_divergence, prune
-from channelscope.pruning.shrink import shrink
 from channelscope.ranking import Ranking
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from channelscope.network.removal.groups import groups
-from channelscope.pruning.cut import cut
+from channelscope.pruning.cut import cut, shrink
 from channelscope.pruning.prune import LAYER_COLUMNS, compare_networks, kept_by_layer, latency_samples, prune
-from channelscope.pruning.recovery.repair import repair
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.repair import repair
 from channelscope.ranking import Ranking
 
 

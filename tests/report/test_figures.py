@@ -11,9 +11,9 @@ from channelscope.errors import FormatError
 from channelscope.report import figures, sections
 from channelscope.report.page import render
 from channelscope.report.section import Chart, Drawing, Section
-from channelscope.report.sections.alignment import ALIGNMENT, CLUSTERS, by_depth
+from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, by_depth
+from channelscope.tables.quantities import Column
 from channelscope.tables.run_folder import RunFolder
-from channelscope.tables.schema import Column
 from report.folders import large, tiny
 
 

@@ -14,7 +14,7 @@ from channelscope.circuits.feature import LocatedFeature
 from channelscope.circuits.subfeatures import TopImages
 from channelscope.network.channel_graph import KernelEdges
 from channelscope.network.operations import layer_of
-from channelscope.network.receptive_field import ReceptiveField, receptive_fields
+from channelscope.network.patches import ReceptiveField, receptive_fields
 from channelscope.network.sites import sites_of
 from channelscope.types import Bool, Float, Int
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from safetensors import SafetensorError
 from typer.core import TyperGroup
 
-from channelscope.cli import circuits, discarding, doctor, experiments, inspection, measure, pruning
+from channelscope.cli import circuits, doctor, experiments, inspection, measure, pruning
 from channelscope.cli.call import VERSION
 from channelscope.cli.flags import Command, command, command_name, examples
 from channelscope.errors import ChannelscopeError, first_line
@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "Pruning": (pruning.prune, pruning.benchmark, inspection.export),
     "Circuits": (circuits.circuit, circuits.subcircuits),
-    "Discarded information": (discarding.discard, discarding.faithfulness),
+    "Discarded information": (experiments.discard, experiments.faithfulness),
     "Run folders": (inspection.report, inspection.compare, inspection.explain),
     "Training": (measure.train,),
 }

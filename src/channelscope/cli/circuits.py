@@ -19,8 +19,7 @@ from channelscope.circuits.pictures import PixelNormalization, contact_sheet, fe
 from channelscope.circuits.subfeatures import GENERAL_SHARE, top_images
 from channelscope.circuits.subfeatures import cluster_images as grouped
 from channelscope.circuits.subfeatures import subfeature_circuits as told_apart
-from channelscope.cli.call import current_call
-from channelscope.cli.options import NetworkOptions, batch_count, finish_run, fitted, load_network, network_facts, open_run
+from channelscope.cli.call import NetworkOptions, batch_count, current_call, finish_run, fitted, load_network, network_facts, open_run
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.data.splits import Split

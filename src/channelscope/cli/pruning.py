@@ -11,16 +11,15 @@ from torch import nn
 from channelscope import scores as scoring
 from channelscope import tables, zoo
 from channelscope.benchmark.analysis import COLUMNS, analyze
-from channelscope.benchmark.engines import Engine
-from channelscope.benchmark.grid import Grid
-from channelscope.benchmark.run import FILE
+from channelscope.benchmark.run import FILE, Engine
 from channelscope.benchmark.run import benchmark as measured
-from channelscope.benchmark.setup import Setup
-from channelscope.cli.call import VERSION, current_call
-from channelscope.cli.options import (
+from channelscope.benchmark.trial import Grid, Setup
+from channelscope.cli.call import (
+    VERSION,
     NetworkOptions,
     announce_network,
     batch_count,
+    current_call,
     finish_run,
     fitted,
     load_network,
@@ -28,9 +27,9 @@ from channelscope.cli.options import (
     noted,
     open_run,
 )
-from channelscope.data.augmentation import AugmentedBatches
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
+from channelscope.data.splits import AugmentedBatches
 from channelscope.errors import InputError, NumericError
 from channelscope.evaluation import Precision
 from channelscope.network.module_state import weights_hash, zero_batch
@@ -38,13 +37,13 @@ from channelscope.network.removal.groups import Groups, groups
 from channelscope.profiling.collect import collect
 from channelscope.progress import console, progress_bar, track
 from channelscope.pruning.cut import refuse_out_of_reach
+from channelscope.pruning.distillation import distill
 from channelscope.pruning.folder import export as exporting
 from channelscope.pruning.folder import save_pruned
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
 from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, PruningResult, compare_networks, kept_by_layer
 from channelscope.pruning.prune import prune as pruning
-from channelscope.pruning.recovery.distillation import distill
-from channelscope.pruning.recovery.repair import Method
+from channelscope.pruning.repair import Method
 from channelscope.ranking import Ranking
 from channelscope.report import page
 from channelscope.tables.run_folder import RunFolder

@@ -24,7 +24,7 @@ from channelscope.errors import FormatError, InputError, MismatchError, SampleEr
 from channelscope.formulas.intervals import student_reach, t_interval
 from channelscope.stats.moments import Variance
 from channelscope.storage import atomic_file
-from channelscope.tables.schema import OURS, Column
+from channelscope.tables.quantities import OURS, Column
 from channelscope.types import Bool, Float, Int, Tensor
 
 KAPPA = {"data": 0.1, "local": 1.5}

@@ -14,7 +14,7 @@ from channelscope.discarding.jacobian import LayerOutput, PerImageRandom, PixelN
 from channelscope.discarding.noise import GAUSSIAN_ENTROPY, Cells
 from channelscope.errors import SampleError, ShapeError, at
 from channelscope.formulas.intervals import t_interval
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.types import Float, Tensor
 
 RIDGE = 1e-3

@@ -16,12 +16,12 @@ from channelscope.errors import DataError, MismatchError, NumericError, at
 from channelscope.experiments.ablation_plan import DAMAGE_QUANTITIES, AblationPlan, Damage, Replacement, image_damage
 from channelscope.experiments.ablation_tables import ablation_tables, analyze
 from channelscope.experiments.hulls import HullOptions
+from channelscope.network.graph import PartialForward, partial_forwards
 from channelscope.network.module_state import eval_mode
-from channelscope.network.partial_forward import PartialForward, partial_forwards
 from channelscope.network.sites import Sites
-from channelscope.profiling.store import trace_profiled
+from channelscope.profiling.collect import trace_profiled
 from channelscope.progress import progress_bar
-from channelscope.scores.layer_statistics import ScoreOptions
+from channelscope.scores.score import ScoreOptions
 from channelscope.stats.profile import Profile
 from channelscope.storage import ResumableStore
 from channelscope.types import Float, Int, Tensor

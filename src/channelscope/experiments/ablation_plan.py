@@ -17,7 +17,7 @@ from channelscope.formulas.intervals import bootstrap_counts
 from channelscope.formulas.ranks import partial_correlation, ranks
 from channelscope.formulas.regression import replacement_weights
 from channelscope.network.sites import site_named
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.moments import Moments
 from channelscope.stats.profile import Profile

@@ -20,13 +20,12 @@ from channelscope.experiments.ablation_plan import (
     layer_damage,
 )
 from channelscope.formulas.ranks import ranks, spearman
-from channelscope.network.consumers import consumers
-from channelscope.network.sites import Sites
-from channelscope.scores.layer_statistics import ScoreOptions
+from channelscope.network.sites import Sites, consumers
+from channelscope.scores.score import ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import OURS, PAPER, Column, Schema
+from channelscope.tables.quantities import OURS, PAPER, Column, Schema
 from channelscope.types import Bool, Float, Tensor
 
 CONTROLS = ("hull", "random", "mean")

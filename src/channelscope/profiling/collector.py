@@ -19,9 +19,8 @@ from channelscope.profiling.weight_norms import following_batchnorm, weight_norm
 from channelscope.site import Site
 from channelscope.stats.channel_sums import ClassMeansAccumulator, FeatureMapSums, Sensitivity
 from channelscope.stats.moments import Moments, MomentsAccumulator, ShardSlices
-from channelscope.stats.profile import Profile
+from channelscope.stats.profile import Profile, SiteRecord
 from channelscope.stats.readout import Readout, channels_last
-from channelscope.stats.site_record import SiteRecord
 from channelscope.stats.tally import Tally, margin
 
 TARGETS = ("margin", "correct_logit", "top_margin")

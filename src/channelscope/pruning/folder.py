@@ -19,7 +19,7 @@ from channelscope.errors import ChannelscopeError, FormatError, InputError, Mism
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, weights_hash
 from channelscope.network.tracing.recording import distance
-from channelscope.pruning.shrink import cuts, shrink
+from channelscope.pruning.cut import cuts, shrink
 from channelscope.storage import atomic_file
 from channelscope.subset import Subset
 from channelscope.zoo.loading import bind_extra_inputs, extra_inputs

@@ -19,14 +19,13 @@ from channelscope.evaluation import evaluate
 from channelscope.network.cost import cost
 from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.pruning.cut import Allocation, cut
-from channelscope.pruning.recovery.calibration import rechunked, zero_input
-from channelscope.pruning.recovery.repair import Method, RepairReport, repair
-from channelscope.pruning.shrink import shrink
+from channelscope.pruning.calibration import rechunked, zero_input
+from channelscope.pruning.cut import Allocation, cut, shrink
+from channelscope.pruning.repair import Method, RepairReport, repair
 from channelscope.ranking import Ranking
 from channelscope.stats.profile import Profile
 from channelscope.subset import Subset
-from channelscope.tables.schema import Column
+from channelscope.tables.quantities import Column
 
 MIN_IMAGES = 8
 """Fewest images that are divided into images to fit to and images to compare on."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 
 from channelscope.report.section import Chart, Drawing, Section
-from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.frame import format_interval, format_number
 from channelscope.tables.run_folder import RunFolder
 
 MOST = 6

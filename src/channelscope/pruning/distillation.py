@@ -1,0 +1,158 @@
+"""distill: a smaller network learns the outputs of the original one on images without labels."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from channelscope.data.batches import images_of
+from channelscope.errors import DataError, InputError, NumericError
+from channelscope.network.module_state import device_of, eval_mode
+from channelscope.progress import progress_bar
+from channelscope.pruning.prune import log_probabilities, mean_divergence
+from channelscope.zoo.training_run import Schedule
+
+RATE = 0.5 / 1000
+"""First learning rate of Adam."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A distilled network, and its distance from the teacher before and after."""
+
+    model: nn.Module
+    """the student after the last epoch in evaluation mode, or as it was where `gained` is False"""
+    before: float
+    """mean Kullback-Leibler divergence of the student's class probabilities from the teacher's on the validation images, in nats"""
+    after: float
+    """the same after the last epoch"""
+    images: int
+    """images of one epoch"""
+
+    @property
+    def gained(self) -> bool:
+        """Whether the student came closer to the teacher on the validation images."""
+        return self.after < self.before
+
+    def __repr__(self) -> str:
+        """The divergences before and after."""
+        return f"Distillation({self.images:,} images, divergence {self.before:.4g} → {self.after:.4g} nats)"
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable,
+    validation: Iterable,
+    epochs: int = 4,
+    lr: float = RATE,
+    temperature: float = 2.0,
+    progress: bool = True,
+) -> Distillation:
+    """A copy of a smaller network that was trained on the softened outputs of the original one; labels are not read.
+
+    The loss is T² KL(softmax(t/T) ‖ softmax(s/T)), minimized by Adam with a rate that falls to zero along half a cosine (from epoch to
+    epoch where the batches do not say how many they are). Both networks are in evaluation mode, so normalization keeps its statistics.
+    If the copy is not nearer to the teacher on the validation images afterwards, the student is returned as it was.
+
+    Parameters
+    ----------
+    student
+        Network that returns logits (images, classes); it stays as it is.
+    teacher
+        The original network.
+    batches
+        Images to learn from, in any form that `collect` takes; iterated once per epoch, so a generator does not suffice.
+    validation
+        Other images, on which the gain is measured.
+    epochs
+        Passes over the images, at least 1.
+    lr
+        First learning rate.
+    temperature
+        T, by which the logits are divided.
+    progress
+        Whether a progress bar is drawn.
+
+    Returns
+    -------
+    Distillation
+        The network and its divergence from the teacher before and after.
+
+    Raises
+    ------
+    InputError
+        For a generator, or a number out of range.
+    DataError
+        If there are no images.
+    NumericError
+        If the loss becomes nan or infinite, with the step.
+
+    Examples
+    --------
+    >>> teacher, student = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> images = [torch.randn(32, 1, 2, 2, generator=torch.Generator().manual_seed(0))]
+    >>> found = distill(student, teacher, images, images, epochs=20, lr=0.05)
+    >>> found.gained, found.images
+    (True, 32)
+
+    References
+    ----------
+    Hinton, Vinyals & Dean 2015, section 2.
+    """
+    if isinstance(batches, Iterator) or isinstance(validation, Iterator):
+        raise InputError("distill reads the images once per epoch: pass a list of batches or a data loader, not a generator")
+    if epochs < 1 or not lr > 0 or not temperature > 0:
+        raise InputError(
+            f"expected at least one epoch, and a rate and a temperature above zero; received {epochs} epochs, lr {lr}, T {temperature}"
+        )
+    model, device = copy.deepcopy(student).requires_grad_(True), device_of(student)
+    judged = [(images_of(batch).to(device),) for batch in validation]
+    if not sum(len(x) for (x,) in judged):
+        raise DataError("distill: expected validation images, received none")
+    images, schedule = 0, Schedule(epochs, lr)
+    with eval_mode(teacher), eval_mode(model):
+        expected = list(log_probabilities(teacher, judged))
+        before = mean_divergence(model, judged, expected)
+        optimizer = torch.optim.Adam(model.parameters(), lr)
+        with progress_bar("distilling, epochs", epochs, progress) as advance:
+            for epoch in range(epochs):
+                images = _epoch(model, teacher, batches, optimizer, temperature, schedule, epoch)
+                advance()
+        after = mean_divergence(model, judged, expected)
+    chosen = model if after < before else copy.deepcopy(student)
+    return Distillation(chosen.eval().requires_grad_(False), before, after, images)
+
+
+def _epoch(
+    model: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable,
+    optimizer: torch.optim.Optimizer,
+    temperature: float,
+    schedule: Schedule,
+    epoch: int,
+) -> int:
+    """One pass over the images; their number."""
+    images, device = 0, device_of(model)
+    steps = len(batches) if isinstance(batches, Sized) else 0
+    for step, batch in enumerate(batches, start=1):
+        x = images_of(batch).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate((epoch + ((step - 1) / steps if steps else 0.0)) / schedule.epochs)
+        with torch.no_grad():
+            wanted = (teacher(x) / temperature).log_softmax(1)
+        loss = temperature**2 * F.kl_div((model(x) / temperature).log_softmax(1), wanted, reduction="batchmean", log_target=True)
+        if not bool(loss.isfinite()):
+            where = f"step {step} of epoch {epoch + 1}"
+            raise NumericError(f"the loss of distillation is {loss.item()} at {where}; a smaller lr may help")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        images += len(x)
+    if not images:
+        raise DataError("distill: expected images, received none")
+    return images

@@ -1,1 +1,0 @@
-"""Repair without training: re-fitted layers, weighted sums of peers, re-estimated BatchNorms."""
