@@ -31,10 +31,27 @@ def test_a_ranking_has_a_point_for_every_finite_value_and_a_median_for_every_lay
     (axes,) = RANKING.plot()
     points, medians = axes.lines[::2], axes.lines[1::2]
     assert [line.get_ydata().tolist() for line in points] == [[0.5, 0.1], [1.0, 3.0]]
+    assert [line.get_xdata() for line in points] == [pytest.approx([-0.3, 0.3]), pytest.approx([0.7, 1.3])]
     assert [line.get_ydata().tolist() for line in medians] == [[0.3, 0.3], [2.0, 2.0]]
+    assert [line.get_xdata() for line in medians] == [pytest.approx([-0.3, 0.3]), pytest.approx([0.7, 1.3])]
+    assert {(line.get_marker(), line.get_markersize(), line.get_markeredgewidth(), line.get_alpha()) for line in points} == {
+        (".", 3, 0, 0.5)
+    }
+    assert {line.get_linewidth() for line in medians} == {1.4}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
     assert axes.get_ylabel() == "peer overlap [nats]"
     assert axes.figure.get_suptitle() == "A point is a channel, a line a layer's median (low is kept, 1 without a finite value left out)"
+
+
+def test_a_layer_of_one_channel_has_its_point_in_the_middle():
+    one = Ranking("overlap", "", "high", {"a": np.array([0.5, 0.1, 0.4]), "c": np.array([2.0])}, (SITES[0], site("c", 1)), (3, 8, 8))
+    (axes,) = plot(one)
+    first, _, point, median = axes.lines
+    assert first.get_xdata() == pytest.approx([-0.3, 0.0, 0.3])
+    assert (list(point.get_xdata()), list(point.get_ydata())) == ([1], [2.0])
+    assert median.get_xdata() == pytest.approx([0.7, 1.3])
+    assert axes.get_ylabel() == "peer overlap"
+    assert axes.figure.get_suptitle() == "A point is a channel, a line a layer's median (high is kept)"
 
 
 def test_layers_are_chosen_by_name_and_a_misspelled_one_is_refused():
@@ -49,6 +66,8 @@ def test_a_profile_has_a_panel_for_every_layer(profile):
     axes = profile.plot(layers=[profile.sites[0].name])
     assert len(axes) == 1
     assert axes[0].collections[0].get_offsets().shape == (profile.sites[0].channels, 2)
+    expected = channelscope.scores.table(profile, ["capture", "relevance"]).query("site == @profile.sites[0].name")
+    np.testing.assert_allclose(axes[0].collections[0].get_offsets(), expected[["capture", "relevance"]])
     assert len(plot(profile)) == len(profile.sites)
 
 
@@ -68,6 +87,9 @@ def test_a_subset_has_a_bar_for_every_layer():
     (axes,) = plot(marks)
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([1 / 3, 1.0])
     assert axes.figure.get_suptitle() == "3 of 5 channels"
+    assert axes.get_ylim() == (0, 1)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [pytest.approx((-0.3, 0.6)), pytest.approx((0.7, 0.6))]
     (axes,) = plot(Subset({"a": torch.ones(2, 2, dtype=torch.bool)}))
     assert axes.get_ylabel() == "kernels marked [fraction]"
 

@@ -16,12 +16,6 @@ def ranking(**changes):
     return replace(Ranking("overlap", "nats", "low", values, SITES, (3, 4, 4)), **changes)
 
 
-def test_a_site_is_one_group_without_normalization_unless_it_says_so():
-    site = SITES[0]
-    assert (site.groups, site.batchnorm, site.activation_is_affine, site.positions) == (1, None, False, 16)
-    assert replace(site, shape=(7, 5, 2), channel_axis=2).positions == 35
-
-
 def test_a_misspelled_site_is_refused_with_the_nearest():
     for read in (ranking().__getitem__, ranking().importance):
         with pytest.raises(SiteError, match=re.escape("no site is called block3.con; near matches: block3.conv")):
@@ -58,3 +52,26 @@ def test_printed_thirteen_sites_are_all_listed():
     some = ranking(values={site.name: np.array([1.0, 2.0]) for site in SITES[:13]}, sites=SITES[:13])
     assert repr(some).splitlines()[-1] == "  block12.conv: 2 channels, 1 … 2"
     assert len(repr(some).splitlines()) == 14
+
+
+def test_the_best_channels_come_first_whichever_are_kept():
+    one = ranking(values={"block0.conv": np.array([2.0, 0.5]), "block1.conv": np.array([np.nan, 1.0])}, sites=SITES[:2])
+    assert one.top(9) == [("block0.conv", 1, 0.5), ("block1.conv", 1, 1.0), ("block0.conv", 0, 2.0)]
+    assert replace(one, keeps="high").top(2) == [("block0.conv", 0, 2.0), ("block1.conv", 1, 1.0)]
+    assert one.top(1, "block1.conv") == [("block1.conv", 1, 1.0)]
+
+
+def test_as_a_frame_it_has_a_row_for_every_channel_with_its_note():
+    frame = ranking(
+        values={"block0.conv": np.array([2.0, np.nan]), "block1.conv": np.array([3.0, 1.0])},
+        sites=SITES[:2],
+        notes={"block0.conv": {1: "silent"}},
+    ).to_frame()
+    assert frame.columns.tolist() == ["site", "depth", "channel", "overlap", "note"]
+    assert frame.drop(columns="overlap").values.tolist() == [
+        ["block0.conv", 0, 0, ""],
+        ["block0.conv", 0, 1, "silent"],
+        ["block1.conv", 1, 0, ""],
+        ["block1.conv", 1, 1, ""],
+    ]
+    np.testing.assert_array_equal(frame.overlap, [2.0, np.nan, 3.0, 1.0])

@@ -72,6 +72,12 @@ def test_a_part_is_whole_or_absent(tmp_path):
     one.close()
 
 
+def test_values_of_forty_letters_are_shown(tmp_path):
+    store(tmp_path / "a", data="x" * 40).close()
+    with pytest.raises(MismatchError, match=r"they differ in data \(x{40} there, y here\); delete it"):
+        store(tmp_path / "a", data="y")
+
+
 def test_a_store_of_another_run_is_refused_with_what_differs(tmp_path):
     long = "x" * 41
     store(tmp_path / "a", seed=1, model="net", data=long).close()

@@ -55,6 +55,14 @@ def test_boolean_algebra(a, b):
     assert copy.deepcopy(a) == pickle.loads(pickle.dumps(a)) == a
 
 
+def test_everything_is_every_channel_of_the_sites():
+    found = sites(network(), IMAGE).found
+    whole = Subset.everything(found, (3, 8, 8))
+    assert whole == of([True] * 11)
+    assert (whole.sites, whole.input_shape, whole.unit) == (tuple(found), (3, 8, 8), "channels")
+    assert ~whole == of([False] * 11)
+
+
 def test_kernels_are_marked_by_matrices():
     circuit = Subset({"0": torch.eye(6, 3, dtype=torch.bool), "6": torch.ones(4, 180, dtype=torch.bool)})
     assert circuit.unit == "kernels"

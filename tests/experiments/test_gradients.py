@@ -98,6 +98,16 @@ class TestAgainstFullCovariances:
             full = expected(model, *batches[0][:2], name, readout)
         np.testing.assert_allclose(own.cosine.to_numpy()[known], full[known], atol=1e-4)
 
+    @pytest.mark.parametrize("readout", ["positions", "pooled"])
+    def test_images_that_the_profile_has_not_seen_are_centered_by_their_own_means(self, network, readout):
+        model, profile, _ = network
+        pixels, labels, index = images(40, seed=1)[0]
+        frame = gradient_angles(model, profile, [(pixels + 0.5, labels, index)], readout=readout, progress=False)["gradients"]
+        own = frame[frame.site == "first"]
+        known = own.cosine.notna().to_numpy()
+        assert known.sum() >= 3
+        np.testing.assert_allclose(own.cosine.to_numpy()[known], expected(model, pixels + 0.5, labels, "first", readout)[known], atol=1e-4)
+
     def test_whatever_the_batches(self, network):
         model, profile, batches = network
         parts = [tuple(part[start : start + 25] for part in batches[0]) for start in (0, 25, 50)]

@@ -199,6 +199,14 @@ def test_singular_lists_only_the_first_of_many():
     assert Gaussian.fit(Moments.of(x), "oas").given(list(range(29))).variance > 0
 
 
+@pytest.mark.parametrize(("silent", "listed"), [(8, "0, 1, 2, 3, 4, 5, 6, 7"), (9, "0, 1, 2, 3, 4, 5, 6, 7, …")])
+def test_eight_channels_are_listed_in_full(silent, listed):
+    x = samples(100, 10)
+    x[:, :silent] = 0.0
+    with pytest.raises(SingularError, match=rf"{silent} channels \({listed}\) are silent"):
+        cholesky(Gaussian.fit(Moments.of(x)).covariance)
+
+
 def test_singular_by_float32_rounding_is_seen():
     x = samples(1000, 3).float()
     law = Gaussian.fit(Moments.of(torch.cat([x, x @ torch.tensor([[0.3], [-1.7], [0.9]])], 1)))
