@@ -18,7 +18,7 @@ To add one (ten lines of code; sections/channel_summary.py is a short example):
 """
 
 from channelscope.report.section import Section
-from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, DEPTH, GRADIENTS, TRAJECTORY
+from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, DEPTH, GRADIENTS, MASS, TRAJECTORY
 from channelscope.report.sections.channel_summary import CHANNEL_SUMMARY
 from channelscope.report.sections.circuits import CIRCUIT, COMPARISON, SUBCIRCUITS
 from channelscope.report.sections.discarding import DISCARDED, FAITHFUL
@@ -31,6 +31,7 @@ SECTIONS: tuple[Section, ...] = (
     ALIGNMENT,
     DEPTH,
     CLUSTERS,
+    MASS,
     ABLATION,
     HULLS,
     COMMUNITIES,
