@@ -51,6 +51,22 @@ def test_a_line_says_how_far_and_how_long(total, done, said):
     lines.stop()
 
 
+def test_lines_come_at_doubling_distances_of_at_most_twenty_seconds(capsys):
+    pauses = []
+
+    class Clock:
+        def wait(self, pause: float) -> bool:
+            pauses.append(pause)
+            return len(pauses) == 6
+
+    lines = progress._PlainLines("work", None)
+    lines.stop()
+    lines.over = Clock()  # type: ignore[assignment]
+    lines._report()
+    assert pauses == [2, 4, 8, 16, 20, 20]
+    assert len(capsys.readouterr().err.splitlines()) == 5
+
+
 def test_a_terminal_has_one_display_for_bars_inside_bars(monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: True

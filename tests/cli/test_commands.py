@@ -176,6 +176,10 @@ def test_axes_writes_a_report_that_report_writes_again(place, capsys):
     assert run(*arguments) == 0
     assert "report.html" in capsys.readouterr().out
     assert json.loads((out / "run.json").read_text())["images"] == 120
+    mass = tables.read(out / "task_mass.csv")
+    assert mass.site.tolist() == [site.name for site in load_profile(place / "net.profile").sites]
+    assert ((mass.duplicate_share - mass.duplicate / (mass.duplicate + mass.nonreplaceable)).abs() < 1e-9).all()
+    assert "Task information that peers have" in (out / "report.html").read_text(encoding="utf-8")
     first = (out / "report.html").read_bytes()
     (out / "report.html").unlink()
     assert run("report", out) == 0

@@ -8,7 +8,7 @@ import pytest
 
 from channelscope import tables
 from channelscope.report import verdict
-from channelscope.report.sections.axes import by_depth, change_with_depth, cluster_sentences, layer_alignment
+from channelscope.report.sections.axes import by_depth, change_with_depth, cluster_sentences, layer_alignment, mass_sentences
 from channelscope.tables.run_folder import RunFolder
 from report.folders import FACTS, means, tiny
 
@@ -208,6 +208,23 @@ def test_groupings_of_narrow_layers(frame):
     assert cluster_sentences(frame, TRAINED) == ["No layer has enough channels to be grouped."]
     assert cluster_sentences(pd.DataFrame({"stage": ["trained"], "n": [3]}), TRAINED) == []
     assert cluster_sentences(None, TRAINED) == []
+
+
+def masses(*rows):
+    names = ("stage", "site", "duplicate_share", "duplicate_share_low", "duplicate_share_high")
+    return pd.DataFrame([dict(zip(names, ("trained", *row), strict=True)) | {"n": 8} for row in rows])
+
+
+def test_peers_duplicate_least_and_most():
+    several = masses(("a", 0.5, 0.4, 0.6), ("b", NAN, NAN, NAN), ("c", 0.25, 0.125, 0.375), ("d", 0.3, 0.2, 0.4))
+    assert mass_sentences(several, TRAINED) == [
+        "Peers duplicate 0.25 [0.12, 0.38] (n = 8 channels) of the channels' task information in c, the least, "
+        "and 0.50 [0.40, 0.60] (n = 8 channels) in a, the most."
+    ]
+    one = masses(("a", 0.5, 0.4, 0.6))
+    assert mass_sentences(one, TRAINED) == ["Peers duplicate 0.50 [0.40, 0.60] (n = 8 channels) of the channels' task information in a."]
+    assert mass_sentences(masses(("b", NAN, NAN, NAN)), TRAINED) == ["There are too few images to say what peers duplicate."]
+    assert mass_sentences(None, TRAINED) == mass_sentences(pd.DataFrame({"stage": ["trained"], "n": [3]}), TRAINED) == []
 
 
 def test_what_was_measured():

@@ -33,6 +33,7 @@ from channelscope.errors import MismatchError
 from channelscope.evaluation import evaluate
 from channelscope.experiments.axes import axis_alignment as alignment
 from channelscope.experiments.axes import axis_clusters as groupings
+from channelscope.experiments.axes import task_mass
 from channelscope.network.module_state import weights_hash
 from channelscope.profiling.collect import collect, rank_batches, sum_on_rank_zero
 from channelscope.profiling.collect import save as save_profile
@@ -303,11 +304,12 @@ def axes_facts(
 
 
 def two_axes(found: Profile, convention: ScoreFlags) -> dict[str, pd.DataFrame]:
-    """Channels, alignment and groupings of one profile."""
+    """Channels, alignment, groupings and task masses of one profile."""
     options = convention.options()
     channels = scoring.table(found, **options)
     _left_out(channels)
-    return {"channels": channels, **alignment(found, **options), "groups": groupings(found, **options)}
+    tables_of_axes = alignment(found, **options)
+    return {"channels": channels, **tables_of_axes, "groups": groupings(found, **options), "task_mass": task_mass(found, **options)}
 
 
 def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None:

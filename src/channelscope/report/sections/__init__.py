@@ -18,7 +18,7 @@ To add one (ten lines of code; `CHANNEL_SUMMARY` in sections/runs.py is a short 
 """
 
 from channelscope.report.section import Section
-from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, DEPTH, GRADIENTS, TRAJECTORY
+from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, DEPTH, GRADIENTS, MASS, TRAJECTORY
 from channelscope.report.sections.circuits import CIRCUIT, COMPARISON, SUBCIRCUITS
 from channelscope.report.sections.discarding import DISCARDED, FAITHFUL
 from channelscope.report.sections.experiments import ABLATION, COMMUNITIES, HULLS, PROPAGATION
@@ -32,6 +32,7 @@ SECTIONS: tuple[Section, ...] = (
     ALIGNMENT,
     DEPTH,
     CLUSTERS,
+    MASS,
     ABLATION,
     HULLS,
     COMMUNITIES,

@@ -209,6 +209,53 @@ CLUSTERS = Section(
 )
 
 
+def mass_sentences(frame: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
+    """Which share of a layer's task information its peers duplicate, where it is least and most.
+
+    Examples
+    --------
+    >>> row = {"site": "conv1", "duplicate_share": 0.25, "duplicate_share_low": 0.2, "duplicate_share_high": 0.3, "n": 8}
+    >>> mass_sentences(pd.DataFrame([row]), {})
+    ["Peers duplicate 0.25 [0.20, 0.30] (n = 8 channels) of the channels' task information in conv1."]
+    """
+    if frame is None or "duplicate_share" not in frame.columns:
+        return []
+    rows = where(frame, stage=verdict.last(frame, facts)).dropna(subset=["duplicate_share"]).sort_values("duplicate_share")
+    if not len(rows):
+        return ["There are too few images to say what peers duplicate."]
+    said = [
+        format_interval(row.duplicate_share, row.duplicate_share_low, row.duplicate_share_high, int(row.n), "channels", top=1.0)
+        for row in rows.itertuples()
+    ]
+    of, last = " of the channels' task information in ", rows["site"].iloc[-1]
+    first = f"Peers duplicate {said[0]}{of}{rows['site'].iloc[0]}"
+    return [f"{first}." if len(rows) == 1 else f"{first}, the least, and {said[-1]} in {last}, the most."]
+
+
+MASS = Section(
+    "task_mass",
+    "Task information that peers have",
+    "How much of what a layer's channels say about the task could be predicted from the layer's other channels?",
+    (
+        Chart(
+            "Duplicate share of the task information",
+            "depth",
+            "duplicate_share",
+            by="stage",
+            low="duplicate_share_low",
+            high="duplicate_share_high",
+            of="channels",
+            label="duplicate share",
+            zero=True,
+            caption="Task information of each channel times its peer support, summed over the layer, as a share of the summed task "
+            "information. Bars are 95 % intervals over images (jackknife over shards of the images).",
+        ),
+    ),
+    lambda run: mass_sentences(run.table("task_mass"), run.facts),
+    value="duplicate_share",
+)
+
+
 NAMES = {
     "hull_size": "Mean hull size",
     "saturated": "The saturated fraction",
