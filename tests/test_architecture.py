@@ -10,13 +10,14 @@ from channelscope.network.operations import of_function
 ROOT = Path(__file__).parents[1] / "src" / "channelscope"
 FILES = sorted(ROOT.rglob("*.py"))
 
-PLAIN = {"errors", "types", "site", "ranking", "subset", "tables", "storage", "progress", "display"}
+PLAIN = {"errors", "types", "site", "ranking", "subset", "tables", "storage", "progress", "display", "lazy"}
 STATISTICS = {"stats", "formulas", "scores"}
 MEETING = PLAIN | STATISTICS | {"network", "data", "evaluation", "profiling"}
 MAY = {
     "errors": set(),
     "types": set(),
     "display": set(),
+    "lazy": set(),
     "progress": set(),
     "storage": {"errors"},
     "site": {"errors"},

@@ -38,14 +38,15 @@ def place(tmp_path_factory):
 def test_help_explains_every_command_in_a_whole_sentence(capsys):
     assert run("--help") == 0
     text = " ".join(capsys.readouterr().out.split()).replace("Grad- CAM", "Grad-CAM")
-    for each in cli.app.registered_commands:
-        sentence = " ".join(each.callback.__doc__.split("\n\n")[0].split())
-        assert f"{each.name} {sentence}" in text
+    for name in cli.FUNCTIONS:
+        sentence = " ".join(cli.function_of(name).__doc__.split("\n\n")[0].split())
+        assert f" {name} {sentence}" in text
         assert sentence.endswith(".")
     for name in ("demo", "train", "profile", "merge", "scores", "axes", "report", "ablate", "prune", "circuit", "discard"):
         assert f" {name} " in text
 
 
+HEAVY = ("torch", "torchvision", "matplotlib", "sklearn", "scipy.stats")
 NETWORK = ("resnet20(width=2)",)
 LEAST = {
     "demo": (),
@@ -80,7 +81,7 @@ LEAST = {
 
 
 def test_every_command_has_a_call_here():
-    assert set(LEAST) == {each.name for each in cli.app.registered_commands}
+    assert set(LEAST) == set(cli.FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", LEAST)
@@ -370,3 +371,30 @@ def test_warnings_are_remarks(capsys, tmp_path):
         assert said in capsys.readouterr().err
         assert run(*arguments, "-q") == 0
         assert capsys.readouterr().err == ""
+
+
+def test_help_version_and_the_names_of_commands_need_no_library_of_tensors():
+    lines = (
+        "import sys; from channelscope import cli\n"
+        "for words in (['-h'], ['--version'], []):\n"
+        "    sys.argv = ['channelscope', *words]\n"
+        "    try:\n        cli.main()\n    except SystemExit:\n        pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_command_imports_no_charts_clusters_or_published_networks_before_they_are_needed():
+    lines = f"import sys, channelscope.cli.inspection; print([name for name in {HEAVY[1:]} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_names_of_commands_are_completed_with_their_sentences():
+    group = typer.main.get_command(cli.app)
+    found = group.shell_complete(typer.Context(group, info_name="channelscope"), "a")
+    assert [(each.value, each.help.split(",")[0]) for each in found] == [
+        ("axes", "Measure both axes of every channel"),
+        ("ablate", "Ablate channels one by one"),
+    ]
+    assert [each.value for each in group.shell_complete(typer.Context(group, info_name="channelscope"), "--v")] == ["--version"]

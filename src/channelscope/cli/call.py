@@ -207,8 +207,8 @@ class ProfileOptions:
 
     readout: str = "positions(16)"
     """samples of the local axis: positions(16), positions(all) or pooled"""
-    shards: int = 10
-    """groups of images kept apart for intervals; 0 for none"""
+    shards: int | None = None
+    """groups of images kept apart for intervals, 0 for none; by default ten, or as many as memory allows"""
     sensitivity: bool = False
     """also sum first-order effects on the loss, for the gradient scores"""
     maps: bool = False

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
+from channelscope.data import torchvision_cpu
 from channelscope.data.decoding import contents, is_gray, open_image
 from channelscope.data.splits import ROLES, Partition, PartitionedDataset, from_arrays
-from channelscope.data.torchvision_cpu import datasets as vision
 from channelscope.errors import DataError
+from channelscope.lazy import LazyModule
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+sklearn_datasets = LazyModule("sklearn.datasets")
 
 
 def digits() -> PartitionedDataset:
@@ -37,7 +39,7 @@ def digits() -> PartitionedDataset:
     >>> len(digits().parts[0]), digits().class_names[-1]
     (1797, '9')
     """
-    bunch: Any = load_digits()
+    bunch: Any = sklearn_datasets.load_digits()
     pixels = np.round(np.asarray(bunch["images"]) * (255 / 16)).astype(np.uint8)
     names = tuple(str(name) for name in bunch["target_names"])
     return PartitionedDataset("digits", (from_arrays("all", pixels, bunch["target"], "digits"),), names)
@@ -68,7 +70,7 @@ def cifar(name: str, root: Path) -> PartitionedDataset:
     >>> cifar("cifar10", Path("~/data").expanduser()).parts[0].role  # doctest: +SKIP
     'train'
     """
-    source = vision.CIFAR10 if name == "cifar10" else vision.CIFAR100
+    source = torchvision_cpu.datasets.CIFAR10 if name == "cifar10" else torchvision_cpu.datasets.CIFAR100
     try:
         sets = {"train": source(str(root), train=True, download=True), "test": source(str(root), train=False, download=True)}
     except (OSError, RuntimeError) as error:

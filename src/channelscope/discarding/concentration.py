@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy import ndimage
-from scipy.stats import spearmanr
 
 from channelscope import tables
 from channelscope.data.batches import indexed_batches
@@ -144,7 +143,7 @@ def _spearman_with_map(kept: Tensor, there: Tensor) -> float:
     one, other = kept[used], there[used]
     if len(one) < 2 or bool((one == one[0]).all()) or bool((other == other[0]).all()):
         return float("nan")
-    return float(spearmanr(one.cpu().numpy(), other.cpu().numpy())[0])
+    return float(scipy.stats.spearmanr(one.cpu().numpy(), other.cpu().numpy())[0])
 
 
 def box_mask(boxes: Iterable[Box], plane: tuple[int, int]) -> Bool[Tensor, "height width"]:
@@ -452,7 +451,7 @@ def largest_component_box(relevance: Float[Tensor, "height width"], level: float
     Zhou et al. 2016 (threshold, largest component, box); checked by tests/pencil_discarding.py::box.
     """
     values = relevance.detach().cpu().numpy()
-    labels, count = ndimage.label(values >= np.quantile(values, level))
+    labels, count = scipy.ndimage.label(values >= np.quantile(values, level))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     rows, columns = np.nonzero(labels == 1 + int(sizes.argmax()))
     return float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from channelscope import tables
 from channelscope.data.splits import Split
+from channelscope.data.torchvision_cpu import load_torchvision
 from channelscope.discarding.analysis import BATCH, pixel_network
 from channelscope.discarding.cid import COLUMNS, CalibrationStatistics, CIDOptions, CIDResult, describe_discarding, discard, image_table
 from channelscope.discarding.concentration import center_prior, localization_table, smoothed
@@ -69,6 +70,7 @@ def require_extras() -> None:
     missing = [name for name in ("captum", "zennit") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"comparisons need {' and '.join(missing)}: pip install 'channelscope[attribution]'")
+    load_torchvision()  # zennit imports it
 
 
 def attributions(model: nn.Module, layer: str) -> dict[str, Attribution]:

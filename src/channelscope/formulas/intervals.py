@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from channelscope.display import Facts, Shown, spread
 from channelscope.errors import InputError, SampleError, ShapeError
@@ -114,7 +114,7 @@ def student_reach(standard_error: float, freedom: float, level: float = 0.95) ->
     ----------
     Student 1908. Checked by tests/formulas/test_intervals.py.
     """
-    return float(stats.t.isf((1 - level) / 2, freedom)) * standard_error if freedom > 0 else float("nan")
+    return float(scipy.stats.t.isf((1 - level) / 2, freedom)) * standard_error if freedom > 0 else float("nan")
 
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from channelscope.data import torchvision_cpu
 from channelscope.data.decoding import ResizeCrop
 from channelscope.data.images import IMAGENET, SMALL_IMAGE
-from channelscope.data.torchvision_cpu import models
 from channelscope.errors import InputError, UserCode, first_line
 
 RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
@@ -202,16 +202,16 @@ def _build(name: str, options: dict[str, Any], classes: int, channels: int, size
     if name not in ARCHITECTURES:
         known = " ".join(network_names())
         raise InputError(f"unknown network '{name}': expected timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:Class, or {known}")
-    build, adapt = ARCHITECTURES[name]
-    model = build(num_classes=classes, **options)
+    model = torchvision_cpu.models.get_model(name, weights=None, num_classes=classes, **options)
     if size <= SMALL_IMAGE:
-        adapt(model, channels, size)
+        ARCHITECTURES[name](model, channels, size)
         return model, InputSpec()
     set_input_channels(model, channels)
     return model, InputSpec(ResizeCrop((224, 224), 0.875), normalization=IMAGENET if channels == 3 else None)
 
 
 def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tuple[nn.Module, InputSpec]:
+    torchvision_cpu.load_torchvision()  # timm imports it
     try:
         import timm
     except ImportError as error:
@@ -227,6 +227,7 @@ def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tu
 
 
 def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.Module, InputSpec]:
+    models = torchvision_cpu.models
     names = models.list_models(module=models)
     if name not in names:
         raise InputError(f"torchvision has no classification network '{name}'; it has {', '.join(names[:5])}, …")
@@ -240,6 +241,7 @@ def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.M
 
 def _transformers(name: str, options: dict[str, Any], classes: int, channels: int) -> tuple[nn.Module, InputSpec]:
     """An image classifier of Hugging Face's transformers from a folder or the hub: with its weights where there are any."""
+    torchvision_cpu.load_torchvision()  # transformers imports it
     try:
         import transformers
         from transformers.utils.hub import cached_file
@@ -524,15 +526,15 @@ def _last_linear(model: nn.Module) -> nn.Linear:
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
 
 
-ARCHITECTURES: dict[str, tuple[Callable[..., nn.Module], Callable[[nn.Module, int, int], None]]] = {
-    "resnet18": (models.resnet18, _resnet),
-    "resnet34": (models.resnet34, _resnet),
-    "resnet50": (models.resnet50, _resnet),
-    "vgg16_bn": (models.vgg16_bn, _vgg),
-    "mobilenet_v2": (models.mobilenet_v2, _mobilenet),
-    "convnext_tiny": (models.convnext_tiny, _convnext),
-    "alexnet": (models.alexnet, _alexnet),
-    "squeezenet1_0": (models.squeezenet1_0, _squeezenet),
-    "squeezenet1_1": (models.squeezenet1_1, _squeezenet),
+ARCHITECTURES: dict[str, Callable[[nn.Module, int, int], None]] = {
+    "resnet18": _resnet,
+    "resnet34": _resnet,
+    "resnet50": _resnet,
+    "vgg16_bn": _vgg,
+    "mobilenet_v2": _mobilenet,
+    "convnext_tiny": _convnext,
+    "alexnet": _alexnet,
+    "squeezenet1_0": _squeezenet,
+    "squeezenet1_1": _squeezenet,
 }
-"""name → torchvision's constructor, and what adapts it to (channels, image size)"""
+"""name of a network of torchvision → what adapts it to (channels, image size)"""

@@ -1,14 +1,20 @@
 """Experiments on channels: the damage of silenced ones, sets that replace one, communities, and propagation between layers."""
 
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
+import pandas as pd
+
+from channelscope.lazy import LazyModule
 from channelscope.report import verdict
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.tables.frame import format_interval, format_number, format_percent
 from channelscope.tables.run_folder import RunFolder, where
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+mpl_collections = LazyModule("matplotlib.collections")
+mpl_figure = LazyModule("matplotlib.figure")
 
 DAMAGE, RECOVERED = "damage_kl", "recovered_hull_kl"
 
@@ -256,7 +262,7 @@ def community_drawings(run: RunFolder) -> list[Drawing]:
         return []
     sites = list(dict.fromkeys(nodes.sort_values("depth")["site"]))
     chosen = list(dict.fromkeys(sites[place] for place in (0, len(sites) // 2, -1)))
-    figure = Figure(figsize=(2.4 * len(chosen), 5.0), layout="constrained")
+    figure = mpl_figure.Figure(figsize=(2.4 * len(chosen), 5.0), layout="constrained")
     axes = figure.subplots(2, len(chosen), squeeze=False)
     for line, graph in zip(axes, GRAPH_NAMES, strict=True):
         for place, site in zip(line, chosen, strict=True):
@@ -270,10 +276,10 @@ def community_drawings(run: RunFolder) -> list[Drawing]:
     return [Drawing("communities_drawn", "Communities in the first, the middle and the last layer", figure, caption)]
 
 
-def _draw(axes: Axes, nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
+def _draw(axes: "Axes", nodes: pd.DataFrame, edges: pd.DataFrame) -> None:
     places = {channel: (x, y) for channel, x, y in zip(nodes["channel"], nodes["x"], nodes["y"], strict=True)}
     lines = [(places[one], places[other]) for one, other in zip(edges["channel"], edges["peer"], strict=True)]
-    axes.add_collection(LineCollection(lines, colors="#c9ced4", linewidths=0.5, zorder=1))
+    axes.add_collection(mpl_collections.LineCollection(lines, colors="#c9ced4", linewidths=0.5, zorder=1))
     colors = [COLORS[int(each) % len(COLORS)] for each in nodes["community"]]
     axes.scatter(nodes["x"], nodes["y"], s=14, c=colors, zorder=2, linewidths=0)
     axes.set_axis_off()
