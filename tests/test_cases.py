@@ -62,7 +62,7 @@ def test_positions_bias():
     copies = np.isinf(scores.overlap(profile)["conv"])
     assert above[copies] == pytest.approx(1 / (len(copies) - 1))
     assert above[~copies] == pytest.approx(0)
-    with pytest.raises(InputError, match="ceiling"):
+    with pytest.raises(InputError, match="no option is called ceilng; there are: target, "):
         scores.table(profile, ["relevance"], ceilng=3.1)
 
 
