@@ -17,6 +17,7 @@ from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.removal.narrowing import narrow_pair
 from channelscope.network.tracing.recording import unwrapped
+from channelscope.pruning.blocks import BLOCKS, restricted, vanished_blocks, without_blocks
 from channelscope.pruning.calibration import rechunked
 from channelscope.ranking import Ranking
 from channelscope.subset import Subset
@@ -96,11 +97,44 @@ def cut(
     if isinstance(allocation, Ranking):
         pattern = found.kept(cut(allocation, found, macs=macs, normalize=normalize, reduce=reduce, cap=cap, closest=closest))
         return found.to_subset(_match_counts(scores, pattern, found))
+    scores = _spread(scores, found, allocation)
+    return found.to_subset(remove_to_budget(scores, found, MacCounter(found), macs, cap=cap, closest=closest))
+
+
+def _spread(scores: np.ndarray, found: Groups, allocation: Allocation) -> np.ndarray:
     if allocation not in ("global", "uniform"):
         raise InputError(f"allocation: expected 'global', 'uniform' or another Ranking, received {allocation!r}")
-    if allocation == "uniform":
-        scores = _rank_within_layers(scores, found)
-    return found.to_subset(remove_to_budget(scores, found, MacCounter(found), macs, cap=cap, closest=closest))
+    return _rank_within_layers(scores, found) if allocation == "uniform" else scores
+
+
+def allocated_scores(ranking: Ranking, found: Groups, allocation: Allocation = "global") -> np.ndarray:
+    """One number per group, on which one threshold removes channels as the allocation says: float64 (groups,), larger is kept.
+
+    Parameters
+    ----------
+    ranking
+        One number per channel.
+    found
+        The network's `groups`.
+    allocation
+        global or uniform, as in `cut`.
+
+    Raises
+    ------
+    InputError
+        For another ranking, which fixes the number of channels of each layer and leaves no threshold to search.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
+    >>> ranking = Ranking("by hand", "", "low", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
+    >>> allocated_scores(ranking, found, "uniform").tolist()
+    [0.375, 0.875, 0.125, 0.625]
+    """
+    if isinstance(allocation, Ranking):
+        raise InputError("allocation: expected 'global' or 'uniform' for widths in multiples or a budget of time, received a ranking")
+    return _spread(group_importance(ranking, found), found, allocation)
 
 
 def refuse_out_of_reach(found: Groups, macs: float, *, cap: float = 0.95) -> None:
@@ -409,6 +443,8 @@ CUTS = "_channelscope_cuts"
 def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None = None) -> nn.Module:
     """A new, smaller network that has only the kept channels; `model` is not changed.
 
+    A residual block of whose own channels none is kept becomes its shortcut: its branch, a constant without them, is left out.
+
     Weights keep their type, device and requires_grad, modules their training mode. Before it is returned, every tensor of its
     (nested) output is compared with that of the silenced network, in float64, on noise and on calibration images if there are any.
 
@@ -449,6 +485,13 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
     found = model if isinstance(model, Groups) else _groups_of(unwrapped(model), kept)
     original = found.graph.model
     keep = kept_ids(found, kept)
+    vanished = vanished_blocks(found, found.kept(kept))
+    if vanished:
+        inner = groups(without_blocks(found, vanished), found.example)
+        small = shrink(inner, restricted(kept, inner), calibration)
+        vars(small)[CUTS] = (*cuts(original), replace(kept, groups=None))
+        vars(small)[BLOCKS] = {block.sum_step: block.shortcut for block in vanished}
+        return small
     for layer in found.layers:
         if not bool(keep[layer.outputs].any()):
             raise InputError(f"shrink: the subset removes all {len(layer.outputs)} channels of {layer.name}: keep at least one")

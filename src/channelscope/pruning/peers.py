@@ -107,9 +107,11 @@ def compensate_with_peers(
     """
     if isinstance(source, Profile) and source.weights_hash != weights_hash(found.graph.model):
         raise MismatchError("repair: the profile was measured on other weights than the original network's; collect it again")
+    modules = dict(small.named_modules())  # without those of blocks that were left out
     reasons = {
         context.layer.name: peer_weights(small, found, keep, source, context, ridge=ridge, draws=draws)
         for context in layer_contexts(found.graph, found.layers)
+        if context.layer.name in modules
     }
     return {name: reason for name, reason in reasons.items() if reason}
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from channelscope.display import Facts, Shown
 from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.evaluation import evaluate
-from channelscope.network.cost import cost
+from channelscope.network.cost import MacCounter, cost
 from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.removal.groups import Groups, groups
+from channelscope.pruning.blocks import Block, blocks_of, widened, without_blocks
 from channelscope.pruning.calibration import rechunked, zero_input
-from channelscope.pruning.cut import Allocation, cut, shrink
-from channelscope.pruning.latency import latency_samples
+from channelscope.pruning.cut import Allocation, allocated_scores, cut, remove_to_budget, shrink
+from channelscope.pruning.latency import Budget, LatencyReport, LatencyTable, TimeCounter, cut_to_latency, latency_samples, measure_latency
 from channelscope.pruning.repair import Method, RepairReport, repair
 from channelscope.ranking import Ranking
 from channelscope.stats.profile import Profile
@@ -48,6 +49,10 @@ class PruningResult(Shown):
     """what the repair did"""
     ranking: Ranking
     """the ranking that was followed, chosen where there were several"""
+    blocks: tuple[str, ...] = ()
+    """the residual blocks that were left out"""
+    latency: LatencyReport | None = None
+    """how a budget of time is met"""
 
     def facts(self) -> Facts:
         """The kept channels of every site, the ranking's name and the repair."""
@@ -68,8 +73,13 @@ def prune(
     allocation: Allocation = "global",
     method: Method = "least_squares",
     closest: bool = False,
+    budget: Budget | None = None,
 ) -> PruningResult:
     """A smaller dense network that costs at most a fraction `macs` of the multiply-adds; the original stays as it is.
+
+    With a `Budget` it costs at most a fraction of the multiply-adds or of the time that a pass takes on the device where the network
+    is, its layers have widths in multiples of a number, and whole residual blocks may go: several numbers of blocks are then tried
+    as several rankings are, in the order of the divergence that leaving out each alone makes, over the cost that it saves.
 
     Parameters
     ----------
@@ -89,6 +99,8 @@ def prune(
         How the smaller network is repaired, as in `repair`.
     closest
         Where the budget cannot be met, take the smallest that can.
+    budget
+        Takes the place of `macs`.
 
     Returns
     -------
@@ -117,25 +129,127 @@ def prune(
     rankings = [ranking] if isinstance(ranking, Ranking) else list(ranking)
     if not rankings:
         raise InputError("prune: expected a ranking, received none")
+    budget = Budget(macs) if budget is None else budget
     calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     found = model if isinstance(model, Groups) else groups(model, zero_batch(model, rankings[0].input_shape))
-    batches = _read(calibration, found, only_first=method == "none" and len(rankings) == 1)
-    limit = None if closest else macs
+    batches = _read(calibration, found, only_first=method == "none" and len(rankings) == 1 and not budget.blocks)
+    table = _table(found, budget)
+    sets = _block_sets(found, batches, budget, table)
+    made: dict[Choice, tuple[Subset, LatencyReport | None]] = {}
 
-    def follow(ranking: Ranking, calibration: Any) -> PruningResult:
-        kept = cut(ranking, found, macs=macs, allocation=allocation, closest=closest)
+    def follow(choice: Choice, calibration: Any) -> PruningResult:
+        ranking, blocks = rankings[choice[0]], sets[choice[1]]
+        if choice not in made:
+            made[choice] = _kept(ranking, found, budget, table, blocks, (allocation, closest))
+        kept, report = made[choice]
         small = shrink(found, kept, batches[:1]).eval()
-        if limit is not None:
-            _check_cost(small, found, limit)
+        if budget.of == "macs" and not closest:
+            _check_cost(small, found, budget.fraction)
         unrepaired = small if method == "none" else copy.deepcopy(small)
-        report = repair(small, found, kept, calibration, method=method)
-        return PruningResult(small, unrepaired, replace(kept, groups=None), report, ranking)
+        repaired = repair(small, found, kept, calibration, method=method)
+        return PruningResult(small, unrepaired, replace(kept, groups=None), repaired, ranking, tuple(each.name for each in blocks), report)
 
-    return follow(rankings[0] if len(rankings) == 1 else _nearest(rankings, follow, found, batches), batches or calibration)
+    choice = (0, 0)
+    if len(sets) > 1:
+        choice = _nearest([(0, place) for place in range(len(sets))], follow, found, batches)
+    if len(rankings) > 1:
+        choice = _nearest([(place, choice[1]) for place in range(len(rankings))], follow, found, batches)
+    return follow(choice, batches or calibration)
 
 
-def _nearest(rankings: list[Ranking], follow: Callable[[Ranking, Any], PruningResult], found: Groups, batches: list) -> Ranking:
-    """The ranking whose network, fitted without the held-out images, is nearest to the original on these."""
+def _table(found: Groups, budget: Budget) -> LatencyTable | None:
+    """The table of latencies that the budget needs."""
+    if budget.of == "macs":
+        return None
+    return measure_latency(found, batch=budget.batch) if budget.table is None else budget.table
+
+
+def _kept(
+    ranking: Ranking, found: Groups, budget: Budget, table: LatencyTable | None, blocks: Sequence[Block], rule: tuple[Allocation, bool]
+) -> tuple[Subset, LatencyReport | None]:
+    """The channels of the original that are kept where some blocks are left out, and how a latency is met."""
+    allocation, closest = rule
+    if budget.of == "macs" and not blocks and budget.multiple is None:
+        return cut(ranking, found, macs=budget.fraction, allocation=allocation, closest=closest), None
+    inner = groups(without_blocks(found, blocks), found.example) if blocks else found
+    scores = allocated_scores(ranking, inner, allocation)
+    report = None
+    if table is None:
+        counter = MacCounter(inner)
+        fraction = min(1.0, budget.fraction * MacCounter(found).total / counter.total)
+        kept = remove_to_budget(scores, inner, counter, fraction, closest=closest, multiple=budget.multiple or 1)
+    else:
+        own = measure_latency(inner, batch=budget.batch) if blocks else table
+        kept, report = cut_to_latency(scores, inner, budget, found.graph.model, own, closest)
+    return widened(kept, inner, found, blocks), report
+
+
+SHARES_OF_BLOCKS = (0.0, 0.5, 1.0)
+"""Shares of what has to be saved that are saved by leaving out blocks, of which the best is chosen."""
+
+N_JUDGING = 200
+"""Images on which the divergence that leaving out a block makes is measured."""
+
+
+def _block_sets(found: Groups, batches: list, budget: Budget, table: LatencyTable | None) -> list[list[Block]]:
+    """Sets of blocks to leave out: none, and so many that they save some share of what has to be saved."""
+    blocks = blocks_of(found) if budget.blocks else []
+    if not blocks:
+        return [[]]
+    if not batches:
+        raise InputError("blocks: to choose between residual blocks, batches of images are needed")
+    counter = MacCounter(found) if table is None else TimeCounter(found, table)
+    shares = counter.shares()
+    names = {layer.node: layer.name for layer in found.layers} if table is None else {}
+    saved = [sum(shares.get(names.get(step, step), 0.0) for step in block.steps) for block in blocks]
+    few = rechunked([tuple(part[:N_JUDGING] for part in map(torch.cat, zip(*batches, strict=True)))], found)
+    order = np.argsort(np.array(block_divergences(found, blocks, few)) / np.maximum(saved, np.finfo(float).tiny))
+    sets: list[list[Block]] = []
+    for share in SHARES_OF_BLOCKS:
+        chosen: list[Block] = []
+        spent = 0.0
+        for place in order.tolist():
+            if spent + saved[place] <= share * (1 - budget.fraction):
+                chosen.append(blocks[place])
+                spent += saved[place]
+        chosen.sort(key=blocks.index)
+        if chosen not in sets:
+            sets.append(chosen)
+    return sets
+
+
+def block_divergences(found: Groups, blocks: Sequence[Block], batches: Sequence[tuple[Tensor, ...]]) -> list[float]:
+    """Mean Kullback-Leibler divergence, in nats, that leaving out each block alone makes in the class probabilities.
+
+    Parameters
+    ----------
+    found
+        The network's `groups`.
+    blocks
+        Blocks of it.
+    batches
+        Its inputs.
+
+    Examples
+    --------
+    >>> from channelscope import zoo
+    >>> model = zoo.build("resnet20", classes=10, channels=1, image_size=8).eval()
+    >>> model.layer1[0].bn2.weight.data.zero_(), model.layer1[0].bn2.bias.data.zero_()[:1]  # a branch that gives nothing
+    (tensor([0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0.]), tensor([0.]))
+    >>> found = groups(model, torch.zeros(1, 1, 8, 8))
+    >>> [round(each, 6) for each in block_divergences(found, blocks_of(found)[:1], [(torch.rand(4, 1, 8, 8),)])]
+    [0.0]
+    """
+    expected = list(log_probabilities(found.graph.model, batches))
+    return [mean_divergence(without_blocks(found, [block]), batches, expected) for block in blocks]
+
+
+Choice = tuple[int, int]
+"""Places of a ranking and of a set of blocks."""
+
+
+def _nearest(choices: list[Choice], follow: Callable[[Choice, Any], PruningResult], found: Groups, batches: list) -> Choice:
+    """The choice whose network, fitted without the held-out images, is nearest to the original on these."""
     if not batches:
         raise InputError("prune: to choose between several rankings, batches of images are needed")
     inputs = [torch.cat(parts) for parts in zip(*batches, strict=True)]
@@ -144,8 +258,8 @@ def _nearest(rankings: list[Ranking], follow: Callable[[Ranking, Any], PruningRe
         raise SampleError(f"prune: to choose between several rankings, at least {MIN_IMAGES} images are needed, received {len(held_out)}")
     fitting, validation = (rechunked([tuple(part[mask] for part in inputs)], found) for mask in (~held_out, held_out))
     expected = list(log_probabilities(found.graph.model, validation))
-    distances = [mean_divergence(follow(each, fitting).model, validation, expected) for each in rankings]
-    return rankings[distances.index(min(distances))]
+    distances = [mean_divergence(follow(each, fitting).model, validation, expected) for each in choices]
+    return choices[distances.index(min(distances))]
 
 
 def _read(calibration: Iterable | Profile | None, found: Groups, only_first: bool) -> list[tuple[Tensor, ...]]:

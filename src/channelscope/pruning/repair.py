@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.display import Facts, Shown
-from channelscope.errors import InputError, MismatchError, SampleError
+from channelscope.errors import FAILURES, InputError, MismatchError, SampleError
 from channelscope.network.edits import known_groups
-from channelscope.network.graph import ActivationCache, trace
+from channelscope.network.graph import ActivationCache, Graph, trace
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
 from channelscope.network.patches import input_patches, patch_rows, patch_width, patches_are_exact
 from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups, groups
+from channelscope.network.tracing.recording import same
+from channelscope.pruning.blocks import graph_without, left_out, resolved
 from channelscope.pruning.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.pruning.normalization import (
     LayerContext,
@@ -175,7 +177,7 @@ def repair(
             if method == "peers"
             else {}
         )
-        activations = ActivationCache(trace(small, tuple(part[:1] for part in batches[0])), batches)
+        activations = ActivationCache(_steps_of(small, found, tuple(part[:1] for part in batches[0])), batches)
         if method == "least_squares":
             fit = LayerwiseLeastSquares(activations, found, keep, original, draws=draws, ridge=ridge)
             errors = {name: (before, after) for name, before, after in fit.run()}
@@ -184,11 +186,27 @@ def repair(
     return RepairReport("peers + batchnorm" if method == "peers" else "batchnorm", activations.images, skipped=skipped)
 
 
+def _steps_of(small: nn.Module, found: Groups, image: tuple[Tensor, ...]) -> Graph:
+    """The steps of the smaller network; where blocks were left out, those of the original without them if they give the same."""
+    replaced = left_out(small)
+    if replaced:
+        graph = graph_without(found, replaced, small)
+        try:
+            if same(graph.run(*image, out_of_place=True), small(*image)):
+                return graph
+        except FAILURES:  # sizes are written out in the steps
+            pass
+    return trace(small, image)
+
+
 def _check_same_network(small: nn.Module, found: Groups, kept: Subset) -> Tensor:
     """`kept_ids`, after refusing a smaller network that was not made of these channels."""
     keep = kept_ids(found, kept)
     modules = dict(small.named_modules())
+    blocks = tuple(f"{found.labeled.owner[step]}." for step in left_out(small))
     for layer in found.layers:
+        if blocks and layer.name not in modules and layer.name.startswith(blocks):
+            continue
         weight: Any = modules[layer.name].weight if layer.name in modules else None
         expected = int(keep[layer.outputs].sum())
         if weight is not None and layer.taps and weight.shape[0] != expected and layer.name in found.first_id:
@@ -266,7 +284,11 @@ class LayerwiseLeastSquares:
         """
         contexts = list(layer_contexts(self.found.graph, self.found.layers))
         passed: set[str] = set()
+        present = {str(node.target) for node in self.small.graph.steps.nodes}
         for place, context in enumerate(contexts):
+            if context.layer.name not in present and left_out(self.small.graph.model):
+                self.skipped[context.layer.name] = "it was left out with its block"
+                continue
             for step in passed - _steps(contexts[place:]):
                 self.original.unpin(step)
                 passed.discard(step)
@@ -300,9 +322,16 @@ class LayerwiseLeastSquares:
 
     def _is_summed(self, context: LayerContext) -> bool:
         """Whether the layer makes up for the error of the other term of a sum, which comes before it in both networks."""
+        replaced = left_out(self.small.graph.model)
         steps = [node.name for node in self.small.graph.steps.nodes]
-        same = steps == [node.name for node in self.original.graph.steps.nodes]
-        return same and context.sum_node is not None and self.small.place[str(context.other_term)] < self.small.place[context.layer.node]
+        expected = graph_without(self.found, replaced, self.found.graph.model).steps if replaced else self.original.graph.steps
+        if steps != [node.name for node in expected.nodes] or context.sum_node is None:
+            return False
+        return self.small.place[self._other_term(context)] < self.small.place[context.layer.node]
+
+    def _other_term(self, context: LayerContext) -> str:
+        """The step of the other term of a sum in the smaller network."""
+        return resolved(str(context.other_term), left_out(self.small.graph.model))
 
     def _why_skipped(self, context: LayerContext, module: Any) -> str:
         layer = layer_of(module)
@@ -336,7 +365,7 @@ class LayerwiseLeastSquares:
         halves: list[NormalEquations | None] = [None, None]
         start = 0
         sources = self.small(self._input_node(context))
-        rests = self.small(str(context.other_term)) if in_sum else sources
+        rests = self.small(self._other_term(context)) if in_sum else sources
         windows = max(sum(map(len, sources)) // self.small.images, 1)
         for source, rest, target in zip(sources, rests, targets, strict=True):
             target = target.index_select(axis, outputs.to(target.device))
