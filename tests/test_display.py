@@ -54,6 +54,7 @@ def results() -> dict[str, object]:
         held_out,
         held_out.fidelity(circuit),
         top_images(target, batch[0], 4),
+        target,
         target.channel_graph,
         moments,
         Gaussian.fit(moments),

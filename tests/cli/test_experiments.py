@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from channelscope import data, tables, zoo
-from channelscope.experiments.ablation.plan import AblationPlan
-from channelscope.experiments.ablation.run import ablate
+from channelscope.experiments.ablation import ablate
+from channelscope.experiments.ablation_plan import AblationPlan
 from channelscope.profiling.collect import load as load_profile
 from channelscope.tables.run_folder import RunFolder
 from cli.commands import refused, run, small_network
 
-ABLATION = sys.modules["channelscope.experiments.ablation.run"]
+ABLATION = sys.modules["channelscope.experiments.ablation"]
 FEW = ("--images", "80", "--test", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from channelscope import tables, zoo
-from channelscope.cli.call import NetworkOptions, fitted
+from channelscope.cli.call import NetworkOptions, at_least, fitted
 from channelscope.cli.circuits import few
 from channelscope.cli.experiments import _image_source
 from channelscope.data.images import read_images
@@ -187,6 +187,12 @@ def test_default_numbers_fit_a_small_set_and_say_what_they_took(capsys):
         fitted(split, 360, 1000, "--test")
     with pytest.raises(DataError, match="asked for 0"):
         fitted(split, 0, 1000, "--test")
+
+
+def test_a_number_below_the_least_is_refused_by_its_flag():
+    at_least(2, test=None, tuning=2)
+    with pytest.raises(DataError, match=r"^expected --tuning-images of at least 2, received 1$"):
+        at_least(2, test=2, tuning_images=1)
 
 
 def test_few_images_are_the_first_of_those_drawn():

@@ -19,11 +19,11 @@ from channelscope import zoo
 from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError, SiteError
 from channelscope.network.edits import edit
 from channelscope.network.sites import sites
+from channelscope.profiling import collector
 from channelscope.profiling.collect import FORMAT, CheckpointTimer, collect, load, save
-from channelscope.profiling.collect import load as load_profile
-from channelscope.profiling.collect import save as save_profile
+from channelscope.profiling.collector import MemoryPlan
 from channelscope.stats.profile import Profile
-from channelscope.stats.readout import draw_positions
+from channelscope.stats.readout import Readout, draw_positions
 from channelscope.zoo import toys
 
 IMAGES, CLASSES = 45, 4
@@ -182,6 +182,43 @@ def test_shards_are_index_mod_shards_and_sum_to_the_whole():
     close(total.preactivation.scatter, WHOLE.record("0").preactivation.scatter, 1e-6)
 
 
+def test_fewer_shards_where_memory_would_not_suffice(monkeypatch):
+    plan = MemoryPlan(3, True)
+    sizes, free = [(6, 3), (5, 2), (7, 2)], collector.WAITING
+    assert collect(MODEL, batches()).shards == 10
+    monkeypatch.setattr(collector, "MEMORY", plan.most(sizes, CLASSES))
+    assert plan.most(sizes, CLASSES) > free
+    with pytest.warns(UserWarning, match=r"3 shards of the images instead of 10, because the statistics of 3 sites with up to 7 channels"):
+        fewer = collect(MODEL, batches())
+    assert fewer.shards == 3
+    same(fewer, collect(MODEL, batches(), shards=3))
+    monkeypatch.setattr(collector, "MEMORY", 0)
+    with pytest.warns(UserWarning, match="2 shards of the images instead of 10"):
+        assert collect(MODEL, batches()).shards == 2
+    assert collect(MODEL, batches(), shards=4).shards == 4
+
+
+def test_the_plan_counts_what_is_kept():
+    one, ten = MemoryPlan(0, False), MemoryPlan(10, False)
+    assert one.most([(512, 3)], 0) == collector.WAITING + 3 * 8 * 512**2
+    assert ten.most([(512, 3)], 0) == collector.WAITING + 10 * 3 * 8 * 512**2
+    assert MemoryPlan(0, True).most([(512, 3)], 0) == collector.WAITING + 3 * 4 * 512**2
+    assert ten.most([(512, 3)], 20) - ten.most([(512, 3)], 0) == 8 * 200 * 512  # a mean for each shard and class
+    assert MemoryPlan(10, True).most([(8192, 3)], 0) == 11 * 3 * 2 * 8192**2 + 3 * 8 * 8192**2  # packed
+    assert MemoryPlan.within([(512, 1)], 0, shards=0) == MemoryPlan(0, False)
+
+
+def test_the_last_profile_is_the_one_on_the_way():
+    found = sites(MODEL, PIXELS[:1])
+    with torch.no_grad():
+        each = collector.ProfileCollector(found, PIXELS[:1], Readout.parse("positions(all)"), 3, 0, frozenset({"labels"}))
+        for part in batches():
+            each.batch(*part)
+    on_the_way, last = each.profile(), each.profile(last=True)
+    assert set(on_the_way.tensors) == set(last.tensors)
+    assert all(torch.equal(value, last.tensors[name]) for name, value in on_the_way.tensors.items())
+
+
 def test_without_shards_there_are_none():
     profile = collect(MODEL, batches(), shards=0)
     assert not [name for name in profile.tensors if not name.startswith("total/")]
@@ -261,13 +298,13 @@ def test_an_interrupted_pass_goes_on_and_gives_the_same(tmp_path, monkeypatch, a
     kept = tmp_path / "unfinished"
     with pytest.raises(StoppedError):
         collect(MODEL, broken_off(after), shards=5, checkpoint=kept)
-    assert load_profile(kept).images == 8 * after
+    assert load(kept).images == 8 * after
     same(WHOLE, collect(MODEL, batches(size=8), shards=5, checkpoint=kept))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
-    save_profile(collect(MODEL, batches()[:1], shards=5), tmp_path / "kept")
+    save(collect(MODEL, batches()[:1], shards=5), tmp_path / "kept")
     with pytest.raises(MismatchError, match="readout agree"):
         collect(MODEL, batches(), "pooled", shards=5, checkpoint=tmp_path / "kept")
     with pytest.raises(MismatchError, match="ends inside a batch"):
@@ -371,10 +408,10 @@ def test_labels_that_begin_late_are_not_lost_by_an_interruption(tmp_path, monkey
     kept = tmp_path / "unfinished"
     with pytest.raises(StoppedError):
         collect(MODEL, broken(), shards=5, checkpoint=kept)
-    assert (load_profile(kept).images, load_profile(kept).unlabeled) == (16, 8)
+    assert (load(kept).images, load(kept).unlabeled) == (16, 8)
     with pytest.warns(UserWarning, match="8 of 32 images"):
         same(collect(MODEL, mixed, shards=5, checkpoint=kept), collect(MODEL, parts[1:4], shards=5))
-    save_profile(collect(MODEL, [(images, None, index) for images, _, index in parts[:1]], shards=5), kept)
+    save(collect(MODEL, [(images, None, index) for images, _, index in parts[:1]], shards=5), kept)
     with pytest.raises(MismatchError, match="begun on images without labels"):
         collect(MODEL, parts, shards=5, checkpoint=kept)
 

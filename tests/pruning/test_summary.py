@@ -6,7 +6,8 @@ from torch import nn
 
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.cut import cut, shrink
-from channelscope.pruning.prune import LAYER_COLUMNS, compare_networks, kept_by_layer, latency_samples, prune
+from channelscope.pruning.latency import latency_samples
+from channelscope.pruning.prune import LAYER_COLUMNS, compare_networks, kept_by_layer, prune
 from channelscope.pruning.repair import repair
 from channelscope.ranking import Ranking
 

@@ -236,3 +236,13 @@ def test_held_out_errors_are_those_of_each_half_predicting_the_other():
     parts = [NormalEquations.of(x[:, half], t[:, half]) for half in halves]
     received = cross_validated_error((parts[0], parts[1]), prior, (0.1, 10.0))
     np.testing.assert_allclose(received.numpy(), expected, rtol=1e-4)
+
+
+def test_a_sum_in_the_memory_of_the_first():
+    one, other = (Moments.of(torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)).double()) for seed in (0, 1))
+    wanted, place = one + other, one.scatter.data_ptr()
+    found = one.add_(other)
+    assert found.count == wanted.count
+    assert found.scatter.data_ptr() == place
+    torch.testing.assert_close(found.mean, wanted.mean, rtol=0, atol=0)
+    torch.testing.assert_close(found.scatter, wanted.scatter, rtol=1e-12, atol=1e-12)

@@ -221,8 +221,8 @@ class ProfileOptions:
 
     readout: str = "positions(16)"
     """samples of the local axis: positions(16), positions(all) or pooled"""
-    shards: int = 10
-    """groups of images kept apart for intervals; 0 for none"""
+    shards: int | None = None
+    """groups of images kept apart for intervals, 0 for none; by default ten, or as many as memory allows"""
     sensitivity: bool = False
     """also sum first-order effects on the loss, for the gradient scores"""
     maps: bool = False
@@ -299,6 +299,19 @@ def place_in_words(place: str) -> str:
     if place.startswith("cuda"):
         return f"{place} ({torch.cuda.get_device_name(place)})"
     return f"{place} ({torch.get_num_threads()} threads)" if place == "cpu" else place
+
+
+def at_least(least: int, **counts: int | None) -> None:
+    """Refuse numbers of flags that are too small, before anything is loaded; flags that were not given are not looked at.
+
+    Raises
+    ------
+    DataError
+        For a smaller number, naming its flag.
+    """
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise DataError(f"expected --{name.replace('_', '-')} of at least {least}, received {count}")
 
 
 def fitted(split: Split, asked: int | None, usual: int, flag: str) -> Split:

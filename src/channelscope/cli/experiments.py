@@ -12,6 +12,7 @@ from channelscope import tables, zoo
 from channelscope.cli.call import (
     NetworkOptions,
     ScoreFlags,
+    at_least,
     chosen_device,
     current_call,
     finish_run,
@@ -28,8 +29,8 @@ from channelscope.discarding.analysis import DiscardingAnalysis, ExtraAnalyses
 from channelscope.discarding.cid import CIDOptions
 from channelscope.discarding.faithfulness import compare_maps
 from channelscope.errors import DataError, InputError, MismatchError, SampleError
-from channelscope.experiments.ablation.plan import AblationPlan
-from channelscope.experiments.ablation.run import ablate as run_ablation
+from channelscope.experiments.ablation import ablate as run_ablation
+from channelscope.experiments.ablation_plan import AblationPlan
 from channelscope.experiments.communities import find_communities
 from channelscope.experiments.gradients import Readout, gradient_angles, simulate
 from channelscope.experiments.hulls import HullOptions, replacement_sets
@@ -88,8 +89,7 @@ def ablate(
     channelscope ablate resnet20 -w runs/demo/trained.safetensors --out runs/ablation
     channelscope ablate timm:resnet18 -w mine.safetensors -d folder:photos --layers layer3.0.conv1 --all --out runs/mine
     """
-    if test is not None and test < 1:
-        raise DataError(f"ablate: expected --test of at least 1, received {test}")
+    at_least(1, test=test)
     run = open_run(out)
     model, images = load_network(network, source)
     held_out = fitted(images.test, test, EVALUATED, "--test")
@@ -430,8 +430,7 @@ def discard(
     channelscope discard resnet20 -w runs/demo/trained.safetensors --test 16 --out runs/discard
     channelscope discard resnet20 -w runs/demo/trained.safetensors --against runs/small --out runs/discard
     """
-    if test is not None and test < 1:
-        raise DataError(f"discard: expected --test of at least 1, received {test}")
+    at_least(1, test=test)
     open_run(out)
     model, images = load_network(network, source)
     split = fitted(images.test, test, MAPPED, "--test")
@@ -475,8 +474,7 @@ def faithfulness(
     tuning
         Calibration images on which each method's threshold is chosen; by default 32, or all there are.
     """
-    if min(each for each in (test, tuning, 2) if each is not None) < 2:
-        raise DataError(f"expected --test and --tuning of at least 2, received {test} and {tuning}")
+    at_least(2, test=test, tuning=tuning)
     open_run(out)
     model, images = load_network(network, source)
     run = open_run(out, weights_hash(model), network.model)

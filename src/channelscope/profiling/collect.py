@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from channelscope.data.batches import indexed_batches, on_device_of, some_labele
 from channelscope.errors import DataError, FormatError, InputError, MismatchError
 from channelscope.network.module_state import eval_mode, weights_hash, zero_batch
 from channelscope.network.sites import Sites, sites
-from channelscope.profiling.collector import ProfileCollector, check_gradients
+from channelscope.profiling.collector import MEMORY, SHARDS, ProfileCollector, check_gradients
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.stats.readout import Readout
@@ -56,7 +57,7 @@ def collect(
     model: nn.Module,
     batches: Iterable,
     readout: str | Readout = "positions(16)",
-    shards: int = 10,
+    shards: int | None = None,
     seed: int = 0,
     sensitivity: bool = False,
     maps: bool = False,
@@ -76,7 +77,8 @@ def collect(
     readout
         Samples of the local axis: positions(16), positions(all) or pooled.
     shards
-        Number of image subsets (index mod shards) for jackknife intervals; 0 for none.
+        Number of image subsets (index mod shards) for jackknife intervals, 0 for none. None for ten, or, with a warning, as many
+        as let the statistics fit into 4 GB, two at least.
     seed
         Seed of the drawn positions.
     sensitivity
@@ -110,7 +112,7 @@ def collect(
     >>> profile.images, profile.site("conv").channels, profile.tally.accuracy == toy.truth["accuracy"]
     (256, 4, True)
     """
-    if shards < 0:
+    if shards is not None and shards < 0:
         raise InputError(f"shards must be 0 (none) or more, received {shards}")
     stream = indexed_batches(batches)
     first = next(stream, None)
@@ -122,6 +124,14 @@ def collect(
     found = _sites(model, on_device_of(first[0][:CHECKED], model), sensitivity)
     begin = partial(ProfileCollector, found, image, Readout.parse(readout), shards, seed)
     part = _Part(lambda labels: begin(_extras(labels=labels, sensitivity=sensitivity, maps=maps)), labels, earlier)
+    if shards is None and part.collector.shards < SHARDS:
+        warnings.warn(
+            f"{part.collector.shards} shards of the images instead of {SHARDS}, because the statistics of {len(found)} sites with up to "
+            f"{max(site.channels for site in found):,} channels would not fit into {MEMORY / 1e9:g} GB otherwise: intervals are coarser. "
+            "Give a number of shards to decide yourself",
+            UserWarning,
+            stacklevel=2,
+        )
     with eval_mode(model), torch.set_grad_enabled(sensitivity):
         part.run(chain([first], stream), model, checkpoint)
     return part.finished(checkpoint)
@@ -182,14 +192,14 @@ class _Part:
         if labels is not None and not self.collector.labeled:
             raise MismatchError("the checkpoint was begun on images without labels, and these have labels: delete it and begin again")
 
-    def profile(self) -> Profile:
+    def profile(self, last: bool = False) -> Profile:
         """The profile of everything so far."""
-        now = self.collector.profile()
+        now = self.collector.profile(last)
         return now if self.earlier is None else self.earlier + now
 
     def finished(self, checkpoint: Path | None) -> Profile:
         """The profile of all images; the checkpoint is deleted."""
-        profile = self.profile()
+        profile = self.profile(last=True)
         if not profile.images:
             raise DataError("sensitivity=True needs labels, and the images have none")
         warn_unlabeled(profile.unlabeled, profile.images + profile.unlabeled)

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from channelscope.errors import BudgetError, InputError, MismatchError
 from channelscope.network.cost import MacCounter
 from channelscope.network.edits import known_groups
-from channelscope.network.labeling.narrowing import narrow_pair
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import Groups, groups
+from channelscope.network.removal.narrowing import narrow_pair
 from channelscope.network.tracing.recording import unwrapped
 from channelscope.pruning.calibration import rechunked
 from channelscope.ranking import Ranking
@@ -100,7 +100,7 @@ def cut(
         raise InputError(f"allocation: expected 'global', 'uniform' or another Ranking, received {allocation!r}")
     if allocation == "uniform":
         scores = _rank_within_layers(scores, found)
-    return found.to_subset(_remove_to_budget(scores, found, macs, cap, closest))
+    return found.to_subset(remove_to_budget(scores, found, MacCounter(found), macs, cap=cap, closest=closest))
 
 
 def refuse_out_of_reach(found: Groups, macs: float, *, cap: float = 0.95) -> None:
@@ -133,12 +133,12 @@ def refuse_out_of_reach(found: Groups, macs: float, *, cap: float = 0.95) -> Non
     counter = MacCounter(found)
     full = counter.total
     limits = _most_removed(found, cap)
-    for family in _groups_by_layers(found):
+    for family in groups_by_layers(found):
         counts = Counter(name for name, _ in found.members[family[0]].members)
         for group in family[: min(limits[name] // count for name, count in counts.items())]:
             counter.remove(int(group))
     if counter.total > macs * full:
-        _remove_to_budget(np.zeros(len(found)), found, macs, cap, closest=False)
+        remove_to_budget(np.zeros(len(found)), found, MacCounter(found), macs, cap=cap)
 
 
 def _most_removed(found: Groups, cap: float) -> dict[str, int]:
@@ -221,8 +221,15 @@ def _normalized(values: np.ndarray, how: Normalize) -> np.ndarray:
     raise InputError(f"normalize: expected 'mean', 'none' or 'zscore', received {how!r}")
 
 
-def _groups_by_layers(found: Groups) -> list[np.ndarray]:
-    """Groups that differ only in which channels they hold, not in which layers."""
+def groups_by_layers(found: Groups) -> list[np.ndarray]:
+    """Groups that differ only in which channels they hold, not in which layers: the numbers of the groups of each kind.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    >>> [family.tolist() for family in groups_by_layers(groups(model, zero_batch(model, (3, 8, 8))))]
+    [[0, 1, 2, 3]]
+    """
     table = defaultdict(list)
     for index, group in enumerate(found.members):
         table[tuple(name for name, _ in group.members)].append(index)
@@ -237,7 +244,7 @@ def _removal_order(scores: np.ndarray) -> np.ndarray:
 def _rank_within_layers(scores: np.ndarray, found: Groups) -> np.ndarray:
     """Rank of each group within its family, from 0 to 1: a threshold on these takes the same fraction of every family."""
     result = np.empty(len(scores))
-    for family in _groups_by_layers(found):
+    for family in groups_by_layers(found):
         result[family[_removal_order(scores[family])]] = (np.arange(len(family)) + 0.5) / len(family)
     return result
 
@@ -245,14 +252,71 @@ def _rank_within_layers(scores: np.ndarray, found: Groups) -> np.ndarray:
 def _match_counts(scores: np.ndarray, pattern: np.ndarray, found: Groups) -> np.ndarray:
     """As many groups of each family as `pattern` keeps, the best by these scores."""
     kept = np.zeros(len(scores), dtype=bool)
-    for family in _groups_by_layers(found):
+    for family in groups_by_layers(found):
         order = family[_removal_order(scores[family])]
         kept[order[len(order) - pattern[family].sum() :]] = True
     return kept
 
 
-def _remove_to_budget(scores: np.ndarray, found: Groups, fraction: float, cap: float, closest: bool) -> np.ndarray:
-    counter = MacCounter(found)
+class Spending(Protocol):
+    """What a network costs while groups are removed and put back: `MacCounter`, or a `TimeCounter` of measured times."""
+
+    total: float
+    names: list[str]
+
+    def remove(self, group: int) -> float:
+        """Take a group out; what it saves."""
+
+    def add(self, group: int) -> float:
+        """Put a group back; what it adds."""
+
+    def shares(self) -> dict[str, float]:
+        """What each layer costs of the total as it is now; largest first."""
+
+
+def remove_to_budget(
+    scores: np.ndarray, found: Groups, counter: Spending, fraction: float, *, cap: float = 0.95, closest: bool = False, multiple: int = 1
+) -> np.ndarray:
+    """Which groups stay when they are removed in the order of their scores until a fraction of the cost is left.
+
+    Parameters
+    ----------
+    scores
+        One number per group, larger is kept, as `group_importance` gives them.
+    found
+        The network's `groups`.
+    counter
+        The cost of the whole network; on return that of what is kept.
+    fraction
+        Of the cost, to keep.
+    cap
+        Largest fraction of a site's channels that may go.
+    closest
+        Where the budget cannot be met, take the smallest that can.
+    multiple
+        Channels of a layer are kept in multiples of this, as far as they go in groups of one kind: so many go at a time, those with the
+        smallest mean score first.
+
+    Returns
+    -------
+    np.ndarray
+        bool (groups,).
+
+    Raises
+    ------
+    BudgetError
+        If the budget cannot be met, naming the smallest that can and the layers that hold it.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1), nn.Flatten()).eval()
+    >>> found = groups(model, zero_batch(model, (3, 8, 8)))
+    >>> scores = np.arange(8.0)
+    >>> [int(remove_to_budget(scores, found, MacCounter(found), 0.6, multiple=each).sum()) for each in (1, 2, 4)]
+    [4, 4, 4]
+    >>> [int(remove_to_budget(scores, found, MacCounter(found), 0.7, multiple=each).sum()) for each in (1, 2, 4)]
+    [5, 4, 4]
+    """
     full = counter.total
     removable: dict[str | int, int] = {**_most_removed(found, cap)}
     sizes: list[Counter[str | int]] = [Counter(name for name, _ in group.members) for group in found.members]
@@ -260,36 +324,71 @@ def _remove_to_budget(scores: np.ndarray, found: Groups, fraction: float, cap: f
         removable[index] = len(part) - 1
         for group in part:
             sizes[group][index] = 1
+    bundles, family_of = _bundles(scores, found, multiple)
     kept = np.ones(len(found), dtype=bool)
     removed: list[int] = []
-    for group in _removal_order(scores).tolist():
+    for bundle in _removal_order(np.array([_mean_score(scores[each]) for each in bundles])).tolist():
         if counter.total <= fraction * full:
             break
-        if all(removable[name] >= count for name, count in sizes[group].items()):
-            for name, count in sizes[group].items():
-                removable[name] -= count
-            counter.remove(group)
-            kept[group] = False
-            removed.append(group)
+        size: Counter[str | int] = sum((sizes[group] for group in bundles[bundle]), Counter())
+        if all(removable[name] >= count for name, count in size.items()):
+            removable = {name: left - size[name] for name, left in removable.items()}
+            for group in bundles[bundle]:
+                counter.remove(group)
+                kept[group] = False
+            removed.append(bundle)
     if counter.total > fraction * full and not closest:
+        name, unit = ("macs", f"{full:,} multiply-adds") if isinstance(counter, MacCounter) else ("latency", f"{1000 * full:.3g} ms")
         raise BudgetError(
-            f"macs: {fraction:g} of {full:,} multiply-adds cannot be met; the smallest budget is {_rounded_up(counter.total / full)} "
+            f"{name}: {fraction:g} of {unit} cannot be met; the smallest budget is {_rounded_up(counter.total / full)} "
             f"(closest=True or --closest takes it): of what is then left, {_holders(counter, found)}; at most {cap:g} of each site's "
             f"channels may go, and {_list_names(found.unprunable)} kept whole"
         )
-    for group in reversed(removed):
-        if counter.add(group) and counter.total > fraction * full:
-            counter.remove(group)
+    closed: set[int] = set()  # kinds of groups of which one had to stay out: their widths would no longer be multiples
+    for bundle in reversed(removed):
+        if family_of[bundle] in closed:
+            continue
+        if sum(counter.add(group) for group in bundles[bundle]) and counter.total > fraction * full:
+            for group in bundles[bundle]:
+                counter.remove(group)
+            closed |= {family_of[bundle]} if multiple > 1 else set()
         else:
-            kept[group] = True
+            kept[bundles[bundle]] = True
     return kept
+
+
+def _bundles(scores: np.ndarray, found: Groups, multiple: int) -> tuple[list[list[int]], list[int]]:
+    """Groups that are removed at once, so that widths are multiples; and the family of each bundle."""
+    if multiple == 1:
+        return [[group] for group in range(len(found))], [0] * len(found)
+    channels = {site.name: site.channels for site in found.sites}
+    bundles: list[list[int]] = []
+    family_of: list[int] = []
+    for number, family in enumerate(groups_by_layers(found)):
+        first = found.members[family[0]].members
+        width, step = channels[first[0][0]], sum(name == first[0][0] for name, _ in first)
+        bundle: list[int] = []
+        for group in family[_removal_order(scores[family])].tolist():
+            bundle.append(group)
+            width -= step
+            if width % multiple == 0:
+                bundles.append(bundle)
+                family_of.append(number)
+                bundle = []
+    return bundles, family_of
+
+
+def _mean_score(scores: np.ndarray) -> float:
+    """Mean of the defined scores of groups that go together; nan if none is."""
+    defined = scores[~np.isnan(scores)]
+    return float(defined.mean()) if len(defined) else np.nan
 
 
 def _rounded_up(fraction: float) -> str:
     return f"{np.ceil(fraction * 1000) / 1000:.3f}"
 
 
-def _holders(counter: MacCounter, found: Groups, most: int = 3) -> str:
+def _holders(counter: Spending, found: Groups, most: int = 3) -> str:
     """The layers, or the modules that are followed as one step, that hold most of the cost."""
     steps = {str(node.target) for node in found.graph.steps.nodes if node.op == "call_module"} - set(counter.names)
     held: Counter[str] = Counter()

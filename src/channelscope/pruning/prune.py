@@ -1,7 +1,6 @@
 """Cut, shrink and repair in one step, and the comparison of the two networks."""
 
 import copy
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,6 +20,7 @@ from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.pruning.calibration import rechunked, zero_input
 from channelscope.pruning.cut import Allocation, cut, shrink
+from channelscope.pruning.latency import latency_samples
 from channelscope.pruning.repair import Method, RepairReport, repair
 from channelscope.ranking import Ranking
 from channelscope.stats.profile import Profile
@@ -243,9 +243,6 @@ def mean_divergence(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], exp
     return total / count
 
 
-RUNS = 15
-"""Measurements of the latency of each network."""
-
 SUMMARY_COLUMNS = {
     "state": Column(meaning="the network: original, pruned as it is, repaired, fine-tuned"),
     "accuracy": Column("fraction", 4, "accuracy", low=0.0, high=1.0),
@@ -354,40 +351,3 @@ def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image
             }
         )
     return pd.DataFrame(rows)
-
-
-@torch.no_grad()
-def latency_samples(networks: Mapping[str, nn.Module], image_shape: tuple[int, ...], runs: int = RUNS) -> dict[str, list[float]]:
-    """Times of one image's forward pass, measured several times, interleaved between the networks.
-
-    Parameters
-    ----------
-    networks
-        State → network.
-    image_shape
-        Shape of one image (C, H, W).
-    runs
-        Measurements of each network, after one that is not counted.
-
-    Returns
-    -------
-    dict[str, list of float]
-        State → seconds of each run; on a CUDA device until the device has finished.
-
-    Examples
-    --------
-    >>> [len(seconds) for seconds in latency_samples({"a": nn.Flatten(), "b": nn.ReLU()}, (3, 8, 8), runs=4).values()]
-    [4, 4]
-    """
-    taken: dict[str, list[float]] = {state: [] for state in networks}
-    for turn in range(runs + 1):
-        for state, model in networks.items():
-            image = zero_batch(model, image_shape)
-            with eval_mode(model):
-                begun = time.perf_counter()
-                model(image)
-                if image.is_cuda:
-                    torch.cuda.synchronize(image.device)
-            if turn:  # the first turn warms up
-                taken[state].append(time.perf_counter() - begun)
-    return taken

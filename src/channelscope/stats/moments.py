@@ -99,6 +99,13 @@ class Moments(Shown):
         scatter = (self.scatter + other.scatter).addr_(gap, gap, alpha=self.count * other.count / count)
         return Moments(count, mean, scatter)
 
+    def add_(self, other: "Moments") -> "Moments":
+        """The sum, with its scatter in the memory of the first one's, which must have samples and no further use."""
+        count = self.count + other.count
+        gap = other.mean - self.mean
+        self.scatter.add_(other.scatter).addr_(gap, gap, alpha=self.count * other.count / count)
+        return Moments(count, self.mean + gap * (other.count / count), self.scatter)
+
     def __getitem__(self, index: Index) -> "Moments":
         """Moments of some coordinates; indexing commutes with measuring."""
         return Moments(self.count, self.mean[index], self.scatter[index][:, index])
@@ -185,25 +192,97 @@ BLOCK = 32768
 BLOCK_BYTES = 16 * 2**20
 """Most memory the gathered samples of one accumulator take."""
 
+ROWS = 512
+"""Rows of a symmetric product that are kept together, from the diagonal on."""
+
 ShardSlices: TypeAlias = Sequence[tuple[int, slice]]
 """Which images of a batch belong to which shard; a batch is sorted by shard."""
+
+
+def _row_blocks(channels: int) -> list[tuple[int, int]]:
+    return [(start, min(start + ROWS, channels)) for start in range(0, channels, ROWS)]
+
+
+def products_bytes(channels: int, compact: bool) -> int:
+    """Memory that the products of one shard take at most.
+
+    Parameters
+    ----------
+    channels
+        Number of coordinates.
+    compact
+        Whether they are summed in float32.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> products_bytes(512, compact=False), products_bytes(1024, compact=True) / (4 * 1024 * 1024)
+    (2097152, 0.75)
+    """
+    return (4 if compact else 8) * sum((stop - start) * (channels - start) for start, stop in _row_blocks(channels))
+
+
+class _Products:
+    """Count, sums and products of one shard's samples, measured from one point.
+
+    Of the symmetric product of the channels, blocks of rows are kept from the diagonal on; the first block of samples stays in
+    the precision in which it was multiplied, and so do all where the sums are to be compact.
+    """
+
+    def __init__(self, compact: bool):
+        self.count, self.compact = 0, compact
+        self.rows: list[Tensor] = []
+        self.sums = self.border = torch.empty(0)
+
+    def add(self, samples: Float[Tensor, "samples channels"], targets: Float[Tensor, "samples targets"]) -> None:
+        """Add some samples."""
+        sums = torch.cat([samples.sum(0), targets.sum(0)])
+        border = torch.cat([targets.T @ samples, targets.T @ targets], 1)
+        first, self.count = not self.count, self.count + len(samples)
+        self.sums, self.border = (sums.double(), border.double()) if first else (self.sums.add_(sums), self.border.add_(border))
+        channels = samples.shape[1]
+        for number, (start, stop) in enumerate(_row_blocks(channels)):
+            left, right, width = samples[:, start:stop], samples[:, stop:], stop - start
+            if first:
+                rows = samples.new_empty(width, channels - start)
+                gram(left, rows[:, :width])
+                rows[:, width:].addmm_(left.T, right, beta=0)
+                self.rows.append(rows)
+                continue
+            rows = self.rows[number] = self.rows[number] if self.compact else self.rows[number].double()
+            rows[:, :width].add_(gram(left))
+            rows[:, width:].add_(left.T @ right)
+
+    def moments(self, origin: Float[Tensor, "d"]) -> Moments:
+        """Moments about the samples' own mean, on the CPU."""
+        channels, d = origin.numel() - len(self.border), origin.numel()
+        scatter = self.sums.new_empty(d, d)
+        for (start, stop), rows in zip(_row_blocks(channels), self.rows, strict=True):
+            scatter[start:stop, start:channels] = rows
+            scatter[stop:channels, start:stop] = rows[:, stop - start :].T
+        scatter[channels:] = self.border
+        scatter[:channels, channels:] = self.border[:, :channels].T
+        scatter.addr_(self.sums, self.sums, alpha=-1 / self.count)
+        return Moments(float(self.count), (origin.double() + self.sums / self.count).cpu(), scatter.cpu())
 
 
 class MomentsAccumulator:
     """Collects samples of `channels`, and target columns that are the same for all samples of an image.
 
     A batch is `add`ed, then `close`d: the targets are known when the forward pass has ended. Samples are measured from one
-    point, the mean of the first of them, multiplied in their own precision and summed in float64; `finish` moves the
-    moments from that point to each shard's mean.
+    point, the mean of the first of them, multiplied in their own precision and summed in float64 (in float32 where `compact`);
+    `finish` moves the moments from that point to each shard's mean.
     """
 
-    def __init__(self, channels: int, targets: int, shards: int):
+    def __init__(self, channels: int, targets: int, shards: int, compact: bool = False, block_bytes: int = BLOCK_BYTES):
         self.channels, self.targets = channels, targets
-        self._counts = [0] * shards
-        self._sums: list[Tensor | None] = [None] * shards
-        self._products: list[Tensor | None] = [None] * shards
+        self._products = [_Products(compact) for _ in range(shards)]
         self._origin = self._target_origin = torch.empty(0)
-        self._block = max(256, min(BLOCK, BLOCK_BYTES // (4 * channels)))
+        self._block = max(256, min(BLOCK, block_bytes // (4 * channels)))
         self._samples: list[Tensor] = []
         self._columns: list[Tensor] = []
         self._spans: list[ShardSlices] = []
@@ -218,7 +297,7 @@ class MomentsAccumulator:
         if not self.targets and images * self._samples_per_image >= self._block:
             for shard, rows in spans:
                 centred = samples[rows].flatten(0, 1) - self._origin
-                self._merge(shard, len(centred), centred.sum(0), gram(centred))
+                self._products[shard].add(centred, centred[:, :0])
             return
         self._samples.append(samples.clone() if lent else samples)
         self._spans.append(spans)
@@ -241,44 +320,25 @@ class MomentsAccumulator:
                 by_shard.setdefault(shard, []).append((batch, rows))
         for shard, parts in by_shard.items():
             centred = torch.cat([self._samples[batch][rows] for batch, rows in parts]).sub_(self._origin).flatten(0, 1)
+            targets = centred[:, :0]
             if self.targets:
-                targets_of_rows = torch.cat([self._columns[batch][rows] for batch, rows in parts]).to(centred.dtype) - self._target_origin
-                self._merge(shard, len(centred), *_joint_products(centred, targets_of_rows.repeat_interleave(self._samples_per_image, 0)))
-            else:
-                self._merge(shard, len(centred), centred.sum(0), gram(centred))
+                targets = torch.cat([self._columns[batch][rows] for batch, rows in parts]).to(centred.dtype) - self._target_origin
+                targets = targets.repeat_interleave(self._samples_per_image, 0)
+            self._products[shard].add(centred, targets)
         self._samples, self._columns, self._spans, self._waiting = [], [], [], 0
-
-    def _merge(self, shard: int, n: int, sums: Float[Tensor, "d"], product: Float[Tensor, "d d"]) -> None:
-        """Add a block to a shard, in place: this runs for every site, shard and block."""
-        self._counts[shard] += n
-        sums_before, products = self._sums[shard], self._products[shard]
-        self._sums[shard] = sums.double() if sums_before is None else sums_before.add_(sums)
-        self._products[shard] = product.double() if products is None else products.add_(product)
 
     def finish(self) -> list[Moments]:
         """Moments of every shard, channels first, then targets; more may be added afterwards."""
+        return list(self.moments())
+
+    def moments(self, free: bool = False) -> Iterator[Moments]:
+        """Moments of one shard after the other; with `free` its sums are given up, and nothing may be added afterwards."""
         self.flush()
-        return [self._moments(*part) for part in zip(self._counts, self._sums, self._products, strict=True)]
-
-    def _moments(self, n: int, sums: Tensor | None, product: Tensor | None) -> Moments:
-        if sums is None or product is None:
-            return Moments.zero(self.channels + self.targets)
         origin = torch.cat([self._origin, self._target_origin]) if self.targets else self._origin
-        scatter = torch.addr(product, sums, sums, alpha=-1 / n)
-        return Moments(float(n), (origin.double() + sums / n).cpu(), scatter.cpu())
-
-
-def _joint_products(
-    samples: Float[Tensor, "samples channels"], targets: Float[Tensor, "samples targets"]
-) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
-    """Sums and products of rows joined with side columns."""
-    c = samples.shape[1]
-    product = samples.new_empty(c + targets.shape[1], c + targets.shape[1])
-    gram(samples, product[:c, :c])
-    product[c:, :c] = targets.T @ samples
-    product[:c, c:] = product[c:, :c].T
-    product[c:, c:] = targets.T @ targets
-    return torch.cat([samples.sum(0), targets.sum(0)]), product
+        for shard, products in enumerate(self._products):
+            yield products.moments(origin) if products.count else Moments.zero(self.channels + self.targets)
+            if free:
+                self._products[shard] = _Products(products.compact)
 
 
 @dataclass(frozen=True)

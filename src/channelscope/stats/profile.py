@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from operator import add
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,20 +86,9 @@ class SiteRecord(Shown):
         """Named tensors that hold the record: scatters as float32 triangles, means of the classes seen as float32 offsets."""
         for name, moments in (("read", self.stored_preactivation), ("pooled", self.pooled), ("cut", self.stored_activation)):
             if moments is not None:
-                yield f"{prefix}{name}.count", torch.tensor(moments.count, dtype=torch.float64)
-                yield f"{prefix}{name}.mean", moments.mean.clone()
-                yield f"{prefix}{name}.scatter", pack_symmetric(moments.scatter)
-        if self.affine is not None:
-            yield f"{prefix}affine", self.affine.clone()
-        if self.classes is not None:
-            yield f"{prefix}classes.counts", self.classes.counts.clone()
-            offsets = self.classes.means - self.pooled.mean[: self.channels]
-            yield f"{prefix}classes.offsets", offsets[self.classes.counts > 0].float()
-        for name in ("sensitivity", "maps"):
-            part = getattr(self, name)
-            if part is not None:
-                for field in fields(part):
-                    yield f"{prefix}{name}.{field.name}", torch.as_tensor(getattr(part, field.name), dtype=torch.float64)
+                yield from pack_moments(f"{prefix}{name}.", moments)
+        sums = {"classes": self.classes, "sensitivity": self.sensitivity, "maps": self.maps}
+        yield from pack_sums(prefix, self.pooled.mean[: self.channels], self.affine, sums)
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], prefix: str) -> "SiteRecord":
@@ -118,6 +108,41 @@ class SiteRecord(Shown):
                 values = [tensors[f"{prefix}{name}.{field.name}"] for field in fields(kind)]
                 parts[name] = kind(float(values[0]), *values[1:])
         return cls(**parts)
+
+
+def pack_moments(prefix: str, moments: Moments) -> Iterator[tuple[str, Tensor]]:
+    """Named tensors of the moments at one point: the scatter as a float32 triangle.
+
+    Examples
+    --------
+    >>> [name for name, _ in pack_moments("pooled.", Moments.zero(2))]
+    ['pooled.count', 'pooled.mean', 'pooled.scatter']
+    """
+    yield f"{prefix}count", torch.tensor(moments.count, dtype=torch.float64)
+    yield f"{prefix}mean", moments.mean.clone()
+    yield f"{prefix}scatter", pack_symmetric(moments.scatter)
+
+
+def pack_sums(
+    prefix: str, mean: Float[Tensor, "channels"], affine: Float[Tensor, "2 channels"] | None, sums: Mapping[str, Any]
+) -> Iterator[tuple[str, Tensor]]:
+    """Named tensors of what a record holds besides moments; means of the classes seen as float32 offsets from the mean of all.
+
+    Examples
+    --------
+    >>> sums = {"classes": ClassMeans.of(torch.tensor([[2.0]]), torch.tensor([1]), 3)}
+    >>> dict(pack_sums("", torch.tensor([1.5]), None, sums))["classes.offsets"]
+    tensor([[0.5000]])
+    """
+    if affine is not None:
+        yield f"{prefix}affine", affine.clone()
+    for name, part in sums.items():
+        if isinstance(part, ClassMeans):
+            yield f"{prefix}{name}.counts", part.counts.clone()
+            yield f"{prefix}{name}.offsets", (part.means[part.counts > 0] - mean).float()
+        elif part is not None:
+            for each in fields(part):
+                yield f"{prefix}{name}.{each.name}", torch.as_tensor(getattr(part, each.name), dtype=torch.float64)
 
 
 def _plus(a, b):

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 
 from channelscope import tables
+from channelscope.experiments import ablation_tables, gradients, hulls, propagation, trajectory
 from channelscope.experiments import communities as communities_tables
-from channelscope.experiments import gradients, hulls, propagation, trajectory
-from channelscope.experiments.ablation import analysis
-from channelscope.experiments.ablation import tables as ablation_tables
 from channelscope.report import figures
 from channelscope.report.page import write_report
 from channelscope.report.sections import SECTIONS, axes, experiments
 from channelscope.tables.run_folder import RunFolder
 
-ROOMS = (analysis, ablation_tables, communities_tables, gradients, hulls, propagation, trajectory)
+ROOMS = (ablation_tables, communities_tables, gradients, hulls, propagation, trajectory)
 SCHEMAS = {each.name: each for room in ROOMS for each in vars(room).values() if isinstance(each, tables.Schema)}
 
 FACTS = {"title": "Tiny", "network": "tiny", "data": "noise", "images": 100, "weights": "0" * 64}
