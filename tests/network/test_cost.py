@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from channelscope.network.cost import MacCounter, cost, macs
+from channelscope.network.cost import MacCounter, cost, fused_kernels, macs
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.cut import shrink
 from networks import built
@@ -104,6 +104,15 @@ BY_HAND = {
 def test_what_one_fused_kernel_does_counts(kind):
     assert cost(Everything(kind), torch.randn(3, 6, 8)).total_macs == BY_HAND[kind]
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("kind", ["attention", "encoder"])
+def test_the_fused_kernels_of_whole_layers_are_counted(kind):
+    model = Everything(kind).eval().requires_grad_(False)
+    with FlopCounterMode(display=False, custom_mapping=fused_kernels()) as counter:
+        model(torch.randn(3, 6, 8))
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert counter.get_total_flops() == 2 * 3 * BY_HAND[kind]
 
 
 def test_what_no_layer_does_is_named_by_the_module_that_does_it():
