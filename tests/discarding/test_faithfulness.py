@@ -42,7 +42,8 @@ def test_curves_agree_with_cell_by_cell(baseline, plane):
     given = images(plane=plane)
     relevance = torch.rand(4, *plane, generator=torch.Generator().manual_seed(1)) - 0.5
     found = room.descriptive_accuracy(corner, given, TARGET, relevance, baseline)
-    other = torch.zeros_like(given) if baseline == "zero" else gaussian_blur(given, room.BLUR)
+    inside = gaussian_blur(torch.ones_like(given), room.BLUR)
+    other = torch.zeros_like(given) if baseline == "zero" else gaussian_blur(given, room.BLUR) / inside
 
     def probability(image):
         return float(corner(torch.tensor(image)[None]).softmax(1)[0, 0])
@@ -51,6 +52,13 @@ def test_curves_agree_with_cell_by_cell(baseline, plane):
         parts = given[place].numpy(), relevance[place].numpy(), other[place].numpy()
         expected = pencil.descriptive_accuracy(probability, *parts, room.SIDE, room.REMOVED_FRACTIONS)
         assert np.allclose(found[place], expected, atol=1e-5)
+
+
+def test_a_blurred_image_of_one_color_is_that_image():
+    given = torch.full((2, 3, 28, 28), 0.7)
+    relevance = torch.rand(2, 28, 28, generator=torch.Generator().manual_seed(0))
+    curve = room.descriptive_accuracy(corner, given, TARGET[:2], relevance, "blur")
+    torch.testing.assert_close(curve, corner(given).softmax(1)[:, :1].expand_as(curve))
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from channelscope.network.cost import MacCounter, cost, macs
+from channelscope.network.cost import MacCounter, cost, fused_kernels, macs
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.cut import shrink
 from networks import built
@@ -106,6 +106,15 @@ def test_what_one_fused_kernel_does_counts(kind):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.parametrize("kind", ["attention", "encoder"])
+def test_the_fused_kernels_of_whole_layers_are_counted(kind):
+    model = Everything(kind).eval().requires_grad_(False)
+    with FlopCounterMode(display=False, custom_mapping=fused_kernels()) as counter:
+        model(torch.randn(3, 6, 8))
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert counter.get_total_flops() == 2 * 3 * BY_HAND[kind]
+
+
 def test_what_no_layer_does_is_named_by_the_module_that_does_it():
     price = cost(Everything("encoder"), torch.randn(1, 6, 8))
     assert price.macs == {"encoder.linear1": 768, "encoder.linear2": 768}
@@ -153,3 +162,25 @@ def test_a_parameter_given_to_a_module_is_counted_and_still_wants_its_gradient()
     model = Token()
     assert cost(model, torch.zeros(1, 1, 3, 3)).total_macs == 8
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class OneSide(nn.Module):
+    """A product of channels that stay, behind a LayerNorm, with positions times channels of which some go."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 5, 1), nn.LayerNorm(5)
+        self.states, self.out = nn.Conv2d(3, 7, 1), nn.Linear(7, 2)
+
+    def forward(self, x):
+        rows = self.norm(self.stem(x).flatten(2).transpose(1, 2)).transpose(1, 2)
+        return self.out(rows @ self.states(x).flatten(2).transpose(1, 2)).mean(1)
+
+
+def test_a_product_costs_less_where_only_one_side_loses_channels():
+    model, image = OneSide().eval(), torch.zeros(1, 3, 3, 3)
+    found = groups(model, image)
+    assert {site for group in found.members for site in group.sites} == {"states"}
+    kept = found.to_subset(np.arange(7) > 2)
+    assert cost(model, image).total_macs == 9 * 3 * 5 + 9 * 3 * 7 + 5 * 9 * 7 + 5 * 7 * 2
+    assert macs(found, kept) == cost(shrink(found, kept), image).total_macs == 9 * 3 * 5 + 9 * 3 * 4 + 5 * 9 * 4 + 5 * 4 * 2

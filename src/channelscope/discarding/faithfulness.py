@@ -344,7 +344,7 @@ def descriptive_accuracy(
     relevance
         Map of each image; only the order matters.
     baseline
-        What replaces a cell: "zero", or the same cell of the blurred image.
+        What replaces a cell: "zero", or the same cell of the blurred image (mean of the pixels inside the image, with Gaussian weights).
 
     Returns
     -------
@@ -368,7 +368,9 @@ def descriptive_accuracy(
     cells = Cells.of((images.shape[2], images.shape[3]), SIDE)
     order = torch.argsort(cells.mean_by_cell(relevance), dim=1, descending=True, stable=True)
     covered = cells.pixels.to(order.device)[order].cumsum(1)
-    other = torch.zeros_like(images) if baseline == "zero" else gaussian_blur(images, BLUR)
+    other = torch.zeros_like(images)
+    if baseline == "blur":
+        other = gaussian_blur(images, BLUR) / gaussian_blur(torch.ones_like(images[:1, :1]), BLUR)
     curves = []
     for share in REMOVED_FRACTIONS:
         taken = _closest(covered, share * relevance[0].numel())

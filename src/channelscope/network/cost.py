@@ -37,6 +37,8 @@ def fused_kernels() -> dict[Any, Callable[..., int]]:
     known: dict[Any, Callable[..., int]] = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_fused_attention_overrideable: _attention,
+        aten._native_multi_head_attention: _attention_layer,
+        aten._transformer_encoder_layer_fwd: _encoder_layer,
         aten.mkldnn_rnn_layer: _recurrent_layer,
         aten._cudnn_rnn: _recurrent,
         aten.miopen_rnn: _recurrent,
@@ -54,6 +56,21 @@ def fused_kernels() -> dict[Any, Callable[..., int]]:
 
 def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _attention_layer(query: Shape, key: Shape, *_: Any, **__: Any) -> int:
+    """Projections of queries, keys, values and outputs, products of queries with keys, and of attention with values."""
+    rows, columns, width = math.prod(query[:-1]), math.prod(key[:-1]), query[-1]
+    return 2 * ((2 * rows + 2 * columns) * width**2 + 2 * rows * key[-2] * width)
+
+
+def _encoder_layer(tokens: Shape, *rest: Any, **_: Any) -> int:
+    """Self-attention, and two linear layers of which the first has the weight `rest[FIRST_LINEAR]`."""
+    return _attention_layer(tokens, tokens) + 4 * math.prod(tokens[:-1]) * math.prod(rest[FIRST_LINEAR])
+
+
+FIRST_LINEAR = 13
+"""Place of the first linear layer's weight among the arguments of a fused encoder layer, after the tokens."""
 
 
 def _recurrent_layer(steps: Shape, first: Shape, second: Shape, *_: Any, **__: Any) -> int:

@@ -157,9 +157,10 @@ class SiteLabels:
             if node.name in labeled.readers:
                 found += [replace(layer, name=f"{layer.name} ") for layer in labeled.readers[node.name]]
                 continue
-            numbers = numbers_in([labeled.labels[parent] for parent in node.all_input_nodes if tensors(labeled.labels[parent])])
-            numbers = labeled.union.roots(numbers).unique()
-            if labeled.removable(numbers) and amount % len(numbers) == 0:
+            read = [numbers_in(labeled.labels[parent]) for parent in node.all_input_nodes if tensors(labeled.labels[parent])]
+            lost = [numbers for numbers in read if labeled.removable(numbers)]
+            numbers = labeled.union.roots(torch.cat(lost)).unique() if lost else torch.empty(0)
+            if len(numbers) and amount % len(numbers) == 0:
                 found.append(Layer(f"{node.name} ", node.name, torch.full((1,), FIXED), numbers, amount // len(numbers), 1))
         return found
 
