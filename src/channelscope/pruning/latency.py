@@ -36,6 +36,9 @@ SHORTEST, MOST_REPEATS = 0.005, 50
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.125)
 """Fractions of the channels at which every step is timed."""
 
+MOST_EXTENSIONS = 6
+"""Times that the measurements are made before a device counts as too noisy."""
+
 MAX_NOISE = 0.05
 """Largest standard error of a median time, as a fraction of it, with which widths can be ranked."""
 
@@ -176,7 +179,8 @@ def measure_latency(
     widths
         Fractions of the channels.
     runs
-        Measurements of each width, after one that is not counted; passes of less than 5 ms are repeated in each.
+        Measurements of each width, after one that is not counted; passes of less than 5 ms are repeated in each. Where they are too
+        noisy, up to five times as many follow.
     max_noise
         Largest standard error of a median pass, as a fraction of it.
 
@@ -201,12 +205,17 @@ def measure_latency(
     inputs = _inputs(found, batch)
     patterns = [_uniform(found, width) for width in sorted({1.0, *widths}, reverse=True)]
     narrowed = [(kept, network) for kept in patterns if (network := _narrowed(found, kept)) is not None]
-    steps = _step_times([network for _, network in narrowed], inputs, runs)
+    steps: list[dict[str, list[float]]] = [{} for _ in narrowed]
     network, device, threads, precision = _circumstances(found)
-    noise = max(_standard_error(np.sum(list(taken.values()), axis=0)) for taken in steps)
+    noise, done = float("inf"), 0
+    while noise > max_noise and done < MOST_EXTENSIONS * runs:
+        done += runs
+        for taken, more in zip(steps, _step_times([each for _, each in narrowed], inputs, runs), strict=True):
+            taken |= {name: taken.get(name, []) + seconds for name, seconds in more.items()}
+        noise = max(_standard_error(np.sum(list(taken.values()), axis=0)) for taken in steps)
     if noise > max_noise:
         raise NumericError(
-            f"latency: times on {device} are too noisy to rank widths by: the median of {runs} passes has a standard error of {noise:.0%}, "
+            f"latency: times on {device} are too noisy to rank widths by: the median of {done} passes has a standard error of {noise:.0%}, "
             f"and at most {max_noise:.0%} is needed; end other programs, or time larger batches"
         )
     points: dict[str, dict[float, float]] = defaultdict(dict)
