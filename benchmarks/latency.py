@@ -2,8 +2,9 @@
 
     python benchmarks/latency.py runs/small
 
-prints, for the network that `prune` left in a folder, or for a ResNet-56 cut to .6 of its time where none is given, the time of a pass as a fraction of that of the original: in eager PyTorch, under
-torch.compile where it works on this machine, and in onnxruntime where the extra `onnx` is installed; one image at a time and 32.
+prints, for the network that `prune` left in a folder, or for a ResNet-56 cut to .6 of its time where none is given, the time of a
+pass as a fraction of that of the original: in eager PyTorch, under torch.compile where it works on this machine, and in onnxruntime
+where the extra `onnx` is installed; one image at a time and 32.
 """
 
 import importlib.util
