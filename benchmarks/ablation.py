@@ -11,7 +11,7 @@ import torch
 
 from channelscope import zoo
 from channelscope.network.edits import edit, zero_channels
-from channelscope.network.partial_forward import partial_forwards
+from channelscope.network.graph import partial_forwards
 from channelscope.network.sites import sites
 
 REPEATS, CHANNELS = 3, 2

@@ -12,10 +12,9 @@ import time
 import numpy as np
 import torch
 
-from channelscope.benchmark.score_curves import DRAWS, Protocol, Resampled, ScoreCurve
-from channelscope.formulas.intervals import bootstrap_mean
-from channelscope.formulas.significance import sign_flip, sign_flip_contrasts
-from channelscope.scores.registry import REGISTRY
+from channelscope.benchmark.analysis import DRAWS, Protocol, Resampled, ScoreCurve
+from channelscope.formulas.intervals import bootstrap_mean, sign_flip, sign_flip_contrasts
+from channelscope.scores.score import REGISTRY
 
 FLIPS = 2048
 """Sign patterns tried here; an analysis of 27 scores tries 65,000."""

@@ -13,12 +13,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from channelscope import data, zoo
-from channelscope.discarding.attribution import attributions
 from channelscope.discarding.cid import CalibrationStatistics, CIDOptions
-from channelscope.discarding.jacobian import PROBE_STREAM, PerImageRandom, SensitivityEstimator, _orthogonal
+from channelscope.discarding.faithfulness import attributions
+from channelscope.discarding.jacobian import PROBE_STREAM, PerImageRandom, PixelNetwork, SensitivityEstimator, _orthogonal
 from channelscope.discarding.noise import Cells
 from channelscope.discarding.optimum import OptimalNoise, optimal_noise
-from channelscope.discarding.pixel_network import PixelNetwork
 from channelscope.formulas.intervals import t_interval
 
 DATA = "../shared/data"

@@ -8,10 +8,9 @@ from scipy import stats
 
 from channelscope import data, zoo
 from channelscope.discarding.cid import CalibrationStatistics, CIDOptions
-from channelscope.discarding.jacobian import PerImageRandom, SensitivityEstimator
+from channelscope.discarding.jacobian import PerImageRandom, PixelNetwork, SensitivityEstimator
 from channelscope.discarding.noise import Cells
 from channelscope.discarding.optimum import OptimalNoise, optimal_noise
-from channelscope.discarding.pixel_network import PixelNetwork
 
 DATA = "../shared/data"
 IMAGES, SIDE, SEEDS, LAYERS = 4, 16, 3, ("layer1", "layer2", "layer3")

@@ -10,7 +10,7 @@ import time
 import torch
 
 from channelscope.formulas.gaussian import correlation
-from channelscope.formulas.hulls import hulls
+from channelscope.formulas.regression import hulls
 
 
 def main(channels: int = 512, max_size: int = 10) -> None:

@@ -1,4 +1,4 @@
-"""How long `import channelscope` takes over `import torch` alone: medians of interleaved runs in fresh processes."""
+"""How long `channelscope -h` and imports of the package take over `import torch` alone: medians of interleaved runs in fresh processes."""
 
 import statistics
 import subprocess
@@ -6,25 +6,32 @@ import sys
 import time
 
 ROUNDS = 7
+STATEMENTS = {
+    "import torch": "import torch",
+    "import torch, channelscope": "import torch, channelscope",
+    "from channelscope import collect, cut, shrink": "import torch; from channelscope import collect, cut, shrink",
+    "channelscope --version": "import sys; sys.argv = ['channelscope', '--version']; from channelscope.cli import main; main()",
+    "channelscope -h": "import sys; sys.argv = ['channelscope', '-h']; from channelscope.cli import main; main()",
+    "channelscope sites -h": "import sys; sys.argv = ['channelscope', 'sites', '-h']; from channelscope.cli import main; main()",
+}
+"""what is timed → a statement for a fresh Python; the first is what the others are compared with"""
 
 
 def seconds(statement: str) -> float:
     """Time of a fresh Python process that carries out one statement."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True)
+    subprocess.run([sys.executable, "-c", statement], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Print the ratio."""
-    statements = ("import torch", "import torch, channelscope", "import torch; from channelscope import collect, cut, shrink")
-    for statement in statements:
+    """Print seconds and ratios."""
+    for statement in STATEMENTS.values():
         seconds(statement)  # files are in the cache afterwards
-    rounds = [[seconds(statement) for statement in statements] for _ in range(ROUNDS)]
-    base, *others = (statistics.median(column) for column in zip(*rounds, strict=True))
-    print(f"{statements[0]:62s} {base:5.2f} s")
-    for statement, own in zip(statements[1:], others, strict=True):
-        print(f"{statement:62s} {own:5.2f} s  {own / base:4.2f}×")
+    rounds = [[seconds(statement) for statement in STATEMENTS.values()] for _ in range(ROUNDS)]
+    medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
+    for name, own in zip(STATEMENTS, medians, strict=True):
+        print(f"{name:48s} {own:5.2f} s  {own / medians[0]:4.2f}×")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from channelscope.network.labeling.labeled_graph import Heads, LabeledGraph
-from channelscope.network.labeling.narrowing import narrow, outputs, silenced
 from channelscope.network.operations import of_module
+from channelscope.network.removal.labeled_graph import Heads, LabeledGraph
+from channelscope.network.removal.narrowing import narrow, outputs, silenced
 from channelscope.network.tracing.recording import one_step, record
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from channelscope import zoo
 from channelscope.errors import FormatError
-from channelscope.zoo.schedule import Schedule
+from channelscope.zoo.training_run import Schedule
 
 ROOT = Path(__file__).parents[1]
 

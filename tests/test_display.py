@@ -14,8 +14,8 @@ from channelscope import circuits
 from channelscope.circuits.subfeatures import top_images
 from channelscope.display import LINES, Shown
 from channelscope.formulas.gaussian import Gaussian
-from channelscope.formulas.hulls import hulls
 from channelscope.formulas.intervals import jackknife
+from channelscope.formulas.regression import hulls
 from channelscope.network.sites import sites
 from channelscope.pruning.repair import RepairReport
 from channelscope.site import Site
@@ -54,6 +54,7 @@ def results() -> dict[str, object]:
         held_out,
         held_out.fidelity(circuit),
         top_images(target, batch[0], 4),
+        target,
         target.channel_graph,
         moments,
         Gaussian.fit(moments),

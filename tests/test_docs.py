@@ -19,8 +19,7 @@ from channelscope.network.channel_graph import ChannelGraph
 from channelscope.network.graph import Graph
 from channelscope.network.operations.step import Step
 from channelscope.network.removal.groups import Groups
-from channelscope.scores.layer_statistics import LayerStatistics
-from channelscope.scores.registry import REGISTRY
+from channelscope.scores.score import REGISTRY, LayerStatistics
 from channelscope.stats.profile import Profile
 
 ROOT = Path(__file__).parents[1]

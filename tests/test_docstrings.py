@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from channelscope.scores.registry import Score
+from channelscope.scores.score import Score
 
 ROOT = Path(__file__).parents[1] / "src" / "channelscope"
 MODULES = sorted(

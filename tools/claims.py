@@ -42,7 +42,7 @@ from channelscope.formulas.intervals import bootstrap_mean, t_interval
 from channelscope.formulas.ranks import partial_spearman, spearman
 from channelscope.network.module_state import weights_hash
 from channelscope.stats.profile import Profile
-from channelscope.zoo.history import History
+from channelscope.zoo.training_run import History
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "results" / "claims.csv"

@@ -4,7 +4,8 @@
 
 Each change is made in a copy of the repository. The tests that execute the changed line run, quick ones and those of the changed module
 first, until one fails; a change that no test notices is a survivor. Results are kept in a file (one JSON line a change), and a run that is
-given again goes on from there. Survivors that are no faults stand in `equivalent_mutants.json` with the reason.
+given again goes on from there. Records of which tests execute which line are made first; `--near` goes without. Survivors that are no
+faults stand in `equivalent_mutants.json` with the reason.
 """
 
 import argparse
@@ -225,6 +226,18 @@ def chosen_tests(change: Change, lines: LineMap) -> list[list[str]]:
     return [tests for tests in parts if tests]
 
 
+def near_tests(change: Change) -> list[list[str]]:
+    """The test files to run without records: the module's own, then those of its room that name it; where there are neither, all of the
+    folder that mirrors the module's."""
+    beside = {change.room, f"test_{change.room}.py"}
+    inside = [path for path in test_files() if beside & set(Path(path).parts)]
+    own = [path for path in inside if Path(path).stem == f"test_{Path(change.file).stem}"]
+    naming = [path for path in inside if path not in own and _names((ROOT / path).read_text(encoding="utf-8"), change.module)]
+    mirror = Path("tests", *Path(change.file).parts[2:-1])
+    rest = naming if own or naming else [path for path in inside if mirror in Path(path).parents]
+    return [tests for tests in (own, rest) if tests]
+
+
 def _names(text: str, module: str) -> bool:
     package, name = module.rsplit(".", 1)
     return re.search(rf"{re.escape(module)}\b|from {re.escape(package)} import [^\n]*\b{name}\b", text) is not None
@@ -266,7 +279,7 @@ def reasons() -> dict[str, str]:
 class Trial:
     """Changes that are tried side by side, one in each copy, and a file with what came of them."""
 
-    def __init__(self, lines: LineMap, folders: list[Path], out: Path):
+    def __init__(self, lines: LineMap | None, folders: list[Path], out: Path):
         self.lines, self.free, self.out = lines, list(folders), out
         self.children: list[Child] = []
         self.of: dict[int, tuple[Change, Path, bytes]] = {}
@@ -277,20 +290,27 @@ class Trial:
         """Try one change as soon as a copy is free."""
         if not self.free:
             self._end(*next(ended(self.children)))
-        folder, tests = self.free.pop(), chosen_tests(change, self.lines)
+        folder, tests = self.free.pop(), chosen_tests(change, self.lines) if self.lines else near_tests(change)
         result = folder / "result.json"
         result.unlink(missing_ok=True)
         if not tests:
             self.free.append(folder)
             return self._keep(change, False, "no test executes the line", 0.0)
         whole = (folder / change.file).read_bytes()
-        files = {name.split("::")[0] for part in tests for name in part}
-        seconds = 60 + 4 * sum(self.lines.seconds.get(name, SECONDS) for part in tests for name in part)
-        seconds += 4 * sum(self.lines.slowest.get(path, SECONDS) for path in files)
+        seconds = 60 + 4 * self._expected(tests)
         child = forked(folder, folder / "log.txt", partial(run_changed, change, folder, tests, seconds, result), PATIENCE)
         self.children.append(child)
         self.of[child.pid] = change, folder, whole
         return None
+
+    def _expected(self, tests: list[list[str]]) -> float:
+        """Seconds of the processor that tests take by their records, or by what a file without one may take."""
+        names = [name for part in tests for name in part]
+        files = {name.split("::")[0] for name in names}
+        if self.lines is None:
+            return SECONDS * len(files)
+        known = sum(self.lines.seconds.get(name, SECONDS) for name in names)
+        return known + sum(self.lines.slowest.get(path, SECONDS) for path in files)
 
     def finish(self) -> None:
         """Wait for all that were started."""
@@ -333,15 +353,18 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="try survivors of earlier runs once more")
     parser.add_argument("--only-record", action="store_true", help="record which tests execute which lines, and try nothing")
     parser.add_argument("--as-recorded", action="store_true", help="try changes with the records that are there")
+    parser.add_argument("--near", action="store_true", help="without records: the module's test file and those of its room that name it")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs", help="where results and records are kept")
     options = parser.parse_args()
-    folders, lines, changes = list(copies(options.jobs)), LineMap(options.folder / "lines"), drawn(options.count, options.seed)
+    folders, changes = list(copies(options.jobs)), drawn(options.count, options.seed)
+    lines = None if options.near else LineMap(options.folder / "lines")
     try:
-        if options.as_recorded:
+        if lines is not None and options.as_recorded:
             lines.read()
-        else:
+        elif lines is not None:
             lines.update(folders)
         if not options.only_record:
+            options.folder.mkdir(parents=True, exist_ok=True)
             trial = Trial(lines, folders, options.folder / "mutants.jsonl")
             known = reasons()
             changes = [change for change in changes if not options.rooms or change.room in options.rooms]

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from channelscope.network.edits import silence
     from channelscope.network.removal.groups import Group, groups
     from channelscope.network.sites import sites
-    from channelscope.profiling.collect import collect
-    from channelscope.profiling.store import load, save
+    from channelscope.profiling.collect import collect, load, save
     from channelscope.pruning.cut import cut, shrink
     from channelscope.pruning.folder import export, load_pruned, save_pruned
     from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon, optimal_brain_surgeons
@@ -56,8 +55,7 @@ _HOMES = {
     "network.edits": ("silence",),
     "network.removal.groups": ("Group", "groups"),
     "network.sites": ("sites",),
-    "profiling.collect": ("collect",),
-    "profiling.store": ("load", "save"),
+    "profiling.collect": ("collect", "load", "save"),
     "pruning.cut": ("cut", "shrink"),
     "pruning.folder": ("export", "load_pruned", "save_pruned"),
     "pruning.optimal_brain_surgeon": ("optimal_brain_surgeon", "optimal_brain_surgeons"),

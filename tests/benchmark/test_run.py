@@ -12,17 +12,15 @@ import numpy as np
 import pytest
 
 from channelscope import zoo
-from channelscope.benchmark import engines as engine_room
 from channelscope.benchmark import run as run_room
-from channelscope.benchmark import setup
-from channelscope.benchmark.grid import FROM_SCRATCH, ORIGINAL, Grid, Trial, allocated_as
+from channelscope.benchmark import trial as trial_room
 from channelscope.benchmark.run import TrialStore, benchmark
-from channelscope.benchmark.setup import Setup
+from channelscope.benchmark.trial import FROM_SCRATCH, ORIGINAL, Grid, Setup, Trial, allocated_as
 from channelscope.data.sources import ImageSource
 from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, TracingError
 from channelscope.evaluation import evaluate_each
 from channelscope.profiling.collect import collect
-from channelscope.scores.registry import Score
+from channelscope.scores.score import Score
 
 NET = "resnet20(width=2)"
 GRID = Grid(("l2", "random"), (0.8, 0.5), ("global",), ("none", "batchnorm"), (0,))
@@ -65,7 +63,7 @@ def test_evaluation_is_in_bfloat16_only_where_the_accuracy_hardly_changes(bench,
         asked.append(precision)
         return evaluate_each(model, batches, precision)
 
-    monkeypatch.setattr(setup, "evaluate_each", noting)
+    monkeypatch.setattr(trial_room, "evaluate_each", noting)
     results = benchmark(dataclasses.replace(bench, precision="bfloat16"), Grid(("l2",), (0.8,), repairs=("none",)), tmp_path)
     said = f"{precision}; the unpruned network's accuracy in bfloat16 differs by {100 * gap:.2f} points on 90 images"
     assert results.facts["evaluation"] == said
@@ -79,7 +77,7 @@ def test_evaluation_is_in_bfloat16_only_where_the_accuracy_hardly_changes(bench,
 
 def test_it_goes_on_where_it_was_interrupted(bench, whole, tmp_path, monkeypatch):
     measured = []
-    measure = setup.measure
+    measure = trial_room.measure
 
     def once(bench, cell, rankings):
         measured.append(cell)
@@ -87,7 +85,7 @@ def test_it_goes_on_where_it_was_interrupted(bench, whole, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return measure(bench, cell, rankings)
 
-    monkeypatch.setattr(engine_room, "measure", once)
+    monkeypatch.setattr(run_room, "measure", once)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             benchmark(bench, GRID, tmp_path)
@@ -197,20 +195,20 @@ def test_workers_that_keep_dying_are_said(bench, monkeypatch):
             pass
 
         def submit(self, *_):
-            raise engine_room.BrokenProcessPool("gone")
+            raise run_room.BrokenProcessPool("gone")
 
         def shutdown(self, **_):
             pass
 
-    monkeypatch.setattr(engine_room, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(run_room, "ProcessPoolExecutor", Pool)
     with pytest.raises(ChannelscopeError, match="died 3 times without a result"):
-        list(engine_room.run_trials(bench, [(ORIGINAL, {})], "workers"))
+        list(run_room.run_trials(bench, [(ORIGINAL, {})], "workers"))
 
 
 def test_a_missing_ray_is_named(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     with pytest.raises(InputError, match=r"channelscope\[ray\]"):
-        list(engine_room.run_trials(bench, [(ORIGINAL, {})], "ray"))
+        list(run_room.run_trials(bench, [(ORIGINAL, {})], "ray"))
 
 
 @pytest.mark.slow
@@ -265,7 +263,7 @@ def _count(path) -> int:
 def test_a_ray_cluster_of_two_with_a_killed_worker(bench, whole, tmp_path, monkeypatch):
     """The first worker that is given a cell dies at once, as by a kill; the cell is given to another."""
     ray = pytest.importorskip("ray")
-    measure, note = setup.measure, tmp_path / "died"
+    measure, note = trial_room.measure, tmp_path / "died"
 
     def dying(bench, cell, rankings):
         if not note.exists():
@@ -273,7 +271,7 @@ def test_a_ray_cluster_of_two_with_a_killed_worker(bench, whole, tmp_path, monke
             os.kill(os.getpid(), signal.SIGKILL)
         return measure(bench, cell, rankings)
 
-    monkeypatch.setattr(engine_room, "measure", dying)
+    monkeypatch.setattr(run_room, "measure", dying)
     done = benchmark(bench, GRID, tmp_path, "ray", 2).done()
     assert note.exists()
     assert not ray.is_initialized()

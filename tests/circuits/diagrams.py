@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from channelscope.circuits import diagram_page
 from channelscope.circuits.criteria import score_kernels
-from channelscope.circuits.diagram import drawing
-from channelscope.circuits.diagram.layout import DiagramLayout, lay_out
-from channelscope.circuits.diagram.pictures import PixelNormalization, top_patches
+from channelscope.circuits.diagram_layout import DiagramLayout, lay_out
 from channelscope.circuits.feature import locate_feature
+from channelscope.circuits.pictures import PixelNormalization, top_patches
 from channelscope.circuits.selection import connected_top_k
 from pencil_circuits import LAST, network, pictures
 
@@ -22,7 +22,7 @@ def small(folder: Path) -> Path:
     saliency = score_kernels(target, images)
     circuit = connected_top_k(saliency, 12)
     shots = top_patches(circuit, target, images, PixelNormalization((0.5, 0.5), (0.2, 0.2)))
-    return drawing.write_diagram(folder, lay_out(circuit, saliency), shots, "A <small> circuit", "twelve & no more")
+    return diagram_page.write_diagram(folder, lay_out(circuit, saliency), shots, "A <small> circuit", "twelve & no more")
 
 
 def wide(kernels: int) -> tuple[DiagramLayout, dict[str, tuple[bytes, ...]]]:

@@ -197,7 +197,7 @@ def test_a_command_without_a_feature(file, capsys, tmp_path):
 
 @pytest.mark.parametrize("pictures", ["visualized", "none"])
 def test_pictures_of_either_kind(pictures, file, tmp_path, monkeypatch):
-    monkeypatch.setattr("channelscope.circuits.diagram.pictures.STEPS", 2)
+    monkeypatch.setattr("channelscope.circuits.pictures.STEPS", 2)
     arguments = ["--images", "8", "--held-out", "8", "--keep", "0.5", "--criterion", "actgrad", "--pictures", pictures, "--out", tmp_path]
     assert run("circuit", f"{file}:Small", "--feature", "b:3", *arguments) == 0
     page = (tmp_path / "circuit.html").read_text()

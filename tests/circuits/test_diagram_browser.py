@@ -2,7 +2,7 @@
 
 import pytest
 
-from channelscope.circuits.diagram import drawing
+from channelscope.circuits import diagram_page
 from circuits.diagrams import small, wide
 from report.chromium import Chromium
 
@@ -15,7 +15,7 @@ NODE = "[...document.querySelectorAll('.node')].find((node) => node.querySelecto
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("diagram")
     drawn, shots = wide(300)
-    return small(folder / "small"), drawing.write_diagram(folder / "wide", drawn, shots, "wide", "300 kernels")
+    return small(folder / "small"), diagram_page.write_diagram(folder / "wide", drawn, shots, "wide", "300 kernels")
 
 
 @pytest.fixture

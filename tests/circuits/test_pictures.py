@@ -1,4 +1,4 @@
-"""Pictures: the patch that a channel saw where it was driven most, and images made to drive it."""
+"""Pictures: image patches of the largest activation, images optimized for a channel, and the sheet of groups."""
 
 import io
 
@@ -8,19 +8,25 @@ import torch
 from PIL import Image
 from torch import nn
 
+from channelscope.circuits import pictures as pictures_module
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.criteria import baseline_scores
-from channelscope.circuits.diagram import pictures as pictures_module
-from channelscope.circuits.diagram.pictures import (
+from channelscope.circuits.feature import locate_feature
+from channelscope.circuits.pictures import (
     CROP_PIXELS,
+    GAP,
+    LABEL,
+    MAX_IMAGES,
     PATCHES,
+    SIDE,
     PixelNormalization,
     channel_locations,
+    contact_sheet,
     feature_visualizations,
     top_patches,
 )
-from channelscope.circuits.feature import locate_feature
 from channelscope.circuits.selection import top_k
+from channelscope.circuits.subfeatures import top_images
 from pencil_circuits import LAST, NETWORKS, Planted, Polysemantic, causes, network, pictures
 
 GRAY = PixelNormalization((0.5,), (0.25,))
@@ -189,3 +195,43 @@ def test_what_is_no_map_has_its_middle_at_zero():
     locations = {each.layer: each for each in pictures_module.channel_locations(Circuit.full(target), target)}
     assert pictures_module._center(target, locations["3"]) == 0
     assert pictures_module._center(target, locations["0"]) == 4
+
+
+class Bright(torch.nn.Module):
+    """Looks for a bright pixel of any color, nine pixels at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 1, 3, bias=False), torch.nn.Conv2d(1, 1, 1)
+        torch.nn.init.ones_(self.a.weight)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def test_every_group_is_a_row_of_what_the_feature_sees():
+    images = torch.zeros(20, 3, 9, 9)
+    color = [0] * 15 + [1] * 5
+    for number, channel in enumerate(color):
+        images[number, channel, 2 + number % 5, 4] = 1 - number / 40
+    target = locate_feature(Bright().eval(), "a:0", images)
+    found = top_images(target, images, 20)
+    labels = torch.tensor(color)[found.indices]
+    pixels = np.asarray(contact_sheet(target, found, labels, PixelNormalization((0.0,) * 3, (1.0,) * 3)))
+    assert pixels.shape == (2 * SIDE + GAP, LABEL + MAX_IMAGES * (SIDE + GAP), 3)
+
+    def shown(row: int, column: int) -> np.ndarray:
+        top, left = row * (SIDE + GAP), LABEL + column * (SIDE + GAP)
+        return pixels[top : top + SIDE, left : left + SIDE].astype(float)
+
+    for row, members in enumerate((15, 5)):
+        for column in range(MAX_IMAGES):
+            if column >= members:
+                assert (shown(row, column) == 255).all()  # no more images in the group
+                continue
+            patch = shown(row, column)
+            assert set(np.flatnonzero(patch.reshape(-1, 3).any(0))) == {row}
+            assert (patch[..., row] > 0).mean() == 1 / 9  # one of the nine pixels it sees
+        strength = [shown(row, column)[..., row].max() for column in range(min(MAX_IMAGES, members))]
+        assert strength == sorted(strength, reverse=True)
+    assert (pixels[:SIDE, :LABEL] < 255).any()

@@ -29,7 +29,7 @@ def refused(capsys, *arguments) -> str:
 def small_network(folder):
     """The arguments that name a small residual network with its weights, and its profile."""
     (folder / "net.py").write_text(
-        "from channelscope.zoo.architectures import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
+        "from channelscope.zoo.models import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
         "        super().__init__(8, classes=10, channels=1, width=4)\n"
     )
     name = f"{folder / 'net.py'}:Net"

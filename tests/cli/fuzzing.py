@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 import odd_files
 from channelscope import cli
 from channelscope.cli.flags import CALL_FLAGS
+from channelscope.cli.flags import command as to_flags
 from cli.commands import run
 
 NETWORKS = """
@@ -263,9 +264,9 @@ def snapshot(folder: Path) -> dict[str, tuple]:
 
 def flags(command: str) -> dict[str, inspect.Parameter]:
     """Parameters of a command as typer is shown them, without --out and what every command has; none of a misspelled command."""
-    found = next((each.callback for each in cli.app.registered_commands if each.name == command), None)
-    if found is None:
+    if command not in cli.FUNCTIONS:
         return {}
+    found = to_flags(cli.function_of(command))
     every = {"out", *(each.name for each in CALL_FLAGS)} - {"as_json", "dry_run"}
     return {name: each for name, each in inspect.signature(found).parameters.items() if name not in every}
 

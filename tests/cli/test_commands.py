@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from channelscope import cli, tables, zoo
-from channelscope.profiling import store
 from channelscope.profiling.collect import collect
+from channelscope.profiling.collect import load as load_profile
+from channelscope.profiling.collect import save as save_profile
 from cli.commands import refused, run
 
 
@@ -37,14 +38,15 @@ def place(tmp_path_factory):
 def test_help_explains_every_command_in_a_whole_sentence(capsys):
     assert run("--help") == 0
     text = " ".join(capsys.readouterr().out.split()).replace("Grad- CAM", "Grad-CAM")
-    for each in cli.app.registered_commands:
-        sentence = " ".join(each.callback.__doc__.split("\n\n")[0].split())
-        assert f"{each.name} {sentence}" in text
+    for name in cli.FUNCTIONS:
+        sentence = " ".join(cli.function_of(name).__doc__.split("\n\n")[0].split())
+        assert f" {name} {sentence}" in text
         assert sentence.endswith(".")
     for name in ("demo", "train", "profile", "merge", "scores", "axes", "report", "ablate", "prune", "circuit", "discard"):
         assert f" {name} " in text
 
 
+HEAVY = ("torch", "torchvision", "matplotlib", "sklearn", "scipy.stats")
 NETWORK = ("resnet20(width=2)",)
 LEAST = {
     "demo": (),
@@ -79,7 +81,7 @@ LEAST = {
 
 
 def test_every_command_has_a_call_here():
-    assert set(LEAST) == {each.name for each in cli.app.registered_commands}
+    assert set(LEAST) == set(cli.FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", LEAST)
@@ -136,7 +138,7 @@ def test_the_module_is_the_command_line():
 
 
 def test_profile_scores_and_merge(place, capsys):
-    assert store.load(place / "net.profile").images == 120
+    assert load_profile(place / "net.profile").images == 120
     assert run("scores", place / "net.profile", "--out", place / "scores.csv", "--standard-errors") == 0
     frame = tables.read(place / "scores.csv")
     assert {"site", "channel", "capture", "capture_se", "relevance"} <= set(frame)
@@ -152,9 +154,9 @@ def test_profile_scores_and_merge(place, capsys):
 def test_profiles_of_disjoint_images_merge(place, capsys):
     model, images = zoo.load("resnet20", "digits", place / "net.safetensors")
     for name, split in (("one", images.test.take(30)), ("other", images.validation.take(20))):
-        store.save(collect(model, split), place / f"{name}.profile")
+        save_profile(collect(model, split), place / f"{name}.profile")
     assert run("merge", place / "one.profile", place / "other.profile", "--out", place / "both.profile") == 0
-    assert store.load(place / "both.profile").images == 50
+    assert load_profile(place / "both.profile").images == 50
 
 
 def test_axes_writes_a_report_that_report_writes_again(place, capsys):
@@ -331,7 +333,7 @@ def test_images_of_other_sizes_in_one_folder_are_brought_to_one(nets, capsys, tm
     assert "size" in refused(capsys, *arguments)
     assert not (tmp_path / "x.profile").exists()
     assert run(*arguments, "--size", "24") == 0
-    assert store.load(tmp_path / "x.profile").input_shape == (3, 24, 24)
+    assert load_profile(tmp_path / "x.profile").input_shape == (3, 24, 24)
 
 
 def test_profiles_of_different_networks_do_not_merge(place, nets, capsys, tmp_path):
@@ -369,3 +371,30 @@ def test_warnings_are_remarks(capsys, tmp_path):
         assert said in capsys.readouterr().err
         assert run(*arguments, "-q") == 0
         assert capsys.readouterr().err == ""
+
+
+def test_help_version_and_the_names_of_commands_need_no_library_of_tensors():
+    lines = (
+        "import sys; from channelscope import cli\n"
+        "for words in (['-h'], ['--version'], []):\n"
+        "    sys.argv = ['channelscope', *words]\n"
+        "    try:\n        cli.main()\n    except SystemExit:\n        pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_command_imports_no_charts_clusters_or_published_networks_before_they_are_needed():
+    lines = f"import sys, channelscope.cli.inspection; print([name for name in {HEAVY[1:]} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", lines], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_names_of_commands_are_completed_with_their_sentences():
+    group = typer.main.get_command(cli.app)
+    found = group.shell_complete(typer.Context(group, info_name="channelscope"), "a")
+    assert [(each.value, each.help.split(",")[0]) for each in found] == [
+        ("axes", "Measure both axes of every channel"),
+        ("ablate", "Ablate channels one by one"),
+    ]
+    assert [each.value for each in group.shell_complete(typer.Context(group, info_name="channelscope"), "--v")] == ["--version"]

@@ -21,7 +21,7 @@ def network(tmp_path_factory):
     """A small network on digits with two sets of weights."""
     folder = tmp_path_factory.mktemp("nets")
     (folder / "net.py").write_text(
-        "from channelscope.zoo.architectures import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
+        "from channelscope.zoo.models import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
         "        super().__init__(8, classes=10, channels=1, width=4)\n"
     )
     name = f"{folder / 'net.py'}:Net"
@@ -214,7 +214,7 @@ def boxed(folder, count=18, empty=True, outside=False):
     made = pa.table({"image": pictures, "label": [number % 2 for number in range(count)], "boxes": boxes, "mask": masks})
     pq.write_table(made, folder / "set" / "validation.parquet")
     (folder / "net.py").write_text(
-        "from channelscope.zoo.architectures import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
+        "from channelscope.zoo.models import SmallResNet\n\n\nclass Net(SmallResNet):\n    def __init__(self):\n"
         "        super().__init__(8, classes=2, channels=3, width=4)\n"
     )
     name = f"{folder / 'net.py'}:Net"

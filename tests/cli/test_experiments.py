@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from channelscope import data, tables, zoo
-from channelscope.experiments.ablation.plan import AblationPlan
-from channelscope.experiments.ablation.run import ablate
-from channelscope.profiling import store
+from channelscope.experiments.ablation import ablate
+from channelscope.experiments.ablation_plan import AblationPlan
+from channelscope.profiling.collect import load as load_profile
 from channelscope.tables.run_folder import RunFolder
 from cli.commands import refused, run, small_network
 
-ABLATION = sys.modules["channelscope.experiments.ablation.run"]
+ABLATION = sys.modules["channelscope.experiments.ablation"]
 FEW = ("--images", "80", "--test", "40", "--channels", "6", "--controls", "3", "--draws", "20", "--groups", "4")
 
 
@@ -190,7 +190,7 @@ class TestHulls:
         assert run("hulls", profile, "--out", tmp_path) == 0
         assert "report.html" in capsys.readouterr().out
         frame = tables.read(tmp_path / "hulls.csv")
-        assert len(frame) == sum(site.channels for site in store.load(profile).sites)
+        assert len(frame) == sum(site.channels for site in load_profile(profile).sites)
         assert {path.stem for path in tmp_path.glob("*.csv")} == {"hulls", "hull_curve", "hull_layers"}
 
     def test_the_rule_is_in_the_flags(self, network, tmp_path):
@@ -234,7 +234,7 @@ def test_the_library_calls_are_the_commands(network, done):
     (name, _, weights), profile = network
     model, images = zoo.load(name, data.ImageSource("digits", images=80), weights=weights)
     plan = AblationPlan(channels=6, controls=3, draws=20, groups=4)
-    found = ablate(model, store.load(profile), images.test.take(40), plan, progress=False)
+    found = ablate(model, load_profile(profile), images.test.take(40), plan, progress=False)
     for frame in found.values():
         kept = tables.read(done / f"{frame.attrs['name']}.csv")
         pd.testing.assert_frame_equal(tables.describe(frame, frame.attrs), kept, check_dtype=False, rtol=1e-9)

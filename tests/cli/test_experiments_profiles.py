@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from channelscope import tables
-from channelscope.profiling import store
+from channelscope.profiling.collect import load as load_profile
 from cli.commands import refused, run, small_network
 
 
@@ -20,7 +20,7 @@ class TestCommunities:
         assert "report.html" in capsys.readouterr().out
         assert {path.stem for path in tmp_path.glob("*.csv")} == {"communities", "community_depth", "community_nodes", "community_edges"}
         frame = tables.read(tmp_path / "communities.csv")
-        assert frame.site.nunique() == len(store.load(profile).sites)
+        assert frame.site.nunique() == len(load_profile(profile).sites)
 
     def test_without_shards_and_weights(self, network, tmp_path):
         _, profile = network
@@ -60,7 +60,7 @@ class TestGradients:
         assert "report.html" in capsys.readouterr().out
         assert {path.stem for path in tmp_path.glob("*.csv")} == {"gradients", "gradient_layers", "gradient_skipped", "simulation"}
         layers = tables.read(tmp_path / "gradient_layers.csv")
-        assert len(layers) == len(store.load(profile).sites)
+        assert len(layers) == len(load_profile(profile).sites)
         assert layers.identity.max() < 1e-3
 
     def test_one_site_pooled(self, network, tmp_path):

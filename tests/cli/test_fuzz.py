@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from channelscope.profiling import store
 from cli.fuzzing import Case, Outcome, World, cases, end, table
 
 
@@ -128,14 +127,14 @@ def test_a_name_is_printed_in_any_locale(world, encoding):
     ],
 )
 def test_memory_that_does_not_suffice_is_one_sentence(world, monkeypatch, error):
-    monkeypatch.setattr(store, "load", Mock(side_effect=error))
+    monkeypatch.setattr("channelscope.cli.call.load_profile", Mock(side_effect=error))
     outcome = ended(Case(SCORES), world)
     assert outcome.verdict == "refused"
     assert f"there is not enough memory ({error}): give smaller numbers" in outcome.said
 
 
 def test_other_errors_of_the_library_itself_are_not_hidden(world, monkeypatch):
-    monkeypatch.setattr(store, "load", Mock(side_effect=RuntimeError("a bug")))
+    monkeypatch.setattr("channelscope.cli.call.load_profile", Mock(side_effect=RuntimeError("a bug")))
     assert ended(Case(SCORES), world).verdict.startswith("traceback RuntimeError in ")
 
 

@@ -8,7 +8,7 @@ import torch
 from channelscope import tables, zoo
 from channelscope.circuits.criteria import CRITERIA
 from channelscope.network.cost import cost
-from channelscope.scores.registry import REGISTRY
+from channelscope.scores.score import REGISTRY
 from cli.commands import refused, run
 
 NET = """

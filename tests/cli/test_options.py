@@ -10,14 +10,13 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from channelscope import tables, zoo
+from channelscope.cli.call import NetworkOptions, at_least, fitted
 from channelscope.cli.circuits import few
 from channelscope.cli.experiments import _image_source
-from channelscope.cli.options import NetworkOptions, fitted
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError
-from channelscope.profiling import store
-from channelscope.zoo.history import History
+from channelscope.zoo.training_run import History
 from cli.commands import refused, run
 
 NET = """
@@ -145,7 +144,7 @@ def test_a_disk_that_is_full_is_one_sentence(capsys, tmp_path, monkeypatch, erro
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr("channelscope.profiling.collect.save_file", full)
     assert refused(capsys, "profile", OTHER, "--images", "60", "--out", tmp_path / "x.profile").endswith(said)
 
 
@@ -174,6 +173,12 @@ def test_default_numbers_fit_a_small_set_and_say_what_they_took(capsys):
         fitted(split, 360, 1000, "--test")
     with pytest.raises(DataError, match="asked for 0"):
         fitted(split, 0, 1000, "--test")
+
+
+def test_a_number_below_the_least_is_refused_by_its_flag():
+    at_least(2, test=None, tuning=2)
+    with pytest.raises(DataError, match=r"^expected --tuning-images of at least 2, received 1$"):
+        at_least(2, test=2, tuning_images=1)
 
 
 def test_few_images_are_the_first_of_those_drawn():

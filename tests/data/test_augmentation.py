@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_zoo as pencil
-from channelscope.data.augmentation import AugmentedBatches, augment
 from channelscope.data.images import read_images
+from channelscope.data.splits import AugmentedBatches, augment
 
 
 def batch(count=4, channels=3, height=6, width=5, seed=0):

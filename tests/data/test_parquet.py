@@ -10,7 +10,7 @@ import pytest
 
 import odd_files
 from channelscope.data.decoding import ResizeCrop, decode
-from channelscope.data.parquet import parquet_or_hub
+from channelscope.data.sources import parquet_or_hub
 from channelscope.errors import DataError
 from image_files import encoded, features, picture, write_parquet
 

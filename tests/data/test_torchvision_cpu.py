@@ -15,9 +15,10 @@ try:
 except RuntimeError as error:
     assert "torchvision::" in str(error)
 found = runpy.run_path({torchvision_cpu.__file__!r})
+found["load_torchvision"]()
 import torchvision
-assert found["torchvision"] is torchvision
-assert found["models"].resnet18 is torchvision.models.resnet18
+assert found["load_torchvision"]() is torchvision
+assert found["__getattr__"]("models").resnet18 is torchvision.models.resnet18
 import timm
 print(timm.create_model("resnet10t").num_classes)
 """
@@ -46,7 +47,7 @@ def test_other_errors_are_not_hidden(monkeypatch):
 
     monkeypatch.setattr(torchvision_cpu.importlib, "import_module", broken)
     with pytest.raises(RuntimeError, match="something else"):
-        torchvision_cpu._torchvision()
+        torchvision_cpu.load_torchvision()
 
 
 def test_a_missing_operator_is_declared_and_the_import_tried_again(monkeypatch):
@@ -61,7 +62,7 @@ def test_a_missing_operator_is_declared_and_the_import_tried_again(monkeypatch):
     monkeypatch.setattr(torchvision_cpu.importlib, "import_module", first_broken)
     monkeypatch.setattr(torchvision_cpu, "_declare", lambda: declared.append(True))
     monkeypatch.setattr(torchvision_cpu, "sys", type("Fake", (), {"modules": {"torchvision.ops": None, "torch": None}}))
-    assert torchvision_cpu._torchvision() == "torchvision"
+    assert torchvision_cpu.load_torchvision() == "torchvision"
     assert tried == ["torchvision", "torchvision"]
     assert declared == [True]
     assert list(torchvision_cpu.sys.modules) == ["torch"], "half-made modules are forgotten"

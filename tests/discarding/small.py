@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from channelscope.discarding.pixel_network import PixelNetwork
+from channelscope.discarding.jacobian import PixelNetwork
 
 SHAPE = (3, 8, 8)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -1,4 +1,4 @@
-"""One call gives the tables of the command; extras, comparisons and the folder of maps."""
+"""DiscardingAnalysis: one call gives the tables of the command; extras, comparisons and the folder of maps."""
 
 import pandas as pd
 import pytest

@@ -8,10 +8,10 @@ import torch
 
 import pencil_discarding as pencil
 from channelscope import tables
+from channelscope.discarding import concentration
 from channelscope.discarding import faithfulness as room
-from channelscope.discarding import localization
 from channelscope.discarding.cid import CIDOptions
-from channelscope.discarding.smoothing import gaussian_blur
+from channelscope.discarding.noise import gaussian_blur
 from channelscope.errors import NumericError
 from discarding import small
 
@@ -96,8 +96,8 @@ def test_tables_have_paired_differences(tmp_path):
 def test_localization_finds_what_is_there():
     boxes = [[(0, 0, 14, 14)]] * 4
     good = evidence() + 0.01 * torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(3))
-    maps = {"cid": good, "opposite": -good, "center": localization.center_prior(images())}
-    frame = localization.localization_table(maps, boxes, maps, boxes, RULE)
+    maps = {"cid": good, "opposite": -good, "center": concentration.center_prior(images())}
+    frame = concentration.localization_table(maps, boxes, maps, boxes, RULE)
     assert frame.attrs["provenance"]["convention"] == RULE.convention()
     frame = frame.set_index("method")
     assert frame.iou["cid"] > 0.9
@@ -107,8 +107,8 @@ def test_localization_finds_what_is_there():
 
 
 def test_smoothing_keeps_constants_inside_and_the_center_is_the_maximum():
-    torch.testing.assert_close(localization.smoothed(torch.ones(1, 60, 60))[0, 25:35, 25:35], torch.ones(10, 10))
-    middle = localization.center_prior(torch.zeros(1, 3, 9, 9))[0]
+    torch.testing.assert_close(concentration.smoothed(torch.ones(1, 60, 60))[0, 25:35, 25:35], torch.ones(10, 10))
+    middle = concentration.center_prior(torch.zeros(1, 3, 9, 9))[0]
     assert middle.argmax() == 40
 
 

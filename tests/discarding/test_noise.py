@@ -1,4 +1,4 @@
-"""Reverse water-filling: the published example, its conditions of optimality, its limits."""
+"""Cells, reverse water-filling (published example, optimality, limits), and denoising of maps whose truth is known."""
 
 import math
 
@@ -9,8 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pencil_discarding as pencil
-from channelscope.discarding.noise import GAUSSIAN_ENTROPY, entropy, entropy_gap, isotropic, mean_entropy, water_filling
-from channelscope.errors import NumericError, ShapeError
+from channelscope.discarding.noise import (
+    GAUSSIAN_ENTROPY,
+    Cells,
+    blur_widths,
+    entropy,
+    entropy_gap,
+    gamma_regression,
+    gaussian_blur,
+    image_regressors,
+    isotropic,
+    mean_entropy,
+    multiscale_shrinkage,
+    water_filling,
+)
+from channelscope.errors import InputError, NumericError, ShapeError
 
 CELLS = 12
 numbers = st.lists(st.floats(0.01, 100), min_size=CELLS, max_size=CELLS)
@@ -185,3 +198,224 @@ def test_unspent_entropy_is_of_free_cells_alone():
     share[..., 4:] = 100.0
     free = torch.arange(8)[None] < 4
     assert float(entropy_gap(share, free)) == 0.0
+
+
+def truth(rows=16, columns=16):
+    """A smooth positive map with a bright spot."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij")
+    return (torch.exp(-4 * ((x - 0.3).square() + y.square())) + 0.1).double()
+
+
+def noisy(draws, seed=0, rows=16, columns=16):
+    """Samples as probes give them: the truth times a squared normal number."""
+    source = torch.Generator().manual_seed(seed)
+    return truth(rows, columns) * torch.randn(draws, 1, rows, columns, generator=source, dtype=torch.float64).square()
+
+
+@pytest.mark.parametrize("width", [0, 0.5, 1, 2])
+def test_blur_agrees_with_a_double_loop(width):
+    plane = torch.rand(7, 9, dtype=torch.float64)
+    assert np.allclose(gaussian_blur(plane, width), pencil.blurred(plane.numpy(), width))
+
+
+def test_scales_halve_down_to_single_cells():
+    assert blur_widths(32, 32) == [8.0, 4.0, 2.0, 1.0, 0.5, 0.0]
+    assert blur_widths(1, 1) == [0.0]
+
+
+@pytest.mark.parametrize("draws", [1, 2, 6])
+def test_shrunk_agrees_with_its_twin(draws):
+    samples = noisy(draws, 3, 8, 6)
+    seen = torch.ones(1, 8, 6, dtype=torch.bool)
+    seen[0, 0] = False
+    found, doubt = multiscale_shrinkage(samples, torch.ones(1, 8, 6), seen)
+    expected, stated = pencil.shrunk(samples[:, 0].numpy(), np.ones((8, 6)), seen[0].numpy())
+    assert np.allclose(found[0], expected, rtol=1e-9)
+    assert np.allclose(doubt, stated, rtol=1e-6)
+
+
+def test_draws_without_scatter_come_back_as_they_are():
+    samples = truth().expand(3, 1, 16, 16)
+    for some in (samples, samples[:1]):
+        found, doubt = multiscale_shrinkage(some, torch.ones(1, 16, 16), torch.ones(1, 16, 16).bool())
+        torch.testing.assert_close(found[0], truth())
+        assert abs(float(doubt)) < 1e-12
+
+
+def test_the_sum_is_kept_and_unseen_cells_are_zero():
+    samples, seen = noisy(8), torch.ones(1, 16, 16, dtype=torch.bool)
+    seen[0, :, 10:] = False
+    found, _ = multiscale_shrinkage(samples, torch.ones(1, 16, 16), seen)
+    torch.testing.assert_close(found.sum(), (samples.mean(0) * seen).sum())
+    assert found[~seen].eq(0).all()
+
+
+def test_shrinking_is_worth_many_draws():
+    def error(estimate):
+        return float((estimate[0].clamp(min=1e-6).log() - truth().log()).square().mean())
+
+    seen, ones = torch.ones(1, 16, 16).bool(), torch.ones(1, 16, 16)
+    plain = np.mean([error(noisy(8, seed).mean(0)) for seed in range(5)])
+    better = np.mean([error(multiscale_shrinkage(noisy(8, seed), ones, seen)[0]) for seed in range(5)])
+    many = np.mean([error(noisy(32, seed).mean(0)) for seed in range(5)])
+    assert better < many < plain  # eight draws, shrunk, beat thirty-two
+
+
+def test_noise_alone_moves_a_flat_map_little():
+    """Samples around the start that may be negative, as curvature samples are."""
+    source = torch.Generator().manual_seed(1)
+    seen, ones = torch.ones(40, 16, 16).bool(), torch.ones(40, 16, 16)
+    samples = 1 + 1.5 * torch.randn(4, 40, 16, 16, generator=source, dtype=torch.float64)
+    found, _ = multiscale_shrinkage(samples, ones, seen)
+    raw = samples.mean(0).std()
+    assert (found > 0).all()
+    assert (found / samples.mean((0, 2, 3))[:, None, None]).std() < raw / 4
+
+
+@pytest.mark.parametrize("draws", [4, 8, 16])
+def test_doubt_follows_the_error_of_the_map_from_below(draws):
+    """Against the known truth: what the noise leaves, without what is too faint to be told from it."""
+    seen, ones = torch.ones(1, 16, 16).bool(), torch.ones(1, 16, 16)
+    stated, actual = [], []
+    for seed in range(12):
+        found, doubt = multiscale_shrinkage(noisy(draws, seed), ones, seen)
+        stated.append(float(doubt))
+        actual.append(float(torch.mean((truth() / found[0] * found[0].mean() / truth().mean() - 1).square())))
+    assert 0.2 * np.mean(actual) < np.mean(stated) < np.mean(actual)
+
+
+def pictures(count=2, side=12):
+    """Noise, brighter and of more contrast toward one corner."""
+    ramp = torch.linspace(0.5, 1, side, dtype=torch.float64)
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * ramp * ramp[:, None]
+
+
+def seen(count, rows, columns):
+    return torch.ones(count, rows, columns, dtype=torch.bool)
+
+
+def test_features_are_standardized_over_the_cells():
+    found = image_regressors(pictures(), Cells.of((12, 12), 6))
+    assert found.shape == (2, 6, 6, 12)
+    torch.testing.assert_close(found.mean((1, 2)), torch.zeros(2, 12, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(found.square().mean((1, 2)), torch.ones(2, 12, dtype=torch.float64))
+
+
+def test_a_picture_without_contrast_says_only_where_its_cells_are():
+    found = image_regressors(torch.full((1, 3, 8, 8), 0.4), Cells.of((8, 8)))
+    assert found[..., :8].eq(0).all()
+    assert found[..., 8:].abs().amax((0, 1, 2)).gt(1).all()
+
+
+def test_pictures_do_not_see_each_other():
+    both = pictures()
+    torch.testing.assert_close(image_regressors(both, Cells.of((12, 12), 6))[1:], image_regressors(both[1:], Cells.of((12, 12), 6)))
+
+
+def test_brightness_and_scale_change_no_contrast():
+    """Contrast is relative to the picture's own: only the 8-bit floor knows an absolute scale."""
+    plain, brighter = (image_regressors(images, Cells.of((12, 12), 6))[..., 0] for images in (pictures(), 0.5 * pictures() + 0.3))
+    torch.testing.assert_close(plain, brighter, atol=0.01, rtol=0)
+
+
+def test_the_fit_agrees_with_a_general_solver():
+    features = image_regressors(pictures(1), Cells.of((12, 12), 6))
+    source = torch.Generator().manual_seed(1)
+    start = 0.5 + torch.rand(1, 6, 6, generator=source, dtype=torch.float64)
+    samples = start * (0.4 * features[..., 0] - 0.2 * features[..., 9]).exp() * (1 + 0.4 * torch.randn(4, 1, 6, 6, generator=source))
+    found = gamma_regression(samples, start, seen(1, 6, 6), features)
+    expected = pencil.regressed(samples.flatten(1).numpy(), start.flatten().numpy(), features.flatten(0, 2).numpy())
+    assert np.allclose(found.flatten(), expected, rtol=1e-6)
+
+
+def test_a_map_that_follows_the_picture_is_found_from_very_noisy_draws():
+    """Four draws whose noise is larger than the signal: the fit is nearer than their mean by far."""
+    features = image_regressors(pictures(3, 32), Cells.of((32, 32), 16))
+    truth = (0.5 * features[..., 1] + 0.3 * features[..., 5]).exp()
+    noise = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64).square()
+    found = gamma_regression(truth * noise, torch.ones_like(truth), seen(3, 16, 16), features)
+    off, raw = ((estimate / truth).log().std() for estimate in (found, (truth * noise).mean(0)))
+    assert off < raw / 4
+
+
+def test_unseen_cells_are_zero_and_do_not_count():
+    features = image_regressors(pictures(1), Cells.of((12, 12), 6))
+    half = seen(1, 6, 6)
+    half[0, 3:] = False
+    samples = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
+    other = samples.clone()
+    other[:, :, 3:] = 100.0
+    found, again = (gamma_regression(given, torch.ones(1, 6, 6, dtype=torch.float64), half, features) for given in (samples, other))
+    assert found[~half].eq(0).all()
+    torch.testing.assert_close(found, again)
+
+
+def test_an_image_that_a_layer_does_not_see_at_all_has_no_map():
+    features = image_regressors(pictures(1), Cells.of((12, 12), 6))
+    found = gamma_regression(
+        torch.zeros(2, 1, 6, 6, dtype=torch.float64), torch.ones(1, 6, 6, dtype=torch.float64), ~seen(1, 6, 6), features
+    )
+    assert found.eq(0).all()
+
+
+planes = st.tuples(st.integers(1, 14), st.integers(1, 14))
+
+
+@settings(max_examples=40, deadline=None)
+@given(planes, st.integers(1, 9), st.integers(0, 2**31))
+def test_sums_agree_with_a_loop(plane, side, seed):
+    cells = Cells.of(plane, side)
+    values = torch.rand(2, *plane, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sums = cells.sum_by_cell(values)
+    assert sums.shape == (2, len(cells))
+    for own, expected in zip(sums, values, strict=True):
+        assert np.allclose(own.view(cells.grid), pencil.cell_sums(expected.numpy(), cells.grid))
+
+
+@settings(max_examples=40, deadline=None)
+@given(planes, st.integers(1, 9), st.integers(0, 2**31))
+def test_spreading_is_the_transpose_of_summing(plane, side, seed):
+    cells = Cells.of(plane, side)
+    source = torch.Generator().manual_seed(seed)
+    values = torch.rand(*plane, generator=source, dtype=torch.float64)
+    weights = torch.rand(len(cells), generator=source, dtype=torch.float64)
+    assert torch.isclose((cells.sum_by_cell(values) * weights).sum(), (values * cells.expand_to_pixels(weights)).sum())
+
+
+@settings(max_examples=30, deadline=None)
+@given(planes, st.integers(1, 20))
+def test_every_pixel_is_in_one_cell_and_no_cell_is_empty(plane, side):
+    cells = Cells.of(plane, side)
+    counts = cells.sum_by_cell(torch.ones(plane))
+    assert counts.min() >= 1
+    assert counts.sum() == plane[0] * plane[1]
+    assert counts.max() <= (-(-plane[0] // cells.grid[0])) * (-(-plane[1] // cells.grid[1]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(planes, st.integers(1, 20))
+def test_a_flat_map_has_one_mean_however_unequal_the_cells(plane, side):
+    cells = Cells.of(plane, side)
+    assert torch.equal(cells.mean_by_cell(torch.full((3, *plane), 0.25)), torch.full((3, len(cells)), 0.25))
+    assert torch.equal(cells.pixels, cells.sum_by_cell(torch.ones(plane)))
+
+
+def test_small_images_have_a_cell_per_pixel():
+    cells = Cells.of((32, 32))
+    assert cells.per_pixel
+    assert len(cells) == 1024
+    plane = torch.rand(32, 32)
+    assert torch.equal(cells.sum_by_cell(plane), plane.flatten())
+    assert torch.equal(cells.expand_to_pixels(cells.sum_by_cell(plane)), plane)
+
+
+def test_large_images_have_a_grid_unless_told_otherwise():
+    assert Cells.of((224, 224)).grid == (56, 56)
+    assert Cells.of((224, 224), None).per_pixel
+    assert Cells.of((40, 100), 56).grid == (40, 56)
+
+
+@pytest.mark.parametrize("side", [0, -3])
+def test_no_cells_are_refused(side):
+    with pytest.raises(InputError, match="at least one cell"):
+        Cells.of((8, 8), side)

@@ -11,13 +11,13 @@ from channelscope.errors import InputError
 from channelscope.experiments.communities import GAP, communities_of, find_communities, modularity_gap, pair_matrices
 from channelscope.formulas.information import CEILING
 from channelscope.profiling.collect import collect
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.zoo.architectures import SmallResNet
-from channelscope.zoo.toys import linear
+from channelscope.scores.score import LayerStatistics, ScoreOptions
+from channelscope.zoo import toys
+from channelscope.zoo.models import SmallResNet
 
 
 def profiled(mixing, weights, shards=0):
-    toy = linear._linear(mixing, weights, 256, 0)
+    toy = toys._linear(mixing, weights, 256, 0)
     return collect(toy.model, toy.batches, shards=shards)
 
 

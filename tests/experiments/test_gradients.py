@@ -12,10 +12,10 @@ import pencil_experiments as pencil
 from channelscope import data, zoo
 from channelscope.errors import DataError, InputError, MismatchError, SiteError
 from channelscope.experiments.gradients import RATES, SHARE, STRONG, gradient_angles, problem, simulate
-from channelscope.formulas.gradients import information_step, linear_axes
+from channelscope.formulas.information import information_step, linear_axes
 from channelscope.network.patches import followable, patch_products, pooled_patches
 from channelscope.profiling.collect import collect
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.zoo.models import SmallResNet
 
 
 class Net(nn.Module):

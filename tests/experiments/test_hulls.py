@@ -12,8 +12,8 @@ from channelscope import data, scores, zoo
 from channelscope.errors import InputError, SampleError
 from channelscope.experiments.hulls import HullOptions, explained, replacement_sets
 from channelscope.profiling.collect import collect
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.scores.score import LayerStatistics, ScoreOptions
+from channelscope.zoo.models import SmallResNet
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from channelscope import data, zoo
 from channelscope.errors import MismatchError, SampleError
 from channelscope.experiments.propagation import LOCAL, axis_propagation, connections
 from channelscope.profiling.collect import collect
-from channelscope.scores.registry import lookup
+from channelscope.scores.score import lookup
 from channelscope.scores.score_table import table as scored
 from channelscope.tables import HEADLINE
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.zoo.models import SmallResNet
 
 
 class Chain(nn.Module):

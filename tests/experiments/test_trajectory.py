@@ -13,9 +13,9 @@ from channelscope.experiments.communities import GAP, find_communities
 from channelscope.experiments.hulls import HullOptions, replacement_sets
 from channelscope.experiments.trajectory import PUBLISHED, spaced_sites, training_trajectory
 from channelscope.profiling.collect import collect
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.scores.target import triplet_excess_by_layer
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.scores.axes import triplet_excess_by_layer
+from channelscope.scores.score import LayerStatistics, ScoreOptions
+from channelscope.zoo.models import SmallResNet
 
 EPOCHS, RUNS = (0, 1, 2), ("a", "b", "c")
 

@@ -6,12 +6,10 @@ import torch
 from channelscope.formulas import information, task_information
 from channelscope.formulas.clustering import communities, kmeans_labels, strongest_edges
 from channelscope.formulas.gaussian import Gaussian, correlation
-from channelscope.formulas.gradients import linear_axes
-from channelscope.formulas.hulls import hulls
-from channelscope.formulas.intervals import jackknife
+from channelscope.formulas.information import linear_axes
+from channelscope.formulas.intervals import holm, jackknife, permutation_p
 from channelscope.formulas.ranks import partial_spearman, spearman
-from channelscope.formulas.regression import backward_elimination, peer_regression, replacement_weights, support
-from channelscope.formulas.significance import holm, permutation_p
+from channelscope.formulas.regression import backward_elimination, hulls, peer_regression, replacement_weights, support
 from channelscope.stats.moments import Moments
 from formulas import laws
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 import pencil
 from channelscope.errors import InputError, ShapeError, SingularError
 from channelscope.formulas.gaussian import Gaussian, correlation
-from channelscope.formulas.hulls import hulls
-from channelscope.formulas.regression import RIDGE, backward_elimination, peer_regression, replacement_weights, support, task_credit
+from channelscope.formulas.regression import RIDGE, backward_elimination, hulls, peer_regression, replacement_weights, support, task_credit
 from channelscope.stats.moments import Moments
 from formulas import laws
 
@@ -253,7 +252,7 @@ def test_hull_invariances(seed):
 def test_hulls_of_more_targets_than_a_block(monkeypatch):
     rho = random_rho(11, 5)
     whole = hulls(rho, 4)
-    monkeypatch.setattr("channelscope.formulas.hulls.BLOCK_CHANNELS", 4)
+    monkeypatch.setattr("channelscope.formulas.regression.BLOCK_CHANNELS", 4)
     torch.testing.assert_close(hulls(rho, 4).explained, whole.explained, equal_nan=True)
     assert torch.equal(hulls(rho, 4).members, whole.members)
 

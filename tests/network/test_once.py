@@ -7,7 +7,6 @@ from torch import nn
 
 from channelscope.network.edits import silence
 from channelscope.network.removal import groups as grouping
-from channelscope.network.removal import site_labels
 from channelscope.network.sites import sites
 from channelscope.pruning.cut import cut, shrink
 from channelscope.pruning.repair import repair
@@ -30,7 +29,7 @@ def walks(monkeypatch):
     """How often the network is walked through."""
     made: list[int] = []
 
-    class Counted(site_labels.SiteLabels):
+    class Counted(grouping.SiteLabels):
         def __init__(self, *args):
             made.append(1)
             super().__init__(*args)

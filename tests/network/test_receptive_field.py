@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.network.graph import trace
-from channelscope.network.receptive_field import AxisReceptiveField, receptive_fields
+from channelscope.network.patches import AxisReceptiveField, receptive_fields
 from pencil_circuits import network
 
 

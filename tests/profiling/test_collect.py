@@ -1,24 +1,29 @@
-"""One pass: the laws of a profile, what it refuses, and that it can stop and go on."""
+"""One pass: the laws of a profile, what it refuses, that it can stop and go on; and on disk, what is read is what was written."""
 
 import copy
+import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import pencil
 import pencil_stats
 from channelscope import zoo
-from channelscope.errors import DataError, InputError, MismatchError, NumericError, SiteError
+from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError, SiteError
 from channelscope.network.edits import edit
 from channelscope.network.sites import sites
-from channelscope.profiling import store
-from channelscope.profiling.collect import CheckpointTimer, collect
+from channelscope.profiling import collector
+from channelscope.profiling.collect import FORMAT, CheckpointTimer, collect, load, save
+from channelscope.profiling.collector import MemoryPlan
 from channelscope.stats.profile import Profile
-from channelscope.stats.readout import draw_positions
+from channelscope.stats.readout import Readout, draw_positions
 from channelscope.zoo import toys
 
 IMAGES, CLASSES = 45, 4
@@ -177,6 +182,43 @@ def test_shards_are_index_mod_shards_and_sum_to_the_whole():
     close(total.preactivation.scatter, WHOLE.record("0").preactivation.scatter, 1e-6)
 
 
+def test_fewer_shards_where_memory_would_not_suffice(monkeypatch):
+    plan = MemoryPlan(3, True)
+    sizes, free = [(6, 3), (5, 2), (7, 2)], collector.WAITING
+    assert collect(MODEL, batches()).shards == 10
+    monkeypatch.setattr(collector, "MEMORY", plan.most(sizes, CLASSES))
+    assert plan.most(sizes, CLASSES) > free
+    with pytest.warns(UserWarning, match=r"3 shards of the images instead of 10, because the statistics of 3 sites with up to 7 channels"):
+        fewer = collect(MODEL, batches())
+    assert fewer.shards == 3
+    same(fewer, collect(MODEL, batches(), shards=3))
+    monkeypatch.setattr(collector, "MEMORY", 0)
+    with pytest.warns(UserWarning, match="2 shards of the images instead of 10"):
+        assert collect(MODEL, batches()).shards == 2
+    assert collect(MODEL, batches(), shards=4).shards == 4
+
+
+def test_the_plan_counts_what_is_kept():
+    one, ten = MemoryPlan(0, False), MemoryPlan(10, False)
+    assert one.most([(512, 3)], 0) == collector.WAITING + 3 * 8 * 512**2
+    assert ten.most([(512, 3)], 0) == collector.WAITING + 10 * 3 * 8 * 512**2
+    assert MemoryPlan(0, True).most([(512, 3)], 0) == collector.WAITING + 3 * 4 * 512**2
+    assert ten.most([(512, 3)], 20) - ten.most([(512, 3)], 0) == 8 * 200 * 512  # a mean for each shard and class
+    assert MemoryPlan(10, True).most([(8192, 3)], 0) == 11 * 3 * 2 * 8192**2 + 3 * 8 * 8192**2  # packed
+    assert MemoryPlan.within([(512, 1)], 0, shards=0) == MemoryPlan(0, False)
+
+
+def test_the_last_profile_is_the_one_on_the_way():
+    found = sites(MODEL, PIXELS[:1])
+    with torch.no_grad():
+        each = collector.ProfileCollector(found, PIXELS[:1], Readout.parse("positions(all)"), 3, 0, frozenset({"labels"}))
+        for part in batches():
+            each.batch(*part)
+    on_the_way, last = each.profile(), each.profile(last=True)
+    assert set(on_the_way.tensors) == set(last.tensors)
+    assert all(torch.equal(value, last.tensors[name]) for name, value in on_the_way.tensors.items())
+
+
 def test_without_shards_there_are_none():
     profile = collect(MODEL, batches(), shards=0)
     assert not [name for name in profile.tensors if not name.startswith("total/")]
@@ -256,13 +298,13 @@ def test_an_interrupted_pass_goes_on_and_gives_the_same(tmp_path, monkeypatch, a
     kept = tmp_path / "unfinished"
     with pytest.raises(StoppedError):
         collect(MODEL, broken_off(after), shards=5, checkpoint=kept)
-    assert store.load(kept).images == 8 * after
+    assert load(kept).images == 8 * after
     same(WHOLE, collect(MODEL, batches(size=8), shards=5, checkpoint=kept))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
-    store.save(collect(MODEL, batches()[:1], shards=5), tmp_path / "kept")
+    save(collect(MODEL, batches()[:1], shards=5), tmp_path / "kept")
     with pytest.raises(MismatchError, match="readout agree"):
         collect(MODEL, batches(), "pooled", shards=5, checkpoint=tmp_path / "kept")
     with pytest.raises(MismatchError, match="ends inside a batch"):
@@ -366,10 +408,10 @@ def test_labels_that_begin_late_are_not_lost_by_an_interruption(tmp_path, monkey
     kept = tmp_path / "unfinished"
     with pytest.raises(StoppedError):
         collect(MODEL, broken(), shards=5, checkpoint=kept)
-    assert (store.load(kept).images, store.load(kept).unlabeled) == (16, 8)
+    assert (load(kept).images, load(kept).unlabeled) == (16, 8)
     with pytest.warns(UserWarning, match="8 of 32 images"):
         same(collect(MODEL, mixed, shards=5, checkpoint=kept), collect(MODEL, parts[1:4], shards=5))
-    store.save(collect(MODEL, [(images, None, index) for images, _, index in parts[:1]], shards=5), kept)
+    save(collect(MODEL, [(images, None, index) for images, _, index in parts[:1]], shards=5), kept)
     with pytest.raises(MismatchError, match="begun on images without labels"):
         collect(MODEL, parts, shards=5, checkpoint=kept)
 
@@ -419,3 +461,163 @@ def test_windows_of_an_image_are_positions_of_it(readout):
 def test_windows_that_are_not_one_image_after_the_other_are_refused():
     with pytest.raises(InputError, match="the rows of the value of inside are not one image after the other"):
         collect(Windows(mixed=True).eval(), [torch.randn(6, 3, 4, 4)])
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return collected(0)
+
+
+def collected(seed: int):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3))
+    images = torch.randn(20, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return collect(model, [(images, torch.arange(20) % 3)], shards=4, sensitivity=True, maps=True)
+
+
+@pytest.fixture
+def file(profile, tmp_path):
+    return save(profile, tmp_path / "net.profile")
+
+
+def same_store(a, b) -> None:
+    for name in ("network", "weights_hash", "input_shape", "classes", "sites", "readout", "cut_readout", "targets", "seed", "shards"):
+        assert getattr(a, name) == getattr(b, name), name
+    assert a.images == b.images
+    assert a.tally == b.tally
+    assert a.unlabeled == b.unlabeled
+    assert torch.equal(a.fingerprints, b.fingerprints) or not len(a.fingerprints)
+    assert dict(a.skipped) == dict(b.skipped)
+    for mine, theirs in ((a.tensors, b.tensors), *((a.weight_norms[site.name], b.weight_norms[site.name]) for site in a.sites)):
+        assert set(mine) == set(theirs)
+        for name, value in mine.items():
+            assert value.dtype == theirs[name].dtype
+            assert torch.equal(value, theirs[name]), name
+
+
+def test_load_after_save_is_the_identity(profile, file):
+    same_store(load(file), profile)
+
+
+def test_saving_what_was_loaded_writes_the_same_bytes(file, tmp_path):
+    assert save(load(file), tmp_path / "again.profile").read_bytes() == file.read_bytes()
+
+
+def test_a_profile_without_shards_or_labels_comes_back(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.ReLU(), nn.Linear(64, 3))
+    bare = collect(model, [torch.randn(6, 1, 6, 6)], "pooled", shards=0)
+    same_store(load(save(bare, tmp_path / "deep" / "er" / "net.profile")), bare)
+
+
+def test_sums_of_loaded_profiles_are_sums_of_profiles(profile, file, tmp_path):
+    other = collected(1)
+    both = load(file) + load(save(other, tmp_path / "other.profile"))
+    same_store(both, profile + other)
+    assert both.images == 40
+    assert len(both.fingerprints.unique()) == 40
+
+
+def test_the_same_images_are_not_counted_twice(profile, file, tmp_path):
+    with pytest.raises(MismatchError, match="no image in common: 20 of the 20 images of one are among the 20 of the other"):
+        load(file) + load(file)
+    with pytest.raises(MismatchError, match="20 of the 40 images"):
+        profile + collected(1) + load(file)
+
+
+def test_a_profile_without_fingerprints_is_read_and_added(profile, file):
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["channelscope"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys() if name != "fingerprints"}  # noqa: SIM118
+    del header["unlabeled"], header["checksum"]
+    save_file(tensors, file, metadata={"channelscope": json.dumps(header)})
+    old = load(file)
+    same_store(old, profile)
+    assert (len(old.fingerprints), old.unlabeled) == (0, 0)
+    assert (old + collected(1)).images == 40
+    with pytest.raises(MismatchError, match="20 of the 20 images"):
+        old + old
+    assert torch.equal((old + collected(1)).fingerprints, collected(1).fingerprints)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FormatError, match=r"no profile at .*: write one with `channelscope profile"):
+        load(tmp_path / "none.profile")
+    with pytest.raises(FormatError, match="no profile at"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file(file, share):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(FormatError, match="damaged or not a profile"):
+        load(file)
+
+
+def test_other_files(tmp_path):
+    (tmp_path / "text").write_text("not a profile, but long enough to be one")
+    with pytest.raises(FormatError, match="damaged or not a profile"):
+        load(tmp_path / "text")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    with pytest.raises(FormatError, match="safetensors file but not a profile"):
+        load(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("version", [1, 99, None])
+def test_another_version_of_the_format(file, version):
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["channelscope"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    header["format"] = version
+    save_file(tensors, file, metadata={"channelscope": json.dumps(header)})
+    with pytest.raises(FormatError, match=f"format {version}, this version reads {FORMAT}: collect it again"):
+        load(file)
+
+
+def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(profile, file, monkeypatch):
+    before = file.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(profile + collected(1), file)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == ["net.profile"]
+
+
+def test_the_clock_is_due_once_an_interval():
+    assert CheckpointTimer(0.0).due()
+    clock = CheckpointTimer(3600)
+    assert not clock.due()
+    clock.last -= 3601
+    assert clock.due()
+    assert not clock.due()
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9, 1.0])
+def test_one_changed_bit_is_noticed(file, place):
+    """Also where the file is still a profile, whose numbers would be others."""
+    whole = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(whole[:8], "little")
+    whole[start + int(place * (len(whole) - start - 1))] ^= 1
+    file.write_bytes(bytes(whole))
+    with pytest.raises(FormatError, match=r"is damaged: its checksum is [0-9a-f]{8}, that of its contents [0-9a-f]{8}; collect it again"):
+        load(file)
+
+
+@pytest.mark.parametrize("change", [{"images": "many"}, {"sites": 3}, {"tally": None}, {"sites": [{"name": "x"}]}])
+def test_a_changed_header_is_refused(file, change):
+    """By the checksum; without one, where it makes no profile."""
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["channelscope"]) | change
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(tensors, file, metadata={"channelscope": json.dumps(header)})
+    with pytest.raises(FormatError, match="its checksum is"):
+        load(file)
+    if "images" not in change:
+        del header["checksum"]
+        save_file(tensors, file, metadata={"channelscope": json.dumps(header)})
+        with pytest.raises(FormatError, match="is damaged or not a profile"):
+            load(file)

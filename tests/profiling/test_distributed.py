@@ -10,8 +10,8 @@ import torch
 
 from channelscope import zoo
 from channelscope.data.sources import ImageSource
-from channelscope.profiling import store
 from channelscope.profiling.collect import collect, rank_batches
+from channelscope.profiling.collect import load as load_profile
 
 
 def test_torchrun_with_two_ranks_writes_the_profile_of_one_process(tmp_path):
@@ -19,7 +19,7 @@ def test_torchrun_with_two_ranks_writes_the_profile_of_one_process(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "channelscope"]
     command += ["profile", "resnet20", "--out", str(out), "--data", "digits", "--images", "192", "--batch-size", "48", "--shards", "3"]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    both = store.load(out)
+    both = load_profile(out)
     model, images = zoo.load("resnet20", ImageSource("digits", images=192, batch_size=48))
     alone = collect(model, images.calibration, shards=3)
     assert both.weights_hash == alone.weights_hash

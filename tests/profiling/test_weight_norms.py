@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope.network.consumers import consumers
 from channelscope.network.graph import memory_format
-from channelscope.network.sites import sites
+from channelscope.network.sites import consumers, sites
 from channelscope.profiling.weight_norms import filters, following_batchnorm, weight_norms
 from networks import NARROW, built
 

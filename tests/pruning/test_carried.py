@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.network.graph import trace
-from channelscope.network.partial_forward import ActivationCache
+from channelscope.network.graph import ActivationCache, trace
 
 IMAGES = torch.randn(10, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 

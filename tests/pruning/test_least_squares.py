@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from channelscope.network.partial_forward import ActivationCache
+from channelscope.network.graph import ActivationCache
 from channelscope.network.removal.groups import groups
 from channelscope.pruning import peers
 from channelscope.pruning import repair as repair_module
 from channelscope.pruning.cut import shrink
 from channelscope.pruning.repair import repair
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.subset import Subset
 from networks import lively
 from pencil import peers_matrix

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, SampleError
-from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.removal.groups import groups
+from channelscope.network.removal.labeled_graph import Layer
 from channelscope.pruning.cut import cut, shrink
 from channelscope.pruning.optimal_brain_surgeon import RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
 from channelscope.pruning.repair import repair

@@ -16,7 +16,7 @@ from channelscope.pruning.cut import shrink
 from channelscope.pruning.peers import input_sites
 from channelscope.pruning.repair import repair
 from channelscope.subset import Subset
-from channelscope.zoo.architectures import SmallResNet
+from channelscope.zoo.models import SmallResNet
 from networks import built, lively
 
 IMAGES = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(5))

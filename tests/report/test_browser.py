@@ -9,7 +9,7 @@ from channelscope import tables
 from channelscope.report import sections
 from channelscope.report.page import write_report
 from channelscope.report.section import Chart, Section
-from channelscope.tables.schema import Column
+from channelscope.tables.quantities import Column
 from report.chromium import Chromium
 from report.folders import large, tiny
 

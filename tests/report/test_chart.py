@@ -9,8 +9,8 @@ from channelscope import tables
 from channelscope.report import figures
 from channelscope.report.page import render
 from channelscope.report.section import Chart, Section
+from channelscope.tables.quantities import Column
 from channelscope.tables.run_folder import RunFolder
-from channelscope.tables.schema import Column
 from report.golden import data
 
 ROWS = [

@@ -11,9 +11,9 @@ from channelscope.errors import FormatError
 from channelscope.report import figures, sections
 from channelscope.report.page import render
 from channelscope.report.section import Chart, Drawing, Section
-from channelscope.report.sections.alignment import ALIGNMENT, CLUSTERS, by_depth
+from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, by_depth
+from channelscope.tables.quantities import Column
 from channelscope.tables.run_folder import RunFolder
-from channelscope.tables.schema import Column
 from report.folders import large, tiny
 
 
@@ -39,7 +39,7 @@ def test_every_chart_is_a_png_and_an_svg(run, tmp_path):
 def test_the_same_run_gives_the_same_svg(run, tmp_path):
     chart, frame = CLUSTERS.charts[0], run.table("groups")
     for name in ("one", "two"):
-        with figures.rc_context(figures.STYLE):
+        with figures.matplotlib.rc_context(figures.STYLE):
             figures._save(figures.drawn(chart, frame, run.stages), tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 

@@ -13,9 +13,8 @@ from channelscope.errors import FormatError
 from channelscope.report import sections
 from channelscope.report.page import _cards, _number, _subscripts, render, write_report
 from channelscope.report.section import Section
-from channelscope.tables.quantities import QUANTITIES
+from channelscope.tables.quantities import QUANTITIES, Column
 from channelscope.tables.run_folder import RunFolder
-from channelscope.tables.schema import Column
 from report.folders import FACTS, LOCAL, TARGET, large, means, tiny, written
 from report.golden import GOLD, data, made
 

@@ -8,7 +8,7 @@ import pytest
 
 from channelscope import tables
 from channelscope.report import verdict
-from channelscope.report.sections.alignment import by_depth, change_with_depth, cluster_sentences, layer_alignment
+from channelscope.report.sections.axes import by_depth, change_with_depth, cluster_sentences, layer_alignment
 from channelscope.tables.run_folder import RunFolder
 from report.folders import FACTS, means, tiny
 

@@ -201,3 +201,40 @@ def test_looking_does_not_end_the_collection():
         sums.add(samples, spans)
         sums.close(columns)
         close(sums.finish(), expected(parts[: number + 1], 3, 3))
+
+
+@pytest.mark.parametrize("targets", [0, 3])
+@pytest.mark.parametrize("compact", [False, True])
+def test_products_kept_by_rows_from_the_diagonal_on_are_the_whole_products(monkeypatch, compact, targets):
+    monkeypatch.setattr(moments, "ROWS", 4)
+    parts = list(batches([8, 8, 30, 1], 4, 10, 3))
+    sums = MomentsAccumulator(10, targets, 3, compact)
+    sums._block = 40
+    for samples, columns, spans in parts:
+        sums.add(samples, spans)
+        sums.close(columns)
+    rows = sums._products[0].rows
+    assert [tuple(block.shape) for block in rows] == [(4, 10), (4, 6), (2, 2)]
+    assert {block.dtype for block in rows} == {torch.float32 if compact else torch.float64}
+    found = sums.finish()
+    close(found, expected(parts, 3, targets))
+    assert all(torch.equal(each.scatter, each.scatter.T) for each in found)
+
+
+def test_sums_that_are_given_up_were_given_before():
+    sums, again = MomentsAccumulator(5, 3, 3), MomentsAccumulator(5, 3, 3)
+    for samples, columns, spans in batches([8, 9], 2, 5, 3):
+        for each in (sums, again):
+            each.add(samples, spans)
+            each.close(columns)
+    close(list(sums.moments(free=True)), again.finish())
+    assert [products.rows for products in sums._products] == [[], [], []]
+
+
+@pytest.mark.parametrize("channels", [3, 512, 700])
+def test_memory_of_the_products_is_what_is_kept(channels):
+    sums = MomentsAccumulator(channels, 0, 1, compact=True)
+    sums.add(torch.ones(2, 1, channels), [(0, slice(0, 2))])
+    sums.flush()
+    assert moments.products_bytes(channels, True) == 4 * sum(block.numel() for block in sums._products[0].rows)
+    assert moments.products_bytes(channels, False) == 2 * moments.products_bytes(channels, True)

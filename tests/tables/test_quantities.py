@@ -1,6 +1,6 @@
 import pytest
 
-from channelscope.scores.registry import REGISTRY
+from channelscope.scores.score import REGISTRY
 from channelscope.tables.quantities import COLUMNS, HEADLINE, QUANTITIES
 
 

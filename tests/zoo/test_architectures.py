@@ -6,9 +6,7 @@ from torch import nn
 
 import pencil_zoo as pencil
 from channelscope.data.torchvision_cpu import models
-from channelscope.zoo import architectures
-from channelscope.zoo.architectures import ARCHITECTURES, first_conv, replace_first_conv, set_input_channels
-from channelscope.zoo.models import build
+from channelscope.zoo.models import ARCHITECTURES, _convnext, build, first_conv, replace_first_conv, set_input_channels
 
 LIGHT = [name for name in ARCHITECTURES if name not in ("vgg16_bn", "resnet50", "resnet34", "convnext_tiny", "alexnet")]
 HEAVY = [name for name in ARCHITECTURES if name not in LIGHT]
@@ -51,7 +49,7 @@ def test_small_images_give_logits_in_large_networks(name, channels, size):
 def test_the_convnext_reads_patches_that_leave_sixteen_positions_a_side():
     for size, patch in ((8, 1), (16, 1), (32, 2), (64, 4)):
         model = models.ConvNeXt([models.convnext.CNBlockConfig(8, None, 2)], num_classes=3)
-        architectures._convnext(model, 3, size)
+        _convnext(model, 3, size)
         _, _, stem = first_conv(model)
         assert (stem.kernel_size, stem.stride, stem.padding) == ((patch, patch), (patch, patch), (0, 0))
         assert sizes(model.eval(), 3, size)[0][0] == min(16, size)

@@ -10,8 +10,7 @@ from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
 from channelscope.evaluation import loss_and_accuracy
 from channelscope.network import module_state
-from channelscope.zoo.history import History
-from channelscope.zoo.schedule import FINETUNE_LR_DIVISOR, Schedule
+from channelscope.zoo.training_run import FINETUNE_LR_DIVISOR, History, Schedule
 from image_files import made
 
 SHORT = Schedule(epochs=2, lr=0.5, batch_size=8, pad=0, flip=False, every=2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope.zoo.architectures import Block, SmallResNet
+from channelscope.zoo.models import Block, SmallResNet
 
 SHORTCUTS = {16: 16 * 32 + 64 + 32 * 64 + 128}
 

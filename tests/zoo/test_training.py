@@ -22,10 +22,9 @@ from channelscope.errors import DataError, FormatError, InputError, MismatchErro
 from channelscope.evaluation import loss_and_accuracy
 from channelscope.network import module_state
 from channelscope.progress import without_bars
-from channelscope.zoo import history as log
-from channelscope.zoo.history import History
-from channelscope.zoo.schedule import Schedule
+from channelscope.zoo import training_run as log
 from channelscope.zoo.training import RESUME, train
+from channelscope.zoo.training_run import History, Schedule
 from image_files import made
 
 training = importlib.import_module("channelscope.zoo.training")  # the package's attribute of that name is the function

@@ -1,9 +1,8 @@
 """Benchmark: every score through the same cut, removal, repair and evaluation, and the differences between scores with their intervals."""
 
 from channelscope.benchmark.analysis import analyze
-from channelscope.benchmark.grid import Grid, Trial
 from channelscope.benchmark.run import benchmark
-from channelscope.benchmark.setup import Setup
+from channelscope.benchmark.trial import Grid, Setup, Trial
 
 __all__ = [
     "Grid",

@@ -14,9 +14,9 @@ from channelscope.circuits import folder as circuit_folder
 from channelscope.circuits.circuit import Circuit
 from channelscope.errors import FormatError, InputError, MismatchError, SiteError, no_such
 from channelscope.pruning.folder import Manifest
-from channelscope.tables.rounding import format_number, format_percent
+from channelscope.tables.frame import format_number, format_percent
+from channelscope.tables.quantities import Column
 from channelscope.tables.run_folder import FACTS, RunFolder
-from channelscope.tables.schema import Column
 
 GROUP = "circuit_[0-9]*"
 """Pattern of the folders of circuits of groups of images."""

@@ -19,7 +19,7 @@ from channelscope.errors import ShapeError
 from channelscope.formulas.intervals import Interval, bootstrap_counts
 from channelscope.network.channel_graph import Merge
 from channelscope.subset import Subset
-from channelscope.tables.schema import Column
+from channelscope.tables.quantities import Column
 from channelscope.types import Float, Tensor
 
 BOOTSTRAP_DRAWS = 1000

@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.func import functional_call
 
 from channelscope.data.batches import images_of
+from channelscope.display import Facts, Shown
 from channelscope.errors import InputError, SampleError, ShapeError, SiteError, no_such
 from channelscope.network.channel_graph import ChannelGraph, KernelMask
 from channelscope.network.channel_tracing import channel_graph
@@ -199,8 +200,8 @@ PIXELS = 2**19
 """Most pixels run at once; the maps of more do not stay in the processor's cache."""
 
 
-@dataclass(frozen=True, eq=False)
-class LocatedFeature:
+@dataclass(frozen=True, eq=False, repr=False)
+class LocatedFeature(Shown):
     """A feature located in a network: where it is read, and which kernels can reach it."""
 
     graph: Graph
@@ -215,6 +216,12 @@ class LocatedFeature:
     """channels and kernels upstream of the step"""
     relevant: KernelMask = field(repr=False)
     """layer → bool (outputs, inputs): kernels on a path from the images to the feature"""
+
+    def facts(self) -> Facts:
+        """The step that is read, and the number of kernels that can reach it, of each layer."""
+        kernels = ((name, f"{int(marks.sum()):,} of {marks.numel():,} kernels") for name, marks in self.relevant.items())
+        heading = f"LocatedFeature({self.feature}, {self.relevant_count:,} kernels of {len(self.relevant)} layers)"
+        return heading, [("read at step", self.step), *kernels]
 
     @property
     def model(self) -> nn.Module:

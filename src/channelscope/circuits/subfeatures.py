@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
 
 from channelscope import tables
 from channelscope.circuits.circuit import Circuit, remove_dead_ends, union
@@ -18,9 +16,14 @@ from channelscope.circuits.kernel_scores import KernelScores
 from channelscope.circuits.selection import connected_top_k, top_k
 from channelscope.display import Facts, Shown, spread
 from channelscope.errors import BudgetError, InputError, SampleError
+from channelscope.lazy import LazyModule
 from channelscope.network.module_state import eval_mode
 from channelscope.subset import Subset
 from channelscope.types import Float, Int, Tensor
+
+sklearn_cluster = LazyModule("sklearn.cluster")
+
+sklearn_metrics = LazyModule("sklearn.metrics")
 
 MAX_CLUSTERS = 6
 """Most groups that are tried where the number is not given."""
@@ -157,12 +160,13 @@ def cluster_images(top: TopImages, count: int | None = None, seed: int = 0) -> I
             f"clusters: expected 2 to {different} for {different} different images, received {count}: a cluster would be empty"
         )
     tried = {
-        k: KMeans(k, n_init=10, random_state=seed).fit_predict(vectors)
+        k: sklearn_cluster.KMeans(k, n_init=10, random_state=seed).fit_predict(vectors)
         for k in ([count] if count else range(2, min(MAX_CLUSTERS, different - 1) + 1))
     }
     if not tried:
         raise SampleError(f"clusters: {different} different images are too few to group; pass more images")
-    labels = tried[max(tried, key=lambda k: silhouette_score(vectors, tried[k]))] if len(tried) > 1 else next(iter(tried.values()))
+    best = max(tried, key=lambda k: sklearn_metrics.silhouette_score(vectors, tried[k])) if len(tried) > 1 else next(iter(tried))
+    labels = tried[best]
     first = {old: new for new, old in enumerate(dict.fromkeys(labels.tolist()))}  # numbered by their strongest image
     return torch.tensor([first[label] for label in labels.tolist()])
 

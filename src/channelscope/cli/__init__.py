@@ -1,31 +1,132 @@
 """The command line: `channelscope COMMAND --help` explains each."""
 
+import ast
 import io
 import sqlite3
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import torch
 import typer
 from rich.text import Text
 from safetensors import SafetensorError
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from channelscope.cli import circuits, discarding, doctor, experiments, inspection, measure, pruning
-from channelscope.cli.call import VERSION
-from channelscope.cli.flags import Command, command, command_name, examples
 from channelscope.errors import ChannelscopeError, first_line
 from channelscope.progress import console
 
 EARLIER_COMMANDS = {"lesion": "ablate", "graphs": "communities", "theory": "gradients", "why": "explain"}
 """command of an earlier version → its present name"""
 
+HEADINGS = {
+    "Start": ("measure.demo", "inspection.sites", "inspection.list_", "inspection.info", "doctor.doctor"),
+    "Measure": ("measure.profile", "measure.merge", "measure.scores", "measure.axes", "inspection.evaluate"),
+    "Experiments": (
+        "experiments.ablate",
+        "experiments.hulls",
+        "experiments.communities",
+        "experiments.propagation",
+        "experiments.gradients",
+        "experiments.trajectory",
+    ),
+    "Pruning": ("pruning.prune", "pruning.benchmark", "inspection.export"),
+    "Circuits": ("circuits.circuit", "circuits.subcircuits"),
+    "Discarded information": ("experiments.discard", "experiments.faithfulness"),
+    "Run folders": ("inspection.report", "inspection.compare", "inspection.explain"),
+    "Training": ("measure.train",),
+}
+"""heading in the help → its commands: file of this folder, and function"""
 
-class WholeSentences(TyperGroup):
-    """A list of commands whose sentences are wrapped where click would cut them off."""
+FUNCTIONS = {place.rpartition(".")[2].rstrip("_"): place for places in HEADINGS.values() for place in places}
+"""command → file and function"""
+
+
+def function_of(name: str) -> Callable[..., None]:
+    """The function of a command; its file is imported.
+
+    Examples
+    --------
+    >>> function_of("list").__name__
+    'list_'
+    """
+    file, _, function = FUNCTIONS[name].partition(".")
+    return vars(import_module(f"channelscope.cli.{file}"))[function]
+
+
+def sentence_of(name: str) -> str:
+    """The first paragraph of a command's docstring; its file is read, not imported.
+
+    Examples
+    --------
+    >>> sentence_of("merge")
+    'Add profiles of disjoint images of the same network into one.'
+    """
+    file, _, function = FUNCTIONS[name].partition(".")
+    return _sentences(file)[function]
+
+
+@cache
+def _sentences(file: str) -> dict[str, str]:
+    """Function → first paragraph of its docstring, of a file of this folder."""
+    tree = ast.parse(Path(__file__).with_name(f"{file}.py").read_text(encoding="utf-8"))
+    texts = {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return {name: " ".join(text.partition("\n\n")[0].split()) for name, text in texts.items()}
+
+
+class LazyCommands(MutableMapping[str, Any]):
+    """Every command by its name; the file of a command, and PyTorch with it, is imported when the command is asked for.
+
+    Examples
+    --------
+    >>> "axes" in LazyCommands(), len(LazyCommands()["axes"].params) > 10
+    (True, True)
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = dict.fromkeys(FUNCTIONS)
+
+    def __getitem__(self, name: str) -> Any:
+        """The command; KeyError without one of this name."""
+        command = self.made[name]
+        if command is None:
+            flags, function = import_module("channelscope.cli.flags"), function_of(name)
+            one = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+            one.command(name=name, cls=flags.Command, epilog=flags.examples(function))(flags.command(function))
+            command = self.made[name] = typer.main.get_command(one)
+        return command
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        """Add or replace a command."""
+        self.made[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        """Remove a command."""
+        del self.made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, in the order of the help."""
+        return iter(self.made)
+
+    def __len__(self) -> int:
+        """Number of commands."""
+        return len(self.made)
+
+
+class CommandGroup(TyperGroup):
+    """The commands, imported one by one; the list of them has whole sentences, wrapped where click would cut them off."""
+
+    def __init__(self, *, commands: Any = None, **options: Any):
+        super().__init__(commands=LazyCommands(), **options)  # type: ignore[arg-type]
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Names of all commands, in the order of the help."""
+        return list(FUNCTIONS)
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:  # type: ignore[override]
         """The command; one that had another name in an earlier version is refused with its present one."""
@@ -35,47 +136,34 @@ class WholeSentences(TyperGroup):
 
     def format_commands(self, ctx: typer.Context, formatter) -> None:  # type: ignore[override]
         """Write every command with its sentence, below the heading of its kind."""
-        for heading, functions in COMMANDS.items():
+        for heading, places in HEADINGS.items():
             with formatter.section(heading):
-                names = [command_name(function) for function in functions]
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=1000)) for name in names])
+                names = [place.rpartition(".")[2].rstrip("_") for place in places]
+                formatter.write_dl([(name, sentence_of(name)) for name in names])
 
+    def shell_complete(self, ctx: typer.Context, incomplete: str) -> list:  # type: ignore[override]
+        """Names and options that begin with what was typed; no command is imported for them."""
+        commands = self.commands
+        self.commands = {name: TyperCommand(name, help=sentence_of(name)) for name in FUNCTIONS}
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self.commands = commands
 
-COMMANDS = {
-    "Start": (measure.demo, inspection.sites, inspection.list_, inspection.info, doctor.doctor),
-    "Measure": (measure.profile, measure.merge, measure.scores, measure.axes, inspection.evaluate),
-    "Experiments": (
-        experiments.ablate,
-        experiments.hulls,
-        experiments.communities,
-        experiments.propagation,
-        experiments.gradients,
-        experiments.trajectory,
-    ),
-    "Pruning": (pruning.prune, pruning.benchmark, inspection.export),
-    "Circuits": (circuits.circuit, circuits.subcircuits),
-    "Discarded information": (discarding.discard, discarding.faithfulness),
-    "Run folders": (inspection.report, inspection.compare, inspection.explain),
-    "Training": (measure.train,),
-}
-"""heading in the help → its commands"""
 
 app = typer.Typer(
     name="channelscope",
-    cls=WholeSentences,
+    cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for each in (function for functions in COMMANDS.values() for function in functions):
-    app.command(name=command_name(each), cls=Command, epilog=examples(each))(command(each))
-
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"channelscope {VERSION}")
+        print(f"channelscope {version('channelscope')}")
         raise typer.Exit
 
 
@@ -128,6 +216,7 @@ def main() -> None:
     except (SafetensorError, sqlite3.Error) as error:
         _refuse(f"a file cannot be read or written: {first_line(error)}")
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in ALLOCATION)):
+        known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # of torch, which may not be imported
+        if not (known or any(word in str(error) for word in ALLOCATION)):
             raise
         _refuse(f"there is not enough memory ({first_line(error)}): give smaller numbers, such as --batch-size, --images or --size")

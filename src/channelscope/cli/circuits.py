@@ -7,21 +7,19 @@ from typing import Literal
 from torch import Tensor, nn
 
 from channelscope import storage, tables
-from channelscope.circuits import folder
+from channelscope.circuits import diagram_page, folder
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.comparison import COMPARED, COMPARED_FRACTIONS, compare_criteria, sample_features
 from channelscope.circuits.criteria import CircuitOptions, with_signs
-from channelscope.circuits.diagram import drawing
-from channelscope.circuits.diagram.layout import lay_out
-from channelscope.circuits.diagram.pictures import PixelNormalization, contact_sheet, feature_visualizations, top_patches
+from channelscope.circuits.diagram_layout import lay_out
 from channelscope.circuits.evaluation import HeldOutImages, evaluate_circuit
 from channelscope.circuits.extraction import extract_module
 from channelscope.circuits.feature import EXAMPLES, LocatedFeature, activation_range, image_batches, locate_feature
+from channelscope.circuits.pictures import PixelNormalization, contact_sheet, feature_visualizations, top_patches
 from channelscope.circuits.subfeatures import GENERAL_SHARE, top_images
 from channelscope.circuits.subfeatures import cluster_images as grouped
 from channelscope.circuits.subfeatures import subfeature_circuits as told_apart
-from channelscope.cli.call import current_call
-from channelscope.cli.options import NetworkOptions, batch_count, finish_run, fitted, load_network, network_facts, open_run
+from channelscope.cli.call import NetworkOptions, batch_count, current_call, finish_run, fitted, load_network, network_facts, open_run
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.data.splits import Split
@@ -115,7 +113,7 @@ def circuit(
         drawn, shots = lay_out(found, signs), make_pictures(found, target, images, scored, pictures)
     folder.save_circuit(out, found, small, {"network": network.model, "weights": weights_hash(model), "criterion": choice.criterion})
     console.print(headline)
-    diagram = drawing.write_diagram(out, drawn, shots, f"{target.feature} of {Path(network.model).name}", headline)
+    diagram = diagram_page.write_diagram(out, drawn, shots, f"{target.feature} of {Path(network.model).name}", headline)
     title = f"Circuit of {target.feature} in {network.model}"
     finish_run(run, frames, network_facts(network, model, images, title, held_out=split.name, kernels=found.count), diagram)
 
@@ -205,7 +203,7 @@ def compare_features(
     finish_run(run, frames, facts, run.folder / "circuit_medians.csv")
 
 
-def make_pictures(found: Circuit, target: LocatedFeature, images: ImageSplits, scored: list[Tensor], how: str) -> drawing.Pictures:
+def make_pictures(found: Circuit, target: LocatedFeature, images: ImageSplits, scored: list[Tensor], how: str) -> diagram_page.Pictures:
     """Pictures of the circuit's channels, as asked for."""
     palette = PixelNormalization(*images.normalization)
     if how == "none":

@@ -11,9 +11,8 @@ from channelscope import tables
 from channelscope.benchmark.channel_summary import channel_summary as joined
 from channelscope.circuits import folder as circuit_folder
 from channelscope.circuits.criteria import CRITERIA
-from channelscope.cli.call import current_call
+from channelscope.cli.call import NetworkOptions, batch_count, current_call, finish_run, load_network, open_run
 from channelscope.cli.measure import profile_numbers, tally_numbers
-from channelscope.cli.options import NetworkOptions, batch_count, finish_run, load_network, open_run
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, FormatError, InputError
 from channelscope.evaluation import evaluate as evaluated
@@ -21,17 +20,16 @@ from channelscope.network.cost import cost
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.sites import sites_of
-from channelscope.profiling import store
+from channelscope.profiling.collect import load as load_profile
 from channelscope.progress import console, progress_bar, track
 from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
 from channelscope.pruning.folder import export as exporting
 from channelscope.report import page
-from channelscope.scores.registry import REGISTRY
-from channelscope.tables.comparison import compare_runs
-from channelscope.tables.rounding import format_interval, format_number
-from channelscope.tables.run_folder import FACTS, RunFolder
-from channelscope.zoo.history import LOG, History
+from channelscope.scores.score import REGISTRY
+from channelscope.tables.frame import format_interval, format_number
+from channelscope.tables.run_folder import FACTS, RunFolder, compare_runs
 from channelscope.zoo.models import network_names
+from channelscope.zoo.training_run import LOG, History
 from channelscope.zoo.weight_files import read_weights
 
 SHOWN = 8
@@ -178,7 +176,7 @@ def file_contents(path: Path) -> dict[str, dict[str, Any]]:
         columns = {name: f"{about.get('meaning', '')} [{about.get('unit') or '1'}]" for name, about in frame.attrs["columns"].items()}
         return {"table": {"name": frame.attrs["name"], "rows": len(frame), "columns": columns}}
     if _is_profile(path):
-        return {"profile": profile_numbers(store.load(path))}
+        return {"profile": profile_numbers(load_profile(path))}
     state = read_weights(path)
     count = sum(tensor.numel() for tensor in state.values())
     return {"weights": {"tensors": len(state), "parameters": count, "shapes": {name: list(each.shape) for name, each in state.items()}}}

@@ -12,12 +12,12 @@ from torch import distributed, nn
 
 from channelscope import scores as scoring
 from channelscope import tables, zoo
-from channelscope.cli.call import current_call
-from channelscope.cli.options import (
+from channelscope.cli.call import (
     NetworkOptions,
     ProfileOptions,
     ScoreFlags,
     announce_network,
+    current_call,
     file_at,
     finish_run,
     load_network,
@@ -34,16 +34,16 @@ from channelscope.evaluation import evaluate
 from channelscope.experiments.axes import axis_alignment as alignment
 from channelscope.experiments.axes import axis_clusters as groupings
 from channelscope.network.module_state import weights_hash
-from channelscope.profiling import store
 from channelscope.profiling.collect import collect, rank_batches, sum_on_rank_zero
+from channelscope.profiling.collect import save as save_profile
 from channelscope.progress import console
 from channelscope.report import verdict
-from channelscope.scores.layer_statistics import ScoreOptions as Shared
+from channelscope.scores.score import ScoreOptions as Shared
 from channelscope.scores.score_table import assumption
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import Tally
-from channelscope.zoo.history import FEW, LOG
 from channelscope.zoo.training import Precision
+from channelscope.zoo.training_run import FEW, LOG
 
 
 def train(
@@ -126,7 +126,7 @@ def profile(network: NetworkOptions, source: ImageSource, measure: ProfileOption
 def _deliver(found: Profile, out: Path) -> None:
     """Write a profile, say what it holds, and print the result."""
     _skipped_note(found)
-    current_call().result(store.save(found, out), **profile_numbers(found))
+    current_call().result(save_profile(found, out), **profile_numbers(found))
 
 
 def profile_numbers(found: Profile) -> dict:
@@ -256,7 +256,7 @@ def axes(
     run = open_run(out, weights_hash(model), network.model)
     found = load_or_collect(model, images, measure, profile, _beside(out / "network.profile", ".unfinished"))
     if profile is None:
-        store.save(found, out / "network.profile")
+        save_profile(found, out / "network.profile")
     _skipped_note(found)
     frames = stacked({network.stage: found}, convention)
     facts = axes_facts(found, images, convention, f"Two axes of {network.title}", [network.stage])
@@ -333,7 +333,7 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
     for stage, weights in (("initialization", out / "epoch_000.safetensors"), ("trained", history.trained)):
         model, images = load_network(replace(network, weights=weights), source, note=False)
         stages[stage] = load_or_collect(model, images, ProfileOptions(), note=f"profile at {stage}")
-        store.save(stages[stage], out / f"{stage}.profile")
+        save_profile(stages[stage], out / f"{stage}.profile")
     frames = stacked(stages, ScoreFlags())
     facts = axes_facts(stages["trained"], images, ScoreFlags(), "ResNet-20 on scanned digits", list(stages), model)
     console.print(verdict.answer(frames["alignment_mean"], facts))

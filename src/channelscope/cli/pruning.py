@@ -11,16 +11,15 @@ from torch import nn
 from channelscope import scores as scoring
 from channelscope import tables, zoo
 from channelscope.benchmark.analysis import COLUMNS, analyze
-from channelscope.benchmark.engines import Engine
-from channelscope.benchmark.grid import Grid
-from channelscope.benchmark.run import FILE
+from channelscope.benchmark.run import FILE, Engine
 from channelscope.benchmark.run import benchmark as measured
-from channelscope.benchmark.setup import Setup
-from channelscope.cli.call import VERSION, current_call
-from channelscope.cli.options import (
+from channelscope.benchmark.trial import Grid, Setup
+from channelscope.cli.call import (
+    VERSION,
     NetworkOptions,
     announce_network,
     batch_count,
+    current_call,
     finish_run,
     fitted,
     load_network,
@@ -28,9 +27,9 @@ from channelscope.cli.options import (
     noted,
     open_run,
 )
-from channelscope.data.augmentation import AugmentedBatches
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
+from channelscope.data.splits import AugmentedBatches
 from channelscope.errors import InputError, NumericError
 from channelscope.evaluation import Precision
 from channelscope.network.module_state import weights_hash, zero_batch

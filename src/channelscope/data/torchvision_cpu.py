@@ -1,18 +1,26 @@
-"""torchvision's models, transforms and data sets, also where its compiled operators cannot load.
+"""torchvision's models, transforms and data sets, imported on first use, also where its compiled operators cannot load.
 
 Next to a CPU-only PyTorch, the registry's torchvision wheel (compiled against CUDA) fails on import with
 "operator torchvision::nms does not exist": its Python side attaches shape rules to two operators, `nms` and `qnms`,
 that its shared library would have declared. Networks, data sets and transforms use neither, so their declarations alone
-make the import succeed; calling the operators still fails. Whatever imports torchvision, timm included, imports this first.
+make the import succeed; calling the operators still fails. What imports torchvision by itself, such as timm, is imported after
+`load_torchvision()`. The import takes as long as that of PyTorch, so only what needs torchvision should cause it.
 """
 
 import importlib
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    import torchvision
+    from torchvision import datasets, models, transforms
+
 OPERATORS = ("nms", "qnms")
+
+__all__ = ["OPERATORS", "datasets", "load_torchvision", "models", "torchvision", "transforms"]
 
 _declared: list[torch.library.Library] = []  # kept alive: the declarations end with the Library object
 
@@ -25,7 +33,19 @@ def _declare() -> None:
     _declared.append(library)
 
 
-def _torchvision() -> ModuleType:
+def load_torchvision() -> ModuleType:
+    """torchvision, imported; packages that import it can be imported afterwards.
+
+    Returns
+    -------
+    ModuleType
+        The package.
+
+    Examples
+    --------
+    >>> load_torchvision().__name__
+    'torchvision'
+    """
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
@@ -37,10 +57,8 @@ def _torchvision() -> ModuleType:
     return importlib.import_module("torchvision")
 
 
-torchvision = _torchvision()
-
-models = importlib.import_module("torchvision.models")
-
-transforms = importlib.import_module("torchvision.transforms")
-
-datasets = importlib.import_module("torchvision.datasets")
+def __getattr__(name: str) -> Any:
+    if name not in ("torchvision", "models", "transforms", "datasets"):
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    package = load_torchvision()
+    return package if name == "torchvision" else importlib.import_module(f"torchvision.{name}")

@@ -1,14 +1,11 @@
 """Information discarding: how much of each input pixel every layer discards, in nats."""
 
 from channelscope.discarding.analysis import DiscardingAnalysis, ExtraAnalyses
-from channelscope.discarding.attribution import attributions
-from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, CIDResult, discard
-from channelscope.discarding.concentration import concentration_table, edge_color_correlation
-from channelscope.discarding.faithfulness import MapComparison, compare_maps, descriptive_accuracy_table
-from channelscope.discarding.localization import localization_table
-from channelscope.discarding.pixel_network import PixelNetwork
+from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, CIDResult, difference_table, discard, image_table, layer_table
+from channelscope.discarding.concentration import concentration_table, edge_color_correlation, localization_table
+from channelscope.discarding.faithfulness import MapComparison, attributions, compare_maps, descriptive_accuracy_table
+from channelscope.discarding.jacobian import PixelNetwork
 from channelscope.discarding.reconstruction import reconstruction_table
-from channelscope.discarding.tables import difference_table, image_table, layer_table
 
 __all__ = [
     "CIDOptions",

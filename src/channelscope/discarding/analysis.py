@@ -13,12 +13,21 @@ from torch import nn
 from channelscope import tables
 from channelscope.data.images import object_masks
 from channelscope.data.splits import Split
-from channelscope.discarding.cid import CalibrationStatistics, CIDOptions, CIDResult, MapCache, discard, fingerprint
+from channelscope.discarding.cid import (
+    CalibrationStatistics,
+    CIDOptions,
+    CIDResult,
+    MapCache,
+    difference_table,
+    discard,
+    fingerprint,
+    image_table,
+    layer_table,
+)
 from channelscope.discarding.concentration import box_mask, concentration_by_layer, concentration_table, edge_color_correlation
+from channelscope.discarding.jacobian import PixelNetwork
 from channelscope.discarding.noise import Cells
-from channelscope.discarding.pixel_network import PixelNetwork
 from channelscope.discarding.reconstruction import reconstruction_table
-from channelscope.discarding.tables import difference_table, image_table, layer_table
 from channelscope.errors import DataError, no_such
 from channelscope.network.module_state import weights_hash
 from channelscope.progress import progress_bar

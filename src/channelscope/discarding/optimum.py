@@ -6,8 +6,15 @@ from typing import Literal
 import torch
 
 from channelscope.discarding.jacobian import NoiseSamples, SensitivityEstimator
-from channelscope.discarding.noise import entropy_gap, isotropic, mean_entropy, water_filling
-from channelscope.discarding.smoothing import gamma_regression, image_regressors, multiscale_shrinkage
+from channelscope.discarding.noise import (
+    entropy_gap,
+    gamma_regression,
+    image_regressors,
+    isotropic,
+    mean_entropy,
+    multiscale_shrinkage,
+    water_filling,
+)
 from channelscope.errors import InputError
 from channelscope.types import Bool, Float, Tensor
 

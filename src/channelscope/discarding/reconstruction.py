@@ -9,14 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.data.batches import indexed_batches
-from channelscope.discarding.cid import CIDOptions, CIDResult
-from channelscope.discarding.jacobian import PerImageRandom, standard_normal
+from channelscope.discarding.cid import CIDOptions, CIDResult, describe_discarding
+from channelscope.discarding.jacobian import LayerOutput, PerImageRandom, PixelNetwork, standard_normal
 from channelscope.discarding.noise import GAUSSIAN_ENTROPY, Cells
-from channelscope.discarding.pixel_network import LayerOutput, PixelNetwork
-from channelscope.discarding.tables import describe_discarding
 from channelscope.errors import SampleError, ShapeError, at
 from channelscope.formulas.intervals import t_interval
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.types import Float, Tensor
 
 RIDGE = 1e-3

@@ -1,7 +1,7 @@
 """Experiments on channels: each is one function that returns tables."""
 
-from channelscope.experiments.ablation.plan import AblationPlan, Replacement
-from channelscope.experiments.ablation.run import ablate
+from channelscope.experiments.ablation import ablate
+from channelscope.experiments.ablation_plan import AblationPlan, Replacement
 from channelscope.experiments.axes import axis_alignment, axis_clusters, task_mass
 from channelscope.experiments.communities import find_communities
 from channelscope.experiments.gradients import gradient_angles, simulate

@@ -11,14 +11,12 @@ from channelscope.formulas.information import CEILING
 from channelscope.formulas.intervals import bootstrap_mean, jackknife_interval
 from channelscope.formulas.ranks import spearman
 from channelscope.progress import track
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.scores.local import capture, overlap
-from channelscope.scores.registry import Score, lookup
-from channelscope.scores.target import excess, relevance
+from channelscope.scores.axes import capture, excess, overlap, relevance
+from channelscope.scores.score import LayerStatistics, Score, ScoreOptions, lookup
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import Column, Schema
+from channelscope.tables.quantities import Column, Schema
 from channelscope.types import Float, Tensor
 
 PERMUTATIONS = 200

@@ -10,11 +10,11 @@ from channelscope.formulas.clustering import Communities, communities, strongest
 from channelscope.formulas.intervals import bootstrap_mean, jackknife_interval
 from channelscope.formulas.ranks import spearman
 from channelscope.progress import track
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import OURS, Column, Schema
+from channelscope.tables.quantities import OURS, Column, Schema
 from channelscope.types import Float, Tensor
 
 GAP = "R − S"

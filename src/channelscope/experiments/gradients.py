@@ -9,19 +9,19 @@ from torch import nn
 
 from channelscope.data.batches import batch_count, labeled_batches, on_device_of
 from channelscope.errors import DataError, InputError, SiteError
-from channelscope.formulas.gradients import LinearAxes, information_step, linear_axes, network_step
+from channelscope.formulas.information import LinearAxes, information_step, linear_axes, network_step
 from channelscope.formulas.intervals import bootstrap_mean, t_interval
 from channelscope.formulas.ranks import spearman
 from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import followable, patch_products, pooled_patches
 from channelscope.network.sites import Sites
-from channelscope.profiling.store import trace_profiled
+from channelscope.profiling.collect import trace_profiled
 from channelscope.progress import progress_bar
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import margin
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import PAPER, Column, Schema
+from channelscope.tables.quantities import PAPER, Column, Schema
 from channelscope.types import Float, Tensor
 
 Readout = Literal["positions", "pooled"]

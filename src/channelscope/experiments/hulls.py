@@ -9,16 +9,15 @@ import pandas as pd
 import torch
 
 from channelscope.errors import at
-from channelscope.formulas.hulls import Hulls
-from channelscope.formulas.hulls import hulls as grown
 from channelscope.formulas.intervals import jackknife_interval
-from channelscope.formulas.regression import RIDGE
+from channelscope.formulas.regression import RIDGE, Hulls
+from channelscope.formulas.regression import hulls as grown
 from channelscope.progress import track
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
+from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.schema import PAPER, Column, Schema
+from channelscope.tables.quantities import PAPER, Column, Schema
 from channelscope.types import Tensor
 
 

@@ -10,21 +10,18 @@ from torch import nn
 
 from channelscope.errors import SampleError, at
 from channelscope.formulas.information import CEILING
-from channelscope.formulas.intervals import bootstrap_mean
+from channelscope.formulas.intervals import bootstrap_mean, permutation_p
 from channelscope.formulas.ranks import partial_correlation, ranks
-from channelscope.formulas.significance import permutation_p
-from channelscope.network.consumers import InputChannels, consumers
 from channelscope.network.operations import layer_of
-from channelscope.profiling.store import trace_profiled
+from channelscope.network.sites import InputChannels, consumers
+from channelscope.profiling.collect import trace_profiled
 from channelscope.progress import track
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.scores.local import capture, overlap
-from channelscope.scores.target import excess, relevance
+from channelscope.scores.axes import capture, excess, overlap, relevance
+from channelscope.scores.score import LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.quantities import HEADLINE
-from channelscope.tables.schema import Column, Schema
+from channelscope.tables.quantities import HEADLINE, Column, Schema
 from channelscope.types import Bool, Float, Tensor
 
 LOCAL = HEADLINE[:2]

@@ -12,15 +12,12 @@ from channelscope.formulas.clustering import communities
 from channelscope.formulas.information import CEILING
 from channelscope.formulas.intervals import t_interval
 from channelscope.formulas.ranks import spearman
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.scores.local import overlap
-from channelscope.scores.registry import REGISTRY
-from channelscope.scores.target import triplet_excess_by_layer
+from channelscope.scores.axes import overlap, triplet_excess_by_layer
+from channelscope.scores.score import REGISTRY, LayerStatistics, ScoreOptions
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.tables.frame import fill
-from channelscope.tables.quantities import HEADLINE
-from channelscope.tables.schema import OURS, PAPER, Column, Schema
+from channelscope.tables.quantities import HEADLINE, OURS, PAPER, Column, Schema
 
 PUBLISHED = {"hull_size": (3.08, 4.27), "saturated": (0.067, 0.195), "ratio": (0.192, 0.381), "capture_relevance": (0.71, 0.22)}
 """Quantity → at the start and at the end of training, as published (Safaai et al. 2026: six layers, 2,000 images)"""

@@ -9,13 +9,16 @@ import networkx
 import numpy as np
 import torch
 from networkx.algorithms.community import greedy_modularity_communities, modularity
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from channelscope.errors import InputError, SampleError, ShapeError
 from channelscope.formulas.information import CEILING
 from channelscope.formulas.ranks import constant
+from channelscope.lazy import LazyModule
 from channelscope.types import Float, Int, Tensor
+
+sklearn_cluster = LazyModule("sklearn.cluster")
+
+sklearn_metrics = LazyModule("sklearn.metrics")
 
 STARTS = 10
 """Random starts of one k-means; the best is taken."""
@@ -100,7 +103,7 @@ def kmeans_labels(features: Float[Tensor, "channels k"], groups: int = 4, seed: 
     if different < groups:
         raise SampleError(f"{groups} groups need at least as many different channels, received {different}: ask for fewer groups")
     labels = torch.full((len(features),), -1, dtype=torch.long, device=features.device)
-    clusters = KMeans(groups, random_state=seed).set_params(n_init=starts).fit_predict(rows)
+    clusters = sklearn_cluster.KMeans(groups, random_state=seed).set_params(n_init=starts).fit_predict(rows)
     labels[known] = torch.as_tensor(clusters, dtype=torch.long, device=features.device)
     return labels
 
@@ -137,7 +140,7 @@ def adjusted_rand(one: Int[Tensor, "channels"], other: Int[Tensor, "channels"]) 
     both = (one >= 0) & (other >= 0)
     if int(both.sum()) < 2:
         return float("nan")
-    return float(adjusted_rand_score(one[both].cpu().numpy(), other[both].cpu().numpy()))
+    return float(sklearn_metrics.adjusted_rand_score(one[both].cpu().numpy(), other[both].cpu().numpy()))
 
 
 def adjusted_rand_null(
@@ -214,7 +217,7 @@ def silhouette(features: Float[Tensor, "channels k"], labels: Int[Tensor, "chann
     groups = len(labels[known].unique())
     if not 1 < groups < int(known.sum()):
         return float("nan")
-    return float(silhouette_score(scaled[known].cpu().numpy(), labels[known].cpu().numpy()))
+    return float(sklearn_metrics.silhouette_score(scaled[known].cpu().numpy(), labels[known].cpu().numpy()))
 
 
 def cluster_stability(features: Float[Tensor, "channels k"], groups: int = 4, seeds: Sequence[int] = range(5)) -> float:

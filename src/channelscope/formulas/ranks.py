@@ -1,8 +1,8 @@
 """Rank correlations, plain and partial, for many samples of rows at once."""
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 
 from channelscope.errors import ShapeError
 from channelscope.types import Bool, Float, Tensor
@@ -125,7 +125,7 @@ def ranks(values: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
     """
     if bool(values.isnan().any()):
         raise ShapeError("nan has no rank: leave those rows out before ranking")
-    return torch.from_numpy(np.asarray(stats.rankdata(values.numpy(), axis=-1), dtype=np.float64))
+    return torch.from_numpy(np.asarray(scipy.stats.rankdata(values.numpy(), axis=-1), dtype=np.float64))
 
 
 MIN_ROWS = 3

@@ -17,9 +17,9 @@ from channelscope.errors import ShapeError
 from channelscope.network import nest
 from channelscope.network.channel_graph import ChannelGraph, KernelEdges, Merge
 from channelscope.network.graph import Graph
-from channelscope.network.labeling.labels import compact
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import Call, call_of, execute, has_separate_kernels, layer_of
+from channelscope.network.removal.labels import compact
 
 
 def upstream(graph: Graph, target: str) -> list[fx.Node]:

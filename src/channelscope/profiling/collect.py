@@ -1,23 +1,31 @@
-"""One pass over the calibration images: everything that the scores need; alone, or shared by several processes."""
+"""One pass over the calibration images, alone or shared by several processes, and the file that a profile is stored in."""
 
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
 from channelscope.data.batches import indexed_batches, on_device_of, some_labeled, warn_unlabeled
-from channelscope.errors import DataError, InputError, MismatchError
-from channelscope.network.module_state import eval_mode
+from channelscope.errors import DataError, FormatError, InputError, MismatchError
+from channelscope.network.module_state import eval_mode, weights_hash, zero_batch
 from channelscope.network.sites import Sites, sites
-from channelscope.profiling import store
-from channelscope.profiling.collector import ProfileCollector, check_gradients
+from channelscope.profiling.collector import MEMORY, SHARDS, ProfileCollector, check_gradients
+from channelscope.site import Site
 from channelscope.stats.profile import Profile
 from channelscope.stats.readout import Readout
+from channelscope.stats.tally import Tally
+from channelscope.storage import atomic_file
 
 
 class CheckpointTimer:
@@ -49,7 +57,7 @@ def collect(
     model: nn.Module,
     batches: Iterable,
     readout: str | Readout = "positions(16)",
-    shards: int = 10,
+    shards: int | None = None,
     seed: int = 0,
     sensitivity: bool = False,
     maps: bool = False,
@@ -69,7 +77,8 @@ def collect(
     readout
         Samples of the local axis: positions(16), positions(all) or pooled.
     shards
-        Number of image subsets (index mod shards) for jackknife intervals; 0 for none.
+        Number of image subsets (index mod shards) for jackknife intervals, 0 for none. None for ten, or, with a warning, as many
+        as let the statistics fit into 4 GB, two at least.
     seed
         Seed of the drawn positions.
     sensitivity
@@ -103,18 +112,26 @@ def collect(
     >>> profile.images, profile.site("conv").channels, profile.tally.accuracy == toy.truth["accuracy"]
     (256, 4, True)
     """
-    if shards < 0:
+    if shards is not None and shards < 0:
         raise InputError(f"shards must be 0 (none) or more, received {shards}")
     stream = indexed_batches(batches)
     first = next(stream, None)
     if first is None:
         raise DataError("there are no images to profile: the batches are empty")
     image = on_device_of(first[0][:1], model)
-    earlier = store.load(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None
+    earlier = load(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None
     labels = sensitivity or (first[1] is not None if earlier is None else "margin" in earlier.targets)
     found = _sites(model, on_device_of(first[0][:CHECKED], model), sensitivity)
     begin = partial(ProfileCollector, found, image, Readout.parse(readout), shards, seed)
     part = _Part(lambda labels: begin(_extras(labels=labels, sensitivity=sensitivity, maps=maps)), labels, earlier)
+    if shards is None and part.collector.shards < SHARDS:
+        warnings.warn(
+            f"{part.collector.shards} shards of the images instead of {SHARDS}, because the statistics of {len(found)} sites with up to "
+            f"{max(site.channels for site in found):,} channels would not fit into {MEMORY / 1e9:g} GB otherwise: intervals are coarser. "
+            "Give a number of shards to decide yourself",
+            UserWarning,
+            stacklevel=2,
+        )
     with eval_mode(model), torch.set_grad_enabled(sensitivity):
         part.run(chain([first], stream), model, checkpoint)
     return part.finished(checkpoint)
@@ -154,7 +171,7 @@ class _Part:
                 raise MismatchError(f"the checkpoint {checkpoint} ends inside a batch: resume with the batch size it was begun with")
             self.add(on_device_of(images, model), labels, index)
             if checkpoint is not None and clock.due():
-                store.save(self.profile(), checkpoint)
+                save(self.profile(), checkpoint)
 
     def add(self, images: Tensor, labels: Tensor | None, index: Tensor) -> None:
         """Run one batch, or the labeled images of it."""
@@ -175,14 +192,14 @@ class _Part:
         if labels is not None and not self.collector.labeled:
             raise MismatchError("the checkpoint was begun on images without labels, and these have labels: delete it and begin again")
 
-    def profile(self) -> Profile:
+    def profile(self, last: bool = False) -> Profile:
         """The profile of everything so far."""
-        now = self.collector.profile()
+        now = self.collector.profile(last)
         return now if self.earlier is None else self.earlier + now
 
     def finished(self, checkpoint: Path | None) -> Profile:
         """The profile of all images; the checkpoint is deleted."""
-        profile = self.profile()
+        profile = self.profile(last=True)
         if not profile.images:
             raise DataError("sensitivity=True needs labels, and the images have none")
         warn_unlabeled(profile.unlabeled, profile.images + profile.unlabeled)
@@ -263,3 +280,168 @@ def sum_on_rank_zero(profile: Profile) -> Profile | None:
             distributed.recv(tensors[name], other)
         total = total + replace(profile, **counts, tensors=tensors)
     return total
+
+
+FORMAT = 2
+
+HEADER_FIELDS = ("network", "weights_hash", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards", "images")
+
+WEIGHTS = "weights/"
+
+FINGERPRINTS = "fingerprints"
+
+
+def save(profile: Profile, path: str | Path) -> Path:
+    """Write a profile to one file, which appears complete or not at all.
+
+    Parameters
+    ----------
+    profile
+        The profile.
+    path
+        The file to write or replace.
+
+    Returns
+    -------
+    Path
+        The file; `load` returns the same profile, to the bit.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import exact_copy
+    >>> toy = exact_copy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load(save(collect(toy.model, toy.batches), Path(folder, "toy.profile"))).images
+    256
+    """
+    path = Path(path)
+    header = {name: getattr(profile, name) for name in HEADER_FIELDS}
+    header |= {
+        "format": FORMAT,
+        "sites": [site.as_dict() for site in profile.sites],
+        "skipped": dict(profile.skipped),
+        "tally": asdict(profile.tally),
+        "unlabeled": profile.unlabeled,
+    }
+    tensors = dict(profile.tensors) | {FINGERPRINTS: profile.fingerprints}
+    for site, facts in profile.weight_norms.items():
+        tensors |= {f"{WEIGHTS}{site}/{name}": values for name, values in facts.items()}
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    header["checksum"] = _checksum(header, tensors)
+    with atomic_file(path) as half:
+        save_file(tensors, half, metadata={"channelscope": json.dumps(header)})
+    return path
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the header and of every tensor's name, type, shape and bytes."""
+    found = zlib.crc32(json.dumps(header).encode())
+    for name, value in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), found)
+        found = zlib.crc32(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
+
+
+def load(path: str | Path) -> Profile:
+    """Profile of a file that `save` wrote.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    Profile
+        The profile as it was saved.
+
+    Raises
+    ------
+    FormatError
+        If the file is missing, damaged (by its checksum, where it has one), not a profile, or of another format version.
+
+    Examples
+    --------
+    >>> try:
+    ...     load("nowhere.profile")
+    ... except FormatError as error:
+    ...     print(str(error).split(":")[0])
+    no profile at nowhere.profile
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FormatError(f"no profile at {path}: write one with `channelscope profile … --out {path.name}`")
+    path.open("rb").close()  # a file that may not be read is no damaged one
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if "channelscope" not in metadata:
+                raise FormatError(f"{path} is a safetensors file but not a profile; network weights go to --weights")
+            header = dict(json.loads(metadata["channelscope"]))
+            if header.get("format") != FORMAT:
+                raise FormatError(f"{path} has profile format {header.get('format')}, this version reads {FORMAT}: collect it again")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        stored = header.pop("checksum", None)
+        if stored not in (None, expected := _checksum(header, tensors)):
+            raise FormatError(f"{path} is damaged: its checksum is {stored}, that of its contents {expected}; collect it again")
+        return _profile(header, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path} is damaged or not a profile: {type(error).__name__}: {error}") from error
+
+
+def _profile(header: dict[str, Any], tensors: dict[str, Tensor]) -> Profile:
+    """The profile of a file's header and tensors."""
+    weights: dict[str, dict] = {}
+    for name in [name for name in tensors if name.startswith(WEIGHTS)]:
+        site, fact = name.removeprefix(WEIGHTS).rsplit("/", 1)
+        weights.setdefault(site, {})[fact] = tensors.pop(name)
+    sites = tuple(Site.from_dict(site) for site in header["sites"])
+    plain: dict[str, Any] = {name: tuple(header[name]) if isinstance(header[name], list) else header[name] for name in HEADER_FIELDS}
+    later = {"unlabeled": header.get("unlabeled", 0)}
+    if FINGERPRINTS in tensors:
+        later["fingerprints"] = tensors.pop(FINGERPRINTS)
+    tally = Tally(**header["tally"])
+    return Profile(**plain, sites=sites, skipped=header["skipped"], tally=tally, weight_norms=weights, tensors=tensors, **later)
+
+
+def trace_profiled(model: nn.Module, profile: Profile) -> Sites:
+    """Sites of a network, after a check that the profile is of this network with these weights.
+
+    Parameters
+    ----------
+    model
+        The network.
+    profile
+        A profile of the network.
+
+    Returns
+    -------
+    Sites
+        The sites, with the traced graph.
+
+    Raises
+    ------
+    MismatchError
+        If the weights or the sites differ.
+
+    Examples
+    --------
+    >>> from channelscope import collect
+    >>> from channelscope.zoo.toys import exact_copy
+    >>> toy = exact_copy()
+    >>> [site.name for site in trace_profiled(toy.model, collect(toy.model, toy.batches))]
+    ['conv']
+    """
+    identity = weights_hash(model)
+    if identity != profile.weights_hash:
+        raise MismatchError(
+            f"the profile is of {profile.network} with weights {profile.weights_hash[:12]}, the network given has weights {identity[:12]}: "
+            "give the network that was profiled, or collect its profile"
+        )
+    found = sites(model, zero_batch(model, profile.input_shape))
+    if found.found != profile.sites:
+        differ = sorted({site.name for site in found} ^ {site.name for site in profile.sites}) or ["their read or cut points"]
+        raise MismatchError(f"the profile's sites are not the network's: they differ in {', '.join(differ[:5])}; collect it again")
+    return found

@@ -1,7 +1,8 @@
 """ProfileCollector: accumulators of every site, updated batch by batch while the network runs."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
 from typing import Any
@@ -18,10 +19,9 @@ from channelscope.network.sites import Sites
 from channelscope.profiling.weight_norms import following_batchnorm, weight_norms
 from channelscope.site import Site
 from channelscope.stats.channel_sums import ClassMeansAccumulator, FeatureMapSums, Sensitivity
-from channelscope.stats.moments import Moments, MomentsAccumulator, ShardSlices
-from channelscope.stats.profile import Profile
+from channelscope.stats.moments import BLOCK_BYTES, Moments, MomentsAccumulator, ShardSlices, products_bytes
+from channelscope.stats.profile import Profile, pack_moments, pack_sums
 from channelscope.stats.readout import Readout, channels_last
-from channelscope.stats.site_record import SiteRecord
 from channelscope.stats.tally import Tally, margin
 
 TARGETS = ("margin", "correct_logit", "top_margin")
@@ -91,6 +91,62 @@ POOLED = Readout("pooled")
 
 CUT_READOUT = Readout("positions", 16)
 
+SHARDS = 10
+"""Shards of a profile where memory allows."""
+
+MEMORY = 4 * 10**9
+"""Bytes that the statistics of a pass may take where the number of shards is not given."""
+
+WAITING = 2**28
+"""Bytes of the samples of all sites that wait to be multiplied."""
+
+CLASS_ROWS = 2000
+"""Pairs of shard and class that the estimate of memory counts with at most: there is one for each image at most."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How many shards there are, and whether their products are summed in float32.
+
+    Examples
+    --------
+    >>> MemoryPlan.within([(512, 3)] * 20, classes=100)
+    MemoryPlan(shards=10, compact=False)
+    >>> MemoryPlan.within([(3072, 3)] * 12, classes=10)
+    MemoryPlan(shards=4, compact=True)
+    """
+
+    shards: int
+    """number of image subsets, 0 for none"""
+    compact: bool
+    """whether products are summed in float32 instead of float64"""
+
+    @classmethod
+    def within(cls, sizes: Sequence[tuple[int, int]], classes: int, shards: int | None = None) -> "MemoryPlan":
+        """The plan that fits into memory: as many shards as asked for, or up to ten, two at least; float64 where it fits.
+
+        Parameters
+        ----------
+        sizes
+            Channels of every site, and at how many points its moments are taken.
+        classes
+            Number of classes, 0 without labels.
+        shards
+            Number of shards; None for as many as memory allows.
+        """
+        counts = range(SHARDS, 1, -1) if shards is None else (shards,)
+        plans = [cls(counts[0], False), *(cls(count, True) for count in counts)]
+        return next((plan for plan in plans if plan.most(sizes, classes) <= MEMORY), plans[-1])
+
+    def most(self, sizes: Sequence[tuple[int, int]], classes: int) -> int:
+        """Bytes that the statistics take at most: while images pass, or when they are packed."""
+        owners, largest = max(self.shards, 1), max(channels for channels, _ in sizes)
+        rows = min(classes * owners, CLASS_ROWS) * sum(channels for channels, _ in sizes)
+        total_rows = min(classes, CLASS_ROWS) * sum(channels for channels, _ in sizes) if self.shards else 0
+        passing = owners * sum(points * products_bytes(channels, self.compact) for channels, points in sizes) + WAITING + 8 * rows
+        triangles = (self.shards + 1) * sum(2 * points * channels**2 for channels, points in sizes)
+        return max(passing, triangles + 4 * (rows + total_rows) + 3 * 8 * largest**2)
+
 
 class ProfileCollector:
     """Accumulates the statistics of every site, batch by batch.
@@ -104,7 +160,7 @@ class ProfileCollector:
     readout
         Samples of the local axis.
     shards
-        Number of image subsets; 0 for none.
+        Number of image subsets; 0 for none, None for ten or as many as memory allows.
     seed
         Seed of the drawn positions.
     extras
@@ -123,8 +179,8 @@ class ProfileCollector:
     64
     """
 
-    def __init__(self, found: Sites, image: Tensor, readout: Readout, shards: int, seed: int, extras: frozenset[str]):
-        self.found, self.readout, self.shards, self.seed = found, readout, shards, seed
+    def __init__(self, found: Sites, image: Tensor, readout: Readout, shards: int | None, seed: int, extras: frozenset[str]):
+        self.found, self.readout, self.seed = found, readout, seed
         self.labeled, self.sensitivity, self.maps = (name in extras for name in ("labels", "sensitivity", "maps"))
         self.targets = TARGETS if self.labeled else TARGETS_WITHOUT_LABELS
         self.images, self.unlabeled, self.tally = 0, 0, Tally()
@@ -138,8 +194,11 @@ class ProfileCollector:
             for site in found
             if site.activation_is_affine and self._same_positions(site)
         }
-        self.sums = {site.name: self._accumulators(site) for site in found}
-        self.class_sums = ClassMeansAccumulator(self.classes, max(shards, 1))
+        sizes = [(site.channels, len(self._points(site))) for site in found]
+        self.plan = MemoryPlan.within(sizes, self.classes if self.labeled else 0, shards)
+        self.shards, waiting = self.plan.shards, WAITING / sum(points * channels**1.5 for channels, points in sizes)
+        self.sums = {site.name: self._accumulators(site, int(waiting * site.channels**1.5)) for site in found}
+        self.class_sums = ClassMeansAccumulator(self.classes, max(self.shards, 1))
         self.extras: dict[tuple[str, str, int], Any] = {}
 
     def _same_positions(self, site: Site) -> bool:
@@ -152,14 +211,19 @@ class ProfileCollector:
         """A site's value with images first, and the axis of its channels; windows of an image are positions of it."""
         return (maps, site.channel_axis) if site.windows == 1 else (maps.unflatten(0, (-1, site.windows)), site.channel_axis + 1)
 
-    def _accumulators(self, site: Site) -> dict[str, MomentsAccumulator]:
-        owners, targets = max(self.shards, 1), len(self.targets)
-        sums = {"pooled": MomentsAccumulator(site.channels, targets, owners)}
+    def _points(self, site: Site) -> dict[str, int]:
+        """Where moments of a site are taken, and the number of target columns there."""
+        points = {"pooled": len(self.targets)}
         if self.readout.kind == "positions" and site.positions > 1:
-            sums["read"] = MomentsAccumulator(site.channels, 0 if self._all_positions(site) else targets, owners)
+            points["read"] = 0 if self._all_positions(site) else len(self.targets)
         if site.name not in self.affine:
-            sums["cut"] = MomentsAccumulator(site.channels, 0, owners)
-        return sums
+            points["cut"] = 0
+        return points
+
+    def _accumulators(self, site: Site, waiting: int) -> dict[str, MomentsAccumulator]:
+        owners, block = max(self.shards, 1), min(waiting, BLOCK_BYTES)
+        points = self._points(site).items()
+        return {point: MomentsAccumulator(site.channels, targets, owners, self.plan.compact, block) for point, targets in points}
 
     def _all_positions(self, site: Site) -> bool:
         """Whether all positions are samples; their sum over an image then follows from the pooled sample."""
@@ -253,15 +317,12 @@ class ProfileCollector:
     def _accumulate(self, key: tuple[str, str, int], part: Any) -> None:
         self.extras[key] = self.extras[key] + part if key in self.extras else part
 
-    def profile(self) -> Profile:
-        """The profile of all images so far."""
+    def profile(self, last: bool = False) -> Profile:
+        """The profile of all images so far; the last one gives up the sums, and nothing may be added afterwards."""
         model = self.found.graph.model
         tensors: dict[str, Tensor] = {}
         for site in self.found:
-            shards = self._records(site)
-            tensors.update(reduce(add, shards).pack(f"total/{site.name}/"))
-            for shard in range(self.shards):
-                tensors.update(shards[shard].pack(f"{shard}/{site.name}/"))
+            tensors.update(self._packed(site, last))
         return Profile(
             network=vars(model)["card"].name if "card" in vars(model) else type(model).__name__,
             weights_hash=weights_hash(model),
@@ -282,15 +343,34 @@ class ProfileCollector:
             fingerprints=torch.cat([torch.empty(0, dtype=torch.int64), *self.fingerprints]).sort().values,
         )
 
-    def _records(self, site: Site) -> list[SiteRecord]:
-        points = {point: sums.finish() for point, sums in self.sums[site.name].items()}
-        records = []
-        for shard, pooled in enumerate(points["pooled"]):
-            read, cut = (points[point][shard] if point in points else None for point in ("read", "cut"))
-            if read is not None and self._all_positions(site):
-                read = _with_repeated_targets(read, pooled)
-            records.append(SiteRecord(pooled, read, cut, self.affine.get(site.name), **self._optional_sums(site, shard)))
-        return records
+    def _packed(self, site: Site, last: bool) -> Iterator[tuple[str, Tensor]]:
+        """Packed statistics of a site, of each shard and of all; in memory is one shard's matrix and their sum."""
+        owners = [f"{shard}/{site.name}/" for shard in range(self.shards)]
+        repeated: list[Moments] = []
+        means: list[Tensor] = []
+        for point, sums in self.sums[site.name].items():
+            total = None
+            for shard, moments in enumerate(sums.moments(free=last)):
+                if point == "pooled" and self._all_positions(site):
+                    repeated.append(_targets_alone(moments, site.channels))
+                if point == "read" and repeated:
+                    moments = _with_repeated_targets(moments, repeated[shard])
+                if owners:
+                    yield from pack_moments(f"{owners[shard]}{point}.", moments)
+                if point == "pooled":
+                    means.append(moments.mean[: site.channels])
+                total = moments if total is None or not total.count else total.add_(moments) if moments.count else total
+            if total is not None:
+                yield from pack_moments(f"total/{site.name}/{point}.", total)
+                means += [total.mean[: site.channels]] if point == "pooled" else []
+        parts = [self._optional_sums(site, shard) for shard in range(max(self.shards, 1))]
+        of_all = {name: reduce(add, (part[name] for part in parts)) for name in parts[0]}
+        if last:
+            self.class_sums.discard(site.name)
+        for owner, mean, part in zip(
+            [*owners, f"total/{site.name}/"], means[-len(owners) - 1 :], [*parts[: len(owners)], of_all], strict=True
+        ):
+            yield from pack_sums(owner, mean, self.affine.get(site.name), part)
 
     def _optional_sums(self, site: Site, shard: int) -> dict[str, Any]:
         parts: dict[str, Any] = {}
@@ -303,12 +383,18 @@ class ProfileCollector:
         return parts
 
 
-def _with_repeated_targets(channels: Moments, pooled: Moments) -> Moments:
+def _targets_alone(pooled: Moments, channels: int) -> Moments:
+    """The rows of the targets: count, mean of the targets, and scatter (targets, channels and targets)."""
+    return Moments(pooled.count, pooled.mean[channels:].clone(), pooled.scatter[channels:].clone())
+
+
+def _with_repeated_targets(channels: Moments, targets: Moments) -> Moments:
     """Moments of all positions, joined with the targets repeated at each; an image's positions sum to a multiple of its pooled sample."""
-    coordinates, ratio = slice(len(channels)), channels.count / pooled.count if pooled.count else 1.0
-    mean, scatter = pooled.mean.clone(), pooled.scatter * ratio
-    mean[coordinates], scatter[coordinates, coordinates] = channels.mean, channels.scatter
-    return Moments(channels.count, mean, scatter)
+    c, ratio = len(channels), channels.count / targets.count if targets.count else 1.0
+    scatter = channels.scatter.new_empty(c + len(targets), c + len(targets))
+    scatter[:c, :c], scatter[c:] = channels.scatter, targets.scatter * ratio
+    scatter[:c, c:] = scatter[c:, :c].T
+    return Moments(channels.count, torch.cat([channels.mean, targets.mean]), scatter)
 
 
 def _per_sample(steps: list[Callable[[Tensor], None]], value: Tensor) -> None:

@@ -6,10 +6,9 @@ from functools import cache
 import torch
 from torch import nn
 
-from channelscope.network.consumers import InputChannels
 from channelscope.network.graph import Graph
 from channelscope.network.operations import layer_of, of_module
-from channelscope.network.sites import Sites
+from channelscope.network.sites import InputChannels, Sites
 from channelscope.site import Site
 from channelscope.types import Float, Tensor
 

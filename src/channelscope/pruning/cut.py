@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from channelscope.errors import BudgetError, InputError, MismatchError
 from channelscope.network.cost import MacCounter
 from channelscope.network.edits import known_groups
-from channelscope.network.labeling.narrowing import narrow_pair
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import Groups, groups
+from channelscope.network.removal.narrowing import narrow_pair
 from channelscope.network.tracing.recording import unwrapped
 from channelscope.pruning.blocks import BLOCKS, restricted, vanished_blocks, without_blocks
 from channelscope.pruning.calibration import rechunked

@@ -13,7 +13,7 @@ from channelscope.errors import DataError, InputError, NumericError
 from channelscope.network.module_state import device_of, eval_mode
 from channelscope.progress import progress_bar
 from channelscope.pruning.prune import log_probabilities, mean_divergence
-from channelscope.zoo.schedule import Schedule
+from channelscope.zoo.training_run import Schedule
 
 RATE = 0.5 / 1000
 """First learning rate of Adam."""

@@ -19,11 +19,11 @@ from channelscope.display import Facts, Shown
 from channelscope.errors import FAILURES, BudgetError, FormatError, InputError, MismatchError, NumericError
 from channelscope.network import nest
 from channelscope.network.graph import Graph
-from channelscope.network.labeling.labels import channels_in, compact
-from channelscope.network.labeling.narrowing import narrow_pair
 from channelscope.network.module_state import device_of, eval_mode, zero_batch
 from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups
+from channelscope.network.removal.labels import channels_in, compact
+from channelscope.network.removal.narrowing import narrow_pair
 from channelscope.pruning.cut import groups_by_layers, remove_to_budget
 from channelscope.storage import atomic_file
 

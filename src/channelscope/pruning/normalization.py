@@ -7,10 +7,9 @@ import torch
 from torch import fx, nn
 
 from channelscope.errors import InputError
-from channelscope.network.graph import Graph
-from channelscope.network.labeling.labeled_graph import Layer
+from channelscope.network.graph import ActivationCache, Graph
 from channelscope.network.operations import of_module, of_step
-from channelscope.network.partial_forward import ActivationCache
+from channelscope.network.removal.labeled_graph import Layer
 from channelscope.types import Float, Tensor
 
 

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from channelscope.errors import InputError
 from channelscope.network.cost import MacCounter
 from channelscope.network.graph import Hook
-from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
 from channelscope.network.patches import input_patches, patch_width
 from channelscope.network.removal.groups import Groups, groups
+from channelscope.network.removal.labeled_graph import Layer
 from channelscope.pruning.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.ranking import Ranking
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.types import Float, Int, Tensor
 
 EXPONENTS = (1.5, 2.0)

@@ -8,14 +8,14 @@ from torch import fx, nn
 
 from channelscope.errors import MismatchError
 from channelscope.formulas.regression import peer_regression
+from channelscope.network.graph import ActivationCache
 from channelscope.network.module_state import weights_hash
 from channelscope.network.operations import call_of
-from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.removal.groups import Groups
 from channelscope.pruning.calibration import DrawnPositions
 from channelscope.pruning.normalization import LayerContext, layer_contexts
 from channelscope.site import Site
-from channelscope.stats.normal_equations import NormalEquations
+from channelscope.stats.moments import NormalEquations
 from channelscope.stats.profile import Profile
 from channelscope.stats.readout import channels_last
 from channelscope.types import Bool, Float, Tensor

@@ -26,7 +26,7 @@ from channelscope.pruning.repair import Method, RepairReport, repair
 from channelscope.ranking import Ranking
 from channelscope.stats.profile import Profile
 from channelscope.subset import Subset
-from channelscope.tables.schema import Column
+from channelscope.tables.quantities import Column
 
 MIN_IMAGES = 8
 """Fewest images that are divided into images to fit to and images to compare on."""

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from channelscope.display import Facts, Shown
 from channelscope.errors import FAILURES, InputError, MismatchError, SampleError
 from channelscope.network.edits import known_groups
-from channelscope.network.graph import Graph, trace
+from channelscope.network.graph import ActivationCache, Graph, trace
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
-from channelscope.network.partial_forward import ActivationCache
 from channelscope.network.patches import input_patches, patch_rows, patch_width, patches_are_exact
 from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups, groups
@@ -30,7 +29,7 @@ from channelscope.pruning.normalization import (
     write_linear_map,
 )
 from channelscope.pruning.peers import PEER_RIDGE, compensate_with_peers, peer_weights
-from channelscope.stats.normal_equations import NormalEquations, cross_validated_error
+from channelscope.stats.moments import NormalEquations, cross_validated_error
 from channelscope.stats.profile import Profile
 from channelscope.subset import Subset
 from channelscope.types import Bool, Float

@@ -6,24 +6,29 @@ from base64 import b64encode
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from channelscope.errors import FormatError
+from channelscope.lazy import LazyModule
 from channelscope.report import verdict
 from channelscope.report.section import Chart, Drawing, Section
 from channelscope.report.sections import sections
 from channelscope.storage import atomic_file
 from channelscope.tables.quantities import QUANTITIES
 from channelscope.tables.run_folder import RunFolder, where
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+matplotlib = LazyModule("matplotlib")
+agg = LazyModule("matplotlib.backends.backend_agg")
+mpl_colors = LazyModule("matplotlib.colors")
+mpl_figure = LazyModule("matplotlib.figure")
+ticker = LazyModule("matplotlib.ticker")
 
 COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
 
@@ -47,7 +52,8 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 
-GRADIENT = LinearSegmentedColormap.from_list("depth", ["#d3dfee", "#08306b"])
+GRADIENT = ["#d3dfee", "#08306b"]
+"""first and last color of series in order"""
 
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
@@ -73,10 +79,10 @@ def write(run: RunFolder, folder: str | Path) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
-    with rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         for section in sections(run):
             for drawing in drawings(section, run):
-                paths += _save(drawing.figure, folder / drawing.name) if isinstance(drawing.figure, Figure) else []
+                paths += _save(drawing.figure, folder / drawing.name) if not isinstance(drawing.figure, Path) else []
             for index, (chart, frame) in enumerate(section.charted(run)):
                 name = section.id + (f"_{index + 1}" if index else "")
                 paths += _save(drawn(chart, frame, run.stages), folder / name)
@@ -94,22 +100,22 @@ def drawings(section: Section, run: RunFolder) -> list[Drawing]:
     >>> drawings(Section("notes", "Notes", ""), RunFolder(Path(), {}, {}))
     []
     """
-    with rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         return section.drawings(run)
 
 
-def embedded(figure: Figure | Path) -> str:
+def embedded(figure: "Figure | Path") -> str:
     """A picture as an address that holds the picture itself.
 
     Examples
     --------
-    >>> embedded(Figure())[:26]
+    >>> embedded(mpl_figure.Figure())[:26]
     'data:image/svg+xml;base64,'
     """
-    if isinstance(figure, Figure):
+    if not isinstance(figure, Path):
         buffer = BytesIO()
-        with rc_context(STYLE):
-            FigureCanvasAgg(figure)
+        with matplotlib.rc_context(STYLE):
+            agg.FigureCanvasAgg(figure)
             figure.savefig(buffer, format="svg", metadata={"Date": None})
         return f"data:image/svg+xml;base64,{b64encode(buffer.getvalue()).decode()}"
     if figure.suffix not in KINDS:
@@ -117,7 +123,7 @@ def embedded(figure: Figure | Path) -> str:
     return f"data:{KINDS[figure.suffix]};base64,{b64encode(figure.read_bytes()).decode()}"
 
 
-def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figure:
+def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> "Figure":
     """One declared chart: a panel for each of its first panel values.
 
     Examples
@@ -134,7 +140,7 @@ def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figu
     wide = min(len(groups), 2)
     tall = math.ceil(len(groups) / wide)
     high = 0.8 + 0.17 * frame[chart.x].nunique() if chart.kind == "rows" else 2.3
-    figure = Figure(figsize=(3.6 * wide + (1.6 if wide == 1 else 0), high * tall + 0.5))
+    figure = mpl_figure.Figure(figsize=(3.6 * wide + (1.6 if wide == 1 else 0), high * tall + 0.5))
     axes = figure.subplots(
         tall, wide, squeeze=False, sharex=chart.kind != "rows" or not chart.free, sharey=chart.kind == "rows" or not chart.free
     )
@@ -161,7 +167,7 @@ def drawn(chart: Chart, frame: pd.DataFrame, stages: Iterable[str] = ()) -> Figu
     return figure
 
 
-def _panel(place: Axes, chart: Chart, rows: pd.DataFrame, told: tuple[list, list], stages: list[str], order: pd.Index | None) -> None:
+def _panel(place: "Axes", chart: Chart, rows: pd.DataFrame, told: tuple[list, list], stages: list[str], order: pd.Index | None) -> None:
     series, hues = told
     if chart.zero:
         (place.axvline if chart.kind == "rows" else place.axhline)(0, color="#8a929c", linewidth=0.7, zorder=0)
@@ -207,7 +213,11 @@ def _graded(hues: list) -> bool:
 
 
 def _color(index: int, hues: list) -> Any:
-    return GRADIENT(0.2 + 0.8 * index / (len(hues) - 1)) if _graded(hues) else COLORS[index % len(COLORS)]
+    return (
+        mpl_colors.LinearSegmentedColormap.from_list("depth", GRADIENT)(0.2 + 0.8 * index / (len(hues) - 1))
+        if _graded(hues)
+        else COLORS[index % len(COLORS)]
+    )
 
 
 def _layers(rows: pd.DataFrame) -> dict[int, str]:
@@ -217,7 +227,7 @@ def _layers(rows: pd.DataFrame) -> dict[int, str]:
     return found if len(found) <= MOST_NAMES else {}
 
 
-def _titled(place: Axes, chart: Chart, rows: pd.DataFrame) -> None:
+def _titled(place: "Axes", chart: Chart, rows: pd.DataFrame) -> None:
     value = chart.label or named(rows, chart.y)
     layers = _layers(rows) if chart.x == "depth" else {}
     depth = "layer" if layers else "depth (layer in execution order)"
@@ -225,20 +235,20 @@ def _titled(place: Axes, chart: Chart, rows: pd.DataFrame) -> None:
     place.set_ylabel("" if chart.kind == "rows" else value)
     if chart.log:
         place.set_xscale("log")
-        place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        place.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         place.xaxis.set_major_formatter("{x:g}")
-        place.xaxis.set_minor_locator(NullLocator())
+        place.xaxis.set_minor_locator(ticker.NullLocator())
     elif layers:
         tilted = len(layers) > 4
         place.set_xticks(list(layers), list(layers.values()), fontsize=5.5)
         place.tick_params(axis="x", labelrotation=45 if tilted else 0)
     elif chart.kind != "rows" and pd.api.types.is_integer_dtype(rows[chart.x]):
-        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+        place.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     if chart.kind == "rows" or not chart.free:
         place.label_outer()
 
 
-def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str = "relevance") -> Figure:
+def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str = "relevance") -> "Figure":
     """Every layer's channels on one local and one target quantity; what is not finite is left out and counted.
 
     Examples
@@ -251,7 +261,7 @@ def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str 
     layers = list(rows.groupby("site", sort=False))
     wide = min(len(layers), MOST_COLUMNS)
     tall = math.ceil(len(layers) / wide)
-    figure = Figure(figsize=(1.5 * wide + 0.6, 1.45 * tall + 0.7))
+    figure = mpl_figure.Figure(figsize=(1.5 * wide + 0.6, 1.45 * tall + 0.7))
     axes = figure.subplots(tall, wide, squeeze=False)
     for place, (site, layer) in zip(axes.flat, layers, strict=False):
         finite = layer[np.isfinite(layer[x]) & np.isfinite(layer[y])]
@@ -280,8 +290,8 @@ def named(frame: pd.DataFrame, column: str) -> str:
     return verdict.title(column) + (f" [{unit}]" if unit else "")
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    FigureCanvasAgg(figure)
+def _save(figure: "Figure", stem: Path) -> list[Path]:
+    agg.FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # both files are laid out at once
     paths = []

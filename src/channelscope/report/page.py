@@ -15,8 +15,8 @@ from channelscope.report import figures, quantity_diagram, verdict
 from channelscope.report.section import Section
 from channelscope.report.sections import sections
 from channelscope.storage import atomic_file
+from channelscope.tables.frame import format_interval, format_number
 from channelscope.tables.quantities import HEADLINE, QUANTITIES
-from channelscope.tables.rounding import format_interval, format_number
 from channelscope.tables.run_folder import RunFolder
 
 FOLDERS = re.compile(r"\S*/(?=[^/\s]+\.py:)")

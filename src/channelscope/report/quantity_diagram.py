@@ -3,8 +3,7 @@
 import textwrap
 from html import escape
 
-from channelscope.tables.quantities import HEADLINE, QUANTITIES
-from channelscope.tables.schema import Quantity
+from channelscope.tables.quantities import HEADLINE, QUANTITIES, Quantity
 
 WIDTH, HEIGHT = 1000, 566
 

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from channelscope.report import verdict
 from channelscope.tables.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NORMAL_QUANTILE = 1.96
 """standard errors to either end of a 95 % interval"""
@@ -109,7 +111,7 @@ class Drawing:
     """file name without its ending, in the run's figures folder"""
     title: str
     """what it shows; read out where the picture cannot be seen"""
-    figure: Figure | Path
+    figure: "Figure | Path"
     """the picture"""
     caption: str = ""
     """how to read it"""

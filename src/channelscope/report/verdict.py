@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from channelscope.tables.frame import format_interval, format_number, format_percent
 from channelscope.tables.quantities import HEADLINE, QUANTITIES
-from channelscope.tables.rounding import format_interval, format_number, format_percent
 from channelscope.tables.run_folder import RunFolder, where
 
 PAIRS = tuple(product(HEADLINE[:2], HEADLINE[2:]))

@@ -1,5 +1,25 @@
 """Scores: one number per channel from a profile; `scores.NAME(profile)` gives a Ranking."""
 
+from channelscope.scores.axes import (
+    capture,
+    capture_overlap,
+    compactness,
+    duplicate_task,
+    excess,
+    local_composite,
+    nonreplaceable_task,
+    norm_capture,
+    overlap,
+    peer_residual,
+    rayleigh,
+    redundancy,
+    relevance,
+    support,
+    target_composite,
+    task_credit,
+    triplet_excess_by_layer,
+    unique,
+)
 from channelscope.scores.baselines import (
     activation_mean,
     activation_rms,
@@ -14,19 +34,8 @@ from channelscope.scores.baselines import (
     taylor_activation,
     taylor_weight,
 )
-from channelscope.scores.composites import (
-    capture_overlap,
-    duplicate_task,
-    local_composite,
-    nonreplaceable_task,
-    norm_capture,
-    target_composite,
-)
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.scores.local import capture, compactness, overlap, peer_residual, rayleigh, support
-from channelscope.scores.registry import REGISTRY, Score, lookup, register
+from channelscope.scores.score import REGISTRY, LayerStatistics, Score, ScoreOptions, lookup, register
 from channelscope.scores.score_table import DEFAULT_SCORES, PermutationNull, permutation_null, standard_errors, table
-from channelscope.scores.target import excess, redundancy, relevance, task_credit, triplet_excess_by_layer, unique
 
 __all__ = [
     "DEFAULT_SCORES",

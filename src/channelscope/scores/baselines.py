@@ -5,8 +5,7 @@ import hashlib
 import torch
 
 from channelscope.errors import InputError
-from channelscope.scores.layer_statistics import LayerStatistics
-from channelscope.scores.registry import register
+from channelscope.scores.score import LayerStatistics, register
 from channelscope.stats.channel_sums import FeatureMapSums, Sensitivity
 from channelscope.types import Float, Tensor
 

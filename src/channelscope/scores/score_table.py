@@ -9,11 +9,9 @@ import torch
 
 from channelscope.errors import InputError, SampleError, at
 from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, oas
-from channelscope.formulas.intervals import jackknife
-from channelscope.formulas.significance import permutation_p
+from channelscope.formulas.intervals import jackknife, permutation_p
 from channelscope.progress import track
-from channelscope.scores.layer_statistics import LayerStatistics, ScoreOptions
-from channelscope.scores.registry import Score, lookup
+from channelscope.scores.score import LayerStatistics, Score, ScoreOptions, lookup
 from channelscope.stats.profile import Profile
 from channelscope.types import Float, Tensor
 

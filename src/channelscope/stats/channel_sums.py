@@ -102,6 +102,10 @@ class ClassMeansAccumulator:
                 sums = torch.cat([sums, sums.new_zeros(used + 2 * len(fresh) - len(sums), sums.shape[1])])
             self._sums[name] = (origin, sums.index_add_(0, self._place[keys].to(rows.device), rows - origin))
 
+    def discard(self, name: str) -> None:
+        """Give up the sums of one site."""
+        self._sums.pop(name, None)
+
     def of(self, name: str, shard: int, channels: int) -> ClassMeans:
         """Class means of one site and shard."""
         result = ClassMeans.zero(self.classes, channels)

@@ -1,6 +1,6 @@
-"""Moments: count, mean and centred scatter of samples; they add over any partition of the samples, and so does Variance, entry by entry."""
+"""Sums of products of samples, which add over any partition of them: Moments, Variance, and the NormalEquations of a regression."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -99,6 +99,13 @@ class Moments(Shown):
         scatter = (self.scatter + other.scatter).addr_(gap, gap, alpha=self.count * other.count / count)
         return Moments(count, mean, scatter)
 
+    def add_(self, other: "Moments") -> "Moments":
+        """The sum, with its scatter in the memory of the first one's, which must have samples and no further use."""
+        count = self.count + other.count
+        gap = other.mean - self.mean
+        self.scatter.add_(other.scatter).addr_(gap, gap, alpha=self.count * other.count / count)
+        return Moments(count, self.mean + gap * (other.count / count), self.scatter)
+
     def __getitem__(self, index: Index) -> "Moments":
         """Moments of some coordinates; indexing commutes with measuring."""
         return Moments(self.count, self.mean[index], self.scatter[index][:, index])
@@ -185,25 +192,97 @@ BLOCK = 32768
 BLOCK_BYTES = 16 * 2**20
 """Most memory the gathered samples of one accumulator take."""
 
+ROWS = 512
+"""Rows of a symmetric product that are kept together, from the diagonal on."""
+
 ShardSlices: TypeAlias = Sequence[tuple[int, slice]]
 """Which images of a batch belong to which shard; a batch is sorted by shard."""
+
+
+def _row_blocks(channels: int) -> list[tuple[int, int]]:
+    return [(start, min(start + ROWS, channels)) for start in range(0, channels, ROWS)]
+
+
+def products_bytes(channels: int, compact: bool) -> int:
+    """Memory that the products of one shard take at most.
+
+    Parameters
+    ----------
+    channels
+        Number of coordinates.
+    compact
+        Whether they are summed in float32.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> products_bytes(512, compact=False), products_bytes(1024, compact=True) / (4 * 1024 * 1024)
+    (2097152, 0.75)
+    """
+    return (4 if compact else 8) * sum((stop - start) * (channels - start) for start, stop in _row_blocks(channels))
+
+
+class _Products:
+    """Count, sums and products of one shard's samples, measured from one point.
+
+    Of the symmetric product of the channels, blocks of rows are kept from the diagonal on; the first block of samples stays in
+    the precision in which it was multiplied, and so do all where the sums are to be compact.
+    """
+
+    def __init__(self, compact: bool):
+        self.count, self.compact = 0, compact
+        self.rows: list[Tensor] = []
+        self.sums = self.border = torch.empty(0)
+
+    def add(self, samples: Float[Tensor, "samples channels"], targets: Float[Tensor, "samples targets"]) -> None:
+        """Add some samples."""
+        sums = torch.cat([samples.sum(0), targets.sum(0)])
+        border = torch.cat([targets.T @ samples, targets.T @ targets], 1)
+        first, self.count = not self.count, self.count + len(samples)
+        self.sums, self.border = (sums.double(), border.double()) if first else (self.sums.add_(sums), self.border.add_(border))
+        channels = samples.shape[1]
+        for number, (start, stop) in enumerate(_row_blocks(channels)):
+            left, right, width = samples[:, start:stop], samples[:, stop:], stop - start
+            if first:
+                rows = samples.new_empty(width, channels - start)
+                gram(left, rows[:, :width])
+                rows[:, width:].addmm_(left.T, right, beta=0)
+                self.rows.append(rows)
+                continue
+            rows = self.rows[number] = self.rows[number] if self.compact else self.rows[number].double()
+            rows[:, :width].add_(gram(left))
+            rows[:, width:].add_(left.T @ right)
+
+    def moments(self, origin: Float[Tensor, "d"]) -> Moments:
+        """Moments about the samples' own mean, on the CPU."""
+        channels, d = origin.numel() - len(self.border), origin.numel()
+        scatter = self.sums.new_empty(d, d)
+        for (start, stop), rows in zip(_row_blocks(channels), self.rows, strict=True):
+            scatter[start:stop, start:channels] = rows
+            scatter[stop:channels, start:stop] = rows[:, stop - start :].T
+        scatter[channels:] = self.border
+        scatter[:channels, channels:] = self.border[:, :channels].T
+        scatter.addr_(self.sums, self.sums, alpha=-1 / self.count)
+        return Moments(float(self.count), (origin.double() + self.sums / self.count).cpu(), scatter.cpu())
 
 
 class MomentsAccumulator:
     """Collects samples of `channels`, and target columns that are the same for all samples of an image.
 
     A batch is `add`ed, then `close`d: the targets are known when the forward pass has ended. Samples are measured from one
-    point, the mean of the first of them, multiplied in their own precision and summed in float64; `finish` moves the
-    moments from that point to each shard's mean.
+    point, the mean of the first of them, multiplied in their own precision and summed in float64 (in float32 where `compact`);
+    `finish` moves the moments from that point to each shard's mean.
     """
 
-    def __init__(self, channels: int, targets: int, shards: int):
+    def __init__(self, channels: int, targets: int, shards: int, compact: bool = False, block_bytes: int = BLOCK_BYTES):
         self.channels, self.targets = channels, targets
-        self._counts = [0] * shards
-        self._sums: list[Tensor | None] = [None] * shards
-        self._products: list[Tensor | None] = [None] * shards
+        self._products = [_Products(compact) for _ in range(shards)]
         self._origin = self._target_origin = torch.empty(0)
-        self._block = max(256, min(BLOCK, BLOCK_BYTES // (4 * channels)))
+        self._block = max(256, min(BLOCK, block_bytes // (4 * channels)))
         self._samples: list[Tensor] = []
         self._columns: list[Tensor] = []
         self._spans: list[ShardSlices] = []
@@ -218,7 +297,7 @@ class MomentsAccumulator:
         if not self.targets and images * self._samples_per_image >= self._block:
             for shard, rows in spans:
                 centred = samples[rows].flatten(0, 1) - self._origin
-                self._merge(shard, len(centred), centred.sum(0), gram(centred))
+                self._products[shard].add(centred, centred[:, :0])
             return
         self._samples.append(samples.clone() if lent else samples)
         self._spans.append(spans)
@@ -241,44 +320,25 @@ class MomentsAccumulator:
                 by_shard.setdefault(shard, []).append((batch, rows))
         for shard, parts in by_shard.items():
             centred = torch.cat([self._samples[batch][rows] for batch, rows in parts]).sub_(self._origin).flatten(0, 1)
+            targets = centred[:, :0]
             if self.targets:
-                targets_of_rows = torch.cat([self._columns[batch][rows] for batch, rows in parts]).to(centred.dtype) - self._target_origin
-                self._merge(shard, len(centred), *_joint_products(centred, targets_of_rows.repeat_interleave(self._samples_per_image, 0)))
-            else:
-                self._merge(shard, len(centred), centred.sum(0), gram(centred))
+                targets = torch.cat([self._columns[batch][rows] for batch, rows in parts]).to(centred.dtype) - self._target_origin
+                targets = targets.repeat_interleave(self._samples_per_image, 0)
+            self._products[shard].add(centred, targets)
         self._samples, self._columns, self._spans, self._waiting = [], [], [], 0
-
-    def _merge(self, shard: int, n: int, sums: Float[Tensor, "d"], product: Float[Tensor, "d d"]) -> None:
-        """Add a block to a shard, in place: this runs for every site, shard and block."""
-        self._counts[shard] += n
-        sums_before, products = self._sums[shard], self._products[shard]
-        self._sums[shard] = sums.double() if sums_before is None else sums_before.add_(sums)
-        self._products[shard] = product.double() if products is None else products.add_(product)
 
     def finish(self) -> list[Moments]:
         """Moments of every shard, channels first, then targets; more may be added afterwards."""
+        return list(self.moments())
+
+    def moments(self, free: bool = False) -> Iterator[Moments]:
+        """Moments of one shard after the other; with `free` its sums are given up, and nothing may be added afterwards."""
         self.flush()
-        return [self._moments(*part) for part in zip(self._counts, self._sums, self._products, strict=True)]
-
-    def _moments(self, n: int, sums: Tensor | None, product: Tensor | None) -> Moments:
-        if sums is None or product is None:
-            return Moments.zero(self.channels + self.targets)
         origin = torch.cat([self._origin, self._target_origin]) if self.targets else self._origin
-        scatter = torch.addr(product, sums, sums, alpha=-1 / n)
-        return Moments(float(n), (origin.double() + sums / n).cpu(), scatter.cpu())
-
-
-def _joint_products(
-    samples: Float[Tensor, "samples channels"], targets: Float[Tensor, "samples targets"]
-) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
-    """Sums and products of rows joined with side columns."""
-    c = samples.shape[1]
-    product = samples.new_empty(c + targets.shape[1], c + targets.shape[1])
-    gram(samples, product[:c, :c])
-    product[c:, :c] = targets.T @ samples
-    product[:c, c:] = product[c:, :c].T
-    product[c:, c:] = targets.T @ targets
-    return torch.cat([samples.sum(0), targets.sum(0)]), product
+        for shard, products in enumerate(self._products):
+            yield products.moments(origin) if products.count else Moments.zero(self.channels + self.targets)
+            if free:
+                self._products[shard] = _Products(products.compact)
 
 
 @dataclass(frozen=True)
@@ -324,3 +384,198 @@ class Variance:
     def total(self) -> float:
         """Sum of the variances of all entries: the trace of the covariance, mean squared distance from the mean."""
         return float(torch.sum(self.each))
+
+
+@dataclass(frozen=True, repr=False)
+class NormalEquations:
+    """Counts, means and scatters of inputs x and targets t, separately for each group of a layer; two of them add.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[[0.0], [1.0], [2.0]]])
+    >>> equations = NormalEquations.of(x[:, :2], 3 * x[:, :2] + 1) + NormalEquations.of(x[:, 2:], 3 * x[:, 2:] + 1)
+    >>> equations
+    NormalEquations(3 samples, 1 group of 1 inputs and 1 outputs)
+    >>> (weights,) = equations.ridge(torch.zeros(1, 1, 1).double(), (1e-12,))
+    >>> round(float(weights), 3), round(float(equations.intercept(weights)), 3), round(float(equations.error(weights)), 3)
+    (3.0, 1.0, 0.0)
+    """
+
+    count: int
+    """number of samples"""
+    x_mean: Float[Tensor, "groups inputs"]
+    """mean input, float64"""
+    t_mean: Float[Tensor, "groups outputs"]
+    """mean target, float64"""
+    xx: Float[Tensor, "groups inputs inputs"]
+    """centred scatter of the inputs, float64"""
+    xt: Float[Tensor, "groups inputs outputs"]
+    """centred cross scatter, float64"""
+    tt: Float[Tensor, "groups outputs"]
+    """centred squares of the targets, float64"""
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "groups samples inputs"], t: Float[Tensor, "groups samples outputs"]) -> "NormalEquations":
+        """Statistics of one batch: centered, multiplied in the samples' precision, kept in float64.
+
+        Parameters
+        ----------
+        x
+            Inputs of the regression.
+        t
+            Its targets, for the same samples.
+
+        Returns
+        -------
+        NormalEquations
+            The sums of these samples.
+        """
+        x_mean, t_mean = x.mean(1, keepdim=True), t.mean(1, keepdim=True)
+        x, t = x - x_mean, t - t_mean
+        xx, xt = x.transpose(1, 2) @ x, x.transpose(1, 2) @ t
+        return cls(x.shape[1], x_mean[:, 0].double(), t_mean[:, 0].double(), xx.double(), xt.double(), t.square().sum(1).double())
+
+    def __repr__(self) -> str:
+        """The sizes."""
+        groups, inputs, outputs = self.xt.shape
+        return f"NormalEquations({self.count:,} samples, {groups} group{'s' * (groups > 1)} of {inputs} inputs and {outputs} outputs)"
+
+    def __add__(self, other: "NormalEquations") -> "NormalEquations":
+        """Statistics of the union of two disjoint sample sets (Chan, Golub, LeVeque 1983)."""
+        count = self.count + other.count
+        dx, dt = other.x_mean - self.x_mean, other.t_mean - self.t_mean
+        factor = self.count * other.count / count
+        return NormalEquations(
+            count,
+            self.x_mean + dx * (other.count / count),
+            self.t_mean + dt * (other.count / count),
+            self.xx + other.xx + factor * dx[:, :, None] * dx[:, None, :],
+            self.xt + other.xt + factor * dx[:, :, None] * dt[:, None, :],
+            self.tt + other.tt + factor * dt.square(),
+        )
+
+    def about_zero(self) -> "NormalEquations":
+        """Statistics of the same samples about zero instead of the mean, for layers without an intercept."""
+        zero = torch.zeros_like
+        return NormalEquations(
+            self.count,
+            zero(self.x_mean),
+            zero(self.t_mean),
+            self.xx + self.count * self.x_mean[:, :, None] * self.x_mean[:, None, :],
+            self.xt + self.count * self.x_mean[:, :, None] * self.t_mean[:, None, :],
+            self.tt + self.count * self.t_mean.square(),
+        )
+
+    def error(self, weights: Float[Tensor, "groups outputs inputs"]) -> Float[Tensor, "groups outputs"]:
+        """Mean squared error of each output, of weights · x with the best intercept."""
+        cross = (weights * self.xt.transpose(1, 2)).sum(2)
+        return (self.tt - 2 * cross + ((weights @ self.xx) * weights).sum(2)).clamp(min=0) / self.count
+
+    def ridge(
+        self, prior: Float[Tensor, "groups outputs inputs"], shares: Sequence[float]
+    ) -> Iterator[Float[Tensor, "groups outputs inputs"]]:
+        """The weights that minimize the squared error plus λ |weights − prior|², for each penalty.
+
+            W = W₀ + (T − W₀X) X' (XX' + λI)⁻¹        λ = share × mean diagonal of XX'
+
+        Parameters
+        ----------
+        prior
+            Weights W₀ toward which the fit is shrunk.
+        shares
+            Penalties, as fractions of the mean scatter of the inputs.
+
+        Yields
+        ------
+        Tensor
+            Fitted weights, as `prior` for one share.
+
+        References
+        ----------
+        Hoerl & Kennard 1970, shrunk toward a prior instead of zero.
+        """
+        level = self.xx.diagonal(dim1=1, dim2=2).mean(1)
+        gap = self.xt - self.xx @ prior.transpose(1, 2)
+        for share in shares:
+            load = torch.where(level > 0, share * level, 1.0)  # constant inputs: keep the prior
+            inner = self.xx.clone()
+            inner.diagonal(dim1=1, dim2=2).add_(load[:, None])
+            yield prior + torch.cholesky_solve(gap, torch.linalg.cholesky(inner)).transpose(1, 2)
+
+    def intercept(self, weights: Float[Tensor, "groups outputs inputs"]) -> Float[Tensor, "groups outputs"]:
+        """The intercept of each output that minimizes the squared error of weights · x."""
+        return self.t_mean - (weights @ self.x_mean[:, :, None])[:, :, 0]
+
+    def output_moments(self, weights: Float[Tensor, "groups outputs inputs"]) -> tuple[Tensor, Tensor]:
+        """Mean and variance of weights · x, each (groups, outputs)."""
+        variance = ((weights @ self.xx) * weights).sum(2) / self.count
+        return (weights @ self.x_mean[:, :, None])[:, :, 0], variance.clamp(min=0)
+
+    def match_target_variance(
+        self, weights: Float[Tensor, "groups outputs inputs"], max_factor: float
+    ) -> Float[Tensor, "groups outputs inputs"]:
+        """The weights, rescaled so that the variance of each output equals its target's.
+
+        Re-estimating a BatchNorm has the same effect on the weights before it (Li et al. 2018, AdaBN). Without it, ridge shrinkage
+        lowers the variance at every layer of a deep network.
+
+        Parameters
+        ----------
+        weights
+            Weights from the inputs to the outputs.
+        max_factor
+            Largest factor; smaller ones are not limited.
+
+        Returns
+        -------
+        Tensor
+            As `weights`; unchanged where the output has no variance.
+        """
+        variance = self.output_moments(weights)[1]
+        factor = (self.tt / self.count / variance).sqrt().clamp(max=max_factor)
+        return weights * torch.where(variance > 0, factor, 1.0)[:, :, None]
+
+    def float32(self) -> "NormalEquations":
+        """The same statistics in float32, for trial fits."""
+        return NormalEquations(self.count, *(part.float() for part in (self.x_mean, self.t_mean, self.xx, self.xt, self.tt)))
+
+
+def cross_validated_error(
+    halves: tuple[NormalEquations, NormalEquations], prior: Float[Tensor, "groups outputs inputs"], shares: Sequence[float]
+) -> Float[Tensor, "shares"]:
+    """Two-fold cross-validated mean squared error of ridge fits toward a prior, for each penalty.
+
+    Solved in float32, which is enough to choose a penalty.
+
+    Parameters
+    ----------
+    halves
+        Normal equations of two disjoint halves of the samples.
+    prior
+        Weights toward which the fits are shrunk.
+    shares
+        Penalties, as fractions of the mean scatter of the inputs of one half.
+
+    Returns
+    -------
+    Tensor
+        float64 (shares,): mean over outputs and over the two halves.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[[0.0], [1.0], [2.0], [3.0]]])
+    >>> halves = NormalEquations.of(x[:, ::2], 3 * x[:, ::2]), NormalEquations.of(x[:, 1::2], 3 * x[:, 1::2])
+    >>> cross_validated_error(halves, torch.zeros(1, 1, 1), (1e-9, 1.0)).round(decimals=3).tolist()
+    [0.0, 2.25]
+
+    References
+    ----------
+    Stone 1974 (cross-validation).
+    """
+    first, second = (half.float32() for half in halves)
+    prior = prior.float()
+    errors = [
+        [validation.error(fit).mean() for fit in training.ridge(prior, shares)]
+        for training, validation in ((first, second), (second, first))
+    ]
+    return torch.tensor(errors, dtype=torch.float64).mean(0)

@@ -1,19 +1,212 @@
-"""Profile: the statistics of every site of a network over the calibration images."""
+"""SiteRecord: every statistic of one site for one set of images; Profile: those of every site of a network."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from operator import add
+from typing import Any
 
 import numpy as np
 import torch
 
-from channelscope.display import Facts, Shown
-from channelscope.errors import MismatchError, SampleError, SiteError, no_such
+from channelscope.display import Facts, Shown, spread
+from channelscope.errors import MismatchError, SampleError, ShapeError, SiteError, no_such
 from channelscope.site import Site
-from channelscope.stats.site_record import SiteRecord
+from channelscope.stats.channel_sums import ClassMeans, FeatureMapSums, Sensitivity
+from channelscope.stats.moments import Moments
 from channelscope.stats.tally import Tally
-from channelscope.types import Int, Tensor
+from channelscope.types import Float, Int, Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class SiteRecord(Shown):
+    """Statistics of one site over one set of images; `+` merges disjoint image sets.
+
+    The moments at the read point are joined with the target columns: channels first, then targets. Moments that follow from
+    other fields are not stored twice.
+    """
+
+    pooled: Moments
+    """read point, one sample per image (average over positions), channels and targets"""
+    stored_preactivation: Moments | None
+    """`read`, or None where it is `pooled`: a pooled readout, or one position per image"""
+    stored_activation: Moments | None
+    """`cut`, or None where it follows from `read` by `affine`"""
+    affine: Float[Tensor, "2 channels"] | None = None
+    """factor and shift that take the read point to the cut point; None if more than that lies between, or other positions are read"""
+    classes: ClassMeans | None = None
+    """class counts and means of the pooled samples; None without labels"""
+    sensitivity: Sensitivity | None = None
+    """sums of first-order effects on the loss, when asked for"""
+    maps: FeatureMapSums | None = None
+    """sums of feature-map ranks and independences, when asked for"""
+
+    def facts(self) -> Facts:
+        """How many channels and images, and what was measured."""
+        parts = {"classes": self.classes, "sensitivity": self.sensitivity, "maps": self.maps}
+        kept = ", ".join(name for name, part in parts.items() if part is not None) or "moments alone"
+        return f"SiteRecord({self.channels} channels, {self.images:,} images)", [
+            ("also holds", kept),
+            ("variance before the activation", spread(self.preactivation.variance[: self.channels])),
+        ]
+
+    @property
+    def preactivation(self) -> Moments:
+        """Read point, local readout (positions of each image), channels and targets (repeated for each position)."""
+        return self.pooled if self.stored_preactivation is None else self.stored_preactivation
+
+    @cached_property
+    def activation(self) -> Moments:
+        """Cut point, positions of each image, channels."""
+        if self.stored_activation is not None:
+            return self.stored_activation
+        if self.affine is None:
+            raise ShapeError("a record needs moments at the cut point, or the affine map that leads there")
+        return self.preactivation[: self.affine.shape[1]].scaled(*self.affine)
+
+    def __add__(self, other: "SiteRecord") -> "SiteRecord":
+        """Statistics of the union of two disjoint image sets."""
+        parts: dict = {
+            field.name: _plus(getattr(self, field.name), getattr(other, field.name)) for field in fields(self) if field.name != "affine"
+        }
+        return SiteRecord(**parts, affine=self.affine)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self.activation) if self.affine is None else self.affine.shape[1]
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return round(self.pooled.count)
+
+    def pack(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        """Named tensors that hold the record: scatters as float32 triangles, means of the classes seen as float32 offsets."""
+        for name, moments in (("read", self.stored_preactivation), ("pooled", self.pooled), ("cut", self.stored_activation)):
+            if moments is not None:
+                yield from pack_moments(f"{prefix}{name}.", moments)
+        sums = {"classes": self.classes, "sensitivity": self.sensitivity, "maps": self.maps}
+        yield from pack_sums(prefix, self.pooled.mean[: self.channels], self.affine, sums)
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor], prefix: str) -> "SiteRecord":
+        """Inverse of `pack`, up to its rounding."""
+        parts: dict = {"stored_preactivation": None, "stored_activation": None, "affine": tensors.get(f"{prefix}affine")}
+        for name, place in (("read", "stored_preactivation"), ("pooled", "pooled"), ("cut", "stored_activation")):
+            head = f"{prefix}{name}."
+            if f"{head}count" in tensors:
+                parts[place] = Moments(float(tensors[f"{head}count"]), tensors[f"{head}mean"], unpack_symmetric(tensors[f"{head}scatter"]))
+        if f"{prefix}classes.counts" in tensors:
+            counts, offsets = tensors[f"{prefix}classes.counts"], tensors[f"{prefix}classes.offsets"].double()
+            means = counts.new_zeros(len(counts), offsets.shape[1])
+            means[counts > 0] = offsets + parts["pooled"].mean[: offsets.shape[1]]
+            parts["classes"] = ClassMeans(counts, means)
+        for name, kind in (("sensitivity", Sensitivity), ("maps", FeatureMapSums)):
+            if f"{prefix}{name}.images" in tensors:
+                values = [tensors[f"{prefix}{name}.{field.name}"] for field in fields(kind)]
+                parts[name] = kind(float(values[0]), *values[1:])
+        return cls(**parts)
+
+
+def pack_moments(prefix: str, moments: Moments) -> Iterator[tuple[str, Tensor]]:
+    """Named tensors of the moments at one point: the scatter as a float32 triangle.
+
+    Examples
+    --------
+    >>> [name for name, _ in pack_moments("pooled.", Moments.zero(2))]
+    ['pooled.count', 'pooled.mean', 'pooled.scatter']
+    """
+    yield f"{prefix}count", torch.tensor(moments.count, dtype=torch.float64)
+    yield f"{prefix}mean", moments.mean.clone()
+    yield f"{prefix}scatter", pack_symmetric(moments.scatter)
+
+
+def pack_sums(
+    prefix: str, mean: Float[Tensor, "channels"], affine: Float[Tensor, "2 channels"] | None, sums: Mapping[str, Any]
+) -> Iterator[tuple[str, Tensor]]:
+    """Named tensors of what a record holds besides moments; means of the classes seen as float32 offsets from the mean of all.
+
+    Examples
+    --------
+    >>> sums = {"classes": ClassMeans.of(torch.tensor([[2.0]]), torch.tensor([1]), 3)}
+    >>> dict(pack_sums("", torch.tensor([1.5]), None, sums))["classes.offsets"]
+    tensor([[0.5000]])
+    """
+    if affine is not None:
+        yield f"{prefix}affine", affine.clone()
+    for name, part in sums.items():
+        if isinstance(part, ClassMeans):
+            yield f"{prefix}{name}.counts", part.counts.clone()
+            yield f"{prefix}{name}.offsets", (part.means[part.counts > 0] - mean).float()
+        elif part is not None:
+            for each in fields(part):
+                yield f"{prefix}{name}.{each.name}", torch.as_tensor(getattr(part, each.name), dtype=torch.float64)
+
+
+def _plus(a, b):
+    return None if a is None or b is None else a + b
+
+
+def pack_symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "pairs"]:
+    """Upper triangle of a symmetric matrix, row by row.
+
+    Parameters
+    ----------
+    matrix
+        Symmetric.
+
+    Returns
+    -------
+    Tensor
+        Float32, d(d + 1)/2 numbers.
+
+    Examples
+    --------
+    >>> pack_symmetric(torch.tensor([[1.0, 2.0], [2.0, 3.0]])).tolist()
+    [1.0, 2.0, 3.0]
+    """
+    return matrix.float().flatten().index_select(0, _triangle_indices(len(matrix)))
+
+
+def unpack_symmetric(packed: Float[Tensor, "pairs"]) -> Float[Tensor, "d d"]:
+    """Symmetric matrix of a packed upper triangle; inverse of `pack_symmetric`.
+
+    Parameters
+    ----------
+    packed
+        d(d + 1)/2 numbers, row by row.
+
+    Returns
+    -------
+    Tensor
+        Float64 (d, d).
+
+    Examples
+    --------
+    >>> unpack_symmetric(torch.tensor([1.0, 2.0, 3.0])).tolist()
+    [[1.0, 2.0], [2.0, 3.0]]
+    """
+    d = (int((8 * len(packed) + 1) ** 0.5) - 1) // 2
+    return packed.double().index_select(0, _matrix_indices(d)).view(d, d)
+
+
+@lru_cache(maxsize=8)
+def _triangle_indices(d: int) -> Tensor:
+    """Where the numbers of a triangle lie in its matrix."""
+    rows, columns = torch.triu_indices(d, d)
+    return rows * d + columns
+
+
+@lru_cache(maxsize=8)
+def _matrix_indices(d: int) -> Tensor:
+    """Where the numbers of a matrix lie in its triangle."""
+    place = torch.empty(d * d, dtype=torch.long)
+    place[_triangle_indices(d)] = torch.arange(d * (d + 1) // 2)
+    place = place.view(d, d).triu()
+    return (place + place.triu(1).T).flatten()
+
 
 MUST_AGREE = ("weights_hash", "sites", "input_shape", "classes", "readout", "cut_readout", "targets", "seed", "shards")
 

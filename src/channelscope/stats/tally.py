@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+import scipy
 import torch
-from scipy.stats import binomtest
 from torch.nn import functional as F
 
 from channelscope.display import Facts, Shown
@@ -109,7 +109,7 @@ class Tally(Shown):
         """
         if not self.images:
             return float("nan"), float("nan")
-        ends = binomtest(round(self.correct), round(self.images)).proportion_ci(level, "wilson")
+        ends = scipy.stats.binomtest(round(self.correct), round(self.images)).proportion_ci(level, "wilson")
         return float(ends.low), float(ends.high)
 
     def __str__(self) -> str:

@@ -1,9 +1,19 @@
 """Tables: pandas frames with the unit, digits, meaning and source of every column, on disk and in print."""
 
-from channelscope.tables.frame import EARLIER_NAMES, describe, fill, plain_values, read, table, write, write_json
-from channelscope.tables.quantities import COLUMNS, HEADLINE, QUANTITIES
-from channelscope.tables.rounding import format_interval, format_number, format_percent
-from channelscope.tables.schema import Column, Quantity, Schema
+from channelscope.tables.frame import (
+    EARLIER_NAMES,
+    describe,
+    fill,
+    format_interval,
+    format_number,
+    format_percent,
+    plain_values,
+    read,
+    table,
+    write,
+    write_json,
+)
+from channelscope.tables.quantities import COLUMNS, HEADLINE, QUANTITIES, Column, Quantity, Schema
 
 __all__ = [
     "COLUMNS",

@@ -1,11 +1,10 @@
 """Networks: by name or path, trained, or toys whose answers are known."""
 
 from channelscope.zoo import toys
-from channelscope.zoo.history import Epoch, History
 from channelscope.zoo.loading import bind_extra_inputs, extra_inputs, load
 from channelscope.zoo.models import ModelInfo, build, model_info, network_names
-from channelscope.zoo.schedule import Schedule, default_schedule, finetuning_schedule
 from channelscope.zoo.training import finetune, train
+from channelscope.zoo.training_run import Epoch, History, Schedule, default_schedule, finetuning_schedule
 from channelscope.zoo.weight_files import load_weights, read_weights, save_weights
 
 __all__ = [

@@ -111,7 +111,7 @@ def load(
 ) -> tuple[nn.Module, ImageSplits]:
     """Network in evaluation mode, and the splits of a data set in the size and normalization that the network expects.
 
-    The network gets the data's number of classes and channels, and a stem for small images where they are (zoo/architectures.py).
+    The network gets the data's number of classes and channels, and a stem for small images where they are (zoo/models.py).
     Gray pictures are repeated over three channels for networks or weights that take color only. Images larger than the network's own
     input size are resized and cropped to it. Without weights it is initialized from `seed`.
 

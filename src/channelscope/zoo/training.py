@@ -19,17 +19,16 @@ from rich.progress import BarColumn, Progress, TextColumn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from channelscope.data.augmentation import augment
 from channelscope.data.images import ImageSplits
+from channelscope.data.splits import augment
 from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError
 from channelscope.evaluation import logits_in, loss_and_accuracy
 from channelscope.network.module_state import channels_last, device_of, weights_hash
 from channelscope.progress import is_quiet
 from channelscope.storage import atomic_file
-from channelscope.zoo.history import LOG, Epoch, History
 from channelscope.zoo.loading import available
 from channelscope.zoo.models import ModelInfo
-from channelscope.zoo.schedule import MOMENTUM, WEIGHT_DECAY, Schedule
+from channelscope.zoo.training_run import LOG, MOMENTUM, WEIGHT_DECAY, Epoch, History, Schedule
 from channelscope.zoo.weight_files import load_weights, save_weights
 
 RESUME = "resume.safetensors"

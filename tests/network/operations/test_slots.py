@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.network.graph import trace
-from channelscope.network.labeling.narrowing import narrow
 from channelscope.network.operations import TABLE, WeightedLayer, call_of, inherits_forward, keep_channels, layer_of, of_module
+from channelscope.network.removal.narrowing import narrow
 from removals import graph_of
 
 LAYERS = {

@@ -13,7 +13,7 @@ from channelscope.network import operations
 from channelscope.network.channel_tracing import channel_graph
 from channelscope.network.cost import cost
 from channelscope.network.operations import TABLE, Operation, layer_of, of_function, of_module, register, spell, unregister
-from channelscope.network.receptive_field import AxisReceptiveField, receptive_fields
+from channelscope.network.patches import AxisReceptiveField, receptive_fields
 from channelscope.network.removal.groups import groups
 from channelscope.network.sites import sites
 from channelscope.profiling.weight_norms import filters, weight_norms

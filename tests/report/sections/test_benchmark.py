@@ -4,7 +4,7 @@ import numpy as np
 
 from channelscope import tables
 from channelscope.benchmark.analysis import COLUMNS, analyze
-from channelscope.benchmark.grid import ORIGINAL, Trial
+from channelscope.benchmark.trial import ORIGINAL, Trial
 from channelscope.report.page import write_report
 from channelscope.report.sections.pruning import BENCHMARK, benchmark_sentences
 from channelscope.tables.run_folder import RunFolder

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from channelscope import tables
-from channelscope.discarding.tables import COLUMNS
+from channelscope.discarding.cid import COLUMNS
 from channelscope.report.sections import discarding
 from channelscope.tables.run_folder import RunFolder
 

@@ -1,6 +1,6 @@
 """The table of operations: one entry for each kind of step that a network can contain."""
 
-from channelscope.network.operations import attention, elementwise, mixing, moves, norms, opaque, pooling, products
+from channelscope.network.operations import elementwise, mixing, moves, pooling, products, step
 from channelscope.network.operations.operation import (
     TABLE,
     Layout,
@@ -20,7 +20,7 @@ from channelscope.network.operations.operation import (
 )
 from channelscope.network.operations.step import Call, Step, call_of, execute
 
-FAMILIES = (attention, elementwise, mixing, moves, norms, opaque, pooling, products)
+FAMILIES = (elementwise, mixing, moves, pooling, products, step)
 """The files in which the entries stand."""
 
 __all__ = [

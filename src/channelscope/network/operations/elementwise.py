@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from channelscope.network.labeling.labels import FIXED, FREE, PARAMETERS, channels_in, compact, full
 from channelscope.network.operations.operation import Operation, names, register
 from channelscope.network.operations.step import Step
+from channelscope.network.removal.labels import FIXED, FREE, PARAMETERS, channels_in, compact, full
 
 if TYPE_CHECKING:
-    from channelscope.network.labeling.labeled_graph import LabeledGraph
+    from channelscope.network.removal.labeled_graph import LabeledGraph
 
 
 ACTIVATIONS = (
@@ -48,7 +48,7 @@ def met(walk: "LabeledGraph", a: Tensor, b: Tensor, step: Step) -> Tensor:
     Examples
     --------
     >>> from torch import nn
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="1"))))

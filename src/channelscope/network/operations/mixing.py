@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from channelscope.network.labeling.labels import FIXED, PARAMETERS, channels_in, compact, full
 from channelscope.network.operations.operation import Layout, Operation, WeightedLayer, Window, names, register
 from channelscope.network.operations.step import Call, Operand, Step
+from channelscope.network.removal.labels import FIXED, PARAMETERS, channels_in, compact, full
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -40,7 +40,7 @@ def mix(step: Step, how: Mix, weight: Operand, bias: Operand | None) -> Tensor:
     Examples
     --------
     >>> from torch import nn
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="0"))))

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
-from channelscope.network.labeling.labels import channels_in, compact, fixed
 from channelscope.network.nest import replaced, tensors
-from channelscope.network.operations.opaque import kept_whole
 from channelscope.network.operations.operation import Operation, names, register
-from channelscope.network.operations.step import Call, Step, execute
+from channelscope.network.operations.step import Call, Step, execute, kept_whole
+from channelscope.network.removal.labels import channels_in, compact, fixed
 
 
 def labelled(labels: Any) -> bool:
@@ -30,7 +29,7 @@ def moved(step: Step) -> Any:
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="2"))))
@@ -68,7 +67,7 @@ def given(step: Step, parent: fx.Node) -> Any:
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="2"))))
@@ -85,7 +84,7 @@ def run(step: Step, take: Callable[[fx.Node], Any]) -> Any:
 
     Examples
     --------
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
     >>> step = walk.step(next(iter(walk.steps.find_nodes(op="call_module", target="2"))))

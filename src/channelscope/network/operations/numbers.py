@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 from channelscope.network.operations.step import Step
 
 if TYPE_CHECKING:
-    from channelscope.network.labeling.removal import Removal
+    from channelscope.network.removal.narrowing import Removal
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def edit(step: Step, removal: "Removal", now: Now) -> Edit | None:
     Examples
     --------
     >>> from torch import nn
-    >>> from channelscope.network.labeling.removal import Removal
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.narrowing import Removal
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))
@@ -228,8 +228,8 @@ def always(step: Step, removal: "Removal", now: Now) -> Edit | None:
     Examples
     --------
     >>> from torch import nn
-    >>> from channelscope.network.labeling.removal import Removal
-    >>> from channelscope.network.labeling.trial import labeled_graph
+    >>> from channelscope.network.removal.narrowing import Removal
+    >>> from channelscope.network.removal.trial import labeled_graph
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
     >>> walk = labeled_graph(net, torch.ones(1, 1, 1, 1))

@@ -1,1 +1,1 @@
-"""Which channels of a network can be removed together, and the smaller network without them."""
+"""Which channel every element of a network belongs to, which channels can be removed together, and the smaller network without them."""

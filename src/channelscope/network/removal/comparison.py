@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from channelscope.errors import FAILURES, MismatchError, first_line
 from channelscope.network.edits import edit, silence
-from channelscope.network.labeling.labeled_graph import Layer
 from channelscope.network.module_state import eval_mode, restored_attributes
 from channelscope.network.removal.groups import Groups
+from channelscope.network.removal.labeled_graph import Layer
 from channelscope.network.tracing.recording import EXPONENT, coarsest, defined, distance
 from channelscope.subset import Subset
 from channelscope.types import Bool, Float, Tensor

@@ -16,8 +16,7 @@ from torch.fx.node import map_arg
 from channelscope.errors import TracingError
 from channelscope.network import nest
 from channelscope.network.module_state import random_state, version
-from channelscope.network.tracing.numbers import Float, Int, Origin, plain
-from channelscope.network.tracing.spelling import Aliases, Spelling
+from channelscope.network.tracing.spelling import Aliases, Float, Int, Origin, Spelling, plain
 
 FORM = {"shape", "dtype", "device", "size", "numel", "nelement"}
 """Properties and methods that do not depend on the values of a tensor."""

@@ -18,14 +18,12 @@ To add one (ten lines of code; sections/channel_summary.py is a short example):
 """
 
 from channelscope.report.section import Section
-from channelscope.report.sections.ablation import ABLATION, HULLS
-from channelscope.report.sections.alignment import ALIGNMENT, CLUSTERS, DEPTH
+from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, DEPTH, GRADIENTS, TRAJECTORY
 from channelscope.report.sections.channel_summary import CHANNEL_SUMMARY
 from channelscope.report.sections.circuits import CIRCUIT, COMPARISON, SUBCIRCUITS
-from channelscope.report.sections.communities import COMMUNITIES, PROPAGATION
 from channelscope.report.sections.discarding import DISCARDED, FAITHFUL
+from channelscope.report.sections.experiments import ABLATION, COMMUNITIES, HULLS, PROPAGATION
 from channelscope.report.sections.pruning import BENCHMARK, PRUNING
-from channelscope.report.sections.training import GRADIENTS, TRAJECTORY
 from channelscope.tables.run_folder import RunFolder
 
 SECTIONS: tuple[Section, ...] = (

@@ -1,7 +1,7 @@
 """Circuits: the kernels one feature needs, how the criteria compare, and what a feature answers to."""
 
 from channelscope.report.section import Chart, Drawing, Section
-from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.frame import format_interval, format_number
 from channelscope.tables.run_folder import RunFolder
 
 

@@ -2,16 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from safetensors import safe_open
 
+from channelscope.lazy import LazyModule
 from channelscope.report.section import Chart, Drawing, Section
-from channelscope.tables.rounding import format_interval, format_number
+from channelscope.tables.frame import format_interval, format_number
 from channelscope.tables.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+matplotlib = LazyModule("matplotlib")
+mpl_figure = LazyModule("matplotlib.figure")
 
 MOST = 6
 """images drawn"""
@@ -149,14 +155,14 @@ def _first(layer: Path) -> dict[str, np.ndarray]:
     return {"pixels": color.transpose(0, 2, 3, 1), "maps": maps, "index": index}
 
 
-def _grid(parts: dict[str, dict[str, np.ndarray]], table: pd.DataFrame | None, scale: tuple[float, float]) -> Figure:
+def _grid(parts: dict[str, dict[str, np.ndarray]], table: pd.DataFrame | None, scale: tuple[float, float]) -> "Figure":
     depth = {} if table is None else dict(zip(table.layer, table.depth, strict=True))
     layers = sorted(parts, key=lambda name: depth.get(name, 0))
     low, high = scale
     count = len(parts[layers[0]]["maps"])
     doubtful = set() if table is None else {(row.layer, row.image) for row in table[~table.converged].itertuples()}
-    with rc_context({"font.size": 8}):
-        figure = Figure(figsize=(1.5 * (len(layers) + 1) + 0.6, 1.6 * count), layout="constrained")
+    with matplotlib.rc_context({"font.size": 8}):
+        figure = mpl_figure.Figure(figsize=(1.5 * (len(layers) + 1) + 0.6, 1.6 * count), layout="constrained")
         axes = figure.subplots(count, len(layers) + 1, squeeze=False)
         drawn = None
         for row in range(count):

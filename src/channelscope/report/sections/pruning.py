@@ -4,7 +4,7 @@ import pandas as pd
 
 from channelscope.report import verdict
 from channelscope.report.section import Chart, Section
-from channelscope.tables.rounding import format_interval, format_number, format_percent
+from channelscope.tables.frame import format_interval, format_number, format_percent
 from channelscope.tables.run_folder import RunFolder
 
 CLEAR = 0.05

@@ -1,4 +1,4 @@
-// data: the run's tables, decoded; numbers as people read them (the same rules as tables/rounding.py).
+// data: the run's tables, decoded; numbers as people read them (the same rules as tables/frame.py).
 "use strict";
 
 const DATA = JSON.parse(document.getElementById("data").textContent);

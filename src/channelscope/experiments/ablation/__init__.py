@@ -1,1 +1,0 @@
-"""Channels ablated one by one, with and without replacement by their peers (H4)."""
