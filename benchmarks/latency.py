@@ -22,8 +22,8 @@ from channelscope import zoo
 from channelscope.errors import ChannelscopeError
 from channelscope.network.cost import cost
 from channelscope.network.removal.groups import groups
+from channelscope.pruning.budget import Budget
 from channelscope.pruning.folder import Manifest, export, load_pruned
-from channelscope.pruning.latency import Budget
 from channelscope.pruning.prune import prune
 from channelscope.ranking import Ranking
 

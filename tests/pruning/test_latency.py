@@ -11,13 +11,12 @@ from channelscope import zoo
 from channelscope.errors import BudgetError, FormatError, InputError, MismatchError, NumericError
 from channelscope.network.removal.groups import groups
 from channelscope.pruning import latency
+from channelscope.pruning.budget import Budget, cut_to_latency
 from channelscope.pruning.cut import remove_to_budget
 from channelscope.pruning.latency import (
-    Budget,
     LatencyTable,
     StepWidths,
     TimeCounter,
-    cut_to_latency,
     latency_path,
     latency_samples,
     measure_latency,

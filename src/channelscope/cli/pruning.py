@@ -36,11 +36,12 @@ from channelscope.network.module_state import weights_hash, zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.profiling.collect import collect
 from channelscope.progress import console, progress_bar, track
+from channelscope.pruning.budget import Budget
 from channelscope.pruning.cut import refuse_out_of_reach
 from channelscope.pruning.distillation import distill
 from channelscope.pruning.folder import export as exporting
 from channelscope.pruning.folder import save_pruned
-from channelscope.pruning.latency import Budget, LatencyTable, latency_path, measure_latency
+from channelscope.pruning.latency import LatencyTable, latency_path, measure_latency
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
 from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, PruningResult, compare_networks, kept_by_layer
 from channelscope.pruning.prune import prune as pruning
