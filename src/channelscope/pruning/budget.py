@@ -120,7 +120,7 @@ def cut_to_latency(
     >>> found = groups(model, torch.zeros(1, 3, 32, 32))
     >>> table = measure_latency(found, runs=3, max_noise=float("inf"))
     >>> kept, report = cut_to_latency(np.arange(64.0), found, Budget(0.5, "latency"), model, table, closest=True)
-    >>> 1 <= kept.sum() < 64, report.target
+    >>> 1 <= int(kept.sum()) < 64, report.target
     (True, 0.5)
     """
     multiple, shape = budget.multiple or table.multiple, tuple(found.example[0].shape[1:])

@@ -202,7 +202,7 @@ def measure_latency(
     steps: list[dict[str, list[float]]] = [{} for _ in narrowed]
     network, device, threads, precision = _circumstances(found)
     noise, done = float("inf"), 0
-    while noise > max_noise and done < MOST_EXTENSIONS * runs:
+    while not done or (noise > max_noise and done < MOST_EXTENSIONS * runs):
         done += runs
         for taken, more in zip(steps, _step_times([each for _, each in narrowed], inputs, runs), strict=True):
             taken |= {name: taken.get(name, []) + seconds for name, seconds in more.items()}
