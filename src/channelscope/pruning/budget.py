@@ -125,7 +125,7 @@ def cut_to_latency(
     """
     multiple, shape = budget.multiple or table.multiple, tuple(found.example[0].shape[1:])
     whole, _ = latency_ratio(found.graph.model, original, shape, batch=budget.batch) if found.graph.model is not original else (1.0, 0.0)
-    asked, best = budget.fraction / whole, None
+    asked, best, counter = budget.fraction / whole, None, TimeCounter(found, table)
     tried = [(1.0, whole)]
     for rounds in range(1, ROUNDS + 1):
         counter = TimeCounter(found, table)
