@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -229,3 +230,41 @@ def test_a_folder_without_its_example_is_refused(guided, tmp_path):
     (tmp_path / "small" / "example.safetensors").unlink()
     with pytest.raises(FormatError, match="example\\.safetensors is missing"):
         load_pruned(tmp_path / "small")
+
+
+def test_a_latency_is_met_as_measured_and_the_table_is_kept(place, capsys, monkeypatch):
+    path, given = place
+    options = ("--images", "60", "--score", "l2", "--repair", "none", "--closest", "--round", "2", "--latency-batch", "8")
+    tables_before = len(list((path / "fast").parent.glob("latency-*.json")))
+    monkeypatch.setattr(pruning, "measure_latency", partial(pruning.measure_latency, runs=3, max_noise=float("inf")))
+    assert run("prune", *given, *options, "--latency", "0.9", "--out", path / "fast") == 0
+    said = capsys.readouterr().err
+    assert "pruning to 90% of the time" in said
+    assert re.search(
+        r"time of the smaller network: 0\.\d+ ± \d\.\d+ of the original's, asked for 0.9, predicted 0\.\d+; widths in multiples of 2", said
+    )
+    kept = list(path.glob("latency-*-cpu-*-b8-float32.json"))
+    assert len(kept) == tables_before + 1
+    assert json.loads((path / "fast" / "recipe.json").read_text())["made"]["measured_latency"] > 0
+    assert run("prune", *given, *options, "--latency", "0.95", "--out", path / "faster") == 0
+    assert f"{kept[0]}, from an earlier run" in capsys.readouterr().err
+    load_pruned(path / "faster")
+
+
+def test_blocks_may_go(place, capsys):
+    path, given = place
+    assert run("prune", *given, "--images", "60", "--score", "l2", "--macs", "0.5", "--blocks", "--out", path / "blocks") == 0
+    recipe = json.loads((path / "blocks" / "recipe.json").read_text())["made"]
+    said = capsys.readouterr().err
+    assert (f"{len(recipe['blocks_left_out'])} residual blocks are left out" in said) == bool(recipe["blocks_left_out"])
+    assert tables.read(path / "blocks" / "pruning.csv")["kept"].iloc[-1] <= 0.5
+    load_pruned(path / "blocks")
+
+
+@pytest.mark.parametrize(("flag", "value", "said"), [
+    ("--latency", "1.5", "latency: expected a fraction of the time of a pass above 0 and at most 1, received 1.5"),
+    ("--round", "0", "expected 1 or more, received 0 and 1"),
+])  # fmt: skip
+def test_a_budget_out_of_range_is_refused(place, capsys, flag, value, said):
+    path, given = place
+    assert said in refused(capsys, "prune", *given, "--images", "60", flag, value, "--out", path / "none")

@@ -1,7 +1,7 @@
 """The commands `prune` and `benchmark`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,10 +36,12 @@ from channelscope.network.module_state import weights_hash, zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.profiling.collect import collect
 from channelscope.progress import console, progress_bar, track
+from channelscope.pruning.budget import Budget
 from channelscope.pruning.cut import refuse_out_of_reach
 from channelscope.pruning.distillation import distill
 from channelscope.pruning.folder import export as exporting
 from channelscope.pruning.folder import save_pruned
+from channelscope.pruning.latency import LatencyTable, latency_path, measure_latency
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
 from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, PruningResult, compare_networks, kept_by_layer
 from channelscope.pruning.prune import prune as pruning
@@ -149,6 +151,14 @@ class PruningOptions:
     """any score, or reconstruction: the order in which layers can best be re-fitted to what is left"""
     macs: float = 0.5
     """multiply-adds to keep, as a fraction"""
+    latency: float | None = None
+    """in place of --macs: time to keep, as a fraction of that of the network on this device, measured there"""
+    latency_batch: int = 1
+    """images of the pass that is timed for --latency"""
+    round: int | None = None
+    """keep channels in multiples of this; by default single ones, and with --latency the multiple that the device likes"""
+    blocks: bool = False
+    """let whole residual blocks go too, where that leaves the network nearer to the original"""
     allocation: Literal["global", "uniform"] = "global"
     """one threshold for the network, or the same fraction of every layer"""
     repair: Method = "least_squares"
@@ -201,11 +211,10 @@ def prune(
     if not len(split):
         raise InputError(f"{source.data}: there are no labeled images to evaluate on")
     split = split if test is None else fitted(split, test, test, "--test")
-    console.print(
-        f"pruning to {plan.macs:.0%} of the multiply-adds with {len(images.calibration):,} calibration images, "
-        f"evaluated on {len(split):,} {split.name} images"
-    )
-    found, made = prune_network(model, images, plan)
+    of = f"{plan.macs:.0%} of the multiply-adds" if plan.latency is None else f"{plan.latency:.0%} of the time"
+    console.print(f"pruning to {of} with {len(images.calibration):,} calibration images, evaluated on {len(split):,} {split.name} images")
+    found, made = prune_network(model, images, plan, out.parent)
+    console.print(latency_note(made), end="")
     undefined_note(made.ranking)
     networks = {"original": model, "pruned": made.unrepaired}
     if plan.repair != "none":
@@ -244,18 +253,48 @@ def prune(
         raise NumericError(f"{failure}; the network in {out} is the one from before the distillation")
 
 
-def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions) -> tuple[Groups, PruningResult]:
-    """The network's groups, and the network pruned and repaired on its calibration images."""
+def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions, folder: Path) -> tuple[Groups, PruningResult]:
+    """The network's groups, and the network pruned and repaired on its calibration images; a table of latencies is kept in the folder."""
     with progress_bar("groups of channels", None):
         found = groups(model, zero_batch(model, images.image_shape))
-    if not plan.closest:
+    budget = Budget(plan.macs if plan.latency is None else plan.latency, "macs" if plan.latency is None else "latency")
+    budget = replace(budget, multiple=plan.round, batch=plan.latency_batch, blocks=plan.blocks)
+    if plan.latency is not None:
+        budget = replace(budget, table=kept_table(found, folder, plan.latency_batch))
+    elif not plan.closest and not plan.blocks:
         refuse_out_of_reach(found, plan.macs)
     ranking = make_ranking(plan.score, found, images)
     with progress_bar("removal and repair", None):
         made = pruning(
-            ranking, found, images.calibration, macs=plan.macs, allocation=plan.allocation, method=plan.repair, closest=plan.closest
+            ranking, found, images.calibration, allocation=plan.allocation, method=plan.repair, closest=plan.closest, budget=budget
         )
     return found, made
+
+
+def kept_table(found: Groups, folder: Path, batch: int) -> LatencyTable:
+    """The network's table of latencies on this device: as an earlier run left it in the folder, or measured now and left there."""
+    path = latency_path(folder, found, batch)
+    if path.is_file():
+        console.print(f"times of the network's steps on this device: {path}, from an earlier run")
+        return LatencyTable.load(path)
+    with progress_bar("times of the network's steps on this device", None):
+        table = measure_latency(found, batch=batch)
+    table.save(path)
+    console.print(f"times of the network's steps on this device: {table.facts()[0]}, kept in {path}")
+    return table
+
+
+def latency_note(made: PruningResult) -> str:
+    """What was measured of a budget of time, and which blocks were left out; empty where neither was asked for."""
+    said = f"{len(made.blocks)} residual blocks are left out: {', '.join(made.blocks)}\n" if made.blocks else ""
+    found = made.latency
+    if found is None:
+        return said
+    miss = "" if found.is_met else f"; nearer than {found.measured / found.target - 1:+.0%} no width in multiples of {found.multiple} comes"
+    return (
+        f"{said}time of the smaller network: {found.measured:.3f} ± {found.error:.3f} of the original's, asked for {found.target:g}, "
+        f"predicted {found.predicted:.3f}; widths in multiples of {found.multiple}, {found.rounds} cuts tried{miss}\n"
+    )
 
 
 def pruning_notes(made: PruningResult) -> dict:
@@ -265,6 +304,8 @@ def pruning_notes(made: PruningResult) -> dict:
         "undefined": sum(len(each) for each in made.ranking.notes.values()),
         "skipped": dict(made.repair.skipped),
         "notes": dict(made.repair.notes),
+        "blocks_left_out": list(made.blocks),
+        "measured_latency": None if made.latency is None else made.latency.measured,
     }
 
 

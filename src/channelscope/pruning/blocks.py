@@ -57,6 +57,7 @@ def blocks_of(found: Groups) -> list[Block]:
     Examples
     --------
     >>> from channelscope import zoo
+    >>> from channelscope.network.removal.groups import groups
     >>> found = groups(zoo.build("resnet20", classes=10, channels=1, image_size=8).eval(), torch.zeros(1, 1, 8, 8))
     >>> [block.name for block in blocks_of(found)][:3], len(blocks_of(found)), len(blocks_of(found)[0].groups)
     (['layer1.0', 'layer1.1', 'layer1.2'], 7, 16)
@@ -171,6 +172,7 @@ def without_blocks(found: Groups, blocks: Sequence[Block]) -> nn.Module:
     Examples
     --------
     >>> from channelscope import zoo
+    >>> from channelscope.network.removal.groups import groups
     >>> found = groups(zoo.build("resnet20", classes=10, channels=1, image_size=8).eval(), torch.zeros(1, 1, 8, 8))
     >>> small = without_blocks(found, blocks_of(found)[:2])
     >>> [len(list(block.parameters())) for block in small.layer1]
@@ -226,6 +228,7 @@ def graph_without(found: Groups, replaced: Mapping[str, str], model: nn.Module) 
 
     Examples
     --------
+    >>> from channelscope.network.removal.groups import groups
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), torch.zeros(1, 3, 5, 5))
     >>> [node.name for node in graph_without(found, {"_1": "_0"}, found.graph.model).steps.nodes]
     ['input_1', '_0', '_2', '_3', 'output']
@@ -268,6 +271,7 @@ def vanished_blocks(found: Groups, kept: np.ndarray) -> list[Block]:
     Examples
     --------
     >>> from channelscope import zoo
+    >>> from channelscope.network.removal.groups import groups
     >>> found = groups(zoo.build("resnet20", classes=10, channels=1, image_size=8).eval(), torch.zeros(1, 1, 8, 8))
     >>> kept = np.ones(len(found), dtype=bool)
     >>> kept[list(blocks_of(found)[1].groups)] = False
@@ -296,6 +300,7 @@ def restricted(kept: Subset, found: Groups) -> Subset:
 
     Examples
     --------
+    >>> from channelscope.network.removal.groups import groups
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), torch.zeros(1, 3, 5, 5))
     >>> restricted(found.to_subset(np.array([True, False, True, True])), found)["0"].tolist()
     [True, False, True, True]
@@ -320,6 +325,7 @@ def widened(kept: np.ndarray, small: Groups, found: Groups, blocks: Iterable[Blo
 
     Examples
     --------
+    >>> from channelscope.network.removal.groups import groups
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), torch.zeros(1, 3, 5, 5))
     >>> widened(np.array([True, False, True, True]), found, found, [])["0"].tolist()
     [True, False, True, True]

@@ -295,17 +295,27 @@ def _match_counts(scores: np.ndarray, pattern: np.ndarray, found: Groups) -> np.
 class Spending(Protocol):
     """What a network costs while groups are removed and put back: `MacCounter`, or a `TimeCounter` of measured times."""
 
-    total: float
-    names: list[str]
+    @property
+    def total(self) -> float:
+        """Cost of what is left."""
+        ...
+
+    @property
+    def names(self) -> list[str]:
+        """The layers, or the steps, that cost something."""
+        ...
 
     def remove(self, group: int) -> float:
         """Take a group out; what it saves."""
+        ...
 
     def add(self, group: int) -> float:
         """Put a group back; what it adds."""
+        ...
 
     def shares(self) -> dict[str, float]:
         """What each layer costs of the total as it is now; largest first."""
+        ...
 
 
 def remove_to_budget(

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from channelscope.display import Facts, Shown
-from channelscope.errors import FAILURES, BudgetError, FormatError, InputError, MismatchError, NumericError
+from channelscope.errors import FAILURES, FormatError, MismatchError, NumericError
 from channelscope.network import nest
 from channelscope.network.graph import Graph
 from channelscope.network.module_state import device_of, eval_mode, zero_batch
@@ -24,7 +24,7 @@ from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups
 from channelscope.network.removal.labels import channels_in, compact
 from channelscope.network.removal.narrowing import narrow_pair
-from channelscope.pruning.cut import groups_by_layers, remove_to_budget
+from channelscope.pruning.cut import groups_by_layers
 from channelscope.storage import atomic_file
 
 RUNS = 15
@@ -36,14 +36,11 @@ SHORTEST, MOST_REPEATS = 0.005, 50
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.125)
 """Fractions of the channels at which every step is timed."""
 
+MOST_EXTENSIONS = 6
+"""Times that the measurements are made before a device counts as too noisy."""
+
 MAX_NOISE = 0.05
 """Largest standard error of a median time, as a fraction of it, with which widths can be ranked."""
-
-TARGET_TOLERANCE = 0.05
-"""Largest relative difference between the time that was asked for and the measured one."""
-
-ROUNDS = 8
-"""Cuts that are tried to meet a latency."""
 
 FREE_ROUNDING = 0.03
 """Share of the time that rounding widths up may cost where it counts as free."""
@@ -176,7 +173,8 @@ def measure_latency(
     widths
         Fractions of the channels.
     runs
-        Measurements of each width, after one that is not counted; passes of less than 5 ms are repeated in each.
+        Measurements of each width, after one that is not counted; passes of less than 5 ms are repeated in each. Where they are too
+        noisy, up to five times as many follow.
     max_noise
         Largest standard error of a median pass, as a fraction of it.
 
@@ -201,12 +199,17 @@ def measure_latency(
     inputs = _inputs(found, batch)
     patterns = [_uniform(found, width) for width in sorted({1.0, *widths}, reverse=True)]
     narrowed = [(kept, network) for kept in patterns if (network := _narrowed(found, kept)) is not None]
-    steps = _step_times([network for _, network in narrowed], inputs, runs)
+    steps: list[dict[str, list[float]]] = [{} for _ in narrowed]
     network, device, threads, precision = _circumstances(found)
-    noise = max(_standard_error(np.sum(list(taken.values()), axis=0)) for taken in steps)
+    noise, done = float("inf"), 0
+    while not done or (noise > max_noise and done < MOST_EXTENSIONS * runs):
+        done += runs
+        for taken, more in zip(steps, _step_times([each for _, each in narrowed], inputs, runs), strict=True):
+            taken |= {name: taken.get(name, []) + seconds for name, seconds in more.items()}
+        noise = max(_standard_error(np.sum(list(taken.values()), axis=0)) for taken in steps)
     if noise > max_noise:
         raise NumericError(
-            f"latency: times on {device} are too noisy to rank widths by: the median of {runs} passes has a standard error of {noise:.0%}, "
+            f"latency: times on {device} are too noisy to rank widths by: the median of {done} passes has a standard error of {noise:.0%}, "
             f"and at most {max_noise:.0%} is needed; end other programs, or time larger batches"
         )
     points: dict[str, dict[float, float]] = defaultdict(dict)
@@ -257,7 +260,7 @@ def _step_times(graphs: Sequence[Graph], inputs: tuple[Tensor, ...], runs: int) 
     taken: list[dict[str, list[float]]] = [defaultdict(list) for _ in graphs]
     now = _clock(inputs[0])
     names = [node.name for node in graphs[0].steps.nodes if node.op.startswith("call_")]
-    repeats = 1
+    repeats, longest = 1, 0.0
     for turn in range(runs + 1):
         for graph, times in zip(graphs, taken, strict=True):
             spent = dict.fromkeys(names, 0.0)
@@ -273,10 +276,11 @@ def _step_times(graphs: Sequence[Graph], inputs: tuple[Tensor, ...], runs: int) 
                 for _ in range(repeats):
                     last[0] = now()
                     graph.run(*inputs, hooks=hooks)
+            longest = max(longest, sum(spent.values()))
             if turn:
                 for name in names:
                     times[name].append(spent[name] / repeats)
-        repeats = repeats if turn else _repeats(sum(spent.values()))
+        repeats = repeats if turn else _repeats(longest)
     return taken
 
 
@@ -540,143 +544,4 @@ def latency_ratio(
     """
     taken = latency_samples({"small": small, "model": model}, image_shape, runs, batch)
     ratio = float(np.median(taken["small"]) / np.median(taken["model"]))
-    return ratio, ratio * float(np.hypot(*(_standard_error(each) for each in taken.values())))
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a smaller network may cost.
-
-    Examples
-    --------
-    >>> Budget(0.6, "latency", batch=32).multiple is None  # widths are rounded as the device likes it
-    True
-    """
-
-    fraction: float = 0.5
-    """of the original's cost, above 0 and at most 1"""
-    of: Literal["macs", "latency"] = "macs"
-    """multiply-adds as executed, or the time of a pass on the device where the network is"""
-    multiple: int | None = None
-    """channels of a layer are kept in multiples of this; None: single channels, and for latency what costs no time on the device"""
-    batch: int = 1
-    """images of the pass that is timed"""
-    blocks: bool = False
-    """whether whole residual blocks may go"""
-    table: LatencyTable | None = None
-    """the network's table of latencies; None: it is measured"""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers out of range."""
-        if not 0 < self.fraction <= 1:
-            cost = "multiply-adds" if self.of == "macs" else "time of a pass"
-            raise InputError(f"{self.of}: expected a fraction of the {cost} above 0 and at most 1, received {self.fraction}")
-        if self.of not in ("macs", "latency"):
-            raise InputError(f"of: expected 'macs' or 'latency', received {self.of!r}")
-        if (self.multiple is not None and self.multiple < 1) or self.batch < 1:
-            raise InputError(f"multiple and batch: expected 1 or more, received {self.multiple} and {self.batch}")
-
-
-@dataclass(frozen=True)
-class LatencyReport:
-    """How a network that was cut to a latency meets it."""
-
-    target: float
-    """fraction of the original's time that was asked for"""
-    measured: float
-    """median time of the smaller network as a fraction of the original's, in turns"""
-    error: float
-    """standard error of `measured`"""
-    predicted: float
-    """the same by the table of latencies"""
-    multiple: int
-    """widths were rounded to multiples of this"""
-    rounds: int
-    """cuts that were tried"""
-
-    @property
-    def is_met(self) -> bool:
-        """Whether the measured time is within 5 % of the target."""
-        return abs(self.measured / self.target - 1) <= TARGET_TOLERANCE
-
-
-def cut_to_latency(
-    scores: np.ndarray, found: Groups, budget: Budget, original: nn.Module, table: LatencyTable, closest: bool = False
-) -> tuple[np.ndarray, LatencyReport]:
-    """Which groups stay so that the measured time of the smaller network is a fraction of the original's, and how it is met.
-
-    The cut is made by the table, the smaller network is timed in turns with the original, and the budget corrected by what was
-    measured, until the two agree to 5 % or eight cuts were tried; the nearest is taken.
-
-    Parameters
-    ----------
-    scores
-        One number per group, larger is kept.
-    found
-        The `groups` of the network that is cut.
-    budget
-        The target.
-    original
-        The network whose time is 1; another one than that of `found` where blocks were left out.
-    table
-        Table of latencies of the network that is cut.
-    closest
-        Where the target cannot be met, take the smallest that can.
-
-    Returns
-    -------
-    tuple
-        Which groups stay, bool (groups,), and the report.
-
-    Raises
-    ------
-    BudgetError
-        If the target cannot be met, naming the smallest that can.
-
-    Examples
-    --------
-    >>> from channelscope.network.removal.groups import groups
-    >>> model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 2, 3), nn.Flatten()).eval()
-    >>> found = groups(model, torch.zeros(1, 3, 32, 32))
-    >>> table = measure_latency(found, runs=3, max_noise=float("inf"))
-    >>> kept, report = cut_to_latency(np.arange(64.0), found, Budget(0.5, "latency"), model, table, closest=True)
-    >>> 1 <= kept.sum() < 64, report.target
-    (True, 0.5)
-    """
-    multiple, shape = budget.multiple or table.multiple, tuple(found.example[0].shape[1:])
-    whole, _ = latency_ratio(found.graph.model, original, shape, batch=budget.batch) if found.graph.model is not original else (1.0, 0.0)
-    asked, best = budget.fraction / whole, None
-    tried = [(1.0, whole)]
-    for rounds in range(1, ROUNDS + 1):
-        counter = TimeCounter(found, table)
-        full = counter.total
-        kept = remove_to_budget(scores, found, counter, min(max(asked, 0.0), 1.0), multiple=multiple, closest=True)
-        at_end = counter.total > asked * full  # nothing more can go
-        small, _ = narrow_pair(found.labeled, ~kept_ids(found, found.to_subset(kept))[:-1], checked=False)
-        measured, error = latency_ratio(small, original, shape, batch=budget.batch)
-        report = LatencyReport(budget.fraction, measured, error, whole * counter.total / full, multiple, rounds)
-        if best is None or abs(measured - budget.fraction) < abs(best[1].measured - budget.fraction):
-            best = kept, report
-        if report.is_met or (at_end and measured > budget.fraction) or (kept.all() and measured < budget.fraction):
-            break
-        tried.append((counter.total / full, measured))
-        asked = _next_fraction(tried, budget.fraction)
-    assert best is not None
-    if best[1].measured > (1 + TARGET_TOLERANCE) * budget.fraction and not closest:
-        longest = ", ".join(f"{name} takes {share:.0%}" for name, share in list(counter.shares().items())[:3])
-        raise BudgetError(
-            f"latency: {budget.fraction:g} of {1000 * table.total / whole:.3g} ms cannot be met by removing channels; the smallest "
-            f"that can is {best[1].measured:.3f} (closest=True or --closest takes it, blocks=True or --blocks leaves out blocks too): of "
-            f" what is then left, {longest}"
-        )
-    return best
-
-
-def _next_fraction(tried: Sequence[tuple[float, float]], target: float) -> float:
-    """The predicted fraction at which the measured one is the target, on the line through the nearest that were tried."""
-    slower = min((pair for pair in tried if pair[1] >= target), key=lambda pair: pair[1], default=None)
-    faster = max((pair for pair in tried if pair[1] < target), key=lambda pair: pair[1], default=None)
-    if slower is None or faster is None or slower[1] == faster[1]:
-        predicted, measured = tried[-1]
-        return predicted * target / measured
-    return faster[0] + (target - faster[1]) / (slower[1] - faster[1]) * (slower[0] - faster[0])
+    return ratio, ratio * float(np.hypot(_standard_error(taken["small"]), _standard_error(taken["model"])))

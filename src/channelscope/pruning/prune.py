@@ -19,9 +19,10 @@ from channelscope.network.cost import MacCounter, cost
 from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.pruning.blocks import Block, blocks_of, widened, without_blocks
+from channelscope.pruning.budget import Budget, LatencyReport, cut_to_latency
 from channelscope.pruning.calibration import rechunked, zero_input
 from channelscope.pruning.cut import Allocation, allocated_scores, cut, remove_to_budget, shrink
-from channelscope.pruning.latency import Budget, LatencyReport, LatencyTable, TimeCounter, cut_to_latency, latency_samples, measure_latency
+from channelscope.pruning.latency import LatencyTable, TimeCounter, latency_samples, measure_latency
 from channelscope.pruning.repair import Method, RepairReport, repair
 from channelscope.ranking import Ranking
 from channelscope.stats.profile import Profile
