@@ -10,12 +10,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from channelscope import zoo
+from channelscope import scores, zoo
 from channelscope.benchmark import run as run_room
 from channelscope.benchmark import trial as trial_room
 from channelscope.benchmark.run import TrialStore, benchmark
-from channelscope.benchmark.trial import FROM_SCRATCH, ORIGINAL, Grid, Setup, Trial, allocated_as
+from channelscope.benchmark.trial import FROM_SCRATCH, ORIGINAL, Grid, Setup, Trial, allocated_as, measure
 from channelscope.data.sources import ImageSource
 from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, TracingError
 from channelscope.evaluation import evaluate_each
@@ -291,3 +293,18 @@ def test_without_gradients_of_its_own_a_network_has_every_other_score(bench, tmp
     assert results.rankings(0)["fisher"] == "tracing changes the gradients"
     with pytest.raises(InputError, match="fisher cannot be computed here: tracing changes the gradients"):
         run_room.make_rankings(bench, 0, ("fisher",), (), results)
+
+
+@pytest.mark.parametrize(("repair", "most"), [("none", 1.5), ("least_squares", 8.0)])
+def test_a_trial_costs_few_forward_passes_over_its_images(repair, most):
+    """Counted in multiply-adds, those of the regressions included: cut, shrink, repair on 100 images and evaluation on 200."""
+    bench = Setup(NET, None, ImageSource("digits", images=100), tests=200)
+    found, images = bench.open(0)
+    with FlopCounterMode(display=False) as image, torch.no_grad():
+        found.graph.model.eval()(torch.zeros(1, *images.image_shape))
+    ranking = scores.l2(collect(found.graph.model, images.calibration, shards=0))
+    with FlopCounterMode(display=False) as trial:
+        row = measure(bench, Trial(0, "l2", 0.5, "global", repair), {"l2": ranking})
+    assert row["images"] == 200
+    passes = trial.get_total_flops() / image.get_total_flops() / 300
+    assert 200 * row["kept"] / 300 < passes <= most  # the evaluation is part of it

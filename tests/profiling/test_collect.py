@@ -21,7 +21,8 @@ from channelscope.network.edits import edit
 from channelscope.network.sites import sites
 from channelscope.profiling import collector
 from channelscope.profiling.collect import FORMAT, CheckpointTimer, collect, load, save
-from channelscope.profiling.collector import MemoryPlan
+from channelscope.profiling.collector import WAITING, MemoryPlan
+from channelscope.stats.moments import products_bytes
 from channelscope.stats.profile import Profile
 from channelscope.stats.readout import Readout, draw_positions
 from channelscope.zoo import toys
@@ -184,14 +185,21 @@ def test_shards_are_index_mod_shards_and_sum_to_the_whole():
 
 def test_fewer_shards_where_memory_would_not_suffice(monkeypatch):
     plan = MemoryPlan(3, True)
-    sizes, free = [(6, 3), (5, 2), (7, 2)], collector.WAITING
+    sizes = [(6, 3), (5, 2), (7, 2)]
     assert collect(MODEL, batches()).shards == 10
     monkeypatch.setattr(collector, "MEMORY", plan.most(sizes, CLASSES))
-    assert plan.most(sizes, CLASSES) > free
     with pytest.warns(UserWarning, match=r"3 shards of the images instead of 10, because the statistics of 3 sites with up to 7 channels"):
         fewer = collect(MODEL, batches())
     assert fewer.shards == 3
     same(fewer, collect(MODEL, batches(), shards=3))
+    monkeypatch.setattr(collector, "MEMORY", 10**9)
+    whole = collect(MODEL, batches(), shards=3)
+    assert {name for name in whole.tensors if name not in fewer.tensors} == {name for name in whole.tensors if name.startswith("total/")}
+    for site in whole.sites:  # of all images: added up from the shards
+        one, other = whole.record(site), fewer.record(site)
+        for point in ("preactivation", "pooled", "activation"):
+            close(getattr(one, point).scatter, getattr(other, point).scatter, 1e-6)
+        close(one.classes.means, other.classes.means, 1e-6)
     monkeypatch.setattr(collector, "MEMORY", 0)
     with pytest.warns(UserWarning, match="2 shards of the images instead of 10"):
         assert collect(MODEL, batches()).shards == 2
@@ -200,11 +208,12 @@ def test_fewer_shards_where_memory_would_not_suffice(monkeypatch):
 
 def test_the_plan_counts_what_is_kept():
     one, ten = MemoryPlan(0, False), MemoryPlan(10, False)
-    assert one.most([(512, 3)], 0) == collector.WAITING + 3 * 8 * 512**2
-    assert ten.most([(512, 3)], 0) == collector.WAITING + 10 * 3 * 8 * 512**2
-    assert MemoryPlan(0, True).most([(512, 3)], 0) == collector.WAITING + 3 * 4 * 512**2
+    assert one.most([(512, 3)], 0) == WAITING + 3 * 8 * 512**2 * 3 / 4
+    assert ten.most([(512, 3)], 0) == WAITING + 10 * 3 * 8 * 512**2 * 3 / 4
+    assert MemoryPlan(0, True).most([(512, 3)], 0) == WAITING + 3 * 4 * 512**2 * 3 / 4
     assert ten.most([(512, 3)], 20) - ten.most([(512, 3)], 0) == 8 * 200 * 512  # a mean for each shard and class
-    assert MemoryPlan(10, True).most([(8192, 3)], 0) == 11 * 3 * 2 * 8192**2 + 3 * 8 * 8192**2  # packed
+    assert MemoryPlan(4, True).most([(3072, 3)] * 12, 0) == WAITING + 4 * 36 * products_bytes(3072, True)
+    assert ten.most([(1, 1)], 10**6) - ten.most([(1, 1)], 0) == pytest.approx(8 * 5000, rel=1e-3)  # but no more than there are images
     assert MemoryPlan.within([(512, 1)], 0, shards=0) == MemoryPlan(0, False)
 
 

@@ -1,5 +1,6 @@
 """ProfileCollector: accumulators of every site, updated batch by batch while the network runs."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,8 +101,8 @@ MEMORY = 4 * 10**9
 WAITING = 2**28
 """Bytes of the samples of all sites that wait to be multiplied."""
 
-CLASS_ROWS = 2000
-"""Pairs of shard and class that the estimate of memory counts with at most: there is one for each image at most."""
+IMAGES = 5000
+"""Images that the estimate of memory counts with: as many pairs of shard and class occur as they would at random."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,13 @@ class MemoryPlan:
     >>> MemoryPlan.within([(512, 3)] * 20, classes=100)
     MemoryPlan(shards=10, compact=False)
     >>> MemoryPlan.within([(3072, 3)] * 12, classes=10)
-    MemoryPlan(shards=4, compact=True)
+    MemoryPlan(shards=5, compact=True)
     """
 
     shards: int
     """number of image subsets, 0 for none"""
     compact: bool
-    """whether products are summed in float32 instead of float64"""
+    """whether sums are in float32 instead of float64, and those of all images are left to be added up from the shards"""
 
     @classmethod
     def within(cls, sizes: Sequence[tuple[int, int]], classes: int, shards: int | None = None) -> "MemoryPlan":
@@ -140,12 +141,13 @@ class MemoryPlan:
 
     def most(self, sizes: Sequence[tuple[int, int]], classes: int) -> int:
         """Bytes that the statistics take at most: while images pass, or when they are packed."""
-        owners, largest = max(self.shards, 1), max(channels for channels, _ in sizes)
-        rows = min(classes * owners, CLASS_ROWS) * sum(channels for channels, _ in sizes)
-        total_rows = min(classes, CLASS_ROWS) * sum(channels for channels, _ in sizes) if self.shards else 0
-        passing = owners * sum(points * products_bytes(channels, self.compact) for channels, points in sizes) + WAITING + 8 * rows
-        triangles = (self.shards + 1) * sum(2 * points * channels**2 for channels, points in sizes)
-        return max(passing, triangles + 4 * (rows + total_rows) + 3 * 8 * largest**2)
+        owners, stored = max(self.shards, 1), self.shards if self.compact and self.shards else self.shards + 1
+        pairs = classes * owners * (1 - math.exp(-IMAGES / (classes * owners))) if classes else 0  # of class and shard that occur
+        seen = classes * (1 - math.exp(-IMAGES / classes)) if classes and 0 < self.shards < stored else 0
+        channels, largest = sum(channels for channels, _ in sizes), max(channels for channels, _ in sizes)
+        passing = owners * sum(points * products_bytes(width, self.compact) for width, points in sizes) + WAITING
+        packed = stored * sum(2 * points * width**2 for width, points in sizes) + 3 * 8 * largest**2
+        return round(max(passing + (4 if self.compact else 8) * pairs * channels, packed + 4 * (pairs + seen) * channels))
 
 
 class ProfileCollector:
@@ -198,7 +200,7 @@ class ProfileCollector:
         self.plan = MemoryPlan.within(sizes, self.classes if self.labeled else 0, shards)
         self.shards, waiting = self.plan.shards, WAITING / sum(points * channels**1.5 for channels, points in sizes)
         self.sums = {site.name: self._accumulators(site, int(waiting * site.channels**1.5)) for site in found}
-        self.class_sums = ClassMeansAccumulator(self.classes, max(self.shards, 1))
+        self.class_sums = ClassMeansAccumulator(self.classes, max(self.shards, 1), self.plan.compact)
         self.extras: dict[tuple[str, str, int], Any] = {}
 
     def _same_positions(self, site: Site) -> bool:
@@ -344,8 +346,12 @@ class ProfileCollector:
         )
 
     def _packed(self, site: Site, last: bool) -> Iterator[tuple[str, Tensor]]:
-        """Packed statistics of a site, of each shard and of all; in memory is one shard's matrix and their sum."""
+        """Packed statistics of a site, of each shard and of all; in memory is one shard's matrix and their sum.
+
+        Where memory is short and there are shards, the statistics of all images are left to be added up from them.
+        """
         owners = [f"{shard}/{site.name}/" for shard in range(self.shards)]
+        whole = None if self.plan.compact and owners else f"total/{site.name}/"
         repeated: list[Moments] = []
         means: list[Tensor] = []
         for point, sums in self.sums[site.name].items():
@@ -359,18 +365,19 @@ class ProfileCollector:
                     yield from pack_moments(f"{owners[shard]}{point}.", moments)
                 if point == "pooled":
                     means.append(moments.mean[: site.channels])
-                total = moments if total is None or not total.count else total.add_(moments) if moments.count else total
-            if total is not None:
-                yield from pack_moments(f"total/{site.name}/{point}.", total)
+                if whole:
+                    total = moments if total is None or not total.count else total.add_(moments) if moments.count else total
+            if whole and total is not None:
+                yield from pack_moments(f"{whole}{point}.", total)
                 means += [total.mean[: site.channels]] if point == "pooled" else []
         parts = [self._optional_sums(site, shard) for shard in range(max(self.shards, 1))]
-        of_all = {name: reduce(add, (part[name] for part in parts)) for name in parts[0]}
         if last:
             self.class_sums.discard(site.name)
-        for owner, mean, part in zip(
-            [*owners, f"total/{site.name}/"], means[-len(owners) - 1 :], [*parts[: len(owners)], of_all], strict=True
-        ):
+        for owner, mean, part in zip(owners, means, parts, strict=False):
             yield from pack_sums(owner, mean, self.affine.get(site.name), part)
+        if whole:
+            of_all = {name: reduce(add, (part[name] for part in parts)) for name in parts[0]}
+            yield from pack_sums(whole, means[-1], self.affine.get(site.name), of_all)
 
     def _optional_sums(self, site: Site, shard: int) -> dict[str, Any]:
         parts: dict[str, Any] = {}

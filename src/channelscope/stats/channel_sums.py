@@ -72,8 +72,8 @@ class ClassMeans:
 class ClassMeansAccumulator:
     """Class means of many sites and shards, added batch by batch; memory is allocated for the classes that occur."""
 
-    def __init__(self, classes: int, shards: int):
-        self.classes = classes
+    def __init__(self, classes: int, shards: int, compact: bool = False):
+        self.classes, self._type = classes, torch.float32 if compact else torch.float64
         self.counts = torch.zeros(shards * classes, dtype=torch.float64)
         self._place = torch.full((shards * classes,), -1)
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
@@ -96,7 +96,7 @@ class ClassMeansAccumulator:
         self._place[fresh] = torch.arange(used, used + len(fresh))
         self.counts += torch.bincount(keys, minlength=len(self.counts))
         for name, samples in pooled.items():
-            rows = samples.double()
+            rows = samples.to(self._type)
             origin, sums = self._sums.get(name, (rows.mean(0), rows.new_zeros(0, rows.shape[1])))
             if used + len(fresh) > len(sums):
                 sums = torch.cat([sums, sums.new_zeros(used + 2 * len(fresh) - len(sums), sums.shape[1])])

@@ -192,7 +192,7 @@ BLOCK = 32768
 BLOCK_BYTES = 16 * 2**20
 """Most memory the gathered samples of one accumulator take."""
 
-ROWS = 512
+ROWS = 256
 """Rows of a symmetric product that are kept together, from the diagonal on."""
 
 ShardSlices: TypeAlias = Sequence[tuple[int, slice]]
@@ -221,7 +221,7 @@ def products_bytes(channels: int, compact: bool) -> int:
     Examples
     --------
     >>> products_bytes(512, compact=False), products_bytes(1024, compact=True) / (4 * 1024 * 1024)
-    (2097152, 0.75)
+    (1572864, 0.625)
     """
     return (4 if compact else 8) * sum((stop - start) * (channels - start) for start, stop in _row_blocks(channels))
 

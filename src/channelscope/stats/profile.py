@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from itertools import accumulate
 from operator import add
 from typing import Any
@@ -255,7 +255,7 @@ class Profile(Shown):
     weight_norms: Mapping[str, Mapping[str, Tensor]]
     """site → name → one number per channel read off the weights: l1, l2, gamma (BatchNorm scale), distances (FPGM), outgoing (readers)"""
     tensors: Mapping[str, Tensor] = field(repr=False)
-    """packed records: 'total/SITE/…' and 'SHARD/SITE/…'"""
+    """packed records: 'total/SITE/…' and 'SHARD/SITE/…'; without the first where memory was short"""
     unlabeled: int = 0
     """images left out because others have a label and they have none"""
     computed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -310,6 +310,8 @@ class Profile(Shown):
         """
         name = site if isinstance(site, str) else site.name
         prefix = f"{'total' if shard is None else shard}/{name}/"
+        if shard is None and f"{prefix}pooled.count" not in self.tensors and f"0/{name}/pooled.count" in self.tensors:
+            return reduce(add, (self.record(site, each) for each in range(self.shards)))
         if f"{prefix}pooled.count" not in self.tensors:
             self.site(name)
             raise SampleError(f"the profile has no shard {shard}: it was collected with shards={self.shards}")
@@ -366,7 +368,8 @@ class Profile(Shown):
     def _prefixes(self) -> Iterator[str]:
         for owner in ("total", *range(self.shards)):
             for site in self.sites:
-                yield f"{owner}/{site.name}/"
+                if f"{owner}/{site.name}/pooled.count" in self.tensors:
+                    yield f"{owner}/{site.name}/"
 
 
 def _sum(a: Mapping[str, Tensor], b: Mapping[str, Tensor], prefixes: Iterator[str]) -> Iterator[tuple[str, Tensor]]:
