@@ -210,7 +210,7 @@ def scores(
     convention
         Options that all scores share.
     out
-        Table to write: CSV, or Parquet by its ending.
+        Table to write: CSV, Parquet or JSON by its ending.
     scores
         Scores, separated by commas; `all` for every one (`channelscope list scores`).
     standard_errors
