@@ -18,7 +18,7 @@ MAY = {
     "types": set(),
     "display": set(),
     "lazy": set(),
-    "progress": set(),
+    "progress": {"errors"},
     "storage": {"errors"},
     "site": {"errors"},
     "ranking": {"display", "errors", "site"},
@@ -43,7 +43,10 @@ MAY["cli"] = MAY["__init__"] = MAY["benchmark"] | {"benchmark", "report"}
 MAY["__main__"] = {"cli"}
 MAY["drawing"] = MEETING | {"report"}
 
-EXTRAS = {"timm", "transformers", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_pruning"}
+EXTRAS = {
+    "timm", "transformers", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_pruning", "tensorboard",
+    "wandb",
+}  # fmt: skip
 
 
 def room(path: Path) -> str:

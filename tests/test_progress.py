@@ -5,12 +5,19 @@ import io
 import re
 import sys
 import time
+from types import ModuleType
 
+import pandas as pd
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
-from channelscope import progress
+from channelscope import progress, zoo
+from channelscope.cli.pruning import log_trials
+from channelscope.errors import InputError
 from channelscope.progress import format_seconds, progress_bar, track, without_bars
+from channelscope.pruning.distillation import distill
 
 
 def test_short_work_is_not_reported(capsys):
@@ -146,3 +153,103 @@ def test_nothing_is_drawn_where_it_is_not_wanted(drawn):
 
 def test_nothing_is_drawn_where_standard_error_is_no_terminal(drawn):
     assert drawn(bar, io.StringIO) == ""
+
+
+def test_without_a_logger_numbers_go_nowhere(tmp_path):
+    with progress.logging_to("none", tmp_path / "log"):
+        progress.log_numbers("train", 1, loss=0.5)
+    assert not (tmp_path / "log").exists()
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="the extra tensorboard")
+    with progress.logging_to("tensorboard", tmp_path):
+        for epoch, loss in ((1, 0.5), (2, 0.25)):
+            progress.log_numbers("train", epoch, loss=loss, accuracy=1 - loss)
+    progress.log_numbers("train", 3, loss=9.0)
+    found = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert found.Tags()["scalars"] == ["train/loss", "train/accuracy"]
+    assert [(each.step, each.value) for each in found.Scalars("train/loss")] == [(1, 0.5), (2, 0.25)]
+
+
+class Run:
+    """Stands in for a run of Weights & Biases."""
+
+    def __init__(self, **options):
+        self.options, self.metrics, self.logged, self.over = options, [], [], False
+
+    def define_metric(self, name, step_metric):
+        self.metrics.append((name, step_metric))
+
+    def log(self, numbers):
+        self.logged.append(numbers)
+
+    def finish(self):
+        self.over = True
+
+
+def test_a_run_of_wandb_is_offline_and_has_a_step_for_each_group(tmp_path, monkeypatch):
+    runs = []
+    stand_in = ModuleType("wandb")
+    stand_in.init = lambda **options: runs.append(Run(**options)) or runs[-1]
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with progress.logging_to("wandb", tmp_path / "log", {"lr": 0.1}):
+        progress.log_numbers("train", 1, loss=0.5)
+        progress.log_numbers("distill", 1, loss=0.25)
+        progress.log_numbers("train", 2, loss=0.125)
+    (run,) = runs
+    assert run.options == {"project": "channelscope", "dir": str(tmp_path / "log"), "config": {"lr": 0.1}, "mode": "offline"}
+    assert run.metrics == [("train/*", "train/step"), ("distill/*", "distill/step")]
+    assert run.logged == [
+        {"train/step": 1, "train/loss": 0.5},
+        {"distill/step": 1, "distill/loss": 0.25},
+        {"train/step": 2, "train/loss": 0.125},
+    ]
+    assert run.over
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed_is_refused(logger, tmp_path, monkeypatch):
+    for name in (logger, "tensorboard.compat.proto.event_pb2"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=rf"logging to {logger} needs its package: pip install 'channelscope\[{logger}\]'"):
+        with progress.logging_to(logger, tmp_path):
+            raise AssertionError("entered")
+
+
+@pytest.fixture
+def seen():
+    """What is logged: group, step and numbers."""
+    found = []
+    token = progress._LOG.set(lambda *each: found.append(each))
+    yield found
+    progress._LOG.reset(token)
+
+
+def test_training_logs_every_epoch(seen, tmp_path):
+    model, images = zoo.load("resnet20(width=2)", data="digits")
+    history = zoo.train(model, images, tmp_path, zoo.Schedule(epochs=2, batch_size=512), progress=False)
+    assert [each[:2] for each in seen] == [("train", 1), ("train", 2)]
+    assert [each[2]["train_loss"] for each in seen] == [epoch.train_loss for epoch in history.epochs[1:]]
+    assert set(seen[0][2]) == {"lr", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds"}
+
+
+def test_distillation_logs_its_mean_loss(seen):
+    student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)) for _ in range(2))
+    images = [torch.ones(3, 1, 2, 2), torch.ones(1, 1, 2, 2)]
+    distill(student, teacher, images, images, epochs=2, lr=1e-9, temperature=1.0, progress=False)
+    x = images[0].flatten(1)
+    p, q = (each[1](x).log_softmax(1)[0].detach() for each in (teacher, student))
+    assert [each[:2] for each in seen] == [("distill", 1), ("distill", 2)]
+    assert seen[0][2]["loss"] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4, abs=1e-7)
+
+
+def test_a_benchmark_logs_the_accuracy_of_every_network_at_its_budget(seen):
+    common = {"allocation": "global", "repair": "peers", "seed": 3}
+    rows = [{"score": "l2", "budget": 0.5, "accuracy": 0.75, **common}, {"score": "l2", "budget": 0.3, "accuracy": 0.5, **common}]
+    log_trials(pd.DataFrame(rows))
+    assert seen == [
+        ("benchmark/l2/global/peers/seed 3", 30, {"accuracy": 0.5}),
+        ("benchmark/l2/global/peers/seed 3", 50, {"accuracy": 0.75}),
+    ]

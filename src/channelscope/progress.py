@@ -1,15 +1,19 @@
-"""Progress of long work on standard error: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere; and its numbers for TensorBoard or Weights & Biases."""
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from threading import Event, Thread
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from channelscope.errors import InputError
 
 T = TypeVar("T")
 
@@ -23,6 +27,7 @@ LINES_APART = 20.0
 """Most seconds between two plain lines."""
 
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+_LOG: ContextVar[Callable[[str, int, Mapping[str, float]], None] | None] = ContextVar("log", default=None)
 _SHOWN: ContextVar[Progress | None] = ContextVar("shown", default=None)
 
 
@@ -191,3 +196,105 @@ def is_quiet() -> bool:
     True
     """
     return _QUIET.get()
+
+
+Logger = Literal["none", "tensorboard", "wandb"]
+"""where numbers of long work are logged: nowhere, in event files of TensorBoard, or in a run of Weights & Biases"""
+
+
+def log_numbers(group: str, step: int, **numbers: float) -> None:
+    """Hand numbers of a step of long work to the logger of `logging_to`; without one, nothing happens.
+
+    Parameters
+    ----------
+    group
+        What is done, such as `train`.
+    step
+        Number of the step, which rises within the group.
+    **numbers
+        Values by name.
+
+    Examples
+    --------
+    >>> log_numbers("train", 1, loss=0.5)
+    """
+    write = _LOG.get()
+    if write is not None:
+        write(group, step, numbers)
+
+
+@contextmanager
+def logging_to(logger: Logger, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Context in which training, distillation and benchmarks log their numbers.
+
+    TensorBoard reads the folder (`tensorboard --logdir FOLDER`). Weights & Biases work offline, unless the environment variable
+    WANDB_MODE says otherwise: nothing leaves the machine before `wandb sync FOLDER/wandb/…`.
+
+    Parameters
+    ----------
+    logger
+        tensorboard, wandb, or none.
+    folder
+        Folder of the log.
+    settings
+        What a run of Weights & Biases is described by.
+
+    Raises
+    ------
+    InputError
+        If the package of the logger is not installed.
+
+    Examples
+    --------
+    >>> with logging_to("none", "runs/log"):
+    ...     log_numbers("train", 1, loss=0.5)
+    """
+    if logger == "none":
+        yield
+        return
+    write, close = _LOGGERS[logger](Path(folder), dict(settings or {}))
+    token = _LOG.set(write)
+    try:
+        yield
+    finally:
+        _LOG.reset(token)
+        close()
+
+
+def _tensorboard(folder: Path, settings: dict[str, Any]) -> tuple[Callable[[str, int, Mapping[str, float]], None], Callable[[], None]]:
+    """Functions that write numbers into an event file, and close it."""
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event as Record
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError as error:
+        raise InputError("logging to tensorboard needs its package: pip install 'channelscope[tensorboard]'") from error
+    writer = EventFileWriter(str(folder))
+
+    def write(group: str, step: int, numbers: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in numbers.items()]
+        writer.add_event(Record(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    return write, writer.close
+
+
+def _wandb(folder: Path, settings: dict[str, Any]) -> tuple[Callable[[str, int, Mapping[str, float]], None], Callable[[], None]]:
+    """Functions that add numbers to a run of Weights & Biases, and end it."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise InputError("logging to wandb needs its package: pip install 'channelscope[wandb]'") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(project="channelscope", dir=str(folder), config=settings, mode=os.environ.get("WANDB_MODE", "offline"))
+    groups: set[str] = set()
+
+    def write(group: str, step: int, numbers: Mapping[str, float]) -> None:
+        if group not in groups:
+            groups.add(group)
+            run.define_metric(f"{group}/*", step_metric=f"{group}/step")
+        run.log({f"{group}/step": step, **{f"{group}/{name}": value for name, value in numbers.items()}})
+
+    return write, run.finish
+
+
+_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}

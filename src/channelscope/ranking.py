@@ -127,6 +127,8 @@ class Ranking(Shown):
     def to_frame(self) -> Any:
         """The ranking as a pandas frame: one row per channel, with its site, depth, value and the reason where it has none.
 
+        `tables.write(ranking.to_frame(), path)` writes it as CSV, Parquet or JSON.
+
         Returns
         -------
         DataFrame

@@ -90,6 +90,19 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path, ending):
     assert sorted(each.name for each in path.parent.iterdir()) == sorted([f"channels.{ending}", "channels.columns.json"])
 
 
+def test_one_json_file_has_the_numbers_and_their_description(tmp_path):
+    frame = example()
+    path = tables.write(frame, tmp_path / "channels.json")
+    back = tables.read(path)
+    pd.testing.assert_frame_equal(back, frame, check_exact=True)
+    assert back.attrs == frame.attrs
+    assert [each.name for each in tmp_path.iterdir()] == ["channels.json"]
+    said = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert said["values"]["capture"] == [0.1 + 0.2, "inf", None]
+    assert said["values"]["kept"] == [True, False, True]
+    assert said["columns"]["capture"]["unit"] == "nats"
+
+
 @given(
     st.lists(st.tuples(st.floats(), st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\r\x00")), st.booleans()), max_size=5)
 )
@@ -131,9 +144,9 @@ def test_a_failed_write_leaves_the_earlier_table_and_nothing_else(tmp_path):
 
 
 def test_other_endings_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"ends in \.csv or \.parquet, not '\.xlsx'"):
+    with pytest.raises(InputError, match=r"ends in \.csv, \.parquet or \.json, not '\.xlsx'"):
         tables.write(example(), tmp_path / "x.xlsx")
-    with pytest.raises(InputError, match=r"ends in \.csv or \.parquet, not '\.xlsx'"):
+    with pytest.raises(InputError, match=r"ends in \.csv, \.parquet or \.json, not '\.xlsx'"):
         tables.read(tmp_path / "x.xlsx")
 
 

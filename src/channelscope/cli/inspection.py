@@ -171,7 +171,7 @@ def folder_contents(path: Path) -> dict[str, dict[str, Any]]:
 
 def file_contents(path: Path) -> dict[str, dict[str, Any]]:
     """What a profile, a table or a file of weights holds."""
-    if path.suffix in (".csv", ".parquet"):
+    if path.suffix in (".csv", ".parquet") or (path.suffix == ".json" and _is_table(path)):
         frame = tables.read(path)
         columns = {name: f"{about.get('meaning', '')} [{about.get('unit') or '1'}]" for name, about in frame.attrs["columns"].items()}
         return {"table": {"name": frame.attrs["name"], "rows": len(frame), "columns": columns}}
@@ -180,6 +180,15 @@ def file_contents(path: Path) -> dict[str, dict[str, Any]]:
     state = read_weights(path)
     count = sum(tensor.numel() for tensor in state.values())
     return {"weights": {"tensors": len(state), "parameters": count, "shapes": {name: list(each.shape) for name, each in state.items()}}}
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a JSON file is a table."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and "values" in found
 
 
 def _is_profile(path: Path) -> bool:

@@ -37,7 +37,7 @@ from channelscope.experiments.axes import task_mass
 from channelscope.network.module_state import weights_hash
 from channelscope.profiling.collect import collect, rank_batches, sum_on_rank_zero
 from channelscope.profiling.collect import save as save_profile
-from channelscope.progress import console
+from channelscope.progress import Logger, console, logging_to
 from channelscope.report import verdict
 from channelscope.scores.score import ScoreOptions as Shared
 from channelscope.scores.score_table import assumption
@@ -55,6 +55,7 @@ def train(
     lr: float | None = None,
     every: int = 1,
     precision: Precision = "auto",
+    log: Logger = "none",
 ) -> None:
     """Train a network, keep a checkpoint per epoch, and choose the best one on the validation images.
 
@@ -74,6 +75,8 @@ def train(
         Epochs between checkpoints.
     precision
         Of the layers' products: auto takes bfloat16 where a trial of two seconds shows that it is faster on this device.
+    log
+        Also log losses and accuracies in OUT/log, for TensorBoard or Weights & Biases (offline).
     """
     run = open_run(out, network=network.model)
     model, images = load_network(network, source, note=False)
@@ -83,7 +86,8 @@ def train(
     console.print(f"training on {len(images.train):,} train images for {schedule.epochs:,} epochs, learning rate {schedule.lr:g}")
     call = current_call()
     call.unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
-    history = zoo.train(model, images, out, schedule, network.place, precision=precision)
+    with logging_to(log, out / "log", call.options):
+        history = zoo.train(model, images, out, schedule, network.place, precision=precision)
     kept, count = history.epochs[history.kept], len(images.validation)
     if count < FEW:
         console.print(f"{count:,} validation images are too few to choose an epoch by, unless accuracies differ widely")
@@ -207,7 +211,7 @@ def scores(
     convention
         Options that all scores share.
     out
-        Table to write: CSV, or Parquet by its ending.
+        Table to write: CSV, Parquet or JSON by its ending.
     scores
         Scores, separated by commas; `all` for every one (`channelscope list scores`).
     standard_errors

@@ -35,7 +35,7 @@ from channelscope.evaluation import Precision
 from channelscope.network.module_state import weights_hash, zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.profiling.collect import collect
-from channelscope.progress import console, progress_bar, track
+from channelscope.progress import Logger, console, log_numbers, logging_to, progress_bar, track
 from channelscope.pruning.budget import Budget
 from channelscope.pruning.cut import refuse_out_of_reach
 from channelscope.pruning.distillation import distill
@@ -80,6 +80,7 @@ def benchmark(
     out: Path = Path("runs/benchmark"),
     test: int | None = None,
     precision: Precision = "float32",
+    log: Logger = "none",
 ) -> None:
     """Compare scores by what networks can do after pruning: same groups, budgets, removal, repair and images for all.
 
@@ -99,6 +100,8 @@ def benchmark(
         Test images of the evaluation, the first; by default all.
     precision
         Networks are evaluated in bfloat16 if the unpruned one's accuracy changes by less than .1 points on 2,000 images; tables say so.
+    log
+        Also log the accuracy of every network at its budget in OUT/log, for TensorBoard or Weights & Biases (offline).
     """
     call = current_call()
     call.device = network.place
@@ -123,9 +126,18 @@ def benchmark(
         frames = {name: tables.describe(frame, {"name": name, "columns": COLUMNS, **provenance}) for name, frame in analyze(done).items()}
     facts = results.facts | {"network": network.model, "title": f"Scores compared on {network.model}"} | network.origin
     console.print(benchmark_headline(frames["benchmark_auc"]))
+    with logging_to(log, out / "log", call.options):
+        log_trials(frames["benchmark"])
     if len(frames["benchmark_left_out"]):
         console.print(f"{len(frames['benchmark_left_out'])} measurements are part of no area: see benchmark_left_out.csv for the reasons")
     finish_run(run, frames, facts)
+
+
+def log_trials(frame: pd.DataFrame) -> None:
+    """Log the accuracy of every trial: a curve a score, rule and seed, whose step is the percentage of multiply-adds kept."""
+    for row in frame.sort_values("budget").to_dict("records"):
+        rule = "/".join(str(row[name]) for name in ("score", "allocation", "repair") if row[name])
+        log_numbers(f"benchmark/{rule}/seed {row['seed']}", round(100 * row["budget"]), accuracy=row["accuracy"])
 
 
 def benchmark_headline(frame: pd.DataFrame) -> str:
@@ -179,6 +191,7 @@ def prune(
     export: Literal["onnx", "pt2"] | None = None,
     finetune: int = 0,
     test: int | None = None,
+    log: Logger = "none",
 ) -> None:
     """Make a smaller network that does as well as it can, without training, and save it.
 
@@ -198,6 +211,8 @@ def prune(
         Epochs of training afterwards, at a tenth of the usual rate; an interrupted one goes on from OUT.finetune.
     test
         Test images of the evaluation, the first; by default all.
+    log
+        Also log the losses of distillation and fine-tuning in OUT.log, for TensorBoard or Weights & Biases (offline).
 
     Examples
     --------
@@ -221,13 +236,14 @@ def prune(
         networks["repaired"] = made.model
     small = made.model
     failure = None
-    if plan.distill:
-        try:
-            small = networks["distilled"] = distill_pruned(small, model, images, network, plan)
-        except NumericError as error:
-            failure = error
-    if finetune:
-        small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, out.with_name(out.name + ".finetune"))
+    with logging_to(log, out.with_name(out.name + ".log"), current_call().options):
+        if plan.distill:
+            try:
+                small = networks["distilled"] = distill_pruned(small, model, images, network, plan)
+            except NumericError as error:
+                failure = error
+        if finetune:
+            small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, out.with_name(out.name + ".finetune"))
     with progress_bar("evaluation", None):
         frame = compare_networks(networks, split, images.image_shape)
     settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}

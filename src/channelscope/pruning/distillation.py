@@ -11,7 +11,7 @@ from torch import nn
 from channelscope.data.batches import images_of
 from channelscope.errors import DataError, InputError, NumericError
 from channelscope.network.module_state import device_of, eval_mode
-from channelscope.progress import progress_bar
+from channelscope.progress import log_numbers, progress_bar
 from channelscope.pruning.prune import log_probabilities, mean_divergence
 from channelscope.zoo.training_run import Schedule
 
@@ -120,7 +120,8 @@ def distill(
         optimizer = torch.optim.Adam(model.parameters(), lr)
         with progress_bar("distilling, epochs", epochs, progress) as advance:
             for epoch in range(epochs):
-                images = _epoch(model, teacher, batches, optimizer, temperature, schedule, epoch)
+                images, loss = _epoch(model, teacher, batches, optimizer, temperature, schedule, epoch)
+                log_numbers("distill", epoch + 1, loss=loss)
                 advance()
         after = mean_divergence(model, judged, expected)
     chosen = model if after < before else copy.deepcopy(student)
@@ -135,9 +136,10 @@ def _epoch(
     temperature: float,
     schedule: Schedule,
     epoch: int,
-) -> int:
-    """One pass over the images; their number."""
+) -> tuple[int, float]:
+    """One pass over the images; their number, and their mean loss."""
     images, device = 0, device_of(model)
+    total = 0.0
     steps = len(batches) if isinstance(batches, Sized) else 0
     for step, batch in enumerate(batches, start=1):
         x = images_of(batch).to(device)
@@ -153,6 +155,7 @@ def _epoch(
         loss.backward()
         optimizer.step()
         images += len(x)
+        total += float(loss.detach()) * len(x)
     if not images:
         raise DataError("distill: expected images, received none")
-    return images
+    return images, total / images

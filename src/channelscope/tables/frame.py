@@ -349,7 +349,8 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
     frame
         A described frame, or one whose columns are all in `COLUMNS`.
     path
-        Ends in .csv or .parquet; the description is written beside it as NAME.columns.json.
+        Ends in .csv or .parquet, with the description beside it as NAME.columns.json; or in .json, with the description in the same
+        file and under `values` a list a column, where nan is null and infinities are the texts inf and -inf.
 
     Returns
     -------
@@ -380,6 +381,11 @@ def write(frame: pd.DataFrame, path: str | Path) -> Path:
         "types": {str(column): _kind(values) for column, values in frame.items()},
     }
     plain.attrs = {}
+    if path.suffix == ".json":
+        whole = {**header, "values": {str(column): _jsonable(values) for column, values in plain.items()}}
+        with atomic_file(path) as half:
+            half.write_text(json.dumps(whole, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        return path
     with atomic_file(path) as half, atomic_file(description_path(path)) as half_beside:
         if path.suffix == ".parquet":
             plain.to_parquet(half, index=False)
@@ -417,16 +423,17 @@ def read(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     _suited(path)
-    for needed in (path, description_path(path)):
+    description = path if path.suffix == ".json" else description_path(path)
+    for needed in (path, description):
         if not needed.is_file():
             raise FormatError(
                 f"no file at {needed}: a table is {path.name} and {description_path(path).name}, written together by tables.write"
             )
     try:
-        header = json.loads(description_path(path).read_text(encoding="utf-8"))
+        header = json.loads(description.read_text(encoding="utf-8"))
         if header.get("format") != FORMAT:
             raise FormatError(f"{path} has table format {header.get('format')}, this version reads {FORMAT}: write it again")
-        frame = _parsed(path, header["types"])
+        frame = _parsed(path, header["types"], header.get("values", {}))
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise FormatError(f"{path} is damaged or not a table: {error}") from error
     if len(frame) != header["rows"] or list(frame.columns) != list(header["types"]):
@@ -547,7 +554,17 @@ def _kind(values: pd.Series) -> str:
     return "number" if types.is_numeric_dtype(values) else "text"
 
 
-def _parsed(path: Path, kinds: Mapping[str, str]) -> pd.DataFrame:
+def _jsonable(values: pd.Series) -> list:
+    """The values of a column, with null in the place of nan and text in that of infinities."""
+    if _kind(values) != "number":
+        return values.tolist()
+    return [None if value != value else value if math.isfinite(value) else str(value) for value in values.astype(float)]
+
+
+def _parsed(path: Path, kinds: Mapping[str, str], values: Mapping[str, list]) -> pd.DataFrame:
+    if path.suffix == ".json":
+        types_of = {"truth": "bool", "integer": "int64", "number": "float64", "text": "str"}
+        return pd.DataFrame({column: pd.Series(values[column], dtype=types_of[kind]) for column, kind in kinds.items()})
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     if not kinds:
@@ -564,7 +581,7 @@ def _typed(values: pd.Series, kind: str) -> pd.Series:
 
 
 def _suited(path: Path) -> None:
-    if path.suffix not in (".csv", ".parquet"):
-        raise InputError(f"a table ends in .csv or .parquet, not '{path.suffix}': {path}")
+    if path.suffix not in (".csv", ".parquet", ".json"):
+        raise InputError(f"a table ends in .csv, .parquet or .json, not '{path.suffix}': {path}")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise InputError(f"{path.name} needs pyarrow: pip install 'channelscope[parquet]', or write {path.stem}.csv")

@@ -24,7 +24,7 @@ from channelscope.data.splits import augment
 from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError
 from channelscope.evaluation import logits_in, loss_and_accuracy
 from channelscope.network.module_state import channels_last, device_of, weights_hash
-from channelscope.progress import is_quiet
+from channelscope.progress import is_quiet, log_numbers
 from channelscope.storage import atomic_file
 from channelscope.zoo.loading import available
 from channelscope.zoo.models import ModelInfo
@@ -133,6 +133,8 @@ def train(
                 run.history = replace(run.history, epochs=(*run.history.epochs, record))
                 _save_epoch(run)
                 run.line.epoch_ended(record)
+                numbers = {name: value for name, value in vars(record).items() if name != "epoch"}
+                log_numbers("train", epoch, **numbers)
     history = run.history
     if history.kept != history.best:
         with atomic_file(history.trained) as half:
