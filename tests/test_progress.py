@@ -104,7 +104,7 @@ def test_tracked_items_come_through_and_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(9.94, "9.9 s"), (59.4, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (3600, "1 h 0 min")]
+    ("seconds", "said"), [(9.94, "9.9 s"), (10, "10 s"), (59.4, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (3600, "1 h 0 min")]
 )
 def test_durations(seconds, said):
     assert format_seconds(seconds) == said
