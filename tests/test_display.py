@@ -17,6 +17,7 @@ from channelscope.formulas.gaussian import Gaussian
 from channelscope.formulas.intervals import jackknife
 from channelscope.formulas.regression import hulls
 from channelscope.network.sites import sites
+from channelscope.pruning.latency import LatencyTable
 from channelscope.pruning.repair import RepairReport
 from channelscope.site import Site
 from channelscope.stats.moments import Moments
@@ -63,6 +64,7 @@ def results() -> dict[str, object]:
         profile.tally,
         sites(model, batch[0]),
         channelscope.prune(ranking, found, [batch[0]], macs=0.9),
+        LatencyTable("f" * 12, "cpu", 1, 1, "float32", 0.01, 0.02, 8, {f"layer{place}": ((1.0, 0.0005),) for place in range(20)}),
         RepairReport("least_squares", 10, {f"layer{place}": (0.5, 0.25) for place in range(20)}),
     ]
     return {type(each).__name__: each for each in made}
