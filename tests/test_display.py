@@ -12,7 +12,7 @@ from torch import nn
 import channelscope
 from channelscope import circuits
 from channelscope.circuits.subfeatures import top_images
-from channelscope.display import LINES, Shown
+from channelscope.display import LINES, Shown, shortened, spread
 from channelscope.formulas.gaussian import Gaussian
 from channelscope.formulas.intervals import jackknife
 from channelscope.formulas.regression import hulls
@@ -100,6 +100,13 @@ def test_tables_have_the_lines_of_the_facts(results):
         assert table.count("<tr>") <= LINES - 1, name
     assert results["Ranking"]._repr_html_().count("<tr>") == LINES - 1
     assert "… 7 more" in repr(results["Ranking"])
+
+
+def test_as_many_facts_as_fit_are_all_shown():
+    rows = [(str(number), "said") for number in range(15)]
+    assert shortened(("fourteen", rows[:14])) == ("fourteen", rows[:14])
+    assert shortened(("fifteen", rows)) == ("fifteen", [*rows[:13], ("… 2 more", "")])
+    assert (spread([0.25, np.nan, 2.0]), spread([np.nan])) == ("0.25 … 2", "all undefined")
 
 
 def test_markup_in_a_name_is_text():
