@@ -227,16 +227,17 @@ def chosen_tests(change: Change, lines: LineMap) -> list[list[str]]:
 
 
 def near_tests(change: Change) -> list[list[str]]:
-    """The test files to run without records: the module's own, then those of its room that name it; where there are neither, all of the
-    folder that mirrors the module's, or all that name it, or those of the package."""
+    """The test files to run without records: the module's own, then those of its room that name it; where it has none of its own, all of
+    the folder that mirrors the module's too, or all that name it, or those of the package."""
     beside, texts = {change.room, f"test_{change.room}.py"}, {path: (ROOT / path).read_text(encoding="utf-8") for path in test_files()}
     inside = [path for path in texts if beside & set(Path(path).parts)]
     naming = [path for path, text in texts.items() if _names(text, change.module)]
     own = [path for path in inside if Path(path).stem == f"test_{Path(change.file).stem}"]
     rest = [path for path in inside if path in naming and path not in own]
-    if not own and not rest:
+    if not own:
         mirror = Path("tests", *Path(change.file).parts[2:-1])
-        rest = [path for path in inside if mirror in Path(path).parents] or naming or ["tests/test_package.py"]
+        rest += [path for path in inside if mirror in Path(path).parents and path not in rest]
+        rest = rest or naming or ["tests/test_package.py"]
     return [tests for tests in (own, rest) if tests]
 
 
