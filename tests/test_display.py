@@ -12,11 +12,12 @@ from torch import nn
 import channelscope
 from channelscope import circuits
 from channelscope.circuits.subfeatures import top_images
-from channelscope.display import LINES, Shown
+from channelscope.display import LINES, Shown, shortened, spread
 from channelscope.formulas.gaussian import Gaussian
 from channelscope.formulas.intervals import jackknife
 from channelscope.formulas.regression import hulls
 from channelscope.network.sites import sites
+from channelscope.pruning.latency import LatencyTable
 from channelscope.pruning.repair import RepairReport
 from channelscope.site import Site
 from channelscope.stats.moments import Moments
@@ -63,6 +64,7 @@ def results() -> dict[str, object]:
         profile.tally,
         sites(model, batch[0]),
         channelscope.prune(ranking, found, [batch[0]], macs=0.9),
+        LatencyTable("f" * 12, "cpu", 1, 1, "float32", 0.01, 0.02, 8, {f"layer{place}": ((1.0, 0.0005),) for place in range(20)}),
         RepairReport("least_squares", 10, {f"layer{place}": (0.5, 0.25) for place in range(20)}),
     ]
     return {type(each).__name__: each for each in made}
@@ -98,6 +100,13 @@ def test_tables_have_the_lines_of_the_facts(results):
         assert table.count("<tr>") <= LINES - 1, name
     assert results["Ranking"]._repr_html_().count("<tr>") == LINES - 1
     assert "… 7 more" in repr(results["Ranking"])
+
+
+def test_as_many_facts_as_fit_are_all_shown():
+    rows = [(str(number), "said") for number in range(15)]
+    assert shortened(("fourteen", rows[:14])) == ("fourteen", rows[:14])
+    assert shortened(("fifteen", rows)) == ("fifteen", [*rows[:13], ("… 2 more", "")])
+    assert (spread([0.25, np.nan, 2.0]), spread([np.nan])) == ("0.25 … 2", "all undefined")
 
 
 def test_markup_in_a_name_is_text():

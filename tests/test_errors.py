@@ -48,6 +48,14 @@ class TestUserCode:
             with pytest.raises(InputError, match=said), UserCode(InputError, "Net cannot be made", "; pass more"):
                 exec(compile(source, tmp_path / "net.py", "exec"))
 
+    def test_a_line_of_the_library_and_a_line_that_was_typed_in_are_not_named(self):
+        with pytest.raises(InputError, match=r"\(ZeroDivisionError: division by zero, [^,]*test_errors\.py:\d+\)$"):
+            with UserCode(InputError, "Net cannot be made"):
+                exec("1 / 0")
+        with pytest.raises(InputError, match=r"\('int' object is not iterable, [^,]*test_errors\.py:\d+\)$"):
+            with UserCode(InputError, "Net cannot be made"):
+                no_such("layer", "x", 3)
+
     def test_the_librarys_errors_and_an_interruption_pass(self):
         for error in (ShapeError("expected 3"), KeyboardInterrupt()):
             with pytest.raises(type(error)) as caught, UserCode(InputError, "Net cannot be made"):

@@ -92,6 +92,18 @@ def test_a_terminal_has_one_display_for_bars_inside_bars(monkeypatch):
     assert "outer" in stream.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("items", "total", "counted"), [([1, 2], None, 2), ([1, 2], 5, 5), (iter([1, 2]), None, None), (iter([1, 2]), 2, 2)]
+)
+def test_the_number_of_tracked_items_is_the_one_given_or_their_length(monkeypatch, items, total, counted):
+    seen = []
+    monkeypatch.setattr(
+        progress, "progress_bar", lambda note, count, shown: seen.append((note, count, shown)) or contextlib.nullcontext(int)
+    )
+    assert list(track(items, "squares", total)) == [1, 2]
+    assert seen == [("squares", counted, True)]
+
+
 def test_tracked_items_come_through_and_are_counted():
     assert list(track((n * n for n in range(4)), "squares", total=4)) == [0, 1, 4, 9]
     with without_bars():
@@ -99,7 +111,7 @@ def test_tracked_items_come_through_and_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(9.94, "9.9 s"), (59.4, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (3600, "1 h 0 min")]
+    ("seconds", "said"), [(9.94, "9.9 s"), (10, "10 s"), (59.4, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (3600, "1 h 0 min")]
 )
 def test_durations(seconds, said):
     assert format_seconds(seconds) == said

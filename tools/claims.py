@@ -2,11 +2,16 @@
 
     python tools/claims.py resnet20 --data digits runs/digits/seed0 runs/digits/seed1 runs/digits/seed2
     python tools/claims.py path/to/nets.py:Net --data hf:FOLDER --weights net.safetensors
+    python tools/claims.py resnet18 --data hf:FOLDER --label-column fine_label runs/papers/resnet18_seed0 \\
+        --images 1200 --evaluated 200 --ablated 8
     python tools/claims.py --page
 
 A run folder is what `channelscope train` leaves: initialization, checkpoints and trained weights, one folder a seed. A weights file alone
 has no initialization, and the claims about training are left out. Rows of the same network and data are replaced. Every claim is a number
 per layer (or per connection of two layers); its interval is over runs where there are at least three, else a bootstrap over layers.
+
+Regressions on peers need more images than the widest layer has channels. Most of the time goes into ablations: for every
+ablated channel four passes (silence and three replacements) of the evaluated images through the network from the layer on.
 """
 
 import argparse

@@ -227,16 +227,17 @@ def chosen_tests(change: Change, lines: LineMap) -> list[list[str]]:
 
 
 def near_tests(change: Change) -> list[list[str]]:
-    """The test files to run without records: the module's own, then those of its room that name it; where there are neither, all of the
-    folder that mirrors the module's, or all that name it, or those of the package."""
+    """The test files to run without records: the module's own, then those of its room that name it; where it has none of its own, all of
+    the folder that mirrors the module's too, or all that name it, or those of the package."""
     beside, texts = {change.room, f"test_{change.room}.py"}, {path: (ROOT / path).read_text(encoding="utf-8") for path in test_files()}
     inside = [path for path in texts if beside & set(Path(path).parts)]
     naming = [path for path, text in texts.items() if _names(text, change.module)]
     own = [path for path in inside if Path(path).stem == f"test_{Path(change.file).stem}"]
     rest = [path for path in inside if path in naming and path not in own]
-    if not own and not rest:
+    if not own:
         mirror = Path("tests", *Path(change.file).parts[2:-1])
-        rest = [path for path in inside if mirror in Path(path).parents] or naming or ["tests/test_package.py"]
+        rest += [path for path in inside if mirror in Path(path).parents and path not in rest]
+        rest = rest or naming or ["tests/test_package.py"]
     return [tests for tests in (own, rest) if tests]
 
 
@@ -257,6 +258,14 @@ def run_changed(change: Change, folder: Path, parts: list[list[str]], seconds: f
         code = code or int(pytest.main([*PLAIN, "-x", "--timeout=0", *tests], plugins=[plugin]))
         code = 0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code
     result.write_text(json.dumps({"failed": plugin.failed, "why": plugin.why, "ran": len(plugin.seconds)}))
+    return code
+
+
+def run_unchanged(tests: list[str], result: Path) -> int:
+    """Run tests in a copy without any change, and write down which fail."""
+    plugin = Recorder()
+    code = int(pytest.main([*PLAIN, "--timeout=0", *tests], plugins=[plugin]))
+    result.write_text(json.dumps({"failed": plugin.failed}))
     return code
 
 
@@ -284,6 +293,8 @@ class Trial:
     def __init__(self, lines: LineMap | None, folders: list[Path], out: Path):
         self.lines, self.free, self.out = lines, list(folders), out
         self.children: list[Child] = []
+        self.noticing: dict[Change, str] = {}
+        """change → the test that failed"""
         self.of: dict[int, tuple[Change, Path, bytes]] = {}
         found = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
         self.before: dict[str, bool] = {line["name"]: line["noticed"] for line in found if "statement" in line}
@@ -319,6 +330,19 @@ class Trial:
         for child, code in ended(self.children):
             self._end(child, code)
 
+    def confirm(self) -> None:
+        """Run the tests that noticed something without any change; what a test noticed that fails then too is taken back."""
+        folder, tests = self.free[-1], sorted(set(self.noticing.values()))
+        result = folder / "result.json"
+        result.unlink(missing_ok=True)
+        if tests:
+            self.children.append(forked(folder, folder / "log.txt", partial(run_unchanged, tests, result), PATIENCE))
+            next(ended(self.children))
+        failing = json.loads(result.read_text())["failed"] if result.exists() else []
+        for change, test in self.noticing.items():
+            if test in failing:
+                self._keep(change, False, f"fails without a change too: {test}", 0.0)
+
     def _end(self, child: Child, code: int) -> None:
         change, folder, whole = self.of.pop(child.pid)
         (folder / change.file).write_bytes(whole)
@@ -336,6 +360,7 @@ class Trial:
         )
         if found["failed"]:
             by = f"{found['failed'][0]}: {found['why']}"
+            self.noticing[change] = found["failed"][0]
         return self._keep(change, code != 0, by, time.monotonic() - child.started)
 
     def _keep(self, change: Change, noticed: bool, by: str, seconds: float) -> None:
@@ -374,6 +399,8 @@ def main() -> None:
                 if change.name not in trial.before or (options.again and not trial.before[change.name] and change.name not in known):
                     trial.start(change)
             trial.finish()
+            if lines is None:
+                trial.confirm()
             summary(changes, trial.before, known)
     finally:
         for folder in folders:

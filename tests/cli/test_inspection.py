@@ -7,6 +7,7 @@ import torch
 
 from channelscope import tables, zoo
 from channelscope.circuits.criteria import CRITERIA
+from channelscope.cli.inspection import _short
 from channelscope.network.cost import cost
 from channelscope.scores.score import REGISTRY
 from cli.commands import refused, run
@@ -174,3 +175,11 @@ def test_a_pruned_network_is_exported_and_compared(place, tmp_path, printed, cap
         capsys, "export", place / "small", "--out", tmp_path / "small.pt2"
     )
     assert "expected the recipe of a pruned network" in refused(capsys, "export", tmp_path)
+
+
+def test_lists_and_mappings_of_twelve_entries_are_printed_whole():
+    twelve = ", ".join(map(str, range(12)))
+    assert (_short(list(range(12))), _short(list(range(13)))) == (twelve, f"{twelve}, … (13 in all)")
+    named = ", ".join(f"k{n} {n}" for n in range(12))
+    assert _short({f"k{n}": n for n in range(12)}) == named
+    assert _short({f"k{n}": n for n in range(13)}) == f"{named}, … (13 in all)"

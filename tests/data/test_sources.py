@@ -1,9 +1,11 @@
 """Folders of pictures: one folder per class, with or without parts."""
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from channelscope.data.images import read_images
-from channelscope.data.sources import ImageSource, image_folder
+from channelscope.data.sources import ImageSource, digits, image_folder
 from channelscope.errors import DataError
 from image_files import encoded, picture, write_folder
 
@@ -126,3 +128,9 @@ def test_means_and_deviations_are_finite_numbers(values):
     for name in ("mean", "std"):
         with pytest.raises(DataError, match=f"{name}: expected finite numbers, one per channel or one for all"):
             ImageSource("digits", **{name: values})
+
+
+def test_digits_of_sixteen_grays_fill_the_range_of_bytes():
+    found, given = digits().parts[0], load_digits()["images"]
+    for row in range(20):
+        assert np.asarray(found.read(row)).tolist() == (given[row] * 255 / 16).round().tolist()

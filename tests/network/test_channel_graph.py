@@ -61,6 +61,23 @@ def test_direct_wires_are_what_changing_a_channel_shows(name):
                 assert (need[early.outputs] == truth[channel]).all()
 
 
+def test_a_channel_is_reached_by_marked_kernels_from_reached_channels_only():
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
+    graph = trace(model, torch.zeros(2, 2, 4, 4))
+    wiring = channel_graph(graph, step_of(graph, "2"))
+    every = {"0": torch.ones(3, 2, dtype=torch.bool), "2": torch.ones(2, 3, dtype=torch.bool)}
+    assert wiring.reached(every)[1:].all(), "all but the node that stands for none"
+    some = {
+        "0": torch.tensor([[False, True], [False, False], [False, False]]),
+        "2": torch.tensor([[True, False, False], [False, True, True]]),
+    }
+    first, second = (part.outputs for part in wiring.operations if isinstance(part, KernelEdges))
+    found = wiring.reached(some)
+    assert found[first].tolist() == [True, False, False]
+    assert found[second].tolist() == [True, False]
+    assert not wiring.reached({"0": every["0"], "2": torch.zeros(2, 3, dtype=torch.bool)})[second].any()
+
+
 def test_relevant_kernels_of_alexnet():
     model = published("alexnet", 10, 3, 96)
     graph = trace(model, torch.zeros(1, 3, 96, 96))

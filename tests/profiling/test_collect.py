@@ -630,3 +630,14 @@ def test_a_changed_header_is_refused(file, change):
         save_file(tensors, file, metadata={"channelscope": json.dumps(header)})
         with pytest.raises(FormatError, match="is damaged or not a profile"):
             load(file)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_classifier_has_two_classes_or_more(classes):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, classes)).eval()
+    images = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    if classes == 2:
+        assert collect(model, [(images, torch.arange(6) % 2)]).tally.images == 6
+    else:
+        with pytest.raises(InputError, match=r"images × classes \(at least 2 classes\), received \d+×1$"):
+            collect(model, [(images, torch.zeros(6).long())])

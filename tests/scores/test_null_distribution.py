@@ -10,6 +10,8 @@ import pencil
 from channelscope import scores
 from channelscope.errors import InputError
 from channelscope.profiling.collect import collect
+from channelscope.scores.score import LayerStatistics, ScoreOptions
+from channelscope.scores.score_table import _shuffled
 from channelscope.stats.readout import draw_positions
 from measured import CHANNELS, IMAGES, images, maps, network, pooled, profile
 
@@ -147,3 +149,12 @@ def test_seeds():
 def test_where_there_is_no_permutation_null(name, options):
     with pytest.raises(InputError, match="a permutation null is there for target scores"):
         scores.permutation_null(profile(), name, **options)
+
+
+def test_shuffled_targets_are_shrunk_by_the_strength_of_channels_and_target_together():
+    found = profile()
+    plain, shrunk = (LayerStatistics(found, found.sites[0], found.record(found.sites[0]), ScoreOptions(shrinkage=s)) for s in (None, "oas"))
+    for one, other in zip(_shuffled(plain, 5, 0), _shuffled(shrunk, 5, 0), strict=True):
+        joint = np.eye(CHANNELS + 1)
+        joint[:-1, :-1], joint[-1, :-1], joint[:-1, -1] = one.target_readout_correlation, one.target_correlation, one.target_correlation
+        np.testing.assert_allclose(other.target_correlation, one.target_correlation * (1 - oas(joint)), rtol=1e-6)
