@@ -507,3 +507,27 @@ def test_values_that_depend_on_the_image_are_not_kept():
     kept = {name: value.device.type for name, value in labeled.values.items() if isinstance(value, torch.Tensor)}
     assert kept["x"] == "cpu"
     assert {device for name, device in kept.items() if name != "x"} == {"meta"}
+
+
+class MixtureOfKernels(nn.Module):
+    """Two convolutions around a depthwise one whose kernels are mixed for each image, computed as one convolution for all images."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1)
+        self.experts, self.route = nn.Parameter(torch.randn(2, 6 * 9)), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        images, channels, rows, columns = x.shape
+        kernels = (self.route(x.mean((2, 3))).sigmoid() @ self.experts).view(images * channels, 1, 3, 3)
+        x = F.conv2d(x.reshape(1, images * channels, rows, columns), kernels, padding=1, groups=images * channels)
+        return self.last(x.view(images, channels, rows, columns).relu()).mean((2, 3))
+
+
+def test_a_convolution_with_kernels_of_its_own_for_each_image_keeps_its_channels():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), MixtureOfKernels()).eval()
+    grouping = groups(net, torch.randn(2, 3, 6, 6))
+    assert [group.members[0][0] for group in grouping.members] == ["0"] * 3 + ["2.route"] * 2
+    assert "the weights of conv2d() in 2 depend on the image" in grouping.unprunable["2.first"]

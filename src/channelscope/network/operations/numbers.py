@@ -198,11 +198,11 @@ def _replaced(step: Step, name: str, new: Any) -> Edit:
     return Edit(tuple(args), kwargs)
 
 
-def _groups(step: Step, removal: "Removal", now: Now) -> Edit:
-    weight = step.operand("weight")
-    assert weight is not None
+def _groups(step: Step, removal: "Removal", now: Now) -> Edit | None:
     inputs = removal.shape(step.labels())
-    layer = next(layer for layer in step.walk.layers if layer.node == step.node.name)
+    layer = next((layer for layer in step.walk.layers if layer.node == step.node.name), None)
+    if layer is None:  # its kernels are computed, as in a mixture of experts: it runs as it is, or its channels are kept
+        return None
     groups = layer.groups * inputs[layer.axis] // len(layer.inputs)
     return _replaced(step, "groups", _number(step.argument("groups", 1), now, groups))
 
@@ -251,8 +251,8 @@ def always(step: Step, removal: "Removal", now: Now) -> Edit | None:
         changed = _norm_groups(step, removal, now)
         return changed if changed.numbers() else None
     if step.entry.name == "convolution" and step.number("groups", 1) != 1:
-        changed = _groups(step, removal, now)
-        return changed if changed.numbers() else None
+        grouped = _groups(step, removal, now)
+        return grouped if grouped is not None and grouped.numbers() else None
     return None
 
 
