@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from channelscope import tables
 from channelscope.errors import ShapeError, SiteError
 from channelscope.ranking import Ranking
 from channelscope.site import Site
@@ -58,3 +59,12 @@ def test_printed_thirteen_sites_are_all_listed():
     some = ranking(values={site.name: np.array([1.0, 2.0]) for site in SITES[:13]}, sites=SITES[:13])
     assert repr(some).splitlines()[-1] == "  block12.conv: 2 channels, 1 … 2"
     assert len(repr(some).splitlines()) == 14
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "json"])
+def test_a_ranking_is_exported_as_a_described_table(tmp_path, ending):
+    given = ranking(notes={"block0.conv": {1: "silent"}})
+    back = tables.read(tables.write(given.to_frame(), tmp_path / f"overlap.{ending}"))
+    assert len(back) == 40
+    assert back.loc[1, ["site", "channel", "overlap", "note"]].tolist() == ["block0.conv", 1, 2.0, "silent"]
+    assert back.attrs["columns"]["overlap"]["unit"] == "nats"
