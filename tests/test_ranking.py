@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from channelscope import tables
 from channelscope.errors import ShapeError, SiteError
 from channelscope.ranking import Ranking
 from channelscope.site import Site
@@ -75,3 +76,12 @@ def test_as_a_frame_it_has_a_row_for_every_channel_with_its_note():
         ["block1.conv", 1, 1, ""],
     ]
     np.testing.assert_array_equal(frame.overlap, [2.0, np.nan, 3.0, 1.0])
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "json"])
+def test_a_ranking_is_exported_as_a_described_table(tmp_path, ending):
+    given = ranking(notes={"block0.conv": {1: "silent"}})
+    back = tables.read(tables.write(given.to_frame(), tmp_path / f"overlap.{ending}"))
+    assert len(back) == 40
+    assert back.loc[1, ["site", "channel", "overlap", "note"]].tolist() == ["block0.conv", 1, 2.0, "silent"]
+    assert back.attrs["columns"]["overlap"]["unit"] == "nats"

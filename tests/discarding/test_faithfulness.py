@@ -8,6 +8,7 @@ import torch
 
 import pencil_discarding as pencil
 from channelscope import tables
+from channelscope.data.torchvision_cpu import load_torchvision
 from channelscope.discarding import concentration
 from channelscope.discarding import faithfulness as room
 from channelscope.discarding.cid import CIDOptions
@@ -125,3 +126,27 @@ def test_a_map_that_is_not_finite_is_refused_by_name():
     maps = {"broken": lambda images, classes, index: torch.full((2, 8, 8), torch.nan)}
     with pytest.raises(NumericError, match="the map of broken is not finite"):
         room._maps_and_curves(small.network(), maps, [batch], lambda: None, curves=False)  # type: ignore[arg-type]
+
+
+def test_the_curve_is_that_of_pixel_flipping_in_quantus():
+    load_torchvision()  # quantus imports it
+    quantus = pytest.importorskip("quantus", reason="the extra quantus, an independent implementation")
+    draw = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(400, 5)
+        ).eval()
+    pictures, relevance = torch.randn(3, 1, 10, 10, generator=draw), torch.rand(3, 10, 10, generator=draw)
+    classes = torch.tensor([0, 3, 1])
+    curve = room.descriptive_accuracy(model, pictures, classes, relevance, "zero")
+    flipping = quantus.PixelFlipping(
+        features_in_step=1, perturb_baseline=0.0, normalise=False, abs=False, disable_warnings=True, display_progressbar=False
+    )
+    theirs = flipping(
+        model=model, x_batch=pictures.numpy(), y_batch=classes.numpy(), a_batch=relevance[:, None].numpy(), device="cpu", softmax=True
+    )
+    pixels = [round(100 * fraction) for fraction in room.REMOVED_FRACTIONS]
+    expected = torch.tensor(np.array(theirs))[:, [count - 1 for count in pixels if count]]
+    assert torch.allclose(curve[:, 1:].double(), expected.double(), atol=1e-6)
+    assert float(curve.std(1).min()) > 1e-3, "the curves are not flat"
