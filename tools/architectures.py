@@ -77,12 +77,24 @@ WHOLE = [
 ]
 
 
+class MeanLogits(nn.Module):
+    """A segmentation network as a classifier: its logits, averaged over positions."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, images × classes."""
+        return self.network(images)["out"].mean((2, 3))
+
+
 def prepared(name: str, pixels: int) -> nn.Module:
     """A network with random weights and the BatchNorm statistics of noise."""
     torch.manual_seed(0)
     if name.startswith(SEGMENTATION):
         options: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
-        model = models.get_model(name.removeprefix(SEGMENTATION), **options)
+        model = MeanLogits(models.get_model(name.removeprefix(SEGMENTATION), **options))
     else:
         model = zoo.build(name, classes=CLASSES, image_size=pixels)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

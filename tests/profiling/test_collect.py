@@ -641,3 +641,19 @@ def test_a_classifier_has_two_classes_or_more(classes):
     else:
         with pytest.raises(InputError, match=r"images × classes \(at least 2 classes\), received \d+×1$"):
             collect(model, [(images, torch.zeros(6).long())])
+
+
+class Maps(nn.Module):
+    """A network whose output is a dictionary of maps, as that of torchvision's segmentation networks."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 5, 1)
+
+    def forward(self, images):
+        return {"out": self.features(images)}
+
+
+def test_a_network_of_maps_is_refused_with_what_to_do():
+    with pytest.raises(InputError, match=r"received \d+×5×4×4; of maps, pass a module that returns their mean over positions"):
+        collect(Maps().eval(), [torch.randn(6, 3, 4, 4)])

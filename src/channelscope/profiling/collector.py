@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from channelscope.errors import InputError, NumericError, TracingError
 from channelscope.network.graph import memory_format
 from channelscope.network.module_state import eval_mode, fingerprints, weights_hash
-from channelscope.network.nest import closed, logits_of
+from channelscope.network.nest import closed, logits_of, tensors
 from channelscope.network.sites import Sites
 from channelscope.profiling.weight_norms import following_batchnorm, weight_norms
 from channelscope.site import Site
@@ -413,11 +413,14 @@ def _class_count(found: Sites) -> int:
     """Number of logits; InputError for a network that is no classifier."""
     shapes = found.graph.shapes
     parts = map_arg(found.graph.nodes["output"].args[0], lambda node: torch.empty(shapes[node.name], device="meta"))
-    logits = logits_of(closed(found.graph.output, parts))
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
-    if shape is None or len(shape) != 2 or shape[1] < 2:
-        received = "no tensor" if shape is None else "×".join(map(str, shape))
-        raise InputError(f"the network must return logits of shape images × classes (at least 2 classes), received {received}")
+    output = closed(found.graph.output, parts)
+    logits = logits_of(output)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else ()
+    if len(shape) != 2 or shape[1] < 2:
+        received = " and ".join("×".join(map(str, each.shape)) for each in tensors(output)) or "no tensor"
+        maps = any(each.dim() == 4 for each in tensors(output))
+        hint = "; of maps, pass a module that returns their mean over positions" if maps else ""
+        raise InputError(f"the network must return logits of shape images × classes (at least 2 classes), received {received}{hint}")
     return shape[1]
 
 
