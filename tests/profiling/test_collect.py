@@ -648,10 +648,10 @@ class Maps(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.features = nn.Conv2d(3, 5, 1)
+        self.features, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
 
     def forward(self, images):
-        return {"out": self.features(images)}
+        return {"out": self.head(self.features(images).relu())}
 
 
 def test_a_network_of_maps_is_refused_with_what_to_do():
