@@ -316,7 +316,7 @@ def choose_size(options: CircuitOptions, scores: KernelScores, images: HeldOutIm
     >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
     >>> scores = score_kernels(feature, toy.batches)
     >>> choose_size(CircuitOptions(), scores, HeldOutImages.of(feature, toy.batches))
-    0.8
+    0.2
 
     References
     ----------
