@@ -32,6 +32,20 @@ def test_one_mac_is_two_flops(name):
     assert MacCounter(groups(model, image)).total == price.total_macs
 
 
+def test_a_function_on_a_layers_own_parameters_is_the_layers_cost():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.last(F.linear(x, self.first.weight, self.first.bias).relu() @ torch.ones(6, 6))
+
+    price = cost(Net().eval(), torch.zeros(3, 4))
+    assert price.macs == {"first": 24, "last": 12}
+    assert (price.other_macs, price.elsewhere) == (36, {"": 36})
+
+
 def test_a_layer_by_hand():
     model = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(24, 5)).eval()
     price = cost(model, torch.zeros(1, 4, 4, 4))

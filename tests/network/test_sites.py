@@ -159,6 +159,51 @@ def test_reasons():
     assert "not called as a module" in weight["raw"]
 
 
+def functional(call) -> list[str]:
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Linear(4, 2)
+            self.b = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x):
+            y = call(self, x)
+            return self.fc(F.linear(torch.relu(y).mean((2, 3)), self.b.weight))
+
+    return [site.name for site in sites(Net().eval(), torch.randn(1, 3, 6, 6))]
+
+
+def test_a_function_on_a_layers_own_parameters_is_the_layer():
+    assert functional(lambda net, x: F.conv2d(x, net.a.weight, net.a.bias, 2, 1)) == ["a", "b"]
+    assert functional(lambda net, x: torch.conv2d(input=x, weight=net.a.weight, bias=net.a.bias, stride=(2, 2), padding=[1])) == ["a", "b"]
+
+
+def test_a_function_that_does_something_else_with_a_layers_parameters_is_not_the_layer():
+    assert functional(lambda net, x: F.conv2d(x, net.a.weight, net.a.bias)) == ["b"]
+    assert functional(lambda net, x: F.conv2d(x, net.a.weight, 2 * net.a.bias, 2, 1)) == ["b"]
+    assert functional(lambda net, x: F.conv2d(x, net.a.weight, None, 2, 1)) == ["b"]
+    assert functional(lambda net, x: net.a(x)) == ["a", "b"]
+
+
+def test_a_layer_with_hooks_is_not_called_in_the_place_of_a_function():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 2)).eval()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net
+
+        def forward(self, x):
+            return self.inner[2](self.inner[1](F.conv2d(x, net[0].weight, net[0].bias)))
+
+    image = torch.randn(1, 3, 2, 2)
+    handle = net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(SiteError):
+        sites(Net().eval(), image)
+    handle.remove()
+    assert [site.name for site in sites(Net().eval(), image)] == ["inner.0"]
+
+
 @pytest.mark.parametrize("end", [lambda y: y.softmax(1), lambda y: torch.flatten(y, 1), lambda y: F.log_softmax(y, 1), lambda y: F.relu(y)])
 def test_what_leads_to_the_output_alone_is_the_output(end):
     assert set(skipped(lambda net, x: end(net.fc(net.a(x).mean((2, 3)))))) == {"fc"}

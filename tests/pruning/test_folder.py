@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from channelscope import zoo
+from channelscope.data.torchvision_cpu import load_torchvision
 from channelscope.errors import FormatError, InputError, MismatchError
 from channelscope.network.cost import cost, macs
+from channelscope.network.edits import silence
 from channelscope.network.removal.groups import groups
 from channelscope.pruning import folder as folders
 from channelscope.pruning.cut import cut, cuts, shrink
@@ -21,6 +23,7 @@ from channelscope.pruning.folder import Manifest, NetworkSpec, load_pruned, save
 from channelscope.pruning.prune import prune
 from channelscope.pruning.repair import repair
 from channelscope.ranking import Ranking
+from removals import lively
 
 IMAGES = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
@@ -242,6 +245,35 @@ def test_a_rewritten_network_counts_as_cut_is_repaired_and_comes_back_to_the_bit
     assert {"qkv", "out", "head"} <= set(report.relative_errors)
     again = load_pruned(save_pruned(small, model, kept, tmp_path / "small"), model)
     assert torch.equal(again(IMAGES), small(IMAGES))
+
+
+def test_heads_of_attention_in_functions_are_cut_repaired_and_come_back(tmp_path):
+    from_torchvision = load_torchvision().models.swin_transformer
+    torch.manual_seed(0)
+    model = lively(from_torchvision.SwinTransformer([4, 4], 16, [2], [4], [2, 2], num_classes=3)).double()
+    images = IMAGES[:6].double()
+    found = groups(model, images[:1])
+    heads = [group for group in found.members if group.sites == ("features.1.1.attn.qkv",)]
+    assert [len(group.members) for group in heads] == [12] * 4  # queries, keys and values of a head are four channels each
+    first = next(part for part in found.layers if part.name == "features.1.0.attn.qkv")
+    assert cost(model, images[:1]).macs[first.name] == 16 * 48 * 16 == first.taps * first.positions * 48 * 16
+    draw = np.random.default_rng(0)
+    marks = np.array([group not in heads[1:] and draw.random() < 0.6 for group in found.members])
+    marks[[found.members.index(group) for group in heads[:1]]] = True
+    other = [index for index, group in enumerate(found.members) if group.sites == ("features.1.0.attn.qkv",)]
+    marks[other] = [True, True, False, False]
+    kept = found.to_subset(marks)
+    small = shrink(found, kept)
+    with torch.no_grad(), silence(found.graph, ~kept):
+        expected = model(images)
+    with torch.no_grad():
+        assert float((small(images) - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
+    assert small.get_submodule("features.1.0.attn.qkv").out_features == 24
+    assert cost(small, images[:1]).total_macs == macs(found, kept) < 0.7 * cost(model, images[:1]).total_macs
+    report = repair(small, found, kept, [images])
+    assert {"features.1.0.attn.qkv", "features.1.0.attn.proj", "features.1.1.attn.qkv"} <= set(report.relative_errors)
+    again = load_pruned(save_pruned(small, model, kept, tmp_path / "small"), model)
+    assert torch.equal(again(images), small(images))
 
 
 def test_a_network_whose_logits_are_all_zero_comes_back(tmp_path):

@@ -23,6 +23,7 @@ from channelscope.network.channel_tracing import channel_graph
 from channelscope.network.edits import zero_kernels
 from channelscope.network.graph import Graph, trace
 from channelscope.network.module_state import eval_mode
+from channelscope.network.operations import layers_called
 from channelscope.network.sites import sites_of
 from channelscope.subset import Subset
 from channelscope.types import Float, Int, Tensor
@@ -279,7 +280,7 @@ class LocatedFeature(Shown):
         seen: list[Tensor] = []
         handle = module.register_forward_hook(lambda _, __, value: seen.append(value.clone()))  # before anything changes it in place
         try:
-            with eval_mode(self.model), torch.enable_grad():
+            with eval_mode(self.model), torch.enable_grad(), layers_called(self.model):
                 own = noise.clone().requires_grad_()
                 self.model(own)
                 followed = noise.clone().requires_grad_()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from channelscope.network.module_state import eval_mode, frozen
-from channelscope.network.operations import layer_of
+from channelscope.network.operations import layer_of, layers_called
 from channelscope.network.removal.groups import Groups
 from channelscope.network.tracing.recording import unwrapped
 from channelscope.subset import Subset
@@ -159,7 +159,7 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
                     module.register_forward_hook(spent.leave(name, counter)),
                 ]
         torch.backends.mha.set_fastpath_enabled(False)  # a kernel for a whole encoder layer would hide its products
-        with eval_mode(model), frozen(model), torch.no_grad(), counter:
+        with eval_mode(model), frozen(model), torch.no_grad(), layers_called(model), counter:
             model(*image)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -16,6 +16,7 @@ from channelscope.errors import InputError, NumericError, TracingError
 from channelscope.network.graph import memory_format
 from channelscope.network.module_state import eval_mode, fingerprints, weights_hash
 from channelscope.network.nest import closed, logits_of, tensors
+from channelscope.network.operations import layers_called
 from channelscope.network.sites import Sites
 from channelscope.profiling.weight_norms import following_batchnorm, weight_norms
 from channelscope.site import Site
@@ -495,7 +496,8 @@ def _own(found: Sites, images: Tensor) -> dict[str, Tensor]:
 
     handles = [found.graph.modules[site.name].register_forward_hook(partial(keep, site.name)) for site in found]
     try:
-        output = found.graph.model(images.detach().clone().requires_grad_())
+        with layers_called(found.graph.model):
+            output = found.graph.model(images.detach().clone().requires_grad_())
     finally:
         for handle in handles:
             handle.remove()

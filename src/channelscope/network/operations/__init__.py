@@ -1,6 +1,7 @@
 """The table of operations: one entry for each kind of step that a network can contain."""
 
 from channelscope.network.operations import elementwise, mixing, moves, pooling, products, step
+from channelscope.network.operations.mixing import FunctionalLayers, layers_called
 from channelscope.network.operations.operation import (
     TABLE,
     Layout,
@@ -27,6 +28,7 @@ __all__ = [
     "FAMILIES",
     "TABLE",
     "Call",
+    "FunctionalLayers",
     "Layout",
     "Operation",
     "Step",
@@ -37,6 +39,7 @@ __all__ = [
     "inherits_forward",
     "keep_channels",
     "layer_of",
+    "layers_called",
     "of_function",
     "of_module",
     "of_step",

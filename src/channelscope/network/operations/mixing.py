@@ -1,16 +1,31 @@
 """Mixing: convolutions, transposed convolutions and linear layers, whose weights make new channels of others.
 
-Their inputs are laid out for a re-fit as sums over patches; the covariance of patches is never formed.
+Their inputs are laid out for a re-fit as sums over patches; the covariance of patches is never formed. `FunctionalLayers` finds the
+layer that a function such as F.linear carries out when it is given the layer's own weight and bias.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-from channelscope.network.operations.operation import Layout, Operation, WeightedLayer, Window, names, register
+from channelscope.network.operations.operation import (
+    TABLE,
+    Layout,
+    Operation,
+    WeightedLayer,
+    Window,
+    inherits_forward,
+    names,
+    of_function,
+    of_module,
+    register,
+)
 from channelscope.network.operations.step import Call, Operand, Step
 from channelscope.network.removal.labels import FIXED, PARAMETERS, channels_in, compact, full
 
@@ -294,3 +309,113 @@ register(Operation("transposed convolution", _transposed, modules=TRANSPOSED,
     functions=names("conv_transpose1d conv_transpose2d conv_transpose3d"),
     arguments=("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"), macs=_transposed_macs,
     adjust=_adjust_transposed, weighted=True, traces=True, layer=_convolution_layer, whole=True))  # fmt: skip
+
+
+class FunctionalLayers:
+    """The layers of a network by their weights: which of them a function carries out that is given a layer's own parameters.
+
+    Parameters
+    ----------
+    model
+        The network. Layers whose weight is computed, or whose forward pass is their own, are left out.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 3))
+    >>> layers, tokens = FunctionalLayers(net), torch.ones(1, 2)
+    >>> path, module, value = layers.called(F.linear, (tokens, net[0].weight, net[0].bias), {})
+    >>> path, module is net[0], value is tokens
+    ('0', True, True)
+    >>> layers.called(F.linear, (tokens, net[0].weight), {}) is None  # the layer has a bias
+    True
+    """
+
+    def __init__(self, model: nn.Module):
+        self.layers: dict[int, tuple[str, nn.Module]] = {}
+        for path, module in model.named_modules():
+            if path and of_module(module) in (TABLE["linear"], TABLE["convolution"]) and inherits_forward(module):
+                weight = module._parameters.get("weight")
+                if weight is not None:
+                    self.layers.setdefault(id(weight), (path, module))
+
+    def called(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[str, nn.Module, Tensor] | None:
+        """The layer that a call of a function carries out; None where there is none.
+
+        Parameters
+        ----------
+        function, args, kwargs
+            The call.
+
+        Returns
+        -------
+        tuple or None
+            The layer's path, the layer and what it is called on.
+        """
+        entry = of_function(function.__name__)
+        if entry is None or entry.layer is None or len(args) + len(kwargs) > len(entry.arguments):
+            return None
+        given = dict(zip(entry.arguments, args, strict=False)) | kwargs
+        path, module = self.layers.get(id(given.get("weight")), ("", None))
+        if module is None or of_module(module) is not entry or given.get("bias") is not module._parameters["bias"]:
+            return None
+        return (path, module, given["input"]) if "input" in given and _moves_alike(module, given) else None
+
+
+def _moves_alike(module: Any, given: dict[str, Any]) -> bool:
+    """Whether a call of a function moves its kernels as a convolution does; always for a linear layer."""
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        return True
+    if module.padding_mode != "zeros" or given.get("groups", 1) != module.groups:
+        return False
+    known = {"stride": 1, "padding": 0, "dilation": 1}
+    spatial = len(module.kernel_size)
+    return all(_each(given.get(name, usual), spatial) == _each(getattr(module, name), spatial) for name, usual in known.items())
+
+
+def _each(value: Any, spatial: int) -> Any:
+    """A number for each spatial axis; a name such as 'same' as it is."""
+    if isinstance(value, str):
+        return value
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return values * spatial if len(values) == 1 else values
+
+
+@contextmanager
+def layers_called(model: nn.Module) -> Iterator[None]:
+    """While inside, a function that is given a layer's own parameters calls the layer, so that hooks on the layer are called too.
+
+    Parameters
+    ----------
+    model
+        The network.
+
+    Examples
+    --------
+    >>> net, seen = nn.Sequential(nn.Linear(2, 3)), []
+    >>> handle = net[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    >>> with layers_called(net):
+    ...     value = F.linear(torch.ones(1, 2), net[0].weight, net[0].bias)
+    >>> seen
+    [torch.Size([1, 3])]
+    """
+    layers, running = FunctionalLayers(model), []
+    handles: list[Any] = []
+    for path, module in layers.layers.values():
+        handles += [
+            module.register_forward_pre_hook(lambda *_, path=path: running.append(path), prepend=True),
+            module.register_forward_hook(lambda *_, path=path: running.remove(path), always_call=True),
+        ]
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+            found = layers.called(func, args, kwargs or {})
+            if found is None or found[0] in running:
+                return func(*args, **(kwargs or {}))
+            return found[1](found[2])
+
+    try:
+        with Mode():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from channelscope.errors import FAILURES, MismatchError, first_line
 from channelscope.network.edits import edit, silence
 from channelscope.network.module_state import eval_mode, restored_attributes
+from channelscope.network.operations import layers_called
 from channelscope.network.removal.groups import Groups
 from channelscope.network.removal.labeled_graph import Layer
 from channelscope.network.tracing.recording import EXPONENT, coarsest, defined, distance
@@ -186,6 +187,7 @@ class _Watch:
             for layer in self.found.layers:
                 hook = self._hook(layer, offsets.get(layer.name))
                 stack.callback(self.model.get_submodule(layer.name).register_forward_hook(hook).remove)
+            stack.enter_context(layers_called(self.model))
             output = self.model(*inputs)
         self.seen = {name: torch.stack(calls) for name, calls in self.calls.items() if calls}
         return output

@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 from channelscope.errors import TracingError
 from channelscope.network import nest
 from channelscope.network.module_state import random_state, version
+from channelscope.network.operations import FunctionalLayers
 from channelscope.network.tracing.spelling import Aliases, Float, Int, Origin, Spelling, plain
 
 FORM = {"shape", "dtype", "device", "size", "numel", "nelement"}
@@ -61,6 +62,7 @@ class Recorder:
         for path, module in model.named_modules():
             self.paths.setdefault(id(module), path)
         self.named = {id(value): name for name, value in _held(model)}
+        self.layers = FunctionalLayers(model)
 
     def inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The arguments with each tensor copied and known as an input."""
@@ -125,6 +127,16 @@ class Recorder:
             return self.step(Spelling("call_module", path, args, kwargs), lambda: call(module, *plain(args), **plain(kwargs)))
         finally:
             self.stack.pop()
+
+    def layer(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[str, nn.Module, Tensor] | None:
+        """The layer that a call of a function carries out on the layer's own parameters, as its path, itself and its input.
+
+        None where there is no such layer, inside of its own forward pass, and where the layer has hooks, which the function leaves out.
+        """
+        found = self.layers.called(function, args, kwargs)
+        if found is None or found[0] in self.stack[-1] or not self.whole(found[1]):
+            return None
+        return None if found[1]._forward_hooks or found[1]._forward_pre_hooks else found
 
     def step(self, call: Spelling, run: Callable[[], Any], written: list[Tensor] | None = None) -> Any:
         """Run a call and record it; `written` are tensors that it may change in place."""

@@ -328,6 +328,10 @@ class _Functions(TorchFunctionMode):
             self.recorder.inside -= 1
 
     def _call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        layer = self.recorder.layer(func, args, kwargs)
+        if layer is not None:
+            path, module, value = layer
+            return self.recorder.module(path, module, lambda *_: func(*plain(args), **plain(kwargs)), (value,), {})
         call = ordinary(func, args, kwargs)
         if func.__name__ == "__deepcopy__":
             return self.recorder.step(Spelling("call_method", "clone", args[:1], {}), args[0].clone)
