@@ -396,7 +396,8 @@ def main() -> None:
             known = reasons()
             changes = [change for change in changes if not options.rooms or change.room in options.rooms]
             for change in changes:
-                if change.name not in trial.before or (options.again and not trial.before[change.name] and change.name not in known):
+                tried = change.name in known or change.name in trial.before
+                if not tried or (options.again and change.name not in known and not trial.before[change.name]):
                     trial.start(change)
             trial.finish()
             if lines is None:

@@ -304,5 +304,5 @@ def test_without_a_size_the_smallest_that_is_better_than_random_is_taken(file, c
     assert said
     (row,) = json.loads(printed.out)["tables"]["circuit"]
     assert row["asked"] == max(1, round(float(said[1]) * row["relevant"]))
-    assert run(*arguments, "--out", tmp_path / "b", "--criterion", "iterated_gate", "--live") == 0
-    assert "--keep 0.1: iterated_gate scores kernels for one size" in capsys.readouterr().err
+    assert run(*arguments, "--out", tmp_path / "b", "--criterion", "iterated_gate") == 0
+    assert "--keep 2: kernels, for which iterated_gate scored them" in capsys.readouterr().err, "no path is shorter than 2"

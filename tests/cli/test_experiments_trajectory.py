@@ -1,8 +1,8 @@
 """Trajectories as a user follows them, and what is refused."""
 
+import importlib
 import json
 import shutil
-import sys
 
 import pandas as pd
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from channelscope import tables
 from cli.commands import refused, run, small_network
 
-FOLLOW = sys.modules["channelscope.cli.experiments"]
+FOLLOW = importlib.import_module("channelscope.cli.experiments")
 SMALL = ("--images", "80", "--layers", "3")
 
 

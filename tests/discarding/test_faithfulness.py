@@ -130,7 +130,7 @@ def test_a_map_that_is_not_finite_is_refused_by_name():
 
 def test_the_curve_is_that_of_pixel_flipping_in_quantus():
     load_torchvision()  # quantus imports it
-    quantus = pytest.importorskip("quantus", reason="the extra quantus, an independent implementation")
+    quantus = pytest.importorskip("quantus", reason="the extra quantus, an independent implementation", exc_type=ImportError)
     draw = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from channelscope import zoo
+from channelscope.errors import InputError
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.blocks import blocks_of, left_out, vanished_blocks, without_blocks
 from channelscope.pruning.cut import cuts, shrink
@@ -58,7 +59,7 @@ def test_the_network_without_blocks_computes_their_shortcuts(resnet):
 def test_a_block_without_channels_is_left_out_by_shrink(resnet):
     kept = without(resnet, "layer1.2", "layer2.1")
     assert [block.name for block in vanished_blocks(resnet, resnet.kept(kept))] == ["layer1.2", "layer2.1"]
-    small = shrink(resnet, kept)
+    small = shrink(resnet, kept, blocks=True)
     expected = without_blocks(resnet, vanished_blocks(resnet, resnet.kept(kept)))
     images = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
@@ -67,9 +68,14 @@ def test_a_block_without_channels_is_left_out_by_shrink(resnet):
     assert [each["layer1.2.conv1"].any().item() for each in cuts(small)] == [False]
 
 
+def test_a_layer_without_channels_is_refused_where_blocks_were_not_asked_for(resnet):
+    with pytest.raises(InputError, match=r"keep at least one; with blocks=True the residual block layer1\.2 becomes its shortcut"):
+        shrink(resnet, without(resnet, "layer1.2"))
+
+
 def test_it_is_saved_and_loaded(resnet, tmp_path):
     kept = without(resnet, "layer3.1")
-    small = shrink(resnet, kept)
+    small = shrink(resnet, kept, blocks=True)
     again = load_pruned(save_pruned(small, resnet.graph.model, kept, tmp_path / "small"))
     images = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
@@ -80,7 +86,7 @@ def test_it_is_saved_and_loaded(resnet, tmp_path):
 def test_the_layers_behind_make_up_for_it(resnet):
     images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     kept = without(resnet, "layer1.1")
-    small = shrink(resnet, kept)
+    small = shrink(resnet, kept, blocks=True)
     with torch.no_grad():
         expected = resnet.graph.model(images)
         before = (small(images) - expected).square().mean()
@@ -93,7 +99,7 @@ def test_the_layers_behind_make_up_for_it(resnet):
 
 def test_peers_pass_over_what_was_left_out(resnet):
     kept = without(resnet, "layer1.1")
-    small = shrink(resnet, kept)
+    small = shrink(resnet, kept, blocks=True)
     assert repair(small, resnet, kept, [torch.randn(20, 1, 8, 8)], method="peers").method == "peers + batchnorm"
 
 

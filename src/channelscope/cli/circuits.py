@@ -10,7 +10,7 @@ from channelscope import storage, tables
 from channelscope.circuits import diagram_page, folder
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.comparison import COMPARED, COMPARED_FRACTIONS, compare_criteria, sample_features
-from channelscope.circuits.criteria import AUTO, USUAL_SIZE, CircuitOptions, criterion_named, with_signs
+from channelscope.circuits.criteria import AUTO, CircuitOptions, criterion_named, with_signs
 from channelscope.circuits.diagram_layout import lay_out
 from channelscope.circuits.evaluation import CURVE_FRACTIONS, HeldOutImages, choose_size, evaluate_circuit
 from channelscope.circuits.extraction import extract_module
@@ -124,13 +124,14 @@ def circuit(
 def sized(choice: CircuitOptions, scores: KernelScores, scored: HeldOutImages, seed: int) -> CircuitOptions:
     """The choice with a size: the smallest at which the circuit is better than random ones on the images it was scored on, and say so."""
     if criterion_named(choice.criterion).needs_size:
-        share, why = USUAL_SIZE, f"{choice.criterion} scores kernels for one size"
+        keep, why = str(choice.kernels(scores.feature)), f"kernels, for which {choice.criterion} scored them"
     else:
-        found = choose_size(choice, scores, scored, seed)
+        share = choose_size(choice, scores, scored, seed)
         better = "the smallest size at which the circuit is better than random ones on the images it was scored on"
-        share, why = (found, better) if found is not None else (max(CURVE_FRACTIONS), "at no size is the circuit better than random ones")
-    console.print(f"--keep {share:g}: {why}")
-    return replace(choice, keep=str(share))
+        keep = str(max(CURVE_FRACTIONS) if share is None else share)
+        why = "at no size is the circuit better than random ones" if share is None else better
+    console.print(f"--keep {keep}: {why}")
+    return replace(choice, keep=keep)
 
 
 def subcircuits(

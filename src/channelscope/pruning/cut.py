@@ -450,10 +450,8 @@ CUTS = "_channelscope_cuts"
 """Attribute of a smaller network that holds the subsets it was cut to."""
 
 
-def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None = None) -> nn.Module:
+def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None = None, *, blocks: bool = False) -> nn.Module:
     """A new, smaller network that has only the kept channels; `model` is not changed.
-
-    A residual block of whose own channels none is kept becomes its shortcut: its branch, a constant without them, is left out.
 
     Weights keep their type, device and requires_grad, modules their training mode. Before it is returned, every tensor of its
     (nested) output is compared with that of the silenced network, in float64, on noise and on calibration images if there are any.
@@ -467,6 +465,9 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
         The channels to keep, as `cut` gives them.
     calibration
         Batches of (images, …); images of the first batch are compared on too, labels are not used.
+    blocks
+        Whether a residual block of whose own channels none is kept becomes its shortcut. The branch, which is a constant without them,
+        is left out: the result is compared with the silenced network without that constant.
 
     Returns
     -------
@@ -476,7 +477,7 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
     Raises
     ------
     InputError
-        If a group is split or a channel cannot be removed, with the reason, or without the shape of its images.
+        If a group is split, a channel cannot be removed or a layer would have none, with the reason, or without the shape of its images.
     MismatchError
         If the subset is of another network, or the smaller network computes something else.
 
@@ -495,7 +496,7 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
     found = model if isinstance(model, Groups) else _groups_of(unwrapped(model), kept)
     original = found.graph.model
     keep = kept_ids(found, kept)
-    vanished = vanished_blocks(found, found.kept(kept))
+    vanished = vanished_blocks(found, found.kept(kept)) if blocks else []
     if vanished:
         inner = groups(without_blocks(found, vanished), found.example)
         small = shrink(inner, restricted(kept, inner), calibration)
@@ -504,7 +505,9 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
         return small
     for layer in found.layers:
         if not bool(keep[layer.outputs].any()):
-            raise InputError(f"shrink: the subset removes all {len(layer.outputs)} channels of {layer.name}: keep at least one")
+            raise InputError(
+                f"shrink: the subset removes all {len(layer.outputs)} channels of {layer.name}: keep at least one{_block_hint(found, kept)}"
+            )
     first = list(islice(calibration or (), 1))
     images = rechunked(first, found)[0] if first else None
     small, exact = _narrowed(original, found, keep, checked=False)
@@ -515,6 +518,12 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
         check_same(exact or small, kept, found, images)
     vars(small)[CUTS] = (*cuts(original), replace(kept, groups=None))
     return small
+
+
+def _block_hint(found: Groups, kept: Subset) -> str:
+    """What leaves out the residual blocks that lost all of their channels, if there are any."""
+    names = [block.name for block in vanished_blocks(found, found.kept(kept))]
+    return f"; with blocks=True the residual block {names[0]} becomes its shortcut" if names else ""
 
 
 def _groups_of(model: nn.Module, kept: Subset) -> Groups:

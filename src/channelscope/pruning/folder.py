@@ -256,7 +256,7 @@ def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module
         model = _build_original(recipe.factory, folder)
     small = model
     for kept in (*recipe.earlier[len(cuts(model)) :], recipe.kept):
-        small = shrink(small, kept).eval()
+        small = shrink(small, kept, blocks=True).eval()
     try:
         load_weights(small, folder / WEIGHTS)
     except WeightsError as error:

@@ -143,7 +143,7 @@ def prune(
         if choice not in made:
             made[choice] = _kept(ranking, found, budget, table, blocks, (allocation, closest))
         kept, report = made[choice]
-        small = shrink(found, kept, batches[:1]).eval()
+        small = shrink(found, kept, batches[:1], blocks=budget.blocks).eval()
         if budget.of == "macs" and not closest:
             _check_cost(small, found, budget.fraction)
         unrepaired = small if method == "none" else copy.deepcopy(small)

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from channelscope.network.removal.groups import groups
+from channelscope.network.removal.trial import labeled_graph
 from networks import NARROW, built
 from removals import assert_exact, drawn, graph_of
 
@@ -20,3 +23,19 @@ def test_groups_and_removal(name):
     assert graph.opaque == {}
     small = assert_exact(graph, drawn(graph))
     assert type(small) is type(model)
+
+
+class Bare(nn.Module):
+    """A weight that belongs to no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(F.linear(x, self.weight).relu())
+
+
+def test_rows_of_a_weight_without_a_layer_are_channels():
+    walk = labeled_graph(Bare().eval(), torch.ones(2, 4))
+    assert sorted(member for group in walk.groups for member in group) == [("weight", channel) for channel in range(5)]
