@@ -137,6 +137,7 @@ def test_channels_are_looked_at_where_their_readers_see_them():
 
 
 def test_channels_of_a_channels_last_layer_are_in_its_last_axis(monkeypatch):
+    torch.manual_seed(0)
     monkeypatch.setattr(pictures_module, "STEPS", 2)
     target = locate_feature(ChannelsLast().eval(), "wide:7", pictures(2, size=12))
     where = {spot.layer: spot.axis for spot in channel_locations(Circuit.full(target), target)}

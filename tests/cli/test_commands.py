@@ -206,7 +206,7 @@ def test_axes_shows_pictures_only_when_asked_and_takes_them_away_again(place, tm
     assert not list((out / "channel_pictures").iterdir())
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Images that drive channels" not in page
-    assert "data:image" not in page
+    assert 'src="data:image/svg+xml' not in page
 
 
 def test_missing_and_corrupt_weights(place, capsys, tmp_path):

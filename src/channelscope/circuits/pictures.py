@@ -559,7 +559,7 @@ def layer_sheet(rows: Mapping[int, Sequence[bytes]]) -> str:
         middle = row * step + CROP_PIXELS / 2
         parts.append(
             f'<text x="{GUTTER - 8}" y="{middle:g}" text-anchor="end" dominant-baseline="central" '
-            f'font-family="sans-serif" font-size="15" fill="#333">{channel}</text>'
+            f'font-family="sans-serif" font-size="16" fill="#333">{channel}</text>'
         )
         parts += [
             f'<image x="{GUTTER + column * step}" y="{row * step}" width="{CROP_PIXELS}" height="{CROP_PIXELS}" '

@@ -30,9 +30,10 @@ def test_a_drawing_for_each_layer_says_the_last_stages_numbers(tmp_path):
     found = picture_drawings(RunFolder.read(pictured(tmp_path, {"conv1": [1, 0], "layer1.0.conv1": [5]})))
     assert [each.title for each in found] == ["conv1", "layer1.0.conv1"]
     assert found[0].figure == tmp_path / "channel_pictures" / "conv1.svg"
-    assert found[0].caption.split("; ")[0].startswith("Channel 1: ")
-    assert "task information 0.1200 nats" in found[0].caption.split("; ")[0]
-    assert "input capture 0.250 nats" in found[0].caption.split("; ")[1]
+    assert found[0].caption == (
+        "Channel 1: task information 0.1200 nats, input capture 0.500 nats; channel 0: task information 0.1600 nats, "
+        "input capture 0.250 nats."
+    )
 
 
 def test_without_the_sheets_there_is_no_drawing(tmp_path):

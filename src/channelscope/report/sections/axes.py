@@ -271,12 +271,12 @@ def picture_drawings(run: RunFolder) -> list[Drawing]:
         path = run.folder / "channel_pictures" / f"{site}.svg"
         if path.is_file():
             numbers = [_pictured(run, site, int(channel)) for channel in where(frame, site=site)["channel"].unique()]
-            found.append(Drawing(f"channel_pictures_{site}", str(site), path, f"{'; '.join(numbers)}."))
+            found.append(Drawing(f"channel_pictures_{site}", str(site), path, f"{'; '.join(numbers).capitalize()}."))
     return found
 
 
 def _pictured(run: RunFolder, site: str, channel: int) -> str:
-    """A channel with the numbers of both axes that its table has."""
+    """A channel with what it says about the task and what it captures of its input."""
     channels = run.table("channels")
     rows = (
         []
@@ -286,10 +286,10 @@ def _pictured(run: RunFolder, site: str, channel: int) -> str:
     told = [
         f"{verdict.title(name)} {format_number(row[name], QUANTITIES[name].digits)} {QUANTITIES[name].unit}".rstrip()
         for row in rows
-        for name in reversed(HEADLINE)
+        for name in reversed(verdict.PAIRS[0])
         if name in row
     ]
-    return f"Channel {channel}: {', '.join(told)}" if told else f"Channel {channel}"
+    return f"channel {channel}: {', '.join(told)}" if told else f"channel {channel}"
 
 
 PICTURES = Section(
