@@ -1,6 +1,7 @@
 """Pictures: image patches of the largest activation, images optimized for a channel, and the sheet of groups."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -23,10 +24,14 @@ from channelscope.circuits.pictures import (
     channel_locations,
     contact_sheet,
     feature_visualizations,
+    layer_sheet,
+    strongest_images,
     top_patches,
 )
 from channelscope.circuits.selection import top_k
 from channelscope.circuits.subfeatures import top_images
+from channelscope.errors import SiteError
+from channelscope.network.sites import sites
 from pencil_circuits import LAST, NETWORKS, Planted, Polysemantic, causes, network, pictures
 
 GRAY = PixelNormalization((0.5,), (0.25,))
@@ -132,6 +137,7 @@ def test_channels_are_looked_at_where_their_readers_see_them():
 
 
 def test_channels_of_a_channels_last_layer_are_in_its_last_axis(monkeypatch):
+    torch.manual_seed(0)
     monkeypatch.setattr(pictures_module, "STEPS", 2)
     target = locate_feature(ChannelsLast().eval(), "wide:7", pictures(2, size=12))
     where = {spot.layer: spot.axis for spot in channel_locations(Circuit.full(target), target)}
@@ -235,3 +241,63 @@ def test_every_group_is_a_row_of_what_the_feature_sees():
         strength = [shown(row, column)[..., row].max() for column in range(min(MAX_IMAGES, members))]
         assert strength == sorted(strength, reverse=True)
     assert (pixels[:SIDE, :LABEL] < 255).any()
+
+
+def test_the_strongest_images_of_a_channel_are_known():
+    """Images 0 to 7 have a brighter pixel one after the other in the first color, 8 to 15 in the second."""
+    model, images = nn.Sequential(Two().a, nn.ReLU(), nn.Conv2d(2, 1, 1)).eval(), torch.cat([bright(8, 0), bright(8, 1)])
+    table, files = strongest_images(sites(model, images[:1]), {"0": [1, 0]}, images.split(5), COLOR)
+    assert table.columns.tolist() == ["site", "channel", "place", "image", "activation"]
+    assert table.channel.tolist() == [1] * 6 + [0] * 6
+    assert table.place.tolist() == [1, 2, 3, 4, 5, 6] * 2
+    assert table.image.tolist() == [15, 14, 13, 12, 11, 10, 7, 6, 5, 4, 3, 2]
+    assert table.activation.tolist() == pytest.approx([1.0, 0.875, 0.75, 0.625, 0.5, 0.375] * 2)
+    assert list(files) == ["0:1", "0:0"]
+    assert [len(each) for each in files.values()] == [PATCHES, PATCHES]
+    green, red = opened(files["0:1"][0]).mean((0, 1)), opened(files["0:0"][0]).mean((0, 1))
+    assert green[1] > 20 > green[0]
+    assert red[0] > 20 > red[1]
+
+
+def test_images_keep_the_index_that_their_batches_give_and_the_earlier_of_two_equal_ones_comes_first():
+    model, image = nn.Sequential(Two().a, nn.ReLU(), nn.Conv2d(2, 1, 1)).eval(), bright(2, 0)
+    batches = [{"image": image, "index": torch.tensor([40, 30])}, {"image": image, "index": torch.tensor([20, 10])}]
+    table, _ = strongest_images(sites(model, image[:1]), {"0": [0]}, batches, COLOR)
+    assert table.image.tolist() == [30, 10, 40, 20]
+
+
+def test_a_channel_that_is_the_same_everywhere_drives_no_image():
+    model, images = nn.Sequential(Two().a, nn.ReLU(), nn.Conv2d(2, 1, 1)).eval(), bright(4, 0)
+    table, files = strongest_images(sites(model, images[:1]), {"0": [1]}, [images], COLOR)
+    assert len(table) == 0
+    assert files == {"0:1": ()}
+
+
+def test_token_layers_show_whole_images():
+    model, images = (
+        nn.Sequential(nn.Flatten(2), nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(9, 2)).eval(),
+        torch.zeros(3, 3, 2, 2),
+    )
+    nn.init.zeros_(model[1].weight)
+    model[1].weight.data[2, 3] = 1.0
+    images[0, 1, 1, 1], images[2, 0, 1, 1] = 0.5, 1.0
+    table, files = strongest_images(sites(model, images[:1]), {"1": [2]}, [images], COLOR)
+    assert table.image.tolist() == [2, 0, 1]
+    assert table.activation.tolist() == [1.0, 0.5, 0.0]
+    first = opened(files["1:2"][0])
+    assert first[-8:, -8:, 0].min() > 150, "the lower right of four pixels is red"
+    assert first[:24].max() < 60, "the upper two are dark"
+
+
+def test_pictures_of_a_layer_that_is_not_there_are_refused():
+    model = nn.Sequential(Two().a, nn.ReLU(), nn.Conv2d(2, 1, 1)).eval()
+    with pytest.raises(SiteError, match="no site is called 7; there are: 0"):
+        strongest_images(sites(model, bright(1, 0)), {"7": [0]}, [bright(1, 0)], COLOR)
+
+
+def test_a_sheet_has_a_row_for_each_channel_and_stays_inside_its_box():
+    sheet = layer_sheet({511: [b"a"] * PATCHES, 3: [], 8: [b"b"]})
+    assert 'viewBox="0 0 448 200"' in sheet
+    assert re.findall(r">(\d+)</text>", sheet) == ["511", "3", "8"]
+    assert re.findall(r'<image x="(\d+)" y="(\d+)"', sheet) == [(str(44 + 68 * n), "0") for n in range(6)] + [("44", "136")]
+    assert sheet.endswith("</svg>")

@@ -186,6 +186,29 @@ def test_axes_writes_a_report_that_report_writes_again(place, capsys):
     assert (out / "report.html").read_bytes() == first
 
 
+def test_axes_shows_pictures_only_when_asked_and_takes_them_away_again(place, tmp_path):
+    out = tmp_path / "axes"
+    call = ("axes", "resnet20", "--weights", place / "net.safetensors", "--images", "120", "--out", out, "--profile", place / "net.profile")
+    assert run(*call) == 0
+    assert not (out / "channel_pictures").exists()
+    assert not (out / "channel_pictures.csv").exists()
+    assert run(*call, "--pictures") == 0
+    channels, shown = tables.read(out / "channels.csv"), tables.read(out / "channel_pictures.csv")
+    for site, layer in channels.groupby("site"):
+        assert shown[shown.site == site].channel.unique().tolist() == layer.nlargest(3, "relevance").channel.tolist()
+    assert (shown.groupby(["site", "channel"]).size() == 6).all()
+    assert sorted(path.stem for path in (out / "channel_pictures").iterdir()) == sorted(channels.site.unique())
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Images that drive channels" in page
+    assert page.count('src="data:image/svg+xml') == channels.site.nunique()
+    assert run(*call) == 0
+    assert len(tables.read(out / "channel_pictures.csv")) == 0
+    assert not list((out / "channel_pictures").iterdir())
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Images that drive channels" not in page
+    assert 'src="data:image/svg+xml' not in page
+
+
 def test_missing_and_corrupt_weights(place, capsys, tmp_path):
     out = tmp_path / "x.profile"
     assert "found nothing there" in refused(capsys, "profile", "resnet20", "--out", out, "--weights", tmp_path / "none.safetensors")

@@ -1,10 +1,13 @@
 """Pictures of channels: the image patches with the largest activation, or images optimized for it."""
 
 import io
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -12,10 +15,16 @@ from torch import Tensor
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.feature import LocatedFeature
 from channelscope.circuits.subfeatures import TopImages
+from channelscope.data.batches import indexed_batches, on_device_of
 from channelscope.network.channel_graph import KernelEdges
+from channelscope.network.graph import Graph
+from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
 from channelscope.network.patches import ReceptiveField, receptive_fields
-from channelscope.network.sites import sites_of
+from channelscope.network.sites import Sites, sites_of
+from channelscope.site import Site
+from channelscope.tables.frame import fill
+from channelscope.tables.quantities import Column, Schema
 from channelscope.types import Bool, Float, Int
 
 PATCHES, TOGETHER = 6, 1000
@@ -219,9 +228,14 @@ def crop(image: Tensor, location: ChannelLocation, place: int, feature: LocatedF
     ----------
     Hamblin, Konkle, Alvarez 2022 (diagram: top image patches, cropped to the receptive field).
     """
+    return _seen(image, location, place, feature.graph, normalization)
+
+
+def _seen(image: Tensor, location: ChannelLocation, place: int, graph: Graph, normalization: PixelNormalization) -> Image.Image:
+    """What a position of a layer sees of an image."""
     if location.field is None:
         return normalization.shown(image)
-    columns, (height, width) = feature.graph.shapes[location.step][3], image.shape[1:]
+    columns, (height, width) = graph.shapes[location.step][3], image.shape[1:]
     top, bottom = location.field[0].pixels(place // columns, height)
     left, right = location.field[1].pixels(place % columns, width)
     return normalization.shown(image[:, top:bottom, left:right])
@@ -230,11 +244,14 @@ def crop(image: Tensor, location: ChannelLocation, place: int, feature: LocatedF
 def _coded(picture: Image.Image) -> bytes:
     """A square picture in few bytes, for a large circuit has thousands."""
     file = io.BytesIO()
-    side = picture.resize(
-        (CROP_PIXELS, CROP_PIXELS), Image.Resampling.BICUBIC if max(picture.size) > CROP_PIXELS else Image.Resampling.NEAREST
-    )
-    side.convert("RGB").save(file, "webp", quality=QUALITY)
+    _square(picture).save(file, "webp", quality=QUALITY)
     return file.getvalue()
+
+
+def _square(picture: Image.Image) -> Image.Image:
+    """A picture of the side that all have; pixels of a small one stay sharp."""
+    how = Image.Resampling.BICUBIC if max(picture.size) > CROP_PIXELS else Image.Resampling.NEAREST
+    return picture.resize((CROP_PIXELS, CROP_PIXELS), how).convert("RGB")
 
 
 def feature_visualizations(
@@ -387,3 +404,166 @@ def contact_sheet(
             how = Image.Resampling.BICUBIC if max(patch.size) > SIDE else Image.Resampling.NEAREST
             page.paste(patch.resize((SIDE, SIDE), how), (LABEL + column * (SIDE + GAP), top))
     return page
+
+
+CHANNEL_PICTURES = Schema(
+    "channel_pictures",
+    "site channel",
+    {
+        "place": Column.count("1 for the image with the channel's largest activation, 2 for the next", ""),
+        "image": Column.count("index of the image in its data set", ""),
+        "activation": Column(meaning="largest activation of the channel in the image, over all positions", source="this library"),
+    },
+)
+"""Images that drive a channel most, a row each."""
+
+GUTTER, BETWEEN = 44, 4
+"""Pixels of what stands before a row of a layer's sheet, and between its pictures."""
+
+
+@dataclass
+class _Strongest:
+    """The images so far with a channel's largest activations."""
+
+    found: list[tuple[float, int, Image.Image]] = field(default_factory=list)
+    """activation, index of the image, and what was seen; the largest first, of equal ones the earlier"""
+    least: float = float("inf")
+    """smallest maximum of all images; the largest of a channel that is the same everywhere"""
+
+    def beaten(self, value: float) -> bool:
+        """Whether an activation belongs to the largest."""
+        return len(self.found) < PATCHES or value > self.found[-1][0]
+
+    def add(self, value: float, image: int, picture: Image.Image) -> None:
+        """Keep an image in the place of the weakest."""
+        self.found = sorted([*self.found, (value, image, picture)], key=lambda each: -each[0])[:PATCHES]
+
+    @property
+    def kept(self) -> list[tuple[float, int, Image.Image]]:
+        """The images; none for a channel that is the same everywhere."""
+        return self.found if self.found and self.found[0][0] > self.least else []
+
+
+@torch.no_grad()
+def strongest_images(
+    found: Sites, channels: Mapping[str, Sequence[int]], images: Iterable, normalization: PixelNormalization
+) -> tuple[pd.DataFrame, Pictures]:
+    """For channels of any layers, the images with their largest activations in the whole network, and what the channels see there.
+
+    Parameters
+    ----------
+    found
+        Layers of the traced network.
+    channels
+        Layer → channels that are wanted.
+    images
+        Batches of images, read once; no more than six patches of a channel are kept in memory.
+    normalization
+        How pixels were normalized.
+
+    Returns
+    -------
+    tuple
+        Table `channel_pictures` with up to six rows for each channel, the largest activation first, of images with equal ones the
+        earlier; and `layer:channel` → WebP files in the same order. A channel that is the same everywhere has none.
+
+    Raises
+    ------
+    SiteError
+        For a layer that is no site.
+
+    Examples
+    --------
+    >>> from channelscope.network.sites import sites
+    >>> model, images = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(2, 2, 1)), torch.zeros(3, 1, 2, 2)
+    >>> _ = torch.nn.init.ones_(model[0].weight)
+    >>> images[2, 0, 1, 0], images[1, 0, 0, 0] = 9.0, 5.0
+    >>> table, files = strongest_images(sites(model, images), {"0": [1]}, [images], PixelNormalization((0.0,), (1.0,)))
+    >>> table.image.tolist(), len(files["0:1"])
+    ([2, 1, 0], 3)
+
+    References
+    ----------
+    Zeiler & Fergus 2014 (images with the largest activations, cropped to the receptive field).
+    """
+    where = [(found[name], location) for name, location in _locations(found, channels).items()]
+    best = {(site.name, channel): _Strongest() for site, location in where for channel in location.channels}
+    graph, maxima = found.graph, {}
+
+    def note(site: Site, location: ChannelLocation, maps: Tensor) -> None:
+        own = maps.unflatten(0, (-1, site.windows)).movedim(location.axis + 2, 1)[:, list(location.channels)]
+        maxima[site.name] = [part.cpu() for part in own.flatten(2).max(2)]
+
+    hooks = {location.step: partial(note, site, location) for site, location in where}
+    with eval_mode(graph.model):
+        for batch, _, index in indexed_batches(images, labels=False):
+            maxima.clear()
+            graph.run(on_device_of(batch, graph.model), hooks=hooks)
+            for site, location in where:
+                for row, channel in enumerate(location.channels):
+                    values, places = (part[:, row] for part in maxima[site.name])
+                    strongest = best[site.name, channel]
+                    strongest.least = min(strongest.least, float(values.min()))
+                    for image in values.argsort(descending=True, stable=True)[:PATCHES].tolist():
+                        if strongest.beaten(float(values[image])):
+                            seen = _seen(batch[image], location, int(places[image]), graph, normalization)
+                            strongest.add(float(values[image]), int(index[image]), _square(seen))
+    rows = [
+        {"site": site, "channel": channel, "place": place, "image": image, "activation": value}
+        for (site, channel), strongest in best.items()
+        for place, (value, image, _) in enumerate(strongest.kept, 1)
+    ]
+    files = {f"{site}:{channel}": tuple(_coded(picture) for *_, picture in each.kept) for (site, channel), each in best.items()}
+    return fill(CHANNEL_PICTURES, rows), files
+
+
+def _locations(found: Sites, channels: Mapping[str, Sequence[int]]) -> dict[str, ChannelLocation]:
+    """Where channels of some layers are read: behind normalization and activation."""
+    seen: dict[str, ReceptiveField | None] = {}
+    for site in sorted((found[name] for name in channels), key=lambda each: -each.depth):
+        if site.activation not in seen:
+            seen |= receptive_fields(found.graph, site.activation)
+    return {
+        name: ChannelLocation(name, site.activation, tuple(wanted), site.channel_axis, seen[site.activation])
+        for name, wanted in channels.items()
+        for site in (found[name],)
+    }
+
+
+def layer_sheet(rows: Mapping[int, Sequence[bytes]]) -> str:
+    """An SVG with a row for each channel of a layer: its number, and the pictures beside it.
+
+    Parameters
+    ----------
+    rows
+        Channel → WebP files.
+
+    Returns
+    -------
+    str
+        SVG that holds the files; as wide as six pictures, however many there are.
+
+    Examples
+    --------
+    >>> layer_sheet({5: [b"", b""]}).count("<image ")
+    2
+
+    References
+    ----------
+    Zeiler & Fergus 2014 (a row of patches for each channel).
+    """
+    step = CROP_PIXELS + BETWEEN
+    width, height = GUTTER + PATCHES * step - BETWEEN, len(rows) * step - BETWEEN
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">']
+    for row, (channel, files) in enumerate(rows.items()):
+        middle = row * step + CROP_PIXELS / 2
+        parts.append(
+            f'<text x="{GUTTER - 8}" y="{middle:g}" text-anchor="end" dominant-baseline="central" '
+            f'font-family="sans-serif" font-size="16" fill="#333">{channel}</text>'
+        )
+        parts += [
+            f'<image x="{GUTTER + column * step}" y="{row * step}" width="{CROP_PIXELS}" height="{CROP_PIXELS}" '
+            f'href="data:image/webp;base64,{b64encode(file).decode()}"/>'
+            for column, file in enumerate(files)
+        ]
+    return "\n".join([*parts, "</svg>"])

@@ -12,11 +12,13 @@ from torch import distributed, nn
 
 from channelscope import scores as scoring
 from channelscope import tables, zoo
+from channelscope.circuits.pictures import CHANNEL_PICTURES, PixelNormalization, layer_sheet, strongest_images
 from channelscope.cli.call import (
     NetworkOptions,
     ProfileOptions,
     ScoreFlags,
     announce_network,
+    batch_count,
     current_call,
     file_at,
     finish_run,
@@ -34,15 +36,17 @@ from channelscope.evaluation import evaluate
 from channelscope.experiments.axes import axis_alignment as alignment
 from channelscope.experiments.axes import axis_clusters as groupings
 from channelscope.experiments.axes import task_mass
-from channelscope.network.module_state import weights_hash
+from channelscope.network.module_state import weights_hash, zero_batch
+from channelscope.network.sites import sites
 from channelscope.profiling.collect import collect, rank_batches, sum_on_rank_zero
 from channelscope.profiling.collect import save as save_profile
-from channelscope.progress import Logger, console, logging_to
+from channelscope.progress import Logger, console, logging_to, track
 from channelscope.report import verdict
 from channelscope.scores.score import ScoreOptions as Shared
 from channelscope.scores.score_table import assumption
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import Tally
+from channelscope.storage import atomic_file
 from channelscope.zoo.training import Precision
 from channelscope.zoo.training_run import FEW, LOG
 
@@ -238,6 +242,7 @@ def axes(
     convention: ScoreFlags,
     out: Path = Path("runs/axes"),
     profile: Path | None = None,
+    pictures: bool = False,
 ) -> None:
     """Measure both axes of every channel, test their alignment layer by layer, and write a report.
 
@@ -255,6 +260,8 @@ def axes(
         Folder for the tables and report.html.
     profile
         A profile collected before, instead of a new pass.
+    pictures
+        Show the calibration images that drive the channels with the most task information; whoever has the report then sees them.
     """
     run = open_run(out)
     model, images = load_network(network, source)
@@ -266,7 +273,34 @@ def axes(
     frames = stacked({network.stage: found}, convention)
     facts = axes_facts(found, images, convention, f"Two axes of {network.title}", [network.stage])
     console.print(verdict.answer(frames["alignment_mean"], facts))
+    frames |= channel_pictures(out, model, images, frames["channels"] if pictures else None)
     finish_run(run, frames, facts | network.origin)
+
+
+PICTURED = 3
+"""Channels of each layer that are shown in pictures."""
+
+
+def channel_pictures(out: Path, model: nn.Module, images: ImageSplits, channels: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
+    """The images that drive the channels with the most task information: their table, and a sheet for each layer in the folder.
+
+    Without channels, those that an earlier call left are taken away.
+    """
+    folder = out / CHANNEL_PICTURES.name
+    for left in folder.glob("*.svg"):
+        left.unlink()
+    if channels is None:
+        return {CHANNEL_PICTURES.name: tables.fill(CHANNEL_PICTURES, [])} if (out / f"{CHANNEL_PICTURES.name}.csv").exists() else {}
+    ordered = channels.sort_values("relevance", ascending=False, kind="stable", na_position="last")
+    wanted = {str(site): ordered.loc[ordered["site"] == site, "channel"].head(PICTURED).tolist() for site in channels["site"].unique()}
+    batches = track(images.calibration, "pictures of channels", batch_count(images.calibration))
+    found = sites(model, zero_batch(model, images.image_shape))
+    frame, files = strongest_images(found, wanted, batches, PixelNormalization(*images.normalization))
+    folder.mkdir(parents=True, exist_ok=True)
+    for site, numbers in wanted.items():
+        with atomic_file(folder / f"{site}.svg") as half:
+            half.write_text(layer_sheet({number: files[f"{site}:{number}"] for number in numbers}), encoding="utf-8")
+    return {CHANNEL_PICTURES.name: frame}
 
 
 def stacked(stages: Mapping[str, Profile], convention: ScoreFlags) -> dict[str, pd.DataFrame]:

@@ -29,6 +29,9 @@ SCRIPTS = ("data.js", "pins.js", "plot.js", "map.js", "table.js", "main.js")
 MOST_ROWS = 20_000
 """longest table in the page that no chart needs"""
 
+MOST_OPEN = 6
+"""pictures of a section that are not folded away"""
+
 SPOKEN_FOR = ("alignment", "by_depth")
 """sections whose answer is in the heading where the alignment of the axes was measured"""
 
@@ -126,6 +129,7 @@ def render(run: RunFolder, plotly: str) -> str:
         unsure=any(bar["left"] is None for card in cards for bar in card["bars"]),
         network=verdict.network(facts),
         has_channels=channels is not None,
+        most_open=MOST_OPEN,
         parts=[part | {"sentences": part["sentences"][alone:]} for part in shown_parts],
         undefined=verdict.undefined(channels),
         refused=verdict.refused(channels),

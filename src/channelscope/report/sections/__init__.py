@@ -18,7 +18,7 @@ To add one (ten lines of code; `CHANNEL_SUMMARY` in sections/runs.py is a short 
 """
 
 from channelscope.report.section import Section
-from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, DEPTH, GRADIENTS, MASS, TRAJECTORY
+from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, DEPTH, GRADIENTS, MASS, PICTURES, TRAJECTORY
 from channelscope.report.sections.circuits import CIRCUIT, COMPARISON, SUBCIRCUITS
 from channelscope.report.sections.discarding import DISCARDED, FAITHFUL
 from channelscope.report.sections.experiments import ABLATION, COMMUNITIES, HULLS, PROPAGATION
@@ -33,6 +33,7 @@ SECTIONS: tuple[Section, ...] = (
     DEPTH,
     CLUSTERS,
     MASS,
+    PICTURES,
     ABLATION,
     HULLS,
     COMMUNITIES,
@@ -60,9 +61,9 @@ def sections(run: RunFolder) -> list[Section]:
     --------
     >>> from pathlib import Path
     >>> import pandas as pd
-    >>> frames = {"notes": pd.DataFrame({"a": [1]}), "communities": pd.DataFrame({"a": [1]})}
+    >>> frames = {"remarks": pd.DataFrame({"a": [1]}), "communities": pd.DataFrame({"a": [1]})}
     >>> [each.title for each in sections(RunFolder(Path(), {}, frames))]
-    ['Communities', 'Notes']
+    ['Communities', 'Remarks']
     """
     claimed = {name for each in SECTIONS for name in (each.table, *each.more)} | OWN
     rest = [Section(name, name.replace("_", " ").capitalize(), "") for name in run.tables if name not in claimed]

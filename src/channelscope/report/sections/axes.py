@@ -8,7 +8,7 @@ import pandas as pd
 
 from channelscope import tables
 from channelscope.report import verdict
-from channelscope.report.section import Chart, Section
+from channelscope.report.section import Chart, Drawing, Section
 from channelscope.tables.frame import format_interval, format_number
 from channelscope.tables.quantities import HEADLINE, QUANTITIES, Column
 from channelscope.tables.run_folder import RunFolder, where
@@ -253,6 +253,51 @@ MASS = Section(
     ),
     lambda run: mass_sentences(run.table("task_mass"), run.facts),
     value="duplicate_share",
+)
+
+
+def picture_drawings(run: RunFolder) -> list[Drawing]:
+    """A sheet for each layer: a row of images for each of its channels, whose numbers stand below.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> picture_drawings(RunFolder(Path(), {}, {}))
+    []
+    """
+    frame = run.table("channel_pictures")
+    found = []
+    for site in [] if frame is None else frame["site"].unique():
+        path = run.folder / "channel_pictures" / f"{site}.svg"
+        if path.is_file():
+            numbers = [_pictured(run, site, int(channel)) for channel in where(frame, site=site)["channel"].unique()]
+            found.append(Drawing(f"channel_pictures_{site}", str(site), path, f"{'; '.join(numbers).capitalize()}."))
+    return found
+
+
+def _pictured(run: RunFolder, site: str, channel: int) -> str:
+    """A channel with what it says about the task and what it captures of its input."""
+    channels = run.table("channels")
+    rows = (
+        []
+        if channels is None
+        else where(channels, stage=run.stages[-1] if run.stages else "", site=site, channel=channel).to_dict("records")
+    )
+    told = [
+        f"{verdict.title(name)} {format_number(row[name], QUANTITIES[name].digits)} {QUANTITIES[name].unit}".rstrip()
+        for row in rows
+        for name in reversed(verdict.PAIRS[0])
+        if name in row
+    ]
+    return f"channel {channel}: {', '.join(told)}" if told else f"channel {channel}"
+
+
+PICTURES = Section(
+    "channel_pictures",
+    "Images that drive channels",
+    "Which calibration images drive the channels with the most task information in each layer? A row is a channel, with its number before "
+    "the images of its largest activations: the largest first, each cropped to what the channel sees where it is largest.",
+    drawings=picture_drawings,
 )
 
 
