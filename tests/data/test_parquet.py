@@ -269,3 +269,11 @@ def test_a_cell_that_holds_no_bytes_is_named(tmp_path):
     part = parquet_or_hub(str(odd_files.parquet(tmp_path / "set", images="struct of text"))).parts[0]
     with pytest.raises(DataError, match=r"train row 3, column image: expected the bytes of an encoded picture, received a str"):
         part.read(3)
+
+
+def test_a_picture_without_bytes_is_read_from_its_path(tmp_path):
+    (tmp_path / "one.png").write_bytes(encoded(picture(1)))
+    cells = pa.StructArray.from_arrays([pa.array([str(tmp_path / "one.png")]), pa.array([None], pa.binary())], ["path", "bytes"])
+    pq.write_table(pa.table({"image": cells, "label": [0]}), tmp_path / "train.parquet")
+    (part,) = parquet_or_hub(str(tmp_path)).parts
+    assert np.array_equal(pixels(part, 0), picture(1).transpose(2, 0, 1))

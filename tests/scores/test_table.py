@@ -105,6 +105,21 @@ def test_copies_have_full_support_and_add_nothing_to_each_other():
     assert float(layer.pair_information[1, 4]) == pytest.approx(float(layer.task_information[1]), abs=1e-5)
 
 
+def test_another_ridge_gives_another_support():
+    toy = toys.suppressor_pair()
+    given = collect(toy.model, toy.batches)
+    site = given.site("conv")
+    layer = LayerStatistics(given, site, given.record(site), scores.ScoreOptions())
+    matrix, ridge = layer.correlation.double().numpy(), 0.5
+    expected = []
+    for channel in range(3):
+        peers = [other for other in range(3) if other != channel]
+        inner, across = matrix[np.ix_(peers, peers)], matrix[peers, channel]
+        weights = np.linalg.solve(inner + ridge * np.eye(2), across)
+        expected.append(weights @ across)
+    np.testing.assert_allclose(scores.support(given, ridge=ridge)["conv"], expected, atol=1e-6)
+
+
 def test_indexing_channels_commutes_with_measuring():
     whole = profile().record("0").preactivation
     some = torch.tensor([5, 0, 3])

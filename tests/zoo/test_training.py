@@ -470,3 +470,11 @@ def test_the_bar_goes_on_by_the_images_of_each_step():
     line.advance(2, 10, 0.5, 10)
     line.advance(2, 30, 0.5, 20)
     assert Bar.seen == [(7, 40, None), (7, 50, "20 images/s"), (7, 70, "60 images/s")]
+
+
+def test_the_training_accuracy_is_that_of_the_images_as_they_were_seen(images, tmp_path):
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    history = train(model, images, tmp_path, Schedule(epochs=1, lr=1e-9, batch_size=16, pad=0, flip=False), progress=False)
+    loss, accuracy = loss_and_accuracy(model, images.train)
+    assert history.epochs[-1].train_accuracy == pytest.approx(accuracy)
+    assert history.epochs[-1].train_loss == pytest.approx(loss, abs=1e-5)
