@@ -30,7 +30,7 @@ from channelscope.pruning.repair import repair
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 FIT, JUDGE = slice(0, 200), slice(200, 450)
-POWER = 1.5
+POWER = 3.0
 """Divergence per multiply-add is taken to grow with this power of the number of channels of a kind that are gone."""
 MOST_FURTHER = 1.5
 """Largest factor by which more channels of a kind go than in the trial cuts."""
