@@ -183,3 +183,11 @@ def test_lists_and_mappings_of_twelve_entries_are_printed_whole():
     named = ", ".join(f"k{n} {n}" for n in range(12))
     assert _short({f"k{n}": n for n in range(12)}) == named
     assert _short({f"k{n}": n for n in range(13)}) == f"{named}, … (13 in all)"
+
+
+def test_one_channel_is_summed_up_on_a_page(place, tmp_path, capsys):
+    given = (f"{place / 'net.py'}:Two", "-w", place / "net.safetensors", "--images", "60", "-q")
+    assert run("axes", *given, "--out", tmp_path / "axes") == 0
+    assert run("explain", "0:1", tmp_path / "axes", "--out", tmp_path / "why") == 0
+    assert "<title>Why 0:1?" in (tmp_path / "why" / "report.html").read_text(encoding="utf-8")
+    assert "0:1" in tables.read(tmp_path / "why" / "explanation.csv")["sentence"].iloc[0]

@@ -296,7 +296,6 @@ def channel_pictures(out: Path, model: nn.Module, images: ImageSplits, channels:
     batches = track(images.calibration, "pictures of channels", batch_count(images.calibration))
     found = sites(model, zero_batch(model, images.image_shape))
     frame, files = strongest_images(found, wanted, batches, PixelNormalization(*images.normalization))
-    folder.mkdir(parents=True, exist_ok=True)
     for site, numbers in wanted.items():
         with atomic_file(folder / f"{site}.svg") as half:
             half.write_text(layer_sheet({number: files[f"{site}:{number}"] for number in numbers}), encoding="utf-8")

@@ -531,20 +531,3 @@ def test_a_convolution_with_kernels_of_its_own_for_each_image_keeps_its_channels
     grouping = groups(net, torch.randn(2, 3, 6, 6))
     assert [group.members[0][0] for group in grouping.members] == ["0"] * 3 + ["2.route"] * 2
     assert "the weights of conv2d() in 2 depend on the image" in grouping.unprunable["2.first"]
-
-
-def test_a_buffer_of_integers_along_the_channels_keeps_them():
-    class Shifted(nn.Module):
-        def __init__(self, kind):
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(16, 2)
-            self.register_buffer("shift", torch.arange(4, dtype=kind).view(4, 1, 1))
-
-        def forward(self, x):
-            return self.head((self.conv(x) + self.shift).relu().flatten(1))
-
-    assert len(groups(Shifted(torch.float32).eval(), torch.randn(1, 3, 2, 2))) == 4
-    assert (
-        "add() combines it with something that cannot be removed"
-        in groups(Shifted(torch.int64).eval(), torch.randn(1, 3, 2, 2)).unprunable["conv"]
-    )

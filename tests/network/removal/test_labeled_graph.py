@@ -39,3 +39,20 @@ class Bare(nn.Module):
 def test_rows_of_a_weight_without_a_layer_are_channels():
     walk = labeled_graph(Bare().eval(), torch.ones(2, 4))
     assert sorted(member for group in walk.groups for member in group) == [("weight", channel) for channel in range(5)]
+
+
+def test_a_buffer_of_integers_along_the_channels_keeps_them():
+    class Shifted(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(16, 2)
+            self.register_buffer("shift", torch.arange(4, dtype=kind).view(4, 1, 1))
+
+        def forward(self, x):
+            return self.head((self.conv(x) + self.shift).relu().flatten(1))
+
+    assert len(groups(Shifted(torch.float32).eval(), torch.randn(1, 3, 2, 2))) == 4
+    assert (
+        "add() combines it with something that cannot be removed"
+        in groups(Shifted(torch.int64).eval(), torch.randn(1, 3, 2, 2)).unprunable["conv"]
+    )
