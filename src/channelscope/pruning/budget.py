@@ -147,7 +147,7 @@ def cut_to_latency(
         raise BudgetError(
             f"latency: {budget.fraction:g} of {1000 * table.total / whole:.3g} ms cannot be met by removing channels; the smallest "
             f"that can is {best[1].measured:.3f} (closest=True or --closest takes it, blocks=True or --blocks leaves out blocks too): of "
-            f" what is then left, {longest}"
+            f"what is then left, {longest}"
         )
     return best
 
