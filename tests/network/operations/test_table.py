@@ -199,5 +199,5 @@ def test_the_page_runs_and_names_every_entry(capsys):
 
 @pytest.mark.parametrize("act", [unregister, spell])
 def test_a_misspelled_entry_is_refused(act):
-    with pytest.raises(InputError, match="no operation is called 'convolutio'; near matches: convolution"):
+    with pytest.raises(InputError, match="no operation is called convolutio; near matches: convolution"):
         act("convolutio")

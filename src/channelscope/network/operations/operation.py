@@ -5,12 +5,11 @@ A spelling (a module type, a function, a method) leads to one entry. What has no
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, fx, nn
 
-from channelscope.errors import InputError
+from channelscope.errors import InputError, no_such
 
 if TYPE_CHECKING:
     from channelscope.network.operations.step import Call, Step
@@ -272,7 +271,7 @@ def unregister(name: str) -> None:
     True
     """
     if name not in TABLE:
-        raise InputError(f"no operation is called '{name}'; near matches: {', '.join(get_close_matches(name, TABLE)) or 'none'}")
+        raise InputError(no_such("operation", name, TABLE))
     del TABLE[name]
     _spell_out()
 
@@ -294,7 +293,7 @@ def spell(name: str, modules: Iterable[type[nn.Module]] = (), functions: Iterabl
     (True, None)
     """
     if name not in TABLE:
-        raise InputError(f"no operation is called '{name}'; near matches: {', '.join(get_close_matches(name, TABLE)) or 'none'}")
+        raise InputError(no_such("operation", name, TABLE))
     entry = TABLE[name]
     return register(replace(entry, modules=(*entry.modules, *modules), functions=entry.functions | set(functions)))
 
