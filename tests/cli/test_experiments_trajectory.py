@@ -97,3 +97,8 @@ class TestRefused:
         said = refused(capsys, "trajectory", trained[0], "--images", "12", "--out", tmp_path / "out")
         assert "12 images are too few" in said
         assert "at epoch 0 of seed0" in said
+
+
+def test_fewer_than_one_layer_is_refused_before_anything_is_read(capsys, tmp_path):
+    assert run("trajectory", tmp_path / "nothing", "--layers", "0", "--out", tmp_path / "t") == 2
+    assert "expected --layers of at least 1, received 0" in capsys.readouterr().err

@@ -66,7 +66,6 @@ def tried(world: World, count: int, first: int) -> tuple[Counter, dict[str, Case
     return counts, wrong
 
 
-@pytest.mark.slow
 def test_two_hundred_random_command_lines_work_or_are_refused_in_one_sentence(whole):
     counts, wrong = tried(whole, 200, 0)
     assert not wrong

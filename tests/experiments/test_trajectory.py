@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from channelscope import data
-from channelscope.errors import SampleError
+from channelscope.errors import InputError, SampleError
 from channelscope.experiments.axes import axis_alignment
 from channelscope.experiments.communities import GAP, find_communities
 from channelscope.experiments.hulls import HullOptions, replacement_sets
@@ -150,3 +150,8 @@ def test_the_place_is_named_where_images_are_too_few():
     profile = collect(small(0), data.read_images("digits").calibration.take(10), shards=0)
     with pytest.raises(SampleError, match=r"at epoch 3 of x, .*10 images are too few"):
         training_trajectory([("x", 3, profile)])
+
+
+def test_fewer_than_one_site_is_refused():
+    with pytest.raises(InputError, match="layers: expected at least 1, received -3"):
+        spaced_sites((), -3)

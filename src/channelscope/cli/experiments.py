@@ -288,6 +288,7 @@ def trajectory(
     device
         Where it runs: cpu, cuda, cuda:1, …; auto is cuda where there is one, else cpu.
     """
+    at_least(1, layers=layers)
     histories = [History.read(run) for run in runs]
     source = _image_source(histories, images, seed)
     pairs = zip(names(runs), histories, strict=True)

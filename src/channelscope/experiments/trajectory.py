@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 
-from channelscope.errors import SampleError, at
+from channelscope.errors import InputError, SampleError, at
 from channelscope.experiments.communities import pair_matrices
 from channelscope.experiments.hulls import HullOptions
 from channelscope.formulas.clustering import communities
@@ -144,6 +144,11 @@ def spaced_sites(sites: tuple[Site, ...], layers: int | None) -> list[Site]:
     list[Site]
         At most `layers` sites, in execution order.
 
+    Raises
+    ------
+    InputError
+        For fewer than one.
+
     Examples
     --------
     >>> from channelscope import collect, zoo
@@ -151,6 +156,8 @@ def spaced_sites(sites: tuple[Site, ...], layers: int | None) -> list[Site]:
     >>> [site.name for site in spaced_sites(collect(toy.model, toy.batches).sites, 2)]
     ['stem', 'outer']
     """
+    if layers is not None and layers < 1:
+        raise InputError(f"layers: expected at least 1, received {layers}")
     if layers is None or layers >= len(sites):
         return list(sites)
     return [sites[place] for place in np.linspace(0, len(sites) - 1, layers).round().astype(int)]
