@@ -191,3 +191,11 @@ def test_one_channel_is_summed_up_on_a_page(place, tmp_path, capsys):
     assert run("explain", "0:1", tmp_path / "axes", "--out", tmp_path / "why") == 0
     assert "<title>Why 0:1?" in (tmp_path / "why" / "report.html").read_text(encoding="utf-8")
     assert "0:1" in tables.read(tmp_path / "why" / "explanation.csv")["sentence"].iloc[0]
+
+
+def test_incomplete_variables_of_torchrun_are_refused(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    given = (f"{place / 'net.py'}:Two", "-w", place / "net.safetensors", "--images", "60", "-q")
+    assert run("profile", *given, "--out", tmp_path / "net.profile") == 2
+    assert "the variables of torchrun are incomplete (WORLD_SIZE is set): " in capsys.readouterr().err

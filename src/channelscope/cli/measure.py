@@ -31,7 +31,7 @@ from channelscope.cli.call import (
 )
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
-from channelscope.errors import MismatchError
+from channelscope.errors import InputError, MismatchError, first_line
 from channelscope.evaluation import evaluate
 from channelscope.experiments.axes import axis_alignment as alignment
 from channelscope.experiments.axes import axis_clusters as groupings
@@ -164,7 +164,10 @@ def tally_numbers(tally: Tally) -> dict:
 
 def _profile_share(model: nn.Module, images: ImageSplits, measure: ProfileOptions, out: Path) -> None:
     """This process's share of the pass; rank 0 adds all shares up and writes them."""
-    distributed.init_process_group("gloo")
+    try:
+        distributed.init_process_group("gloo")
+    except ValueError as error:
+        raise InputError(f"the variables of torchrun are incomplete (WORLD_SIZE is set): {first_line(error)}") from error
     try:
         rank = distributed.get_rank()
         batches = rank_batches(images.calibration, rank, distributed.get_world_size())
