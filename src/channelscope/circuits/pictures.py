@@ -3,7 +3,7 @@
 import io
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +21,7 @@ from channelscope.network.graph import Graph
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
 from channelscope.network.patches import ReceptiveField, receptive_fields
-from channelscope.network.sites import Sites, sites_of
+from channelscope.network.sites import Sites, by_image, sites_of
 from channelscope.site import Site
 from channelscope.tables.frame import fill
 from channelscope.tables.quantities import Column, Schema
@@ -491,8 +491,8 @@ def strongest_images(
     graph, maxima = found.graph, {}
 
     def note(site: Site, location: ChannelLocation, maps: Tensor) -> None:
-        own = maps.unflatten(0, (-1, site.windows)).movedim(location.axis + 2, 1)[:, list(location.channels)]
-        maxima[site.name] = [part.cpu() for part in own.flatten(2).max(2)]
+        maps, axis = by_image(site, maps)
+        maxima[site.name] = [part.cpu() for part in _columns(maps, replace(location, axis=axis)).max(2)]
 
     hooks = {location.step: partial(note, site, location) for site, location in where}
     with eval_mode(graph.model):

@@ -43,7 +43,19 @@ HEADINGS = {
 }
 """heading in the help → its commands: file of this folder, and function"""
 
-FUNCTIONS = {place.rpartition(".")[2].rstrip("_"): place for places in HEADINGS.values() for place in places}
+
+def command_of(place: str) -> str:
+    """The name of a command, from its file and function.
+
+    Examples
+    --------
+    >>> command_of("inspection.list_")
+    'list'
+    """
+    return place.rpartition(".")[2].rstrip("_")
+
+
+FUNCTIONS = {command_of(place): place for places in HEADINGS.values() for place in places}
 """command → file and function"""
 
 
@@ -138,8 +150,7 @@ class CommandGroup(TyperGroup):
         """Write every command with its sentence, below the heading of its kind."""
         for heading, places in HEADINGS.items():
             with formatter.section(heading):
-                names = [place.rpartition(".")[2].rstrip("_") for place in places]
-                formatter.write_dl([(name, sentence_of(name)) for name in names])
+                formatter.write_dl([(name, sentence_of(name)) for name in map(command_of, places)])
 
     def shell_complete(self, ctx: typer.Context, incomplete: str) -> list:  # type: ignore[override]
         """Names and options that begin with what was typed; no command is imported for them."""

@@ -311,6 +311,26 @@ class InputChannels:
         return found
 
 
+def by_image(site: Site, maps: Tensor) -> tuple[Tensor, int]:
+    """A site's value with images first, and the axis of its channels without them; windows of an image are positions of it.
+
+    Parameters
+    ----------
+    site
+        The site.
+    maps
+        Its value, (images · windows, …).
+
+    Examples
+    --------
+    >>> import torch
+    >>> maps, axis = by_image(Site("qkv", "linear", 6, (9, 6), 1, "qkv", "qkv", 0, 6, (), windows=4), torch.zeros(8, 9, 6))
+    >>> tuple(maps.shape), axis
+    ((2, 4, 9, 6), 2)
+    """
+    return (maps, site.channel_axis) if site.windows == 1 else (maps.unflatten(0, (-1, site.windows)), site.channel_axis + 1)
+
+
 def _reached_layers(graph: Graph, site: Site) -> dict[fx.Node, bool]:
     """Calls of layers that see the site → whether its channels have met others before."""
     summed: dict[fx.Node, bool] = {graph.nodes[site.activation]: False}

@@ -17,7 +17,7 @@ from channelscope.network.graph import memory_format
 from channelscope.network.module_state import eval_mode, fingerprints, weights_hash
 from channelscope.network.nest import closed, logits_of, tensors
 from channelscope.network.operations import layers_called
-from channelscope.network.sites import Sites
+from channelscope.network.sites import Sites, by_image
 from channelscope.profiling.weight_norms import following_batchnorm, weight_norms
 from channelscope.site import Site
 from channelscope.stats.channel_sums import ClassMeansAccumulator, FeatureMapSums, Sensitivity
@@ -209,11 +209,6 @@ class ProfileCollector:
         drawn = self.readout.of(site.positions) == CUT_READOUT.of(site.positions)
         return site.positions == 1 or (self.readout.kind == "positions" and drawn)
 
-    @staticmethod
-    def _by_image(site: Site, maps: Tensor) -> tuple[Tensor, int]:
-        """A site's value with images first, and the axis of its channels; windows of an image are positions of it."""
-        return (maps, site.channel_axis) if site.windows == 1 else (maps.unflatten(0, (-1, site.windows)), site.channel_axis + 1)
-
     def _points(self, site: Site) -> dict[str, int]:
         """Where moments of a site are taken, and the number of target columns there."""
         points = {"pooled": len(self.targets)}
@@ -272,7 +267,7 @@ class ProfileCollector:
 
     def _read(self, batch: ShardedBatch, site: Site, maps: Tensor) -> None:
         sums = self.sums[site.name]
-        detached, axis = self._by_image(site, maps.detach())
+        detached, axis = by_image(site, maps.detach())
         pooled = POOLED.samples(detached, axis)
         _finite(pooled, site.name, batch.index)
         batch.pooled[site.name] = pooled[:, 0]
@@ -284,7 +279,7 @@ class ProfileCollector:
             batch.values[site.name, "read"] = maps
 
     def _cut(self, batch: ShardedBatch, site: Site, maps: Tensor) -> None:
-        detached, axis = self._by_image(site, maps.detach())
+        detached, axis = by_image(site, maps.detach())
         if site.name not in self.affine:
             where = batch.where(CUT_READOUT, site.positions)
             self.sums[site.name]["cut"].add(CUT_READOUT.samples(detached, axis, where), batch.spans, lent=where is None)
@@ -310,7 +305,7 @@ class ProfileCollector:
             bias = self.found.graph.modules[site.name].bias if key[1] == "read" else None
             if isinstance(bias, Tensor):
                 value = value - bias.detach().view([-1 if axis == site.channel_axis + 1 else 1 for axis in range(value.dim())])
-            effects = self._by_image(site, torch.zeros_like(value) if slope is None else value * slope)
+            effects = by_image(site, torch.zeros_like(value) if slope is None else value * slope)
             products[key] = channels_last(*effects).sum(1).cpu()
         for shard, rows in batch.spans:
             for site in self.found:

@@ -125,13 +125,13 @@ def cut_to_latency(
     """
     multiple, shape = budget.multiple or table.multiple, tuple(found.example[0].shape[1:])
     whole, _ = latency_ratio(found.graph.model, original, shape, batch=budget.batch) if found.graph.model is not original else (1.0, 0.0)
-    asked, best, counter = budget.fraction / whole, None, TimeCounter(found, table)
-    tried = [(1.0, whole)]
+    asked, best, tried = budget.fraction / whole, None, [(1.0, whole)]
+    shares: dict[str, float] = {}
     for rounds in range(1, ROUNDS + 1):
         counter = TimeCounter(found, table)
         full = counter.total
         kept = remove_to_budget(scores, found, counter, min(max(asked, 0.0), 1.0), multiple=multiple, closest=True)
-        at_end = counter.total > asked * full  # nothing more can go
+        at_end, shares = counter.total > asked * full, counter.shares()  # at the end nothing more can go
         small, _ = narrow_pair(found.labeled, ~kept_ids(found, found.to_subset(kept))[:-1], checked=False)
         measured, error = latency_ratio(small, original, shape, batch=budget.batch)
         report = LatencyReport(budget.fraction, measured, error, whole * counter.total / full, multiple, rounds)
@@ -143,7 +143,7 @@ def cut_to_latency(
         asked = _next_fraction(tried, budget.fraction)
     assert best is not None
     if best[1].measured > (1 + TARGET_TOLERANCE) * budget.fraction and not closest:
-        longest = ", ".join(f"{name} takes {share:.0%}" for name, share in list(counter.shares().items())[:3])
+        longest = ", ".join(f"{name} takes {share:.0%}" for name, share in list(shares.items())[:3])
         raise BudgetError(
             f"latency: {budget.fraction:g} of {1000 * table.total / whole:.3g} ms cannot be met by removing channels; the smallest "
             f"that can is {best[1].measured:.3f} (closest=True or --closest takes it, blocks=True or --blocks leaves out blocks too): of "

@@ -94,17 +94,16 @@ class Moments(Shown):
         count = self.count + other.count
         if count == 0:
             return self
-        gap = other.mean - self.mean
-        mean = self.mean + gap * (other.count / count)
-        scatter = (self.scatter + other.scatter).addr_(gap, gap, alpha=self.count * other.count / count)
-        return Moments(count, mean, scatter)
+        return self._with(other, self.scatter + other.scatter)
 
     def add_(self, other: "Moments") -> "Moments":
         """The sum, with its scatter in the memory of the first one's, which must have samples and no further use."""
-        count = self.count + other.count
-        gap = other.mean - self.mean
-        self.scatter.add_(other.scatter).addr_(gap, gap, alpha=self.count * other.count / count)
-        return Moments(count, self.mean + gap * (other.count / count), self.scatter)
+        return self._with(other, self.scatter.add_(other.scatter))
+
+    def _with(self, other: "Moments", scatter: Float[Tensor, "d d"]) -> "Moments":
+        """The union with other samples; `scatter` is the sum of both, each about its own mean, and is changed in place."""
+        count, gap = self.count + other.count, other.mean - self.mean
+        return Moments(count, self.mean + gap * (other.count / count), scatter.addr_(gap, gap, alpha=self.count * other.count / count))
 
     def __getitem__(self, index: Index) -> "Moments":
         """Moments of some coordinates; indexing commutes with measuring."""
