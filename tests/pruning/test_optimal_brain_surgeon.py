@@ -135,9 +135,32 @@ def test_a_gpu_gives_nearly_the_same_order():
         assert np.corrcoef(here[name], there[name])[0, 1] > 0.99
 
 
+def test_few_images_at_once_give_the_same_order(monkeypatch):
+    """The labels are drawn as `torch.multinomial` draws them, and do not depend on how many images fit into memory."""
+    drawn, loss = [], F.cross_entropy
+
+    def watched(logits, labels, **options):
+        drawn.append(labels)
+        return loss(logits, labels, **options)
+
+    monkeypatch.setattr(F, "cross_entropy", watched)
+    model = twins()
+    whole = optimal_brain_surgeon(model, [IMAGES], seed=3)
+    assert len(drawn) == 1
+    expected = torch.multinomial(model(IMAGES).softmax(1), 1, generator=torch.Generator().manual_seed(3)).flatten()
+    assert torch.equal(drawn[0], expected)
+    drawn.clear()
+    monkeypatch.setattr("channelscope.pruning.optimal_brain_surgeon.GRADIENT_BYTES", 60_000)
+    parts = optimal_brain_surgeon(model, [IMAGES], seed=3)
+    sizes = [len(each) for each in drawn]
+    assert max(sizes) < 30
+    assert torch.equal(torch.cat(drawn), expected)
+    assert all(np.array_equal(whole[name], parts[name]) for name in whole.values)
+
+
 def test_a_network_without_logits_is_refused():
     maps = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
-    with pytest.raises(InputError, match="images × classes, and received 2 × 4 × 5 × 5"):
+    with pytest.raises(InputError, match="images × classes, and received 1 × 4 × 5 × 5"):
         optimal_brain_surgeon(groups(maps, torch.randn(1, 3, 5, 5)), [torch.randn(2, 3, 5, 5)])
 
 

@@ -1,6 +1,7 @@
 """The order in which channels can be removed when their consumers are re-fitted, and the cost of each removal."""
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ EXPONENTS = (1.5, 2.0)
 
 MAX_FAN_IN = 8192
 """Inputs times kernel size beyond which a consumer's covariance is not formed, and its share of the cost not counted."""
+
+GRADIENT_BYTES = 2 * 10**9
+"""Most bytes of the values of all steps that a backward pass holds: so many images go through the network at once."""
 
 
 def optimal_brain_surgeon(
@@ -273,13 +277,12 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
     reads: dict[str, NormalEquations] = {}
     metrics: dict[str, Tensor] = {}
     total = 0
-    generator = torch.Generator().manual_seed(seed)
     batches = rechunked(calibration, found)
     draws = DrawnPositions(sum(len(batch[0]) for batch in batches), positions, seed=seed, device=batches[0][0].device)
     nodes = [layer.node for layer in layers]
     with eval_mode(graph.model):
-        for batch in batches:
-            values, gradients = _inputs_and_output_gradients(found, batch, nodes, list(sources.values()), generator)
+        for batch, noise in _with_noise(found, batches, torch.Generator().manual_seed(seed)):
+            values, gradients = _inputs_and_output_gradients(found, batch, nodes, list(sources.values()), noise)
             start, total = total, total + len(batch[0])
             for layer in layers:
                 module, gradient = modules[layer.name], gradients[layer.node]
@@ -303,6 +306,19 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
     ]
 
 
+def _with_noise(
+    found: Groups, batches: Sequence[tuple[Tensor, ...]], generator: torch.Generator
+) -> Iterator[tuple[tuple[Tensor, ...], Float[Tensor, "images classes"]]]:
+    """Few enough images for a backward pass, and the noise from which their labels are drawn: the same however many go at once."""
+    logits = found.graph.run(*found.example, out_of_place=True)
+    _check_logits(logits)
+    values = sum(map(math.prod, found.graph.shapes.values())) / len(found.example[0])
+    most = max(int(GRADIENT_BYTES / (values * found.example[0].element_size())), 1)
+    for batch in batches:
+        noise = torch.empty(len(batch[0]), logits.shape[1], dtype=logits.dtype).exponential_(generator=generator)
+        yield from zip(zip(*(part.split(most) for part in batch), strict=True), noise.split(most), strict=True)
+
+
 def _has_patches(module: nn.Module) -> bool:
     """Whether a layer reads patches of its input, and few enough values at once for their covariance."""
     layer = layer_of(module)
@@ -316,7 +332,7 @@ def _check_logits(logits: Any) -> None:
 
 
 def _inputs_and_output_gradients(
-    found: Groups, batch: tuple[Tensor, ...], outputs: list[str], inputs: list[str], draws: torch.Generator
+    found: Groups, batch: tuple[Tensor, ...], outputs: list[str], inputs: list[str], noise: Float[Tensor, "images classes"]
 ) -> tuple[dict[str, Tensor], dict[str, Float[Tensor, "..."]]]:
     """Values of some steps, and the gradients of the loss there for labels drawn from the network's own probabilities."""
     values: dict[str, Tensor] = {}
@@ -330,9 +346,7 @@ def _inputs_and_output_gradients(
     with torch.enable_grad():
         given = tuple(part.detach().clone().requires_grad_(part.is_floating_point()) for part in batch)
         logits = found.graph.run(*given, hooks={name: keep(name) for name in dict.fromkeys((*outputs, *inputs))}, out_of_place=True)
-        _check_logits(logits)
-        probabilities = logits.detach().softmax(1).cpu()
-        labels = torch.multinomial(probabilities, 1, generator=draws).flatten().to(logits.device)
+        labels = (logits.detach().softmax(1).cpu() / noise).argmax(1).to(logits.device)  # exponential noise: each with its probability
         loss = F.cross_entropy(logits, labels, reduction="sum")
         gradients = torch.autograd.grad(loss, [values[name] for name in outputs], materialize_grads=True)
     return {name: values[name].detach() for name in inputs}, dict(zip(outputs, gradients, strict=True))
