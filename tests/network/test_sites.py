@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import networks
 from channelscope import zoo
 from channelscope.errors import SiteError
+from channelscope.network.operations import layers_called
 from channelscope.network.sites import Consumer, InputChannels, consumers, sites
 from channelscope.profiling.weight_norms import following_batchnorm
 from networks import NARROW, built
@@ -178,11 +179,49 @@ def test_a_function_on_a_layers_own_parameters_is_the_layer():
     assert functional(lambda net, x: torch.conv2d(input=x, weight=net.a.weight, bias=net.a.bias, stride=(2, 2), padding=[1])) == ["a", "b"]
 
 
-def test_a_function_that_does_something_else_with_a_layers_parameters_is_not_the_layer():
+def test_a_function_on_a_layers_own_weight_with_another_bias_is_the_layer_and_a_shift():
+    assert functional(lambda net, x: F.conv2d(x, net.a.weight, 2 * net.a.bias, 2, 1)) == ["a", "b"]
+    assert functional(lambda net, x: F.conv2d(x, net.a.weight, None, 2, 1)) == ["a", "b"]
+    assert functional(lambda net, x: F.conv2d(x, net.a.weight, x.mean((0, 2, 3)).repeat(2)[:4], 2, 1)) == ["a", "b"]
+
+
+def test_a_function_that_does_something_else_with_a_layers_weight_is_not_the_layer():
     assert functional(lambda net, x: F.conv2d(x, net.a.weight, net.a.bias)) == ["b"]
-    assert functional(lambda net, x: F.conv2d(x, net.a.weight, 2 * net.a.bias, 2, 1)) == ["b"]
-    assert functional(lambda net, x: F.conv2d(x, net.a.weight, None, 2, 1)) == ["b"]
+    assert functional(lambda net, x: F.conv2d(x, 2 * net.a.weight, net.a.bias, 2, 1)) == ["b"]
     assert functional(lambda net, x: net.a(x)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("other", [lambda net: torch.cat([net.b.weight[0, :, 0, 0], net.fc.bias[:1]])[:3], lambda net: None])
+def test_another_bias_of_a_function_is_the_networks_arithmetic(bias, other):
+    """The recorded pass and the pass with calls of the layer equal the network; channels are read before and cut behind the shift."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(3, 3, 1, bias=bias), nn.Conv2d(3, 3, 1), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(self.b(F.conv2d(x, self.a.weight, other(self)).relu()).mean((2, 3)))
+
+    net, images = Net().double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    found = sites(net, images)
+    rebiased = bias or other(net) is not None
+    assert (found["a"].preactivation, found["a"].activation, found["a"].activation_is_affine) == ("a", "relu", False)
+    assert [part.through_sum for part in consumers(found.graph, found["a"])] == [False]
+    with torch.no_grad(), layers_called(net):
+        called = net(images)
+    with torch.no_grad():
+        for received in (called, found.graph.run(images)):
+            assert torch.allclose(received, net(images), rtol=1e-12, atol=1e-12)
+    assert ("add" in found.graph.nodes) == rebiased
+
+
+def test_a_bias_added_behind_a_layer_is_part_of_its_channels():
+    shift, table = torch.ones(4, 1, 1), torch.ones(4, 6, 6)
+    assert cuts(lambda net, x: net.fc((net.a(x) + shift).mean((2, 3))))["a"] == "add"
+    assert cuts(lambda net, x: net.fc((net.a(x) + table).mean((2, 3))))["a"] == "a"  # a number for each position too
+    assert set(skipped(lambda net, x: net.fc(net.a(x).mean((2, 3))) + shift[:2, 0, 0])) == {"fc"}
 
 
 def test_a_layer_with_hooks_is_not_called_in_the_place_of_a_function():

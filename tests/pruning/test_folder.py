@@ -247,10 +247,13 @@ def test_a_rewritten_network_counts_as_cut_is_repaired_and_comes_back_to_the_bit
     assert torch.equal(again(IMAGES), small(IMAGES))
 
 
-def test_heads_of_attention_in_functions_are_cut_repaired_and_come_back(tmp_path):
+@pytest.mark.parametrize("kind", ["SwinTransformerBlock", "SwinTransformerBlockV2"])
+def test_heads_of_attention_in_functions_are_cut_repaired_and_come_back(tmp_path, kind):
+    """In the second version the keys' biases are zeroed before the function, and heads share parameters with the position MLP."""
     from_torchvision = load_torchvision().models.swin_transformer
     torch.manual_seed(0)
-    model = lively(from_torchvision.SwinTransformer([4, 4], 16, [2], [4], [2, 2], num_classes=3)).double()
+    model = lively(from_torchvision.SwinTransformer([4, 4], 16, [2], [4], [2, 2], num_classes=3, block=getattr(from_torchvision, kind)))
+    model = model.double()
     images = IMAGES[:6].double()
     found = groups(model, images[:1])
     heads = [group for group in found.members if group.sites == ("features.1.1.attn.qkv",)]

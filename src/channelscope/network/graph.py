@@ -81,6 +81,11 @@ class Graph:
                 found.add(node)
         return frozenset(found)
 
+    def reads_bias(self, layer: str) -> bool:
+        """Whether a step outside of a layer reads its bias, as where a function adds another bias to the layer's products."""
+        steps = self.steps.find_nodes(op="get_attr", target=f"{layer}.bias")
+        return any(not asks_form(user) for node in steps for user in node.users)
+
     def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The inputs of the graph in the arguments of a call of the network.
 

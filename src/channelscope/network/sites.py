@@ -157,7 +157,9 @@ def _passes(graph: Graph, user: fx.Node, node: fx.Node) -> bool:
     call = call_of(user, graph.modules)
     if call.entry.joins:
         return True
-    return (bool(call.entry.keeps) and call.argument("input") is node) or _scales(call, node)
+    return (
+        (bool(call.entry.keeps) and call.argument("input") is node) or _scales(call, node) or _added_constant(graph, call, node) is not None
+    )
 
 
 def _site(graph: Graph, node: fx.Node, layer: WeightedLayer, depth: int) -> Site:
@@ -193,7 +195,7 @@ def _activation_node(graph: Graph, node: fx.Node, axis: int, shape: tuple[int, .
     while len(node.users) == 1:
         user = next(iter(node.users))
         call = call_of(user, graph.modules)
-        if not _channelwise(call, node, axis) or graph.shapes.get(user.name, ())[1:] != shape:
+        if graph.shapes.get(user.name, ())[1:] != shape or not (_channelwise(call, node, axis) or _shifts(graph, call, node, axis)):
             break
         scale_shift, module = call.entry.scale_shift, call.module
         if scale_shift is not None and module is not None and norm is None:
@@ -217,6 +219,22 @@ def _scales(call: Call, node: fx.Node) -> bool:
     """Whether a step multiplies a value with a number or with a constant of the network."""
     others = [part for part in call.node.args[:2] if part is not node]
     return call.entry.arithmetic == "product" and len(others) == 1 and (isinstance(others[0], int | float) or _constant(others[0]))
+
+
+def _shifts(graph: Graph, call: Call, node: fx.Node, axis: int) -> bool:
+    """Whether a step adds to each channel of a value a number that is the same for every image and position, such as a bias."""
+    added = _added_constant(graph, call, node)
+    if added is None:
+        return False
+    sizes, dims = graph.shapes[added.name], len(graph.shapes[node.name])
+    return all(size == 1 for place, size in enumerate(sizes, dims - len(sizes)) if place != axis + 1)
+
+
+def _added_constant(graph: Graph, call: Call, node: fx.Node) -> fx.Node | None:
+    """What a step adds to a value, where that is a tensor that is the same for every image."""
+    others = [part for part in call.node.args[:2] if part is not node]
+    added = others[0] if call.entry.arithmetic == "sum" and len(others) == 1 else None
+    return added if isinstance(added, fx.Node) and added not in graph.of_images and added.name in graph.shapes else None
 
 
 def _constant(part: Any) -> bool:
@@ -354,4 +372,4 @@ def _combines(graph: Graph, node: fx.Node) -> bool:
     """Whether a step brings two activations together element by element, not merely one beside the other."""
     if node.op != "call_function" or call_of(node, graph.modules).entry.joins:
         return False
-    return len([parent for parent in node.all_input_nodes if parent.name in graph.shapes and parent.op != "get_attr"]) > 1
+    return len([parent for parent in node.all_input_nodes if parent.name in graph.shapes and parent in graph.of_images]) > 1

@@ -174,6 +174,8 @@ class LayerContext:
     """step of the sum that the (normalized) output is a term of"""
     other_term: str | None
     """step of the other term of that sum"""
+    bias_stays: bool = False
+    """whether other steps read its bias too, which then stays as it is"""
 
 
 def layer_contexts(graph: Graph, layers: tuple[Layer, ...]) -> list[LayerContext]:
@@ -215,7 +217,7 @@ def _context_of(graph: Graph, layer: Layer) -> LayerContext:
         others = [part for part in user.args[:2] if part is not node]
         if len(others) == 1 and isinstance(others[0], fx.Node) and graph.shapes.get(others[0].name) == graph.shapes.get(node.name):
             sum_node, other_term = user.name, others[0].name
-    return LayerContext(layer, input_node, batchnorm, sum_node, other_term)
+    return LayerContext(layer, input_node, batchnorm, sum_node, other_term, graph.reads_bias(layer.name))
 
 
 def call_counts(graph: Graph, name: str) -> int:

@@ -167,7 +167,7 @@ def peer_weights(
     kept = moments.kept(context, found, keep)
     if not bool((moments.covariance.diagonal()[kept] > 0).any()):
         return "no channel that stays of its inputs varies"
-    constant = small.get_submodule(layer.name).bias is not None or context.batchnorm is not None
+    constant = _writes_bias(small.get_submodule(layer.name), context) or context.batchnorm is not None
     prediction = _prediction(moments if constant else moments.about_zero(), kept, ridge)
     _write(small, context, found, keep[layer.outputs].nonzero().flatten(), prediction)
     return ""
@@ -281,6 +281,10 @@ def input_sites(node: fx.Node, found: Groups) -> list[Site] | str:
     return f"it reads what {name} makes of a site, whose covariance no profile has"
 
 
+def _writes_bias(module: Any, context: LayerContext) -> bool:
+    return module.bias is not None and not context.bias_stays
+
+
 def _write(small: nn.Module, context: LayerContext, found: Groups, outputs: Tensor, prediction: PeerPrediction) -> None:
     name = context.layer.name
     module: Any = small.get_submodule(name)
@@ -293,7 +297,7 @@ def _write(small: nn.Module, context: LayerContext, found: Groups, outputs: Tens
     weights_of_kept = taps[:, prediction.kept] + torch.einsum("odt,dk->okt", removed, prediction.matrix)
     constant = removed.sum(2) @ prediction.constant
     module.weight.copy_(weights_of_kept.reshape(module.weight.shape))
-    if module.bias is not None:
+    if _writes_bias(module, context):
         module.bias.add_(constant.to(module.bias))
     elif context.batchnorm:
         norm: Any = small.get_submodule(context.batchnorm)

@@ -362,6 +362,7 @@ class LayerwiseLeastSquares:
         assert layer is not None
         axis = -1 if layer.tokens else 1
         norm = batchnorm_scale_shift(self.original.graph.modules[context.batchnorm]) if context.batchnorm and not in_sum else None
+        added = module.bias if context.bias_stays and not context.batchnorm else None
         halves: list[NormalEquations | None] = [None, None]
         start = 0
         sources = self.small(self._input_node(context))
@@ -373,6 +374,8 @@ class LayerwiseLeastSquares:
                 factor, shift = (part[outputs].to(target).view(1, -1, *[1] * (target.dim() - 2)) for part in norm)
                 target = target * factor + shift
             target = target - rest if in_sum else target
+            if added is not None:
+                target = target - added.view([-1 if place == axis % target.dim() else 1 for place in range(target.dim())])
             drawn = self.draws.of(target[0].numel() // target.shape[axis]) if windows == 1 else None
             for half in range(min(len(source) // windows, 2)):
                 where = None if drawn is None else drawn[start + half : start + len(source) : 2]
@@ -400,7 +403,8 @@ class LayerwiseLeastSquares:
         self, context: LayerContext, module: Any, inherited: Tensor, halves: tuple[NormalEquations, NormalEquations]
     ) -> tuple[float, float]:
         norm: Any = self.small.graph.modules[context.batchnorm] if context.batchnorm else None
-        if norm is None and module.bias is None:
+        inherits_bias = module.bias is None or context.bias_stays
+        if norm is None and inherits_bias:
             halves = halves[0].about_zero(), halves[1].about_zero()
         total = halves[0] + halves[1]
         prior = total.match_target_variance(self._weights(context, module), MAX_RESCALE)
@@ -409,6 +413,7 @@ class LayerwiseLeastSquares:
         best = int(errors.argmin())
         (fitted,) = total.ridge(prior, (shares[best] / 2,))  # twice the images of a half, against the same penalty
         mean, variance = total.output_moments(fitted)
-        write_linear_map(module, norm, fitted.flatten(0, 1), total.intercept(fitted).flatten(), mean.flatten(), variance.flatten())
+        constant = module.bias if norm is None and context.bias_stays else total.intercept(fitted).flatten()
+        write_linear_map(module, norm, fitted.flatten(0, 1), constant, mean.flatten(), variance.flatten())
         scale = (total.tt / total.count).mean()  # where the target never varies, the fractions are nan
         return float(total.error(inherited).mean() / scale), float(errors[best] / scale)

@@ -137,23 +137,36 @@ def test_a_transformer_layer_of_torch():
 
 
 class Relative(nn.Module):
-    """Attention with a bias for each pair of tokens that a small network computes from their distance, the same for every image."""
+    """Attention with a bias for each pair of tokens that a small network computes from their distance, the same for every image.
 
-    def __init__(self):
+    It is computed for each pair, or for each distance and picked by pair, as a table of distances or of heads.
+    """
+
+    def __init__(self, table: str = ""):
         super().__init__()
-        self.attention, self.first, self.second = Spelled(), nn.Linear(1, 10), nn.Linear(10, 3)
-        self.register_buffer("distance", torch.arange(9.0)[:, None] - torch.arange(9.0))
+        self.attention, self.first, self.second, self.table = Spelled(), nn.Linear(1, 10), nn.Linear(10, 3), table
+        self.register_buffer("distance", torch.arange(9)[:, None] - torch.arange(9))
+
+    def bias(self):
+        distance = torch.arange(-8.0, 9.0) if self.table else self.distance.double()
+        bias = self.second(F.relu(self.first(distance[..., None].to(self.first.weight))))
+        if self.table == "distances":
+            bias = bias[(self.distance + 8).flatten()].view(9, 9, -1)
+        if self.table == "heads":
+            bias = bias.T[torch.tensor([0, 1, 2])][:, self.distance + 8].permute(1, 2, 0)
+        return bias.permute(2, 0, 1)
 
     def forward(self, x):
-        bias = self.second(F.relu(self.first(self.distance[..., None]))).permute(2, 0, 1)
+        bias = self.bias()
         q, k, v = self.attention.qkv(x).unflatten(-1, (3, self.attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
         return self.attention.proj(x.transpose(1, 2).flatten(2))
 
 
-def test_a_bias_computed_by_a_network_loses_its_hidden_channels_and_its_heads():
+@pytest.mark.parametrize("table", ["", "distances"])
+def test_a_bias_computed_by_a_network_loses_its_hidden_channels_and_its_heads(table):
     torch.manual_seed(0)
-    graph = graph_of(lively(Encoder(Relative())), 3, 9, 9)
+    graph = graph_of(lively(Encoder(Relative(table))), 3, 9, 9)
     layers = {frozenset(name for name, _ in group) for group in graph.groups}
     assert layers == {frozenset({"attention.first"}), frozenset({"attention.second", "attention.attention.qkv"}), frozenset({"up"})}
     head = next(index for index, group in enumerate(graph.groups) if group[0][0] == "attention.second" or len(group) > 1)
@@ -161,6 +174,13 @@ def test_a_bias_computed_by_a_network_loses_its_hidden_channels_and_its_heads():
     small = assert_exact(graph, graph.gone([head, *hidden[:4]]))
     assert small.attention.first.out_features == 6
     assert small.attention.second.out_features == 2
+
+
+def test_heads_that_are_picked_by_their_numbers_stay():
+    torch.manual_seed(0)
+    graph = graph_of(lively(Encoder(Relative("heads"))), 3, 9, 9)
+    assert {frozenset(name for name, _ in group) for group in graph.groups} == {frozenset({"attention.first"}), frozenset({"up"})}
+    assert graph.whole["attention.second"] == "3 of 3 channels: getitem() in attention may look at all its channels at once"
 
 
 def test_channels_that_are_keys_compete_and_stay():

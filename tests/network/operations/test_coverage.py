@@ -363,7 +363,7 @@ def test_an_input_added_to_channels_keeps_them():
     assert graph.whole["a"] == "3 of 3 channels: add() combines it with something that cannot be removed"
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "shufflenet_v2_x0_5", "mnasnet0_5"])
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "swin_v2_t", "shufflenet_v2_x0_5", "mnasnet0_5"])
 def test_small_torchvision_networks(name):
     torch.manual_seed(0)
     made = {
@@ -371,6 +371,16 @@ def test_small_torchvision_networks(name):
             [models.convnext.CNBlockConfig(8, 16, 1), models.convnext.CNBlockConfig(16, None, 1)], num_classes=5
         ),
         "swin_t": lambda: models.SwinTransformer([4, 4], 16, [1, 2], [2, 4], [2, 2], num_classes=5),
+        "swin_v2_t": lambda: models.SwinTransformer(
+            [4, 4],
+            16,
+            [1, 2],
+            [2, 4],
+            [2, 2],
+            num_classes=5,
+            block=models.swin_transformer.SwinTransformerBlockV2,
+            downsample_layer=models.swin_transformer.PatchMergingV2,
+        ),
         "shufflenet_v2_x0_5": lambda: models.ShuffleNetV2([1, 2, 1], [8, 16, 32, 64, 32], num_classes=5),
         "mnasnet0_5": lambda: models.mnasnet0_5(num_classes=5),
     }[name]()
@@ -378,5 +388,11 @@ def test_small_torchvision_networks(name):
     assert graph.opaque == {}
     small = assert_exact(graph, drawn(graph))
     assert type(small) is type(made)
-    if name == "swin_t":  # the width of its heads is written as a share of the whole, so its attention is rewritten
-        assert isinstance(small.features[1][0].attn, torch.fx.GraphModule)
+    if name.startswith("swin"):  # the width of its heads is written as a share of the whole, so its attention is rewritten
+        heads = {
+            path
+            for path, part in small.named_modules()
+            if path.endswith("qkv") and part.weight.shape != made.get_submodule(path).weight.shape
+        }
+        assert heads
+        assert all(isinstance(small.get_submodule(path.removesuffix(".qkv")), torch.fx.GraphModule) for path in heads)

@@ -1,7 +1,7 @@
 """The table of operations: one entry for each kind of step that a network can contain."""
 
 from channelscope.network.operations import elementwise, mixing, moves, pooling, products, step
-from channelscope.network.operations.mixing import FunctionalLayers, layers_called
+from channelscope.network.operations.mixing import FunctionalCall, FunctionalLayers, layers_called
 from channelscope.network.operations.operation import (
     TABLE,
     Layout,
@@ -28,6 +28,7 @@ __all__ = [
     "FAMILIES",
     "TABLE",
     "Call",
+    "FunctionalCall",
     "FunctionalLayers",
     "Layout",
     "Operation",

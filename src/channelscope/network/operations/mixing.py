@@ -1,10 +1,10 @@
 """Mixing: convolutions, transposed convolutions and linear layers, whose weights make new channels of others.
 
 Their inputs are laid out for a re-fit as sums over patches; the covariance of patches is never formed. `FunctionalLayers` finds the
-layer that a function such as F.linear carries out when it is given the layer's own weight and bias.
+layer that a function such as F.linear carries out when it is given the layer's own weight.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -311,8 +311,50 @@ register(Operation("transposed convolution", _transposed, modules=TRANSPOSED,
     adjust=_adjust_transposed, weighted=True, traces=True, layer=_convolution_layer, whole=True))  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class FunctionalCall:
+    """A call of a function that carries out a layer on the layer's own weight, with its bias or another one."""
+
+    path: str
+    """path of the layer"""
+    layer: nn.Module
+    input: Tensor
+    bias: Tensor | None
+    """what the call adds, one number for each output: the layer's own bias, one that is computed, or None"""
+
+    def rebiased(self, value: Tensor, run: Callable[..., Tensor] = lambda function, *args: function(*args)) -> Tensor:
+        """What the call returns, from what the layer returns.
+
+        Parameters
+        ----------
+        value
+            What the layer returns on the input.
+        run
+            How a function of tensors is carried out.
+
+        Examples
+        --------
+        >>> layer, other = nn.Linear(2, 3), torch.ones(3)
+        >>> tokens = torch.ones(1, 2)
+        >>> call = FunctionalCall("0", layer, tokens, other)
+        >>> torch.allclose(call.rebiased(layer(tokens)), F.linear(tokens, layer.weight, other))
+        True
+        """
+        own = self.layer._parameters["bias"]
+        if self.bias is own:
+            return value
+        if own is None:
+            assert self.bias is not None
+            shift = self.bias
+        else:
+            shift = run(torch.neg, own) if self.bias is None else run(torch.sub, self.bias, own)
+        if isinstance(self.layer, nn.modules.conv._ConvNd):
+            shift = run(torch.reshape, shift, (-1, *[1] * len(self.layer.kernel_size)))
+        return run(torch.add, value, shift)
+
+
 class FunctionalLayers:
-    """The layers of a network by their weights: which of them a function carries out that is given a layer's own parameters.
+    """The layers of a network by their weights: which of them a function carries out that is given a layer's own weight.
 
     Parameters
     ----------
@@ -323,10 +365,10 @@ class FunctionalLayers:
     --------
     >>> net = nn.Sequential(nn.Linear(2, 3))
     >>> layers, tokens = FunctionalLayers(net), torch.ones(1, 2)
-    >>> path, module, value = layers.called(F.linear, (tokens, net[0].weight, net[0].bias), {})
-    >>> path, module is net[0], value is tokens
+    >>> call = layers.called(F.linear, (tokens, net[0].weight, net[0].bias), {})
+    >>> call.path, call.layer is net[0], call.input is tokens
     ('0', True, True)
-    >>> layers.called(F.linear, (tokens, net[0].weight), {}) is None  # the layer has a bias
+    >>> layers.called(F.linear, (tokens, 2 * net[0].weight), {}) is None  # not the layer's own weight
     True
     """
 
@@ -338,27 +380,25 @@ class FunctionalLayers:
                 if weight is not None:
                     self.layers.setdefault(id(weight), (path, module))
 
-    def called(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[str, nn.Module, Tensor] | None:
+    def called(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> FunctionalCall | None:
         """The layer that a call of a function carries out; None where there is none.
 
         Parameters
         ----------
         function, args, kwargs
             The call.
-
-        Returns
-        -------
-        tuple or None
-            The layer's path, the layer and what it is called on.
         """
         entry = of_function(function.__name__)
         if entry is None or entry.layer is None or len(args) + len(kwargs) > len(entry.arguments):
             return None
         given = dict(zip(entry.arguments, args, strict=False)) | kwargs
         path, module = self.layers.get(id(given.get("weight")), ("", None))
-        if module is None or of_module(module) is not entry or given.get("bias") is not module._parameters["bias"]:
+        if module is None or of_module(module) is not entry or "input" not in given or not _moves_alike(module, given):
             return None
-        return (path, module, given["input"]) if "input" in given and _moves_alike(module, given) else None
+        bias = given.get("bias")
+        if isinstance(bias, Tensor) and bias.shape != module.weight.shape[:1]:
+            return None
+        return FunctionalCall(path, module, given["input"], bias)
 
 
 def _moves_alike(module: Any, given: dict[str, Any]) -> bool:
@@ -382,7 +422,7 @@ def _each(value: Any, spatial: int) -> Any:
 
 @contextmanager
 def layers_called(model: nn.Module) -> Iterator[None]:
-    """While inside, a function that is given a layer's own parameters calls the layer, so that hooks on the layer are called too.
+    """While inside, a function that is given a layer's own weight calls the layer, so that hooks on the layer are called too.
 
     Parameters
     ----------
@@ -409,9 +449,9 @@ def layers_called(model: nn.Module) -> Iterator[None]:
     class Mode(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
             found = layers.called(func, args, kwargs or {})
-            if found is None or found[0] in running:
+            if found is None or found.path in running:
                 return func(*args, **(kwargs or {}))
-            return found[1](found[2])
+            return found.rebiased(found.layer(found.input))
 
     try:
         with Mode():

@@ -103,9 +103,8 @@ def _index_table(step: Step) -> bool:
     walk = step.walk
     first = step.argument("input")
     tables = [each for each in step.node.all_input_nodes if each is not first and _positions(walk.values[each.name])]
-    return bool(tables) and isinstance(first, fx.Node) and any(step.carries(part) for part in tensors(walk.labels[first])) and (
-        step.node not in walk.dynamic or _varies_where_indexed(step, first)
-    )  # fmt: skip
+    carries = isinstance(first, fx.Node) and any(step.carries(part) for part in tensors(walk.labels[first]))
+    return bool(tables) and carries and _varies_where_indexed(step, first)
 
 
 def _positions(value: Any) -> bool:

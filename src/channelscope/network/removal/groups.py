@@ -130,8 +130,9 @@ class SiteLabels:
         counts = {site.name: site.channels for site in self.found}
         for layer in self.layers.values():
             own = self._numbers(layer.name, counts[layer.name]) if layer.name in counts else ()
-            for parameter in graph.modules[layer.name].parameters(recurse=False):
-                if len(places[id(parameter)]) > 1:
+            for part, parameter in graph.modules[layer.name].named_parameters(recurse=False):
+                own_bias = part == "bias" and graph.reads_bias(layer.name)
+                if len(places[id(parameter)]) > 1 + own_bias:
                     why = f"{' and '.join(places[id(parameter)])} are one parameter"
                     self.hold([*layer.inputs.tolist(), *layer.outputs.tolist(), *own], why)
 

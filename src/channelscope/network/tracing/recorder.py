@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from channelscope.errors import TracingError
 from channelscope.network import nest
 from channelscope.network.module_state import random_state, version
-from channelscope.network.operations import FunctionalLayers
+from channelscope.network.operations import FunctionalCall, FunctionalLayers
 from channelscope.network.tracing.spelling import Aliases, Float, Int, Origin, Spelling, plain
 
 FORM = {"shape", "dtype", "device", "size", "numel", "nelement"}
@@ -128,15 +128,15 @@ class Recorder:
         finally:
             self.stack.pop()
 
-    def layer(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[str, nn.Module, Tensor] | None:
-        """The layer that a call of a function carries out on the layer's own parameters, as its path, itself and its input.
+    def layer(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> FunctionalCall | None:
+        """The layer that a call of a function carries out on the layer's own weight.
 
         None where there is no such layer, inside of its own forward pass, and where the layer has hooks, which the function leaves out.
         """
         found = self.layers.called(function, args, kwargs)
-        if found is None or found[0] in self.stack[-1] or not self.whole(found[1]):
+        if found is None or found.path in self.stack[-1] or not self.whole(found.layer):
             return None
-        return None if found[1]._forward_hooks or found[1]._forward_pre_hooks else found
+        return None if found.layer._forward_hooks or found.layer._forward_pre_hooks else found
 
     def step(self, call: Spelling, run: Callable[[], Any], written: list[Tensor] | None = None) -> Any:
         """Run a call and record it; `written` are tensors that it may change in place."""

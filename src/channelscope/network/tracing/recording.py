@@ -330,8 +330,8 @@ class _Functions(TorchFunctionMode):
     def _call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         layer = self.recorder.layer(func, args, kwargs)
         if layer is not None:
-            path, module, value = layer
-            return self.recorder.module(path, module, lambda *_: func(*plain(args), **plain(kwargs)), (value,), {})
+            value = self.recorder.module(layer.path, layer.layer, lambda module, given: module.forward(given), (layer.input,), {})
+            return layer.rebiased(value, lambda function, *parts: self._call(function, parts, {}))
         call = ordinary(func, args, kwargs)
         if func.__name__ == "__deepcopy__":
             return self.recorder.step(Spelling("call_method", "clone", args[:1], {}), args[0].clone)
