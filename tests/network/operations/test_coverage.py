@@ -41,6 +41,8 @@ FLATTENINGS = {
     "view(-1, numel)": lambda x: x.view(-1, x[0].numel()),
     "reshape a tuple": lambda x: torch.reshape(x, (x.shape[0], x.shape[1] * x.shape[2] * x.shape[3])),
     "view written out": lambda x: x.view(-1, 32),
+    "reshape(len, -1)": lambda x: x.reshape(len(x), -1),
+    "squeeze": lambda x: x.flatten(1).unsqueeze(-1).squeeze(),
     "squeeze of a mean": lambda x: F.adaptive_avg_pool2d(x, 2).view(-1, 8, 4).flatten(-2),
 }
 

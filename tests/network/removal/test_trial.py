@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from channelscope.errors import InputError
 from channelscope.network.removal.groups import groups
@@ -70,6 +72,60 @@ def test_weights_computed_from_all_outputs_are_folded():
             return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
 
     assert whole(Chain(Centered)) == {}
+
+
+@pytest.mark.parametrize("parametrized", [spectral_norm, orthogonal, weight_norm], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
+def test_parametrized_weights_are_folded_and_the_network_stays_as_it_was(parametrized, training):
+    torch.manual_seed(0)
+    model = Chain().train(training)
+    parametrized(model.a)
+    parametrized(model.b)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = groups(model, torch.zeros(1, 3, 16, 16))
+    assert not found.unprunable
+    small = shrink(found, found.to_subset(np.arange(len(found)) % 3 != 0))
+    assert (small.a.out_channels, small.b.in_channels, small.b.out_channels) == (10, 10, 8)
+    assert type(small.b) is nn.Conv2d or small.b.weight.shape == (8, 10, 3, 3)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_network_is_shrunk_around_a_step_that_keeps_its_channels():
+    table = torch.arange(15, -1, -1)
+    for pick in (lambda h: h.index_select(1, table), lambda h: h.gather(1, h.argsort(1))):
+        kept = whole(Chain(before=pick))
+        assert set(kept) == {"a"}
+        assert "may look at all its channels at once" in kept["a"]
+
+
+def test_a_squeeze_that_takes_the_axis_of_a_single_image_along():
+    class Squeezed(Chain):
+        def __init__(self):
+            super().__init__()
+            self.d, self.e = nn.Conv2d(8, 12, 1), nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.e(F.adaptive_avg_pool2d(super().forward(x), 1).squeeze())
+
+    found = groups(Squeezed().eval(), torch.zeros(1, 3, 16, 16))
+    assert found.unprunable == {}
+    assert shrink(found, found.to_subset(np.arange(len(found)) % 3 != 0)).d.out_channels == 8
+
+
+def masked(layer: nn.Conv2d) -> None:
+    prune.random_unstructured(layer, "weight", 0.3)
+
+
+@pytest.mark.parametrize("hook", [nn.utils.weight_norm, nn.utils.spectral_norm, masked], ids=["weight_norm", "spectral_norm", "masks"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_that_a_hook_computes_are_refused_with_what_makes_them_parameters(hook):
+    model = Chain().eval()
+    hook(model.b)
+    with pytest.raises(InputError, match=r"b\.weight: expected a parameter .* a hook computes .* remove_weight_norm"):
+        groups(model, torch.zeros(1, 3, 16, 16))
+    if hook is masked:
+        prune.remove(model.b, "weight")
+        assert whole(model) == {}
 
 
 def test_a_layer_that_asks_for_its_number_of_channels_is_rewritten():

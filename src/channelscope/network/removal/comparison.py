@@ -61,7 +61,7 @@ def kept_ids(found: Groups, kept: Subset) -> Tensor:
     return torch.from_numpy(np.append(alive, True))
 
 
-def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None = None) -> None:
+def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None = None) -> float:
     """Refuse a smaller network that computes something else than the silenced one.
 
     Both run in float64 on noise, on real images where they are given, and on noise with an offset added to every channel, so that
@@ -81,6 +81,11 @@ def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tens
     images
         All inputs of the network for one or more real images; the first two are compared on.
 
+    Returns
+    -------
+    float
+        Difference that comes closest to what is allowed, relative to the largest value of its tensor.
+
     Raises
     ------
     MismatchError
@@ -92,6 +97,7 @@ def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tens
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 1)).eval()
     >>> found = groups(net, torch.ones(1, 1, 1, 1))
     >>> check_same(net, found.to_subset(np.array([True, True])), found)  # nothing is removed, so nothing differs
+    0.0
     """
     with restored_attributes(small), restored_attributes(found.graph.model):
         try:
@@ -106,6 +112,7 @@ def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tens
             f"the smaller network is {error:.2g} (relative) away from the silenced one at {where}: part of the pass is different with "
             "fewer channels; keep its channels, or please report the network"
         )
+    return error
 
 
 def _in_double(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None) -> tuple[float, str, float]:
@@ -212,7 +219,7 @@ class _Watch:
 
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
             axis = output.dim() - 1 if layer.linear else 1
-            flat = output.movedim(axis, 0).flatten(1)
+            flat = output.movedim(axis, 0).reshape(output.shape[axis], -1)
             draws = torch.Generator().manual_seed(len(self.calls[layer.name]))
             weights = torch.randn(flat.shape[1], generator=draws, dtype=torch.float64).to(flat)
             self.calls[layer.name].append((flat @ weights)[looked.to(flat.device)])

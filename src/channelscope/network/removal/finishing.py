@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from channelscope.network import nest
+from channelscope.network.module_state import eval_mode
 from channelscope.network.operations.numbers import Number
 from channelscope.network.operations.operation import of_module
 from channelscope.network.removal.labeled_graph import LabeledGraph
@@ -112,7 +113,8 @@ def unparametrized(small: nn.Module, graph: LabeledGraph, folded: Mapping[fx.Nod
         tables = module.parametrizations
         assert isinstance(tables, nn.ModuleDict)
         original = graph.model.get_submodule(owner)
-        names = [name for name in tables if getattr(original, name).shape == graph.values[node.name].shape]
+        with eval_mode(original):  # in training, a parametrization may change its buffers
+            names = [name for name in tables if getattr(original, name).shape == graph.values[node.name].shape]
         if len(names) != 1:
             continue
         like = next(tables[names[0]].parameters())

@@ -384,7 +384,7 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     SiteError
         As `sites` does.
     InputError
-        For a network whose parameters have no shapes yet.
+        For a network whose parameters have no shapes yet, or whose weights hooks compute before each pass.
 
     Examples
     --------
@@ -393,6 +393,7 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     [(('0', 0),), (('0', 1),)]
     """
     _refuse_lazy(model)
+    _refuse_computed(model)
     image = noise_like(example)
     graph = trace(model, example)
     found = sites_of(graph)
@@ -408,6 +409,18 @@ def _refuse_lazy(model: nn.Module) -> None:
             raise InputError(
                 f"expected a network whose parameters have shapes, received {name} without one: call the network on an image once"
             )
+
+
+def _refuse_computed(model: nn.Module) -> None:
+    """Refuse a network with a weight that a hook makes of others; such modules cannot be copied, and cut they would make the old weight."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            made = name in ("weight", "bias") or {f"{name}_orig", f"{name}_g"} & set(module._parameters)
+            if made and isinstance(value, Tensor):
+                raise InputError(
+                    f"{path}.{name}: expected a parameter or a parametrization, received a tensor that a hook computes before each pass: "
+                    "make it a parameter with remove_weight_norm or remove_spectral_norm of torch.nn.utils, or with torch.nn.utils.prune.remove"
+                )
 
 
 def _to_groups(labels: SiteLabels, image: tuple[Tensor, ...]) -> Groups:

@@ -338,7 +338,7 @@ class LabeledGraph:
     def along(self, labels: Tensor, axis: int, why: str) -> Tensor:
         """One number for each place along an axis; channels that share a place are united, and stay where something FIXED is."""
         short = compact(labels).movedim(axis, 0)
-        rows = short.expand(labels.shape[axis], *short.shape[1:]).flatten(1)
+        rows = short.expand(labels.shape[axis], *short.shape[1:]).reshape(labels.shape[axis], -1)
         high = rows.amax(1)
         low = torch.where(rows == FREE, high[:, None], rows).amin(1)
         for row in rows[high != low]:

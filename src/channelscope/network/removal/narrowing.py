@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.nn.utils import parametrize
 
 from channelscope.errors import FAILURES, InputError, MismatchError, first_line
 from channelscope.network import nest
@@ -163,8 +164,11 @@ class Removal:
         return bool((value.masked_fill(~gone.to(value.device), 0) != 0).any())
 
     def parameter(self, name: str, value: Tensor) -> Tensor | None:
-        """What is left of a parameter or buffer with this value, a new tensor; None where nothing of it goes."""
-        kept = self._kept_slices(name)
+        """What is left of a parameter or buffer with this value, a new tensor; None where nothing goes, or what goes is no whole slices."""
+        try:
+            kept = self._kept_slices(name)
+        except MismatchError:  # what is computed from it does not follow then, and is folded or keeps its channels
+            return None
         if all(len(index) == size for index, size in zip(kept, value.shape, strict=True)):
             return None
         for axis, index in enumerate(kept):
@@ -363,7 +367,13 @@ def cut(model: nn.Module, graph: LabeledGraph, removal: Removal, shared: bool = 
         entry = of_module(module)
         if entry is None or entry.adjust is None or (path not in kept and path not in touched):
             continue
-        other = entry.adjust(module, ~removal.removed(kept[path]) if path in kept else None)
+        try:
+            with eval_mode(module):  # a parametrization in training may change its buffers
+                other = entry.adjust(module, ~removal.removed(kept[path]) if path in kept else None)
+        except FAILURES:  # its weight cannot be computed from fewer channels; once it is a parameter, the module is adjusted
+            if not parametrize.is_parametrized(module):
+                raise
+            continue
         if other is not None:
             owner, _, last = path.rpartition(".")
             small.get_submodule(owner)._modules[last] = other.train(module.training)
@@ -519,9 +529,10 @@ class NarrowedSteps:
 
     def _same_order(self, step: Step) -> bool:
         """Whether a move, carried out on the labels that are left, gives the labels that are left of its value."""
-        if not step.entry.moves or isinstance(step.value, torch.Size):
-            return True
         labels, removal = step.walk.labels, self.removal
+        read = [part for parent in step.node.all_input_nodes for part in tensors(labels[parent])]
+        if not step.entry.moves or isinstance(step.value, torch.Size) or not any(bool(removal.removed(part).any()) for part in read):
+            return True
 
         def left(parent: fx.Node) -> Any:
             taken = given(step, parent)
@@ -553,8 +564,8 @@ class NarrowedSteps:
                 value, problem = self.attempt(node, changed)
                 if not problem and tuple(value.shape) == self.removal.shape(labels):
                     self.found.edits[node] = changed
-        if not problem and not any(user in walk.dynamic or user.op == "output" for user in node.users):
-            return value
+        if not any(user in walk.dynamic or user.op == "output" for user in node.users):
+            return value  # None where there is none; nor can then be computed what needs it
         rest = self.removal.restricted(before, labels)
         if not problem and value.shape == rest.shape and torch.allclose(value, rest, rtol=self.allowed, atol=self.allowed, equal_nan=True):
             return value

@@ -421,10 +421,35 @@ def intercepted(recorder: Recorder) -> Iterator[None]:
 
     nn.Module.__call__ = call  # type: ignore[method-assign]
     try:
-        with _autograd_functions(recorder, thread), optimized_execution(False), _Functions(recorder), _Beneath(recorder):
+        calls = (_autograd_functions(recorder, thread), _lengths(recorder, thread), _Functions(recorder), _Beneath(recorder))
+        with optimized_execution(False), ExitStack() as stack:
+            for each in calls:
+                stack.enter_context(each)
             yield
     finally:
         nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def _lengths(recorder: Recorder, thread: int) -> Iterator[None]:
+    """While inside, the length of a tensor is followed like its size; Python makes an ordinary number of what `__len__` returns."""
+    original = builtins.len
+
+    def length(value: Any) -> int:
+        number = original(value)
+        if recorder.inside or not isinstance(value, Tensor) or threading.get_ident() != thread:
+            return number
+        recorder.inside += 1
+        try:
+            return followed(Origin(recorder, "call_method", "size", (recorder.node(value), 0), number))
+        finally:
+            recorder.inside -= 1
+
+    builtins.len = length  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        builtins.len = original
 
 
 @contextmanager
