@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -53,6 +53,12 @@ class KernelScores(Shown):
             (name, f"{int(relevant[name].sum()):,} kernels, {spread(values[relevant[name]])}") for name, values in self.values.items()
         )
         return f"KernelScores({self.criterion} of {self.feature.feature} on {self.images:,} images)", ranges
+
+    def plot(self, layers: list[str] | None = None, title: str | None = None) -> Any:
+        """Axes with the values of each layer's kernels and their median; see `channelscope.plot`."""
+        from channelscope.drawing import plot
+
+        return plot(self, layers=layers, title=title)
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be ranked."""
