@@ -178,6 +178,8 @@ def test_a_circuit_is_drawn_as_shares_of_the_kernels_that_its_feature_depends_on
     assert axes.get_ylabel() == "gate score of kernels"
     with pytest.raises(SiteError, match="no layer is called cnv; near matches: conv"):
         scored.plot(["cnv"])
+    with pytest.raises(SiteError, match="no layer is called cnv; near matches: conv"):
+        scored["cnv"]
 
 
 def test_a_smaller_network_is_drawn_as_what_it_keeps(profile):

@@ -1,6 +1,7 @@
 """plot: a result of the library or a table as matplotlib axes, with the colors and the words of the report."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ SPREAD = 0.6
 INTERACTIVE_COLUMNS = 4
 """Panels of an interactive drawing in a row."""
 
+DOTS_PER_INCH = 130
+"""Resolution of a drawing in a notebook."""
+
 POINTS: dict[str, Any] = {
     "mode": "markers",
     "marker": {"color": figures.COLORS[0], "opacity": 0.6, "size": 6},
@@ -50,6 +54,23 @@ Drawn = Profile | Ranking | KernelScores | Subset | PruningResult | DiscardingAn
 """What `plot` draws."""
 
 
+class Panels(np.ndarray):
+    """matplotlib Axes of one figure, an object array (panels,), which a notebook shows as the figure.
+
+    Examples
+    --------
+    >>> axes = np.array(Figure().subplots(1, 2), dtype=object).view(Panels)
+    >>> axes._repr_png_()[1:4]
+    b'PNG'
+    """
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        with rc_context(figures.STYLE):
+            self.flat[0].figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+        return buffer.getvalue()
+
+
 def plot(
     result: Drawn,
     x: str = "capture",
@@ -59,7 +80,7 @@ def plot(
     errors: bool = False,
     interactive: bool = False,
 ) -> Any:
-    """Axes of a drawing that suits the result; `axes[0].figure` is the figure, which a notebook shows and `savefig` writes.
+    """Axes of a drawing that suits the result, shown by a notebook; `axes[0].figure` is the figure, which `savefig` writes.
 
     ==================  ===========================================================================================
     result              drawing
@@ -91,7 +112,7 @@ def plot(
 
     Returns
     -------
-    numpy.ndarray
+    Panels
         matplotlib Axes, object array (panels,); a plotly Figure if it is interactive.
 
     Raises
@@ -274,4 +295,4 @@ def _finished(figure: Figure, title: str | None) -> np.ndarray:
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, fontsize=9.5, fontweight="bold")
-    return np.array([axes for axes in figure.axes if axes.get_visible()], dtype=object)
+    return np.array([axes for axes in figure.axes if axes.get_visible()], dtype=object).view(Panels)

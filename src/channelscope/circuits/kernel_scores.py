@@ -9,7 +9,7 @@ import torch
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.feature import LocatedFeature
 from channelscope.display import Facts, Shown, spread
-from channelscope.errors import InputError, MismatchError, NumericError, TracingError
+from channelscope.errors import InputError, MismatchError, NumericError, SiteError, TracingError, no_such
 from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import LayerKernels, Points
 from channelscope.types import Float, Int, Tensor
@@ -80,7 +80,15 @@ class KernelScores(Shown):
         )
 
     def __getitem__(self, layer: str) -> Float[Tensor, "outputs inputs"]:
-        """Values of one layer."""
+        """Values of one layer.
+
+        Raises
+        ------
+        SiteError
+            For a name that is no layer's, with the nearest names.
+        """
+        if layer not in self.values:
+            raise SiteError(no_such("layer", layer, self.values))
         return self.values[layer]
 
     @property
