@@ -41,7 +41,7 @@ MAY = {
 }
 MAY["cli"] = MAY["__init__"] = MAY["benchmark"] | {"benchmark", "report"}
 MAY["__main__"] = {"cli"}
-MAY["drawing"] = MEETING | {"report"}
+MAY["drawing"] = MEETING | {"report", "circuits", "discarding", "pruning"}
 
 EXTRAS = {
     "timm", "transformers", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_pruning", "tensorboard",

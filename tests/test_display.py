@@ -1,16 +1,19 @@
 """Every result of the library is shown in at most fifteen lines, as text and as a table."""
 
 import importlib
+import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import channelscope
-from channelscope import circuits
+from channelscope import circuits, data, discarding, zoo
 from channelscope.circuits.subfeatures import top_images
 from channelscope.display import LINES, Shown, shortened, spread
 from channelscope.formulas.gaussian import Gaussian
@@ -23,7 +26,13 @@ from channelscope.site import Site
 from channelscope.stats.moments import Moments
 from channelscope.stats.tally import Tally
 
-ROOT = Path(channelscope.__file__).parent
+PACKAGES = ["channelscope", *(each.name for each in pkgutil.walk_packages(channelscope.__path__, "channelscope.") if each.ispkg)]
+
+DEFINITIONS = {"Operation", "Call", "WeightedLayer", "Score", "Schedule", "ModelInfo"}
+"""what functions return, but settings and entries of tables, which show their fields"""
+
+NOT_SHOWN = {"StandaloneCircuit", "TrialStore"}
+"""a module, which PyTorch shows; an open file"""
 
 
 def deep() -> nn.Module:
@@ -39,6 +48,10 @@ def results() -> dict[str, object]:
     found = channelscope.groups(model, batch[0])
     ranking = channelscope.scores.l2(profile)
     kept = channelscope.cut(ranking, found, macs=0.9)
+    images = data.read_images(data.ImageSource("digits", images=40))
+    digits = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(72, 10)).eval()
+    analysis = discarding.DiscardingAnalysis(digits, images.test.take(20), images.calibration, ["0"], discarding.CIDOptions(side=4))
+    epochs = tuple(zoo.Epoch(epoch, 0.1, 2.0, 0.5, 2.0, 0.5, 1.0) for epoch in range(21))
     target = circuits.locate_feature(model, "18:0", batch[0])
     saliency = circuits.score_kernels(target, batch[0])
     circuit = circuits.top_k(saliency, 0.5)
@@ -65,22 +78,54 @@ def results() -> dict[str, object]:
         sites(model, batch[0]),
         channelscope.prune(ranking, found, [batch[0]], macs=0.9),
         LatencyTable("f" * 12, "cpu", 1, 1, "float32", 0.01, 0.02, 8, {f"layer{place}": ((1.0, 0.0005),) for place in range(20)}),
+        images,
+        images.test,
+        zoo.History(Path("runs"), "deep", "ab" * 32, {}, epochs, 0.1, 0.9, 359),
+        analysis,
+        analysis.results[0],
+        analysis.statistics,
+        discarding.MapComparison(("0",), {"localization": pd.DataFrame({"iou": [0.5]})}),
+        channelscope.scores.permutation_null(profile, "relevance", 20)["0"],
+        channelscope.Group((("0", 1), ("1", 1))),
         RepairReport("least_squares", 10, {f"layer{place}": (0.5, 0.25) for place in range(20)}),
     ]
     return {type(each).__name__: each for each in made}
 
 
-def kinds() -> set[str]:
-    """Names of the classes that say how they are shown."""
+def shown(kind: type) -> set[type]:
+    """Classes of the library that say how they are shown."""
+    below = {each for other in kind.__subclasses__() for each in {other} | shown(other)}
+    return {each for each in below if each.__module__.startswith("channelscope.")}
+
+
+def returned() -> set[str]:
+    """Names of the classes of the library that its public functions return, alone or in a container."""
     found = set()
-    for path in ROOT.rglob("*.py"):
-        for name in re.findall(r"^class (\w+)\((?:Shown|Subset)\):", path.read_text("utf-8"), re.MULTILINE):
-            found.add(name)
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in vars(module).get("__all__", ()):
+            thing = getattr(module, name)
+            if inspect.isfunction(thing):
+                found |= set(re.findall(r"channelscope\.[\w.]*\.(\w+)", str(inspect.signature(thing).return_annotation)))
     return found
 
 
 def test_every_class_that_is_shown_is_tried(results):
-    assert kinds() <= set(results)
+    for package in PACKAGES:
+        importlib.import_module(package)
+    assert {kind.__name__ for kind in shown(Shown)} <= set(results)
+
+
+def test_every_public_function_returns_what_is_shown(results):
+    assert {"Profile", "Ranking", "CIDResult", "ImageSplits"} <= returned()
+    assert returned() - DEFINITIONS - NOT_SHOWN <= set(results)
+
+
+def test_definitions_are_short():
+    model = zoo.build("resnet20", classes=10, channels=1, image_size=8)
+    for each in (zoo.model_info(model), zoo.Schedule(epochs=1), channelscope.scores.REGISTRY["overlap"]):
+        assert len(repr(each).splitlines()) == 1
+        assert len(repr(each)) < 1000
 
 
 def test_texts_have_at_most_fifteen_lines(results):

@@ -81,11 +81,11 @@ class Ranking(Shown):
             raise SiteError(no_such("site", site, self.values))
         return self.values[site]
 
-    def plot(self, layers: list[str] | None = None, title: str | None = None) -> np.ndarray:
+    def plot(self, layers: list[str] | None = None, title: str | None = None, interactive: bool = False) -> Any:
         """Axes with the values of each layer's channels and their median; see `channelscope.plot`."""
         from channelscope.drawing import plot
 
-        return plot(self, layers=layers, title=title)
+        return plot(self, layers=layers, title=title, interactive=interactive)
 
     def importance(self, site: str) -> np.ndarray:
         """Values of one site turned so that larger always means keep; nan stays nan."""

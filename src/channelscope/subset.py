@@ -130,6 +130,12 @@ class Subset(Shown):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def plot(self, layers: list[str] | None = None, title: str | None = None) -> Any:
+        """Axes with the fraction of each layer's channels, or kernels, that is marked; see `channelscope.plot`."""
+        from channelscope.drawing import plot
+
+        return plot(self, layers=layers, title=title)
+
     def facts(self) -> Facts:
         """Counts, not tensors."""
         places = ((name, f"{int(marks.sum()):,} of {marks.numel():,}") for name, marks in self.masks.items())

@@ -141,7 +141,7 @@ def test_a_result_shows_its_layer_and_mean():
     layers = view.layers(["down"])
     statistics = CalibrationStatistics.over(view, small.batches(40, 20, 7), layers)
     (result,) = discard(view, small.batches(3), statistics, layers, CIDOptions())
-    assert repr(result) == f"CIDResult(down, images=3, mean cid={float(result.numbers['cid'].mean()):.3f} nats)"
+    assert repr(result).splitlines()[0] == f"CIDResult(down: 3 images, mean CID {float(result.numbers['cid'].mean()):.3f} nats)"
 
 
 def found(layer="a", depth=1, images=(3, 1, 2), reached=None, **numbers):

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.feature import LocatedFeature
 from channelscope.display import Facts, Shown, spread
-from channelscope.errors import InputError, MismatchError, NumericError, TracingError
+from channelscope.errors import InputError, MismatchError, NumericError, SiteError, TracingError, no_such
 from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import LayerKernels, Points
 from channelscope.types import Float, Int, Tensor
@@ -54,6 +54,12 @@ class KernelScores(Shown):
         )
         return f"KernelScores({self.criterion} of {self.feature.feature} on {self.images:,} images)", ranges
 
+    def plot(self, layers: list[str] | None = None, title: str | None = None) -> Any:
+        """Axes with the values of each layer's kernels and their median; see `channelscope.plot`."""
+        from channelscope.drawing import plot
+
+        return plot(self, layers=layers, title=title)
+
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be ranked."""
         for layer, values in self.values.items():
@@ -74,7 +80,15 @@ class KernelScores(Shown):
         )
 
     def __getitem__(self, layer: str) -> Float[Tensor, "outputs inputs"]:
-        """Values of one layer."""
+        """Values of one layer.
+
+        Raises
+        ------
+        SiteError
+            For a name that is no layer's, with the nearest names.
+        """
+        if layer not in self.values:
+            raise SiteError(no_such("layer", layer, self.values))
         return self.values[layer]
 
     @property

@@ -11,6 +11,7 @@ import torch
 from channelscope.data.decoding import BROKEN, ResizeCrop, contents, open_image
 from channelscope.data.sources import IMAGE_SUFFIXES, ImageSource, Normalization, native_shape, open_dataset
 from channelscope.data.splits import ImageStore, PartitionedDataset, Split, divide
+from channelscope.display import Facts, Shown
 from channelscope.errors import DataError, first_line
 from channelscope.types import Bool, Tensor
 
@@ -21,8 +22,8 @@ MEASURED = 5000
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-@dataclass(frozen=True)
-class ImageSplits:
+@dataclass(frozen=True, repr=False)
+class ImageSplits(Shown):
     """Splits of a data set: train, validation and test are disjoint, calibration is a part of train.
 
     Examples
@@ -44,6 +45,18 @@ class ImageSplits:
     """the data set and the options it was read with"""
     skipped: int = 0
     """corrupt images left out"""
+
+    def facts(self) -> Facts:
+        """The data set, the size of each split, and the normalization."""
+        splits = ((split.name, f"{len(split):,} images") for split in (self.train, self.calibration, self.validation, self.test))
+        mean, std = (" ".join(f"{each:.3g}" for each in values) for values in self.normalization)
+        left_out = [("left out", f"{self.skipped:,} corrupt images")] if self.skipped else []
+        size = " × ".join(map(str, self.image_shape))
+        return f"ImageSplits({self.source.data}: {self.classes:,} classes, {size})", [
+            *splits,
+            ("normalized by", f"mean {mean}, standard deviation {std}"),
+            *left_out,
+        ]
 
     @property
     def classes(self) -> int:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from channelscope.data.decoding import ResizeCrop, decode, open_image
+from channelscope.display import Facts, Shown
 from channelscope.errors import DataError
 from channelscope.types import Float, Int, Tensor
 
@@ -252,8 +253,8 @@ def _size(shape: Sequence[int]) -> str:
     return f"{shape[2]}×{shape[1]}"
 
 
-@dataclass(frozen=True)
-class Split:
+@dataclass(frozen=True, repr=False)
+class Split(Shown):
     """Some images of a data set in a fixed order; iterating gives normalized batches (images, labels, index).
 
     The index of an image is its position in one fixed shuffle of the data set: the same in every run, and independent of the
@@ -281,6 +282,12 @@ class Split:
     """divides after the subtraction, one number per channel"""
     batch_size: int = 128
     """images per batch; the last batch holds the rest"""
+
+    def facts(self) -> Facts:
+        """The data set, the number of images, their shape and the size of a batch."""
+        size = " × ".join(map(str, self.image_shape))
+        told = f"{self.name} of {self.store.dataset.name}: {len(self):,} images, {self.classes:,} classes, {size}"
+        return f"Split({told}, batches of {self.batch_size})", []
 
     def __len__(self) -> int:
         """Number of images."""

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ from channelscope.discarding.concentration import box_mask, concentration_by_lay
 from channelscope.discarding.jacobian import PixelNetwork
 from channelscope.discarding.noise import Cells
 from channelscope.discarding.reconstruction import reconstruction_table
+from channelscope.display import Facts, Shown
 from channelscope.errors import DataError, no_such
 from channelscope.network.module_state import weights_hash
 from channelscope.progress import progress_bar
@@ -115,8 +117,8 @@ class ExtraAnalyses:
         return lambda image: box_mask(boxes[image], (split.image_shape[1], split.image_shape[2]))
 
 
-@dataclass(frozen=True, eq=False)
-class DiscardingAnalysis:
+@dataclass(frozen=True, eq=False, repr=False)
+class DiscardingAnalysis(Shown):
     """CID of some layers of a network on some images, with all tables made from it; measured when first asked for.
 
     Examples
@@ -149,6 +151,20 @@ class DiscardingAnalysis:
     """seed of the random numbers"""
     cache: Path | None = None
     """folder of finished maps: what lies in it is read instead of computed; None keeps them in memory"""
+
+    def facts(self) -> Facts:
+        """Images, layers and options; the mean CID of each layer where it has been measured."""
+        heading = f"DiscardingAnalysis({self.name}: {len(self.images):,} images, {self.options.mode}, κ = {self.options.fraction:g})"
+        if "results" not in vars(self):
+            return heading, [("layers", ", ".join(self.layers) or "four evenly spaced ones"), ("CID", "not measured yet")]
+        measured = layer_table(self.by_image)
+        return heading, [(row.layer, f"CID {row.cid:.3f} [{row.cid_low:.3f}, {row.cid_high:.3f}] nats") for row in measured.itertuples()]
+
+    def plot(self, layers: list[str] | None = None, title: str | None = None) -> np.ndarray:
+        """Axes with the first images, and with what each layer discards of them on one scale; see `channelscope.plot`."""
+        from channelscope.drawing import plot
+
+        return plot(self, layers=layers, title=title)
 
     @cached_property
     def network(self) -> PixelNetwork:

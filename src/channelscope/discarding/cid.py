@@ -20,6 +20,7 @@ from channelscope.data.batches import indexed_batches
 from channelscope.discarding.jacobian import LayerOutput, PerImageRandom, PixelNetwork, SensitivityEstimator
 from channelscope.discarding.noise import GRID_SIDE, Cells, entropy
 from channelscope.discarding.optimum import Constraint, optimal_noise
+from channelscope.display import Facts, Shown
 from channelscope.errors import FormatError, InputError, MismatchError, SampleError, at, no_such
 from channelscope.formulas.intervals import student_reach, t_interval
 from channelscope.stats.moments import Variance
@@ -236,14 +237,19 @@ class CIDOptions:
         return plain | {"kappa": self.fraction, "noise": self.noise if self.normalizer == "local" else None}
 
 
-@dataclass(frozen=True)
-class CalibrationStatistics:
+@dataclass(frozen=True, repr=False)
+class CalibrationStatistics(Shown):
     """Variances of the pixels and of some layers' features over the calibration images."""
 
     pixels: Variance
     """variance of every pixel value (C, H, W)"""
     features: tuple[Variance, ...]
     """variance of every number of each layer's feature"""
+
+    def facts(self) -> Facts:
+        """Number of images, and the total variance of the pixels and of each feature."""
+        rows = ((f"feature {place}", f"total variance {each.total:.4g}") for place, each in enumerate(self.features))
+        return f"CalibrationStatistics({self.pixels.count:,} images)", [("pixels", f"total variance {self.pixels.total:.4g}"), *rows]
 
     @classmethod
     def over(
@@ -279,8 +285,8 @@ class CalibrationStatistics:
         return cls(found[0], tuple(found[1:]))
 
 
-@dataclass(frozen=True)
-class CIDResult:
+@dataclass(frozen=True, repr=False)
+class CIDResult(Shown):
     """CID of one layer on one batch of images, with the noise behind it."""
 
     layer: LayerOutput
@@ -300,9 +306,12 @@ class CIDResult:
     seconds: float
     """wall-clock time per image"""
 
-    def __repr__(self) -> str:
-        """Layer, images and their mean CID."""
-        return f"CIDResult({self.layer.name}, images={len(self.index)}, mean cid={float(self.numbers['cid'].mean()):.3f} nats)"
+    def facts(self) -> Facts:
+        """Layer, images and their CID."""
+        each = (
+            (f"image {image}", f"{value:.3f} nats") for image, value in zip(self.index.tolist(), self.numbers["cid"].tolist(), strict=True)
+        )
+        return f"CIDResult({self.layer.name}: {len(self.index):,} images, mean CID {float(self.numbers['cid'].mean()):.3f} nats)", each
 
     @property
     def entropy(self) -> Float[Tensor, "images cells"]:

@@ -20,6 +20,7 @@ from channelscope.discarding.cid import COLUMNS, CalibrationStatistics, CIDOptio
 from channelscope.discarding.concentration import center_prior, localization_table, smoothed
 from channelscope.discarding.jacobian import LayerOutput, PixelNetwork
 from channelscope.discarding.noise import Cells, gaussian_blur
+from channelscope.display import Facts, Shown
 from channelscope.errors import DataError, InputError, NumericError, SiteError
 from channelscope.formulas.intervals import t_interval
 from channelscope.network.module_state import out_of_place
@@ -449,14 +450,19 @@ def descriptive_accuracy_table(curves: Mapping[tuple[str, str], Float[Tensor, "i
     return describe_discarding("descriptive_accuracy", rows, options)
 
 
-@dataclass(frozen=True)
-class MapComparison:
+@dataclass(frozen=True, repr=False)
+class MapComparison(Shown):
     """Tables that compare CID maps with gradient, integrated gradients, Grad-CAM and LRP."""
 
     layers: tuple[str, ...]
     """layers whose CID is compared"""
     tables: dict[str, pd.DataFrame] = field(repr=False)
     """`descriptive_accuracy` and `localization`, by name"""
+
+    def facts(self) -> Facts:
+        """The layers, and how many rows each table has."""
+        rows = ((name, f"{len(frame):,} rows") for name, frame in self.tables.items())
+        return f"MapComparison(CID of {', '.join(self.layers)} beside other maps)", rows
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def partial_spearman(x: Float[Tensor, "n"], y: Float[Tensor, "n"], covariates: F
     Examples
     --------
     >>> z, e, f = torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1]), torch.tensor([1.0, -1] * 4), torch.tensor([1.0, 1, -1, -1] * 2)
-    >>> round(float(partial_spearman(3 * z + e, 3 * z + f, z[:, None])), 3)
+    >>> round(abs(float(partial_spearman(3 * z + e, 3 * z + f, z[:, None]))), 3)
     0.0
 
     References

@@ -55,6 +55,10 @@ class PruningResult(Shown):
     latency: LatencyReport | None = None
     """how a budget of time is met"""
 
+    def plot(self, layers: list[str] | None = None, title: str | None = None) -> np.ndarray:
+        """Axes with the fraction of each layer's channels that is kept; see `channelscope.plot`."""
+        return self.kept.plot(layers, title)
+
     def facts(self) -> Facts:
         """The kept channels of every site, the ranking's name and the repair."""
         sites = ((name, f"{int(marks.sum()):,} of {len(marks):,}") for name, marks in self.kept.masks.items())

@@ -14,7 +14,7 @@ import pandas as pd
 from channelscope.errors import FormatError
 from channelscope.lazy import LazyModule
 from channelscope.report import verdict
-from channelscope.report.section import Chart, Drawing, Section
+from channelscope.report.section import NORMAL_QUANTILE, Chart, Drawing, Section
 from channelscope.report.sections import sections
 from channelscope.storage import atomic_file
 from channelscope.tables.quantities import QUANTITIES
@@ -248,8 +248,10 @@ def _titled(place: "Axes", chart: Chart, rows: pd.DataFrame) -> None:
         place.label_outer()
 
 
-def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str = "relevance") -> "Figure":
+def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str = "relevance", errors: bool = False) -> "Figure":
     """Every layer's channels on one local and one target quantity; what is not finite is left out and counted.
+
+    With errors, bars of 1.96 standard errors show the uncertainty of the quantities that the table has as NAME_se.
 
     Examples
     --------
@@ -265,6 +267,9 @@ def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str 
     axes = figure.subplots(tall, wide, squeeze=False)
     for place, (site, layer) in zip(axes.flat, layers, strict=False):
         finite = layer[np.isfinite(layer[x]) & np.isfinite(layer[y])]
+        if errors:
+            across, up = (NORMAL_QUANTILE * finite[f"{name}_se"] if f"{name}_se" in finite.columns else None for name in (x, y))
+            place.errorbar(finite[x], finite[y], up, across, fmt="none", ecolor=BEFORE, elinewidth=0.4, zorder=0)
         place.scatter(finite[x], finite[y], s=5, color=COLORS[0], alpha=0.6, linewidths=0, rasterized=True)
         left = len(layer) - len(finite)
         place.set_title(f"{site}\nn = {len(finite)}" + (f", {left} not finite" if left else ""), fontsize=6)

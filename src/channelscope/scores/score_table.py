@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from channelscope.display import Facts, Shown, spread
 from channelscope.errors import InputError, SampleError, at
 from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, oas
 from channelscope.formulas.intervals import jackknife, permutation_p
@@ -188,8 +189,8 @@ def assumption(profile: Profile, convention: ScoreOptions) -> str:
     )
 
 
-@dataclass(frozen=True)
-class PermutationNull:
+@dataclass(frozen=True, repr=False)
+class PermutationNull(Shown):
     """Permutation null of a target score at one site."""
 
     p: Float[np.ndarray, "channels"]
@@ -198,6 +199,11 @@ class PermutationNull:
     """mean of the score under the null; subtract it from the score for an unbiased value"""
     permutations: int
     """number of permutations"""
+
+    def facts(self) -> Facts:
+        """Number of permutations, and the ranges of p and of the mean."""
+        told = f"{len(self.p):,} channels, {self.permutations:,} permutations"
+        return f"PermutationNull({told})", [("p", spread(self.p)), ("mean under the null", spread(self.mean))]
 
 
 def permutation_null(profile: Profile, name: str, permutations: int = 200, seed: int = 0, **options) -> dict[str, PermutationNull]:

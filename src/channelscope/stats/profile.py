@@ -7,7 +7,6 @@ from itertools import accumulate
 from operator import add
 from typing import Any
 
-import numpy as np
 import torch
 
 from channelscope.display import Facts, Shown, spread
@@ -272,11 +271,19 @@ class Profile(Shown):
             ("targets", (", ".join(self.targets) or "none") + (f"; {self.tally}" if self.tally.images else "")),
         ]
 
-    def plot(self, x: str = "capture", y: str = "relevance", layers: list[str] | None = None, title: str | None = None) -> np.ndarray:
+    def plot(
+        self,
+        x: str = "capture",
+        y: str = "relevance",
+        layers: list[str] | None = None,
+        title: str | None = None,
+        errors: bool = False,
+        interactive: bool = False,
+    ) -> Any:
         """Axes with the channels of each layer on two scores, one panel a layer; see `channelscope.plot`."""
         from channelscope.drawing import plot
 
-        return plot(self, x, y, layers, title)
+        return plot(self, x, y, layers, title, errors, interactive)
 
     def site(self, name: str) -> Site:
         """The site of that name.

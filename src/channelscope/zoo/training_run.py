@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from channelscope.display import Facts, Shown
 from channelscope.errors import FormatError, InputError
 from channelscope.storage import atomic_file
 
@@ -217,8 +218,8 @@ class Epoch:
     """wall-clock time, of all parts of an epoch that was interrupted"""
 
 
-@dataclass(frozen=True)
-class History:
+@dataclass(frozen=True, repr=False)
+class History(Shown):
     """A training run: its folder, its epochs, and the test accuracy that is measured once, at its end."""
 
     folder: Path
@@ -237,6 +238,17 @@ class History:
     """fraction of the test images the kept epoch's weights get right; nan until the run is finished"""
     test_images: int = 0
     """number of test images; 0 until the run is finished"""
+
+    def facts(self) -> Facts:
+        """The test accuracy, the epoch that is kept, and the first and last epochs."""
+        finished = f"test accuracy {self.test_accuracy:.1%} of {self.test_images:,} images" if self.test_images else "not finished"
+        rows = [("folder", str(self.folder))]
+        if self.epochs:
+            rows.append(("kept", f"epoch {self.kept}"))
+        for each in self.epochs[1:]:
+            validated = f"validation accuracy {each.validation_accuracy:.1%}"
+            rows.append((f"epoch {each.epoch}", f"training loss {each.train_loss:.3f}, {validated}, {each.seconds:.1f} s"))
+        return f"History({self.network}: {max(len(self.epochs) - 1, 0)} epochs, {finished})", rows
 
     @property
     def precision(self) -> str:

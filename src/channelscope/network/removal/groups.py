@@ -247,12 +247,16 @@ def _places(nodes: list[fx.Node], *entered: set[str]) -> list[tuple[str, fx.Node
     return found
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, repr=False)
+class Group(Shown):
     """Channels tied by residual sums, gates, depthwise and grouped convolutions: removed together or not at all."""
 
     members: tuple[tuple[str, int], ...]
     """(site name, channel) of each member, in execution order"""
+
+    def facts(self) -> Facts:
+        """The members."""
+        return f"Group({len(self.members)} channels)", [(name, f"channel {channel}") for name, channel in self.members]
 
     @property
     def sites(self) -> tuple[str, ...]:

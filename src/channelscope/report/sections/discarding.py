@@ -141,7 +141,7 @@ def map_drawings(run: RunFolder) -> list[Drawing]:
         "Entropy of the noise that each place tolerates in nats per value, on one scale: bright places are not needed. "
         "A star marks a map that has not converged."
     )
-    return [Drawing(f"discarded_{folder}", title, _grid(parts, own, scale), caption) for folder, title, parts, own in grids]
+    return [Drawing(f"discarded_{folder}", title, map_grid(parts, own, scale), caption) for folder, title, parts, own in grids]
 
 
 def _first(layer: Path) -> dict[str, np.ndarray]:
@@ -150,12 +150,57 @@ def _first(layer: Path) -> dict[str, np.ndarray]:
         pixels, values, index = (opened.get_tensor(name)[:MOST] for name in ("pixels", "entropy", "index"))
         side = json.loads(opened.metadata()["facts"])["rule"]["side"]
     height, width = pixels.shape[2:]
-    maps = np.where(np.isfinite(values), values, np.nan).reshape(len(values), min(side, height), min(side, width))
+    return map_part(pixels, values, index, (min(side, height), min(side, width)))
+
+
+def map_part(pixels: np.ndarray, entropy: np.ndarray, index: np.ndarray, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Pictures and maps of a layer as `map_grid` draws them.
+
+    Parameters
+    ----------
+    pixels
+        Images (n, 1 or 3, H, W) in 0..1.
+    entropy
+        Nats of each cell (n, cells); −inf where a cell is left out.
+    index
+        Index of each image (n,).
+    shape
+        Rows and columns of the cells.
+
+    Returns
+    -------
+    dict
+        pixels (n, H, W, 3), maps (n, rows, columns) with nan where a cell is left out, and index.
+
+    Examples
+    --------
+    >>> part = map_part(np.ones((1, 1, 2, 2)), np.array([[0.5, -np.inf]]), np.arange(1), (1, 2))
+    >>> part["pixels"].shape, part["maps"].tolist()
+    ((1, 2, 2, 3), [[[0.5, nan]]])
+    """
+    maps = np.where(np.isfinite(entropy), entropy, np.nan).reshape(len(entropy), *shape)
     color = np.repeat(pixels, 3, 1) if pixels.shape[1] == 1 else pixels
     return {"pixels": color.transpose(0, 2, 3, 1), "maps": maps, "index": index}
 
 
-def _grid(parts: dict[str, dict[str, np.ndarray]], table: pd.DataFrame | None, scale: tuple[float, float]) -> "Figure":
+def map_grid(parts: dict[str, dict[str, np.ndarray]], table: pd.DataFrame | None, scale: tuple[float, float]) -> "Figure":
+    """Images, a row each, beside what each layer discards of them.
+
+    Parameters
+    ----------
+    parts
+        Layer → what `map_part` makes, of the same images.
+    table
+        `discarded`: layers are drawn in order of its depths, and maps that have not converged get a star.
+    scale
+        Nats at both ends of the colors.
+
+    Examples
+    --------
+    >>> part = map_part(np.ones((1, 1, 2, 2)), np.array([[0.5, -np.inf]]), np.arange(1), (1, 2))
+    >>> [axes.get_title() for axes in map_grid({"conv": part}, None, (0.0, 1.0)).axes]
+    ['image 0', 'conv', '']
+    """
     depth = {} if table is None else dict(zip(table.layer, table.depth, strict=True))
     layers = sorted(parts, key=lambda name: depth.get(name, 0))
     low, high = scale
