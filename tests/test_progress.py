@@ -5,6 +5,7 @@ import io
 import re
 import sys
 import time
+from collections.abc import Callable
 from types import ModuleType
 
 import pandas as pd
@@ -30,10 +31,10 @@ def test_long_work_is_reported_in_plain_lines(monkeypatch, capsys):
     monkeypatch.setattr(progress, "FIRST_LINE", 0.02)
     with progress_bar("images", 40) as advance:
         advance(10)
-        time.sleep(0.1)
+        time.sleep(0.3)
         advance(30)
-    first, *_, last = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"images: 10 of 40, \d\.\d s, about \d\.\d s left", first)
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert any(re.fullmatch(r"images: 10 of 40, \d\.\d s, about \d\.\d s left", line) for line in lines)
     assert re.fullmatch(r"images: done after \d\.\d s", last)
 
 
@@ -49,29 +50,72 @@ def test_work_that_ends_early_is_not_called_done(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("total", "done", "said"),
-    [(40, 10, "10 of 40, 5.0 s, about 15 s left"), (40, 0, "0 of 40, 5.0 s"), (None, 3, "3 done, 5.0 s"), (None, 0, "5.0 s")],
+    [(40, 10, "10 of 40, 5.0 s, about 15 s left"), (40, 0, "0 of 40, 5.0 s"), (None, 3, "3 done, 5.0 s"), (None, 0, "5.0 s so far")],
 )
 def test_a_line_says_how_far_and_how_long(total, done, said):
     lines = progress._PlainLines("work", total)
-    lines.advance(done)
+    lines(done)
     assert lines.state(5.0) == said
-    lines.stop()
 
 
-def test_lines_come_at_doubling_distances_of_at_most_twenty_seconds(capsys):
-    pauses = []
+class Clock:
+    """A clock that goes on by what is waited for, and at some seconds lets something happen."""
 
-    class Clock:
-        def wait(self, pause: float) -> bool:
-            pauses.append(pause)
-            return len(pauses) == 6
+    events: dict[float, Callable[[], None]]
+    """second → what happens then"""
 
-    lines = progress._PlainLines("work", None)
-    lines.stop()
-    lines.over = Clock()  # type: ignore[assignment]
-    lines._report()
-    assert pauses == [2, 4, 8, 16, 20, 20]
-    assert len(capsys.readouterr().err.splitlines()) == 5
+    def __init__(self, monkeypatch, ends: float):
+        self.now, self.ends, self.events = 0.0, ends, {}
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(progress, "console", progress._Console(stderr=True))
+
+    def wait(self, pause: float) -> bool:
+        due = min((second for second in self.events if second <= self.now + pause), default=None)
+        self.now = self.now + pause if due is None else due
+        if due is not None:
+            self.events.pop(due)()
+        return self.now > self.ends
+
+
+def test_lines_come_at_doubling_distances_of_at_most_twenty_seconds(monkeypatch, capsys):
+    clock, speaker = Clock(monkeypatch, 70), progress._Speaker()
+    speaker.bars = [progress._PlainLines("work", None)]
+    speaker._watch(clock)  # type: ignore[arg-type]
+    times = ("2.0 s", "6.0 s", "14 s", "30 s", "50 s", "1 min 10 s")
+    assert capsys.readouterr().err.splitlines() == [f"work: {time} so far" for time in times]
+
+
+def test_a_command_is_never_silent_for_two_seconds_and_speaks_with_one_voice(monkeypatch, capsys):
+    clock, speaker = Clock(monkeypatch, 12), progress._Speaker()
+    speaker.bars = [progress._PlainLines("axes", None, steady=True)]
+    images = progress._PlainLines("images", 8)
+    clock.events = {
+        1.0: lambda: progress.console.print("a remark"),
+        4.2: lambda: speaker.bars.append(images),
+        5.0: lambda: images(2),
+        8.1: lambda: speaker.bars.remove(images),
+        9.0: lambda: images.ended("done"),
+    }
+    speaker._watch(clock)  # type: ignore[arg-type]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == ["a remark", "axes: 2.5 s so far", "axes: 4.0 s so far"]
+    assert lines[3:6] == ["images: 2 of 8, 5.5 s, about 16 s left", "images: 2 of 8, 7.0 s, about 21 s left", "axes: 8.5 s so far"]
+    assert lines[6:] == ["images: done after 9.0 s", "axes: 10 s so far", "axes: 12 s so far"]
+
+
+def test_a_call_without_bars_speaks_on_its_own_and_ends_without_a_word(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SILENCE", 0.02)
+    with progress.never_silent("axes"):
+        time.sleep(0.1)
+        with progress_bar("images", 1):
+            pass
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert all(re.fullmatch(r"axes: \d\.\d s so far", line) for line in lines)
+    assert progress._SPEAKER.bars == []
+    with without_bars(), progress.never_silent("axes"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_terminal_has_one_display_for_bars_inside_bars(monkeypatch):
@@ -142,6 +186,44 @@ def bar(*steps: int, total: int = 5, shown: bool = True):
         advance()
         for step in steps:
             advance(step)
+
+
+def test_results_are_printed_below_no_bar_and_on_standard_output(drawn, capsys):
+    def work():
+        with progress.never_silent("axes"), progress_bar("images", 3) as advance:
+            advance()
+            with progress.paused():
+                before = sys.stderr.getvalue()  # type: ignore[attr-defined]
+                print("the result")
+                time.sleep(0.2)
+                assert sys.stderr.getvalue() == before, "the display is still drawn"  # type: ignore[attr-defined]
+            advance()
+
+    screen = drawn(work)
+    assert capsys.readouterr().out == "the result\n"
+    assert "the result" not in screen
+    assert "axes" in screen
+    assert last_count(screen) == "2/3"
+
+
+def test_the_text_behind_a_bar_is_cut_off_where_the_terminal_ends(drawn):
+    def work():
+        with progress_bar("training", 9) as bar:
+            bar.describe("epoch 1/2", "loss 0.5 " * 50)
+
+    last = [line for line in re.split(r"[\r\n]+", drawn(work)) if "epoch 1/2" in line][-1]
+    assert "0/9" in last
+    assert "loss 0.5" in last
+    assert last.rstrip().endswith("…")
+
+
+def test_a_terminal_that_cannot_draw_gets_lines(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "console", progress._Console(stderr=True))
+    monkeypatch.setenv("TERM", "dumb")
+    assert not progress.on_terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    assert progress.on_terminal()
 
 
 def last_count(screen: str) -> str:

@@ -11,13 +11,27 @@ from threading import Event, Thread
 from typing import Any, Literal, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from channelscope.errors import InputError
 
 T = TypeVar("T")
 
-console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """A console that notes when it was last written to."""
+
+    spoken = 0.0
+    """as `time.monotonic` counts"""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print the objects."""
+        self.spoken = time.monotonic()
+        super().print(*objects, **options)
+
+
+console = _Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 """Standard error; messages printed here appear above the bar."""
 
 FIRST_LINE = 2.0
@@ -26,17 +40,33 @@ FIRST_LINE = 2.0
 LINES_APART = 20.0
 """Most seconds between two plain lines."""
 
+SILENCE = 1.5
+"""Seconds without a line after which a command says what it is doing: less than two, for a busy machine wakes its threads late."""
+
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 _LOG: ContextVar[Callable[[str, int, Mapping[str, float]], None] | None] = ContextVar("log", default=None)
 _SHOWN: ContextVar[Progress | None] = ContextVar("shown", default=None)
 
 
+class Bar:
+    """What advances a bar, and changes its text; this one is not shown."""
+
+    def __call__(self, steps: float = 1) -> None:
+        """Count steps."""
+
+    def describe(self, note: str, more: str = "") -> None:
+        """Change the text before the bar, and that behind it."""
+
+    def line(self, text: str) -> None:
+        """Print a line where bars are written as lines."""
+
+
 @contextmanager
-def progress_bar(note: str, total: int | None, shown: bool = True) -> Iterator[Callable[..., None]]:
+def progress_bar(note: str, total: float | None, shown: bool = True) -> Iterator[Bar]:
     """Function that advances a bar on standard error, by one step or by the number given.
 
     Where standard error is no terminal, work of more than two seconds is reported in plain lines instead. Inside `without_bars`
-    nothing is shown. A bar inside another bar is drawn below it.
+    nothing is shown. A bar inside another bar is drawn below it; of plain lines the innermost bar writes its own.
 
     Parameters
     ----------
@@ -54,21 +84,82 @@ def progress_bar(note: str, total: int | None, shown: bool = True) -> Iterator[C
     ...     advance(2)
     """
     if not shown or is_quiet():
-        yield lambda steps=1: None
-    elif sys.stderr.isatty():
+        yield Bar()
+    elif on_terminal():
         with _display() as progress:
-            task = progress.add_task(note, total=total)
+            bar = _DrawnBar(progress, note, total)
             try:
-                yield lambda steps=1: progress.advance(task, steps)
+                yield bar
             finally:
                 progress.refresh()
-                progress.remove_task(task)
+                progress.remove_task(bar.task)
     else:
         lines = _PlainLines(note, total)
+        _SPEAKER.begin(lines)
+        how = "stopped"
         try:
-            yield lines.advance
+            yield lines
+            how = "done"
         finally:
-            lines.stop()
+            _SPEAKER.end(lines)
+            lines.ended(how)
+
+
+def on_terminal() -> bool:
+    """Whether standard error is a terminal on which bars can be drawn."""
+    return sys.stderr.isatty() and not console.is_dumb_terminal
+
+
+@contextmanager
+def never_silent(note: str) -> Iterator[None]:
+    """Context in which not more than two seconds go by without a sign of what is being done, unless bars are not shown.
+
+    On a terminal a bar moves all the time. Elsewhere a line says how far the innermost `progress_bar` is whenever nothing was said
+    for a while, and where there is none, how long the work has taken.
+
+    Parameters
+    ----------
+    note
+        What is done where no bar says so.
+
+    Examples
+    --------
+    >>> with never_silent("axes"), progress_bar("images", 1) as advance:
+    ...     advance()
+    """
+    if is_quiet():
+        yield
+    elif on_terminal():
+        with progress_bar(note, None):
+            yield
+    else:
+        lines = _PlainLines(note, None, steady=True)
+        _SPEAKER.begin(lines)
+        try:
+            yield
+        finally:
+            _SPEAKER.end(lines)
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Context in which no bar is on the terminal, for what is printed on standard output.
+
+    Examples
+    --------
+    >>> with never_silent("axes"), paused():
+    ...     print("result")
+    result
+    """
+    progress = _SHOWN.get()
+    if progress is None:
+        yield
+        return
+    progress.stop()
+    try:
+        yield
+    finally:
+        progress.start()
 
 
 def track(items: Iterable[T], note: str, total: int | None = None, shown: bool = True) -> Iterator[T]:
@@ -113,6 +204,27 @@ def without_bars() -> Iterator[None]:
         _QUIET.reset(token)
 
 
+class _Count(MofNCompleteColumn):
+    """Steps done, of how many; empty where neither is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None and not task.completed else super().render(task)
+
+
+class _Left(TimeRemainingColumn):
+    """Time left; empty where it is not known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else Text.assemble(super().render(task), " left")
+
+
+class _More(ProgressColumn):
+    """The text behind the bar, cut off where the terminal ends."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["more"], no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
 def _display() -> Iterator[Progress]:
     """The display of the terminal: the one that is there, or a new one."""
@@ -120,8 +232,8 @@ def _display() -> Iterator[Progress]:
     if active is not None:
         yield active
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(24), _Count(), TimeElapsedColumn(), _Left(), _More())
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
         token = _SHOWN.set(progress)
         try:
             yield progress
@@ -129,44 +241,98 @@ def _display() -> Iterator[Progress]:
             _SHOWN.reset(token)
 
 
-class _PlainLines:
-    """Lines on standard error while work goes on: the first after two seconds, then at growing distances."""
+class _DrawnBar(Bar):
+    """A bar on the terminal."""
 
-    def __init__(self, note: str, total: int | None):
-        self.note, self.total, self.done, self.begun, self.printed = note, total, 0, time.monotonic(), False
-        self.over = Event()
-        self.thread = Thread(target=self._report, daemon=True)
-        self.thread.start()
+    def __init__(self, progress: Progress, note: str, total: float | None):
+        self.progress, self.task = progress, progress.add_task(note, total=total, more="")
 
-    def advance(self, steps: int = 1) -> None:
-        """Count steps."""
+    def __call__(self, steps: float = 1) -> None:
+        self.progress.advance(self.task, steps)
+
+    def describe(self, note: str, more: str = "") -> None:
+        self.progress.update(self.task, description=note, more=more)
+
+
+class _PlainLines(Bar):
+    """A bar as lines that say how far the work is."""
+
+    def __init__(self, note: str, total: float | None, steady: bool = False):
+        self.note, self.total, self.steady = note, total, steady
+        self.done, self.begun, self.printed = 0.0, time.monotonic(), False
+
+    def __call__(self, steps: float = 1) -> None:
         self.done += steps
 
-    def stop(self) -> None:
-        """Print the last line, if there was another."""
-        self.over.set()
-        self.thread.join()
-        if self.printed:
-            finished = self.total is None or self.done >= self.total
-            self._print(f"{'done' if finished else 'stopped'} after {format_seconds(time.monotonic() - self.begun)}")
+    def describe(self, note: str, more: str = "") -> None:
+        self.note = f"{note}  {more}".rstrip()
 
-    def _report(self) -> None:
-        pause = FIRST_LINE
-        while not self.over.wait(pause):
-            pause = min(2 * pause, LINES_APART)
-            self.printed = True
-            self._print(self.state(time.monotonic() - self.begun))
+    def line(self, text: str) -> None:
+        console.print(text)
+
+    def speak(self) -> None:
+        """Print a line."""
+        self.printed = True
+        self._print(self.state(time.monotonic() - self.begun))
+
+    def ended(self, how: str) -> None:
+        """Print the last line, if there was another."""
+        if self.printed:
+            self._print(f"{how} after {format_seconds(time.monotonic() - self.begun)}")
 
     def state(self, seconds: float) -> str:
         """Steps done, time gone, and time left after some seconds."""
-        gone = format_seconds(seconds)
+        gone, done = format_seconds(seconds), f"{self.done:,.0f}"
         if self.total is None:
-            return f"{self.done:,} done, {gone}" if self.done else gone
-        left = f", about {format_seconds(seconds * (self.total - self.done) / self.done)} left" if self.done else ""
-        return f"{self.done:,} of {self.total:,}, {gone}{left}"
+            return f"{done} done, {gone}" if self.done else f"{gone} so far"
+        left = f", about {format_seconds(max(seconds * (self.total - self.done) / self.done, 0.0))} left" if self.done else ""
+        return f"{done} of {self.total:,.0f}, {gone}{left}"
 
     def _print(self, text: str) -> None:
-        print(f"{self.note}: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        console.spoken = time.monotonic()
+        print(f"{self.note}: {text}\n", end="", file=sys.stderr, flush=True)  # noqa: T201  (one write: a line is not torn)
+
+
+class _Speaker:
+    """The bars that are written as plain lines, the innermost last, and the thread that lets that one speak.
+
+    Inside `never_silent` it speaks after SILENCE seconds without a line, elsewhere after two seconds of work and then at growing
+    distances.
+    """
+
+    def __init__(self) -> None:
+        self.bars: list[_PlainLines] = []
+        self.pause, self.over, self.thread = FIRST_LINE, Event(), Thread()
+
+    def begin(self, bar: _PlainLines) -> None:
+        """Let a bar speak, from now on the innermost."""
+        self.bars.append(bar)
+        if len(self.bars) == 1:
+            console.spoken, self.pause, self.over = time.monotonic(), FIRST_LINE, Event()
+            self.thread = Thread(target=self._watch, args=(self.over,), daemon=True)
+            self.thread.start()
+
+    def end(self, bar: _PlainLines) -> None:
+        """Let a bar speak no more."""
+        self.bars.remove(bar)
+        if not self.bars:
+            self.over.set()
+            self.thread.join()
+
+    def left(self) -> float:
+        """Seconds until a line is due."""
+        pause = SILENCE if any(bar.steady for bar in self.bars) else self.pause
+        return console.spoken + pause - time.monotonic()
+
+    def _watch(self, over: Event) -> None:
+        while not over.wait(max(self.left(), 0.0)):
+            if self.left() <= 0:
+                self.pause = min(2 * self.pause, LINES_APART)
+                for bar in self.bars[-1:]:
+                    bar.speak()
+
+
+_SPEAKER = _Speaker()
 
 
 def format_seconds(seconds: float) -> str:

@@ -99,6 +99,29 @@ def test_the_options_of_every_command_go_through_a_file(name, capsys, tmp_path):
     assert f"no option of {name} is called uot" in refused(capsys, name, "--config", tmp_path / "config.toml")
 
 
+@pytest.mark.parametrize("words", [(), ("-w", "-x.pt"), ("-q",), ("-vq",), ("--quiet",), ("-h",), ("--dry-run",)], ids=str)
+def test_the_first_line_says_what_will_be_done_and_only_where_something_is(monkeypatch, capsys, words):
+    loaded = []
+    monkeypatch.setattr(cli, "function_of", loaded.append)
+    for name in LEAST:
+        cli._load(name, [*LEAST[name], *words])
+        sentence = cli.sentence_of(name)
+        said = f"{name}: {sentence[0].lower()}{sentence[1:-1]}\n"
+        assert capsys.readouterr().err == ("" if words and words[0] != "-w" else said)
+    assert loaded == list(LEAST)
+
+
+def test_the_first_line_comes_before_pytorch_is_loaded():
+    call = [sys.executable, "-X", "importtime", "-m", "channelscope", "list", "data"]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    said = lines.index("list: list the networks, data sets, scores or circuit criteria that can be named")
+    loaded = [place for place, line in enumerate(lines) if re.match(r"import time:.*\| +(torch|pandas|numpy)$", line)]
+    assert loaded
+    assert said < min(loaded)
+    assert done.stdout.startswith("name ")
+
+
 def test_a_command_that_writes_a_folder_has_one_of_its_own():
     commands = typer.main.get_command(cli.app).commands
     outs = {name: param.default for name, each in commands.items() for param in each.params if param.name == "out"}

@@ -21,10 +21,10 @@ from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError
 from channelscope.evaluation import loss_and_accuracy
 from channelscope.network import module_state
-from channelscope.progress import without_bars
+from channelscope.progress import Bar, without_bars
 from channelscope.zoo import training_run as log
 from channelscope.zoo.training import RESUME, train
-from channelscope.zoo.training_run import History, Schedule
+from channelscope.zoo.training_run import Epoch, History, Schedule
 from image_files import made
 
 training = importlib.import_module("channelscope.zoo.training")  # the package's attribute of that name is the function
@@ -457,19 +457,26 @@ def test_training_on_a_gpu_learns_in_bfloat16(tmp_path):
 
 
 def test_the_bar_goes_on_by_the_images_of_each_step():
-    class Bar:
+    class Seen(Bar):
         seen: ClassVar[list] = []
 
-        def add_task(self, *_, **__):
-            return 7
+        def __call__(self, steps=1):
+            self.seen.append(steps)
 
-        def update(self, task, completed, **fields):
-            self.seen.append((task, completed, fields.get("speed")))
+        def describe(self, note, more=""):
+            self.seen.append((note, more))
 
-    line = training._Line(Schedule(epochs=2), 40, 10, 1, Bar())  # type: ignore[arg-type]
+        def line(self, text):
+            self.seen.append(re.sub(r"\d:\d\d:\d\d", "TIME", text))
+
+    line = training._Line(Schedule(epochs=4, small=0.5), 40, 10, 1, Seen())
     line.advance(2, 10, 0.5, 10)
-    line.advance(2, 30, 0.5, 20)
-    assert Bar.seen == [(7, 40, None), (7, 50, "20 images/s"), (7, 70, "60 images/s")]
+    line.epoch_ended(Epoch(2, 0.1, 1.25, 0.5, 1.5, 0.75, 4.0))
+    line.advance(3, 30, 0.5, 20)
+    quarter, whole = ("training epoch 2/4", "20 images/s"), ("training epoch 3/4", "loss 1.250  validation 75.0% of 10  60 images/s")
+    ended = "training epoch 2/4  10 images/s  TIME left  loss 1.250  validation 75.0% of 10"
+    assert Seen.seen == [2.5, quarter, ended, 20, whole]
+    assert line.left == 10 + 40 + 40 - 22.5
 
 
 def test_the_training_accuracy_is_that_of_the_images_as_they_were_seen(images, tmp_path):

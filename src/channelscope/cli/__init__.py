@@ -1,7 +1,10 @@
 """The command line: `channelscope COMMAND --help` explains each."""
 
 import ast
+import atexit
+import gc
 import io
+import re
 import sqlite3
 import sys
 import warnings
@@ -19,7 +22,7 @@ from safetensors import SafetensorError
 from typer.core import TyperCommand, TyperGroup
 
 from channelscope.errors import ChannelscopeError, first_line
-from channelscope.progress import console
+from channelscope.progress import console, never_silent, without_bars
 
 EARLIER_COMMANDS = {"lesion": "ablate", "graphs": "communities", "theory": "gradients", "why": "explain"}
 """command of an earlier version → its present name"""
@@ -144,6 +147,8 @@ class CommandGroup(TyperGroup):
         """The command; one that had another name in an earlier version is refused with its present one."""
         if args and args[0] in EARLIER_COMMANDS:
             ctx.fail(f"No such command '{args[0]}'. It is now '{EARLIER_COMMANDS[args[0]]}'.")
+        if args and args[0] in FUNCTIONS and "torch" not in sys.modules:
+            _load(args[0], args[1:])
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: typer.Context, formatter) -> None:  # type: ignore[override]
@@ -160,6 +165,29 @@ class CommandGroup(TyperGroup):
             return super().shell_complete(ctx, incomplete)
         finally:
             self.commands = commands
+
+
+QUIET = re.compile(r"--quiet|-v*q[qv]*")
+"""words that ask for silence"""
+
+NO_WORK = re.compile(r"--help|-h|--dry-run|--version")
+"""words with which a command does not do its work"""
+
+
+def _load(name: str, words: list[str]) -> None:
+    """Import the file of a command, which takes seconds for PyTorch comes with it; before, say what the command will do."""
+    quiet = any(QUIET.fullmatch(word) for word in words)
+    if not quiet and not any(NO_WORK.fullmatch(word) for word in words):
+        sentence = sentence_of(name)
+        console.print(f"{name}: {sentence[0].lower()}{sentence[1:].removesuffix('.')}")
+    gc.disable()  # there is nothing to collect; a seventh of the time
+    try:
+        with without_bars() if quiet else never_silent(f"{name}: loading PyTorch"):
+            function_of(name)
+    finally:
+        gc.enable()
+    gc.freeze()
+    atexit.register(gc.freeze)  # the last collection of all objects keeps the shell waiting
 
 
 app = typer.Typer(

@@ -27,7 +27,7 @@ from channelscope.network.module_state import weights_hash
 from channelscope.profiling.collect import collect
 from channelscope.profiling.collect import load as load_profile
 from channelscope.profiling.collect import save as save_profile
-from channelscope.progress import console, progress_bar
+from channelscope.progress import console, paused, progress_bar
 from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
 from channelscope.report import page
 from channelscope.stats.profile import Profile
@@ -109,13 +109,13 @@ class Call:
         **numbers
             Plain values and tables; `tables` is a mapping from name to frame.
         """
+        lines = [str(each) for each in (text, path) if each]
         if self.as_json:
             made = {"command": self.name, **({} if path is None else {"path": path}), **numbers}
-            print(json.dumps(tables.plain_values(made), ensure_ascii=False, allow_nan=False))
-            return
-        for each in (text, path):
-            if each:
-                print(each)
+            lines = [json.dumps(tables.plain_values(made), ensure_ascii=False, allow_nan=False)]
+        with paused():
+            for line in lines:
+                print(line)
 
     def interrupted(self) -> str:
         """What is left when the call is interrupted, in one sentence."""
@@ -497,7 +497,8 @@ def finish_run(run: RunFolder, frames: Mapping[str, pd.DataFrame], facts: Mappin
     """
     call = current_call()
     run.add(frames, call.record(facts))
-    report = page.write_report(run.folder)
+    with progress_bar("report", None):
+        report = page.write_report(run.folder)
     call.result(shown or report, tables=frames)
 
 

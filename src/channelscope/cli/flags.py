@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from channelscope.cli.call import Call, answering
 from channelscope.errors import ChannelscopeError, FormatError, InputError, no_such
-from channelscope.progress import console, without_bars
+from channelscope.progress import console, never_silent, without_bars
 from channelscope.tables.run_folder import config_text
 
 PLAIN = (str, int, float, bool, Path)
@@ -242,12 +242,8 @@ def _answering(call: Call, quiet: bool, verbose: bool, kinds: Iterable[type]):
     was_quiet = console.quiet
     console.quiet = was_quiet or quiet
     try:
-        with answering(call):
-            if quiet:
-                with without_bars():
-                    yield
-            else:
-                yield
+        with answering(call), without_bars() if quiet else never_silent(call.name):
+            yield
     except KeyboardInterrupt:
         console.quiet = was_quiet
         console.print(call.interrupted())

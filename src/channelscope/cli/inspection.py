@@ -330,7 +330,9 @@ def report(folder: Path) -> None:
     folder
         Run folder, such as runs/demo.
     """
-    current_call().result(page.write_report(folder))
+    with progress_bar("report", None):
+        written = page.write_report(folder)
+    current_call().result(written)
 
 
 def compare(first: Path, second: Path, out: Path = Path("runs/comparison")) -> None:

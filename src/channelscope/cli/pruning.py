@@ -258,9 +258,11 @@ def prune(
 
     def write_more(folder: Path) -> None:
         RunFolder(folder).add(frames, call.record(facts))
-        page.write_report(folder)
+        with progress_bar("report", None):
+            page.write_report(folder)
         if export:
-            exporting(small, folder / f"network.{export}", images.image_shape)
+            with progress_bar(f"export as {export}", None):
+                exporting(small, folder / f"network.{export}", images.image_shape)
 
     save_pruned(small, model, made.kept, out, settings=settings, write_more=write_more)
     console.print(pruning_headline(frame))

@@ -14,8 +14,6 @@ from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -24,7 +22,7 @@ from channelscope.data.splits import augment
 from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError
 from channelscope.evaluation import logits_in, loss_and_accuracy
 from channelscope.network.module_state import channels_last, device_of, weights_hash
-from channelscope.progress import is_quiet, log_numbers
+from channelscope.progress import Bar, log_numbers, progress_bar
 from channelscope.storage import atomic_file
 from channelscope.zoo.loading import available
 from channelscope.zoo.models import ModelInfo
@@ -159,38 +157,34 @@ class _Begun:
 
 
 class _Line:
-    """One line of progress: the epoch, images a second in this epoch, and the time left."""
+    """The progress of a training: the epoch, images a second in it, and what the epoch before came to; steps are images shown."""
 
-    def __init__(self, schedule: Schedule, images: int, validation: int, done: int, bar: Progress, plain: bool = False):
-        self.schedule, self.images, self.validation, self.bar, self.plain = schedule, images, validation, bar, plain
-        sizes = [0.25 if schedule.shrunk(epoch) else 1.0 for epoch in range(1, schedule.epochs + 1)]
-        self.work = [size * images for size in sizes]
-        self.done = self.first = sum(self.work[:done])
-        self.started = time.perf_counter()
+    def __init__(self, schedule: Schedule, images: int, validation: int, done: int, bar: Bar):
+        self.schedule, self.images, self.validation, self.bar = schedule, images, validation, bar
+        self.sizes = image_sizes(schedule)
+        self.left = sum(self.sizes[done:]) * images
+        self.shown, self.started = 0.0, time.perf_counter()
         self.message = ""
-        self.task = bar.add_task("training", total=sum(self.work), epoch=done, speed="", left="", message="")
-        bar.update(self.task, completed=self.done)
 
     def advance(self, epoch: int, shown: int, seconds: float, new: int) -> None:
         """After a step with `new` images; `shown` in this epoch, in `seconds`."""
-        self.done += new * self.work[epoch - 1] / self.images
-        speed = f"{shown / seconds:,.0f} images/s"
-        where = f"{epoch}/{self.schedule.epochs}"
-        self.bar.update(self.task, completed=self.done, epoch=where, speed=speed, left=f"{self.left} left", message=self.message)
-
-    @property
-    def left(self) -> timedelta:
-        """Time left, at the speed since this call began."""
-        pace = (time.perf_counter() - self.started) / max(self.done - self.first, 1)
-        return timedelta(seconds=round(pace * (sum(self.work) - self.done)))
+        steps = new * self.sizes[epoch - 1]
+        self.shown, self.left = self.shown + steps, self.left - steps
+        self.bar(steps)
+        self.bar.describe(f"training epoch {epoch}/{self.schedule.epochs}", f"{self.message}{shown / seconds:,.0f} images/s")
 
     def epoch_ended(self, record: Epoch) -> None:
         """Put the epoch's numbers behind the bar, or on a line of their own where there is no terminal."""
-        self.message = f"loss {record.train_loss:.3f}  validation {record.validation_accuracy:.1%} of {self.validation:,}"
-        self.bar.update(self.task, message=self.message)
-        if self.plain:
-            speed = f"{self.images / record.seconds:,.0f} images/s  {self.left} left"
-            self.bar.console.print(f"training epoch {record.epoch}/{self.schedule.epochs}  {speed}  {self.message}")
+        message = f"loss {record.train_loss:.3f}  validation {record.validation_accuracy:.1%} of {self.validation:,}"
+        pace = (time.perf_counter() - self.started) / max(self.shown, 1.0)
+        speed = f"{self.images / record.seconds:,.0f} images/s  {timedelta(seconds=round(pace * self.left))} left"
+        self.bar.line(f"training epoch {record.epoch}/{self.schedule.epochs}  {speed}  {message}")
+        self.message = f"{message}  "
+
+
+def image_sizes(schedule: Schedule) -> list[float]:
+    """Positions of an image in each epoch, as a share of those of a whole one."""
+    return [0.25 if schedule.shrunk(epoch) else 1.0 for epoch in range(1, schedule.epochs + 1)]
 
 
 @dataclass
@@ -208,13 +202,9 @@ class _Run:
 
 @contextmanager
 def _progress_line(shown: bool, run: _Run) -> Iterator[None]:
-    fields = ("{task.description}", "epoch {task.fields[epoch]}", "{task.fields[speed]}", "{task.fields[left]}", "{task.fields[message]}")
-    first, *others = (TextColumn(field) for field in fields)
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    shown = shown and not is_quiet()
-    with Progress(first, BarColumn(), *others, console=console, disable=not (shown and console.is_terminal)) as bar:
-        images, done = run.images, len(run.history.epochs) - 1
-        run.line = _Line(run.schedule, len(images.train), len(images.validation), done, bar, shown and not console.is_terminal)
+    images, validation, done = len(run.images.train), len(run.images.validation), len(run.history.epochs) - 1
+    with progress_bar("training", images * sum(image_sizes(run.schedule)[done:]), shown) as bar:
+        run.line = _Line(run.schedule, images, validation, done, bar)
         yield
 
 
