@@ -120,7 +120,30 @@ def through_a_view(net, x):
     return net.fc((y + flat.view_as(y)).mean((2, 3)))
 
 
-FOLLOWED = [shape_branch, batch_view, in_place, in_place_aside, through_a_view, attribute, unpacked, constant, functional, loop]
+def lengths(net, x):
+    y = net.conv(x)
+    return net.fc(y.reshape(len(y), 4, -1).mean(2))
+
+
+def numbers_that_python_made(net, x):
+    y = net.conv(x)[: int(x.shape[0])]
+    return net.fc(y.reshape(2 * int(y.size(0)), 2, -1).mean(2).reshape(int(x.shape[0]), 4))
+
+
+FOLLOWED = [
+    lengths,
+    numbers_that_python_made,
+    shape_branch,
+    batch_view,
+    in_place,
+    in_place_aside,
+    through_a_view,
+    attribute,
+    unpacked,
+    constant,
+    functional,
+    loop,
+]
 
 
 @pytest.mark.parametrize("forward", FOLLOWED, ids=lambda forward: forward.__name__)
@@ -160,14 +183,19 @@ def test_what_depends_on_the_batch_size_is_refused_with_its_line():
         traced(batch_dependent)
 
 
-def written_out(net, x):
-    y = net.conv(x)
-    return net.fc(y.reshape(len(y), 4, -1).mean(2))
+def half_of_them(net, x):
+    y = net.conv(x).mean((2, 3))
+    return net.fc(y[: int(x.shape[0]) // 2 + 1])
 
 
-def test_a_number_of_images_written_out_is_refused_with_its_line():
-    with pytest.raises(TracingError, match=r"something else on another batch at .*test_graph\.py:\d+ \(written_out\): its forward"):
-        traced(written_out)
+def each_of_them(net, x):
+    return torch.stack([net.fc(net.conv(image[None]).mean((2, 3)))[0] for image in x])
+
+
+@pytest.mark.parametrize("forward", [half_of_them, each_of_them], ids=lambda forward: forward.__name__)
+def test_numbers_and_steps_that_change_with_the_number_of_images_are_refused_with_their_line(forward):
+    with pytest.raises(TracingError, match=rf"fails on another batch size at .*test_graph\.py:\d+ \({forward.__name__}\): "):
+        traced(forward)
 
 
 def noisy(net, x):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 import channelscope
 from channelscope.errors import TracingError
@@ -88,6 +88,18 @@ def test_a_wrapped_network_is_cut_like_the_one_inside(wrap):
     small = channelscope.shrink(wrapped, kept)
     assert type(small) is nn.Sequential
     torch.testing.assert_close(small(x), channelscope.shrink(net, kept)(x))
+
+
+def test_a_network_of_distributed_training_is_the_one_inside(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        net, x = network(), torch.randn(2, 3, 16, 16)
+        with pytest.warns(UserWarning, match="wrapped in DistributedDataParallel: the Sequential inside is used"):
+            found = channelscope.groups(nn.parallel.DistributedDataParallel(net), x)
+        assert found.graph.model is net
+        assert [site.name for site in found.sites] == ["0", "2"]
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_parts_that_are_compiled_in_place_run_as_written():

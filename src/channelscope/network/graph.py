@@ -7,6 +7,7 @@ compared with the network on another image and another batch size, so that a gra
 """
 
 import inspect
+import operator
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
@@ -23,7 +24,7 @@ from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
 from channelscope.network.tracing.recorder import FORM, OWN, Recording
-from channelscope.network.tracing.recording import literal, one_step, other_image, record, same, unwrapped
+from channelscope.network.tracing.recording import follow_images, literal, one_step, other_image, record, same, unwrapped
 from channelscope.site import Site
 
 Hook = Callable[[Tensor], Tensor | None]
@@ -258,19 +259,20 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     sizes = ", ".join("×".join(map(str, each.shape[1:])) for each in inputs)
     with UserCode(InputError, f"the network cannot run on images of shape {sizes}"):
         expected = _answer(model, other)
-    recording = _recorded(model, tuple(torch.cat([part[:1], part[:1].flip(-1)]) if part.dim() > 1 else part for part in inputs))
-    shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
-    count = len(recording.steps.nodes)
-    graph = Graph(model, literal(recording), shapes, recording.constants, recording.output)
-    graph.numbers = count - len(graph.steps.nodes)
-    graph.options = _options(graph.signature, inputs)
-    try:
-        with restored_state(model), torch.no_grad():
-            received = graph.run(*other, out_of_place=True)
-    except FAILURES as error:
+    recording = _recorded(model, _repeated(inputs, 2))
+    graph = _graph(model, recording, inputs)
+    received = _replayed(graph, other)
+    if isinstance(received, Exception) or not same(expected, received) or _takes_first_images(graph):
+        try:
+            follow_images(graph.steps, literal(_recorded(model, _repeated(inputs, 5))), 2, 5)
+            graph = _graph(model, recording, inputs)
+            received = _replayed(graph, other)
+        except TracingError as error:
+            received = received if isinstance(received, Exception) else error
+    if isinstance(received, Exception):
         raise TracingError(
-            f"the traced network fails on another batch size{_difference(model, graph, other)}: {first_line(error)}"
-        ) from error
+            f"the traced network fails on another batch size{_difference(model, graph, other)}: {first_line(received)}"
+        ) from received
     drawn = [node for node in graph.steps.nodes if node.meta.get("random")]
     if drawn and not same(expected, _answer(model, other, seed=1)):
         raise TracingError(
@@ -283,6 +285,43 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
             "its forward pass depends on the batch size, or on what no step shows"
         )
     return graph
+
+
+def _repeated(inputs: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
+    """So many images, the first one and its mirror image in turn; inputs without an axis of images as they are."""
+    return tuple(
+        torch.cat([part[:1].flip(-1) if index % 2 else part[:1] for index in range(images)]) if part.dim() > 1 else part for part in inputs
+    )
+
+
+def _replayed(graph: Graph, inputs: tuple[Tensor, ...]) -> Any:
+    """The output of the steps, or the error that they end with."""
+    try:
+        with restored_state(graph.model), torch.no_grad():
+            return graph.run(*inputs, out_of_place=True)
+    except FAILURES as error:
+        return error
+
+
+def _graph(model: nn.Module, recording: Recording, inputs: tuple[Tensor, ...]) -> Graph:
+    """The recorded steps with numbers in the place of steps that compute them from attributes."""
+    shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
+    count = len(recording.steps.nodes)
+    graph = Graph(model, literal(recording), shapes, recording.constants, recording.output)
+    graph.numbers = count - len(graph.steps.nodes)
+    graph.options = _options(graph.signature, inputs)
+    return graph
+
+
+def _takes_first_images(graph: Graph) -> bool:
+    """Whether a step takes so many of the first or last images of two, and would take as many of more."""
+    for node in graph.steps.nodes:
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and graph.shapes.get(node.args[0].name, (0,))[:1] == (2,):
+            index = node.args[1][0] if isinstance(node.args[1], tuple) and node.args[1] else node.args[1]
+            bounds = (index.stop, index.start) if isinstance(index, slice) else ()
+            if any(type(bound) is int and abs(bound) > 1 for bound in bounds):
+                return True
+    return False
 
 
 def _answer(model: nn.Module, inputs: tuple[Tensor, ...], seed: int | None = None) -> Any:

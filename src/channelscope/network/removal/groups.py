@@ -423,7 +423,7 @@ def _refuse_computed(model: nn.Module) -> None:
             if made and isinstance(value, Tensor):
                 raise InputError(
                     f"{path}.{name}: expected a parameter or a parametrization, received a tensor that a hook computes before each pass: "
-                    "make it a parameter with remove_weight_norm or remove_spectral_norm of torch.nn.utils, or with torch.nn.utils.prune.remove"
+                    "make it a parameter with remove_weight_norm or remove_spectral_norm of torch.nn.utils, or with nn.utils.prune.remove"
                 )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import function as autograd
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 from torch.jit._fuser import optimized_execution
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -118,6 +118,77 @@ def literal(recording: Recording) -> fx.Graph:
             steps.erase_node(node)
             del values[node.name], recording.owner[node.name]
     return steps
+
+
+def follow_images(steps: fx.Graph, other: fx.Graph, images: int, more: int) -> None:
+    """Put the number of images in the place of numbers of the steps that are in proportion to it, as two recordings show.
+
+    Python makes ordinary numbers of sizes in ways that are not seen, such as `int(x.shape[0])`.
+
+    Parameters
+    ----------
+    steps
+        Recorded on so many images.
+    other
+        Recorded on more images.
+    images, more
+        How many they were.
+
+    Raises
+    ------
+    TracingError
+        If the recordings differ in anything else; nothing is changed then.
+
+    Examples
+    --------
+    >>> class Flat(nn.Module):
+    ...     def forward(self, x):
+    ...         return x.view(int(x.shape[0]), -1)
+    >>> one, other = (literal(record(Flat(), (torch.zeros(n, 2, 3),))) for n in (2, 3))
+    >>> follow_images(one, other, 2, 3)
+    >>> [node.name for node in one.nodes]
+    ['x', 'size', 'view', 'output']
+    """
+    pairs = list(zip(steps.nodes, other.nodes, strict=False))
+    if len(steps.nodes) != len(other.nodes) or any((one.op, one.target) != (two.op, two.target) for one, two in pairs):
+        raise TracingError("other steps are taken for another number of images")
+    places = {two: one for one, two in pairs}
+
+    def wanted(one: Any, two: Any) -> Any:
+        two = places[two] if isinstance(two, fx.Node) else two
+        if type(one) is int and type(two) is int and one != two and one % images == 0 and one * more == two * images:
+            return _Times(one // images)
+        if isinstance(one, slice) and isinstance(two, slice):
+            return slice(*(wanted(*pair) for pair in ((one.start, two.start), (one.stop, two.stop), (one.step, two.step))))
+        if isinstance(one, tuple | list) and isinstance(two, tuple | list) and len(one) == len(two):
+            return type(one)([wanted(*pair) for pair in zip(one, two, strict=True)])
+        if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+            return {key: wanted(one[key], two[key]) for key in one}
+        if type(one) is not type(two) or one != two:
+            raise TracingError("numbers change with the number of images, and not in proportion to it")
+        return one
+
+    changed = {one: wanted((one.args, one.kwargs), (two.args, two.kwargs)) for one, two in pairs}
+    inputs = [node for node in steps.nodes if node.op == "placeholder"]
+    made: dict[int, fx.Node] = {}
+
+    def product(part: Any) -> Any:
+        if not isinstance(part, _Times):
+            return part
+        if part not in made:
+            size = None if part == 1 else product(_Times(1))
+            with steps.inserting_after(size or inputs[-1]):
+                once = size is None
+                made[part] = steps.call_method("size", (inputs[0], 0)) if once else steps.call_function(operator.mul, (size, int(part)))
+            made[part].meta.update(inputs[0].meta)
+        return made[part]
+
+    for node, arguments in changed.items():
+        node.args, node.kwargs = map_aggregate(arguments, product)
+
+
+class _Times(int):
+    """So many times the number of images."""
 
 
 def _exchanged(arguments: Any, node: fx.Node, value: Any) -> Any:
