@@ -72,7 +72,7 @@ WHOLE = [
     "- What is added to parameters that lie along positions, and not along channels alone, such as a class token or a position table.",
     "- Outputs of the network, and what is united with them.",
     "- Layers that share a parameter or are called several times.",
-    "- Halves of a gate whose norm reads the other half (gMLP): one half has to keep its channels, and with it the other.",
+    "- The half of a gate that passes a LayerNorm (gMLP); the half that it scales is removed, and with it the places of the norm's value.",
     "",
 ]
 

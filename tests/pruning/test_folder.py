@@ -247,6 +247,40 @@ def test_a_rewritten_network_counts_as_cut_is_repaired_and_comes_back_to_the_bit
     assert torch.equal(again(IMAGES), small(IMAGES))
 
 
+class Gated(nn.Module):
+    """Half of the channels is normalized and mixed over positions, and scales the other half."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.up, self.norm = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 20), nn.LayerNorm(10)
+        self.mix, self.down, self.head = nn.Linear(16, 16), nn.Linear(10, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        u, v = self.up(self.patch(x).flatten(2).transpose(1, 2)).chunk(2, dim=-1)
+        v = self.mix(self.norm(v).transpose(-1, -2)).transpose(-1, -2)
+        return self.head(torch.relu(self.down(u * v)).mean(1))
+
+
+def test_a_gate_whose_norm_is_whole_comes_back_to_the_bit(tmp_path):
+    torch.manual_seed(0)
+    model = lively(Gated())
+    found = groups(model, IMAGES[:1])
+    assert {tuple(group.members) for group in found.members if group.sites == ("up",)} == {(("up", channel),) for channel in range(10)}
+    kept = found.to_subset([group.members[0] not in {("up", 1), ("up", 2), ("up", 8), ("down", 3)} for group in found.members])
+    small = shrink(found, kept)
+    with torch.no_grad(), silence(model, ~kept):
+        expected = model(IMAGES)
+    with torch.no_grad():
+        assert float((small(IMAGES) - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+        assert float((model(IMAGES) - expected).abs().max()) > 1e-3 * float(expected.abs().max())
+    assert (small.up.out_features, small.down.in_features, len(small.norm.weight)) == (17, 7, 10)
+    report = repair(small, found, kept, [IMAGES])
+    assert {"up", "down"} <= set(report.relative_errors)
+    assert report.relative_errors["down"][1] < report.relative_errors["down"][0]
+    again = load_pruned(save_pruned(small, model, kept, tmp_path / "small"), model)
+    assert torch.equal(again(IMAGES), small(IMAGES))
+
+
 @pytest.mark.parametrize("kind", ["SwinTransformerBlock", "SwinTransformerBlockV2"])
 def test_heads_of_attention_in_functions_are_cut_repaired_and_come_back(tmp_path, kind):
     """In the second version the keys' biases are zeroed before the function, and heads share parameters with the position MLP."""

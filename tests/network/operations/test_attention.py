@@ -148,12 +148,12 @@ class Relative(nn.Module):
         self.register_buffer("distance", torch.arange(9)[:, None] - torch.arange(9))
 
     def bias(self):
-        distance = torch.arange(-8.0, 9.0) if self.table else self.distance.double()
+        distance = torch.arange(-9.0, 9.0) if self.table else self.distance.double()
         bias = self.second(F.relu(self.first(distance[..., None].to(self.first.weight))))
         if self.table == "distances":
-            bias = bias[(self.distance + 8).flatten()].view(9, 9, -1)
+            bias = bias.view(-1, self.attention.num_heads)[(self.distance + 9).flatten()].view(9, 9, -1)
         if self.table == "heads":
-            bias = bias.T[torch.tensor([0, 1, 2])][:, self.distance + 8].permute(1, 2, 0)
+            bias = bias.T[torch.tensor([0, 1, 2])][:, self.distance + 9].permute(1, 2, 0)
         return bias.permute(2, 0, 1)
 
     def forward(self, x):

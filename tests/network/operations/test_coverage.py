@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,9 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from channelscope.data.torchvision_cpu import models
+from channelscope.network.cost import cost, macs
+from channelscope.network.removal.groups import groups
+from channelscope.pruning.cut import shrink
 from removals import assert_exact, drawn, graph_of, lively
 
 
@@ -363,6 +367,68 @@ def test_an_input_added_to_channels_keeps_them():
     graph = net(lambda m, x: m.b(m.a(x) + x), a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 4, 1))
     assert graph.groups == ()
     assert graph.whole["a"] == "3 of 3 channels: add() combines it with something that cannot be removed"
+
+
+def halves(split, gate, norm=nn.LayerNorm, **parts):
+    """Spatial gating: half of the channels is normalized and mixed over positions, and scales the other half."""
+    torch.manual_seed(0)
+
+    def forward(m, x):
+        u, v = split(m.up(x.flatten(2).transpose(1, 2)))
+        return m.down(gate(m, u, m.norm(v)))
+
+    parts = {"mix": nn.Linear(9, 9), **parts}
+    return net(forward, 3, 3, 3, up=nn.Linear(3, 12), norm=norm(6), down=nn.Linear(6, 4), **parts)
+
+
+def mixed(m, v):
+    return m.mix(v.transpose(-1, -2)).transpose(-1, -2)
+
+
+GATES = {
+    "gMLP": (lambda x: x.chunk(2, dim=-1), lambda m, u, v: u * mixed(m, v)),
+    "chunk of torch": (lambda x: torch.chunk(x, 2, -1), lambda m, u, v: mixed(m, v) * u),
+    "sizes": (lambda x: x.split([6, 6], -1), lambda m, u, v: u * mixed(m, v)),
+    "shifted and scaled": (lambda x: x.chunk(2, -1), lambda m, u, v: u * (1 + 0.5 * m.act(mixed(m, v)))),
+    "gate and its square": (lambda x: x.chunk(2, -1), lambda m, u, v: u * v + u * mixed(m, v * v)),
+}
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("name", GATES)
+def test_a_normalized_gate_is_whole_and_what_it_scales_is_not(name, norm):
+    graph = halves(*GATES[name], norm, act=nn.GELU())
+    assert sets(graph) == {frozenset({("up", channel)}) for channel in range(6)}
+    assert graph.whole["up"] == f"6 of 12 channels: norm ({norm.__name__}) takes its statistics over all of them"
+    gone = graph.gone([1, 2, 4])
+    small = assert_exact(graph, gone)
+    assert (small.up.out_features, small.down.in_features) == (9, 3)
+    assert "".join(str(node.target) for node in small.graph.nodes).count("index_select") == 1
+    found = groups(graph.model, torch.zeros(1, 3, 3, 3, dtype=torch.float64))
+    kept = found.to_subset(np.arange(6) % 2 == 0)
+    assert cost(shrink(found, kept), found.example).total_macs == macs(found, kept) < cost(graph.model, found.example).total_macs
+
+
+WHOLE_GATES = {
+    "sum": lambda m, u, v: u + mixed(m, v),
+    "scaled and read": lambda m, u, v: u * v + m.other(v),
+    "scales, and a layer reads it": lambda m, u, v: u * v * m.other(v),
+    "softmax": lambda m, u, v: u * v.softmax(-1),
+    "an output": lambda m, u, v: torch.cat([u * v, v], 1),
+    "scales another gate": lambda m, u, v: u + v * m.norm(v),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_GATES)
+def test_a_normalized_value_that_does_more_than_scale_stays_with_its_other_half(name):
+    graph = halves(lambda x: x.chunk(2, -1), WHOLE_GATES[name], other=nn.Linear(6, 6))
+    assert graph.groups == ()
+
+
+def test_a_gate_that_a_layer_makes_of_a_normalized_half_goes_with_the_other_half():
+    graph = halves(lambda x: x.chunk(2, -1), lambda m, u, v: u * m.other(v), other=nn.Linear(6, 6))
+    assert sets(graph) == {frozenset({("up", channel), ("other", channel)}) for channel in range(6)}
+    assert assert_exact(graph, graph.gone([0, 3])).other.weight.shape == (4, 6)
 
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "swin_v2_t", "shufflenet_v2_x0_5", "mnasnet0_5"])

@@ -77,6 +77,8 @@ def mix(step: Step, how: Mix, weight: Operand, bias: Operand | None) -> Tensor:
         return full(shape)
     reads = step.channels(axis=how.axis, why=f"{step.place} reads several channels as one")
     reads = torch.where(channels_in(reads), reads, FIXED)
+    if how.groups == 1:
+        walk.hold_factors(reads, f"{step.place} reads them")
     if how.groups > 1 and not _learned(step, weight):
         return _filtered(step, how, weight, reads)
     key, name = _named(step, weight)

@@ -1,6 +1,7 @@
 """Moves: reshaping, permuting, joining, splitting, indexing. They are carried out on the labels themselves."""
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def moved(step: Step) -> Any:
         except (RuntimeError, TypeError, NotImplementedError):
             return kept_whole(step)
         result = replaced(result, Tensor.long)
-    if step.entry.name == "split" and not _sizes_given(step):
+    if step.entry.name == "split" and not _sizes_given(step) and not any(map(_normalized_gate, step.node.users, repeat(step))):
         _keep_equal(step, result)
     return result
 
@@ -134,6 +135,12 @@ def _varies_where_indexed(step: Step, first: fx.Node) -> bool:
 def _sizes_given(step: Step) -> bool:
     sizes = next((size for size in map(step.number, ("sizes", "split_size", "split_size_or_sections")) if size is not None), None)
     return isinstance(sizes, tuple | list)
+
+
+def _normalized_gate(part: fx.Node, step: Step) -> bool:
+    """Whether a part is normalized and then scales other channels: it is kept whole, and the parts need not be equal."""
+    norms = [step.walk.step(user) for user in part.users]
+    return any(norm.entry.normalizes and norm.entry.keeps == "together" and norm.scales for norm in norms)
 
 
 def _keep_equal(step: Step, parts: Any) -> None:

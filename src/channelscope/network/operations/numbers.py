@@ -35,6 +35,15 @@ class Edit:
     kwargs: dict[str, Any]
     factor: float = 1.0
     """what the value has to be multiplied by"""
+    places: tuple[int, Tensor] | None = None
+    """an axis of the value, and what of it is left along that axis"""
+    target: Any = None
+    """the function or method that takes the place of the step's own; None for that"""
+
+    @property
+    def told(self) -> bool:
+        """Whether other numbers in the arguments are all that has to change."""
+        return self.factor == 1 and self.places is None and self.target is None
 
     def numbers(self) -> list[Number]:
         """All numbers that change."""
@@ -118,11 +127,13 @@ def _repeated(step: Step, removal: "Removal", now: Now) -> Edit | None:
 
 
 def _split(step: Step, removal: "Removal", now: Now) -> Edit | None:
-    if step.spelled == "chunk":
-        return None
     parts = step.walk.labels[step.node]
     axis = int(step.number("dim", 0))
     want = [removal.shape(part)[axis] for part in parts]
+    if step.spelled == "chunk":
+        each = [Number(None, part.shape[axis], wish) for part, wish in zip(parts, want, strict=True)]
+        target = "split" if step.node.op == "call_method" else torch.split
+        return Edit((step.argument("input"), each), {"dim": step.argument("dim", 0)}, target=target)
     first, sizes, *rest = step.node.args if len(step.node.args) > 1 else (*step.node.args, step.argument("sizes", step.argument("indices")))
     if step.spelled == "tensor_split":
         ends = [sum(want[: index + 1]) for index in range(len(want) - 1)]
@@ -223,7 +234,7 @@ def _normalized_shape(step: Step, removal: "Removal", now: Now) -> Edit | None:
 
 
 def always(step: Step, removal: "Removal", now: Now) -> Edit | None:
-    """What has to change even though every shape fits: a mean over channels, the scale of attention, groups.
+    """What has to change even though every shape fits: a mean over channels, the scale of attention, groups; or what norms leave out.
 
     Examples
     --------
@@ -245,6 +256,9 @@ def always(step: Step, removal: "Removal", now: Now) -> Edit | None:
         width = walk.scaled[node]
         if removal.shape(step.labels())[-1] != width:
             return _replaced(step, "scale", Number(None, 0, 1 / sqrt(width)))
+    if node in walk.factors:
+        kept = removal.indices(walk.labels[node])[-1]
+        return Edit(tuple(node.args), dict(node.kwargs), places=(-1, kept)) if len(kept) < step.value.shape[-1] else None
     if node.op == "call_module":
         return None
     if step.entry.name == "group norm":

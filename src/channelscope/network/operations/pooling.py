@@ -187,13 +187,15 @@ def _slopes(step: Step) -> Tensor:
 
 
 def _layer_norm(step: Step) -> Tensor:
-    """Statistics over the last axes: whatever lies along them is kept whole."""
+    """Statistics over the last axes: whatever lies along them is kept whole; a value that only scales channels goes with these."""
     labels = step.labels()
     sizes = step.number("normalized_shape")
     count = len(sizes) if isinstance(sizes, tuple | list) else 1
     short = compact(labels)
     if any(size > 1 for size in short.shape[-count:]):
         step.hold(f"{step.place} ({step.spelled}) takes its statistics over all of them", labels)
+    if count == 1 and short.shape[-1] == short.numel() > 1 and step.scales:
+        return step.spread(step.walk.factors_of(step.node, labels.shape[-1]), labels.dim() - 1, tuple(labels.shape))
     return labels
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
+from channelscope.network.nest import tensors
 from channelscope.network.operations.operation import Operation, of_step, register, spelling
 from channelscope.network.removal.labels import channels_in, compact, fixed
 
@@ -163,6 +164,20 @@ class Step(Call):
     def of(self, argument: Any) -> Any:
         """An argument with recorded values in the place of steps."""
         return map_arg(argument, lambda node: self.walk.values[node.name])
+
+    @property
+    def scales(self) -> bool:
+        """Whether all that becomes of the value, channel by channel, is a factor of other values of the image, as of a gate."""
+        users = [self.walk.step(user) for user in self.node.users if tensors(self.walk.values.get(user.name))]
+        return bool(users) and all(user._is_scaled_by(self.node) for user in users)
+
+    def _is_scaled_by(self, node: fx.Node) -> bool:
+        """Whether a value becomes a factor of another one, here or later."""
+        others = any(each in self.walk.dynamic for each in self.node.all_input_nodes if each is not node)
+        if others:
+            return self.entry.arithmetic == "product"
+        entry = self.entry
+        return (entry.moves or entry.weighted or entry.keeps == "apart" or bool(entry.arithmetic)) and self.scales
 
     def labels(self, name: str = "input") -> Tensor:
         """Labels of an argument that is a tensor."""

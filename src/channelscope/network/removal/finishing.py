@@ -81,7 +81,7 @@ def _told(small: nn.Module, graph: LabeledGraph, found: Corrections) -> Correcti
     edits, numbers = {}, []
     for node, each in found.edits.items():
         more = [*numbers, *each.numbers()]
-        if each.factor != 1 or settings(graph, more, found.values) is None:
+        if not each.told or settings(graph, more, found.values) is None:
             edits[node] = each
         else:
             numbers = more

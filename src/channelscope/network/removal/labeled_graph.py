@@ -100,6 +100,8 @@ class LabeledGraph:
         Step → width of the queries that attention divides by the root of.
     reads
         Step of a norm over groups → the channels that it reads.
+    factors
+        Step of a norm whose value only scales channels → numbers of the places of its value: each goes with the channels it scales.
     """
 
     def __init__(self, recording: Recording, model: nn.Module, heads: Heads = "whole"):
@@ -116,6 +118,7 @@ class LabeledGraph:
         self.counted: dict[fx.Node, int] = {}
         self.scaled: dict[fx.Node, int] = {}
         self.reads: dict[str, Tensor] = {}
+        self.factors: dict[fx.Node, Tensor] = {}
         self.parameters = {path for path, _ in model.named_parameters(remove_duplicate=False)}
         self.grids: list[Tensor] = []
         self.parts: dict[tuple[int, ...], str] = {}
@@ -201,7 +204,23 @@ class LabeledGraph:
 
     def _by_entry(self, step: Step) -> Any:
         traced = step.entry.traces or not step.static or not any(bool((compact(part) >= PARAMETERS).any()) for part in step.inputs())
-        return self._regular(step.entry.labels(step) if traced else computed(step))
+        labels = step.entry.labels(step) if traced else computed(step)
+        if self.factors and step.entry.arithmetic == "product" and len(self.dynamic.intersection(step.node.all_input_nodes)) > 1:
+            labels = self._scaled(step, labels)
+        return self._regular(labels)
+
+    def _scaled(self, step: Step, labels: Tensor) -> Tensor:
+        """Labels of a product: where a factor meets a channel, the channel's, which the product is silent with."""
+        labels = compact(labels)
+        for part in map(compact, step.inputs()):
+            factor = self._are_factors(labels)
+            channel = channels_in(part) & ~self._are_factors(part)
+            labels = torch.where(factor & channel, part, labels)
+        self.hold_factors(labels, f"{step.place} scales something else than channels with them")
+        return torch.where(self._are_factors(labels), FIXED, labels).expand(step.value.shape)
+
+    def _are_factors(self, labels: Tensor) -> Tensor:
+        return torch.isin(labels, torch.cat(list(self.factors.values())))
 
     def _note_parts(self, step: Step, labels: Any) -> None:
         """Remember which channels a part of a value consists of: one of them has to stay."""
@@ -273,13 +292,24 @@ class LabeledGraph:
         for index in groups:
             for name, channel in self.groups[index]:
                 marks[self.sites[name][0] + channel] = True
-        return marks
+        roots = self.union.roots(torch.arange(len(marks)))
+        return torch.isin(roots, roots[marks])
 
     # what entries ask for
 
     def hold(self, labels: Tensor, reason: str) -> None:
         """Keep these channels, and all that go with them."""
         self.union.hold(labels, reason)
+
+    def factors_of(self, node: fx.Node, count: int) -> Tensor:
+        """Numbers of the places of a value that only scales channels."""
+        self.factors[node] = self.union.add(count)
+        return self.factors[node]
+
+    def hold_factors(self, labels: Tensor, reason: str) -> None:
+        """Keep those of the labels that are places of a value which was to scale channels alone."""
+        if self.factors:
+            self.hold(labels[self._are_factors(labels)], reason)
 
     def removable(self, labels: Tensor) -> bool:
         """Whether some channel among the labels can still be removed."""

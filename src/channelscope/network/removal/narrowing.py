@@ -24,7 +24,7 @@ from channelscope.network.nest import tensors
 from channelscope.network.operations.moves import given, run
 from channelscope.network.operations.numbers import Edit, Number, always, edit
 from channelscope.network.operations.operation import of_module
-from channelscope.network.operations.step import Step
+from channelscope.network.operations.step import Step, execute
 from channelscope.network.removal.finishing import as_recorded, as_written, by_parts
 from channelscope.network.removal.labeled_graph import LabeledGraph
 from channelscope.network.removal.labels import FREE, PARAMETERS, channels_in, compact
@@ -482,8 +482,15 @@ class NarrowedSteps:
                 return part.want
             return slice(wanted(part.start), wanted(part.stop), wanted(part.step)) if isinstance(part, slice) else self.now(part)
 
-        args, kwargs = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
-        value = self.small.carry_out(node, map_aggregate(args, wanted), map_aggregate(kwargs, wanted), out_of_place=True)  # type: ignore[arg-type]
+        own, kwargs = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
+        args: Any = map_aggregate(own, wanted)
+        named: Any = map_aggregate(kwargs, wanted)
+        if changed is not None and changed.target is not None:
+            return execute(self.small.model, node.op, changed.target, args, named)
+        value = self.small.carry_out(node, args, named, out_of_place=True)
+        if changed is not None and changed.places is not None:
+            axis, left = changed.places
+            value = value.index_select(axis, left.to(value.device))
         return value if changed is None or changed.factor == 1 else value * changed.factor
 
     def value(self, node: fx.Node, before: Any) -> Any:
@@ -558,12 +565,12 @@ class NarrowedSteps:
                 raise UnfitError(node, f"{step.place} cannot run on fewer channels: {problem}")
             return value
         labels = walk.labels[node]
-        if problem:
-            changed = edit(step, self.removal, self.now)
-            if changed is not None:
-                value, problem = self.attempt(node, changed)
-                if not problem and tuple(value.shape) == self.removal.shape(labels):
-                    self.found.edits[node] = changed
+        changed = edit(step, self.removal, self.now) if problem or tuple(value.shape) != self.removal.shape(labels) else None
+        if changed is not None:
+            other, trouble = self.attempt(node, changed)
+            if not trouble and tuple(other.shape) == self.removal.shape(labels):
+                self.found.edits[node] = changed
+                value, problem = other, ""
         if not any(user in walk.dynamic or user.op == "output" for user in node.users):
             return value  # None where there is none; nor can then be computed what needs it
         rest = self.removal.restricted(before, labels)

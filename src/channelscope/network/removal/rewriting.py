@@ -120,8 +120,14 @@ class Writer:
         changed = self.found.edits.get(node)
         args, kwargs = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
         target = self._inside(str(node.target)) if node.op == "call_module" else node.target
+        if changed is not None and changed.target is not None:
+            target = changed.target
         name = None if self.path else node.name
         copied = self.steps.create_node(node.op, target, map_aggregate(args, self.of), map_aggregate(kwargs, self.of), name)  # type: ignore[arg-type]
+        if changed is not None and changed.places is not None:
+            axis, left = changed.places
+            self.home.register_buffer(f"places_{node.name}", left)
+            copied = self.steps.call_function(torch.index_select, (copied, axis, self.steps.get_attr(f"places_{node.name}")))
         if changed is not None and changed.factor != 1:
             copied = self.steps.call_function(operator.mul, (copied, changed.factor))
         return copied
