@@ -23,7 +23,7 @@ from channelscope.pruning.prune import PruningResult
 from channelscope.ranking import Ranking
 from channelscope.report import figures
 from channelscope.report.sections import SECTIONS
-from channelscope.report.sections.discarding import MOST, map_grid, map_part
+from channelscope.report.sections.discarding import MOST, map_grid, map_part, map_scale
 from channelscope.report.sections.pruning import PRUNING
 from channelscope.report.verdict import title as titled
 from channelscope.stats.profile import Profile
@@ -259,8 +259,7 @@ def _discarded(analysis: DiscardingAnalysis, layers: list[str] | None, title: st
     for name in _chosen(layers, found):
         entropy, index = (torch.cat(each)[:MOST].cpu().numpy() for each in zip(*[(r.entropy, r.index) for r in found[name]], strict=True))
         parts[name] = map_part(pixels, entropy, index, shape)
-    maps = np.stack([each["maps"] for each in parts.values()])
-    figure = map_grid(parts, analysis.by_image, (float(np.nanmin(maps)), float(np.nanmax(maps))))
+    figure = map_grid(parts, analysis.by_image, map_scale(each["maps"] for each in parts.values()))
     return _finished(figure, title or "What each layer discards: bright places are not needed, * has not converged")
 
 

@@ -109,6 +109,20 @@ def test_all_maps_share_one_scale_and_doubtful_ones_have_a_star(tmp_path):
     assert titles[4:6] == [" *", " *"]
 
 
+def test_an_empty_border_does_not_take_up_the_scale(tmp_path):
+    maps(tmp_path / "maps", -3.0)
+    path = tmp_path / "maps" / "deep" / "0000.safetensors"
+    values = torch.linspace(-2.0, -1.0, 32).reshape(2, 16)
+    values[1, 3] = -40.0
+    part = {"entropy": values, "pixels": torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "index": torch.tensor([4, 7])}
+    save_file(part, path, {"facts": '{"rule": {"side": 4}}'})
+    (drawing,) = discarding.map_drawings(run(tmp_path, discarded=rows("net", [4, 7])))
+    ((low, high),), _ = drawn(drawing)
+    assert -10 < low < -4.0
+    assert high == -1.0
+    assert {axes.images[0].colorbar.extend for axes in drawing.figure.axes if axes.images and axes.images[0].colorbar} == {"min"}
+
+
 def test_two_networks_share_the_scale_and_not_the_stars(tmp_path):
     maps(tmp_path / "maps", -3.0)
     maps(tmp_path / "maps_compared", -1.0)

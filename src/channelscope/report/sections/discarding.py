@@ -1,6 +1,7 @@
 """What layers discard: maps on one scale, layer curves, and what the maps are worth."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ mpl_figure = LazyModule("matplotlib.figure")
 
 MOST = 6
 """images drawn"""
+
+FENCE = 1.5
+"""interquartile ranges beyond the quartiles at which colors end, as the whiskers of a box plot"""
 
 
 def discarding_sentences(run: RunFolder) -> list[str]:
@@ -136,10 +140,10 @@ def map_drawings(run: RunFolder) -> list[Drawing]:
             own = None if table is None else table[table.network == networks[min(len(grids), len(networks) - 1)]]
             grids.append((folder, title, parts, own))
     maps = [part["maps"] for _, _, parts, _ in grids for part in parts.values()]
-    scale = (min(float(np.nanmin(each)) for each in maps), max(float(np.nanmax(each)) for each in maps)) if maps else (0.0, 1.0)
+    scale = map_scale(maps)
     caption = (
         "Entropy of the noise that each place tolerates in nats per value, on one scale: bright places are not needed. "
-        "A star marks a map that has not converged."
+        "Places far outside of the other values have the color of the scale's end. A star marks a map that has not converged."
     )
     return [Drawing(f"discarded_{folder}", title, map_grid(parts, own, scale), caption) for folder, title, parts, own in grids]
 
@@ -183,6 +187,26 @@ def map_part(pixels: np.ndarray, entropy: np.ndarray, index: np.ndarray, shape: 
     return {"pixels": color.transpose(0, 2, 3, 1), "maps": maps, "index": index}
 
 
+def map_scale(maps: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Ends of the colors: the extremes of the maps, but at most 1.5 interquartile ranges beyond the quartiles.
+
+    Pixels that hardly vary over the data, such as an empty border, would take up most of the scale otherwise.
+
+    Examples
+    --------
+    >>> map_scale([np.array([[0.0, 1.0, 2.0, np.nan]]), np.array([[3.0, -9.0]])])
+    (-3.0, 3.0)
+    >>> map_scale([])
+    (0.0, 1.0)
+    """
+    values = np.concatenate([each[np.isfinite(each)] for each in maps] or [np.empty(0)])
+    if not len(values):
+        return 0.0, 1.0
+    first, third = np.quantile(values, [0.25, 0.75])
+    reach = FENCE * (third - first)
+    return float(max(values.min(), first - reach)), float(min(values.max(), third + reach))
+
+
 def map_grid(parts: dict[str, dict[str, np.ndarray]], table: pd.DataFrame | None, scale: tuple[float, float]) -> "Figure":
     """Images, a row each, beside what each layer discards of them.
 
@@ -220,7 +244,10 @@ def map_grid(parts: dict[str, dict[str, np.ndarray]], table: pd.DataFrame | None
         for place in axes.flat:
             place.set_axis_off()
         assert drawn is not None
-        figure.colorbar(drawn, ax=axes, shrink=0.6, label="H [nats/value]")
+        maps = [each["maps"] for each in parts.values()]
+        below, above = (any(bool(np.any(each < low)) for each in maps), any(bool(np.any(each > high)) for each in maps))
+        extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
+        figure.colorbar(drawn, ax=axes, shrink=0.6, label="H [nats/value]", extend=extend)
         return figure
 
 
