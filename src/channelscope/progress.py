@@ -106,7 +106,13 @@ def progress_bar(note: str, total: float | None, shown: bool = True) -> Iterator
 
 
 def on_terminal() -> bool:
-    """Whether standard error is a terminal on which bars can be drawn."""
+    """Whether standard error is a terminal on which bars can be drawn.
+
+    Examples
+    --------
+    >>> on_terminal() in (True, False)
+    True
+    """
     return sys.stderr.isatty() and not console.is_dumb_terminal
 
 

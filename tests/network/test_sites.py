@@ -156,7 +156,7 @@ def test_reasons():
     assert "called 2 times" in skipped(lambda net, x: net.fc((net.a(net.a(x)) + net.b(x)).mean((2, 3))), b=nn.Conv2d(3, 3, 1))["a"]
     assert skipped(lambda net, x: net.fc(net.a(net.up(x)).mean((2, 3))), up=nn.ConvTranspose2d(3, 3, 2))["up"] == "transposed convolution"
     assert "not called" in skipped(lambda net, x: net.fc(net.a(x).mean((2, 3))), idle=nn.Conv2d(3, 3, 1))["idle"]
-    weight = skipped(lambda net, x: net.fc(F.conv2d(net.a(x), net.raw.weight).mean((2, 3))), raw=nn.Conv2d(3, 3, 1))
+    weight = skipped(lambda net, x: net.fc(F.conv2d(net.a(x), 2 * net.raw.weight).mean((2, 3))), raw=nn.Conv2d(3, 3, 1))
     assert "not called as a module" in weight["raw"]
 
 

@@ -161,7 +161,7 @@ class _Line:
 
     def __init__(self, schedule: Schedule, images: int, validation: int, done: int, bar: Bar):
         self.schedule, self.images, self.validation, self.bar = schedule, images, validation, bar
-        self.sizes = image_sizes(schedule)
+        self.sizes = _image_sizes(schedule)
         self.left = sum(self.sizes[done:]) * images
         self.shown, self.started = 0.0, time.perf_counter()
         self.message = ""
@@ -182,7 +182,7 @@ class _Line:
         self.message = f"{message}  "
 
 
-def image_sizes(schedule: Schedule) -> list[float]:
+def _image_sizes(schedule: Schedule) -> list[float]:
     """Positions of an image in each epoch, as a share of those of a whole one."""
     return [0.25 if schedule.shrunk(epoch) else 1.0 for epoch in range(1, schedule.epochs + 1)]
 
@@ -203,7 +203,7 @@ class _Run:
 @contextmanager
 def _progress_line(shown: bool, run: _Run) -> Iterator[None]:
     images, validation, done = len(run.images.train), len(run.images.validation), len(run.history.epochs) - 1
-    with progress_bar("training", images * sum(image_sizes(run.schedule)[done:]), shown) as bar:
+    with progress_bar("training", images * sum(_image_sizes(run.schedule)[done:]), shown) as bar:
         run.line = _Line(run.schedule, images, validation, done, bar)
         yield
 

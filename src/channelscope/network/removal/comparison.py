@@ -24,7 +24,10 @@ FLOOR = 0.3
 """What is below eps**FLOOR of the largest layer's output may be nothing but rounding: 2e-5 in float64."""
 
 SHAKEN = 16.0
-"""Rounding may take so many times what random changes of all weights by one unit in the last place do."""
+"""Rounding may take so many times what random changes of all weights by one unit in the last place do at most."""
+
+SHAKES = 4
+"""Random changes of all weights: what a single one does to a few numbers can be small by chance."""
 
 CEILING = 0.4
 """No rounding excuses more than eps**CEILING of the largest output: 5e-7 in float64."""
@@ -158,8 +161,9 @@ def _furthest(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tenso
             pairs = _distances((ours.seen, received), (seen, expected), floor)
             allowed = [rounding.eps**EXPONENT] * len(pairs)
             if rounding.eps == torch.finfo(torch.float64).eps and max(pairs)[0] > allowed[0]:
-                moved = _distances(theirs.shaken(inputs, offsets), (seen, expected), floor)
-                allowed = [min(max(allowed[0], SHAKEN * move), rounding.eps**CEILING) for move, _ in moved]
+                moved = [_distances(theirs.shaken(inputs, offsets, seed), (seen, expected), floor) for seed in range(SHAKES)]
+                largest = [max(move for move, _ in shakes) for shakes in zip(*moved, strict=True)]
+                allowed = [min(max(allowed[0], SHAKEN * move), rounding.eps**CEILING) for move in largest]
             results += [(error, f"{where} on {kind}", most) for (error, where), most in zip(pairs, allowed, strict=True)]
     if not finite:
         return float("inf"), "the output, which is nowhere finite on noise", 0.0
@@ -199,9 +203,9 @@ class _Watch:
         self.seen = {name: torch.stack(calls) for name, calls in self.calls.items() if calls}
         return output
 
-    def shaken(self, inputs: tuple[Tensor, ...], offsets: Offsets) -> Outputs:
+    def shaken(self, inputs: tuple[Tensor, ...], offsets: Offsets, seed: int) -> Outputs:
         """`seen` and the output with every weight randomly changed by about one unit in the last place; afterwards as before."""
-        draws = torch.Generator().manual_seed(0)
+        draws = torch.Generator().manual_seed(seed)
         before = [(part, part.data) for part in self.model.parameters() if part.is_floating_point()]
         try:
             for part, data in before:

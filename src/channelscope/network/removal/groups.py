@@ -420,7 +420,7 @@ def _refuse_computed(model: nn.Module) -> None:
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             made = name in ("weight", "bias") or {f"{name}_orig", f"{name}_g"} & set(module._parameters)
-            if made and isinstance(value, Tensor):
+            if made and isinstance(value, Tensor) and module._forward_pre_hooks:
                 raise InputError(
                     f"{path}.{name}: expected a parameter or a parametrization, received a tensor that a hook computes before each pass: "
                     "make it a parameter with remove_weight_norm or remove_spectral_norm of torch.nn.utils, or with nn.utils.prune.remove"
