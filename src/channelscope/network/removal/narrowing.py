@@ -558,10 +558,14 @@ class NarrowedSteps:
                 raise UnfitError(node, f"{step.place} cannot run on fewer channels: {problem}")
             return value
         labels = walk.labels[node]
-        changed = edit(step, self.removal, self.now) if problem or tuple(value.shape) != self.removal.shape(labels) else None
+        try:
+            wanted = self.removal.shape(labels)
+        except MismatchError:  # what goes is no whole slices: what is computed from it may still be folded
+            wanted = None
+        changed = edit(step, self.removal, self.now) if problem or wanted not in (None, tuple(value.shape)) else None
         if changed is not None:
             other, trouble = self.attempt(node, changed)
-            if not trouble and tuple(other.shape) == self.removal.shape(labels):
+            if not trouble and tuple(other.shape) == wanted:
                 self.found.edits[node] = changed
                 value, problem = other, ""
         if not any(user in walk.dynamic or user.op == "output" for user in node.users):
