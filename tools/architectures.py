@@ -2,8 +2,8 @@
 
 Random weights, BatchNorm statistics of one pass in training mode, the channels with the lowest scores removed until 0.6 of the
 multiply-adds are left. Each module of timm is represented by its smallest network, with as few blocks and pixels as it takes
-(`--choose` finds them; they stand in architectures.json, with other networks). A row that is in the table already is not run
-again: delete the table to start over.
+(`--choose` finds them; they stand in architectures.json, with other networks, and with every width of torchvision's for `--all`).
+A row that is in the table already is not run again: delete the table to start over.
 """
 
 import argparse
@@ -260,9 +260,7 @@ def wanted(every: bool) -> list[tuple[str, int, str]]:
     found = [(name, pixels, f"timm {module}") for module, (name, pixels, _) in modules]
     found += [(name, pixels, name.partition(":")[0]) for name, pixels in chosen["others"].items()]
     if every:
-        known = {name for name, _, _ in found}
-        names = (f"torchvision:{name}" for name in models.list_models(module=models))
-        found += [(name, 224, "torchvision") for name in names if name not in known]
+        found += [(name, pixels, "torchvision") for name, pixels in chosen["torchvision"].items()]
     return found
 
 
@@ -317,7 +315,7 @@ def main() -> None:
     """Run what is not in the table yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", help="names, each NAME@PIXELS; they are run again if they are in the table")
-    parser.add_argument("--all", action="store_true", help="every classification network of torchvision too")
+    parser.add_argument("--all", action="store_true", help="every width of torchvision's classification networks too, the largest last")
     parser.add_argument("--choose", action="store_true", help="find the smallest network of each module of timm")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one network")
     given = parser.parse_args()

@@ -38,6 +38,11 @@ class Branching(Small):
         return super().forward(x) if x.mean() > 0 else super().forward(-x)
 
 
+class Special(Small):
+    def forward(self, x):
+        return self.head(torch.lgamma(self.b(torch.relu(self.a(x))).abs() + 1).mean((2, 3)))
+
+
 class Dead(Small):
     def forward(self, x):
         self.b.bias.data.fill_(-1e6)
@@ -185,6 +190,17 @@ def test_control_flow_is_located(file, capsys, tmp_path):
     said = refused(capsys, tmp_path / "out", "circuit", f"{file}:Branching", "--feature", "b:3")
     assert "nets.py:21" in said
     assert "values of a tensor" in said
+
+
+@pytest.mark.parametrize("command", ["circuit", "subcircuits"])
+def test_what_cannot_be_stored_is_said_before_the_work(command, file, capsys, tmp_path):
+    more = ("--held-out", "8") if command == "circuit" else ("--strongest", "8")
+    assert run(command, f"{file}:Special", "--feature", "head:3", "--images", "8", *more, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "lgamma" in said
+    assert "which a recipe cannot hold" in " ".join(said.split())
+    assert "calibration images" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_criteria_list_what_there_is(file, capsys, tmp_path):

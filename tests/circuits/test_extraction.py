@@ -1,6 +1,7 @@
 """Extraction: the stand-alone circuit computes what the masked network computes, is smaller, and survives the disk."""
 
 import json
+import math
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from channelscope.circuits import folder
 from channelscope.circuits.circuit import Circuit
@@ -214,6 +216,29 @@ def test_modules_that_torch_does_not_have_are_written_as_their_steps(kind, tmp_p
     folder.save_circuit(tmp_path, Circuit.full(target), small)
     _, again, _ = folder.load_circuit(tmp_path)
     assert torch.equal(again(IMAGES).flatten(1), target.feature_map(IMAGES))
+
+
+class Padded(nn.Module):
+    """Pads by itself so that a stride of two leaves half of the positions, rounded up, and divides by the root of a width."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3, stride=2)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        amount = max((math.ceil(x.shape[-1] / 2) - 1) * 2 + 3 - x.shape[-1], 0)
+        return self.second(F.pad(x, [amount // 2, amount - amount // 2] * 2)) / math.sqrt(x.shape[1])
+
+
+@torch.no_grad()
+def test_numbers_computed_with_pythons_mathematics_are_stored(tmp_path):
+    target = locate_feature(Padded().eval(), "second:1", IMAGES)
+    folder.save_circuit(tmp_path, Circuit.full(target), extract_module(Circuit.full(target), target))
+    assert "math.ceil" in (tmp_path / "circuit.json").read_text()
+    _, again, _ = folder.load_circuit(tmp_path)
+    for images in (IMAGES, IMAGES[..., :-1, :-1]):
+        assert torch.equal(again(images).flatten(1), target.feature_map(images))
 
 
 def test_what_a_recipe_cannot_hold_is_said(tmp_path):

@@ -131,6 +131,8 @@ def test_mixing_ends_the_channel():
 
 def test_scales_and_functions_are_followed():
     assert cuts(lambda net, x: net.fc(F.hardswish(net.a(x) * 0.5).mean((2, 3))))["a"] == "hardswish"
+    for name in ("abs", "square", "neg", "exp", "relu"):
+        assert cuts(lambda net, x, name=name: net.fc(vars(torch)[name](net.bn(net.a(x))).mean((2, 3))))["a"].startswith(name)
     assert cuts(lambda net, x: net.fc(torch.clamp(net.a(x), min=0).sigmoid().mean((2, 3))))["a"] == "sigmoid"
 
 

@@ -336,3 +336,36 @@ def test_a_network_that_would_be_built_otherwise_is_refused_and_leaves_nothing(t
     with pytest.raises(InputError, match=r"Net cannot be built again as it was pruned .*8 channels at 0, the network 12"):
         save_pruned(small, model, kept, tmp_path / "wrong")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__") == ["right"]
+
+
+def attending(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "torchvision":
+        return lively(load_torchvision().models.swin_transformer.SwinTransformer([4, 4], 16, [2], [4], [2, 2], num_classes=3)).double()
+    import timm
+
+    return lively(timm.create_model("test_vit", img_size=16, patch_size=4, depth=1, num_classes=3)).double()
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "timm"])
+def test_widths_of_heads_are_cut_repaired_and_come_back(kind, tmp_path):
+    model, images = attending(kind), IMAGES[:6].double()
+    with pytest.raises(InputError, match="no choice of heads is called width; near matches: widths"):
+        groups(model, images[:1], heads="width")
+    found = groups(model, images[:1], heads="widths")
+    qkv = next(site.name for site in found.sites if site.name.endswith("qkv"))
+    here = [index for index, group in enumerate(found.members) if group.sites == (qkv,)]
+    marks = np.ones(len(found), dtype=bool)
+    marks[here[::3]] = False
+    kept = found.to_subset(marks)
+    small = shrink(found, kept)
+    widths = model.get_submodule(qkv).out_features
+    assert small.get_submodule(qkv).out_features == int(kept[qkv].sum()) < widths
+    with torch.no_grad(), silence(found.graph, ~kept):
+        expected = model(images)
+    with torch.no_grad():
+        assert float((small(images) - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
+    assert cost(small, images[:1]).total_macs == macs(found, kept) < cost(model, images[:1]).total_macs
+    assert qkv in repair(small, found, kept, [images]).relative_errors
+    again = load_pruned(save_pruned(small, model, kept, tmp_path / "small"), model)
+    assert torch.equal(again(images), small(images))

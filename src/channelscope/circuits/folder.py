@@ -66,14 +66,11 @@ def save_circuit(folder: Path, circuit: Circuit, small: StandaloneCircuit, about
     ----------
     Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's.
     """
-    steps = [_step(node) for node in small.body.graph.nodes]
-    modules = {str(n.target): _module(str(n.target), small.body) for n in small.body.graph.nodes if n.op == "call_module"}
     recipe = {
         "format": FORMAT,
         "about": about or {},
         "circuit": circuit.as_dict(),
-        "modules": modules,
-        "steps": steps,
+        **recipe_of(small),
         "channels": small.channels,
         "axis": small.axis,
     }
@@ -81,6 +78,37 @@ def save_circuit(folder: Path, circuit: Circuit, small: StandaloneCircuit, about
     with atomic_file(folder / RECIPE) as half, atomic_file(folder / TENSORS) as half_tensors:
         half.write_text(json.dumps(recipe, ensure_ascii=False) + "\n", encoding="utf-8")
         save_file(tensors, half_tensors)
+
+
+def recipe_of(small: StandaloneCircuit) -> dict[str, Any]:
+    """The steps and modules of a circuit's module, as plain JSON values.
+
+    Parameters
+    ----------
+    small
+        The module of `extract_module`.
+
+    Raises
+    ------
+    InputError
+        If a step cannot be written as JSON.
+
+    Examples
+    --------
+    >>> from channelscope.circuits import extract_module, locate_feature
+    >>> from channelscope.zoo import toys
+    >>> toy = toys.independent_channels()
+    >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
+    >>> recipe = recipe_of(extract_module(Circuit.full(feature), feature))
+    >>> sorted(recipe["modules"]), recipe["steps"][0]["op"]
+    (['conv', 'fc'], 'placeholder')
+
+    References
+    ----------
+    Hamblin, Konkle, Alvarez 2022 (extraction); the file format is this library's.
+    """
+    calls = [str(node.target) for node in small.body.graph.nodes if node.op == "call_module"]
+    return {"modules": {name: _module(name, small.body) for name in calls}, "steps": [_step(node) for node in small.body.graph.nodes]}
 
 
 def load_circuit(folder: str | Path) -> tuple[Circuit, StandaloneCircuit, dict[str, Any]]:

@@ -244,10 +244,12 @@ def few(model: nn.Module, images: ImageSplits, usual: int) -> tuple[nn.Module, I
 
 
 def locate(model: nn.Module, images: ImageSplits, feature: str) -> LocatedFeature:
-    """The feature in the network, found without looking at an image."""
+    """The feature in the network, found without looking at an image, once it is known that its circuit can be stored."""
     if not feature:
         raise InputError(f"circuit: pass --feature, such as {EXAMPLES}")
-    return locate_feature(trace(model, zero_batch(model, images.image_shape)), feature)
+    target = locate_feature(trace(model, zero_batch(model, images.image_shape)), feature)
+    folder.recipe_of(extract_module(Circuit.full(target), target))
+    return target
 
 
 def held_out_images(images: ImageSplits, count: int) -> Split:

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Literal, Protocol
@@ -533,7 +534,16 @@ def _groups_of(model: nn.Module, kept: Subset) -> Groups:
         return found
     if not kept.input_shape:
         raise InputError("shrink: the subset needs the input shape, as cut() and Subset.everything() give it")
-    return groups(model, zero_batch(model, kept.input_shape))
+    example = zero_batch(model, kept.input_shape)
+    found = groups(model, example)
+    try:
+        found.kept(kept)
+    except InputError:  # whole heads are split: the subset may be of groups of their widths
+        widths = groups(model, example, heads="widths")
+        with suppress(InputError):
+            widths.kept(kept)
+            return widths
+    return found
 
 
 def cuts(model: nn.Module) -> tuple[Subset, ...]:

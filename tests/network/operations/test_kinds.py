@@ -45,6 +45,9 @@ def parameter(*shape):
 
 KINDS = {
     "activations": lambda: Between(nn.Sequential(nn.GELU(), nn.Hardswish(), nn.LeakyReLU(), nn.Softplus(), nn.Dropout(), nn.Identity())),
+    "rarer activations": lambda: Between(
+        nn.Sequential(nn.Softsign(), nn.LogSigmoid(), nn.Hardshrink(0.1), nn.Threshold(-1, -2), nn.InstanceNorm2d(8), nn.ChannelShuffle(2))
+    ),
     "functions": lambda: Between(function(lambda m, x: F.silu(x).clamp(-1, 1).tanh().square().neg() * 3 + 1)),
     "meet": lambda: Between(
         function(lambda m, x: x * m.gate(x).sigmoid() + m.other(x) - x / 2, gate=nn.Conv2d(8, 8, 1), other=nn.Conv2d(8, 8, 1))
@@ -60,6 +63,9 @@ KINDS = {
     ),
     "permute": lambda: Between(function(lambda m, x: x.permute(0, 2, 3, 1)), last=nn.Linear(8, 5)),
     "cat": lambda: Between(function(lambda m, x: torch.cat([x, m.other(x), x], 1), other=nn.Conv2d(8, 4, 1)), after=20),
+    "concatenate": lambda: Between(
+        function(lambda m, x: torch.concatenate([x, torch.concat([m.other(x), x], 1)], 1), other=nn.Conv2d(8, 4, 1)), after=20
+    ),
     "roll": lambda: Between(function(lambda m, x: torch.flip(torch.roll(x, 1, 2), (3,)).repeat(1, 1, 2, 1))),
     "narrow": lambda: Between(function(lambda m, x: x.narrow(1, 2, 4) + x[:, 4:]), after=4),
     "unbind": lambda: Between(function(lambda m, x: torch.stack(x.unbind(2), 2)[..., 1:, :])),
@@ -74,6 +80,7 @@ KINDS = {
     "softmax": lambda: Between(function(lambda m, x: x.flatten(2).softmax(-1).view_as(x))),
     "pad": lambda: Between(function(lambda m, x: F.pad(x, (1, 2, 0, 1)) + F.pad(x, (1, 2, 0, 1), mode="replicate"))),
     "pad module": lambda: Between(nn.Sequential(nn.ZeroPad2d(1), nn.ReflectionPad2d(1), nn.ConstantPad2d(1, 0.5))),
+    "pad by copies": lambda: Between(nn.Sequential(nn.ReplicationPad2d(1), nn.CircularPad2d(1), nn.ReflectionPad2d(1))),
     "pad channels": lambda: Between(function(lambda m, x: F.pad(x, (0, 0, 0, 0, 2, 2)) + m.wide(x), wide=nn.Conv2d(8, 12, 1)), after=12),
     "convolution": lambda: Between(nn.Conv2d(8, 6, 3, stride=2, dilation=2, padding="valid", bias=False), after=6),
     "depthwise": lambda: Between(nn.Sequential(nn.Conv2d(8, 16, 3, groups=8), nn.Conv2d(16, 16, 1, groups=4)), after=16),

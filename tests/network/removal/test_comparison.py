@@ -93,6 +93,7 @@ def test_a_right_network_is_refused_in_none_of_sixty_random_cuts(name, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [*NARROW, "vit"])
 def test_a_right_network_is_refused_in_none_of_a_thousand_random_cuts(name, monkeypatch):
     if name == "vit":

@@ -1,5 +1,9 @@
 """Published families: some of the groups of each network are removed at random, and the rest computes what the silenced network does."""
 
+import importlib.util
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -50,3 +54,24 @@ def test_removal_is_silencing(name):
     assert float((received - expected).abs().max()) <= 1e-5 * scale
     assert float((full - expected).abs().max()) > 0.01 * scale
     assert sum(part.numel() for part in small.parameters()) < 0.85 * sum(part.numel() for part in model.parameters())
+
+
+ROOT = Path(__file__).parents[3]
+CHOSEN = json.loads((ROOT / "tools" / "architectures.json").read_text(encoding="utf-8"))
+
+
+def test_every_classification_network_of_torchvision_stands_in_the_list():
+    named = {name.partition("(")[0] for name in (*CHOSEN["others"], *CHOSEN["torchvision"])}
+    assert not {f"torchvision:{name}" for name in models.list_models(module=models)} - named
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", CHOSEN["torchvision"])
+def test_every_width_of_torchvision_is_cut_saved_loaded_and_repaired(name):
+    spec = importlib.util.spec_from_file_location("architectures", ROOT / "tools" / "architectures.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    row = tool.parent(name, CHOSEN["torchvision"][name], limit=7000)
+    assert row["outcome"] == "equal", row["note"]
+    assert row["macs"] <= 0.62

@@ -6,6 +6,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import numpy as np
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from channelscope.display import Facts, Shown
-from channelscope.errors import FAILURES, InputError, MismatchError, TracingError
+from channelscope.errors import FAILURES, InputError, MismatchError, TracingError, no_such
 from channelscope.network.graph import Graph, Hook, asks_form, trace
 from channelscope.network.module_state import eval_mode
 from channelscope.network.nest import tensors
-from channelscope.network.removal.labeled_graph import LabeledGraph, Layer
+from channelscope.network.removal.labeled_graph import Heads, LabeledGraph, Layer
 from channelscope.network.removal.labels import FIXED, FREE, channels_in, compact, numbers_in
 from channelscope.network.removal.trial import noise_like, single, try_out
 from channelscope.network.sites import Sites, sites_of
@@ -38,6 +39,8 @@ class SiteLabels:
         The sites of the network.
     image
         One image, all inputs of the network.
+    heads
+        What attention can be narrowed by.
 
     Attributes
     ----------
@@ -54,9 +57,9 @@ class SiteLabels:
         Steps outside of these layers whose multiply-adds become fewer, each as a layer.
     """
 
-    def __init__(self, found: Sites, image: tuple[Tensor, ...]):
+    def __init__(self, found: Sites, image: tuple[Tensor, ...], heads: Heads = "whole"):
         self.found = found
-        self.labeled, self.steps = labels_of(found.graph, image)
+        self.labeled, self.steps = labels_of(found.graph, image, heads)
         self.first = {site.name: self._first(site.name, site.channels) for site in found}
         self.layers = self._layers()
         self._hold_shared()
@@ -166,7 +169,7 @@ class SiteLabels:
         return found
 
 
-def labels_of(graph: Graph, image: tuple[Tensor, ...]) -> tuple[LabeledGraph, dict[str, fx.Node]]:
+def labels_of(graph: Graph, image: tuple[Tensor, ...], heads: Heads = "whole") -> tuple[LabeledGraph, dict[str, fx.Node]]:
     """The labels of a traced network, and the step of the labeled graph that has the value of each of its steps.
 
     The traced steps are labeled as they are where nothing more could be known; where modules of their own kind are one step, or
@@ -178,6 +181,8 @@ def labels_of(graph: Graph, image: tuple[Tensor, ...]) -> tuple[LabeledGraph, di
         The traced network.
     image
         One image, all inputs of the network.
+    heads
+        What attention can be narrowed by.
 
     Examples
     --------
@@ -198,7 +203,7 @@ def labels_of(graph: Graph, image: tuple[Tensor, ...]) -> tuple[LabeledGraph, di
             steps = _matched(graph, recording)
     if recording is None or steps is None:
         recording, steps = _run_once(graph, image), graph.nodes
-    return LabeledGraph(recording, graph.model), steps
+    return LabeledGraph(recording, graph.model, heads), steps
 
 
 def _entered(graph: Graph) -> bool:
@@ -374,12 +379,22 @@ def _zero(lost: Tensor) -> Hook:
     return lambda value: value.masked_fill(lost.to(value.device), 0)
 
 
-def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
+def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...], heads: Heads = "whole") -> Groups:
     """The groups of `model`, traced on `example`; the network is neither changed nor needs gradients.
 
     What cannot be removed exactly, so that the smaller network equals the silenced one, is kept whole: channels that reach a
     step that looks at all channels at once, share a parameter with another layer, or in a trial compute something else when
     they are removed than when they are silent.
+
+    Parameters
+    ----------
+    model
+        The network.
+    example
+        A batch of at least one image, or all inputs of the network.
+    heads
+        What attention written as layers is narrowed by: "whole" heads, or "widths", the same places of the queries and keys, and of
+        the values, in every head.
 
     Raises
     ------
@@ -388,7 +403,7 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     SiteError
         As `sites` does.
     InputError
-        For a network whose parameters have no shapes yet, or whose weights hooks compute before each pass.
+        For another word for `heads`, or a network whose parameters have no shapes yet, or whose weights hooks compute before each pass.
 
     Examples
     --------
@@ -396,13 +411,15 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     >>> [group.members for group in groups(net, torch.ones(1, 1, 1, 1)).members]
     [(('0', 0),), (('0', 1),)]
     """
+    if heads not in get_args(Heads):
+        raise InputError(no_such("choice of heads", heads, get_args(Heads)))
     _refuse_lazy(model)
     _refuse_computed(model)
     image = noise_like(example)
     graph = trace(model, example)
     found = sites_of(graph)
     with eval_mode(graph.model), torch.no_grad():
-        labels = SiteLabels(found, image)
+        labels = SiteLabels(found, image, heads)
     return _to_groups(labels, image)
 
 
