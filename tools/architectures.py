@@ -29,6 +29,7 @@ from channelscope.data.torchvision_cpu import models
 from channelscope.errors import BudgetError, ChannelscopeError
 from channelscope.network.cost import fused_kernels
 from channelscope.network.module_state import eval_mode, frozen
+from channelscope.network.removal.groups import Groups
 from channelscope.network.tracing.recording import distance
 
 TABLE, PAGE, CHOSEN = Path("docs/supported-networks.csv"), Path("docs/supported-networks.md"), Path(__file__).with_suffix(".json")
@@ -128,6 +129,19 @@ def apart(small: nn.Module, model: nn.Module, removed: channelscope.Subset, imag
         return distance(small(images.double()), expected)[0]
 
 
+def held(found: Groups) -> str:
+    """Why channels are kept whole: the reasons that hold the most multiply-adds, each with the dearest of its layers."""
+    costs = {layer.name: layer.taps * layer.positions * len(layer.inputs) * len(layer.outputs) // layer.groups for layer in found.layers}
+    layers: dict[str, list[str]] = {}
+    for site, reason in found.unprunable.items():
+        layers.setdefault(reason.partition(": ")[2], []).append(site)
+    said = []
+    for why, sites in sorted(layers.items(), key=lambda item: -sum(costs.get(site, 0) for site in item[1]))[:REASONS]:
+        dearest = max(sites, key=lambda site: costs.get(site, 0))
+        said.append(f"{dearest}{f' and {len(sites) - 1} others' if len(sites) > 1 else ''}: {why}")
+    return "; ".join(said)
+
+
 def measured(name: str, pixels: int) -> dict:
     """The row of one network."""
     model = prepared(name, pixels)
@@ -140,7 +154,7 @@ def measured(name: str, pixels: int) -> dict:
         "channels": sum(len(group.members) for group in found.members),
         "sites": len(found.sites),
         "whole": len(found.unprunable),
-        "note": "; ".join(f"{site}: {reason}" for site, reason in list(found.unprunable.items())[:REASONS]),
+        "note": held(found),
     }
     if len(found) == 0:
         return row | {"outcome": "whole"}
@@ -151,7 +165,7 @@ def measured(name: str, pixels: int) -> dict:
         try:
             kept = channelscope.cut(ranking, found, macs=BUDGET)
         except BudgetError as error:
-            outcome, row["note"] = "partly", f"{str(error).partition(' (closest')[0]}; {row['note']}"
+            outcome, row["note"] = "partly", f"{str(error).partition(' (closest')[0]}; {held(found)}"
             kept = channelscope.cut(ranking, found, macs=BUDGET, closest=True)
         small = channelscope.shrink(found, kept)
         errors.append(apart(small, model, ~kept, images[:2]))

@@ -6,6 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.data.torchvision_cpu import load_torchvision
+from channelscope.network.edits import silence
+from channelscope.network.removal.groups import groups
+from channelscope.pruning.cut import shrink
 from removals import assert_exact, drawn, graph_of, lively
 
 
@@ -174,6 +177,38 @@ def test_a_bias_computed_by_a_network_loses_its_hidden_channels_and_its_heads(ta
     small = assert_exact(graph, graph.gone([head, *hidden[:4]]))
     assert small.attention.first.out_features == 6
     assert small.attention.second.out_features == 2
+
+
+class Decomposed(nn.Module):
+    """Attention with a bias that queries make of learned positions, rows and columns apart, as in SAM."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.rows, self.columns = Spelled(), nn.Parameter(torch.randn(3, 3, 4)), nn.Parameter(torch.randn(3, 3, 4))
+
+    def forward(self, x):
+        heads = self.attention.num_heads
+        qkv = self.attention.qkv(x).view(x.shape[0], 9, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, x.shape[0] * heads, 9, -1).unbind(0)
+        grid = q.reshape(q.shape[0], 3, 3, -1)
+        rows, columns = torch.einsum("bhwc,hkc->bhwk", grid, self.rows), torch.einsum("bhwc,wkc->bhwk", grid, self.columns)
+        bias = (rows[:, :, :, :, None] + columns[:, :, :, None, :]).reshape(-1, 9, 9)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.attention.proj(x.view(-1, heads, 9, x.shape[-1]).transpose(1, 2).reshape(-1, 9, heads * x.shape[-1]))
+
+
+def test_heads_whose_queries_meet_learned_positions_in_a_sum_go_as_a_whole():
+    torch.manual_seed(0)
+    model, images = lively(Encoder(Decomposed())).double(), torch.randn(3, 3, 9, 9, dtype=torch.float64)
+    found = groups(model, images[:1])
+    heads = [group for group in found.members if group.sites == ("attention.attention.qkv",)]
+    assert [len(group.members) for group in heads] == [12, 12, 12]
+    kept = found.to_subset([group is not heads[1] for group in found.members])
+    small = shrink(found, kept)
+    assert (small.attention.attention.qkv.out_features, small.attention.rows.shape) == (24, (3, 3, 4))
+    with silence(model, ~kept):
+        expected = model(images)
+    assert float((small(images) - expected).abs().max()) < 1e-12 < 1e-3 < float((model(images) - expected).abs().max())
 
 
 def test_heads_that_are_picked_by_their_numbers_stay():

@@ -149,7 +149,7 @@ class Tied(nn.Module):
 
     def forward(self, x):
         h = torch.relu(self.b(torch.relu(self.a(x))))
-        h = F.conv2d(h, self.b.weight) if self.alone else self.c(h)
+        h = F.conv2d(h, self.b.weight.clone()) if self.alone else self.c(h)
         return self.f(torch.relu(h).mean((2, 3)))
 
 

@@ -11,7 +11,7 @@ from channelscope.network.operations.elementwise import met, pairs_of
 from channelscope.network.operations.mixing import Mix, mix
 from channelscope.network.operations.operation import Operation, names, register
 from channelscope.network.operations.step import Operand, Step, executed, kept_whole
-from channelscope.network.removal.labels import FIXED, FREE, PARAMETERS, channels_in, compact, full
+from channelscope.network.removal.labels import FIXED, FREE, PARAMETERS, channels_in, compact, full, varying
 
 
 def contracted(step: Step, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -139,12 +139,15 @@ def _attention(step: Step) -> Tensor:
 
 
 def _sum(step: Step) -> Any:
-    """Einstein sums of two tensors, without an ellipsis."""
+    """Einstein sums of two tensors, without an ellipsis; what is the same for every image is summed with heads as a whole."""
     walk = step.walk
     equation = str(step.node.args[0]).replace(" ", "")
     parts = step.node.args[1] if isinstance(step.node.args[1], tuple | list) else step.node.args[1:]
     terms, arrow, out = equation.partition("->")
-    if not arrow or len(parts) != 2 or "." in equation or any(part not in walk.dynamic for part in parts):
+    if not arrow or len(parts) != 2 or "." in equation or not any(part in walk.dynamic for part in parts):
+        return kept_whole(step)
+    labels = [walk.labels[part] if part in walk.dynamic else full(tuple(walk.labels[part].shape)) for part in parts]
+    if any(part not in walk.dynamic and len(varying(labels[1 - place])) < 2 for place, part in enumerate(parts)):
         return kept_whole(step)
     first, second = terms.split(",")
     every = set(first) | set(second)
@@ -158,8 +161,8 @@ def _sum(step: Step) -> Any:
     sizes = dict(zip(first + second, [size for part in parts for size in walk.values[part.name].shape], strict=True))  # type: ignore[union-attr]
     m, n, k = (prod(sizes[letter] for letter in letters) for letters in (rows, columns, summed))
     heads = [sizes[letter] for letter in batch]
-    a = walk.labels[parts[0]].permute([first.index(letter) for letter in (*batch, *rows, *summed)]).reshape(*heads, m, k)
-    b = walk.labels[parts[1]].permute([second.index(letter) for letter in (*batch, *summed, *columns)]).reshape(*heads, k, n)
+    a = labels[0].permute([first.index(letter) for letter in (*batch, *rows, *summed)]).reshape(*heads, m, k)
+    b = labels[1].permute([second.index(letter) for letter in (*batch, *summed, *columns)]).reshape(*heads, k, n)
     result = contracted(step, a, b, (*heads, m, n))
     order = [*batch, *rows, *columns]
     return result.reshape([sizes[letter] for letter in order]).permute([order.index(letter) for letter in out]).expand(step.value.shape)
