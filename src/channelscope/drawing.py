@@ -254,11 +254,11 @@ def _discarded(analysis: DiscardingAnalysis, layers: list[str] | None, title: st
     for result in analysis.results:
         found.setdefault(result.layer.name, []).append(result)
     pixels = analysis.images.pixels(torch.arange(min(MOST, len(analysis.images)))).numpy() / 255
-    shape = tuple(min(analysis.options.side, each) for each in analysis.images.image_shape[1:])
+    height, width = (min(analysis.options.side, each) for each in analysis.images.image_shape[1:])
     parts = {}
     for name in _chosen(layers, found):
         entropy, index = (torch.cat(each)[:MOST].cpu().numpy() for each in zip(*[(r.entropy, r.index) for r in found[name]], strict=True))
-        parts[name] = map_part(pixels, entropy, index, shape)
+        parts[name] = map_part(pixels, entropy, index, (height, width))
     figure = map_grid(parts, analysis.by_image, map_scale(each["maps"] for each in parts.values()))
     return _finished(figure, title or "What each layer discards: bright places are not needed, * has not converged")
 
@@ -290,7 +290,7 @@ def _wide(names: list[str]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finished(figure: Figure, title: str | None) -> np.ndarray:
+def _finished(figure: Any, title: str | None) -> np.ndarray:
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, fontsize=9.5, fontweight="bold")

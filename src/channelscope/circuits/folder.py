@@ -101,7 +101,7 @@ def recipe_of(small: StandaloneCircuit) -> dict[str, Any]:
     >>> feature = locate_feature(toy.model, "logit:1", toy.batches[0][0])
     >>> recipe = recipe_of(extract_module(Circuit.full(feature), feature))
     >>> sorted(recipe["modules"]), recipe["steps"][0]["op"]
-    (['conv', 'fc'], 'placeholder')
+    (['act', 'conv', 'fc', 'flatten', 'pool'], 'placeholder')
 
     References
     ----------

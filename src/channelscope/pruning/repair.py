@@ -413,7 +413,7 @@ class LayerwiseLeastSquares:
         best = int(errors.argmin())
         (fitted,) = total.ridge(prior, (shares[best] / 2,))  # twice the images of a half, against the same penalty
         mean, variance = total.output_moments(fitted)
-        constant = module.bias if norm is None and context.bias_stays else total.intercept(fitted).flatten()
+        constant: Any = module.bias if norm is None and context.bias_stays else total.intercept(fitted).flatten()
         write_linear_map(module, norm, fitted.flatten(0, 1), constant, mean.flatten(), variance.flatten())
         scale = (total.tt / total.count).mean()  # where the target never varies, the fractions are nan
         return float(total.error(inherited).mean() / scale), float(errors[best] / scale)

@@ -398,7 +398,7 @@ class FunctionalLayers:
         if module is None or of_module(module) is not entry or "input" not in given or not _moves_alike(module, given):
             return None
         bias = given.get("bias")
-        if isinstance(bias, Tensor) and bias.shape != module.weight.shape[:1]:
+        if isinstance(bias, Tensor) and bias.shape != given["weight"].shape[:1]:
             return None
         return FunctionalCall(path, module, given["input"], bias)
 
