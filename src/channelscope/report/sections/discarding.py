@@ -141,7 +141,7 @@ def map_drawings(run: RunFolder) -> list[Drawing]:
         "Entropy of the noise that each place tolerates in nats per value, on one scale: bright places are not needed. "
         "A star marks a map that has not converged."
     )
-    return [Drawing(f"discarded_{folder}", title, _grid(parts, own, scale), caption) for folder, title, parts, own in grids]
+    return [Drawing(f"discarded_{folder}", title, _grid(parts, own, scale), caption, "discarded") for folder, title, parts, own in grids]
 
 
 def _first(layer: Path) -> dict[str, np.ndarray]:
