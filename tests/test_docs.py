@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,22 @@ VARIABLES = {
 }
 """names that stand for an object or a class of the library"""
 
-WRITTEN = (".csv", ".json", ".safetensors", ".sqlite", ".html", ".png", ".svg", ".profile", ".npy", ".pt2", ".onnx", ".toml", ".unfinished")
+WRITTEN = (
+    ".csv",
+    ".json",
+    ".safetensors",
+    ".sqlite",
+    ".html",
+    ".png",
+    ".svg",
+    ".profile",
+    ".npy",
+    ".pt",
+    ".pt2",
+    ".onnx",
+    ".toml",
+    ".unfinished",
+)
 """endings of files that commands write or read"""
 
 EXAMPLES = {"nets.py", "path/to/file.py"}
@@ -212,3 +228,38 @@ def test_the_list_of_commands_is_whole():
     (line,) = (line for line in text.splitlines() if line.startswith("`channelscope COMMAND --help`"))
     listed = set(re.findall(r"`(\w+)`", line))
     assert set(COMMANDS) <= listed
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_every_extra_is_named_where_the_installation_is_explained(page):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    text = (ROOT / page).read_text("utf-8")
+    assert [extra for extra in extras if f"`{extra}`" not in text] == []
+
+
+def test_what_describes_the_package_is_whole_and_agrees():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert {"version", "description", "readme", "license", "authors", "keywords", "classifiers", "urls"} <= set(project)
+    assert "Typing :: Typed" in project["classifiers"]
+    assert (ROOT / "src" / "channelscope" / "py.typed").is_file()
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"version: {project['version']}\nlicense: {project['license']}\n" in citation
+    assert project["authors"][0]["name"] in citation
+    papers = re.findall(r"arXiv (\d{4}\.\d{5})", citation)
+    assert [f"https://arxiv.org/abs/{number}" for number in papers] == list(project["urls"].values())
+
+
+@pytest.mark.parametrize("form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda form: form.stem)
+def test_every_form_asks_for_versions_and_a_reproduction(form):
+    fields = form.read_text("utf-8").split("  - type: ")[1:]
+    asked = {re.search(r"id: (\w+)", field)[1]: "required: true" in field for field in fields}
+    assert asked["versions"]
+    assert asked["reproduction"]
+
+
+def test_workflows_run_the_tests_and_build_what_is_handed_out():
+    text = "".join(path.read_text("utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml"))
+    assert set(re.findall(r"- run: (.*)", text)) == {".ci/run", "make docs", "make wheel"}
+    steps = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert {"test", "lint", "docs", "wheel"} <= set(steps) <= set(targets)

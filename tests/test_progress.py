@@ -48,6 +48,16 @@ def test_work_that_ends_early_is_not_called_done(monkeypatch, capsys):
     assert re.fullmatch(r"images: stopped after \d\.\d s", lines[-1])
 
 
+def test_the_text_behind_a_bar_is_behind_its_lines_and_not_at_the_end(capsys):
+    lines = progress._PlainLines("training", None)
+    lines.describe("epoch 2", "loss 0.5")
+    lines.speak()
+    lines.line("epoch 2 is over")
+    lines.ended("done")
+    said = re.sub(r"\d\.\d s", "TIME", capsys.readouterr().err).splitlines()
+    assert said == ["epoch 2: TIME so far  loss 0.5", "epoch 2 is over", "epoch 2: done after TIME"]
+
+
 @pytest.mark.parametrize(
     ("total", "done", "said"),
     [(40, 10, "10 of 40, 5.0 s, about 15 s left"), (40, 0, "0 of 40, 5.0 s"), (None, 3, "3 done, 5.0 s"), (None, 0, "5.0 s so far")],

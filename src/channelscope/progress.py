@@ -264,14 +264,14 @@ class _PlainLines(Bar):
     """A bar as lines that say how far the work is."""
 
     def __init__(self, note: str, total: float | None, steady: bool = False):
-        self.note, self.total, self.steady = note, total, steady
+        self.note, self.more, self.total, self.steady = note, "", total, steady
         self.done, self.begun, self.printed = 0.0, time.monotonic(), False
 
     def __call__(self, steps: float = 1) -> None:
         self.done += steps
 
     def describe(self, note: str, more: str = "") -> None:
-        self.note = f"{note}  {more}".rstrip()
+        self.note, self.more = note, more
 
     def line(self, text: str) -> None:
         console.print(text)
@@ -279,7 +279,7 @@ class _PlainLines(Bar):
     def speak(self) -> None:
         """Print a line."""
         self.printed = True
-        self._print(self.state(time.monotonic() - self.begun))
+        self._print(f"{self.state(time.monotonic() - self.begun)}  {self.more}".rstrip())
 
     def ended(self, how: str) -> None:
         """Print the last line, if there was another."""

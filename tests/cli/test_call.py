@@ -141,7 +141,7 @@ def test_files_and_trainings(place, printed, capsys):
     assert [epoch["epoch"] for epoch in found["epochs"]] == [0, 1]
     assert found["epochs"][0]["train_loss"] is None
     assert repeated(place / "train", "train", capsys)["options"]["epochs"] == 1
-    found = printed("trajectory", place / "train", "--images", "60", "--layers", "2", "--out", place / "trajectory")
+    found = printed("trajectory", place / "train", "--images", "60", "--layer-count", "2", "--out", place / "trajectory")
     assert found["tables"]["trajectory_change"]
     repeated(place / "trajectory", "trajectory", capsys)
     assert printed("report", place / "train")["path"] == str(place / "train" / "report.html")

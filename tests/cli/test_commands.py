@@ -10,6 +10,7 @@ import sys
 import tomllib
 import warnings
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ LEAST = {
     "communities": ("a.profile", "--no-intervals", "--out", "runs/a"),
     "propagation": (*NETWORK, "--preset", "paper"),
     "gradients": (*NETWORK, "--readout", "pooled"),
-    "trajectory": ("runs/a", "runs/b", "--out", "runs/c", "--layers", "3"),
+    "trajectory": ("runs/a", "runs/b", "--out", "runs/c", "--layer-count", "3"),
     "prune": (*NETWORK, "--macs", "0.7", "--out", "runs/a", "--closest"),
     "benchmark": (*NETWORK, "--budgets", "0.5,0.4", "--seeds", "0,1", "--out", "runs/a"),
     "export": ("runs/a", "--format", "pt2"),
@@ -111,6 +112,17 @@ def test_the_first_line_says_what_will_be_done_and_only_where_something_is(monke
     assert loaded == list(LEAST)
 
 
+@pytest.mark.parametrize("completing", [True, False])
+def test_nothing_is_said_while_words_are_completed(monkeypatch, completing):
+    said = []
+    monkeypatch.setattr(cli, "_load", lambda name, words: said.append((name, words)))
+    monkeypatch.setattr(cli, "sys", SimpleNamespace(modules={}))
+    group = typer.main.get_command(cli.app)
+    name, found, rest = group.resolve_command(typer.Context(group, resilient_parsing=completing), ["list", "models"])  # type: ignore[attr-defined]
+    assert (name, found.name, rest) == ("list", "list", ["models"])
+    assert said == ([] if completing else [("list", ["models"])])
+
+
 def test_the_first_line_comes_before_pytorch_is_loaded():
     call = [sys.executable, "-X", "importtime", "-m", "channelscope", "list", "data"]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
@@ -137,7 +149,9 @@ def test_the_examples_in_the_help_of_every_command_can_be_typed(name, capsys):
     text = capsys.readouterr().out
     assert text.startswith("Usage: ")
     assert "\nThis call:\n" in text
-    for line in text.partition("\nExamples:\n")[2].splitlines():
+    lines = text.partition("\nExamples:\n")[2].splitlines()
+    assert lines
+    for line in lines:
         words = shlex.split(line)
         assert words[:2] == ["channelscope", name]
         assert run(*words[1:], "--dry-run") == 0
@@ -215,7 +229,7 @@ def test_axes_shows_pictures_only_when_asked_and_takes_them_away_again(place, tm
     assert run(*call) == 0
     assert not (out / "channel_pictures").exists()
     assert not (out / "channel_pictures.csv").exists()
-    assert run(*call, "--pictures") == 0
+    assert run(*call, "--pictures", "strongest") == 0
     channels, shown = tables.read(out / "channels.csv"), tables.read(out / "channel_pictures.csv")
     for site, layer in channels.groupby("site"):
         assert shown[shown.site == site].channel.unique().tolist() == layer.nlargest(3, "relevance").channel.tolist()

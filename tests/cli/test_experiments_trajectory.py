@@ -11,7 +11,7 @@ from channelscope import tables
 from cli.commands import refused, run, small_network
 
 FOLLOW = importlib.import_module("channelscope.cli.experiments")
-SMALL = ("--images", "80", "--layers", "3")
+SMALL = ("--images", "80", "--layer-count", "3")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ class TestRefused:
 
     def test_profiles_of_other_images(self, trained, capsys, tmp_path):
         assert run("trajectory", trained[0], *SMALL, "--out", tmp_path) == 0
-        said = refused(capsys, "trajectory", trained[0], "--images", "90", "--layers", "3", "--out", tmp_path)
+        said = refused(capsys, "trajectory", trained[0], "--images", "90", "--layer-count", "3", "--out", tmp_path)
         assert "is of other weights or images" in said
 
     def test_too_few_images(self, trained, capsys, tmp_path):
@@ -100,5 +100,5 @@ class TestRefused:
 
 
 def test_fewer_than_one_layer_is_refused_before_anything_is_read(capsys, tmp_path):
-    assert run("trajectory", tmp_path / "nothing", "--layers", "0", "--out", tmp_path / "t") == 2
-    assert "expected --layers of at least 1, received 0" in capsys.readouterr().err
+    assert run("trajectory", tmp_path / "nothing", "--layer-count", "0", "--out", tmp_path / "t") == 2
+    assert "expected --layer-count of at least 1, received 0" in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """What every command is given and writes to: weights that no file gives are said, and a folder belongs to one network."""
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -13,9 +15,11 @@ from channelscope import tables, zoo
 from channelscope.cli.call import NetworkOptions, at_least, fitted
 from channelscope.cli.circuits import few
 from channelscope.cli.experiments import _image_source
+from channelscope.cli.wording import _duration
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError
+from channelscope.network.module_state import weights_hash
 from channelscope.zoo.training_run import History
 from cli.commands import refused, run
 
@@ -56,6 +60,26 @@ def test_weights_that_no_file_gives_are_said_first_and_in_the_report(capsys, tmp
     assert capsys.readouterr().err.splitlines()[0] == "resnet20(width=4): no --weights, so its weights are random"
     assert run("sites", "torchvision:squeezenet1_1", "--size", "32") == 0
     assert capsys.readouterr().err.splitlines()[0] == "torchvision:squeezenet1_1: no --weights or --pretrained, so its weights are random"
+
+
+def test_the_first_lines_say_what_runs_where_on_how_many_images_and_for_how_long(capsys, tmp_path):
+    assert run("evaluate", OTHER, "--part", "validation", "--test", "20") == 0
+    lines = capsys.readouterr().err.splitlines()
+    network = r"resnet20\(width=4\): [\d,]+ parameters, on cpu \(\d+ threads\)"
+    images = r"digits: 1,294 calibration, 144 validation, 359 test images of 1×8×8"
+    (said,) = (line for line in lines if "parameters" in line)
+    assert re.fullmatch(rf"{network}; {images}; a pass over the calibration images takes about [\d.]+ .+", said)
+    assert "evaluating on 20 validation images" in lines
+    (tmp_path / "net.py").write_text(NET + "\n    def forward(self, images):\n        return {}['logits']\n")
+    refused(capsys, "evaluate", f"{tmp_path / 'net.py'}:Small")
+    model, images = zoo.load(OTHER, "digits")
+    counted = model.register_forward_hook(lambda *_: counts.append(1))
+    counts: list[int] = []
+    before, state = weights_hash(model), torch.get_rng_state()
+    assert "about" in _duration(model, images)
+    counted.remove()
+    assert len(counts) == 2
+    assert (weights_hash(model), torch.equal(torch.get_rng_state(), state)) == (before, True)
 
 
 def test_published_weights_are_taken_on_request(capsys, tmp_path):

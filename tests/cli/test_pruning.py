@@ -33,6 +33,9 @@ def test_one_command_leaves_a_whole_folder(place):
     assert files >= {"weights.safetensors", "recipe.json", "check.safetensors", "pruning.csv", "run.json", "report.html", "network.pt2"}
     frame = tables.read(path / "small" / "pruning.csv").set_index("state")
     assert list(frame.index) == ["original", "pruned", "repaired"]
+    card = (path / "small" / "README.md").read_text()
+    for state, row in frame.iterrows():
+        assert f"| {state} | {row.accuracy:.1%} [{row.accuracy_low:.1%}, {row.accuracy_high:.1%}] | {row.macs:,} |" in card
     assert frame.loc["repaired", "kept"] <= 0.6
     assert frame.loc["repaired", "macs"] == frame.loc["pruned", "macs"]
     small = load_pruned(path / "small")
@@ -214,7 +217,7 @@ def test_a_network_of_two_inputs_takes_an_example(guided):
 def test_a_network_of_two_inputs_without_them_is_refused_in_one_sentence(guided, capsys):
     path, name = guided
     said = refused(capsys, "prune", name, "--images", "60", "--out", path / "bad")
-    assert "the forward pass of Two takes images and y; the example lacks y: pass a file of named tensors (--example)" in said
+    assert "the forward pass of Two takes images and y; the example lacks y: pass --example FILE, with tensors of these names" in said
     save_file({"z": torch.rand(1, 1, 8, 8)}, path / "z.safetensors")
     assert "has z" in refused(capsys, "prune", name, "--example", path / "z.safetensors", "--images", "60", "--out", path / "bad")
     save_file({"y": torch.rand(1, 1, 5, 5)}, path / "y5.safetensors")

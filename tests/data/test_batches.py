@@ -1,5 +1,6 @@
 """Batches in every form that data loaders give them, and what is refused."""
 
+import importlib
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -7,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from channelscope.data import torchvision_cpu
 from channelscope.data.batches import images_of, indexed_batches, labeled_batches, on_device_of, read_batch
 from channelscope.errors import DataError
+from channelscope.evaluation import evaluate
 
 X = torch.arange(24.0).view(4, 1, 2, 3)
 Y = torch.tensor([2, 0, 1, 1])
@@ -156,3 +161,45 @@ def test_what_has_no_numbers_is_refused():
         list(indexed_batches([(torch.tensor(1.0), torch.tensor([0]))]))
     with pytest.raises(DataError, match="the labels of a batch must be numbers, one for each image"):
         list(indexed_batches([(X, [object()] * 4)]))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with a folder of pictures for each of three classes; every picture has one color, which is its own."""
+    for label, name in enumerate(("ant", "bee", "cat")):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", (8, 6), (40 * label, 20 * number, 7)).save(tmp_path / name / f"{number}.png")
+    return tmp_path
+
+
+def test_a_loader_of_torchvisions_folders_is_read_as_it_comes(pictures):
+    torchvision_cpu.load_torchvision()
+    datasets, transforms = importlib.import_module("torchvision.datasets"), importlib.import_module("torchvision.transforms")
+    loader = DataLoader(datasets.ImageFolder(str(pictures), transforms.ToTensor()), batch_size=4)
+    images, labels, index = (torch.cat(parts) for parts in zip(*indexed_batches(loader), strict=True))
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert index.tolist() == list(range(9))
+    assert torch.equal((images[:, :2, 5, 7] * 255).round().int(), torch.tensor([[40 * a, 20 * b] for a in range(3) for b in range(3)]))
+    assert evaluate(nn.Sequential(nn.Flatten(), nn.Linear(8 * 6 * 3, 3)), loader).images == 9
+
+
+@pytest.mark.parametrize("how", ["torch", "transform"])
+def test_a_loader_of_a_hugging_face_data_set_is_read_as_it_comes(pictures, how):
+    datasets = pytest.importorskip("datasets", reason="the extra hf")
+    paths = sorted(pictures.rglob("*.png"))
+    labels = [("ant", "bee", "cat").index(path.parent.name) for path in paths]
+    pixels = [np.asarray(Image.open(path)).transpose(2, 0, 1) / np.float32(255) for path in paths]
+    if how == "torch":
+        found = datasets.Dataset.from_dict({"pixel_values": pixels, "label": labels}).with_format("torch")
+    else:
+        named = datasets.Dataset.from_dict({"path": list(map(str, paths)), "label": labels})
+        found = named.with_transform(
+            lambda rows: {
+                "image": [torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1) / np.float32(255)) for path in rows["path"]],
+                "label": rows["label"],
+            }
+        )
+    images, read, _ = (torch.cat(parts) for parts in zip(*indexed_batches(DataLoader(found, batch_size=4)), strict=True))
+    assert read.tolist() == labels
+    torch.testing.assert_close(images, torch.from_numpy(np.stack(pixels)))

@@ -102,7 +102,7 @@ def test_fast_mode_refuses_a_small_feature_that_is_not_linear(normalizer, size):
     feature, _ = linear(size)
     constraint, cap = Constraint(normalizer, 0.1, 1.0, noise=0.1), torch.full((16,), 0.5)
     curved = lambda images: (feature(images) - feature(torch.full_like(images, 0.5))).square()  # noqa: E731
-    with pytest.raises(InputError, match=rf'has {size} numbers .* pass mode "exact"'):
+    with pytest.raises(InputError, match=rf"has {size} numbers .* pass mode='exact'"):
         solved(curved, constraint, "fast", cap)
     assert (solved(curved, constraint, "exact", cap).constraint_ratio > 0).all()
     assert (solved(feature, constraint, "fast", cap).constraint_ratio - 1).abs().max() < 0.02

@@ -47,6 +47,28 @@ def saved(whole, tmp_path):
     return save_pruned(made.model, model, made.kept, tmp_path / "small", settings={"score": "random", "macs": 0.5})
 
 
+def test_the_card_says_what_it_is_and_how_it_is_loaded(whole, saved, monkeypatch):
+    cards = pytest.importorskip("huggingface_hub", reason="the extra hf")
+    card = cards.ModelCard.load(saved / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag, card.data.tags) == (
+        "channelscope",
+        "image-classification",
+        ["channelscope", "pruning"],
+    )
+    kept = whole[2].kept
+    left, channels = kept.count, sum(map(len, kept.masks.values()))
+    assert (
+        f"resnet20(width=4) with fewer channels, cut by channelscope: {left} of {channels} channels of {len(kept.masks)} layers"
+        in card.text
+    )
+    assert "| score | random |\n| macs | 0.5 |" in card.text
+    monkeypatch.chdir(saved.parent)
+    names: dict = {}
+    exec(card.text.partition("```python\n")[2].partition("```")[0], names)
+    with torch.no_grad():
+        assert torch.equal(names["model"](IMAGES), whole[2].model(IMAGES))
+
+
 @torch.no_grad()
 def test_it_comes_back_from_its_factory_to_the_bit(whole, saved):
     made = whole[2]
@@ -58,7 +80,7 @@ def test_it_comes_back_from_its_factory_to_the_bit(whole, saved):
     assert recipe.kept == made.kept
     assert recipe.made == {"score": "random", "macs": 0.5}
     assert recipe.versions["torch"] == torch.__version__
-    assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors", ".safetensors"]
+    assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".md", ".safetensors", ".safetensors"]
 
 
 @torch.no_grad()

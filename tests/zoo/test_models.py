@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from channelscope.data import torchvision_cpu
 from channelscope.data.decoding import ResizeCrop
 from channelscope.errors import InputError
 from channelscope.network.module_state import weights_hash
@@ -151,6 +152,24 @@ def test_torchvision_networks_are_unmodified():
     assert intake.normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with pytest.raises(InputError, match="torchvision has no classification network 'squeezenet9'; it has alexnet"):
         build("torchvision:squeezenet9")
+
+
+def test_published_weights_of_torchvision_for_other_classes_leave_the_last_layer_as_it_was_drawn(tmp_path, monkeypatch):
+    models = torchvision_cpu.models
+    published = models.get_model_weights("squeezenet1_1")["DEFAULT"]
+    stored = models.get_model("squeezenet1_1").state_dict()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(stored, tmp_path / "hub" / "checkpoints" / published.url.rpartition("/")[2])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    whole = build("torchvision:squeezenet1_1(pretrained=True)", 1000).state_dict()
+    assert all(torch.equal(whole[name], stored[name]) for name in stored)
+    with pytest.warns(UserWarning, match="published weights are for 1,000 classes, the images have 3: the last layer's are random"):
+        model = build("torchvision:squeezenet1_1(pretrained=True)", 3)
+    found = model.state_dict()
+    last = [name for name in stored if name.startswith("classifier")]
+    assert all(torch.equal(found[name], stored[name]) for name in stored if name not in last)
+    assert [len(found[name]) for name in last] == [3, 3]
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
 def test_a_class_of_a_file(file):

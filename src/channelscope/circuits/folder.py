@@ -228,12 +228,16 @@ def _rebuilt(recipe: dict[str, Any], tensors: dict[str, Tensor]) -> StandaloneCi
     return small.eval().requires_grad_(False)
 
 
+UNSTORED = "which a recipe cannot hold: the circuit can be used where it was found, but not stored"
+"""end of refusals to write"""
+
+
 def _step(node: fx.Node) -> dict[str, Any]:
     target = node.target
     if node.op == "call_function":
         target = _named(target)
     elif node.op == "call_method" and not _allowed(str(target)):
-        raise InputError(f"the circuit calls the tensor method {target}, which a recipe cannot hold; use the module of extract_module")
+        raise InputError(f"the circuit calls the tensor method {target}, {UNSTORED}")
     return {"name": node.name, "op": node.op, "target": target, "args": _encoded(node.args), "kwargs": _encoded(node.kwargs)}
 
 
@@ -249,7 +253,7 @@ def _named(function: Any) -> str:
         name = function.__name__
         if vars(module).get(name) is function and _allowed(name):
             return f"{space}.{name}"
-    raise InputError(f"the circuit calls {function}, which a recipe cannot hold; use the module of extract_module")
+    raise InputError(f"the circuit calls {function}, {UNSTORED}")
 
 
 def _function(name: str) -> Any:
@@ -276,7 +280,7 @@ def _encoded(value: Any) -> Any:
         return {"dtype": str(value).removeprefix("torch.")}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise InputError(f"the circuit passes {value!r} to a step, which a recipe cannot hold; use the module of extract_module")
+    raise InputError(f"the circuit passes {value!r} to a step, {UNSTORED}")
 
 
 def _decoded(value: Any, known: dict[str, fx.Node]) -> Any:
@@ -303,7 +307,7 @@ def _module(name: str, body: nn.Module) -> dict[str, Any]:
     module = body.get_submodule(name)
     kind = torch_nn_class(module)
     if kind is None:
-        raise InputError(f"{name} is a {type(module).__name__}, which a recipe cannot hold; use the module of extract_module")
+        raise InputError(f"{name} is a {type(module).__name__}, {UNSTORED}")
     options: dict[str, Any] = {}
     for option in inspect.signature(kind).parameters:
         if option == "bias":

@@ -7,9 +7,7 @@ import io
 import re
 import sqlite3
 import sys
-import warnings
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -147,7 +145,8 @@ class CommandGroup(TyperGroup):
         """The command; one that had another name in an earlier version is refused with its present one."""
         if args and args[0] in EARLIER_COMMANDS:
             ctx.fail(f"No such command '{args[0]}'. It is now '{EARLIER_COMMANDS[args[0]]}'.")
-        if args and args[0] in FUNCTIONS and "torch" not in sys.modules:
+        completing = ctx.resilient_parsing  # words are completed in the user's line, where nothing may be printed
+        if args and args[0] in FUNCTIONS and "torch" not in sys.modules and not completing:
             _load(args[0], args[1:])
         return super().resolve_command(ctx, args)
 
@@ -213,22 +212,6 @@ def root(
     """What the channels of a vision network know, what they share, and which of them it could do without."""
 
 
-@contextmanager
-def _warnings_as_remarks() -> Iterator[None]:
-    """Context in which warnings to users are printed as remarks; those to programmers are shown as they were."""
-    shown = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, UserWarning):
-            console.print(Text.assemble(("note ", "yellow"), str(message)))
-        else:
-            shown(message, category, *where, **more)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
-
-
 ALLOCATION = ("allocate memory", "bad_alloc")
 """in the messages of PyTorch's errors when the processor's memory does not suffice"""
 
@@ -245,8 +228,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files are printed in any locale
     try:
-        with _warnings_as_remarks():
-            app()
+        app()
     except ChannelscopeError as error:
         _refuse(str(error))
     except OSError as error:

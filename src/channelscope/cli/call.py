@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from channelscope import tables, zoo
+from channelscope.cli.wording import announce_network
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.data.splits import Split
@@ -65,6 +66,10 @@ class Call:
     """when it began, as `time.monotonic` counts"""
     unfinished: dict[Path, str] = field(default_factory=dict)
     """file or folder from which the same command goes on → what it holds"""
+    whole: dict[Path, str] = field(default_factory=dict)
+    """file that stays when the call is interrupted, though the same command does not go on from it → what it holds"""
+    wording: Callable[[str], str] = str
+    """a message of the library in the words of the command line"""
 
     @property
     def command_line(self) -> str:
@@ -115,14 +120,13 @@ class Call:
             lines = [json.dumps(tables.plain_values(made), ensure_ascii=False, allow_nan=False)]
         with paused():
             for line in lines:
-                print(line)
+                print(line, flush=True)
 
     def interrupted(self) -> str:
         """What is left when the call is interrupted, in one sentence."""
-        left = [f"{path} ({what})" for path, what in self.unfinished.items() if path.exists()]
-        if not left:
-            return "interrupted; nothing was kept"
-        return f"interrupted; kept {', '.join(left)}: give the same command again to go on from there"
+        whole, left = ([f"{path} ({what})" for path, what in each.items() if path.exists()] for each in (self.whole, self.unfinished))
+        again = ": give the same command again to go on from there" if left else ""
+        return f"interrupted; kept {', '.join([*whole, *left])}{again}" if whole or left else "interrupted; nothing was kept"
 
 
 _CURRENT: ContextVar[Call | None] = ContextVar("call", default=None)
@@ -249,6 +253,10 @@ class ScoreFlags:
         return dict(self.__dict__)
 
 
+OPTIONS_OF_A_PROFILE = (ImageSource, NetworkOptions, ProfileOptions, ScoreFlags)
+"""whose fields messages name in commands that have not these flags, such as how a profile has to be collected again"""
+
+
 def chosen_device(name: str) -> str:
     """The device of a name; auto takes cuda where there is one, else the cpu.
 
@@ -265,12 +273,13 @@ def load_network(network: NetworkOptions, source: ImageSource, note: bool = True
         noted(network)
     torch.manual_seed(source.seed)
     current_call().device = network.place
-    if network.pruned is not None:
-        model, images = _load_pruned(network, network.pruned, source)
-    else:
-        model, images = zoo.load(network.model, source, network.weights, network.place, source.seed, network.example)
+    with progress_bar("network and images", None):
+        if network.pruned is not None:
+            model, images = _load_pruned(network, network.pruned, source)
+        else:
+            model, images = zoo.load(network.model, source, network.weights, network.place, source.seed, network.example)
     if note:
-        announce_network(network, model, images)
+        announce_network(network.title, network.place, model, images)
     return model, images
 
 
@@ -282,23 +291,6 @@ def _load_pruned(network: NetworkOptions, folder: Path, source: ImageSource) -> 
         raise InputError(f"{folder} holds a pruned network with weights of its own; {why}")
     _, images = zoo.load(factory.name, source, None, network.place, source.seed, network.example)
     return load_pruned(folder).to(network.place), images
-
-
-def announce_network(network: NetworkOptions, model: nn.Module, images: ImageSplits) -> None:
-    """Say which network runs where, and which images there are."""
-    parameters = sum(each.numel() for each in model.parameters())
-    splits = ", ".join(f"{len(split):,} {split.name}" for split in (images.calibration, images.validation, images.test) if len(split))
-    console.print(
-        f"{network.title}: {parameters:,} parameters, on {place_in_words(network.place)}; {images.source.data}: {splits} images of "
-        f"{'×'.join(map(str, images.image_shape))}"
-    )
-
-
-def place_in_words(place: str) -> str:
-    """The device with what a reader knows it by."""
-    if place.startswith("cuda"):
-        return f"{place} ({torch.cuda.get_device_name(place)})"
-    return f"{place} ({torch.get_num_threads()} threads)" if place == "cpu" else place
 
 
 def at_least(least: int, **counts: int | None) -> None:
@@ -448,8 +440,10 @@ def run_profile(run: RunFolder, model: nn.Module, images: ImageSplits, given: Pa
             f"{images.source.seed}: give another --out, or the profile with --profile"
         )
     open_run(run.folder, found.weights_hash, found.network)
-    if given is None and not own.exists():
-        save_profile(found, own)
+    if given is None:
+        if not own.exists():
+            save_profile(found, own)
+        current_call().unfinished[own] = "statistics of all calibration images"
     return found
 
 

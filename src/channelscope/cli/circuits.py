@@ -83,6 +83,11 @@ def circuit(
         Images the circuit is judged on, from the validation images (the test images where there are none).
     pictures
         Of channels in the diagram: the image patches that drive them most, images made to drive them (slow), or none.
+
+    Examples
+    --------
+    channelscope circuit resnet20 -w runs/demo/trained.safetensors --feature layer3.0.conv2:17 --out runs/circuit
+    channelscope circuit resnet20 -w runs/demo/trained.safetensors --compare --features 10 --criteria gate,magnitude --out runs/criteria
     """
     if comparison.compare and (feature or choice != CircuitOptions()):
         raise InputError(
@@ -166,6 +171,10 @@ def subcircuits(
         Number of groups; by default the one with the clearest separation (silhouette).
     general
         Share of the relevant kernels in the feature's general circuit, inside which the groups' kernels are scored; 1 for all.
+
+    Examples
+    --------
+    channelscope subcircuits resnet20 -w runs/demo/trained.safetensors --feature layer3.0.conv2:17 --clusters 2 --out runs/subcircuits
     """
     open_run(out)
     model, images = few(*load_network(network, source), N_SEARCHED)

@@ -39,7 +39,13 @@ class Finding:
 
 
 def doctor() -> None:
-    """Print versions, devices, threads, bfloat16 units, extras and caches of this installation; status 1 if there is a problem."""
+    """Print versions, devices, threads, bfloat16 units, extras and caches of this installation; status 1 if there is a problem.
+
+    Examples
+    --------
+    channelscope doctor
+    channelscope doctor --json
+    """
     findings = [*versions(), *hardware(), *extras(), *caches()]
     count = sum(each.problem for each in findings)
     text = "\n".join(map(str, (*findings, f"{count} {'problem' if count == 1 else 'problems'} found")))

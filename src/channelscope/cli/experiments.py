@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from rich.text import Text
@@ -32,7 +33,7 @@ from channelscope.errors import DataError, InputError, MismatchError, SampleErro
 from channelscope.experiments.ablation import ablate as run_ablation
 from channelscope.experiments.ablation_plan import AblationPlan
 from channelscope.experiments.communities import find_communities
-from channelscope.experiments.gradients import Readout, gradient_angles, simulate
+from channelscope.experiments.gradients import gradient_angles, simulate
 from channelscope.experiments.hulls import HullOptions, replacement_sets
 from channelscope.experiments.propagation import axis_propagation
 from channelscope.experiments.trajectory import training_trajectory
@@ -131,18 +132,30 @@ def hulls(profile: Path, rule: HullOptions, out: Path = Path("runs/hulls"), shri
     Parameters
     ----------
     profile
-        Profile file.
+        Profile, or a run folder that holds one.
     rule
         How replacement sets grow.
     out
         Folder for the tables and report.html.
     shrinkage
         Of correlation matrices: a number from 0 to 1, or oas.
+
+    Examples
+    --------
+    channelscope hulls runs/axes --out runs/axes
+    channelscope hulls resnet20.profile --hull-size 5 --out runs/hulls
     """
     found = read_profile(profile)
     run = open_run(out, found.weights_hash, found.network)
+    console.print(f"replacement sets of {_extent(found)}")
     frames = replacement_sets(found, rule, shrinkage=shrinkage)
     finish_run(run, frames, profile_facts(found, f"Hulls of {found.network}"))
+
+
+def _extent(profile: Profile) -> str:
+    """What a profile holds, in words."""
+    channels = sum(site.channels for site in profile.sites)
+    return f"{channels:,} channels in {len(profile.sites)} layers, from statistics of {profile.images:,} calibration images"
 
 
 def communities(
@@ -158,7 +171,7 @@ def communities(
     Parameters
     ----------
     profile
-        Profile file.
+        Profile, or a run folder that holds one.
     convention
         Options that all scores share.
     out
@@ -177,6 +190,7 @@ def communities(
     """
     found = read_profile(profile)
     run = open_run(out, found.weights_hash, found.network)
+    console.print(f"graphs of {_extent(found)}{', once more without each shard of them' if intervals else ''}")
     frames = find_communities(found, share, weighted, intervals, **convention.options())
     finish_run(run, frames, profile_facts(found, f"Communities in {found.network}", target=convention.target))
 
@@ -205,10 +219,15 @@ def propagation(
         A profile collected before, instead of a new pass over the calibration images.
     permutations
         Shuffles of the upstream channels behind the null.
+
+    Examples
+    --------
+    channelscope propagation resnet20 -w runs/demo/trained.safetensors --out runs/propagation
     """
     run = open_run(out)
     model, images = load_network(network, source)
     found = run_profile(run, model, images, profile)
+    console.print(f"{permutations:,} permutations of {_extent(found)}")
     with progress_bar("propagation", None):
         frames = axis_propagation(model, found, permutations, source.seed, **convention.options())
     title = f"Propagation in {network.model}"
@@ -220,7 +239,7 @@ def gradients(
     source: ImageSource,
     out: Path = Path("runs/gradients"),
     profile: Path | None = None,
-    readout: Readout = "positions",
+    readout: Literal["positions(all)", "pooled"] = "positions(all)",
     layers: tuple[str, ...] | None = None,
 ) -> None:
     """Measure the angle between the gradients of input capture and of task information with respect to each channel's weights.
@@ -239,11 +258,16 @@ def gradients(
         What a sample is: every position of an image, or its average.
     layers
         Layers to look at; by default every one.
+
+    Examples
+    --------
+    channelscope gradients resnet20 -w runs/demo/trained.safetensors --layers layer1.0.conv1,layer3.0.conv1 --out runs/gradients
     """
     run = open_run(out)
     model, images = load_network(network, source)
     found = run_profile(run, model, images, profile)
-    frames = gradient_angles(model, found, images.calibration, readout, layers) | simulate()
+    console.print(f"gradients of the channels of {len(layers or found.sites)} layers on {len(images.calibration):,} calibration images")
+    frames = gradient_angles(model, found, images.calibration, "pooled" if readout == "pooled" else "positions", layers) | simulate()
     for row in frames["gradient_skipped"].itertuples():
         console.print(f"  skipped {row.site}: {row.reason}", style="dim")
     title = f"Gradient directions in {network.model}"
@@ -263,7 +287,7 @@ def trajectory(
     rule: HullOptions,
     out: Path = Path("runs/trajectory"),
     images: int | None = None,
-    layers: int = 6,
+    layer_count: int = 6,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -281,14 +305,19 @@ def trajectory(
         Folder for the tables, the profiles and report.html; an interrupted call goes on from there.
     images
         Calibration images, the same for every checkpoint and run; by default 2,000, or all there are.
-    layers
+    layer_count
         Layers to look at, evenly spaced in depth.
     seed
-        Which calibration images are drawn.
+        Seed of the calibration sample.
     device
         Where it runs: cpu, cuda, cuda:1, …; auto is cuda where there is one, else cpu.
+
+    Examples
+    --------
+    channelscope trajectory runs/seed0 runs/seed1 --out runs/trajectory
+    channelscope trajectory runs/training --layer-count 3 --images 500 --out runs/trajectory
     """
-    at_least(1, layers=layers)
+    at_least(1, layer_count=layer_count)
     histories = [History.read(run) for run in runs]
     source = _image_source(histories, images, seed)
     pairs = zip(names(runs), histories, strict=True)
@@ -304,7 +333,7 @@ def trajectory(
     )
     profiles = dict(_profiles(stages, histories[0].network, source, call.device, out / "profiles"))
     measured = track([(run, epoch, profiles[run, epoch]) for run, epoch, _ in stages], "trajectory")
-    frames = training_trajectory(measured, layers, rule, **convention.options())
+    frames = training_trajectory(measured, layer_count, rule, **convention.options())
     last = profiles[stages[-1][0], stages[-1][1]]
     for row in frames["trajectory_change"].query("verdict != ''").itertuples():
         console.print(f"{row.quantity}: {row.first:.3f} → {row.last:.3f} over {row.n} runs, the published direction {row.verdict}")
@@ -422,7 +451,7 @@ def discard(
     out
         Folder for the tables, maps and report.html; an interrupted run goes on from there.
     layers
-        Module paths or steps, separated by commas; by default four, evenly spaced.
+        Layers, as module paths or steps, separated by commas; by default four, evenly spaced.
     test
         Test images to look at; by default 32, or all there are.
 
@@ -469,11 +498,15 @@ def faithfulness(
     out
         Folder for the tables and report.html.
     layers
-        Modules whose CID is judged, separated by commas; Grad-CAM is taken at the last; by default the third of four.
+        Layers whose CID is judged, separated by commas; Grad-CAM is taken at the last; by default the third of four.
     test
         Test images judged; by default 64, or all there are.
     tuning
         Calibration images on which each method's threshold is chosen; by default 32, or all there are.
+
+    Examples
+    --------
+    channelscope faithfulness timm:resnet18 -w mine.pt -d hf:boxed --test 32 --out runs/faithfulness
     """
     at_least(2, test=test, tuning=tuning)
     open_run(out)

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from typer.core import TyperCommand
 
-from channelscope.cli.call import Call, answering
+from channelscope.cli.call import OPTIONS_OF_A_PROFILE, Call, answering
+from channelscope.cli.wording import in_flags, warnings_as_remarks
 from channelscope.errors import ChannelscopeError, FormatError, InputError, no_such
 from channelscope.progress import console, never_silent, without_bars
 from channelscope.tables.run_folder import config_text
@@ -57,6 +58,7 @@ EARLIER_FLAGS = {
     "--tests": "--test",
     "--tuned": "--tuning",
     "--sites": "--layers",
+    "--layers": "--layer-count",
     "--names": "--scores",
     "--errors": "--standard-errors",
     "--silence": "--ablation",
@@ -187,7 +189,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 flag = _flag_name(hint, field.name)  # type: ignore[arg-type]
                 if flag not in flat:
                     default = field.default if field.default is not MISSING else inspect.Parameter.empty
-                    flat[flag] = _flag(flag, own[field.name], default, lines[field.name], readers, PANELS.get(hint.__name__))  # type: ignore[union-attr]
+                    line = _with_flags(lines[field.name], hint)  # type: ignore[arg-type]
+                    flat[flag] = _flag(flag, own[field.name], default, line, readers, PANELS.get(hint.__name__))  # type: ignore[union-attr]
         else:
             flat[name] = _flag(name, hint, parameter.default, help_lines.get(name, ""), readers)
     parameters = sorted(flat.values(), key=lambda each: each.default is not inspect.Parameter.empty)
@@ -241,8 +244,10 @@ def _answering(call: Call, quiet: bool, verbose: bool, kinds: Iterable[type]):
     """Context of a call: errors speak of flags, an interruption says what was kept, and with `quiet` only errors are printed."""
     was_quiet = console.quiet
     console.quiet = was_quiet or quiet
+    own = {name.replace("-", "_"): name for name in call.options}
+    call.wording = partial(in_flags, names=own | _fields_as_flags(kinds), further=_fields_as_flags(OPTIONS_OF_A_PROFILE))
     try:
-        with answering(call), without_bars() if quiet else never_silent(call.name):
+        with answering(call), warnings_as_remarks(call.wording), without_bars() if quiet else never_silent(call.name):
             yield
     except KeyboardInterrupt:
         console.quiet = was_quiet
@@ -253,51 +258,15 @@ def _answering(call: Call, quiet: bool, verbose: bool, kinds: Iterable[type]):
         if verbose:
             console.print(traceback.format_exc())
         if error.args:
-            names = {field.name: _spelled(_flag_name(kind, field.name)) for kind in kinds for field in fields(kind)}  # type: ignore[arg-type]
-            own = {name.replace("-", "_"): name for name in call.options}
-            error.args = (in_flags(str(error.args[0]), own | names), *error.args[1:])
+            error.args = (call.wording(str(error.args[0])), *error.args[1:])
         raise
     finally:
         console.quiet = was_quiet
 
 
-def in_flags(message: str, names: Mapping[str, str]) -> str:
-    """The message of an error with flags in the place of Python's names of parameters.
-
-    Parameters
-    ----------
-    message
-        The message.
-    names
-        Name of a parameter → its flag, without the dashes.
-
-    Returns
-    -------
-    str
-        The message.
-
-    Examples
-    --------
-    >>> in_flags("pass mean and std, or shrinkage='oas'", {"mean": "mean", "std": "std", "shrinkage": "shrinkage"})
-    'pass --mean and --std, or --shrinkage oas'
-    >>> in_flags("expected batch_size of at least 1", {"batch_size": "batch-size"})
-    'expected --batch-size of at least 1'
-    """
-    known = "|".join(sorted(names, key=len, reverse=True))
-    several = "|".join(name for name in names if "_" in name) or "(?!)"
-    if not known:
-        return message
-    patterns = (
-        (rf"(?<![\w/.-])({known})=True\b", lambda found: f"--{names[found[1]]}"),
-        (rf"(?<![\w/.-])({known})=(?:'([^']*)'|([\w.]+))", lambda found: f"--{names[found[1]]} {found[2] or found[3] or ''}".rstrip()),
-        (rf"\bpass ({known}) and ({known})\b", lambda found: f"pass --{names[found[1]]} and --{names[found[2]]}"),
-        (rf"\bpass (another )?({known})\b(?=[,;:.]|$| to | or )", lambda found: f"pass {found[1] or ''}--{names[found[2]]}"),
-        (rf"(?<![\w/.'-])({several})(?![\w/.'-])", lambda found: f"--{names[found[1]]}"),
-        (r"(--[\w-]+) or \1\b", lambda found: found[1]),
-    )
-    for pattern, flag in patterns:
-        message = re.sub(pattern, flag, message)
-    return message
+def _fields_as_flags(kinds: Iterable[type]) -> dict[str, str]:
+    """Field of the dataclasses → its flag, without the dashes."""
+    return {field.name: _spelled(_flag_name(kind, field.name)) for kind in kinds for field in fields(kind)}  # type: ignore[arg-type]
 
 
 def config_options(path: Path, name: str, known: Mapping[str, str]) -> dict[str, Any]:
@@ -361,6 +330,12 @@ def _spelled(name: str) -> str:
 def _flag_name(kind: type, name: str) -> str:
     """Parameter of a field on the command line."""
     return FLAGS.get(kind.__name__, {}).get(name, name).replace("-", "_")
+
+
+def _with_flags(line: str, kind: type) -> str:
+    """The line of a field with flags in the place of the fields that it names."""
+    named = _fields_as_flags([kind])
+    return re.sub(r"`(\w+)`", lambda found: f"--{named[found[1]]}" if found[1] in named else found[0], line)
 
 
 def _plain(value: Any) -> Any:

@@ -274,7 +274,7 @@ def evaluate(
     part
         Part of the images.
     test
-        How many of them, the first; by default all.
+        Images of that part, the first; by default all.
 
     Examples
     --------
@@ -289,6 +289,7 @@ def evaluate(
         asked = "" if test is None else f", asked for {test}"
         raise DataError(f"{source.data}: expected at least 1 of {len(split)} {part} images{asked}; choose another --part")
     split = split.take(count)
+    console.print(f"evaluating on {count:,} {part} images")
     tally = evaluated(model, track(split, f"evaluation on {count:,} {part} images", batch_count(split)))
     numbers = tally_numbers(tally) | {"loss": tally.loss, "loss_se": tally.loss_standard_error, "margin": tally.margin}
     current_call().result(None, f"{network.title}: {tally}, margin {tally.margin:.3f}", network=network.model, part=part, **numbers)
@@ -329,6 +330,10 @@ def report(folder: Path) -> None:
     ----------
     folder
         Run folder, such as runs/demo.
+
+    Examples
+    --------
+    channelscope report runs/demo
     """
     with progress_bar("report", None):
         written = page.write_report(folder)
@@ -381,6 +386,10 @@ def explain(channel: str, runs: list[Path], out: Path = Path("runs/explanation")
         Run folders of one network: of axes, ablate, hulls, prune, circuit or subcircuits.
     out
         Folder for the tables and report.html.
+
+    Examples
+    --------
+    channelscope explain layer3.0.conv2:17 runs/axes runs/ablation runs/small --out runs/explanation
     """
     frames = joined(channel, runs)
     joint = frames["explanation"].attrs["provenance"]

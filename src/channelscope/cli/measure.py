@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from rich.text import Text
@@ -17,7 +18,6 @@ from channelscope.cli.call import (
     NetworkOptions,
     ProfileOptions,
     ScoreFlags,
-    announce_network,
     batch_count,
     current_call,
     file_at,
@@ -29,6 +29,7 @@ from channelscope.cli.call import (
     read_profile,
     world_size,
 )
+from channelscope.cli.wording import announce_network
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.errors import InputError, MismatchError, first_line
@@ -81,10 +82,15 @@ def train(
         Of the layers' products: auto takes bfloat16 where a trial of two seconds shows that it is faster on this device.
     log
         Also log losses and accuracies in OUT/log, for TensorBoard or Weights & Biases (offline).
+
+    Examples
+    --------
+    channelscope train resnet20 --out runs/training
+    channelscope train torchvision:resnet18 --pretrained --lr 0.01 --epochs 10 -d folder:photos --out runs/mine
     """
     run = open_run(out, network=network.model)
     model, images = load_network(network, source, note=False)
-    announce_network(network, model, images)
+    announce_network(network.title, network.place, model, images)
     schedule = replace(zoo.default_schedule(network.model, source.data), every=every, seed=source.seed)
     schedule = replace(schedule, epochs=epochs or schedule.epochs, lr=lr or schedule.lr)
     console.print(f"training on {len(images.train):,} train images for {schedule.epochs:,} epochs, learning rate {schedule.lr:g}")
@@ -122,6 +128,11 @@ def profile(network: NetworkOptions, source: ImageSource, measure: ProfileOption
         What the pass over the calibration images records.
     out
         File for the profile; an interrupted pass goes on from OUT.unfinished.
+
+    Examples
+    --------
+    channelscope profile resnet20 -w runs/demo/trained.safetensors --out resnet20.profile
+    channelscope profile timm:resnet18 -w mine.pt -d folder:photos --sensitivity --out mine.profile
     """
     file_at(out)
     model, images = load_network(network, source)
@@ -193,6 +204,10 @@ def merge(profiles: list[Path], out: Path) -> None:
         Profile files.
     out
         File for their sum.
+
+    Examples
+    --------
+    channelscope merge first.profile second.profile --out both.profile
     """
     file_at(out)
     places = [path.resolve() for path in profiles]
@@ -214,11 +229,11 @@ def scores(
     Parameters
     ----------
     profile
-        Profile file.
+        Profile, or a run folder that holds one.
     convention
         Options that all scores share.
     out
-        Table to write: CSV, Parquet or JSON by its ending.
+        File for the table: CSV, Parquet or JSON by its ending.
     scores
         Scores, separated by commas; `all` for every one (`channelscope list scores`).
     standard_errors
@@ -232,8 +247,7 @@ def scores(
     file_at(out)
     found = read_profile(profile)
     wanted = list(scoring.REGISTRY) if scores == ("all",) else list(scores)
-    frame = scoring.table(found, wanted, standard_errors, **convention.options())
-    _left_out(frame)
+    frame = _left_out(scoring.table(found, wanted, standard_errors, **convention.options()))
     described = tables.describe(frame, frame.attrs)
     current_call().result(tables.write(described, out), tables={"channels": described})
 
@@ -245,7 +259,7 @@ def axes(
     convention: ScoreFlags,
     out: Path = Path("runs/axes"),
     profile: Path | None = None,
-    pictures: bool = False,
+    pictures: Literal["strongest", "none"] = "none",
 ) -> None:
     """Measure both axes of every channel, test their alignment layer by layer, and write a report.
 
@@ -264,7 +278,12 @@ def axes(
     profile
         A profile collected before, instead of a new pass.
     pictures
-        Show the calibration images that drive the channels with the most task information; whoever has the report then sees them.
+        Of the channels with the most task information: the calibration images that drive them most, which whoever has the report then sees.
+
+    Examples
+    --------
+    channelscope axes resnet20 -w runs/demo/trained.safetensors --out runs/axes
+    channelscope axes torchvision:resnet18 -w mine.pt -d folder:photos --pictures strongest --out runs/mine
     """
     run = open_run(out)
     model, images = load_network(network, source)
@@ -272,11 +291,12 @@ def axes(
     found = load_or_collect(model, images, measure, profile, _beside(out / "network.profile", ".unfinished"))
     if profile is None:
         save_profile(found, out / "network.profile")
+        current_call().whole[out / "network.profile"] = "statistics of all calibration images, which --profile takes"
     _skipped_note(found)
     frames = stacked({network.stage: found}, convention)
     facts = axes_facts(found, images, convention, f"Two axes of {network.title}", [network.stage])
     console.print(verdict.answer(frames["alignment_mean"], facts))
-    frames |= channel_pictures(out, model, images, frames["channels"] if pictures else None)
+    frames |= channel_pictures(out, model, images, frames["channels"] if pictures == "strongest" else None)
     finish_run(run, frames, facts | network.origin)
 
 
@@ -346,8 +366,7 @@ def axes_facts(
 def two_axes(found: Profile, convention: ScoreFlags) -> dict[str, pd.DataFrame]:
     """Channels, alignment, groupings and task masses of one profile."""
     options = convention.options()
-    channels = scoring.table(found, **options)
-    _left_out(channels)
+    channels = _left_out(scoring.table(found, **options))
     tables_of_axes = alignment(found, **options)
     return {"channels": channels, **tables_of_axes, "groups": groupings(found, **options), "task_mass": task_mass(found, **options)}
 
@@ -362,13 +381,18 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
     epochs
         Passes over the training images.
     seed
-        Of the initialization and the training.
+        Seed of the initialization and the training.
+
+    Examples
+    --------
+    channelscope demo --out runs/demo
     """
     network, source = NetworkOptions("resnet20"), ImageSource("digits", seed=seed)
     run = open_run(out, network=network.model)
     model, images = load_network(network, source, note=False)
-    announce_network(network, model, images)
+    announce_network(network.title, network.place, model, images)
     schedule = replace(zoo.default_schedule("resnet20", "digits"), epochs=epochs, seed=seed)
+    console.print(f"training on {len(images.train):,} train images for {epochs:,} epochs; then profiles before and after, and the report")
     current_call().unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
     history = zoo.train(model, images, out, schedule, network.place)
     stages: dict[str, Profile] = {}
@@ -383,10 +407,13 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
     finish_run(run, frames, facts)
 
 
-def _left_out(frame: pd.DataFrame) -> None:
-    """Say which scores were refused, and where."""
+def _left_out(frame: pd.DataFrame) -> pd.DataFrame:
+    """Say which scores were refused, and where; the table with these reasons and its notes in the words of the command line."""
+    wording = current_call().wording
+    frame.attrs["refused"] = {place: wording(reason) for place, reason in frame.attrs["refused"].items()}
     for place, reason in frame.attrs["refused"].items():
         console.print(Text.assemble(("left out ", "yellow"), f"{place}: {reason}"))
+    return frame.assign(note=frame["note"].map(wording))
 
 
 def _skipped_note(found: Profile) -> None:

@@ -17,7 +17,6 @@ from channelscope.benchmark.trial import Grid, Setup
 from channelscope.cli.call import (
     VERSION,
     NetworkOptions,
-    announce_network,
     batch_count,
     current_call,
     finish_run,
@@ -27,9 +26,10 @@ from channelscope.cli.call import (
     noted,
     open_run,
 )
+from channelscope.cli.wording import announce_network
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
-from channelscope.data.splits import AugmentedBatches
+from channelscope.data.splits import AugmentedBatches, Split
 from channelscope.errors import InputError, NumericError
 from channelscope.evaluation import Precision
 from channelscope.network.module_state import weights_hash, zero_batch
@@ -39,8 +39,8 @@ from channelscope.progress import Logger, console, log_numbers, logging_to, prog
 from channelscope.pruning.budget import Budget
 from channelscope.pruning.cut import refuse_out_of_reach
 from channelscope.pruning.distillation import distill
+from channelscope.pruning.folder import CARD, save_pruned
 from channelscope.pruning.folder import export as exporting
-from channelscope.pruning.folder import save_pruned
 from channelscope.pruning.latency import LatencyTable, latency_path, measure_latency
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
 from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, PruningResult, compare_networks, kept_by_layer
@@ -102,6 +102,11 @@ def benchmark(
         Networks are evaluated in bfloat16 if the unpruned one's accuracy changes by less than .1 points on 2,000 images; tables say so.
     log
         Also log the accuracy of every network at its budget in OUT/log, for TensorBoard or Weights & Biases (offline).
+
+    Examples
+    --------
+    channelscope benchmark resnet20 -w runs/demo/trained.safetensors --scores l2,overlap,random --budgets 0.7,0.5 --out runs/benchmark
+    channelscope benchmark torchvision:resnet18 -w mine.pt -d folder:photos --seeds 0,1,2 --engine workers --out runs/benchmark
     """
     call = current_call()
     call.device = network.place
@@ -111,7 +116,7 @@ def benchmark(
     found, images = bench.open(int(grid.seeds[0]))
     model = found.graph.model
     run = open_run(out, weights_hash(model), network.model)
-    announce_network(network, model, images)
+    announce_network(network.title, network.place, model, images)
     call.unfinished[out / FILE] = "networks measured so far"
     split = bench.test(images)
     console.print(
@@ -258,17 +263,37 @@ def prune(
 
     def write_more(folder: Path) -> None:
         RunFolder(folder).add(frames, call.record(facts))
-        with progress_bar("report", None):
-            page.write_report(folder)
-        if export:
-            with progress_bar(f"export as {export}", None):
-                exporting(small, folder / f"network.{export}", images.image_shape)
+        complete_folder(folder, small, frame, split, images.image_shape, export)
 
     save_pruned(small, model, made.kept, out, settings=settings, write_more=write_more)
     console.print(pruning_headline(frame))
     call.result(out, tables=frames)
     if failure:
         raise NumericError(f"{failure}; the network in {out} is the one from before the distillation")
+
+
+def complete_folder(
+    folder: Path, small: nn.Module, frame: pd.DataFrame, split: Split, shape: tuple[int, ...], export: Literal["onnx", "pt2"] | None
+) -> None:
+    """Add the results to the model card of a pruned network's folder, and write its report and the export."""
+    with (folder / CARD).open("a", encoding="utf-8") as card:
+        card.write(results_table(frame, split.name))
+    with progress_bar("report", None):
+        page.write_report(folder)
+    if export:
+        with progress_bar(f"export as {export}", None):
+            exporting(small, folder / f"network.{export}", shape)
+
+
+def results_table(frame: pd.DataFrame, part: str) -> str:
+    """Accuracy, multiply-adds and parameters of every state of the network, for its model card."""
+    rows = [
+        f"| {row['state']} | {row['accuracy']:.1%} [{row['accuracy_low']:.1%}, {row['accuracy_high']:.1%}] | {row['macs']:,} | "
+        f"{row['parameters']:,} |"
+        for row in frame.to_dict("records")
+    ]
+    head = f"| state | accuracy on {frame['images'].iloc[-1]:,} {part} images | multiply-adds | parameters |\n|---|---|---|---|"
+    return "\n".join(["", head, *rows, ""])
 
 
 def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions, folder: Path) -> tuple[Groups, PruningResult]:

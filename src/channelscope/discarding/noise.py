@@ -374,7 +374,7 @@ def _check_sensitivity(sensitivity: Tensor, cap: Tensor, values: Tensor) -> None
         count = int(blind[image].sum())
         raise NumericError(
             f"image {image} of the batch: the feature does not see {count} cells (the first is {cell}), so their noise has no limit; "
-            "pass caps (the data's standard deviation), or a deeper layer"
+            "cap the noise at the data's standard deviation, or name a deeper layer"
         )
 
 

@@ -255,7 +255,7 @@ class _FixedPoint:
             raise InputError(
                 f"the feature has {self.estimator.size} numbers and does not answer linearly to noise (a linear one misses "
                 f"{float(missed.max()):.0%} of its change): the few passes of fast mode cannot tell its noise level; "
-                'pass mode "exact", or name an earlier layer'
+                "pass mode='exact', or name an earlier layer"
             )
 
     def _uniform(self, levels: list[Tensor]) -> Tensor:

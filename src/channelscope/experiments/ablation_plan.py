@@ -150,7 +150,7 @@ class AblationPlan:
     silence: Silence = "zero"
     """ablation value: zero, or the channel's mean over the calibration images"""
     sites: tuple[str, ...] | None = None
-    """sites to ablate; by default all"""
+    """layers to ablate; by default all"""
     groups: int = 10
     """groups of evaluation images (index mod groups) that are resampled for intervals"""
     draws: int = 500

@@ -100,7 +100,7 @@ class Gaussian(Shown):
         elif not isinstance(shrinkage, str) and 0 <= shrinkage <= 1:
             strength, name = float(shrinkage), "shrinkage"
         else:
-            raise InputError(f'shrinkage is None, "oas" or a number from 0 to 1, received {shrinkage!r}')
+            raise InputError(f"shrinkage: expected a number from 0 to 1, or oas, received {shrinkage!r}")
         shrunk = law.covariance * (1 - strength)
         shrunk.diagonal().copy_(law.variance)
         return cls(law.mean, shrunk, law.count, f"{name} {strength:.2g}")
@@ -373,9 +373,9 @@ def _deficit(covariance: Tensor, count: float | None) -> str:
     samples = "" if count is None else f", {count:,.0f} samples"
     parts = [f"the covariance ({len(covariance)} channels{samples}) has rank {rank}."]
     if silent:
-        parts.append(f"{_listed(silent)} silent: drop them (law[~law.silent]).")
+        parts.append(f"{_listed(silent)} silent: drop them.")
     if redundant:
-        parts.append(f'{_listed(redundant)} determined by the others: drop them, pass shrinkage="oas", or a ridge such as 1e-3.')
+        parts.append(f"{_listed(redundant)} determined by the others: drop them, pass shrinkage='oas', or a ridge such as 1e-3.")
     return " ".join(parts)
 
 

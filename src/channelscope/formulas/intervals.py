@@ -228,7 +228,7 @@ def jackknife(value: Float[Tensor, "..."], replicates: Float[Tensor, "groups ...
     value, replicates = torch.as_tensor(value).double(), torch.as_tensor(replicates).double()
     groups = len(replicates)
     if groups < 2:
-        raise SampleError(f"a jackknife needs at least 2 groups, received {groups}: keep shards in the profile (shards=10)")
+        raise SampleError(f"a jackknife needs at least 2 groups, received {groups}: collect the profile with shards=10")
     if replicates.shape[1:] != value.shape:
         raise ShapeError(f"replicates of shape {tuple(replicates.shape[1:])} for a value of shape {tuple(value.shape)}")
     center = replicates.mean(0)

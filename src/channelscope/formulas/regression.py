@@ -408,11 +408,14 @@ def hulls(
     ----------
     Safaai et al. 2026; Pati, Rezaiifar, Krishnaprasad 1993 (orthogonal updates). Checked against tests/pencil.py::hull.
     """
-    if max_size < 1 or not 0 < threshold <= 1 or order not in ("forward", "prefix") or (pool is not None and pool < 1):
-        raise InputError(
-            'expected max_size ≥ 1, 0 < threshold ≤ 1, order "forward" or "prefix" and pool ≥ 1 or None, '
-            f"received {max_size}, {threshold:g}, {order!r} and {pool}"
-        )
+    for name, fits, least, received in (
+        ("max_size", max_size >= 1, "at least 1", max_size),
+        ("threshold", 0 < threshold <= 1, "a share above 0 and up to 1", threshold),
+        ("order", order in ("forward", "prefix"), "forward or prefix", order),
+        ("pool", pool is None or pool >= 1, "at least 1", pool),
+    ):
+        if not fits:
+            raise InputError(f"{name}: expected {least}, received {received}")
     peer_support = support(rho, ridge)
     alive = (~peer_support.isnan()).nonzero().flatten()
     alive_rho = rho[alive][:, alive].double()

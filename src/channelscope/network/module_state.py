@@ -87,8 +87,8 @@ def restored_state(model: nn.Module) -> Iterator[None]:
     lazy = [name for name, part in _tensors(model) if is_lazy(part)]
     if lazy:
         raise TracingError(
-            f"the network has no weights yet at {', '.join(lazy[:3])}: it is made of lazy layers; run it once on a batch of images, "
-            "model(images), before it is traced"
+            f"the network has no weights yet at {', '.join(lazy[:3])}: it is made of lazy layers; run it once on a batch of images "
+            "where it is made, before it is traced"
         )
     with ExitStack() as stack:
         stack.enter_context(_random_states(model))

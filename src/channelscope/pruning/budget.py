@@ -146,7 +146,7 @@ def cut_to_latency(
         longest = ", ".join(f"{name} takes {share:.0%}" for name, share in list(shares.items())[:3])
         raise BudgetError(
             f"latency: {budget.fraction:g} of {1000 * table.total / whole:.3g} ms cannot be met by removing channels; the smallest "
-            f"that can is {best[1].measured:.3f} (closest=True or --closest takes it, blocks=True or --blocks leaves out blocks too): of "
+            f"that can is {best[1].measured:.3f} (closest=True takes it, blocks=True leaves out blocks too): of "
             f"what is then left, {longest}"
         )
     return best

@@ -386,7 +386,7 @@ def remove_to_budget(
         name, unit = ("macs", f"{full:,} multiply-adds") if isinstance(counter, MacCounter) else ("latency", f"{1000 * full:.3g} ms")
         raise BudgetError(
             f"{name}: {fraction:g} of {unit} cannot be met; the smallest budget is {_rounded_up(counter.total / full)} "
-            f"(closest=True or --closest takes it): of what is then left, {_holders(counter, found)}; at most {cap:g} of each site's "
+            f"(closest=True takes it): of what is then left, {_holders(counter, found)}; at most {cap:g} of each site's "
             f"channels may go, and {_list_names(found.unprunable)} kept whole"
         )
     closed: set[int] = set()  # kinds of groups of which one had to stay out: their widths would no longer be multiples

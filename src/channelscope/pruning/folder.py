@@ -116,7 +116,7 @@ def _spec_of(plain: Mapping[str, Any]) -> NetworkSpec:
     return NetworkSpec(**{**plain, "inputs": tuple(plain.get("inputs", ()))})
 
 
-RECIPE, WEIGHTS, CHECK, EXAMPLE = "recipe.json", "weights.safetensors", "check.safetensors", "example.safetensors"
+RECIPE, WEIGHTS, CHECK, EXAMPLE, CARD = "recipe.json", "weights.safetensors", "check.safetensors", "example.safetensors", "README.md"
 
 N_CHECK_IMAGES = 4
 """Random images whose logits are stored."""
@@ -137,9 +137,9 @@ def save_pruned(
     """The folder, after writing a pruned network into it from which `load_pruned` can rebuild it; no pickle.
 
     Where the zoo built the original, the network is rebuilt from the folder and compared before the folder is renamed. It holds
-    weights.safetensors, recipe.json, check.safetensors (random images and their logits) and, where the network needs
-    more than images, example.safetensors. It is written to FOLDER.partial and renamed: if anything fails, a full disk included,
-    an earlier folder stays as it was.
+    weights.safetensors, recipe.json, check.safetensors (random images and their logits), README.md (`model_card`) and, where the
+    network needs more than images, example.safetensors. It is written to FOLDER.partial and renamed: if anything fails, a full disk
+    included, an earlier folder stays as it was.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def save_pruned(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = save_pruned(shrink(model, kept), model, kept, Path(folder) / "small", settings={"score": "by hand"})
     ...     sorted(file.name for file in path.iterdir())
-    ['check.safetensors', 'recipe.json', 'weights.safetensors']
+    ['README.md', 'check.safetensors', 'recipe.json', 'weights.safetensors']
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
@@ -189,7 +189,9 @@ def save_pruned(
         save_weights(small.state_dict(), partial / WEIGHTS)
         images = torch.randn(N_CHECK_IMAGES, *kept.input_shape, generator=torch.Generator().manual_seed(0))
         save_file({"images": images, "logits": _logits(small, images)}, partial / CHECK)
-        Manifest(kept, weights_hash(model), weights_hash(small), factory, dict(settings or {}), cuts(model)).write(partial / RECIPE)
+        manifest = Manifest(kept, weights_hash(model), weights_hash(small), factory, dict(settings or {}), cuts(model))
+        manifest.write(partial / RECIPE)
+        (partial / CARD).write_text(model_card(manifest, folder.name), encoding="utf-8")
         if factory is not None and factory.inputs:
             save_file(extra_inputs(small), partial / EXAMPLE)
         if factory is not None:
@@ -208,6 +210,46 @@ def save_pruned(
             os.replace(old, folder)
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def model_card(manifest: Manifest, name: str) -> str:
+    """What README.md of a pruned network says, in the form in which hubs of models show it.
+
+    Parameters
+    ----------
+    manifest
+        The network's recipe.
+    name
+        Name of its folder.
+
+    Returns
+    -------
+    str
+        Markdown: what the network was cut from, the channels that are left, how it was made, and how it is loaded.
+
+    Examples
+    --------
+    >>> kept = Subset({"conv1": torch.tensor([True, False])}, input_shape=(3, 8, 8))
+    >>> model_card(Manifest(kept, "ab", "cd", NetworkSpec("resnet20", 10, 3, 32)), "small").splitlines()[8:11]
+    ['# small', '', 'resnet20 with fewer channels, cut by channelscope: 1 of 2 channels of 1 layers are left.']
+    """
+    factory, masks = manifest.factory, manifest.kept.masks.values()
+    left, whole = (sum(int(count) for count in counts) for counts in ((mask.sum() for mask in masks), map(len, masks)))
+    original = factory.name.rpartition("/")[2] if factory else "A network"
+    settings = [f"| {key} | {value} |" for key, value in manifest.made.items() if isinstance(value, str | int | float)]
+    needed = "" if factory else ", original"
+    above = "" if factory else "original = ...  # the network that it was cut from, with any weights\n"
+    return "\n".join(
+        [
+            "---\nlibrary_name: channelscope\npipeline_tag: image-classification\ntags:\n- channelscope\n- pruning\n---\n",
+            f"# {name}\n",
+            f"{original} with fewer channels, cut by channelscope: {left:,} of {whole:,} channels of {len(masks):,} layers are left.\n",
+            f"```python\nimport channelscope\n\n{above}model = channelscope.load_pruned({name!r}{needed})\n```\n",
+            f"loads it from this folder, and compares its outputs for the images in {CHECK} with those stored there. From a hub,",
+            "`huggingface_hub.snapshot_download` gives the folder.\n",
+            *(["| setting | value |\n|---|---|", *settings, ""] if settings else []),
+        ]
+    )
 
 
 def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -252,7 +294,10 @@ def load_pruned(folder: str | Path, model: nn.Module | None = None) -> nn.Module
     recipe = Manifest.read(folder / RECIPE)
     if model is None:
         if recipe.factory is None:
-            raise InputError(f"{folder / RECIPE} names no factory: the network was not made by the zoo; pass it as model=")
+            raise InputError(
+                f"{folder / RECIPE} names no factory: the network was not made by the zoo, and is read together with the original one, "
+                "in Python"
+            )
         model = _build_original(recipe.factory, folder)
     small = model
     for kept in (*recipe.earlier[len(cuts(model)) :], recipe.kept):
@@ -287,7 +332,7 @@ def _check_loads(folder: Path, factory: NetworkSpec) -> None:
     except ChannelscopeError as error:
         raise InputError(
             f"{factory.name} cannot be built again as it was pruned ({error}): its file may have changed since, or its groups depend on "
-            "its weights; build it again, or save small.state_dict() instead"
+            "its weights; build it again, or store its weights alone"
         ) from error
 
 

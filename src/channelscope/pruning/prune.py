@@ -283,7 +283,7 @@ def _check_cost(small: nn.Module, found: Groups, macs: float) -> None:
     if spent > macs * full:
         raise BudgetError(
             f"macs: expected at most {macs:g} of {full:,} multiply-adds, the smaller network carries out {spent:,} ({spent / full:.3f}): "
-            "part of its cost does not follow its channels; ask for less, or take it with closest=True (--closest)"
+            "part of its cost does not follow its channels; ask for less, or take it with closest=True"
         )
 
 

@@ -133,7 +133,7 @@ def activation_rms(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 
 def _gradient_sums(layer: LayerStatistics) -> Sensitivity:
     if layer.record.sensitivity is None:
-        raise InputError("gradient scores need collect(…, sensitivity=True) (command line: --sensitivity)")
+        raise InputError("gradient scores need first-order effects, which the profile has not: collect it with sensitivity=True")
     return layer.record.sensitivity
 
 
@@ -199,7 +199,7 @@ def fisher(layer: LayerStatistics) -> Float[Tensor, "channels"]:
 
 def _map_sums(layer: LayerStatistics) -> FeatureMapSums:
     if layer.record.maps is None:
-        raise InputError("HRank and CHIP need collect(…, maps=True) (command line: --maps)")
+        raise InputError("HRank and CHIP need sums over feature maps, which the profile has not: collect it with maps=True")
     return layer.record.maps
 
 

@@ -57,7 +57,7 @@ def bind_extra_inputs(model: nn.Module, example: Mapping[str, Tensor]) -> nn.Mod
     if strange or lacking:
         raise InputError(
             f"the forward pass of {kind.__name__} takes images and {', '.join(known) or 'nothing else'}; the example "
-            + (f"has {', '.join(strange)}" if strange else f"lacks {', '.join(lacking)}: pass a file of named tensors (--example)")
+            + (f"has {', '.join(strange)}" if strange else f"lacks {', '.join(lacking)}: pass example='FILE', with tensors of these names")
         )
     if not example:
         return model

@@ -268,11 +268,18 @@ def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.M
     names = models.list_models(module=models)
     if name not in names:
         raise InputError(f"torchvision has no classification network '{name}'; it has {', '.join(names[:5])}, …")
-    config: Any = models.get_model_weights(name)["DEFAULT"].transforms()
+    published: Any = models.get_model_weights(name)["DEFAULT"]
+    config: Any = published.transforms()
     side = config.crop_size[0]
     fit = ResizeCrop((side, side), side / config.resize_size[0], config.interpolation.value)
-    weights = "DEFAULT" if options.pop("pretrained", False) else None
-    model = models.get_model(name, weights=weights, num_classes=classes, **options)
+    pretrained = options.pop("pretrained", False)
+    model = models.get_model(name, num_classes=classes, **options)
+    if pretrained:
+        drawn, model, count = model, models.get_model(name, weights=published, **options), len(published.meta["categories"])
+        for path, layer in list(model.named_modules()) if classes != count else ():
+            if count in (vars(layer).get("out_features"), vars(layer).get("out_channels")):
+                model.set_submodule(path, drawn.get_submodule(path))
+        _note_new_head(f"torchvision:{name}", count, classes)
     return model, InputSpec(fit, name.startswith(FIXED_SIZE), (tuple(config.mean), tuple(config.std)))
 
 

@@ -172,7 +172,7 @@ def _state(path: Path) -> dict[str, Tensor]:
         found = _read(part)
         if not _holds_tensors(found):
             kind = f"a dictionary with keys {', '.join(map(str, list(found)[:NAMED]))}" if isinstance(found, dict) else type(found).__name__
-            raise WeightsError(f"{part}: expected named tensors, received {kind}; save model.state_dict()")
+            raise WeightsError(f"{part}: expected named tensors, received {kind}; store the network's state dict")
         state |= found
     half = (torch.float16, torch.bfloat16)
     return {name: value.float() if value.dtype in half else value for name, value in state.items()}
