@@ -6,8 +6,8 @@ from torch import nn
 
 from channelscope import zoo
 from channelscope.data.images import read_images
-from channelscope.errors import DataError, InputError
-from channelscope.evaluation import bfloat16_gap, evaluate, evaluate_each, loss_and_accuracy
+from channelscope.errors import DataError, FormatError, InputError
+from channelscope.evaluation import bfloat16_gap, evaluate, evaluate_each, evaluate_networks, loss_and_accuracy
 from channelscope.network.module_state import weights_hash
 
 X = torch.eye(4).view(4, 4, 1, 1)
@@ -105,3 +105,53 @@ def test_the_images_that_are_right_come_in_order():
     tally, correct = evaluate_each(MODEL, [(X[:2], [0, 1]), (X[2:], [2, 0])])
     assert correct.tolist() == [True, True, True, False]
     assert (tally.images, tally.correct) == (4, 3)
+
+
+class Scaled(nn.Module):
+    """The pixels as logits, times a number that is no parameter."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor, self.calls = factor, 0
+
+    def forward(self, x):
+        self.calls += len(x)
+        return self.factor * x.flatten(1)
+
+
+def test_an_evaluation_is_reused_only_for_the_same_network_images_and_labels(tmp_path):
+    stored = tmp_path / "evaluation.json"
+    batches = [(X, [0, 1, 2, 0]), (X, [0, 1, 0, 0]), (2 * X, [0, 1, 2, 3])]
+
+    def evaluated(factor, batches):
+        model, other = Scaled(factor), Scaled(3.0)
+        tallies, known = evaluate_networks({"original": model, "other": other}, batches, stored)
+        assert tallies["original"] == evaluate(Scaled(factor), batches)
+        assert tallies["other"] == evaluate(Scaled(3.0), batches)
+        assert other.calls == sum(len(images) for images, _ in batches)
+        return known, model.calls
+
+    assert evaluated(1.0, batches) == (False, 12)
+    assert evaluated(1.0, batches) == (True, 4)  # the first batch, which is compared
+    assert evaluated(1.5, batches) == (False, 12)  # no parameter differs, but what it computes
+    assert evaluated(1.5, batches) == (True, 4)
+    assert evaluated(1.5, [*batches[:2], (2 * X, [0, 1, 2, 2])]) == (False, 16)  # a label
+    assert evaluated(1.5, [*batches[:2], (2.5 * X, [0, 1, 2, 2])]) == (False, 16)  # an image
+    assert evaluated(1.5, batches[:2]) == (False, 12)
+    assert evaluated(1.5, [batches[0]]) == (False, 8)
+    assert evaluate_networks({"": nn.Sequential(nn.Flatten(), nn.Linear(4, 4))}, [batches[0]], stored)[1] is False  # other weights
+    stored.write_text("{}", encoding="utf-8")
+    with pytest.raises(FormatError, match=r"evaluation\.json is no evaluation .*: delete it"):
+        evaluated(1.0, batches)
+
+
+def test_each_batch_is_read_once_for_all_networks():
+    read, steps = [], []
+    batches = [(X, [0, 1, 2, 0])] * 3
+    tallies, _ = evaluate_networks(
+        {"one": Scaled(), "two": Scaled(2.0)}, (read.append(1) or each for each in batches), after_batch=lambda: steps.append(1)
+    )
+    assert len(read) == len(steps) == 3
+    assert tallies["two"].images == 12
+    with pytest.raises(DataError, match="the batches are empty"):
+        evaluate_networks({"one": MODEL}, [])

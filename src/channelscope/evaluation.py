@@ -1,6 +1,10 @@
 """Accuracy, loss and margin of networks on labeled images."""
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -10,10 +14,11 @@ from torch import Tensor, nn
 
 from channelscope.data.batches import labeled_batches, on_device_of
 from channelscope.data.splits import Split
-from channelscope.errors import DataError
-from channelscope.network.module_state import channels_last, device_of, eval_mode
+from channelscope.errors import DataError, FormatError
+from channelscope.network.module_state import channels_last, device_of, eval_mode, fingerprints, weights_hash
 from channelscope.network.nest import logits_of
 from channelscope.stats.tally import Tally, check_logits
+from channelscope.storage import atomic_file
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
@@ -161,6 +166,126 @@ def evaluate_each(model: nn.Module, batches: Iterable, precision: Precision = "f
     if not tally.images:
         raise DataError("there are no images to evaluate on: the batches are empty")
     return tally, np.concatenate(correct)
+
+
+AGREEMENT = 1e-3
+"""Largest difference of a mean loss or margin, in nats and in logits, up to which a network gives what it gave before."""
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """The tally of a network over labeled images, with what tells whether it still holds.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> stored = StoredEvaluation("abc", "def", Tally(1, 1, 0.5), Tally(2, 1, 1.5))
+    >>> with TemporaryDirectory() as folder:
+    ...     stored.save(Path(folder) / "evaluation.json")
+    ...     StoredEvaluation.load(Path(folder) / "evaluation.json") == stored
+    True
+    """
+
+    weights: str
+    """`weights_hash` of the network"""
+    images: str
+    """fingerprint of all images, as the network is given them, and of their labels"""
+    first: Tally
+    """of the first batch, which is evaluated again: a network of the same weights may compute something else"""
+    tally: Tally
+    """of all images"""
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "StoredEvaluation":
+        """What `save` wrote; FormatError if the file is damaged."""
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            first, tally = (Tally(**{name: float(value) for name, value in plain[part].items()}) for part in ("first", "tally"))
+            return cls(str(plain["weights"]), str(plain["images"]), first, tally)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FormatError(
+                f"{path} is no evaluation ({type(error).__name__}: {error}): delete it, and the network is evaluated"
+            ) from error
+
+    def agrees(self, first: Tally) -> bool:
+        """Whether the network gives on the first batch what it gave before."""
+        means = zip((self.first.loss, self.first.margin), (first.loss, first.margin), strict=True)
+        return self.first.images == first.images and all(abs(before - now) <= AGREEMENT for before, now in means)
+
+
+@torch.no_grad()
+def evaluate_networks(
+    networks: Mapping[str, nn.Module], batches: Iterable, stored: Path | None = None, after_batch: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Tally], bool]:
+    """Tallies of several networks over labeled images, which are read once; and whether that of the first was taken from a file.
+
+    Parameters
+    ----------
+    networks
+        Name → network that returns logits, images × classes; they are left as they were.
+    batches
+        Labeled images; read again only where the file is of other images.
+    stored
+        File with the first network's tally. If it is of the same weights, gives the same on the first batch, and all images and
+        labels have the same fingerprint, the first network is not evaluated on the others. Else the file is written anew.
+    after_batch
+        Called after each batch, such as to move a bar.
+
+    Returns
+    -------
+    tuple
+        Name → tally, and whether the first network's was in the file.
+
+    Raises
+    ------
+    DataError
+        Without labeled images, as `evaluate`.
+    FormatError
+        If the file is damaged.
+
+    Examples
+    --------
+    >>> from channelscope.zoo.toys import label_channel
+    >>> toy = label_channel()
+    >>> tallies, known = evaluate_networks({"original": toy.model, "again": toy.model}, toy.batches)
+    >>> tallies["again"].accuracy == tallies["original"].accuracy == toy.truth["accuracy"], known
+    (True, False)
+    """
+    name, model = next(iter(networks.items()))
+    weights = weights_hash(model)
+    known = StoredEvaluation.load(stored) if stored is not None and stored.is_file() else None
+    known = known if known is not None and known.weights == weights else None
+    tallies, firsts = dict.fromkeys(networks, Tally()), Tally()
+    digest = hashlib.sha256()
+    for number, (images, labels, index) in enumerate(labeled_batches(batches)):
+        digest.update(fingerprints(images, index).numpy().tobytes() + labels.cpu().numpy().tobytes())
+        for each, network in networks.items():
+            if each != name or known is None or not number:
+                tallies[each] = tallies[each] + _tally(network, images, labels)
+        if not number:
+            firsts = tallies[name]
+            known = known if known is not None and known.agrees(firsts) else None
+        after_batch()
+    if not tallies[name].images:
+        raise DataError("there are no images to evaluate on: the batches are empty")
+    if known is not None and known.images == digest.hexdigest():
+        return tallies | {name: known.tally}, True
+    if known is not None:
+        tallies[name] = evaluate(model, batches)
+    if stored is not None:
+        StoredEvaluation(weights, digest.hexdigest(), firsts, tallies[name]).save(stored)
+    return tallies, False
+
+
+def _tally(model: nn.Module, images: Tensor, labels: Tensor) -> Tally:
+    with eval_mode(model):
+        logits = logits_of(model(on_device_of(images, model)))
+    return Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
 
 
 def bfloat16_gap(model: nn.Module, split: Split, images: int = 2000) -> float:

@@ -11,11 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from channelscope import tables, zoo
 from channelscope.cli import pruning
-from channelscope.errors import FormatError, NumericError
+from channelscope.errors import FormatError
 from channelscope.network.module_state import weights_hash
 from channelscope.pruning import folder as folders
 from channelscope.pruning.folder import load_pruned
 from cli.commands import refused, run, small_network
+
+LATENCIES = ["latency", "latency_low", "latency_high"]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def test_weights_that_depend_on_the_image_are_refused_before_anything_is_ranked(
     assert "b holds" in said
 
 
-def test_the_original_teaches_the_smaller_network(place, capsys, monkeypatch):
+def test_the_original_teaches_the_smaller_network(place, capsys):
     path, given = place
     options = ("--images", "60", "--macs", "0.5", "--score", "l1", "--repair", "batchnorm", "--distill", "--out", path / "distilled")
     assert run("prune", *given, *options) == 0
@@ -114,12 +116,47 @@ def test_the_original_teaches_the_smaller_network(place, capsys, monkeypatch):
     weights = load_file(path / "distilled" / "weights.safetensors")
     assert torch.equal(weights["conv1.weight"], load_pruned(path / "distilled").conv1.weight)
 
-    def fails(*_, **__):
-        raise NumericError("the loss of distillation is nan at step 3 of epoch 1")
+    assert said.index("images to distill on are few") < said.index("evaluation of the original")
+    assert "images to distill on are few" in refused(capsys, "prune", *given, *options, "--macs", "0.001")  # before anything is computed
 
-    monkeypatch.setattr(pruning, "distill", fails)
-    assert "step 3 of epoch 1; the network in" in refused(capsys, "prune", *given, *options)
-    assert list(tables.read(path / "distilled" / "pruning.csv")["state"]) == ["original", "pruned", "repaired"]
+
+def test_a_distillation_that_diverges_leaves_the_network_from_before(place, capsys, monkeypatch):
+    path, given = place
+    options = ("--images", "60", "--macs", "0.5", "--score", "l1", "--repair", "batchnorm")
+    assert run("prune", *given, *options, "--out", path / "closed") == 0
+    monkeypatch.setattr(pruning, "distill", partial(pruning.distill, lr=1e30))
+    said = refused(capsys, "prune", *given, *options, "--distill", "--out", path / "diverged")
+    assert re.search(r"the loss of distillation is (nan|inf) at step \d+ of epoch \d; .*the network in \S+ is the one from before", said)
+    assert list(tables.read(path / "diverged" / "pruning.csv")["state"]) == ["original", "pruned", "repaired"]
+    closed, diverged = (load_file(path / name / "weights.safetensors") for name in ("closed", "diverged"))
+    assert all(torch.equal(value, diverged[name]) for name, value in closed.items())
+
+
+def test_the_original_is_evaluated_once_for_all_runs(place, capsys):
+    path, given = place
+    options = ("--images", "60", "--macs", "0.7", "--score", "l2", "--repair", "none", "--test", "100")
+    assert run("prune", *given, *options, "--out", path / "first") == 0
+    (stored,) = path.glob("evaluation-*-100-test.json")
+    assert f"kept in {stored}" in capsys.readouterr().err
+    assert run("prune", *given, *options, "--out", path / "second") == 0
+    assert f"{stored}, from an earlier run" in capsys.readouterr().err
+    first, second = (tables.read(path / name / "pruning.csv").drop(columns=LATENCIES) for name in ("first", "second"))
+    assert first.equals(second)
+    assert run("prune", *given, *options, "--mean", "0.3", "--std", "0.5", "--out", path / "third") == 0
+    assert "kept in" in capsys.readouterr().err  # the same weights and numbers of images, but other images
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_speed_of_the_result_is_measured(place, capsys, monkeypatch):
+    path, given = place
+    few = {"runs": 3, "runtimes": ("eager", "onnxruntime")}  # compilers take long; test_timing.py has them
+    monkeypatch.setattr(pruning, "compare_runtimes", partial(pruning.compare_runtimes, **few))
+    options = ("--images", "60", "--macs", "0.7", "--score", "l2", "--repair", "none", "--speed")
+    assert run("prune", *given, *options, "--out", path / "timed") == 0
+    assert re.search(r"Time of a pass in eager PyTorch, of the original's: 1 image \d\.\d+ \[", capsys.readouterr().err)
+    frame = tables.read(path / "timed" / "pruning_speed.csv")
+    assert list(frame["runtime"]) == ["eager"] * 2 + ["onnxruntime"] * 2
+    assert "Time of a pass in eager PyTorch" in (path / "timed" / "report.html").read_text()
 
 
 def test_fine_tuning_trains_and_replaces(place):

@@ -9,9 +9,12 @@ from channelscope import zoo
 from channelscope.errors import InputError
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.blocks import blocks_of, left_out, vanished_blocks, without_blocks
+from channelscope.pruning.budget import Budget
 from channelscope.pruning.cut import cuts, shrink
 from channelscope.pruning.folder import load_pruned, save_pruned
+from channelscope.pruning.prune import prune
 from channelscope.pruning.repair import repair
+from channelscope.ranking import Ranking
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,32 @@ def test_peers_pass_over_what_was_left_out(resnet):
 def test_a_sum_in_the_forward_pass_of_the_network_itself_is_no_block():
     toy = zoo.toys.residual_pair()
     assert blocks_of(groups(toy.model, toy.batches[0][0][:1])) == []
+
+
+def test_each_network_without_blocks_is_labeled_once(resnet, monkeypatch):
+    """Two rankings are cut from the network without the chosen blocks, each fitted twice; the network without them is traced once."""
+    traced, fitted = [], []
+
+    def counted(model, *rest):
+        traced.append(model)
+        return groups(model, *rest)
+
+    def repaired(small, *rest, **options):
+        fitted.append(sum(each.numel() for each in small.parameters()))
+        return repair(small, *rest, **options)
+
+    monkeypatch.setattr("channelscope.pruning.prune.groups", counted)
+    monkeypatch.setattr("channelscope.pruning.cut.groups", counted)
+    monkeypatch.setattr("channelscope.pruning.prune.repair", repaired)
+    widths = {site.name: site.channels for site in resnet.sites}
+    rankings = [
+        Ranking("up", "", "high", {name: np.arange(float(width)) for name, width in widths.items()}, resnet.sites, (1, 8, 8)),
+        Ranking("down", "", "high", {name: -np.arange(float(width)) for name, width in widths.items()}, resnet.sites, (1, 8, 8)),
+    ]
+    images = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    result = prune(rankings, resnet, [images], budget=Budget(0.6, blocks=True))
+    assert len(traced) == 2  # without some blocks, and without more of them
+    assert len(fitted) == 3 + 1 + 1  # three sets of blocks, the other ranking with the best of them, and the choice with all images
+    unblocked = groups(resnet.graph.model, resnet.example)
+    expected = shrink(unblocked, result.kept, blocks=True)
+    assert sum(each.numel() for each in expected.parameters()) == sum(each.numel() for each in result.model.parameters())

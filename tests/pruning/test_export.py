@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from channelscope.errors import InputError, MismatchError
-from channelscope.pruning.folder import export
+from channelscope.pruning.folder import export, onnx_session
 from networks import built
 
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
@@ -75,6 +75,30 @@ def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(MismatchError, match="away from the model's"):
         export(SMALL, tmp_path / "net.pt2", (3, 8, 8))
     assert not list(tmp_path.iterdir())
+
+
+class Branching(nn.Module):
+    """A forward pass that depends on the values of its images, which no export can record."""
+
+    def forward(self, x):
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ending", ["pt2", pytest.param("onnx", marks=pytest.mark.skipif(not ONNX, reason="needs the extra onnx"))])
+def test_what_cannot_be_exported_is_refused_in_one_sentence(tmp_path, ending):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Branching()).eval()
+    with pytest.raises(InputError, match=rf"net\.{ending}: the network cannot be exported \(") as caught:
+        export(model, tmp_path / f"net.{ending}", (3, 8, 8))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not ONNX, reason="needs the extra onnx")
+def test_a_file_that_onnxruntime_cannot_run_is_refused(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"no network")
+    with pytest.raises(InputError, match=r"onnxruntime cannot run net\.onnx \("):
+        onnx_session(tmp_path / "net.onnx")
 
 
 @pytest.mark.slow

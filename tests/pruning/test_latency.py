@@ -10,7 +10,7 @@ from torch import nn
 from channelscope import zoo
 from channelscope.errors import BudgetError, FormatError, InputError, MismatchError, NumericError
 from channelscope.network.removal.groups import groups
-from channelscope.pruning import latency
+from channelscope.pruning import latency, timing
 from channelscope.pruning.budget import Budget, cut_to_latency
 from channelscope.pruning.cut import remove_to_budget
 from channelscope.pruning.latency import (
@@ -18,10 +18,10 @@ from channelscope.pruning.latency import (
     StepWidths,
     TimeCounter,
     latency_path,
-    latency_samples,
     measure_latency,
 )
 from channelscope.pruning.prune import prune
+from channelscope.pruning.timing import latency_samples
 from channelscope.ranking import Ranking
 
 
@@ -41,8 +41,9 @@ class Machine:
 
     def __init__(self, monkeypatch, noise=0.0):
         self.now, self.noise, self.draws = 0.0, noise, np.random.default_rng(0)
-        monkeypatch.setattr(latency, "_clock", lambda image: lambda: self.now)
-        monkeypatch.setattr(latency, "SHORTEST", 0.0)
+        for module in (latency, timing):
+            monkeypatch.setattr(module, "clock", lambda device: lambda: self.now)
+        monkeypatch.setattr(timing, "SHORTEST", 0.0)
         for kind, rate in ((nn.Conv2d, 1e-6), (nn.ReLU, 0.0)):
             monkeypatch.setattr(kind, "forward", self.slowed(kind.forward, rate))
 
@@ -162,6 +163,26 @@ def test_prune_to_a_latency(found, monkeypatch):
     again = prune(ranking, found, [images], budget=Budget(0.5, "macs", multiple=8))
     assert again.latency is None
     assert all(int(again.kept[name].sum()) % 8 == 0 for name in ("0", "2"))
+
+
+@pytest.mark.parametrize("budget", [Budget(0.5, "latency", multiple=4), Budget(0.5, multiple=4)], ids=["latency", "macs"])
+def test_another_ranking_says_how_many_channels_of_each_layer_stay(found, monkeypatch, budget):
+    Machine(monkeypatch)
+    worth = {"0": 1.0, "2": 4.0}  # to the one ranking, channels of the second layer are worth four times as much
+    values = {site.name: worth[site.name] * (1 + np.arange(float(site.channels))) for site in found.sites}
+    counts = Ranking("counts", "", "high", values, found.sites, (3, 8, 8), comparable_across_layers=True)
+    order = Ranking("order", "", "low", values, found.sites, (3, 8, 8))  # which keeps the first channels, and as many of each layer
+    images = torch.rand(20, 3, 8, 8)
+
+    def widths(ranking, allocation):
+        kept = prune(ranking, found, [images], budget=budget, allocation=allocation).kept
+        return kept, {name: int(kept[name].sum()) for name in worth}
+
+    _, alone = widths(counts, "global")
+    kept, both = widths(order, counts)
+    assert both == alone != widths(order, "global")[1]
+    assert both["0"] < both["2"]
+    assert all(bool(kept[name][: both[name]].all()) for name in worth)
 
 
 def test_blocks_go_where_they_give_nothing():

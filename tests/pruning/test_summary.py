@@ -4,12 +4,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from channelscope.evaluation import evaluate_networks
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.cut import cut, shrink
-from channelscope.pruning.latency import latency_samples
 from channelscope.pruning.prune import LAYER_COLUMNS, compare_networks, kept_by_layer, prune
 from channelscope.pruning.repair import repair
+from channelscope.pruning.timing import latency_samples
 from channelscope.ranking import Ranking
+from channelscope.stats.tally import Tally
 
 
 def net(width: int) -> nn.Module:
@@ -19,7 +21,9 @@ def net(width: int) -> nn.Module:
 
 def test_rows_are_networks_and_the_first_is_the_measure():
     images, labels = torch.randn(50, 3, 8, 8), torch.arange(50) % 4
-    frame = compare_networks({"original": net(8), "pruned": net(4)}, [(images, labels)], (3, 8, 8)).set_index("state")
+    networks = {"original": net(8), "pruned": net(4)}
+    tallies, _ = evaluate_networks(networks, [(images, labels)])
+    frame = compare_networks(networks, tallies, (3, 8, 8)).set_index("state")
     assert frame.loc["original", "macs"] == 27 * 8 * 36 + 8 * 36 * 4
     assert list(frame["kept"]) == [1.0, 0.5]
     assert list(frame["parameters"]) == [27 * 8 + 8 * 36 * 4 + 4, 27 * 4 + 4 * 36 * 4 + 4]
@@ -32,7 +36,7 @@ def test_rows_are_networks_and_the_first_is_the_measure():
 
 def test_latencies_are_quartiles_in_milliseconds(monkeypatch):
     monkeypatch.setattr("channelscope.pruning.prune.latency_samples", lambda networks, _: {"one": [0.002, 0.001, 0.005, 0.003, 0.004]})
-    row = compare_networks({"one": net(4)}, [(torch.zeros(4, 3, 8, 8), torch.zeros(4).long())], (3, 8, 8)).iloc[0]
+    row = compare_networks({"one": net(4)}, {"one": Tally(4, 2, 1.0)}, (3, 8, 8)).iloc[0]
     assert [round(row[name], 9) for name in ("latency_low", "latency", "latency_high")] == [2.0, 3.0, 4.0]
 
 

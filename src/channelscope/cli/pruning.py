@@ -1,11 +1,13 @@
 """The commands `prune` and `benchmark`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+import torch
 from torch import nn
 
 from channelscope import scores as scoring
@@ -31,7 +33,7 @@ from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.data.splits import AugmentedBatches, Split
 from channelscope.errors import InputError, NumericError
-from channelscope.evaluation import Precision
+from channelscope.evaluation import Precision, evaluate_networks
 from channelscope.network.module_state import weights_hash, zero_batch
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.profiling.collect import collect
@@ -46,8 +48,11 @@ from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
 from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, PruningResult, compare_networks, kept_by_layer
 from channelscope.pruning.prune import prune as pruning
 from channelscope.pruning.repair import Method
+from channelscope.pruning.timing import SPEED_COLUMNS, compare_runtimes
 from channelscope.ranking import Ranking
 from channelscope.report import page
+from channelscope.report.sections.pruning import speed_sentences
+from channelscope.tables.quantities import Column
 from channelscope.tables.run_folder import RunFolder
 
 FEW_TO_DISTILL = 2000
@@ -186,6 +191,8 @@ class PruningOptions:
     """afterwards let the original network teach the smaller one, on training images without their labels"""
     distill_images: int = 5000
     """training images of the teaching, the first; more gain more"""
+    speed: bool = False
+    """also time the result beside the original in eager PyTorch, torch.compile and onnxruntime, 1 and 32 images a pass (minutes)"""
 
 
 def prune(
@@ -233,12 +240,12 @@ def prune(
     split = split if test is None else fitted(split, test, test, "--test")
     of = f"{plan.macs:.0%} of the multiply-adds" if plan.latency is None else f"{plan.latency:.0%} of the time"
     console.print(f"pruning to {of} with {len(images.calibration):,} calibration images, evaluated on {len(split):,} {split.name} images")
+    if plan.distill:
+        note_few_to_distill(images, plan)
     found, made = prune_network(model, images, plan, out.parent)
     console.print(latency_note(made), end="")
     undefined_note(made.ranking)
-    networks = {"original": model, "pruned": made.unrepaired}
-    if plan.repair != "none":
-        networks["repaired"] = made.model
+    networks = {"original": model, "pruned": made.unrepaired} | ({} if plan.repair == "none" else {"repaired": made.model})
     small = made.model
     failure = None
     with logging_to(log, out.with_name(out.name + ".log"), current_call().options):
@@ -249,15 +256,16 @@ def prune(
                 failure = error
         if finetune:
             small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, out.with_name(out.name + ".finetune"))
-    with progress_bar("evaluation", None):
-        frame = compare_networks(networks, split, images.image_shape)
+    frame = evaluated(networks, split, images, out.parent)
     settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
     settings |= pruning_notes(made)
-    layers = kept_by_layer(found, made.kept)
     frames = {
-        "pruning": tables.describe(frame, {"name": "pruning", "columns": SUMMARY_COLUMNS, "split": split.name, **settings}),
-        "pruned_layers": tables.describe(layers, {"name": "pruned_layers", "columns": LAYER_COLUMNS, **settings}),
+        "pruning": described("pruning", frame, SUMMARY_COLUMNS, {"split": split.name, **settings}),
+        "pruned_layers": described("pruned_layers", kept_by_layer(found, made.kept), LAYER_COLUMNS, settings),
     }
+    if plan.speed:
+        measured = compare_runtimes(small, model, images.image_shape)
+        frames["pruning_speed"] = described("pruning_speed", measured, SPEED_COLUMNS, settings | {"threads": torch.get_num_threads()})
     title = f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds"
     facts, call = settings | network_facts(network, model, images, title), current_call()
 
@@ -266,7 +274,7 @@ def prune(
         complete_folder(folder, small, frame, split, images.image_shape, export)
 
     save_pruned(small, model, made.kept, out, settings=settings, write_more=write_more)
-    console.print(pruning_headline(frame))
+    console.print(pruning_headline(frames))
     call.result(out, tables=frames)
     if failure:
         raise NumericError(f"{failure}; the network in {out} is the one from before the distillation")
@@ -294,6 +302,17 @@ def results_table(frame: pd.DataFrame, part: str) -> str:
     ]
     head = f"| state | accuracy on {frame['images'].iloc[-1]:,} {part} images | multiply-adds | parameters |\n|---|---|---|---|"
     return "\n".join(["", head, *rows, ""])
+
+
+def evaluated(networks: Mapping[str, nn.Module], split: Split, images: ImageSplits, folder: Path) -> pd.DataFrame:
+    """The comparison of the networks; what the original does is kept in the folder, from which later runs take it."""
+    first = next(iter(networks.values()))
+    stored = folder / f"evaluation-{weights_hash(first)[:8]}-{len(split)}-{split.name}.json"
+    with progress_bar("evaluation", batch_count(split)) as step:
+        tallies, known = evaluate_networks(networks, split, stored, step)
+    console.print(f"evaluation of the original: {f'{stored}, from an earlier run' if known else f'kept in {stored}'}")
+    with progress_bar("latencies", None):
+        return compare_networks(networks, tallies, images.image_shape)
 
 
 def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions, folder: Path) -> tuple[Groups, PruningResult]:
@@ -382,12 +401,22 @@ def undefined_note(ranking: Ranking) -> None:
         )
 
 
-def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, network: NetworkOptions, plan: PruningOptions) -> nn.Module:
-    """The network after the original one taught it, or as it was where that gained nothing."""
+def distillation_images(images: ImageSplits, plan: PruningOptions) -> tuple[Split, int]:
+    """The images that distillation draws from, and how many of them."""
     pool = images.train if len(images.train) else images.calibration
-    count = min(plan.distill_images, len(pool))
+    return pool, min(plan.distill_images, len(pool))
+
+
+def note_few_to_distill(images: ImageSplits, plan: PruningOptions) -> None:
+    """Say, before anything is computed, that distillation will gain little."""
+    _, count = distillation_images(images, plan)
     if count < FEW_TO_DISTILL:
         console.print(f"{count:,} images to distill on are few: where it was measured, 1,000 gained nothing and 5,000 much")
+
+
+def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, network: NetworkOptions, plan: PruningOptions) -> nn.Module:
+    """The network after the original one taught it, or as it was where that gained nothing."""
+    pool, count = distillation_images(images, plan)
     held = max(1, min(count // HELD_OUT, MOST_HELD))
     schedule = zoo.finetuning_schedule(network.model, images.source.data, 1)
     lessons = AugmentedBatches(pool.drop(held).take(count - held).with_batch_size(BATCH), 0, schedule.flip, images.source.seed)
@@ -405,12 +434,18 @@ def finetune_pruned(small: nn.Module, images: ImageSplits, network: NetworkOptio
     return zoo.finetune(small, images, folder, schedule, network.place)
 
 
-def pruning_headline(frame: pd.DataFrame) -> str:
-    """The answer in two sentences."""
-    rows = [row._asdict() for row in frame.itertuples(index=False)]
+def pruning_headline(frames: Mapping[str, pd.DataFrame]) -> str:
+    """The answer in two sentences, and a line for each runtime where speed was measured."""
+    rows = [row._asdict() for row in frames["pruning"].itertuples(index=False)]
     first, last = rows[0], rows[-1]
     said = ", ".join(f"{row['state']} {row['accuracy']:.1%} [{row['accuracy_low']:.1%}, {row['accuracy_high']:.1%}]" for row in rows)
-    return (
+    cost = (
         f"accuracy on {last['images']:,} images: {said}\n{last['macs']:,} of {first['macs']:,} multiply-adds ({last['kept']:.1%}), "
         f"{last['parameters']:,} of {first['parameters']:,} parameters, {last['latency']:.1f} of {first['latency']:.1f} ms an image"
     )
+    return "\n".join((cost, *speed_sentences(frames.get("pruning_speed"))))
+
+
+def described(name: str, frame: pd.DataFrame, columns: Mapping[str, Column], settings: Mapping) -> pd.DataFrame:
+    """A table with its columns described, and what it was made with."""
+    return tables.describe(frame, {"name": name, "columns": columns, **settings})

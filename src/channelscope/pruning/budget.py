@@ -12,7 +12,8 @@ from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups
 from channelscope.network.removal.narrowing import narrow_pair
 from channelscope.pruning.cut import remove_to_budget
-from channelscope.pruning.latency import LatencyTable, TimeCounter, latency_ratio
+from channelscope.pruning.latency import LatencyTable, TimeCounter
+from channelscope.pruning.timing import latency_ratio
 
 ROUNDS = 8
 """Cuts that are tried to meet a latency."""

@@ -1,7 +1,7 @@
 """From a ranking to the channels kept, at the same cost for every score, and the smaller dense network that has only these."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -18,7 +18,7 @@ from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.removal.narrowing import narrow_pair
 from channelscope.network.tracing.recording import unwrapped
-from channelscope.pruning.blocks import BLOCKS, restricted, vanished_blocks, without_blocks
+from channelscope.pruning.blocks import BLOCKS, Block, restricted, vanished_blocks, without_blocks
 from channelscope.pruning.calibration import rechunked
 from channelscope.ranking import Ranking
 from channelscope.subset import Subset
@@ -58,7 +58,8 @@ def cut(
         Fraction of the network's multiply-adds to keep, above 0 and at most 1.
     allocation
         global: one threshold over scores normalized within their layers; uniform: the same fraction of every layer; another
-        ranking: as many channels in each layer as that one keeps globally, chosen by this one.
+        ranking: as many channels in each layer as that one keeps globally, chosen by this one; with a budget of time or widths in
+        multiples too.
     normalize
         By the layer's mean absolute value (mean), by its mean and deviation (zscore), or not at all (none); None is mean, and none
         for a ranking that is comparable between layers.
@@ -94,21 +95,13 @@ def cut(
         raise InputError(f"macs: expected a fraction of the multiply-adds above 0 and at most 1, received {macs}")
     if not 0 <= cap <= 1:
         raise InputError(f"cap: expected a fraction from 0 to 1, received {cap}")
-    scores = group_importance(ranking, found, normalize=normalize, reduce=reduce)
-    if isinstance(allocation, Ranking):
-        pattern = found.kept(cut(allocation, found, macs=macs, normalize=normalize, reduce=reduce, cap=cap, closest=closest))
-        return found.to_subset(_match_counts(scores, pattern, found))
-    scores = _spread(scores, found, allocation)
+    scores = allocated_scores(ranking, found, allocation, normalize=normalize, reduce=reduce)
     return found.to_subset(remove_to_budget(scores, found, MacCounter(found), macs, cap=cap, closest=closest))
 
 
-def _spread(scores: np.ndarray, found: Groups, allocation: Allocation) -> np.ndarray:
-    if allocation not in ("global", "uniform"):
-        raise InputError(f"allocation: expected 'global', 'uniform' or another Ranking, received {allocation!r}")
-    return _rank_within_layers(scores, found) if allocation == "uniform" else scores
-
-
-def allocated_scores(ranking: Ranking, found: Groups, allocation: Allocation = "global") -> np.ndarray:
+def allocated_scores(
+    ranking: Ranking, found: Groups, allocation: Allocation = "global", *, normalize: Normalize | None = None, reduce: Reduce = "mean"
+) -> np.ndarray:
     """One number per group, on which one threshold removes channels as the allocation says: float64 (groups,), larger is kept.
 
     Parameters
@@ -118,12 +111,15 @@ def allocated_scores(ranking: Ranking, found: Groups, allocation: Allocation = "
     found
         The network's `groups`.
     allocation
-        global or uniform, as in `cut`.
+        As in `cut`. Of another ranking, the groups of each kind have the scores, the smallest for the one that this ranking removes
+        first, so that one threshold keeps as many as the other ranking alone would keep.
+    normalize, reduce
+        As in `cut`, for both rankings.
 
     Raises
     ------
     InputError
-        For another ranking, which fixes the number of channels of each layer and leaves no threshold to search.
+        For another allocation.
 
     Examples
     --------
@@ -132,10 +128,16 @@ def allocated_scores(ranking: Ranking, found: Groups, allocation: Allocation = "
     >>> ranking = Ranking("by hand", "", "low", {"0": np.array([3.0, 1.0, 4.0, 2.0])}, found.sites, (3, 8, 8))
     >>> allocated_scores(ranking, found, "uniform").tolist()
     [0.375, 0.875, 0.125, 0.625]
+    >>> other = Ranking("other", "", "high", {"0": np.array([5.0, 6.0, 9.0, 8.0])}, found.sites, (3, 8, 8))
+    >>> allocated_scores(ranking, found, other, normalize="none").tolist()
+    [6.0, 9.0, 5.0, 8.0]
     """
+    scores = group_importance(ranking, found, normalize=normalize, reduce=reduce)
     if isinstance(allocation, Ranking):
-        raise InputError("allocation: expected 'global' or 'uniform' for widths in multiples or a budget of time, received a ranking")
-    return _spread(group_importance(ranking, found), found, allocation)
+        return _in_order_of(scores, group_importance(allocation, found, normalize=normalize, reduce=reduce), found)
+    if allocation not in ("global", "uniform"):
+        raise InputError(f"allocation: expected 'global', 'uniform' or another Ranking, received {allocation!r}")
+    return _rank_within_layers(scores, found) if allocation == "uniform" else scores
 
 
 def refuse_out_of_reach(found: Groups, macs: float, *, cap: float = 0.95) -> None:
@@ -284,13 +286,12 @@ def _rank_within_layers(scores: np.ndarray, found: Groups) -> np.ndarray:
     return result
 
 
-def _match_counts(scores: np.ndarray, pattern: np.ndarray, found: Groups) -> np.ndarray:
-    """As many groups of each family as `pattern` keeps, the best by these scores."""
-    kept = np.zeros(len(scores), dtype=bool)
+def _in_order_of(scores: np.ndarray, values: np.ndarray, found: Groups) -> np.ndarray:
+    """The values of the groups of each family, handed to them in the order in which these scores remove them."""
+    result = np.empty(len(scores))
     for family in groups_by_layers(found):
-        order = family[_removal_order(scores[family])]
-        kept[order[len(order) - pattern[family].sum() :]] = True
-    return kept
+        result[family[_removal_order(scores[family])]] = values[family[_removal_order(values[family])]]
+    return result
 
 
 class Spending(Protocol):
@@ -499,11 +500,7 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
     keep = kept_ids(found, kept)
     vanished = vanished_blocks(found, found.kept(kept)) if blocks else []
     if vanished:
-        inner = groups(without_blocks(found, vanished), found.example)
-        small = shrink(inner, restricted(kept, inner), calibration)
-        vars(small)[CUTS] = (*cuts(original), replace(kept, groups=None))
-        vars(small)[BLOCKS] = {block.sum_step: block.shortcut for block in vanished}
-        return small
+        return shrink_blocks(found, kept, vanished, groups(without_blocks(found, vanished), found.example), calibration)
     for layer in found.layers:
         if not bool(keep[layer.outputs].any()):
             raise InputError(
@@ -518,6 +515,39 @@ def shrink(model: nn.Module | Groups, kept: Subset, calibration: Iterable | None
         small, exact = _narrowed(original, found, keep, checked=True)
         check_same(exact or small, kept, found, images)
     vars(small)[CUTS] = (*cuts(original), replace(kept, groups=None))
+    return small
+
+
+def shrink_blocks(found: Groups, kept: Subset, vanished: Sequence[Block], inner: Groups, calibration: Iterable | None = None) -> nn.Module:
+    """What `shrink` makes where residual blocks become their shortcuts, from groups of the network without them that are known.
+
+    Parameters
+    ----------
+    found
+        The network's `groups`.
+    kept
+        The channels to keep, none of them inside the blocks.
+    vanished
+        The blocks: `vanished_blocks(found, found.kept(kept))`.
+    inner
+        The `groups` of the network without them.
+    calibration
+        As for `shrink`.
+
+    Examples
+    --------
+    >>> from channelscope import zoo
+    >>> from channelscope.pruning.blocks import blocks_of
+    >>> found = groups(zoo.build("resnet20", classes=10, channels=1, image_size=8).eval(), zero_batch(nn.Linear(1, 1), (1, 8, 8)))
+    >>> first = blocks_of(found)[:1]
+    >>> kept = found.to_subset(~np.isin(np.arange(len(found)), first[0].groups))
+    >>> small = shrink_blocks(found, kept, first, groups(without_blocks(found, first), found.example))
+    >>> len(list(small.layer1[0].parameters()))
+    0
+    """
+    small = shrink(inner, restricted(kept, inner), calibration)
+    vars(small)[CUTS] = (*cuts(found.graph.model), replace(kept, groups=None))
+    vars(small)[BLOCKS] = {block.sum_step: block.shortcut for block in vanished}
     return small
 
 

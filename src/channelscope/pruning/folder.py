@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, WeightsError
+from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, UserCode, WeightsError
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, weights_hash
 from channelscope.network.tracing.recording import distance
@@ -390,7 +390,7 @@ def export(model: nn.Module, path: str | Path, image_shape: tuple[int, ...]) -> 
     Raises
     ------
     InputError
-        For another ending or a missing extra.
+        For another ending, a missing extra, or a network that cannot be exported.
     MismatchError
         If the outputs differ, and nothing is written.
 
@@ -413,8 +413,9 @@ def export(model: nn.Module, path: str | Path, image_shape: tuple[int, ...]) -> 
     images = torch.randn(3, *image_shape, generator=torch.Generator().manual_seed(0)).to(like)
     with atomic_file(path) as partial:
         with eval_mode(model), torch.no_grad():
-            run = _onnx(model, partial, images[:2]) if path.suffix == ".onnx" else _pt2(model, partial, images[:2])
-            difference = max(_relative_difference(run(part), model(part)) for part in (images[:2], images))
+            with UserCode(InputError, f"{path.name}: the network cannot be exported"):
+                run = _onnx(model, partial, images[:2]) if path.suffix == ".onnx" else _pt2(model, partial, images[:2])
+                difference = max(_relative_difference(run(part), model(part)) for part in (images[:2], images))
         if not difference <= EXPORT_TOLERANCE:
             raise MismatchError(f"{path.name}: the exported network's outputs are {difference:.2g} (relative) away from the model's")
     return difference
@@ -433,11 +434,46 @@ def _pt2(model: nn.Module, path: Path, images: Tensor) -> Any:
 
 
 def _onnx(model: nn.Module, path: Path, images: Tensor) -> Any:
-    import onnxruntime
-
     torch.onnx.export(
         model, (images,), str(path), dynamic_shapes=({0: torch.export.Dim("images")},), external_data=False, verbose=False, dynamo=True
     )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return onnx_session(path)
+
+
+def onnx_session(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """The network of an ONNX file in onnxruntime, on the processor with as many threads as PyTorch has: images → its outputs.
+
+    Parameters
+    ----------
+    path
+        File that `export` wrote; it is not needed afterwards.
+
+    Raises
+    ------
+    InputError
+        If onnxruntime cannot run it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+    ...     try:
+    ...         onnx_session(Path(file.name))
+    ...     except (InputError, ImportError) as error:  # it is empty; without the extra onnx it is not even read
+    ...         print("refused")
+    refused
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    refused = UserCode(InputError, f"onnxruntime cannot run {path.name}")
+    with refused:
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda part: [torch.from_numpy(output) for output in session.run(None, {name: part.cpu().numpy()})]
+
+    def run(images: Tensor) -> list[Tensor]:
+        with refused:
+            return [torch.from_numpy(output) for output in session.run(None, {name: images.cpu().numpy()})]
+
+    return run

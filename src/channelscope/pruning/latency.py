@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,25 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from channelscope.display import Facts, Shown
 from channelscope.errors import FAILURES, FormatError, MismatchError, NumericError
 from channelscope.network import nest
 from channelscope.network.graph import Graph
-from channelscope.network.module_state import device_of, eval_mode, zero_batch
+from channelscope.network.module_state import device_of, eval_mode
 from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups
 from channelscope.network.removal.labels import channels_in, compact
 from channelscope.network.removal.narrowing import narrow_pair
 from channelscope.pruning.cut import groups_by_layers
+from channelscope.pruning.timing import RUNS, clock, latency_samples, repeats_of, standard_error
 from channelscope.storage import atomic_file
-
-RUNS = 15
-"""Measurements of the latency of each network."""
-
-SHORTEST, MOST_REPEATS = 0.005, 50
-"""Seconds that a measurement takes at least, where so many passes suffice."""
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.125)
 """Fractions of the channels at which every step is timed."""
@@ -132,6 +126,7 @@ def latency_path(folder: Path, found: Groups, batch: int) -> Path:
 
     Examples
     --------
+    >>> from torch import nn
     >>> from channelscope.network.removal.groups import groups
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), torch.zeros(1, 3, 5, 5))
     >>> latency_path(Path("runs"), found, 32).name.endswith("-b32-float32.json")
@@ -190,6 +185,7 @@ def measure_latency(
 
     Examples
     --------
+    >>> from torch import nn
     >>> from channelscope.network.removal.groups import groups
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), torch.zeros(1, 3, 5, 5))
     >>> table = measure_latency(found, runs=3, max_noise=float("inf"))
@@ -206,7 +202,7 @@ def measure_latency(
         done += runs
         for taken, more in zip(steps, _step_times([each for _, each in narrowed], inputs, runs), strict=True):
             taken |= {name: taken.get(name, []) + seconds for name, seconds in more.items()}
-        noise = max(_standard_error(np.sum(list(taken.values()), axis=0)) for taken in steps)
+        noise = max(standard_error(np.sum(list(taken.values()), axis=0)) for taken in steps)
     if noise > max_noise:
         raise NumericError(
             f"latency: times on {device} are too noisy to rank widths by: the median of {done} passes has a standard error of {noise:.0%}, "
@@ -258,7 +254,7 @@ def _narrowed(found: Groups, kept: np.ndarray) -> Graph | None:
 def _step_times(graphs: Sequence[Graph], inputs: tuple[Tensor, ...], runs: int) -> list[dict[str, list[float]]]:
     """Seconds of every step of every graph, one for each of some passes in turns, after one that is not counted."""
     taken: list[dict[str, list[float]]] = [defaultdict(list) for _ in graphs]
-    now = _clock(inputs[0])
+    now = clock(inputs[0].device)
     names = [node.name for node in graphs[0].steps.nodes if node.op.startswith("call_")]
     repeats, longest = 1, 0.0
     for turn in range(runs + 1):
@@ -280,31 +276,8 @@ def _step_times(graphs: Sequence[Graph], inputs: tuple[Tensor, ...], runs: int) 
             if turn:
                 for name in names:
                     times[name].append(spent[name] / repeats)
-        repeats = repeats if turn else _repeats(longest)
+        repeats = repeats if turn else repeats_of(longest)
     return taken
-
-
-def _repeats(seconds: float) -> int:
-    """Passes of one measurement, so that it takes some milliseconds."""
-    return int(np.clip(SHORTEST / max(seconds, SHORTEST / MOST_REPEATS), 1, MOST_REPEATS))
-
-
-def _clock(image: Tensor) -> Callable[[], float]:
-    """Seconds now: of a CUDA device once it has finished, of one thread its processor time, else of the wall."""
-    if image.is_cuda:
-
-        def synchronized() -> float:
-            torch.cuda.synchronize(image.device)
-            return time.perf_counter()
-
-        return synchronized
-    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-
-
-def _standard_error(seconds: Sequence[float] | np.ndarray) -> float:
-    """Standard error of a median as a fraction of it, from the quartiles of a normal law."""
-    low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75])
-    return float(0.93 * (high - low) / len(seconds) ** 0.5 / middle) if middle > 0 else np.inf
 
 
 def _nondecreasing(by: Mapping[float, float]) -> tuple[tuple[float, float], ...]:
@@ -349,6 +322,7 @@ class StepWidths:
 
     Examples
     --------
+    >>> from torch import nn
     >>> from channelscope.network.removal.groups import groups
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), torch.zeros(1, 3, 5, 5))
     >>> widths = StepWidths(found, np.array([True, False, False, False]))
@@ -411,6 +385,7 @@ class TimeCounter:
 
     Examples
     --------
+    >>> from torch import nn
     >>> from channelscope.network.removal.groups import groups
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), torch.zeros(1, 3, 5, 5))
     >>> times = {"_0": ((0.5, 0.2), (1.0, 0.6)), "_1": ((0.5, 0.1), (1.0, 0.3)), "_2": ((1.0, 0.1),)}
@@ -467,81 +442,3 @@ class TimeCounter:
     def shares(self) -> dict[str, float]:
         """What each step takes of the total as it is now; longest first."""
         return {name: seconds / self.total for name, seconds in sorted(self.now.items(), key=lambda pair: -pair[1]) if seconds}
-
-
-@torch.no_grad()
-def latency_samples(
-    networks: Mapping[str, nn.Module], image_shape: tuple[int, ...], runs: int = RUNS, batch: int = 1
-) -> dict[str, list[float]]:
-    """Times of one batch's forward pass, measured several times, interleaved between the networks.
-
-    Parameters
-    ----------
-    networks
-        State → network.
-    image_shape
-        Shape of one image (C, H, W).
-    runs
-        Measurements of each network, after one that is not counted.
-    batch
-        Images of one pass.
-
-    Returns
-    -------
-    dict[str, list of float]
-        State → seconds of each run: on a CUDA device until the device has finished, on a CPU with one thread its processor time.
-
-    Examples
-    --------
-    >>> [len(seconds) for seconds in latency_samples({"a": nn.Flatten(), "b": nn.ReLU()}, (3, 8, 8), runs=4).values()]
-    [4, 4]
-    """
-    taken: dict[str, list[float]] = {state: [] for state in networks}
-    repeats = dict.fromkeys(networks, 1)
-    for turn in range(runs + 1):
-        for state, model in networks.items():
-            image = zero_batch(model, image_shape)
-            images, now = image.expand(batch, *image_shape).contiguous(), _clock(image)
-            with eval_mode(model):
-                begun = now()
-                for _ in range(repeats[state]):
-                    model(images)
-                seconds = (now() - begun) / repeats[state]
-            if turn:  # the first turn warms up
-                taken[state].append(seconds)
-            else:
-                repeats[state] = _repeats(seconds)
-    return taken
-
-
-def latency_ratio(
-    small: nn.Module, model: nn.Module, image_shape: tuple[int, ...], runs: int = RUNS, batch: int = 1
-) -> tuple[float, float]:
-    """Measured time of one network as a fraction of another's, and its standard error.
-
-    Parameters
-    ----------
-    small, model
-        The two networks.
-    image_shape
-        Shape of one image (C, H, W).
-    runs
-        Passes of each, in turns.
-    batch
-        Images of one pass.
-
-    Returns
-    -------
-    tuple of float
-        Ratio of the medians, and its standard error from the quartiles of both.
-
-    Examples
-    --------
-    >>> layer = nn.Conv2d(3, 4, 3)
-    >>> ratio, error = latency_ratio(layer, layer, (3, 8, 8), runs=3)
-    >>> ratio > 0, error >= 0
-    (True, True)
-    """
-    taken = latency_samples({"small": small, "model": model}, image_shape, runs, batch)
-    ratio = float(np.median(taken["small"]) / np.median(taken["model"]))
-    return ratio, ratio * float(np.hypot(_standard_error(taken["small"]), _standard_error(taken["model"])))

@@ -14,18 +14,19 @@ from torch import Tensor, nn
 
 from channelscope.display import Facts, Shown
 from channelscope.errors import BudgetError, InputError, SampleError
-from channelscope.evaluation import evaluate
 from channelscope.network.cost import MacCounter, cost
 from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.removal.groups import Groups, groups
-from channelscope.pruning.blocks import Block, blocks_of, widened, without_blocks
+from channelscope.pruning.blocks import Block, blocks_of, vanished_blocks, widened, without_blocks
 from channelscope.pruning.budget import Budget, LatencyReport, cut_to_latency
 from channelscope.pruning.calibration import rechunked, zero_input
-from channelscope.pruning.cut import Allocation, allocated_scores, cut, remove_to_budget, shrink
-from channelscope.pruning.latency import LatencyTable, TimeCounter, latency_samples, measure_latency
+from channelscope.pruning.cut import Allocation, allocated_scores, cut, remove_to_budget, shrink, shrink_blocks
+from channelscope.pruning.latency import LatencyTable, TimeCounter, measure_latency
 from channelscope.pruning.repair import Method, RepairReport, repair
+from channelscope.pruning.timing import latency_samples
 from channelscope.ranking import Ranking
 from channelscope.stats.profile import Profile
+from channelscope.stats.tally import Tally
 from channelscope.subset import Subset
 from channelscope.tables.quantities import Column
 
@@ -138,55 +139,72 @@ def prune(
     calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     found = model if isinstance(model, Groups) else groups(model, zero_batch(model, rankings[0].input_shape))
     batches = _read(calibration, found, only_first=method == "none" and len(rankings) == 1 and not budget.blocks)
-    table = _table(found, budget)
-    sets = _block_sets(found, batches, budget, table)
-    made: dict[Choice, tuple[Subset, LatencyReport | None]] = {}
+    trials = _Trials(found, budget, batches, (allocation, closest))
+    sets = _block_sets(found, batches, budget, trials.table)
 
     def follow(choice: Choice, calibration: Any) -> PruningResult:
         ranking, blocks = rankings[choice[0]], sets[choice[1]]
-        if choice not in made:
-            made[choice] = _kept(ranking, found, budget, table, blocks, (allocation, closest))
-        kept, report = made[choice]
-        small = shrink(found, kept, batches[:1], blocks=budget.blocks).eval()
-        if budget.of == "macs" and not closest:
-            _check_cost(small, found, budget.fraction)
+        kept, report, small = trials.cut(ranking, blocks)
         unrepaired = small if method == "none" else copy.deepcopy(small)
         repaired = repair(small, found, kept, calibration, method=method)
         return PruningResult(small, unrepaired, replace(kept, groups=None), repaired, ranking, tuple(each.name for each in blocks), report)
 
-    choice = (0, 0)
+    choice: Choice = (0, 0)
+    distances: dict[Choice, float] = {}
     if len(sets) > 1:
-        choice = _nearest([(0, place) for place in range(len(sets))], follow, found, batches)
+        choice = _nearest([(0, place) for place in range(len(sets))], follow, found, batches, distances)
     if len(rankings) > 1:
-        choice = _nearest([(place, choice[1]) for place in range(len(rankings))], follow, found, batches)
+        choice = _nearest([(place, choice[1]) for place in range(len(rankings))], follow, found, batches, distances)
     return follow(choice, batches or calibration)
 
 
-def _table(found: Groups, budget: Budget) -> LatencyTable | None:
-    """The table of latencies that the budget needs."""
-    if budget.of == "macs":
-        return None
-    return measure_latency(found, batch=budget.batch) if budget.table is None else budget.table
+class _Trials:
+    """The cuts by several rankings and without several sets of blocks; nothing is traced, timed or shrunk twice."""
 
+    def __init__(self, found: Groups, budget: Budget, batches: list, rule: tuple[Allocation, bool]):
+        self.found, self.budget, self.batches, self.rule = found, budget, batches, rule
+        self.table = None if budget.of == "macs" else budget.table or measure_latency(found, batch=budget.batch)
+        self.without: dict[tuple[str, ...], tuple[Groups, LatencyTable | None]] = {(): (found, self.table)}
+        self.made: dict[tuple[int, tuple[str, ...]], tuple[Subset, LatencyReport | None, nn.Module]] = {}
 
-def _kept(
-    ranking: Ranking, found: Groups, budget: Budget, table: LatencyTable | None, blocks: Sequence[Block], rule: tuple[Allocation, bool]
-) -> tuple[Subset, LatencyReport | None]:
-    """The channels of the original that are kept where some blocks are left out, and how a latency is met."""
-    allocation, closest = rule
-    if budget.of == "macs" and not blocks and budget.multiple is None:
-        return cut(ranking, found, macs=budget.fraction, allocation=allocation, closest=closest), None
-    inner = groups(without_blocks(found, blocks), found.example) if blocks else found
-    scores = allocated_scores(ranking, inner, allocation)
-    report = None
-    if table is None:
-        counter = MacCounter(inner)
-        fraction = min(1.0, budget.fraction * MacCounter(found).total / counter.total)
-        kept = remove_to_budget(scores, inner, counter, fraction, closest=closest, multiple=budget.multiple or 1)
-    else:
-        own = measure_latency(inner, batch=budget.batch) if blocks else table
-        kept, report = cut_to_latency(scores, inner, budget, found.graph.model, own, closest)
-    return widened(kept, inner, found, blocks), report
+    def inner(self, blocks: Sequence[Block]) -> tuple[Groups, LatencyTable | None]:
+        """The groups of the network without some blocks, and its table of latencies."""
+        key = tuple(block.sum_step for block in blocks)
+        if key not in self.without:
+            inner = groups(without_blocks(self.found, blocks), self.found.example)
+            self.without[key] = inner, None if self.table is None else measure_latency(inner, batch=self.budget.batch)
+        return self.without[key]
+
+    def cut(self, ranking: Ranking, blocks: Sequence[Block]) -> tuple[Subset, LatencyReport | None, nn.Module]:
+        """The channels of the original that are kept, how a latency is met, and a copy of the smaller network."""
+        key = id(ranking), tuple(block.sum_step for block in blocks)
+        if key not in self.made:
+            kept, report = self._kept(ranking, blocks)
+            vanished = vanished_blocks(self.found, self.found.kept(kept)) if self.budget.blocks else []
+            first = self.batches[:1]
+            small = (
+                shrink_blocks(self.found, kept, vanished, self.inner(vanished)[0], first) if vanished else shrink(self.found, kept, first)
+            )
+            if self.budget.of == "macs" and not self.rule[1]:
+                _check_cost(small, self.found, self.budget.fraction)
+            self.made[key] = kept, report, small.eval()
+        kept, report, small = self.made[key]
+        return kept, report, copy.deepcopy(small)
+
+    def _kept(self, ranking: Ranking, blocks: Sequence[Block]) -> tuple[Subset, LatencyReport | None]:
+        found, budget, (allocation, closest) = self.found, self.budget, self.rule
+        if budget.of == "macs" and not blocks and budget.multiple is None:
+            return cut(ranking, found, macs=budget.fraction, allocation=allocation, closest=closest), None
+        inner, table = self.inner(blocks)
+        scores = allocated_scores(ranking, inner, allocation)
+        report = None
+        if table is None:
+            counter = MacCounter(inner)
+            fraction = min(1.0, budget.fraction * MacCounter(found).total / counter.total)
+            kept = remove_to_budget(scores, inner, counter, fraction, closest=closest, multiple=budget.multiple or 1)
+        else:
+            kept, report = cut_to_latency(scores, inner, budget, found.graph.model, table, closest)
+        return widened(kept, inner, found, blocks), report
 
 
 SHARES_OF_BLOCKS = (0.0, 0.5, 1.0)
@@ -253,8 +271,10 @@ Choice = tuple[int, int]
 """Places of a ranking and of a set of blocks."""
 
 
-def _nearest(choices: list[Choice], follow: Callable[[Choice, Any], PruningResult], found: Groups, batches: list) -> Choice:
-    """The choice whose network, fitted without the held-out images, is nearest to the original on these."""
+def _nearest(
+    choices: list[Choice], follow: Callable[[Choice, Any], PruningResult], found: Groups, batches: list, distances: dict[Choice, float]
+) -> Choice:
+    """The choice whose network, fitted without the held-out images, is nearest to the original on these; distances are kept."""
     if not batches:
         raise InputError("prune: to choose between several rankings, batches of images are needed")
     inputs = [torch.cat(parts) for parts in zip(*batches, strict=True)]
@@ -263,8 +283,10 @@ def _nearest(choices: list[Choice], follow: Callable[[Choice, Any], PruningResul
         raise SampleError(f"prune: to choose between several rankings, at least {MIN_IMAGES} images are needed, received {len(held_out)}")
     fitting, validation = (rechunked([tuple(part[mask] for part in inputs)], found) for mask in (~held_out, held_out))
     expected = list(log_probabilities(found.graph.model, validation))
-    distances = [mean_divergence(follow(each, fitting).model, validation, expected) for each in choices]
-    return choices[distances.index(min(distances))]
+    for each in choices:
+        if each not in distances:
+            distances[each] = mean_divergence(follow(each, fitting).model, validation, expected)
+    return min(choices, key=distances.__getitem__)
 
 
 def _read(calibration: Iterable | Profile | None, found: Groups, only_first: bool) -> list[tuple[Tensor, ...]]:
@@ -419,7 +441,7 @@ def kept_by_layer(found: Groups, kept: Subset) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(LAYER_COLUMNS))
 
 
-def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image_shape: tuple[int, ...]) -> pd.DataFrame:
+def compare_networks(networks: Mapping[str, nn.Module], tallies: Mapping[str, Tally], image_shape: tuple[int, ...]) -> pd.DataFrame:
     """Accuracy, cost, size and latency of networks, one row for each; the first is the original.
 
     Latencies are interleaved between the networks, so that a change of the machine's load reaches all of them.
@@ -428,8 +450,8 @@ def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image
     ----------
     networks
         State (original, pruned, repaired, …) → network that returns logits.
-    batches
-        Labeled images to evaluate on; iterated once for each network.
+    tallies
+        State → what `evaluate_networks` found.
     image_shape
         Shape of one image (C, H, W).
 
@@ -441,7 +463,9 @@ def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image
     Examples
     --------
     >>> networks = {"original": nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), "pruned": nn.Sequential(nn.Flatten(), nn.Linear(8, 2))}
-    >>> frame = compare_networks(networks, [(torch.zeros(10, 2, 2, 2), torch.zeros(10, dtype=torch.int64))], (2, 2, 2))
+    >>> from channelscope.evaluation import evaluate_networks
+    >>> tallies, _ = evaluate_networks(networks, [(torch.zeros(10, 2, 2, 2), torch.zeros(10, dtype=torch.int64))])
+    >>> frame = compare_networks(networks, tallies, (2, 2, 2))
     >>> frame[["state", "images", "macs", "kept", "parameters"]].values.tolist()
     [['original', 10, 16, 1.0, 18], ['pruned', 10, 16, 1.0, 18]]
     """
@@ -449,7 +473,7 @@ def compare_networks(networks: Mapping[str, nn.Module], batches: Iterable, image
     taken = latency_samples(networks, image_shape)
     full = 0
     for state, model in networks.items():
-        tally, spent = evaluate(model, batches), cost(model, zero_batch(model, image_shape))
+        tally, spent = tallies[state], cost(model, zero_batch(model, image_shape))
         full = full or spent.total_macs
         low, high = tally.accuracy_interval()
         first, middle, third = np.quantile(taken[state], [0.25, 0.5, 0.75]) * 1000

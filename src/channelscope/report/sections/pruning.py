@@ -147,7 +147,38 @@ def pruning_sentences(run: RunFolder) -> list[str]:
         f"It has {last['macs']:,} of {first['macs']:,} multiply-adds and {last['parameters']:,} of {first['parameters']:,} parameters; "
         f"one image takes {format_number(last['latency'], 2)} ms instead of {format_number(first['latency'], 2)} ms (medians).",
         *said,
+        *speed_sentences(run.table("pruning_speed")),
     ]
+
+
+def speed_sentences(frame: pd.DataFrame | None) -> list[str]:
+    """One sentence for each runtime: how long the smaller network takes there, or why that was not measured.
+
+    Examples
+    --------
+    >>> row = {"runtime": "eager", "batch": 1, "original": 4.0, "smaller": 3.0, "ratio": 0.75, "ratio_low": 0.72, "ratio_high": 0.78,
+    ...     "runs": 25, "note": ""}
+    >>> other = row | {"runtime": "torch.compile", "runs": 0, "note": "no C++ compiler was found"}
+    >>> for sentence in speed_sentences(pd.DataFrame([row, row | {"batch": 32}, other])):
+    ...     print(sentence)
+    Time of a pass in eager PyTorch, of the original's: 1 image 0.75 [0.72, 0.78] (n = 25 runs), 3.00 of 4.00 ms; 32 images 0.75
+    [0.72, 0.78] (n = 25 runs), 3.00 of 4.00 ms.
+    Time of a pass in torch.compile was not measured: no C++ compiler was found.
+    """
+    said = []
+    for runtime, rows in [] if frame is None else frame.groupby("runtime", sort=False):
+        name = "eager PyTorch" if runtime == "eager" else runtime
+        reason = next((each for each in rows["note"] if isinstance(each, str) and each), "")
+        if reason:
+            said.append(f"Time of a pass in {name} was not measured: {reason.rstrip('.')}.")
+            continue
+        parts = []
+        for row in rows.to_dict("records"):
+            ratio = format_interval(row["ratio"], row["ratio_low"], row["ratio_high"], row["runs"], "runs")
+            images = f"{row['batch']} image{'' if row['batch'] == 1 else 's'}"
+            parts.append(f"{images} {ratio}, {format_number(row['smaller'], 2)} of {format_number(row['original'], 2)} ms")
+        said.append(f"Time of a pass in {name}, of the original's: {'; '.join(parts)}.")
+    return said
 
 
 PRUNING = Section(
@@ -177,6 +208,6 @@ PRUNING = Section(
         ),
     ),
     pruning_sentences,
-    more=("pruned_layers",),
+    more=("pruned_layers", "pruning_speed"),
     value="accuracy",
 )
