@@ -425,6 +425,12 @@ def test_a_normalized_value_that_does_more_than_scale_stays_with_its_other_half(
     assert graph.groups == ()
 
 
+def test_a_gate_that_is_the_mean_of_a_normalized_half_needs_all_of_it():
+    graph = halves(lambda x: x.chunk(2, -1), lambda m, u, v: u * (v * v).mean(-1, keepdim=True))
+    assert sets(graph) == {frozenset({("up", channel)}) for channel in range(6)}
+    assert assert_exact(graph, graph.gone([0, 3])).up.out_features == 10
+
+
 def test_a_gate_that_a_layer_makes_of_a_normalized_half_goes_with_the_other_half():
     graph = halves(lambda x: x.chunk(2, -1), lambda m, u, v: u * m.other(v), other=nn.Linear(6, 6))
     assert sets(graph) == {frozenset({("up", channel), ("other", channel)}) for channel in range(6)}

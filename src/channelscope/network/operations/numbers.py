@@ -45,6 +45,13 @@ class Edit:
         """Whether other numbers in the arguments are all that has to change."""
         return self.factor == 1 and self.places is None and self.target is None
 
+    def finished(self, value: Tensor) -> Tensor:
+        """The value that is left of what the step gives on these arguments."""
+        if self.places is not None:
+            axis, left = self.places
+            value = value.index_select(axis, left.to(value.device))
+        return value if self.factor == 1 else value * self.factor
+
     def numbers(self) -> list[Number]:
         """All numbers that change."""
         found: list[Number] = []

@@ -475,16 +475,12 @@ class NarrowedSteps:
                 return part.want
             return slice(wanted(part.start), wanted(part.stop), wanted(part.step)) if isinstance(part, slice) else self.now(part)
 
-        own, kwargs = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
-        args: Any = map_aggregate(own, wanted)
-        named: Any = map_aggregate(kwargs, wanted)
+        parts = (node.args, node.kwargs) if changed is None else (changed.args, changed.kwargs)
+        passed: list[Any] = [map_aggregate(part, wanted) for part in parts]
         if changed is not None and changed.target is not None:
-            return execute(self.small.model, node.op, changed.target, args, named)
-        value = self.small.carry_out(node, args, named, out_of_place=True)
-        if changed is not None and changed.places is not None:
-            axis, left = changed.places
-            value = value.index_select(axis, left.to(value.device))
-        return value if changed is None or changed.factor == 1 else value * changed.factor
+            return execute(self.small.model, node.op, changed.target, *passed)
+        value = self.small.carry_out(node, *passed, out_of_place=True)
+        return value if changed is None else changed.finished(value)
 
     def value(self, node: fx.Node, before: Any) -> Any:
         """The value of a step on the small network; a correction that it needs is noted.
