@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from channelscope.network.operations import of_module
+from channelscope.network.removal.finishing import outputs
 from channelscope.network.removal.labeled_graph import Heads, LabeledGraph
-from channelscope.network.removal.narrowing import narrow, outputs, silenced
+from channelscope.network.removal.narrowing import narrow, silenced
 from channelscope.network.tracing.recording import one_step, record
 
 

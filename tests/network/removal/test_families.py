@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from channelscope.data.torchvision_cpu import models
-from channelscope.network.removal.narrowing import narrow, outputs, silenced
+from channelscope.network.removal.finishing import outputs
+from channelscope.network.removal.narrowing import narrow, silenced
 from channelscope.network.removal.trial import labeled_graph
 from removals import drawn, lively
 

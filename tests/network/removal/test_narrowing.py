@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from channelscope.errors import InputError, MismatchError
 from channelscope.network.graph import execute
 from channelscope.network.module_state import out_of_place
+from channelscope.network.removal.finishing import compared, outputs
 from channelscope.network.removal.labels import FIXED, FREE, full
-from channelscope.network.removal.narrowing import Removal, compared, narrow, outputs, silenced
+from channelscope.network.removal.narrowing import Removal, narrow, silenced
 from channelscope.network.removal.trial import labeled_graph
 from removals import assert_exact, drawn, graph_of, lively
 

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from channelscope.errors import FAILURES, first_line
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations.numbers import Number
 from channelscope.network.operations.operation import of_module
 from channelscope.network.removal.labeled_graph import LabeledGraph
 from channelscope.network.removal.rewriting import Call, Corrections, rewritten, rewritten_part
+
+TOLERANCE = torch.finfo(torch.float64).eps ** 0.5
+"""Largest difference between the smaller and the silenced network, relative to the largest output, in float64."""
 
 
 def as_written(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn.Module | None:
@@ -296,3 +300,43 @@ def _evaluated(graph: LabeledGraph, given: Any, found: Mapping[Key, int], values
     if not _keys(graph, given) or key is not None or given.op != "call_function":
         return values[given]
     return given.target(*[_evaluated(graph, part, found, values) for part in given.args])  # type: ignore[operator]
+
+
+def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
+    """How the smaller network differs from the silenced one, over every tensor of its output in float64; empty when it does not.
+
+    Examples
+    --------
+    >>> compared(nn.Identity(), (torch.ones(2).double(),), torch.ones(2).double())
+    ''
+    >>> compared(nn.Identity(), (torch.ones(2),), torch.ones(3).double())
+    'has an output of shape (2,) instead of (3,)'
+    """
+    exact = copy.deepcopy(small).double().eval()
+    try:
+        with torch.no_grad():
+            received = exact(*image)
+    except FAILURES as error:
+        return f"cannot run: {first_line(error)}"
+    a, b = outputs(received), outputs(expected)
+    if len(a) != len(b):
+        return f"has {len(a)} outputs instead of {len(b)}"
+    for one, other in zip(a, b, strict=True):
+        if one.shape != other.shape:
+            return f"has an output of shape {tuple(one.shape)} instead of {tuple(other.shape)}"
+        scale = float(other.abs().nan_to_num(posinf=0).max()) if other.numel() else 0.0
+        if not torch.allclose(one, other, rtol=0, atol=TOLERANCE * scale, equal_nan=True):
+            error = float((one - other).abs().max()) / max(scale, torch.finfo(torch.float64).tiny)
+            return f"is {error:.2g} (relative) away from the silenced one"
+    return ""
+
+
+def outputs(value: Any) -> list[Tensor]:
+    """The floating-point tensors of a nested output, in order.
+
+    Examples
+    --------
+    >>> outputs({"logits": torch.tensor([0.5]), "labels": torch.tensor([1])})
+    [tensor([0.5000])]
+    """
+    return [part for part in nest.tensors(value) if part.is_floating_point()]

@@ -25,7 +25,7 @@ from channelscope.network.operations.moves import given, run
 from channelscope.network.operations.numbers import Edit, Number, always, edit
 from channelscope.network.operations.operation import of_module
 from channelscope.network.operations.step import Step
-from channelscope.network.removal.finishing import as_recorded, as_written, by_parts
+from channelscope.network.removal.finishing import TOLERANCE, as_recorded, as_written, by_parts, compared
 from channelscope.network.removal.labeled_graph import LabeledGraph
 from channelscope.network.removal.labels import FREE, PARAMETERS, channels_in, compact
 from channelscope.network.removal.rewriting import Corrections
@@ -186,10 +186,6 @@ class Removal:
         for axis, labels in axes.items():
             kept[axis] = (~self.removed(labels)).nonzero().flatten()
         return kept
-
-
-TOLERANCE = torch.finfo(torch.float64).eps ** 0.5
-"""Largest difference between the smaller and the silenced network, relative to the largest output, in float64."""
 
 
 class UnfitError(MismatchError):
@@ -580,43 +576,3 @@ def _fits(value: Any, before: Any, labels: Any, removal: Removal) -> bool:
     if len(parts) != len(old) or len(old) != len(marks):
         return False
     return all(tuple(part.shape) == removal.shape(mark) for part, mark in zip(parts, marks, strict=True))
-
-
-def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
-    """How the smaller network differs from the silenced one, over every tensor of its output in float64; empty when it does not.
-
-    Examples
-    --------
-    >>> compared(nn.Identity(), (torch.ones(2).double(),), torch.ones(2).double())
-    ''
-    >>> compared(nn.Identity(), (torch.ones(2),), torch.ones(3).double())
-    'has an output of shape (2,) instead of (3,)'
-    """
-    exact = copy.deepcopy(small).double().eval()
-    try:
-        with torch.no_grad():
-            received = exact(*image)
-    except FAILURES as error:
-        return f"cannot run: {first_line(error)}"
-    a, b = outputs(received), outputs(expected)
-    if len(a) != len(b):
-        return f"has {len(a)} outputs instead of {len(b)}"
-    for one, other in zip(a, b, strict=True):
-        if one.shape != other.shape:
-            return f"has an output of shape {tuple(one.shape)} instead of {tuple(other.shape)}"
-        scale = float(other.abs().nan_to_num(posinf=0).max()) if other.numel() else 0.0
-        if not torch.allclose(one, other, rtol=0, atol=TOLERANCE * scale, equal_nan=True):
-            error = float((one - other).abs().max()) / max(scale, torch.finfo(torch.float64).tiny)
-            return f"is {error:.2g} (relative) away from the silenced one"
-    return ""
-
-
-def outputs(value: Any) -> list[Tensor]:
-    """The floating-point tensors of a nested output, in order.
-
-    Examples
-    --------
-    >>> outputs({"logits": torch.tensor([0.5]), "labels": torch.tensor([1])})
-    [tensor([0.5000])]
-    """
-    return [part for part in nest.tensors(value) if part.is_floating_point()]
