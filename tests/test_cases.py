@@ -137,6 +137,29 @@ def test_pad_computed(size):
     torch.testing.assert_close(small(images), expected)
 
 
+class Optional(nn.Module):
+    """A forward pass with an optional second parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.f = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x, features_only=False):
+        x = self.b(self.a(x).relu()).relu()
+        return x if features_only else self.f(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_optional_parameter(labeled):
+    torch.manual_seed(0)
+    model = Optional().eval()
+    batches = [(torch.randn(16, 3, 8, 8), torch.arange(16) % 5) for _ in range(4)]
+    ranking = scores.l2(channelscope.collect(model, batches))
+    small = channelscope.prune(ranking, model, batches if labeled else [images for images, _ in batches], macs=0.6).model
+    assert small(batches[0][0], features_only=True).shape == (16, small.b.out_channels, 8, 8)
+    assert executed(small, batches[0][0][:1]) <= 0.6 * executed(model, batches[0][0][:1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "share"), [("mobilevit_xxs", 0.8), ("eca_nfnet_l0", 0.8)])
 def test_timm_rows(name, share):

@@ -60,6 +60,42 @@ def test_flattening_spellings(name):
     assert_exact(graph, drawn(graph))
 
 
+JOINS = {
+    "x + y": lambda x, y: x + y,
+    "torch.add(x, other=y)": lambda x, y: torch.add(x, other=y),
+    "x.add(other=y)": lambda x, y: x.add(other=y),
+    "torch.add(input=x, other=y)": lambda x, y: torch.add(input=x, other=y),
+    "torch.mul(x, other=y)": lambda x, y: torch.mul(x, other=y),
+    "torch.sub, rsub": lambda x, y: torch.sub(x, y) + torch.rsub(x, y, alpha=2),
+    "stack and sum": lambda x, y: torch.stack([x, y]).sum(0),
+    "stack and amin": lambda x, y: torch.stack([x, y]).amin(0),
+    "sum of a list": lambda x, y: sum([x, y]),
+    "maximum, fmax": lambda x, y: torch.maximum(x, y) + torch.fmax(x, y),
+    "min, fmin": lambda x, y: torch.min(x, y) + torch.fmin(x, y),
+    "einsum": lambda x, y: torch.einsum("bchw,bchw->bchw", x, y),
+    "lerp": lambda x, y: torch.lerp(x, y, 0.5),
+    "addcmul, addcdiv": lambda x, y: torch.addcmul(x, x, y) + torch.addcdiv(x, y, y.exp()),
+    "where": lambda x, y: torch.where(x > 0, x, y),
+    "scaled": lambda x, y: x * 2 + y / 3,
+    "power": lambda x, y: x**2 + y.square(),
+    "in place": lambda x, y: x.clone().add_(y).sub_(y, alpha=0.5),
+    "out": lambda x, y: torch.add(x, y, out=torch.empty_like(x)),
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_every_spelling_of_a_meeting_ties_the_same_channels(name):
+    torch.manual_seed(0)
+
+    def forward(m, x):
+        x = m.a(x).relu()
+        return m.fc(JOINS[name](x, m.b(x)).mean((2, 3)))
+
+    graph = net(forward, a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 8, 3, padding=1), fc=nn.Linear(8, 5))
+    assert sets(graph) == {frozenset({("a", channel), ("b", channel)}) for channel in range(8)}
+    assert_exact(graph, drawn(graph))
+
+
 def test_tensors_given_by_keyword():
     torch.manual_seed(0)
     graph = net(

@@ -55,6 +55,9 @@ KINDS = {
     "where": lambda: Between(
         function(lambda m, x: torch.maximum(x, m.other(x)) + torch.lerp(x, m.other(x), 0.3), other=nn.Conv2d(8, 8, 1))
     ),
+    "comparisons": lambda: Between(
+        function(lambda m, x: torch.where(x >= 0, x, x / 8) + (x > 0.1).to(x.dtype) + x.masked_fill(~(x < 1), 0.5) + x.sign())
+    ),
     "reshape": lambda: Between(
         function(
             lambda m, x: x.flatten(1),

@@ -130,9 +130,14 @@ def _glu(step: Step) -> Tensor:
 
 
 def _compared(step: Step) -> Tensor:
-    """Where a comparison depends on a channel the answer is no longer zero when the channel is; it is only asked of constants."""
+    """The answer for an element belongs to its channel; what follows, such as `torch.where`, goes with it or in a trial keeps it."""
+    return _together(step) if any(step.carries(part) for part in step.inputs()) else full(tuple(step.value.shape))
+
+
+def _sought(step: Step) -> Tensor:
+    """Channels that a search or a question about all elements looks at stay."""
     if any(step.carries(part) for part in step.inputs()):
-        step.hold(f"{step.place} compares its values")
+        step.hold(f"{step.place} looks at several of its values at once")
     return full(tuple(step.value.shape))
 
 
@@ -154,8 +159,8 @@ def _formed(step: Step) -> Tensor:
 
 
 MEETING = Operation("meet", _together, functions=names(
-    "sub div truediv true_divide divide subtract maximum minimum isub itruediv rsub rtruediv addcmul addcdiv lerp where and or fmod "
-    "remainder atan2 logical_and logical_or floor_divide floordiv polar xlogy copysign mod dropout_add"),
+    "sub div truediv true_divide divide subtract maximum minimum fmax fmin isub itruediv rsub rtruediv addcmul addcdiv lerp where and or "
+    "fmod remainder atan2 logical_and logical_or floor_divide floordiv polar xlogy copysign mod dropout_add"),
     arguments=("input", "other"), pointwise=True, local=True, traces=True)  # fmt: skip
 register(MEETING)
 register(replace(MEETING, name="add", functions=names("add iadd radd"), arithmetic="sum"))
@@ -167,11 +172,12 @@ register(
     Operation(
         "compare",
         _compared,
-        functions=names("eq ne lt gt le ge isnan isinf isfinite logical_not invert argmax argmin any all sign"),
+        functions=names("eq ne lt gt le ge isnan isinf isfinite logical_not invert sign"),
         arguments=("input", "other"),
         local=True,
     )
 )
+register(Operation("search", _sought, functions=names("argmax argmin any all"), local=True))
 register(Operation("idle", _each, modules=IDLE, functions=names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
     "stochastic_depth drop_path"), pointwise=True, local=True, traces=True, keeps="apart", identity=True))  # fmt: skip
 register(Operation("cast", _each, functions=names("clone contiguous detach alias requires_grad to float double half bfloat16 type_as type "

@@ -39,6 +39,9 @@ OPERANDS = ("input", "self", "other", "exponent")
 
 BINARY = 2
 
+EXTREMES = {"max": torch.maximum, "min": torch.minimum}
+"""Names that mean the larger or smaller of two tensors where a second tensor is given, and a reduction otherwise."""
+
 
 @dataclass(frozen=True)
 class Spelling:
@@ -106,6 +109,8 @@ def _name(function: Any) -> str:
 def _operator(name: str, args: tuple, kwargs: dict[str, Any]) -> Spelling | None:
     """The call as a Python operator, if it has no options beyond the operands."""
     plain = SWAPPED.get(name, name)
+    if plain in EXTREMES and len(args) + len(kwargs) == BINARY and isinstance((*args, *kwargs.values())[1], Tensor):
+        return Spelling("call_function", EXTREMES[plain], (*args, *kwargs.values()), {})
     if plain not in OPERATORS or not set(kwargs) <= set(OPERANDS):
         return None
     operands = (*args, *(kwargs[key] for key in OPERANDS if key in kwargs))
