@@ -136,7 +136,7 @@ def test_no_package_exports_the_name_of_a_submodule(init):
 
 def test_rooms_are_small_and_few():
     files = [path for path in FILES if path.name != "__init__.py"]
-    assert len(FILES) <= 160
+    assert len(FILES) <= 165
     short = [path for path in files if len(path.read_text().splitlines()) < 60]
     assert len(short) <= 20, [str(path.relative_to(ROOT)) for path in short]
     for folder in {path.parent for path in files} - {ROOT}:

@@ -57,14 +57,14 @@ def _duration(model: nn.Module, images: ImageSplits) -> str:
     try:
         with restored_state(model), torch.no_grad():
             few = zero_batch(model, images.image_shape).repeat(PILOT, 1, 1, 1)
-            for _ in range(2):
-                begun = time.monotonic()
-                model(few)
-                if few.is_cuda:
-                    torch.cuda.synchronize(few.device)
+            model(few)  # the first pass takes longer than the others
+            begun = time.monotonic()
+            model(few)
+            if few.is_cuda:
+                torch.cuda.synchronize(few.device)
+            seconds = (time.monotonic() - begun) / PILOT * len(images.calibration)
     except (*FAILURES, ChannelscopeError):  # said where the command needs the pass
         return ""
-    seconds = (time.monotonic() - begun) / PILOT * len(images.calibration)
     return f"; a pass over the calibration images takes about {format_seconds(seconds)}"
 
 
