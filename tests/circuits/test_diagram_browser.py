@@ -84,19 +84,60 @@ def test_sliders_change_what_is_shown(pages):
     assert page.run(wide_of) > 1.8 * before
 
 
-def test_the_wheel_zooms_and_the_button_returns(pages):
+def test_letters_can_be_read_at_first_and_the_feature_is_in_view(pages):
+    page, files = pages
+    for file in files:
+        page.open(file)
+        letters = "Math.min(...[...document.querySelectorAll('.label')].map((each) => parseFloat(getComputedStyle(each).fontSize)))"
+        assert page.run(f"{letters} * zoom") >= 9
+        seen = "((one, all) => one.left >= all.left && one.right <= all.right && one.top >= all.top && one.bottom <= all.bottom)"
+        box = "document.querySelector('.node.feature').getBoundingClientRect()"
+        assert page.run(f"{seen}({box}, stage.getBoundingClientRect())")
+        filled = "Math.max(svg.clientWidth / stage.clientWidth, svg.clientHeight / stage.clientHeight)"
+        assert page.run(f"zoom === LARGEST || {filled} > 0.95")
+
+
+def test_ctrl_and_the_wheel_zoom_and_the_button_shows_the_whole(pages):
     page, (_, wide_page) = pages
     page.open(wide_page)
-    box = "svg.getAttribute('viewBox')"
-    before = page.run(box)
-    page.run("svg.dispatchEvent(new WheelEvent('wheel', {deltaY: -400, clientX: 400, clientY: 400, cancelable: true}))")
-    after = page.run(box)
-    assert float(after.split()[2]) < 0.6 * float(before.split()[2])
+    before = page.run("svg.clientWidth")
+    turned = "svg.dispatchEvent(new WheelEvent('wheel', {{deltaY: -400, ctrlKey: {}, bubbles: true, clientX: 400, cancelable: true}}))"
+    page.run(turned.format("false"))
+    assert page.run("svg.clientWidth") == before, "without Ctrl the wheel scrolls"
+    page.run(turned.format("true"))
+    assert page.run("svg.clientWidth") > 1.6 * before
     page.click("#whole")
-    assert [float(part) for part in page.run(box).split()] == [float(part) for part in before.split()]
+    assert page.run("svg.clientWidth <= stage.clientWidth && svg.clientHeight <= stage.clientHeight")
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (600, 900)])
+def test_names_of_layers_stay_above_their_columns(pages):
+    page, (_, wide_page) = pages
+    page.open(wide_page)
+    page.run("magnify(4)")
+    page.run("stage.scrollTo(0, 900)")
+    page.settle()
+    assert page.run("titles[0].getBoundingClientRect().top - stage.getBoundingClientRect().top") >= 0
+
+
+def test_arrows_go_from_channel_to_channel_and_enter_chooses(pages):
+    page, (small_page, _) = pages
+    page.open(small_page)
+    page.run("document.querySelector('.node.feature').focus()")
+    page.key("ArrowLeft", 37)
+    assert page.run("document.activeElement.classList.contains('feature')") is False
+    assert page.run("document.querySelectorAll('.node[tabindex=\"0\"]').length") == 1
+    page.key("Enter", 13)
+    assert min(page.run(OFF)) > 0
+    assert page.run("document.activeElement.getAttribute('aria-pressed')") == "true"
+    assert page.run("document.querySelector('aside h2').textContent") == page.run("document.activeElement.getAttribute('aria-label')")
+    page.run("document.querySelector('aside li button').focus()")
+    page.key("Enter", 13)
+    assert page.run("document.querySelectorAll('.way:not(.off)').length") == 1
+    page.key("Escape", 27)
+    assert page.run(OFF) == [0, 0]
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (400, 860)])
 def test_the_page_fits_its_window(files, tmp_path, width, height):
     with Chromium(tmp_path, width, height) as page:
         for file in files:

@@ -32,7 +32,7 @@ POINTS = 24
 HEAT = 20
 """Pixels of a heat map's side."""
 
-LARGE, SMALL, ROOMY = 11, 9, 32
+LARGE, SMALL, ROOMY = 12, 10, 32
 """Pixels of letters, and of the pictures from which on numbers are large."""
 
 FILES = ("circuit.html", "circuit.svg", "circuit.png")
