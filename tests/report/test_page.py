@@ -11,7 +11,7 @@ import pytest
 from channelscope import tables
 from channelscope.errors import FormatError
 from channelscope.report import sections
-from channelscope.report.page import _cards, _number, _subscripts, render, write_report
+from channelscope.report.page import _cards, _number, _spoken, _subscripts, render, write_report
 from channelscope.report.section import Section
 from channelscope.tables.quantities import QUANTITIES, Column
 from channelscope.tables.run_folder import RunFolder
@@ -74,6 +74,31 @@ def test_the_answer_comes_first(page):
     assert "Here the two axes are moderately aligned" in head
     assert "0.30 [0.20, 0.40] (n\u00a0=\u00a02 layers)" in head
     assert head.index("mean Spearman 0.30") < head.index("At initialization the same mean was 0.60")
+
+
+def test_what_was_run_is_on_the_first_screen(page):
+    head = page[page.index("<h1>") : page.index("</header>")]
+    assert "<code>channelscope axes tiny --data noise</code>" in head
+
+
+def test_a_folder_of_several_commands_is_titled_by_all_of_them(tmp_path):
+    calls = [{"name": name, "command": f"channelscope {name}", "tables": [], "facts": {"title": f"{name} of net"}} for name in "ab"]
+    facts = {"title": "a of net", "network": "/home/me/net.py:Net", "data": "digits", "command": "channelscope a\nchannelscope b"}
+    text = render(RunFolder(tmp_path, facts | {"calls": calls}), plotly="")
+    assert "<h1>2 analyses of net.py:Net on digits</h1>" in text
+    assert "2 commands made this page" in text
+    assert text.index("<code>channelscope a</code>") < text.index("<code>channelscope b</code>") < text.index("</header>")
+    assert "/home/me" not in text[: text.index("<footer>")]
+
+
+def test_words_between_backticks_are_code_and_stay_text():
+    assert str(_spoken("`--mode exact` & <b> (n = 3)")) == "<code>--mode exact</code> &amp; &lt;b&gt; (n\u00a0=\u00a03)"
+
+
+def test_every_figure_says_how_to_read_it():
+    for section in sections.SECTIONS:
+        for chart in section.charts:
+            assert len(chart.caption) > 20, f"{section.id}: {chart.title}"
 
 
 def test_cards_place_their_bars_on_the_scale(folder):

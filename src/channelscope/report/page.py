@@ -102,10 +102,10 @@ def render(run: RunFolder, plotly: str) -> str:
     answers = _answers(shown_parts, SPOKEN_FOR if means is not None else ())
     alone = means is None and len(answers) == 1
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"together": _nonbreaking, "lowered": _subscripts}
+    environment.filters |= {"together": _spoken, "lowered": _subscripts}
     channels, skipped = run.table("channels"), run.table("skipped")
-    facts = {"title": "", "version": ""} | dict(run.facts)
-    facts["title"] = FOLDERS.sub("", facts["title"])
+    facts = {"title": "", "version": "", "command": ""} | dict(run.facts)
+    facts["title"] = heading(run)
     cards = _cards(run)
     named = {name for frame in run.tables.values() for name in (*frame.columns, *frame.get("score", ()))}
     quantities = list(QUANTITIES.values()) if named & set(QUANTITIES) else []
@@ -127,7 +127,8 @@ def render(run: RunFolder, plotly: str) -> str:
         cards=cards,
         several=len(run.stages) > 1,
         unsure=any(bar["left"] is None for card in cards for bar in card["bars"]),
-        network=verdict.network(facts),
+        network=[FOLDERS.sub("", sentence) for sentence in verdict.network(facts)],
+        commands=str(facts["command"]).splitlines(),
         has_channels=channels is not None,
         most_open=MOST_OPEN,
         parts=[part | {"sentences": part["sentences"][alone:]} for part in shown_parts],
@@ -144,15 +145,33 @@ def render(run: RunFolder, plotly: str) -> str:
     )
 
 
+def heading(run: RunFolder) -> str:
+    """Title of a page: that of its call or, where several calls left tables about one network, what they are about.
+
+    Examples
+    --------
+    >>> calls = [{"name": name, "tables": [], "facts": {"title": f"{name} of net"}} for name in ("axes", "hulls")]
+    >>> heading(RunFolder(Path(), {"title": "axes of net", "network": "net", "data": "digits", "calls": calls}))
+    '2 analyses of net on digits'
+    >>> heading(RunFolder(Path(), {"title": "Two axes of /home/me/net.py:Net"}))
+    'Two axes of net.py:Net'
+    """
+    titles = {str(call["facts"].get("title")) for call in run.calls}
+    if len(titles) > 1 and run.facts.get("network"):
+        on = f" on {run.facts['data']}" if run.facts.get("data") else ""
+        return FOLDERS.sub("", f"{len(titles)} analyses of {run.facts['network']}{on}")
+    return FOLDERS.sub("", str(run.facts.get("title") or ""))
+
+
 def _answers(parts: list[dict[str, Any]], left_out: tuple[str, ...]) -> list[dict[str, str]]:
     """The first sentence of every section, which answers its question; not of those that the heading speaks for."""
     spoken = [part for part in parts if part["sentences"] and part["id"] not in left_out]
     return [{key: part[key] for key in ("id", "title")} | {"answer": part["sentences"][0]} for part in spoken]
 
 
-def _nonbreaking(sentence: str) -> str:
-    """The sentence with its counts kept on one line."""
-    return sentence.replace("n = ", "n\u00a0=\u00a0")
+def _spoken(sentence: str) -> Markup:
+    """The sentence with its counts kept on one line, and what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence.replace("n = ", "n\u00a0=\u00a0")))))
 
 
 def _subscripts(formula: str) -> Markup:

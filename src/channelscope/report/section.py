@@ -115,6 +115,8 @@ class Drawing:
     """the picture"""
     caption: str = ""
     """how to read it"""
+    table: str = ""
+    """which of the section's tables has its numbers"""
 
 
 def _none(run: RunFolder) -> list:

@@ -32,6 +32,14 @@ def test_sentences(tmp_path):
     assert len(said) == 2
 
 
+def test_what_repair_found_is_said_in_percent_as_the_rest(tmp_path):
+    run = RunFolder.read(folder(tmp_path))
+    frame = run.table("pruning")
+    pruned = frame.iloc[1:].assign(state="pruned", accuracy=0.2, accuracy_low=0.15, accuracy_high=0.26)
+    said = pruning_sentences(RunFolder(tmp_path, {}, {"pruning": pd.concat([frame.iloc[:1], pruned, frame.iloc[1:]])}))
+    assert said[2] == "Without repair: accuracy 20.0 % [15.0 %, 26.0 %] (n = 200 images)."
+
+
 def test_the_page_has_the_section_and_its_chart(tmp_path):
     path = write_report(folder(tmp_path))
     page = path.read_text()

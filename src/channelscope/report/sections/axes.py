@@ -271,7 +271,8 @@ def picture_drawings(run: RunFolder) -> list[Drawing]:
         path = run.folder / "channel_pictures" / f"{site}.svg"
         if path.is_file():
             numbers = [_pictured(run, site, int(channel)) for channel in where(frame, site=site)["channel"].unique()]
-            found.append(Drawing(f"channel_pictures_{site}", str(site), path, f"{'; '.join(numbers).capitalize()}."))
+            said = f"{'; '.join(numbers).capitalize()}."
+            found.append(Drawing(f"channel_pictures_{site}", str(site), path, said, "channel_pictures"))
     return found
 
 

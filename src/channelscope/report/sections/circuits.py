@@ -60,7 +60,9 @@ def circuit_drawings(run: RunFolder) -> list[Drawing]:
             "circuit",
             "The circuit",
             path,
-            "Red kernels raise the feature, blue ones lower it; open circuit.html for the interactive diagram.",
+            "Columns are layers in the order they are computed, squares are channels, lines are kernels: red ones raise the feature, blue "
+            "ones lower it, thick ones have the largest scores. circuit.html beside this page has the names, more pictures, and controls.",
+            "circuit_kernels",
         )
     ]
 
@@ -120,7 +122,7 @@ def cluster_drawings(run: RunFolder) -> list[Drawing]:
     if not path.is_file():
         return []
     said = "The strongest images of each group, cropped to what the feature sees at its maximum."
-    return [Drawing("groups", "The groups of images", path, said)]
+    return [Drawing("groups", "The groups of images", path, said, "subcircuits")]
 
 
 CIRCUIT = Section(
@@ -132,6 +134,7 @@ CIRCUIT = Section(
             "Correlation by size",
             "kept",
             "r",
+            label="correlation r",
             low="r_low",
             high="r_high",
             of="images",
@@ -139,11 +142,14 @@ CIRCUIT = Section(
             table="circuit_curve",
             zero=True,
             log=True,
+            caption="Correlation of the circuit's response with the feature's over held-out images, against the share of the relevant "
+            "kernels it has: 1 follows the feature exactly. Bars are 95 % intervals over images.",
         ),
         Chart(
             "Error by size",
             "kept",
             "error",
+            label="normalized error",
             low="error_low",
             high="error_high",
             of="images",
@@ -151,6 +157,8 @@ CIRCUIT = Section(
             table="circuit_curve",
             zero=True,
             log=True,
+            caption="Squared distance of the circuit's response from the feature's, over the feature's variance: 0 is exact, 1 is as far "
+            "as the feature's mean. Bars are 95 % intervals over images.",
         ),
     ),
     circuit_sentences,

@@ -145,7 +145,7 @@ def map_drawings(run: RunFolder) -> list[Drawing]:
         "Entropy of the noise that each place tolerates in nats per value, on one scale: bright places are not needed. "
         "Places far outside of the other values have the color of the scale's end. A star marks a map that has not converged."
     )
-    return [Drawing(f"discarded_{folder}", title, map_grid(parts, own, scale), caption) for folder, title, parts, own in grids]
+    return [Drawing(f"discarded_{folder}", title, map_grid(parts, own, scale), caption, "discarded") for folder, title, parts, own in grids]
 
 
 def _first(layer: Path) -> dict[str, np.ndarray]:

@@ -273,7 +273,7 @@ def community_drawings(run: RunFolder) -> list[Drawing]:
         "Colors are communities; "
         "channels without an edge are omitted; positions come from a spring layout and have no other meaning."
     )
-    return [Drawing("communities_drawn", "Communities in the first, the middle and the last layer", figure, caption)]
+    return [Drawing("communities_drawn", "Communities in the first, the middle and the last layer", figure, caption, "community_nodes")]
 
 
 def _draw(axes: "Axes", nodes: pd.DataFrame, edges: pd.DataFrame) -> None:

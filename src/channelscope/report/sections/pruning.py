@@ -135,8 +135,8 @@ def pruning_sentences(run: RunFolder) -> list[str]:
         return []
     first, last = frame.iloc[0], frame.iloc[-1]
     said = [
-        f"{'Without repair' if row.state == 'pruned' else str(row.state).capitalize()}: accuracy "
-        f"{format_interval(row.accuracy, row.accuracy_low, row.accuracy_high, row.images, 'images')}."
+        f"{'Without repair' if row.state == 'pruned' else str(row.state).capitalize()}: accuracy {format_percent(row.accuracy)} "
+        f"[{format_percent(row.accuracy_low)}, {format_percent(row.accuracy_high)}] (n = {row.images:,} images)."
         for row in frame.iloc[1:-1].itertuples()
     ]
     points = format_number(100 * (last["accuracy"] - first["accuracy"]), 1)

@@ -41,17 +41,21 @@ function startMap(root) {
     lazily(canvas, () => drawThumb(canvas, frame, rows.get(site).filter((row) => !frame.data.stage || frame.data.stage[row] === stages.at(-1))));
   }
   root.append(thumbs);
+  const headline = make("h3");
 
   const plots = stages.map((stage) => {
     const div = make("div", { className: "plot" }), caption = make("figcaption");
     return { stage, div, caption, figure: make("figure", {}, caption, div) };
   });
+  root.append(make("div", { className: "charthead" }, headline, saves("the map", () => saveSvg(plots.map(({ div, stage }) => ({ div, draw: drawMap, label: stage })), `map_${STATE.site}`),
+    () => download(frame, rows.get(STATE.site), `map_${STATE.site}`))));
   root.append(make("div", { className: `panels map${plots.length === 1 ? " one" : ""}` }, ...plots.map((plot) => plot.figure)));
   const note = make("p", { className: "caption" });
   root.append(note);
 
   function drawMap() {
     const here = rows.get(STATE.site);
+    headline.textContent = `Channels of ${STATE.site}`;
     const wide = new Map(["x", "y"].map((slot) => [slot, extent(here.map((row) => frame.data[MAP[slot]][row]))]));
     const tint = MAP.color ? extent(here.map((row) => frame.data[MAP.color][row])) : null;
     plots.forEach((plot) => {

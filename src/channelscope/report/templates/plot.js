@@ -3,7 +3,7 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 const SERIES = ["--s0", "--s1", "--s2", "--s3", "--s4", "--s5", "--s6", "--s7"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "pentagon", "cross", "star"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
-const MOST_NAMES = 24;
+const NAME_ROOM = 14, LETTER_ROOM = 7; // pixels of an axis for each tilted name, and for each letter of a level one
 const CONFIG = { responsive: true, displayModeBar: false, doubleClick: "reset" };
 const DRAWN = [];
 
@@ -58,13 +58,16 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 // the columns of both ends of y's interval, if the table has one
 const whiskers = (chart, frame) => (frame.columns[chart.low] && frame.columns[chart.high] ? [chart.low, chart.high] : bounds(frame, chart.y, ""));
 
-// layers by name where there is room for them
-function layerTicks(frame, rows) {
+// layers by name, as many of them as there is room for
+function layerTicks(frame, rows, width) {
   const names = frame.data.site ?? frame.data.layer;
   const found = new Map(names ? rows.map((row) => [frame.data.depth[row], String(names[row])]) : []);
-  if (!found.size || found.size > MOST_NAMES) return null;
-  const depths = [...found.keys()].sort((a, b) => a - b);
-  return { tickvals: depths, ticktext: depths.map((depth) => found.get(depth)), tickangle: depths.length > 4 ? -45 : 0, tickfont: { size: 10 } };
+  if (!found.size) return null;
+  const all = [...found.keys()].sort((a, b) => a - b);
+  const every = Math.ceil((all.length * NAME_ROOM) / Math.max(width - 90, 100));
+  const depths = all.filter((_, place) => place % every === 0);
+  const level = Math.max(...depths.map((depth) => found.get(depth).length)) * LETTER_ROOM * depths.length < width - 90;
+  return { tickvals: depths, ticktext: depths.map((depth) => found.get(depth)), tickangle: level ? 0 : -45, tickfont: { size: 10 } };
 }
 
 function chartRange(chart, frame, rows) {
@@ -166,7 +169,7 @@ function decades(values) {
 function drawPanel(div, chart, frame, rows, told, range) {
   const numeric = frame.columns[chart.x].number, lying = chart.kind === "rows";
   const value = chart.label || named(frame, chart.y);
-  const layers = chart.x === "depth" && layerTicks(frame, rows);
+  const layers = chart.x === "depth" && layerTicks(frame, rows, div.clientWidth);
   const across = layers ? "layer" : chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x);
   const x = lying ? axis(value, { range }) : axis(across, layers ? layers : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" });
   const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: ladder(chart, frame, rows) }) : axis(value, { range });
@@ -198,6 +201,12 @@ function legendEntry(name, hues, chosen, selectable, again) {
     again();
   } }, dot, title(String(name)));
   return button;
+}
+
+// buttons that save a figure and its numbers
+function saves(title, picture, numbers, kind = "SVG") {
+  const button = (text, what, action) => action && make("button", { type: "button", textContent: text, title: `Save ${what} as ${text}`, "aria-label": `Save ${what} of ${title} as ${text}`, onclick: action });
+  return make("span", { className: "saves" }, button(kind, "the figure", picture), button("CSV", "the numbers", numbers));
 }
 
 // every visible panel as one SVG file
@@ -234,9 +243,8 @@ function addChart(root, chart, frame) {
   if (hues.length > SERIES.length && ordered_values(hues)) legend.append(make("span", { className: "colors" }, String(hues[0]), make("i"), String(hues.at(-1))));
   else if (hues.length > 1) for (const name of hues) legend.append(legendEntry(name, hues, chosen, hues === series, () => plots.forEach(({ draw, div }) => div.dataset.live && draw())));
   const plots = [];
-  root.append(make("div", { className: "charthead" }, make("h3", { textContent: chart.title }), legend, make("span", { className: "saves" },
-    make("button", { type: "button", textContent: "SVG", title: "Save these panels as SVG", "aria-label": `Save ${chart.title} as SVG`, onclick: () => saveSvg(plots, `${frame.name}_${chart.y}`) }),
-    make("button", { type: "button", textContent: "CSV", title: "Save the numbers drawn here as CSV", "aria-label": `Save the numbers of ${chart.title} as CSV`, onclick: () => download(frame, all, `${frame.name}_${chart.y}`) }))));
+  root.append(make("div", { className: "charthead" }, make("h3", { textContent: chart.title }), legend,
+    saves(chart.title, () => saveSvg(plots, `${frame.name}_${chart.y}`), () => download(frame, all, `${frame.name}_${chart.y}`))));
   const folded = [...groups].filter(([, group]) => !group.first);
   const place = (target, list) => {
     const panels = make("div", { className: list.length === 1 ? "panels one" : "panels" });
@@ -244,7 +252,7 @@ function addChart(root, chart, frame) {
     for (const [label, { rows }] of list) {
       const div = make("div", { className: "plot" });
       if (chart.kind === "rows") div.style.height = `${80 + 22 * unique(rows.map((row) => frame.data[chart.x][row])).length}px`;
-      else if (chart.x === "depth" && layerTicks(frame, rows)?.tickangle) div.classList.add("named");
+      else if (chart.x === "depth" && layerTicks(frame, rows, div.clientWidth || root.clientWidth)?.tickangle) div.classList.add("named");
       panels.append(make("figure", {}, label ? make("figcaption", { textContent: label }) : null, div));
       const draw = () => drawPanel(div, chart, frame, rows, { series, hues, chosen }, shared ?? chartRange(chart, frame, rows));
       plots.push({ div, draw, label });
@@ -254,7 +262,7 @@ function addChart(root, chart, frame) {
   place(root, [...groups].filter(([, group]) => group.first));
   if (chart.caption) root.append(make("p", { className: "caption", textContent: chart.caption }));
   if (folded.length) {
-    const more = make("details", {}, make("summary", { textContent: folded.length === 1 ? "1 more" : `${folded.length} more` }));
+    const more = make("details", {}, make("summary", { textContent: `${plural(folded.length, "more panels")}` }));
     root.append(more);
     place(more, folded);
   }
