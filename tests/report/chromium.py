@@ -42,9 +42,8 @@ class Chromium:
         self.session = self.ask("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.ask(f"{domain}.enable")
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.ask("Emulation.setEmulatedMedia", features=[*features, {"name": "prefers-reduced-motion", "value": "reduce"}])
+        self.size(width, height)
+        self.theme(dark)
 
     def __enter__(self):
         return self
@@ -136,10 +135,26 @@ class Chromium:
     def click(self, selector: str) -> None:
         self.mouse(*self.middle(f"document.querySelector({json.dumps(selector)})"), click=True)
 
-    def key(self, name: str, code: int) -> None:
+    def size(self, width: int, height: int) -> None:
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.settle()
+
+    def theme(self, dark: bool) -> None:
+        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.ask("Emulation.setEmulatedMedia", features=[*features, {"name": "prefers-reduced-motion", "value": "reduce"}])
+        self.settle()
+
+    def press(self, name: str, code: int) -> None:
+        """A key, without waiting for what it does."""
+        text = {"text": "\r" if name == "Enter" else name} if name in ("Enter", " ") else {}
         for kind in ("keyDown", "keyUp"):
-            text = {"text": "\r"} if name == "Enter" and kind == "keyDown" else {}
-            self.ask("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **text)
+            more = text if kind == "keyDown" else {}
+            self.ask(
+                "Input.dispatchKeyEvent", type=kind, key=name, code="Space" if name == " " else name, windowsVirtualKeyCode=code, **more
+            )
+
+    def key(self, name: str, code: int) -> None:
+        self.press(name, code)
         self.settle()
 
     def picture(self, path: Path, whole: bool = False) -> Path:
