@@ -51,7 +51,7 @@ docs: $(READY)  ## build the documentation site in build/docs; its notebooks run
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
 	@echo "open build/docs/index.html"
 
-pictures: $(READY)  ## photograph the demo's report for the README, in headless Chromium
+pictures: $(READY)  ## photograph the main pages for the documentation, in headless Chromium
 	$(BIN)/python tools/pictures.py
 
 mutants: $(READY)  ## make 200 small changes of the source and see which the tests notice, resumable

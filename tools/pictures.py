@@ -1,14 +1,39 @@
-"""The picture of the README: the first screen of the demo's report, in headless Chromium. `make pictures` makes it."""
+"""The pictures of the documentation: first screens of the main pages, in headless Chromium. `make pictures` makes them."""
 
 import argparse
+import io
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-PICTURE = Path("docs/report.png")
+from PIL import Image
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1200, 900
+LARGEST = 200_000
+"""bytes of a picture"""
+
+COLORS = 128
+"""of a picture's palette; what pages are made of needs no more"""
+
+NETWORK = ("resnet20", "--weights", "DEMO/trained.safetensors", "--images", "600")
+
+PAGES = {
+    "report.png": (("demo",), "DEMO", "report.html"),
+    "pictures/prune.png": (("prune", *NETWORK), "prune", "report.html"),
+    "pictures/benchmark.png": (
+        ("benchmark", *NETWORK, "--scores", "random,l1,capture,relevance", "--budgets", "0.7,0.5,0.3"),
+        "benchmark",
+        "report.html",
+    ),
+    "pictures/circuit.png": (("circuit", *NETWORK, "--feature", "layer2.0.conv1:7", "--keep", "0.05"), "circuit", "circuit.html"),
+    "pictures/discard.png": (("discard", *NETWORK, "--test", "8"), "discard", "report.html"),
+    "pictures/prune_l1.png": (("prune", *NETWORK, "--score", "l1"), "prune_l1", ""),
+    "pictures/compare.png": (("compare", "RUNS/prune", "RUNS/prune_l1"), "compare", "report.html"),
+}
+"""picture in docs → what is run, its folder, and the page that is photographed, if any; in the order in which they need each other"""
 
 
 def browser() -> str:
@@ -21,21 +46,35 @@ def browser() -> str:
 
 
 def photograph(page: Path, picture: Path, width: int = WIDTH, height: int = HEIGHT) -> None:
-    """Write the first screen of a page as a PNG."""
+    """Write the first screen of a page as a PNG with few colors."""
     size = [f"--window-size={width},{height}", "--hide-scrollbars", "--virtual-time-budget=8000"]
-    run = [browser(), "--headless", "--no-sandbox", "--disable-gpu", *size, f"--screenshot={picture.resolve()}", page.resolve().as_uri()]
-    subprocess.run(run, check=True, capture_output=True, timeout=300)
-    print(picture)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole.png"
+        run = [browser(), "--headless", "--no-sandbox", "--disable-gpu", *size, f"--screenshot={whole}", page.resolve().as_uri()]
+        subprocess.run(run, check=True, capture_output=True, timeout=300)
+        small = io.BytesIO()
+        with Image.open(whole) as taken:
+            taken.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    if small.tell() > LARGEST:
+        sys.exit(f"{picture} would have {small.tell():,} bytes, more than {LARGEST:,}")
+    picture.parent.mkdir(exist_ok=True)
+    picture.write_bytes(small.getvalue())
+    print(picture, f"{small.tell():,} bytes")
 
 
 def main() -> None:
-    """Run the demo where there is none, and photograph its report."""
+    """Run what has not been run yet, and photograph its page."""
     reader = argparse.ArgumentParser(description=__doc__)
-    reader.add_argument("--run", type=Path, default=Path("runs/demo"), help="run folder of the demo")
-    run = reader.parse_args().run
-    if not (run / "report.html").exists():
-        subprocess.run([sys.executable, "-m", "channelscope", "demo", "--out", str(run)], check=True)
-    photograph(run / "report.html", PICTURE)
+    reader.add_argument("--demo", type=Path, default=Path("runs/demo"), help="run folder of the demo")
+    reader.add_argument("--runs", type=Path, default=Path("runs/pictures"), help="folder for the other runs")
+    given = reader.parse_args()
+    for picture, (command, name, page) in PAGES.items():
+        folder = given.demo if name == "DEMO" else given.runs / name
+        words = [word.replace("DEMO", str(given.demo)).replace("RUNS", str(given.runs)) for word in command]
+        if not (folder / "report.html").exists():
+            subprocess.run([sys.executable, "-m", "channelscope", *words, "--out", str(folder)], check=True)
+        if page:
+            photograph(folder / page, Path("docs") / picture)
 
 
 if __name__ == "__main__":
