@@ -25,7 +25,7 @@ test: $(READY)  ## the default suite: no data, no browser, no network
 test-data: $(READY)  ## tests on the real images and networks of ../shared/data
 	$(BIN)/python -m pytest -m data
 
-test-browser: $(READY)  ## open the report in headless Chromium (installed from Debian when missing)
+test-browser: $(READY)  ## open every page in headless Chromium (installed from Debian when missing)
 ifeq ($(CHROMIUM),)
 	apt-get update -qq && apt-get install -y -qq chromium
 endif

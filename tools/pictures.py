@@ -18,19 +18,19 @@ LARGEST = 200_000
 COLORS = 128
 """of a picture's palette; what pages are made of needs no more"""
 
-NETWORK = ("resnet20", "--weights", "DEMO/trained.safetensors", "--images", "600")
+NETWORK = ("resnet20", "--weights", "DEMO/trained.safetensors", "--images")
 
 PAGES = {
     "report.png": (("demo",), "DEMO", "report.html"),
-    "pictures/prune.png": (("prune", *NETWORK), "prune", "report.html"),
+    "pictures/prune.png": (("prune", *NETWORK, "600"), "prune", "report.html"),
     "pictures/benchmark.png": (
-        ("benchmark", *NETWORK, "--scores", "random,l1,capture,relevance", "--budgets", "0.7,0.5,0.3"),
+        ("benchmark", *NETWORK, "400", "--scores", "random,l1,capture,relevance", "--budgets", "0.7,0.4"),
         "benchmark",
         "report.html",
     ),
-    "pictures/circuit.png": (("circuit", *NETWORK, "--feature", "layer2.0.conv1:7", "--keep", "0.05"), "circuit", "circuit.html"),
-    "pictures/discard.png": (("discard", *NETWORK, "--test", "8"), "discard", "report.html"),
-    "pictures/prune_l1.png": (("prune", *NETWORK, "--score", "l1"), "prune_l1", ""),
+    "pictures/circuit.png": (("circuit", *NETWORK, "200", "--feature", "layer2.0.conv1:7", "--keep", "0.05"), "circuit", "circuit.html"),
+    "pictures/discard.png": (("discard", *NETWORK, "200", "--test", "8"), "discard", "report.html"),
+    "pictures/prune_l1.png": (("prune", *NETWORK, "600", "--score", "l1"), "prune_l1", ""),
     "pictures/compare.png": (("compare", "RUNS/prune", "RUNS/prune_l1"), "compare", "report.html"),
 }
 """picture in docs → what is run, its folder, and the page that is photographed, if any; in the order in which they need each other"""

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from channelscope import cli, tables, zoo
+from channelscope.cli.measure import write_sheets
 from channelscope.profiling.collect import collect
 from channelscope.profiling.collect import load as load_profile
 from channelscope.profiling.collect import save as save_profile
@@ -244,6 +245,14 @@ def test_axes_shows_pictures_only_when_asked_and_takes_them_away_again(place, tm
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Images that drive channels" not in page
     assert 'src="data:image/svg+xml' not in page
+
+
+def test_channels_without_pictures_have_no_empty_row(tmp_path):
+    write_sheets(tmp_path, {"one": [7, 2], "none": [3]}, {"one:7": [], "one:2": [b"x"], "none:3": []})
+    assert [path.name for path in tmp_path.iterdir()] == ["one.svg"]
+    sheet = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert ">2</text>" in sheet
+    assert ">7</text>" not in sheet
 
 
 def test_missing_and_corrupt_weights(place, capsys, tmp_path):

@@ -34,8 +34,9 @@
         const clips = style.overflowX === "hidden" || style.overflowX === "clip";
         if (clips && style.textOverflow === "ellipsis") break;
         const cell = around.matches("td, th"), box_like = framed(style) || clips || cell || around.matches("svg.main-svg, svg.diagram");
-        if (box_like && !scrolls(style) && !/inline$|contents/.test(style.display) && (box.left < edge.left - 1.5 || box.right > edge.right + 1.5)) {
-          found.push(`${said(element)} leaves ${path(around)}: ${box.left.toFixed(0)}–${box.right.toFixed(0)} of ${edge.left.toFixed(0)}–${edge.right.toFixed(0)}`);
+        if (box_like && !scrolls(style) && !/inline$|contents/.test(style.display) && (box.left < edge.left - 1.5 || box.right > edge.right + 1.5 || (around.matches("svg.main-svg") && (box.top < edge.top - 2 || box.bottom > edge.bottom + 2)))) {
+          const sides = (one) => `${one.left.toFixed(0)}–${one.right.toFixed(0)}, ${one.top.toFixed(0)}–${one.bottom.toFixed(0)}`;
+          found.push(`${said(element)} leaves ${path(around)}: ${sides(box)} of ${sides(edge)}`);
           break;
         }
         if (scrolls(style) && around !== document.documentElement) break;

@@ -13,38 +13,65 @@ NAMES = (
 )
 
 
-def write_pages(folder: Path) -> dict[str, Path]:
-    """Name → page; `together` holds what four commands found about one network, `diagram` is the page of a circuit's drawing."""
-    given, profile = small_network(folder)
-    measured = ("--profile", profile)
-    (folder / "squares").mkdir()
-    square, weights = boxed(folder / "squares", empty=False)
-    judged = ("--images", "12", "--test", "4", "--tuning", "4", "--layers", "layer1", "--grid-side", "4")
-    propagation = ("propagation", *given, *FEW, *measured, "--permutations", "20")
-    benchmark = ("--repairs", "none,least_squares", "--budgets", "0.7,0.4", "--scores", "random,l1,capture")
-    calls: dict[str, list[tuple]] = {
-        "axes": [("axes", *given, *FEW, "--pictures")],
-        "ablate": [("ablate", *given, *FEW, *measured, "--test", "40", "--layers", "layer2.0.conv1")],
-        "hulls": [("hulls", profile)],
-        "communities": [("communities", profile)],
-        "propagation": [propagation],
-        "gradients": [("gradients", *given, *FEW, *measured, "--layers", "layer2.0.conv1")],
-        "prune": [("prune", *given, *FEW, "--test", "60")],
-        "benchmark": [("benchmark", *given, *FEW, "--test", "60", *benchmark)],
-        "circuit": [("circuit", *given, *FEW, "--feature", CHANNEL, "--held-out", "40", "--keep", "0.3")],
-        "criteria": [("circuit", *given, *FEW, "--compare", "--features", "2", "--criteria", "gate,random", "--sizes", "0.5,0.2")],
-        "subcircuits": [("subcircuits", *given, *FEW, "--feature", CHANNEL, "--strongest", "20", "--keep", "0.3")],
-        "discard": [("discard", *given, *FEW, "--layers", "layer1,layer3", "--test", "4")],
-        "faithfulness": [("faithfulness", square, "--weights", weights, "--data", f"hf:{folder / 'squares' / 'set'}", *judged)],
-        "train": [("train", given[0], "--epochs", "1")],
-        "trajectory": [("trajectory", folder / "train", *FEW, "--layers", "2")],
-        "together": [("axes", *given, *FEW), ("hulls", profile), ("communities", profile), propagation],
-        "compare": [("compare", folder / "axes", folder / "together")],
-        "explain": [("explain", CHANNEL, *(folder / name for name in ("axes", "prune", "circuit", "ablate")))],
-    }
-    for name, parts in calls.items():
-        for call in parts:
-            assert run(*call, "--quiet", "--out", folder / name) == 0, call
-    pages = {name: folder / name / "report.html" for name in calls if name != "train"} | {"diagram": folder / "circuit" / "circuit.html"}
-    assert set(pages) == set(NAMES)
-    return pages
+NEEDS = {
+    "trajectory": ("train",),
+    "compare": ("axes", "together"),
+    "explain": ("axes", "prune", "circuit", "ablate"),
+    "diagram": ("circuit",),
+}
+"""page → folders that its command reads"""
+
+
+class Pages:
+    """The pages by name, each made when it is first asked for. `together` holds what four commands found about one network, `diagram` is
+    the page of a circuit's drawing."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.given, self.profile = small_network(folder)
+        self.made: set[str] = set()
+
+    def __getitem__(self, name: str) -> Path:
+        for needed in NEEDS.get(name, ()):
+            self.make(needed)
+        if name == "diagram":
+            return self.folder / "circuit" / "circuit.html"
+        self.make(name)
+        return self.folder / name / "report.html"
+
+    def make(self, name: str) -> None:
+        if name not in self.made:
+            for call in self.calls(name):
+                assert run(*call, "--quiet", "--out", self.folder / name) == 0, call
+            self.made.add(name)
+
+    def calls(self, name: str) -> list[tuple]:
+        """What is run for a page."""
+        network, measured = (*self.given, *FEW), ("--profile", self.profile)
+        propagation = ("propagation", *network, *measured, "--permutations", "20")
+        if name == "together":
+            return [("axes", *network), ("hulls", self.profile), ("communities", self.profile), propagation]
+        if name == "faithfulness":
+            (self.folder / "squares").mkdir()
+            square, weights = boxed(self.folder / "squares", empty=False)
+            few = ("--images", "12", "--test", "4", "--tuning", "4", "--layers", "layer1", "--grid-side", "4")
+            return [("faithfulness", square, "--weights", weights, "--data", f"hf:{self.folder / 'squares' / 'set'}", *few)]
+        one: dict[str, tuple] = {
+            "axes": ("axes", *network, "--pictures"),
+            "ablate": ("ablate", *network, *measured, "--test", "40", "--layers", "layer2.0.conv1"),
+            "hulls": ("hulls", self.profile),
+            "communities": ("communities", self.profile),
+            "propagation": propagation,
+            "gradients": ("gradients", *network, *measured, "--layers", "layer2.0.conv1"),
+            "prune": ("prune", *network, "--test", "60"),
+            "benchmark": ("benchmark", *network, "--test", "60", "--budgets", "0.7,0.4", "--scores", "random,l1,capture"),
+            "circuit": ("circuit", *network, "--feature", CHANNEL, "--held-out", "40", "--keep", "0.3"),
+            "criteria": ("circuit", *network, "--compare", "--features", "2", "--criteria", "gate,random", "--sizes", "0.5,0.2"),
+            "subcircuits": ("subcircuits", *network, "--feature", CHANNEL, "--strongest", "20", "--keep", "0.3"),
+            "discard": ("discard", *network, "--layers", "layer1,layer3", "--test", "4"),
+            "train": ("train", self.given[0], "--epochs", "1"),
+            "trajectory": ("trajectory", self.folder / "train", *FEW, "--layers", "2"),
+            "compare": ("compare", *(self.folder / each for each in NEEDS["compare"])),
+            "explain": ("explain", CHANNEL, *(self.folder / each for each in NEEDS["explain"])),
+        }
+        return [one[name]]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from report.chromium import Chromium
-from report.pages import NAMES, write_pages
+from report.pages import NAMES, Pages
 
 pytestmark = [pytest.mark.browser]
 LOOKS = (Path(__file__).parent / "looks.js").read_text(encoding="utf-8")
@@ -15,7 +15,7 @@ TABS = 400
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory):
-    return write_pages(tmp_path_factory.mktemp("pages"))
+    return Pages(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +27,16 @@ def browser(tmp_path_factory):
 @pytest.fixture(params=NAMES)
 def page(request, pages, browser):
     """The page, opened and drawn; afterwards it has said no error and asked for nothing."""
+    path = pages[request.param]
     browser.problems.clear()
     browser.requests.clear()
     browser.size(*DESKTOP)
-    browser.open(pages[request.param])
+    browser.open(path)
     browser.run(LOOKS)
     draw(browser)
     yield browser
     assert browser.problems == []
-    assert {each for each in browser.requests if not each.startswith("data:")} == {pages[request.param].resolve().as_uri()}
+    assert {each for each in browser.requests if not each.startswith("data:")} == {path.resolve().as_uri()}
 
 
 def draw(page):

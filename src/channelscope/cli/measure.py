@@ -1,6 +1,6 @@
 """The commands `train`, `profile`, `merge`, `scores`, `axes` and `demo`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -319,10 +319,17 @@ def channel_pictures(out: Path, model: nn.Module, images: ImageSplits, channels:
     batches = track(images.calibration, "pictures of channels", batch_count(images.calibration))
     found = sites(model, zero_batch(model, images.image_shape))
     frame, files = strongest_images(found, wanted, batches, PixelNormalization(*images.normalization))
-    for site, numbers in wanted.items():
-        with atomic_file(folder / f"{site}.svg") as half:
-            half.write_text(layer_sheet({number: files[f"{site}:{number}"] for number in numbers}), encoding="utf-8")
+    write_sheets(folder, wanted, files)
     return {CHANNEL_PICTURES.name: frame}
+
+
+def write_sheets(folder: Path, wanted: Mapping[str, Sequence[int]], files: Mapping[str, Sequence[bytes]]) -> None:
+    """A sheet for each layer, of those of its channels that have pictures: one that is the same for all images has none."""
+    for site, numbers in wanted.items():
+        shown = {number: found for number in numbers if (found := files[f"{site}:{number}"])}
+        if shown:
+            with atomic_file(folder / f"{site}.svg") as half:
+                half.write_text(layer_sheet(shown), encoding="utf-8")
 
 
 def stacked(stages: Mapping[str, Profile], convention: ScoreFlags) -> dict[str, pd.DataFrame]:

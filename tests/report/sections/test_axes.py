@@ -46,6 +46,6 @@ def test_many_layers_are_folded(tmp_path):
     layers = {f"conv{number}": [0] for number in range(MOST_OPEN + 3)}
     page = write_report(pictured(tmp_path, layers)).read_text(encoding="utf-8")
     assert page.count('<figure class="picture">') == MOST_OPEN + 3
-    opened, folded = page.split("<details><summary>3 more</summary>")
+    opened, folded = page.split("<details><summary>3 more pictures</summary>")
     assert opened.count('<figure class="picture">') == MOST_OPEN
     assert folded.split("</details>")[0].count('<figure class="picture">') == 3

@@ -297,7 +297,8 @@ PICTURES = Section(
     "channel_pictures",
     "Images that drive channels",
     "Which calibration images drive the channels with the most task information in each layer? A row is a channel, with its number before "
-    "the images of its largest activations: the largest first, each cropped to what the channel sees where it is largest.",
+    "the images of its largest activations: the largest first, each cropped to what the channel sees where it is largest. Channels that "
+    "are the same for all images are left out.",
     drawings=picture_drawings,
 )
 

@@ -27,8 +27,18 @@ function style(series, all) {
   return { color: css(SERIES[index % SERIES.length]), symbol: SYMBOLS[(index + 3 * round) % SYMBOLS.length], dash: DASHES[round % DASHES.length] };
 }
 
-function axis(text, more = {}) {
-  return { title: { text: escaped(text), font: { size: 12.5 }, standoff: 8 }, gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true, tickfont: { size: 11.5 }, ...more };
+// words in lines of so many pixels
+function inLines(text, pixels) {
+  const lines = [""], most = Math.max(12, pixels / LETTER_ROOM);
+  for (const word of text.split(" ")) {
+    if (lines.at(-1) && lines.at(-1).length + word.length >= most) lines.push("");
+    lines.push(`${lines.pop()} ${word}`.trim());
+  }
+  return lines.map(escaped).join("<br>");
+}
+
+function axis(text, more = {}, pixels = Infinity) {
+  return { title: { text: inLines(text, pixels), font: { size: 12.5 }, standoff: 8 }, gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true, tickfont: { size: 11.5 }, ...more };
 }
 
 function layout(x, y, more = {}) {
@@ -171,8 +181,10 @@ function drawPanel(div, chart, frame, rows, told, range) {
   const value = chart.label || named(frame, chart.y);
   const layers = chart.x === "depth" && layerTicks(frame, rows, div.clientWidth);
   const across = layers ? "layer" : chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x);
-  const x = lying ? axis(value, { range }) : axis(across, layers ? layers : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" });
-  const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: ladder(chart, frame, rows) }) : axis(value, { range });
+  const names = lying ? Math.max(...rows.map((row) => title(String(frame.data[chart.x][row])).length)) * LETTER_ROOM : 60;
+  const wide = div.clientWidth - names - 20, tall = div.clientHeight - 70;
+  const x = lying ? axis(value, { range }, wide) : axis(across, layers ? layers : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" }, wide);
+  const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: ladder(chart, frame, rows) }) : axis(value, { range }, tall);
   Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
   if (!div.dataset.live) {
     div.dataset.live = "yes";
