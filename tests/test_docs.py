@@ -54,6 +54,7 @@ WRITTEN = (
     ".safetensors",
     ".sqlite",
     ".html",
+    ".md",
     ".png",
     ".svg",
     ".profile",

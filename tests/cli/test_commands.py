@@ -11,6 +11,7 @@ import tomllib
 import warnings
 from importlib.metadata import version
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -111,6 +112,13 @@ def test_the_first_line_says_what_will_be_done_and_only_where_something_is(monke
         said = f"{name}: {sentence[0].lower()}{sentence[1:-1]}\n"
         assert capsys.readouterr().err == ("" if words and words[0] != "-w" else said)
     assert loaded == list(LEAST)
+
+
+def test_a_command_that_is_interrupted_while_it_is_loaded_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "function_of", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cli._load("axes", ["resnet20"])
+    assert capsys.readouterr().err.splitlines()[1:] == ["interrupted; nothing was kept"]
 
 
 @pytest.mark.parametrize("completing", [True, False])

@@ -183,6 +183,9 @@ def _load(name: str, words: list[str]) -> None:
     try:
         with without_bars() if quiet else never_silent(f"{name}: loading PyTorch"):
             function_of(name)
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was kept")
+        raise
     finally:
         gc.enable()
     gc.freeze()
