@@ -170,7 +170,8 @@ def test_another_ranking_says_how_many_channels_of_each_layer_stay(found, monkey
     Machine(monkeypatch)
     worth = {"0": 1.0, "2": 4.0}  # to the one ranking, channels of the second layer are worth four times as much
     values = {site.name: worth[site.name] * (1 + np.arange(float(site.channels))) for site in found.sites}
-    counts = Ranking("counts", "", "high", values, found.sites, (3, 8, 8), comparable_across_layers=True)
+    mirrored = {name: each[::-1].copy() for name, each in values.items()}
+    counts = Ranking("counts", "", "high", mirrored, found.sites, (3, 8, 8), comparable_across_layers=True)
     order = Ranking("order", "", "low", values, found.sites, (3, 8, 8))  # which keeps the first channels, and as many of each layer
     images = torch.rand(20, 3, 8, 8)
 
