@@ -96,8 +96,9 @@ class TestAblate:
         with monkeypatch.context() as patch:
             patch.setattr(ABLATION.AblationStore, "write", failing)
             assert run("ablate", *given, *FEW, "--out", tmp_path) == 130
-        said = f"interrupted; kept {tmp_path / 'ablation.unfinished'} (ablations measured so far): give the same command again"
-        assert said in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"interrupted; kept {tmp_path / 'network.profile'} (" in said
+        assert f"{tmp_path / 'ablation.unfinished'} (ablations measured so far): give the same command again" in said
         assert {path.name for path in tmp_path.iterdir()} == {"ablation.unfinished", "network.profile"}
         written.clear()
         monkeypatch.setattr(ABLATION.AblationStore, "write", lambda *arguments: (written.append(1), write(*arguments)))
@@ -175,7 +176,7 @@ class TestAblateRefuses:
     def test_nonsense_numbers(self, network, capsys, tmp_path):
         given, profile = network
         assert "groups of at least 2" in refused(capsys, "ablate", *given, "--groups", "1", "--out", tmp_path / "out")
-        assert "--hull-size ≥ 1" in refused(
+        assert "--hull-size: expected at least 1, received 0" in refused(
             capsys, "ablate", *given, *FEW, "--profile", profile, "--hull-size", "0", "--out", tmp_path / "out"
         )
 

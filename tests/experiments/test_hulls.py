@@ -167,9 +167,9 @@ def test_order_of_images_does_not_matter(network):
 
 
 def test_nonsense_is_refused(network):
-    with pytest.raises(InputError, match="max_size ≥ 1"):
+    with pytest.raises(InputError, match="max_size: expected at least 1, received 0"):
         replacement_sets(network, HullOptions(max_size=0))
-    with pytest.raises(InputError, match='"forward" or "prefix"'):
+    with pytest.raises(InputError, match="order: expected forward or prefix, received backward"):
         replacement_sets(network, HullOptions(order="backward"))
 
 

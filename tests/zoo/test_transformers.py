@@ -108,8 +108,9 @@ def test_published_weights_of_torchvision_and_timm(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_args, **_options: like.state_dict())
     loaded = zoo.build("torchvision:squeezenet1_1(pretrained=True)", classes=1000)
     assert torch.equal(loaded.features[0].weight, like.features[0].weight)
-    with pytest.raises(InputError, match="num_classes"):
-        zoo.build("torchvision:squeezenet1_1(pretrained=True)", classes=10)
+    with pytest.warns(UserWarning, match=r"are for 1,000 classes, the images have 10: the last layer's are random"):
+        loaded = zoo.build("torchvision:squeezenet1_1(pretrained=True)", classes=10)
+    assert torch.equal(loaded.features[0].weight, like.features[0].weight)
     like = zoo.build("timm:test_resnet", classes=1000, seed=7)
     save_file(like.state_dict(), tmp_path / "test_resnet.safetensors")
     overlay = f"pretrained_cfg_overlay={{'file': '{tmp_path}/test_resnet.safetensors'}}"

@@ -66,7 +66,7 @@ def standard_error(seconds: Sequence[float] | np.ndarray) -> float:
     Examples
     --------
     >>> round(standard_error([0.9, 1.0, 1.0, 1.1] * 25), 3), standard_error([0.0])
-    (0.002, inf)
+    (0.005, inf)
     """
     low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75])
     return float(0.93 * (high - low) / len(seconds) ** 0.5 / middle) if middle > 0 else np.inf
