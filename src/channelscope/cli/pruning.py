@@ -243,11 +243,8 @@ def prune(
     if plan.distill:
         note_few_to_distill(images, plan)
     found, made = prune_network(model, images, plan, out.parent)
-    console.print(latency_note(made), end="")
-    undefined_note(made.ranking)
     networks = {"original": model, "pruned": made.unrepaired} | ({} if plan.repair == "none" else {"repaired": made.model})
-    small = made.model
-    failure = None
+    small, failure = made.model, None
     with logging_to(log, out.with_name(out.name + ".log"), current_call().options):
         if plan.distill:
             try:
@@ -330,6 +327,8 @@ def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions, f
         made = pruning(
             ranking, found, images.calibration, allocation=plan.allocation, method=plan.repair, closest=plan.closest, budget=budget
         )
+    console.print(latency_note(made), end="")
+    undefined_note(made.ranking)
     return found, made
 
 
