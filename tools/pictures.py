@@ -18,6 +18,9 @@ LARGEST = 200_000
 COLORS = 128
 """of a picture's palette; what pages are made of needs no more"""
 
+SCALES = (1.0, 0.8, 0.65, 0.5)
+"""of which the largest is taken whose picture is small enough"""
+
 NETWORK = ("resnet20", "--weights", "DEMO/trained.safetensors", "--images")
 
 PAGES = {
@@ -28,7 +31,7 @@ PAGES = {
         "benchmark",
         "report.html",
     ),
-    "pictures/circuit.png": (("circuit", *NETWORK, "200", "--feature", "layer2.0.conv1:7", "--keep", "0.05"), "circuit", "circuit.html"),
+    "pictures/circuit.png": (("circuit", *NETWORK, "200", "--feature", "layer3.1.conv1:7"), "circuit", "circuit.html"),
     "pictures/discard.png": (("discard", *NETWORK, "200", "--test", "8"), "discard", "report.html"),
     "pictures/prune_l1.png": (("prune", *NETWORK, "600", "--score", "l1"), "prune_l1", ""),
     "pictures/compare.png": (("compare", "RUNS/prune", "RUNS/prune_l1"), "compare", "report.html"),
@@ -52,14 +55,21 @@ def photograph(page: Path, picture: Path, width: int = WIDTH, height: int = HEIG
         whole = Path(folder) / "whole.png"
         run = [browser(), "--headless", "--no-sandbox", "--disable-gpu", *size, f"--screenshot={whole}", page.resolve().as_uri()]
         subprocess.run(run, check=True, capture_output=True, timeout=300)
-        small = io.BytesIO()
         with Image.open(whole) as taken:
-            taken.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(small, "png", optimize=True)
-    if small.tell() > LARGEST:
-        sys.exit(f"{picture} would have {small.tell():,} bytes, more than {LARGEST:,}")
+            found = next((small for scale in SCALES if len(small := _packed(taken, scale)) <= LARGEST), None)
+    if found is None:
+        sys.exit(f"{picture} would have more than {LARGEST:,} bytes")
     picture.parent.mkdir(exist_ok=True)
-    picture.write_bytes(small.getvalue())
-    print(picture, f"{small.tell():,} bytes")
+    picture.write_bytes(found)
+    print(picture, f"{len(found):,} bytes")
+
+
+def _packed(taken: Image.Image, scale: float) -> bytes:
+    """A picture as PNG with few colors, smaller by a factor."""
+    file = io.BytesIO()
+    shown = taken.convert("RGB").resize((round(taken.width * scale), round(taken.height * scale)))
+    shown.quantize(COLORS, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+    return file.getvalue()
 
 
 def main() -> None:
