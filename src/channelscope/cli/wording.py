@@ -54,6 +54,7 @@ PILOT = 2
 
 def _duration(model: nn.Module, images: ImageSplits) -> str:
     """How long a pass over the calibration images takes, from the second of two passes of few; empty where the network does not run."""
+    begun = time.monotonic()
     try:
         with restored_state(model), torch.no_grad():
             few = zero_batch(model, images.image_shape).repeat(PILOT, 1, 1, 1)
