@@ -598,16 +598,21 @@ def _loud(warned: list[warnings.WarningMessage]) -> Iterator[str]:
             yield f"{each.category.__name__} {Path(each.filename).name}:{each.lineno}: {str(each.message)[:100]}"
 
 
+BESIDE = ("evaluation-", "latency-")
+"""beginnings of the names of what `prune` keeps beside its folder for other runs, and says so"""
+
+
 def _changed(case: Case, world: World, scratch: Path, before: dict[str, tuple]) -> Iterator[str]:
-    """Files that are not as they were, outside --out and what stands beside it under its name."""
+    """Files that are not as they were, outside --out and what stands beside it under its name or is kept there for other runs."""
     if snapshot(world.folder) != world.before:
         after = snapshot(world.folder)
-        yield from sorted(name for name in {*after, *world.before} if after.get(name) != world.before.get(name))
+        changed = sorted(name for name in {*after, *world.before} if after.get(name) != world.before.get(name))
+        yield from (name for name in changed if not name.startswith(BESIDE))
     after = snapshot(scratch)
     for name in sorted(after.keys() | before.keys()):
         place = name.split("/")
         inner = place[1] if place[0] in ("made", "closed") and len(place) > 1 else place[0]
-        asked = inner == "out" or inner.startswith("out.")
+        asked = inner == "out" or inner.startswith(("out.", *BESIDE))
         asked |= place[0] == "cwd" and (place[1:2] == ["runs"] or "{out}" not in case.arguments)
         if ".partial" in name and after.get(name) and name not in before:
             yield f"{name} is left"
