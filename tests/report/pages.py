@@ -57,7 +57,7 @@ class Pages:
             few = ("--images", "12", "--test", "4", "--tuning", "4", "--layers", "layer1", "--grid-side", "4")
             return [("faithfulness", square, "--weights", weights, "--data", f"hf:{self.folder / 'squares' / 'set'}", *few)]
         one: dict[str, tuple] = {
-            "axes": ("axes", *network, "--pictures"),
+            "axes": ("axes", *network, "--pictures", "strongest"),
             "ablate": ("ablate", *network, *measured, "--test", "40", "--layers", "layer2.0.conv1"),
             "hulls": ("hulls", self.profile),
             "communities": ("communities", self.profile),
@@ -70,7 +70,7 @@ class Pages:
             "subcircuits": ("subcircuits", *network, "--feature", CHANNEL, "--strongest", "20", "--keep", "0.3"),
             "discard": ("discard", *network, "--layers", "layer1,layer3", "--test", "4"),
             "train": ("train", self.given[0], "--epochs", "1"),
-            "trajectory": ("trajectory", self.folder / "train", *FEW, "--layers", "2"),
+            "trajectory": ("trajectory", self.folder / "train", *FEW, "--layer-count", "2"),
             "compare": ("compare", *(self.folder / each for each in NEEDS["compare"])),
             "explain": ("explain", CHANNEL, *(self.folder / each for each in NEEDS["explain"])),
         }
