@@ -137,6 +137,7 @@ class Chromium:
 
     def size(self, width: int, height: int) -> None:
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.run("new Promise((done) => setTimeout(done, 250))")  # plotly waits for 100 ms without another change
         self.settle()
 
     def theme(self, dark: bool) -> None:
