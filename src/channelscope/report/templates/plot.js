@@ -65,6 +65,13 @@ const redraw = () => DRAWN.filter((each) => each.done).forEach((each) => each.dr
 const drawAll = () => DRAWN.filter((each) => !each.done).forEach((each) => { each.done = true; each.draw(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
+// titles and names have other lines in another width
+let drawnWidth = innerWidth, waiting;
+addEventListener("resize", () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => { if (innerWidth !== drawnWidth) { drawnWidth = innerWidth; redraw(); } }, 150);
+});
+
 // the columns of both ends of y's interval, if the table has one
 const whiskers = (chart, frame) => (frame.columns[chart.low] && frame.columns[chart.high] ? [chart.low, chart.high] : bounds(frame, chart.y, ""));
 
@@ -106,6 +113,11 @@ function ladder(chart, frame, rows) {
   const most = new Map();
   for (const row of rows) { const name = frame.data[chart.x][row], value = frame.data[chart.y][row]; if (!(value <= (most.get(name) ?? -Infinity))) most.set(name, Number.isNaN(value) ? -Infinity : value); }
   return [...most.keys()].sort((a, b) => most.get(a) - most.get(b)).map((name) => title(String(name)));
+}
+
+// height of a chart of rows, whose names have lines of so many pixels
+function tall_enough(rungs, pixels) {
+  return `${80 + rungs.length * (6 + 16 * Math.max(...rungs.map((name) => inLines(name, pixels).split("<br>").length)))}px`;
 }
 
 // a series that was chosen in the legend stands out
@@ -181,10 +193,12 @@ function drawPanel(div, chart, frame, rows, told, range) {
   const value = chart.label || named(frame, chart.y);
   const layers = chart.x === "depth" && layerTicks(frame, rows, div.clientWidth);
   const across = layers ? "layer" : chart.x === "depth" ? "depth (layer in execution order)" : named(frame, chart.x);
-  const names = lying ? Math.max(...rows.map((row) => title(String(frame.data[chart.x][row])).length)) * LETTER_ROOM : 60;
+  const rungs = lying ? ladder(chart, frame, rows) : [], room = div.clientWidth / 2;
+  if (lying) div.style.height = tall_enough(rungs, room);
+  const names = lying ? Math.min(room, Math.max(...rungs.map((name) => name.length)) * LETTER_ROOM) : 60;
   const wide = div.clientWidth - names - 20, tall = div.clientHeight - 70;
   const x = lying ? axis(value, { range }, wide) : axis(across, layers ? layers : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" }, wide);
-  const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: ladder(chart, frame, rows) }) : axis(value, { range }, tall);
+  const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: rungs, tickvals: rungs, ticktext: rungs.map((name) => inLines(name, room)) }) : axis(value, { range }, tall);
   Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
   if (!div.dataset.live) {
     div.dataset.live = "yes";
@@ -263,7 +277,7 @@ function addChart(root, chart, frame) {
     target.append(panels);
     for (const [label, { rows }] of list) {
       const div = make("div", { className: "plot" });
-      if (chart.kind === "rows") div.style.height = `${80 + 22 * unique(rows.map((row) => frame.data[chart.x][row])).length}px`;
+      if (chart.kind === "rows") div.style.height = tall_enough(ladder(chart, frame, rows), root.clientWidth / 2);
       else if (chart.x === "depth" && layerTicks(frame, rows, div.clientWidth || root.clientWidth)?.tickangle) div.classList.add("named");
       panels.append(make("figure", {}, label ? make("figcaption", { textContent: label }) : null, div));
       const draw = () => drawPanel(div, chart, frame, rows, { series, hues, chosen }, shared ?? chartRange(chart, frame, rows));
