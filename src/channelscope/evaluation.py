@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -159,9 +160,8 @@ def evaluate_each(model: nn.Module, batches: Iterable, precision: Precision = "f
     tally, correct, low = Tally(), [], precision == "bfloat16"
     with eval_mode(model), channels_last(model, low):
         for images, labels, _ in labeled_batches(batches):
-            logits = logits_in(model, on_device_of(images, model), precision)
-            logits = logits.float() if low else logits
-            tally = tally + Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
+            logits, found = _judged(model, images, labels, precision)
+            tally = tally + found
             correct.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
     if not tally.images:
         raise DataError("there are no images to evaluate on: the batches are empty")
@@ -262,15 +262,18 @@ def evaluate_networks(
     known = known if known is not None and known.weights == weights else None
     tallies, firsts = dict.fromkeys(networks, Tally()), Tally()
     digest = hashlib.sha256()
-    for number, (images, labels, index) in enumerate(labeled_batches(batches)):
-        digest.update(fingerprints(images, index).numpy().tobytes() + labels.cpu().numpy().tobytes())
-        for each, network in networks.items():
-            if each != name or known is None or not number:
-                tallies[each] = tallies[each] + _tally(network, images, labels)
-        if not number:
-            firsts = tallies[name]
-            known = known if known is not None and known.agrees(firsts) else None
-        after_batch()
+    with ExitStack() as stack:
+        for network in networks.values():
+            stack.enter_context(eval_mode(network))
+        for number, (images, labels, index) in enumerate(labeled_batches(batches)):
+            digest.update(fingerprints(images, index).numpy().tobytes() + labels.cpu().numpy().tobytes())
+            for each, network in networks.items():
+                if each != name or known is None or not number:
+                    tallies[each] = tallies[each] + _judged(network, images, labels)[1]
+            if not number:
+                firsts = tallies[name]
+                known = known if known is not None and known.agrees(firsts) else None
+            after_batch()
     if not tallies[name].images:
         raise DataError("there are no images to evaluate on: the batches are empty")
     if known is not None and known.images == digest.hexdigest():
@@ -282,10 +285,11 @@ def evaluate_networks(
     return tallies, False
 
 
-def _tally(model: nn.Module, images: Tensor, labels: Tensor) -> Tally:
-    with eval_mode(model):
-        logits = logits_of(model(on_device_of(images, model)))
-    return Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
+def _judged(model: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "float32") -> tuple[Tensor, Tally]:
+    """Logits of a batch, in float32 where they were computed in less, and their tally."""
+    logits = logits_in(model, on_device_of(images, model), precision)
+    logits = logits.float() if precision == "bfloat16" else logits
+    return logits, Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
 
 
 def bfloat16_gap(model: nn.Module, split: Split, images: int = 2000) -> float:
