@@ -244,14 +244,14 @@ def _seen(image: Tensor, location: ChannelLocation, place: int, graph: Graph, no
 def _coded(picture: Image.Image) -> bytes:
     """A square picture in few bytes, for a large circuit has thousands."""
     file = io.BytesIO()
-    _square(picture).save(file, "webp", quality=QUALITY)
+    _square(picture, CROP_PIXELS).convert("RGB").save(file, "webp", quality=QUALITY)
     return file.getvalue()
 
 
-def _square(picture: Image.Image) -> Image.Image:
-    """A picture of the side that all have; pixels of a small one stay sharp."""
-    how = Image.Resampling.BICUBIC if max(picture.size) > CROP_PIXELS else Image.Resampling.NEAREST
-    return picture.resize((CROP_PIXELS, CROP_PIXELS), how).convert("RGB")
+def _square(picture: Image.Image, side: int) -> Image.Image:
+    """A picture as a square of so many pixels a side; pixels of a smaller one stay sharp."""
+    how = Image.Resampling.BICUBIC if max(picture.size) > side else Image.Resampling.NEAREST
+    return picture.resize((side, side), how)
 
 
 def feature_visualizations(
@@ -401,8 +401,7 @@ def contact_sheet(
         pen.text((0, top + SIDE / 2), f"group {row}\n{len(members)} images", "#333", font, "lm")
         for column, image in enumerate(members[:MAX_IMAGES]):
             patch = crop(found.images[image], location, int(found.positions[image]), feature, normalization).convert("RGB")
-            how = Image.Resampling.BICUBIC if max(patch.size) > SIDE else Image.Resampling.NEAREST
-            page.paste(patch.resize((SIDE, SIDE), how), (LABEL + column * (SIDE + GAP), top))
+            page.paste(_square(patch, SIDE), (LABEL + column * (SIDE + GAP), top))
     return page
 
 
@@ -507,7 +506,7 @@ def strongest_images(
                     for image in values.argsort(descending=True, stable=True)[:PATCHES].tolist():
                         if strongest.beaten(float(values[image])):
                             seen = _seen(batch[image], location, int(places[image]), graph, normalization)
-                            strongest.add(float(values[image]), int(index[image]), _square(seen))
+                            strongest.add(float(values[image]), int(index[image]), _square(seen, CROP_PIXELS).convert("RGB"))
     rows = [
         {"site": site, "channel": channel, "place": place, "image": image, "activation": value}
         for (site, channel), strongest in best.items()
