@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from channelscope.network.attention import in_layers
 from channelscope.network.operations import of_module
 from channelscope.network.removal.finishing import outputs
 from channelscope.network.removal.labeled_graph import Heads, LabeledGraph
@@ -56,7 +57,7 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def graph_of(model: nn.Module, *shape: int, heads: Heads = "whole") -> LabeledGraph:
     """The channel graph of a network in float64, recorded on one random image."""
-    model.double().eval().requires_grad_(False)
+    model = in_layers(model.double().eval().requires_grad_(False))
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     return LabeledGraph(record(model, (image,), whole=whole), model, heads)
 

@@ -131,9 +131,10 @@ def test_the_fused_kernels_of_whole_layers_are_counted(kind):
 
 def test_what_no_layer_does_is_named_by_the_module_that_does_it():
     price = cost(Everything("encoder"), torch.randn(1, 6, 8))
-    assert price.macs == {"encoder.linear1": 768, "encoder.linear2": 768}
-    assert price.elsewhere == {"encoder.self_attn": BY_HAND["attention"]}
-    assert price.other_macs == BY_HAND["attention"]
+    projections = {"encoder.self_attn.in_proj": 6 * 8 * 24, "encoder.self_attn.out_proj": 6 * 8 * 8}
+    assert price.macs == projections | {"encoder.linear1": 768, "encoder.linear2": 768}
+    assert price.elsewhere == {"encoder.self_attn": 2 * 6 * 6 * 8}
+    assert price.other_macs == 2 * 6 * 6 * 8
 
 
 MOBILE, SHAPE = built("mobilenet_v2")

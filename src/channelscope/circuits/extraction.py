@@ -369,7 +369,7 @@ def _attribute(feature: LocatedFeature, name: str) -> Tensor:
     if name in feature.graph.constants:
         return feature.graph.constants[name]
     path, _, last = name.rpartition(".")
-    value = getattr(feature.model.get_submodule(path), last)
+    value = getattr(feature.graph.body.get_submodule(path), last)
     return value.detach().clone()
 
 

@@ -276,13 +276,14 @@ class LocatedFeature(Shown):
         """
         shape = self.graph.shapes[self.graph.inputs[0]][1:]
         noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(next(self.model.parameters()))
-        module = self.model if self.feature.layer == LOGIT else self.model.get_submodule(self.feature.layer)
+        body = self.graph.body
+        module = body if self.feature.layer == LOGIT else body.get_submodule(self.feature.layer)
         seen: list[Tensor] = []
         handle = module.register_forward_hook(lambda _, __, value: seen.append(value.clone()))  # before anything changes it in place
         try:
-            with eval_mode(self.model), torch.enable_grad(), layers_called(self.model):
+            with eval_mode(self.model), torch.enable_grad(), layers_called(body):
                 own = noise.clone().requires_grad_()
-                self.model(own)
+                body(own)
                 followed = noise.clone().requires_grad_()
                 values = seen[0], self.graph.run(followed, outputs=(self.step,), out_of_place=True)[0]
                 slopes = [

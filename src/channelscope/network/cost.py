@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from channelscope.network.attention import in_layers
 from channelscope.network.module_state import eval_mode, frozen
 from channelscope.network.operations import layer_of, layers_called
 from channelscope.network.removal.groups import Groups
@@ -146,7 +147,7 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
     ----------
     torch.utils.flop_counter, halved, with the fused kernels that it does not know.
     """
-    model = unwrapped(model)
+    model = in_layers(unwrapped(model))
     image = tuple(part[:1] for part in (example if isinstance(example, tuple) else (example,)))
     spent, counter = _Spent(), FlopCounterMode(display=False, custom_mapping=fused_kernels())
     fast = torch.backends.mha.get_fastpath_enabled()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.errors import FAILURES, InputError, MismatchError
+from channelscope.network.attention import in_layers
 from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.tracing.recording import EXPONENT, coarsest, distance, unwrapped
@@ -47,14 +48,16 @@ def edit(graph: Graph, after: Mapping[str, Hook]) -> Iterator[nn.Module]:
     outer = model.__dict__.get("forward")
     if isinstance(outer, _GraphForward):
         after = _merge_hooks(outer.after, after)
-    model.__dict__["forward"] = _GraphForward(graph, after)
+    before = {each: vars(each).get("forward") for each in (model, graph.body)}
+    for each in before:
+        vars(each)["forward"] = _GraphForward(graph, after)
     try:
         yield model
     finally:
-        if outer is None:
-            del model.__dict__["forward"]
-        else:
-            model.__dict__["forward"] = outer
+        for each, own in before.items():
+            vars(each).pop("forward")
+            if own is not None:
+                vars(each)["forward"] = own
 
 
 def _merge_hooks(first: Mapping[str, Hook], second: Mapping[str, Hook]) -> dict[str, Hook]:
@@ -219,7 +222,7 @@ def zero_kernels(model: nn.Module, marked: Subset) -> Iterator[nn.Module]:
     ...     net[0].weight[0, 0].item()
     0.0
     """
-    modules = dict(unwrapped(model).named_modules())
+    modules = dict(in_layers(unwrapped(model)).named_modules())
     weights: dict[str, Tensor] = {}
     for name, marks in marked.masks.items():
         weight = modules[name].weight if name in modules else None

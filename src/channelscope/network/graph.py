@@ -21,6 +21,7 @@ from torch.fx.node import map_arg
 
 from channelscope.errors import FAILURES, InputError, TracingError, UserCode, first_line, no_such
 from channelscope.network import nest
+from channelscope.network.attention import in_layers
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
 from channelscope.network.tracing.recorder import FORM, OWN, Recording
@@ -48,7 +49,8 @@ class Graph:
     """The traced forward pass of `model`; shares its parameters, copies nothing.
 
     Steps are named by their torch.fx node; `shapes` has each step's output shape for the example batch, `numbers` counts
-    attributes of modules whose values stand in the steps as they were.
+    attributes of modules whose values stand in the steps as they were. `body` has the modules that the steps call: the network
+    itself, or, where that has multi-head attention, one that shares its parameters and has the attention's projections as layers.
     """
 
     def __init__(
@@ -58,15 +60,17 @@ class Graph:
         shapes: Mapping[str, tuple[int, ...]],
         constants: Mapping[str, Tensor],
         output: Any = None,
+        body: nn.Module | None = None,
     ):
         self.model = model
+        self.body = model if body is None else body
         self.steps = steps
         self.shapes = shapes
         self.constants = constants
         self.output = output
         self.nodes: dict[str, fx.Node] = {node.name: node for node in steps.nodes}
         self.inputs = [node.name for node in steps.nodes if node.op == "placeholder"]
-        self.modules = dict(model.named_modules())
+        self.modules = dict(self.body.named_modules())
         self.signature = inspect.signature(model.forward)
         self.options: dict[str, Any] = {}
         self.numbers = 0
@@ -193,7 +197,7 @@ class Graph:
 
     def _called(self, node: fx.Node, args: tuple, kwargs: Mapping[str, Any], pure: bool) -> Any:
         if node.op != "call_module":
-            return execute(self.model, node.op, node.target, args, kwargs)
+            return execute(self.body, node.op, node.target, args, kwargs)
         module = self.modules[str(node.target)]
         with out_of_place(module) if pure else nullcontext():
             return module(*args, **kwargs)
@@ -204,7 +208,7 @@ class Graph:
         Parameters
         ----------
         model
-            A network with the same modules.
+            A copy of its body.
         """
         kinds = [part.dtype for part in model.parameters() if part.is_floating_point()]
         double = bool(kinds) and all(kind == torch.float64 for kind in kinds)
@@ -259,19 +263,20 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     sizes = ", ".join("×".join(map(str, each.shape[1:])) for each in inputs)
     with UserCode(InputError, f"the network cannot run on images of shape {sizes}"):
         expected = _answer(model, other)
-    recording = _recorded(model, _repeated(inputs, 2))
-    graph = _graph(model, recording, inputs)
+    body = in_layers(model)
+    recording = _recorded(body, _repeated(inputs, 2))
+    graph = _graph(model, body, recording, inputs)
     received = _replayed(graph, other)
     if isinstance(received, Exception) or not same(expected, received) or _takes_first_images(graph):
         try:
-            follow_images(graph.steps, literal(_recorded(model, _repeated(inputs, 5))), 2, 5)
-            graph = _graph(model, recording, inputs)
+            follow_images(graph.steps, literal(_recorded(body, _repeated(inputs, 5))), 2, 5)
+            graph = _graph(model, body, recording, inputs)
             received = _replayed(graph, other)
         except TracingError as error:
             received = received if isinstance(received, Exception) else error
     if isinstance(received, Exception):
         raise TracingError(
-            f"the traced network fails on another batch size{_difference(model, graph, other)}: {first_line(received)}"
+            f"the traced network fails on another batch size{_difference(graph, other)}: {first_line(received)}"
         ) from received
     drawn = [node for node in graph.steps.nodes if node.meta.get("random")]
     if drawn and not same(expected, _answer(model, other, seed=1)):
@@ -281,7 +286,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         )
     if not same(expected, received):
         raise TracingError(
-            f"the traced network computes something else on another batch{_difference(model, graph, other)}: "
+            f"the traced network computes something else on another batch{_difference(graph, other)}: "
             "its forward pass depends on the batch size, or on what no step shows"
         )
     return graph
@@ -297,17 +302,17 @@ def _repeated(inputs: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
 def _replayed(graph: Graph, inputs: tuple[Tensor, ...]) -> Any:
     """The output of the steps, or the error that they end with."""
     try:
-        with restored_state(graph.model), torch.no_grad():
+        with restored_state(graph.body), torch.no_grad():
             return graph.run(*inputs, out_of_place=True)
     except FAILURES as error:
         return error
 
 
-def _graph(model: nn.Module, recording: Recording, inputs: tuple[Tensor, ...]) -> Graph:
+def _graph(model: nn.Module, body: nn.Module, recording: Recording, inputs: tuple[Tensor, ...]) -> Graph:
     """The recorded steps with numbers in the place of steps that compute them from attributes."""
     shapes = {name: tuple(value.shape) for name, value in recording.values.items() if isinstance(value, Tensor)}
     count = len(recording.steps.nodes)
-    graph = Graph(model, literal(recording), shapes, recording.constants, recording.output)
+    graph = Graph(model, literal(recording), shapes, recording.constants, recording.output, body)
     graph.numbers = count - len(graph.steps.nodes)
     graph.options = _options(graph.signature, inputs)
     return graph
@@ -353,10 +358,10 @@ def _options(signature: inspect.Signature, inputs: tuple) -> dict[str, Any]:
     return {name: value for name, value in bound.arguments.items() if not nest.holds_tensor(value)}
 
 
-def _difference(model: nn.Module, graph: Graph, inputs: tuple[Tensor, ...]) -> str:
+def _difference(graph: Graph, inputs: tuple[Tensor, ...]) -> str:
     """Where a recording on other inputs first goes another way."""
     try:
-        steps = literal(record(model, inputs, whole=_whole))
+        steps = literal(record(graph.body, inputs, whole=_whole))
     except (*FAILURES, TracingError):
         return ""
     for ours, theirs in zip(graph.steps.nodes, steps.nodes, strict=False):

@@ -491,8 +491,8 @@ def _own(found: Sites, images: Tensor) -> dict[str, Tensor]:
 
     handles = [found.graph.modules[site.name].register_forward_hook(partial(keep, site.name)) for site in found]
     try:
-        with layers_called(found.graph.model):
-            output = found.graph.model(images.detach().clone().requires_grad_())
+        with layers_called(found.graph.body):
+            output = found.graph.body(images.detach().clone().requires_grad_())
     finally:
         for handle in handles:
             handle.remove()

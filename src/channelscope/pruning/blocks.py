@@ -178,7 +178,7 @@ def without_blocks(found: Groups, blocks: Sequence[Block]) -> nn.Module:
     >>> [len(list(block.parameters())) for block in small.layer1]
     [0, 0, 6]
     """
-    model = copy.deepcopy(found.graph.model)
+    model = copy.deepcopy(found.graph.body)
     replaced = {block.sum_step: block.shortcut for block in blocks}
     for path in dict.fromkeys(block.name for block in blocks):
         model.set_submodule(path, _rewritten(found, model.get_submodule(path), path, replaced))

@@ -324,7 +324,7 @@ class LayerwiseLeastSquares:
         """Whether the layer makes up for the error of the other term of a sum, which comes before it in both networks."""
         replaced = left_out(self.small.graph.model)
         steps = [node.name for node in self.small.graph.steps.nodes]
-        expected = graph_without(self.found, replaced, self.found.graph.model).steps if replaced else self.original.graph.steps
+        expected = graph_without(self.found, replaced, self.found.graph.body).steps if replaced else self.original.graph.steps
         if steps != [node.name for node in expected.nodes] or context.sum_node is None:
             return False
         return self.small.place[self._other_term(context)] < self.small.place[context.layer.node]

@@ -115,19 +115,53 @@ def test_heads_of_one_torch_attention_with_masks(options):
     assert_exact(graph, drawn(graph))
 
 
-def test_attention_whose_map_is_used_keeps_its_heads():
-    class Shown(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inside, self.attention, self.out = nn.Linear(5, 12), nn.MultiheadAttention(12, 3, batch_first=True), nn.Linear(7, 4)
+class Around(nn.Module):
+    """Attention between linear layers, called as `call` says."""
 
-        def forward(self, x):
-            x = self.inside(x)
-            return self.out(self.attention(x, x, x)[1])
+    def __init__(self, call, out=12, **options):
+        super().__init__()
+        self.call, self.inside, self.out = call, nn.Linear(5, 12), nn.Linear(out, 4)
+        self.attention = nn.MultiheadAttention(12, 3, **{"batch_first": True} | options)
 
-    graph = graph_of(lively(Shown()), 7, 5)
-    assert graph.groups == ()
-    assert graph.opaque == {"attention": "attention (MultiheadAttention) may look at all its channels at once"}
+    def forward(self, x):
+        return self.out(self.call(self.attention, self.inside(x)))
+
+
+def test_a_map_that_is_used_is_still_the_mean_over_the_heads_that_were():
+    torch.manual_seed(0)
+    model, images = lively(Around(lambda attention, x: attention(x, x, x)[1], out=7)).double().eval(), torch.randn(3, 7, 5).double()
+    found = groups(model, images[:1])
+    kept = found.to_subset([index % 2 == 0 for index in range(len(found))])
+    small = shrink(found, kept)
+    with silence(model, ~kept):
+        expected = model(images)
+    assert float((small(images) - expected).abs().max()) < 1e-12 < 1e-3 < float((model(images) - expected).abs().max())
+
+
+def test_a_map_that_is_asked_for_and_not_used_costs_no_head():
+    torch.manual_seed(0)
+    graph = graph_of(lively(Around(lambda attention, x: attention(x, x, x)[0])), 7, 5)
+    assert {len(group) for group in graph.groups if group[0][0] == "attention.in_proj"} == {12}
+
+
+def test_queries_of_their_own():
+    torch.manual_seed(0)
+    graph = graph_of(lively(Around(lambda attention, x: attention(x[:, :1], x, x)[0])), 7, 5)
+    heads = [index for index, group in enumerate(graph.groups) if group[0][0] == "attention.in_proj"]
+    assert [len(graph.groups[index]) for index in heads] == [4, 4, 4]
+    small = assert_exact(graph, graph.gone([0, 1, *heads[1:2]]))
+    assert (small.attention.num_heads, small.attention.in_proj.out_features, small.attention.in_proj.in_features) == (2, 24, 10)
+
+
+@pytest.mark.parametrize("options", [{"kdim": 12, "vdim": 12}, {"kdim": 5}, {"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_attention_that_is_not_opened_is_named(options):
+    wide = options.get("kdim", 12) == 12
+    model = Around(lambda attention, x: attention(x, x if wide else x[..., :5], x)[0], **options)
+    graph = graph_of(lively(model), 7, 5)
+    opened = "add_zero_attn" not in options and "add_bias_kv" not in options and wide
+    assert (graph.opaque == {}) == opened
+    assert opened or "attention (MultiheadAttention) may look at all its channels at once" in graph.opaque["attention"]
+    assert_exact(graph, drawn(graph)) if graph.groups else None
 
 
 def test_a_transformer_layer_of_torch():

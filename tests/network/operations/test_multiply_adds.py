@@ -48,7 +48,8 @@ def test_every_entry():
     assert graph.macs["a"] == 6 * 2 * 9 * 9
     assert graph.macs["b"] == 6 * 9 * 4 * 2
     assert graph.macs["scaled_dot_product_attention"] == 2 * 36 * 36 * 4
-    assert graph.macs["attention"] == 4 * 36 * 16 + 2 * 36 * 36 * 4
+    assert graph.macs["attention_in_proj"] + graph.macs["attention_out_proj"] == 4 * 36 * 16
+    assert graph.macs["matmul_1"] + graph.macs["matmul_2"] == 2 * 36 * 36 * 4
     assert graph.macs["c"] == 5 * 34 * 9
     assert "lstm" in graph.opaque
 

@@ -30,7 +30,7 @@ from removals import assert_exact, graph_of, lively
         (nn.SyncBatchNorm(1), "batch norm"), (nn.LayerNorm(1), "layer norm"), (nn.GroupNorm(1, 1), "group norm"), (nn.PReLU(), "prelu"),
         (nn.AdaptiveAvgPool2d(1), "adaptive pool"), (nn.MaxPool2d(1), "pool"),
         (nn.LPPool2d(2, 1), "power pool"), (nn.ZeroPad2d(1), "pad"), (nn.Flatten(), "move"), (nn.Softmax(1), "softmax"), (nn.GLU(), "glu"),
-        (nn.MultiheadAttention(2, 1), "multi-head attention"), (nn.Dropout(), "idle"), (nn.Upsample(2), "resize"),
+        (nn.Dropout(), "idle"), (nn.Upsample(2), "resize"),
     ],
 )  # fmt: skip
 def test_modules(module, name):

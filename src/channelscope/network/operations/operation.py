@@ -123,11 +123,9 @@ class Operation:
         Multiply-adds of the step on its recorded values.
     adjust
         Sets a module's own numbers (in_channels, num_features, …) after its parameters have been cut, given which of the
-        channels noted for it are kept (None where none are); returns another module where the class cannot be narrower.
+        channels noted for it are kept (None where none are).
     weighted
         Whether the step has outputs of its own: a new channel for each row of its weight.
-    inner
-        Whether the step has channels inside that are not seen in its value; what goes of its parameters is then silenced.
     traces
         Whether the labels rule also follows elements of parameters, so that weights computed by such steps can be cut.
     moves
@@ -174,9 +172,8 @@ class Operation:
     functions: frozenset[str] = field(default_factory=frozenset)
     arguments: tuple[str, ...] = ("input",)
     macs: Callable[["Step"], int] = _nothing
-    adjust: Callable[[nn.Module, Tensor | None], nn.Module | None] | None = None
+    adjust: Callable[[nn.Module, Tensor | None], None] | None = None
     weighted: bool = False
-    inner: bool = False
     pointwise: bool = False
     traces: bool = False
     moves: bool = False

@@ -102,7 +102,7 @@ def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tens
     >>> check_same(net, found.to_subset(np.array([True, True])), found)  # nothing is removed, so nothing differs
     0.0
     """
-    with restored_attributes(small), restored_attributes(found.graph.model):
+    with restored_attributes(small), restored_attributes(found.graph.body):
         try:
             error, where, allowed = _in_double(small, kept, found, images)
         except FAILURES:  # part of the pass asks for the network's own type
@@ -130,7 +130,7 @@ def _in_double(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tens
 @torch.no_grad()
 def _is_imprecise(found: Groups) -> bool:
     """Whether the recorded steps compute in float64 what the code of the network computes in less."""
-    model, noise = found.graph.model, _noise(found, 1, torch.Generator().manual_seed(0))
+    model, noise = found.graph.body, _noise(found, 1, torch.Generator().manual_seed(0))
     watch = _Watch(model, found, torch.ones(len(found.group_of) + 1, dtype=torch.bool))
     with eval_mode(model), _Rounding(coarsest(model)) as rounding:
         code = watch(noise, {}), watch.seen
@@ -142,7 +142,7 @@ def _is_imprecise(found: Groups) -> bool:
 @torch.no_grad()
 def _furthest(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None) -> tuple[float, str, float]:
     """The difference that exceeds what rounding explains by most, over all trials, where it is, and what rounding explains there."""
-    model, draws = found.graph.model, torch.Generator().manual_seed(0)
+    model, draws = found.graph.body, torch.Generator().manual_seed(0)
     keep = kept_ids(found, kept)
     ours, theirs = _Watch(small, found, keep), _Watch(model, found, torch.ones_like(keep), keep)
     noise = _noise(found, 2, draws)
@@ -248,7 +248,7 @@ class _Watch:
 
 def _noise(found: Groups, count: int, draws: torch.Generator) -> tuple[Tensor, ...]:
     """So many images of noise in the precision of the network's parameters; inputs that are no images as they are."""
-    wide = coarsest(found.graph.model) == torch.finfo(torch.float64).eps
+    wide = coarsest(found.graph.body) == torch.finfo(torch.float64).eps
     inputs = []
     for part in found.example:
         like = part.double() if wide and part.is_floating_point() else part
@@ -287,7 +287,7 @@ class _Rounding(TorchDispatchMode):
 def _doubled(small: nn.Module, found: Groups) -> Iterator[None]:
     """While inside, both networks' parameters, buffers and constants are float64; afterwards they are what they were, to the bit."""
     every: list[Tensor] = list(found.graph.constants.values())
-    for model in (small, found.graph.model):
+    for model in (small, found.graph.body):
         every += [*model.parameters(), *model.buffers()]
         every += [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     before = [(part, part.data) for part in {id(part): part for part in every}.values() if part.is_floating_point()]

@@ -114,7 +114,7 @@ class SiteLabels:
             if name in self.uses:
                 every = self.uses[name]
                 found[name] = replace(every[0], node=node.name, positions=sum(use.positions for use in every))
-            elif step is not None and step.name in labeled.reads and not labeled.entry(step).inner:
+            elif step is not None and step.name in labeled.reads:
                 numbers = labeled.reads[step.name]
                 found[name] = Layer(name, node.name, numbers[:0], numbers, 0, 0)
         return found
@@ -123,10 +123,10 @@ class SiteLabels:
         """Keep whole the layers that share a parameter with another place."""
         graph = self.found.graph
         places: dict[int, list[str]] = defaultdict(list)
-        for name, module in graph.model.named_modules():
+        for name, module in graph.body.named_modules():
             for part, parameter in module.named_parameters(recurse=False):
                 places[id(parameter)].append(f"{name}.{part}".lstrip("."))
-        known = dict(graph.model.named_parameters(remove_duplicate=False))
+        known = dict(graph.body.named_parameters(remove_duplicate=False))
         for node in graph.steps.nodes:
             if node.op == "get_attr" and str(node.target) in known and not all(map(asks_form, node.users)):
                 places[id(known[str(node.target)])].append(f"the step {node.name}")
@@ -196,14 +196,14 @@ def labels_of(graph: Graph, image: tuple[Tensor, ...], heads: Heads = "whole") -
     recording, steps = None, None
     if graph.numbers or _entered(graph):
         try:
-            recording = record(graph.model, image, whole=single)
+            recording = record(graph.body, image, whole=single)
         except (TracingError, *FAILURES):  # the code of a module that is one step otherwise
             pass
         else:
             steps = _matched(graph, recording)
     if recording is None or steps is None:
         recording, steps = _run_once(graph, image), graph.nodes
-    return LabeledGraph(recording, graph.model, heads), steps
+    return LabeledGraph(recording, graph.body, heads), steps
 
 
 def _entered(graph: Graph) -> bool:

@@ -6,7 +6,7 @@ elements go with.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -319,7 +319,7 @@ class Sources:
 
 
 def agree(source: Source, sources: Sources, union: Union) -> None:
-    """A parameter that is used several times is cut in the same way everywhere, or kept whole.
+    """A parameter that is used several times is cut in the same way wherever the uses have elements in common, or kept whole.
 
     Examples
     --------
@@ -347,7 +347,7 @@ def agree(source: Source, sources: Sources, union: Union) -> None:
         return
     for axis in range(source.value.dim()):
         columns = [table[axis] for table in tables if table is not None]
-        for first, other in pairwise(columns):
+        for first, other in combinations(columns, 2):
             for a, b in torch.stack([first, other]).unique(dim=1).T.tolist():
                 union.unite(a, b, why)
 
@@ -367,7 +367,8 @@ def _joined(statements: list[Axis | Pairs]) -> list[Axis | Pairs]:
 
 
 def _table(statements: list[Axis | Pairs], source: Source) -> list[Tensor] | None:
-    """For each axis of a parameter the channel of each slice, FIXED where there is none; None if that cannot be said."""
+    """For each axis of a parameter the channel of each slice, FIXED where there is none, FREE where the slice is not used; None if that
+    cannot be said."""
     shape = source.value.shape
     table = [torch.full((size,), FIXED) for size in shape]
     for each in statements:
@@ -386,9 +387,11 @@ def _as_axis(pairs: Pairs, shape: tuple[int, ...]) -> tuple[int, Tensor] | None:
     labels[pairs.elements] = pairs.partners
     if not torch.equal(labels[pairs.elements], pairs.partners) or not bool(channels_in(pairs.partners).all()):
         return None
-    short = compact(labels.view(shape))
-    long = [axis for axis, size in enumerate(short.shape) if size > 1]
-    if len(long) > 1:
-        return None
-    axis = long[0] if long else next((axis for axis, size in enumerate(shape) if size > 1), 0)
-    return axis, short.flatten().expand(shape[axis])
+    fits: list[tuple[int, int, Tensor]] = []
+    for axis, size in enumerate(shape):
+        slices = labels.view(shape).movedim(axis, 0).reshape(size, -1)
+        found = slices.amax(1)
+        unused = slices == FREE
+        if bool((unused | (slices == found[:, None])).all()):
+            fits.append((int((unused & (found != FREE)[:, None]).sum()) + (size == 1), axis, found))
+    return min(fits, key=lambda fit: fit[:2])[1:] if fits else None

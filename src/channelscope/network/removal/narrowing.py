@@ -281,7 +281,6 @@ def silenced(graph: LabeledGraph, gone: Tensor, *inputs: Tensor) -> Any:
     model = copy.deepcopy(graph.model).eval()
     if any(part.dtype == torch.float64 for part in inputs):
         model.double()
-    silence_inner(model, graph, removal)
     hooks = _masks(graph, removal, tuple(graph.executor.nodes))
     with torch.no_grad():
         return graph.executor.of_copy(model).run(*inputs, hooks=hooks, out_of_place=True)
@@ -291,27 +290,6 @@ def _masks(graph: LabeledGraph, removal: Removal, names: tuple[str, ...]) -> dic
     """What sets to zero whatever of the channels that go is in the values of some steps."""
     labels = {name: graph.labels[graph.executor.nodes[name]] for name in names}
     return {name: partial(removal.masked, labels=part) for name, part in labels.items() if isinstance(part, Tensor)}
-
-
-def silence_inner(model: nn.Module, graph: LabeledGraph, removal: Removal) -> None:
-    """Set to zero what goes of the parameters of steps that have channels inside.
-
-    Examples
-    --------
-    >>> from channelscope.network.removal.trial import labeled_graph
-    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
-    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
-    >>> removal = Removal(graph, graph.gone([0]))
-    >>> silence_inner(net, graph, removal)  # no step of this network has channels inside, so nothing is set to zero
-    >>> bool((net[0].weight == 0).any())
-    False
-    """
-    for node in graph.steps.nodes:
-        if node.op == "call_module" and graph.entry(node).inner:
-            for path, parameter in model.get_submodule(str(node.target)).named_parameters(prefix=str(node.target)):
-                name = graph.canonical[id(graph.model.get_parameter(path))]
-                if name in graph.sources.found:
-                    parameter.data = parameter.data.masked_fill(removal.of_source(name).to(parameter.device), 0)
 
 
 def cut(model: nn.Module, graph: LabeledGraph, removal: Removal, shared: bool = False) -> nn.Module:
@@ -362,14 +340,10 @@ def cut(model: nn.Module, graph: LabeledGraph, removal: Removal, shared: bool = 
             continue
         try:
             with eval_mode(module):  # a parametrization in training may change its buffers
-                other = entry.adjust(module, ~removal.removed(kept[path]) if path in kept else None)
+                entry.adjust(module, ~removal.removed(kept[path]) if path in kept else None)
         except FAILURES:  # its weight cannot be computed from fewer channels; once it is a parameter, the module is adjusted
             if not parametrize.is_parametrized(module):
                 raise
-            continue
-        if other is not None:
-            owner, _, last = path.rpartition(".")
-            small.get_submodule(owner)._modules[last] = other.train(module.training)
     return small
 
 
@@ -407,7 +381,6 @@ def corrections(graph: LabeledGraph, removal: Removal, small: nn.Module) -> Corr
     if graph.computed:  # computed weights are compared with what they were, in float64 where the pass can run in it
         try:
             exact = copy.deepcopy(graph.model).double()
-            silence_inner(exact, graph, removal)
             return _corrections(graph, removal, exact, copy.deepcopy(small).double(), graph.images)
         except UnfitError:
             pass

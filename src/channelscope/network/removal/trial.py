@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from channelscope.network import nest
+from channelscope.network.attention import in_layers
 from channelscope.network.graph import Graph
 from channelscope.network.module_state import eval_mode
 from channelscope.network.nest import tensors
 from channelscope.network.operations import of_module
 from channelscope.network.removal.labeled_graph import Heads, LabeledGraph
 from channelscope.network.removal.labels import numbers_in
-from channelscope.network.removal.narrowing import NarrowedSteps, Removal, UnfitError, cut, silence_inner
+from channelscope.network.removal.narrowing import NarrowedSteps, Removal, UnfitError, cut
 from channelscope.network.tracing.recording import EXPONENT, coarsest, one_step, record
 
 TRIALS = 16
@@ -71,7 +72,8 @@ def labeled_graph(model: nn.Module, example: Tensor | tuple[Tensor, ...], heads:
     >>> found.whole
     {'2': '4 of 4 channels: its values are outputs of the network'}
     """
-    graph = LabeledGraph(record(model, noise_like(example), whole=single), model, heads)
+    body = in_layers(model)
+    graph = LabeledGraph(record(body, noise_like(example), whole=single), body, heads)
     try_out(graph)
     return graph
 
@@ -171,9 +173,6 @@ class _SideBySide:
         self.graph, self.gone, self.cut_points = graph, gone, cut_points
         self.removal, self.allowed = Removal(graph, gone), coarsest(whole.model) ** EXPONENT
         small = cut(whole.model, graph, self.removal, shared=True)
-        if cut_points is None and any(graph.entry(node).inner for node in graph.steps.nodes):
-            whole = whole.of_copy(copy.deepcopy(whole.model))
-            silence_inner(whole.model, graph, self.removal)
         self.whole, self.steps = whole, NarrowedSteps(graph, self.removal, whole.of_copy(small), self.allowed)
         self.silent: dict[str, Any] = {}
         self.seen = set(seen) - _own_chains(graph, cut_points)

@@ -52,7 +52,6 @@ class Recorder:
         self.owner: dict[str, str] = {}
         self.constants: dict[str, Tensor] = {}
         self.known = Aliases(self._made, self.values)
-        self.items: list[fx.Node] = []
         self.pixels: set[fx.Node] = set()
         self.forms: dict[Any, fx.Node | Origin] = {}
         self.inside = 0
@@ -89,17 +88,17 @@ class Recorder:
         return nest.closed(value, dict(made) if isinstance(parts, dict) else [part for _, part in made])
 
     def finished(self, output: Any) -> Recording:
-        """The recording, once the network has returned."""
+        """The recording, once the network has returned, without functions whose value nothing reads."""
         self.inside += 1
         parts = nest.opened(output)
         node = self.steps.output(self.argument(parts))
         self._noted(node, plain(parts), "")
         for name in self.known.clear_unused(self.steps):
             del self.values[name], self.owner[name]
-        for item in reversed(self.items):
-            if not item.users:
-                self.steps.erase_node(item)
-                del self.values[item.name], self.owner[item.name]
+        for node in reversed(self.steps.nodes):
+            if not node.users and node.op in ("call_function", "call_method") and not node.meta.get("changes"):
+                self.steps.erase_node(node)
+                del self.values[node.name], self.owner[node.name]
         self.inside -= 1
         return Recording(self.steps, self.values, self.owner, self.constants, nest.replaced(plain(output), lambda _: None))
 
@@ -163,7 +162,7 @@ class Recorder:
             return out
         returned = {id(each): each for each in nest.tensors(out)}
         node = self._noted(self.steps.create_node(call.op, call.target, args, kwargs), out, self._maker(call))
-        node.meta["writes"] = call.writes
+        node.meta["writes"], node.meta["changes"] = call.writes, bool(changed)
         node.meta["random"] = not torch.equal(random, random_state())
         for each in changed:
             if id(each) in returned:
@@ -209,7 +208,6 @@ class Recorder:
         if not nest.holds_tensor(part):
             return part
         item = self._noted(self.steps.call_function(operator.getitem, (node, key)), part, self.owner[node.name])
-        self.items.append(item)
         return self._spread(part, item, given, changed)
 
     def _refuse_values(self, call: Spelling, out: Any, args: Any, kwargs: Any) -> None:
