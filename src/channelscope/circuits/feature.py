@@ -357,7 +357,7 @@ class _TracedModule(nn.Module):
 
     def __init__(self, graph: Graph):
         super().__init__()
-        self.model = graph.model
+        self.model = graph.body
         self.graph = graph
 
     def forward(self, images: Tensor, want: tuple[str, ...]) -> tuple[Tensor, ...]:

@@ -84,7 +84,7 @@ class LayeredAttention(nn.MultiheadAttention):
         batched = query.dim() == 3
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self._projected(query, key, value))
         scores = q @ k.transpose(-1, -2) * self.scale
-        for mask in self._masks(attn_mask, key_padding_mask, len(q)):
+        for mask in self._masks(attn_mask, key_padding_mask, q.shape[0]):
             scores = scores.masked_fill(mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         attention = F.dropout(scores.softmax(-1), self.dropout, self.training)
         output = self.out_proj((attention @ v).transpose(1, 2).flatten(2))

@@ -5,9 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from channelscope.circuits.feature import locate_feature
 from channelscope.data.torchvision_cpu import load_torchvision
+from channelscope.network.attention import in_layers
 from channelscope.network.edits import silence
+from channelscope.network.module_state import weights_hash
 from channelscope.network.removal.groups import groups
+from channelscope.network.sites import sites
 from channelscope.pruning.cut import shrink
 from removals import assert_exact, drawn, graph_of, lively
 
@@ -150,7 +154,7 @@ def test_queries_of_their_own():
     heads = [index for index, group in enumerate(graph.groups) if group[0][0] == "attention.in_proj"]
     assert [len(graph.groups[index]) for index in heads] == [4, 4, 4]
     small = assert_exact(graph, graph.gone([0, 1, *heads[1:2]]))
-    assert (small.attention.num_heads, small.attention.in_proj.out_features, small.attention.in_proj.in_features) == (2, 24, 10)
+    assert sum(part.numel() for part in small.parameters() if part.shape == (8, 10)) == 3 * 80  # of queries, keys and values
 
 
 @pytest.mark.parametrize("options", [{"kdim": 12, "vdim": 12}, {"kdim": 5}, {"add_bias_kv": True}, {"add_zero_attn": True}])
@@ -162,6 +166,50 @@ def test_attention_that_is_not_opened_is_named(options):
     assert (graph.opaque == {}) == opened
     assert opened or "attention (MultiheadAttention) may look at all its channels at once" in graph.opaque["attention"]
     assert_exact(graph, drawn(graph)) if graph.groups else None
+
+
+def vision_transformer(**options):
+    models = load_torchvision().models
+    torch.manual_seed(0)
+    return lively(models.VisionTransformer(16, 4, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=48, num_classes=10, **options)).double()
+
+
+def test_heads_of_a_torchvision_transformer_are_cut_and_keep_their_names():
+    model, images = vision_transformer(dropout=0.5, attention_dropout=0.5).train(), torch.randn(3, 3, 16, 16).double()
+    found = groups(model, images[:1])
+    heads = [index for index, group in enumerate(found.members) if group.sites[0].endswith("self_attention.in_proj")]
+    assert [len(found.members[index].members) for index in heads] == [24] * 8
+    kept = found.to_subset([index not in heads[1:7:2] for index in range(len(found))])
+    small = shrink(found, kept)
+    assert (list(small.state_dict()), small.training) == (list(model.state_dict()), True)
+    assert [layer.self_attention.num_heads for layer in small.encoder.layers] == [2, 3]
+    with silence(model.eval(), ~kept):
+        expected = model(images)
+    assert float((small.eval()(images) - expected).abs().max()) < 1e-12 < 1e-3 < float((model(images) - expected).abs().max())
+    again = sites(small, images[:1])
+    assert again["encoder.layers.encoder_layer_0.self_attention.in_proj"].channels == 48
+
+
+def test_attention_in_layers_has_the_weights_of_the_network():
+    model = vision_transformer()
+    opened = in_layers(model)
+    assert weights_hash(opened) == weights_hash(model)
+    other = vision_transformer()
+    nn.init.ones_(other.get_parameter("encoder.layers.encoder_layer_1.self_attention.in_proj_weight"))
+    opened.load_state_dict(other.state_dict())
+    assert bool((model.get_parameter("encoder.layers.encoder_layer_1.self_attention.in_proj_weight") == 1).all())
+    with pytest.raises(RuntimeError, match=r"size mismatch for .*in_proj\.weight"):
+        opened.load_state_dict({name: part[:1] for name, part in other.state_dict().items()})
+
+
+def test_a_circuit_of_a_query_runs_with_other_weights():
+    model, images = vision_transformer(), torch.randn(2, 3, 16, 16).double()
+    layer = "encoder.layers.encoder_layer_1.self_attention.in_proj"
+    feature = locate_feature(model, f"{layer}:3", images[:1])
+    weights = {layer: torch.zeros_like(feature.original_weights()[layer])}
+    assert not bool((feature.feature_map(images, weights) - feature.graph.modules[layer].bias[3]).any())
+    assert bool(feature.feature_map(images).std() > 0)
+    assert feature.slope_error < 1e-9
 
 
 def test_a_transformer_layer_of_torch():
