@@ -177,12 +177,12 @@ def test_bad_input_says_what_to_do():
 
 
 class Hybrid(nn.Module):
-    """A convolutional stem before an attention layer whose weights are used, so that it is kept whole."""
+    """A convolutional stem before an attention layer to which a key of zeros is added, so that it is kept whole."""
 
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 48, 3, 2, 1))
-        self.enc = nn.MultiheadAttention(48, 4, batch_first=True)
+        self.enc = nn.MultiheadAttention(48, 4, batch_first=True, add_zero_attn=True)
         self.fc = nn.Linear(48, 10)
 
     def forward(self, x):
@@ -192,14 +192,18 @@ class Hybrid(nn.Module):
 
 
 class Attending(Hybrid):
-    """The same, without using the weights."""
+    """The same, without the key of zeros and without using the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.enc = nn.MultiheadAttention(48, 4, batch_first=True)
 
     def forward(self, x):
         tokens = self.stem(x).flatten(2).transpose(1, 2)
         return self.fc(self.enc(tokens, tokens, tokens)[0].mean(1))
 
 
-STEM, ENCODER, FC = 256 * 27 * 32 + 64 * 32 * 9 * 48, 64 * (48 * 144 + 48 * 48) + 2 * 64 * 64 * 48, 480
+STEM, ENCODER, FC = 256 * 27 * 32 + 64 * 32 * 9 * 48, 64 * (48 * 144 + 48 * 48) + 2 * 64 * 65 * 48, 480
 
 
 def test_what_is_not_followed_counts_and_a_budget_out_of_reach_is_refused():
@@ -228,9 +232,12 @@ def test_channels_that_attention_reads_go_and_its_multiply_adds_are_counted():
     model, image = Attending().eval(), torch.zeros(1, 3, 32, 32)
     found = groups(model, image)
     assert found.unprunable == {}
-    kept = found.to_subset(np.arange(80) % 5 != 4)
+    kept = found.to_subset(np.arange(len(found)) % 4 != 3)
+    first, second, inside, out = (int(kept[name].sum()) for name in ("stem.0", "stem.3", "enc.in_proj", "enc.out_proj"))
+    assert (first, second, inside, out) == (24, 36, 108, 36)
+    attended = 64 * (second * inside + inside // 3 * out) + 2 * 64 * 64 * inside // 3
     assert cost(shrink(found, kept), image).total_macs == macs(found, kept)
-    assert macs(found, kept) == 256 * 27 * 26 + 64 * 26 * 9 * 38 + 64 * (38 * 144 + 48 * 48) + 2 * 64 * 64 * 48 + 480
+    assert macs(found, kept) == 256 * 27 * first + 64 * first * 9 * second + attended + 10 * out
 
 
 def test_everything_fits_a_whole_budget_and_a_model_may_be_given_itself():
