@@ -467,7 +467,8 @@ def discard(
     run = open_run(out, weights_hash(model), network.model)
     current_call().unfinished[out / "maps"] = "maps of the images so far"
     analysis = DiscardingAnalysis(model, split, images.calibration, layer_names(layers), rule, network.model, source.seed, out / "maps")
-    console.print(f"maps of {len(analysis.network.layers(analysis.layers))} layers on {len(split):,} test images")
+    names = ", ".join(layer.name for layer in analysis.network.layers(analysis.layers))
+    console.print(f"maps of {len(split):,} test images at {names}")
     frames = analysis.tables(further, _other(analysis, network, source, compared, out) if compared.compare is not None else None)
     for line in _headline(frames):
         console.print(line)
