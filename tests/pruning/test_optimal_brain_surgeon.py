@@ -74,9 +74,11 @@ def layer(inputs, outputs, taps=1) -> Layer:
     return Layer("x", "x", torch.tensor(inputs), torch.tensor(outputs), taps, 1)
 
 
+@pytest.mark.parametrize("compacted_below", [0.0, 1.0])
 @pytest.mark.parametrize("taps", [1, 4])
-def test_costs_are_those_of_refits_by_brute_force(taps):
+def test_costs_are_those_of_refits_by_brute_force(monkeypatch, taps, compacted_below):
     """Weighted error of ridge regressions on what is left, done anew for every candidate, in plain numpy."""
+    monkeypatch.setattr("channelscope.pruning.optimal_brain_surgeon.COMPACTED_BELOW", compacted_below)
     draw = np.random.default_rng(0)
     width = 5 * taps
     root, weights, gradient = draw.normal(size=(width, width)), draw.normal(size=(3, width)), draw.normal(size=(3, 3))
@@ -96,6 +98,7 @@ def test_costs_are_those_of_refits_by_brute_force(taps):
         consumer.remove(pick)
         gone.append(pick)
     assert np.flatnonzero(consumer.costs(6)).tolist() == [0]
+    assert consumer.weights.shape == ((2, 2 * taps) if compacted_below else (3, 5 * taps))
 
 
 def test_inputs_that_never_vary_cost_nothing():

@@ -23,7 +23,7 @@ from channelscope.network.removal.labeled_graph import Layer
 from channelscope.pruning.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.ranking import Ranking
 from channelscope.stats.moments import NormalEquations
-from channelscope.types import Float, Int, Tensor
+from channelscope.types import Bool, Float, Int, Tensor
 
 EXPONENTS = (1.5, 2.0)
 
@@ -125,7 +125,12 @@ def optimal_brain_surgeons(
     calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     found = model if isinstance(model, Groups) else groups(model, zero_input(model, calibration))
     consumers = _consumers(found, calibration, ridge, positions, seed)
-    return [_ranking(found, _removal_order(found, [consumer.copy() for consumer in consumers], each), ridge, each) for each in exponents]
+    rankings = []
+    for number, exponent in enumerate(exponents, 1):
+        last = number == len(exponents)
+        order = _removal_order(found, consumers if last else [consumer.copy() for consumer in consumers], exponent)
+        rankings.append(_ranking(found, order, ridge, exponent))
+    return rankings
 
 
 def _ranking(found: Groups, order: list[int], ridge: float, exponent: float) -> Ranking:
@@ -140,6 +145,10 @@ def _ranking(found: Groups, order: list[int], ridge: float, exponent: float) -> 
     shape = tuple(found.example[0].shape[1:])
     name = f"reconstruction(ridge={ridge:g}, exponent={exponent:g})"
     return Ranking(name, "", "high", values, found.sites, shape, notes, "local", "Hassibi & Stork 1993", comparable_across_layers=True)
+
+
+COMPACTED_BELOW = 0.85
+"""Share of a layer's inputs, or outputs, below which those that are gone are taken out of its matrices."""
 
 
 class RefittedLayer:
@@ -162,12 +171,14 @@ class RefittedLayer:
             self.blocks.append(ColumnBlock(inside, at, self.weights.T[at] @ self.weighted.T[at].transpose(1, 2)))
         outputs = _group_of(layer.outputs, owner)
         self.rows = {int(group): torch.from_numpy(np.flatnonzero(outputs == group)) for group in np.unique(outputs[outputs >= 0])}
+        self.left_rows, self.left_columns = (torch.ones(size, dtype=torch.bool) for size in weights.shape)
 
     def copy(self) -> "RefittedLayer":
         """A copy of what `remove` changes; the rest is shared."""
         other = copy.copy(self)
         other.inverse, other.weights, other.weighted = self.inverse.clone(), self.weights.clone(), self.weighted.clone()
         other.blocks = [ColumnBlock(block.members, block.columns, block.quadratic_forms.clone()) for block in self.blocks]
+        other.rows, other.left_rows, other.left_columns = dict(self.rows), self.left_rows.clone(), self.left_columns.clone()
         return other
 
     @property
@@ -180,17 +191,20 @@ class RefittedLayer:
         result = np.zeros(groups)
         for block in self.blocks:
             inner = self.inverse[block.columns[:, :, None], block.columns[:, None, :]]
-            result[block.members] = torch.linalg.solve(inner, block.quadratic_forms).diagonal(dim1=1, dim2=2).sum(1).numpy() / 2
+            forms = block.quadratic_forms
+            solved = forms / inner if forms.shape[1] == 1 else torch.linalg.solve(inner, forms)
+            result[block.members] = solved.diagonal(dim1=1, dim2=2).sum(1).numpy() / 2
         return result
 
     def remove(self, group: int) -> None:
         """Remove a group's inputs and outputs and re-fit the weights on the remaining inputs."""
         if group in self.rows:
-            rows = self.rows[group]
+            rows = self.rows.pop(group)
             lost = self.weights[rows]
             self._subtract_update(lost, self.weighted[rows], self.metric[rows][:, rows])
             self.weighted.addmm_(self.metric[:, rows], lost, alpha=-1)
             self.weights[rows] = 0
+            self.left_rows[rows] = False
         for index, block in enumerate(self.blocks):
             selected = block.members == group
             if selected.any():
@@ -203,6 +217,23 @@ class RefittedLayer:
                 self.inverse.addmm_(self.inverse[:, gone], step, alpha=-1)
                 left = torch.from_numpy(~selected)
                 self.blocks[index] = ColumnBlock(block.members[~selected], block.columns[left], block.quadratic_forms[left])
+                self.left_columns[gone] = False
+        self._compact()
+
+    def _compact(self) -> None:
+        """Take what is gone out of the matrices, once it is enough for the smaller ones to pay."""
+        rows, columns = (left.nonzero().flatten() for left in (self.left_rows, self.left_columns))
+        if len(columns) < COMPACTED_BELOW * len(self.left_columns):
+            self.inverse, self.weights = self.inverse[columns][:, columns], self.weights[:, columns]
+            self.weighted = self.weighted[:, columns]
+            place = _places(self.left_columns)
+            self.blocks = [ColumnBlock(block.members, place[block.columns], block.quadratic_forms) for block in self.blocks]
+            self.left_columns = self.left_columns[columns]
+        if len(rows) < COMPACTED_BELOW * len(self.left_rows):
+            self.weights, self.weighted, self.metric = self.weights[rows], self.weighted[rows], self.metric[rows][:, rows]
+            place = _places(self.left_rows)
+            self.rows = {group: place[own] for group, own in self.rows.items()}
+            self.left_rows = self.left_rows[rows]
 
     def _subtract_update(self, step: Tensor, cross: Tensor, inner: Tensor) -> None:
         """Subtract step' · cross + cross' · step − step' · inner · step, an update of A' G A, from every diagonal block."""
@@ -210,6 +241,11 @@ class RefittedLayer:
             steps, crosses = step.T[block.columns], cross.T[block.columns]
             part = steps @ (crosses - steps @ inner / 2).transpose(1, 2)
             block.quadratic_forms.sub_(part + part.transpose(1, 2))
+
+
+def _places(left: Bool[Tensor, "values"]) -> Int[Tensor, "values"]:
+    """Place of each value among those that are left."""
+    return left.long().cumsum(0) - 1
 
 
 @dataclass(frozen=True)
