@@ -39,12 +39,14 @@ def optimal_brain_surgeon(
 ) -> Ranking:
     """A ranking for pruning with repair: the least costly group is removed, its consumers are re-fitted, and so on.
 
-        cost = Σ over consumers of tr( A_b' G A_b [P_bb]⁻¹ )        chosen: least cost / MACs saved^exponent
+        cost = n Σ over the n consumers of tr( A_b' G A_b [P_bb]⁻¹ )        chosen: least cost / MACs saved^exponent
 
     A are a consumer's weights re-fitted to the inputs that are left, P = (C + λI)⁻¹ of the covariance C of what it reads, b the
     columns that read the group, and G the second moments of the output's gradient, for labels drawn from the network's own
-    probabilities: the cost is the KL divergence of the output, to second order, if every consumer is re-fitted. Outputs of a
-    consumer that were removed themselves no longer count. Needs neither labels nor training; one forward and one backward pass.
+    probabilities: one consumer's term is the KL divergence of the output, to second order, if that consumer is re-fitted. What
+    several consumers change may add up, to n times the sum of their terms at most (Cauchy-Schwarz), and counts as if it did
+    (docs/results/repair.md). Outputs of a consumer that were removed themselves no longer count. Needs neither labels nor training;
+    one forward and one backward pass.
 
     Parameters
     ----------
@@ -53,8 +55,7 @@ def optimal_brain_surgeon(
     calibration
         Batches of (images, …); labels are not used.
     exponent
-        Power of the multiply-adds saved. Costs of channels with several consumers are overestimated, for each consumer compensates
-        for the earlier ones; an exponent above 1 corrects for it (docs/results/repair.md).
+        Power of the multiply-adds saved; above 1, for later layers make up for what earlier ones lose (docs/results/repair.md).
     ridge
         λ as a fraction of the mean variance of what a consumer reads.
     positions
@@ -273,6 +274,10 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
             reading[group].append(consumer)
     share = {consumer: consumer.costs(len(found)) for consumer in consumers}
     cost = np.sum(list(share.values()), axis=0) if share else np.zeros(len(found))
+    count = np.zeros(len(found))
+    for consumer in consumers:
+        for block in consumer.blocks:
+            count[block.members] += 1
     families: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, group in enumerate(found.members):
         families[tuple(name for name, _ in group.members)].append(index)
@@ -289,7 +294,7 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
             if len(inside):
                 saved[inside] = max(counter.remove(int(inside[0])), 1)
                 counter.add(int(inside[0]))
-        cost_per_saved_mac = cost.clip(min=0) / saved**exponent
+        cost_per_saved_mac = count * cost.clip(min=0) / saved**exponent
         if not (left & ~stays).any():
             return [*order, *sorted(np.flatnonzero(left).tolist(), key=lambda group: cost_per_saved_mac[group])]
         pick = int(np.where(left & ~stays, cost_per_saved_mac, np.inf).argmin())
