@@ -265,6 +265,15 @@ def _group_of(numbers: Int[Tensor, "channels"], owner: np.ndarray) -> np.ndarray
     return np.where(numbers.numpy() >= 0, owner[numbers.numpy()], -1)
 
 
+def consumer_counts(consumers: Sequence[RefittedLayer], groups: int) -> np.ndarray:
+    """How many layers read each of so many groups: by so much what removing it costs each of them is multiplied."""
+    count = np.zeros(groups)
+    for consumer in consumers:
+        for block in consumer.blocks:
+            count[block.members] += 1
+    return count
+
+
 def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: float) -> list[int]:
     """Groups, first removed first; of groups of which one has to stay, the last comes after all that can go."""
     counter = MacCounter(found)
@@ -274,10 +283,7 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
             reading[group].append(consumer)
     share = {consumer: consumer.costs(len(found)) for consumer in consumers}
     cost = np.sum(list(share.values()), axis=0) if share else np.zeros(len(found))
-    count = np.zeros(len(found))
-    for consumer in consumers:
-        for block in consumer.blocks:
-            count[block.members] += 1
+    count = consumer_counts(consumers, len(found))
     families: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, group in enumerate(found.members):
         families[tuple(name for name, _ in group.members)].append(index)
