@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, SampleError
+from channelscope.network.cost import MacCounter
 from channelscope.network.removal.groups import groups
 from channelscope.network.removal.labeled_graph import Layer
 from channelscope.pruning.cut import cut, shrink
-from channelscope.pruning.optimal_brain_surgeon import RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
+from channelscope.pruning.optimal_brain_surgeon import Prices, RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
 from channelscope.pruning.prune import kl_divergence
 from channelscope.pruning.repair import repair
 from networks import built
@@ -227,3 +228,20 @@ def test_what_two_consumers_change_adds_up():
     assert ranking["second"][0] < ranking["first"][0] < min(ranking["first"][1], ranking["second"][1])
     without = {name: Adding(*weights).eval() for name, weights in {"first": (0.0, 0.3), "second": (0.2, 0.0)}.items()}
     assert kl_divergence(without["second"], model, [images]) < kl_divergence(without["first"], model, [images])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2"])
+def test_what_a_group_saves_is_up_to_date_after_every_removal(name):
+    model, shape = built(name)
+    found = groups(model, torch.zeros(1, *shape))
+    counter = MacCounter(found)
+    prices, left = Prices(found, MacCounter(found)), np.ones(len(found), dtype=bool)
+    for pick in np.random.default_rng(0).permutation(len(found))[:40]:
+        expected = []
+        for group in np.flatnonzero(left):
+            expected.append(max(counter.remove(int(group)), 1))
+            counter.add(int(group))
+        assert prices.powers(left, 1.0)[left].tolist() == expected
+        prices.remove(int(pick))
+        counter.remove(int(pick))
+        left[pick] = False

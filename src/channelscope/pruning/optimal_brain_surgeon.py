@@ -284,34 +284,63 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
     share = {consumer: consumer.costs(len(found)) for consumer in consumers}
     cost = np.sum(list(share.values()), axis=0) if share else np.zeros(len(found))
     count = consumer_counts(consumers, len(found))
-    families: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index, group in enumerate(found.members):
-        families[tuple(name for name, _ in group.members)].append(index)
-    kinds = [np.array(members) for members in families.values()]
+    prices = Prices(found, counter)
     left, stays = (np.full(len(found), value) for value in (True, False))
+    parts: dict[int, list[np.ndarray]] = defaultdict(list)
+    for part in map(np.array, found.parts):
+        stays[part] |= len(part) == 1
+        for group in part:
+            parts[int(group)].append(part)
     order: list[int] = []
     while left.any():
-        for part in found.parts:
-            here = [group for group in part if left[group]]
-            stays[here] |= len(here) == 1
-        saved = np.ones(len(found))
-        for members in kinds:
-            inside = members[left[members]]
-            if len(inside):
-                saved[inside] = max(counter.remove(int(inside[0])), 1)
-                counter.add(int(inside[0]))
-        cost_per_saved_mac = count * cost.clip(min=0) / saved**exponent
+        cost_per_saved_mac = count * cost.clip(min=0) / prices.powers(left, exponent)
         if not (left & ~stays).any():
             return [*order, *sorted(np.flatnonzero(left).tolist(), key=lambda group: cost_per_saved_mac[group])]
         pick = int(np.where(left & ~stays, cost_per_saved_mac, np.inf).argmin())
-        counter.remove(pick)
+        prices.remove(pick)
         left[pick] = False
         order.append(pick)
+        for part in parts[pick]:
+            here = part[left[part]]
+            stays[here] |= len(here) == 1
         for consumer in reading[pick]:
             consumer.remove(pick)
             before, share[consumer] = share[consumer], consumer.costs(len(found))
             cost += share[consumer] - before
     return order
+
+
+class Prices:
+    """Multiply-adds that removing a group saves: the same for all groups of the same layers, and changed by what else those layers lose."""
+
+    def __init__(self, found: Groups, counter: MacCounter):
+        families: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for index, group in enumerate(found.members):
+            families[tuple(name for name, _ in group.members)].append(index)
+        self.counter, self.kinds = counter, list(families.values())
+        self.saved = np.ones(len(self.kinds))
+        self.kind_of = np.empty(len(found), dtype=np.int64)
+        self.reached: dict[int, set[int]] = defaultdict(set)
+        for kind, members in enumerate(self.kinds):
+            self.kind_of[members] = kind
+            for layer in {layer for group in members for layer in counter.counts[group]}:
+                self.reached[layer].add(kind)
+        self.stale = set(range(len(self.kinds)))
+
+    def remove(self, group: int) -> None:
+        """Take a group out."""
+        self.counter.remove(group)
+        self.stale |= {kind for layer in self.counter.counts[group] for kind in self.reached[layer]} | {int(self.kind_of[group])}
+
+    def powers(self, left: np.ndarray, exponent: float) -> np.ndarray:
+        """What each group that is left saves, at least 1, to the power of the exponent."""
+        for kind in self.stale:
+            members = self.kinds[kind] = [group for group in self.kinds[kind] if left[group]]
+            if members:
+                self.saved[kind] = max(self.counter.remove(members[0]), 1)
+                self.counter.add(members[0])
+        self.stale = set()
+        return (self.saved**exponent)[self.kind_of]
 
 
 def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: int, seed: int) -> list[RefittedLayer]:
