@@ -220,7 +220,11 @@ class StoredEvaluation:
 
 @torch.no_grad()
 def evaluate_networks(
-    networks: Mapping[str, nn.Module], batches: Iterable, stored: Path | None = None, after_batch: Callable[[], None] = lambda: None
+    networks: Mapping[str, nn.Module],
+    batches: Iterable,
+    stored: Path | None = None,
+    after_batch: Callable[[], None] = lambda: None,
+    weights: str | None = None,
 ) -> tuple[dict[str, Tally], bool]:
     """Tallies of several networks over labeled images, which are read once; and whether that of the first was taken from a file.
 
@@ -235,6 +239,8 @@ def evaluate_networks(
         labels have the same fingerprint, the first network is not evaluated on the others. Else the file is written anew.
     after_batch
         Called after each batch, such as to move a bar.
+    weights
+        `weights_hash` of the first network, where it is known.
 
     Returns
     -------
@@ -257,7 +263,7 @@ def evaluate_networks(
     (True, False)
     """
     name, model = next(iter(networks.items()))
-    weights = weights_hash(model)
+    weights = weights or weights_hash(model)
     known = StoredEvaluation.load(stored) if stored is not None and stored.is_file() else None
     known = known if known is not None and known.weights == weights else None
     tallies, firsts = dict.fromkeys(networks, Tally()), Tally()

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import sys
 from functools import partial
 
 import pytest
@@ -75,6 +76,18 @@ def test_every_choice_runs(place, score, repair, allocation, capsys):
     assert states == (["original", "pruned"] if repair == "none" else ["original", "pruned", "repaired"])
     assert "multiply-adds" in capsys.readouterr().err
     load_pruned(path / score)
+
+
+def test_the_weights_of_the_original_are_hashed_once(place, monkeypatch):
+    path, given = place
+    hashed = []
+    for module in [each for name, each in sys.modules.items() if name.startswith("channelscope.") and "weights_hash" in vars(each)]:
+        monkeypatch.setattr(module, "weights_hash", lambda model: hashed.append(weights_hash(model)) or hashed[-1])
+    options = ("--images", "60", "--macs", "0.7", "--repair", "none", "--out", path / "hashed")
+    assert run("prune", *given, *options) == 0
+    facts = [json.loads((path / "hashed" / name).read_text()) for name in ("recipe.json", "run.json")]
+    assert hashed.count(hashed[0]) == 1
+    assert all(hashed[0] in json.dumps(each) for each in facts)
 
 
 def test_a_budget_out_of_reach_is_refused_or_the_closest_taken(place, capsys):

@@ -28,6 +28,25 @@ def test_norms_and_distances(name):
         assert filters(model.get_submodule(site.name)).shape == rows.shape
 
 
+@pytest.mark.parametrize("cached", [1, 20, 300])
+def test_sums_are_the_same_however_many_weights_are_summed_at_once(monkeypatch, cached):
+    layers = (
+        nn.Conv2d(3, 6, 3),
+        nn.Conv2d(6, 6, 3, groups=6),
+        nn.Conv2d(6, 10, 3, groups=2),
+        nn.Flatten(),
+        nn.Linear(40, 7),
+        nn.Linear(7, 2),
+    )
+    found = sites(nn.Sequential(*layers).eval(), torch.zeros(1, 3, 8, 8))
+    at_once = weight_norms(found)
+    monkeypatch.setattr("channelscope.profiling.weight_norms.CACHED", cached)
+    in_parts = weight_norms(found)
+    assert all("outgoing" in facts for facts in at_once.values())
+    for site, facts in at_once.items():
+        torch.testing.assert_close(in_parts[site], facts)
+
+
 def distances_of(rows: torch.Tensor) -> torch.Tensor:
     """Distances of a linear layer with these weights."""
     layer = nn.Linear(rows.shape[1], len(rows)).to(rows.dtype)

@@ -9,10 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.errors import InputError, SampleError
+from channelscope.network.cost import MacCounter
 from channelscope.network.removal.groups import groups
 from channelscope.network.removal.labeled_graph import Layer
 from channelscope.pruning.cut import cut, shrink
-from channelscope.pruning.optimal_brain_surgeon import RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
+from channelscope.pruning.optimal_brain_surgeon import Prices, RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
+from channelscope.pruning.prune import kl_divergence
 from channelscope.pruning.repair import repair
 from networks import built
 from pencil_pruning import elimination_slowly
@@ -74,9 +76,11 @@ def layer(inputs, outputs, taps=1) -> Layer:
     return Layer("x", "x", torch.tensor(inputs), torch.tensor(outputs), taps, 1)
 
 
+@pytest.mark.parametrize("compacted_below", [0.0, 1.0])
 @pytest.mark.parametrize("taps", [1, 4])
-def test_costs_are_those_of_refits_by_brute_force(taps):
+def test_costs_are_those_of_refits_by_brute_force(monkeypatch, taps, compacted_below):
     """Weighted error of ridge regressions on what is left, done anew for every candidate, in plain numpy."""
+    monkeypatch.setattr("channelscope.pruning.optimal_brain_surgeon.COMPACTED_BELOW", compacted_below)
     draw = np.random.default_rng(0)
     width = 5 * taps
     root, weights, gradient = draw.normal(size=(width, width)), draw.normal(size=(3, width)), draw.normal(size=(3, 3))
@@ -96,6 +100,7 @@ def test_costs_are_those_of_refits_by_brute_force(taps):
         consumer.remove(pick)
         gone.append(pick)
     assert np.flatnonzero(consumer.costs(6)).tolist() == [0]
+    assert consumer.weights.shape == ((2, 2 * taps) if compacted_below else (3, 5 * taps))
 
 
 def test_inputs_that_never_vary_cost_nothing():
@@ -197,3 +202,46 @@ def test_of_groups_of_which_one_stays_the_last_is_ranked_after_all_that_can_go()
     assert max(held[[1, 2, 4]]) == 1
     alone = optimal_brain_surgeon(replace(found, parts=((2,), (4,))), [IMAGES], exponent=1.0)["first"]
     assert sorted(alone[[2, 4]].tolist()) == [0.9, 1.0]
+
+
+class Adding(nn.Module):
+    """Two heads read the first two channels, one head the last two, and the logits are their sum."""
+
+    def __init__(self, twice: float, once: float):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 2, 1, bias=False), nn.Conv2d(4, 2, 1, bias=False)
+        self.heads = nn.ModuleList([nn.Linear(2, 2, bias=False) for _ in range(3)])
+        self.first.weight.data, self.second.weight.data = torch.eye(4).view(2, 2, 4, 1, 1)
+        for head, weight in zip(self.heads, (twice, twice, once), strict=True):
+            head.weight.data = torch.tensor([[weight, 2.0], [-weight, -2.0]])
+
+    def forward(self, x):
+        first, second = self.first(x).flatten(1), self.second(x).flatten(1)
+        return self.heads[0](first) + self.heads[1](first) + self.heads[2](second)
+
+
+def test_what_two_consumers_change_adds_up():
+    """Two heads give a channel .2 each, together more than the .3 of another, though the sum of their squares is less."""
+    images = torch.randn(400, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+    model = Adding(0.2, 0.3).eval()
+    ranking = optimal_brain_surgeon(model, [images], exponent=0.0)
+    assert ranking["second"][0] < ranking["first"][0] < min(ranking["first"][1], ranking["second"][1])
+    without = {name: Adding(*weights).eval() for name, weights in {"first": (0.0, 0.3), "second": (0.2, 0.0)}.items()}
+    assert kl_divergence(without["second"], model, [images]) < kl_divergence(without["first"], model, [images])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2"])
+def test_what_a_group_saves_is_up_to_date_after_every_removal(name):
+    model, shape = built(name)
+    found = groups(model, torch.zeros(1, *shape))
+    counter = MacCounter(found)
+    prices, left = Prices(found, MacCounter(found)), np.ones(len(found), dtype=bool)
+    for pick in np.random.default_rng(0).permutation(len(found))[:40]:
+        expected = []
+        for group in np.flatnonzero(left):
+            expected.append(max(counter.remove(int(group)), 1))
+            counter.add(int(group))
+        assert prices.powers(left, 1.0)[left].tolist() == expected
+        prices.remove(int(pick))
+        counter.remove(int(pick))
+        left[pick] = False

@@ -461,12 +461,14 @@ def profile_facts(profile: Profile, title: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def network_facts(network: NetworkOptions, model: nn.Module, images: ImageSplits, title: str, **more: Any) -> dict[str, Any]:
-    """What run.json says of tables that were made from a network and images."""
+def network_facts(
+    network: NetworkOptions, model: nn.Module, images: ImageSplits, title: str, weights: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """What run.json says of tables that were made from a network, whose weights may have been hashed before, and images."""
     return {
         **network.origin,
         "network": network.model,
-        "weights": weights_hash(model),
+        "weights": weights or weights_hash(model),
         "data": images.source.data,
         "images": len(images.calibration),
         "seed": images.source.seed,

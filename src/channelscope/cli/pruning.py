@@ -233,7 +233,8 @@ def prune(
     """
     open_run(out)
     model, images = load_network(network, source)
-    open_run(out, weights_hash(model), network.model)
+    weights = weights_hash(model)
+    open_run(out, weights, network.model)
     split = images.test if len(images.test) else images.validation
     if not len(split):
         raise InputError(f"{source.data}: there are no labeled images to evaluate on")
@@ -253,7 +254,7 @@ def prune(
                 failure = error
         if finetune:
             small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, out.with_name(out.name + ".finetune"))
-    frame = evaluated(networks, split, images, out.parent)
+    frame = evaluated(networks, split, images, out.parent, weights)
     settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
     settings |= pruning_notes(made)
     frames = {
@@ -264,13 +265,13 @@ def prune(
         measured = compare_runtimes(small, model, images.image_shape)
         frames["pruning_speed"] = described("pruning_speed", measured, SPEED_COLUMNS, settings | {"threads": torch.get_num_threads()})
     title = f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds"
-    facts, call = settings | network_facts(network, model, images, title), current_call()
+    facts, call = settings | network_facts(network, model, images, title, weights), current_call()
 
     def write_more(folder: Path) -> None:
         RunFolder(folder).add(frames, call.record(facts))
         complete_folder(folder, small, frame, split, images.image_shape, export)
 
-    save_pruned(small, model, made.kept, out, settings=settings, write_more=write_more)
+    save_pruned(small, model, made.kept, out, settings=settings, write_more=write_more, weights=weights)
     console.print(pruning_headline(frames))
     call.result(out, tables=frames)
     if failure:
@@ -301,12 +302,11 @@ def results_table(frame: pd.DataFrame, part: str) -> str:
     return "\n".join(["", head, *rows, ""])
 
 
-def evaluated(networks: Mapping[str, nn.Module], split: Split, images: ImageSplits, folder: Path) -> pd.DataFrame:
-    """The comparison of the networks; what the original does is kept in the folder, from which later runs take it."""
-    first = next(iter(networks.values()))
-    stored = folder / f"evaluation-{weights_hash(first)[:8]}-{len(split)}-{split.name}.json"
+def evaluated(networks: Mapping[str, nn.Module], split: Split, images: ImageSplits, folder: Path, weights: str) -> pd.DataFrame:
+    """The comparison of the networks; what the original, of these weights, does is kept in the folder, from which later runs take it."""
+    stored = folder / f"evaluation-{weights[:8]}-{len(split)}-{split.name}.json"
     with progress_bar("evaluation", batch_count(split)) as step:
-        tallies, known = evaluate_networks(networks, split, stored, step)
+        tallies, known = evaluate_networks(networks, split, stored, step, weights)
     console.print(f"evaluation of the original: {f'{stored}, from an earlier run' if known else f'kept in {stored}'}")
     with progress_bar("latencies", None):
         return compare_networks(networks, tallies, images.image_shape)

@@ -287,7 +287,7 @@ def weights_hash(model: nn.Module) -> str:
             continue  # extra state of quantized modules is not a weight
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -10,10 +10,14 @@ from channelscope.network.graph import Graph
 from channelscope.network.operations import layer_of, of_module
 from channelscope.network.sites import InputChannels, Sites
 from channelscope.site import Site
+from channelscope.stats.moments import gram
 from channelscope.types import Float, Tensor
 
 ROWS = 512
-"""Filters per block: a block in float64 stays in the processor's cache for small filters, and below 100 MB for the largest."""
+"""Filters of which the distances to as many others are computed at once."""
+
+CACHED = 2**16
+"""Weights that are summed at once, unless one filter has more: in float64 they stay in the processor's cache."""
 
 CANCELLATION = 1 / 64
 """Squared distances below this share of the filters' squared norms lose digits in float32 and are computed in float64."""
@@ -72,15 +76,12 @@ def weight_norms(found: Sites) -> dict[str, dict[str, Tensor]]:
     Norms: Li et al. 2017. Distances: He et al. 2019 (FPGM). BatchNorm scale: Liu et al. 2017.
     """
     inputs = InputChannels(found, structural=True)
-    input_squares = cache(lambda layer: _input_squares(found.graph.modules[layer]))
-    return {site.name: _filter_norms(found.graph, site) | _outgoing(inputs, site, input_squares) for site in found}
+    sums = cache(lambda layer: _weight_sums(found.graph.modules[layer]))
+    return {site.name: _filter_norms(found.graph, site, *sums(site.name)[:2]) | _outgoing(inputs, site, sums) for site in found}
 
 
-def _filter_norms(graph: Graph, site: Site) -> dict[str, Tensor]:
-    rows = filters(graph.modules[site.name])
-    norms = [(block.abs().sum(1), block.square().sum(1)) for block in map(Tensor.double, rows.split(ROWS))]
-    l1, squares = (torch.cat(parts) for parts in zip(*norms, strict=True))
-    values = {"l1": l1, "l2": squares.sqrt(), "distances": filter_distances(rows, squares)}
+def _filter_norms(graph: Graph, site: Site, l1: Float[Tensor, "channels"], squares: Float[Tensor, "channels"]) -> dict[str, Tensor]:
+    values = {"l1": l1, "l2": squares.sqrt(), "distances": filter_distances(filters(graph.modules[site.name]), squares)}
     norm = graph.modules.get(site.batchnorm) if site.batchnorm else None
     if norm is not None and isinstance(norm.weight, Tensor):
         values["gamma"] = norm.weight.detach().double().cpu().clone()
@@ -126,7 +127,7 @@ def filter_distances(rows: Float[Tensor, "channels weights"], squares: Float[Ten
 
 def _pairwise(left: Tensor, right: Tensor, squares: Float[Tensor, "left right"], same: bool) -> Float[Tensor, "left right"]:
     """Euclidean distances of rows to rows, float64; `squares` are the sums of their squared norms."""
-    distances = squares - 2 * (left @ right.T).double()
+    distances = squares - 2 * (gram(left.T) if same else left @ right.T).double()
     close = distances < CANCELLATION * squares
     if same:
         close.fill_diagonal_(False)
@@ -170,18 +171,30 @@ def following_batchnorm(graph: Graph, site: Site) -> tuple[Tensor, Tensor]:
     return factor.cpu(), shift.cpu()
 
 
-def _outgoing(inputs: InputChannels, site: Site, input_squares: Callable[[str], Tensor]) -> dict[str, Tensor]:
+def _outgoing(inputs: InputChannels, site: Site, sums: Callable[[str], tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
     squares = torch.zeros(site.channels, dtype=torch.float64)
     calls = inputs.marks(site)
     for layer, marks in calls:
-        squares += marks.double() @ input_squares(layer)
+        squares += marks.double() @ sums(layer)[2]
     return {"outgoing": squares.sqrt()} if calls else {}
 
 
-def _input_squares(module: nn.Module) -> Float[Tensor, "inputs"]:
-    """Sum of the squared weights that multiply each input channel of a layer."""
-    parts = [part.double().square().sum((1, 3)) for part in _blocks(module).cpu().split(ROWS, 1)]
-    return torch.stack(parts).sum(0).flatten()
+def _weight_sums(module: nn.Module) -> tuple[Float[Tensor, "channels"], Float[Tensor, "channels"], Float[Tensor, "inputs"]]:
+    """Absolute values and squares of the weights of each filter, and squares of those that multiply each input: their sums."""
+    weights = _blocks(module).cpu()
+    groups, outputs, inputs, taps = weights.shape
+    l1, squares, of_inputs = (torch.zeros(groups, size, dtype=torch.float64) for size in (outputs, outputs, inputs))
+    group_step = max(CACHED // max(outputs * inputs * taps, 1), 1)
+    row_step = max(CACHED // max(group_step * inputs * taps, 1), 1)
+    for group in range(0, groups, group_step):
+        for row in range(0, outputs, row_step):
+            place = slice(group, group + group_step), slice(row, row + row_step)
+            part = weights[place].double()
+            l1[place] = part.flatten(2).abs().sum(2)
+            part = part.square()
+            squares[place] = part.flatten(2).sum(2)
+            of_inputs[place[0]] += part.sum(1).sum(2)
+    return l1.flatten(), squares.flatten(), of_inputs.flatten()
 
 
 def _blocks(module: nn.Module) -> Float[Tensor, "groups outputs inputs taps"]:

@@ -133,6 +133,7 @@ def save_pruned(
     *,
     settings: Mapping[str, Any] | None = None,
     write_more: Callable[[Path], None] | None = None,
+    weights: str | None = None,
 ) -> Path:
     """The folder, after writing a pruned network into it from which `load_pruned` can rebuild it; no pickle.
 
@@ -155,6 +156,8 @@ def save_pruned(
         Score, budget and other settings for recipe.json; plain values.
     write_more
         Function that writes further files into the folder it is given.
+    weights
+        `weights_hash` of the original, where it is known.
 
     Returns
     -------
@@ -189,7 +192,7 @@ def save_pruned(
         save_weights(small.state_dict(), partial / WEIGHTS)
         images = torch.randn(N_CHECK_IMAGES, *kept.input_shape, generator=torch.Generator().manual_seed(0))
         save_file({"images": images, "logits": _logits(small, images)}, partial / CHECK)
-        manifest = Manifest(kept, weights_hash(model), weights_hash(small), factory, dict(settings or {}), cuts(model))
+        manifest = Manifest(kept, weights or weights_hash(model), weights_hash(small), factory, dict(settings or {}), cuts(model))
         manifest.write(partial / RECIPE)
         (partial / CARD).write_text(model_card(manifest, folder.name), encoding="utf-8")
         if factory is not None and factory.inputs:

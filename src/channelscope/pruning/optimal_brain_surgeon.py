@@ -23,7 +23,7 @@ from channelscope.network.removal.labeled_graph import Layer
 from channelscope.pruning.calibration import DrawnPositions, rechunked, zero_input
 from channelscope.ranking import Ranking
 from channelscope.stats.moments import NormalEquations
-from channelscope.types import Float, Int, Tensor
+from channelscope.types import Bool, Float, Int, Tensor
 
 EXPONENTS = (1.5, 2.0)
 
@@ -39,12 +39,14 @@ def optimal_brain_surgeon(
 ) -> Ranking:
     """A ranking for pruning with repair: the least costly group is removed, its consumers are re-fitted, and so on.
 
-        cost = Σ over consumers of tr( A_b' G A_b [P_bb]⁻¹ )        chosen: least cost / MACs saved^exponent
+        cost = n Σ over the n consumers of tr( A_b' G A_b [P_bb]⁻¹ )        chosen: least cost / MACs saved^exponent
 
     A are a consumer's weights re-fitted to the inputs that are left, P = (C + λI)⁻¹ of the covariance C of what it reads, b the
     columns that read the group, and G the second moments of the output's gradient, for labels drawn from the network's own
-    probabilities: the cost is the KL divergence of the output, to second order, if every consumer is re-fitted. Outputs of a
-    consumer that were removed themselves no longer count. Needs neither labels nor training; one forward and one backward pass.
+    probabilities: one consumer's term is the KL divergence of the output, to second order, if that consumer is re-fitted. What
+    several consumers change may add up, to n times the sum of their terms at most (Cauchy-Schwarz), and counts as if it did
+    (docs/results/repair.md). Outputs of a consumer that were removed themselves no longer count. Needs neither labels nor training;
+    one forward and one backward pass.
 
     Parameters
     ----------
@@ -53,8 +55,7 @@ def optimal_brain_surgeon(
     calibration
         Batches of (images, …); labels are not used.
     exponent
-        Power of the multiply-adds saved. Costs of channels with several consumers are overestimated, for each consumer compensates
-        for the earlier ones; an exponent above 1 corrects for it (docs/results/repair.md).
+        Power of the multiply-adds saved; above 1, for later layers make up for what earlier ones lose (docs/results/repair.md).
     ridge
         λ as a fraction of the mean variance of what a consumer reads.
     positions
@@ -125,7 +126,12 @@ def optimal_brain_surgeons(
     calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     found = model if isinstance(model, Groups) else groups(model, zero_input(model, calibration))
     consumers = _consumers(found, calibration, ridge, positions, seed)
-    return [_ranking(found, _removal_order(found, [consumer.copy() for consumer in consumers], each), ridge, each) for each in exponents]
+    rankings = []
+    for number, exponent in enumerate(exponents, 1):
+        last = number == len(exponents)
+        order = _removal_order(found, consumers if last else [consumer.copy() for consumer in consumers], exponent)
+        rankings.append(_ranking(found, order, ridge, exponent))
+    return rankings
 
 
 def _ranking(found: Groups, order: list[int], ridge: float, exponent: float) -> Ranking:
@@ -140,6 +146,10 @@ def _ranking(found: Groups, order: list[int], ridge: float, exponent: float) -> 
     shape = tuple(found.example[0].shape[1:])
     name = f"reconstruction(ridge={ridge:g}, exponent={exponent:g})"
     return Ranking(name, "", "high", values, found.sites, shape, notes, "local", "Hassibi & Stork 1993", comparable_across_layers=True)
+
+
+COMPACTED_BELOW = 0.85
+"""Share of a layer's inputs, or outputs, below which those that are gone are taken out of its matrices."""
 
 
 class RefittedLayer:
@@ -162,12 +172,14 @@ class RefittedLayer:
             self.blocks.append(ColumnBlock(inside, at, self.weights.T[at] @ self.weighted.T[at].transpose(1, 2)))
         outputs = _group_of(layer.outputs, owner)
         self.rows = {int(group): torch.from_numpy(np.flatnonzero(outputs == group)) for group in np.unique(outputs[outputs >= 0])}
+        self.left_rows, self.left_columns = (torch.ones(size, dtype=torch.bool) for size in weights.shape)
 
     def copy(self) -> "RefittedLayer":
         """A copy of what `remove` changes; the rest is shared."""
         other = copy.copy(self)
         other.inverse, other.weights, other.weighted = self.inverse.clone(), self.weights.clone(), self.weighted.clone()
         other.blocks = [ColumnBlock(block.members, block.columns, block.quadratic_forms.clone()) for block in self.blocks]
+        other.rows, other.left_rows, other.left_columns = dict(self.rows), self.left_rows.clone(), self.left_columns.clone()
         return other
 
     @property
@@ -180,17 +192,20 @@ class RefittedLayer:
         result = np.zeros(groups)
         for block in self.blocks:
             inner = self.inverse[block.columns[:, :, None], block.columns[:, None, :]]
-            result[block.members] = torch.linalg.solve(inner, block.quadratic_forms).diagonal(dim1=1, dim2=2).sum(1).numpy() / 2
+            forms = block.quadratic_forms
+            solved = forms / inner if forms.shape[1] == 1 else torch.linalg.solve(inner, forms)
+            result[block.members] = solved.diagonal(dim1=1, dim2=2).sum(1).numpy() / 2
         return result
 
     def remove(self, group: int) -> None:
         """Remove a group's inputs and outputs and re-fit the weights on the remaining inputs."""
         if group in self.rows:
-            rows = self.rows[group]
+            rows = self.rows.pop(group)
             lost = self.weights[rows]
             self._subtract_update(lost, self.weighted[rows], self.metric[rows][:, rows])
             self.weighted.addmm_(self.metric[:, rows], lost, alpha=-1)
             self.weights[rows] = 0
+            self.left_rows[rows] = False
         for index, block in enumerate(self.blocks):
             selected = block.members == group
             if selected.any():
@@ -203,6 +218,23 @@ class RefittedLayer:
                 self.inverse.addmm_(self.inverse[:, gone], step, alpha=-1)
                 left = torch.from_numpy(~selected)
                 self.blocks[index] = ColumnBlock(block.members[~selected], block.columns[left], block.quadratic_forms[left])
+                self.left_columns[gone] = False
+        self._compact()
+
+    def _compact(self) -> None:
+        """Take what is gone out of the matrices, once it is enough for the smaller ones to pay."""
+        rows, columns = (left.nonzero().flatten() for left in (self.left_rows, self.left_columns))
+        if len(columns) < COMPACTED_BELOW * len(self.left_columns):
+            self.inverse, self.weights = self.inverse[columns][:, columns], self.weights[:, columns]
+            self.weighted = self.weighted[:, columns]
+            place = _places(self.left_columns)
+            self.blocks = [ColumnBlock(block.members, place[block.columns], block.quadratic_forms) for block in self.blocks]
+            self.left_columns = self.left_columns[columns]
+        if len(rows) < COMPACTED_BELOW * len(self.left_rows):
+            self.weights, self.weighted, self.metric = self.weights[rows], self.weighted[rows], self.metric[rows][:, rows]
+            place = _places(self.left_rows)
+            self.rows = {group: place[own] for group, own in self.rows.items()}
+            self.left_rows = self.left_rows[rows]
 
     def _subtract_update(self, step: Tensor, cross: Tensor, inner: Tensor) -> None:
         """Subtract step' · cross + cross' · step − step' · inner · step, an update of A' G A, from every diagonal block."""
@@ -210,6 +242,11 @@ class RefittedLayer:
             steps, crosses = step.T[block.columns], cross.T[block.columns]
             part = steps @ (crosses - steps @ inner / 2).transpose(1, 2)
             block.quadratic_forms.sub_(part + part.transpose(1, 2))
+
+
+def _places(left: Bool[Tensor, "values"]) -> Int[Tensor, "values"]:
+    """Place of each value among those that are left."""
+    return left.long().cumsum(0) - 1
 
 
 @dataclass(frozen=True)
@@ -228,6 +265,15 @@ def _group_of(numbers: Int[Tensor, "channels"], owner: np.ndarray) -> np.ndarray
     return np.where(numbers.numpy() >= 0, owner[numbers.numpy()], -1)
 
 
+def consumer_counts(consumers: Sequence[RefittedLayer], groups: int) -> np.ndarray:
+    """How many layers read each of so many groups: by so much what removing it costs each of them is multiplied."""
+    count = np.zeros(groups)
+    for consumer in consumers:
+        for block in consumer.blocks:
+            count[block.members] += 1
+    return count
+
+
 def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: float) -> list[int]:
     """Groups, first removed first; of groups of which one has to stay, the last comes after all that can go."""
     counter = MacCounter(found)
@@ -237,34 +283,64 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
             reading[group].append(consumer)
     share = {consumer: consumer.costs(len(found)) for consumer in consumers}
     cost = np.sum(list(share.values()), axis=0) if share else np.zeros(len(found))
-    families: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index, group in enumerate(found.members):
-        families[tuple(name for name, _ in group.members)].append(index)
-    kinds = [np.array(members) for members in families.values()]
+    count = consumer_counts(consumers, len(found))
+    prices = Prices(found, counter)
     left, stays = (np.full(len(found), value) for value in (True, False))
+    parts: dict[int, list[np.ndarray]] = defaultdict(list)
+    for part in map(np.array, found.parts):
+        stays[part] |= len(part) == 1
+        for group in part:
+            parts[int(group)].append(part)
     order: list[int] = []
     while left.any():
-        for part in found.parts:
-            here = [group for group in part if left[group]]
-            stays[here] |= len(here) == 1
-        saved = np.ones(len(found))
-        for members in kinds:
-            inside = members[left[members]]
-            if len(inside):
-                saved[inside] = max(counter.remove(int(inside[0])), 1)
-                counter.add(int(inside[0]))
-        cost_per_saved_mac = cost.clip(min=0) / saved**exponent
+        cost_per_saved_mac = count * cost.clip(min=0) / prices.powers(left, exponent)
         if not (left & ~stays).any():
             return [*order, *sorted(np.flatnonzero(left).tolist(), key=lambda group: cost_per_saved_mac[group])]
         pick = int(np.where(left & ~stays, cost_per_saved_mac, np.inf).argmin())
-        counter.remove(pick)
+        prices.remove(pick)
         left[pick] = False
         order.append(pick)
+        for part in parts[pick]:
+            here = part[left[part]]
+            stays[here] |= len(here) == 1
         for consumer in reading[pick]:
             consumer.remove(pick)
             before, share[consumer] = share[consumer], consumer.costs(len(found))
             cost += share[consumer] - before
     return order
+
+
+class Prices:
+    """Multiply-adds that removing a group saves: the same for all groups of the same layers, and changed by what else those layers lose."""
+
+    def __init__(self, found: Groups, counter: MacCounter):
+        families: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for index, group in enumerate(found.members):
+            families[tuple(name for name, _ in group.members)].append(index)
+        self.counter, self.kinds = counter, list(families.values())
+        self.saved = np.ones(len(self.kinds))
+        self.kind_of = np.empty(len(found), dtype=np.int64)
+        self.reached: dict[int, set[int]] = defaultdict(set)
+        for kind, members in enumerate(self.kinds):
+            self.kind_of[members] = kind
+            for layer in {layer for group in members for layer in counter.counts[group]}:
+                self.reached[layer].add(kind)
+        self.stale = set(range(len(self.kinds)))
+
+    def remove(self, group: int) -> None:
+        """Take a group out."""
+        self.counter.remove(group)
+        self.stale |= {kind for layer in self.counter.counts[group] for kind in self.reached[layer]} | {int(self.kind_of[group])}
+
+    def powers(self, left: np.ndarray, exponent: float) -> np.ndarray:
+        """What each group that is left saves, at least 1, to the power of the exponent."""
+        for kind in self.stale:
+            members = self.kinds[kind] = [group for group in self.kinds[kind] if left[group]]
+            if members:
+                self.saved[kind] = max(self.counter.remove(members[0]), 1)
+                self.counter.add(members[0])
+        self.stale = set()
+        return (self.saved**exponent)[self.kind_of]
 
 
 def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: int, seed: int) -> list[RefittedLayer]:

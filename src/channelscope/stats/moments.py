@@ -228,8 +228,9 @@ def products_bytes(channels: int, compact: bool) -> int:
 class _Products:
     """Count, sums and products of one shard's samples, measured from one point.
 
-    Of the symmetric product of the channels, blocks of rows are kept from the diagonal on; the first block of samples stays in
-    the precision in which it was multiplied, and so do all where the sums are to be compact.
+    Of the product of the channels, blocks of rows are kept from the diagonal on; below the diagonal a block equals its upper part
+    up to rounding. The first block of samples stays in the precision in which it was multiplied, and so do all where the sums are
+    to be compact.
     """
 
     def __init__(self, compact: bool):
@@ -243,18 +244,14 @@ class _Products:
         border = torch.cat([targets.T @ samples, targets.T @ targets], 1)
         first, self.count = not self.count, self.count + len(samples)
         self.sums, self.border = (sums.double(), border.double()) if first else (self.sums.add_(sums), self.border.add_(border))
-        channels = samples.shape[1]
-        for number, (start, stop) in enumerate(_row_blocks(channels)):
-            left, right, width = samples[:, start:stop], samples[:, stop:], stop - start
+        for number, (start, stop) in enumerate(_row_blocks(samples.shape[1])):
+            left = samples[:, start:stop]
             if first:
-                rows = samples.new_empty(width, channels - start)
-                gram(left, rows[:, :width])
-                rows[:, width:].addmm_(left.T, right, beta=0)
-                self.rows.append(rows)
-                continue
-            rows = self.rows[number] = self.rows[number] if self.compact else self.rows[number].double()
-            rows[:, :width].add_(gram(left))
-            rows[:, width:].add_(left.T @ right)
+                self.rows.append(left.T @ samples[:, start:])
+            elif self.compact:
+                self.rows[number].addmm_(left.T, samples[:, start:])
+            else:
+                self.rows[number] = self.rows[number].double().add_(left.T @ samples[:, start:])
 
     def moments(self, origin: Float[Tensor, "d"]) -> Moments:
         """Moments about the samples' own mean, on the CPU."""
@@ -274,7 +271,7 @@ class MomentsAccumulator:
 
     A batch is `add`ed, then `close`d: the targets are known when the forward pass has ended. Samples are measured from one
     point, the mean of the first of them, multiplied in their own precision and summed in float64 (in float32 where `compact`);
-    `finish` moves the moments from that point to each shard's mean.
+    `finish` moves the moments from that point to each shard's mean; their scatter is symmetric up to rounding.
     """
 
     def __init__(self, channels: int, targets: int, shards: int, compact: bool = False, block_bytes: int = BLOCK_BYTES):

@@ -166,7 +166,7 @@ def pack_symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "pairs"]:
     >>> pack_symmetric(torch.tensor([[1.0, 2.0], [2.0, 3.0]])).tolist()
     [1.0, 2.0, 3.0]
     """
-    return matrix.float().flatten().index_select(0, _triangle_indices(len(matrix)))
+    return matrix.flatten().index_select(0, _triangle_indices(len(matrix))).float()
 
 
 def unpack_symmetric(packed: Float[Tensor, "pairs"]) -> Float[Tensor, "d d"]:

@@ -1,0 +1,90 @@
+"""What a channel with several consumers should cost: the sum of what removing it costs each, or that sum times their number.
+
+    python benchmarks/consumers.py [RESULTS.jsonl] [--network cifar100|lite0] [--budgets .7,.5] [--exponents 1.5,2] [--seed 0]
+
+The networks of benchmarks/pruners.py are cut by `optimal_brain_surgeon` and repaired by least squares from the calibration images
+(three quarters of them for EfficientNet-Lite0), and compared with the original on 4,000 other training images (the last quarter for
+EfficientNet-Lite0): Kullback-Leibler divergence and how often the class is the same. No test image is used.
+A result already in the file is not measured again, so an interrupted run goes on.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from pruners import DATA, NETWORKS
+from torch import Tensor
+
+from channelscope.network.removal.groups import groups
+from channelscope.pruning import optimal_brain_surgeon as ranking
+from channelscope.pruning.cut import cut, shrink
+from channelscope.pruning.prune import log_probabilities
+from channelscope.pruning.repair import repair
+
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "the sum": lambda count: np.ones(len(count)),
+    "times their number": lambda count: count,
+    "times its square": np.square,
+}
+
+
+def images_of(name: str, seed: int) -> tuple[torch.nn.Module, Tensor, Tensor]:
+    """The network, the images that it is cut and repaired from, and others to compare it on."""
+    model, images = NETWORKS[name].opened(seed)
+    fit = torch.cat([batch[0] for batch in images.calibration])
+    if name == "cifar100":
+        return model, fit, torch.cat([batch[0] for batch in images.validation.take(4000)])
+    judging = torch.arange(len(fit)) % 4 == 3
+    return model, fit[~judging], fit[judging]
+
+
+def chunks(images: Tensor) -> list[tuple[Tensor]]:
+    return [(part,) for part in images.split(250)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="?", default=Path("runs/consumers.jsonl"))
+    parser.add_argument("--network", choices=NETWORKS, default="cifar100")
+    parser.add_argument("--budgets", default=".7,.5")
+    parser.add_argument("--exponents", default="1.5,2")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    if not DATA.is_dir():
+        print(f"consumers: not measured, for there are no images in {DATA}")
+        return
+    model, fit, judge = images_of(asked.network, asked.seed)
+    found = groups(model, fit[:1])
+    expected = torch.cat(list(log_probabilities(model, chunks(judge))))
+    asked.results.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    seen = {(row["network"], row["seed"], row["exponent"], row["budget"], row["rule"]): row for row in done}
+    count = ranking.consumer_counts
+    for exponent in map(float, asked.exponents.split(",")):
+        for rule, factor in RULES.items():
+            missing = [b for b in map(float, asked.budgets.split(",")) if (asked.network, asked.seed, exponent, b, rule) not in seen]
+            if not missing:
+                continue
+            with patch.object(ranking, "consumer_counts", lambda *given, factor=factor: factor(count(*given))):
+                order = ranking.optimal_brain_surgeon(found, chunks(fit), exponent=exponent)
+            for budget in missing:
+                kept = cut(order, found, macs=budget)
+                small = shrink(found, kept).eval()
+                repair(small, found, kept, chunks(fit))
+                received = torch.cat(list(log_probabilities(small, chunks(judge))))
+                divergence = (expected.exp() * (expected - received)).sum(1)
+                agree = float((received.argmax(1) == expected.argmax(1)).double().mean())
+                error = float(divergence.std() / len(divergence) ** 0.5)
+                row = {"network": asked.network, "seed": asked.seed, "exponent": exponent, "budget": budget, "rule": rule}
+                row |= {"divergence": float(divergence.mean()), "error": error, "agree": agree, "images": len(judge)}
+                with asked.results.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
