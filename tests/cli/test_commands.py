@@ -224,7 +224,9 @@ def test_axes_writes_a_report_that_report_writes_again(place, capsys):
     assert json.loads((out / "run.json").read_text())["images"] == 120
     mass = tables.read(out / "task_mass.csv")
     assert mass.site.tolist() == [site.name for site in load_profile(place / "net.profile").sites]
-    assert ((mass.duplicate_share - mass.duplicate / (mass.duplicate + mass.nonreplaceable)).abs() < 1e-9).all()
+    known = mass.task_low > 0
+    assert ((mass.duplicate_share - mass.duplicate / (mass.duplicate + mass.nonreplaceable)).abs() < 1e-9).equals(known)
+    assert (mass.note == "").equals(known)
     assert "Task information that peers have" in (out / "report.html").read_text(encoding="utf-8")
     first = (out / "report.html").read_bytes()
     (out / "report.html").unlink()
