@@ -226,9 +226,13 @@ def test_five_thousand_channels_stay_quick(tmp_path):
 def test_charts_of_rows_and_bars_of_standard_errors(tmp_path):
     place = tiny(tmp_path)
     columns = {name: Column(meaning=name, source="this test") for name in ("score", "gap")}
-    rows = [{"score": "capture", "gap": 0.5, "gap_se": 0.1}, {"score": "overlap", "gap": 0.8, "gap_se": 0.2}]
+    rows = [
+        {"stage": stage, "score": score, "gap": gap, "gap_se": gap / 5}
+        for stage in ("first", "second")
+        for score, gap in (("capture", 0.5), ("overlap", 0.8))
+    ]
     tables.write(tables.table(rows, "named", columns), place / "named.csv")
-    section = Section("named", "Named", "?", (Chart("Gaps", "score", "gap", kind="rows", zero=True),))
+    section = Section("named", "Named", "?", (Chart("Gaps", "score", "gap", kind="rows", by="stage", zero=True),))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sections, "SECTIONS", (section,))
         report = write_report(place)
@@ -236,9 +240,9 @@ def test_charts_of_rows_and_bars_of_standard_errors(tmp_path):
         page.open(report)
         page.run("channelscope.drawAll()")
         plot = "document.querySelector('#named .plot')"
-        assert page.run(f"{plot}.data[0].y") == ["input capture", "peer overlap"]
-        assert page.run(f"{plot}.data[0].error_x.array") == pytest.approx([0.196, 0.392])
-        assert page.run(f"{plot}.layout.yaxis.categoryarray") == ["input capture", "peer overlap"]
+        assert page.run(f"{plot}.data.map((each) => each.y)") == [pytest.approx([0.15, 1.15]), pytest.approx([-0.15, 0.85])]
+        assert page.run(f"{plot}.data[0].error_x.array") == pytest.approx([0.196, 0.3136])
+        assert page.run(f"{plot}.layout.yaxis.ticktext") == ["input capture", "peer overlap"]
         page.click("#named > details summary")
         assert "0.500 [0.304, 0.696]" in page.run("document.querySelector('#named > details').textContent")
         assert page.problems == []

@@ -148,7 +148,8 @@ function traces(chart, frame, rows, { series, hues, chosen }) {
       trace.error_y = { type: "data", symmetric: false, array: high.map((end, i) => end - value[i]), arrayminus: low.map((end, i) => value[i] - end), thickness: 1.2, width: 0, color };
     }
     if (chart.kind === "rows") {
-      [trace.x, trace.y] = [value, own.map((row) => title(String(frame.data[chart.x][row])))];
+      const rungs = ladder(chart, frame, rows), beside = series.length > 1 ? 0.3 * (0.5 - index / (series.length - 1)) : 0;
+      [trace.x, trace.y] = [value, own.map((row) => rungs.indexOf(title(String(frame.data[chart.x][row]))) + beside)];
       [trace.error_x, trace.error_y] = [trace.error_y, undefined];
     }
     drawn.push(trace);
@@ -198,8 +199,8 @@ function drawPanel(div, chart, frame, rows, told, range) {
   const names = lying ? Math.min(room, Math.max(...rungs.map((name) => name.length)) * LETTER_ROOM) : 60;
   const wide = div.clientWidth - names - 20, tall = div.clientHeight - 70;
   const x = lying ? axis(value, { range }, wide) : axis(across, layers ? layers : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" }, wide);
-  const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: rungs, tickvals: rungs, ticktext: rungs.map((name) => inLines(name, room)) }) : axis(value, { range }, tall);
-  Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
+  const y = lying ? axis("", { range: [-0.6, rungs.length - 0.4], tickvals: [...rungs.keys()], ticktext: rungs.map((name) => inLines(name, room)) }) : axis(value, { range }, tall);
+  Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), height: div.clientHeight, margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
   if (!div.dataset.live) {
     div.dataset.live = "yes";
     div.on("plotly_click", ({ points }) => {
