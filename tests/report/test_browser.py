@@ -1,7 +1,10 @@
 """The page in a real headless Chromium: it draws, sorts, filters, keeps channels, and asks the network for nothing."""
 
+import csv
+import io
 import json
 import math
+from xml.etree import ElementTree
 
 import pytest
 
@@ -51,6 +54,28 @@ def test_layers_are_written_along_the_axis_and_whiskers_are_inside_the_range(pag
     assert page.run(f"{plot}.layout.xaxis.ticktext") == ["conv1", "layer1.0.conv1"]
     low, high = page.run(f"{plot}.layout.yaxis.range")
     assert low < 0.1 < 0.5 < high
+
+
+def test_cards_and_the_drawing_of_the_quantities_are_saved_with_their_numbers(page):
+    page.run(
+        "(() => { window.blobs = []; window.saved = []; const held = URL.createObjectURL; "
+        "URL.createObjectURL = (blob) => { blobs.push(blob); return held(blob); }; "
+        "HTMLAnchorElement.prototype.click = function () { saved.push(this.download); }; })()"
+    )
+    page.run("[...document.querySelectorAll('header .saves button, #quantities .saves button')].forEach((button) => button.click())")
+    found = dict(zip(page.run("saved"), page.run("Promise.all(blobs.map((each) => each.text()))"), strict=True))
+    assert list(found) == ["alignment_mean.svg", "alignment_mean.csv", "quantities.svg", "quantities.csv"]
+    cards = ElementTree.fromstring(found["alignment_mean.svg"])
+    words = [text.text for text in cards.iter("{http://www.w3.org/2000/svg}text")]
+    assert words.count("input capture with task information") == 1
+    assert "trained 0.30 [0.20, 0.40] n = 2 layers" in words
+    places = [float(dot.get("cx")) for dot in cards.iter("{http://www.w3.org/2000/svg}circle")][:2]
+    assert places == pytest.approx([260 + 3.8 * 80, 260 + 3.8 * 65])  # 0.6 and 0.3 on a scale from -1 to 1
+    assert found["alignment_mean.csv"].splitlines()[0] == "stage,local,target,rho,low,high,n,pooled"
+    assert ElementTree.fromstring(found["quantities.svg"]).tag == "{http://www.w3.org/2000/svg}svg"
+    rows = list(csv.reader(io.StringIO(found["quantities.csv"])))
+    assert len(rows) == 1 + page.run("document.querySelectorAll('table.quantities tbody tr').length")
+    assert {len(row) for row in rows} == {6}
 
 
 def test_names_of_the_legend_fade_the_others(page):

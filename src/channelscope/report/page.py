@@ -241,9 +241,7 @@ def _footer(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _data(run: RunFolder, parts: list[Section]) -> dict[str, Any]:
     frames = {name: frame for section in parts for name, frame in section.frames(run).items() if not _too_long(section, name, frame)}
-    channels = run.table("channels")
-    if channels is not None:
-        frames["channels"] = channels
+    frames |= {name: frame for name in ("channels", "alignment_mean") if (frame := run.table(name)) is not None}
     return {
         "stages": list(run.stages),
         "headline": HEADLINE,
