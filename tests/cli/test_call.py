@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tomllib
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def test_what_is_made_smaller(place, printed, capsys):
     found = printed("compare", out, out, "--out", place / "same")
     assert {row["difference"] for row in found["tables"]["compared_values"] if row["quantity"] == "accuracy"} == {0.0}
     assert not any(row["apart"] for row in found["tables"]["compared_values"])
-    repeated(place / "same", "compare", capsys)
+    title = repeated(place / "same", "compare", capsys)["facts"]["title"]
+    assert re.fullmatch(r"small against small: \S*net\.py:Two at \d+% of its multiply-adds", title)
 
 
 def test_what_looks_into_features(place, printed, capsys):

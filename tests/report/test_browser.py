@@ -78,6 +78,25 @@ def test_cards_and_the_drawing_of_the_quantities_are_saved_with_their_numbers(pa
     assert {len(row) for row in rows} == {6}
 
 
+def test_on_paper_figures_have_light_colors_and_the_width_of_the_page_and_afterwards_those_of_the_screen(page):
+    page.theme(dark=True)
+    page.run("channelscope.drawAll()")
+    page.settle()
+    plot = "document.querySelector('#alignment .plot')"
+    dot = "getComputedStyle(document.querySelector('#alignment .legend b')).borderColor"
+    look = f"[{plot}.data[0].line.color, {plot}._fullLayout.width, {dot}]"
+    color, width, dark_dot = page.run(look)
+    page.run(f"addEventListener('beforeprint', () => (window.onpaper = {look}))")
+    page.ask("Page.printToPDF", printBackground=False)
+    light, narrow, light_dot = page.wait("window.onpaper")
+    assert (color, light) == ("#7d8691", "#8a929c")
+    assert narrow < width
+    assert narrow <= 350
+    assert light_dot != dark_dot
+    page.settle()
+    assert page.run(look) == [color, width, dark_dot]
+
+
 def test_names_of_the_legend_fade_the_others(page):
     page.run("channelscope.drawAll()")
     page.settle()

@@ -257,7 +257,8 @@ def test_unlabeled_images():
 
 
 def test_bare_facts_are_enough():
-    assert verdict.network({}) == ["The network on images."]
+    assert verdict.network({}) == []
+    assert verdict.network({"network": "net"}) == ["net on images."]
 
 
 def test_undefined_channels_are_counted():

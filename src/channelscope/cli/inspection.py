@@ -372,7 +372,9 @@ def compare(first: Path, second: Path, out: Path = Path("runs/comparison")) -> N
             f"  {row['table']} {row['row']}: {row['quantity']} {format_number(row['first'])} → {format_number(row['second'])}, {change}"
         )
     titles = [str(each.facts.get("title") or each.folder) for each in runs]
-    finish_run(run, frames, {"title": f"{titles[0]} against {titles[1]}", "runs": [str(first), str(second)]})
+    same = titles[0] == titles[1]
+    title = f"{first.name} against {second.name}: {titles[0]}" if same else f"{titles[0]} against {titles[1]}"
+    finish_run(run, frames, {"title": title, "runs": [str(first), str(second)]})
 
 
 def explain(channel: str, runs: list[Path], out: Path = Path("runs/explanation")) -> None:

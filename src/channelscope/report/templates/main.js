@@ -86,7 +86,6 @@ function fold() {
 addEventListener("resize", fold);
 fold();
 
-addEventListener("beforeprint", drawAll);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && nav.classList.contains("open")) { opened(false); menu.focus(); }
   else if (event.key === "Escape" && STATE.pins.size) { STATE.pins.clear(); tell("pins"); }
