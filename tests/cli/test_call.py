@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from channelscope import zoo
 from channelscope.cli.call import Call
 from channelscope.report import page
 from channelscope.tables.run_folder import RunFolder
-from cli.commands import refused, run
+from cli.commands import boxed, refused, run
 
 NET = """
 from torch import nn
@@ -110,7 +111,8 @@ def test_what_is_made_smaller(place, printed, capsys):
     found = printed("compare", out, out, "--out", place / "same")
     assert {row["difference"] for row in found["tables"]["compared_values"] if row["quantity"] == "accuracy"} == {0.0}
     assert not any(row["apart"] for row in found["tables"]["compared_values"])
-    repeated(place / "same", "compare", capsys)
+    title = repeated(place / "same", "compare", capsys)["facts"]["title"]
+    assert re.fullmatch(r"small against small: \S*net\.py:Two at \d+% of its multiply-adds", title)
 
 
 def test_what_looks_into_features(place, printed, capsys):
@@ -145,6 +147,32 @@ def test_files_and_trainings(place, printed, capsys):
     assert found["tables"]["trajectory_change"]
     repeated(place / "trajectory", "trajectory", capsys)
     assert printed("report", place / "train")["path"] == str(place / "train" / "report.html")
+
+
+def test_maps_beside_those_of_other_methods(printed, capsys, tmp_path):
+    square, weights = boxed(tmp_path, empty=False)
+    few = ("--images", "12", "--test", "4", "--tuning", "4", "--layers", "layer1", "--grid-side", "4")
+    given = (square, "--weights", weights, "--data", f"hf:{tmp_path / 'set'}")
+    tables = printed("faithfulness", *given, *few, "--out", tmp_path / "maps")["tables"]
+    methods = {row["method"] for row in tables["localization"]}
+    assert {"gradient", "random", "center"} < methods
+    assert {row["method"] for row in tables["descriptive_accuracy"]} == methods
+    assert all(row["n"] == 4 for rows in tables.values() for row in rows)
+    repeated(tmp_path / "maps", "faithfulness", capsys)
+
+
+def test_the_demo(printed, capsys, tmp_path):
+    tables = printed("demo", "--epochs", "1", "--out", tmp_path / "demo")["tables"]
+    assert {row["stage"] for row in tables["channels"]} == {"initialization", "trained"}
+    assert len(tables["channels"]) == 2 * 784
+    assert repeated(tmp_path / "demo", "demo", capsys)["options"]["epochs"] == 1
+
+
+def test_what_doctor_finds(printed):
+    found = printed("doctor")
+    assert found["problems"] == 0
+    assert {"python", "torch", "devices"} <= {each["topic"] for each in found["findings"]}
+    assert not any(each["problem"] for each in found["findings"])
 
 
 def test_what_explain_and_compare_refuse(place, capsys, tmp_path):

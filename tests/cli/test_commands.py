@@ -20,8 +20,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from channelscope import cli, tables, zoo
-from channelscope.cli.measure import write_sheets
+from channelscope import cli, scores, tables, zoo
+from channelscope.cli.measure import channel_pictures, strongest_first
+from channelscope.data.sources import ImageSource
 from channelscope.profiling.collect import collect
 from channelscope.profiling.collect import load as load_profile
 from channelscope.profiling.collect import save as save_profile
@@ -224,7 +225,9 @@ def test_axes_writes_a_report_that_report_writes_again(place, capsys):
     assert json.loads((out / "run.json").read_text())["images"] == 120
     mass = tables.read(out / "task_mass.csv")
     assert mass.site.tolist() == [site.name for site in load_profile(place / "net.profile").sites]
-    assert ((mass.duplicate_share - mass.duplicate / (mass.duplicate + mass.nonreplaceable)).abs() < 1e-9).all()
+    known = mass.task_low > 0
+    assert ((mass.duplicate_share - mass.duplicate / (mass.duplicate + mass.nonreplaceable)).abs() < 1e-9).equals(known)
+    assert (mass.note == "").equals(known)
     assert "Task information that peers have" in (out / "report.html").read_text(encoding="utf-8")
     first = (out / "report.html").read_bytes()
     (out / "report.html").unlink()
@@ -255,12 +258,28 @@ def test_axes_shows_pictures_only_when_asked_and_takes_them_away_again(place, tm
     assert 'src="data:image/svg+xml' not in page
 
 
-def test_channels_without_pictures_have_no_empty_row(tmp_path):
-    write_sheets(tmp_path, {"one": [7, 2], "none": [3]}, {"one:7": [], "one:2": [b"x"], "none:3": []})
-    assert [path.name for path in tmp_path.iterdir()] == ["one.svg"]
-    sheet = (tmp_path / "one.svg").read_text(encoding="utf-8")
-    assert ">2</text>" in sheet
-    assert ">7</text>" not in sheet
+def test_channels_that_are_the_same_for_all_images_leave_their_place_to_the_next(tmp_path):
+    """Channel 1 of the first layer says the most before its ReLU and is 0 behind it; two of the second layer are 0 already before."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n        super().__init__(nn.Conv2d(1, 5, 3), "
+        "nn.ReLU(), nn.Conv2d(5, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+    )
+    model, images = zoo.load(f"{tmp_path / 'net.py'}:Net", ImageSource("digits", images=60))
+    with torch.no_grad():
+        model[0].bias.copy_(torch.tensor([1.0, -100.0, 1.0, 1.0, 1.0]))
+        model[2].bias.fill_(1.0)
+        model[2].weight[:2] = 0
+    zoo.save_weights(model.state_dict(), tmp_path / "net.safetensors")
+    channels = scores.table(collect(model, images.calibration), ["relevance"])
+    channels.loc[channels.site.eq("0") & channels.channel.eq(1), "relevance"] = 9.0
+    frame = channel_pictures(tmp_path, model, images, channels)["channel_pictures"]
+    first = strongest_first(channels)
+    assert (first["0"][0], sorted(first["2"])) == (1, [2, 3])
+    expected = {"0": first["0"][1:4], "2": first["2"]}
+    assert {site: rows.channel.unique().tolist() for site, rows in frame.groupby("site")} == expected
+    for name, numbers in expected.items():
+        sheet = (tmp_path / "channel_pictures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert sorted(re.findall(r">(\d)</text>", sheet)) == sorted(map(str, numbers))
 
 
 def test_missing_and_corrupt_weights(place, capsys, tmp_path):

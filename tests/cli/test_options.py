@@ -3,15 +3,18 @@
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors import SafetensorError
 
-from channelscope import tables, zoo
+from channelscope import cli, tables, zoo
 from channelscope.cli.call import NetworkOptions, at_least, fitted
 from channelscope.cli.circuits import few
 from channelscope.cli.experiments import _image_source
@@ -44,6 +47,49 @@ def test_where_weights_come_from(tmp_path):
     )
     assert [each.stage for each in (given, drawn, made)] == ["trained", "weights random", "weights as its class makes them"]
     assert [each.origin for each in (given, drawn, made)] == [{}, {"untrained": "random"}, {"untrained": "as its class makes them"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (("sites", "resnet20(width=2)"), "resnet20(width=2): no --weights, so its weights are random"),
+        (("sites", "--json", "--seed", "3", "resnet20(width=2)"), "resnet20(width=2): no --weights, so its weights are random"),
+        (("sites", "torchvision:alexnet"), "torchvision:alexnet: no --weights or --pretrained, so its weights are random"),
+        (("sites", "resnet20(width=2)", "--weights", "nowhere.safetensors"), "sites: list every layer"),
+    ],
+)
+def test_the_first_line_of_a_process_says_that_weights_are_random(words, first):
+    """Before PyTorch is loaded, and once."""
+    done = subprocess.run([sys.executable, "-m", "channelscope", *words], capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(first)
+    assert sum("so its weights are" in line for line in lines) == ("no --weights" in first)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-w", "x"), ""),
+        (("-qwx",), ""),
+        (("--pretrained",), ""),
+        (("--config", "config.toml"), ""),
+        (("--data", "hf:folder"), "net"),
+        (("--data=x",), "net"),
+        (("-h",), ""),
+    ],
+)
+def test_what_the_words_of_a_call_say_of_weights(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, network in {"axes": "net", "sites": "timm:resnet18(pretrained=True)", "evaluate": "hf:folder", "train": "net"}.items():
+        for call in ((network, *words), (*words, "--json", network)):
+            with typer.Context(typer.main.get_command(cli.app)) as context:
+                cli._without_weights(context, name, list(call))
+                assert cli.WITHOUT_WEIGHTS.get() == (said if name == "axes" else "")
+            assert cli.WITHOUT_WEIGHTS.get() == ""
+    (tmp_path / "net").mkdir()
+    with typer.Context(typer.main.get_command(cli.app)) as context:
+        cli._without_weights(context, "axes", ["net"])
+        assert cli.WITHOUT_WEIGHTS.get() == ""
 
 
 def test_weights_that_no_file_gives_are_said_first_and_in_the_report(capsys, tmp_path):

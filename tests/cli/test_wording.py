@@ -9,15 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import get_type_hints
 
+import pandas as pd
 import pytest
 
 import channelscope
-from channelscope import cli
+from channelscope import cli, tables
 from channelscope.cli import flags
-from channelscope.cli.call import OPTIONS_OF_A_PROFILE, current_call
+from channelscope.cli.call import OPTIONS_OF_A_PROFILE, Call, answering, current_call, finish_run
 from channelscope.cli.flags import command
 from channelscope.cli.wording import in_flags
 from channelscope.errors import SampleError
+from channelscope.tables.run_folder import RunFolder
 from cli.commands import refused, run
 
 SOURCE = Path(channelscope.__file__).parent
@@ -138,6 +140,27 @@ def test_remarks_and_tables_speak_of_flags_too(capsys, tmp_path):
     assert "profile more images or pass --shrinkage oas" in said
     assert "shrinkage='oas'" not in said + (tmp_path / "few.columns.json").read_text() + (tmp_path / "few.csv").read_text()
     assert "collect it with --maps" in refused(capsys, "scores", tmp_path / "few.profile", "--scores", "hrank", "--out", tmp_path / "a.csv")
+
+
+def test_a_report_speaks_of_flags_too(tmp_path):
+    assert run("axes", "resnet20(width=4)", "--images", "12", "--readout", "pooled", "--quiet", "--out", tmp_path) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    written = page[: page.index("<script")] + "".join(path.read_text() for path in [*tmp_path.glob("*.csv"), *tmp_path.glob("*.json")])
+    assert "pass --shrinkage oas" in page
+    assert "shrinkage='oas'" not in written
+
+
+def test_every_table_of_a_run_speaks_of_flags(tmp_path):
+    """Whatever table a command leaves: its remarks, and the reasons why scores were refused, of which the table itself stays as it was."""
+    said = {"site": ["a"], "reason": ["pass shrinkage='oas'"], "note": ["collect with shards=10"], "rho": [0.5]}
+    frame = tables.table(pd.DataFrame(said), "odd", provenance={"refused": {"support at a": "pass shrinkage='oas'"}})
+    call = Call("axes", wording=lambda text: in_flags(text, {"shrinkage": "shrinkage", "shards": "shards"}))
+    with answering(call):
+        finish_run(RunFolder.open(tmp_path), {"odd": frame}, {"title": "Odd"})
+    found = tables.read(tmp_path / "odd.csv")
+    assert (found["reason"].item(), found["note"].item(), found["rho"].item()) == ("pass --shrinkage oas", "collect with --shards 10", 0.5)
+    assert found.attrs["provenance"]["refused"] == {"support at a": "pass --shrinkage oas"}
+    assert frame["reason"].item() == frame.attrs["provenance"]["refused"]["support at a"] == "pass shrinkage='oas'"
 
 
 def test_warnings_speak_of_flags_too(capsys):

@@ -219,3 +219,14 @@ def test_boxes_move_with_their_pictures():
     expected = [[pencil.box_through(box, 20, 12, 6, 0.9) for box in boxes[row]] for row in (1, 0)]
     for got, want in zip(found.column("boxes"), expected, strict=True):
         np.testing.assert_allclose(got, want)
+
+
+def test_pictures_that_an_evaluation_read_first_can_be_read_by_training():
+    """What is kept in memory belongs to no inference mode: a network with a normalization of its own is evaluated before it is trained."""
+    store = ImageStore(made(LABELS), ResizeCrop(), 3)
+    with torch.inference_mode():
+        first = store.read(torch.tensor([3, 1]))
+    again = store.read(torch.tensor([1, 2, 3]))
+    assert not again.is_inference()
+    assert torch.equal(again[[2, 0]], first)
+    assert torch.equal(again, ImageStore(made(LABELS), ResizeCrop(), 3).read(torch.tensor([1, 2, 3])))

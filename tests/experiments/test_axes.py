@@ -129,7 +129,9 @@ def test_task_mass_is_the_sum_over_channels(profile):
         duplicate, rest = sum(t * e for t, e in pairs), sum(t * (1 - e) for t, e in pairs)
         assert row["duplicate"] == pytest.approx(duplicate, abs=1e-12)
         assert row["nonreplaceable"] == pytest.approx(rest, abs=1e-12)
-        assert row["duplicate_share"] == pytest.approx(duplicate / (duplicate + rest))
+        assert row["task"] == pytest.approx(duplicate + rest, abs=1e-12)
+        if row["task_low"] > 0:
+            assert row["duplicate_share"] == pytest.approx(duplicate / (duplicate + rest))
         assert row["n"] == len(pairs) > 0
     for name in ("duplicate", "nonreplaceable"):
         assert (frame[f"{name}_low"] < frame[name]).all()
@@ -144,3 +146,29 @@ def test_task_mass_is_undefined_with_fewer_images_than_channels():
     assert row["n"] == 0
     assert np.isnan(row["duplicate"])
     assert np.isnan(row["nonreplaceable"])
+    assert row["note"] == "there are too few images for the peer support of a channel"
+
+
+def test_a_share_of_task_information_that_could_be_0_is_undefined_with_the_reason(profile):
+    """The network is untrained: in its first layers the sum is about 0, and the share there was anything from 0.1 to 27."""
+    frame = task_mass(profile)
+    unsure = frame["task_low"] <= 0
+    assert 0 < unsure.sum() < len(frame)
+    shares = [name for name in frame.columns if name.startswith("duplicate_share")]
+    assert len(shares) == 3
+    assert frame.loc[unsure, shares].isna().all(axis=None)
+    assert frame.loc[~unsure, shares].notna().all(axis=None)
+    assert frame.loc[~unsure, "duplicate_share"].between(0, 1).all()
+    assert (frame.loc[~unsure, "note"] == "").all()
+    row = frame.loc[unsure].iloc[0]
+    for number in (row["task"], row["task_low"], row["task_high"]):
+        assert f"{number:.3f}".replace("-", "\u2212") in row["note"]
+    assert row["note"].endswith("nats of task information says nothing: it could be 0")
+
+
+def test_without_shards_a_share_of_a_sum_that_is_not_above_0_is_undefined():
+    model, images = zoo.load("resnet20", data.ImageSource("digits", images=250))
+    frame = task_mass(collect(model, images.calibration, shards=0))
+    assert frame["task_low"].isna().all()
+    assert (frame["duplicate_share"].isna() == (frame["task"] <= 0)).all()
+    assert 0 < frame["duplicate_share"].isna().sum() < len(frame)

@@ -1,7 +1,10 @@
 """The page in a real headless Chromium: it draws, sorts, filters, keeps channels, and asks the network for nothing."""
 
+import csv
+import io
 import json
 import math
+from xml.etree import ElementTree
 
 import pytest
 
@@ -51,6 +54,47 @@ def test_layers_are_written_along_the_axis_and_whiskers_are_inside_the_range(pag
     assert page.run(f"{plot}.layout.xaxis.ticktext") == ["conv1", "layer1.0.conv1"]
     low, high = page.run(f"{plot}.layout.yaxis.range")
     assert low < 0.1 < 0.5 < high
+
+
+def test_cards_and_the_drawing_of_the_quantities_are_saved_with_their_numbers(page):
+    page.run(
+        "(() => { window.blobs = []; window.saved = []; const held = URL.createObjectURL; "
+        "URL.createObjectURL = (blob) => { blobs.push(blob); return held(blob); }; "
+        "HTMLAnchorElement.prototype.click = function () { saved.push(this.download); }; })()"
+    )
+    page.run("[...document.querySelectorAll('header .saves button, #quantities .saves button')].forEach((button) => button.click())")
+    found = dict(zip(page.run("saved"), page.run("Promise.all(blobs.map((each) => each.text()))"), strict=True))
+    assert list(found) == ["alignment_mean.svg", "alignment_mean.csv", "quantities.svg", "quantities.csv"]
+    cards = ElementTree.fromstring(found["alignment_mean.svg"])
+    words = [text.text for text in cards.iter("{http://www.w3.org/2000/svg}text")]
+    assert words.count("input capture with task information") == 1
+    assert "trained 0.30 [0.20, 0.40] n = 2 layers" in words
+    places = [float(dot.get("cx")) for dot in cards.iter("{http://www.w3.org/2000/svg}circle")][:2]
+    assert places == pytest.approx([260 + 3.8 * 80, 260 + 3.8 * 65])  # 0.6 and 0.3 on a scale from -1 to 1
+    assert found["alignment_mean.csv"].splitlines()[0] == "stage,local,target,rho,low,high,n,pooled"
+    assert ElementTree.fromstring(found["quantities.svg"]).tag == "{http://www.w3.org/2000/svg}svg"
+    rows = list(csv.reader(io.StringIO(found["quantities.csv"])))
+    assert len(rows) == 1 + page.run("document.querySelectorAll('table.quantities tbody tr').length")
+    assert {len(row) for row in rows} == {6}
+
+
+def test_on_paper_figures_have_light_colors_and_the_width_of_the_page_and_afterwards_those_of_the_screen(page):
+    page.theme(dark=True)
+    page.run("channelscope.drawAll()")
+    page.settle()
+    plot = "document.querySelector('#alignment .plot')"
+    dot = "getComputedStyle(document.querySelector('#alignment .legend b')).borderColor"
+    look = f"[{plot}.data[0].line.color, {plot}._fullLayout.width, {dot}]"
+    color, width, dark_dot = page.run(look)
+    page.run(f"addEventListener('beforeprint', () => (window.onpaper = {look}))")
+    page.ask("Page.printToPDF", printBackground=False)
+    light, narrow, light_dot = page.wait("window.onpaper")
+    assert (color, light) == ("#7d8691", "#8a929c")
+    assert narrow < width
+    assert narrow <= 350
+    assert light_dot != dark_dot
+    page.settle()
+    assert page.run(look) == [color, width, dark_dot]
 
 
 def test_names_of_the_legend_fade_the_others(page):
@@ -226,9 +270,13 @@ def test_five_thousand_channels_stay_quick(tmp_path):
 def test_charts_of_rows_and_bars_of_standard_errors(tmp_path):
     place = tiny(tmp_path)
     columns = {name: Column(meaning=name, source="this test") for name in ("score", "gap")}
-    rows = [{"score": "capture", "gap": 0.5, "gap_se": 0.1}, {"score": "overlap", "gap": 0.8, "gap_se": 0.2}]
+    rows = [
+        {"stage": stage, "score": score, "gap": gap, "gap_se": gap / 5}
+        for stage in ("first", "second")
+        for score, gap in (("capture", 0.5), ("overlap", 0.8))
+    ]
     tables.write(tables.table(rows, "named", columns), place / "named.csv")
-    section = Section("named", "Named", "?", (Chart("Gaps", "score", "gap", kind="rows", zero=True),))
+    section = Section("named", "Named", "?", (Chart("Gaps", "score", "gap", kind="rows", by="stage", zero=True),))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sections, "SECTIONS", (section,))
         report = write_report(place)
@@ -236,9 +284,9 @@ def test_charts_of_rows_and_bars_of_standard_errors(tmp_path):
         page.open(report)
         page.run("channelscope.drawAll()")
         plot = "document.querySelector('#named .plot')"
-        assert page.run(f"{plot}.data[0].y") == ["input capture", "peer overlap"]
-        assert page.run(f"{plot}.data[0].error_x.array") == pytest.approx([0.196, 0.392])
-        assert page.run(f"{plot}.layout.yaxis.categoryarray") == ["input capture", "peer overlap"]
+        assert page.run(f"{plot}.data.map((each) => each.y)") == [pytest.approx([0.15, 1.15]), pytest.approx([-0.15, 0.85])]
+        assert page.run(f"{plot}.data[0].error_x.array") == pytest.approx([0.196, 0.3136])
+        assert page.run(f"{plot}.layout.yaxis.ticktext") == ["input capture", "peer overlap"]
         page.click("#named > details summary")
         assert "0.500 [0.304, 0.696]" in page.run("document.querySelector('#named > details').textContent")
         assert page.problems == []

@@ -219,11 +219,20 @@ def test_peers_duplicate_least_and_most():
     several = masses(("a", 0.5, 0.4, 0.6), ("b", NAN, NAN, NAN), ("c", 0.25, 0.125, 0.375), ("d", 0.3, 0.2, 0.4))
     assert mass_sentences(several, TRAINED) == [
         "Peers duplicate 0.25 [0.12, 0.38] (n = 8 channels) of the channels' task information in c, the least, "
-        "and 0.50 [0.40, 0.60] (n = 8 channels) in a, the most."
+        "and 0.50 [0.40, 0.60] (n = 8 channels) in a, the most.",
+        "What peers duplicate cannot be said in 1 of 4 layers: there are too few images in 1; the table has the numbers.",
     ]
     one = masses(("a", 0.5, 0.4, 0.6))
     assert mass_sentences(one, TRAINED) == ["Peers duplicate 0.50 [0.40, 0.60] (n = 8 channels) of the channels' task information in a."]
-    assert mass_sentences(masses(("b", NAN, NAN, NAN)), TRAINED) == ["There are too few images to say what peers duplicate."]
+    said = "What peers duplicate cannot be said here: there are too few images in 1; the table has the numbers."
+    assert mass_sentences(masses(("b", NAN, NAN, NAN)), TRAINED) == [said]
+    unsure = masses(("a", 0.5, 0.4, 0.6), *((name, NAN, NAN, NAN) for name in "bcd")).assign(task=[0.4, 0.01, -0.02, NAN])
+    reasons = "the channels' summed task information could be 0 in 2 and there are too few images in 1"
+    expected = f"What peers duplicate cannot be said in 3 of 4 layers: {reasons}; the table has the numbers."
+    assert mass_sentences(unsure, TRAINED)[1] == expected
+    reasons = "the channels' summed task information could be 0 in 2"
+    said = f"What peers duplicate cannot be said in any of the 2 layers: {reasons}; the table has the numbers."
+    assert mass_sentences(unsure.iloc[1:3], TRAINED) == [said]
     assert mass_sentences(None, TRAINED) == mass_sentences(pd.DataFrame({"stage": ["trained"], "n": [3]}), TRAINED) == []
 
 
@@ -248,7 +257,8 @@ def test_unlabeled_images():
 
 
 def test_bare_facts_are_enough():
-    assert verdict.network({}) == ["The network on images."]
+    assert verdict.network({}) == []
+    assert verdict.network({"network": "net"}) == ["net on images."]
 
 
 def test_undefined_channels_are_counted():

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
+from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -87,9 +88,29 @@ def sentence_of(name: str) -> str:
 @cache
 def _sentences(file: str) -> dict[str, str]:
     """Function → first paragraph of its docstring, of a file of this folder."""
-    tree = ast.parse(Path(__file__).with_name(f"{file}.py").read_text(encoding="utf-8"))
-    texts = {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, ast.FunctionDef)}
+    texts = {node.name: ast.get_docstring(node) or "" for node in _functions(file)}
     return {name: " ".join(text.partition("\n\n")[0].split()) for name, text in texts.items()}
+
+
+@cache
+def _functions(file: str) -> list[ast.FunctionDef]:
+    """The functions of a file of this folder, which is read, not imported."""
+    tree = ast.parse(Path(__file__).with_name(f"{file}.py").read_text(encoding="utf-8"))
+    return [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
+def takes_trained(name: str) -> bool:
+    """Whether a command takes a network and is about its trained weights.
+
+    Examples
+    --------
+    >>> takes_trained("axes"), takes_trained("hulls"), takes_trained("train")
+    (True, False, False)
+    """
+    file, _, function = FUNCTIONS[name].partition(".")
+    found = next(node for node in _functions(file) if node.name == function)
+    kinds = [each.annotation.id for each in found.args.args if isinstance(each.annotation, ast.Name)]
+    return name != "train" and "NetworkOptions" in kinds
 
 
 class LazyCommands(MutableMapping[str, Any]):
@@ -145,6 +166,8 @@ class CommandGroup(TyperGroup):
         """The command; one that had another name in an earlier version is refused with its present one."""
         if args and args[0] in EARLIER_COMMANDS:
             ctx.fail(f"No such command '{args[0]}'. It is now '{EARLIER_COMMANDS[args[0]]}'.")
+        if args and args[0] in FUNCTIONS and not ctx.resilient_parsing:
+            _without_weights(ctx, args[0], args[1:])
         completing = ctx.resilient_parsing  # words are completed in the user's line, where nothing may be printed
         if args and args[0] in FUNCTIONS and "torch" not in sys.modules and not completing:
             _load(args[0], args[1:])
@@ -164,6 +187,58 @@ class CommandGroup(TyperGroup):
             return super().shell_complete(ctx, incomplete)
         finally:
             self.commands = commands
+
+
+WEIGHTS = re.compile(r"--(weights|pretrained|config)\b.*|-[a-z]*w.*")
+"""words that give weights, or may do so, such as a file of options"""
+
+TRAINED = re.compile(r"hf:.*|.*\bpretrained\b.*")
+"""names of networks that come with their weights, or may do so"""
+
+ALONE = re.compile(r"--(json|verbose)|-v+|--.*=.*")
+"""options that are whole without the next word"""
+
+PUBLISHED = ("timm:", "torchvision:")
+"""beginnings of names of networks whose published weights are taken on request"""
+
+WITHOUT_WEIGHTS: ContextVar[str] = ContextVar("without weights", default="")
+"""the network of which the first line of this call says that no file gives its weights"""
+
+
+def without_weights(model: str) -> str:
+    """The sentence about a network whose weights no file gives.
+
+    Parameters
+    ----------
+    model
+        Its name, as commands take it.
+
+    Returns
+    -------
+    str
+        Which flags are missing, and what its weights are.
+
+    Examples
+    --------
+    >>> without_weights("a/nets.py:Net")
+    'nets.py:Net: no --weights, so its weights are as its class makes them'
+    """
+    flags = "--weights or --pretrained" if model.startswith(PUBLISHED) else "--weights"
+    made = "as its class makes them" if ".py:" in model else "random"
+    return f"{model.rsplit('/', 1)[-1]}: no {flags}, so its weights are {made}"
+
+
+def _without_weights(ctx: typer.Context, name: str, words: list[str]) -> None:
+    """Say in the first line that no file gives the weights, where the words of the call are enough to know it."""
+    known = ""
+    if takes_trained(name) and not any(WEIGHTS.fullmatch(word) or NO_WORK.fullmatch(word) for word in words):
+        places = zip(["", *words], words, strict=False)
+        known = next((word for last, word in places if word[:1] != "-" and (last[:1] != "-" or ALONE.fullmatch(last))), "")
+        known = "" if TRAINED.fullmatch(known) or Path(known).is_dir() else known
+    token = WITHOUT_WEIGHTS.set(known)
+    ctx.call_on_close(lambda: WITHOUT_WEIGHTS.reset(token))
+    if known and not any(QUIET.fullmatch(word) for word in words):
+        console.print(without_weights(known))
 
 
 QUIET = re.compile(r"--quiet|-v*q[qv]*")

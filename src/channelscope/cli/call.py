@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from channelscope import tables, zoo
+from channelscope.cli import WITHOUT_WEIGHTS, without_weights
 from channelscope.cli.wording import announce_network
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
@@ -32,7 +33,7 @@ from channelscope.progress import console, paused, progress_bar
 from channelscope.pruning.folder import RECIPE, Manifest, load_pruned
 from channelscope.report import page
 from channelscope.stats.profile import Profile
-from channelscope.tables.run_folder import RunFolder, checked_folder, read_facts
+from channelscope.tables.run_folder import REMARKS, RunFolder, checked_folder, read_facts
 from channelscope.zoo.models import comes_trained, pretrained_name
 from channelscope.zoo.training_run import LOG
 
@@ -102,6 +103,32 @@ class Call:
             "facts": {"version": VERSION, "date": now.partition("T")[0], "seconds": seconds, **facts},
         }
 
+    def worded(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """A table with its remarks, and the reasons why scores were refused, in the words of the command line.
+
+        Parameters
+        ----------
+        frame
+            A table of the library.
+
+        Returns
+        -------
+        DataFrame
+            A copy.
+
+        Examples
+        --------
+        >>> frame = pd.DataFrame({"site": ["conv"], "reason": ["pass shrinkage='oas'"]})
+        >>> Call(wording=lambda said: said.replace("shrinkage='oas'", "--shrinkage oas")).worded(frame)["reason"].item()
+        'pass --shrinkage oas'
+        """
+        said = {name: frame[name].map(lambda text: self.wording(text) if isinstance(text, str) else text) for name in REMARKS & {*frame}}
+        found = frame.assign(**said)
+        for facts in (found.attrs, found.attrs.get("provenance", {})):
+            if "refused" in facts:
+                facts["refused"] = {place: self.wording(reason) for place, reason in facts["refused"].items()}
+        return found
+
     def result(self, path: Path | None = None, text: str = "", **numbers: Any) -> None:
         """Print the result on standard output: the text and the path, or with --json one object with command, path and numbers.
 
@@ -157,10 +184,6 @@ def answering(call: Call) -> Iterator[Call]:
         yield call
     finally:
         _CURRENT.reset(token)
-
-
-PUBLISHED = ("timm:", "torchvision:")
-"""beginnings of names of networks whose published weights are taken on request"""
 
 
 @dataclass(frozen=True)
@@ -323,10 +346,9 @@ def fitted(split: Split, asked: int | None, usual: int, flag: str) -> Split:
 
 
 def noted(network: NetworkOptions) -> None:
-    """Say where the weights come from when no file is given."""
-    if network.untrained:
-        flags = "--weights or --pretrained" if network.model.startswith(PUBLISHED) else "--weights"
-        console.print(f"{network.title}: no {flags}, so its weights are {network.untrained}")
+    """Say where the weights come from when no file is given, if the first line of the call has not said it."""
+    if network.untrained and network.model != WITHOUT_WEIGHTS.get():
+        console.print(without_weights(network.model))
 
 
 def load_or_collect(
@@ -492,6 +514,7 @@ def finish_run(run: RunFolder, frames: Mapping[str, pd.DataFrame], facts: Mappin
         The file to print; by default the report.
     """
     call = current_call()
+    frames = {name: call.worded(frame) for name, frame in frames.items()}
     run.add(frames, call.record(facts))
     with progress_bar("report", None):
         report = page.write_report(run.folder)

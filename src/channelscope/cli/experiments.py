@@ -269,7 +269,7 @@ def gradients(
     console.print(f"gradients of the channels of {len(layers or found.sites)} layers on {len(images.calibration):,} calibration images")
     frames = gradient_angles(model, found, images.calibration, "pooled" if readout == "pooled" else "positions", layers) | simulate()
     for row in frames["gradient_skipped"].itertuples():
-        console.print(f"  skipped {row.site}: {row.reason}", style="dim")
+        console.print(f"  skipped {row.site}: {current_call().wording(str(row.reason))}", style="dim")
     title = f"Gradient directions in {network.model}"
     finish_run(run, frames, profile_facts(found, title, data=source.data, target="margin", **network.origin))
 

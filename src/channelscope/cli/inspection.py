@@ -80,18 +80,18 @@ def sites(network: NetworkOptions, source: ImageSource) -> None:
 
 def site_rows(found: Groups, macs: Mapping[str, int], total: int) -> list[dict[str, Any]]:
     """A row for each layer: what can be measured and removed there, and what it costs."""
-    rows = []
+    rows, wording = [], current_call().wording
     for site in found.sites:
         first = found.first_id[site.name]
         free = int((found.group_of[first : first + site.channels] >= 0).sum())
         spent = int(macs.get(site.name, 0))
         shape = "×".join(map(str, site.shape))
         row = {"layer": site.name, "kind": site.kind, "channels": site.channels, "shape": shape, "removable": free}
-        rows.append(row | {"macs": spent, "share": spent / total, "note": found.unprunable.get(site.name, "")})
+        rows.append(row | {"macs": spent, "share": spent / total, "note": wording(found.unprunable.get(site.name, ""))})
     for name, reason in sites_of(found.graph).skipped.items():
         spent = int(macs.get(name, 0))
         row = {"layer": name, "kind": "not measured", "channels": 0, "shape": "", "removable": 0}
-        rows.append(row | {"macs": spent, "share": spent / total, "note": reason})
+        rows.append(row | {"macs": spent, "share": spent / total, "note": wording(reason)})
     return rows
 
 
@@ -372,7 +372,9 @@ def compare(first: Path, second: Path, out: Path = Path("runs/comparison")) -> N
             f"  {row['table']} {row['row']}: {row['quantity']} {format_number(row['first'])} → {format_number(row['second'])}, {change}"
         )
     titles = [str(each.facts.get("title") or each.folder) for each in runs]
-    finish_run(run, frames, {"title": f"{titles[0]} against {titles[1]}", "runs": [str(first), str(second)]})
+    same = titles[0] == titles[1]
+    title = f"{first.name} against {second.name}: {titles[0]}" if same else f"{titles[0]} against {titles[1]}"
+    finish_run(run, frames, {"title": title, "runs": [str(first), str(second)]})
 
 
 def explain(channel: str, runs: list[Path], out: Path = Path("runs/explanation")) -> None:

@@ -1,6 +1,6 @@
 """The commands `train`, `profile`, `merge`, `scores`, `axes` and `demo`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -162,7 +162,7 @@ def profile_numbers(found: Profile) -> dict:
         "shards": found.shards,
         "seed": found.seed,
         "targets": list(found.targets),
-        "skipped": dict(found.skipped),
+        "skipped": {name: current_call().wording(reason) for name, reason in found.skipped.items()},
         **(tally_numbers(found.tally) if found.tally.images else {}),
     }
 
@@ -307,29 +307,42 @@ PICTURED = 3
 def channel_pictures(out: Path, model: nn.Module, images: ImageSplits, channels: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
     """The images that drive the channels with the most task information: their table, and a sheet for each layer in the folder.
 
-    Without channels, those that an earlier call left are taken away.
+    A channel that is the same for all images, such as one that is always 0 behind its ReLU, has none, and the next takes its place; the
+    images are then read once more. Without channels, those that an earlier call left are taken away.
     """
     folder = out / CHANNEL_PICTURES.name
     for left in folder.glob("*.svg"):
         left.unlink()
     if channels is None:
         return {CHANNEL_PICTURES.name: tables.fill(CHANNEL_PICTURES, [])} if (out / f"{CHANNEL_PICTURES.name}.csv").exists() else {}
-    ordered = channels.sort_values("relevance", ascending=False, kind="stable", na_position="last")
-    wanted = {str(site): ordered.loc[ordered["site"] == site, "channel"].head(PICTURED).tolist() for site in channels["site"].unique()}
-    batches = track(images.calibration, "pictures of channels", batch_count(images.calibration))
     found = sites(model, zero_batch(model, images.image_shape))
-    frame, files = strongest_images(found, wanted, batches, PixelNormalization(*images.normalization))
-    write_sheets(folder, wanted, files)
-    return {CHANNEL_PICTURES.name: frame}
-
-
-def write_sheets(folder: Path, wanted: Mapping[str, Sequence[int]], files: Mapping[str, Sequence[bytes]]) -> None:
-    """A sheet for each layer, of those of its channels that have pictures: one that is the same for all images has none."""
-    for site, numbers in wanted.items():
-        shown = {number: found for number in numbers if (found := files[f"{site}:{number}"])}
-        if shown:
+    waiting = strongest_first(channels)
+    shown: dict[str, list[int]] = {site: [] for site in waiting}
+    rows, files = [], {}
+    while wanted := {site: numbers for site, all_of in waiting.items() if (numbers := all_of[: PICTURED - len(shown[site])])}:
+        batches = track(images.calibration, "pictures of channels", batch_count(images.calibration))
+        frame, more = strongest_images(found, wanted, batches, PixelNormalization(*images.normalization))
+        rows, files = [*rows, frame], files | more
+        for site, numbers in wanted.items():
+            shown[site] += [number for number in numbers if more[f"{site}:{number}"]]
+            waiting[site] = waiting[site][len(numbers) :]
+    for site, numbers in shown.items():
+        if numbers:
             with atomic_file(folder / f"{site}.svg") as half:
-                half.write_text(layer_sheet(shown), encoding="utf-8")
+                half.write_text(layer_sheet({number: files[f"{site}:{number}"] for number in numbers}), encoding="utf-8")
+    return {CHANNEL_PICTURES.name: tables.fill(CHANNEL_PICTURES, pd.concat(rows)) if rows else tables.fill(CHANNEL_PICTURES, [])}
+
+
+def strongest_first(channels: pd.DataFrame) -> dict[str, list[int]]:
+    """Layer → its channels, the one with the most task information first, without those of which that is undefined.
+
+    Examples
+    --------
+    >>> strongest_first(pd.DataFrame({"site": "conv", "channel": [0, 1, 2], "relevance": [0.1, float("nan"), 0.2]}))
+    {'conv': [2, 0]}
+    """
+    ordered = channels.dropna(subset=["relevance"]).sort_values("relevance", ascending=False, kind="stable")
+    return {str(site): ordered.loc[ordered["site"] == site, "channel"].tolist() for site in channels["site"].unique()}
 
 
 def stacked(stages: Mapping[str, Profile], convention: ScoreFlags) -> dict[str, pd.DataFrame]:
@@ -415,12 +428,11 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
 
 
 def _left_out(frame: pd.DataFrame) -> pd.DataFrame:
-    """Say which scores were refused, and where; the table with these reasons and its notes in the words of the command line."""
-    wording = current_call().wording
-    frame.attrs["refused"] = {place: wording(reason) for place, reason in frame.attrs["refused"].items()}
-    for place, reason in frame.attrs["refused"].items():
+    """Say which scores were refused, and where; the table with these reasons in the words of the command line."""
+    worded = current_call().worded(frame)
+    for place, reason in worded.attrs["refused"].items():
         console.print(Text.assemble(("left out ", "yellow"), f"{place}: {reason}"))
-    return frame.assign(note=frame["note"].map(wording))
+    return worded
 
 
 def _skipped_note(found: Profile) -> None:
@@ -429,4 +441,4 @@ def _skipped_note(found: Profile) -> None:
         f"{found.network}: {len(found.sites)} sites, {sum(s.channels for s in found.sites):,} channels, {found.images:,} images{accuracy}"
     )
     for name, reason in found.skipped.items():
-        console.print(f"  skipped {name}: {reason}", style="dim")
+        console.print(f"  skipped {name}: {current_call().wording(reason)}", style="dim")

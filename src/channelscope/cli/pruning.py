@@ -360,11 +360,12 @@ def latency_note(made: PruningResult) -> str:
 
 def pruning_notes(made: PruningResult) -> dict:
     """What the recipe of a pruned network says of its ranking and repair."""
+    wording = current_call().wording
     return {
         "ranking": made.ranking.name,
         "undefined": sum(len(each) for each in made.ranking.notes.values()),
-        "skipped": dict(made.repair.skipped),
-        "notes": dict(made.repair.notes),
+        "skipped": {name: wording(reason) for name, reason in made.repair.skipped.items()},
+        "notes": {name: wording(note) for name, note in made.repair.notes.items()},
         "blocks_left_out": list(made.blocks),
         "measured_latency": None if made.latency is None else made.latency.measured,
     }

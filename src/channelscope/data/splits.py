@@ -226,7 +226,8 @@ class ImageStore:
     def _memory(self) -> tuple[Tensor, Tensor | None]:
         shape = (len(self), *self.shape)
         fits = int(np.prod(shape)) <= KEPT_BYTES
-        return torch.zeros(len(self), dtype=torch.bool), torch.empty(shape, dtype=torch.uint8) if fits else None
+        with torch.inference_mode(False):  # the first to read may be an evaluation; training writes into the same memory later
+            return torch.zeros(len(self), dtype=torch.bool), torch.empty(shape, dtype=torch.uint8) if fits else None
 
     def _decode(self, rows: Sequence[int]) -> list[Tensor]:
         workers = os.cpu_count() or 1

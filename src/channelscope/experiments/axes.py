@@ -8,14 +8,14 @@ import torch
 from channelscope.errors import SampleError, at
 from channelscope.formulas.clustering import adjusted_rand, adjusted_rand_null, cluster_stability, kmeans_labels, silhouette
 from channelscope.formulas.information import CEILING
-from channelscope.formulas.intervals import bootstrap_mean, jackknife_interval
+from channelscope.formulas.intervals import Interval, bootstrap_mean, jackknife_interval
 from channelscope.formulas.ranks import spearman
 from channelscope.progress import track
 from channelscope.scores.axes import capture, excess, overlap, relevance
 from channelscope.scores.score import LayerStatistics, Score, ScoreOptions, lookup
 from channelscope.site import Site
 from channelscope.stats.profile import Profile
-from channelscope.tables.frame import fill
+from channelscope.tables.frame import fill, format_interval
 from channelscope.tables.quantities import Column, Schema
 from channelscope.types import Float, Tensor
 
@@ -113,15 +113,20 @@ TASK_MASS = Schema(
         "nonreplaceable": Column(
             "nats", 3, "task information that peers cannot supply: sum over channels of I_T (1 − peer support)", SOURCE
         ),
-        "duplicate_share": Column("fraction", 3, "duplicate part of the sum of both", SOURCE, 0.0, 1.0),
+        "task": Column("nats", 3, "task information of the layer's channels: sum of both masses", SOURCE),
+        "duplicate_share": Column("fraction", 3, "duplicate part of the sum of both; undefined where that could be 0", SOURCE, 0.0, 1.0),
+        "note": Column.text("why the share is undefined"),
     },
 )
+
+MASSES = ("duplicate", "nonreplaceable", "task", "duplicate_share")
 
 
 def task_mass(profile: Profile, **options) -> pd.DataFrame:
     """Duplicate and non-replaceable task mass of every layer: Σ t_i E_i and Σ t_i (1 − E_i), t task information, E peer support.
 
     Task information is corrected for its bias, so that the sums do not grow with the number of channels that say nothing.
+    Where the interval of Σ t_i covers 0, a share of it could be any number: it is undefined, with the reason.
 
     Parameters
     ----------
@@ -133,8 +138,9 @@ def task_mass(profile: Profile, **options) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Table `task_mass`, one row per site: both sums [nats] and the duplicate share of them, with jackknife intervals over image
-        shards, nan where a score needs more images; n is the number of channels.
+        Table `task_mass`, one row per site: both sums and their total [nats] and the duplicate share of it, with jackknife intervals
+        over image shards; n is the number of channels. All are nan where a score needs more images, the share also where the total
+        could be 0; `note` says why.
 
     Examples
     --------
@@ -146,7 +152,7 @@ def task_mass(profile: Profile, **options) -> pd.DataFrame:
 
     References
     ----------
-    Later configurations of the code of Safaai et al. 2026.
+    Later configurations of the code of Safaai et al. 2026. Ratios whose denominator could be 0: Fieller 1954.
     """
     convention = ScoreOptions.of(options)
     wanted = lookup(["duplicate_task", "nonreplaceable_task"])
@@ -154,22 +160,37 @@ def task_mass(profile: Profile, **options) -> pd.DataFrame:
     for site in track(profile.sites, "task masses"):
         with at(site.name):
             values, replicates = _values(profile, site, convention, wanted)
-        whole, parts = _masses(values), [_masses(each) for each in replicates]
-        row = {"site": site.name, "depth": site.depth, "n": int(values["duplicate_task"].isfinite().sum()), "images": profile.images}
-        for place, name in enumerate(("duplicate", "nonreplaceable", "duplicate_share")):
-            interval = jackknife_interval(whole[place], [part[place] for part in parts])
-            row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        rows.append(row)
+        rows.append({"site": site.name, "depth": site.depth, "images": profile.images, **_mass_row(values, replicates)})
     return fill(TASK_MASS, rows)
 
 
-def _masses(values: dict[str, Tensor]) -> Float[Tensor, "3"]:
-    """Sums of both masses, and the duplicate share of their sum; nan where no channel has them."""
+def _mass_row(values: dict[str, Tensor], replicates: list[dict[str, Tensor]]) -> dict[str, float | str]:
+    """The row of one layer, without its site: every mass with its interval, the share only where the total is not about 0."""
+    whole, parts = _masses(values), [_masses(each) for each in replicates]
+    found = {name: jackknife_interval(whole[place], [part[place] for part in parts]) for place, name in enumerate(MASSES)}
+    known = int(values["duplicate_task"].isfinite().sum())
+    note = _why_no_share(found["task"]) if known else "there are too few images for the peer support of a channel"
+    row: dict[str, float | str] = {"n": known}
+    for name, each in found.items():
+        ends = (each.value, each.low, each.high) if name != "duplicate_share" or not note else (float("nan"),) * 3
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+    return row | {"note": note}
+
+
+def _why_no_share(task: Interval) -> str:
+    """Why a share of this sum would say nothing: it could be 0; empty where it is above 0."""
+    if task.value > 0 and not task.low <= 0:
+        return ""
+    return f"a share of {format_interval(task.value, task.low, task.high, digits=3)} nats of task information says nothing: it could be 0"
+
+
+def _masses(values: dict[str, Tensor]) -> Float[Tensor, "4"]:
+    """Sums of both masses, their total, and the duplicate share of it; nan where no channel has them."""
     duplicate, rest = (
         values[name].nansum() if bool(values[name].isfinite().any()) else torch.tensor(torch.nan, dtype=torch.float64)
         for name in ("duplicate_task", "nonreplaceable_task")
     )
-    return torch.stack([duplicate, rest, duplicate / (duplicate + rest)])
+    return torch.stack([duplicate, rest, duplicate + rest, duplicate / (duplicate + rest)])
 
 
 LOCAL = ("capture", "overlap", "support", "rayleigh")

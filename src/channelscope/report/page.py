@@ -170,8 +170,9 @@ def _answers(parts: list[dict[str, Any]], left_out: tuple[str, ...]) -> list[dic
 
 
 def _spoken(sentence: str) -> Markup:
-    """The sentence with its counts kept on one line, and what stands between backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence.replace("n = ", "n\u00a0=\u00a0")))))
+    """The sentence without folders of networks, with its counts kept on one line, and what stands between backticks as code."""
+    said = FOLDERS.sub("", sentence).replace("n = ", "n\u00a0=\u00a0")
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(said))))
 
 
 def _subscripts(formula: str) -> Markup:
@@ -241,9 +242,7 @@ def _footer(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _data(run: RunFolder, parts: list[Section]) -> dict[str, Any]:
     frames = {name: frame for section in parts for name, frame in section.frames(run).items() if not _too_long(section, name, frame)}
-    channels = run.table("channels")
-    if channels is not None:
-        frames["channels"] = channels
+    frames |= {name: frame for name in ("channels", "alignment_mean") if (frame := run.table(name)) is not None}
     return {
         "stages": list(run.stages),
         "headline": HEADLINE,

@@ -18,7 +18,7 @@ LEFT, RIGHT = 352, 492
 
 STYLE = """
 .quantities-drawing { --ink: #16191d; --soft: #565d66; --line: #c9cfd6; --paper: #ffffff; --blue: #0a5fb4; --orange: #b8420a; --blue-wash: #eef4fb; --orange-wash: #fcf1ea; }
-@media (prefers-color-scheme: dark) { .quantities-drawing { --ink: #e9ebee; --soft: #a9b1bb; --line: #3a434d; --paper: #111417; --blue: #6db3f8; --orange: #ff9d66; --blue-wash: #17222e; --orange-wash: #2a1d16; } }
+@media screen and (prefers-color-scheme: dark) { .quantities-drawing { --ink: #e9ebee; --soft: #a9b1bb; --line: #3a434d; --paper: #111417; --blue: #6db3f8; --orange: #ff9d66; --blue-wash: #17222e; --orange-wash: #2a1d16; } }
 .quantities-drawing text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; font-size: 13px; fill: var(--ink); }
 .quantities-drawing .soft { fill: var(--soft); font-size: 12px; }
 .quantities-drawing .name { font-weight: 650; font-size: 15px; }

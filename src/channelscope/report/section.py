@@ -117,6 +117,8 @@ class Drawing:
     """how to read it"""
     table: str = ""
     """which of the section's tables has its numbers"""
+    page: str = ""
+    """file in the run folder that shows the picture with more than a picture can say"""
 
 
 def _none(run: RunFolder) -> list:

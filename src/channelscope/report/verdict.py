@@ -240,6 +240,8 @@ def network(facts: Mapping[str, Any]) -> list[str]:
     >>> network({"network": "tiny", "images": 120, "data": "digits", "accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.94})
     ['tiny on 120 images of digits.', 'Accuracy 90.0 % [85.0 %, 94.0 %] (n = 120 images).']
     """
+    if not (facts.get("network") or facts.get("images") or facts.get("data")):
+        return []
     images = f"{facts['images']:,} images" if facts.get("images") else "images"
     data = f" of {facts['data']}" if facts.get("data") else ""
     said = [f"{facts.get('network', 'The network')} on {images}{data}."]

@@ -43,6 +43,13 @@ def folder(path: Path) -> Path:
     return path
 
 
+def test_the_diagram_is_linked_where_it_is_there(tmp_path):
+    place = folder(tmp_path)
+    assert "circuit.html" not in write_report(place).read_text(encoding="utf-8")
+    (place / "circuit.html").write_text("the diagram")
+    assert '<a href="circuit.html">Open circuit.html</a>' in write_report(place).read_text(encoding="utf-8")
+
+
 def test_sentences(tmp_path):
     run = RunFolder.read(folder(tmp_path))
     said = circuit_sentences(run)

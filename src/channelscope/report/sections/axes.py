@@ -210,26 +210,40 @@ CLUSTERS = Section(
 
 
 def mass_sentences(frame: pd.DataFrame | None, facts: Mapping[str, Any]) -> list[str]:
-    """Which share of a layer's task information its peers duplicate, where it is least and most.
+    """Which share of a layer's task information its peers duplicate, where it is least and most, and where nothing can be said.
 
     Examples
     --------
-    >>> row = {"site": "conv1", "duplicate_share": 0.25, "duplicate_share_low": 0.2, "duplicate_share_high": 0.3, "n": 8}
+    >>> row = {"site": "conv1", "duplicate_share": 0.25, "duplicate_share_low": 0.2, "duplicate_share_high": 0.3, "n": 8, "note": ""}
     >>> mass_sentences(pd.DataFrame([row]), {})
     ["Peers duplicate 0.25 [0.20, 0.30] (n = 8 channels) of the channels' task information in conv1."]
     """
     if frame is None or "duplicate_share" not in frame.columns:
         return []
-    rows = where(frame, stage=verdict.last(frame, facts)).dropna(subset=["duplicate_share"]).sort_values("duplicate_share")
+    every = where(frame, stage=verdict.last(frame, facts))
+    rows = every.dropna(subset=["duplicate_share"]).sort_values("duplicate_share")
+    without = _without_share(every, len(rows))
     if not len(rows):
-        return ["There are too few images to say what peers duplicate."]
+        return without
     said = [
         format_interval(row.duplicate_share, row.duplicate_share_low, row.duplicate_share_high, int(row.n), "channels", top=1.0)
         for row in rows.itertuples()
     ]
     of, last = " of the channels' task information in ", rows["site"].iloc[-1]
     first = f"Peers duplicate {said[0]}{of}{rows['site'].iloc[0]}"
-    return [f"{first}." if len(rows) == 1 else f"{first}, the least, and {said[-1]} in {last}, the most."]
+    return [f"{first}." if len(rows) == 1 else f"{first}, the least, and {said[-1]} in {last}, the most.", *without]
+
+
+def _without_share(frame: pd.DataFrame, known: int) -> list[str]:
+    """In how many layers the share is undefined, and why."""
+    left = frame.loc[frame["duplicate_share"].isna()]
+    if not len(left):
+        return []
+    unsure = int(left["task"].notna().sum()) if "task" in left.columns else 0
+    reasons = [f"the channels' summed task information could be 0 in {unsure}"] if unsure else []
+    reasons += [f"there are too few images in {len(left) - unsure}"] if unsure < len(left) else []
+    where_not = f"in {len(left)} of {len(frame)} layers" if known else f"in any of the {len(frame)} layers" if len(frame) > 1 else "here"
+    return [f"What peers duplicate cannot be said {where_not}: {' and '.join(reasons)}; the table has the numbers."]
 
 
 MASS = Section(
@@ -248,7 +262,8 @@ MASS = Section(
             label="duplicate share",
             zero=True,
             caption="Task information of each channel times its peer support, summed over the layer, as a share of the summed task "
-            "information. Bars are 95 % intervals over images (jackknife over shards of the images).",
+            "information. Bars are 95 % intervals over images (jackknife over shards of the images). Layers without a point are those "
+            "where that sum could be 0, so that a share of it would say nothing.",
         ),
     ),
     lambda run: mass_sentences(run.table("task_mass"), run.facts),

@@ -61,8 +61,10 @@ def circuit_drawings(run: RunFolder) -> list[Drawing]:
             "The circuit",
             path,
             "Columns are layers in the order they are computed, squares are channels, lines are kernels: red ones raise the feature, blue "
-            "ones lower it, thick ones have the largest scores. circuit.html beside this page has the names, more pictures, and controls.",
+            "ones lower it, thick ones have the largest scores. A page beside this one has the names, more pictures, and controls, and "
+            "saves the drawing as SVG.",
             "circuit_kernels",
+            "circuit.html" if path.with_suffix(".html").is_file() else "",
         )
     ]
 

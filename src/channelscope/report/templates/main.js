@@ -21,6 +21,46 @@ for (const place of document.querySelectorAll("[data-picture]")) {
   place.replaceWith(saves(image.alt, () => make("a", { href: image.src, download: `${picture}.${kind.toLowerCase()}` }).click(),
     frame && (() => download(frame, [...Array(frame.length).keys()], table)), kind));
 }
+// the cards and the drawing of the quantities, which the page itself holds
+const XML = "http://www.w3.org/2000/svg";
+function saveText(text, type, name) {
+  const link = make("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+const drawnText = (element) => `<?xml version="1.0" encoding="UTF-8"?>\n${new XMLSerializer().serializeToString(element)}\n`;
+
+// the cards as one drawing: a title for each, and a line for each of its bars
+function cardsDrawn(cards) {
+  const [wide, scale, at] = [760, 380, 260], lines = [], words = (element) => element.textContent.trim().replace(/\s+/g, " ");
+  const add = (tag, properties, text = "") => lines.push(Object.assign(document.createElementNS(XML, tag), { textContent: text })) && Object.entries(properties).forEach(([key, value]) => lines.at(-1).setAttribute(key, value));
+  const place = (mark, side) => at + (scale * parseFloat(mark.style[side])) / 100;
+  let y = 20;
+  for (const card of cards) {
+    add("text", { x: 10, y, "font-weight": 650 }, words(card.querySelector("h2")));
+    for (const bar of card.querySelectorAll(".bar")) {
+      y += 24;
+      const [range, dot, stage] = [".range", ".dot", ".stage"].map((part) => bar.querySelector(part)), color = css(bar.matches(".after") ? "--after" : "--before");
+      add("text", { x: 10, y: y + 4 }, [stage, bar.querySelector(".number")].filter(Boolean).map(words).join(" "));
+      add("path", { d: `M${at} ${y}h${scale}M${at + scale / 2} ${y - 8}v16`, stroke: css("--faint"), fill: "none" });
+      if (range) add("rect", { x: place(range, "left"), y: y - 3, width: Math.max(2, (scale * parseFloat(range.style.width)) / 100), height: 6, rx: 3, fill: color, "fill-opacity": 0.38 });
+      if (dot) add("circle", { cx: place(dot, "left"), cy: y, r: 5, fill: color });
+    }
+    y += 20;
+    [...card.querySelectorAll(".ticks i")].forEach((tick, end) => add("text", { x: at + (scale * end) / 2, y, "font-size": 10, "text-anchor": "middle" }, tick.textContent));
+    y += 32;
+  }
+  const whole = document.createElementNS(XML, "svg");
+  for (const [key, value] of Object.entries({ viewBox: `0 0 ${wide} ${y}`, width: wide, height: y, "font-family": "sans-serif", "font-size": 12, fill: css("--ink") })) whole.setAttribute(key, value);
+  whole.append(...lines);
+  return whole;
+}
+const means = DATA.frames.alignment_mean;
+document.querySelector("[data-cards]")?.replaceWith(saves("the rank correlations", () => saveText(drawnText(cardsDrawn(document.querySelectorAll(".card"))), "image/svg+xml", "alignment_mean.svg"),
+  means && (() => download(means, [...Array(means.length).keys()], "alignment_mean"))));
+const comma = (text) => `"${text.trim().replace(/\s+/g, " ").replaceAll('"', '""')}"`;
+document.querySelector("[data-drawing]")?.replaceWith(saves("the quantities", () => saveText(drawnText(document.querySelector(".drawing svg")), "image/svg+xml", "quantities.svg"),
+  () => saveText([...document.querySelectorAll("table.quantities tr")].map((row) => [...row.cells].map((cell) => comma(cell.innerText)).join(",")).join("\n") + "\n", "text/csv", "quantities.csv")));
 const channelTable = document.getElementById("channel-table");
 // what identifies a channel first, then its quantities in the order they are explained in, then the rest
 const order = ["site", "channel", "stage", ...Object.keys(QUANTITIES), "note"];
@@ -46,7 +86,6 @@ function fold() {
 addEventListener("resize", fold);
 fold();
 
-addEventListener("beforeprint", drawAll);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && nav.classList.contains("open")) { opened(false); menu.focus(); }
   else if (event.key === "Escape" && STATE.pins.size) { STATE.pins.clear(); tell("pins"); }

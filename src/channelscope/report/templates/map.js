@@ -131,7 +131,7 @@ function drawStage({ stage, div, caption }, frame, rows, ends, tint) {
   for (const edge of [x.endless, x.missing]) if (edge !== null) shapes.push(upright(edge, "dash"));
   for (const edge of [y.endless, y.missing]) if (edge !== null) shapes.push(level(edge, "dash"));
   const wide = MAP.same ? ends : null;
-  Plotly.react(div, [points, rings], layout(axis(named(frame, MAP.x), { range: wide ? lanesOf("x", frame, ends) : x.range }), axis(named(frame, MAP.y), { range: wide ? lanesOf("y", frame, ends) : y.range }), { shapes, margin: { l: 54, r: 14, t: 10, b: 44 } }), CONFIG);
+  Plotly.react(div, [points, rings], layout(axis(named(frame, MAP.x), { range: wide ? lanesOf("x", frame, ends) : x.range }), axis(named(frame, MAP.y), { range: wide ? lanesOf("y", frame, ends) : y.range }), { shapes, ...sized(div), margin: { l: 54, r: 14, t: 10, b: 44 } }), CONFIG);
   if (!div.dataset.live) {
     div.dataset.live = "yes";
     div.on("plotly_click", ({ points: [point] }) => pin(frame.data.site[point.customdata], frame.data.channel[point.customdata]));

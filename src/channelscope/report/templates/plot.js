@@ -49,6 +49,9 @@ function layout(x, y, more = {}) {
   };
 }
 
+// what a figure measures now; left to Plotly where it is folded away
+const sized = (div) => (div.clientWidth ? { width: div.clientWidth, height: div.clientHeight } : {});
+
 // draw now if near the screen, otherwise when it comes near; again when the theme changes
 function lazily(element, draw) {
   const entry = { element, draw, done: false };
@@ -61,9 +64,14 @@ const WATCH = new IntersectionObserver((seen) => {
     if (isIntersecting && entry && !entry.done) { entry.done = true; entry.draw(); }
   }
 }, { rootMargin: "400px" });
-const redraw = () => DRAWN.filter((each) => each.done).forEach((each) => each.draw());
+const PAINTED = []; // legends, whose colors are the theme's too
+const redraw = () => [...PAINTED.map((paint) => ({ done: true, draw: paint })), ...DRAWN].filter((each) => each.done).forEach((each) => each.draw());
 const drawAll = () => DRAWN.filter((each) => !each.done).forEach((each) => { each.done = true; each.draw(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+// on paper colors are those of the light theme, and figures are as wide as a page
+const printing = (begins) => { document.documentElement.classList.toggle("printing", begins); if (begins) drawAll(); redraw(); };
+addEventListener("beforeprint", () => printing(true));
+addEventListener("afterprint", () => printing(false));
 
 // titles and names have other lines in another width
 let drawnWidth = innerWidth, waiting;
@@ -148,7 +156,8 @@ function traces(chart, frame, rows, { series, hues, chosen }) {
       trace.error_y = { type: "data", symmetric: false, array: high.map((end, i) => end - value[i]), arrayminus: low.map((end, i) => value[i] - end), thickness: 1.2, width: 0, color };
     }
     if (chart.kind === "rows") {
-      [trace.x, trace.y] = [value, own.map((row) => title(String(frame.data[chart.x][row])))];
+      const rungs = ladder(chart, frame, rows), beside = series.length > 1 ? 0.3 * (0.5 - index / (series.length - 1)) : 0;
+      [trace.x, trace.y] = [value, own.map((row) => rungs.indexOf(title(String(frame.data[chart.x][row]))) + beside)];
       [trace.error_x, trace.error_y] = [trace.error_y, undefined];
     }
     drawn.push(trace);
@@ -198,8 +207,8 @@ function drawPanel(div, chart, frame, rows, told, range) {
   const names = lying ? Math.min(room, Math.max(...rungs.map((name) => name.length)) * LETTER_ROOM) : 60;
   const wide = div.clientWidth - names - 20, tall = div.clientHeight - 70;
   const x = lying ? axis(value, { range }, wide) : axis(across, layers ? layers : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" }, wide);
-  const y = lying ? axis("", { type: "category", categoryorder: "array", categoryarray: rungs, tickvals: rungs, ticktext: rungs.map((name) => inLines(name, room)) }) : axis(value, { range }, tall);
-  Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
+  const y = lying ? axis("", { range: [-0.6, rungs.length - 0.4], tickvals: [...rungs.keys()], ticktext: rungs.map((name) => inLines(name, room)) }) : axis(value, { range }, tall);
+  Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), ...sized(div), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
   if (!div.dataset.live) {
     div.dataset.live = "yes";
     div.on("plotly_click", ({ points }) => {
@@ -215,11 +224,15 @@ function drawPanel(div, chart, frame, rows, told, range) {
 
 // a name of the legend; where series have colors of their own, choosing names lets the others fade
 function legendEntry(name, hues, chosen, selectable, again) {
-  const { color, symbol, dash } = style(name, hues);
   const dot = make("b");
-  dot.style.borderColor = color;
-  if (dash && dash !== "solid") dot.className = "again";
-  dot.style.background = symbol.endsWith("open") ? "transparent" : color;
+  const paint = () => {
+    const { color, symbol, dash } = style(name, hues);
+    dot.style.borderColor = color;
+    if (dash && dash !== "solid") dot.className = "again";
+    dot.style.background = symbol.endsWith("open") ? "transparent" : color;
+  };
+  PAINTED.push(paint);
+  paint();
   if (!selectable) return make("span", {}, dot, title(String(name)));
   const button = make("button", { type: "button", "aria-pressed": "false", title: "Show this one clearly; again to undo", onclick: () => {
     chosen.has(name) ? chosen.delete(name) : chosen.add(name);
