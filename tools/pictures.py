@@ -31,7 +31,11 @@ PAGES = {
         "benchmark",
         "report.html",
     ),
-    "pictures/circuit.png": (("circuit", *NETWORK, "200", "--feature", "layer3.1.conv1:7"), "circuit", "circuit.html"),
+    "pictures/circuit.png": (
+        ("circuit", *NETWORK, "200", "--feature", "layer1.2.conv1:7", "--keep", "0.06"),
+        "circuit",
+        "circuit.html",
+    ),
     "pictures/discard.png": (("discard", *NETWORK, "200", "--test", "8"), "discard", "report.html"),
     "pictures/prune_l1.png": (("prune", *NETWORK, "600", "--score", "l1"), "prune_l1", ""),
     "pictures/compare.png": (("compare", "RUNS/prune", "RUNS/prune_l1"), "compare", "report.html"),
@@ -68,7 +72,7 @@ def _packed(taken: Image.Image, scale: float) -> bytes:
     """A picture as PNG with few colors, smaller by a factor."""
     file = io.BytesIO()
     shown = taken.convert("RGB").resize((round(taken.width * scale), round(taken.height * scale)))
-    shown.quantize(COLORS, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+    shown.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, "png", optimize=True)
     return file.getvalue()
 
 
