@@ -322,7 +322,7 @@ def channel_pictures(out: Path, model: nn.Module, images: ImageSplits, channels:
     while wanted := {site: numbers for site, all_of in waiting.items() if (numbers := all_of[: PICTURED - len(shown[site])])}:
         batches = track(images.calibration, "pictures of channels", batch_count(images.calibration))
         frame, more = strongest_images(found, wanted, batches, PixelNormalization(*images.normalization))
-        rows, files = [*rows, frame], files | more
+        rows, files = [*rows, frame], {**files, **more}
         for site, numbers in wanted.items():
             shown[site] += [number for number in numbers if more[f"{site}:{number}"]]
             waiting[site] = waiting[site][len(numbers) :]
