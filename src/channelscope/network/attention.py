@@ -48,6 +48,7 @@ class LayeredAttention(nn.MultiheadAttention):
         self.in_proj.weight, self.in_proj.bias = old.in_proj_weight, old.in_proj_bias
         self.in_proj.training = old.training
         self.out_proj = old.out_proj
+        self.register_load_state_dict_pre_hook(_rename)
         self._qkv_same_embed_dim = False  # keeps transformer layers from their fused pass, which assumes square projections
 
     @property
@@ -60,12 +61,6 @@ class LayeredAttention(nn.MultiheadAttention):
         """Bias of these projections."""
         return self.in_proj.bias
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        for name in ("weight", "bias"):
-            if f"{prefix}in_proj_{name}" in state_dict:
-                state_dict[f"{prefix}in_proj.{name}"] = state_dict.pop(f"{prefix}in_proj_{name}")
-        super()._load_from_state_dict(state_dict, prefix, *others)
-
     def forward(
         self,
         query: Tensor,
@@ -75,11 +70,11 @@ class LayeredAttention(nn.MultiheadAttention):
         need_weights: bool = True,
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
-        **hints: bool,
+        is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """The attended values, and the attention where it is asked for, as torch.nn.MultiheadAttention returns them.
 
-        `hints` such as is_causal say what the mask says too.
+        `is_causal` says what the mask says too.
         """
         batched = query.dim() == 3
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self._projected(query, key, value))
@@ -118,6 +113,13 @@ class LayeredAttention(nn.MultiheadAttention):
         if padding is not None:
             found.append(padding.view(-1, 1, 1, padding.shape[-1]))
         return found
+
+
+def _rename(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Give the parameters of `in_proj` in a state dictionary of nn.MultiheadAttention their names as a layer."""
+    for name in ("weight", "bias"):
+        if f"{prefix}in_proj_{name}" in state_dict:
+            state_dict[f"{prefix}in_proj.{name}"] = state_dict.pop(f"{prefix}in_proj_{name}")
 
 
 def in_layers(model: nn.Module) -> nn.Module:
