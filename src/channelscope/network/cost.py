@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from channelscope.network.attention import in_layers
 from channelscope.network.module_state import eval_mode, frozen
 from channelscope.network.operations import layer_of, layers_called
+from channelscope.network.operations.attention import in_layers
 from channelscope.network.removal.groups import Groups
 from channelscope.network.tracing.recording import unwrapped
 from channelscope.subset import Subset

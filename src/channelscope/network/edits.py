@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.errors import FAILURES, InputError, MismatchError
-from channelscope.network.attention import in_layers
 from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.module_state import eval_mode, zero_batch
+from channelscope.network.operations.attention import in_layers
 from channelscope.network.tracing.recording import EXPONENT, coarsest, distance, unwrapped
 from channelscope.subset import Subset
 

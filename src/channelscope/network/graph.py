@@ -21,9 +21,9 @@ from torch.fx.node import map_arg
 
 from channelscope.errors import FAILURES, InputError, TracingError, UserCode, first_line, no_such
 from channelscope.network import nest
-from channelscope.network.attention import in_layers
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
+from channelscope.network.operations.attention import in_layers
 from channelscope.network.tracing.recorder import FORM, OWN, Recording
 from channelscope.network.tracing.recording import follow_images, literal, one_step, other_image, record, same, unwrapped
 from channelscope.site import Site

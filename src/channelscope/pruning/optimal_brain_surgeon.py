@@ -266,7 +266,17 @@ def _group_of(numbers: Int[Tensor, "channels"], owner: np.ndarray) -> np.ndarray
 
 
 def consumer_counts(consumers: Sequence[RefittedLayer], groups: int) -> np.ndarray:
-    """How many layers read each of so many groups: by so much what removing it costs each of them is multiplied."""
+    """How many layers read each of so many groups: by so much what removing it costs each of them is multiplied.
+
+    Examples
+    --------
+    >>> layers = [Layer(name, name, torch.arange(size), torch.tensor([-1]), 1, 1) for name, size in (("a", 2), ("b", 1))]
+    >>> def reader(layer):
+    ...     size = len(layer.inputs)
+    ...     return RefittedLayer(layer, np.arange(2), torch.ones(1, size), torch.eye(size), torch.eye(1), ridge=0.01)
+    >>> consumer_counts([reader(layer) for layer in layers], 2).tolist()
+    [2.0, 1.0]
+    """
     count = np.zeros(groups)
     for consumer in consumers:
         for block in consumer.blocks:

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from channelscope.circuits.feature import locate_feature
 from channelscope.data.torchvision_cpu import load_torchvision
-from channelscope.network.attention import in_layers
 from channelscope.network.edits import silence
 from channelscope.network.module_state import weights_hash
+from channelscope.network.operations.attention import in_layers
 from channelscope.network.removal.groups import groups
 from channelscope.network.sites import sites
 from channelscope.pruning.cut import shrink

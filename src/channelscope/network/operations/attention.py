@@ -61,7 +61,7 @@ class LayeredAttention(nn.MultiheadAttention):
         """Bias of these projections."""
         return self.in_proj.bias
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         query: Tensor,
         key: Tensor,
@@ -70,11 +70,11 @@ class LayeredAttention(nn.MultiheadAttention):
         need_weights: bool = True,
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
-        is_causal: bool = False,
+        **hints: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """The attended values, and the attention where it is asked for, as torch.nn.MultiheadAttention returns them.
 
-        `is_causal` says what the mask says too.
+        `hints` such as is_causal say what the mask says too.
         """
         batched = query.dim() == 3
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self._projected(query, key, value))
