@@ -1,8 +1,9 @@
 """A smaller network compared with the silenced one, in float64 and for any nested output."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ SHAKES = 4
 """Random changes of all weights: what a single one does to a few numbers can be small by chance."""
 
 CEILING = 0.4
-"""No rounding excuses more than eps**CEILING of the largest output: 5e-7 in float64."""
+"""No rounding excuses more than eps**CEILING of the largest output, 5e-7 in float64; where it explains more, another trial has to tell."""
 
 PUSH = 3.0
 """Offsets that wake silent channels, in root mean squares of what the layer gives out."""
@@ -139,6 +140,32 @@ def _is_imprecise(found: Groups) -> bool:
     return not distance(steps, code)[0] <= rounding.eps**EXPONENT
 
 
+@dataclass(frozen=True)
+class Judgment:
+    """How two networks differ at one place in one trial."""
+
+    error: float
+    """the difference, relative"""
+    allowed: float
+    """what rounding explains of it"""
+    where: str
+    """the place and the trial"""
+    chaotic: bool
+    """whether rounding explains more there than may be excused: the trial says nothing of the place"""
+
+
+def telling(trials: list[Judgment]) -> list[Judgment]:
+    """The trials that say something of a place; all of them where none does.
+
+    Examples
+    --------
+    >>> calm, wild = Judgment(1e-15, 1e-9, "conv on noise", False), Judgment(6e-6, 5e-7, "conv on noise with offsets", True)
+    >>> telling([calm, wild]) == [calm], telling([wild]) == [wild]
+    (True, True)
+    """
+    return [each for each in trials if not each.chaotic] or trials
+
+
 @torch.no_grad()
 def _furthest(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tensor, ...] | None) -> tuple[float, str, float]:
     """The difference that exceeds what rounding explains by most, over all trials, where it is, and what rounding explains there."""
@@ -149,8 +176,10 @@ def _furthest(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tenso
     trials = [("noise", noise), ("noise with offsets", _noise(found, 1, draws))]
     if images is not None:
         trials.append(("real images", tuple(_real(part, like) for part, like in zip(images, noise, strict=True))))
-    results, finite = [], False
+    judged: dict[str, list[Judgment]] = defaultdict(list)
+    finite = False
     with eval_mode(small), eval_mode(model), silence(found.graph, replace(~kept, groups=found)), _Rounding(coarsest(model)) as rounding:
+        ceiling = rounding.eps**CEILING
         for kind, inputs in trials:
             offsets = theirs.offsets(draws) if kind == "noise with offsets" else {}
             offsets = {name: offset for name, offset in offsets.items() if name in ours.seen}  # a recorded pass may not call it
@@ -159,15 +188,17 @@ def _furthest(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tenso
             floor = rounding.eps**FLOOR * max((size for size in theirs.scales.values() if size < float("inf")), default=0.0)
             seen = {name: value for name, value in theirs.seen.items() if name in ours.seen}
             pairs = _distances((ours.seen, received), (seen, expected), floor)
-            allowed = [rounding.eps**EXPONENT] * len(pairs)
-            if rounding.eps == torch.finfo(torch.float64).eps and max(pairs)[0] > allowed[0]:
+            explained = [rounding.eps**EXPONENT] * len(pairs)
+            if rounding.eps == torch.finfo(torch.float64).eps and max(pairs)[0] > explained[0]:
                 moved = [_distances(theirs.shaken(inputs, offsets, seed), (seen, expected), floor) for seed in range(SHAKES)]
                 largest = [max(move for move, _ in shakes) for shakes in zip(*moved, strict=True)]
-                allowed = [min(max(allowed[0], SHAKEN * move), rounding.eps**CEILING) for move in largest]
-            results += [(error, f"{where} on {kind}", most) for (error, where), most in zip(pairs, allowed, strict=True)]
+                explained = [max(explained[0], SHAKEN * move) for move in largest]
+            for (error, where), most in zip(pairs, explained, strict=True):
+                judged[where].append(Judgment(error, min(most, ceiling), f"{where} on {kind}", ceiling < error <= most))
     if not finite:
         return float("inf"), "the output, which is nowhere finite on noise", 0.0
-    return max(results, key=lambda result: result[0] / result[2])
+    worst = max((each for trials in judged.values() for each in telling(trials)), key=lambda each: each.error / each.allowed)
+    return worst.error, worst.where, worst.allowed
 
 
 Outputs = tuple[Mapping[str, Tensor], Any]
