@@ -29,6 +29,7 @@ RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "the sum": lambda count: np.ones(len(count)),
     "times their number": lambda count: count,
     "times its square": np.square,
+    "times its root": np.sqrt,
 }
 
 
