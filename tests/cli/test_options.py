@@ -1,6 +1,7 @@
 """What every command is given and writes to: weights that no file gives are said, and a folder belongs to one network."""
 
 import json
+import math
 import re
 import sqlite3
 import subprocess
@@ -18,12 +19,13 @@ from channelscope import cli, tables, zoo
 from channelscope.cli.call import NetworkOptions, at_least, fitted
 from channelscope.cli.circuits import few
 from channelscope.cli.experiments import _image_source
+from channelscope.cli.measure import chosen_epoch
 from channelscope.cli.wording import _duration
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError
 from channelscope.network.module_state import weights_hash
-from channelscope.zoo.training_run import History
+from channelscope.zoo.training_run import Epoch, History
 from cli.commands import refused, run
 
 NET = """
@@ -279,3 +281,14 @@ def test_a_trajectory_takes_all_images_of_a_small_training_set(capsys):
     assert _image_source([history], None, 0).images == 1294
     assert capsys.readouterr().err == "--images: 1,294 training images, for that is all there are; 2,000 where there are so many\n"
     assert _image_source([history], 60, 0).images == 60
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "said"), [((0.13, 0.07, 0.07), "and these are kept: try --lr 0.01, or more --epochs"), ((0.1, 0.2), "best epoch 1: ")]
+)
+def test_a_training_that_does_not_learn_says_so(accuracies, said):
+    epochs = [Epoch(number, 0.1, math.nan, math.nan, 2.3, accuracy, 1.0) for number, accuracy in enumerate(accuracies)]
+    images = {"splits": {"validation": 160}}
+    lines = chosen_epoch(History(Path("run"), "resnet20", "", {"images": images}, tuple(epochs)), 160, 0.1)
+    assert said in lines[-1]
+    assert (len(lines) == 2) == (accuracies[0] == max(accuracies))

@@ -49,7 +49,7 @@ from channelscope.stats.profile import Profile
 from channelscope.stats.tally import Tally
 from channelscope.storage import atomic_file
 from channelscope.zoo.training import Precision
-from channelscope.zoo.training_run import FEW, LOG
+from channelscope.zoo.training_run import FEW, LOG, History
 
 
 def train(
@@ -98,21 +98,43 @@ def train(
     call.unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
     with logging_to(log, out / "log", call.options):
         history = zoo.train(model, images, out, schedule, network.place, precision=precision)
-    kept, count = history.epochs[history.kept], len(images.validation)
-    if count < FEW:
-        console.print(f"{count:,} validation images are too few to choose an epoch by, unless accuracies differ widely")
-    if history.kept == history.best:
-        console.print(f"best epoch {kept.epoch}: validation accuracy {kept.validation_accuracy:.1%} of {count:,} images")
-    else:
-        console.print(
-            f"{count:,} validation images do not tell epoch {history.best} (validation accuracy "
-            f"{history.epochs[history.best].validation_accuracy:.1%}) from the last: epoch {kept.epoch} is kept "
-            f"({kept.validation_accuracy:.1%})"
-        )
+    for line in chosen_epoch(history, len(images.validation), schedule.lr):
+        console.print(line)
     facts = {"title": f"Training of {network.model}", "network": network.model, "data": source.data, "seed": source.seed}
     run.add({}, call.record(facts | network.origin))
     tested = {"test_accuracy": history.test_accuracy, "test_images": history.test_images}
     call.result(history.trained, kept=history.kept, **tested, epochs=[vars(epoch) for epoch in history.epochs])
+
+
+def chosen_epoch(history: History, images: int, lr: float) -> list[str]:
+    """Which epoch a finished run keeps, and what speaks against it.
+
+    Parameters
+    ----------
+    history
+        The run.
+    images
+        Validation images.
+    lr
+        The largest learning rate.
+
+    Returns
+    -------
+    list of str
+        One sentence a line.
+    """
+    kept, best = history.epochs[history.kept], history.epochs[history.best]
+    said = [f"{images:,} validation images are too few to choose an epoch by, unless accuracies differ widely"] if images < FEW else []
+    if kept is best:
+        said.append(f"best epoch {kept.epoch}: validation accuracy {kept.validation_accuracy:.1%} of {images:,} images")
+    else:
+        said.append(
+            f"{images:,} validation images do not tell epoch {best.epoch} (validation accuracy {best.validation_accuracy:.1%}) from "
+            f"the last: epoch {kept.epoch} is kept ({kept.validation_accuracy:.1%})"
+        )
+    if kept.epoch == 0 and len(history.epochs) > 1:
+        said.append(f"no epoch is better than the weights before training, and these are kept: try --lr {lr / 10:g}, or more --epochs")
+    return said
 
 
 def profile(network: NetworkOptions, source: ImageSource, measure: ProfileOptions, out: Path) -> None:
