@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from channelscope import data, zoo
 from channelscope.network.cost import MacCounter
@@ -101,12 +101,30 @@ def chunks(images: Tensor) -> list[tuple[Tensor]]:
     return [(part,) for part in images.split(250)]
 
 
-def divergences(found: Groups, kept: np.ndarray, fit: Tensor, judge: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """Divergence from the original of each judging image, and the class that the repaired network gives it."""
+def results_in(path: Path) -> list[dict]:
+    """What earlier runs have measured; the file's folder is there afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def add_result(path: Path, row: dict) -> None:
+    """Write a result behind those of a file, and print it."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(row, flush=True)
+
+
+def classes_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Log probabilities of the classes, (images, classes)."""
+    return torch.cat(list(log_probabilities(model, chunks(images))))
+
+
+def divergences(found: Groups, kept: np.ndarray, fit: Tensor, judge: Tensor, expected: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """Divergence of each judging image from what the original `expected`, and the class that the repaired network gives it."""
     subset = found.to_subset(kept)
     small = shrink(found, subset).eval()
     repair(small, found, subset, chunks(fit), positions=positions)
-    expected, received = (torch.cat(list(log_probabilities(each, chunks(judge)))) for each in (found.graph.model, small))
+    received = classes_of(small, judge)
     return (expected.exp() * (expected - received)).sum(1), received.argmax(1)
 
 
@@ -120,15 +138,11 @@ def main() -> None:
     if not DATA.is_dir():
         print(f"allocation: not measured, for there are no images in {DATA}")
         return
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
-    done = {row["kind"]: row for row in lines if (row["budget"], row["exponent"]) == (asked.macs, asked.exponent)}
+    done = {row["kind"]: row for row in results_in(asked.results) if (row["budget"], row["exponent"]) == (asked.macs, asked.exponent)}
 
     def write(kind: str, **values: float) -> None:
         done[kind] = {"kind": kind, "budget": asked.macs, "exponent": asked.exponent, **values}
-        with asked.results.open("a") as file:
-            file.write(json.dumps(done[kind]) + "\n")
-        print(done[kind], flush=True)
+        add_result(asked.results, done[kind])
 
     source = data.ImageSource(f"hf:{DATA / 'cifar100'}", 250, 0, 1000, mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276))
     weights = DATA / "weights" / "cifar100_resnetsmall20.safetensors"
@@ -137,15 +151,16 @@ def main() -> None:
     found = groups(model, pixels[:1])
     scores = group_importance(optimal_brain_surgeon(found, chunks(pixels), exponent=asked.exponent), found)
     kept = remove_to_budget(scores, found, MacCounter(found), asked.macs)
-    before = None
+    expected = before = None
     trials = []
     for family in groups_by_layers(found):
         order, gone, changed, other = trial(scores, family, kept)
         kind = found.members[family[0]].members[0][0]
         if kind not in done:
-            if before is None:
-                before = divergences(found, kept, pixels[FIT], pixels[JUDGE], 32)[0]
-            saved = before - divergences(found, other, pixels[FIT], pixels[JUDGE], 32)[0]
+            if expected is None or before is None:
+                expected = classes_of(model, pixels[JUDGE])
+                before = divergences(found, kept, pixels[FIT], pixels[JUDGE], expected, 32)[0]
+            saved = before - divergences(found, other, pixels[FIT], pixels[JUDGE], expected, 32)[0]
             saved, macs = saved if changed > 0 else -saved, abs(fraction_of(found, other) - fraction_of(found, kept))
             error = float(saved.std() / len(saved) ** 0.5)
             write(kind, channels=len(family), gone=gone, changed=changed, macs=macs, divergence=float(saved.mean()), error=error)
@@ -156,7 +171,7 @@ def main() -> None:
         measured = remove_to_budget(scores_of_trials(len(found), trials), found, MacCounter(found), asked.macs)
         for kind, chosen in (("cut by the order alone", kept), ("cut by the trials", measured)):
             if kind not in done:
-                divergence, classes = divergences(found, chosen, pixels, judge, 64)
+                divergence, classes = divergences(found, chosen, pixels, judge, classes_of(model, judge), 64)
                 right = float((classes == labels).double().mean())
                 error = float(divergence.std() / len(divergence) ** 0.5)
                 write(kind, accuracy=right, divergence=float(divergence.mean()), error=error, macs=fraction_of(found, chosen))

@@ -9,21 +9,19 @@ A result already in the file is not measured again, so an interrupted run goes o
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from allocation import add_result, chunks, classes_of, divergences, results_in
 from pruners import DATA, NETWORKS
 from torch import Tensor
 
 from channelscope.network.removal.groups import groups
 from channelscope.pruning import optimal_brain_surgeon as ranking
-from channelscope.pruning.cut import cut, shrink
-from channelscope.pruning.prune import log_probabilities
-from channelscope.pruning.repair import repair
+from channelscope.pruning.cut import cut
 
 RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "the sum": lambda count: np.ones(len(count)),
@@ -43,10 +41,6 @@ def images_of(name: str, seed: int) -> tuple[torch.nn.Module, Tensor, Tensor]:
     return model, fit[~judging], fit[judging]
 
 
-def chunks(images: Tensor) -> list[tuple[Tensor]]:
-    return [(part,) for part in images.split(250)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=Path("runs/consumers.jsonl"))
@@ -60,10 +54,8 @@ def main() -> None:
         return
     model, fit, judge = images_of(asked.network, asked.seed)
     found = groups(model, fit[:1])
-    expected = torch.cat(list(log_probabilities(model, chunks(judge))))
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
-    seen = {(row["network"], row["seed"], row["exponent"], row["budget"], row["rule"]): row for row in done}
+    expected = classes_of(model, judge)
+    seen = {(row["network"], row["seed"], row["exponent"], row["budget"], row["rule"]) for row in results_in(asked.results)}
     count = ranking.consumer_counts
     for exponent in map(float, asked.exponents.split(",")):
         for rule, factor in RULES.items():
@@ -73,18 +65,13 @@ def main() -> None:
             with patch.object(ranking, "consumer_counts", lambda *given, factor=factor: factor(count(*given))):
                 order = ranking.optimal_brain_surgeon(found, chunks(fit), exponent=exponent)
             for budget in missing:
-                kept = cut(order, found, macs=budget)
-                small = shrink(found, kept).eval()
-                repair(small, found, kept, chunks(fit))
-                received = torch.cat(list(log_probabilities(small, chunks(judge))))
-                divergence = (expected.exp() * (expected - received)).sum(1)
-                agree = float((received.argmax(1) == expected.argmax(1)).double().mean())
+                kept = found.kept(cut(order, found, macs=budget))
+                divergence, classes = divergences(found, kept, fit, judge, expected, 64)
+                agree = float((classes == expected.argmax(1)).double().mean())
                 error = float(divergence.std() / len(divergence) ** 0.5)
                 row = {"network": asked.network, "seed": asked.seed, "exponent": exponent, "budget": budget, "rule": rule}
                 row |= {"divergence": float(divergence.mean()), "error": error, "agree": agree, "images": len(judge)}
-                with asked.results.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(row, flush=True)
+                add_result(asked.results, row)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ squares, without labels. A result already in the file is not measured again, so 
 
 import argparse
 import copy
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch_pruning
+from allocation import add_result, results_in
 from torch import nn
 from torch.nn import functional as F
 
@@ -114,8 +114,7 @@ def main() -> None:
     if not DATA.is_dir():
         print(f"pruners: not measured, for there are no images in {DATA}")
         return
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    done = results_in(asked.results)
     network = NETWORKS[asked.network]
     seen = {(row["network"], row["pruner"], row["budget"], row["repair"], row["seed"], row["images"]) for row in done}
     for seed in map(int, asked.seeds.split(",")):
@@ -144,9 +143,7 @@ def main() -> None:
                     row = {"network": asked.network, "pruner": name, "budget": budget, "repair": each, "seed": seed, "images": asked.tests}
                     row |= {"accuracy": tally.accuracy, "low": low, "high": high, "loss": tally.loss}
                     row |= {"macs": cost(small, example).total_macs / full, "ranking": chosen, "seconds": time.process_time() - begun}
-                    with asked.results.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(row, flush=True)
+                    add_result(asked.results, row)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -268,9 +267,7 @@ def evaluate_networks(
     known = known if known is not None and known.weights == weights else None
     tallies, firsts = dict.fromkeys(networks, Tally()), Tally()
     digest = hashlib.sha256()
-    with ExitStack() as stack:
-        for network in networks.values():
-            stack.enter_context(eval_mode(network))
+    with eval_mode(*networks.values()):
         for number, (images, labels, index) in enumerate(labeled_batches(batches)):
             digest.update(fingerprints(images, index).numpy().tobytes() + labels.cpu().numpy().tobytes())
             for each, network in networks.items():

@@ -45,10 +45,10 @@ def edit(graph: Graph, after: Mapping[str, Hook]) -> Iterator[nn.Module]:
     [[1.0, 0.0]]
     """
     model = graph.model
-    outer = model.__dict__.get("forward")
+    before = {each: vars(each).get("forward") for each in (model, graph.body)}
+    outer = before[model]
     if isinstance(outer, _GraphForward):
         after = _merge_hooks(outer.after, after)
-    before = {each: vars(each).get("forward") for each in (model, graph.body)}
     for each in before:
         vars(each)["forward"] = _GraphForward(graph, after)
     try:

@@ -20,8 +20,8 @@ from channelscope.types import Float, Int
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode and give each its own mode back afterwards.
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Put every module of some networks into evaluation mode and give each its own mode back afterwards.
 
     Examples
     --------
@@ -32,8 +32,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     >>> net[0].training
     True
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
     try:
         yield
     finally:

@@ -3,8 +3,7 @@
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -137,17 +136,9 @@ def latency_samples(
     >>> [len(seconds) for seconds in latency_samples({"a": nn.Flatten(), "b": nn.ReLU()}, (3, 8, 8), runs=4).values()]
     [4, 4]
     """
-    with _evaluating(*networks.values()):
+    with eval_mode(*networks.values()):
         images = zero_batch(next(iter(networks.values())), image_shape).expand(batch, *image_shape).contiguous()
         return interleaved(networks, images, runs)
-
-
-@contextmanager
-def _evaluating(*networks: nn.Module) -> Iterator[None]:
-    with ExitStack() as stack:
-        for network in networks:
-            stack.enter_context(eval_mode(network))
-        yield
 
 
 def latency_ratio(
@@ -286,7 +277,7 @@ def compare_runtimes(
     networks, rows = {"smaller": small, "original": model}, []
     draws = torch.Generator().manual_seed(0)
     given = [torch.randn(batch, *image_shape, generator=draws).to(zero_batch(model, image_shape)) for batch in batches]
-    with progress_bar("speed of the networks", len(runtimes) * len(batches)) as step, _evaluating(small, model):
+    with progress_bar("speed of the networks", len(runtimes) * len(batches)) as step, eval_mode(small, model):
         for runtime in runtimes:
             made: list[dict[str, Any]] = []
             try:

@@ -202,6 +202,12 @@ def test_attention_in_layers_has_the_weights_of_the_network():
         opened.load_state_dict({name: part[:1] for name, part in other.state_dict().items()})
 
 
+def test_attention_that_is_the_network_itself_keeps_its_mode():
+    attention = nn.MultiheadAttention(12, 3).train()
+    assert not in_layers(attention).out_proj.training
+    assert all(module.training for module in attention.modules())
+
+
 def test_a_circuit_of_a_query_runs_with_other_weights():
     model, images = vision_transformer(), torch.randn(2, 3, 16, 16).double()
     layer = "encoder.layers.encoder_layer_1.self_attention.in_proj"

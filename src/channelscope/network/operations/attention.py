@@ -143,14 +143,14 @@ def in_layers(model: nn.Module) -> nn.Module:
     if not any(_opens(module) for module in model.modules()):
         return model
     shared: dict[int, Any] = {id(part): part for part in (*model.parameters(), *model.buffers())}
-    if _opens(model):
-        return LayeredAttention(model).eval()  # type: ignore[arg-type]
-    opened = copy.deepcopy(model, shared)
+    opened = copy.deepcopy(model, shared).eval()
+    if _opens(opened):
+        return LayeredAttention(opened)  # type: ignore[arg-type]
     made: dict[int, nn.Module] = {}
     for path, module in list(opened.named_modules(remove_duplicate=False)):
         if _opens(module):
             opened.set_submodule(path, made.setdefault(id(module), LayeredAttention(module)))  # type: ignore[arg-type]
-    return opened.eval()
+    return opened
 
 
 def _opens(module: nn.Module) -> bool:
