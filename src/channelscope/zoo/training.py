@@ -26,6 +26,7 @@ from channelscope.progress import Bar, log_numbers, progress_bar
 from channelscope.storage import atomic_file
 from channelscope.zoo.loading import available
 from channelscope.zoo.models import ModelInfo
+from channelscope.zoo.small_maps import SmallMapGradients
 from channelscope.zoo.training_run import LOG, MOMENTUM, WEIGHT_DECAY, Epoch, History, Schedule
 from channelscope.zoo.weight_files import load_weights, save_weights
 
@@ -390,7 +391,8 @@ def loss_and_logits(model: nn.Module, x: Tensor, y: Tensor, precision: str, smoo
     >>> round(float(loss), 3)
     0.693
     """
-    logits = logits_in(model, x, precision)
+    with SmallMapGradients():
+        logits = logits_in(model, x, precision)
     return F.cross_entropy(logits.float(), y, label_smoothing=smoothing), logits
 
 
