@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from channelscope import zoo
 from channelscope.evaluation import logits_in
 from channelscope.network.module_state import channels_last
-from channelscope.zoo.training import loss_and_logits
+from channelscope.zoo.precision import loss_and_logits
 
 NETWORKS = ("resnet18", "vgg16_bn", "mobilenet_v2", "resnet20")
 BATCH, ROUNDS = 128, 15

@@ -18,7 +18,7 @@ from channelscope import progress, zoo
 from channelscope.cli.pruning import log_trials
 from channelscope.errors import InputError
 from channelscope.progress import format_seconds, progress_bar, track, without_bars
-from channelscope.pruning.distillation import distill
+from channelscope.pruning.distillation import DistillationPlan, distill
 
 
 def test_short_work_is_not_reported(capsys):
@@ -342,7 +342,7 @@ def test_training_logs_every_epoch(seen, tmp_path):
 def test_distillation_logs_its_mean_loss(seen):
     student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)) for _ in range(2))
     images = [torch.ones(3, 1, 2, 2), torch.ones(1, 1, 2, 2)]
-    distill(student, teacher, images, images, epochs=2, lr=1e-9, temperature=1.0, progress=False)
+    distill(student, teacher, images, images, DistillationPlan(epochs=2, lr=1e-9, temperature=1.0), progress=False)
     x = images[0].flatten(1)
     p, q = (each[1](x).log_softmax(1)[0].detach() for each in (teacher, student))
     assert [each[:2] for each in seen] == [("distill", 1), ("distill", 2)]

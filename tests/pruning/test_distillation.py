@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from channelscope.errors import DataError, InputError, NumericError
 from channelscope.network.module_state import weights_hash
-from channelscope.pruning.distillation import distill
+from channelscope.pruning.distillation import DistillationPlan, distill
+from channelscope.zoo import precision as steps
 
 
 def net(width: int, seed: int) -> nn.Module:
@@ -24,7 +26,7 @@ def noise(count: int, seed: int) -> list[torch.Tensor]:
 def test_the_student_comes_nearer_and_both_networks_stay_as_they_were():
     teacher, student = net(8, 0).train(), net(4, 1)
     hashes = weights_hash(teacher), weights_hash(student)
-    found = distill(student, teacher, noise(128, 0), noise(64, 1), epochs=8, lr=0.01, progress=False)
+    found = distill(student, teacher, noise(128, 0), noise(64, 1), DistillationPlan(epochs=8, lr=0.01), progress=False)
     assert found.gained
     assert found.after < 0.8 * found.before
     assert found.images == 128
@@ -37,7 +39,7 @@ def test_the_student_comes_nearer_and_both_networks_stay_as_they_were():
 
 def test_the_divergence_is_that_of_the_class_probabilities():
     teacher, student, images = net(8, 0).eval(), net(4, 1).eval(), noise(32, 3)
-    found = distill(student, teacher, images, images, epochs=1, progress=False)
+    found = distill(student, teacher, images, images, DistillationPlan(epochs=1), progress=False)
     x = torch.cat(images)
     p, q = teacher(x).detach().softmax(1), student(x).detach().softmax(1)
     assert found.before == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
@@ -45,7 +47,7 @@ def test_the_divergence_is_that_of_the_class_probabilities():
 
 def test_one_step_is_adam_on_the_softened_divergence():
     teacher, student, images = net(8, 0).eval(), net(4, 1).eval(), noise(16, 3)
-    found = distill(student, teacher, images, images, epochs=1, lr=1e-3, temperature=3.0, progress=False)
+    found = distill(student, teacher, images, images, DistillationPlan(epochs=1, lr=1e-3, temperature=3.0), progress=False)
     x, copied = images[0], net(4, 1).eval()
     p, q = (teacher(x) / 3).softmax(1).detach(), (copied(x) / 3).softmax(1)
     (9 * (p * (p / q).log()).sum(1).mean()).backward()
@@ -55,7 +57,7 @@ def test_one_step_is_adam_on_the_softened_divergence():
 
 def test_a_student_that_would_get_worse_stays_as_it_was():
     teacher, student = net(8, 0).eval(), net(4, 1).eval()
-    found = distill(student, teacher, noise(16, 0), noise(64, 1), epochs=3, lr=3.0, progress=False)
+    found = distill(student, teacher, noise(16, 0), noise(64, 1), DistillationPlan(epochs=3, lr=3.0), progress=False)
     assert not found.gained
     assert weights_hash(found.model) == weights_hash(student)
 
@@ -67,14 +69,57 @@ def test_labels_are_not_read():
     assert weights_hash(distill(student, teacher, labeled, labeled, progress=False).model) == weights_hash(first.model)
 
 
+def test_bfloat16_teaches_nearly_the_same_and_leaves_float32_weights():
+    teacher, student, images = net(8, 0).eval(), net(4, 1).eval(), noise(32, 3)
+    low, full = (
+        distill(student, teacher, images, images, DistillationPlan(lr=0.01, precision=precision), progress=False)
+        for precision in ("bfloat16", "float32")
+    )
+    assert (low.precision, full.precision) == ("bfloat16", "float32")
+    assert low.before == full.before
+    assert 0 < abs(low.after - full.after) < 0.1 * (full.before - full.after)
+    assert {value.dtype for value in low.model.state_dict().values()} == {torch.float32, torch.int64}
+
+
+def test_the_precision_is_tried_without_a_trace(monkeypatch):
+    """A long run tries both; the order of a loader that shuffles, and so the result, is that of the precision which is chosen."""
+    teacher, student = net(8, 0).eval(), net(4, 1).eval()
+    loader = DataLoader(torch.cat(noise(64, 3)), batch_size=16, shuffle=True)
+    monkeypatch.setattr(steps, "SMALL_RUN", 0)
+    monkeypatch.setattr(steps, "TRIAL_SECONDS", 0.0)
+    results = {}
+    for precision in ("auto", "float32", "bfloat16"):
+        torch.manual_seed(0)
+        results[precision] = distill(student, teacher, loader, noise(32, 4), DistillationPlan(precision=precision), progress=False)
+    tried = results.pop("auto")
+    assert weights_hash(tried.model) == weights_hash(results[tried.precision].model)
+
+
+def test_a_classifier_that_returns_a_mapping_is_taught():
+    class Named(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return {"logits": self.inner(x)}
+
+    teacher, student, images = net(8, 0).eval(), net(4, 1).eval(), noise(32, 3)
+    plain = distill(student, teacher, images, images, progress=False)
+    named = distill(Named(student), Named(teacher), images, images, progress=False)
+    assert named.after == plain.after
+
+
 def test_what_cannot_be_distilled_is_refused():
     teacher, student, images = net(8, 0).eval(), net(4, 1).eval(), noise(32, 3)
     with pytest.raises(InputError, match="not a generator"):
         distill(student, teacher, iter(images), images)
     with pytest.raises(InputError, match="received 0 epochs"):
-        distill(student, teacher, images, images, epochs=0)
+        distill(student, teacher, images, images, DistillationPlan(epochs=0))
     with pytest.raises(InputError, match="T -1"):
-        distill(student, teacher, images, images, temperature=-1)
+        distill(student, teacher, images, images, DistillationPlan(temperature=-1))
+    with pytest.raises(InputError, match="expected a precision of auto, float32, bfloat16, received 'half'"):
+        DistillationPlan(precision="half")
     with pytest.raises(DataError, match="expected images, received none"):
         distill(student, teacher, [], images)
     with pytest.raises(DataError, match="validation images, received none"):

@@ -22,6 +22,7 @@ from channelscope.errors import DataError, FormatError, InputError, MismatchErro
 from channelscope.evaluation import loss_and_accuracy
 from channelscope.network import module_state
 from channelscope.progress import Bar, without_bars
+from channelscope.zoo import precision as steps
 from channelscope.zoo import training_run as log
 from channelscope.zoo.training import RESUME, train
 from channelscope.zoo.training_run import Epoch, History, Schedule
@@ -242,17 +243,18 @@ def test_steps_in_bfloat16_are_near_those_in_float32_and_leave_float32_weights_a
 @pytest.mark.parametrize(("slow", "chosen"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("neither", "float32")])
 def test_the_trial_takes_what_is_faster_and_changes_nothing(images, tmp_path, monkeypatch, slow, chosen):
     clock, tried = [0.0], []
-    monkeypatch.setattr(training, "SMALL_RUN", 0)
+    monkeypatch.setattr(steps, "SMALL_RUN", 0)
     for name in ("perf_counter", "process_time"):
         monkeypatch.setattr(training.time, name, lambda: clock[0])
-    real = training.loss_and_logits
+    real = steps.loss_and_logits
 
     def timed(model, x, y, precision, smoothing=0.0):
         clock[0] += 2.0 if precision == slow else 1.0
         tried.append(precision)
         return real(model, x, y, precision, smoothing)
 
-    monkeypatch.setattr(training, "loss_and_logits", timed)
+    for module in (steps, training):
+        monkeypatch.setattr(module, "loss_and_logits", timed)
     model = net(dropout=0.3)
     history = train(model, images, tmp_path / "auto", SHORT, progress=False)
     assert history.precision == chosen
@@ -262,7 +264,7 @@ def test_the_trial_takes_what_is_faster_and_changes_nothing(images, tmp_path, mo
 
 
 def test_a_network_that_cannot_be_computed_in_bfloat16_is_trained_in_float32(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SMALL_RUN", 0)
+    monkeypatch.setattr(steps, "SMALL_RUN", 0)
 
     class Stubborn(nn.Module):
         def __init__(self):
@@ -302,7 +304,7 @@ def test_images_of_the_first_epochs_are_averaged_to_half_the_size(images, tmp_pa
 def test_the_smoothed_loss_is_the_cross_entropy_with_a_mixed_target():
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 1, 0])
-    loss, _ = training.loss_and_logits(nn.Identity(), logits, labels, "float32", 0.3)
+    loss, _ = steps.loss_and_logits(nn.Identity(), logits, labels, "float32", 0.3)
     target = 0.7 * torch.eye(3)[labels] + 0.1
     assert float(loss) == pytest.approx(float(-(target * logits.log_softmax(1)).sum(1).mean()), abs=1e-6)
 

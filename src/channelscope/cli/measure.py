@@ -48,7 +48,7 @@ from channelscope.scores.score_table import assumption
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import Tally
 from channelscope.storage import atomic_file
-from channelscope.zoo.training import Precision
+from channelscope.zoo.precision import TrainingPrecision
 from channelscope.zoo.training_run import FEW, LOG, History
 
 
@@ -59,7 +59,7 @@ def train(
     epochs: int | None = None,
     lr: float | None = None,
     every: int = 1,
-    precision: Precision = "auto",
+    precision: TrainingPrecision = "auto",
     log: Logger = "none",
 ) -> None:
     """Train a network, keep a checkpoint per epoch, and choose the best one on the validation images.

@@ -16,6 +16,7 @@ from channelscope.display import Facts, Shown
 from channelscope.errors import BudgetError, InputError, SampleError
 from channelscope.network.cost import MacCounter, cost
 from channelscope.network.module_state import eval_mode, zero_batch
+from channelscope.network.nest import logits_of
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.pruning.blocks import Block, blocks_of, vanished_blocks, widened, without_blocks
 from channelscope.pruning.budget import Budget, LatencyReport, cut_to_latency
@@ -356,7 +357,7 @@ def log_probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -
     """
     with eval_mode(model):
         for batch in batches:
-            yield model(*batch).log_softmax(1)
+            yield logits_of(model(*batch)).log_softmax(1)
 
 
 def mean_divergence(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], expected: Iterable[Tensor]) -> float:

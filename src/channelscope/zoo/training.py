@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +18,14 @@ from torch import Tensor, nn
 
 from channelscope.data.images import ImageSplits
 from channelscope.data.splits import augment
-from channelscope.errors import DataError, FormatError, InputError, MismatchError, NumericError
-from channelscope.evaluation import logits_in, loss_and_accuracy
+from channelscope.errors import DataError, FormatError, MismatchError, NumericError
+from channelscope.evaluation import loss_and_accuracy
 from channelscope.network.module_state import channels_last, device_of, weights_hash
 from channelscope.progress import Bar, log_numbers, progress_bar
 from channelscope.storage import atomic_file
 from channelscope.zoo.loading import available
 from channelscope.zoo.models import ModelInfo
-from channelscope.zoo.small_maps import SmallMapGradients
+from channelscope.zoo.precision import TrainingPrecision, check_precision, faster_precision, loss_and_logits
 from channelscope.zoo.training_run import LOG, MOMENTUM, WEIGHT_DECAY, Epoch, History, Schedule
 from channelscope.zoo.weight_files import load_weights, save_weights
 
@@ -34,20 +33,6 @@ RESUME = "resume.safetensors"
 
 SAVE_SECONDS = 300
 """Time between two writings of the resume file within an epoch."""
-
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
-
-PRECISIONS = ("auto", "float32", "bfloat16")
-
-SMALL_RUN = 10_000_000
-"""Pixels shown in a run, one number per position, below which no time is spent on choosing the precision: it is float32."""
-
-TRIAL_IMAGES = 32
-
-TRIAL_SECONDS = 2.0
-
-GAIN = 1.1
-"""How many times faster than float32 steps in bfloat16 have to be."""
 
 
 def train(
@@ -57,7 +42,7 @@ def train(
     schedule: Schedule | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
-    precision: Precision = "auto",
+    precision: TrainingPrecision = "auto",
 ) -> History:
     """History of training a network; the epoch with the best validation accuracy is tested once.
 
@@ -114,8 +99,7 @@ def train(
     ([0, 1], 359, 'float32')
     """
     schedule = schedule or Schedule()
-    if precision not in PRECISIONS:
-        raise InputError(f"expected a precision of {', '.join(PRECISIONS)}, received {precision!r}")
+    check_precision(precision)
     for split in (images.train, images.validation):
         if len(split) < 2:
             raise DataError(f"{images.source.data}: expected {split.name} images, received {len(split)}; the set cannot be trained on")
@@ -210,7 +194,7 @@ def _progress_line(shown: bool, run: _Run) -> Iterator[None]:
 
 
 def _start_or_continue(
-    model: nn.Module, images: ImageSplits, folder: Path, schedule: Schedule, device: torch.device, precision: Precision
+    model: nn.Module, images: ImageSplits, folder: Path, schedule: Schedule, device: torch.device, precision: TrainingPrecision
 ) -> History:
     """The run of that folder: a new one with its initialization measured, or the one that was interrupted."""
     card = vars(model).get("card")
@@ -219,7 +203,10 @@ def _start_or_continue(
     new = History(folder, name, weights_hash(model), settings, ())
     if (folder / LOG).exists():
         return _matching(History.read(folder), new, device, precision)
-    settings["precision"] = _faster(model, images, schedule, device) if precision == "auto" else precision
+    if precision == "auto":
+        shape = (schedule.batch_size, *images.image_shape)
+        precision = faster_precision(model.to(device), shape, schedule.epochs * len(images.train))
+    settings["precision"] = precision
     loss, accuracy = loss_and_accuracy(model, images.validation)
     new = replace(new, epochs=(Epoch(0, 0.0, math.nan, math.nan, loss, accuracy, 0.0),))
     save_weights(model.state_dict(), new.checkpoint(0))
@@ -228,7 +215,7 @@ def _start_or_continue(
     return new
 
 
-def _matching(old: History, new: History, device: torch.device, precision: Precision) -> History:
+def _matching(old: History, new: History, device: torch.device, precision: TrainingPrecision) -> History:
     """The run that was begun, if it is the one that is asked for; logs of earlier versions lack the settings that came later."""
     settings = dict(old.settings)
     if "schedule" in settings:
@@ -243,38 +230,6 @@ def _matching(old: History, new: History, device: torch.device, precision: Preci
         if there != here:
             raise MismatchError(f"{old.folder} holds another training run: its {what} is {there}, this one's {here}; choose another folder")
     return replace(old, settings=settings)
-
-
-def _faster(model: nn.Module, images: ImageSplits, schedule: Schedule, device: torch.device) -> str:
-    """The precision in which steps of a copy of the network on random images take less time; float32 for a short run."""
-    if schedule.epochs * len(images.train) * math.prod(images.image_shape[1:]) < SMALL_RUN:
-        return "float32"
-    count = min(TRIAL_IMAGES, schedule.batch_size)
-    tried = copy.deepcopy(model).to(device).requires_grad_(True).train()
-    x = torch.rand(count, *images.image_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    y = torch.zeros(count, dtype=torch.int64, device=device)
-    clock = time.perf_counter if device.type == "cuda" else time.process_time  # other work of the processor does not count
-
-    def seconds(precision: str) -> float:
-        started = clock()
-        with channels_last(tried, precision == "bfloat16"):
-            loss, _ = loss_and_logits(tried, x, y, precision)
-            loss.backward()
-        tried.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return clock() - started
-
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            times = {precision: [seconds(precision), seconds(precision)][1:] for precision in ("float32", "bfloat16")}
-        except RuntimeError:  # an operation that has no bfloat16 here
-            return "float32"
-        ends = time.perf_counter() + TRIAL_SECONDS
-        while time.perf_counter() < ends:
-            for precision, taken in times.items():
-                taken.append(seconds(precision))
-    return "bfloat16" if min(times["float32"]) > GAIN * min(times["bfloat16"]) else "float32"
 
 
 def _restore(run: _Run) -> None:
@@ -366,36 +321,6 @@ def _step(run: _Run, places: Tensor, rate: float, epoch: int, draw: torch.Genera
     return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
 
-def loss_and_logits(model: nn.Module, x: Tensor, y: Tensor, precision: str, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Mean loss of a batch, and its logits.
-
-    Parameters
-    ----------
-    model
-        A network that returns logits, images × classes.
-    x, y
-        Normalized images and their labels.
-    precision
-        float32, or bfloat16 by autocast with channels last.
-    smoothing
-        Probability that the target gives to all classes alike.
-
-    Returns
-    -------
-    tuple
-        Loss in nats, float32, and logits (images, classes), in the precision of the network's last layer.
-
-    Examples
-    --------
-    >>> loss, _ = loss_and_logits(nn.Flatten(), torch.zeros(1, 2, 1, 1), torch.tensor([0]), "float32")
-    >>> round(float(loss), 3)
-    0.693
-    """
-    with SmallMapGradients():
-        logits = logits_in(model, x, precision)
-    return F.cross_entropy(logits.float(), y, label_smoothing=smoothing), logits
-
-
 def _save_epoch(run: _Run) -> None:
     """Write the checkpoint, then the resume file, then log and best weights, so that little is lost."""
     epoch = run.history.epochs[-1].epoch
@@ -431,7 +356,7 @@ def finetune(
     schedule: Schedule,
     device: str | torch.device = "cpu",
     progress: bool = True,
-    precision: Precision = "auto",
+    precision: TrainingPrecision = "auto",
 ) -> nn.Module:
     """Fine-tuned copy of a network, after the last epoch of a schedule, in evaluation mode; the network itself stays as it was.
 

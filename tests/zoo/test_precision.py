@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from channelscope.zoo.small_maps import SMALL, SmallMapGradients
-from channelscope.zoo.training import loss_and_logits
+from channelscope.zoo.precision import SMALL, SmallMapGradients, loss_and_logits
 
 BY_PRODUCT = "_ConvolutionBackward"
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
