@@ -15,6 +15,7 @@ from channelscope.cli import pruning
 from channelscope.errors import FormatError
 from channelscope.network.module_state import weights_hash
 from channelscope.pruning import folder as folders
+from channelscope.pruning.distillation import DistillationPlan, distill
 from channelscope.pruning.folder import load_pruned
 from cli.commands import refused, run, small_network
 
@@ -115,10 +116,27 @@ def test_weights_that_depend_on_the_image_are_refused_before_anything_is_ranked(
     assert "b holds" in said
 
 
-def test_the_original_teaches_the_smaller_network(place, capsys):
+def test_the_original_teaches_the_smaller_network(place, capsys, monkeypatch):
     path, given = place
-    options = ("--images", "60", "--macs", "0.5", "--score", "l1", "--repair", "batchnorm", "--distill", "--out", path / "distilled")
-    assert run("prune", *given, *options) == 0
+    options = (
+        "--images",
+        "60",
+        "--macs",
+        "0.5",
+        "--score",
+        "l1",
+        "--repair",
+        "batchnorm",
+        "--distill",
+        "--distill-epochs",
+        "2",
+        "--out",
+        path / "distilled",
+    )
+    plans = []
+    monkeypatch.setattr(pruning, "distill", lambda *given: plans.append(given[-1]) or distill(*given))
+    assert run("prune", *given, *options, "--distill-epochs", "2", "--precision", "bfloat16") == 0
+    assert plans == [DistillationPlan(epochs=2, precision="bfloat16")]
     said = capsys.readouterr().err
     assert "images to distill on are few" in said
     before, after = map(float, re.findall(r"divergence from the original ([\d.e-]+) nats before, ([\d.e-]+) after", said)[0])
@@ -137,7 +155,7 @@ def test_a_distillation_that_diverges_leaves_the_network_from_before(place, caps
     path, given = place
     options = ("--images", "60", "--macs", "0.5", "--score", "l1", "--repair", "batchnorm")
     assert run("prune", *given, *options, "--out", path / "closed") == 0
-    monkeypatch.setattr(pruning, "distill", partial(pruning.distill, lr=1e30))
+    monkeypatch.setattr(pruning, "DistillationPlan", partial(pruning.DistillationPlan, lr=1e30))
     said = refused(capsys, "prune", *given, *options, "--distill", "--out", path / "diverged")
     assert re.search(r"the loss of distillation is (nan|inf) at step \d+ of epoch \d; .*the network in \S+ is the one from before", said)
     assert list(tables.read(path / "diverged" / "pruning.csv")["state"]) == ["original", "pruned", "repaired"]

@@ -82,7 +82,7 @@ def test_bfloat16_teaches_nearly_the_same_and_leaves_float32_weights():
 
 
 def test_the_precision_is_tried_without_a_trace(monkeypatch):
-    """A long run tries both; the order of a loader that shuffles, and so the result, is that of the precision which is chosen."""
+    """A long run tries both; the draws of a loader that shuffles, and so the result, are those of the precision that is chosen."""
     teacher, student = net(8, 0).eval(), net(4, 1).eval()
     loader = DataLoader(torch.cat(noise(64, 3)), batch_size=16, shuffle=True)
     monkeypatch.setattr(steps, "SMALL_RUN", 0)

@@ -137,7 +137,7 @@ def distill(
     judged = [(images_of(batch).to(device),) for batch in validation]
     if not sum(len(x) for (x,) in judged):
         raise DataError("distill: expected validation images, received none")
-    precision, images = _precision(model, plan, batches), 0
+    precision, images = _precision(model, plan, batches, judged[0][0]), 0
     with eval_mode(teacher), eval_mode(model):
         expected = list(log_probabilities(teacher, judged))
         before = mean_divergence(model, judged, expected)
@@ -163,16 +163,13 @@ class _Lesson:
     precision: str
 
 
-def _precision(model: nn.Module, plan: DistillationPlan, batches: Iterable) -> str:
-    """The precision that was asked for, or the faster one; float32 where nothing tells how many images there are."""
+def _precision(model: nn.Module, plan: DistillationPlan, batches: Iterable, judged: torch.Tensor) -> str:
+    """The precision that was asked for, or the faster one on batches like that one; float32 where nothing tells how many there are."""
     if plan.precision != "auto":
         return plan.precision
-    with torch.random.fork_rng(devices=[]):  # a loader that shuffles keeps its order
-        first = next(iter(batches), None)
-    if first is None or not isinstance(batches, Sized):
+    if not isinstance(batches, Sized):
         return "float32"
-    shape = images_of(first).shape
-    return faster_precision(model, shape, plan.epochs * len(batches) * shape[0])
+    return faster_precision(model, judged.shape, plan.epochs * len(batches) * len(judged))
 
 
 def _epoch(lesson: _Lesson, batches: Iterable, epoch: int) -> tuple[int, float]:
