@@ -40,7 +40,7 @@ from channelscope.profiling.collect import collect
 from channelscope.progress import Logger, console, log_numbers, logging_to, progress_bar, track
 from channelscope.pruning.budget import Budget
 from channelscope.pruning.cut import refuse_out_of_reach
-from channelscope.pruning.distillation import DistillationPlan, distill
+from channelscope.pruning.distillation import Distillation, DistillationPlan, distill
 from channelscope.pruning.folder import CARD, save_pruned
 from channelscope.pruning.folder import export as exporting
 from channelscope.pruning.latency import LatencyTable, latency_path, measure_latency
@@ -250,11 +250,12 @@ def prune(
         note_few_to_distill(images, plan)
     found, made = prune_network(model, images, plan, out.parent)
     networks = {"original": model, "pruned": made.unrepaired} | ({} if plan.repair == "none" else {"repaired": made.model})
-    small, failure = made.model, None
+    small, failure, taught = made.model, None, None
     with logging_to(log, out.with_name(out.name + ".log"), current_call().options):
         if plan.distill:
             try:
-                small = networks["distilled"] = distill_pruned(small, model, images, network, plan)
+                taught = distill_pruned(small, model, images, network, plan)
+                small = networks["distilled"] = taught.model
             except NumericError as error:
                 failure = error
         if finetune:
@@ -263,7 +264,7 @@ def prune(
             small = networks["fine-tuned"] = finetune_pruned(small, images, schedule, folder, network.place, plan.precision)
     frame = evaluated(networks, split, images, out.parent, weights)
     settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
-    settings |= pruning_notes(made)
+    settings |= pruning_notes(made, taught)
     frames = {
         "pruning": described("pruning", frame, SUMMARY_COLUMNS, {"split": split.name, **settings}),
         "pruned_layers": described("pruned_layers", kept_by_layer(found, made.kept), LAYER_COLUMNS, settings),
@@ -365,8 +366,8 @@ def latency_note(made: PruningResult) -> str:
     )
 
 
-def pruning_notes(made: PruningResult) -> dict:
-    """What the recipe of a pruned network says of its ranking and repair."""
+def pruning_notes(made: PruningResult, taught: Distillation | None) -> dict:
+    """What the recipe of a pruned network says of its ranking, repair and distillation."""
     wording = current_call().wording
     return {
         "ranking": made.ranking.name,
@@ -375,6 +376,7 @@ def pruning_notes(made: PruningResult) -> dict:
         "notes": {name: wording(note) for name, note in made.repair.notes.items()},
         "blocks_left_out": list(made.blocks),
         "measured_latency": None if made.latency is None else made.latency.measured,
+        "distilled_in": None if taught is None else taught.precision,
     }
 
 
@@ -421,8 +423,8 @@ def note_few_to_distill(images: ImageSplits, plan: PruningOptions) -> None:
         console.print(f"{count:,} images to distill on are few: where it was measured, 1,000 gained nothing and 5,000 much")
 
 
-def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, network: NetworkOptions, plan: PruningOptions) -> nn.Module:
-    """The network after the original one taught it, or as it was where that gained nothing."""
+def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, network: NetworkOptions, plan: PruningOptions) -> Distillation:
+    """The network after the original one taught it, or as it was where that gained nothing, and how far both are from it."""
     pool, count = distillation_images(images, plan)
     held = max(1, min(count // HELD_OUT, MOST_HELD))
     schedule = zoo.finetuning_schedule(network.model, images.source.data, 1)
@@ -433,7 +435,7 @@ def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, netw
     console.print(
         f"divergence from the original {found.before:.3g} nats before, {found.after:.3g} after, taught in {found.precision}{said}"
     )
-    return found.model
+    return found
 
 
 def finetune_pruned(
