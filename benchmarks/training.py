@@ -18,7 +18,7 @@ from channelscope.network.module_state import channels_last
 from channelscope.zoo.precision import loss_and_logits
 
 NETWORKS = ("resnet18", "vgg16_bn", "mobilenet_v2", "resnet20")
-BATCH, ROUNDS = 128, 15
+BATCH, ROUNDS = 128, 5
 
 
 def as_called(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str) -> torch.Tensor:
