@@ -114,7 +114,7 @@ def add_result(path: Path, row: dict) -> None:
     print(row, flush=True)
 
 
-def classes_of(model: nn.Module, images: Tensor) -> Tensor:
+def log_probabilities_of(model: nn.Module, images: Tensor) -> Tensor:
     """Log probabilities of the classes, (images, classes)."""
     return torch.cat(list(log_probabilities(model, chunks(images))))
 
@@ -124,7 +124,7 @@ def divergences(found: Groups, kept: np.ndarray, fit: Tensor, judge: Tensor, exp
     subset = found.to_subset(kept)
     small = shrink(found, subset).eval()
     repair(small, found, subset, chunks(fit), positions=positions)
-    received = classes_of(small, judge)
+    received = log_probabilities_of(small, judge)
     return (expected.exp() * (expected - received)).sum(1), received.argmax(1)
 
 
@@ -158,7 +158,7 @@ def main() -> None:
         kind = found.members[family[0]].members[0][0]
         if kind not in done:
             if expected is None or before is None:
-                expected = classes_of(model, pixels[JUDGE])
+                expected = log_probabilities_of(model, pixels[JUDGE])
                 before = divergences(found, kept, pixels[FIT], pixels[JUDGE], expected, 32)[0]
             saved = before - divergences(found, other, pixels[FIT], pixels[JUDGE], expected, 32)[0]
             saved, macs = saved if changed > 0 else -saved, abs(fraction_of(found, other) - fraction_of(found, kept))
@@ -171,7 +171,7 @@ def main() -> None:
         measured = remove_to_budget(scores_of_trials(len(found), trials), found, MacCounter(found), asked.macs)
         for kind, chosen in (("cut by the order alone", kept), ("cut by the trials", measured)):
             if kind not in done:
-                divergence, classes = divergences(found, chosen, pixels, judge, classes_of(model, judge), 64)
+                divergence, classes = divergences(found, chosen, pixels, judge, log_probabilities_of(model, judge), 64)
                 right = float((classes == labels).double().mean())
                 error = float(divergence.std() / len(divergence) ** 0.5)
                 write(kind, accuracy=right, divergence=float(divergence.mean()), error=error, macs=fraction_of(found, chosen))

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from allocation import add_result, chunks, classes_of, divergences, results_in
+from allocation import add_result, chunks, divergences, log_probabilities_of, results_in
 from pruners import DATA, NETWORKS
 from torch import Tensor
 
@@ -54,7 +54,7 @@ def main() -> None:
         return
     model, fit, judge = images_of(asked.network, asked.seed)
     found = groups(model, fit[:1])
-    expected = classes_of(model, judge)
+    expected = log_probabilities_of(model, judge)
     seen = {(row["network"], row["seed"], row["exponent"], row["budget"], row["rule"]) for row in results_in(asked.results)}
     count = ranking.consumer_counts
     for exponent in map(float, asked.exponents.split(",")):

@@ -260,8 +260,7 @@ def prune(
                 failure = error
         if finetune:
             folder = out.with_name(out.name + ".finetune")
-            schedule = zoo.finetuning_schedule(network.model, source.data, finetune, source.seed)
-            small = networks["fine-tuned"] = finetune_pruned(small, images, schedule, folder, network.place, plan.precision)
+            small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, folder, plan.precision)
     frame = evaluated(networks, split, images, out.parent, weights)
     settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
     settings |= pruning_notes(made, taught)
@@ -439,11 +438,12 @@ def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, netw
 
 
 def finetune_pruned(
-    small: nn.Module, images: ImageSplits, schedule: zoo.Schedule, folder: Path, place: str, precision: TrainingPrecision
+    small: nn.Module, images: ImageSplits, network: NetworkOptions, epochs: int, folder: Path, precision: TrainingPrecision
 ) -> nn.Module:
     """The network after some epochs of training; an interrupted training goes on from the folder."""
     current_call().unfinished[folder] = "epochs of fine-tuning so far"
-    return zoo.finetune(small, images, folder, schedule, place, precision=precision)
+    schedule = zoo.finetuning_schedule(network.model, images.source.data, epochs, images.source.seed)
+    return zoo.finetune(small, images, folder, schedule, network.place, precision=precision)
 
 
 def pruning_headline(frames: Mapping[str, pd.DataFrame]) -> str:

@@ -9,11 +9,12 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 from channelscope.errors import InputError
@@ -22,7 +23,7 @@ from channelscope.network.module_state import channels_last, device_of
 
 TrainingPrecision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = get_args(TrainingPrecision)
 
 SMALL_RUN = 10_000_000
 """Pixels shown in a run, one number per position, below which no time is spent on choosing the precision: it is float32."""
@@ -221,8 +222,7 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            rest = None, *ctx.how, False, [0, 0], 1, [True, False, False]
-            of_x = torch.ops.aten.convolution_backward(gradient, x, weight, *rest)[0]
+            of_x = conv2d_input(x.shape, weight, gradient, *ctx.how)
         if ctx.needs_input_grad[1]:
             product = gradient.transpose(0, 1).flatten(1) @ _patches(x, weight.shape[2:], *ctx.how)
             of_weight = product.unflatten(1, (*weight.shape[2:], -1)).permute(0, 3, 1, 2)
@@ -232,7 +232,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _patches(x: Tensor, kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
-    """What each output position sees: images and positions × taps and channels."""
+    """What each output position sees, images and positions × taps and channels; `F.unfold` takes three times as long."""
     views = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
     for axis in (0, 1):
         views = views.unfold(axis + 1, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])[..., :: dilation[axis]]
