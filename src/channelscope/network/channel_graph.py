@@ -183,6 +183,8 @@ def channels_behind(parts: Sequence[KernelEdges | Merge], channels: np.ndarray, 
         if not isinstance(part, Merge):
             continue
         found = one[part.members]
+        if bool((found == NONE).all()):
+            continue
         first = found.max(1)
         same = (found == NONE) | (found == first[:, None])
         one[part.outputs] = np.where(same.all(1), first, SEVERAL)

@@ -246,18 +246,23 @@ class ChannelTracer:
         """One node for each entry along the first axis of labels; those that lie behind one another are joined."""
         short = compact(rows, tuple(range(1, rows.dim()))).flatten(1) if rows.dim() > 1 else rows[:, None]
         first = short[:, 0].long().numpy().copy()
-        for place in torch.nonzero((short != short[:, :1]).any(1)).flatten().tolist():
-            first[place] = self._join(node, short[place].unique().long().numpy())
+        mixed = torch.nonzero((short != short[:, :1]).any(1)).flatten()
+        if len(mixed):
+            first[mixed.numpy()] = self._join_rows(node, short[mixed].long().numpy())
         return first
 
-    def _join(self, node: fx.Node, members: np.ndarray) -> int:
-        """A node that depends on several others."""
-        members = members[members != 0]
-        if len(members) < 2:
-            return int(members[0]) if len(members) else 0
-        (number,) = self._new(1)
-        self.parts.append(Merge(node.name, members[None], np.array([number])))
-        return int(number)
+    def _join_rows(self, node: fx.Node, rows: np.ndarray) -> np.ndarray:
+        """For each row a node that depends on all of the row's, or the only one there is beside 0."""
+        rows = np.sort(rows, axis=1)
+        distinct = rows != 0
+        distinct[:, 1:] &= rows[:, 1:] != rows[:, :-1]
+        counts = distinct.sum(1)
+        joined = rows[:, -1].copy()
+        joined[counts > 1] = self._new(int((counts > 1).sum()))
+        for count in np.unique(counts[counts > 1]):
+            chosen = counts == count
+            self.parts.append(Merge(node.name, rows[chosen][distinct[chosen]].reshape(-1, count), joined[chosen]))
+        return joined
 
     def _kept_apart(self, call: Call, value: Tensor, label: Tensor) -> Any:
         """Pooling and padding in space keep each channel's node; padding beside the channels adds constants."""
@@ -332,7 +337,7 @@ class ChannelTracer:
         """One node for everything: what the step does with its inputs is not known."""
         found: list[Tensor] = []
         map_aggregate(inputs, lambda part: found.append(compact(part).unique()) if isinstance(part, Tensor) else None)
-        name = float(self._join(node, torch.cat(found).unique().long().numpy()))
+        name = float(self._join_rows(node, torch.cat(found).long().numpy()[None])[0])
         return map_aggregate(value, lambda part: _filled(part.shape, name) if isinstance(part, Tensor) else part)
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import fx, nn
 
 from channelscope.display import Facts, Shown
@@ -310,10 +311,13 @@ class InputChannels:
             For each call the layer's module path, and which of its inputs show which channels.
         """
         graph, traced = self.found.graph, self.traced
+        layers = list(_reached_layers(graph, site))
+        if not layers:
+            return []
         channels = traced.one_each(graph.nodes[site.activation], traced.labels[site.activation].movedim(site.channel_axis + 1, 0))
-        return [
-            (str(node.target), channels_behind(traced.parts, channels, traced.reads[node.name])) for node in _reached_layers(graph, site)
-        ]
+        reads = [traced.reads[layer.name] for layer in layers]
+        seen = channels_behind(traced.parts, channels, np.concatenate(reads)).split([len(inputs) for inputs in reads], dim=1)
+        return [(str(layer.target), marks) for layer, marks in zip(layers, seen, strict=True)]
 
     def by_layer(self, site: Site) -> dict[str, Bool[Tensor, "channels inputs"]]:
         """Which inputs of each consumer show which channels of the site, in any of its calls: consumer → marks.
