@@ -1,4 +1,5 @@
-"""Numbers read off the weights once per profile: filter distances in blocks of float32 against one float64 product; random weights."""
+"""Numbers read off the weights once per profile: filter distances in blocks of float32 against one float64 product, and all of
+them, with the layers that read each channel, against the forward pass of 256 images; random weights."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from channelscope.data.torchvision_cpu import models
 from channelscope.network.sites import sites
 from channelscope.profiling.weight_norms import filter_distances, filters, weight_norms
 
-NETWORKS = ("vgg16_bn", "resnet50")
+NETWORKS = ("vgg16_bn", "resnet50", "swin_t", "vit_b_16")
+IMAGES, TIMED = 256, 4
+"""Images of a profile, and those whose forward pass is timed"""
 
 
 def float64_distances(rows: Tensor) -> Tensor:
@@ -31,15 +34,19 @@ def compare(name: str) -> None:
     """Print both times of one network, and by how much the distances differ."""
     torch.manual_seed(0)
     image = torch.zeros(1, 3, 224, 224)
-    found = sites(models.get_model(name, weights=None).eval(), image)
+    model = models.get_model(name, weights=None).eval()
+    found = sites(model, image)
     blocks = {site.name: filters(found.graph.modules[site.name]) for site in found}
     reference, expected = seconds(lambda: {site: float64_distances(rows) for site, rows in blocks.items()})
     blocked, distances = seconds(lambda: {site: filter_distances(rows, rows.double().square().sum(1)) for site, rows in blocks.items()})
     everything, _ = seconds(lambda: weight_norms(found))
+    with torch.no_grad():
+        forward, _ = seconds(lambda: {"logits": model(image.expand(TIMED, -1, -1, -1))})
     error = max(float((distances[site] / values - 1).abs().max()) for site, values in expected.items())
     print(
         f"{name:10s} distances: float64 {reference:5.1f} s, blocks {blocked:5.1f} s, {reference / blocked:4.1f}×, "
-        f"largest relative difference {error:.0e}; all weight norms {everything:5.1f} s"
+        f"largest relative difference {error:.0e}; all weight norms {everything:5.1f} s, "
+        f"{everything / forward * TIMED / IMAGES:.3f} of the forward pass of {IMAGES} images"
     )
 
 

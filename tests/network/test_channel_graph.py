@@ -1,13 +1,16 @@
 """Who feeds whom is known for chains, sums, concatenations, shuffles and gates: checked by changing one channel at a time."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from channelscope.circuits.feature import locate_feature
+from channelscope.data.torchvision_cpu import load_torchvision
 from channelscope.network.channel_graph import KernelEdges, Merge, channels_behind
-from channelscope.network.channel_tracing import channel_graph
+from channelscope.network.channel_tracing import ChannelTracer, channel_graph
 from channelscope.network.graph import trace
 from channelscope.zoo.models import build as published
 from networks import built
@@ -212,6 +215,28 @@ def test_channels_behind_sums_and_mixtures_by_hand():
     assert same.int().tolist() == [[1, 0], [1, 0], [0, 1]]
     layer = KernelEdges("conv", "conv", np.array([[6]]), np.array([13]))
     assert not channels_behind([total, layer], np.array([1, 2]), np.array([13])).any()
+
+
+def test_nodes_behind_one_another_are_joined_row_by_row():
+    tracer = ChannelTracer(trace(nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 4, 4)), [])
+    source = np.random.default_rng(0)
+    rows = source.integers(0, 4, (60, 3)) * source.integers(0, 2, (60, 3))
+    start, met = tracer.size, [sorted(set(row) - {0}) for row in rows.tolist()]
+    joined = tracer.one_each(SimpleNamespace(name="concat"), torch.from_numpy(rows).double()).tolist()
+    several = [place for place, nodes in enumerate(met) if len(nodes) > 1]
+    assert [joined[place] for place in several] == list(range(start, tracer.size)), "one new node for each, in the rows' order"
+    assert all(joined[place] == sum(nodes) for place, nodes in enumerate(met) if len(nodes) < 2)
+    members = {node: one.tolist() for part in tracer.parts for node, one in zip(part.outputs, part.members, strict=True)}
+    assert members == {joined[place]: met[place] for place in several}
+    assert len(tracer.parts) == len({len(met[place]) for place in several}), "one operation for each number of nodes that meet"
+
+
+def test_a_class_token_makes_few_operations():
+    options = {"num_layers": 3, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 48}
+    model = load_torchvision().models.VisionTransformer(16, 8, **options).eval()
+    graph = trace(model, torch.zeros(1, 3, 16, 16))
+    nodes = [node for node in graph.steps.nodes if node.op != "output"]
+    assert len(ChannelTracer(graph, nodes, own_layers=True, structural=True).parts) < len(nodes)
 
 
 class Heads(nn.Module):
