@@ -17,7 +17,7 @@ from channelscope.data.sources import ImageSource
 from channelscope.errors import FormatError
 from channelscope.zoo.training_run import History
 
-NETWORKS = {"resnet18": "bfloat16", "vgg16_bn": "bfloat16", "mobilenet_v2": "float32"}
+NETWORKS = {"resnet18": "bfloat16", "vgg16_bn": "bfloat16", "mobilenet_v2": "bfloat16"}
 """network → the precision that is faster on a CPU with bfloat16 units, by benchmarks/training.py; a second run is the same"""
 
 EPOCHS, CHECKPOINTS = 15, 5

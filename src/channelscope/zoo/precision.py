@@ -1,8 +1,12 @@
 """The precision in which steps of training are taken: float32, or bfloat16 where a trial shows that it is faster.
 
-On a processor oneDNN adds the gradient of a convolution's weights up image by image, so that a layer of 512 × 512 kernels on 2×2 positions
-writes its 9 MB of sums once an image. One product of the output's gradients with the patches of all images gives the same sums: in
-bfloat16 it is taken for small maps (benchmarks/training.py).
+On a processor three gradients in bfloat16 take oneDNN 3 to 40 times as long as another way to the same sums (benchmarks/training.py):
+
+- of the weights where output maps are small: it adds them up image by image, so that a layer of 512 × 512 kernels on 2×2 positions
+  writes its 9 MB of sums once an image. One product of the output's gradients with the patches of all images gives them.
+- of the input of a depthwise convolution with a stride. That of the same convolution without a stride, whose output's gradient is 0
+  at the positions in between, is the same.
+- of the weights of a depthwise convolution whose kernels are above 3×3 or wider than the image: float32 is the faster precision.
 """
 
 import copy
@@ -14,7 +18,6 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 from channelscope.errors import InputError
@@ -37,6 +40,9 @@ GAIN = 1.1
 
 SMALL = 16
 """Positions of an output map up to which the product is the faster way, whatever the kernel, the stride and the channels are."""
+
+FEW_TAPS = 9
+"""Positions of a depthwise kernel above which float32 is the faster precision for the gradient of the weights."""
 
 
 def check_precision(precision: str) -> None:
@@ -150,19 +156,19 @@ def logits_to_learn(model: nn.Module, x: Tensor, precision: str) -> Tensor:
     >>> logits_to_learn(nn.Flatten(), torch.zeros(1, 2, 1, 1), "float32")
     tensor([[0., 0.]])
     """
-    with SmallMapGradients():
+    with FasterGradients():
         return logits_in(model, x, precision)
 
 
-class SmallMapGradients(TorchFunctionMode):
-    """While inside, `conv2d` in bfloat16 on a CPU takes the gradient of its weights as one product where its output maps are small.
+class FasterGradients(TorchFunctionMode):
+    """While inside, `conv2d` in bfloat16 on a CPU takes its gradients another way where that is faster.
 
-    Outputs, and gradients of inputs and biases, are those of `conv2d` itself.
+    Outputs are those of `conv2d` itself, gradients differ by rounding.
 
     Examples
     --------
     >>> x, weight = torch.ones(2, 3, 2, 2), torch.ones(4, 3, 3, 3, requires_grad=True)
-    >>> with torch.autocast("cpu", torch.bfloat16), SmallMapGradients():
+    >>> with torch.autocast("cpu", torch.bfloat16), FasterGradients():
     ...     F.conv2d(x, weight, padding=1).sum().backward()
     >>> weight.grad[0, 0].tolist()
     [[2.0, 4.0, 2.0], [4.0, 8.0, 4.0], [2.0, 4.0, 2.0]]
@@ -184,11 +190,26 @@ def _conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    if input.dim() == 4 and groups == 1 and not isinstance(padding, str) and _in_bfloat16(input):
-        how = _pair(stride), _pair(padding), _pair(dilation)
-        if math.prod(_output_sizes(input.shape[2:], weight.shape[2:], *how)) <= SMALL:
+    if input.dim() == 4 and not isinstance(padding, str) and _in_bfloat16(input):
+        how = _pair(stride), _pair(padding), _pair(dilation), groups
+        if _small(input, weight, *how) or (_depthwise(input, groups) and (max(how[0]) > 1 or _wide(input, weight))):
             return _Convolution.apply(input.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16(), *how)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _small(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> bool:
+    """Whether one product of the output's gradients with the patches is the faster way to the gradient of the weights."""
+    return groups == 1 and math.prod(_output_sizes(x.shape[2:], weight.shape[2:], stride, padding, dilation)) <= SMALL
+
+
+def _depthwise(x: Tensor, groups: int) -> bool:
+    return groups == x.shape[1] > 1
+
+
+def _wide(x: Tensor, weight: Tensor) -> bool:
+    """Whether the gradient of the weights of a depthwise convolution is faster in float32."""
+    kernel = weight.shape[2:]
+    return math.prod(kernel) > FEW_TAPS or any(taps > size for taps, size in zip(kernel, x.shape[2:], strict=True))
 
 
 def _in_bfloat16(x: Tensor) -> bool:
@@ -206,15 +227,15 @@ def _output_sizes(sizes: Sequence[int], kernel: Sequence[int], stride: list[int]
 
 
 class _Convolution(torch.autograd.Function):
-    """`conv2d` without groups, whose weights' gradient is output gradients (channels × images and positions) times patches."""
+    """`conv2d` with its gradients taken the faster way."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int], groups: int
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.how = stride, padding, dilation
-        return F.conv2d(x, weight, bias, stride, padding, dilation)
+        ctx.how = stride, padding, dilation, groups
+        return F.conv2d(x, weight, bias, *ctx.how)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -222,13 +243,41 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = conv2d_input(x.shape, weight, gradient, *ctx.how)
+            of_x = _input_gradient(x, weight, gradient, *ctx.how)
         if ctx.needs_input_grad[1]:
-            product = gradient.transpose(0, 1).flatten(1) @ _patches(x, weight.shape[2:], *ctx.how)
-            of_weight = product.unflatten(1, (*weight.shape[2:], -1)).permute(0, 3, 1, 2)
+            of_weight = _weight_gradient(x, weight, gradient, *ctx.how)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum((0, 2, 3))
-        return of_x, of_weight, of_bias, None, None, None
+        return of_x, of_weight, of_bias, None, None, None, None
+
+
+def _input_gradient(
+    x: Tensor, weight: Tensor, gradient: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    if _depthwise(x, groups) and max(stride) > 1:
+        sizes = _output_sizes(x.shape[2:], weight.shape[2:], [1, 1], padding, dilation)
+        apart = gradient.new_zeros(*gradient.shape[:2], *sizes).contiguous(memory_format=torch.channels_last)
+        apart[:, :, :: stride[0], :: stride[1]] = gradient
+        gradient, stride = apart, [1, 1]
+    return _gradients(gradient, x, weight, stride, padding, dilation, groups)[0]
+
+
+def _weight_gradient(
+    x: Tensor, weight: Tensor, gradient: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    if _small(x, weight, stride, padding, dilation, groups):
+        product = gradient.transpose(0, 1).flatten(1) @ _patches(x, weight.shape[2:], stride, padding, dilation)
+        return product.unflatten(1, (*weight.shape[2:], -1)).permute(0, 3, 1, 2)
+    if _depthwise(x, groups) and _wide(x, weight):
+        gradient, x, weight = (value.float().contiguous() for value in (gradient, x, weight))
+    return _gradients(gradient, x, weight, stride, padding, dilation, groups, of_weight=True)[1].bfloat16()
+
+
+def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, *how: Any, of_weight: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's own gradients of the input or the weights; `nn.grad.conv2d_input` is slower, for it does not keep channels last."""
+    stride, padding, dilation, groups = how
+    asked = [not of_weight, of_weight, False]
+    return torch.ops.aten.convolution_backward(gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, asked)
 
 
 def _patches(x: Tensor, kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
