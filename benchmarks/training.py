@@ -2,7 +2,7 @@
 
 `python benchmarks/training.py [NETWORKS]`. The networks for small images, batches of 128 random 32×32 images, two threads.
 `train` makes the same comparison on the device at hand and takes the faster (`--precision auto`). "As called" is bfloat16 by autocast
-alone, without the weight gradients of small maps as one product.
+alone, without the gradients that `zoo.precision` takes another way.
 """
 
 import statistics

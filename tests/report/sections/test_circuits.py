@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
 from channelscope import tables
 from channelscope.circuits.evaluation import CIRCUIT_COLUMNS
@@ -17,6 +16,8 @@ from channelscope.report.sections.circuits import (
     subfeature_sentences,
 )
 from channelscope.tables.run_folder import RunFolder
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 30"><rect width="40" height="30" fill="red"/></svg>'
 
 ENDS = {"r": 0.9, "r_low": 0.85, "r_high": 0.93, "error": 0.2, "error_low": 0.15, "error_high": 0.26, "images": 40}
 
@@ -39,7 +40,7 @@ def folder(path: Path) -> Path:
     put(path, "subcircuit_overlap", [{"cluster": 0, "other": 1, "site": site, "shared": 0.25} for site in ("", "a", "b")])
     put(path, "subcircuit_curves", [{"scored_on": "0", "judged_on": 1, "kept": 0.2, "kernels": 9, "peak_error": 0.6, "images": 4}])
     tables.write_json({"title": "a circuit", "network": "net"}, path / "run.json")
-    Image.new("RGB", (40, 30), "red").save(path / "circuit.png")
+    (path / "circuit.svg").write_text(SVG, encoding="utf-8")
     return path
 
 
@@ -73,7 +74,7 @@ def test_the_page_has_the_sections_and_the_diagram(tmp_path):
     run = RunFolder.read(tmp_path)
     assert CIRCUIT.charts[0].suits(run.table("circuit_curve"))
     assert COMPARISON.charts[0].suits(run.table("circuit_medians"))
-    assert circuit_drawings(run)[0].figure == tmp_path / "circuit.png"
+    assert circuit_drawings(run)[0].figure == tmp_path / "circuit.svg"
 
 
 def test_without_tables_there_is_nothing_to_say(tmp_path):

@@ -52,7 +52,7 @@ def circuit_drawings(run: RunFolder) -> list[Drawing]:
     >>> circuit_drawings(RunFolder(Path("/no/such/folder"), {}, {}))
     []
     """
-    path = run.folder / "circuit.png"
+    path = run.folder / "circuit.svg"
     if not path.is_file():
         return []
     return [
@@ -61,8 +61,7 @@ def circuit_drawings(run: RunFolder) -> list[Drawing]:
             "The circuit",
             path,
             "Columns are layers in the order they are computed, squares are channels, lines are kernels: red ones raise the feature, blue "
-            "ones lower it, thick ones have the largest scores. A page beside this one has the names, more pictures, and controls, and "
-            "saves the drawing as SVG.",
+            "ones lower it, thick ones have the largest scores. A page beside this one has the names, more pictures, and controls.",
             "circuit_kernels",
             "circuit.html" if path.with_suffix(".html").is_file() else "",
         )
