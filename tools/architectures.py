@@ -146,6 +146,12 @@ def held(found: Groups) -> str:
     return "; ".join(said)
 
 
+def rankings(model: nn.Module, images: torch.Tensor) -> list[channelscope.Ranking]:
+    """By one score of the images and one of the weights; their profile, which takes more memory than a large network, is let go."""
+    profile = channelscope.collect(model, [images], shards=0)
+    return [channelscope.scores.capture(profile), channelscope.scores.l2(profile)]
+
+
 def measured(name: str, pixels: int) -> dict:
     """The row of one network."""
     model = prepared(name, pixels)
@@ -162,10 +168,8 @@ def measured(name: str, pixels: int) -> dict:
     }
     if len(found) == 0:
         return row | {"outcome": "whole"}
-    profile = channelscope.collect(model, [images], shards=0)
     outcome, errors = "equal", []
-    for score in (channelscope.scores.capture, channelscope.scores.l2):
-        ranking = score(profile)
+    for ranking in rankings(model, images):
         try:
             kept = channelscope.cut(ranking, found, macs=BUDGET)
         except BudgetError as error:
