@@ -127,6 +127,13 @@ def exported(init: Path) -> set[str]:
     return set()
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_lack_of_memory_is_not_taken_for_a_failure_of_the_code(path):
+    for handler in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ExceptHandler) and node.type):
+        if "FAILURES" in ast.unparse(handler.type):
+            assert ast.unparse(handler.body[0]) == f"no_lack_of_memory({handler.name})", f"{path}:{handler.lineno}"
+
+
 @pytest.mark.parametrize("init", sorted(ROOT.rglob("__init__.py")), ids=lambda path: str(path.parent.relative_to(ROOT)))
 def test_no_package_exports_the_name_of_a_submodule(init):
     submodules = {path.stem for path in init.parent.glob("*.py")} | {path.parent.name for path in init.parent.glob("*/__init__.py")}

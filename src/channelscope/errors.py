@@ -66,8 +66,12 @@ class BudgetError(ChannelscopeError):
     """A budget that cannot be met."""
 
 
+class OutOfMemoryError(ChannelscopeError):
+    """There is not enough memory for a step; nothing is said of the network."""
+
+
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
-"""What the code of a network raises where it cannot run."""
+"""What the code of a network raises where it cannot run; a handler first lets `no_lack_of_memory` look at the error."""
 
 
 def first_line(error: BaseException) -> str:
@@ -79,6 +83,36 @@ def first_line(error: BaseException) -> str:
     ('AssertionError', 'too large')
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+ALLOCATION = ("allocate memory", "bad_alloc")
+"""In the messages of PyTorch's errors when the processor's memory does not suffice."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory.
+
+    Examples
+    --------
+    >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("sizes do not match"))
+    (True, False)
+    """
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # of torch, which may not be imported
+    return known or (isinstance(error, RuntimeError) and any(word in str(error) for word in ALLOCATION))
+
+
+def no_lack_of_memory(error: BaseException) -> None:
+    """Raise OutOfMemoryError for an error that says so: it tells nothing of the code in which it came up.
+
+    Examples
+    --------
+    >>> no_lack_of_memory(RuntimeError("sizes do not match"))
+    >>> no_lack_of_memory(MemoryError("8 bytes"))
+    Traceback (most recent call last):
+    channelscope.errors.OutOfMemoryError: there is not enough memory (8 bytes)
+    """
+    if lacks_memory(error) and not isinstance(error, ChannelscopeError):
+        raise OutOfMemoryError(f"there is not enough memory ({first_line(error)})") from error
 
 
 class UserCode:
@@ -110,6 +144,7 @@ class UserCode:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Raise the library's error in the place of any other, of a call of `exit` too."""
         if isinstance(error, Exception | SystemExit) and not isinstance(error, ChannelscopeError):
+            no_lack_of_memory(error)
             raise self.kind(f"{self.said} ({_reason(error)}{_line(error)}){self.advice}") from error
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from safetensors import SafetensorError
 from typer.core import TyperCommand, TyperGroup
 
-from channelscope.errors import ChannelscopeError, first_line
+from channelscope.errors import ChannelscopeError, OutOfMemoryError, first_line, lacks_memory
 from channelscope.progress import console, never_silent, without_bars
 
 EARLIER_COMMANDS = {"lesion": "ablate", "graphs": "communities", "theory": "gradients", "why": "explain"}
@@ -290,8 +290,7 @@ def root(
     """What the channels of a vision network know, what they share, and which of them it could do without."""
 
 
-ALLOCATION = ("allocate memory", "bad_alloc")
-"""in the messages of PyTorch's errors when the processor's memory does not suffice"""
+SMALLER = ": give smaller numbers, such as --batch-size, --images or --size"
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -307,6 +306,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # names of files are printed in any locale
     try:
         app()
+    except OutOfMemoryError as error:
+        _refuse(f"{error}{SMALLER}")
     except ChannelscopeError as error:
         _refuse(str(error))
     except OSError as error:
@@ -315,7 +316,6 @@ def main() -> None:
     except (SafetensorError, sqlite3.Error) as error:
         _refuse(f"a file cannot be read or written: {first_line(error)}")
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # of torch, which may not be imported
-        if not (known or any(word in str(error) for word in ALLOCATION)):
+        if not lacks_memory(error):
             raise
-        _refuse(f"there is not enough memory ({first_line(error)}): give smaller numbers, such as --batch-size, --images or --size")
+        _refuse(f"there is not enough memory ({first_line(error)}){SMALLER}")

@@ -12,7 +12,7 @@ from rich.text import Text
 from torch import nn
 
 from channelscope.data.images import ImageSplits
-from channelscope.errors import FAILURES, ChannelscopeError
+from channelscope.errors import FAILURES, ChannelscopeError, no_lack_of_memory
 from channelscope.network.module_state import restored_state, zero_batch
 from channelscope.progress import console, format_seconds
 
@@ -64,7 +64,8 @@ def _duration(model: nn.Module, images: ImageSplits) -> str:
             if few.is_cuda:
                 torch.cuda.synchronize(few.device)
             seconds = (time.monotonic() - begun) / PILOT * len(images.calibration)
-    except (*FAILURES, ChannelscopeError):  # said where the command needs the pass
+    except (*FAILURES, ChannelscopeError) as error:  # said where the command needs the pass
+        no_lack_of_memory(error)
         return ""
     return f"; a pass over the calibration images takes about {format_seconds(seconds)}"
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from channelscope.errors import FAILURES, InputError, MismatchError
+from channelscope.errors import FAILURES, InputError, MismatchError, no_lack_of_memory
 from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.operations.attention import in_layers
@@ -204,7 +204,8 @@ def known_groups(model: nn.Module, subset: Subset) -> Any:
     try:
         with eval_mode(model), torch.no_grad():
             apart, _ = distance(known.graph.run(*image), model(*image))
-    except FAILURES:
+    except FAILURES as error:
+        no_lack_of_memory(error)
         return None
     return known if apart <= coarsest(model) ** EXPONENT else None
 

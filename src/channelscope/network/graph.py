@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from channelscope.errors import FAILURES, InputError, TracingError, UserCode, first_line, no_such
+from channelscope.errors import FAILURES, InputError, TracingError, UserCode, first_line, no_lack_of_memory, no_such
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
@@ -305,6 +305,7 @@ def _replayed(graph: Graph, inputs: tuple[Tensor, ...]) -> Any:
         with restored_state(graph.body), torch.no_grad():
             return graph.run(*inputs, out_of_place=True)
     except FAILURES as error:
+        no_lack_of_memory(error)
         return error
 
 
@@ -341,6 +342,7 @@ def _recorded(model: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
     try:
         return record(model, inputs, whole=_whole)
     except (*FAILURES, TracingError) as error:
+        no_lack_of_memory(error)
         raise TracingError(f"the forward pass cannot be followed at {_user_line(error)}: {first_line(error)}") from error
 
 
@@ -362,7 +364,8 @@ def _difference(graph: Graph, inputs: tuple[Tensor, ...]) -> str:
     """Where a recording on other inputs first goes another way."""
     try:
         steps = literal(record(graph.body, inputs, whole=_whole))
-    except (*FAILURES, TracingError):
+    except (*FAILURES, TracingError) as error:
+        no_lack_of_memory(error)
         return ""
     for ours, theirs in zip(graph.steps.nodes, steps.nodes, strict=False):
         if (str(ours.target), str(ours.args), str(ours.kwargs)) != (str(theirs.target), str(theirs.args), str(theirs.kwargs)):

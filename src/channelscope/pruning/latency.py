@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from channelscope.display import Facts, Shown
-from channelscope.errors import FAILURES, FormatError, MismatchError, NumericError
+from channelscope.errors import FAILURES, FormatError, MismatchError, NumericError, no_lack_of_memory
 from channelscope.network import nest
 from channelscope.network.graph import Graph
 from channelscope.network.module_state import device_of, eval_mode
@@ -245,7 +245,8 @@ def _narrowed(found: Groups, kept: np.ndarray) -> Graph | None:
         narrow = graph.of_copy(small)
         with torch.no_grad(), eval_mode(small):
             narrow.run(*found.example)
-    except FAILURES:
+    except FAILURES as error:
+        no_lack_of_memory(error)
         return None
     return narrow
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.display import Facts, Shown
-from channelscope.errors import FAILURES, InputError, MismatchError, SampleError
+from channelscope.errors import FAILURES, InputError, MismatchError, SampleError, no_lack_of_memory
 from channelscope.network.edits import known_groups
 from channelscope.network.graph import ActivationCache, Graph, trace
 from channelscope.network.module_state import eval_mode
@@ -194,8 +194,8 @@ def _steps_of(small: nn.Module, found: Groups, image: tuple[Tensor, ...]) -> Gra
         try:
             if same(graph.run(*image, out_of_place=True), small(*image)):
                 return graph
-        except FAILURES:  # sizes are written out in the steps
-            pass
+        except FAILURES as error:  # sizes are written out in the steps
+            no_lack_of_memory(error)
     return trace(small, image)
 
 

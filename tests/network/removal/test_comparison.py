@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from channelscope.data.torchvision_cpu import models
-from channelscope.errors import MismatchError
+from channelscope.errors import MismatchError, OutOfMemoryError
 from channelscope.network.nest import leaves
 from channelscope.network.removal.comparison import check_same, kept_ids
 from channelscope.network.removal.groups import groups
@@ -344,3 +344,17 @@ def test_a_network_that_is_nothing_but_rounding_cannot_be_compared():
     kept = found.to_subset(~(first & (np.arange(len(found)) % 2 == 0)))
     with pytest.raises(MismatchError, match="away from the silenced one"):
         check_same(sliced(found, kept), kept, found)
+
+
+class Wasteful(nn.Module):
+    """Asks for more memory than there is, in float64 alone."""
+
+    def forward(self, x):
+        return x + torch.empty(1 << 50, dtype=x.dtype)[0] if x.dtype == torch.float64 else x
+
+
+def test_a_lack_of_memory_is_said_and_not_taken_for_code_of_another_precision():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Wasteful(), nn.Flatten(), nn.Linear(4, 2)).eval()
+    found = groups(net, torch.zeros(1, 3, 1, 1))
+    with pytest.raises(OutOfMemoryError, match="there is not enough memory"):
+        shrink(found, found.to_subset(np.array([True, False, True, True])))

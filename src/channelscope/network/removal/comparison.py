@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from channelscope.errors import FAILURES, MismatchError, first_line
+from channelscope.errors import FAILURES, MismatchError, first_line, no_lack_of_memory
 from channelscope.network.edits import edit, silence
 from channelscope.network.module_state import eval_mode, restored_attributes
 from channelscope.network.operations import layers_called
@@ -106,10 +106,12 @@ def check_same(small: nn.Module, kept: Subset, found: Groups, images: tuple[Tens
     with restored_attributes(small), restored_attributes(found.graph.body):
         try:
             error, where, allowed = _in_double(small, kept, found, images)
-        except FAILURES:  # part of the pass asks for the network's own type
+        except FAILURES as refusal:  # part of the pass asks for the network's own type
+            no_lack_of_memory(refusal)
             try:
                 error, where, allowed = _furthest(small, kept, found, images)
             except FAILURES as failure:
+                no_lack_of_memory(failure)
                 raise MismatchError(f"the smaller network cannot run: {first_line(failure)}; please report the network") from failure
     if not error <= allowed:
         raise MismatchError(

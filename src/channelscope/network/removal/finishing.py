@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from channelscope.errors import FAILURES, first_line
+from channelscope.errors import FAILURES, first_line, no_lack_of_memory
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations.numbers import Number
@@ -317,6 +317,7 @@ def compared(small: nn.Module, image: tuple[Any, ...], expected: Any) -> str:
         with torch.no_grad():
             received = exact(*image)
     except FAILURES as error:
+        no_lack_of_memory(error)
         return f"cannot run: {first_line(error)}"
     a, b = outputs(received), outputs(expected)
     if len(a) != len(b):

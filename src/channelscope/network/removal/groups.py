@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from channelscope.display import Facts, Shown
-from channelscope.errors import FAILURES, InputError, MismatchError, TracingError, no_such
+from channelscope.errors import FAILURES, InputError, MismatchError, TracingError, no_lack_of_memory, no_such
 from channelscope.network.graph import Graph, Hook, asks_form, trace
 from channelscope.network.module_state import eval_mode
 from channelscope.network.nest import tensors
@@ -197,8 +197,8 @@ def labels_of(graph: Graph, image: tuple[Tensor, ...], heads: Heads = "whole") -
     if graph.numbers or _entered(graph):
         try:
             recording = record(graph.body, image, whole=single)
-        except (TracingError, *FAILURES):  # the code of a module that is one step otherwise
-            pass
+        except (TracingError, *FAILURES) as error:  # the code of a module that is one step otherwise
+            no_lack_of_memory(error)
         else:
             steps = _matched(graph, recording)
     if recording is None or steps is None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from channelscope.errors import FAILURES
+from channelscope.errors import FAILURES, no_lack_of_memory
 from channelscope.network import nest
 from channelscope.network.graph import Graph
 from channelscope.network.nest import tensors
@@ -196,7 +196,8 @@ class LabeledGraph:
         step = self.step(node)
         try:
             labels = self._by_entry(step)
-        except FAILURES:  # an entry that does not know this form of the call
+        except FAILURES as error:  # an entry that does not know this form of the call
+            no_lack_of_memory(error)
             labels = kept_whole(step)
         if step.entry.moves and not step.static:
             self._note_parts(step, labels)

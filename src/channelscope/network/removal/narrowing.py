@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.utils import parametrize
 
-from channelscope.errors import FAILURES, InputError, MismatchError, first_line
+from channelscope.errors import FAILURES, InputError, MismatchError, first_line, no_lack_of_memory
 from channelscope.network import nest
 from channelscope.network.graph import Graph, Hook
 from channelscope.network.module_state import eval_mode
@@ -341,7 +341,8 @@ def cut(model: nn.Module, graph: LabeledGraph, removal: Removal, shared: bool = 
         try:
             with eval_mode(module):  # a parametrization in training may change its buffers
                 entry.adjust(module, ~removal.removed(kept[path]) if path in kept else None)
-        except FAILURES:  # its weight cannot be computed from fewer channels; once it is a parameter, the module is adjusted
+        except FAILURES as error:  # its weight cannot be computed from fewer channels; once it is a parameter, the module is adjusted
+            no_lack_of_memory(error)
             if not parametrize.is_parametrized(module):
                 raise
     return small
@@ -438,6 +439,7 @@ class NarrowedSteps:
         try:
             return self._carried_out(node, changed), ""
         except FAILURES as error:
+            no_lack_of_memory(error)
             return None, first_line(error)
 
     def _carried_out(self, node: fx.Node, changed: Edit | None) -> Any:
@@ -511,10 +513,12 @@ class NarrowedSteps:
 
         try:
             moved = run(step, left)
-        except FAILURES:
+        except FAILURES as error:
+            no_lack_of_memory(error)
             try:
                 moved = nest.replaced(run(step, lambda parent: nest.replaced(left(parent), Tensor.double)), Tensor.long)
-            except FAILURES:
+            except FAILURES as error:
+                no_lack_of_memory(error)
                 return False
         pairs = zip(tensors(moved), tensors(labels[step.node]), strict=True)
         return all(bool((part == removal.restricted(mark, mark)).all()) for part, mark in pairs)

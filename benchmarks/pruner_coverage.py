@@ -1,0 +1,140 @@
+"""How many public architectures torch-pruning cuts right: the networks, the budget and the check of `tools/architectures.py`.
+
+    python benchmarks/pruner_coverage.py [TABLE.csv] [--limit 240] [NETWORKS]
+
+Random weights, BatchNorm statistics of noise. Theirs: global pruning by L2 norm in one step, the last linear layer kept, with the
+ratio of channels at which the network costs at most .62 of its multiply-adds; the same check as for ours: the output is that of the
+whole network with the removed channels silent, within 1e-6 in float64. Ours is in `docs/supported-networks.csv`. A row that is in
+the table is not measured again. A network runs in a process of its own.
+"""
+
+import argparse
+import copy
+import csv
+import multiprocessing
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from architectures import CLASSES, FAILURES, IMAGES, RELATIVE, apart, multiply_adds, prepared, wanted
+
+import channelscope
+from channelscope.errors import ChannelscopeError
+from channelscope.network.removal.groups import Groups
+
+MOST, STEPS = 0.62, 6
+"""Largest share of the multiply-adds, and halvings of the interval of ratios."""
+COLUMNS = ["network", "pixels", "outcome", "macs", "error", "seconds", "note"]
+WORDS = {
+    "equal": "cut to the budget, equal to the silenced network",
+    "differs": "cut to the budget, and the output is another one",
+    "costly": "above the budget at every ratio",
+    "failed": "an error",
+    "late": "not finished in the time limit",
+}
+
+
+def cut_by_them(model: nn.Module, image: torch.Tensor, ratio: float) -> tuple[nn.Module, dict[str, set[int]]]:
+    """Their smaller network, and the output channels of each layer that are gone."""
+    small = copy.deepcopy(model).requires_grad_(True)
+    names = {module: name for name, module in small.named_modules()}
+    heads = [module for module in small.modules() if isinstance(module, nn.Linear | nn.Conv2d) and CLASSES in module.weight.shape[:1]]
+    options = {"global_pruning": True, "pruning_ratio": ratio, "max_pruning_ratio": 0.95, "ignored_layers": heads[-1:]}
+    pruner = torch_pruning.pruner.BasePruner(small, image, torch_pruning.importance.MagnitudeImportance(p=2), **options)
+    gone: dict[str, set[int]] = {}
+    for group in pruner.step(interactive=True):
+        for dependency, places in group:
+            if pruner.DG.is_out_channel_pruning_fn(dependency.handler):
+                gone.setdefault(names.get(dependency.target.module, ""), set()).update(places)
+        group.prune()
+    return small.eval().requires_grad_(False), gone
+
+
+def marked(found: Groups, gone: dict[str, set[int]]) -> channelscope.Subset:
+    """The channels that are gone, as a subset of the network's sites."""
+    masks = {site.name: torch.zeros(site.channels, dtype=torch.bool) for site in found.sites}
+    for name in gone.keys() & masks.keys():
+        masks[name][sorted(gone[name])] = True
+    return channelscope.Subset(masks, found.sites, found.input_shape, groups=found)
+
+
+def measured(name: str, pixels: int) -> dict:
+    """The row of one network."""
+    model = prepared(name, pixels)
+    images = torch.randn(IMAGES, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
+    full = multiply_adds(model, images[:1])
+    low, high, best = 0.0, 1.0, None
+    for _ in range(STEPS):
+        ratio = (low + high) / 2
+        small, gone = cut_by_them(model, images[:1], ratio)
+        share = multiply_adds(small, images[:1]) / full
+        low, high = (low, ratio) if share <= MOST else (ratio, high)
+        best = (share, small, gone) if share <= MOST else best
+    if best is None:
+        return {"outcome": "costly", "macs": round(share, 4)}
+    share, small, gone = best
+    error = apart(small, model, marked(channelscope.groups(model, images[:1]), gone), images[:2])
+    return {"outcome": "equal" if error <= RELATIVE else "differs", "macs": round(share, 4), "error": f"{error:.1e}"}
+
+
+def child(name: str, pixels: int, answers: Any) -> None:
+    """Send the row of one network to the process that asked for it."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    start = time.process_time()
+    try:
+        row = measured(name, pixels)
+    except (ChannelscopeError, *FAILURES) as error:
+        row = {"outcome": "failed", "note": f"{type(error).__name__}: {error}"}
+    answers.send(row | {"seconds": round(time.process_time() - start, 1)})
+
+
+def row_of(name: str, pixels: int, limit: float) -> dict:
+    """The row of one network, from a process of its own."""
+    context = multiprocessing.get_context("fork")
+    answers, end = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(name, pixels, end))
+    process.start()
+    end.close()
+    try:
+        row = answers.recv() if answers.poll(limit) else {"outcome": "late"}
+    except EOFError:
+        row = {"outcome": "failed", "note": "the process ended without an answer"}
+    process.kill()
+    process.join()
+    return {"network": name, "pixels": pixels, **row}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, nargs="?", default=Path("runs/pruner_coverage.csv"))
+    parser.add_argument("--networks", nargs="*", help="only these")
+    parser.add_argument("--limit", type=float, default=240, help="seconds for one network")
+    asked = parser.parse_args()
+    rows = {}
+    if asked.table.exists():
+        with asked.table.open(encoding="utf-8", newline="") as file:
+            rows = {row["network"]: row for row in csv.DictReader(file)}
+    for name, pixels, _ in wanted(False):
+        if name in rows or (asked.networks and name not in asked.networks):
+            continue
+        rows[name] = row_of(name, pixels, asked.limit)
+        asked.table.parent.mkdir(parents=True, exist_ok=True)
+        with asked.table.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({key: " ".join(str(value).split())[:200] for key, value in row.items()} for row in rows.values())
+        print(name, rows[name]["outcome"], rows[name].get("macs", ""), rows[name].get("error", rows[name].get("note", "")), flush=True)
+    counts = {word: sum(row["outcome"] == word for row in rows.values()) for word in WORDS}
+    print(f"{len(rows)} networks: " + "; ".join(f"{count} {WORDS[word]}" for word, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
