@@ -62,7 +62,7 @@ def marked(found: Groups, gone: dict[str, set[int]]) -> channelscope.Subset:
     masks = {site.name: torch.zeros(site.channels, dtype=torch.bool) for site in found.sites}
     for name in gone.keys() & masks.keys():
         masks[name][sorted(gone[name])] = True
-    return channelscope.Subset(masks, found.sites, found.input_shape, groups=found)
+    return channelscope.Subset(masks, found.sites, tuple(found.example[0].shape[1:]), groups=found)
 
 
 def measured(name: str, pixels: int) -> dict:
