@@ -54,7 +54,7 @@ def test_the_network_given_stays_as_it_is(images, tmp_path):
 
 
 def test_its_schedule_takes_smaller_steps():
-    whole, part = zoo.default_schedule("torchvision:vgg16_bn", "cifar"), zoo.finetuning_schedule("vgg16_bn", "cifar", 7, seed=3)
+    whole, part = zoo.default_schedule("vgg11", "cifar"), zoo.finetuning_schedule("vgg11", "cifar", 7, seed=3)
     assert part.lr == pytest.approx(whole.lr / FINETUNE_LR_DIVISOR)
     assert (part.epochs, part.every, part.seed) == (7, 7, 3)
-    assert zoo.finetuning_schedule("vgg16_bn", "cifar", 7, slower=1).lr == whole.lr
+    assert zoo.finetuning_schedule("vgg11", "cifar", 7, slower=1).lr == whole.lr
