@@ -1,6 +1,6 @@
 """How many public architectures torch-pruning cuts right: the networks, the budget and the check of `tools/architectures.py`.
 
-    python benchmarks/pruner_coverage.py [TABLE.csv] [--limit 240] [NETWORKS]
+    python benchmarks/pruner_coverage.py [TABLE.csv] [--networks NAME …] [--limit 240]
 
 Random weights, BatchNorm statistics of noise. Theirs: global pruning by L2 norm in one step, the last linear layer kept, with the
 ratio of channels at which the network costs at most .62 of its multiply-adds; the same check as for ours: the output is that of the
@@ -11,22 +11,17 @@ the table is not measured again. A network runs in a process of its own.
 import argparse
 import copy
 import csv
-import multiprocessing
 import sys
-import time
-import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch_pruning
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from architectures import CLASSES, FAILURES, IMAGES, RELATIVE, apart, multiply_adds, prepared, wanted
+from architectures import CLASSES, IMAGES, RELATIVE, apart, multiply_adds, parent, prepared, wanted
 
 import channelscope
-from channelscope.errors import ChannelscopeError
 from channelscope.network.removal.groups import Groups
 
 MOST, STEPS = 0.62, 6
@@ -84,34 +79,6 @@ def measured(name: str, pixels: int) -> dict:
     return {"outcome": "equal" if error <= RELATIVE else "differs", "macs": round(share, 4), "error": f"{error:.1e}"}
 
 
-def child(name: str, pixels: int, answers: Any) -> None:
-    """Send the row of one network to the process that asked for it."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    start = time.process_time()
-    try:
-        row = measured(name, pixels)
-    except (ChannelscopeError, *FAILURES) as error:
-        row = {"outcome": "failed", "note": f"{type(error).__name__}: {error}"}
-    answers.send(row | {"seconds": round(time.process_time() - start, 1)})
-
-
-def row_of(name: str, pixels: int, limit: float) -> dict:
-    """The row of one network, from a process of its own."""
-    context = multiprocessing.get_context("fork")
-    answers, end = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(name, pixels, end))
-    process.start()
-    end.close()
-    try:
-        row = answers.recv() if answers.poll(limit) else {"outcome": "late"}
-    except EOFError:
-        row = {"outcome": "failed", "note": "the process ended without an answer"}
-    process.kill()
-    process.join()
-    return {"network": name, "pixels": pixels, **row}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, nargs="?", default=Path("runs/pruner_coverage.csv"))
@@ -125,7 +92,7 @@ def main() -> None:
     for name, pixels, _ in wanted(False):
         if name in rows or (asked.networks and name not in asked.networks):
             continue
-        rows[name] = row_of(name, pixels, asked.limit)
+        rows[name] = {"network": name, "pixels": pixels, **parent(name, pixels, asked.limit, measured)}
         asked.table.parent.mkdir(parents=True, exist_ok=True)
         with asked.table.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -195,14 +196,14 @@ def measured(name: str, pixels: int) -> dict:
 FAILURES = (MemoryError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, NotImplementedError)
 
 
-def child(name: str, pixels: int, answers: Any) -> None:
+def child(measure: Callable[[str, int], dict], name: str, pixels: int, answers: Any) -> None:
     """Send the row of one network to the process that asked for it."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     start = time.process_time()
     try:
-        row = measured(name, pixels)
+        row = measure(name, pixels)
     except ChannelscopeError as error:
         row = {"outcome": "refused", "note": f"{type(error).__name__}: {error}"}
     except FAILURES as error:
@@ -210,11 +211,11 @@ def child(name: str, pixels: int, answers: Any) -> None:
     answers.send(row | {"seconds": round(time.process_time() - start, 1)})
 
 
-def parent(name: str, pixels: int, limit: float) -> dict:
+def parent(name: str, pixels: int, limit: float, measure: Callable[[str, int], dict] = measured) -> dict:
     """The row of one network, from a process of its own."""
     context = multiprocessing.get_context("fork")
     answers, end = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(name, pixels, end))
+    process = context.Process(target=child, args=(measure, name, pixels, end))
     process.start()
     end.close()
     try:
