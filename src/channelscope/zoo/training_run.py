@@ -111,7 +111,7 @@ LEARNING_RATES = {"vgg": 0.05, "mobilenet": 0.01, "alexnet": 0.01, "squeezenet":
 
 STEADY, WARMUP = 0.03, 0.1
 """Largest default rate, and default warm-up, of networks that are not the zoo's: at .1 without a warm-up torchvision's ResNet-18 stays at
-chance on 1,600 pictures of ten classes, at .03 it learns."""
+chance on 1,440 pictures of ten classes, at .03 it learns."""
 
 RECIPES: dict[str, dict[str, float]] = {
     "resnet18": {"lr": 0.2, "small": 0.4},
