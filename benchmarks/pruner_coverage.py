@@ -10,7 +10,6 @@ the table is not measured again. A network runs in a process of its own.
 
 import argparse
 import copy
-import csv
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch_pruning
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from architectures import CLASSES, IMAGES, RELATIVE, apart, multiply_adds, parent, prepared, wanted
+from architectures import CLASSES, IMAGES, LIMIT, RELATIVE, apart, multiply_adds, parent, prepared, read, save, wanted
 
 import channelscope
 from channelscope.network.removal.groups import Groups
@@ -83,21 +82,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, nargs="?", default=Path("runs/pruner_coverage.csv"))
     parser.add_argument("--networks", nargs="*", help="only these")
-    parser.add_argument("--limit", type=float, default=240, help="seconds for one network")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one network")
     asked = parser.parse_args()
-    rows = {}
-    if asked.table.exists():
-        with asked.table.open(encoding="utf-8", newline="") as file:
-            rows = {row["network"]: row for row in csv.DictReader(file)}
+    rows = read(asked.table)
+    asked.table.parent.mkdir(parents=True, exist_ok=True)
     for name, pixels, _ in wanted(False):
         if name in rows or (asked.networks and name not in asked.networks):
             continue
         rows[name] = {"network": name, "pixels": pixels, **parent(name, pixels, asked.limit, measured)}
-        asked.table.parent.mkdir(parents=True, exist_ok=True)
-        with asked.table.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({key: " ".join(str(value).split())[:200] for key, value in row.items()} for row in rows.values())
+        save(rows, asked.table, COLUMNS)
         print(name, rows[name]["outcome"], rows[name].get("macs", ""), rows[name].get("error", rows[name].get("note", "")), flush=True)
     counts = {word: sum(row["outcome"] == word for row in rows.values()) for word in WORDS}
     print(f"{len(rows)} networks: " + "; ".join(f"{count} {WORDS[word]}" for word, count in counts.items()))

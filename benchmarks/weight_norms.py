@@ -3,6 +3,7 @@ them, with the layers that read each channel, against the forward pass of 256 im
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def float64_distances(rows: Tensor) -> Tensor:
     return (squares[:, None] + squares - 2 * rows @ rows.T).clamp(min=0).sqrt().fill_diagonal_(0).sum(1)
 
 
-def seconds(run: Callable[[], dict]) -> tuple[float, dict]:
+def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     """Processor time of a call, and what it returns."""
     begin = time.process_time()
     result = run()
@@ -41,7 +42,7 @@ def compare(name: str) -> None:
     blocked, distances = seconds(lambda: {site: filter_distances(rows, rows.double().square().sum(1)) for site, rows in blocks.items()})
     everything, _ = seconds(lambda: weight_norms(found))
     with torch.no_grad():
-        forward, _ = seconds(lambda: {"logits": model(image.expand(TIMED, -1, -1, -1))})
+        forward, _ = seconds(lambda: model(image.expand(TIMED, -1, -1, -1)))
     error = max(float((distances[site] / values - 1).abs().max()) for site, values in expected.items())
     print(
         f"{name:10s} distances: float64 {reference:5.1f} s, blocks {blocked:5.1f} s, {reference / blocked:4.1f}×, "

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import channelscope
 from channelscope import zoo
 from channelscope.data.torchvision_cpu import models
-from channelscope.errors import BudgetError, ChannelscopeError
+from channelscope.errors import BudgetError, ChannelscopeError, OutOfMemoryError
 from channelscope.network.cost import fused_kernels
 from channelscope.network.module_state import eval_mode, frozen
 from channelscope.network.removal.groups import Groups
@@ -204,6 +204,8 @@ def child(measure: Callable[[str, int], dict], name: str, pixels: int, answers: 
     start = time.process_time()
     try:
         row = measure(name, pixels)
+    except OutOfMemoryError as error:
+        row = {"outcome": "failed", "note": str(error)}
     except ChannelscopeError as error:
         row = {"outcome": "refused", "note": f"{type(error).__name__}: {error}"}
     except FAILURES as error:
@@ -287,20 +289,25 @@ def wanted(every: bool) -> list[tuple[str, int, str]]:
     return found
 
 
-def read() -> dict[str, dict]:
+def read(table: Path = TABLE) -> dict[str, dict]:
     """The rows that are in the table."""
-    if not TABLE.exists():
+    if not table.exists():
         return {}
-    with TABLE.open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8", newline="") as file:
         return {row["network"]: row for row in csv.DictReader(file)}
+
+
+def save(rows: dict[str, dict], table: Path, columns: list[str]) -> None:
+    """Write a table of networks."""
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: " ".join(str(value).split())[:300] for key, value in row.items()} for row in rows.values())
 
 
 def write(rows: dict[str, dict]) -> None:
     """Write the table and the page."""
-    with TABLE.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: " ".join(str(value).split())[:300] for key, value in row.items()} for row in rows.values())
+    save(rows, TABLE, COLUMNS)
     counts = {outcome: sum(row["outcome"] == outcome for row in rows.values()) for outcome in WORDS}
     lines = [
         "# Supported networks",

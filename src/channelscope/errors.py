@@ -89,18 +89,6 @@ ALLOCATION = ("allocate memory", "bad_alloc")
 """In the messages of PyTorch's errors when the processor's memory does not suffice."""
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory.
-
-    Examples
-    --------
-    >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("sizes do not match"))
-    (True, False)
-    """
-    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # of torch, which may not be imported
-    return known or (isinstance(error, RuntimeError) and any(word in str(error) for word in ALLOCATION))
-
-
 def no_lack_of_memory(error: BaseException) -> None:
     """Raise OutOfMemoryError for an error that says so: it tells nothing of the code in which it came up.
 
@@ -111,7 +99,10 @@ def no_lack_of_memory(error: BaseException) -> None:
     Traceback (most recent call last):
     channelscope.errors.OutOfMemoryError: there is not enough memory (8 bytes)
     """
-    if lacks_memory(error) and not isinstance(error, ChannelscopeError):
+    if isinstance(error, ChannelscopeError):
+        return
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # of torch, which may not be imported
+    if known or (isinstance(error, RuntimeError) and any(word in str(error) for word in ALLOCATION)):
         raise OutOfMemoryError(f"there is not enough memory ({first_line(error)})") from error
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from safetensors import SafetensorError
 from typer.core import TyperCommand, TyperGroup
 
-from channelscope.errors import ChannelscopeError, OutOfMemoryError, first_line, lacks_memory
+from channelscope.errors import ChannelscopeError, OutOfMemoryError, first_line, no_lack_of_memory
 from channelscope.progress import console, never_silent, without_bars
 
 EARLIER_COMMANDS = {"lesion": "ablate", "graphs": "communities", "theory": "gradients", "why": "explain"}
@@ -290,13 +290,19 @@ def root(
     """What the channels of a vision network know, what they share, and which of them it could do without."""
 
 
-SMALLER = ": give smaller numbers, such as --batch-size, --images or --size"
-
-
 def _refuse(sentence: str) -> NoReturn:
     """Print what is wrong and end with status 2."""
     console.print(Text.assemble(("error:", "bold red"), f" {sentence}"))
     sys.exit(2)
+
+
+def _run() -> None:
+    """Run the command; a lack of memory is said as such wherever it comes up."""
+    try:
+        app()
+    except (MemoryError, RuntimeError) as error:
+        no_lack_of_memory(error)
+        raise
 
 
 def main() -> None:
@@ -305,9 +311,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files are printed in any locale
     try:
-        app()
+        _run()
     except OutOfMemoryError as error:
-        _refuse(f"{error}{SMALLER}")
+        _refuse(f"{error}: give smaller numbers, such as --batch-size, --images or --size")
     except ChannelscopeError as error:
         _refuse(str(error))
     except OSError as error:
@@ -315,7 +321,3 @@ def main() -> None:
         _refuse(f"{place}{error.strerror or error}")
     except (SafetensorError, sqlite3.Error) as error:
         _refuse(f"a file cannot be read or written: {first_line(error)}")
-    except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
-            raise
-        _refuse(f"there is not enough memory ({first_line(error)}){SMALLER}")

@@ -13,7 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -191,19 +191,35 @@ def _conv2d(
     groups: int = 1,
 ) -> Tensor:
     if input.dim() == 4 and not isinstance(padding, str) and _in_bfloat16(input):
-        how = _pair(stride), _pair(padding), _pair(dilation), groups
-        if _small(input, weight, *how) or (_depthwise(input, groups) and (max(how[0]) > 1 or _wide(input, weight))):
-            return _Convolution.apply(input.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16(), *how)
+        how = _How(_pair(stride), _pair(padding), _pair(dilation), groups)
+        if how.small(input, weight) or (how.depthwise(input) and (how.strided or _wide(input, weight))):
+            return _Convolution.apply(input.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16(), how)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-def _small(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> bool:
-    """Whether one product of the output's gradients with the patches is the faster way to the gradient of the weights."""
-    return groups == 1 and math.prod(_output_sizes(x.shape[2:], weight.shape[2:], stride, padding, dilation)) <= SMALL
+class _How(NamedTuple):
+    """What a convolution does besides its weights, as `conv2d` takes it."""
 
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
 
-def _depthwise(x: Tensor, groups: int) -> bool:
-    return groups == x.shape[1] > 1
+    @property
+    def strided(self) -> bool:
+        return max(self.stride) > 1
+
+    def depthwise(self, x: Tensor) -> bool:
+        return self.groups == x.shape[1] > 1
+
+    def sizes(self, x: Tensor, weight: Tensor) -> list[int]:
+        """Height and width of the output."""
+        each = zip(x.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        return [(size + 2 * pad - gap * (taps - 1) - 1) // step + 1 for size, taps, step, pad, gap in each]
+
+    def small(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether one product of the output's gradients with the patches is the faster way to the gradient of the weights."""
+        return self.groups == 1 and math.prod(self.sizes(x, weight)) <= SMALL
 
 
 def _wide(x: Tensor, weight: Tensor) -> bool:
@@ -221,21 +237,14 @@ def _pair(value: int | Sequence[int]) -> list[int]:
     return numbers * (2 // len(numbers))
 
 
-def _output_sizes(sizes: Sequence[int], kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:
-    each = zip(sizes, kernel, stride, padding, dilation, strict=True)
-    return [(size + 2 * pad - gap * (taps - 1) - 1) // step + 1 for size, taps, step, pad, gap in each]
-
-
 class _Convolution(torch.autograd.Function):
     """`conv2d` with its gradients taken the faster way."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int], groups: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: _How) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.how = stride, padding, dilation, groups
-        return F.conv2d(x, weight, bias, *ctx.how)
+        ctx.how = how
+        return F.conv2d(x, weight, bias, *how)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -243,46 +252,41 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = _input_gradient(x, weight, gradient, *ctx.how)
+            of_x = _input_gradient(x, weight, gradient, ctx.how)
         if ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(x, weight, gradient, *ctx.how)
+            of_weight = _weight_gradient(x, weight, gradient, ctx.how)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum((0, 2, 3))
-        return of_x, of_weight, of_bias, None, None, None, None
+        return of_x, of_weight, of_bias, None
 
 
-def _input_gradient(
-    x: Tensor, weight: Tensor, gradient: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
-) -> Tensor:
-    if _depthwise(x, groups) and max(stride) > 1:
-        sizes = _output_sizes(x.shape[2:], weight.shape[2:], [1, 1], padding, dilation)
-        apart = gradient.new_zeros(*gradient.shape[:2], *sizes).contiguous(memory_format=torch.channels_last)
-        apart[:, :, :: stride[0], :: stride[1]] = gradient
-        gradient, stride = apart, [1, 1]
-    return _gradients(gradient, x, weight, stride, padding, dilation, groups)[0]
+def _input_gradient(x: Tensor, weight: Tensor, gradient: Tensor, how: _How) -> Tensor:
+    if how.depthwise(x) and how.strided:
+        dense = how._replace(stride=[1, 1])
+        apart = gradient.new_zeros(*gradient.shape[:2], *dense.sizes(x, weight)).contiguous(memory_format=torch.channels_last)
+        apart[:, :, :: how.stride[0], :: how.stride[1]] = gradient
+        gradient, how = apart, dense
+    return _gradients(gradient, x, weight, how, [True, False, False])[0]
 
 
-def _weight_gradient(
-    x: Tensor, weight: Tensor, gradient: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
-) -> Tensor:
-    if _small(x, weight, stride, padding, dilation, groups):
-        product = gradient.transpose(0, 1).flatten(1) @ _patches(x, weight.shape[2:], stride, padding, dilation)
+def _weight_gradient(x: Tensor, weight: Tensor, gradient: Tensor, how: _How) -> Tensor:
+    if how.small(x, weight):
+        product = gradient.transpose(0, 1).flatten(1) @ _patches(x, weight.shape[2:], how)
         return product.unflatten(1, (*weight.shape[2:], -1)).permute(0, 3, 1, 2)
-    if _depthwise(x, groups) and _wide(x, weight):
+    if how.depthwise(x) and _wide(x, weight):
         gradient, x, weight = (value.float().contiguous() for value in (gradient, x, weight))
-    return _gradients(gradient, x, weight, stride, padding, dilation, groups, of_weight=True)[1].bfloat16()
+    return _gradients(gradient, x, weight, how, [False, True, False])[1].bfloat16()
 
 
-def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, *how: Any, of_weight: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's own gradients of the input or the weights; `nn.grad.conv2d_input` is slower, for it does not keep channels last."""
+def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, how: _How, asked: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's own gradients, of the input, weights and bias; `nn.grad.conv2d_input` is slower, for it does not keep channels last."""
     stride, padding, dilation, groups = how
-    asked = [not of_weight, of_weight, False]
     return torch.ops.aten.convolution_backward(gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, asked)
 
 
-def _patches(x: Tensor, kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+def _patches(x: Tensor, kernel: Sequence[int], how: _How) -> Tensor:
     """What each output position sees, images and positions × taps and channels; `F.unfold` takes three times as long."""
-    views = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    views = F.pad(x.permute(0, 2, 3, 1), (0, 0, how.padding[1], how.padding[1], how.padding[0], how.padding[0]))
     for axis in (0, 1):
-        views = views.unfold(axis + 1, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])[..., :: dilation[axis]]
+        views = views.unfold(axis + 1, how.dilation[axis] * (kernel[axis] - 1) + 1, how.stride[axis])[..., :: how.dilation[axis]]
     return views.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)
