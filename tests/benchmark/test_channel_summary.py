@@ -207,6 +207,6 @@ def test_places_are_counted_from_the_largest_value(tmp_path):
 def test_scores_of_one_channel_are_one_sentence(tmp_path):
     home = scored(tmp_path, capture=[0.5, 2.0, 1.0], overlap=[3.0, 0.25, float("nan")])
     (said,) = told(home.parent, "conv1:1", "scores", home.name)
-    assert said == f"Scores in {home}, among the 3 channels of conv1: capture 2.000 (largest), overlap 0.250 (2nd largest)."
+    assert said == f"Scores in {home}, among the 3 channels of conv1: input capture 2.000 (largest), peer overlap 0.250 (2nd largest)."
     frame = channel_summary("conv1:1", [home])["explanation_scores"]
     assert frame[["score", "rank", "of", "above"]].values.tolist() == [["capture", 1, 3, 1.0], ["overlap", 2, 2, 0.0]]

@@ -20,7 +20,7 @@ from channelscope.cli.call import NetworkOptions, at_least, fitted
 from channelscope.cli.circuits import few
 from channelscope.cli.experiments import _image_source
 from channelscope.cli.measure import chosen_epoch
-from channelscope.cli.wording import _duration
+from channelscope.cli.wording import PILOTS, _duration
 from channelscope.data.images import read_images
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError
@@ -126,7 +126,7 @@ def test_the_first_lines_say_what_runs_where_on_how_many_images_and_for_how_long
     before, state = weights_hash(model), torch.get_rng_state()
     assert "about" in _duration(model, images)
     counted.remove()
-    assert len(counts) == 2
+    assert len(counts) == PILOTS
     assert (weights_hash(model), torch.equal(torch.get_rng_state(), state)) == (before, True)
 
 

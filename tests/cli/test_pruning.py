@@ -185,10 +185,10 @@ def test_the_speed_of_the_result_is_measured(place, capsys, monkeypatch):
     monkeypatch.setattr(pruning, "compare_runtimes", partial(pruning.compare_runtimes, **few))
     options = ("--images", "60", "--macs", "0.7", "--score", "l2", "--repair", "none", "--speed")
     assert run("prune", *given, *options, "--out", path / "timed") == 0
-    assert re.search(r"Time of a pass in eager PyTorch, of the original's: 1 image \d\.\d+ \[", capsys.readouterr().err)
+    assert re.search(r"A pass takes \d\.\d+ \[.*\] \(n = 3 runs\) of the original's time at best \(", capsys.readouterr().err)
     frame = tables.read(path / "timed" / "pruning_speed.csv")
     assert list(frame["runtime"]) == ["eager"] * 2 + ["onnxruntime"] * 2
-    assert "Time of a pass in eager PyTorch" in (path / "timed" / "report.html").read_text()
+    assert "time at best (" in (path / "timed" / "report.html").read_text()
 
 
 def test_fine_tuning_trains_and_replaces(place):

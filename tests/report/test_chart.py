@@ -64,6 +64,12 @@ def test_series_of_rows_do_not_cover_each_other():
     assert not one & other
 
 
+def test_bars_stand_on_zero():
+    (place,) = axes(Chart("x", "depth", "share", kind="bars"), described([{"depth": 0, "share": 1.0}, {"depth": 1, "share": 0.25}]))
+    assert [(bar.get_y(), bar.get_height()) for bar in place.patches] == [(0, 1.0), (0, 0.25)]
+    assert place.get_ylim()[0] == 0
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     section = Section(

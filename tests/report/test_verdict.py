@@ -310,3 +310,9 @@ def test_refused_scores_are_listed_with_their_layers():
 def test_other_values_have_names_too():
     assert verdict.title("capture_relevance") == "input capture with task information"
     assert verdict.title("damage_kl") == "damage of ablation, as KL divergence of the output"
+
+
+def test_a_column_is_not_called_what_a_value_of_its_name_means():
+    assert (verdict.title("loss"), verdict.column_title("loss")) == ("rise of the loss", "loss")
+    assert (verdict.title("ratio"), verdict.column_title("ratio")) == ("triplet over pair excess", "ratio")
+    assert not set(verdict.VALUE_TITLES) & {*verdict.COLUMN_TITLES, *verdict.QUANTITIES}

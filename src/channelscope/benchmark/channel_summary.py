@@ -15,7 +15,7 @@ from channelscope.circuits.circuit import Circuit
 from channelscope.errors import FormatError, InputError, MismatchError, SiteError, no_such
 from channelscope.pruning.folder import Manifest
 from channelscope.tables.frame import format_number, format_percent
-from channelscope.tables.quantities import Column
+from channelscope.tables.quantities import Column, score_title
 from channelscope.tables.run_folder import FACTS, RunFolder
 
 GROUP = "circuit_[0-9]*"
@@ -202,7 +202,7 @@ def _score_findings(run: EvidenceFolder, layer: str, number: int) -> list[Findin
     rows = _ranks(run, layer, number)
     if not rows:
         return []
-    listed = ", ".join(f"{row['score']} {format_number(row['value'], 3)} ({_ordinal(row['rank'])})" for row in rows)
+    listed = ", ".join(f"{score_title(row['score'])} {format_number(row['value'], 3)} ({_ordinal(row['rank'])})" for row in rows)
     return [
         Finding(
             "scores", str(run.folder), f"Scores in {run.folder}, among the {max(row['of'] for row in rows)} channels of {layer}: {listed}."

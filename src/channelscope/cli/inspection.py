@@ -27,6 +27,7 @@ from channelscope.pruning.folder import export as exporting
 from channelscope.report import page
 from channelscope.scores.score import REGISTRY
 from channelscope.tables.frame import format_interval, format_number
+from channelscope.tables.quantities import score_title
 from channelscope.tables.run_folder import FACTS, RunFolder, compare_runs
 from channelscope.zoo.models import network_names
 from channelscope.zoo.training_run import LOG, History
@@ -125,7 +126,7 @@ def _scores() -> list[dict[str, Any]]:
             "family": score.family,
             "unit": score.unit,
             "keeps": score.keeps,
-            "title": tables.QUANTITIES[score.name].title if score.name in tables.QUANTITIES else "",
+            "title": score_title(score.name),
             "source": score.source,
         }
         for score in REGISTRY.values()

@@ -447,7 +447,7 @@ def finetune_pruned(
 
 
 def pruning_headline(frames: Mapping[str, pd.DataFrame]) -> str:
-    """The answer in two sentences, and a line for each runtime where speed was measured."""
+    """The answer in two sentences, and where the result is faster most and least if that was measured."""
     rows = [row._asdict() for row in frames["pruning"].itertuples(index=False)]
     first, last = rows[0], rows[-1]
     said = ", ".join(f"{row['state']} {row['accuracy']:.1%} [{row['accuracy_low']:.1%}, {row['accuracy_high']:.1%}]" for row in rows)

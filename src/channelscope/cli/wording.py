@@ -48,26 +48,26 @@ def announce_network(title: str, place: str, model: nn.Module, images: ImageSpli
     )
 
 
-PILOT = 2
-"""images of the passes that are timed"""
+PILOT, PILOTS = 2, 4
+"""images of a pass that is timed, and passes, of which the least time counts"""
 
 
 def _duration(model: nn.Module, images: ImageSplits) -> str:
-    """How long a pass over the calibration images takes, from the second of two passes of few; empty where the network does not run."""
-    begun = time.monotonic()
+    """How long a pass over the calibration images takes, by the fastest of some passes of few; empty where the network does not run."""
+    times = []
     try:
         with restored_state(model), torch.no_grad():
             few = zero_batch(model, images.image_shape).repeat(PILOT, 1, 1, 1)
-            model(few)  # the first pass takes longer than the others
-            begun = time.monotonic()
-            model(few)
-            if few.is_cuda:
-                torch.cuda.synchronize(few.device)
-            seconds = (time.monotonic() - begun) / PILOT * len(images.calibration)
+            for _ in range(PILOTS):
+                begun = time.monotonic()
+                model(few)
+                if few.is_cuda:
+                    torch.cuda.synchronize(few.device)
+                times.append(time.monotonic() - begun)
     except (*FAILURES, ChannelscopeError) as error:  # said where the command needs the pass
         no_lack_of_memory(error)
         return ""
-    return f"; a pass over the calibration images takes about {format_seconds(seconds)}"
+    return f"; a pass over the calibration images takes about {format_seconds(min(times) / PILOT * len(images.calibration))}"
 
 
 def place_in_words(place: str) -> str:

@@ -188,6 +188,9 @@ def _panel(place: "Axes", chart: Chart, rows: pd.DataFrame, told: tuple[list, li
         bars = None
         if ends := chart.interval(own):
             bars = np.abs(np.stack([own[chart.y] - ends[0], ends[1] - own[chart.y]]))
+        if chart.kind == "bars":
+            place.bar(own[chart.x], own[chart.y], width=0.7, yerr=bars, label=str(kind), color=color, error_kw={"elinewidth": 0.8})
+            continue
         at = own[chart.x] if order is None else order.get_indexer(own[chart.x]) - 0.5 * index / len(series)
         place.errorbar(
             *((own[chart.y], at) if lying else (at, own[chart.y])),
@@ -292,7 +295,7 @@ def named(frame: pd.DataFrame, column: str) -> str:
     'input capture [nats]'
     """
     unit = frame.attrs.get("columns", {}).get(column, {}).get("unit") or (QUANTITIES[column].unit if column in QUANTITIES else "")
-    return verdict.title(column) + (f" [{unit}]" if unit else "")
+    return verdict.column_title(column) + (f" [{unit}]" if unit else "")
 
 
 def _save(figure: "Figure", stem: Path) -> list[Path]:

@@ -246,7 +246,8 @@ def _data(run: RunFolder, parts: list[Section]) -> dict[str, Any]:
     return {
         "stages": list(run.stages),
         "headline": HEADLINE,
-        "titles": verdict.TITLES,
+        "titles": verdict.COLUMN_TITLES,
+        "valueTitles": verdict.VALUE_TITLES,
         "quantities": {each.name: {"title": each.title, "symbol": each.symbol, "axis": each.axis} for each in QUANTITIES.values()},
         "frames": {name: _frame(frame) for name, frame in frames.items()},
         "sections": [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NORMAL_QUANTILE = 1.96
 """standard errors to either end of a 95 % interval"""
 
-Kind = Literal["line", "scatter", "rows"]
+Kind = Literal["line", "scatter", "rows", "bars"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Chart:
     y: str
     """column on the vertical axis"""
     kind: Kind = "line"
-    """line joins the rows of a series in order of x; scatter does not; rows writes the values of x one below the other, largest y first"""
+    """line joins the rows of a series in order of x; scatter does not; rows writes the values of x one below the other, largest y first;
+    bars stand on zero"""
     by: str = ""
     """column whose values are the series, told apart by color and marker"""
     color: str = ""
@@ -82,7 +83,9 @@ class Chart:
         for _, rows in frame.groupby(columns, sort=False):
             first = rows.iloc[0]
             title = " with ".join(verdict.title(str(first[column])) for column in words)
-            found.append((", ".join([*([title] if title else []), *(f"{verdict.title(column)} {first[column]}" for column in told)]), rows))
+            found.append(
+                (", ".join([*([title] if title else []), *(f"{verdict.column_title(column)} {first[column]}" for column in told)]), rows)
+            )
         return found
 
     def interval(self, frame: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from channelscope.tables.frame import format_interval, format_number, format_percent
-from channelscope.tables.quantities import HEADLINE, QUANTITIES
+from channelscope.tables.quantities import HEADLINE, QUANTITIES, SCORE_TITLES, score_title
 from channelscope.tables.run_folder import RunFolder, where
 
 PAIRS = tuple(product(HEADLINE[:2], HEADLINE[2:]))
@@ -27,8 +27,22 @@ TARGETS = {
     "label": "the class label",
 }
 
-TITLES = {
+COLUMN_TITLES = {
+    "auc": "FLOPs-AUC",
+    "iou": "IoU",
     "kl": "KL divergence of the output",
+    "modularity_r": "modularity of the R-graph",
+    "modularity_s": "modularity of the S-graph",
+}
+COLUMN_TITLES |= SCORE_TITLES | {
+    f"{local}_{target}": f"{QUANTITIES[local].title} with {QUANTITIES[target].title}" for local, target in PAIRS
+}
+"""titles of columns that are no quantities of the axes; values of tables have them too"""
+
+VALUE_TITLES = {
+    "lrp": "LRP",
+    "gradcam": "Grad-CAM",
+    "none": "no repair",
     "loss": "rise of the loss",
     "damage_kl": "damage of ablation, as KL divergence of the output",
     "damage_loss": "damage of ablation, as rise of the loss",
@@ -36,10 +50,8 @@ TITLES = {
     "recovered_hull_loss": "recovered by the hull, as rise of the loss",
     "ratio": "triplet over pair excess",
     "gap": "gap between the modularities of the R-graph and the S-graph",
-    "modularity_r": "modularity of the R-graph",
-    "modularity_s": "modularity of the S-graph",
-} | {f"{local}_{target}": f"{QUANTITIES[local].title} with {QUANTITIES[target].title}" for local, target in PAIRS}
-"""titles of other columns and values"""
+}
+"""titles of values; a column of the same name may be something else, such as the loss or the ratio of two times"""
 
 
 class Estimate(NamedTuple):
@@ -60,15 +72,26 @@ class Estimate(NamedTuple):
         return format_interval(self.value, self.low, self.high, self.layers, "layers", top=1.0)
 
 
-def title(name: str) -> str:
-    """Title of a quantity, or of another column or value.
+def column_title(name: str) -> str:
+    """Title of a column of a table.
 
     Examples
     --------
-    >>> title("capture"), title("kl"), title("made_up")
-    ('input capture', 'KL divergence of the output', 'made up')
+    >>> column_title("capture"), column_title("auc"), column_title("loss")
+    ('input capture', 'FLOPs-AUC', 'loss')
     """
-    return QUANTITIES[name].title if name in QUANTITIES else TITLES.get(name, name.replace("_", " "))
+    return COLUMN_TITLES.get(name) or score_title(name)
+
+
+def title(name: str) -> str:
+    """Title of a quantity, a score, or another value of a table.
+
+    Examples
+    --------
+    >>> title("capture"), title("loss"), title("made_up")
+    ('input capture', 'rise of the loss', 'made up')
+    """
+    return VALUE_TITLES.get(name) or column_title(name)
 
 
 def strength(rho: float) -> str:

@@ -308,6 +308,49 @@ QUANTITIES: Mapping[str, Quantity] = {
 }
 """The quantities of both axes; the first four are the headline ones."""
 
+SCORE_TITLES = {
+    "peer_residual": "variance peers do not explain",
+    "capture_overlap": "input capture and peer overlap",
+    "task_credit": "residualized task credit",
+    "norm_capture": "L2 norm and input capture",
+    "duplicate_task": "duplicate task mass",
+    "nonreplaceable_task": "non-replaceable task mass",
+    "l1": "L1 norm",
+    "l2": "L2 norm",
+    "bn_scale": "BN scale",
+    "activation_mean": "mean activation",
+    "activation_rms": "RMS activation",
+    "taylor_weight": "Taylor expansion, weights",
+    "taylor_activation": "Taylor expansion, activations",
+    "fisher": "Fisher information",
+    "fpgm": "FPGM",
+    "hrank": "HRank",
+    "chip": "CHIP",
+}
+"""titles of scores that are no quantities of the axes, where they differ from the score's name"""
+
+
+def score_title(name: str) -> str:
+    """Title of a quantity or a score for readers.
+
+    Parameters
+    ----------
+    name
+        Name of the quantity, the score or anything else.
+
+    Returns
+    -------
+    str
+        The title; for an unknown name, its words.
+
+    Examples
+    --------
+    >>> score_title("capture"), score_title("fpgm"), score_title("local_composite")
+    ('input capture', 'FPGM', 'local composite')
+    """
+    return QUANTITIES[name].title if name in QUANTITIES else SCORE_TITLES.get(name, name.replace("_", " "))
+
+
 HEADLINE = ("capture", "overlap", "relevance", "excess")
 
 

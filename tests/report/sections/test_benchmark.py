@@ -33,7 +33,7 @@ def folder(path, budgets=None):
 def test_sentences(tmp_path):
     said = benchmark_sentences(RunFolder.read(folder(tmp_path)))
     assert len(said) == 3
-    assert said[0].startswith("input capture has the largest area of 4 scores under every rule: 0.")
+    assert said[0].startswith("Input capture has the largest area of 4 scores under every rule: 0.")
     assert said[0].count("(n = 200 images), one seed (global, ") == 2
     assert "of 12 pairs of scores differ" in said[1]
     assert "'global, none' and 'global, batchnorm'" in said[2]
@@ -50,8 +50,8 @@ def test_two_winners_are_two_sentences(tmp_path):
     areas = run.table("benchmark_auc")
     areas.loc[(areas["score"] == "l1") & (areas["repair"] == "none"), "auc"] = 1.0
     said = benchmark_sentences(run)
-    assert said[0].startswith("l1 has the largest area of 4 scores under 1 of 2 rules: 1.000")
-    assert said[1].startswith("input capture has the largest area of 4 scores under 1 of 2 rules: ")
+    assert said[0].startswith("L1 norm has the largest area of 4 scores under 1 of 2 rules: 1.000")
+    assert said[1].startswith("Input capture has the largest area of 4 scores under 1 of 2 rules: ")
     assert said[1].endswith("one seed (global, batchnorm).")
 
 

@@ -29,7 +29,7 @@ def ablation_sentences(run: RunFolder) -> list[str]:
     >>> from pathlib import Path
     >>> rows = [{"outcome": "damage_kl", "score": "l2", "rho": 0.7, "low": 0.65, "high": 0.75, "n": 40}]
     >>> ablation_sentences(RunFolder(Path(), {}, {"ablation_correlations": pd.DataFrame(rows)}))
-    ['Damage correlates most with l2 0.70 [0.65, 0.75] (n = 40 channels); means over layers.']
+    ['Damage correlates most with L2 norm 0.70 [0.65, 0.75] (n = 40 channels); means over layers.']
     """
     recovered, correlations, partial = (run.table(name) for name in ("recovered", "ablation_correlations", "ablation_partial"))
     said = [] if recovered is None else _recovered(recovered)

@@ -19,7 +19,7 @@ def benchmark_sentences(run: RunFolder) -> list[str]:
     >>> rows = [{"allocation": "global", "repair": "none", "epochs": 0, "score": name, "auc": auc, "auc_low": auc - 0.02,
     ...     "auc_high": auc + 0.02, "n": 1, "images": 100} for name, auc in (("l2", 0.5), ("random", 0.3))]
     >>> benchmark_sentences(RunFolder(Path(), {}, {"benchmark_auc": pd.DataFrame(rows)}))
-    ['l2 has the largest area of 2 scores: 0.500 [0.480, 0.520] (n = 100 images), one seed (global, none).']
+    ['L2 norm has the largest area of 2 scores: 0.500 [0.480, 0.520] (n = 100 images), one seed (global, no repair).']
     """
     areas, pairs, agreement = (run.table(f"benchmark_{name}") for name in ("auc", "paired", "agreement"))
     if areas is None:
@@ -53,8 +53,9 @@ def _best_score(areas: pd.DataFrame) -> list[str]:
     for score in best["score"].value_counts(sort=True).index:
         rows = best.loc[best["score"] == score].sort_values("auc")
         ends = " to ".join(dict.fromkeys(_area_sentence(row) for row in (rows.iloc[0], rows.iloc[-1])))
-        where = "under every rule" if len(rows) == len(best) > 1 else f"under {len(rows)} of {len(best)} rules" if len(best) > 1 else ""
-        said.append(f"{verdict.title(score)} has the largest area of {by_rule.size().max()} scores {where}: {ends}.".replace(" :", ":"))
+        where = " under every rule" if len(rows) == len(best) > 1 else f" under {len(rows)} of {len(best)} rules" if len(best) > 1 else ""
+        name = verdict.title(score)
+        said.append(f"{name[0].upper()}{name[1:]} has the largest area of {by_rule.size().max()} scores{where}: {ends}.")
     return said
 
 
@@ -62,7 +63,7 @@ def _area_sentence(row: pd.Series) -> str:
     tuned = f", {row['epochs']} epochs" if row["epochs"] else ""
     seeds = "one seed" if row["n"] == 1 else f"mean of {row['n']} seeds"
     area = format_interval(row["auc"], row["auc_low"], row["auc_high"], row["images"], "images", 3)
-    return f"{area}, {seeds} ({row['allocation']}, {row['repair']}{tuned})"
+    return f"{area}, {seeds} ({row['allocation']}, {verdict.title(row['repair'])}{tuned})"
 
 
 BENCHMARK = Section(
@@ -139,46 +140,58 @@ def pruning_sentences(run: RunFolder) -> list[str]:
         f"[{format_percent(row.accuracy_low)}, {format_percent(row.accuracy_high)}] (n = {row.images:,} images)."
         for row in frame.iloc[1:-1].itertuples()
     ]
+    speed = run.table("pruning_speed")
+    times = f"; one image takes {format_number(last['latency'], 2)} ms instead of {format_number(first['latency'], 2)} ms (medians)"
     points = format_number(100 * (last["accuracy"] - first["accuracy"]), 1)
     return [
         f"With {format_percent(last['kept'])} of its multiply-adds the network is right on "
         f"{format_percent(last['accuracy'])} [{format_percent(last['accuracy_low'])}, {format_percent(last['accuracy_high'])}] of "
         f"{last['images']:,} test images, {points} points from the original's {format_percent(first['accuracy'])}.",
-        f"It has {last['macs']:,} of {first['macs']:,} multiply-adds and {last['parameters']:,} of {first['parameters']:,} parameters; "
-        f"one image takes {format_number(last['latency'], 2)} ms instead of {format_number(first['latency'], 2)} ms (medians).",
+        f"It has {last['macs']:,} of {first['macs']:,} multiply-adds and {last['parameters']:,} of {first['parameters']:,} parameters"
+        f"{times if speed is None else ''}.",
         *said,
-        *speed_sentences(run.table("pruning_speed")),
+        *speed_sentences(speed),
     ]
 
 
 def speed_sentences(frame: pd.DataFrame | None) -> list[str]:
-    """One sentence for each runtime: how long the smaller network takes there, or why that was not measured.
+    """Where the smaller network gains most time and where least, and why a runtime was not measured.
 
     Examples
     --------
-    >>> row = {"runtime": "eager", "batch": 1, "original": 4.0, "smaller": 3.0, "ratio": 0.75, "ratio_low": 0.72, "ratio_high": 0.78,
-    ...     "runs": 25, "note": ""}
-    >>> other = row | {"runtime": "torch.compile", "runs": 0, "note": "no C++ compiler was found"}
-    >>> for sentence in speed_sentences(pd.DataFrame([row, row | {"batch": 32}, other])):
+    >>> row = {"runtime": "eager", "batch": 1, "ratio": 0.75, "ratio_low": 0.72, "ratio_high": 0.78, "runs": 25, "note": ""}
+    >>> fast = row | {"batch": 32, "ratio": 0.5, "ratio_low": 0.49, "ratio_high": 0.51}
+    >>> other = row | {"runtime": "torch.compile", "ratio": float("nan"), "runs": 0, "note": "no C++ compiler was found"}
+    >>> for sentence in speed_sentences(pd.DataFrame([row, fast, other])):
     ...     print(sentence)
-    Time of a pass in eager PyTorch, of the original's: 1 image 0.75 [0.72, 0.78] (n = 25 runs), 3.00 of 4.00 ms; 32 images 0.75
-    [0.72, 0.78] (n = 25 runs), 3.00 of 4.00 ms.
+    A pass takes 0.50 [0.49, 0.51] (n = 25 runs) of the original's time at best (eager PyTorch, 32 images) and 0.75 [0.72, 0.78]
+    (n = 25 runs) at worst (eager PyTorch, 1 image).
     Time of a pass in torch.compile was not measured: no C++ compiler was found.
     """
+    if frame is None:
+        return []
+    measured = frame.loc[frame["ratio"].notna()].sort_values("ratio")
+    missing = frame.loc[frame["ratio"].isna()].drop_duplicates("runtime")
     said = []
-    for runtime, rows in [] if frame is None else frame.groupby("runtime", sort=False):
-        name = "eager PyTorch" if runtime == "eager" else runtime
-        reason = next((each for each in rows["note"] if isinstance(each, str) and each), "")
-        if reason:
-            said.append(f"Time of a pass in {name} was not measured: {reason.rstrip('.')}.")
-            continue
-        parts = []
-        for row in rows.to_dict("records"):
-            ratio = format_interval(row["ratio"], row["ratio_low"], row["ratio_high"], row["runs"], "runs")
-            images = f"{row['batch']} image{'' if row['batch'] == 1 else 's'}"
-            parts.append(f"{images} {ratio}, {format_number(row['smaller'], 2)} of {format_number(row['original'], 2)} ms")
-        said.append(f"Time of a pass in {name}, of the original's: {'; '.join(parts)}.")
+    if len(measured):
+        best, worst = measured.iloc[0], measured.iloc[-1]
+        at_worst = f" and {_ratio(worst)} at worst ({_pass_of(worst)})" if len(measured) > 1 else ""
+        said = [f"A pass takes {_ratio(best)} of the original's time{' at best' if at_worst else ''} ({_pass_of(best)}){at_worst}."]
+    for row in missing.to_dict("records"):
+        said.append(f"Time of a pass in {_runtime(row['runtime'])} was not measured: {str(row['note']).rstrip('.')}.")
     return said
+
+
+def _ratio(row: pd.Series) -> str:
+    return format_interval(row["ratio"], row["ratio_low"], row["ratio_high"], row["runs"], "runs")
+
+
+def _pass_of(row: pd.Series) -> str:
+    return f"{_runtime(row['runtime'])}, {row['batch']} image{'' if row['batch'] == 1 else 's'}"
+
+
+def _runtime(name: str) -> str:
+    return "eager PyTorch" if name == "eager" else name
 
 
 PRUNING = Section(
@@ -197,13 +210,27 @@ PRUNING = Section(
             caption="Whiskers are 95 % Wilson intervals over the test images; all states saw the same images.",
         ),
         Chart(
+            "Time of a pass",
+            "runtime",
+            "ratio",
+            kind="rows",
+            panels=("batch",),
+            table="pruning_speed",
+            low="ratio_low",
+            high="ratio_high",
+            count="runs",
+            of="runs",
+            label="of the original's time [fraction]",
+            caption="Medians of passes in turns with the original, with 95 % intervals; below 1 the smaller network is faster.",
+        ),
+        Chart(
             "Channels kept in each layer",
             "depth",
             "share",
+            kind="bars",
             table="pruned_layers",
             count="channels",
             of="channels",
-            zero=True,
             caption="Layers at 1 kept all their channels. The table below says how many channels that are, and what held a layer whole.",
         ),
     ),

@@ -29,9 +29,10 @@ function shown(value, digits = 3, top = null) {
   return value < 0 ? "−" + text : text;
 }
 
-const title = (name) => QUANTITIES[name]?.title ?? DATA.titles[name] ?? name.replaceAll("_", " ");
+const columnTitle = (name) => QUANTITIES[name]?.title ?? DATA.titles[name] ?? name.replaceAll("_", " ");
+const title = (name) => DATA.valueTitles[name] ?? columnTitle(name);
 const unit = (frame, name) => frame.columns[name]?.unit ?? "";
-const named = (frame, name) => title(name) + (unit(frame, name) ? ` [${unit(frame, name)}]` : "");
+const named = (frame, name) => columnTitle(name) + (unit(frame, name) ? ` [${unit(frame, name)}]` : "");
 const top1 = (frame, name) => (frame.columns[name]?.high === 1 ? 1 : null);
 const cell = (frame, name, row) => shown(frame.data[name][row], frame.columns[name].digits ?? 3, top1(frame, name));
 const unique = (values) => [...new Set(values)];

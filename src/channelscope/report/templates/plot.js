@@ -98,11 +98,11 @@ function layerTicks(frame, rows, width) {
 function chartRange(chart, frame, rows) {
   const columns = [chart.y, ...(whiskers(chart, frame) ?? []), ...chart.band.filter((name) => frame.columns[name])];
   const values = columns.flatMap((name) => rows.map((row) => frame.data[name][row])).filter(Number.isFinite);
-  if (chart.zero) values.push(0);
+  if (chart.zero || chart.kind === "bars") values.push(0);
   if (!values.length) return undefined;
   const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
   const room = 0.07 * (high - low || Math.abs(high) || 1);
-  return [low - room, high + room];
+  return [chart.kind === "bars" && low === 0 ? 0 : low - room, high + room];
 }
 
 function hover(chart, frame, row) {
@@ -155,6 +155,7 @@ function traces(chart, frame, rows, { series, hues, chosen }) {
       const [low, high] = ends.map((end) => own.map((row) => frame.data[end][row]));
       trace.error_y = { type: "data", symmetric: false, array: high.map((end, i) => end - value[i]), arrayminus: low.map((end, i) => value[i] - end), thickness: 1.2, width: 0, color };
     }
+    if (chart.kind === "bars") Object.assign(trace, { type: "bar", textposition: "none", marker: { color } });
     if (chart.kind === "rows") {
       const rungs = ladder(chart, frame, rows), beside = series.length > 1 ? 0.3 * (0.5 - index / (series.length - 1)) : 0;
       [trace.x, trace.y] = [value, own.map((row) => rungs.indexOf(title(String(frame.data[chart.x][row]))) + beside)];
@@ -268,7 +269,7 @@ function addChart(root, chart, frame) {
   const numbers = columns.filter((name) => frame.columns[name].number && unique(all.map((row) => frame.data[name][row])).length > 1);
   for (const row of all) {
     const told = words.map((name) => title(String(frame.data[name][row]))).join(" with ");
-    const label = [...(told ? [told] : []), ...numbers.map((name) => `${title(name)} ${frame.data[name][row]}`)].join(", ");
+    const label = [...(told ? [told] : []), ...numbers.map((name) => `${columnTitle(name)} ${frame.data[name][row]}`)].join(", ");
     const first = columns.every((name) => !chart.only[name] || chart.only[name].includes(frame.data[name][row]));
     if (!groups.has(label)) groups.set(label, { rows: [], first });
     groups.get(label).rows.push(row);

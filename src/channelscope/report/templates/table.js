@@ -40,7 +40,7 @@ function addTable(root, frame, { value = "", stage = "", order = [] } = {}) {
   }
   const heads = columns.map((name) => {
     const head = make("th", { scope: "col", title: frame.columns[name].meaning ?? "", className: frame.columns[name].number ? "" : "word" },
-      make("button", { type: "button", onclick: () => sort(name) }, title(name), unit(frame, name) ? make("small", { textContent: unit(frame, name) }) : null));
+      make("button", { type: "button", onclick: () => sort(name) }, columnTitle(name), unit(frame, name) ? make("small", { textContent: unit(frame, name) }) : null));
     head.dataset.column = name;
     return head;
   });
