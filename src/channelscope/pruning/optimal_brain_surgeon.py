@@ -161,7 +161,10 @@ class RefittedLayer:
         load = ridge * covariance.diagonal().mean()
         if load == 0:
             load = load + 1  # nothing it reads ever varies: every input costs nothing
-        self.inverse = torch.linalg.inv(covariance + load * torch.eye(len(covariance), dtype=covariance.dtype))
+        loaded = covariance.clone()
+        loaded.diagonal().add_(load)
+        lower, failed = torch.linalg.cholesky_ex(loaded)
+        self.inverse = torch.linalg.inv(loaded) if failed else torch.cholesky_inverse(lower)
         self.weights, self.metric = weights.clone(), metric
         self.weighted = metric @ weights
         members, sizes = np.unique(columns[columns >= 0], return_counts=True)
