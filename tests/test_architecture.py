@@ -44,7 +44,7 @@ MAY["__main__"] = {"cli"}
 MAY["drawing"] = MEETING | {"report", "circuits", "discarding", "pruning"}
 
 EXTRAS = {
-    "timm", "transformers", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_pruning", "tensorboard",
+    "timm", "transformers", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_kirigami", "torch_pruning", "tensorboard",
     "wandb",
 }  # fmt: skip
 
