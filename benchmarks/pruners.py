@@ -3,10 +3,11 @@
     python benchmarks/pruners.py [RESULTS.jsonl] [--network cifar100|lite0] [--budgets .7,.5] [--seeds 0,1,2] [--tests 10000]
                                  [--only ours,taylor,fpgm,l1,l2,bn,kirigami_taylor,kirigami_l1,kirigami_l2]
 
-All at the same multiply-adds. The CIFAR-100 network of ../shared/data with 1,000 calibration images, or EfficientNet-Lite0 with 200 of ImageNet; no training.
-torch-pruning: global pruning, the classifier's outputs kept, small steps until the budget holds. torch-kirigami: its greedy choice for
-a budget of parameters at which the multiply-adds hold, to .01. Taylor has the labels of the same images. Each is measured as it is, and with BatchNorm re-estimated on the calibration images. Ours: `reconstruction` and least
-squares, without labels. A result already in the file is not measured again, so an interrupted run goes on.
+All at the same multiply-adds. The CIFAR-100 network of ../shared/data with 1,000 calibration images, or EfficientNet-Lite0 with 200 of
+ImageNet; no training. torch-pruning: global pruning, the classifier's outputs kept, small steps until the budget holds. torch-kirigami:
+its greedy choice for a budget of parameters at which the multiply-adds hold, to .01. Taylor has the labels of the same images. Each is
+measured as it is, and with BatchNorm re-estimated on the calibration images. Ours: `reconstruction` and least squares, without labels.
+A result already in the file is not measured again, so an interrupted run goes on.
 """
 
 import argparse

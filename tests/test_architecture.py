@@ -44,8 +44,8 @@ MAY["__main__"] = {"cli"}
 MAY["drawing"] = MEETING | {"report", "circuits", "discarding", "pruning"}
 
 EXTRAS = {
-    "timm", "transformers", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_kirigami", "torch_pruning", "tensorboard",
-    "wandb",
+    "timm", "transformers", "datasets", "pyarrow", "onnx", "onnxruntime", "ray", "captum", "zennit", "torch_kirigami", "torch_pruning",
+    "tensorboard", "wandb",
 }  # fmt: skip
 
 

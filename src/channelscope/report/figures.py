@@ -287,7 +287,7 @@ def two_axis_map(channels: pd.DataFrame, stage: str, x: str = "capture", y: str 
 
 
 def named(frame: pd.DataFrame, column: str) -> str:
-    """A column's axis title with its unit.
+    """A column's axis title with its unit, unless that says the same.
 
     Examples
     --------
@@ -295,7 +295,8 @@ def named(frame: pd.DataFrame, column: str) -> str:
     'input capture [nats]'
     """
     unit = frame.attrs.get("columns", {}).get(column, {}).get("unit") or (QUANTITIES[column].unit if column in QUANTITIES else "")
-    return verdict.column_title(column) + (f" [{unit}]" if unit else "")
+    title = verdict.column_title(column)
+    return title + (f" [{unit}]" if unit and unit not in (title, f"{title}s") else "")
 
 
 def _save(figure: "Figure", stem: Path) -> list[Path]:

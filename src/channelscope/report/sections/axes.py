@@ -406,7 +406,9 @@ def _layers(layers: pd.DataFrame) -> list[str]:
     ]
     middle = rows[len(rows) // 2]["cosine"]
     return [
-        f"The mean |cosine| of the two directions goes from {ends[0]} to {ends[1]}; "
+        f"The mean |cosine| of the two directions is {ends[0]}."
+        if len(rows) == 1
+        else f"The mean |cosine| of the two directions goes from {ends[0]} to {ends[1]}; "
         f"the median layer has {format_number(middle, 2)} (n = {len(rows)} layers).",
         f"The identity w'g = 0 holds to {format_number(max(row['identity'] for row in rows), 2)} of |w| |g| or better.",
     ]

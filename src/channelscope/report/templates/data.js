@@ -32,7 +32,10 @@ function shown(value, digits = 3, top = null) {
 const columnTitle = (name) => QUANTITIES[name]?.title ?? DATA.titles[name] ?? name.replaceAll("_", " ");
 const title = (name) => DATA.valueTitles[name] ?? columnTitle(name);
 const unit = (frame, name) => frame.columns[name]?.unit ?? "";
-const named = (frame, name) => columnTitle(name) + (unit(frame, name) ? ` [${unit(frame, name)}]` : "");
+const named = (frame, name) => {
+  const words = columnTitle(name), own = unit(frame, name);
+  return words + (own && ![words, `${words}s`].includes(own) ? ` [${own}]` : "");
+};
 const top1 = (frame, name) => (frame.columns[name]?.high === 1 ? 1 : null);
 const cell = (frame, name, row) => shown(frame.data[name][row], frame.columns[name].digits ?? 3, top1(frame, name));
 const unique = (values) => [...new Set(values)];

@@ -189,6 +189,12 @@ function marks(chart, frame, rows) {
   return { shapes, annotations };
 }
 
+// few whole numbers are said one by one
+function wholes(values) {
+  const all = unique(values).sort((a, b) => a - b);
+  return all.at(-1) - all[0] <= 8 && all.every(Number.isInteger) ? { tickvals: all } : {};
+}
+
 // a logarithmic axis that says 1, 2 and 5 of every power of ten among the values
 function decades(values) {
   const low = Math.min(...values), high = Math.max(...values), at = [];
@@ -207,7 +213,7 @@ function drawPanel(div, chart, frame, rows, told, range) {
   if (lying) div.style.height = tall_enough(rungs, room);
   const names = lying ? Math.min(room, Math.max(...rungs.map((name) => name.length)) * LETTER_ROOM) : 60;
   const wide = div.clientWidth - names - 20, tall = div.clientHeight - 70;
-  const x = lying ? axis(value, { range }, wide) : axis(across, layers ? layers : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? {} : { type: "category" }, wide);
+  const x = lying ? axis(value, { range }, wide) : axis(across, layers ? layers : chart.log ? decades(rows.map((row) => frame.data[chart.x][row])) : numeric ? wholes(rows.map((row) => frame.data[chart.x][row])) : { type: "category" }, wide);
   const y = lying ? axis("", { range: [-0.6, rungs.length - 0.4], tickvals: [...rungs.keys()], ticktext: rungs.map((name) => inLines(name, room)) }) : axis(value, { range }, tall);
   Plotly.react(div, traces(chart, frame, rows, told), layout(x, y, { ...marks(chart, frame, rows), ...sized(div), margin: { l: 50, r: 14, t: 18, b: 40 } }), CONFIG);
   if (!div.dataset.live) {
