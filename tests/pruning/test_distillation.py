@@ -26,7 +26,8 @@ def noise(count: int, seed: int) -> list[torch.Tensor]:
 def test_the_student_comes_nearer_and_both_networks_stay_as_they_were():
     teacher, student = net(8, 0).train(), net(4, 1)
     hashes = weights_hash(teacher), weights_hash(student)
-    found = distill(student, teacher, noise(128, 0), noise(64, 1), DistillationPlan(epochs=8, lr=0.01), progress=False)
+    plan = DistillationPlan(epochs=8, lr=0.01, batch_statistics=False)
+    found = distill(student, teacher, noise(128, 0), noise(64, 1), plan, progress=False)
     assert found.gained
     assert found.after < 0.8 * found.before
     assert found.images == 128
@@ -53,6 +54,41 @@ def test_one_step_is_adam_on_the_softened_divergence():
     (9 * (p * (p / q).log()).sum(1).mean()).backward()
     change = found.model[5].weight - student[5].weight
     assert torch.allclose(change, -1e-3 * copied[5].weight.grad.sign(), atol=1e-5)
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_the_mean_of_the_answers_for_an_image_and_its_mirror_image_is_learned(mirror):
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)) for _ in range(2))
+    with torch.no_grad():
+        teacher[1].weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))  # the left pixel alone
+        student[1].weight.copy_(torch.tensor([[-2.0, 0.0], [0.0, 0.0]]))
+    images = [torch.randn(256, 1, 1, 2, generator=torch.Generator().manual_seed(0))]
+    plan = DistillationPlan(epochs=300, lr=0.1, temperature=1.0, mirror=mirror)
+    found = distill(student, teacher, images, images, plan, progress=False)
+    left, right = (found.model[1].weight[0] - found.model[1].weight[1]).tolist()
+    assert (left, right) == pytest.approx((1.0, 1.0) if mirror else (2.0, 0.0), abs=0.02)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 1e-6])
+def test_normalization_has_the_statistics_of_what_it_sees_whatever_its_momentum_is(momentum):
+    teacher, student = net(4, 1).eval(), net(4, 1)
+    images = [2 * x + 1 for x in noise(128, 0)]
+    seen = student[0](torch.cat(images)).detach()
+    teacher[1].running_mean.copy_(seen.mean((0, 2, 3)))
+    teacher[1].running_var.copy_(seen.var((0, 2, 3)))
+    student[1].momentum = momentum
+    student[1].running_mean += 3  # far from what it sees
+    found = distill(student, teacher, images, images, DistillationPlan(epochs=2, lr=1e-9), progress=False)
+    assert torch.allclose(found.model[1].running_mean, seen.mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(found.model[1].running_var, seen.var((0, 2, 3)), rtol=0.05)
+    assert found.model[1].momentum == momentum
+
+
+def test_one_image_is_normalized_with_the_running_statistics():
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, 4)).eval() for _ in range(2))
+    images = [*noise(32, 0), *noise(1, 5)]
+    found = distill(student, teacher, images, images, DistillationPlan(epochs=3), progress=False)
+    assert all(bool(value.isfinite().all()) for value in found.model.state_dict().values())
 
 
 def test_a_student_that_would_get_worse_stays_as_it_was():

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from channelscope.data.batches import images_of
 from channelscope.errors import DataError, InputError, NumericError
 from channelscope.evaluation import logits_in
 from channelscope.network.module_state import channels_last, device_of, eval_mode
+from channelscope.network.operations import tracking_norms
 from channelscope.progress import log_numbers, progress_bar
 from channelscope.pruning.prune import log_probabilities, mean_divergence
 from channelscope.zoo.precision import TrainingPrecision, check_precision, faster_precision, logits_to_learn
@@ -28,15 +30,19 @@ class DistillationPlan:
     Examples
     --------
     >>> DistillationPlan(epochs=8).temperature
-    2.0
+    4.0
     """
 
-    epochs: int = 4
+    epochs: int = 16
     """passes over the images"""
     lr: float = RATE
     """first learning rate of Adam"""
-    temperature: float = 2.0
+    temperature: float = 4.0
     """T, by which the logits are divided"""
+    mirror: bool = False
+    """whether what is learned is the teacher's mean log-probability for an image and its mirror image; for images that may be mirrored"""
+    batch_statistics: bool = True
+    """whether BatchNorm normalizes with the batch's own statistics in all epochs but the last, before which they are estimated anew"""
     precision: TrainingPrecision = "auto"
     """of both networks' products: float32, bfloat16, or auto, which takes what is faster in a trial of two seconds on this device"""
 
@@ -86,8 +92,9 @@ def distill(
     """A copy of a smaller network that was trained on the softened outputs of the original one; labels are not read.
 
     The loss is T² KL(softmax(t/T) ‖ softmax(s/T)), minimized by Adam with a rate that falls to zero along half a cosine (from epoch to
-    epoch where the batches do not say how many they are). Both networks are in evaluation mode, so normalization keeps its statistics.
-    If the copy is not nearer to the teacher on the validation images afterwards, the student is returned as it was.
+    epoch where the batches do not say how many they are). Both networks are in evaluation mode but for the student's BatchNorms, which
+    normalize with the batch's statistics until the last epoch; a batch of one image is normalized with the running ones. If the copy
+    is not nearer to the teacher on the validation images afterwards, the student is returned as it was.
 
     Parameters
     ----------
@@ -128,7 +135,7 @@ def distill(
 
     References
     ----------
-    Hinton, Vinyals & Dean 2015, section 2.
+    Hinton, Vinyals & Dean 2015, section 2; Ioffe & Szegedy 2015 for the batch's statistics.
     """
     if isinstance(batches, Iterator) or isinstance(validation, Iterator):
         raise InputError("distill reads the images once per epoch: pass a list of batches or a data loader, not a generator")
@@ -142,8 +149,11 @@ def distill(
         expected = list(log_probabilities(teacher, judged))
         before = mean_divergence(model, judged, expected)
         with progress_bar("distilling, epochs", plan.epochs, progress) as advance, channels_last(model, precision == "bfloat16"):
-            lesson = _Lesson(model, teacher, torch.optim.Adam(model.parameters(), plan.lr), plan, precision)
+            norms = tracking_norms(model) if plan.batch_statistics else []
+            lesson = _Lesson(model, teacher, torch.optim.Adam(model.parameters(), plan.lr), plan, precision, norms)
             for epoch in range(plan.epochs):
+                if epoch and epoch == plan.epochs - 1:
+                    lesson.estimate_statistics(batches)
                 images, loss = _epoch(lesson, batches, epoch)
                 log_numbers("distill", epoch + 1, loss=loss)
                 advance()
@@ -161,6 +171,35 @@ class _Lesson:
     optimizer: torch.optim.Optimizer
     plan: DistillationPlan
     precision: str
+    norms: list[Any]
+    """BatchNorms that normalize with the batch's statistics in all epochs but the last"""
+
+    @torch.no_grad()
+    def expected(self, x: torch.Tensor) -> torch.Tensor:
+        """What is learned: softened log-probabilities (images, classes) of the teacher."""
+        views = (x, x.flip(-1)) if self.plan.mirror else (x,)
+        logits = [logits_in(self.teacher, view, self.precision).float().log_softmax(1) for view in views]
+        return (torch.stack(logits).mean(0) / self.plan.temperature).log_softmax(1)
+
+    def normalize_by_batch(self, wanted: bool) -> None:
+        """Let the BatchNorms take their statistics from the batch, or from what they have gathered."""
+        for norm in self.norms:
+            norm.training = wanted
+
+    @torch.no_grad()
+    def estimate_statistics(self, batches: Iterable) -> None:
+        """Set the statistics of the BatchNorms to their means over the batches of one pass, whatever their momentum is."""
+        momenta = [norm.momentum for norm in self.norms]
+        for norm in self.norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        for batch in batches if self.norms else ():
+            x = images_of(batch).to(device_of(self.model))
+            self.normalize_by_batch(len(x) > 1)
+            logits_in(self.model, x, self.precision)
+        self.normalize_by_batch(False)
+        for norm, momentum in zip(self.norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _precision(model: nn.Module, plan: DistillationPlan, batches: Iterable, judged: torch.Tensor) -> str:
@@ -181,8 +220,8 @@ def _epoch(lesson: _Lesson, batches: Iterable, epoch: int) -> tuple[int, float]:
         x = images_of(batch).to(device)
         for group in lesson.optimizer.param_groups:
             group["lr"] = schedule.rate((epoch + ((step - 1) / steps if steps else 0.0)) / schedule.epochs)
-        with torch.no_grad():
-            wanted = (logits_in(lesson.teacher, x, lesson.precision).float() / soft).log_softmax(1)
+        wanted = lesson.expected(x)
+        lesson.normalize_by_batch(epoch < plan.epochs - 1 and len(x) > 1)
         said = (logits_to_learn(lesson.model, x, lesson.precision).float() / soft).log_softmax(1)
         loss = soft**2 * F.kl_div(said, wanted, reduction="batchmean", log_target=True)
         if not bool(loss.isfinite()):

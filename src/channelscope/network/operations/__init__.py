@@ -19,6 +19,7 @@ from channelscope.network.operations.operation import (
     spelling,
     unregister,
 )
+from channelscope.network.operations.pooling import tracking_norms
 from channelscope.network.operations.step import Call, Step, call_of, execute
 
 FAMILIES = (elementwise, mixing, moves, pooling, products, step)
@@ -47,5 +48,6 @@ __all__ = [
     "register",
     "spell",
     "spelling",
+    "tracking_norms",
     "unregister",
 ]

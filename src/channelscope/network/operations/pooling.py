@@ -168,6 +168,27 @@ SLOPES = (nn.PReLU,)
 INSTANCE_NORMS = (nn.modules.instancenorm._InstanceNorm,)
 
 
+def tracking_norms(model: nn.Module) -> list[Any]:
+    """The BatchNorms of a network that keep running statistics.
+
+    Parameters
+    ----------
+    model
+        The network.
+
+    Returns
+    -------
+    list of Module
+        In the order of `modules()`.
+
+    Examples
+    --------
+    >>> [norm.num_features for norm in tracking_norms(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3, track_running_stats=False)))]
+    [2]
+    """
+    return [each for each in model.modules() if isinstance(each, BATCH_NORMS) and each.running_mean is not None]
+
+
 def _per_channel(step: Step) -> Tensor:
     """Each channel is normalized with statistics of its own; its parameters go with it."""
     channels = step.channels(axis=1, why=f"{step.place} has one weight for several channels")
