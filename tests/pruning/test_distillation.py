@@ -84,6 +84,12 @@ def test_normalization_has_the_statistics_of_what_it_sees_whatever_its_momentum_
     assert found.model[1].momentum == momentum
 
 
+def test_synchronized_normalization_keeps_its_statistics():
+    teacher, student, images = net(8, 0).eval(), nn.SyncBatchNorm.convert_sync_batchnorm(net(4, 1)).eval(), noise(32, 0)
+    found = distill(student, teacher, images, images, DistillationPlan(epochs=3), progress=False)
+    assert torch.equal(found.model[1].running_mean, student[1].running_mean)
+
+
 def test_one_image_is_normalized_with_the_running_statistics():
     teacher, student = (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, 4)).eval() for _ in range(2))
     images = [*noise(32, 0), *noise(1, 5)]

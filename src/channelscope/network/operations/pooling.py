@@ -169,7 +169,7 @@ INSTANCE_NORMS = (nn.modules.instancenorm._InstanceNorm,)
 
 
 def tracking_norms(model: nn.Module) -> list[Any]:
-    """The BatchNorms of a network that keep running statistics.
+    """The BatchNorms of a network that keep running statistics; not the synchronized ones, which cannot train in a process alone.
 
     Parameters
     ----------
@@ -186,7 +186,8 @@ def tracking_norms(model: nn.Module) -> list[Any]:
     >>> [norm.num_features for norm in tracking_norms(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3, track_running_stats=False)))]
     [2]
     """
-    return [each for each in model.modules() if isinstance(each, BATCH_NORMS) and each.running_mean is not None]
+    found = [each for each in model.modules() if isinstance(each, BATCH_NORMS) and not isinstance(each, nn.SyncBatchNorm)]
+    return [each for each in found if each.running_mean is not None]
 
 
 def _per_channel(step: Step) -> Tensor:
