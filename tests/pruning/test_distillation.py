@@ -67,6 +67,7 @@ def test_the_mean_of_the_answers_for_an_image_and_its_mirror_image_is_learned(mi
     found = distill(student, teacher, images, images, plan, progress=False)
     left, right = (found.model[1].weight[0] - found.model[1].weight[1]).tolist()
     assert (left, right) == pytest.approx((1.0, 1.0) if mirror else (2.0, 0.0), abs=0.02)
+    assert found.after == pytest.approx(0, abs=1e-4)  # from what was taught
 
 
 @pytest.mark.parametrize("momentum", [0.1, 1e-6])

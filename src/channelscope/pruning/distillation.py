@@ -15,7 +15,7 @@ from channelscope.evaluation import logits_in
 from channelscope.network.module_state import channels_last, device_of, eval_mode
 from channelscope.network.operations import tracking_norms
 from channelscope.progress import log_numbers, progress_bar
-from channelscope.pruning.prune import log_probabilities, mean_divergence
+from channelscope.pruning.prune import mean_divergence
 from channelscope.zoo.precision import TrainingPrecision, check_precision, faster_precision, logits_to_learn
 from channelscope.zoo.training_run import Schedule
 
@@ -40,7 +40,7 @@ class DistillationPlan:
     temperature: float = 4.0
     """T, by which the logits are divided"""
     mirror: bool = False
-    """whether what is learned is the teacher's mean log-probability for an image and its mirror image; for images that may be mirrored"""
+    """whether what is taught is the teacher's mean log-probability for an image and its mirror image; for images that may be mirrored"""
     batch_statistics: bool = True
     """whether BatchNorm normalizes with the batch's own statistics in all epochs but the last, before which they are estimated anew"""
     precision: TrainingPrecision = "auto"
@@ -63,7 +63,7 @@ class Distillation:
     model: nn.Module
     """the student after the last epoch in evaluation mode, or as it was where `gained` is False"""
     before: float
-    """mean Kullback-Leibler divergence of the student's class probabilities from the teacher's on the validation images, in nats"""
+    """mean Kullback-Leibler divergence of the student's class probabilities from what it is taught on the validation images, in nats"""
     after: float
     """the same after the last epoch"""
     images: int
@@ -94,7 +94,7 @@ def distill(
     The loss is T² KL(softmax(t/T) ‖ softmax(s/T)), minimized by Adam with a rate that falls to zero along half a cosine (from epoch to
     epoch where the batches do not say how many they are). Both networks are in evaluation mode but for the student's BatchNorms, which
     normalize with the batch's statistics until the last epoch; a batch of one image is normalized with the running ones. If the copy
-    is not nearer to the teacher on the validation images afterwards, the student is returned as it was.
+    is not nearer to what it was taught on the validation images afterwards, the student is returned as it was.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def distill(
         raise DataError("distill: expected validation images, received none")
     precision, images = _precision(model, plan, batches, judged[0][0]), 0
     with eval_mode(teacher), eval_mode(model):
-        expected = list(log_probabilities(teacher, judged))
+        expected = [_answers(teacher, x, plan, "float32") for (x,) in judged]
         before = mean_divergence(model, judged, expected)
         with progress_bar("distilling, epochs", plan.epochs, progress) as advance, channels_last(model, precision == "bfloat16"):
             norms = tracking_norms(model) if plan.batch_statistics else []
@@ -174,13 +174,6 @@ class _Lesson:
     norms: list[Any]
     """BatchNorms that normalize with the batch's statistics in all epochs but the last"""
 
-    @torch.no_grad()
-    def expected(self, x: torch.Tensor) -> torch.Tensor:
-        """What is learned: softened log-probabilities (images, classes) of the teacher."""
-        views = (x, x.flip(-1)) if self.plan.mirror else (x,)
-        logits = [logits_in(self.teacher, view, self.precision).float().log_softmax(1) for view in views]
-        return (torch.stack(logits).mean(0) / self.plan.temperature).log_softmax(1)
-
     def normalize_by_batch(self, wanted: bool) -> None:
         """Let the BatchNorms take their statistics from the batch, or from what they have gathered."""
         for norm in self.norms:
@@ -202,6 +195,13 @@ class _Lesson:
             norm.momentum = momentum
 
 
+@torch.no_grad()
+def _answers(teacher: nn.Module, x: torch.Tensor, plan: DistillationPlan, precision: str) -> torch.Tensor:
+    """The teacher's log-probabilities (images, classes); with `mirror`, of its mean answer for the images and their mirror images."""
+    views = (x, x.flip(-1)) if plan.mirror else (x,)
+    return torch.stack([logits_in(teacher, view, precision).float().log_softmax(1) for view in views]).mean(0).log_softmax(1)
+
+
 def _precision(model: nn.Module, plan: DistillationPlan, batches: Iterable, judged: torch.Tensor) -> str:
     """The precision that was asked for, or the faster one on batches like that one; float32 where nothing tells how many there are."""
     if plan.precision != "auto":
@@ -220,7 +220,7 @@ def _epoch(lesson: _Lesson, batches: Iterable, epoch: int) -> tuple[int, float]:
         x = images_of(batch).to(device)
         for group in lesson.optimizer.param_groups:
             group["lr"] = schedule.rate((epoch + ((step - 1) / steps if steps else 0.0)) / schedule.epochs)
-        wanted = lesson.expected(x)
+        wanted = (_answers(lesson.teacher, x, plan, lesson.precision) / soft).log_softmax(1)
         lesson.normalize_by_batch(epoch < plan.epochs - 1 and len(x) > 1)
         said = (logits_to_learn(lesson.model, x, lesson.precision).float() / soft).log_softmax(1)
         loss = soft**2 * F.kl_div(said, wanted, reduction="batchmean", log_target=True)

@@ -39,6 +39,8 @@ COLUMN_TITLES |= SCORE_TITLES | {
 }
 """titles of columns that are no quantities of the axes; values of tables have them too"""
 
+ARROW = " → "
+
 VALUE_TITLES = {
     "lrp": "LRP",
     "gradcam": "Grad-CAM",
@@ -84,14 +86,16 @@ def column_title(name: str) -> str:
 
 
 def title(name: str) -> str:
-    """Title of a quantity, a score, or another value of a table.
+    """Title of a quantity, a score, another value of a table, or of two with an arrow between them.
 
     Examples
     --------
     >>> title("capture"), title("loss"), title("made_up")
     ('input capture', 'rise of the loss', 'made up')
+    >>> title("relevance → capture")
+    'task information → input capture'
     """
-    return VALUE_TITLES.get(name) or column_title(name)
+    return ARROW.join(VALUE_TITLES.get(part) or column_title(part) for part in name.split(ARROW))
 
 
 def strength(rho: float) -> str:

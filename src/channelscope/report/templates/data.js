@@ -30,7 +30,7 @@ function shown(value, digits = 3, top = null) {
 }
 
 const columnTitle = (name) => QUANTITIES[name]?.title ?? DATA.titles[name] ?? name.replaceAll("_", " ");
-const title = (name) => DATA.valueTitles[name] ?? columnTitle(name);
+const title = (name) => name.split(" → ").map((part) => DATA.valueTitles[part] ?? columnTitle(part)).join(" → ");
 const unit = (frame, name) => frame.columns[name]?.unit ?? "";
 const named = (frame, name) => {
   const words = columnTitle(name), own = unit(frame, name);
