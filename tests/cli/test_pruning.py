@@ -140,7 +140,7 @@ def test_the_original_teaches_the_smaller_network(place, capsys, monkeypatch):
     assert json.loads((path / "distilled" / "recipe.json").read_text(encoding="utf-8"))["made"]["distilled_in"] == "bfloat16"
     said = capsys.readouterr().err
     assert "images to distill on are few" in said
-    before, after = map(float, re.findall(r"divergence from the original ([\d.e-]+) nats before, ([\d.e-]+) after", said)[0])
+    before, after = map(float, re.findall(r"loss on the judging images ([\d.e-]+) nats before, ([\d.e-]+) after", said)[0])
     frame = tables.read(path / "distilled" / "pruning.csv").set_index("state")
     assert list(frame.index) == ["original", "pruned", "repaired", "distilled"]
     assert frame.loc["distilled", "macs"] == frame.loc["pruned", "macs"]

@@ -432,9 +432,7 @@ def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, netw
     how = DistillationPlan(plan.distill_epochs, mirror=schedule.flip, precision=plan.precision)
     found = distill(small, model, lessons, pool.take(held), how)
     said = "" if found.gained else "; nothing was gained, the network stays as it was"
-    console.print(
-        f"divergence from the original {found.before:.3g} nats before, {found.after:.3g} after, taught in {found.precision}{said}"
-    )
+    console.print(f"loss on the judging images {found.before:.3g} nats before, {found.after:.3g} after, taught in {found.precision}{said}")
     return found
 
 

@@ -15,7 +15,6 @@ from channelscope.evaluation import logits_in
 from channelscope.network.module_state import channels_last, device_of, eval_mode
 from channelscope.network.operations import tracking_norms
 from channelscope.progress import log_numbers, progress_bar
-from channelscope.pruning.prune import mean_divergence
 from channelscope.zoo.precision import TrainingPrecision, check_precision, faster_precision, logits_to_learn
 from channelscope.zoo.training_run import Schedule
 
@@ -63,7 +62,8 @@ class Distillation:
     model: nn.Module
     """the student after the last epoch in evaluation mode, or as it was where `gained` is False"""
     before: float
-    """mean Kullback-Leibler divergence of the student's class probabilities from what it is taught on the validation images, in nats"""
+    """mean loss of the student on the validation images, T² times the divergence of its softened class probabilities from those that it
+    is taught, in nats"""
     after: float
     """the same after the last epoch"""
     images: int
@@ -73,12 +73,12 @@ class Distillation:
 
     @property
     def gained(self) -> bool:
-        """Whether the student came closer to the teacher on the validation images."""
+        """Whether the student came closer to what it was taught on the validation images."""
         return self.after < self.before
 
     def __repr__(self) -> str:
-        """The divergences before and after."""
-        return f"Distillation({self.images:,} images, divergence {self.before:.4g} → {self.after:.4g} nats)"
+        """The losses before and after."""
+        return f"Distillation({self.images:,} images, loss {self.before:.4g} → {self.after:.4g} nats)"
 
 
 def distill(
@@ -141,13 +141,13 @@ def distill(
         raise InputError("distill reads the images once per epoch: pass a list of batches or a data loader, not a generator")
     plan = plan or DistillationPlan()
     model, device = copy.deepcopy(student).requires_grad_(True), device_of(student)
-    judged = [(images_of(batch).to(device),) for batch in validation]
-    if not sum(len(x) for (x,) in judged):
+    judged = [images_of(batch).to(device) for batch in validation]
+    if not sum(map(len, judged)):
         raise DataError("distill: expected validation images, received none")
-    precision, images = _precision(model, plan, batches, judged[0][0]), 0
+    precision, images = _precision(model, plan, batches, judged[0]), 0
     with eval_mode(teacher), eval_mode(model):
-        expected = [_answers(teacher, x, plan, "float32") for (x,) in judged]
-        before = mean_divergence(model, judged, expected)
+        expected = [_answers(teacher, x, plan, "float32") for x in judged]
+        before = _validation_loss(model, judged, expected, plan.temperature)
         with progress_bar("distilling, epochs", plan.epochs, progress) as advance, channels_last(model, precision == "bfloat16"):
             norms = tracking_norms(model) if plan.batch_statistics else []
             lesson = _Lesson(model, teacher, torch.optim.Adam(model.parameters(), plan.lr), plan, precision, norms)
@@ -157,7 +157,7 @@ def distill(
                 images, loss = _epoch(lesson, batches, epoch)
                 log_numbers("distill", epoch + 1, loss=loss)
                 advance()
-        after = mean_divergence(model, judged, expected)
+        after = _validation_loss(model, judged, expected, plan.temperature)
     chosen = model if after < before else copy.deepcopy(student)
     return Distillation(chosen.eval().requires_grad_(False), before, after, images, precision)
 
@@ -197,9 +197,22 @@ class _Lesson:
 
 @torch.no_grad()
 def _answers(teacher: nn.Module, x: torch.Tensor, plan: DistillationPlan, precision: str) -> torch.Tensor:
-    """The teacher's log-probabilities (images, classes); with `mirror`, of its mean answer for the images and their mirror images."""
+    """Softened log-probabilities (images, classes) that are taught: the teacher's, or with `mirror` of its mean answer for both views."""
     views = (x, x.flip(-1)) if plan.mirror else (x,)
-    return torch.stack([logits_in(teacher, view, precision).float().log_softmax(1) for view in views]).mean(0).log_softmax(1)
+    answers = [logits_in(teacher, view, precision).float().log_softmax(1) for view in views]
+    return (torch.stack(answers).mean(0) / plan.temperature).log_softmax(1)
+
+
+def _loss(logits: torch.Tensor, answers: torch.Tensor, soft: float) -> torch.Tensor:
+    """T² KL(answers ‖ softened probabilities), the mean over images."""
+    return soft**2 * F.kl_div((logits / soft).log_softmax(1), answers, reduction="batchmean", log_target=True)
+
+
+@torch.no_grad()
+def _validation_loss(model: nn.Module, judged: list[torch.Tensor], answers: list[torch.Tensor], soft: float) -> float:
+    """Mean loss over all images, in float32."""
+    total = sum(float(_loss(logits_in(model, x, "float32"), each, soft)) * len(x) for x, each in zip(judged, answers, strict=True))
+    return total / sum(map(len, judged))
 
 
 def _precision(model: nn.Module, plan: DistillationPlan, batches: Iterable, judged: torch.Tensor) -> str:
@@ -214,16 +227,15 @@ def _precision(model: nn.Module, plan: DistillationPlan, batches: Iterable, judg
 def _epoch(lesson: _Lesson, batches: Iterable, epoch: int) -> tuple[int, float]:
     """One pass over the images; their number, and their mean loss."""
     images, total, plan, device = 0, 0.0, lesson.plan, device_of(lesson.model)
-    schedule, soft = Schedule(plan.epochs, plan.lr), plan.temperature
+    schedule = Schedule(plan.epochs, plan.lr)
     steps = len(batches) if isinstance(batches, Sized) else 0
     for step, batch in enumerate(batches, start=1):
         x = images_of(batch).to(device)
         for group in lesson.optimizer.param_groups:
             group["lr"] = schedule.rate((epoch + ((step - 1) / steps if steps else 0.0)) / schedule.epochs)
-        wanted = (_answers(lesson.teacher, x, plan, lesson.precision) / soft).log_softmax(1)
+        wanted = _answers(lesson.teacher, x, plan, lesson.precision)
         lesson.normalize_by_batch(epoch < plan.epochs - 1 and len(x) > 1)
-        said = (logits_to_learn(lesson.model, x, lesson.precision).float() / soft).log_softmax(1)
-        loss = soft**2 * F.kl_div(said, wanted, reduction="batchmean", log_target=True)
+        loss = _loss(logits_to_learn(lesson.model, x, lesson.precision).float(), wanted, plan.temperature)
         if not bool(loss.isfinite()):
             where = f"step {step} of epoch {epoch + 1}"
             raise NumericError(f"the loss of distillation is {loss.item()} at {where}; a smaller lr may help")
