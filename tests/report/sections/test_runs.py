@@ -38,9 +38,9 @@ def compared(tmp_path):
 def test_the_numbers_that_differ_most_come_first_and_those_without_intervals_are_left_out(compared):
     frame = side_by_side(compared)
     assert list(frame["number"].unique()) == [
-        "alignment_mean: local capture, target relevance, rho",
-        "alignment_mean: local support, target relevance, rho",
-        "alignment_mean: local overlap, target relevance, rho",
+        "alignment_mean: input capture, task information, rho",
+        "alignment_mean: peer support, task information, rho",
+        "alignment_mean: peer overlap, task information, rho",
     ]
     assert list(frame["run"]) == ["first", "second"] * 3
     assert list(frame["value"].round(3)) == [0.1, 2.1, 0.3, 0.4, 0.2, 0.2]

@@ -6,7 +6,7 @@ from channelscope import tables
 from channelscope.report import verdict
 from channelscope.report.section import Chart, Section
 from channelscope.tables.frame import format_number
-from channelscope.tables.quantities import HEADLINE, Column
+from channelscope.tables.quantities import HEADLINE, QUANTITIES, Column
 from channelscope.tables.run_folder import RunFolder, where
 
 SHOWN = 12
@@ -46,13 +46,19 @@ def side_by_side(run: RunFolder) -> pd.DataFrame | None:
     chosen = known.loc[(known["difference"].abs() / width).sort_values(ascending=False).index[:SHOWN]].to_dict("records")
     rows = []
     for each in chosen:
-        about = ", ".join(part for part in (each["row"], verdict.title(each["quantity"])) if part)
+        about = ", ".join(part for part in (_titled(each["row"]), verdict.title(each["quantity"])) if part)
         for name in ("first", "second"):
             ends = {f"value{end}": each[f"{name}{end}"] for end in ("", "_low", "_high")}
             rows.append(
                 {"number": f"{each['table']}: {about}", "run": name, "unit": each["unit"] or "no unit", **ends, "n": each[f"n_{name}"]}
             )
     return tables.table(rows, "side_by_side", VALUES) if rows else None
+
+
+def _titled(row: str) -> str:
+    """A row's name, such as "site conv1, local overlap", with the titles of quantities in the place of column and name."""
+    parts = [part.partition(" ") for part in row.split(", ")]
+    return ", ".join(QUANTITIES[name].title if name in QUANTITIES else f"{column}{space}{name}" for column, space, name in parts)
 
 
 def comparison_sentences(run: RunFolder) -> list[str]:
