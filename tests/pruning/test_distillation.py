@@ -85,6 +85,14 @@ def test_normalization_has_the_statistics_of_what_it_sees_whatever_its_momentum_
     assert found.model[1].momentum == momentum
 
 
+def test_batches_of_one_image_leave_the_statistics_as_they_are():
+    teacher, student = net(8, 0).eval(), net(4, 1).eval()
+    images = list(torch.cat(noise(32, 0)).split(1))
+    found = distill(student, teacher, images, images, DistillationPlan(epochs=3, lr=0.01), progress=False)
+    assert found.gained
+    assert torch.equal(found.model[1].running_mean, student[1].running_mean)
+
+
 def test_synchronized_normalization_keeps_its_statistics():
     teacher, student, images = net(8, 0).eval(), nn.SyncBatchNorm.convert_sync_batchnorm(net(4, 1)).eval(), noise(32, 0)
     found = distill(student, teacher, images, images, DistillationPlan(epochs=3), progress=False)

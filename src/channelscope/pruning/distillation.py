@@ -183,13 +183,14 @@ class _Lesson:
     def estimate_statistics(self, batches: Iterable) -> None:
         """Set the statistics of the BatchNorms to their means over the batches of one pass, whatever their momentum is."""
         momenta = [norm.momentum for norm in self.norms]
-        for norm in self.norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-        for batch in batches if self.norms else ():
-            x = images_of(batch).to(device_of(self.model))
-            self.normalize_by_batch(len(x) > 1)
-            logits_in(self.model, x, self.precision)
+        several = (x for x in map(images_of, batches if self.norms else ()) if len(x) > 1)
+        for place, x in enumerate(several):
+            if not place:
+                self.normalize_by_batch(True)
+                for norm in self.norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None
+            logits_in(self.model, x.to(device_of(self.model)), self.precision)
         self.normalize_by_batch(False)
         for norm, momentum in zip(self.norms, momenta, strict=True):
             norm.momentum = momentum
