@@ -242,9 +242,8 @@ def _titled(place: "Axes", chart: Chart, rows: pd.DataFrame) -> None:
         place.xaxis.set_major_formatter("{x:g}")
         place.xaxis.set_minor_locator(ticker.NullLocator())
     elif layers:
-        tilted = len(layers) > 4
-        place.set_xticks(list(layers), list(layers.values()), fontsize=5.5)
-        place.tick_params(axis="x", labelrotation=45 if tilted else 0)
+        tilted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(layers) > 4 else {}
+        place.set_xticks(list(layers), list(layers.values()), fontsize=5.5, **tilted)
     elif chart.kind != "rows" and pd.api.types.is_integer_dtype(rows[chart.x]):
         place.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     if chart.kind == "rows" or not chart.free:
