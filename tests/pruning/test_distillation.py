@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from channelscope.errors import DataError, InputError, NumericError
 from channelscope.network.module_state import weights_hash
-from channelscope.pruning.distillation import DistillationPlan, distill
+from channelscope.pruning.distillation import Distillation, DistillationPlan, distill
 from channelscope.zoo import precision as steps
 
 
@@ -28,7 +28,7 @@ def test_the_student_comes_nearer_and_both_networks_stay_as_they_were():
     hashes = weights_hash(teacher), weights_hash(student)
     plan = DistillationPlan(epochs=8, lr=0.01, batch_statistics=False)
     found = distill(student, teacher, noise(128, 0), noise(64, 1), plan, progress=False)
-    assert found.gained
+    assert not found.harmed
     assert found.after < 0.8 * found.before
     assert found.images == 128
     assert (weights_hash(teacher), weights_hash(student)) == hashes
@@ -89,7 +89,7 @@ def test_batches_of_one_image_leave_the_statistics_as_they_are():
     teacher, student = net(8, 0).eval(), net(4, 1).eval()
     images = list(torch.cat(noise(32, 0)).split(1))
     found = distill(student, teacher, images, images, DistillationPlan(epochs=3, lr=0.01), progress=False)
-    assert found.gained
+    assert found.after < found.before
     assert torch.equal(found.model[1].running_mean, student[1].running_mean)
 
 
@@ -109,8 +109,23 @@ def test_one_image_is_normalized_with_the_running_statistics():
 def test_a_student_that_would_get_worse_stays_as_it_was():
     teacher, student = net(8, 0).eval(), net(4, 1).eval()
     found = distill(student, teacher, noise(16, 0), noise(64, 1), DistillationPlan(epochs=3, lr=3.0), progress=False)
-    assert not found.gained
+    assert found.harmed
+    assert found.after - found.before > 2 * found.error
     assert weights_hash(found.model) == weights_hash(student)
+
+
+@pytest.mark.parametrize(("after", "harmed"), [(0.9, False), (1.1, False), (1.13, True), (math.nan, True)])
+def test_harm_is_a_loss_that_rises_beyond_chance(after, harmed):
+    assert Distillation(nn.Identity(), 1.0, after, 0.06, 10, "float32").harmed == harmed
+
+
+def test_the_error_is_that_of_the_difference_over_images():
+    teacher, student, images = net(8, 0).eval(), net(4, 1).eval(), noise(40, 3)
+    found = distill(student, teacher, images, images, DistillationPlan(2, 1e-4, 1.0, batch_statistics=False), progress=False)
+    x = torch.cat(images)
+    p, q, r = (each(x).detach().log_softmax(1) for each in (teacher, student, found.model))
+    change = ((p.exp() * (p - r)).sum(1) - (p.exp() * (p - q)).sum(1)).numpy()
+    assert found.error == pytest.approx(change.std(ddof=1) / len(change) ** 0.5, rel=1e-3)
 
 
 def test_labels_are_not_read():

@@ -60,7 +60,7 @@ FEW_TO_DISTILL = 2000
 """images below which distillation is said to gain little"""
 
 HELD_OUT, MOST_HELD = 10, 500
-"""one in so many images judges what was gained, and no more than that"""
+"""one in so many images judges whether harm was done, and no more than that"""
 
 BATCH = 64
 """images of a step of distillation"""
@@ -423,7 +423,7 @@ def note_few_to_distill(images: ImageSplits, plan: PruningOptions) -> None:
 
 
 def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, network: NetworkOptions, plan: PruningOptions) -> Distillation:
-    """The network after the original one taught it, or as it was where that gained nothing, and how far both are from it."""
+    """The network after the original one taught it, or as it was where that did harm, and how far both are from it."""
     pool, count = distillation_images(images, plan)
     held = max(1, min(count // HELD_OUT, MOST_HELD))
     schedule = zoo.finetuning_schedule(network.model, images.source.data, 1)
@@ -431,7 +431,7 @@ def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, netw
     console.print(f"distilling on {count - held:,} images without labels, judged on {held:,} others")
     how = DistillationPlan(plan.distill_epochs, mirror=schedule.flip, precision=plan.precision)
     found = distill(small, model, lessons, pool.take(held), how)
-    said = "" if found.gained else "; nothing was gained, the network stays as it was"
+    said = "; it rose beyond chance, the network stays as it was" if found.harmed else ""
     console.print(f"loss on the judging images {found.before:.3g} nats before, {found.after:.3g} after, taught in {found.precision}{said}")
     return found
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from channelscope.network.operations import tracking_norms
 from channelscope.progress import log_numbers, progress_bar
 from channelscope.zoo.precision import TrainingPrecision, check_precision, faster_precision, logits_to_learn
 from channelscope.zoo.training_run import Schedule
+
+BEYOND_CHANCE = 2
+"""Standard errors by which the loss may rise: two networks are then not told apart, and the taught one is kept."""
 
 RATE = 0.5 / 1000
 """First learning rate of Adam."""
@@ -60,21 +63,23 @@ class Distillation:
     """A distilled network, and its distance from the teacher before and after."""
 
     model: nn.Module
-    """the student after the last epoch in evaluation mode, or as it was where `gained` is False"""
+    """the student after the last epoch in evaluation mode, or as it was where `harmed` is True"""
     before: float
     """mean loss of the student on the validation images, T² times the divergence of its softened class probabilities from those that it
     is taught, in nats"""
     after: float
     """the same after the last epoch"""
+    error: float
+    """standard error of their difference over the images"""
     images: int
     """images of one epoch"""
     precision: str
     """float32 or bfloat16: what the products were taken in"""
 
     @property
-    def gained(self) -> bool:
-        """Whether the student came closer to what it was taught on the validation images."""
-        return self.after < self.before
+    def harmed(self) -> bool:
+        """Whether the loss on the validation images rose by more than two standard errors."""
+        return not self.after - self.before <= BEYOND_CHANCE * self.error
 
     def __repr__(self) -> str:
         """The losses before and after."""
@@ -93,8 +98,8 @@ def distill(
 
     The loss is T² KL(softmax(t/T) ‖ softmax(s/T)), minimized by Adam with a rate that falls to zero along half a cosine (from epoch to
     epoch where the batches do not say how many they are). Both networks are in evaluation mode but for the student's BatchNorms, which
-    normalize with the batch's statistics until the last epoch; a batch of one image is normalized with the running ones. If the copy
-    is not nearer to what it was taught on the validation images afterwards, the student is returned as it was.
+    normalize with the batch's statistics until the last epoch; a batch of one image is normalized with the running ones. If the loss
+    of the copy on the validation images is higher than the student's beyond chance, the student is returned as it was.
 
     Parameters
     ----------
@@ -130,7 +135,7 @@ def distill(
     >>> teacher, student = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     >>> images = [torch.randn(32, 1, 2, 2, generator=torch.Generator().manual_seed(0))]
     >>> found = distill(student, teacher, images, images, DistillationPlan(epochs=20, lr=0.05))
-    >>> found.gained, found.images
+    >>> found.after < found.before, found.images
     (True, 32)
 
     References
@@ -147,7 +152,7 @@ def distill(
     precision, images = _precision(model, plan, batches, judged[0]), 0
     with eval_mode(teacher), eval_mode(model):
         expected = [_answers(teacher, x, plan, "float32") for x in judged]
-        before = _validation_loss(model, judged, expected, plan.temperature)
+        before = _validation_losses(model, judged, expected, plan.temperature)
         with progress_bar("distilling, epochs", plan.epochs, progress) as advance, channels_last(model, precision == "bfloat16"):
             norms = tracking_norms(model) if plan.batch_statistics else []
             lesson = _Lesson(model, teacher, torch.optim.Adam(model.parameters(), plan.lr), plan, precision, norms)
@@ -157,9 +162,10 @@ def distill(
                 images, loss = _epoch(lesson, batches, epoch)
                 log_numbers("distill", epoch + 1, loss=loss)
                 advance()
-        after = _validation_loss(model, judged, expected, plan.temperature)
-    chosen = model if after < before else copy.deepcopy(student)
-    return Distillation(chosen.eval().requires_grad_(False), before, after, images, precision)
+        after = _validation_losses(model, judged, expected, plan.temperature)
+    error = float((after - before).std(correction=0)) / max(len(after) - 1, 1) ** 0.5  # 0 for one image
+    found = Distillation(model.eval().requires_grad_(False), float(before.mean()), float(after.mean()), error, images, precision)
+    return replace(found, model=copy.deepcopy(student).eval().requires_grad_(False)) if found.harmed else found
 
 
 @dataclass(frozen=True)
@@ -204,16 +210,15 @@ def _answers(teacher: nn.Module, x: torch.Tensor, plan: DistillationPlan, precis
     return (torch.stack(answers).mean(0) / plan.temperature).log_softmax(1)
 
 
-def _loss(logits: torch.Tensor, answers: torch.Tensor, soft: float) -> torch.Tensor:
-    """T² KL(answers ‖ softened probabilities), the mean over images."""
-    return soft**2 * F.kl_div((logits / soft).log_softmax(1), answers, reduction="batchmean", log_target=True)
+def _losses(logits: torch.Tensor, answers: torch.Tensor, soft: float) -> torch.Tensor:
+    """T² KL(answers ‖ softened probabilities) of every image."""
+    return soft**2 * F.kl_div((logits / soft).log_softmax(1), answers, reduction="none", log_target=True).sum(1)
 
 
 @torch.no_grad()
-def _validation_loss(model: nn.Module, judged: list[torch.Tensor], answers: list[torch.Tensor], soft: float) -> float:
-    """Mean loss over all images, in float32."""
-    total = sum(float(_loss(logits_in(model, x, "float32"), each, soft)) * len(x) for x, each in zip(judged, answers, strict=True))
-    return total / sum(map(len, judged))
+def _validation_losses(model: nn.Module, judged: list[torch.Tensor], answers: list[torch.Tensor], soft: float) -> torch.Tensor:
+    """The loss of every image, in float32."""
+    return torch.cat([_losses(logits_in(model, x, "float32"), each, soft) for x, each in zip(judged, answers, strict=True)])
 
 
 def _precision(model: nn.Module, plan: DistillationPlan, batches: Iterable, judged: torch.Tensor) -> str:
@@ -236,7 +241,7 @@ def _epoch(lesson: _Lesson, batches: Iterable, epoch: int) -> tuple[int, float]:
             group["lr"] = schedule.rate((epoch + ((step - 1) / steps if steps else 0.0)) / schedule.epochs)
         wanted = _answers(lesson.teacher, x, plan, lesson.precision)
         lesson.normalize_by_batch(epoch < plan.epochs - 1 and len(x) > 1)
-        loss = _loss(logits_to_learn(lesson.model, x, lesson.precision).float(), wanted, plan.temperature)
+        loss = _losses(logits_to_learn(lesson.model, x, lesson.precision).float(), wanted, plan.temperature).mean()
         if not bool(loss.isfinite()):
             where = f"step {step} of epoch {epoch + 1}"
             raise NumericError(f"the loss of distillation is {loss.item()} at {where}; a smaller lr may help")
