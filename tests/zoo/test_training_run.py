@@ -98,12 +98,12 @@ def test_networks_of_others_begin_slowly(network, rate):
 
 
 @pytest.mark.parametrize(
-    ("network", "rate", "small"),
-    [("resnet18", 0.2, 0.4), ("vgg16_bn", 0.1, 0), ("mobilenet_v2", 0.1, 0.4), ("mobilenet_v2(width_mult=0.5)", 0.1, 0.4)],
+    ("network", "rate", "erase", "small"),
+    [("resnet18", 0.2, 0.25, 0.4), ("vgg16_bn", 0.1, 0.25, 0), ("mobilenet_v2", 0.1, 0, 0), ("mobilenet_v2(width_mult=0.5)", 0.1, 0, 0)],
 )
-def test_the_recipe_of_the_papers_networks_is_short(network, rate, small):
+def test_the_recipe_of_the_papers_networks_is_short(network, rate, erase, small):
     found = default_schedule(network, "cifar100")
-    assert found == Schedule(epochs=30, lr=rate, warmup=0.15, smoothing=0.1, erase=0.25, small=small)
+    assert found == Schedule(epochs=30, lr=rate, warmup=0.15, smoothing=0.1, erase=erase, small=small)
     assert default_schedule(network, "digits").epochs == DIGITS.epochs
     plain = finetuning_schedule(network, "cifar100", 2)
     assert (plain.warmup, plain.smoothing, plain.erase, plain.small) == (0, 0, 0, 0)
