@@ -152,6 +152,18 @@ def test_the_original_teaches_the_smaller_network(place, capsys, monkeypatch):
     assert "images to distill on are few" in refused(capsys, "prune", *given, *options, "--macs", "0.001")  # before anything is computed
 
 
+def test_a_distillation_that_does_harm_is_said_to_be_undone(place, monkeypatch):
+    path, given = place
+    options = ("--images", "60", "--macs", "0.5", "--score", "l1", "--repair", "batchnorm")
+    assert run("prune", *given, *options, "--out", path / "untaught") == 0
+    monkeypatch.setattr(pruning, "DistillationPlan", partial(pruning.DistillationPlan, lr=1.0))
+    assert run("prune", *given, *options, "--distill", "--distill-epochs", "1", "--out", path / "harmed") == 0
+    frame = tables.read(path / "harmed" / "pruning.csv").set_index("state")
+    assert frame.loc["distilled", "loss"] == frame.loc["repaired", "loss"]
+    assert "Distillation made it worse" in (path / "harmed" / "report.html").read_text(encoding="utf-8")
+    assert "Distillation made it worse" not in (path / "untaught" / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_distillation_that_diverges_leaves_the_network_from_before(place, capsys, monkeypatch):
     path, given = place
     options = ("--images", "60", "--macs", "0.5", "--score", "l1", "--repair", "batchnorm")

@@ -376,6 +376,7 @@ def pruning_notes(made: PruningResult, taught: Distillation | None) -> dict:
         "blocks_left_out": list(made.blocks),
         "measured_latency": None if made.latency is None else made.latency.measured,
         "distilled_in": None if taught is None else taught.precision,
+        "distillation_undone": taught is not None and taught.harmed,
     }
 
 

@@ -140,6 +140,8 @@ def pruning_sentences(run: RunFolder) -> list[str]:
         f"[{format_percent(row.accuracy_low)}, {format_percent(row.accuracy_high)}] (n = {row.images:,} images)."
         for row in frame.iloc[1:-1].itertuples()
     ]
+    if frame.attrs.get("provenance", {}).get("distillation_undone"):
+        said.append("Distillation made it worse on the images that judge, so the network is the one from before.")
     speed = run.table("pruning_speed")
     times = f"; one image takes {format_number(last['latency'], 2)} ms instead of {format_number(first['latency'], 2)} ms (medians)"
     points = format_number(100 * (last["accuracy"] - first["accuracy"]), 1)
