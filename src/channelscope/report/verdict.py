@@ -98,6 +98,17 @@ def title(name: str) -> str:
     return ARROW.join(VALUE_TITLES.get(part) or column_title(part) for part in name.split(ARROW))
 
 
+def capitalized(words: str) -> str:
+    """Words that begin a sentence; all letters but the first stay as they are.
+
+    Examples
+    --------
+    >>> capitalized("input capture"), capitalized("the R-graph")
+    ('Input capture', 'The R-graph')
+    """
+    return words[:1].upper() + words[1:]
+
+
 def strength(rho: float) -> str:
     """How strong a correlation is and which way it goes: "weakly aligned", "strongly opposed", "almost unrelated, slightly opposed".
 

@@ -36,7 +36,7 @@ def ablation_sentences(run: RunFolder) -> list[str]:
     said += [] if correlations is None else _scores(correlations)
     said += [] if partial is None else _beyond(partial)
     notes = run.table("notes")
-    return said + ([] if notes is None else [f"{line[0].upper()}{line[1:]}." for line in notes["note"]])
+    return said + ([] if notes is None else [f"{verdict.capitalized(line)}." for line in notes["note"]])
 
 
 def _recovered(frame: pd.DataFrame) -> list[str]:

@@ -54,8 +54,8 @@ def _best_score(areas: pd.DataFrame) -> list[str]:
         rows = best.loc[best["score"] == score].sort_values("auc")
         ends = " to ".join(dict.fromkeys(_area_sentence(row) for row in (rows.iloc[0], rows.iloc[-1])))
         where = " under every rule" if len(rows) == len(best) > 1 else f" under {len(rows)} of {len(best)} rules" if len(best) > 1 else ""
-        name = verdict.title(score)
-        said.append(f"{name[0].upper()}{name[1:]} has the largest area of {by_rule.size().max()} scores{where}: {ends}.")
+        name = verdict.capitalized(verdict.title(score))
+        said.append(f"{name} has the largest area of {by_rule.size().max()} scores{where}: {ends}.")
     return said
 
 
