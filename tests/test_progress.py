@@ -2,11 +2,12 @@
 
 import contextlib
 import io
+import json
 import re
+import struct
 import sys
 import time
 from collections.abc import Callable
-from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -276,41 +277,46 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
     assert [(each.step, each.value) for each in found.Scalars("train/loss")] == [(1, 0.5), (2, 0.25)]
 
 
-class Run:
-    """Stands in for a run of Weights & Biases."""
-
-    def __init__(self, **options):
-        self.options, self.metrics, self.logged, self.over = options, [], [], False
-
-    def define_metric(self, name, step_metric):
-        self.metrics.append((name, step_metric))
-
-    def log(self, numbers):
-        self.logged.append(numbers)
-
-    def finish(self):
-        self.over = True
+def records_of_wandb(file):
+    """Records of a file of Weights & Biases: a head of 7 bytes, then LevelDB's log, whose records may go on in the next block."""
+    block, head = 32768, 7
+    data, place, begun = file.read_bytes(), head, b""
+    messages = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="the extra wandb")
+    while place + head <= len(data):
+        if (left := block - place % block) < head:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + head])
+        begun += data[place + head : place + head + length]
+        place += head + length
+        if kind in (1, 4):
+            yield messages.Record.FromString(begun)
+            begun = b""
 
 
 def test_a_run_of_wandb_is_offline_and_has_a_step_for_each_group(tmp_path, monkeypatch):
-    runs = []
-    stand_in = ModuleType("wandb")
-    stand_in.init = lambda **options: runs.append(Run(**options)) or runs[-1]
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    pytest.importorskip("wandb", reason="the extra wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with progress.logging_to("wandb", tmp_path / "log", {"lr": 0.1}):
         progress.log_numbers("train", 1, loss=0.5)
         progress.log_numbers("distill", 1, loss=0.25)
         progress.log_numbers("train", 2, loss=0.125)
-    (run,) = runs
-    assert run.options == {"project": "channelscope", "dir": str(tmp_path / "log"), "config": {"lr": 0.1}, "mode": "offline"}
-    assert run.metrics == [("train/*", "train/step"), ("distill/*", "distill/step")]
-    assert run.logged == [
+    (file,) = (tmp_path / "log").glob("wandb/offline-run-*/*.wandb")
+    end = time.monotonic() + 30
+    while not (records := list(records_of_wandb(file))) or not records[-1].HasField("exit"):
+        assert time.monotonic() < end, "the run is not over"  # its process writes the file after `finish` has returned
+        time.sleep(0.1)
+    (run,) = (each.run for each in records if each.HasField("run"))
+    assert run.project == "channelscope"
+    assert {each.key: json.loads(each.value_json) for each in run.config.update}["lr"] == 0.1
+    steps = {(each.metric.glob_name, each.metric.step_metric) for each in records if each.HasField("metric") and each.metric.glob_name}
+    assert steps == {("train/*", "train/step"), ("distill/*", "distill/step")}
+    rows = [{item.nested_key[0]: json.loads(item.value_json) for item in each.history.item} for each in records if each.HasField("history")]
+    assert [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows] == [
         {"train/step": 1, "train/loss": 0.5},
         {"distill/step": 1, "distill/loss": 0.25},
         {"train/step": 2, "train/loss": 0.125},
     ]
-    assert run.over
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
