@@ -56,7 +56,7 @@ def evaluate(model: nn.Module, batches: Iterable) -> Tally:
 
 
 @torch.inference_mode()
-def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
+def loss_and_accuracy(model: nn.Module, split: Split, precision: str = "float32") -> tuple[float, float]:
     """Mean cross-entropy and accuracy of a network on a split; the network is left in evaluation mode.
 
     Parameters
@@ -65,6 +65,8 @@ def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
         A network that returns logits, images × classes.
     split
         Labeled images.
+    precision
+        float32, or bfloat16: the layers' products by autocast, with channels last in memory; the loss is float32.
 
     Returns
     -------
@@ -89,11 +91,12 @@ def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
     model.eval()
     device = device_of(model)
     loss, correct = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
-    for x, y, _ in split:
-        logits, y = logits_of(model(x.to(device))), y.to(device)
-        check_logits(logits, len(y))
-        loss += F.cross_entropy(logits, y, reduction="sum")
-        correct += (logits.argmax(1) == y).sum()
+    with channels_last(model, precision == "bfloat16"):
+        for x, y, _ in split:
+            logits, y = logits_in(model, x.to(device), precision), y.to(device)
+            check_logits(logits, len(y))
+            loss += F.cross_entropy(logits.float() if precision == "bfloat16" else logits, y, reduction="sum")
+            correct += (logits.argmax(1) == y).sum()
     return float(loss) / len(split), int(correct) / len(split)
 
 

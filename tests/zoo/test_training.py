@@ -222,6 +222,11 @@ def test_the_precision_is_stored_and_another_one_is_refused(images, tmp_path):
     history = train(net(), images, tmp_path, SHORT, progress=False, precision="bfloat16")
     assert history.precision == History.read(tmp_path).precision == "bfloat16"
     assert train(net(), images, tmp_path, SHORT, progress=False).precision == "bfloat16", "auto does not choose again"
+    trained = zoo.load_weights(net().eval(), history.trained)
+    last = history.epochs[-1]
+    assert loss_and_accuracy(trained, images.validation, "bfloat16") == (last.validation_loss, last.validation_accuracy)
+    assert loss_and_accuracy(trained, images.validation) != (last.validation_loss, last.validation_accuracy)
+    assert loss_and_accuracy(trained, images.test) == (history.test_loss, history.test_accuracy)
     with pytest.raises(MismatchError, match="its precision is bfloat16, this one's float32"):
         train(net(), images, tmp_path, SHORT, progress=False, precision="float32")
     with pytest.raises(InputError, match="expected a precision of auto, float32, bfloat16, received 'half'"):

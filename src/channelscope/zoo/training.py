@@ -69,8 +69,8 @@ def train(
     precision
         float32; bfloat16, in which the layers' products are taken by autocast, with channels last in memory; or auto: whichever is
         faster in a trial of two seconds on this device (takes less processor time, on a CPU), float32 for short runs. The choice is
-        stored with the run, as `history.precision`. Weights, statistics of normalization, loss and measured accuracies are float32
-        in any case.
+        stored with the run, as `history.precision`. Weights, statistics of normalization, losses and the test are float32 in any
+        case; the validation after each epoch, which chooses among the epochs, is in the precision of the training.
 
     Returns
     -------
@@ -288,7 +288,7 @@ def _epoch(run: _Run, epoch: int) -> Epoch:
                 saved = now
     if not math.isfinite(float(loss)):
         raise NumericError(f"epoch {epoch}: the loss is {float(loss)}; start again in another folder with a smaller lr than {schedule.lr}")
-    validation = loss_and_accuracy(model, run.images.validation)
+    validation = loss_and_accuracy(model, run.images.validation, run.history.precision)
     seconds = begun.seconds + time.perf_counter() - started
     return Epoch(epoch, rates[-1], float(loss) / len(split), int(correct) / len(split), *validation, seconds)
 
