@@ -45,6 +45,8 @@ VALUE_TITLES = {
     "lrp": "LRP",
     "gradcam": "Grad-CAM",
     "none": "no repair",
+    "batchnorm": "BatchNorm re-estimated",
+    "scratch": "trained from scratch",
     "loss": "rise of the loss",
     "damage_kl": "damage of ablation, as KL divergence of the output",
     "damage_loss": "damage of ablation, as rise of the loss",

@@ -36,7 +36,7 @@ def test_sentences(tmp_path):
     assert said[0].startswith("Input capture has the largest area of 4 scores under every rule: 0.")
     assert said[0].count("(n = 200 images), one seed (global, ") == 2
     assert "of 12 pairs of scores differ" in said[1]
-    assert "'global, none' and 'global, batchnorm'" in said[2]
+    assert said[2].endswith(" over 4 scores, between (global, no repair) and (global, BatchNorm re-estimated).")
 
 
 def test_what_no_area_contains_is_said(tmp_path):
@@ -52,7 +52,7 @@ def test_two_winners_are_two_sentences(tmp_path):
     said = benchmark_sentences(run)
     assert said[0].startswith("L1 norm has the largest area of 4 scores under 1 of 2 rules: 1.000")
     assert said[1].startswith("Input capture has the largest area of 4 scores under 1 of 2 rules: ")
-    assert said[1].endswith("one seed (global, batchnorm).")
+    assert said[1].endswith("one seed (global, BatchNorm re-estimated).")
 
 
 def test_the_page_has_charts_of_named_rows(tmp_path):

@@ -38,9 +38,10 @@ def benchmark_sentences(run: RunFolder) -> list[str]:
     if agreement is not None and len(agreement):
         least = agreement.loc[agreement["spearman"].idxmin()]
         middle, lowest = (format_number(float(value), 2) for value in (agreement["spearman"].median(), least["spearman"]))
+        rules = " and ".join(f"({', '.join(map(verdict.title, least[name].split(', ')))})" for name in ("first", "second"))
         said.append(
             f"Between rules the scores' areas correlate with a median Spearman of {middle}; least, {lowest} over "
-            f"{least['scores']} scores, between '{least['first']}' and '{least['second']}'."
+            f"{least['scores']} scores, between {rules}."
         )
     return said
 
