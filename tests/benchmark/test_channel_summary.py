@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from channelscope import tables
-from channelscope.benchmark.channel_summary import EvidenceFolder, Finding, answer, channel_summary, counted
+from channelscope.benchmark.channel_summary import EvidenceFolder, Finding, answer, channel_summary
 from channelscope.circuits import folder
 from channelscope.errors import FormatError, InputError, MismatchError, SiteError
 from channelscope.pruning.folder import Manifest
@@ -113,7 +113,6 @@ class TestWhatIsSaid:
         assert answer("x:1", found) == "x:1: kept by 1 of 2 prunings."
         assert answer("x:1", found[2:]) == "x:1: no run here prunes, ablates or uses it."
         assert answer("x:1", [Finding("ablations", "a", "", True)]) == "x:1: missed in 1 of 1 ablation."
-        assert counted(1_200, "kernel") == "1,200 kernels"
 
 
 class TestWhatIsMissing:

@@ -18,6 +18,7 @@ from channelscope.pruning import folder as folders
 from channelscope.pruning.distillation import DistillationPlan, distill
 from channelscope.pruning.folder import load_pruned
 from cli.commands import refused, run, small_network
+from image_files import write_folder
 
 LATENCIES = ["latency", "latency_low", "latency_high"]
 
@@ -174,6 +175,25 @@ def test_a_distillation_that_diverges_leaves_the_network_from_before(place, caps
     assert list(tables.read(path / "diverged" / "pruning.csv")["state"]) == ["original", "pruned", "repaired"]
     closed, diverged = (load_file(path / name / "weights.safetensors") for name in ("closed", "diverged"))
     assert all(torch.equal(value, diverged[name]) for name, value in closed.items())
+
+
+def test_a_fine_tuning_that_diverges_leaves_the_network_from_before(place, capsys, monkeypatch):
+    path, given = place
+    options = ("--images", "60", "--macs", "0.5", "--score", "l1", "--repair", "batchnorm")
+    assert run("prune", *given, *options, "--out", path / "untuned") == 0
+    monkeypatch.setattr(pruning.zoo, "finetuning_schedule", lambda *about: zoo.Schedule(epochs=1, lr=1e30))
+    said = refused(capsys, "prune", *given, *options, "--finetune", "1", "--out", path / "burst")
+    assert re.search(r"epoch 1: the loss is (nan|inf); .*the network in \S+ is the one from before that", said)
+    untuned, burst = (load_file(path / name / "weights.safetensors") for name in ("untuned", "burst"))
+    assert all(torch.equal(value, burst[name]) for name, value in untuned.items())
+
+
+def test_a_set_without_training_images_is_not_fine_tuned_on(place, capsys, tmp_path):
+    path, given = place
+    write_folder(tmp_path / "few", dict.fromkeys("0123456789", 4), gray=True)
+    said = refused(capsys, "prune", *given, "-d", f"folder:{tmp_path / 'few'}", "--finetune", "1", "--out", path / "few")
+    assert "there are no training images: a set of fewer than 1,000 images without parts" in said
+    assert "removal" not in said
 
 
 def test_the_original_is_evaluated_once_for_all_runs(place, capsys):

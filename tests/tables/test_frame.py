@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from channelscope import tables
 from channelscope.errors import FormatError, InputError
 from channelscope.tables import frame
-from channelscope.tables.frame import format_interval, format_number, format_percent
+from channelscope.tables.frame import counted, format_interval, format_number, format_percent
 from channelscope.tables.quantities import Column, Schema
 
 ROWS = [
@@ -319,6 +319,10 @@ def test_a_number_comes_with_how_sure_it_is():
     assert format_interval(0.23, 0.18, 0.28, 19, "layers") == "0.23 [0.18, 0.28] (n = 19 layers)"
     assert format_interval(0.23, 0.18, 0.28) == "0.23 [0.18, 0.28]"
     assert format_interval(-0.5, -0.6, 0.004, 5000, "images") == "−0.50 [−0.60, 0.004] (n = 5,000 images)"
+
+
+def test_a_count_has_its_noun_in_the_right_number():
+    assert [counted(count, "kernel") for count in (0, 1, 1_200)] == ["0 kernels", "1 kernel", "1,200 kernels"]
 
 
 def test_a_missing_interval_is_said():

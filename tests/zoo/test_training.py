@@ -374,8 +374,11 @@ def test_fewer_checkpoints_can_be_kept(images, tmp_path):
 
 def test_a_set_without_training_images_is_refused(tmp_path):
     images = read_images(ImageSource(), found=made(LABELS, classes=3, part="validation"))
-    with pytest.raises(DataError, match="expected train images, received 0"):
+    with pytest.raises(DataError, match=r"there are no training images: .* give the images to train on as a part named train"):
         train(net(), images, tmp_path / "out", SHORT)
+    few = read_images(ImageSource(), found=made([0, 1, 2, 0], classes=3, part="train"))
+    with pytest.raises(DataError, match="0 validation images, at least 2 are needed to train"):
+        train(net(), few, tmp_path / "out", SHORT)
     assert not (tmp_path / "out").exists()
 
 

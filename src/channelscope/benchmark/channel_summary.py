@@ -14,7 +14,7 @@ from channelscope.circuits import folder as circuit_folder
 from channelscope.circuits.circuit import Circuit
 from channelscope.errors import FormatError, InputError, MismatchError, SiteError, no_such
 from channelscope.pruning.folder import Manifest
-from channelscope.tables.frame import format_number, format_percent
+from channelscope.tables.frame import counted, format_number, format_percent
 from channelscope.tables.quantities import Column, score_title
 from channelscope.tables.run_folder import FACTS, RunFolder
 
@@ -230,29 +230,6 @@ FINDERS: tuple[Callable[[EvidenceFolder, str, int], list[Finding]], ...] = (
     _score_findings,
     _hull_findings,
 )
-
-
-def counted(count: int, noun: str) -> str:
-    """A number with its noun, in the plural unless it is 1.
-
-    Parameters
-    ----------
-    count
-        The number.
-    noun
-        The noun, in the singular.
-
-    Returns
-    -------
-    str
-        With a thousands separator.
-
-    Examples
-    --------
-    >>> counted(1200, "kernel"), counted(1, "kernel")
-    ('1,200 kernels', '1 kernel')
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _sure(row: pd.Series, name: str) -> str:

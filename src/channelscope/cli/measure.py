@@ -48,6 +48,7 @@ from channelscope.scores.score_table import assumption
 from channelscope.stats.profile import Profile
 from channelscope.stats.tally import Tally
 from channelscope.storage import atomic_file
+from channelscope.tables.frame import counted
 from channelscope.zoo.precision import TrainingPrecision
 from channelscope.zoo.training_run import FEW, LOG, History
 
@@ -93,7 +94,9 @@ def train(
     announce_network(network.title, network.place, model, images)
     schedule = replace(zoo.default_schedule(network.model, source.data), every=every, seed=source.seed)
     schedule = replace(schedule, epochs=epochs or schedule.epochs, lr=lr or schedule.lr)
-    console.print(f"training on {len(images.train):,} train images for {schedule.epochs:,} epochs, learning rate {schedule.lr:g}")
+    images.require_training()
+    shown = f"{counted(len(images.train), 'training image')} for {counted(schedule.epochs, 'epoch')}"
+    console.print(f"training on {shown}, learning rate {schedule.lr:g}")
     call = current_call()
     call.unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
     with logging_to(log, out / "log", call.options):
@@ -434,7 +437,8 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
     model, images = load_network(network, source, note=False)
     announce_network(network.title, network.place, model, images)
     schedule = replace(zoo.default_schedule("resnet20", "digits"), epochs=epochs, seed=seed)
-    console.print(f"training on {len(images.train):,} train images for {epochs:,} epochs; then profiles before and after, and the report")
+    shown = f"{counted(len(images.train), 'training image')} for {counted(epochs, 'epoch')}"
+    console.print(f"training on {shown}; then profiles before and after, and the report")
     current_call().unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
     history = zoo.train(model, images, out, schedule, network.place)
     stages: dict[str, Profile] = {}

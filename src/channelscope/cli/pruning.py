@@ -248,19 +248,21 @@ def prune(
     console.print(f"pruning to {of} with {len(images.calibration):,} calibration images, evaluated on {len(split):,} {split.name} images")
     if plan.distill:
         note_few_to_distill(images, plan)
+    if finetune:
+        images.require_training()
     found, made = prune_network(model, images, plan, out.parent)
     networks = {"original": model, "pruned": made.unrepaired} | ({} if plan.repair == "none" else {"repaired": made.model})
     small, failure, taught = made.model, None, None
     with logging_to(log, out.with_name(out.name + ".log"), current_call().options):
-        if plan.distill:
-            try:
+        try:
+            if plan.distill:
                 taught = distill_pruned(small, model, images, network, plan)
                 small = networks["distilled"] = taught.model
-            except NumericError as error:
-                failure = error
-        if finetune:
-            folder = out.with_name(out.name + ".finetune")
-            small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, folder, plan.precision)
+            if finetune:
+                folder = out.with_name(out.name + ".finetune")
+                small = networks["fine-tuned"] = finetune_pruned(small, images, network, finetune, folder, plan.precision)
+        except NumericError as error:
+            failure = error
     frame = evaluated(networks, split, images, out.parent, weights)
     settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
     settings |= pruning_notes(made, taught)
@@ -282,7 +284,7 @@ def prune(
     console.print(pruning_headline(frames))
     call.result(out, tables=frames)
     if failure:
-        raise NumericError(f"{failure}; the network in {out} is the one from before the distillation")
+        raise NumericError(f"{failure}; the network in {out} is the one from before that")
 
 
 def complete_folder(

@@ -10,7 +10,7 @@ import torch
 
 from channelscope.data.decoding import BROKEN, ResizeCrop, contents, open_image
 from channelscope.data.sources import IMAGE_SUFFIXES, ImageSource, Normalization, native_shape, open_dataset
-from channelscope.data.splits import ImageStore, PartitionedDataset, Split, divide
+from channelscope.data.splits import SMALL_SET, ImageStore, PartitionedDataset, Split, divide
 from channelscope.display import Facts, Shown
 from channelscope.errors import DataError, first_line
 from channelscope.types import Bool, Tensor
@@ -77,6 +77,24 @@ class ImageSplits(Shown):
     def normalization(self) -> Normalization:
         """Mean and standard deviation of the pixels in 0..1 that batches are normalized by."""
         return self.calibration.mean, self.calibration.std
+
+    def require_training(self) -> None:
+        """Raise DataError where a network cannot be trained on the set: it needs two training and two validation images.
+
+        Examples
+        --------
+        >>> read_images("digits").require_training()
+        """
+        data = self.source.data
+        if not len(self.train):
+            raise DataError(
+                f"{data}: there are no training images: a set of fewer than {SMALL_SET:,} images without parts is divided into calibration "
+                "and test images, and held-out parts are not trained on; give the images to train on as a part named train, such as a "
+                "folder train with a folder for each class"
+            )
+        for split in (self.train, self.validation):
+            if len(split) < 2:
+                raise DataError(f"{data}: {len(split)} {split.name} images, at least 2 are needed to train; add more training images")
 
     def describe(self) -> dict[str, Any]:
         """Description for logs and reports: source, sizes of the splits, shape and normalization.

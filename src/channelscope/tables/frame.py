@@ -103,6 +103,29 @@ def format_percent(fraction: float, digits: int = 1) -> str:
     return f"{format_number(100 * fraction, digits, top=100.0)} %"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is 1.
+
+    Parameters
+    ----------
+    count
+        The number.
+    noun
+        The noun, in the singular.
+
+    Returns
+    -------
+    str
+        With a thousands separator.
+
+    Examples
+    --------
+    >>> counted(1200, "kernel"), counted(1, "kernel")
+    ('1,200 kernels', '1 kernel')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_interval(
     value: float, low: float, high: float, n: int | None = None, of: str = "", digits: int = 2, top: float | None = None
 ) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from channelscope.data.images import ImageSplits
 from channelscope.data.splits import augment
-from channelscope.errors import DataError, FormatError, MismatchError, NumericError
+from channelscope.errors import FormatError, MismatchError, NumericError
 from channelscope.evaluation import loss_and_accuracy
 from channelscope.network.module_state import channels_last, device_of, weights_hash
 from channelscope.network.operations import tracking_norms
@@ -86,7 +86,7 @@ def train(
     Raises
     ------
     DataError
-        Without training or validation images.
+        Without training or validation images, from `ImageSplits.require_training`.
     InputError
         For another precision.
     MismatchError
@@ -106,9 +106,7 @@ def train(
     """
     schedule = schedule or Schedule()
     check_precision(precision)
-    for split in (images.train, images.validation):
-        if len(split) < 2:
-            raise DataError(f"{images.source.data}: expected {split.name} images, received {len(split)}; the set cannot be trained on")
+    images.require_training()
     device = available(device)
     history = _start_or_continue(model, images, Path(out), schedule, device, precision)
     model.to(device)
