@@ -89,3 +89,11 @@ def test_what_holds_a_tensor():
     assert nest.holds_tensor({"a": [(number(1),)]})
     assert nest.holds_tensor(Frozen(number(1), []))
     assert not nest.holds_tensor({"a": [1, "b", None, Frozen]})
+
+
+def test_the_logits_of_a_named_tuple_are_those_of_that_name():
+    main, other = torch.zeros(2, 3), torch.ones(2, 3)
+    answer = namedtuple("Answer", "logits aux")
+    assert nest.logits_of(answer(main, other)) is main
+    assert nest.logits_of(Pair(main, other)) == (main, other), "nothing tells which they are"
+    assert nest.logits_of(Pair(main, None)) is main

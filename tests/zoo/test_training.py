@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from collections import namedtuple
 from typing import ClassVar
 
 import numpy as np
@@ -380,6 +381,36 @@ def test_a_set_without_training_images_is_refused(tmp_path):
     with pytest.raises(DataError, match="0 validation images, at least 2 are needed to train"):
         train(net(), few, tmp_path / "out", SHORT)
     assert not (tmp_path / "out").exists()
+
+
+class Two(nn.Module):
+    """A network with a second classifier that answers while it is trained, alone or beside the first one's name."""
+
+    def __init__(self, named):
+        super().__init__()
+        self.body, self.one, self.two, self.named = nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), nn.Linear(4, 3), nn.Linear(4, 3), named
+
+    def forward(self, x):
+        """Logits, or those of both classifiers."""
+        x = self.body(x).relu()
+        answers = (self.one(x), self.two(x))
+        return (Answers(*answers) if self.named else answers) if self.training else answers[0]
+
+
+Answers = namedtuple("Answers", "logits aux")
+
+
+def test_a_network_that_answers_twice_while_it_is_trained_learns_by_its_logits(images, tmp_path):
+    model = Two(named=True)
+    model(next(iter(images.train))[0])
+    before = copy.deepcopy(model.state_dict())
+    train(model, images, tmp_path / "named", SHORT, progress=False)
+    assert not torch.equal(model.one.weight, before["one.weight"])
+    assert torch.equal(model.two.weight, before["two.weight"]), "it is no part of the loss"
+    unnamed = Two(named=False)
+    unnamed(next(iter(images.train))[0])
+    with pytest.raises(InputError, match="expected logits, a tensor of images × classes, received a tuple"):
+        train(unnamed, images, tmp_path / "unnamed", SHORT, progress=False)
 
 
 def test_a_loss_that_is_no_number_is_refused(images, tmp_path):

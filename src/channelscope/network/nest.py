@@ -116,8 +116,8 @@ def tensors(value: Any) -> list[Tensor]:
 def logits_of(output: Any) -> Any:
     """The logits in what a classifier returns; the output itself where they cannot be told.
 
-    Of a dictionary or object with a part called logits, as the networks of transformers return, it is that part; of other
-    containers the only tensor of shape images × classes.
+    Of a dictionary, object or named tuple with a part called logits, as the networks of transformers return and torchvision's GoogLeNet
+    while it is trained, it is that part; of other containers the only tensor of shape images × classes.
 
     Parameters
     ----------
@@ -133,8 +133,9 @@ def logits_of(output: Any) -> Any:
     torch.Size([2, 5])
     """
     parts = opened(output)
-    if isinstance(parts, dict) and isinstance(parts.get("logits"), Tensor):
-        return parts["logits"]
+    fields = output._asdict() if isinstance(output, tuple) and hasattr(output, "_asdict") else parts
+    if isinstance(fields, dict) and isinstance(fields.get("logits"), Tensor):
+        return fields["logits"]
     flat = [part for part in tensors(parts) if part.dim() == 2 and part.is_floating_point()]
     return flat[0] if len(flat) == 1 else output
 

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from channelscope.errors import InputError
 from channelscope.evaluation import logits_in
 from channelscope.network.module_state import channels_last, device_of
+from channelscope.stats.tally import check_logits
 
 TrainingPrecision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
@@ -124,6 +125,11 @@ def loss_and_logits(model: nn.Module, x: Tensor, y: Tensor, precision: str, smoo
     tuple
         Loss in nats, float32, and logits (images, classes), in the precision of the network's last layer.
 
+    Raises
+    ------
+    InputError
+        For an output without logits, images × classes.
+
     Examples
     --------
     >>> loss, _ = loss_and_logits(nn.Flatten(), torch.zeros(1, 2, 1, 1), torch.tensor([0]), "float32")
@@ -131,6 +137,7 @@ def loss_and_logits(model: nn.Module, x: Tensor, y: Tensor, precision: str, smoo
     0.693
     """
     logits = logits_to_learn(model, x, precision)
+    check_logits(logits, len(y))
     return F.cross_entropy(logits.float(), y, label_smoothing=smoothing), logits
 
 
