@@ -83,14 +83,16 @@ def test_the_recipe_of_the_digits_is_short_and_never_mirrors():
     assert DIGITS.epochs < 20
 
 
-@pytest.mark.parametrize(("network", "rate"), [("resnet56(width=8)", 0.1), ("vgg11", 0.05), ("squeezenet1_0", 0.01)])
+@pytest.mark.parametrize(
+    ("network", "rate"), [("resnet56(width=8)", 0.1), ("vgg11", 0.05), ("squeezenet1_0", 0.01), ("mobilenet_v3", 0.03)]
+)
 def test_the_recipe_of_a_network_is_its_learning_rate(network, rate):
     assert default_schedule(network, "cifar100") == dataclasses.replace(Schedule(), lr=rate)
     assert default_schedule(network, "digits") == dataclasses.replace(DIGITS, lr=rate)
 
 
 @pytest.mark.parametrize(
-    ("network", "rate"), [("timm:resnet18", 0.03), ("torchvision:vgg16_bn", 0.03), ("timm:mobilenetv2_100", 0.01), ("nets.py:Own", 0.03)]
+    ("network", "rate"), [("timm:resnet18", 0.03), ("torchvision:vgg16_bn", 0.03), ("timm:squeezenet1_0", 0.01), ("nets.py:Own", 0.03)]
 )
 def test_networks_of_others_begin_slowly(network, rate):
     assert default_schedule(network, "folder:photos") == dataclasses.replace(Schedule(), lr=rate, warmup=0.1)

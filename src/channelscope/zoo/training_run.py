@@ -106,7 +106,7 @@ FINETUNE_LR_DIVISOR = 10
 DIGITS = Schedule(epochs=12, lr=0.1, batch_size=64, pad=1, flip=False)
 """8×8 digits in a quarter of a minute: crops move a digit by one pixel at most, and digits are not mirrored"""
 
-LEARNING_RATES = {"vgg": 0.05, "mobilenet": 0.01, "alexnet": 0.01, "squeezenet": 0.01, "convnext": 0.01}
+LEARNING_RATES = {"vgg": 0.05, "mobilenet": 0.03, "alexnet": 0.01, "squeezenet": 0.01, "convnext": 0.01}
 """learning rate by the word in the network's name; the zoo's residual networks take .1"""
 
 STEADY, WARMUP = 0.03, 0.1
