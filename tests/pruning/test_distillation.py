@@ -56,6 +56,22 @@ def test_one_step_is_adam_on_the_softened_divergence():
     assert torch.allclose(change, -1e-3 * copied[5].weight.grad.sign(), atol=1e-5)
 
 
+@pytest.mark.parametrize(("scale", "lr", "moved"), [(1.0, None, 5e-4), (0.008, None, 1e-4), (0.0, None, 5e-4), (0.008, 0.03, 0.03)])
+def test_a_step_moves_small_weights_less(scale, lr, moved):
+    """The first step of Adam moves every weight that has a gradient by the rate of its layer."""
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    student = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).requires_grad_(False)
+    student[1].weight.fill_(scale)
+    student[1].bias.fill_(0.001)
+    plan = DistillationPlan(epochs=1, lr=lr, batch_statistics=False, precision="float32")
+    (images,) = noise(16, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Distillation, "harmed", False)
+        found = distill(student, teacher, [images], [images], plan, progress=False).model
+    assert float((found[1].weight - student[1].weight).abs().median()) == pytest.approx(moved, rel=1e-3)
+    assert float((found[1].bias - student[1].bias).abs().median()) == pytest.approx(lr or 5e-4, rel=1e-3)
+
+
 @pytest.mark.parametrize("mirror", [True, False])
 def test_the_mean_of_the_answers_for_an_image_and_its_mirror_image_is_learned(mirror):
     teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)) for _ in range(2))

@@ -1,6 +1,7 @@
 """distill: a smaller network learns the outputs of the original one on images without labels."""
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +22,9 @@ from channelscope.zoo.training_run import Schedule
 BEYOND_CHANCE = 2
 """Standard errors by which the loss may rise: two networks are then not told apart, and the taught one is kept."""
 
-RATE = 0.5 / 1000
-"""First learning rate of Adam."""
+RATE, LARGEST_STEP = 0.5 / 1000, 1 / 80
+"""First learning rate of Adam, which is about how far a step moves each weight, and the share of the root mean square of a layer's
+weights up to which it may be: those of wide layers are small."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class DistillationPlan:
 
     epochs: int = 16
     """passes over the images"""
-    lr: float = RATE
-    """first learning rate of Adam"""
+    lr: float | None = None
+    """first learning rate of Adam; None takes .0005, or 1/80 of the root mean square of a layer's weights where that is less"""
     temperature: float = 4.0
     """T, by which the logits are divided"""
     mirror: bool = False
@@ -50,7 +52,7 @@ class DistillationPlan:
 
     def __post_init__(self) -> None:
         """Raise InputError for numbers out of range and another precision."""
-        if self.epochs < 1 or not self.lr > 0 or not self.temperature > 0:
+        if self.epochs < 1 or (self.lr is not None and not self.lr > 0) or not self.temperature > 0:
             raise InputError(
                 "expected at least one epoch, and a rate and a temperature above zero; received "
                 f"{self.epochs} epochs, lr {self.lr}, T {self.temperature}"
@@ -155,7 +157,7 @@ def distill(
         before = _validation_losses(model, judged, expected, plan.temperature)
         with progress_bar("distilling, epochs", plan.epochs, progress) as advance, channels_last(model, precision == "bfloat16"):
             norms = tracking_norms(model) if plan.batch_statistics else []
-            lesson = _Lesson(model, teacher, torch.optim.Adam(model.parameters(), plan.lr), plan, precision, norms)
+            lesson = _Lesson(model, teacher, _optimizer(model, plan.lr), plan, precision, norms)
             for epoch in range(plan.epochs):
                 if epoch and epoch == plan.epochs - 1:
                     lesson.estimate_statistics(batches)
@@ -202,6 +204,16 @@ class _Lesson:
             norm.momentum = momentum
 
 
+def _optimizer(model: nn.Module, rate: float | None) -> torch.optim.Adam:
+    """Adam with a group for each parameter, whose `first` is its learning rate at the first step."""
+    groups = []
+    for weights in model.parameters():
+        size = float(weights.detach().square().mean().sqrt()) if weights.dim() > 1 else 0.0
+        first = rate or min(RATE, LARGEST_STEP * size or math.inf)
+        groups.append({"params": [weights], "lr": first, "first": first})
+    return torch.optim.Adam(groups)
+
+
 @torch.no_grad()
 def _answers(teacher: nn.Module, x: torch.Tensor, plan: DistillationPlan, precision: str) -> torch.Tensor:
     """Softened log-probabilities (images, classes) that are taught: the teacher's, or with `mirror` of its mean answer for both views."""
@@ -233,12 +245,12 @@ def _precision(model: nn.Module, plan: DistillationPlan, batches: Iterable, judg
 def _epoch(lesson: _Lesson, batches: Iterable, epoch: int) -> tuple[int, float]:
     """One pass over the images; their number, and their mean loss."""
     images, total, plan, device = 0, 0.0, lesson.plan, device_of(lesson.model)
-    schedule = Schedule(plan.epochs, plan.lr)
+    schedule = Schedule(plan.epochs, lr=1.0)
     steps = len(batches) if isinstance(batches, Sized) else 0
     for step, batch in enumerate(batches, start=1):
         x = images_of(batch).to(device)
         for group in lesson.optimizer.param_groups:
-            group["lr"] = schedule.rate((epoch + ((step - 1) / steps if steps else 0.0)) / schedule.epochs)
+            group["lr"] = group["first"] * schedule.rate((epoch + ((step - 1) / steps if steps else 0.0)) / schedule.epochs)
         wanted = _answers(lesson.teacher, x, plan, lesson.precision)
         lesson.normalize_by_batch(epoch < plan.epochs - 1 and len(x) > 1)
         loss = _losses(logits_to_learn(lesson.model, x, lesson.precision).float(), wanted, plan.temperature).mean()
