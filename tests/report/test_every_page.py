@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from report.chromium import Chromium
 from report.pages import NAMES, Pages
@@ -60,6 +61,22 @@ def test_it_can_be_read_on_a_desk_on_a_phone_and_in_the_dark(page):
     page.size(*PHONE)
     found["phone"] = looks(page)
     assert {name: list(lines) for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize("name", ["communities", "discard", "circuit"])
+def test_a_drawing_has_the_ground_of_the_page(name, pages, browser, tmp_path):
+    browser.size(*DESKTOP)
+    browser.open(pages[name])
+    try:
+        for dark, ground in ((False, (255, 255, 255)), (True, (25, 29, 34))):
+            browser.theme(dark)
+            browser.run("document.querySelector('.picture img').scrollIntoView({ block: 'start' }); scrollBy(0, -100)")
+            browser.settle()
+            x, y = browser.run("(({ x, y }) => [x, y])(document.querySelector('.picture img').getBoundingClientRect())")
+            found = Image.open(browser.picture(tmp_path / f"{dark}.png")).convert("RGB").getpixel((round(x) + 3, round(y) + 3))
+            assert max(abs(one - other) for one, other in zip(found, ground, strict=True)) <= 4, found
+    finally:
+        browser.theme(dark=False)
 
 
 def test_every_control_works_by_keyboard(page):

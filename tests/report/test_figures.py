@@ -1,4 +1,7 @@
 import math
+import re
+from base64 import b64decode
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +13,7 @@ from channelscope import tables
 from channelscope.errors import FormatError
 from channelscope.report import figures, sections
 from channelscope.report.page import render
-from channelscope.report.section import Chart, Drawing, Section
+from channelscope.report.section import COLORS, COLORS_ON_DARK, Chart, Drawing, Section
 from channelscope.report.sections.axes import ALIGNMENT, CLUSTERS, by_depth
 from channelscope.tables.quantities import Column
 from channelscope.tables.run_folder import RunFolder
@@ -131,6 +134,17 @@ def test_a_drawing_is_a_picture_in_the_page_and_two_files(run, tmp_path, monkeyp
     assert page.count('<img src="data:image/svg+xml;base64,') == 1
     assert page.count('<img src="data:image/png;base64,') == 1
     assert 'alt="A line"' in page
+
+
+def test_a_drawing_has_the_colors_of_the_page_in_the_light_and_in_the_dark():
+    css = (Path(figures.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    for colors, place in ((COLORS, 0), (COLORS_ON_DARK, 1)):
+        assert colors == tuple(re.findall(rf"--s{number}: (#\w+);", css)[place] for number in range(len(colors)))
+    drawing = b64decode(figures.embedded(Figure()).removeprefix("data:image/svg+xml;base64,")).decode()
+    assert all(
+        f'[style*="fill: {color}"] {{ fill: {light} !important }}' in drawing for color, light in zip(COLORS, COLORS_ON_DARK, strict=True)
+    )
+    assert drawing.index("</style></svg>") == len(drawing.rstrip()) - len("</style></svg>")
 
 
 def test_a_file_that_is_no_picture_is_refused(tmp_path):

@@ -553,12 +553,14 @@ def layer_sheet(rows: Mapping[int, Sequence[bytes]]) -> str:
     """
     step = CROP_PIXELS + BETWEEN
     width, height = GUTTER + PATCHES * step - BETWEEN, len(rows) * step - BETWEEN
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">']
+    colors = "text{fill:#333}@media screen and (prefers-color-scheme:dark){text{fill:#e9ebee}}"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+    parts = [head, f"<style>{colors}</style>"]
     for row, (channel, files) in enumerate(rows.items()):
         middle = row * step + CROP_PIXELS / 2
         parts.append(
             f'<text x="{GUTTER - 8}" y="{middle:g}" text-anchor="end" dominant-baseline="central" '
-            f'font-family="sans-serif" font-size="16" fill="#333">{channel}</text>'
+            f'font-family="sans-serif" font-size="16">{channel}</text>'
         )
         parts += [
             f'<image x="{GUTTER + column * step}" y="{row * step}" width="{CROP_PIXELS}" height="{CROP_PIXELS}" '

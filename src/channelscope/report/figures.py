@@ -14,7 +14,7 @@ import pandas as pd
 from channelscope.errors import FormatError
 from channelscope.lazy import LazyModule
 from channelscope.report import verdict
-from channelscope.report.section import NORMAL_QUANTILE, Chart, Drawing, Section
+from channelscope.report.section import COLORS, COLORS_ON_DARK, NORMAL_QUANTILE, Chart, Drawing, Section
 from channelscope.report.sections import sections
 from channelscope.storage import atomic_file
 from channelscope.tables.quantities import QUANTITIES
@@ -29,8 +29,6 @@ agg = LazyModule("matplotlib.backends.backend_agg")
 mpl_colors = LazyModule("matplotlib.colors")
 mpl_figure = LazyModule("matplotlib.figure")
 ticker = LazyModule("matplotlib.ticker")
-
-COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
 
 BEFORE = "#8a929c"
 
@@ -61,6 +59,17 @@ MOST_COLUMNS = 6
 
 MOST_NAMES = 24
 """longest list of layers that is written along an axis"""
+
+ON_DARK = "".join(
+    (
+        "<style>@media screen and (prefers-color-scheme: dark) {",
+        'text { fill: #e9ebee } [style*="fill: #ffffff"] { fill: none !important }',
+        '[style*="stroke: #000000"] { stroke: #a9b1bb !important }',
+        *(f'[style*="fill: {color}"] {{ fill: {light} !important }}' for color, light in zip(COLORS, COLORS_ON_DARK, strict=True)),
+        "}</style>",
+    )
+)
+"""what a drawing of matplotlib changes on a dark page: no ground of its own, light letters and ticks, lighter colors"""
 
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -117,7 +126,8 @@ def embedded(figure: "Figure | Path") -> str:
         with matplotlib.rc_context(STYLE):
             agg.FigureCanvasAgg(figure)
             figure.savefig(buffer, format="svg", metadata={"Date": None})
-        return f"data:image/svg+xml;base64,{b64encode(buffer.getvalue()).decode()}"
+        drawing = buffer.getvalue().decode().replace("</svg>", f"{ON_DARK}</svg>")
+        return f"data:image/svg+xml;base64,{b64encode(drawing.encode()).decode()}"
     if figure.suffix not in KINDS:
         raise FormatError(f"{figure} is no picture that a page can hold: expected {' or '.join(KINDS)}")
     return f"data:{KINDS[figure.suffix]};base64,{b64encode(figure.read_bytes()).decode()}"

@@ -13,6 +13,10 @@ from channelscope.tables.run_folder import RunFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
+COLORS_ON_DARK = ("#6db3f8", "#ff9d66", "#4fd1a5", "#c0a0f5", "#e3c04f", "#ff7ac8", "#8cc4d8", "#a9b1bb")
+"""of series, as in templates/page.css"""
+
 NORMAL_QUANTILE = 1.96
 """standard errors to either end of a 95 % interval"""
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from channelscope.lazy import LazyModule
 from channelscope.report import verdict
-from channelscope.report.section import Chart, Drawing, Section
+from channelscope.report.section import COLORS, Chart, Drawing, Section
 from channelscope.tables.frame import format_interval, format_number, format_percent
 from channelscope.tables.run_folder import RunFolder, where
 
@@ -224,8 +224,6 @@ HULLS = Section(
 GRAPH_NAMES = ("R", "S")
 
 LEGENDS = {"R": "shared information (R)", "S": "synergy about the target (S)", "R − S": "the gap between the two"}
-
-COLORS = ("#0a5fb4", "#b8420a", "#00805c", "#7a4fb5", "#8a6d00", "#b0147f", "#4a7a8c", "#565d66")
 
 
 def community_sentences(run: RunFolder) -> list[str]:
