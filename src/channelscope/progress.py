@@ -457,7 +457,7 @@ def _wandb(folder: Path, settings: dict[str, Any]) -> tuple[Callable[[str, int, 
     except ImportError as error:
         raise InputError("logging to wandb needs its package: pip install 'channelscope[wandb]'") from error
     folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(project="channelscope", dir=str(folder), config=settings, mode=os.environ.get("WANDB_MODE", "offline"))
+    run = wandb.init(project="channelscope", dir=str(folder), config=settings, mode=None if "WANDB_MODE" in os.environ else "offline")
     groups: set[str] = set()
 
     def write(group: str, step: int, numbers: Mapping[str, float]) -> None:

@@ -133,7 +133,7 @@ def logits_of(output: Any) -> Any:
     torch.Size([2, 5])
     """
     parts = opened(output)
-    fields = output._asdict() if isinstance(output, tuple) and hasattr(output, "_asdict") else parts
+    fields = output._asdict() if hasattr(output, "_asdict") else parts
     if isinstance(fields, dict) and isinstance(fields.get("logits"), Tensor):
         return fields["logits"]
     flat = [part for part in tensors(parts) if part.dim() == 2 and part.is_floating_point()]
