@@ -93,9 +93,9 @@ def loss_and_accuracy(model: nn.Module, split: Split, precision: str = "float32"
     loss, correct = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
     with channels_last(model, precision == "bfloat16"):
         for x, y, _ in split:
-            logits, y = logits_in(model, x.to(device), precision), y.to(device)
+            logits, y = _float_logits(model, x.to(device), precision), y.to(device)
             check_logits(logits, len(y))
-            loss += F.cross_entropy(logits.float() if precision == "bfloat16" else logits, y, reduction="sum")
+            loss += F.cross_entropy(logits, y, reduction="sum")
             correct += (logits.argmax(1) == y).sum()
     return float(loss) / len(split), int(correct) / len(split)
 
@@ -291,10 +291,15 @@ def evaluate_networks(
     return tallies, False
 
 
+def _float_logits(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+    """`logits_in`, in float32 where they were computed in less."""
+    logits = logits_in(model, x, precision)
+    return logits.float() if precision == "bfloat16" else logits
+
+
 def _judged(model: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "float32") -> tuple[Tensor, Tally]:
     """Logits of a batch, in float32 where they were computed in less, and their tally."""
-    logits = logits_in(model, on_device_of(images, model), precision)
-    logits = logits.float() if precision == "bfloat16" else logits
+    logits = _float_logits(model, on_device_of(images, model), precision)
     return logits, Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
 
 

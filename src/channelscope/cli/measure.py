@@ -95,8 +95,7 @@ def train(
     schedule = replace(zoo.default_schedule(network.model, source.data), every=every, seed=source.seed)
     schedule = replace(schedule, epochs=epochs or schedule.epochs, lr=lr or schedule.lr)
     images.require_training()
-    shown = f"{counted(len(images.train), 'training image')} for {counted(schedule.epochs, 'epoch')}"
-    console.print(f"training on {shown}, learning rate {schedule.lr:g}")
+    console.print(f"{training_on(images, schedule.epochs)}, learning rate {schedule.lr:g}")
     call = current_call()
     call.unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
     with logging_to(log, out / "log", call.options):
@@ -107,6 +106,11 @@ def train(
     run.add({}, call.record(facts | network.origin))
     tested = {"test_accuracy": history.test_accuracy, "test_images": history.test_images}
     call.result(history.trained, kept=history.kept, **tested, epochs=[vars(epoch) for epoch in history.epochs])
+
+
+def training_on(images: ImageSplits, epochs: int) -> str:
+    """What a training is about to do, as the beginning of a line."""
+    return f"training on {counted(len(images.train), 'training image')} for {counted(epochs, 'epoch')}"
 
 
 def chosen_epoch(history: History, images: int, lr: float) -> list[str]:
@@ -437,8 +441,7 @@ def demo(out: Path = Path("runs/demo"), epochs: int = 12, seed: int = 0) -> None
     model, images = load_network(network, source, note=False)
     announce_network(network.title, network.place, model, images)
     schedule = replace(zoo.default_schedule("resnet20", "digits"), epochs=epochs, seed=seed)
-    shown = f"{counted(len(images.train), 'training image')} for {counted(epochs, 'epoch')}"
-    console.print(f"training on {shown}; then profiles before and after, and the report")
+    console.print(f"{training_on(images, epochs)}; then profiles before and after, and the report")
     current_call().unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
     history = zoo.train(model, images, out, schedule, network.place)
     stages: dict[str, Profile] = {}

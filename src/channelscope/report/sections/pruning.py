@@ -4,7 +4,7 @@ import pandas as pd
 
 from channelscope.report import verdict
 from channelscope.report.section import Chart, Section
-from channelscope.tables.frame import format_interval, format_number, format_percent
+from channelscope.tables.frame import counted, format_interval, format_number, format_percent
 from channelscope.tables.run_folder import RunFolder
 
 CLEAR = 0.05
@@ -190,7 +190,7 @@ def _ratio(row: pd.Series) -> str:
 
 
 def _pass_of(row: pd.Series) -> str:
-    return f"{_runtime(row['runtime'])}, {row['batch']} image{'' if row['batch'] == 1 else 's'}"
+    return f"{_runtime(row['runtime'])}, {counted(row['batch'], 'image')}"
 
 
 def _runtime(name: str) -> str:
