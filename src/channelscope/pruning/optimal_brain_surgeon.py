@@ -1,9 +1,12 @@
 """The order in which channels can be removed when their consumers are re-fitted, and the cost of each removal."""
 
 import copy
+import ctypes
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +134,8 @@ def optimal_brain_surgeons(
         last = number == len(exponents)
         order = _removal_order(found, consumers if last else [consumer.copy() for consumer in consumers], exponent)
         rankings.append(_ranking(found, order, ridge, exponent))
+    del consumers
+    _return_freed_memory()
     return rankings
 
 
@@ -387,12 +392,23 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
             layer,
             found.group_of,
             modules[layer.name].weight.detach().double().cpu().flatten(1),
-            reads[layer.name].xx[0].cpu() / reads[layer.name].count,
-            metrics[layer.name] / total,
+            _covariance(reads.pop(layer.name)),
+            metrics.pop(layer.name) / total,
             ridge,
         )
         for layer in layers
     ]
+
+
+def _covariance(reads: NormalEquations) -> Float[Tensor, "inputs inputs"]:
+    return reads.xx[0].cpu() / reads.count
+
+
+def _return_freed_memory() -> None:
+    """Give what the passes freed back to the system, where the C library can; otherwise 2.8 GB stay with ResNet-50, of use to nobody."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _with_noise(
