@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from channelscope.errors import InputError, ShapeError, UserCode, at, first_line, no_such
@@ -55,6 +57,11 @@ class TestUserCode:
         with pytest.raises(InputError, match=r"\('int' object is not iterable, [^,]*test_errors\.py:\d+\)$"):
             with UserCode(InputError, "Net cannot be made"):
                 no_such("layer", "x", 3)
+
+    def test_a_line_of_python_itself_is_not_named(self):
+        with pytest.raises(InputError, match=r"\(JSONDecodeError: Expecting value: [^,]*, [^,]*test_errors\.py:\d+\)$"):
+            with UserCode(InputError, "Net cannot be made"):
+                json.loads("depth")
 
     def test_the_librarys_errors_and_an_interruption_pass(self):
         for error in (ShapeError("expected 3"), KeyboardInterrupt()):

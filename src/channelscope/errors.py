@@ -149,8 +149,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """The user's line that raised an error, if there is one: no library's, and no line that was typed in."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    """The user's line that raised an error, if there is one: none of Python or a library, and no line that was typed in."""
+    libraries = "site-packages", str(Path(traceback.__file__).parent)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not any(part in frame.filename for part in libraries)]
     own = [frame for frame in frames if Path(__file__).parent not in Path(frame.filename).parents and Path(frame.filename).is_file()]
     return f", {own[-1].filename}:{own[-1].lineno}" if own else ""
 

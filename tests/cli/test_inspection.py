@@ -156,6 +156,29 @@ def test_a_network_is_evaluated_on_a_part_of_the_images(place, printed, capsys):
     )
 
 
+@pytest.mark.parametrize("command", [("evaluate",), ("axes",), ("profile",), ("prune", "--score", "l2"), ("ablate", "--channels", "4")])
+def test_a_network_that_is_no_better_than_chance_is_said(place, tmp_path, capsys, command):
+    """With weights alone: without, the first line says that they are random."""
+    network = f"{place / 'net.py'}:Two"
+    out = () if command == ("evaluate",) else ("--out", tmp_path / "out")
+    few = ("--images", "60", *(() if command[0] in ("axes", "profile") else ("--test", "50")))
+    note = "accuracy is not beyond chance, 1 of 10 classes: are the weights those of these classes, in this order"
+    assert run(*command, network, "-w", place / "net.safetensors", *few, *out) == 0
+    assert note in " ".join(capsys.readouterr().err.split())
+    if command == ("evaluate",):
+        assert run(*command, network, *few) == 0
+        assert note not in " ".join(capsys.readouterr().err.split())
+    if command == ("axes",):
+        assert "not beyond chance (10.0 %)" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_nothing_is_said_of_a_network_that_has_learned(tmp_path, capsys):
+    assert run("train", "resnet20(width=8)", "--epochs", "3", "--out", tmp_path / "run", "-q") == 0
+    capsys.readouterr()
+    assert run("evaluate", "resnet20(width=8)", "-w", tmp_path / "run" / "trained.safetensors") == 0
+    assert "chance" not in capsys.readouterr().err
+
+
 def test_a_pruned_folder_is_a_network(place, printed, capsys):
     last = tables.read(place / "small" / "pruning.csv").iloc[-1]
     found = printed("evaluate", place / "small", "--test", "50")

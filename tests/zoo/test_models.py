@@ -172,6 +172,14 @@ def test_published_weights_of_torchvision_for_other_classes_leave_the_last_layer
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
+def test_published_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
+    said = r"squeezenet1_1\(pretrained=True\)': its published weights cannot be read \(URLError: .*\); without a connection, give the"
+    with pytest.raises(InputError, match=said):
+        build("torchvision:squeezenet1_1(pretrained=True)", 3)
+
+
 def test_a_class_of_a_file(file):
     model = build(f"{file}:Net", 7, 1)
     assert (model.conv.in_channels, model.conv.out_channels, model.fc.out_features) == (1, 4, 7)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from rich.text import Text
 from torch import nn
 
 from channelscope import tables, zoo
@@ -349,6 +350,16 @@ def noted(network: NetworkOptions) -> None:
     """Say where the weights come from when no file is given, if the first line of the call has not said it."""
     if network.untrained and network.model != WITHOUT_WEIGHTS.get():
         console.print(without_weights(network.model))
+
+
+def note_chance(network: NetworkOptions, low: float, images: ImageSplits) -> None:
+    """Say so where the interval of accuracy of a network with weights begins at chance or below."""
+    if not network.untrained and low <= 1 / images.classes:
+        said = (
+            f"accuracy is not beyond chance, 1 of {images.classes:,} classes: are the weights those of these classes, in this order, and "
+            "--mean, --std and --size what the network was trained with?"
+        )
+        console.print(Text.assemble(("note ", "yellow"), said))
 
 
 def load_or_collect(

@@ -20,6 +20,7 @@ from channelscope.cli.call import (
     fitted,
     load_network,
     network_facts,
+    note_chance,
     open_run,
     profile_facts,
     read_profile,
@@ -95,6 +96,7 @@ def ablate(
     model, images = load_network(network, source)
     held_out = fitted(images.test, test, EVALUATED, "--test")
     found = run_profile(run, model, images, profile)
+    note_chance(network, found.tally.accuracy_interval()[0], images)
     unfinished = _unfinished(out)
     current_call().unfinished[unfinished] = "ablations measured so far"
     console.print(f"ablating channels on {len(held_out):,} test images")

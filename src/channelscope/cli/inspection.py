@@ -11,7 +11,7 @@ from channelscope import tables
 from channelscope.benchmark.channel_summary import channel_summary as joined
 from channelscope.circuits import folder as circuit_folder
 from channelscope.circuits.criteria import CRITERIA
-from channelscope.cli.call import NetworkOptions, batch_count, current_call, finish_run, load_network, open_run
+from channelscope.cli.call import NetworkOptions, batch_count, current_call, finish_run, load_network, note_chance, open_run
 from channelscope.cli.measure import profile_numbers, tally_numbers
 from channelscope.data.sources import ImageSource
 from channelscope.errors import DataError, FormatError, InputError
@@ -293,6 +293,7 @@ def evaluate(
     console.print(f"evaluating on {count:,} {part} images")
     tally = evaluated(model, track(split, f"evaluation on {count:,} {part} images", batch_count(split)))
     numbers = tally_numbers(tally) | {"loss": tally.loss, "loss_se": tally.loss_standard_error, "margin": tally.margin}
+    note_chance(network, numbers["accuracy_low"], images)
     current_call().result(None, f"{network.title}: {tally}, margin {tally.margin:.3f}", network=network.model, part=part, **numbers)
 
 

@@ -24,6 +24,7 @@ from channelscope.cli.call import (
     finish_run,
     load_network,
     load_or_collect,
+    note_chance,
     open_run,
     profile_facts,
     read_profile,
@@ -170,6 +171,7 @@ def profile(network: NetworkOptions, source: ImageSource, measure: ProfileOption
         return
     found = load_or_collect(model, images, measure, unfinished=_beside(out, ".unfinished"))
     _deliver(found, out)
+    note_chance(network, found.tally.accuracy_interval()[0], images)
 
 
 def _deliver(found: Profile, out: Path) -> None:
@@ -322,6 +324,7 @@ def axes(
         save_profile(found, out / "network.profile")
         current_call().whole[out / "network.profile"] = "statistics of all calibration images, which --profile takes"
     _skipped_note(found)
+    note_chance(network, found.tally.accuracy_interval()[0], images)
     frames = stacked({network.stage: found}, convention)
     facts = axes_facts(found, images, convention, f"Two axes of {network.title}", [network.stage])
     console.print(verdict.answer(frames["alignment_mean"], facts))
@@ -405,6 +408,7 @@ def axes_facts(
         title,
         data=images.source.data,
         **tally_numbers(tally),
+        chance=1 / images.classes,
         accuracy_split="test" if tested else "calibration",
         target=convention.target,
         assumption=assumption(profile, Shared(**convention.options())),

@@ -25,6 +25,7 @@ from channelscope.cli.call import (
     fitted,
     load_network,
     network_facts,
+    note_chance,
     noted,
     open_run,
 )
@@ -136,6 +137,7 @@ def benchmark(
     with progress_bar("statistics", None):
         frames = {name: tables.describe(frame, {"name": name, "columns": COLUMNS, **provenance}) for name, frame in analyze(done).items()}
     facts = results.facts | {"network": network.model, "title": f"Scores compared on {network.model}"} | network.origin
+    note_chance(network, frames["benchmark"].query("score == 'unpruned'")["accuracy_low"].min(), images)
     console.print(benchmark_headline(frames["benchmark_auc"]))
     with logging_to(log, out / "log", call.options):
         log_trials(frames["benchmark"])
@@ -264,6 +266,7 @@ def prune(
         except NumericError as error:
             failure = error
     frame = evaluated(networks, split, images, out.parent, weights)
+    note_chance(network, frame["accuracy_low"].iloc[0], images)
     settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
     settings |= pruning_notes(made, taught)
     frames = {

@@ -279,6 +279,8 @@ def network(facts: Mapping[str, Any]) -> list[str]:
     --------
     >>> network({"network": "tiny", "images": 120, "data": "digits", "accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.94})
     ['tiny on 120 images of digits.', 'Accuracy 90.0 % [85.0 %, 94.0 %] (n = 120 images).']
+    >>> network({"network": "tiny", "images": 120, "accuracy": 0.1, "accuracy_low": 0.06, "accuracy_high": 0.17, "chance": 0.1})[1]
+    'Accuracy 10.0 % [6.0 %, 17.0 %] (n = 120 images), not beyond chance (10.0 %).'
     """
     if not (facts.get("network") or facts.get("images") or facts.get("data")):
         return []
@@ -301,7 +303,8 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
     bounds = f" [{format_percent(low)}, {format_percent(high)}]" if low is not None and high is not None else " [no interval]"
     split = f" {facts['accuracy_split']}" if facts.get("accuracy_split") else ""
     count = f" (n = {n or facts.get('images', 0):,}{split} images)"
-    return f"{format_percent(facts['accuracy'])}{bounds}{count}"
+    chance = f", not beyond chance ({format_percent(facts['chance'])})" if low is not None and low <= facts.get("chance", 0) else ""
+    return f"{format_percent(facts['accuracy'])}{bounds}{count}{chance}"
 
 
 def undefined(channels: pd.DataFrame | None) -> list[str]:

@@ -123,7 +123,13 @@ def build(name: str, classes: int = 10, channels: int = 3, image_size: int = 32,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with UserCode(InputError, f"network '{name}': cannot be made for {classes} classes and {channels} channels"):
-            model, intake = _build(plain, options, classes, channels, image_size)
+            try:
+                model, intake = _build(plain, options, classes, channels, image_size)
+            except OSError as error:  # of every library that downloads
+                if not comes_trained(name):
+                    raise
+                said = f"network '{name}': its published weights cannot be read ({type(error).__name__}: {first_line(error)})"
+                raise InputError(f"{said}; without a connection, give the weights in a file") from error
     model.__dict__["card"] = ModelInfo(name, classes, channels, intake)
     return model.eval()
 
