@@ -63,6 +63,14 @@ def test_it_can_be_read_on_a_desk_on_a_phone_and_in_the_dark(page):
     assert {name: list(lines) for name, lines in found.items() if lines} == {}
 
 
+def test_a_long_name_in_the_title_fits_a_phone(pages, browser):
+    browser.open(pages["prune"])
+    browser.run(LOOKS)
+    browser.size(*PHONE)
+    browser.run("document.querySelector('h1').textContent = 'Scores compared on torchvision:efficientnet_v2_s_of_a_long_name'")
+    assert looks(browser) == []
+
+
 @pytest.mark.parametrize("name", ["communities", "discard", "circuit"])
 def test_a_drawing_has_the_ground_of_the_page(name, pages, browser, tmp_path):
     browser.size(*DESKTOP)

@@ -189,10 +189,10 @@ function marks(chart, frame, rows) {
   return { shapes, annotations };
 }
 
-// few whole numbers are said one by one
+// few whole numbers are said one by one, and a single one of any kind
 function wholes(values) {
   const all = unique(values).sort((a, b) => a - b);
-  return all.at(-1) - all[0] <= 8 && all.every(Number.isInteger) ? { tickvals: all } : {};
+  return all.length === 1 || (all.at(-1) - all[0] <= 8 && all.every(Number.isInteger)) ? { tickvals: all } : {};
 }
 
 // a logarithmic axis that says 1, 2 and 5 of every power of ten among the values
