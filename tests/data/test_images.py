@@ -43,6 +43,16 @@ def test_what_is_known_of_the_digits(digits):
     assert digits.source == ImageSource("digits")
 
 
+def test_classes_that_nothing_is_learned_of_are_named(tmp_path):
+    """An empty folder, and one that only the test images have."""
+    write_folder(tmp_path / "train", {"cat": 8, "dog": 8, "empty": 0})
+    (tmp_path / "train" / "empty").mkdir(exist_ok=True)
+    write_folder(tmp_path / "test", {"cat": 2, "dog": 2, "fox": 2})
+    images = read_images(f"folder:{tmp_path}")
+    with pytest.warns(UserWarning, match="2 of 4 classes cannot be learned, for they have no training image: empty, fox$"):
+        images.require_training()
+
+
 def test_the_digits_have_every_class_in_every_shard(digits):
     labels, index = digits.calibration.labels, digits.calibration.indices
     for shard in range(10):

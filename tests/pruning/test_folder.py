@@ -183,7 +183,7 @@ def test_a_network_that_computes_something_else_is_refused(saved):
         ({"kept": {"marks": {}}}, "damaged"),
         ({"surprise": 1}, "damaged"),
         ({"factory": {"name": "resnet20"}}, "damaged"),
-        ({"factory": {"name": "nothing", "classes": 5, "channels": 3, "image_size": 16}}, "unknown network 'nothing'"),
+        ({"factory": {"name": "nothing", "classes": 5, "channels": 3, "image_size": 16}}, "no network is called nothing"),
     ],
 )
 def test_a_recipe_that_makes_no_sense(saved, change, message):

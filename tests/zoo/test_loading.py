@@ -210,7 +210,7 @@ def test_the_only_rows_of_numbers_in_a_tuple_are_the_logits(tmp_path, file):
 
 
 def test_errors_of_the_parts_come_through(tmp_path):
-    with pytest.raises(InputError, match="unknown network 'nothing'"):
+    with pytest.raises(InputError, match="no network is called nothing"):
         zoo.load("nothing", "digits")
     with pytest.raises(DataError, match="unknown data 'nothing'"):
         zoo.load("resnet20", "nothing")

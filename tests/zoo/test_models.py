@@ -85,7 +85,7 @@ def test_keyword_arguments_reach_the_constructor():
 
 @pytest.mark.parametrize("name", ["resnet20(4)", "resnet20(width=", "resnet20(width=open('x'))", "resnet20(width=4) + 1)", "resnet20(*a)"])
 def test_arguments_are_keywords_with_literal_values(name):
-    with pytest.raises(InputError, match=r"expected NAME or NAME\(key=value, …\)|unknown network"):
+    with pytest.raises(InputError, match=r"expected NAME or NAME\(key=value, …\)|no network is called"):
         build(name)
 
 
@@ -97,7 +97,7 @@ def test_arguments_the_constructor_refuses_are_reported(name):
 
 @pytest.mark.parametrize("name", ["resnet21", "ResNet20", "", "file.py", "keras:vgg"])
 def test_an_unknown_name_says_what_is_known(name):
-    with pytest.raises(InputError, match=r"unknown network .* expected timm:NAME, torchvision:NAME, .* resnet20"):
+    with pytest.raises(InputError, match=r"no network is called .* resnet20, .* timm:NAME, torchvision:NAME"):
         build(name)
 
 
@@ -132,9 +132,7 @@ def test_a_transformer_needs_its_size():
 
 
 def test_an_unknown_timm_network_suggests_some():
-    with pytest.raises(InputError, match="timm has no network 'test_resnetty'"):
-        build("timm:test_resnetty")
-    with pytest.raises(InputError, match=r"timm has no network 'efficientnet_lit'; it has .*efficientnet_lite0"):
+    with pytest.raises(InputError, match=r"no network of timm is called efficientnet_lit; near matches, of 1,\d+ names: .*_lite1$"):
         build("timm:efficientnet_lit")
 
 
@@ -150,7 +148,7 @@ def test_torchvision_networks_are_unmodified():
     intake = model_info(model).intake
     assert intake.fit == ResizeCrop((224, 224), 224 / 256, "bilinear")
     assert intake.normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    with pytest.raises(InputError, match="torchvision has no classification network 'squeezenet9'; it has alexnet"):
+    with pytest.raises(InputError, match=r"no classification network of torchvision is called squeezenet9; near .*: .*squeezenet1_0"):
         build("torchvision:squeezenet9")
 
 

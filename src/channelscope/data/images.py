@@ -1,6 +1,7 @@
 """ImageSplits: training, validation, test and calibration images of a data set, ready for a network; and masks of the object in each."""
 
 import dataclasses
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from channelscope.types import Bool, Tensor
 SMALL_IMAGE = 64
 
 MEASURED = 5000
+
+LISTED = 5
+"""most classes that a warning names"""
 
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -81,6 +85,8 @@ class ImageSplits(Shown):
     def require_training(self) -> None:
         """Raise DataError where a network cannot be trained on the set: it needs two training and two validation images.
 
+        Classes without a training image are named in a warning.
+
         Examples
         --------
         >>> read_images("digits").require_training()
@@ -95,6 +101,11 @@ class ImageSplits(Shown):
         for split in (self.train, self.validation):
             if len(split) < 2:
                 raise DataError(f"{data}: {len(split)} {split.name} images, at least 2 are needed to train; add more training images")
+        unseen = sorted(set(range(self.classes)) - set(self.train.labels.tolist()))
+        if unseen:
+            names = ", ".join(self.class_names[label] for label in unseen[:LISTED]) + (", …" if len(unseen) > LISTED else "")
+            said = f"{data}: {len(unseen)} of {self.classes:,} classes cannot be learned, for they have no training image: {names}"
+            warnings.warn(said, UserWarning, stacklevel=1)
 
     def describe(self) -> dict[str, Any]:
         """Description for logs and reports: source, sizes of the splits, shape and normalization.

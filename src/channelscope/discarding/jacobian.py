@@ -400,8 +400,8 @@ class PixelNetwork:
     def _layer(self, name: str) -> LayerOutput:
         steps = [node for node in self.graph.steps.nodes if name == node.name or name in _module_outputs(node)]
         if not steps or steps[-1].name not in self.graph.shapes:
-            known = {path for node in self.graph.steps.nodes for path in _module_outputs(node)} | set(self.graph.shapes)
-            raise SiteError(no_such("layer", name, sorted(known)))
+            paths = [path for node in self.graph.steps.nodes for path in _module_outputs(node)]
+            raise SiteError(no_such("layer", name, dict.fromkeys((*paths, *self.graph.shapes))))
         return LayerOutput(name, steps[-1].name, self.depths[steps[-1].name])
 
     def _spaced(self) -> list[LayerOutput]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from channelscope.data import torchvision_cpu
 from channelscope.data.decoding import ResizeCrop
 from channelscope.data.images import IMAGENET, SMALL_IMAGE
-from channelscope.errors import InputError, UserCode, first_line
+from channelscope.errors import InputError, UserCode, first_line, no_such
 
 RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
 
@@ -241,8 +241,8 @@ def _build(name: str, options: dict[str, Any], classes: int, channels: int, size
     if name in RESNETS:
         return SmallResNet(RESNETS[name], classes, channels, **options), InputSpec()
     if name not in ARCHITECTURES:
-        known = " ".join(network_names())
-        raise InputError(f"unknown network '{name}': expected timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:Class, or {known}")
+        others = "or give timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:Class"
+        raise InputError(f"{no_such('network', name, network_names())}; {others}")
     model = torchvision_cpu.models.get_model(name, weights=None, num_classes=classes, **options)
     if size <= SMALL_IMAGE:
         ARCHITECTURES[name](model, channels, size)
@@ -258,8 +258,7 @@ def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tu
     except ImportError as error:
         raise InputError(f"timm:{name}: {error.name} is not installed; pip install 'channelscope[timm]'") from error
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5])
-        raise InputError(f"timm has no network '{name}'" + (f"; it has {near}" if near else ""))
+        raise InputError(no_such("network of timm", name, timm.list_models()))
     model = timm.create_model(name, num_classes=classes, in_chans=channels, **options)
     config: Any = model.pretrained_cfg
     if options.get("pretrained"):
@@ -273,7 +272,7 @@ def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.M
     models = torchvision_cpu.models
     names = models.list_models(module=models)
     if name not in names:
-        raise InputError(f"torchvision has no classification network '{name}'; it has {', '.join(names[:5])}, …")
+        raise InputError(no_such("classification network of torchvision", name, names))
     published: Any = models.get_model_weights(name)["DEFAULT"]
     config: Any = published.transforms()
     side = config.crop_size[0]
