@@ -31,6 +31,12 @@ def test_chunks_are_equal_whatever_the_batches(size):
         assert torch.equal(torch.cat([chunk[0] for chunk in made]), IMAGES)
 
 
+def test_what_is_in_chunks_already_is_not_copied():
+    made = rechunked(IMAGES.split(CHUNK_IMAGES), FOUND)
+    again = rechunked(made, FOUND)
+    assert [chunk[0].data_ptr() for chunk in again] == [part.data_ptr() for part in IMAGES.split(CHUNK_IMAGES)]
+
+
 def test_two_inputs_come_as_a_pair():
     class Two(nn.Module):
         def __init__(self):

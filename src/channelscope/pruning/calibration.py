@@ -54,7 +54,15 @@ def rechunked(source: Iterable, found: Groups) -> list[tuple[Tensor, ...]]:
             column.append(on_device_of(part, found.graph.model))
     if not columns[0]:
         raise SampleError("there are no calibration images: the batches are empty")
-    return list(zip(*(torch.cat(column).split(CHUNK_IMAGES) for column in columns), strict=True))
+    return list(zip(*map(_chunks, columns), strict=True))
+
+
+def _chunks(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Chunks of equal size, the last one smaller; no copies where the parts are that already."""
+    *full, last = map(len, parts)
+    if all(size == CHUNK_IMAGES for size in full) and 0 < last <= CHUNK_IMAGES:
+        return parts
+    return torch.cat(list(parts)).split(CHUNK_IMAGES)
 
 
 def zero_input(model: nn.Module, source: Subset | Iterable) -> Tensor:

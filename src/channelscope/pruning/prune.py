@@ -283,6 +283,7 @@ def _nearest(
     if len(held_out) < MIN_IMAGES:
         raise SampleError(f"prune: to choose between several rankings, at least {MIN_IMAGES} images are needed, received {len(held_out)}")
     fitting, validation = (rechunked([tuple(part[mask] for part in inputs)], found) for mask in (~held_out, held_out))
+    del inputs  # a copy of all images
     expected = list(log_probabilities(found.graph.model, validation))
     for each in choices:
         if each not in distances:
