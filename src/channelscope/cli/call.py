@@ -504,6 +504,7 @@ def network_facts(
         "weights": weights or weights_hash(model),
         "data": images.source.data,
         "images": len(images.calibration),
+        "chance": 1 / images.classes,
         "seed": images.source.seed,
         "title": title,
         **more,

@@ -277,8 +277,7 @@ def prune(
         measured = compare_runtimes(small, model, images.image_shape)
         frames["pruning_speed"] = described("pruning_speed", measured, SPEED_COLUMNS, settings | {"threads": torch.get_num_threads()})
     title = f"{network.model} at {frame['kept'].iloc[-1]:.0%} of its multiply-adds"
-    facts = settings | network_facts(network, model, images, title, weights) | {"chance": 1 / images.classes}
-    call = current_call()
+    facts, call = settings | network_facts(network, model, images, title, weights), current_call()
 
     def write_more(folder: Path) -> None:
         RunFolder(folder).add(frames, call.record(facts))

@@ -1,6 +1,9 @@
-"""Calibration images in chunks of one size, and the positions that each of them contributes to a regression."""
+"""Calibration images in chunks of one size, the positions that each contributes to a regression, the memory that passes over them leave."""
 
+import ctypes
+import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -100,6 +103,21 @@ def zero_input(model: nn.Module, source: Subset | Iterable) -> Tensor:
     if batch is None:
         raise SampleError("there are no calibration images: the batches are empty")
     return zero_batch(model, tuple(images_of(batch).shape[1:]))
+
+
+def return_freed_memory() -> None:
+    """Give what is free of the process's memory back to the system, where the C library can.
+
+    Passes over many images leave their blocks to the C library, which later passes, with blocks of other sizes, use little of: 2.8 GB
+    after the ranking of a ResNet-50 by 256 images.
+
+    Examples
+    --------
+    >>> return_freed_memory()
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class DrawnPositions:

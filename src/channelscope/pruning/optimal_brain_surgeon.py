@@ -1,12 +1,9 @@
 """The order in which channels can be removed when their consumers are re-fitted, and the cost of each removal."""
 
 import copy
-import ctypes
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +20,7 @@ from channelscope.network.operations import layer_of
 from channelscope.network.patches import input_patches, patch_width
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.removal.labeled_graph import Layer
-from channelscope.pruning.calibration import DrawnPositions, rechunked, zero_input
+from channelscope.pruning.calibration import DrawnPositions, rechunked, return_freed_memory, zero_input
 from channelscope.ranking import Ranking
 from channelscope.stats.moments import NormalEquations
 from channelscope.types import Bool, Float, Int, Tensor
@@ -135,7 +132,7 @@ def optimal_brain_surgeons(
         order = _removal_order(found, consumers if last else [consumer.copy() for consumer in consumers], exponent)
         rankings.append(_ranking(found, order, ridge, exponent))
     del consumers
-    _return_freed_memory()
+    return_freed_memory()
     return rankings
 
 
@@ -402,13 +399,6 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
 
 def _covariance(reads: NormalEquations) -> Float[Tensor, "inputs inputs"]:
     return reads.xx[0].cpu() / reads.count
-
-
-def _return_freed_memory() -> None:
-    """Give what the passes freed back to the system, where the C library can; otherwise 2.8 GB stay with ResNet-50, of use to nobody."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _with_noise(

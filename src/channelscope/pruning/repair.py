@@ -19,7 +19,7 @@ from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.tracing.recording import same
 from channelscope.pruning.blocks import graph_without, left_out, resolved
-from channelscope.pruning.calibration import DrawnPositions, rechunked, zero_input
+from channelscope.pruning.calibration import DrawnPositions, rechunked, return_freed_memory, zero_input
 from channelscope.pruning.normalization import (
     LayerContext,
     batchnorm_scale_shift,
@@ -169,6 +169,7 @@ def repair(
     if calibration is None or isinstance(calibration, Profile):
         raise InputError(f"repair: {method} needs calibration images, batches of (images, …){FROM_PROFILE if method == 'peers' else ''}")
     batches = rechunked(calibration, found)
+    return_freed_memory()
     with torch.no_grad(), eval_mode(small), eval_mode(found.graph.model):
         original = ActivationCache(found.graph, batches)
         draws = DrawnPositions(original.images, positions, device=batches[0][0].device)
