@@ -14,7 +14,7 @@ def test_of_many_names_the_first_forty_are_listed():
 
 def test_of_many_names_near_matches_are_enough():
     message = no_such("layer", "blok7", [f"block{k}" for k in range(1041)])
-    assert message == "no layer is called blok7; near matches, of 1,041 names: block7, block97, block87, block79"
+    assert message == "no layer is called blok7; near matches: block7, block97, block87, block79; there are 1,041 names"
 
 
 def test_an_empty_name_and_no_names_are_said():

@@ -185,7 +185,7 @@ def no_such(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = get_close_matches(str(name), names, MAX_NEAR)
     if near and len(names) > MAX_LISTED:
-        return f"no {what} is called {name}; near matches, of {len(names):,} names: {', '.join(near)}"
+        return f"no {what} is called {name}; near matches: {', '.join(near)}; there are {len(names):,} names"
     hint = f"near matches: {', '.join(near)}; " if near else ""
     listed = ", ".join(names[:MAX_LISTED]) + (f", … ({len(names)} in all)" if len(names) > MAX_LISTED else "") if names else "none"
     return f"no {what} is called {name or repr(name)}; {hint}there are: {listed}"

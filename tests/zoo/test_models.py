@@ -132,7 +132,7 @@ def test_a_transformer_needs_its_size():
 
 
 def test_an_unknown_timm_network_suggests_some():
-    with pytest.raises(InputError, match=r"no network of timm is called efficientnet_lit; near matches, of 1,\d+ names: .*_lite1$"):
+    with pytest.raises(InputError, match=r"no network of timm is called efficientnet_lit; near matches: .*_lite1; there are 1,\d+ names$"):
         build("timm:efficientnet_lit")
 
 
@@ -148,7 +148,7 @@ def test_torchvision_networks_are_unmodified():
     intake = model_info(model).intake
     assert intake.fit == ResizeCrop((224, 224), 224 / 256, "bilinear")
     assert intake.normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    with pytest.raises(InputError, match=r"no classification network of torchvision is called squeezenet9; near .*: .*squeezenet1_0"):
+    with pytest.raises(InputError, match=r"no classification network of torchvision is called squeezenet9; near matches: .*squeezenet1_0"):
         build("torchvision:squeezenet9")
 
 
