@@ -16,12 +16,11 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from rich.text import Text
 from torch import nn
 
 from channelscope import tables, zoo
 from channelscope.cli import WITHOUT_WEIGHTS, without_weights
-from channelscope.cli.wording import announce_network
+from channelscope.cli.wording import announce_network, remark
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.data.splits import Split
@@ -359,7 +358,7 @@ def note_chance(network: NetworkOptions, low: float, images: ImageSplits) -> Non
             f"accuracy is not beyond chance, 1 of {images.classes:,} classes: are the weights those of these classes, in this order, and "
             "--mean, --std and --size what the network was trained with?"
         )
-        console.print(Text.assemble(("note ", "yellow"), said))
+        remark(said)
 
 
 def load_or_collect(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from rich.text import Text
 
 from channelscope import tables, zoo
 from channelscope.cli.call import (
@@ -26,6 +25,7 @@ from channelscope.cli.call import (
     read_profile,
     run_profile,
 )
+from channelscope.cli.wording import remark
 from channelscope.data.sources import ImageSource
 from channelscope.discarding.analysis import DiscardingAnalysis, ExtraAnalyses
 from channelscope.discarding.cid import CIDOptions
@@ -110,7 +110,7 @@ def ablate(
         **network.origin,
     )
     for line in frames["notes"]["note"]:
-        console.print(Text.assemble(("note ", "yellow"), line))
+        remark(line)
     console.print(_recovered_line(frames["recovered"]))
     finish_run(run, frames, facts)
 

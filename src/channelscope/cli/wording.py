@@ -83,6 +83,16 @@ def place_in_words(place: str) -> str:
     return f"{place} ({torch.get_num_threads()} threads)" if place == "cpu" else place
 
 
+def remark(said: str) -> None:
+    """Print what a user should know of a result.
+
+    Examples
+    --------
+    >>> remark("400 images are few")
+    """
+    console.print(Text.assemble(("note ", "yellow"), said))
+
+
 @contextmanager
 def warnings_as_remarks(wording: Callable[[str], str]) -> Iterator[None]:
     """Context in which warnings to users are printed as remarks; those to programmers are shown as they were.
@@ -101,7 +111,7 @@ def warnings_as_remarks(wording: Callable[[str], str]) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, UserWarning):
-            console.print(Text.assemble(("note ", "yellow"), wording(str(message))))
+            remark(wording(str(message)))
         else:
             shown(message, category, *where, **more)
 

@@ -389,16 +389,12 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
             layer,
             found.group_of,
             modules[layer.name].weight.detach().double().cpu().flatten(1),
-            _covariance(reads.pop(layer.name)),
+            reads.pop(layer.name).covariance[0].cpu(),
             metrics.pop(layer.name) / total,
             ridge,
         )
         for layer in layers
     ]
-
-
-def _covariance(reads: NormalEquations) -> Float[Tensor, "inputs inputs"]:
-    return reads.xx[0].cpu() / reads.count
 
 
 def _with_noise(

@@ -210,7 +210,7 @@ def _input_moments_measured(context: LayerContext, original: ActivationCache, dr
         part = NormalEquations.of(flat.reshape(1, -1, flat.shape[2]), flat.new_zeros(1, flat.shape[0] * flat.shape[1], 0))
         total = part if total is None else total + part
     assert total is not None
-    return _Moments(total.xx[0].cpu() / total.count, total.x_mean[0].cpu())
+    return _Moments(total.covariance[0].cpu(), total.x_mean[0].cpu())
 
 
 def _input_moments_from_profile(context: LayerContext, found: Groups, profile: Profile) -> _Moments | str:

@@ -303,8 +303,19 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
     bounds = f" [{format_percent(low)}, {format_percent(high)}]" if low is not None and high is not None else " [no interval]"
     split = f" {facts['accuracy_split']}" if facts.get("accuracy_split") else ""
     count = f" (n = {n or facts.get('images', 0):,}{split} images)"
-    chance = f", not beyond chance ({format_percent(facts['chance'])})" if low is not None and low <= facts.get("chance", 0) else ""
-    return f"{format_percent(facts['accuracy'])}{bounds}{count}{chance}"
+    chance = "" if low is None else no_better_than_chance(low, facts)
+    return f"{format_percent(facts['accuracy'])}{bounds}{count}{f', {chance}' if chance else ''}"
+
+
+def no_better_than_chance(low: float, facts: Mapping[str, Any]) -> str:
+    """Words for an accuracy whose interval begins at chance or below; else empty.
+
+    Examples
+    --------
+    >>> no_better_than_chance(0.06, {"chance": 0.1}), no_better_than_chance(0.12, {"chance": 0.1}), no_better_than_chance(0.0, {})
+    ('not beyond chance (10.0 %)', '', '')
+    """
+    return f"not beyond chance ({format_percent(facts['chance'])})" if low <= facts.get("chance", -1) else ""
 
 
 def undefined(channels: pd.DataFrame | None) -> list[str]:

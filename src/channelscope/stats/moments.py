@@ -410,6 +410,11 @@ class NormalEquations:
     tt: Float[Tensor, "groups outputs"]
     """centred squares of the targets, float64"""
 
+    @property
+    def covariance(self) -> Float[Tensor, "groups inputs inputs"]:
+        """Scatter of the inputs divided by the count (maximum likelihood)."""
+        return self.xx / self.count
+
     @classmethod
     def of(cls, x: Float[Tensor, "groups samples inputs"], t: Float[Tensor, "groups samples outputs"]) -> "NormalEquations":
         """Statistics of one batch: centered, multiplied in the samples' precision, kept in float64.

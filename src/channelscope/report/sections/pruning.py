@@ -146,12 +146,12 @@ def pruning_sentences(run: RunFolder) -> list[str]:
     speed = run.table("pruning_speed")
     times = f"; one image takes {format_number(last['latency'], 2)} ms instead of {format_number(first['latency'], 2)} ms (medians)"
     points = format_number(100 * (last["accuracy"] - first["accuracy"]), 1)
-    chance = run.facts.get("chance", 0)
-    warning = f", which is not beyond chance ({format_percent(chance)})" if first["accuracy_low"] <= chance else ""
+    chance = verdict.no_better_than_chance(first["accuracy_low"], run.facts)
+    original = format_percent(first["accuracy"]) + (f", which is {chance}" if chance else "")
     return [
         f"With {format_percent(last['kept'])} of its multiply-adds the network is right on "
         f"{format_percent(last['accuracy'])} [{format_percent(last['accuracy_low'])}, {format_percent(last['accuracy_high'])}] of "
-        f"{last['images']:,} test images, {points} points from the original's {format_percent(first['accuracy'])}{warning}.",
+        f"{last['images']:,} test images, {points} points from the original's {original}.",
         f"It has {last['macs']:,} of {first['macs']:,} multiply-adds and {last['parameters']:,} of {first['parameters']:,} parameters"
         f"{times if speed is None else ''}.",
         *said,
