@@ -353,7 +353,7 @@ def noted(network: NetworkOptions) -> None:
 
 def note_chance(network: NetworkOptions, low: float, images: ImageSplits) -> None:
     """Say so where the interval of accuracy of a network with weights begins at chance or below."""
-    if not network.untrained and low <= 1 / images.classes:
+    if not network.untrained and low <= images.chance:
         said = (
             f"accuracy is not beyond chance, 1 of {images.classes:,} classes: are the weights those of these classes, in this order, and "
             "--mean, --std and --size what the network was trained with?"
@@ -503,7 +503,7 @@ def network_facts(
         "weights": weights or weights_hash(model),
         "data": images.source.data,
         "images": len(images.calibration),
-        "chance": 1 / images.classes,
+        "chance": images.chance,
         "seed": images.source.seed,
         "title": title,
         **more,

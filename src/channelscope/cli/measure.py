@@ -408,7 +408,7 @@ def axes_facts(
         title,
         data=images.source.data,
         **tally_numbers(tally),
-        chance=1 / images.classes,
+        chance=images.chance,
         accuracy_split="test" if tested else "calibration",
         target=convention.target,
         assumption=assumption(profile, Shared(**convention.options())),

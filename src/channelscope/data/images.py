@@ -68,6 +68,11 @@ class ImageSplits(Shown):
         return self.calibration.classes
 
     @property
+    def chance(self) -> float:
+        """Accuracy of a guess, where all classes are equally frequent."""
+        return 1 / self.classes
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """One name per class, in label order."""
         return self.calibration.store.dataset.class_names
