@@ -4,7 +4,7 @@ import hashlib
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
@@ -63,6 +63,26 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def restored_momentum(norms: Sequence[Any]) -> Iterator[None]:
+    """While inside, the momentum of BatchNorms may be another; afterwards each has its own again.
+
+    Examples
+    --------
+    >>> norm = nn.BatchNorm2d(1, momentum=0.01)
+    >>> with restored_momentum([norm]):
+    ...     norm.momentum = None
+    >>> norm.momentum
+    0.01
+    """
+    before = [norm.momentum for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import nn
 from channelscope.data.batches import images_of
 from channelscope.errors import DataError, InputError, NumericError
 from channelscope.evaluation import logits_in
-from channelscope.network.module_state import channels_last, device_of, eval_mode
+from channelscope.network.module_state import channels_last, device_of, eval_mode, restored_momentum
 from channelscope.network.operations import tracking_norms
 from channelscope.progress import log_numbers, progress_bar
 from channelscope.zoo.precision import TrainingPrecision, check_precision, faster_precision, logits_to_learn
@@ -190,18 +190,16 @@ class _Lesson:
     @torch.no_grad()
     def estimate_statistics(self, batches: Iterable) -> None:
         """Set the statistics of the BatchNorms to their means over the batches of one pass, whatever their momentum is."""
-        momenta = [norm.momentum for norm in self.norms]
         several = (x for x in map(images_of, batches if self.norms else ()) if len(x) > 1)
-        for place, x in enumerate(several):
-            if not place:
-                self.normalize_by_batch(True)
-                for norm in self.norms:
-                    norm.reset_running_stats()
-                    norm.momentum = None
-            logits_in(self.model, x.to(device_of(self.model)), self.precision)
+        with restored_momentum(self.norms):
+            for place, x in enumerate(several):
+                if not place:
+                    self.normalize_by_batch(True)
+                    for norm in self.norms:
+                        norm.reset_running_stats()
+                        norm.momentum = None
+                logits_in(self.model, x.to(device_of(self.model)), self.precision)
         self.normalize_by_batch(False)
-        for norm, momentum in zip(self.norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def _optimizer(model: nn.Module, rate: float | None) -> torch.optim.Adam:

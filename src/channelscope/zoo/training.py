@@ -20,7 +20,7 @@ from channelscope.data.images import ImageSplits
 from channelscope.data.splits import augment
 from channelscope.errors import FormatError, MismatchError, NumericError
 from channelscope.evaluation import loss_and_accuracy
-from channelscope.network.module_state import channels_last, device_of, weights_hash
+from channelscope.network.module_state import channels_last, device_of, restored_momentum, weights_hash
 from channelscope.network.operations import tracking_norms
 from channelscope.progress import Bar, log_numbers, progress_bar
 from channelscope.storage import atomic_file
@@ -305,14 +305,11 @@ def _statistics_of_an_epoch(model: nn.Module, steps: int) -> Iterator[None]:
     MobileNetV3 and MNASNet keep 99 and 99.97 % of them at each step, for epochs of thousands of steps. After twelve they still are those
     of the initialization, and a network that has learned is evaluated at chance.
     """
-    norms = [(norm, norm.momentum) for norm in tracking_norms(model) if norm.momentum is not None]
-    for norm, momentum in norms:
-        norm.momentum = max(momentum, min(USUAL_MOMENTUM, FORGOTTEN / steps))
-    try:
+    norms = [norm for norm in tracking_norms(model) if norm.momentum is not None]
+    with restored_momentum(norms):
+        for norm in norms:
+            norm.momentum = max(norm.momentum, min(USUAL_MOMENTUM, FORGOTTEN / steps))
         yield
-    finally:
-        for norm, momentum in norms:
-            norm.momentum = momentum
 
 
 def _random_states(draw: torch.Generator, device: torch.device) -> dict[str, Tensor]:
