@@ -31,7 +31,7 @@ WORDS = {
     "differs": "cut to the budget, and the output is another one",
     "costly": "above the budget at every ratio",
     "failed": "an error",
-    "late": "not finished in the time limit",
+    "late": "not finished in the limit of processor time",
 }
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, nargs="?", default=Path("runs/pruner_coverage.csv"))
     parser.add_argument("--networks", nargs="*", help="only these")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one network")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="seconds of processor time for one network")
     asked = parser.parse_args()
     rows = read(asked.table)
     asked.table.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import csv
 import json
 import multiprocessing
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -62,7 +63,7 @@ WORDS = {
     "refused": "refused with a reason",
     "wrong": "the smaller network differs",
     "failed": "another error",
-    "late": "not finished in the time limit",
+    "late": "not finished in the limit of processor time",
 }
 
 
@@ -196,10 +197,11 @@ def measured(name: str, pixels: int) -> dict:
 FAILURES = (MemoryError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError, KeyError, NotImplementedError)
 
 
-def child(measure: Callable[[str, int], dict], name: str, pixels: int, answers: Any) -> None:
-    """Send the row of one network to the process that asked for it."""
+def child(measure: Callable[[str, int], dict], name: str, pixels: int, answers: Any, limit: int) -> None:
+    """Send the row of one network to the process that asked for it, if it takes no more processor time than the limit."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
     warnings.simplefilter("ignore")
     start = time.process_time()
     try:
@@ -213,17 +215,20 @@ def child(measure: Callable[[str, int], dict], name: str, pixels: int, answers: 
     answers.send(row | {"seconds": round(time.process_time() - start, 1)})
 
 
-def parent(name: str, pixels: int, limit: float, measure: Callable[[str, int], dict] = measured) -> dict:
-    """The row of one network, from a process of its own."""
+def parent(name: str, pixels: int, limit: int, measure: Callable[[str, int], dict] = measured) -> dict:
+    """The row of one network, from a process of its own, which is stopped after `limit` seconds of processor time."""
     context = multiprocessing.get_context("fork")
     answers, end = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(measure, name, pixels, end))
+    process = context.Process(target=child, args=(measure, name, pixels, end, limit))
     process.start()
     end.close()
     try:
-        row = answers.recv() if answers.poll(limit) else {"outcome": "late", "note": f"{limit:g} s"}
+        row = answers.recv()
     except EOFError:
-        row = {"outcome": "failed", "note": "the process ended without an answer"}
+        process.join()
+        row = {"outcome": "failed", "note": f"the process ended without an answer, with status {process.exitcode}"}
+        if process.exitcode == -signal.SIGXCPU:
+            row = {"outcome": "late", "note": f"{limit} s"}
     process.kill()
     process.join()
     return row
@@ -348,7 +353,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", help="names, each NAME@PIXELS; they are run again if they are in the table")
     parser.add_argument("--all", action="store_true", help="every width of torchvision's classification networks too, the largest last")
     parser.add_argument("--choose", action="store_true", help="find the smallest network of each module of timm")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one network")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="seconds of processor time for one network")
     given = parser.parse_args()
     if given.choose:
         choose()
