@@ -373,3 +373,52 @@ def test_blocks_may_go(place, capsys):
 def test_a_budget_out_of_range_is_refused(place, capsys, flag, value, said):
     path, given = place
     assert said in refused(capsys, "prune", *given, "--images", "60", flag, value, "--out", path / "none")
+
+
+STREAMS = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.narrow, self.norm = nn.Conv2d(1, 24, 3, padding=1), nn.Conv2d(24, 16, 1), nn.BatchNorm2d(16)
+        self.wide, self.head = nn.Conv2d(16, 32, 3), nn.Linear(32, 10)
+        first, second = nn.init.orthogonal_(torch.empty(16, 16)), nn.init.orthogonal_(torch.empty(16, 24))
+        self.narrow.weight.data = (first @ torch.diag(20 * 0.6 ** torch.arange(16.0)) @ second)[:, :, None, None]
+        nn.init.normal_(self.head.weight, std=3.0)
+
+    def forward(self, x):
+        return self.head(self.wide(self.norm(self.narrow(self.stem(x).relu()))).relu().mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("macs", [0.6, 0.3])
+def test_linear_streams_are_turned_where_that_is_nearer_to_the_original(tmp_path, capsys, macs):
+    """Sixteen channels that all hold a bit of everything; in another basis few hold nearly all."""
+    (tmp_path / "net.py").write_text(STREAMS)
+    network, out = f"{tmp_path / 'net.py'}:Net", tmp_path / "small"
+    assert run("prune", network, "--images", "200", "--test", "50", "--macs", str(macs), "--rotate", "--out", out) == 0
+    found = re.search(r"1 linear stream in another basis: ([\d.e-]+) nats .* images, ([\d.e-]+) in .*, so (\w+) ", capsys.readouterr().err)
+    assert found is not None
+    other, own, taken = float(found[1]), float(found[2]), found[3]
+    assert taken == ("the" if other < own else "their")
+    recipe = json.loads((out / "recipe.json").read_text(encoding="utf-8"))["made"]
+    assert (recipe["rotate"], recipe["rotated"]) == (True, other < own)
+    small = load_pruned(out, zoo.build(network, classes=10, channels=1, image_size=8))
+    kept = tables.read(out / "pruned_layers.csv").set_index("site")["kept"]
+    assert small.narrow.out_channels == small.wide.in_channels == kept["narrow"] < 16
+    frame = tables.read(out / "pruning.csv").set_index("state")
+    assert abs(frame.loc["repaired", "loss"] - frame.loc["original", "loss"]) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [(("--score", "l2"), "expected --score reconstruction"), ((), "no stream that layers alone write and read")],
+)
+def test_networks_and_scores_that_have_nothing_to_turn_are_refused(place, capsys, monkeypatch, more, why):
+    path, given = place
+    monkeypatch.setattr(pruning, "make_ranking", lambda *_: pytest.fail("ranked"))
+    assert why in refused(capsys, "prune", *given, "--images", "60", "--rotate", *more, "--out", path / "turned")

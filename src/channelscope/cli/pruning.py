@@ -49,10 +49,12 @@ from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
 from channelscope.pruning.prune import LAYER_COLUMNS, SUMMARY_COLUMNS, PruningResult, compare_networks, kept_by_layer
 from channelscope.pruning.prune import prune as pruning
 from channelscope.pruning.repair import Method
+from channelscope.pruning.rotation import linear_streams, rotate_streams
 from channelscope.pruning.timing import SPEED_COLUMNS, compare_runtimes
 from channelscope.ranking import Ranking
 from channelscope.report import page
 from channelscope.report.sections.pruning import speed_sentences
+from channelscope.tables.frame import counted
 from channelscope.tables.quantities import Column
 from channelscope.tables.run_folder import RunFolder
 from channelscope.zoo.precision import TrainingPrecision
@@ -182,6 +184,8 @@ class PruningOptions:
     """images of the pass that is timed for --latency"""
     round: int | None = None
     """keep channels in multiples of this; by default single ones, and with --latency the multiple that the device likes"""
+    rotate: bool = False
+    """also try linear streams (MobileNetV2, EfficientNet) in another basis, and take it where the network is nearer to the original"""
     blocks: bool = False
     """let whole residual blocks go too, where that leaves the network nearer to the original"""
     allocation: Literal["global", "uniform"] = "global"
@@ -268,7 +272,7 @@ def prune(
     frame = evaluated(networks, split, images, out.parent, weights)
     note_chance(network, frame["accuracy_low"].iloc[0], images)
     settings = {**vars(plan), "images": len(images.calibration), "seed": source.seed, "data": source.data, "finetune": finetune}
-    settings |= pruning_notes(made, taught)
+    settings |= pruning_notes(made, taught) | {"rotated": found.graph.model is not model}
     frames = {
         "pruning": described("pruning", frame, SUMMARY_COLUMNS, {"split": split.name, **settings}),
         "pruned_layers": described("pruned_layers", kept_by_layer(found, made.kept), LAYER_COLUMNS, settings),
@@ -334,14 +338,40 @@ def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions, f
         budget = replace(budget, table=kept_table(found, folder, plan.latency_batch))
     elif not plan.closest and not plan.blocks:
         refuse_out_of_reach(found, plan.macs)
-    ranking = make_ranking(plan.score, found, images)
-    with progress_bar("removal and repair", None):
-        made = pruning(
-            ranking, found, images.calibration, allocation=plan.allocation, method=plan.repair, closest=plan.closest, budget=budget
-        )
+    if plan.rotate:
+        found, made = nearer_of_two(found, images, plan, budget)
+    else:
+        made = remove_and_repair(found, images, plan, budget)
     console.print(latency_note(made), end="")
     undefined_note(made.ranking)
     return found, made
+
+
+def remove_and_repair(found: Groups, images: ImageSplits, plan: PruningOptions, budget: Budget) -> PruningResult:
+    """The network pruned by the ranking that was asked for, and repaired."""
+    ranking = make_ranking(plan.score, found, images)
+    with progress_bar("removal and repair", None):
+        return pruning(
+            ranking, found, images.calibration, allocation=plan.allocation, method=plan.repair, closest=plan.closest, budget=budget
+        )
+
+
+def nearer_of_two(found: Groups, images: ImageSplits, plan: PruningOptions, budget: Budget) -> tuple[Groups, PruningResult]:
+    """The groups and the result of the network, or of the one with its linear streams in another basis, whichever is nearer to it."""
+    if plan.score != "reconstruction":
+        raise InputError(
+            f"--rotate: networks are compared by what is repaired on held-out images: expected --score reconstruction, not {plan.score}"
+        )
+    with progress_bar("linear streams in another basis", None):
+        turned = groups(rotate_streams(found, images.calibration, seed=images.source.seed), found.example)
+    made = {each: remove_and_repair(each, images, plan, budget) for each in (found, turned)}
+    own, other = (each.divergence for each in made.values())
+    best = turned if other < own else found
+    console.print(
+        f"{counted(len(linear_streams(found)), 'linear stream')} in another basis: {other:.3g} nats from the original on held-out images, "
+        f"{own:.3g} in their own, so {'the other' if best is turned else 'their own'} is taken"
+    )
+    return best, made[best]
 
 
 def kept_table(found: Groups, folder: Path, batch: int) -> LatencyTable:

@@ -211,7 +211,7 @@ def _context_of(graph: Graph, layer: Layer) -> LayerContext:
     batchnorm = sum_node = other_term = None
     user = _only_user(node)
     if user is not None and _is_norm(graph, user):
-        followed = _no_activation_inside(graph.modules[str(user.target)])
+        followed = is_plain_norm(graph.modules[str(user.target)])
         batchnorm, node, user = str(user.target), user, _only_user(user) if followed else None
     if user is not None and _is_addition(graph, user) and graph.shapes.get(user.name) == graph.shapes.get(node.name):
         others = [part for part in user.args[:2] if part is not node]
@@ -265,7 +265,13 @@ def _is_addition(graph: Graph, node: fx.Node) -> bool:
     return of_step(node, graph.modules).arithmetic == "sum" and "alpha" not in node.kwargs
 
 
-def _no_activation_inside(norm: nn.Module) -> bool:
-    """Whether a batch normalization contains no activation (timm's BatchNormAct2d does)."""
+def is_plain_norm(norm: nn.Module) -> bool:
+    """Whether a batch normalization contains no activation (timm's BatchNormAct2d may).
+
+    Examples
+    --------
+    >>> is_plain_norm(nn.BatchNorm2d(1))
+    True
+    """
     entries = [of_module(child) for child in norm.children()]
     return all(entry is not None and entry.identity for entry in entries)

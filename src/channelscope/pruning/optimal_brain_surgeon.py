@@ -372,8 +372,8 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
     draws = DrawnPositions(sum(len(batch[0]) for batch in batches), positions, seed=seed, device=batches[0][0].device)
     nodes = [layer.node for layer in layers]
     with eval_mode(graph.model):
-        for batch, noise in _with_noise(found, batches, torch.Generator().manual_seed(seed)):
-            values, gradients = _inputs_and_output_gradients(found, batch, nodes, list(sources.values()), noise)
+        for batch, noise in with_noise(found, batches, torch.Generator().manual_seed(seed)):
+            values, gradients = inputs_and_output_gradients(found, batch, nodes, list(sources.values()), noise)
             start, total = total, total + len(batch[0])
             for layer in layers:
                 module, gradient = modules[layer.name], gradients[layer.node]
@@ -397,10 +397,31 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
     ]
 
 
-def _with_noise(
+def with_noise(
     found: Groups, batches: Sequence[tuple[Tensor, ...]], generator: torch.Generator
 ) -> Iterator[tuple[tuple[Tensor, ...], Float[Tensor, "images classes"]]]:
-    """Few enough images for a backward pass, and the noise from which their labels are drawn: the same however many go at once."""
+    """Few enough images for a backward pass, and the noise from which their labels are drawn: the same however many go at once.
+
+    Parameters
+    ----------
+    found
+        The network's `groups`.
+    batches
+        Its inputs.
+    generator
+        Of the noise.
+
+    Raises
+    ------
+    InputError
+        For a network whose output is not logits, images × classes.
+
+    Examples
+    --------
+    >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 8), nn.Flatten()), torch.zeros(1, 3, 8, 8))
+    >>> [(len(images), noise.shape) for (images,), noise in with_noise(found, [(torch.zeros(5, 3, 8, 8),)], torch.Generator())]
+    [(5, torch.Size([5, 2]))]
+    """
     logits = found.graph.run(*found.example, out_of_place=True)
     _check_logits(logits)
     values = sum(map(math.prod, found.graph.shapes.values())) / len(found.example[0])
@@ -419,13 +440,35 @@ def _has_patches(module: nn.Module) -> bool:
 def _check_logits(logits: Any) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         received = " × ".join(map(str, logits.shape)) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise InputError(f"reconstruction draws labels from the network's logits, images × classes, and received {received}")
+        raise InputError(f"labels are drawn from the network's logits: expected images × classes, received {received}")
 
 
-def _inputs_and_output_gradients(
+def inputs_and_output_gradients(
     found: Groups, batch: tuple[Tensor, ...], outputs: list[str], inputs: list[str], noise: Float[Tensor, "images classes"]
 ) -> tuple[dict[str, Tensor], dict[str, Float[Tensor, "..."]]]:
-    """Values of some steps, and the gradients of the loss there for labels drawn from the network's own probabilities."""
+    """Values of some steps, and the gradients of the loss there for labels drawn from the network's own probabilities.
+
+    Parameters
+    ----------
+    found
+        The network's `groups`.
+    batch
+        Its inputs.
+    outputs
+        The steps whose gradients are wanted.
+    inputs
+        The steps whose values are.
+    noise
+        From which the labels are drawn, as `with_noise` gives it.
+
+    Examples
+    --------
+    >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 8), nn.Flatten()), torch.zeros(1, 3, 8, 8))
+    >>> ((batch, noise),) = with_noise(found, [(torch.zeros(5, 3, 8, 8),)], torch.Generator())
+    >>> values, gradients = inputs_and_output_gradients(found, batch, ["_0"], ["_1"], noise)
+    >>> gradients["_0"].shape, values["_1"].shape
+    (torch.Size([5, 4, 8, 8]), torch.Size([5, 2, 1, 1]))
+    """
     values: dict[str, Tensor] = {}
 
     def keep(name: str) -> Hook:

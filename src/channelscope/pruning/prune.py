@@ -1,6 +1,7 @@
 """Cut, shrink and repair in one step, and the comparison of the two networks."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -56,6 +57,8 @@ class PruningResult(Shown):
     """the residual blocks that were left out"""
     latency: LatencyReport | None = None
     """how a budget of time is met"""
+    divergence: float = math.nan
+    """where there was a choice: mean divergence from the original on images held out from the fit [nats]"""
 
     def plot(self, layers: list[str] | None = None, title: str | None = None) -> np.ndarray:
         """Axes with the fraction of each layer's channels that is kept; see `channelscope.plot`."""
@@ -156,7 +159,7 @@ def prune(
         choice = _nearest([(0, place) for place in range(len(sets))], follow, found, batches, distances)
     if len(rankings) > 1:
         choice = _nearest([(place, choice[1]) for place in range(len(rankings))], follow, found, batches, distances)
-    return follow(choice, batches or calibration)
+    return replace(follow(choice, batches or calibration), divergence=distances.get(choice, math.nan))
 
 
 class _Trials:
