@@ -407,6 +407,7 @@ def test_linear_streams_are_turned_where_that_is_nearer_to_the_original(tmp_path
     assert taken == ("the" if other < own else "their")
     recipe = json.loads((out / "recipe.json").read_text(encoding="utf-8"))["made"]
     assert (recipe["rotate"], recipe["rotated"]) == (True, other < own)
+    assert ("the channels left there are mixtures" in (out / "report.html").read_text(encoding="utf-8")) == (other < own)
     small = load_pruned(out, zoo.build(network, classes=10, channels=1, image_size=8))
     kept = tables.read(out / "pruned_layers.csv").set_index("site")["kept"]
     assert small.narrow.out_channels == small.wide.in_channels == kept["narrow"] < 16

@@ -141,6 +141,8 @@ def pruning_sentences(run: RunFolder) -> list[str]:
         f"[{format_percent(row.accuracy_low)}, {format_percent(row.accuracy_high)}] (n = {row.images:,} images)."
         for row in frame.iloc[1:-1].itertuples()
     ]
+    if frame.attrs.get("provenance", {}).get("rotated"):
+        said.append("Its linear streams were cut in another basis: the channels left there are mixtures of the original's.")
     if frame.attrs.get("provenance", {}).get("distillation_undone"):
         said.append("Distillation made it worse on the images that judge, so the network is the one from before.")
     speed = run.table("pruning_speed")
