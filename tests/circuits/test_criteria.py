@@ -261,3 +261,12 @@ def test_gates_begin_at_the_kth_largest_score():
     shift = 2 / 3 * math.log(11)
     closed, at_threshold = (1 / (1 + math.exp(-(log_alpha + shift))) for log_alpha in (-4, 0))
     assert found["conv"][2].tolist() == pytest.approx([closed, closed, at_threshold, closed, closed], abs=1e-6)
+
+
+def test_a_strided_convolution_of_one_pixel_and_few_channels_is_learned_with_channels_first():
+    """With channels last, oneDNN on AVX2 writes its gradient beyond its memory: the process ends, hangs or goes on with other numbers."""
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 1, stride=2), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    narrow = locate_feature(model, "4:0", pictures(1))
+    assert narrow.memory_format == torch.contiguous_format
+    model[2] = nn.Conv2d(4, 8, 1)
+    assert locate_feature(model, "4:0", pictures(1)).memory_format == torch.channels_last

@@ -23,7 +23,7 @@ from channelscope.network.channel_tracing import channel_graph
 from channelscope.network.edits import zero_kernels
 from channelscope.network.graph import Graph, trace
 from channelscope.network.module_state import eval_mode
-from channelscope.network.operations import layers_called
+from channelscope.network.operations import layer_of, layers_called
 from channelscope.network.sites import sites_of
 from channelscope.subset import Subset
 from channelscope.types import Float, Int, Tensor
@@ -201,6 +201,18 @@ PIXELS = 2**19
 """Most pixels run at once; the maps of more do not stay in the processor's cache."""
 
 
+NARROW = 16
+"""Input channels below which oneDNN, up to 3.14, writes the weights' gradients of strided 1 × 1 convolutions beyond its memory."""
+
+
+def _overruns(module: nn.Module) -> bool:
+    """Whether a layer's weight gradients with channels last damage memory on some CPUs: github.com/uxlfoundation/oneDNN/issues/6035."""
+    layer = layer_of(module)
+    if layer is None or not layer.kernel or layer.transposed:
+        return False
+    return max(layer.kernel) == 1 < max(layer.stride) and layer.in_channels // layer.groups < NARROW
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LocatedFeature(Shown):
     """A feature located in a network: where it is read, and which kernels can reach it."""
@@ -256,9 +268,9 @@ class LocatedFeature(Shown):
 
     @cached_property
     def memory_format(self) -> torch.memory_format:
-        """Memory format of images: channels last, in which pooling and convolutions are faster, unless a view in the network forbids it."""
+        """Memory format of images: channels last, in which pooling and convolutions are faster, unless a view or a layer forbids it."""
         shape = self.graph.shapes[self.graph.inputs[0]][1:]
-        if len(shape) != len(IMAGE):
+        if len(shape) != len(IMAGE) or (self.device.type == "cpu" and any(map(_overruns, self.graph.body.modules()))):
             return torch.contiguous_format
         trial = torch.zeros(2, *shape).to(next(self.model.parameters())).contiguous(memory_format=torch.channels_last)
         try:
