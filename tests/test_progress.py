@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from channelscope import progress, zoo
-from channelscope.cli.pruning import log_trials
+from channelscope.cli.benchmark import log_trials
 from channelscope.errors import InputError
 from channelscope.progress import format_seconds, progress_bar, track, without_bars
 from channelscope.pruning.distillation import DistillationPlan, distill

@@ -167,7 +167,7 @@ def test_few_images_at_once_give_the_same_order(monkeypatch):
 
 def test_a_network_without_logits_is_refused():
     maps = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
-    with pytest.raises(InputError, match="images × classes, and received 1 × 4 × 5 × 5"):
+    with pytest.raises(InputError, match="images × classes, received 1 × 4 × 5 × 5"):
         optimal_brain_surgeon(groups(maps, torch.randn(1, 3, 5, 5)), [torch.randn(2, 3, 5, 5)])
 
 

@@ -218,7 +218,8 @@ def test_products_kept_by_rows_from_the_diagonal_on_are_the_whole_products(monke
     assert {block.dtype for block in rows} == {torch.float32 if compact else torch.float64}
     found = sums.finish()
     close(found, expected(parts, 3, targets))
-    assert all(torch.allclose(each.scatter, each.scatter.T, rtol=1e-12) for each in found)
+    for each in found:  # a product in float32 is symmetric up to its rounding
+        torch.testing.assert_close(each.scatter, each.scatter.T, rtol=0, atol=1e-7 * float(each.scatter.abs().max()))
 
 
 def test_sums_that_are_given_up_were_given_before():

@@ -37,7 +37,7 @@ HEADINGS = {
         "experiments.gradients",
         "experiments.trajectory",
     ),
-    "Pruning": ("pruning.prune", "pruning.benchmark", "inspection.export"),
+    "Pruning": ("pruning.prune", "benchmark.benchmark", "inspection.export"),
     "Circuits": ("circuits.circuit", "circuits.subcircuits"),
     "Discarded information": ("experiments.discard", "experiments.faithfulness"),
     "Run folders": ("inspection.report", "inspection.compare", "inspection.explain"),

@@ -35,7 +35,7 @@ from channelscope.types import Float, Tensor
 EXACT = 1e-3
 """Largest relative difference between the outputs of the network before and after; in float32 the two are rounded differently."""
 
-SMALLEST = 1e-7
+SMALLEST = torch.finfo(torch.float32).eps
 """Smallest variance in the basis, as a fraction of the largest, so that its inverse is finite."""
 
 LOAD = 1e-3
