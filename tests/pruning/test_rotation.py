@@ -169,3 +169,30 @@ def test_networks_without_streams_or_logits_are_refused():
     maps = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.ReLU())
     with pytest.raises(InputError, match="expected images × classes"):
         rotate_streams(maps.eval(), [images()])
+
+
+def test_what_matters_comes_before_what_varies():
+    """Of two values the first varies ten times as much, and the layer that reads them hardly looks at it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    model[1].weight.data = torch.diag(torch.tensor([10.0, 1.0]).double())
+    model[2].weight.data[:, 0] *= 0.001
+    given = images(200, 1, channels=2).double()
+    with torch.no_grad():
+        first = rotate_streams(model, [given])[1](given.flatten(1))[:, 0]
+    assert float(torch.stack([first, given[:, 1, 0, 0]]).corrcoef()[0, 1].abs()) > 0.99
+
+
+class Shifted(nn.Module):
+    """A number is added to a stream: in another basis it would be another vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x) + 1.0).relu().mean((2, 3)))
+
+
+def test_a_number_that_is_added_keeps_the_basis():
+    assert linear_streams(groups(Shifted().eval(), images(1))) == []
