@@ -294,7 +294,7 @@ class Viewed(nn.Module):
 
 
 def test_images_lie_channels_last_unless_the_network_cannot_view_them_so():
-    target = locate_feature(network("residual"), "last:1", pictures())
+    target = locate_feature(network("chain"), "c:0", pictures())
     assert target.memory_format == torch.channels_last
     assert all(part.is_contiguous(memory_format=torch.channels_last) for part in target.image_batches(pictures()))
     viewed = locate_feature(Viewed(), "last:1", pictures())
