@@ -6,7 +6,7 @@ inverse, and the network computes the same. In the basis made here few channels 
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ from channelscope.pruning.normalization import (
     write_linear_map,
 )
 from channelscope.pruning.optimal_brain_surgeon import inputs_and_output_gradients, with_noise
+from channelscope.stats.moments import NormalEquations
+from channelscope.stats.readout import channels_last
 from channelscope.types import Float, Tensor
 
 EXACT = 1e-3
@@ -190,16 +192,16 @@ def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: in
     Ashkboos et al. 2024 (rotations that leave a network's function as it is, for transformers); the metric as in
     `optimal_brain_surgeon`.
     """
-    calibration = list(calibration)
+    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     found = model if isinstance(model, Groups) else groups(model, zero_input(model, calibration))
     streams = linear_streams(found)
     if not streams:
         raise InputError("rotate: this network has no stream that layers alone write and read: an activation or a norm follows every layer")
     batches = rechunked(calibration, found)
-    moments = _moments(found, streams, batches, seed)
+    moments, metrics = _moments(found, streams, batches, seed)
     rotated = copy.deepcopy(found.graph.model)
     for stream in streams:
-        _rotate(found.graph, rotated, stream, moments)
+        _rotate(found.graph, rotated, stream, moments, metrics)
     with eval_mode(rotated, found.graph.model):
         apart, where = distance(nest.tensors(rotated(*found.example)), nest.tensors(found.graph.model(*found.example)))
     if not apart <= EXACT:
@@ -207,49 +209,30 @@ def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: in
     return rotated
 
 
-@dataclass
-class _Moments:
-    """Sums over images and positions of a step's values, their products, and the products of the gradients there."""
-
-    count: int = 0
-    total: Any = 0.0
-    products: Any = 0.0
-    gradients: Any = 0.0
-
-    def add(self, value: Tensor, gradient: Tensor, axis: int) -> None:
-        flat, slope = (part.movedim(axis, -1).flatten(0, -2).double() for part in (value, gradient))
-        self.count += len(flat)
-        self.total = self.total + flat.sum(0)
-        self.products = self.products + flat.T @ flat
-        self.gradients = self.gradients + slope.T @ slope
-
-    @property
-    def mean(self) -> Float[Tensor, "channels"]:
-        return self.total / self.count
-
-    @property
-    def covariance(self) -> Float[Tensor, "channels channels"]:
-        return self.products / self.count - torch.outer(self.mean, self.mean)
-
-
-def _moments(found: Groups, streams: list[Stream], batches: list[tuple[Tensor, ...]], seed: int) -> dict[str, _Moments]:
-    """The moments of every value that a stream's layers write or read."""
+def _moments(
+    found: Groups, streams: list[Stream], batches: list[tuple[Tensor, ...]], seed: int
+) -> tuple[dict[str, NormalEquations], dict[str, Float[Tensor, "channels channels"]]]:
+    """Of every value that a stream's layers write or read, the mean and covariance, and the second moments of the gradient there."""
     graph = found.graph
     axes = {_value_of(graph, each).name: _axis(graph, each) for stream in streams for each in stream.writers}
     axes |= {each.input_node: _axis(graph, stream.writers[0]) for stream in streams for each in stream.readers}
-    moments = {step: _Moments() for step in axes}
+    moments: dict[str, NormalEquations] = {}
+    metrics: dict[str, Tensor] = {}
     with eval_mode(graph.model):
         for batch, noise in with_noise(found, batches, torch.Generator().manual_seed(seed)):
-            values, gradients = inputs_and_output_gradients(found, batch, list(axes), list(axes), noise)
+            given = inputs_and_output_gradients(found, batch, list(axes), list(axes), noise)
             for step, axis in axes.items():
-                moments[step].add(values[step], gradients[step], axis)
-    return moments
+                value, slope = (channels_last(each[step], axis - 1).flatten(0, 1).double() for each in given)
+                part = NormalEquations.of(value[None], value[None, :, :0])
+                moments[step] = moments[step] + part if step in moments else part
+                metrics[step] = metrics.get(step, 0) + slope.T @ slope  # type: ignore[operator]
+    return moments, metrics
 
 
-def _basis(read: list[_Moments]) -> tuple[Float[Tensor, "channels channels"], Float[Tensor, "channels channels"]]:
+def _basis(
+    covariance: Float[Tensor, "channels channels"], metric: Float[Tensor, "channels channels"]
+) -> tuple[Float[Tensor, "channels channels"], Float[Tensor, "channels channels"]]:
     """The map into the new basis, largest variance first, and its inverse."""
-    covariance = torch.stack([each.covariance for each in read]).sum(0)
-    metric = torch.stack([each.gradients for each in read]).sum(0)
     metric = metric / metric.diagonal().mean().clamp(min=torch.finfo(metric.dtype).tiny)
     metric.diagonal().add_(LOAD)
     variances, axes = torch.linalg.eigh(covariance)
@@ -260,9 +243,13 @@ def _basis(read: list[_Moments]) -> tuple[Float[Tensor, "channels channels"], Fl
     return costs[:, None] * (turn.T @ (axes / spread).T), (root @ turn) / costs
 
 
-def _rotate(graph: Graph, rotated: nn.Module, stream: Stream, moments: Mapping[str, _Moments]) -> None:
+def _rotate(
+    graph: Graph, rotated: nn.Module, stream: Stream, moments: Mapping[str, NormalEquations], metrics: Mapping[str, Tensor]
+) -> None:
     """Write a stream's layers in another basis."""
-    into, back = _basis([moments[step] for step in dict.fromkeys(each.input_node for each in stream.readers)])
+    read = list(dict.fromkeys(each.input_node for each in stream.readers))
+    covariances, slopes = [moments[step].covariance[0] for step in read], [metrics[step] for step in read]
+    into, back = _basis(torch.stack(covariances).sum(0), torch.stack(slopes).sum(0))
     modules: dict[str, Any] = dict(rotated.named_modules())
     for context in stream.writers:
         module, norm = modules[context.layer.name], modules[context.batchnorm] if context.batchnorm else None
@@ -272,8 +259,8 @@ def _rotate(graph: Graph, rotated: nn.Module, stream: Stream, moments: Mapping[s
             factor, shift = batchnorm_scale_shift(norm)
             weights, constant = weights * factor[:, None], constant * factor + shift
         here = moments[_value_of(graph, context).name]
-        variance = ((into @ here.covariance) * into).sum(1)
-        write_linear_map(module, norm, into @ weights, into @ constant, into @ (here.mean - constant), variance)
+        variance = ((into @ here.covariance[0]) * into).sum(1)
+        write_linear_map(module, norm, into @ weights, into @ constant, into @ (here.x_mean[0] - constant), variance)
     for context in stream.readers:
         weight = modules[context.layer.name].weight
         weight.copy_(torch.einsum("oi...,ij->oj...", weight.double(), back))
