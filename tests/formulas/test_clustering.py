@@ -212,6 +212,28 @@ def test_karate_club():
     assert communities(pairs, 1.0, ceiling=100.0).modularity != bare.modularity
 
 
+@given(st.integers(0, 10_000), st.integers(3, 60), st.sampled_from([0.05, 0.2, 1.0]))
+@settings(max_examples=25, deadline=None)
+def test_the_partition_is_that_of_networkx(seed, channels, share):
+    pairs = symmetric(channels, seed)
+    edges, weights = strongest_edges(pairs, share)
+    graph = networkx.Graph()
+    graph.add_weighted_edges_from((i, j, weight) for (i, j), weight in zip(edges.tolist(), weights.tolist(), strict=True))
+    found = communities(pairs, share)
+    expected = networkx.community.greedy_modularity_communities(graph, weight="weight") if len(edges) else []
+    assert set(map(frozenset, found.members)) == set(map(frozenset, expected))
+
+
+def test_of_equal_gains_the_first_channels_are_joined():
+    ring = torch.eye(6).roll(1, 0) + torch.eye(6).roll(-1, 0)
+    assert communities(ring, 1.0, weighted=False).members == ((0, 1), (2, 3), (4, 5))
+
+
+def test_communities_are_joined_where_that_takes_nothing_away():
+    square = torch.eye(4).roll(1, 0) + torch.eye(4).roll(-1, 0)
+    assert communities(square, 1.0, weighted=False).members == ((0, 1, 2, 3),)
+
+
 def test_copies_are_strong_but_finite_edges():
     pairs = symmetric(8, 4).abs()
     pairs[2, 5] = pairs[5, 2] = math.inf
