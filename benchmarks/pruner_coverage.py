@@ -1,6 +1,6 @@
 """How many public architectures torch-pruning cuts right: the networks, the budget and the check of `tools/architectures.py`.
 
-    python benchmarks/pruner_coverage.py [TABLE.csv] [--networks NAME …] [--limit 240]
+    python benchmarks/pruner_coverage.py [TABLE.csv] [--sample 50] [--networks NAME …] [--limit 240]
 
 Random weights, BatchNorm statistics of noise. Theirs: global pruning by L2 norm in one step, the last linear layer kept, with the
 ratio of channels at which the network costs at most .62 of its multiply-adds; the same check as for ours: the output is that of the
@@ -10,6 +10,7 @@ the table is not measured again. A network runs in a process of its own.
 
 import argparse
 import copy
+import random
 import sys
 from pathlib import Path
 
@@ -82,18 +83,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, nargs="?", default=Path("runs/pruner_coverage.csv"))
     parser.add_argument("--networks", nargs="*", help="only these")
+    parser.add_argument("--sample", type=int, help="only so many, drawn at random")
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds of processor time for one network")
     asked = parser.parse_args()
     rows = read(asked.table)
     asked.table.parent.mkdir(parents=True, exist_ok=True)
-    for name, pixels, _ in wanted(False):
+    networks = wanted(False)
+    chosen = networks if asked.sample is None else random.Random(0).sample(networks, asked.sample)
+    for name, pixels, _ in sorted(chosen, key=networks.index):
         if name in rows or (asked.networks and name not in asked.networks):
             continue
         rows[name] = {"network": name, "pixels": pixels, **parent(name, pixels, asked.limit, measured)}
         save(rows, asked.table, COLUMNS)
         print(name, rows[name]["outcome"], rows[name].get("macs", ""), rows[name].get("error", rows[name].get("note", "")), flush=True)
-    counts = {word: sum(row["outcome"] == word for row in rows.values()) for word in WORDS}
-    print(f"{len(rows)} networks: " + "; ".join(f"{count} {WORDS[word]}" for word, count in counts.items()))
+    drawn = [rows[name] for name, _, _ in chosen if name in rows]
+    counts = {word: sum(row["outcome"] == word for row in drawn) for word in WORDS}
+    print(f"{len(drawn)} networks: " + "; ".join(f"{count} {WORDS[word]}" for word, count in counts.items()))
 
 
 if __name__ == "__main__":

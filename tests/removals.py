@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from channelscope.network.operations import of_module
-from channelscope.network.operations.attention import in_layers
+from channelscope.network.operations.opened import in_layers
 from channelscope.network.removal.finishing import outputs
 from channelscope.network.removal.labeled_graph import Heads, LabeledGraph
 from channelscope.network.removal.narrowing import narrow, silenced

@@ -360,7 +360,7 @@ class LocatedFeature(Shown):
     @contextmanager
     def ablated(self, marks: KernelMask) -> Iterator[None]:
         """While inside, the network is in evaluation mode and the marked kernels are zero."""
-        with eval_mode(self.model), zero_kernels(self.model, Subset(dict(marks))):
+        with eval_mode(self.model), zero_kernels(self.graph, Subset(dict(marks))):
             yield
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from channelscope.network.module_state import eval_mode, frozen
 from channelscope.network.operations import layer_of, layers_called
-from channelscope.network.operations.attention import in_layers
+from channelscope.network.operations.opened import in_layers
 from channelscope.network.removal.groups import Groups
 from channelscope.network.tracing.recording import unwrapped
 from channelscope.subset import Subset
@@ -147,7 +147,8 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
     ----------
     torch.utils.flop_counter, halved, with the fused kernels that it does not know.
     """
-    model = in_layers(unwrapped(model))
+    given = dict(unwrapped(model).named_modules())
+    model = in_layers(given[""])
     image = tuple(part[:1] for part in (example if isinstance(example, tuple) else (example,)))
     spent, counter = _Spent(), FlopCounterMode(display=False, custom_mapping=fused_kernels())
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -169,6 +170,9 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
     parameters: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
         parameters[name.rpartition(".")[0]] += parameter.numel()
+    for name, module in model.named_modules():
+        if name in given and layer_of(module) is not None and type(given[name]) is not type(module):  # its weight is computed from these
+            parameters[name] = sum(parameter.numel() for parameter in given[name].parameters())
     weighted = {name for name, module in model.named_modules() if layer_of(module) is not None}
     macs = {name: operations // 2 for name, operations in spent.own.items() if name in weighted}
     elsewhere = {name: operations // 2 for name, operations in spent.own.items() if operations and name not in weighted}

@@ -1,7 +1,7 @@
 """Reversible changes of a running network; afterwards it is bit-identical."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from channelscope.errors import FAILURES, InputError, MismatchError, no_lack_of_memory
 from channelscope.network.graph import Graph, Hook, trace
 from channelscope.network.module_state import eval_mode, zero_batch
-from channelscope.network.operations.attention import in_layers
+from channelscope.network.operations.opened import in_layers
 from channelscope.network.tracing.recording import EXPONENT, coarsest, distance, unwrapped
 from channelscope.subset import Subset
 
@@ -132,7 +132,7 @@ def silence(model: nn.Module | Graph, marked: Subset, example: Tensor | tuple[Te
     True
     """
     if marked.unit == "kernels":
-        with zero_kernels(model.model if isinstance(model, Graph) else model, marked) as inside:
+        with zero_kernels(model, marked) as inside:
             yield inside
         return
     graph = model if isinstance(model, Graph) else _graph(model, marked, example)
@@ -211,10 +211,18 @@ def known_groups(model: nn.Module, subset: Subset) -> Any:
 
 
 @contextmanager
-def zero_kernels(model: nn.Module, marked: Subset) -> Iterator[nn.Module]:
+def zero_kernels(model: nn.Module | Graph, marked: Subset) -> Iterator[nn.Module]:
     """While inside, the marked kernels (2-D slices W[o,i], or single weights of a linear layer) are zero.
 
-    The parameters stay the same objects, so gradients still reach them; their old values come back on exit.
+    The parameters stay the same objects, so gradients still reach them; their old values come back on exit. Weights that a layer
+    computes at every pass are those of the traced graph, which then runs in the place of the network.
+
+    Raises
+    ------
+    MismatchError
+        If the subset is of another network.
+    InputError
+        If a layer computes its weight and the graph is not given.
 
     Examples
     --------
@@ -223,7 +231,9 @@ def zero_kernels(model: nn.Module, marked: Subset) -> Iterator[nn.Module]:
     ...     net[0].weight[0, 0].item()
     0.0
     """
-    modules = dict(in_layers(unwrapped(model)).named_modules())
+    graph = model if isinstance(model, Graph) else None
+    network = model.model if isinstance(model, Graph) else model
+    modules = dict((graph.body if graph else in_layers(unwrapped(network))).named_modules())
     weights: dict[str, Tensor] = {}
     for name, marks in marked.masks.items():
         weight = modules[name].weight if name in modules else None
@@ -231,12 +241,17 @@ def zero_kernels(model: nn.Module, marked: Subset) -> Iterator[nn.Module]:
             received = f"a weight of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no such layer"
             raise MismatchError(f"the subset is of another network: expected kernels {tuple(marks.shape)} at {name}, found {received}")
         weights[name] = weight
+    own = set(map(id, network.parameters()))
+    computed = [name for name, weight in weights.items() if id(weight) not in own]
+    if computed and graph is None:
+        raise InputError(f"{computed[0]} computes its weight at every pass: give the network as its graph, trace(model, images)")
     before = {name: weight.data for name, weight in weights.items()}
     try:
         for name, weight in weights.items():
             mask = marked[name].to(weight.device).view(*weight.shape[:2], *[1] * (weight.dim() - 2))
             weight.data = weight.data.masked_fill(mask, 0)
-        yield model
+        with edit(graph, {}) if graph and computed else nullcontext(network) as inside:
+            yield inside
     finally:
         for name, weight in weights.items():
             weight.data = before[name]

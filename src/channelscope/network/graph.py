@@ -23,7 +23,7 @@ from channelscope.errors import FAILURES, InputError, TracingError, UserCode, fi
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
-from channelscope.network.operations.attention import in_layers
+from channelscope.network.operations.opened import in_layers
 from channelscope.network.tracing.recorder import FORM, OWN, Recording
 from channelscope.network.tracing.recording import follow_images, literal, one_step, other_image, record, same, unwrapped
 from channelscope.site import Site

@@ -8,6 +8,7 @@ from torch import nn
 
 from channelscope.network.graph import Graph
 from channelscope.network.operations import layer_of, of_module
+from channelscope.network.operations.opened import used_weight
 from channelscope.network.sites import InputChannels, Sites
 from channelscope.site import Site
 from channelscope.stats.moments import gram
@@ -200,4 +201,4 @@ def _weight_sums(module: nn.Module) -> tuple[Float[Tensor, "channels"], Float[Te
 def _blocks(module: nn.Module) -> Float[Tensor, "groups outputs inputs taps"]:
     layer = layer_of(module)
     assert layer is not None
-    return layer.split(module.weight.detach())  # type: ignore[operator,union-attr]
+    return layer.split(used_weight(module))

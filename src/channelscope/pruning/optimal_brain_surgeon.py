@@ -17,6 +17,7 @@ from channelscope.network.cost import MacCounter
 from channelscope.network.graph import Hook
 from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
+from channelscope.network.operations.opened import used_weight
 from channelscope.network.patches import input_patches, patch_width
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.removal.labeled_graph import Layer
@@ -388,7 +389,7 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
         RefittedLayer(
             layer,
             found.group_of,
-            modules[layer.name].weight.detach().double().cpu().flatten(1),
+            used_weight(modules[layer.name]).double().cpu().flatten(1),
             reads.pop(layer.name).covariance[0].cpu(),
             metrics.pop(layer.name) / total,
             ridge,

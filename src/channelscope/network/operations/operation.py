@@ -376,8 +376,19 @@ def inherits_forward(module: nn.Module) -> bool:
     >>> inherits_forward(nn.Conv2d(1, 1, 1)), inherits_forward(Padded(1, 1, 1))
     (True, False)
     """
-    kind = next((kind for kind in type(module).__mro__ if kind in _BY_MODULE), None)
+    kind = type_with_entry(module)
     return kind is not None and type(module).forward is kind.forward
+
+
+def type_with_entry(module: nn.Module) -> type[nn.Module] | None:
+    """The type of a module, or the nearest one it inherits from, that has an entry; None where none has.
+
+    Examples
+    --------
+    >>> type_with_entry(type("Named", (nn.Linear,), {})(2, 2)).__name__, type_with_entry(nn.Module())
+    ('Linear', None)
+    """
+    return next((kind for kind in type(module).__mro__ if kind in _BY_MODULE), None)
 
 
 def has_separate_kernels(module: nn.Module) -> bool:

@@ -9,13 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from channelscope.errors import FAILURES, first_line, no_lack_of_memory
 from channelscope.network import nest
-from channelscope.network.module_state import eval_mode
 from channelscope.network.operations.numbers import Number
-from channelscope.network.operations.operation import of_module
 from channelscope.network.removal.labeled_graph import LabeledGraph
 from channelscope.network.removal.rewriting import Call, Corrections, rewritten, rewritten_part
 
@@ -81,7 +78,6 @@ def as_recorded(small: nn.Module, graph: LabeledGraph, found: Corrections) -> nn
 
 def _told(small: nn.Module, graph: LabeledGraph, found: Corrections) -> Corrections | None:
     """Set what attributes and plain parameters can say; returns what is left, None when nothing is."""
-    folded = unparametrized(small, graph, found.folded)
     edits, numbers = {}, []
     for node, each in found.edits.items():
         more = [*numbers, *each.numbers()]
@@ -91,57 +87,7 @@ def _told(small: nn.Module, graph: LabeledGraph, found: Corrections) -> Correcti
             numbers = more
     for setting in settings(graph, numbers, found.values) or ():
         setting.apply(small)
-    return Corrections(edits, folded, found.values) if edits or folded else None
-
-
-def unparametrized(small: nn.Module, graph: LabeledGraph, folded: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
-    """Make weights of parametrized modules that are computed from all channels plain parameters; returns the weights that are left.
-
-    Examples
-    --------
-    >>> from channelscope.network.removal.trial import labeled_graph
-    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3, 1)).eval()
-    >>> graph = labeled_graph(net, torch.ones(1, 1, 1, 1))
-    >>> unparametrized(net, graph, {})
-    {}
-    """
-    left = dict(folded)
-    for node, value in folded.items():
-        owners = {graph.owner.get(user.name, "") for user in node.users if user in graph.dynamic}
-        if len(owners) != 1:
-            continue
-        (owner,) = owners
-        module = small.get_submodule(owner)
-        if not parametrize.is_parametrized(module):
-            continue
-        tables = module.parametrizations
-        assert isinstance(tables, nn.ModuleDict)
-        original = graph.model.get_submodule(owner)
-        with eval_mode(original):  # in training, a parametrization may change its buffers
-            names = [name for name in tables if getattr(original, name).shape == graph.values[node.name].shape]
-        if len(names) != 1:
-            continue
-        like = next(tables[names[0]].parameters())
-        _plain_parameter(module, names[0], nn.Parameter(value.to(like), requires_grad=like.requires_grad))
-        entry = of_module(module)
-        if entry is not None and entry.adjust is not None:
-            entry.adjust(module, None)
-        del left[node]
-    return left
-
-
-def _plain_parameter(module: nn.Module, name: str, value: nn.Parameter) -> None:
-    """Replace a parametrization by a parameter."""
-    parametrizations = module.parametrizations
-    assert isinstance(parametrizations, nn.ModuleDict)
-    before = parametrize.type_before_parametrizations(module)
-    del parametrizations[name]
-    if len(parametrizations) == 0:
-        module.__class__ = before
-        del module.parametrizations
-    else:
-        delattr(type(module), name)
-    module.register_parameter(name, value)
+    return Corrections(edits, found.folded, found.values) if edits or found.folded else None
 
 
 def calls(graph: LabeledGraph, paths: set[str]) -> dict[str, list[Call]]:

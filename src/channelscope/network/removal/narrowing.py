@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.nn.utils import parametrize
 
 from channelscope.errors import FAILURES, InputError, MismatchError, first_line, no_lack_of_memory
 from channelscope.network import nest
@@ -338,13 +337,7 @@ def cut(model: nn.Module, graph: LabeledGraph, removal: Removal, shared: bool = 
         entry = of_module(module)
         if entry is None or entry.adjust is None or (path not in kept and path not in touched):
             continue
-        try:
-            with eval_mode(module):  # a parametrization in training may change its buffers
-                entry.adjust(module, ~removal.removed(kept[path]) if path in kept else None)
-        except FAILURES as error:  # its weight cannot be computed from fewer channels; once it is a parameter, the module is adjusted
-            no_lack_of_memory(error)
-            if not parametrize.is_parametrized(module):
-                raise
+        entry.adjust(module, ~removal.removed(kept[path]) if path in kept else None)
     return small
 
 

@@ -13,7 +13,7 @@ from channelscope.network.graph import Graph
 from channelscope.network.module_state import eval_mode
 from channelscope.network.nest import tensors
 from channelscope.network.operations import of_module
-from channelscope.network.operations.attention import in_layers
+from channelscope.network.operations.opened import in_layers
 from channelscope.network.removal.labeled_graph import Heads, LabeledGraph
 from channelscope.network.removal.labels import numbers_in
 from channelscope.network.removal.narrowing import NarrowedSteps, Removal, UnfitError, cut

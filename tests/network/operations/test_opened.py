@@ -1,18 +1,32 @@
-"""Attention: hidden channels of its MLP, whole heads, and widths of queries, keys and values."""
+"""Opened modules. Attention: hidden channels of its MLP, whole heads, and widths of queries, keys and values. Computed weights: numbers and
+circuits are those of the weights that the network runs with."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrizations import weight_norm
 
+from channelscope import scores
 from channelscope.circuits.feature import locate_feature
 from channelscope.data.torchvision_cpu import load_torchvision
+from channelscope.errors import InputError
+from channelscope.network.cost import cost
 from channelscope.network.edits import silence
+from channelscope.network.graph import trace
 from channelscope.network.module_state import weights_hash
-from channelscope.network.operations.attention import in_layers
+from channelscope.network.operations.opened import in_layers, used_weight
 from channelscope.network.removal.groups import groups
 from channelscope.network.sites import sites
+from channelscope.profiling.collect import collect
+from channelscope.profiling.weight_norms import weight_norms
 from channelscope.pruning.cut import shrink
+from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon
+from channelscope.pruning.prune import prune
+from channelscope.subset import Subset
 from removals import assert_exact, drawn, graph_of, lively
 
 
@@ -319,3 +333,147 @@ def test_channels_that_are_keys_compete_and_stay():
             return self.head(F.scaled_dot_product_attention(self.queries.expand(len(x), 2, 9), x, x).flatten(1))
 
     assert graph_of(lively(Gathered()), 3, 9, 9).groups == ()
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose filters have mean zero and variance one, whatever their parameters are."""
+
+    def standardized(self):
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt()
+
+    def forward(self, x):
+        return F.conv2d(x, self.standardized(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Padded(Standardized):
+    """It pads its input itself, as TensorFlow does."""
+
+    def forward(self, x):
+        return super().forward(F.pad(x, (1, 1, 1, 1)))
+
+
+class Scaled(Standardized):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Attentive(nn.Conv2d):
+    """Its weight depends on the image."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * x.mean(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def standardized(kind=Standardized):
+    torch.manual_seed(0)
+    head = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)]
+    return nn.Sequential(kind(3, 8, 3, padding=1), nn.ReLU(), kind(8, 12, 3, padding=1, bias=False), *head).double().eval()
+
+
+def normalized():
+    model = standardized(nn.Conv2d)
+    weight_norm(model[0]), weight_norm(model[2])
+    return model
+
+
+def plain_twin(model):
+    """The same network of plain convolutions, made by hand."""
+    twin = standardized(nn.Conv2d)
+    twin.load_state_dict({name: part for name, part in model.state_dict().items() if "parametrizations" not in name}, strict=False)
+    with torch.no_grad():
+        for place in (0, 2):
+            layer = model[place]
+            twin[place].weight.copy_(layer.standardized() if isinstance(layer, Standardized) else layer.weight)
+            if layer.bias is not None:
+                twin[place].bias.copy_(layer.bias)
+    return twin
+
+
+IMAGES = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+LABELS = torch.arange(60) % 4
+
+
+@pytest.mark.parametrize("made", [standardized, normalized])
+def test_all_numbers_are_those_of_the_weights_that_the_network_runs_with(made):
+    """Law: a network and its twin with plain weights cannot be told apart by any score, ranking, repair or circuit."""
+    model = made()
+    twin = plain_twin(model)
+    assert torch.allclose(model(IMAGES), twin(IMAGES))
+    profiles = [collect(each, [(IMAGES, LABELS)], shards=0, sensitivity=True) for each in (model, twin)]
+    tables = [scores.table(profile, ["l1", "l2", "fpgm", "rayleigh", "capture", "peer_residual", "taylor_weight"]) for profile in profiles]
+    pd.testing.assert_frame_equal(*tables)
+    orders = [optimal_brain_surgeon(each, [IMAGES]) for each in (model, twin)]
+    assert all(np.allclose(orders[0][site], orders[1][site]) for site in orders[1].values)
+    small, other = (prune(order, each, [IMAGES], macs=0.6) for order, each in zip(orders, (model, twin), strict=True))
+    assert not small.repair.skipped
+    assert torch.allclose(small.model(IMAGES), other.model(IMAGES))
+    features = [locate_feature(each, "logit:2", IMAGES[:1]) for each in (model, twin)]
+    marks = {
+        name: torch.rand(kernels.shape, generator=torch.Generator().manual_seed(3)) < 0.5 for name, kernels in features[1].relevant.items()
+    }
+    maps = []
+    for feature in features:
+        with feature.ablated(marks):
+            maps.append(feature.feature_map(IMAGES))
+    assert torch.allclose(*maps)
+    assert not torch.allclose(maps[0], features[0].feature_map(IMAGES))
+
+
+def test_kernels_with_a_computed_weight_are_zero_in_the_graph_or_refused():
+    model = standardized()
+    kernels = Subset({"2": torch.ones(12, 8, dtype=torch.bool)})
+    with pytest.raises(InputError, match="2 computes its weight at every pass"), silence(model, kernels):
+        pass
+    before, graph = model(IMAGES), trace(model, IMAGES[:1])
+    with silence(graph, kernels) as inside:
+        assert inside is model
+        assert bool((model(IMAGES) == model[6].bias).all())
+    assert torch.equal(model(IMAGES), before)
+    assert torch.equal(graph.run(IMAGES), before)
+
+
+@pytest.mark.parametrize("kind", [Padded, Scaled, Attentive])
+def test_layers_that_do_more_than_compute_a_weight_stay_as_they_are(kind):
+    model = standardized(kind)
+    assert in_layers(model) is model
+    expected = model[0].weight if kind is Attentive else model[0].standardized()
+    assert torch.allclose(used_weight(model[0]), expected)
+    assert torch.allclose(weight_norms(sites(model, IMAGES[:1]))["0"]["l2"], expected.detach().flatten(1).norm(dim=1))
+    graph = graph_of(model, 3, 8, 8)
+    if kind is not Attentive:  # whose channels cannot be told apart
+        assert_exact(graph, drawn(graph))
+
+
+def test_a_layer_with_a_hook_stays_as_it_is():
+    model = standardized()
+    model[0].register_forward_hook(lambda module, args, output: -output)
+    opened = in_layers(model)
+    assert opened[0](IMAGES[:1]).equal(model[0](IMAGES[:1]))
+    assert [type(opened[place]) for place in (0, 2)] == [Standardized, nn.Conv2d]
+
+
+def test_opening_changes_nothing_of_the_network():
+    model = standardized().train()
+    parametrizations.spectral_norm(model[6])
+    before = {name: part.clone() for name, part in model.state_dict().items()}
+    opened = in_layers(model)
+    assert not any(module.training for module in opened.modules())
+    assert all(module.training for module in model.modules())
+    assert all(part.equal(before[name]) for name, part in model.state_dict().items())
+    assert opened[0].bias is model[0].bias
+    assert in_layers(opened) is opened
+    assert type(in_layers(model[0])) is nn.Conv2d
+
+
+def test_parameters_that_weights_are_computed_from_are_counted():
+    model = normalized()
+    found = cost(model, IMAGES[:1])
+    assert sum(found.parameters.values()) == sum(part.numel() for part in model.parameters())
+    assert found.macs == cost(plain_twin(model), IMAGES[:1]).macs
+
+
+def test_a_layer_that_is_used_twice_stays_one():
+    layer = Standardized(3, 3, 3, padding=1)
+    opened = in_layers(nn.Sequential(layer, nn.ReLU(), layer))
+    assert opened[0] is opened[2]
