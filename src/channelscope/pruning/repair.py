@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from channelscope.display import Facts, Shown
 from channelscope.errors import FAILURES, InputError, MismatchError, SampleError, no_lack_of_memory
@@ -337,7 +337,8 @@ class LayerwiseLeastSquares:
     def _why_skipped(self, context: LayerContext, module: Any) -> str:
         layer = layer_of(module)
         if layer is None:
-            return f"a {type(module).__name__} is no convolution or linear layer: weights stay as inherited"
+            what = "it is written out as its steps" if isinstance(module, fx.GraphModule) else f"a {type(module).__name__} is no layer"
+            return f"{what}: weights stay as inherited"
         if layer.transposed:
             return "transposed convolution: weights stay as inherited"
         if self.found.graph.nodes[context.layer.node] not in self.found.graph.of_images:

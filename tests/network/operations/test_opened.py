@@ -358,6 +358,18 @@ class Scaled(Standardized):
         return 2 * super().forward(x)
 
 
+class Counting(Standardized):
+    """It counts its passes."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.register_buffer("passes", torch.zeros(1))
+
+    def forward(self, x):
+        self.passes += 1
+        return super().forward(x)
+
+
 class Attentive(nn.Conv2d):
     """Its weight depends on the image."""
 
@@ -454,14 +466,15 @@ def test_a_layer_with_a_hook_stays_as_it_is():
 
 
 def test_opening_changes_nothing_of_the_network():
-    model = standardized().train()
+    model = standardized(Counting).train()
     parametrizations.spectral_norm(model[6])
     before = {name: part.clone() for name, part in model.state_dict().items()}
     opened = in_layers(model)
     assert not any(module.training for module in opened.modules())
     assert all(module.training for module in model.modules())
     assert all(part.equal(before[name]) for name, part in model.state_dict().items())
-    assert opened[0].bias is model[0].bias
+    assert [opened[place].bias is model[place].bias for place in (0, 6)] == [True, True]
+    assert [type(opened[place]) for place in (0, 6)] == [nn.Conv2d, nn.Linear]
     assert in_layers(opened) is opened
     assert type(in_layers(model[0])) is nn.Conv2d
 

@@ -225,16 +225,17 @@ def plain_layer(module: nn.Module) -> nn.Module | None:
     kind = type_with_entry(module)
     if kind is None or _has_hooks(module) or (inherits_forward(module) and not parametrize.is_parametrized(module)):
         return None
-    settled = _copy(module).eval()  # in training, a parametrization may change its buffers
+    settled = copy.deepcopy(module).eval()  # a pass, or a parametrization in training, may change its buffers
     layer = layer_of(settled)
     if layer is None:
         return None
+    own = module._parameters
     if inherits_forward(module):
-        return _with_parameters(module, kind, {name: getattr(settled, name) for name in ("weight", "bias")})
+        return _with_parameters(module, kind, {name: own[name] if name in own else getattr(settled, name) for name in ("weight", "bias")})
     weight, images, outputs = _tried(settled, layer)
     if weight is None or weight is settled.weight:
         return None
-    plain = _with_parameters(module, kind, {"weight": weight, "bias": module.bias})
+    plain = _with_parameters(module, kind, {"weight": weight, "bias": own.get("bias")})
     with torch.no_grad():
         pairs = [(plain(image), output) for image, output in zip(images, outputs, strict=True)]
     return plain if all(one.shape == other.shape and torch.allclose(one, other) for one, other in pairs) else None
@@ -264,7 +265,7 @@ def used_weight(module: Any) -> Tensor:
     """
     if inherits_forward(module):
         return module.weight.detach()
-    settled = _copy(module).eval()
+    settled = copy.deepcopy(module).eval()
     layer = layer_of(settled)
     weight = None if layer is None else _tried(settled, layer)[0]
     return (module.weight if weight is None else weight).detach()
