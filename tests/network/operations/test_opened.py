@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as pruning_masks
 from torch.nn.utils.parametrizations import weight_norm
 
 from channelscope import scores
@@ -389,6 +390,14 @@ def normalized():
     return model
 
 
+def masked():
+    model = standardized(nn.Conv2d)
+    for layer in (model[0], model[2]):
+        pruning_masks.random_unstructured(layer, "weight", 0.3)
+    pruning_masks.random_unstructured(model[0], "bias", 2)
+    return model
+
+
 def plain_twin(model):
     """The same network of plain convolutions, made by hand."""
     twin = standardized(nn.Conv2d)
@@ -406,7 +415,7 @@ IMAGES = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(1)).do
 LABELS = torch.arange(60) % 4
 
 
-@pytest.mark.parametrize("made", [standardized, normalized])
+@pytest.mark.parametrize("made", [standardized, normalized, masked])
 def test_all_numbers_are_those_of_the_weights_that_the_network_runs_with(made):
     """Law: a network and its twin with plain weights cannot be told apart by any score, ranking, repair or circuit."""
     model = made()

@@ -9,6 +9,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from channelscope.errors import InputError
+from channelscope.network.edits import silence
 from channelscope.network.removal.groups import groups
 from channelscope.pruning.cut import shrink
 from networks import NARROW, built
@@ -118,14 +119,33 @@ def masked(layer: nn.Conv2d) -> None:
 
 @pytest.mark.parametrize("hook", [nn.utils.weight_norm, nn.utils.spectral_norm, masked], ids=["weight_norm", "spectral_norm", "masks"])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_weights_that_a_hook_computes_are_refused_with_what_makes_them_parameters(hook):
-    model = Chain().eval()
+def test_weights_that_a_hook_computes_are_cut(hook):
+    model, images = Chain().eval(), torch.randn(5, 3, 16, 16)
     hook(model.b)
-    with pytest.raises(InputError, match=r"b\.weight: expected a parameter .* a hook computes .* remove_weight_norm"):
+    found = groups(model, images[:1])
+    assert found.unprunable == {}
+    kept = found.to_subset(np.arange(len(found)) % 3 != 0)
+    small = shrink(found, kept)
+    assert type(small.b) is nn.Conv2d
+    assert not small.b._forward_pre_hooks
+    with silence(model, ~kept):
+        assert torch.allclose(small(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_of_other_modules_that_a_hook_computes_are_refused_with_what_makes_them_parameters():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.rows, self.b = nn.Conv2d(3, 8, 3), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.b(self.rows(self.a(x).flatten(2).transpose(1, 2))[0][:, -1])
+
+    model = Recurrent().eval()
+    nn.utils.weight_norm(model.rows, "weight_hh_l0")
+    with pytest.raises(InputError, match=r"rows\.weight_hh_l0: expected a parameter .* a hook computes .* remove_weight_norm"):
         groups(model, torch.zeros(1, 3, 16, 16))
-    if hook is masked:
-        prune.remove(model.b, "weight")
-        assert whole(model) == {}
 
 
 def test_a_layer_that_asks_for_its_number_of_channels_is_rewritten():

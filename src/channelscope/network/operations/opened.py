@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from channelscope.errors import FAILURES, no_lack_of_memory
@@ -163,19 +166,27 @@ def in_layers(model: nn.Module) -> nn.Module:
 
 
 def _copy(module: nn.Module) -> Any:
-    """A copy that shares parameters and buffers."""
-    return copy.deepcopy(module, {id(part): part for part in (*module.parameters(), *module.buffers())})
+    """A copy that shares parameters, buffers and tensors that hooks made."""
+    return copy.deepcopy(module, {id(part): part for part in (*module.parameters(), *module.buffers(), *_made_by_hooks(module))})
+
+
+def _made_by_hooks(module: nn.Module) -> list[Tensor]:
+    return [value for each in module.modules() for value in vars(each).values() if isinstance(value, Tensor)]
 
 
 def _opens(module: nn.Module) -> bool:
     if not isinstance(module, nn.MultiheadAttention) or type(module).forward is not nn.MultiheadAttention.forward:
         return False
     square = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
-    return square and not _has_hooks(module) and not parametrize.is_parametrized(module)
+    return square and not _hooks(module) and not parametrize.is_parametrized(module)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+def _hooks(module: nn.Module) -> list[Callable]:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *module._backward_hooks.values()]
+
+
+COMPUTING_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
+"""The hooks with which PyTorch computes a weight before each pass."""
 
 
 class _Weights(TorchFunctionMode):
@@ -205,8 +216,8 @@ def plain_layer(module: nn.Module) -> nn.Module | None:
     Returns
     -------
     nn.Module or None
-        The layer, which shares the bias; None where `module` is no convolution or linear layer, uses its weight as it is, has hooks,
-        or does more in evaluation mode than compute the weight.
+        The layer, which shares the bias; None where `module` is no convolution or linear layer, uses its weight as it is, has other
+        hooks than those that compute it, or does more in evaluation mode.
 
     Examples
     --------
@@ -222,23 +233,27 @@ def plain_layer(module: nn.Module) -> nn.Module | None:
     ----------
     Weight standardization: Qiao et al. 2019.
     """
-    kind = type_with_entry(module)
-    if kind is None or _has_hooks(module) or (inherits_forward(module) and not parametrize.is_parametrized(module)):
+    kind, own = type_with_entry(module), module._parameters
+    if (
+        kind is None
+        or (inherits_forward(module) and "weight" in own)
+        or not all(isinstance(each, COMPUTING_HOOKS) for each in _hooks(module))
+    ):
         return None
-    settled = copy.deepcopy(module).eval()  # a pass, or a parametrization in training, may change its buffers
-    layer = layer_of(settled)
-    if layer is None:
+    settled, layer = _settled(module)
+    weight, images, outputs = (None, [], []) if layer is None else _tried(settled, layer)
+    if weight is None or weight is settled._parameters.get("weight"):
         return None
-    own = module._parameters
-    if inherits_forward(module):
-        return _with_parameters(module, kind, {name: own[name] if name in own else getattr(settled, name) for name in ("weight", "bias")})
-    weight, images, outputs = _tried(settled, layer)
-    if weight is None or weight is settled.weight:
-        return None
-    plain = _with_parameters(module, kind, {"weight": weight, "bias": own.get("bias")})
+    plain = _with_parameters(module, kind, {"weight": weight, "bias": own.get("bias", settled.bias)})
     with torch.no_grad():
         pairs = [(plain(image), output) for image, output in zip(images, outputs, strict=True)]
     return plain if all(one.shape == other.shape and torch.allclose(one, other) for one, other in pairs) else None
+
+
+def _settled(module: nn.Module) -> tuple[Any, WeightedLayer | None]:
+    """A copy in evaluation mode, whose passes change nothing of the module, and what kind of layer it is."""
+    settled = copy.deepcopy(module, {id(part): part.detach() for part in _made_by_hooks(module)}).eval()
+    return settled, layer_of(settled)
 
 
 def used_weight(module: Any) -> Tensor:
@@ -265,8 +280,7 @@ def used_weight(module: Any) -> Tensor:
     """
     if inherits_forward(module):
         return module.weight.detach()
-    settled = copy.deepcopy(module).eval()
-    layer = layer_of(settled)
+    settled, layer = _settled(module)
     weight = None if layer is None else _tried(settled, layer)[0]
     return (module.weight if weight is None else weight).detach()
 
@@ -298,4 +312,7 @@ def _with_parameters(module: nn.Module, kind: type[nn.Module], values: dict[str,
         for name, value in values.items()
     }
     plain._parameters, plain._buffers, plain._modules = parameters, {}, {}
+    plain._forward_pre_hooks.clear()
+    for name in parameters:
+        vars(plain).pop(name, None)
     return plain

@@ -414,9 +414,9 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...], heads: Heads 
     if heads not in get_args(Heads):
         raise InputError(no_such("choice of heads", heads, get_args(Heads)))
     _refuse_lazy(model)
-    _refuse_computed(model)
     image = noise_like(example)
     graph = trace(model, example)
+    _refuse_computed(graph.body)
     found = sites_of(graph)
     with eval_mode(graph.model), torch.no_grad():
         labels = SiteLabels(found, image, heads)
@@ -433,7 +433,7 @@ def _refuse_lazy(model: nn.Module) -> None:
 
 
 def _refuse_computed(model: nn.Module) -> None:
-    """Refuse a network with a weight that a hook makes of others; such modules cannot be copied, and cut they would make the old weight."""
+    """Refuse weights that a hook makes of others, where the module was not opened: cut, it would make the old weight."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             made = name in ("weight", "bias") or {f"{name}_orig", f"{name}_g"} & set(module._parameters)
