@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import channelscope
 from channelscope import zoo
@@ -87,6 +88,18 @@ def test_biases_norms_without_factors_and_borders_stay_exact(affine):
     assert stream.channels == 8
     with torch.no_grad():
         assert distance(rotate_streams(model, [given])(given), model(given))[0] < 1e-9
+
+
+def test_layers_that_compute_their_weights_are_written_with_plain_ones():
+    torch.manual_seed(0)
+    model = awake(Bottlenecks())
+    for layer in (model.stem, model.wide, model.narrow, model.last):
+        weight_norm(layer)
+    rotated = rotate_streams(model, [images()])
+    assert type(rotated.narrow) is nn.Conv2d
+    assert not torch.allclose(rotated.narrow.weight, model.narrow.weight)
+    with torch.no_grad():
+        assert distance(rotated(images()), model(images()))[0] < 1e-4
 
 
 def test_linear_layers_have_streams_too():

@@ -101,7 +101,7 @@ def _is_dense(graph: Graph, context: LayerContext) -> bool:
     layer, weight = layer_of(graph.modules[name]), graph.modules[name]._parameters.get("weight")
     if layer is None or weight is None or layer.groups > 1 or layer.transposed or context.bias_stays:
         return False
-    owners = [path for path, part in graph.model.named_parameters(remove_duplicate=False) if part is weight]
+    owners = [path for path, part in graph.body.named_parameters(remove_duplicate=False) if part is weight]
     return owners == [f"{name}.weight"] and call_counts(graph, name) == 1
 
 
@@ -199,7 +199,7 @@ def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: in
         raise InputError("rotate: this network has no stream that layers alone write and read: an activation or a norm follows every layer")
     batches = rechunked(calibration, found)
     moments, metrics = _moments(found, streams, batches, seed)
-    rotated = copy.deepcopy(found.graph.model)
+    rotated = copy.deepcopy(found.graph.body)  # whose weights can be written
     for stream in streams:
         _rotate(found.graph, rotated, stream, moments, metrics)
     with eval_mode(rotated, found.graph.model):
