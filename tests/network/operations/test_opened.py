@@ -24,7 +24,7 @@ from channelscope.network.removal.groups import groups
 from channelscope.network.sites import sites
 from channelscope.profiling.collect import collect
 from channelscope.profiling.weight_norms import weight_norms
-from channelscope.pruning.cut import shrink
+from channelscope.pruning.cut import cut, shrink
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon
 from channelscope.pruning.prune import prune
 from channelscope.subset import Subset
@@ -472,6 +472,22 @@ def test_a_layer_with_a_hook_stays_as_it_is():
     opened = in_layers(model)
     assert opened[0](IMAGES[:1]).equal(model[0](IMAGES[:1]))
     assert [type(opened[place]) for place in (0, 2)] == [Standardized, nn.Conv2d]
+
+
+def test_groups_of_earlier_weights_are_not_taken_for_those_of_the_network():
+    torch.manual_seed(0)
+    head = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    model = nn.Sequential(Standardized(3, 8, 3, bias=False), *head).double().eval()
+    blank = torch.zeros_like(IMAGES[:1])  # on which the output does not depend on the first weights
+    kept = cut(scores.l1(collect(model, [IMAGES], shards=0)), groups(model, blank), macs=0.6)
+    with torch.no_grad():
+        model[0].weight.normal_(generator=torch.Generator().manual_seed(5))
+        small = shrink(model, kept)
+        with silence(model, ~kept):
+            received = model(IMAGES)
+        expected = model[:4](IMAGES)[:, kept["0"]] @ model[4].weight[:, kept["0"]].T + model[4].bias
+    assert torch.allclose(small(IMAGES), expected)
+    assert torch.allclose(received, expected)
 
 
 def test_opening_changes_nothing_of_the_network():
