@@ -19,14 +19,14 @@ from channelscope.network.cost import cost
 from channelscope.network.edits import silence
 from channelscope.network.graph import trace
 from channelscope.network.module_state import weights_hash
-from channelscope.network.operations.opened import in_layers, used_weight
+from channelscope.network.operations.opened import SamePadded, in_layers, used_weight
 from channelscope.network.removal.groups import groups
 from channelscope.network.sites import sites
 from channelscope.profiling.collect import collect
 from channelscope.profiling.weight_norms import weight_norms
 from channelscope.pruning.cut import cut, shrink
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon
-from channelscope.pruning.prune import prune
+from channelscope.pruning.prune import kl_divergence, prune
 from channelscope.subset import Subset
 from removals import assert_exact, drawn, graph_of, lively
 
@@ -348,10 +348,10 @@ class Standardized(nn.Conv2d):
 
 
 class Padded(Standardized):
-    """It pads its input itself, as TensorFlow does."""
+    """It pads its input itself, by more than other layers."""
 
     def forward(self, x):
-        return super().forward(F.pad(x, (1, 1, 1, 1)))
+        return super().forward(F.pad(x, (2, 2, 2, 2)))
 
 
 class Scaled(Standardized):
@@ -464,6 +464,29 @@ def test_layers_that_do_more_than_compute_a_weight_stay_as_they_are(kind):
     graph = graph_of(model, 3, 8, 8)
     if kind is not Attentive:  # whose channels cannot be told apart
         assert_exact(graph, drawn(graph))
+
+
+class TensorFlow(Standardized):
+    """Every second position of images of even or odd size, padded as TensorFlow pads them."""
+
+    def forward(self, x):
+        amounts = (0, 1, 0, 1) if x.shape[-1] % 2 == 0 else (1, 1, 1, 1)
+        return F.conv2d(F.pad(x, amounts), self.standardized(), self.bias, 2)
+
+
+def test_layers_that_pad_as_tensorflow_does_are_opened_and_repaired():
+    torch.manual_seed(0)
+    head = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)]
+    model = nn.Sequential(TensorFlow(3, 8, 3, stride=2), nn.ReLU(), TensorFlow(8, 12, 3, stride=2, bias=False), *head).double().eval()
+    opened = in_layers(model)
+    assert [type(opened[place]) for place in (0, 2)] == [SamePadded, SamePadded]
+    for size in (6, 7, 8, 9):
+        assert torch.allclose(opened(IMAGES[..., :size, :size]), model(IMAGES[..., :size, :size]))
+    small = prune(scores.l2(collect(model, [IMAGES], shards=0)), model, [IMAGES], macs=0.6)
+    assert small.repair.skipped == {}
+    with silence(model, ~small.kept):
+        assert torch.allclose(small.unrepaired(IMAGES), model(IMAGES))
+    assert kl_divergence(small.model, model, [IMAGES]) < kl_divergence(small.unrepaired, model, [IMAGES])
 
 
 def test_a_layer_with_a_hook_stays_as_it_is():

@@ -2,6 +2,7 @@
 convolutions and linear layers that compute their weights anew at every pass, as for weight standardization, with these as they are."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -189,6 +190,25 @@ COMPUTING_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
 """The hooks with which PyTorch computes a weight before each pass."""
 
 
+class SamePadded(nn.Conv2d):
+    """A convolution that pads its input itself, as TensorFlow does: there are size / stride positions, rounded up.
+
+    Examples
+    --------
+    >>> SamePadded(3, 4, 3, stride=2)(torch.zeros(1, 3, 7, 8)).shape
+    torch.Size([1, 4, 4, 4])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The convolution of the padded images."""
+        amounts: list[int] = []
+        for axis in (1, 0):
+            size, stride = input.shape[2 + axis], self.stride[axis]
+            missing = max((math.ceil(size / stride) - 1) * stride + self.dilation[axis] * (self.kernel_size[axis] - 1) + 1 - size, 0)
+            amounts += [missing // 2, missing - missing // 2]
+        return self._conv_forward(F.pad(input, amounts), self.weight, self.bias)
+
+
 class _Weights(TorchFunctionMode):
     """The weights that convolutions and linear functions are called with."""
 
@@ -206,7 +226,9 @@ class _Weights(TorchFunctionMode):
 
 
 def plain_layer(module: nn.Module) -> nn.Module | None:
-    """A layer of PyTorch's own type with the weight that a layer computes at every pass, from its parameters alone.
+    """A layer of PyTorch's own type, or one that pads as TensorFlow does, with the weight that a layer computes at every pass.
+
+    The weight has to be the same for all images.
 
     Parameters
     ----------
@@ -244,10 +266,14 @@ def plain_layer(module: nn.Module) -> nn.Module | None:
     weight, images, outputs = (None, [], []) if layer is None else _tried(settled, layer)
     if weight is None or weight is settled._parameters.get("weight"):
         return None
-    plain = _with_parameters(module, kind, {"weight": weight, "bias": own.get("bias", settled.bias)})
-    with torch.no_grad():
-        pairs = [(plain(image), output) for image, output in zip(images, outputs, strict=True)]
-    return plain if all(one.shape == other.shape and torch.allclose(one, other) for one, other in pairs) else None
+    values = {"weight": weight, "bias": own.get("bias", settled.bias)}
+    for each in (kind, SamePadded) if kind is nn.Conv2d else (kind,):
+        plain = _with_parameters(module, each, values)
+        with torch.no_grad():
+            pairs = [(plain(image), output) for image, output in zip(images, outputs, strict=True)]
+        if all(one.shape == other.shape and torch.allclose(one, other) for one, other in pairs):
+            return plain
+    return None
 
 
 def _settled(module: nn.Module) -> tuple[Any, WeightedLayer | None]:
@@ -286,11 +312,11 @@ def used_weight(module: Any) -> Tensor:
 
 
 def _tried(module: Any, layer: WeightedLayer) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
-    """The weight with which a layer calls one function of PyTorch for two images of noise, the images and the outputs."""
+    """The weight with which a layer calls one function of PyTorch for noise of two sizes, the noise and the outputs."""
     windows = zip(layer.stride, layer.dilation, layer.kernel, strict=True)
     sizes = [2 * stride + dilation * (size - 1) + 1 for stride, dilation, size in windows]
     source = torch.Generator().manual_seed(0)
-    images = [torch.randn(1, layer.in_channels, *sizes, generator=source).to(module.weight) for _ in range(2)]
+    images = [torch.randn(1, layer.in_channels, *(size + more for size in sizes), generator=source).to(module.weight) for more in (0, 1)]
     try:
         with torch.no_grad(), _Weights() as weights:
             outputs = [module(image) for image in images]
