@@ -137,7 +137,7 @@ def in_layers(model: nn.Module) -> nn.Module:
 
     Parameters and buffers are shared with the network, computed weights are not; the copy is in evaluation mode. Attention with its
     own forward pass, hooks, projections of several widths, computed weights, or something added to the sequence stays as it is. So
-    does a layer with hooks, or with a forward pass that does more than compute a weight.
+    does a layer that does more than compute a weight, or has hooks that do.
 
     Parameters
     ----------
