@@ -210,7 +210,6 @@ def test_the_original_is_evaluated_once_for_all_runs(place, capsys):
     assert "kept in" in capsys.readouterr().err  # the same weights and numbers of images, but other images
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_speed_of_the_result_is_measured(place, capsys, monkeypatch):
     path, given = place
     few = {"runs": 3, "runtimes": ("eager", "onnxruntime")}  # compilers take long; test_timing.py has them

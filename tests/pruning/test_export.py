@@ -25,7 +25,6 @@ def test_a_pytorch_export_runs_without_the_library(tmp_path):
 
 
 @pytest.mark.skipif(not ONNX, reason="needs the extra onnx")
-@pytest.mark.filterwarnings("ignore")
 def test_onnx(tmp_path):
     assert export(SMALL, tmp_path / "net.onnx", (3, 8, 8)) < 1e-4
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
@@ -84,7 +83,6 @@ class Branching(nn.Module):
         return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("ending", ["pt2", pytest.param("onnx", marks=pytest.mark.skipif(not ONNX, reason="needs the extra onnx"))])
 def test_what_cannot_be_exported_is_refused_in_one_sentence(tmp_path, ending):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Branching()).eval()

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -417,7 +418,9 @@ def export(model: nn.Module, path: str | Path, image_shape: tuple[int, ...]) -> 
     with atomic_file(path) as partial:
         with eval_mode(model), torch.no_grad():
             with UserCode(InputError, f"{path.name}: the network cannot be exported"):
-                run = _onnx(model, partial, images[:2]) if path.suffix == ".onnx" else _pt2(model, partial, images[:2])
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of the exporter, to its own programmers
+                    run = _onnx(model, partial, images[:2]) if path.suffix == ".onnx" else _pt2(model, partial, images[:2])
                 difference = max(_relative_difference(run(part), model(part)) for part in (images[:2], images))
         if not difference <= EXPORT_TOLERANCE:
             raise MismatchError(f"{path.name}: the exported network's outputs are {difference:.2g} (relative) away from the model's")
