@@ -368,7 +368,7 @@ class Standardized(nn.Conv2d):
 
     def forward(self, x):
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return F.conv2d(x, weight, self.bias, padding=1)
+        return F.conv2d(x, weight, self.bias, padding=2)
 
 
 class Activated(nn.BatchNorm2d):
