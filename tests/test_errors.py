@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from channelscope.errors import InputError, ShapeError, UserCode, at, first_line, no_such
+from channelscope.errors import InputError, ShapeError, UserCode, at, first_line, near_paths, no_such
 
 
 def test_of_many_names_the_first_forty_are_listed():
@@ -73,3 +73,12 @@ class TestUserCode:
             with pytest.raises(type(error)) as caught, UserCode(InputError, "Net cannot be made"):
                 raise error
             assert caught.value is error
+
+
+def test_near_paths_are_those_beside_the_first_part_that_is_missing(tmp_path):
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    (tmp_path / "photos" / "labels.csv").touch()
+    assert near_paths(tmp_path / "photo" / "cats" / "1.png") == f"; near matches: {tmp_path / 'photos'}"
+    assert near_paths(tmp_path / "photos" / "label.csv") == f"; near matches: {tmp_path / 'photos' / 'labels.csv'}"
+    assert near_paths(tmp_path / "photos" / "weights.pt") == ""
+    assert near_paths(tmp_path / "photos" / "labels.csv" / "more") == ""

@@ -191,6 +191,39 @@ def no_such(what: str, name: str, known: Iterable[str]) -> str:
     return f"no {what} is called {name or repr(name)}; {hint}there are: {listed}"
 
 
+def near_paths(path: Path) -> str:
+    """The end of a message that says that nothing is at a path: what has a name near that of its first part that is missing.
+
+    Parameters
+    ----------
+    path
+        Where nothing is.
+
+    Returns
+    -------
+    str
+        Empty where there is no near name.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "trained.safetensors").touch()
+    ...     near_paths(Path(folder) / "traned.safetensors").removesuffix("trained.safetensors").startswith("; near matches: ")
+    True
+
+    References
+    ----------
+    Near matches are those of `difflib.get_close_matches`.
+    """
+    missing = next((each for each in (*reversed(path.parents), path) if not each.exists()), path)
+    try:
+        near = get_close_matches(missing.name, [each.name for each in missing.parent.iterdir()], MAX_NEAR)
+    except OSError:
+        return ""
+    return f"; near matches: {', '.join(str(missing.parent / name) for name in near)}" if near else ""
+
+
 @contextmanager
 def at(place: str) -> Iterator[None]:
     """Context that adds a place to the message of any of the library's errors raised inside it.

@@ -290,6 +290,26 @@ def test_missing_and_corrupt_weights(place, capsys, tmp_path):
     assert not list(tmp_path.glob("*.profile*"))
 
 
+@pytest.mark.parametrize(
+    ("near", "call"),
+    [
+        ("trained.safetensors", ("sites", "resnet20", "--weights", "{}/traned.safetensors")),
+        ("photos", ("sites", "resnet20", "--data", "folder:{}/phtos")),
+        ("pictures", ("sites", "resnet20", "--data", "hf:{}/picture")),
+        ("nets.py", ("sites", "{}/net.py:Net")),
+        ("net.profile", ("hulls", "{}/nets.profile")),
+        ("photos", ("info", "{}/phots")),
+    ],
+    ids=["weights", "folder", "hf", "network", "profile", "info"],
+)
+def test_a_wrong_name_of_a_file_is_refused_with_the_nearest_one(capsys, tmp_path, near, call):
+    for name in ("trained.safetensors", "nets.py", "net.profile"):
+        (tmp_path / name).touch()
+    for name in ("photos", "pictures"):
+        (tmp_path / name).mkdir()
+    assert f"near matches: {tmp_path / near}" in refused(capsys, *(part.format(tmp_path) for part in call))
+
+
 def test_a_state_dict_that_does_not_fit_names_keys(place, capsys, tmp_path):
     weights = load_file(place / "net.safetensors")
     first = sorted(weights)[0]

@@ -14,7 +14,7 @@ from channelscope.circuits.criteria import CRITERIA
 from channelscope.cli.call import NetworkOptions, batch_count, current_call, finish_run, load_network, note_chance, open_run
 from channelscope.cli.measure import profile_numbers, tally_numbers
 from channelscope.data.sources import ImageSource
-from channelscope.errors import DataError, FormatError, InputError
+from channelscope.errors import DataError, FormatError, InputError, near_paths
 from channelscope.evaluation import evaluate as evaluated
 from channelscope.network.cost import cost
 from channelscope.network.module_state import zero_batch
@@ -156,7 +156,7 @@ def info(path: Path) -> None:
     channelscope info resnet20.profile --json
     """
     if not path.exists():
-        raise InputError(f"{path}: expected a file or folder, found nothing there")
+        raise InputError(f"{path}: expected a file or folder, found nothing there{near_paths(path)}")
     found = folder_contents(path) if path.is_dir() else file_contents(path)
     lines = [line for kind, facts in found.items() for line in (kind, *(f"  {name}: {_short(value)}" for name, value in facts.items()))]
     current_call().result(None, "\n".join(lines), **found)

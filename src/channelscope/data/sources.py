@@ -17,7 +17,7 @@ import torch
 from channelscope.data import torchvision_cpu
 from channelscope.data.decoding import contents, is_gray, open_image
 from channelscope.data.splits import ROLES, Partition, PartitionedDataset, from_arrays
-from channelscope.errors import DataError
+from channelscope.errors import DataError, near_paths
 from channelscope.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ def image_folder(root: Path) -> PartitionedDataset:
     ('cat', 'dog')
     """
     if not root.is_dir():
-        raise DataError(f"{root}: expected a folder with one folder per class, found {'a file' if root.exists() else 'nothing'}")
+        found = "a file" if root.exists() else f"nothing{near_paths(root)}"
+        raise DataError(f"{root}: expected a folder with one folder per class, found {found}")
     inner = _folders(root)
     bases = [("all", root)]
     named = [(ROLES[path.name.lower()], path) for path in inner if path.name.lower() in ROLES and _of_classes(path)]
@@ -376,7 +377,9 @@ def _remote(name: str) -> "dict[str, pa.Table]":
     try:
         found = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"hf:{name}: neither a local folder nor a data set that can be downloaded ({error})") from error
+        raise DataError(
+            f"hf:{name}: neither a local folder nor a data set that can be downloaded ({error}){near_paths(Path(name))}"
+        ) from error
     tables: dict[str, list[pa.Table]] = {}
     for part, data in found.items():
         tables.setdefault(ROLES.get(str(part).split(".")[0].lower(), "all"), []).append(data.with_format("arrow").data.table)

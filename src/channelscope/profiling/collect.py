@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
 from channelscope.data.batches import indexed_batches, on_device_of, some_labeled, warn_unlabeled
-from channelscope.errors import DataError, FormatError, InputError, MismatchError
+from channelscope.errors import DataError, FormatError, InputError, MismatchError, near_paths
 from channelscope.network.module_state import eval_mode, weights_hash, zero_batch
 from channelscope.network.sites import Sites, sites
 from channelscope.profiling.collector import MEMORY, SHARDS, ProfileCollector, check_gradients
@@ -372,7 +372,7 @@ def load(path: str | Path) -> Profile:
     """
     path = Path(path)
     if not path.is_file():
-        raise FormatError(f"no profile at {path}: write one with `channelscope profile … --out {path.name}`")
+        raise FormatError(f"no profile at {path}: write one with `channelscope profile … --out {path.name}`{near_paths(path)}")
     path.open("rb").close()  # a file that may not be read is no damaged one
     try:
         with safe_open(path, "pt") as file:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from channelscope.data import torchvision_cpu
 from channelscope.data.decoding import ResizeCrop
 from channelscope.data.images import IMAGENET, SMALL_IMAGE
-from channelscope.errors import InputError, UserCode, first_line, no_such
+from channelscope.errors import InputError, UserCode, first_line, near_paths, no_such
 
 RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
 
@@ -342,7 +342,7 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
 def _load_attribute(path: Path, name: str) -> Callable[..., Any]:
     """What a Python file calls `name`; the file is run once per path and version."""
     if not path.is_file():
-        raise InputError(f"{path}: expected a Python file with the class {name}, found nothing there")
+        raise InputError(f"{path}: expected a Python file with the class {name}, found nothing there{near_paths(path)}")
     module = _run_file(str(path.resolve()), os.stat(path).st_mtime_ns)
     found = vars(module).get(name)
     if not callable(found):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from channelscope.errors import WeightsError, first_line
+from channelscope.errors import WeightsError, first_line, near_paths
 from channelscope.storage import atomic_file
 
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights", "params")
@@ -186,7 +186,9 @@ def _parts(path: Path) -> list[Path]:
             raise WeightsError(f"{path}: expected one network's weights, found {', '.join(each.name for each in there)}; name one of them")
         path = there[0] if there else path
     if not path.is_file():
-        raise WeightsError(f"{path}: expected a weights file (safetensors, or a PyTorch state dictionary), found nothing there")
+        raise WeightsError(
+            f"{path}: expected a weights file (safetensors, or a PyTorch state dictionary), found nothing there{near_paths(path)}"
+        )
     indices = [path] if path.name.endswith(INDEX) else path.parent.glob(f"*{INDEX}") if "-of-" in path.name else []
     index = next((each for each in indices if each == path or path.name in _listed(each)), None)
     if index is None:
