@@ -16,7 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from channelscope.errors import FAILURES, no_lack_of_memory
-from channelscope.network.operations.operation import WeightedLayer, inherits_forward, layer_of, type_with_entry
+from channelscope.network.operations.operation import inherits_forward, layer_of, type_with_entry
 
 
 class InProjection(nn.Linear):
@@ -262,8 +262,8 @@ def plain_layer(module: nn.Module) -> nn.Module | None:
         or not all(isinstance(each, COMPUTING_HOOKS) for each in _hooks(module))
     ):
         return None
-    settled, layer = _settled(module)
-    weight, images, outputs = (None, [], []) if layer is None else _tried(settled, layer)
+    settled = _settled(module)
+    weight, images, outputs = _tried(settled)
     if weight is None or weight is settled._parameters.get("weight"):
         return None
     values = {"weight": weight, "bias": own.get("bias", settled.bias)}
@@ -276,10 +276,9 @@ def plain_layer(module: nn.Module) -> nn.Module | None:
     return None
 
 
-def _settled(module: nn.Module) -> tuple[Any, WeightedLayer | None]:
-    """A copy in evaluation mode, whose passes change nothing of the module, and what kind of layer it is."""
-    settled = copy.deepcopy(module, {id(part): part.detach() for part in _made_by_hooks(module)}).eval()
-    return settled, layer_of(settled)
+def _settled(module: nn.Module) -> Any:
+    """A copy in evaluation mode, whose passes change nothing of the module."""
+    return copy.deepcopy(module, {id(part): part.detach() for part in _made_by_hooks(module)}).eval()
 
 
 def used_weight(module: Any) -> Tensor:
@@ -306,13 +305,15 @@ def used_weight(module: Any) -> Tensor:
     """
     if inherits_forward(module):
         return module.weight.detach()
-    settled, layer = _settled(module)
-    weight = None if layer is None else _tried(settled, layer)[0]
+    weight = _tried(_settled(module))[0]
     return (module.weight if weight is None else weight).detach()
 
 
-def _tried(module: Any, layer: WeightedLayer) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+def _tried(module: Any) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
     """The weight with which a layer calls one function of PyTorch for noise of two sizes, the noise and the outputs."""
+    layer = layer_of(module)
+    if layer is None:
+        return None, [], []
     windows = zip(layer.stride, layer.dilation, layer.kernel, strict=True)
     sizes = [2 * stride + dilation * (size - 1) + 1 for stride, dilation, size in windows]
     source = torch.Generator().manual_seed(0)
