@@ -90,6 +90,17 @@ def nesterov(weight, gradients, rates, momentum, decay):
     return weight
 
 
+def adamw(weight, gradients, rates, decay, beta=0.9, square_beta=0.999, epsilon=1e-8):
+    """Weights after some steps of Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2)."""
+    mean, square = np.zeros_like(weight), np.zeros_like(weight)
+    for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+        g = gradient(weight)
+        mean, square = beta * mean + (1 - beta) * g, square_beta * square + (1 - square_beta) * g**2
+        unbiased = mean / (1 - beta**step), square / (1 - square_beta**step)
+        weight = weight - rate * decay * weight - rate * unbiased[0] / (np.sqrt(unbiased[1]) + epsilon)
+    return weight
+
+
 def softmax_gradient(weight, bias, x, y):
     """Mean cross-entropy of x W' + b, and its gradients with respect to W and b."""
     logits = x @ weight.T + bias

@@ -17,6 +17,7 @@ from channelscope.network.module_state import weights_hash
 from channelscope.pruning import folder as folders
 from channelscope.pruning.distillation import DistillationPlan, distill
 from channelscope.pruning.folder import load_pruned
+from channelscope.zoo.training_run import History
 from cli.commands import refused, run, small_network
 from image_files import write_folder
 
@@ -181,11 +182,38 @@ def test_a_fine_tuning_that_diverges_leaves_the_network_from_before(place, capsy
     path, given = place
     options = ("--images", "60", "--macs", "0.5", "--score", "l1", "--repair", "batchnorm")
     assert run("prune", *given, *options, "--out", path / "untuned") == 0
-    monkeypatch.setattr(pruning.zoo, "finetuning_schedule", lambda *about: zoo.Schedule(epochs=1, lr=1e30))
+    monkeypatch.setattr(pruning.zoo, "finetuning_schedule", lambda *about, **how: zoo.Schedule(epochs=1, lr=1e30))
     said = refused(capsys, "prune", *given, *options, "--finetune", "1", "--out", path / "burst")
     assert re.search(r"epoch 1: the loss is (nan|inf); .*the network in \S+ is the one from before that", said)
     untuned, burst = (load_file(path / name / "weights.safetensors") for name in ("untuned", "burst"))
     assert all(torch.equal(value, burst[name]) for name, value in untuned.items())
+
+
+NORMALIZED = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 10))
+"""
+
+
+def test_networks_normalized_by_layer_norm_are_trained_and_fine_tuned_by_adamw(capsys, tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(NORMALIZED)
+    name, out = f"{tmp_path / 'net.py'}:Net", tmp_path / "trained"
+    assert run("train", name, "--epochs", "1", "--out", out) == 0
+    assert "AdamW with learning rate 0.002" in capsys.readouterr().err
+    assert History.read(out).settings["schedule"]["optimizer"] == "adamw"
+    assert run("train", name, "--epochs", "1", "--optimizer", "sgd", "--out", tmp_path / "sgd") == 0
+    assert "SGD with learning rate 0.03" in capsys.readouterr().err
+    said = refused(capsys, "train", name, "--epochs", "1", "--optimizer", "sgd", "--out", out)
+    assert "holds another training run: its schedule is" in said
+    small = ("--images", "60", "--macs", "0.7", "--score", "l2", "--finetune", "1", "--out", tmp_path / "small")
+    schedules, real = [], zoo.finetune
+    monkeypatch.setattr(zoo, "finetune", lambda *given, **how: (schedules.append(given[3]), real(*given, **how))[1])
+    assert run("prune", name, "--weights", out / "trained.safetensors", *small) == 0
+    assert [(schedule.optimizer, schedule.lr) for schedule in schedules] == [("adamw", pytest.approx(0.0002))]
 
 
 def test_a_set_without_training_images_is_not_fine_tuned_on(place, capsys, tmp_path):

@@ -191,12 +191,14 @@ def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_end(finished, images
 EVERYTHING = dataclasses.replace(SHORT, warmup=0.3, smoothing=0.1, erase=0.5, small=0.4)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("precision", "optimizer"), [("float32", "sgd"), ("bfloat16", "sgd"), ("float32", "adamw")])
 @pytest.mark.parametrize("moment", [2, 5])
-def test_a_run_that_was_killed_within_an_epoch_goes_on_from_the_last_saved_step(images, tmp_path, monkeypatch, precision, moment):
+def test_a_run_that_was_killed_within_an_epoch_goes_on_from_the_last_saved_step(
+    images, tmp_path, monkeypatch, precision, optimizer, moment
+):
     def go(name):
-        model = net(dropout=0.3)
-        return train(model, images, tmp_path / name, EVERYTHING, progress=False, precision=precision)
+        model, schedule = net(dropout=0.3), dataclasses.replace(EVERYTHING, optimizer=optimizer)
+        return train(model, images, tmp_path / name, schedule, progress=False, precision=precision)
 
     whole = go("whole")
     real, calls = training._step, []
@@ -314,7 +316,7 @@ def test_a_network_that_cannot_be_computed_in_bfloat16_is_trained_in_float32(ima
 def test_a_log_from_before_the_new_settings_is_gone_on_with(finished, images, tmp_path, monkeypatch):
     _, history = run(images, tmp_path, dropout=0.3)
     data = json.loads((tmp_path / "training.json").read_text())
-    for late in ("warmup", "smoothing", "erase", "small"):
+    for late in ("warmup", "smoothing", "erase", "small", "optimizer"):
         del data["settings"]["schedule"][late]
     del data["settings"]["precision"]
     (tmp_path / "training.json").write_text(json.dumps(data))
@@ -436,14 +438,15 @@ def test_what_is_measured_does_not_depend_on_the_batches(images, size):
     assert loss_and_accuracy(model, images.test.with_batch_size(size)) == pytest.approx(loss_and_accuracy(model, images.test), abs=1e-6)
 
 
-def test_the_steps_are_sgd_with_nesterov_momentum_and_weight_decay(images, tmp_path):
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 0.02)])
+def test_the_steps_are_those_of_the_book(images, tmp_path, optimizer, lr):
     """Logistic regression, whole-set steps: every epoch is one step whose gradient is known in closed form."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     with torch.no_grad():
         model[1].weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
         model[1].bias.zero_()
     start = copy.deepcopy(model).double()
-    schedule = Schedule(epochs=4, lr=0.1, batch_size=1000, pad=0, flip=False)
+    schedule = Schedule(epochs=4, lr=lr, batch_size=1000, pad=0, flip=False, optimizer=optimizer)
     history = train(model, images, tmp_path, schedule, progress=False)
     x, y, _ = images.train.batch(torch.arange(len(images.train)))
     x, y = x.flatten(1).double().numpy(), y.numpy()
@@ -453,8 +456,13 @@ def test_the_steps_are_sgd_with_nesterov_momentum_and_weight_decay(images, tmp_p
         _, dw, db = pencil.softmax_gradient(weights[:, :-1], weights[:, -1], x, y)
         return np.concatenate([dw, db[:, None]], 1)
 
-    rates = [pencil.cosine(0.1, done, 4) for done in range(4)]
-    expected = pencil.nesterov(flat, [gradient] * 4, rates, 0.9, 5e-4)
+    rates = [pencil.cosine(lr, done, 4) for done in range(4)]
+    if optimizer == "sgd":
+        expected = pencil.nesterov(flat, [gradient] * 4, rates, 0.9, 5e-4)
+    else:
+        decay = np.full(flat.shape, 0.05)
+        decay[:, -1] = 0  # biases are not drawn to zero
+        expected = pencil.adamw(flat, [gradient] * 4, rates, decay)
     last = zoo.read_weights(history.checkpoint(4))
     np.testing.assert_allclose(last["1.weight"].numpy(), expected[:, :-1], atol=1e-5)
     np.testing.assert_allclose(last["1.bias"].numpy(), expected[:, -1], atol=1e-5)

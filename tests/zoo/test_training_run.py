@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import pencil_zoo as pencil
 from channelscope.errors import FormatError, InputError
@@ -20,13 +21,14 @@ from channelscope.zoo.training_run import (
     Schedule,
     default_schedule,
     finetuning_schedule,
+    usual_optimizer,
 )
 
 
 def test_the_reference_training():
     assert Schedule() == Schedule(epochs=200, lr=0.1, batch_size=128, pad=4, flip=True, every=1, seed=0)
     assert MOMENTUM == 0.9
-    assert pytest.approx(5e-4) == WEIGHT_DECAY
+    assert WEIGHT_DECAY == {"sgd": pytest.approx(5e-4), "adamw": 0.05}
 
 
 @given(st.floats(0.001, 10), st.integers(1, 1000), st.data())
@@ -111,6 +113,43 @@ def test_the_recipe_of_the_papers_networks_is_short(network, rate, erase, small)
     assert (plain.warmup, plain.smoothing, plain.erase, plain.small) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("network", ["resnet20", "resnet18", "timm:convnext_atto", "torchvision:vit_b_16"])
+@pytest.mark.parametrize("data", ["digits", "cifar100"])
+def test_adamw_has_its_own_rate_and_a_warm_up_whatever_the_network(network, data):
+    found, usual = default_schedule(network, data, "adamw"), default_schedule(network, data)
+    assert found == dataclasses.replace(usual, optimizer="adamw", lr=0.002, warmup=max(usual.warmup, 0.1))
+    tuning = finetuning_schedule(network, data, 3, optimizer="adamw")
+    assert (tuning.optimizer, tuning.lr, tuning.warmup) == ("adamw", pytest.approx(0.0002), 0)
+
+
+@pytest.mark.parametrize("make", [default_schedule, lambda *names, **options: finetuning_schedule(*names, 1, **options)])
+def test_another_optimizer_is_refused_with_the_ones_there_are(make):
+    with pytest.raises(InputError, match="expected an optimizer of sgd, adamw, received 'adam'"):
+        make("resnet20", "digits", optimizer="adam")
+    with pytest.raises(InputError, match="expected an optimizer of sgd, adamw, received 'SGD'"):
+        Schedule(optimizer="SGD")
+
+
+class LayerNorm2d(nn.Module):
+    """One's own norm over channels."""
+
+
+@pytest.mark.parametrize(
+    ("layers", "optimizer"),
+    [
+        ([], "sgd"),
+        ([nn.BatchNorm2d(2)], "sgd"),
+        ([nn.GroupNorm(1, 2)], "sgd"),
+        ([nn.LayerNorm(2)], "adamw"),
+        ([nn.RMSNorm(2)], "adamw"),
+        ([LayerNorm2d()], "adamw"),
+        ([nn.Sequential(nn.LayerNorm(2)), nn.BatchNorm1d(2)], "sgd"),
+    ],
+)
+def test_the_usual_optimizer_goes_by_the_norms(layers, optimizer):
+    assert usual_optimizer(nn.Sequential(nn.Linear(2, 2), *layers)) == optimizer
+
+
 def test_the_warm_up_is_a_line_and_a_half_cosine_follows():
     schedule = Schedule(epochs=10, lr=0.5, warmup=0.2)
     assert [schedule.rate(k / 100) for k in (0, 5, 10, 15)] == pytest.approx([0.02, 0.14, 0.26, 0.38])
@@ -125,7 +164,7 @@ def test_small_images_come_first_and_never_last(small, epochs, shrunk):
 
 def test_every_option_is_explained():
     fields = [field.name for field in dataclasses.fields(Schedule)]
-    assert fields == ["epochs", "lr", "batch_size", "pad", "flip", "every", "seed", "warmup", "smoothing", "erase", "small"]
+    assert fields == ["epochs", "lr", "batch_size", "pad", "flip", "every", "seed", "warmup", "smoothing", "erase", "small", "optimizer"]
     assert "References" in (Schedule.__doc__ or "")
 
 

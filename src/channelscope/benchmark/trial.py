@@ -313,6 +313,6 @@ def _pruned_network(bench: Setup, cell: Trial, rankings: Mapping[str, Ranking], 
 
 def _trained(small: nn.Module, bench: Setup, cell: Trial, images: ImageSplits, slower: int) -> nn.Module:
     """The network after the trial's epochs of training."""
-    schedule = zoo.finetuning_schedule(bench.model, bench.source.data, cell.epochs, cell.seed, slower)
+    schedule = zoo.finetuning_schedule(bench.model, bench.source.data, cell.epochs, cell.seed, slower, zoo.usual_optimizer(small))
     with tempfile.TemporaryDirectory() as folder:
         return zoo.finetune(small, images, folder, schedule, bench.device, progress=False)

@@ -53,6 +53,8 @@ from channelscope.tables.frame import counted
 from channelscope.zoo.precision import TrainingPrecision
 from channelscope.zoo.training_run import FEW, LOG, History
 
+OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
+
 
 def train(
     network: NetworkOptions,
@@ -61,6 +63,7 @@ def train(
     epochs: int | None = None,
     lr: float | None = None,
     every: int = 1,
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto",
     precision: TrainingPrecision = "auto",
     log: Logger = "none",
 ) -> None:
@@ -80,6 +83,8 @@ def train(
         Largest learning rate; by default the recipe's.
     every
         Epochs between checkpoints.
+    optimizer
+        SGD with momentum or AdamW: auto takes AdamW for networks with LayerNorm or RMSNorm alone, such as transformers.
     precision
         Of the layers' products: auto takes bfloat16 where a trial of two seconds shows that it is faster on this device.
     log
@@ -93,10 +98,11 @@ def train(
     run = open_run(out, network=network.model)
     model, images = load_network(network, source, note=False)
     announce_network(network.title, network.place, model, images)
-    schedule = replace(zoo.default_schedule(network.model, source.data), every=every, seed=source.seed)
-    schedule = replace(schedule, epochs=epochs or schedule.epochs, lr=lr or schedule.lr)
+    chosen = zoo.usual_optimizer(model) if optimizer == "auto" else optimizer
+    schedule = zoo.default_schedule(network.model, source.data, chosen)
+    schedule = replace(schedule, epochs=epochs or schedule.epochs, lr=lr or schedule.lr, every=every, seed=source.seed)
     images.require_training()
-    console.print(f"{training_on(images, schedule.epochs)}, learning rate {schedule.lr:g}")
+    console.print(f"{training_on(images, schedule.epochs)}, {OPTIMIZERS[chosen]} with learning rate {schedule.lr:g}")
     call = current_call()
     call.unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
     with logging_to(log, out / "log", call.options):

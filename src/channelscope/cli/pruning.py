@@ -368,7 +368,8 @@ def finetune_pruned(
 ) -> nn.Module:
     """The network after some epochs of training; an interrupted training goes on from the folder."""
     current_call().unfinished[folder] = "epochs of fine-tuning so far"
-    schedule = zoo.finetuning_schedule(network.model, images.source.data, epochs, images.source.seed)
+    optimizer = zoo.usual_optimizer(small)
+    schedule = zoo.finetuning_schedule(network.model, images.source.data, epochs, images.source.seed, optimizer=optimizer)
     return zoo.finetune(small, images, folder, schedule, network.place, precision=precision)
 
 

@@ -32,6 +32,9 @@ from channelscope.zoo.weight_files import load_weights, save_weights
 
 RESUME = "resume.safetensors"
 
+OPTIMIZER_STATE = {"momentum_buffer": "momentum", "exp_avg": "mean_gradient", "exp_avg_sq": "mean_square", "step": "steps"}
+"""What an optimizer keeps of each parameter, and its name in the resume file."""
+
 SAVE_SECONDS = 300
 """Time between two writings of the resume file within an epoch."""
 
@@ -110,8 +113,7 @@ def train(
     device = available(device)
     history = _start_or_continue(model, images, Path(out), schedule, device, precision)
     model.to(device)
-    optimizer = torch.optim.SGD(model.parameters(), schedule.lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-    run = _Run(model, optimizer, images, schedule, history)
+    run = _Run(model, _optimizer(model, schedule), images, schedule, history)
     _restore(run)
     if len(run.history.epochs) <= schedule.epochs:
         with _progress_line(progress, run):
@@ -181,12 +183,22 @@ class _Run:
     """What the steps of a run share."""
 
     model: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     images: ImageSplits
     schedule: Schedule
     history: History
     begun: _Begun | None = None
     line: _Line = field(init=False)
+
+
+def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """The schedule's optimizer of all parameters."""
+    decay, parameters = WEIGHT_DECAY[schedule.optimizer], list(model.parameters())
+    if schedule.optimizer == "sgd":
+        return torch.optim.SGD(parameters, schedule.lr, MOMENTUM, weight_decay=decay, nesterov=True)
+    vectors = {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0.0}
+    weights = {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": decay}
+    return torch.optim.AdamW([weights, vectors], schedule.lr, (MOMENTUM, 0.999))
 
 
 @contextmanager
@@ -203,7 +215,8 @@ def _start_or_continue(
     """The run of that folder: a new one with its initialization measured, or the one that was interrupted."""
     card = vars(model).get("card")
     name = card.name if isinstance(card, ModelInfo) else type(model).__name__
-    settings = {"schedule": asdict(schedule), "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "images": images.describe()}
+    decay = WEIGHT_DECAY[schedule.optimizer]
+    settings = {"schedule": asdict(schedule), "momentum": MOMENTUM, "weight_decay": decay, "images": images.describe()}
     new = History(folder, name, weights_hash(model), settings, ())
     if (folder / LOG).exists():
         return _matching(History.read(folder), new, device, precision)
@@ -250,8 +263,9 @@ def _restore(run: _Run) -> None:
         raise FormatError(f"{path}: damaged ({error}); delete the folder and train again") from error
     run.model.load_state_dict(_part(state, "model."))
     for name, parameter in run.model.named_parameters():
-        if f"momentum.{name}" in state:
-            run.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(state[f"momentum.{name}"])
+        for key, saved in OPTIMIZER_STATE.items():
+            if (value := state.get(f"{saved}.{name}")) is not None:
+                run.optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
     if "step" in metadata:
         run.begun = _Begun(int(metadata["step"]), float(metadata["seconds"]), _part(state, "epoch."))
     run.history = replace(run.history, epochs=tuple(Epoch(**record) for record in records))
@@ -353,8 +367,8 @@ def _save_resume(run: _Run, begun: _Begun | None) -> None:
     """Write all that the next step depends on."""
     tensors = {f"model.{name}": value for name, value in run.model.state_dict().items()}
     for name, value in run.model.named_parameters():
-        if "momentum_buffer" in run.optimizer.state[value]:
-            tensors[f"momentum.{name}"] = run.optimizer.state[value]["momentum_buffer"]
+        of_parameter = run.optimizer.state[value]
+        tensors |= {f"{saved}.{name}": of_parameter[key] for key, saved in OPTIMIZER_STATE.items() if key in of_parameter}
     metadata = {"epochs": json.dumps([asdict(record) for record in run.history.epochs])}
     if begun is not None:
         tensors |= {f"epoch.{name}": value for name, value in begun.tensors.items()}

@@ -5,23 +5,63 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
+
+from torch import nn
 
 from channelscope.display import Facts, Shown
 from channelscope.errors import FormatError, InputError
 from channelscope.storage import atomic_file
 
-MOMENTUM = 0.9
+OptimizerName: TypeAlias = Literal["sgd", "adamw"]
 
-WEIGHT_DECAY = 5 / 10_000
+MOMENTUM = 0.9
+"""Of both optimizers: Nesterov's, and β₁ of AdamW."""
+
+WEIGHT_DECAY: Mapping[OptimizerName, float] = {"sgd": 5 / 10_000, "adamw": 0.05}
+"""SGD's is a part of the gradient of all parameters, AdamW's is taken off the weights with two dimensions or more alone."""
 
 WARMUP_START = 1 / 25
 """Learning rate of the first step of a warm-up, as a fraction of the largest."""
 
 
+def check_optimizer(optimizer: str) -> None:
+    """Raise InputError for another optimizer than sgd and adamw.
+
+    Examples
+    --------
+    >>> check_optimizer("adamw")
+    """
+    if optimizer not in WEIGHT_DECAY:
+        raise InputError(f"expected an optimizer of {', '.join(get_args(OptimizerName))}, received {optimizer!r}")
+
+
+def usual_optimizer(model: nn.Module) -> OptimizerName:
+    """adamw for a network that is normalized by LayerNorm or RMSNorm alone, as transformers and ConvNeXts are, else sgd.
+
+    Parameters
+    ----------
+    model
+        The network.
+
+    Returns
+    -------
+    str
+        Name of the optimizer.
+
+    Examples
+    --------
+    >>> usual_optimizer(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))), usual_optimizer(nn.BatchNorm2d(2))
+    ('adamw', 'sgd')
+    """
+    norms = {type(module).__name__.lower() for module in model.modules()}
+    layers = any("layernorm" in name or "rmsnorm" in name for name in norms)
+    return "adamw" if layers and not any("batchnorm" in name or "groupnorm" in name for name in norms) else "sgd"
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """SGD with Nesterov momentum .9 and weight decay 5/10,000, cosine learning rate after a warm-up, random crops and flips.
+    """Optimizer, cosine learning rate after a warm-up, random crops and flips.
 
     Examples
     --------
@@ -31,7 +71,7 @@ class Schedule:
     References
     ----------
     The reference training of small-image networks; Loshchilov & Hutter 2017 for the cosine;
-    Goyal et al. 2017 for the warm-up; Szegedy et al. 2016 for smoothed labels; DeVries & Taylor 2017 for erased squares; Touvron et al.
+    Loshchilov & Hutter 2019 for AdamW; Goyal et al. 2017 for the warm-up; Szegedy et al. 2016 for smoothed labels; DeVries & Taylor 2017 for erased squares; Touvron et al.
     2019 for training on smaller images.
     """
 
@@ -57,9 +97,13 @@ class Schedule:
     """side of the black square on each image, as a fraction of the image's shorter side; 0 for none"""
     small: float = 0.0
     """fraction of the epochs, at the beginning, in which images have half their height and width; the last epoch never is one"""
+    optimizer: OptimizerName = "sgd"
+    """sgd: Nesterov momentum .9 and weight decay 5/10,000; adamw: β of .9 and .999, and weight decay .05 of all but biases, scales and
+    shifts"""
 
     def __post_init__(self) -> None:
-        """Raise InputError for numbers out of range."""
+        """Raise InputError for numbers out of range and for another optimizer."""
+        check_optimizer(self.optimizer)
         for name, value, least in (
             ("epochs", self.epochs, 1),
             ("batch_size", self.batch_size, 2),
@@ -107,7 +151,10 @@ DIGITS = Schedule(epochs=12, lr=0.1, batch_size=64, pad=1, flip=False)
 """8×8 digits in a quarter of a minute: crops move a digit by one pixel at most, and digits are not mirrored"""
 
 LEARNING_RATES = {"vgg": 0.05, "mobilenet": 0.03, "alexnet": 0.01, "squeezenet": 0.01, "convnext": 0.01}
-"""learning rate by the word in the network's name; the zoo's residual networks take .1"""
+"""learning rate of SGD by the word in the network's name; the zoo's residual networks take .1"""
+
+ADAMW_RATE = 0.002
+"""learning rate of AdamW, whatever the network"""
 
 STEADY, WARMUP = 0.03, 0.1
 """Largest default rate, and default warm-up, of networks that are not the zoo's: at .1 without a warm-up torchvision's ResNet-18 stays at
@@ -126,7 +173,7 @@ FAST = {"epochs": 30, "warmup": 0.15, "smoothing": 0.1, "erase": 0.25}
 """what the recipes share"""
 
 
-def default_schedule(network: str, data: str) -> Schedule:
+def default_schedule(network: str, data: str, optimizer: OptimizerName = "sgd") -> Schedule:
     """Default schedule for training a network on a data set.
 
     Parameters
@@ -135,13 +182,20 @@ def default_schedule(network: str, data: str) -> Schedule:
         Name of the network.
     data
         Name of the data set.
+    optimizer
+        sgd or adamw; `usual_optimizer` says which one a network is usually trained with.
 
     Returns
     -------
     Schedule
         Twelve epochs for digits; 30 with a warm-up, smoothed labels and erased squares for resnet18, vgg16_bn and mobilenet_v2; else
-        200. The learning rate depends on the architecture; that of networks of other packages or one's own, such as
-        torchvision:resnet18, is .03 at most and begins with a warm-up.
+        200. The learning rate of SGD depends on the architecture; that of networks of other packages or one's own, such as
+        torchvision:resnet18, is .03 at most and begins with a warm-up. AdamW has .002 and a warm-up.
+
+    Raises
+    ------
+    InputError
+        For another optimizer.
 
     Examples
     --------
@@ -151,21 +205,26 @@ def default_schedule(network: str, data: str) -> Schedule:
     >>> found.lr, found.warmup
     (0.03, 0.1)
     """
+    plain = _plain_schedule(network, data, optimizer)
     recipe = RECIPES.get(network.partition("(")[0])
     if recipe is not None and data != "digits":
-        return replace(Schedule(), **(FAST | recipe))
-    schedule = _plain_schedule(network, data)
-    return replace(schedule, lr=min(schedule.lr, STEADY), warmup=WARMUP) if ":" in network else schedule
+        plain = replace(plain, **(FAST | recipe | ({} if optimizer == "sgd" else {"lr": plain.lr})))
+    elif optimizer == "adamw" or ":" in network:
+        plain = replace(plain, lr=min(plain.lr, STEADY), warmup=WARMUP)
+    return plain
 
 
-def _plain_schedule(network: str, data: str) -> Schedule:
-    """Cosine from the learning rate of the architecture, nothing else."""
+def _plain_schedule(network: str, data: str, optimizer: OptimizerName) -> Schedule:
+    """Cosine from the learning rate of the optimizer and the architecture, nothing else."""
+    check_optimizer(optimizer)
     schedule = DIGITS if data == "digits" else Schedule()
     rate = next((rate for word, rate in LEARNING_RATES.items() if word in network.lower()), schedule.lr)
-    return replace(schedule, lr=rate)
+    return replace(schedule, lr=rate if optimizer == "sgd" else ADAMW_RATE, optimizer=optimizer)
 
 
-def finetuning_schedule(network: str, data: str, epochs: int, seed: int = 0, slower: float = FINETUNE_LR_DIVISOR) -> Schedule:
+def finetuning_schedule(
+    network: str, data: str, epochs: int, seed: int = 0, slower: float = FINETUNE_LR_DIVISOR, optimizer: OptimizerName = "sgd"
+) -> Schedule:
     """Default schedule for fine-tuning a trained network: a cosine from a smaller learning rate, and no intermediate checkpoints.
 
     Parameters
@@ -179,19 +238,26 @@ def finetuning_schedule(network: str, data: str, epochs: int, seed: int = 0, slo
     seed
         Order of the images, crops, flips and dropout.
     slower
-        Divisor of the architecture's learning rate.
+        Divisor of the usual learning rate.
+    optimizer
+        As for `default_schedule`.
 
     Returns
     -------
     Schedule
         The schedule.
 
+    Raises
+    ------
+    InputError
+        For another optimizer.
+
     Examples
     --------
     >>> finetuning_schedule("resnet20", "cifar10", epochs=5).lr
     0.01
     """
-    schedule = _plain_schedule(network, data)
+    schedule = _plain_schedule(network, data, optimizer)
     return replace(schedule, epochs=epochs, lr=schedule.lr / slower, every=epochs, seed=seed)
 
 
