@@ -3,9 +3,10 @@
     python benchmarks/pruner_coverage.py [TABLE.csv] [--sample 50] [--networks NAME …] [--limit 240]
 
 Random weights, BatchNorm statistics of noise. Theirs: global pruning by L2 norm in one step, the last linear layer kept, with the
-ratio of channels at which the network costs at most .62 of its multiply-adds, a smaller one where that ends with an error; the same check as for ours: the output is that of the
-whole network with the removed channels silent, within 1e-6 in float64. Ours is in `docs/supported-networks.csv`. A row that is in
-the table is not measured again. A network runs in a process of its own.
+ratio of channels at which the network costs at most .62 of its multiply-adds, a smaller one where that ends with an error; the same
+check as for ours: the output is that of the whole network with the removed channels silent, within 1e-6 in float64. Nothing is told
+about a network, such as which layers have heads. Ours is in `docs/supported-networks.csv`. A row that is in the table is not measured
+again. A network runs in a process of its own.
 """
 
 import argparse
@@ -14,12 +15,13 @@ import random
 import sys
 from pathlib import Path
 
+import scipy.stats
 import torch
 import torch_pruning
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from architectures import CLASSES, IMAGES, LIMIT, RELATIVE, apart, multiply_adds, parent, prepared, read, save, wanted
+from architectures import CLASSES, IMAGES, LIMIT, RELATIVE, TABLE, apart, multiply_adds, parent, prepared, read, save, wanted
 
 import channelscope
 from channelscope.network.removal.groups import Groups
@@ -106,6 +108,11 @@ def main() -> None:
     drawn = [rows[name] for name, _, _ in chosen if name in rows]
     counts = {word: sum(row["outcome"] == word for row in drawn) for word in WORDS}
     print(f"{len(drawn)} networks: " + "; ".join(f"{count} {WORDS[word]}" for word, count in counts.items()))
+    ours = read(TABLE)
+    right = {"theirs": counts["equal"], "ours": sum(ours[row["network"]]["outcome"] == "equal" for row in drawn)}
+    for whose, count in right.items():
+        ends = scipy.stats.binomtest(count, len(drawn)).proportion_ci(method="wilson")
+        print(f"{whose}: {count} of {len(drawn)} cut right, {count / len(drawn):.1%} [{ends.low:.1%}, {ends.high:.1%}]")
 
 
 if __name__ == "__main__":
