@@ -21,7 +21,7 @@ import torch_pruning
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from architectures import CLASSES, IMAGES, LIMIT, RELATIVE, TABLE, apart, multiply_adds, parent, prepared, read, save, wanted
+from architectures import CLASSES, FAILURES, IMAGES, LIMIT, RELATIVE, TABLE, apart, multiply_adds, parent, prepared, read, save, wanted
 
 import channelscope
 from channelscope.network.removal.groups import Groups
@@ -73,7 +73,7 @@ def measured(name: str, pixels: int) -> dict:
         try:
             small, gone = cut_by_them(model, images[:1], ratio)
             share = multiply_adds(small, images[:1]) / full
-        except Exception as error:
+        except FAILURES as error:
             errors.append(error)
             high = ratio
             continue

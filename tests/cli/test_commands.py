@@ -299,8 +299,10 @@ def test_missing_and_corrupt_weights(place, capsys, tmp_path):
         ("nets.py", ("sites", "{}/net.py:Net")),
         ("net.profile", ("hulls", "{}/nets.profile")),
         ("photos", ("info", "{}/phots")),
+        ("photos", ("sites", "{}/phots")),
+        ("photos", ("trajectory", "{}/phots")),
     ],
-    ids=["weights", "folder", "hf", "network", "profile", "info"],
+    ids=["weights", "folder", "hf", "network", "profile", "info", "pruned", "training"],
 )
 def test_a_wrong_name_of_a_file_is_refused_with_the_nearest_one(capsys, tmp_path, near, call):
     for name in ("trained.safetensors", "nets.py", "net.profile"):

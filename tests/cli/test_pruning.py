@@ -139,7 +139,8 @@ def test_the_original_teaches_the_smaller_network(place, capsys, monkeypatch):
     monkeypatch.setattr(pruning, "distill", lambda *given: plans.append(given[-1]) or distill(*given))
     assert run("prune", *given, *options, "--distill-epochs", "2", "--precision", "bfloat16") == 0
     assert plans == [DistillationPlan(epochs=2, precision="bfloat16")]
-    assert json.loads((path / "distilled" / "recipe.json").read_text(encoding="utf-8"))["made"]["distilled_in"] == "bfloat16"
+    recipe = json.loads((path / "distilled" / "recipe.json").read_text(encoding="utf-8"))["made"]
+    assert (recipe["distilled_in"], recipe["distilled_epochs"]) == ("bfloat16", 2)
     said = capsys.readouterr().err
     assert "images to distill on are few" in said
     before, after = map(float, re.findall(r"loss on the judging images ([\d.e-]+) nats before, ([\d.e-]+) after", said)[0])

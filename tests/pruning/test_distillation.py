@@ -132,7 +132,18 @@ def test_a_student_that_would_get_worse_stays_as_it_was():
 
 @pytest.mark.parametrize(("after", "harmed"), [(0.9, False), (1.1, False), (1.13, True), (math.nan, True)])
 def test_harm_is_a_loss_that_rises_beyond_chance(after, harmed):
-    assert Distillation(nn.Identity(), 1.0, after, 0.06, 10, "float32").harmed == harmed
+    assert Distillation(nn.Identity(), 1.0, after, 0.06, 10, 16, "float32").harmed == harmed
+
+
+@pytest.mark.parametrize(("hidden", "epochs"), [(20, 16), (9, 16), (8, 40), (1, 40)])
+def test_a_student_that_is_much_smaller_is_taught_longer(hidden, epochs):
+    """Multiply-adds kept: 1, .45, .4 and .05."""
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(4, width), nn.Linear(width, 2)) for width in (20, hidden))
+    images = [torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))]
+    found = distill(student, teacher, images, images, progress=False)
+    assert found.epochs == epochs
+    assert f"8 images, {epochs} epochs" in repr(found)
+    assert distill(student, teacher, images, images, DistillationPlan(epochs=3), progress=False).epochs == 3
 
 
 def test_the_error_is_that_of_the_difference_over_images():

@@ -28,7 +28,7 @@ from channelscope.zoo.training_run import (
 def test_the_reference_training():
     assert Schedule() == Schedule(epochs=200, lr=0.1, batch_size=128, pad=4, flip=True, every=1, seed=0)
     assert MOMENTUM == 0.9
-    assert WEIGHT_DECAY == {"sgd": pytest.approx(5e-4), "adamw": 0.05}
+    assert dict(WEIGHT_DECAY) == {"sgd": pytest.approx(5e-4), "adamw": 0.05}
 
 
 @given(st.floats(0.001, 10), st.integers(1, 1000), st.data())

@@ -1,7 +1,7 @@
 """The commands `train`, `profile`, `merge`, `scores`, `axes` and `demo`."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -51,21 +51,35 @@ from channelscope.stats.tally import Tally
 from channelscope.storage import atomic_file
 from channelscope.tables.frame import counted
 from channelscope.zoo.precision import TrainingPrecision
-from channelscope.zoo.training_run import FEW, LOG, History
+from channelscope.zoo.training_run import FEW, LOG, History, Schedule
 
 OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long and how a network is trained."""
+
+    epochs: int | None = None
+    """passes over the training images; by default the recipe's"""
+    lr: float | None = None
+    """largest learning rate; by default the recipe's"""
+    every: int = 1
+    """epochs between checkpoints"""
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    """SGD with momentum, or AdamW: auto takes AdamW for networks with LayerNorm or RMSNorm alone, such as transformers"""
+    precision: TrainingPrecision = "auto"
+    """of the layers' products: auto takes bfloat16 where a trial of two seconds shows that it is faster on this device"""
+
+    def schedule(self, model: nn.Module, name: str, source: ImageSource) -> Schedule:
+        """The recipe of a network for these images, with what was asked for."""
+        optimizer = zoo.usual_optimizer(model) if self.optimizer == "auto" else self.optimizer
+        usual = zoo.default_schedule(name, source.data, optimizer)
+        return replace(usual, epochs=self.epochs or usual.epochs, lr=self.lr or usual.lr, every=self.every, seed=source.seed)
+
+
 def train(
-    network: NetworkOptions,
-    source: ImageSource,
-    out: Path = Path("runs/training"),
-    epochs: int | None = None,
-    lr: float | None = None,
-    every: int = 1,
-    optimizer: Literal["auto", "sgd", "adamw"] = "auto",
-    precision: TrainingPrecision = "auto",
-    log: Logger = "none",
+    network: NetworkOptions, source: ImageSource, how: TrainingOptions, out: Path = Path("runs/training"), log: Logger = "none"
 ) -> None:
     """Train a network, keep a checkpoint per epoch, and choose the best one on the validation images.
 
@@ -75,18 +89,10 @@ def train(
         Network, its weights and its device.
     source
         Images and their preparation.
+    how
+        How long and how it is trained.
     out
         Folder for the checkpoints, trained.safetensors and training.json; an interrupted run goes on from there.
-    epochs
-        Passes over the training images; by default the recipe's.
-    lr
-        Largest learning rate; by default the recipe's.
-    every
-        Epochs between checkpoints.
-    optimizer
-        SGD with momentum or AdamW: auto takes AdamW for networks with LayerNorm or RMSNorm alone, such as transformers.
-    precision
-        Of the layers' products: auto takes bfloat16 where a trial of two seconds shows that it is faster on this device.
     log
         Also log losses and accuracies in OUT/log, for TensorBoard or Weights & Biases (offline).
 
@@ -98,15 +104,13 @@ def train(
     run = open_run(out, network=network.model)
     model, images = load_network(network, source, note=False)
     announce_network(network.title, network.place, model, images)
-    chosen = zoo.usual_optimizer(model) if optimizer == "auto" else optimizer
-    schedule = zoo.default_schedule(network.model, source.data, chosen)
-    schedule = replace(schedule, epochs=epochs or schedule.epochs, lr=lr or schedule.lr, every=every, seed=source.seed)
+    schedule = how.schedule(model, network.model, source)
     images.require_training()
-    console.print(f"{training_on(images, schedule.epochs)}, {OPTIMIZERS[chosen]} with learning rate {schedule.lr:g}")
+    console.print(f"{training_on(images, schedule.epochs)}, {OPTIMIZERS[schedule.optimizer]} with learning rate {schedule.lr:g}")
     call = current_call()
     call.unfinished[out / LOG] = "checkpoints and log of the epochs trained so far"
     with logging_to(log, out / "log", call.options):
-        history = zoo.train(model, images, out, schedule, network.place, precision=precision)
+        history = zoo.train(model, images, out, schedule, network.place, precision=how.precision)
     for line in chosen_epoch(history, len(images.validation), schedule.lr):
         console.print(line)
     facts = {"title": f"Training of {network.model}", "network": network.model, "data": source.data, "seed": source.seed}

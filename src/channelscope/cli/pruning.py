@@ -89,8 +89,8 @@ class PruningOptions:
     """afterwards let the original network teach the smaller one, on training images without their labels"""
     distill_images: int = 5000
     """training images of the teaching, the first; more gain more"""
-    distill_epochs: int = 16
-    """passes of the teaching over its images"""
+    distill_epochs: int | None = None
+    """passes of the teaching over its images; by default 16, and 40 where less than .45 of the multiply-adds is left"""
     precision: TrainingPrecision = "auto"
     """of distillation and fine-tuning: auto takes bfloat16 where a trial of two seconds shows that it is faster on this device"""
     speed: bool = False
@@ -302,6 +302,7 @@ def pruning_notes(made: PruningResult, taught: Distillation | None) -> dict:
         "blocks_left_out": list(made.blocks),
         "measured_latency": None if made.latency is None else made.latency.measured,
         "distilled_in": None if taught is None else taught.precision,
+        "distilled_epochs": None if taught is None else taught.epochs,
         "distillation_undone": taught is not None and taught.harmed,
     }
 
@@ -359,7 +360,8 @@ def distill_pruned(small: nn.Module, model: nn.Module, images: ImageSplits, netw
     how = DistillationPlan(plan.distill_epochs, mirror=schedule.flip, precision=plan.precision)
     found = distill(small, model, lessons, pool.take(held), how)
     said = "; it rose beyond chance, the network stays as it was" if found.harmed else ""
-    console.print(f"loss on the judging images {found.before:.3g} nats before, {found.after:.3g} after, taught in {found.precision}{said}")
+    taught = f"{found.after:.3g} after {found.epochs} passes in {found.precision}{said}"
+    console.print(f"loss on the judging images {found.before:.3g} nats before, {taught}")
     return found
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from channelscope.data.batches import images_of
 from channelscope.errors import DataError, InputError, NumericError
 from channelscope.evaluation import logits_in
+from channelscope.network.cost import cost
 from channelscope.network.module_state import channels_last, device_of, eval_mode, restored_momentum
 from channelscope.network.operations import tracking_norms
 from channelscope.progress import log_numbers, progress_bar
@@ -26,6 +27,10 @@ RATE, LARGEST_STEP = 0.5 / 1000, 1 / 80
 """First learning rate of Adam, which is about how far a step moves each weight, and the share of the root mean square of a layer's
 weights up to which it may be: those of wide layers are small."""
 
+EPOCHS, FAR, FAR_EPOCHS = 16, 0.45, 40
+"""Usual passes over the images, and those where less than this fraction of the teacher's multiply-adds is left: the farther the cut, the
+longer it takes to learn (docs/results/repair.md)."""
+
 
 @dataclass(frozen=True)
 class DistillationPlan:
@@ -37,8 +42,8 @@ class DistillationPlan:
     4.0
     """
 
-    epochs: int = 16
-    """passes over the images"""
+    epochs: int | None = None
+    """passes over the images; None takes 16, and 40 for a student with less than .45 of the teacher's multiply-adds"""
     lr: float | None = None
     """first learning rate of Adam; None takes .0005, or 1/80 of the root mean square of a layer's weights where that is less"""
     temperature: float = 4.0
@@ -52,7 +57,7 @@ class DistillationPlan:
 
     def __post_init__(self) -> None:
         """Raise InputError for numbers out of range and another precision."""
-        if self.epochs < 1 or (self.lr is not None and not self.lr > 0) or not self.temperature > 0:
+        if (self.epochs is not None and self.epochs < 1) or (self.lr is not None and not self.lr > 0) or not self.temperature > 0:
             raise InputError(
                 "expected at least one epoch, and a rate and a temperature above zero; received "
                 f"{self.epochs} epochs, lr {self.lr}, T {self.temperature}"
@@ -75,6 +80,8 @@ class Distillation:
     """standard error of their difference over the images"""
     images: int
     """images of one epoch"""
+    epochs: int
+    """passes over them"""
     precision: str
     """float32 or bfloat16: what the products were taken in"""
 
@@ -85,7 +92,7 @@ class Distillation:
 
     def __repr__(self) -> str:
         """The losses before and after."""
-        return f"Distillation({self.images:,} images, loss {self.before:.4g} → {self.after:.4g} nats)"
+        return f"Distillation({self.images:,} images, {self.epochs:,} epochs, loss {self.before:.4g} → {self.after:.4g} nats)"
 
 
 def distill(
@@ -151,22 +158,24 @@ def distill(
     judged = [images_of(batch).to(device) for batch in validation]
     if not sum(map(len, judged)):
         raise DataError("distill: expected validation images, received none")
-    precision, images = _precision(model, plan, batches, judged[0]), 0
+    epochs = plan.epochs or _usual_epochs(model, teacher, judged[0])
+    precision, images = _precision(model, plan, epochs, batches, judged[0]), 0
     with eval_mode(teacher), eval_mode(model):
         expected = [_answers(teacher, x, plan, "float32") for x in judged]
         before = _validation_losses(model, judged, expected, plan.temperature)
-        with progress_bar("distilling, epochs", plan.epochs, progress) as advance, channels_last(model, precision == "bfloat16"):
+        with progress_bar("distilling, epochs", epochs, progress) as advance, channels_last(model, precision == "bfloat16"):
             norms = tracking_norms(model) if plan.batch_statistics else []
-            lesson = _Lesson(model, teacher, _optimizer(model, plan.lr), plan, precision, norms)
-            for epoch in range(plan.epochs):
-                if epoch and epoch == plan.epochs - 1:
+            lesson = _Lesson(model, teacher, _optimizer(model, plan.lr), plan, epochs, precision, norms)
+            for epoch in range(epochs):
+                if epoch and epoch == epochs - 1:
                     lesson.estimate_statistics(batches)
                 images, loss = _epoch(lesson, batches, epoch)
                 log_numbers("distill", epoch + 1, loss=loss)
                 advance()
         after = _validation_losses(model, judged, expected, plan.temperature)
     error = float((after - before).std(correction=0)) / max(len(after) - 1, 1) ** 0.5  # 0 for one image
-    found = Distillation(model.eval().requires_grad_(False), float(before.mean()), float(after.mean()), error, images, precision)
+    losses = float(before.mean()), float(after.mean())
+    found = Distillation(model.eval().requires_grad_(False), *losses, error, images, epochs, precision)
     return replace(found, model=copy.deepcopy(student).eval().requires_grad_(False)) if found.harmed else found
 
 
@@ -178,6 +187,7 @@ class _Lesson:
     teacher: nn.Module
     optimizer: torch.optim.Optimizer
     plan: DistillationPlan
+    epochs: int
     precision: str
     norms: list[Any]
     """BatchNorms that normalize with the batch's statistics in all epochs but the last"""
@@ -231,26 +241,31 @@ def _validation_losses(model: nn.Module, judged: list[torch.Tensor], answers: li
     return torch.cat([_losses(logits_in(model, x, "float32"), each, soft) for x, each in zip(judged, answers, strict=True)])
 
 
-def _precision(model: nn.Module, plan: DistillationPlan, batches: Iterable, judged: torch.Tensor) -> str:
+def _usual_epochs(student: nn.Module, teacher: nn.Module, example: torch.Tensor) -> int:
+    """More passes for a student that is much smaller than its teacher."""
+    return FAR_EPOCHS if cost(student, example).total_macs < FAR * cost(teacher, example).total_macs else EPOCHS
+
+
+def _precision(model: nn.Module, plan: DistillationPlan, epochs: int, batches: Iterable, judged: torch.Tensor) -> str:
     """The precision that was asked for, or the faster one on batches like that one; float32 where nothing tells how many there are."""
     if plan.precision != "auto":
         return plan.precision
     if not isinstance(batches, Sized):
         return "float32"
-    return faster_precision(model, judged.shape, plan.epochs * len(batches) * len(judged))
+    return faster_precision(model, judged.shape, epochs * len(batches) * len(judged))
 
 
 def _epoch(lesson: _Lesson, batches: Iterable, epoch: int) -> tuple[int, float]:
     """One pass over the images; their number, and their mean loss."""
     images, total, plan, device = 0, 0.0, lesson.plan, device_of(lesson.model)
-    schedule = Schedule(plan.epochs, lr=1.0)
+    schedule = Schedule(lesson.epochs, lr=1.0)
     steps = len(batches) if isinstance(batches, Sized) else 0
     for step, batch in enumerate(batches, start=1):
         x = images_of(batch).to(device)
         for group in lesson.optimizer.param_groups:
             group["lr"] = group["first"] * schedule.rate((epoch + ((step - 1) / steps if steps else 0.0)) / schedule.epochs)
         wanted = _answers(lesson.teacher, x, plan, lesson.precision)
-        lesson.normalize_by_batch(epoch < plan.epochs - 1 and len(x) > 1)
+        lesson.normalize_by_batch(epoch < lesson.epochs - 1 and len(x) > 1)
         loss = _losses(logits_to_learn(lesson.model, x, lesson.precision).float(), wanted, plan.temperature).mean()
         if not bool(loss.isfinite()):
             where = f"step {step} of epoch {epoch + 1}"

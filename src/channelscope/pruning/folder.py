@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, UserCode, WeightsError
+from channelscope.errors import ChannelscopeError, FormatError, InputError, MismatchError, UserCode, WeightsError, near_paths
 from channelscope.network import nest
 from channelscope.network.module_state import eval_mode, weights_hash
 from channelscope.network.tracing.recording import distance
@@ -106,7 +106,7 @@ class Manifest:
             earlier = tuple(Subset.from_dict(each) for each in plain.pop("earlier", ()))
             return cls(Subset.from_dict(plain.pop("kept")), earlier=earlier, factory=_spec_of(factory) if factory else None, **plain)
         except FileNotFoundError as error:
-            raise FormatError(f"{path}: expected the recipe of a pruned network, found nothing there") from error
+            raise FormatError(f"{path}: expected the recipe of a pruned network, found nothing there{near_paths(path)}") from error
         except FormatError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ChannelscopeError) as error:

@@ -242,7 +242,8 @@ def _build(name: str, options: dict[str, Any], classes: int, channels: int, size
         return SmallResNet(RESNETS[name], classes, channels, **options), InputSpec()
     if name not in ARCHITECTURES:
         others = "or give timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:Class"
-        raise InputError(f"{no_such('network', name, network_names())}; {others}")
+        folder = near_paths(Path(name)) if os.sep in name else ""
+        raise InputError(f"{no_such('network', name, network_names())}; {others}{folder}")
     model = torchvision_cpu.models.get_model(name, weights=None, num_classes=classes, **options)
     if size <= SMALL_IMAGE:
         ARCHITECTURES[name](model, channels, size)

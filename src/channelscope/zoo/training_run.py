@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from torch import nn
 
 from channelscope.display import Facts, Shown
-from channelscope.errors import FormatError, InputError
+from channelscope.errors import FormatError, InputError, near_paths
 from channelscope.storage import atomic_file
 
 OptimizerName: TypeAlias = Literal["sgd", "adamw"]
@@ -70,9 +70,9 @@ class Schedule:
 
     References
     ----------
-    The reference training of small-image networks; Loshchilov & Hutter 2017 for the cosine;
-    Loshchilov & Hutter 2019 for AdamW; Goyal et al. 2017 for the warm-up; Szegedy et al. 2016 for smoothed labels; DeVries & Taylor 2017 for erased squares; Touvron et al.
-    2019 for training on smaller images.
+    The reference training of small-image networks; Loshchilov & Hutter 2017 for the cosine, 2019 for AdamW; Goyal et al. 2017 for the
+    warm-up; Szegedy et al. 2016 for smoothed labels; DeVries & Taylor 2017 for erased squares; Touvron et al. 2019 for training on
+    smaller images.
     """
 
     epochs: int = 200
@@ -381,7 +381,7 @@ class History(Shown):
         """
         path = Path(folder) / LOG
         if not path.is_file():
-            raise FormatError(f"{path}: expected the log of a training run, found nothing there")
+            raise FormatError(f"{path}: expected the log of a training run, found nothing there{near_paths(path)}")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
