@@ -134,6 +134,14 @@ def test_smaller_images_are_not_blown_up_unless_the_network_needs_it(tmp_path):
     assert logits(model, images).shape == (3, 2)
 
 
+@pytest.mark.parametrize("name", ["timm:test_vit(img_size=32)", "timm:test_vit(img_size=(32,32))"])
+def test_images_have_the_size_for_which_a_network_is_made(tmp_path, name):
+    for size in (100, 20):
+        model, images = zoo.load(name, folder(tmp_path / str(size), (size, size)))
+        assert images.image_shape == (3, 32, 32)
+        assert logits(model, images).shape == (3, 2)
+
+
 def test_a_size_decides_the_stem(tmp_path):
     data = folder(tmp_path / "images", (100, 100))
     model, images = zoo.load("squeezenet1_1", ImageSource(data, size=32))

@@ -129,6 +129,7 @@ def test_timm_networks_take_gray_images_without_numbers_of_their_own():
 
 def test_a_transformer_needs_its_size():
     assert model_info(build("timm:test_vit")).intake.enlarge
+    assert model_info(build("torchvision:vit_b_32(image_size=32)", 2)).intake.fit.size == (32, 32)
 
 
 def test_an_unknown_timm_network_suggests_some():

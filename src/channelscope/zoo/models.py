@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from channelscope.errors import InputError, UserCode, first_line, near_paths, no
 RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
 
 FIXED_SIZE = ("vit", "swin", "maxvit")  # torchvision families that take one image size only
+
+SIZE_OPTIONS = ("img_size", "image_size", "input_size")
+"""What timm's and torchvision's constructors call the size of the images that a network is made for."""
 
 CLASS_WORDS = ("num_classes", "classes", "n_classes")
 
@@ -266,7 +269,15 @@ def _timm(name: str, options: dict[str, Any], classes: int, channels: int) -> tu
         _note_new_head(f"timm:{name}", config.get("num_classes"), classes)
     fit = ResizeCrop(tuple(config["input_size"][1:]), config["crop_pct"], config["interpolation"])
     own = (tuple(config["mean"]), tuple(config["std"])) if channels == 3 else None
-    return model, InputSpec(fit, bool(config["fixed_input_size"]), own)
+    return model, InputSpec(_made_for(fit, options), bool(config["fixed_input_size"]), own)
+
+
+def _made_for(usual: ResizeCrop, options: dict[str, Any]) -> ResizeCrop:
+    """The preprocessing of a published network, to the size for which this one is made."""
+    size = next((options[word] for word in SIZE_OPTIONS if word in options), None)
+    if size is None:
+        return usual
+    return replace(usual, size=(size, size) if isinstance(size, int) else tuple(size))
 
 
 def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.Module, InputSpec]:
@@ -286,7 +297,7 @@ def _torchvision(name: str, options: dict[str, Any], classes: int) -> tuple[nn.M
             if count in (vars(layer).get("out_features"), vars(layer).get("out_channels")):
                 model.set_submodule(path, drawn.get_submodule(path))
         _note_new_head(f"torchvision:{name}", count, classes)
-    return model, InputSpec(fit, name.startswith(FIXED_SIZE), (tuple(config.mean), tuple(config.std)))
+    return model, InputSpec(_made_for(fit, options), name.startswith(FIXED_SIZE), (tuple(config.mean), tuple(config.std)))
 
 
 def _note_new_head(name: str, published: int | None, classes: int) -> None:
