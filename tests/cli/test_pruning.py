@@ -204,7 +204,7 @@ def test_networks_normalized_by_layer_norm_are_trained_and_fine_tuned_by_adamw(c
     (tmp_path / "net.py").write_text(NORMALIZED)
     name, out = f"{tmp_path / 'net.py'}:Net", tmp_path / "trained"
     assert run("train", name, "--epochs", "1", "--out", out) == 0
-    assert "AdamW with learning rate 0.002" in capsys.readouterr().err
+    assert "AdamW with learning rate 0.001" in capsys.readouterr().err
     assert History.read(out).settings["schedule"]["optimizer"] == "adamw"
     assert run("train", name, "--epochs", "1", "--optimizer", "sgd", "--out", tmp_path / "sgd") == 0
     assert "SGD with learning rate 0.03" in capsys.readouterr().err
@@ -214,7 +214,7 @@ def test_networks_normalized_by_layer_norm_are_trained_and_fine_tuned_by_adamw(c
     schedules, real = [], zoo.finetune
     monkeypatch.setattr(zoo, "finetune", lambda *given, **how: (schedules.append(given[3]), real(*given, **how))[1])
     assert run("prune", name, "--weights", out / "trained.safetensors", *small) == 0
-    assert [(schedule.optimizer, schedule.lr) for schedule in schedules] == [("adamw", pytest.approx(0.0002))]
+    assert [(schedule.optimizer, schedule.lr) for schedule in schedules] == [("adamw", pytest.approx(0.0001))]
 
 
 def test_a_set_without_training_images_is_not_fine_tuned_on(place, capsys, tmp_path):

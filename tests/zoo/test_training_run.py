@@ -113,13 +113,15 @@ def test_the_recipe_of_the_papers_networks_is_short(network, rate, erase, small)
     assert (plain.warmup, plain.smoothing, plain.erase, plain.small) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("network", ["resnet20", "resnet18", "timm:convnext_atto", "torchvision:vit_b_16"])
+@pytest.mark.parametrize(
+    ("network", "rate"), [("resnet20", 0.001), ("resnet18", 0.001), ("timm:convnext_atto", 0.002), ("torchvision:vit_b_16", 0.001)]
+)
 @pytest.mark.parametrize("data", ["digits", "cifar100"])
-def test_adamw_has_its_own_rate_and_a_warm_up_whatever_the_network(network, data):
+def test_adamw_has_its_own_rate_and_a_warm_up_whatever_the_network(network, rate, data):
     found, usual = default_schedule(network, data, "adamw"), default_schedule(network, data)
-    assert found == dataclasses.replace(usual, optimizer="adamw", lr=0.002, warmup=max(usual.warmup, 0.1))
+    assert found == dataclasses.replace(usual, optimizer="adamw", lr=rate, warmup=max(usual.warmup, 0.1))
     tuning = finetuning_schedule(network, data, 3, optimizer="adamw")
-    assert (tuning.optimizer, tuning.lr, tuning.warmup) == ("adamw", pytest.approx(0.0002), 0)
+    assert (tuning.optimizer, tuning.lr, tuning.warmup) == ("adamw", pytest.approx(rate / 10), 0)
 
 
 @pytest.mark.parametrize("make", [default_schedule, lambda *names, **options: finetuning_schedule(*names, 1, **options)])
