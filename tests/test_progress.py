@@ -114,6 +114,27 @@ def test_a_command_is_never_silent_for_two_seconds_and_speaks_with_one_voice(mon
     assert lines[6:] == ["images: done after 9.0 s", "axes: 10 s so far", "axes: 12 s so far"]
 
 
+def test_the_log_of_hours_is_short_and_names_every_stage_at_once(monkeypatch, capsys):
+    """Two seconds apart at most in the first half minute, then a twentieth of the time gone, then twenty seconds; a new stage is said."""
+    clock, speaker = Clock(monkeypatch, 7200), progress._Speaker()
+    speaker.bars = [progress._PlainLines("train", None, steady=True)]
+    spoken, stage = [], progress._PlainLines("evaluation", 8)
+    monkeypatch.setattr(progress._PlainLines, "_print", lambda bar, text: spoken.append((bar.note, clock.now)) or now())
+
+    def now():
+        progress.console.spoken = clock.now
+
+    clock.events = {3600.0: lambda: speaker.bars.append(stage), 3660.0: lambda: speaker.bars.remove(stage)}
+    speaker._watch(clock)  # type: ignore[arg-type]
+    seconds = [second for _, second in spoken]
+    apart = [(then, then - before) for before, then in zip([0.0, *seconds], seconds, strict=False)]
+    assert all(distance <= max(1.5, min(then / 20, 20.0)) + 1e-6 for then, distance in apart)
+    assert len(spoken) < 460
+    said = [second for note, second in spoken if note == "evaluation"]
+    assert 0 <= said[0] - 3600.0 <= 1.5
+    assert len(said) <= 5
+
+
 def test_a_call_without_bars_speaks_on_its_own_and_ends_without_a_word(monkeypatch, capsys):
     monkeypatch.setattr(progress, "SILENCE", 0.02)
     with progress.never_silent("axes"):

@@ -43,6 +43,9 @@ LINES_APART = 20.0
 SILENCE = 1.5
 """Seconds without a line after which a command says what it is doing: less than two, for a busy machine wakes its threads late."""
 
+RARE = 1 / 20
+"""Share of the time gone that may pass between two lines of a bar, so that the log of a day is read like that of a minute."""
+
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 _LOG: ContextVar[Callable[[str, int, Mapping[str, float]], None] | None] = ContextVar("log", default=None)
 _SHOWN: ContextVar[Progress | None] = ContextVar("shown", default=None)
@@ -302,8 +305,8 @@ class _PlainLines(Bar):
 class _Speaker:
     """The bars that are written as plain lines, the innermost last, and the thread that lets that one speak.
 
-    Inside `never_silent` it speaks after SILENCE seconds without a line, elsewhere after two seconds of work and then at growing
-    distances.
+    Inside `never_silent` it speaks after SILENCE seconds without a line, and where it has spoken of this bar before, after a twentieth of
+    the time gone where that is more; elsewhere after two seconds of work and then at growing distances.
     """
 
     def __init__(self) -> None:
@@ -327,8 +330,11 @@ class _Speaker:
 
     def left(self) -> float:
         """Seconds until a line is due."""
-        pause = SILENCE if any(bar.steady for bar in self.bars) else self.pause
-        return console.spoken + pause - time.monotonic()
+        now, bars, pause = time.monotonic(), self.bars[:], self.pause
+        call = next((bar for bar in bars if bar.steady), None)
+        if call is not None:
+            pause = max(SILENCE, min(RARE * (now - call.begun), LINES_APART) if bars[-1].printed else 0.0)
+        return console.spoken + pause - now
 
     def _watch(self, over: Event) -> None:
         while not over.wait(max(self.left(), 0.0)):
