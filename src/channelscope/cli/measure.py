@@ -75,7 +75,8 @@ class TrainingOptions:
         """The recipe of a network for these images, with what was asked for."""
         optimizer = zoo.usual_optimizer(model) if self.optimizer == "auto" else self.optimizer
         usual = zoo.default_schedule(name, source.data, optimizer)
-        return replace(usual, epochs=self.epochs or usual.epochs, lr=self.lr or usual.lr, every=self.every, seed=source.seed)
+        asked = {name: value for name, value in (("epochs", self.epochs), ("lr", self.lr)) if value is not None}
+        return replace(usual, **asked, every=self.every, seed=source.seed)
 
 
 def train(
