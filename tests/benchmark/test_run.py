@@ -122,6 +122,20 @@ def test_fine_tuning_comes_with_what_it_was_before_and_with_the_shape_from_scrat
     assert done[scratch]["loss"] != done[after]["loss"]
 
 
+@pytest.mark.parametrize(("norm", "optimizer", "lr"), [("LayerNorm", "adamw", 0.001), ("BatchNorm1d", "sgd", 0.1)])
+def test_networks_are_trained_by_their_usual_optimizer(tmp_path, monkeypatch, norm, optimizer, lr):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n        super().__init__(nn.Flatten(), "
+        f"nn.Linear(64, 6), nn.{norm}(6), nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 10))\n"
+    )
+    plans, real = [], zoo.finetune
+    monkeypatch.setattr(zoo, "finetune", lambda *given, **how: (plans.append(given[3]), real(*given, **how))[1])
+    own = Setup(f"{tmp_path / 'net.py'}:Net", None, ImageSource("digits", 50, images=60), tests=90)
+    benchmark(own, Grid(("l2",), (0.8,), ("global",), ("none",), (0,), finetune=1), tmp_path / "run")
+    assert {plan.optimizer for plan in plans} == {optimizer}
+    assert sorted(plan.lr for plan in plans) == pytest.approx([lr / 10, lr])
+
+
 def test_a_budget_that_cannot_be_met_is_a_row_with_its_reason(bench, tmp_path):
     done = benchmark(bench, Grid(("l2",), (0.001,), ("global",), ("none",)), tmp_path).done()
     row = done[Trial(0, "l2", 0.001, "global", "none")]

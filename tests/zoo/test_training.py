@@ -444,7 +444,7 @@ def test_the_steps_are_those_of_the_book(images, tmp_path, optimizer, lr):
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     with torch.no_grad():
         model[1].weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
-        model[1].bias.zero_()
+        model[1].bias.fill_(0.5)
     start = copy.deepcopy(model).double()
     schedule = Schedule(epochs=4, lr=lr, batch_size=1000, pad=0, flip=False, optimizer=optimizer)
     history = train(model, images, tmp_path, schedule, progress=False)
