@@ -312,7 +312,9 @@ def test_a_wrong_name_of_a_file_is_refused_with_the_nearest_one(capsys, tmp_path
     assert f"near matches: {tmp_path / near}" in refused(capsys, *(part.format(tmp_path) for part in call))
 
 
-@pytest.mark.parametrize(("flag", "said"), [("--epochs", "epochs of at least 1, received 0"), ("--lr", "positive learning rate, received 0.0")])
+@pytest.mark.parametrize(
+    ("flag", "said"), [("--epochs", "epochs of at least 1, received 0"), ("--lr", "positive learning rate, received 0")]
+)
 def test_a_training_of_no_epochs_or_without_a_rate_is_refused(capsys, tmp_path, flag, said):
     assert said in refused(capsys, "train", "resnet20(width=2)", flag, "0", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
