@@ -115,7 +115,7 @@ def test_info_of_a_training(tmp_path, printed):
     found = printed("info", tmp_path / "run")
     assert (found["training"]["network"], found["training"]["epochs"]) == ("resnet20(width=2)", 1)
     assert list(found["training"]["checkpoints"]) == ["0", "1"]
-    assert found["run"]["calls"][0]["command"] == f"channelscope train 'resnet20(width=2)' --out {tmp_path / 'run'} --epochs 1"
+    assert found["run"]["calls"][0]["command"] == f"channelscope train 'resnet20(width=2)' --epochs 1 --out {tmp_path / 'run'}"
 
 
 @pytest.mark.parametrize(
