@@ -245,8 +245,9 @@ def _build(name: str, options: dict[str, Any], classes: int, channels: int, size
         return SmallResNet(RESNETS[name], classes, channels, **options), InputSpec()
     if name not in ARCHITECTURES:
         others = "or give timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:Class"
-        folder = near_paths(Path(name)) if os.sep in name else ""
-        raise InputError(f"{no_such('network', name, network_names())}; {others}{folder}")
+        if os.sep in name and (near := near_paths(Path(name))):
+            raise InputError(f"{name}: expected a network, or the folder of a pruned one, found nothing there{near}")
+        raise InputError(f"{no_such('network', name, network_names())}; {others}")
     model = torchvision_cpu.models.get_model(name, weights=None, num_classes=classes, **options)
     if size <= SMALL_IMAGE:
         ARCHITECTURES[name](model, channels, size)

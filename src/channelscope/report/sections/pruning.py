@@ -129,7 +129,7 @@ def pruning_sentences(run: RunFolder) -> list[str]:
     ...     "parameters": 50, "kept": 1.0, "latency": 2.0}
     >>> small = row | {"state": "repaired", "accuracy": 0.88, "macs": 1000, "parameters": 20, "kept": 0.5, "latency": 1.5}
     >>> pruning_sentences(RunFolder(Path(), {}, {"pruning": pd.DataFrame([row, small])}))[0]
-    "With 50.0 % of its multiply-adds the network is right on 88.0 % [85.0 %, 94.0 %] of 100 test images, −2.0 points from the
+    "With 50.0 % of its multiply-adds the network is right on 88.0 % [85.0 %, 94.0 %] of 100 test images, 2.0 points below the
     original's 90.0 %."
     """
     frame = run.table("pruning")
@@ -147,13 +147,14 @@ def pruning_sentences(run: RunFolder) -> list[str]:
         said.append("Distillation made it worse on the images that judge, so the network is the one from before.")
     speed = run.table("pruning_speed")
     times = f"; one image takes {format_number(last['latency'], 2)} ms instead of {format_number(first['latency'], 2)} ms (medians)"
-    points = format_number(100 * (last["accuracy"] - first["accuracy"]), 1)
+    points = last["accuracy"] - first["accuracy"]
+    apart = f"{format_number(abs(100 * points), 1)} points {'above' if points > 0 else 'below'}" if points else "level with"
     chance = verdict.no_better_than_chance(first["accuracy_low"], run.facts)
     original = format_percent(first["accuracy"]) + (f", which is {chance}" if chance else "")
     return [
         f"With {format_percent(last['kept'])} of its multiply-adds the network is right on "
         f"{format_percent(last['accuracy'])} [{format_percent(last['accuracy_low'])}, {format_percent(last['accuracy_high'])}] of "
-        f"{last['images']:,} test images, {points} points from the original's {original}.",
+        f"{last['images']:,} test images, {apart} the original's {original}.",
         f"It has {last['macs']:,} of {first['macs']:,} multiply-adds and {last['parameters']:,} of {first['parameters']:,} parameters"
         f"{times if speed is None else ''}.",
         *said,
