@@ -191,6 +191,32 @@ def no_such(what: str, name: str, known: Iterable[str]) -> str:
     return f"no {what} is called {name or repr(name)}; {hint}there are: {listed}"
 
 
+def check_choice(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise InputError for a name that is none of a few.
+
+    Parameters
+    ----------
+    what
+        What the name should have been a name of, with its article, such as "a precision".
+    name
+        The name received.
+    known
+        The names there are.
+
+    Raises
+    ------
+    InputError
+        With all of them.
+
+    Examples
+    --------
+    >>> check_choice("a precision", "float32", ["auto", "float32", "bfloat16"])
+    """
+    names = tuple(known)
+    if name not in names:
+        raise InputError(f"expected {what} of {', '.join(names)}, received {name!r}")
+
+
 def near_paths(path: Path) -> str:
     """The end of a message that says that nothing is at a path: what has a name near that of its first part that is missing.
 

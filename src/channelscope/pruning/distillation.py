@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from channelscope.data.batches import images_of
-from channelscope.errors import DataError, InputError, NumericError
+from channelscope.errors import DataError, InputError, NumericError, check_choice
 from channelscope.evaluation import logits_in
 from channelscope.network.cost import cost
 from channelscope.network.module_state import channels_last, device_of, eval_mode, restored_momentum
 from channelscope.network.operations import tracking_norms
 from channelscope.progress import log_numbers, progress_bar
-from channelscope.zoo.precision import TrainingPrecision, check_precision, faster_precision, logits_to_learn
+from channelscope.zoo.precision import PRECISIONS, TrainingPrecision, faster_precision, logits_to_learn
 from channelscope.zoo.training_run import Schedule
 
 BEYOND_CHANCE = 2
@@ -62,7 +62,7 @@ class DistillationPlan:
                 "expected at least one epoch, and a rate and a temperature above zero; received "
                 f"{self.epochs} epochs, lr {self.lr}, T {self.temperature}"
             )
-        check_precision(self.precision)
+        check_choice("a precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from channelscope.errors import InputError
 from channelscope.evaluation import logits_in
 from channelscope.network.module_state import channels_last, device_of
 from channelscope.stats.tally import check_logits
@@ -44,17 +43,6 @@ SMALL = 16
 
 FEW_TAPS = 9
 """Positions of a depthwise kernel above which float32 is the faster precision for the gradient of the weights."""
-
-
-def check_precision(precision: str) -> None:
-    """Raise InputError for another precision than auto, float32 and bfloat16.
-
-    Examples
-    --------
-    >>> check_precision("auto")
-    """
-    if precision not in PRECISIONS:
-        raise InputError(f"expected a precision of {', '.join(PRECISIONS)}, received {precision!r}")
 
 
 def faster_precision(model: nn.Module, shape: Sequence[int], shown: int) -> Literal["float32", "bfloat16"]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from channelscope.data.images import ImageSplits
 from channelscope.data.splits import augment
-from channelscope.errors import FormatError, MismatchError, NumericError
+from channelscope.errors import FormatError, MismatchError, NumericError, check_choice
 from channelscope.evaluation import loss_and_accuracy
 from channelscope.network.module_state import channels_last, device_of, restored_momentum, weights_hash
 from channelscope.network.operations import tracking_norms
@@ -26,7 +26,7 @@ from channelscope.progress import Bar, log_numbers, progress_bar
 from channelscope.storage import atomic_file
 from channelscope.zoo.loading import available
 from channelscope.zoo.models import ModelInfo
-from channelscope.zoo.precision import TrainingPrecision, check_precision, faster_precision, loss_and_logits
+from channelscope.zoo.precision import PRECISIONS, TrainingPrecision, faster_precision, loss_and_logits
 from channelscope.zoo.training_run import LOG, MOMENTUM, WEIGHT_DECAY, Epoch, History, Schedule
 from channelscope.zoo.weight_files import load_weights, save_weights
 
@@ -108,7 +108,7 @@ def train(
     ([0, 1], 359, 'float32')
     """
     schedule = schedule or Schedule()
-    check_precision(precision)
+    check_choice("a precision", precision, PRECISIONS)
     images.require_training()
     device = available(device)
     history = _start_or_continue(model, images, Path(out), schedule, device, precision)
