@@ -15,7 +15,6 @@ import random
 import sys
 from pathlib import Path
 
-import scipy.stats
 import torch
 import torch_pruning
 from torch import nn
@@ -25,6 +24,7 @@ from architectures import CLASSES, FAILURES, IMAGES, LIMIT, RELATIVE, TABLE, apa
 
 import channelscope
 from channelscope.network.removal.groups import Groups
+from channelscope.stats.tally import Tally
 
 MOST, STEPS = 0.62, 6
 """Largest share of the multiply-adds, and halvings of the interval of ratios."""
@@ -67,20 +67,19 @@ def measured(name: str, pixels: int) -> dict:
     model = prepared(name, pixels)
     images = torch.randn(IMAGES, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
     full = multiply_adds(model, images[:1])
-    low, high, best, errors = 0.0, 1.0, None, []
+    low, high, best, failure = 0.0, 1.0, None, None
     for _ in range(STEPS):
         ratio = (low + high) / 2
         try:
             small, gone = cut_by_them(model, images[:1], ratio)
             share = multiply_adds(small, images[:1]) / full
         except FAILURES as error:
-            errors.append(error)
-            high = ratio
+            failure, high = error, ratio
             continue
         low, high = (low, ratio) if share <= MOST else (ratio, high)
         best = (share, small, gone) if share <= MOST else best
-    if best is None and errors:
-        raise errors[-1]
+    if best is None and failure is not None:
+        raise failure
     if best is None:
         return {"outcome": "costly", "macs": round(share, 4)}
     share, small, gone = best
@@ -111,8 +110,9 @@ def main() -> None:
     ours = read(TABLE)
     right = {"theirs": counts["equal"], "ours": sum(ours[row["network"]]["outcome"] == "equal" for row in drawn)}
     for whose, count in right.items():
-        ends = scipy.stats.binomtest(count, len(drawn)).proportion_ci(method="wilson")
-        print(f"{whose}: {count} of {len(drawn)} cut right, {count / len(drawn):.1%} [{ends.low:.1%}, {ends.high:.1%}]")
+        tally = Tally(len(drawn), count)
+        low, high = tally.accuracy_interval()
+        print(f"{whose}: {count} of {len(drawn)} cut right, {tally.accuracy:.1%} [{low:.1%}, {high:.1%}]")
 
 
 if __name__ == "__main__":
