@@ -15,6 +15,7 @@ import torch
 from channelscope import zoo
 from channelscope.data.sources import ImageSource
 from channelscope.errors import FormatError
+from channelscope.zoo.precision import PRECISIONS, TrainingPrecision
 from channelscope.zoo.training_run import History
 
 NETWORKS = {"resnet18": "bfloat16", "vgg16_bn": "bfloat16", "mobilenet_v2": "bfloat16"}
@@ -33,7 +34,7 @@ def finished(folder: Path) -> bool:
         return False
 
 
-def train(network: str, seed: int, folder: Path, data: str, epochs: int) -> None:
+def train(network: str, seed: int, folder: Path, data: str, epochs: int, precision: TrainingPrecision) -> None:
     """Train one network, or go on with it; nothing is done where it is finished or another process is at it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
@@ -48,7 +49,7 @@ def train(network: str, seed: int, folder: Path, data: str, epochs: int) -> None
         torch.manual_seed(seed)
         model, images = zoo.load(network, ImageSource(data, label_column="fine_label", seed=seed), seed=seed)
         schedule = replace(zoo.default_schedule(network, data), epochs=epochs, every=max(1, epochs // CHECKPOINTS), seed=seed)
-        history = zoo.train(model, images, folder, schedule, precision=NETWORKS.get(network, "auto"))
+        history = zoo.train(model, images, folder, schedule, precision=precision)
         print(f"{folder}: {history.precision}, {history.test_accuracy:.1%} of {history.test_images:,} test images", flush=True)
 
 
@@ -58,12 +59,13 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--precision", choices=PRECISIONS, help="by default the one that is faster with bfloat16 units")
     parser.add_argument("--data", default=f"hf:{DATA}")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "papers")
     options = parser.parse_args()
     for seed in options.seeds:
         for network in options.networks:
-            train(network, seed, options.out / f"{network}_seed{seed}", options.data, options.epochs)
+            train(network, seed, options.out / f"{network}_seed{seed}", options.data, options.epochs, options.precision or NETWORKS.get(network, "auto"))
 
 
 if __name__ == "__main__":

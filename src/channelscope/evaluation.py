@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from channelscope.data.batches import labeled_batches, on_device_of
 from channelscope.data.splits import Split
 from channelscope.errors import DataError, FormatError
-from channelscope.network.module_state import channels_last, device_of, eval_mode, fingerprints, weights_hash
+from channelscope.network.module_state import channels_last, device_of, eval_mode, fingerprints, memory_format, weights_hash
 from channelscope.network.nest import logits_of
 from channelscope.stats.tally import Tally, check_logits
 from channelscope.storage import atomic_file
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+Layouts: TypeAlias = dict[nn.Module, torch.memory_format]
+"""network → the order in memory in which it is given its images, once it has been found"""
 
 
 def evaluate(model: nn.Module, batches: Iterable) -> Tally:
@@ -91,9 +94,10 @@ def loss_and_accuracy(model: nn.Module, split: Split, precision: str = "float32"
     model.eval()
     device = device_of(model)
     loss, correct = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.int64)
+    layouts = Layouts()
     with channels_last(model, precision == "bfloat16"):
         for x, y, _ in split:
-            logits, y = _float_logits(model, x.to(device), precision), y.to(device)
+            logits, y = _float_logits(model, x, precision, layouts), y.to(device)
             check_logits(logits, len(y))
             loss += F.cross_entropy(logits, y, reduction="sum")
             correct += (logits.argmax(1) == y).sum()
@@ -159,10 +163,10 @@ def evaluate_each(model: nn.Module, batches: Iterable, precision: Precision = "f
     >>> correct.mean() == tally.accuracy == toy.truth["accuracy"]
     True
     """
-    tally, correct, low = Tally(), [], precision == "bfloat16"
-    with eval_mode(model), channels_last(model, low):
+    tally, correct, layouts = Tally(), [], Layouts()
+    with eval_mode(model), channels_last(model, precision == "bfloat16"):
         for images, labels, _ in labeled_batches(batches):
-            logits, found = _judged(model, images, labels, precision)
+            logits, found = _judged(model, images, labels, layouts, precision)
             tally = tally + found
             correct.append((logits.argmax(1).cpu() == labels.cpu()).numpy())
     if not tally.images:
@@ -268,14 +272,14 @@ def evaluate_networks(
     weights = weights or weights_hash(model)
     known = StoredEvaluation.load(stored) if stored is not None and stored.is_file() else None
     known = known if known is not None and known.weights == weights else None
-    tallies, firsts = dict.fromkeys(networks, Tally()), Tally()
+    tallies, firsts, layouts = dict.fromkeys(networks, Tally()), Tally(), Layouts()
     digest = hashlib.sha256()
     with eval_mode(*networks.values()):
         for number, (images, labels, index) in enumerate(labeled_batches(batches)):
             digest.update(fingerprints(images, index).numpy().tobytes() + labels.cpu().numpy().tobytes())
             for each, network in networks.items():
                 if each != name or known is None or not number:
-                    tallies[each] = tallies[each] + _judged(network, images, labels)[1]
+                    tallies[each] = tallies[each] + _judged(network, images, labels, layouts)[1]
             if not number:
                 firsts = tallies[name]
                 known = known if known is not None and known.agrees(firsts) else None
@@ -291,15 +295,18 @@ def evaluate_networks(
     return tallies, False
 
 
-def _float_logits(model: nn.Module, x: Tensor, precision: str) -> Tensor:
-    """`logits_in`, in float32 where they were computed in less."""
-    logits = logits_in(model, x, precision)
+def _float_logits(model: nn.Module, x: Tensor, precision: str, layouts: Layouts) -> Tensor:
+    """`logits_in` of images in the faster order in memory, in float32 where they were computed in less."""
+    x = on_device_of(x, model)
+    if model not in layouts:
+        layouts[model] = memory_format(model, x)
+    logits = logits_in(model, x.contiguous(memory_format=layouts[model]), precision)
     return logits.float() if precision == "bfloat16" else logits
 
 
-def _judged(model: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "float32") -> tuple[Tensor, Tally]:
+def _judged(model: nn.Module, images: Tensor, labels: Tensor, layouts: Layouts, precision: Precision = "float32") -> tuple[Tensor, Tally]:
     """Logits of a batch, in float32 where they were computed in less, and their tally."""
-    logits = _float_logits(model, on_device_of(images, model), precision)
+    logits = _float_logits(model, images, precision, layouts)
     return logits, Tally.of(logits, labels.to(logits.device if isinstance(logits, torch.Tensor) else "cpu"))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope.network.graph import memory_format
+from channelscope.network.module_state import memory_format
 from channelscope.network.sites import consumers, sites
 from channelscope.profiling.weight_norms import filters, following_batchnorm, weight_norms
 from networks import NARROW, built
@@ -274,7 +274,7 @@ def test_normalization_by_the_batch_is_not_affine():
 def test_the_layout_is_channels_last_where_the_network_can_run_so():
     model, shape = built("resnet18")
     image = torch.randn(1, *shape)
-    assert memory_format(sites(model, image).graph, image) is torch.channels_last
+    assert memory_format(model, image) is torch.channels_last
 
     class Viewing(nn.Module):
         def __init__(self):
@@ -285,7 +285,7 @@ def test_the_layout_is_channels_last_where_the_network_can_run_so():
             return self.fc(self.conv(x).view(-1, 4 * 36))
 
     image = torch.randn(1, 3, 6, 6)
-    assert memory_format(sites(Viewing(), image).graph, image) is torch.contiguous_format
+    assert memory_format(Viewing(), image) is torch.contiguous_format
 
 
 def test_finding_the_layout_leaves_a_training_network_as_it_was():
@@ -293,6 +293,6 @@ def test_finding_the_layout_leaves_a_training_network_as_it_was():
     model.train()
     before = model.bn1.running_mean.clone()
     image = torch.randn(1, *shape)
-    memory_format(sites(model, image).graph, image)
+    memory_format(model, image)
     assert torch.equal(model.bn1.running_mean, before)
     assert model.training

@@ -386,29 +386,6 @@ def _user_line(error: BaseException) -> str:
     return f"{frame.filename}:{frame.lineno} ({frame.name})"
 
 
-def memory_format(graph: Graph, image: Tensor) -> torch.memory_format:
-    """Channels last where the network can run so, on a CPU; otherwise the usual order.
-
-    Convolutions take equally long in both, but channels last keeps the channels of a position together, and positions
-    are what is collected. A network that uses `view` across channels and positions cannot run so. On other devices
-    float32 convolutions may be slower in that order.
-
-    Examples
-    --------
-    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
-    >>> memory_format(trace(net, torch.zeros(1, 1, 2, 2)), torch.zeros(1, 1, 2, 2))
-    torch.channels_last
-    """
-    if image.dim() != 4 or image.device.type != "cpu":
-        return torch.contiguous_format
-    try:
-        with eval_mode(graph.model), torch.no_grad():
-            graph.run(image.contiguous(memory_format=torch.channels_last))
-    except RuntimeError:
-        return torch.contiguous_format
-    return torch.channels_last
-
-
 class PartialForward:
     """One batch at one site's cut point; `finish` runs the rest of the network, and nothing before."""
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.fx.node import map_arg
 
 from channelscope.errors import InputError, NumericError, TracingError
-from channelscope.network.graph import memory_format
-from channelscope.network.module_state import eval_mode, fingerprints, weights_hash
+from channelscope.network.module_state import eval_mode, fingerprints, memory_format, weights_hash
 from channelscope.network.nest import closed, logits_of, tensors
 from channelscope.network.operations import layers_called
 from channelscope.network.sites import Sites, by_image
@@ -189,7 +188,7 @@ class ProfileCollector:
         self.images, self.unlabeled, self.tally = 0, 0, Tally()
         self.fingerprints: list[Tensor] = []
         self.input_shape, self.classes = tuple(image.shape[1:]), _class_count(found)
-        self.layout = memory_format(found.graph, image)
+        self.layout = memory_format(found.graph.model, image)
         _check_windows(found, image)
         self.weights = weight_norms(found)
         self.affine = {

@@ -14,7 +14,7 @@ from channelscope.data.batches import images_of
 from channelscope.errors import DataError, InputError, NumericError, check_choice
 from channelscope.evaluation import logits_in
 from channelscope.network.cost import cost
-from channelscope.network.module_state import channels_last, device_of, eval_mode, restored_momentum
+from channelscope.network.module_state import channels_last, device_of, eval_mode, memory_format, restored_momentum
 from channelscope.network.operations import tracking_norms
 from channelscope.progress import log_numbers, progress_bar
 from channelscope.zoo.precision import PRECISIONS, TrainingPrecision, faster_precision, logits_to_learn
@@ -158,6 +158,9 @@ def distill(
     judged = [images_of(batch).to(device) for batch in validation]
     if not sum(map(len, judged)):
         raise DataError("distill: expected validation images, received none")
+    layouts = {memory_format(network, judged[0]) for network in (teacher, model)}
+    layout = layouts.pop() if len(layouts) == 1 else torch.contiguous_format
+    judged = [x.contiguous(memory_format=layout) for x in judged]
     epochs = plan.epochs or _usual_epochs(model, teacher, judged[0])
     precision, images = _precision(model, plan, epochs, batches, judged[0]), 0
     with eval_mode(teacher), eval_mode(model):
@@ -165,7 +168,7 @@ def distill(
         before = _validation_losses(model, judged, expected, plan.temperature)
         with progress_bar("distilling, epochs", epochs, progress) as advance, channels_last(model, precision == "bfloat16"):
             norms = tracking_norms(model) if plan.batch_statistics else []
-            lesson = _Lesson(model, teacher, _optimizer(model, plan.lr), plan, epochs, precision, norms)
+            lesson = _Lesson(model, teacher, _optimizer(model, plan.lr), plan, epochs, precision, norms, layout)
             for epoch in range(epochs):
                 if epoch and epoch == epochs - 1:
                     lesson.estimate_statistics(batches)
@@ -191,6 +194,12 @@ class _Lesson:
     precision: str
     norms: list[Any]
     """BatchNorms that normalize with the batch's statistics in all epochs but the last"""
+    layout: torch.memory_format
+    """order of the images in memory"""
+
+    def images(self, batch: Any) -> torch.Tensor:
+        """Images of a batch, as both networks are given them."""
+        return images_of(batch).to(device_of(self.model)).contiguous(memory_format=self.layout)
 
     def normalize_by_batch(self, wanted: bool) -> None:
         """Let the BatchNorms take their statistics from the batch, or from what they have gathered."""
@@ -200,7 +209,7 @@ class _Lesson:
     @torch.no_grad()
     def estimate_statistics(self, batches: Iterable) -> None:
         """Set the statistics of the BatchNorms to their means over the batches of one pass, whatever their momentum is."""
-        several = (x for x in map(images_of, batches if self.norms else ()) if len(x) > 1)
+        several = (x for x in map(self.images, batches if self.norms else ()) if len(x) > 1)
         with restored_momentum(self.norms):
             for place, x in enumerate(several):
                 if not place:
@@ -208,7 +217,7 @@ class _Lesson:
                     for norm in self.norms:
                         norm.reset_running_stats()
                         norm.momentum = None
-                logits_in(self.model, x.to(device_of(self.model)), self.precision)
+                logits_in(self.model, x, self.precision)
         self.normalize_by_batch(False)
 
 
@@ -257,11 +266,11 @@ def _precision(model: nn.Module, plan: DistillationPlan, epochs: int, batches: I
 
 def _epoch(lesson: _Lesson, batches: Iterable, epoch: int) -> tuple[int, float]:
     """One pass over the images; their number, and their mean loss."""
-    images, total, plan, device = 0, 0.0, lesson.plan, device_of(lesson.model)
+    images, total, plan = 0, 0.0, lesson.plan
     schedule = Schedule(lesson.epochs, lr=1.0)
     steps = len(batches) if isinstance(batches, Sized) else 0
     for step, batch in enumerate(batches, start=1):
-        x = images_of(batch).to(device)
+        x = lesson.images(batch)
         for group in lesson.optimizer.param_groups:
             group["lr"] = group["first"] * schedule.rate((epoch + ((step - 1) / steps if steps else 0.0)) / schedule.epochs)
         wanted = _answers(lesson.teacher, x, plan, lesson.precision)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from channelscope.evaluation import logits_in
-from channelscope.network.module_state import channels_last, device_of
+from channelscope.network.module_state import channels_last, device_of, memory_format
 from channelscope.stats.tally import check_logits
 
 TrainingPrecision: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -69,6 +69,7 @@ def faster_precision(model: nn.Module, shape: Sequence[int], shown: int) -> Lite
     device = device_of(model)
     tried = copy.deepcopy(model).requires_grad_(True).train()
     x = torch.rand(min(TRIAL_IMAGES, shape[0]), *shape[1:], generator=torch.Generator().manual_seed(0)).to(device)
+    x = x.contiguous(memory_format=memory_format(tried, x))
     y = torch.zeros(len(x), dtype=torch.int64, device=device)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
 

@@ -20,7 +20,7 @@ from channelscope.data.images import ImageSplits
 from channelscope.data.splits import augment
 from channelscope.errors import FormatError, MismatchError, NumericError, check_choice
 from channelscope.evaluation import loss_and_accuracy
-from channelscope.network.module_state import channels_last, device_of, restored_momentum, weights_hash
+from channelscope.network.module_state import channels_last, device_of, memory_format, restored_momentum, weights_hash
 from channelscope.network.operations import tracking_norms
 from channelscope.progress import Bar, log_numbers, progress_bar
 from channelscope.storage import atomic_file
@@ -113,7 +113,8 @@ def train(
     device = available(device)
     history = _start_or_continue(model, images, Path(out), schedule, device, precision)
     model.to(device)
-    run = _Run(model, _optimizer(model, schedule), images, schedule, history)
+    layout = memory_format(model, torch.zeros(2, *images.image_shape, device=device))
+    run = _Run(model, _optimizer(model, schedule), images, schedule, history, layout)
     _restore(run)
     if len(run.history.epochs) <= schedule.epochs:
         with _progress_line(progress, run):
@@ -187,6 +188,7 @@ class _Run:
     images: ImageSplits
     schedule: Schedule
     history: History
+    layout: torch.memory_format
     begun: _Begun | None = None
     line: _Line = field(init=False)
 
@@ -347,7 +349,7 @@ def _step(run: _Run, places: Tensor, rate: float, epoch: int, draw: torch.Genera
     x, y = split.normalized(pixels), split.labels[places].to(device)
     if schedule.shrunk(epoch):
         x = F.interpolate(x, scale_factor=0.5, mode="area")
-    loss, logits = loss_and_logits(run.model, x, y, run.history.precision, schedule.smoothing)
+    loss, logits = loss_and_logits(run.model, x.contiguous(memory_format=run.layout), y, run.history.precision, schedule.smoothing)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()
