@@ -115,7 +115,7 @@ class Scaled(nn.Module):
         self.factor, self.calls = factor, 0
 
     def forward(self, x):
-        self.calls += len(x)
+        self.calls += len(x) if len(x) > 2 else 0  # two images find the order in memory
         return self.factor * x.flatten(1)
 
 

@@ -65,7 +65,8 @@ def main() -> None:
     options = parser.parse_args()
     for seed in options.seeds:
         for network in options.networks:
-            train(network, seed, options.out / f"{network}_seed{seed}", options.data, options.epochs, options.precision or NETWORKS.get(network, "auto"))
+            folder, precision = options.out / f"{network}_seed{seed}", options.precision or NETWORKS.get(network, "auto")
+            train(network, seed, folder, options.data, options.epochs, precision)
 
 
 if __name__ == "__main__":

@@ -126,3 +126,19 @@ def test_what_is_frozen_gets_no_gradient():
     assert layer.weight.grad is None
     assert layer.bias is not None
     assert layer.bias.grad is not None
+
+
+@pytest.mark.parametrize(("channels", "filters", "groups"), [(4, 8, 1), (2, 4, 1), (8, 16, 2)])
+def test_narrow_strided_convolutions_of_one_pixel_are_learned_with_their_images_channels_first(channels, filters, groups):
+    """With channels last, oneDNN on AVX2 writes their gradient beyond its memory: the process ends, hangs or goes on with other numbers."""
+    net = nn.Sequential(nn.Conv2d(3, channels, 3), nn.ReLU(), nn.Conv2d(channels, filters, 1, stride=2, groups=groups), nn.Flatten())
+    seen = []
+    net[2].register_forward_hook(lambda module, inputs, output: seen.append(output.is_contiguous()))
+    x, y = torch.randn(2, 3, 6, 6), torch.tensor([0, 1])
+    grads = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        net.zero_grad()
+        loss_and_logits(net, x.contiguous(memory_format=layout), y, "float32")[0].backward()
+        grads.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters() if parameter.grad is not None]))
+    assert seen == [True, True]
+    torch.testing.assert_close(*grads)

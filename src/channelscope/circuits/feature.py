@@ -22,7 +22,7 @@ from channelscope.network.channel_graph import ChannelGraph, KernelMask
 from channelscope.network.channel_tracing import channel_graph
 from channelscope.network.edits import zero_kernels
 from channelscope.network.graph import Graph, trace
-from channelscope.network.module_state import eval_mode
+from channelscope.network.module_state import eval_mode, gradient_overruns
 from channelscope.network.operations import layer_of, layers_called
 from channelscope.network.sites import sites_of
 from channelscope.subset import Subset
@@ -201,16 +201,12 @@ PIXELS = 2**19
 """Most pixels run at once; the maps of more do not stay in the processor's cache."""
 
 
-NARROW = 16
-"""Input channels below which oneDNN, up to 3.14, writes the weights' gradients of strided 1 × 1 convolutions beyond its memory."""
-
-
 def _overruns(module: nn.Module) -> bool:
-    """Whether a layer's weight gradients with channels last damage memory on some CPUs: github.com/uxlfoundation/oneDNN/issues/6035."""
+    """Whether a layer's weight gradients with channels last damage memory on some CPUs."""
     layer = layer_of(module)
     if layer is None or not layer.kernel or layer.transposed:
         return False
-    return max(layer.kernel) == 1 < max(layer.stride) and layer.in_channels // layer.groups < NARROW
+    return gradient_overruns(layer.kernel, layer.stride, layer.in_channels // layer.groups)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

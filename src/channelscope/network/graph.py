@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 
 from channelscope.errors import FAILURES, InputError, TracingError, UserCode, first_line, no_lack_of_memory, no_such
 from channelscope.network import nest
-from channelscope.network.module_state import eval_mode, out_of_place, restored_state
+from channelscope.network.module_state import out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
 from channelscope.network.operations.opened import in_layers
 from channelscope.network.tracing.recorder import FORM, OWN, Recording

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from channelscope.errors import TracingError
+from channelscope.errors import FAILURES, TracingError, no_lack_of_memory
 from channelscope.types import Float, Int
 
 
@@ -396,9 +396,27 @@ def memory_format(model: nn.Module, image: Tensor) -> torch.memory_format:
     try:
         with eval_mode(model), torch.no_grad():
             model(image[:2].contiguous(memory_format=torch.channels_last))
-    except Exception:  # a network's own code, which says what is wrong when it runs in the usual order
+    except FAILURES as error:  # a view of rows and columns as one axis; another error comes again in the usual order
+        no_lack_of_memory(error)
         return torch.contiguous_format
     return torch.channels_last
+
+
+NARROW = 16
+"""Input channels below which oneDNN, up to 3.14, writes the weights' gradients of strided 1 × 1 convolutions beyond its memory."""
+
+
+def gradient_overruns(kernel: Sequence[int], stride: Sequence[int], inputs: int) -> bool:
+    """Whether float32 gradients of a convolution's weights damage memory on some CPUs if its images lie channels last.
+
+    `inputs` is the number of input channels of one group. See github.com/uxlfoundation/oneDNN/issues/6035.
+
+    Examples
+    --------
+    >>> gradient_overruns((1, 1), (2, 2), inputs=8), gradient_overruns((3, 3), (2, 2), inputs=8)
+    (True, False)
+    """
+    return max(kernel) == 1 < max(stride) and inputs < NARROW
 
 
 @contextmanager

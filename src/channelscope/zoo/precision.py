@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from channelscope.evaluation import logits_in
-from channelscope.network.module_state import channels_last, device_of, memory_format
+from channelscope.network.module_state import channels_last, device_of, gradient_overruns, memory_format
 from channelscope.stats.tally import check_logits
 
 TrainingPrecision: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -157,9 +157,9 @@ def logits_to_learn(model: nn.Module, x: Tensor, precision: str) -> Tensor:
 
 
 class FasterGradients(TorchFunctionMode):
-    """While inside, `conv2d` in bfloat16 on a CPU takes its gradients another way where that is faster.
+    """While inside, `conv2d` on a CPU takes its gradients another way where that is faster (bfloat16), or where its own damage memory.
 
-    Outputs are those of `conv2d` itself, gradients differ by rounding.
+    Outputs are those of `conv2d` itself but for rounding, and so are gradients.
 
     Examples
     --------
@@ -190,6 +190,8 @@ def _conv2d(
         how = _How(_pair(stride), _pair(padding), _pair(dilation), groups)
         if how.small(input, weight) or (how.depthwise(input) and (how.strided or _wide(input, weight))):
             return _Convolution.apply(input.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16(), how)
+    elif input.is_cpu and gradient_overruns(weight.shape[2:], _pair(stride), weight.shape[1]):
+        input = input.contiguous()
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
