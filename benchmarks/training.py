@@ -1,13 +1,15 @@
-"""What a step of training costs in bfloat16 with channels last, against float32; ratios of medians of interleaved steps.
+"""What a step of training and an evaluation cost with channels last in memory, and a step in bfloat16; medians of interleaved passes.
 
-`python benchmarks/training.py [NETWORKS]`. The networks for small images, batches of 128 random 32×32 images, two threads.
-`train` makes the same comparison on the device at hand and takes the faster (`--precision auto`). "As called" is bfloat16 by autocast
-alone, without the gradients that `zoo.precision` takes another way.
+`python benchmarks/training.py [NETWORKS]`. The networks for small images, batches of 128 random 32×32 images, two threads. `train` takes
+float32 with channels last on a CPU, or bfloat16 where a trial on the device at hand shows that it is faster (`--precision auto`). "As
+called" is bfloat16 by autocast alone, without the gradients that `zoo.precision` takes another way.
 """
 
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,41 +23,54 @@ NETWORKS = ("resnet18", "vgg16_bn", "mobilenet_v2", "resnet20")
 BATCH, ROUNDS = 128, 5
 
 
-def as_called(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str) -> torch.Tensor:
-    return F.cross_entropy(logits_in(model, x, precision).float(), y)
+def as_called(precision: str, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    F.cross_entropy(logits_in(model, x, precision).float(), y).backward()
 
 
-def as_trained(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str) -> torch.Tensor:
-    return loss_and_logits(model, x, y, precision)[0]
+def as_trained(precision: str, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    loss_and_logits(model, x, y, precision)[0].backward()
 
 
-KINDS = {
-    "float32": (as_called, "float32", False),
-    "channels last": (as_called, "float32", True),
-    "as called": (as_called, "bfloat16", True),
-    "bfloat16": (as_trained, "bfloat16", True),
+@torch.inference_mode()
+def evaluated(model: torch.nn.Module, x: torch.Tensor, _: torch.Tensor) -> None:
+    logits_in(model.eval(), x, "float32")
+    model.train()
+
+
+KINDS: dict[str, tuple[Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], None], bool]] = {
+    "training": (partial(as_trained, "float32"), False),
+    "training, channels last": (partial(as_trained, "float32"), True),
+    "evaluation": (evaluated, False),
+    "evaluation, channels last": (evaluated, True),
+    "training in bfloat16 as called": (partial(as_called, "bfloat16"), True),
+    "training in bfloat16": (partial(as_trained, "bfloat16"), True),
 }
+"""Name → pass, and whether the images lie channels last in memory."""
 
 
 def main(names: tuple[str, ...] = NETWORKS) -> None:
     torch.set_num_threads(2)
     torch.manual_seed(0)
+    has_units = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    kinds = {name: kind for name, kind in KINDS.items() if has_units or "bfloat16" not in name}
     x, y = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 100, (BATCH,))
-    print(f"images a second of forward and backward pass, batches of {BATCH}, {ROUNDS} interleaved rounds, 2 threads")
-    print(f"{'network':14s} {'float32':>9s} {'channels last':>14s} {'as called':>10s} {'bfloat16':>9s}   over float32, over as called")
+    print(
+        f"images a second, batches of {BATCH}, {ROUNDS} interleaved rounds, 2 threads" + ("" if has_units else "; no bfloat16 units here")
+    )
     for name in names:
         model = zoo.build(name, 100, 3, 32).train()
-        times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
         for _ in range(1 + ROUNDS):
-            for kind, (loss, precision, last) in KINDS.items():
-                with channels_last(model, last):
+            for kind, (run, last) in kinds.items():
+                with channels_last(model, "bfloat16" in kind):
                     begun = time.perf_counter()
-                    loss(model, x.contiguous(memory_format=torch.channels_last) if last else x, y, precision).backward()
+                    run(model, x.contiguous(memory_format=torch.channels_last) if last else x, y)
                     times[kind].append(time.perf_counter() - begun)
                 model.zero_grad()
         speed = {kind: BATCH / statistics.median(taken[1:]) for kind, taken in times.items()}
-        one, last, called, low = speed.values()
-        print(f"{name:14s} {one:9,.0f} {last:14,.0f} {called:10,.0f} {low:9,.0f}   {low / one:.2f}×  {low / called:.2f}×", flush=True)
+        for kind, images in speed.items():
+            over = "training, channels last" if "bfloat16" in kind else kind.removesuffix(", channels last")
+            print(f"{name:14s}{kind:32s}{images:8,.0f}" + (f"   {images / speed[over]:.2f}× {over}" if over != kind else ""), flush=True)
 
 
 if __name__ == "__main__":
