@@ -443,6 +443,17 @@ def test_linear_streams_are_turned_where_that_is_nearer_to_the_original(tmp_path
     assert abs(frame.loc["repaired", "loss"] - frame.loc["original", "loss"]) < 0.05
 
 
+def test_that_linear_streams_can_be_turned_is_said_where_there_are_any(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(STREAMS)
+    given = ("--images", "60", "--test", "50", "--macs", "0.6")
+    assert run("prune", f"{tmp_path / 'net.py'}:Net", *given, "--out", tmp_path / "small") == 0
+    assert "1 linear stream can be written in another basis: --rotate also tries that" in capsys.readouterr().err
+    for network, *more in ((f"{tmp_path / 'net.py'}:Net", "--score", "l2"), ("resnet20(width=4)",)):
+        out = tmp_path / network[-3:]
+        assert run("prune", network, *more, *given, "--out", out) == 0
+        assert "--rotate" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "why"),
     [(("--score", "l2"), "expected --score reconstruction"), ((), "no stream that layers alone write and read")],

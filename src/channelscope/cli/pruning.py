@@ -233,6 +233,7 @@ def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions, f
         found, made = nearer_of_two(found, images, plan, budget)
     else:
         made = remove_and_repair(found, images, plan, budget)
+        console.print(rotation_note(found, plan), end="")
     console.print(latency_note(made), end="")
     undefined_note(made.ranking)
     return found, made
@@ -263,6 +264,14 @@ def nearer_of_two(found: Groups, images: ImageSplits, plan: PruningOptions, budg
         f"{own:.3g} in their own, so {'the other' if best is turned else 'their own'} is taken"
     )
     return best, made[best]
+
+
+def rotation_note(found: Groups, plan: PruningOptions) -> str:
+    """That linear streams can be tried in another basis, where there are any and the networks could be compared."""
+    streams = len(linear_streams(found)) if plan.score == "reconstruction" else 0
+    if not streams:
+        return ""
+    return f"{counted(streams, 'linear stream')} can be written in another basis: --rotate also tries that, for twice the time\n"
 
 
 def kept_table(found: Groups, folder: Path, batch: int) -> LatencyTable:
