@@ -16,10 +16,16 @@ from rich.console import Console
 from torch import nn
 
 from channelscope import progress, zoo
-from channelscope.cli.benchmark import log_trials
+from channelscope.cli.benchmark import counted_trials, log_trials
 from channelscope.errors import InputError
+from channelscope.network.removal.groups import groups
 from channelscope.progress import format_seconds, progress_bar, track, without_bars
+from channelscope.pruning.budget import Budget
 from channelscope.pruning.distillation import DistillationPlan, distill
+from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeons
+from channelscope.pruning.prune import prune
+
+prune_module, surgeon_module = (sys.modules[function.__module__] for function in (prune, optimal_brain_surgeons))
 
 
 def test_short_work_is_not_reported(capsys):
@@ -384,3 +390,60 @@ def test_a_benchmark_logs_the_accuracy_of_every_network_at_its_budget(seen):
         ("benchmark/l2/global/peers/seed 3", 30, {"accuracy": 0.5}),
         ("benchmark/l2/global/peers/seed 3", 50, {"accuracy": 0.75}),
     ]
+
+
+def test_a_bar_that_begins_again_counts_from_there(capsys):
+    lines = progress._PlainLines("rankings", None)
+    lines.speak()
+    lines.begin("networks", 4)
+    lines()
+    lines.speak()
+    said = re.sub(r"\d\.\d s", "TIME", capsys.readouterr().err).splitlines()
+    assert said == ["rankings: TIME so far", "rankings: done after TIME", "networks: 1 of 4, TIME, about TIME left"]
+
+
+def test_a_drawn_bar_begins_again(monkeypatch):
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    with progress_bar("rankings", None) as bar:
+        bar(3)
+        bar.begin("networks", 4)
+        bar()
+        (task,) = bar.progress.tasks
+        assert (task.description, task.completed, task.total) == ("networks", 1, 4)
+
+
+def test_the_bar_of_a_benchmark_counts_the_trials_that_are_left():
+    told = []
+    bar = type("Bar", (), {"begin": lambda _, note, total: told.append(total), "__call__": lambda _: told.append("step")})()
+    step = counted_trials(bar)
+    for done in (3, 4, 5):
+        step(done, 5)
+    assert told == [2, "step", "step"]
+
+
+def test_pruning_reaches_the_end_of_its_bars(monkeypatch):
+    """Rankings, two trials and the repair; with residual blocks three more trials, of which one is not run again."""
+    bars = []
+
+    @contextlib.contextmanager
+    def counted(note, total, shown=True):
+        steps = []
+        bars.append((note, total, steps))
+        yield lambda count=1: steps.append(count)
+
+    for module in (prune_module, surgeon_module):
+        monkeypatch.setattr(module, "progress_bar", counted)
+    torch.manual_seed(0)
+    model = zoo.build("resnet20(width=4)", classes=4, channels=1, image_size=8).eval()
+    found, images = groups(model, torch.zeros(1, 1, 8, 8)), [torch.rand(24, 1, 8, 8)]
+    rankings = optimal_brain_surgeons(found, images)
+    for budget in (Budget(0.6), Budget(0.6, blocks=True)):
+        prune(rankings, found, images, budget=budget)
+    assert [note for note, _, _ in bars] == [
+        "reconstruction ranking, images",
+        "reconstruction ranking, order of removal",
+        *2 * ["removal and repair, layers"],
+    ]
+    layers = sum(bool(layer.taps) for layer in found.layers)
+    assert [total for _, total, _ in bars] == [24, 2 * len(found), 3 * layers, 5 * layers]
+    assert [sum(steps) for _, _, steps in bars] == [total for _, total, _ in bars]

@@ -60,6 +60,9 @@ class Bar:
     def describe(self, note: str, more: str = "") -> None:
         """Change the text before the bar, and that behind it."""
 
+    def begin(self, note: str, total: float) -> None:
+        """Go on with other work, of so many steps; time is counted from here."""
+
     def line(self, text: str) -> None:
         """Print a line where bars are written as lines."""
 
@@ -192,9 +195,22 @@ def track(items: Iterable[T], note: str, total: int | None = None, shown: bool =
     """
     count = len(items) if total is None and isinstance(items, Sized) else total
     with progress_bar(note, count, shown) as advance:
-        for item in items:
-            yield item
-            advance()
+        yield from advancing(items, advance)
+
+
+def advancing(items: Iterable[T], advance: Callable[[], None]) -> Iterator[T]:
+    """The items; after each a function is called, such as a bar.
+
+    Examples
+    --------
+    >>> list(advancing("ab", lambda: print("done")))
+    done
+    done
+    ['a', 'b']
+    """
+    for item in items:
+        yield item
+        advance()
 
 
 @contextmanager
@@ -262,6 +278,9 @@ class _DrawnBar(Bar):
     def describe(self, note: str, more: str = "") -> None:
         self.progress.update(self.task, description=note, more=more)
 
+    def begin(self, note: str, total: float) -> None:
+        self.progress.reset(self.task, total=total, description=note)
+
 
 class _PlainLines(Bar):
     """A bar as lines that say how far the work is."""
@@ -275,6 +294,10 @@ class _PlainLines(Bar):
 
     def describe(self, note: str, more: str = "") -> None:
         self.note, self.more = note, more
+
+    def begin(self, note: str, total: float) -> None:
+        self.ended("done")
+        self.note, self.total, self.done, self.begun, self.printed = note, total, 0.0, time.monotonic(), False
 
     def line(self, text: str) -> None:
         console.print(text)

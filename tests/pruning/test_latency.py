@@ -146,7 +146,7 @@ def test_a_target_out_of_reach_names_the_smallest(found, monkeypatch):
     scores = np.arange(float(len(found)))
     with pytest.raises(BudgetError, match=r"0.0001 of .* ms cannot be met by removing channels; the smallest that can is 0\.0\d\d"):
         cut_to_latency(scores, found, Budget(0.0001, "latency", multiple=1), found.graph.model, table)
-    kept, report = cut_to_latency(scores, found, Budget(0.0001, "latency", multiple=1), found.graph.model, table, closest=True)
+    kept, report = cut_to_latency(scores, found, Budget(0.0001, "latency", multiple=1, closest=True), found.graph.model, table)
     assert report.measured < 0.1
     assert kept.sum() == 4  # two channels of each layer: the cap is 95 %
 

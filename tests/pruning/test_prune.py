@@ -11,6 +11,7 @@ from channelscope import scores
 from channelscope.errors import BudgetError, InputError, MismatchError, SampleError
 from channelscope.network.removal.groups import groups
 from channelscope.profiling.collect import collect
+from channelscope.pruning.budget import Budget
 from channelscope.pruning.cut import shrink
 from channelscope.pruning.optimal_brain_surgeon import optimal_brain_surgeon
 from channelscope.pruning.prune import kl_divergence, prune
@@ -124,10 +125,10 @@ def test_a_budget_that_the_smaller_network_does_not_meet_is_refused_or_taken():
     ranking = Ranking("by hand", "", "high", {"a": np.arange(6.0)}, found.sites, (3, 8, 8))
     with pytest.raises(BudgetError, match=r"at most 0.6 of 1,920 multiply-adds, the smaller network carries out 1,728 \(0.900\)"):
         prune(ranking, found, None, macs=0.6, method="none")
-    assert prune(ranking, found, None, macs=0.6, method="none", closest=True).kept.count == 3
+    assert prune(ranking, found, None, budget=Budget(0.6, closest=True), method="none").kept.count == 3
     with pytest.raises(BudgetError, match="smallest budget is"):
         prune(ranking, found, None, macs=0.01, method="none")
-    assert prune(ranking, found, None, macs=0.01, method="none", closest=True).kept.count == 1
+    assert prune(ranking, found, None, budget=Budget(0.01, closest=True), method="none").kept.count == 1
 
 
 def test_the_original_is_run_once_to_choose_between_rankings(network, good):

@@ -285,7 +285,7 @@ def benchmark(
     address
         Address of a Ray cluster.
     step
-        Called after each trial with the number of finished trials and of all trials.
+        Called when the trials begin, and after each, with the number of finished trials and of all trials.
 
     Returns
     -------
@@ -341,11 +341,12 @@ def benchmark(
                 if cell not in done:
                     tasks.append((cell, {name: rankings[name] for name in cell.rankings if name in rankings}))
     finished = len(wanted) - len(tasks)
+    tell = step or (lambda done, total: None)
+    tell(finished, len(wanted))
     for cell, row in run_trials(bench, tasks, engine, count, address):
         results.add(cell, row)
         finished += 1
-        if step is not None:
-            step(finished, len(wanted))
+        tell(finished, len(wanted))
     return results
 
 
@@ -439,4 +440,4 @@ def _make_ranking(bench: Setup, seed: int, names: list[str]) -> Iterator[tuple[s
             except (InputError, SampleError, SingularError) as error:
                 yield score.name, None, str(error)
     if RECONSTRUCTION in names:
-        yield RECONSTRUCTION, optimal_brain_surgeon(found, images.calibration, seed=seed), ""
+        yield RECONSTRUCTION, optimal_brain_surgeon(found, images.calibration, seed=seed, progress=False), ""

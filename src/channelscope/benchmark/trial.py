@@ -307,7 +307,8 @@ def _pruned_network(bench: Setup, cell: Trial, rankings: Mapping[str, Ranking], 
         kept = cut(rankings[cell.score], found, macs=cell.budget, allocation=allocation)
         return _trained(shrink(fresh, kept), bench, cell, images, 1)
     method: Any = cell.repair
-    small = prune(rankings[cell.score], found, images.calibration, macs=cell.budget, allocation=allocation, method=method).model
+    how = {"macs": cell.budget, "allocation": allocation, "method": method}
+    small = prune(rankings[cell.score], found, images.calibration, **how, progress=False).model
     return _trained(small, bench, cell, images, FINETUNE_LR_DIVISOR) if cell.epochs else small
 
 

@@ -1,5 +1,6 @@
 """The command `benchmark`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from channelscope.cli.wording import announce_network
 from channelscope.data.sources import ImageSource
 from channelscope.evaluation import Precision
 from channelscope.network.module_state import weights_hash
-from channelscope.progress import Logger, console, log_numbers, logging_to, progress_bar
+from channelscope.progress import Bar, Logger, console, log_numbers, logging_to, progress_bar
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def benchmark(
         f"{len(grid.scores)} scores at {len(grid.budgets)} budgets, {len(grid.allocations)} allocations, {len(grid.repairs)} repairs and "
         f"{len(grid.seeds)} seeds, evaluated on {len(split):,} {split.name} images"
     )
-    with progress_bar("pruned networks measured", None) as step:
-        results = measured(bench, grid, out, running.engine, running.workers, running.address, lambda done, total: step())
+    with progress_bar("rankings", None) as bar:
+        results = measured(bench, grid, out, running.engine, running.workers, running.address, counted_trials(bar))
     done = results.done()
     provenance = results.facts | {"version": VERSION, "network": network.model}
     with progress_bar("statistics", None):
@@ -95,6 +96,21 @@ def benchmark(
     if len(frames["benchmark_left_out"]):
         console.print(f"{len(frames['benchmark_left_out'])} measurements are part of no area: see benchmark_left_out.csv for the reasons")
     finish_run(run, frames, facts)
+
+
+def counted_trials(bar: Bar) -> Callable[[int, int], None]:
+    """Function that shows the trials of a benchmark on the bar of its rankings: those that are left when they begin, one after each."""
+    begun = False
+
+    def step(done: int, total: int) -> None:
+        nonlocal begun
+        if begun:
+            bar()
+        else:
+            bar.begin("pruned networks measured", total - done)
+        begun = True
+
+    return step
 
 
 def log_trials(frame: pd.DataFrame) -> None:

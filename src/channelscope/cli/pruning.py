@@ -224,7 +224,7 @@ def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions, f
     with progress_bar("groups of channels", None):
         found = groups(model, zero_batch(model, images.image_shape))
     budget = Budget(plan.macs if plan.latency is None else plan.latency, "macs" if plan.latency is None else "latency")
-    budget = replace(budget, multiple=plan.round, batch=plan.latency_batch, blocks=plan.blocks)
+    budget = replace(budget, multiple=plan.round, batch=plan.latency_batch, blocks=plan.blocks, closest=plan.closest)
     if plan.latency is not None:
         budget = replace(budget, table=kept_table(found, folder, plan.latency_batch))
     elif not plan.closest and not plan.blocks:
@@ -242,10 +242,7 @@ def prune_network(model: nn.Module, images: ImageSplits, plan: PruningOptions, f
 def remove_and_repair(found: Groups, images: ImageSplits, plan: PruningOptions, budget: Budget) -> PruningResult:
     """The network pruned by the ranking that was asked for, and repaired."""
     ranking = make_ranking(plan.score, found, images)
-    with progress_bar("removal and repair", None):
-        return pruning(
-            ranking, found, images.calibration, allocation=plan.allocation, method=plan.repair, closest=plan.closest, budget=budget
-        )
+    return pruning(ranking, found, images.calibration, allocation=plan.allocation, method=plan.repair, budget=budget)
 
 
 def nearer_of_two(found: Groups, images: ImageSplits, plan: PruningOptions, budget: Budget) -> tuple[Groups, PruningResult]:
@@ -254,8 +251,7 @@ def nearer_of_two(found: Groups, images: ImageSplits, plan: PruningOptions, budg
         raise InputError(
             f"--rotate: networks are compared by what is repaired on held-out images: expected --score reconstruction, not {plan.score}"
         )
-    with progress_bar("linear streams in another basis", None):
-        turned = groups(rotate_streams(found, images.calibration, seed=images.source.seed), found.example)
+    turned = groups(rotate_streams(found, images.calibration, seed=images.source.seed), found.example)
     made = {each: remove_and_repair(each, images, plan, budget) for each in (found, turned)}
     own, other = (each.divergence for each in made.values())
     best = turned if other < own else found
@@ -319,8 +315,7 @@ def pruning_notes(made: PruningResult, taught: Distillation | None) -> dict:
 def make_ranking(name: str, found: Groups, images: ImageSplits) -> Ranking | list[Ranking]:
     """The ranking of that name, from the calibration images; several where pruning is to choose."""
     if name == "reconstruction":
-        with progress_bar("reconstruction ranking", None):
-            return optimal_brain_surgeons(found, images.calibration, seed=images.source.seed)
+        return optimal_brain_surgeons(found, images.calibration, seed=images.source.seed)
     (score,) = scoring.lookup(name)
     profile = collect(
         found.graph.model,

@@ -42,6 +42,8 @@ class Budget:
     """images of the pass that is timed"""
     blocks: bool = False
     """whether whole residual blocks may go"""
+    closest: bool = False
+    """where it cannot be met, whether the smallest that can is taken"""
     table: LatencyTable | None = None
     """the network's table of latencies; None: it is measured"""
 
@@ -80,7 +82,7 @@ class LatencyReport:
 
 
 def cut_to_latency(
-    scores: np.ndarray, found: Groups, budget: Budget, original: nn.Module, table: LatencyTable, closest: bool = False
+    scores: np.ndarray, found: Groups, budget: Budget, original: nn.Module, table: LatencyTable
 ) -> tuple[np.ndarray, LatencyReport]:
     """Which groups stay so that the measured time of the smaller network is a fraction of the original's, and how it is met.
 
@@ -99,8 +101,6 @@ def cut_to_latency(
         The network whose time is 1; another one than that of `found` where blocks were left out.
     table
         Table of latencies of the network that is cut.
-    closest
-        Where the target cannot be met, take the smallest that can.
 
     Returns
     -------
@@ -120,7 +120,7 @@ def cut_to_latency(
     >>> model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 2, 3), nn.Flatten()).eval()
     >>> found = groups(model, torch.zeros(1, 3, 32, 32))
     >>> table = measure_latency(found, runs=3, max_noise=float("inf"))
-    >>> kept, report = cut_to_latency(np.arange(64.0), found, Budget(0.5, "latency"), model, table, closest=True)
+    >>> kept, report = cut_to_latency(np.arange(64.0), found, Budget(0.5, "latency", closest=True), model, table)
     >>> 1 <= int(kept.sum()) < 64, report.target
     (True, 0.5)
     """
@@ -143,7 +143,7 @@ def cut_to_latency(
         tried.append((counter.total / full, measured))
         asked = _next_fraction(tried, budget.fraction)
     assert best is not None
-    if best[1].measured > (1 + TARGET_TOLERANCE) * budget.fraction and not closest:
+    if best[1].measured > (1 + TARGET_TOLERANCE) * budget.fraction and not budget.closest:
         longest = ", ".join(f"{name} takes {share:.0%}" for name, share in list(shares.items())[:3])
         raise BudgetError(
             f"latency: {budget.fraction:g} of {1000 * table.total / whole:.3g} ms cannot be met by removing channels; the smallest "

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from channelscope.network.operations.opened import used_weight
 from channelscope.network.patches import input_patches, patch_width
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.removal.labeled_graph import Layer
+from channelscope.progress import progress_bar
 from channelscope.pruning.calibration import DrawnPositions, rechunked, return_freed_memory, zero_input
 from channelscope.ranking import Ranking
 from channelscope.stats.moments import NormalEquations
@@ -36,7 +37,14 @@ GRADIENT_BYTES = 2 * 10**9
 
 
 def optimal_brain_surgeon(
-    model: nn.Module | Groups, calibration: Iterable, *, exponent: float = 1.5, ridge: float = 0.01, positions: int = 64, seed: int = 0
+    model: nn.Module | Groups,
+    calibration: Iterable,
+    *,
+    exponent: float = 1.5,
+    ridge: float = 0.01,
+    positions: int = 64,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Ranking:
     """A ranking for pruning with repair: the least costly group is removed, its consumers are re-fitted, and so on.
 
@@ -63,6 +71,8 @@ def optimal_brain_surgeon(
         Positions that each image contributes to the covariances.
     seed
         Of the positions and of the drawn labels.
+    progress
+        Whether bars are drawn.
 
     Returns
     -------
@@ -89,7 +99,8 @@ def optimal_brain_surgeon(
     ----------
     Optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric.
     """
-    return optimal_brain_surgeons(model, calibration, exponents=(exponent,), ridge=ridge, positions=positions, seed=seed)[0]
+    given = {"ridge": ridge, "positions": positions, "seed": seed, "progress": progress}
+    return optimal_brain_surgeons(model, calibration, exponents=(exponent,), **given)[0]
 
 
 def optimal_brain_surgeons(
@@ -100,6 +111,7 @@ def optimal_brain_surgeons(
     ridge: float = 0.01,
     positions: int = 64,
     seed: int = 0,
+    progress: bool = True,
 ) -> list[Ranking]:
     """One `optimal_brain_surgeon` ranking for each exponent, from the same passes; `prune` can choose between them.
 
@@ -107,7 +119,7 @@ def optimal_brain_surgeons(
 
     Parameters
     ----------
-    model, calibration, ridge, positions, seed
+    model, calibration, ridge, positions, seed, progress
         As in `optimal_brain_surgeon`.
     exponents
         Powers of the multiply-adds saved.
@@ -126,12 +138,17 @@ def optimal_brain_surgeons(
     """
     calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     found = model if isinstance(model, Groups) else groups(model, zero_input(model, calibration))
-    consumers = _consumers(found, calibration, ridge, positions, seed)
+    batches = rechunked(calibration, found)
+    images = sum(len(batch[0]) for batch in batches)
+    with progress_bar("reconstruction ranking, images", images, progress) as advance:
+        draws = DrawnPositions(images, positions, seed=seed, device=batches[0][0].device)
+        consumers = _consumers(found, batches, ridge, draws, advance)
     rankings = []
-    for number, exponent in enumerate(exponents, 1):
-        last = number == len(exponents)
-        order = _removal_order(found, consumers if last else [consumer.copy() for consumer in consumers], exponent)
-        rankings.append(_ranking(found, order, ridge, exponent))
+    with progress_bar("reconstruction ranking, order of removal", len(exponents) * len(found), progress) as advance:
+        for number, exponent in enumerate(exponents, 1):
+            last = number == len(exponents)
+            order = _removal_order(found, consumers if last else [consumer.copy() for consumer in consumers], exponent, advance)
+            rankings.append(_ranking(found, order, ridge, exponent))
     del consumers
     return_freed_memory()
     return rankings
@@ -290,7 +307,7 @@ def consumer_counts(consumers: Sequence[RefittedLayer], groups: int) -> np.ndarr
     return count
 
 
-def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: float) -> list[int]:
+def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: float, advance: Callable[[float], None]) -> list[int]:
     """Groups, first removed first; of groups of which one has to stay, the last comes after all that can go."""
     counter = MacCounter(found)
     reading: dict[int, list[RefittedLayer]] = defaultdict(list)
@@ -311,11 +328,13 @@ def _removal_order(found: Groups, consumers: list[RefittedLayer], exponent: floa
     while left.any():
         cost_per_saved_mac = count * cost.clip(min=0) / prices.powers(left, exponent)
         if not (left & ~stays).any():
+            advance(int(left.sum()))
             return [*order, *sorted(np.flatnonzero(left).tolist(), key=lambda group: cost_per_saved_mac[group])]
         pick = int(np.where(left & ~stays, cost_per_saved_mac, np.inf).argmin())
         prices.remove(pick)
         left[pick] = False
         order.append(pick)
+        advance(1)
         for part in parts[pick]:
             here = part[left[part]]
             stays[here] |= len(here) == 1
@@ -359,7 +378,9 @@ class Prices:
         return (self.saved**exponent)[self.kind_of]
 
 
-def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: int, seed: int) -> list[RefittedLayer]:
+def _consumers(
+    found: Groups, batches: list[tuple[Tensor, ...]], ridge: float, draws: DrawnPositions, advance: Callable[[float], None]
+) -> list[RefittedLayer]:
     """Every layer that reads removable channels, with the statistics of what it reads and of its output's gradient."""
     graph = found.graph
     modules: dict[str, Any] = graph.modules
@@ -369,11 +390,9 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
     reads: dict[str, NormalEquations] = {}
     metrics: dict[str, Tensor] = {}
     total = 0
-    batches = rechunked(calibration, found)
-    draws = DrawnPositions(sum(len(batch[0]) for batch in batches), positions, seed=seed, device=batches[0][0].device)
     nodes = [layer.node for layer in layers]
     with eval_mode(graph.model):
-        for batch, noise in with_noise(found, batches, torch.Generator().manual_seed(seed)):
+        for batch, noise in with_noise(found, batches, torch.Generator().manual_seed(draws.seed)):
             values, gradients = inputs_and_output_gradients(found, batch, nodes, list(sources.values()), noise)
             start, total = total, total + len(batch[0])
             for layer in layers:
@@ -385,6 +404,7 @@ def _consumers(found: Groups, calibration: Iterable, ridge: float, positions: in
                 taken = input_patches(module, values[sources[layer.name]], tuple(gradient.shape[1:]), where)
                 part = NormalEquations.of(taken, taken[:, :, :0])
                 reads[layer.name] = reads[layer.name] + part if layer.name in reads else part
+            advance(len(batch[0]))
     return [
         RefittedLayer(
             layer,

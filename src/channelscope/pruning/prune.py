@@ -19,11 +19,13 @@ from channelscope.network.cost import MacCounter, cost
 from channelscope.network.module_state import eval_mode, zero_batch
 from channelscope.network.nest import logits_of
 from channelscope.network.removal.groups import Groups, groups
+from channelscope.progress import progress_bar
 from channelscope.pruning.blocks import Block, blocks_of, vanished_blocks, widened, without_blocks
 from channelscope.pruning.budget import Budget, LatencyReport, cut_to_latency
 from channelscope.pruning.calibration import rechunked, zero_input
 from channelscope.pruning.cut import Allocation, allocated_scores, cut, remove_to_budget, shrink, shrink_blocks
 from channelscope.pruning.latency import LatencyTable, TimeCounter, measure_latency
+from channelscope.pruning.normalization import layer_contexts
 from channelscope.pruning.repair import Method, RepairReport, repair
 from channelscope.pruning.timing import latency_samples
 from channelscope.ranking import Ranking
@@ -82,8 +84,8 @@ def prune(
     macs: float = 0.5,
     allocation: Allocation = "global",
     method: Method = "least_squares",
-    closest: bool = False,
     budget: Budget | None = None,
+    progress: bool = True,
 ) -> PruningResult:
     """A smaller dense network that costs at most a fraction `macs` of the multiply-adds; the original stays as it is.
 
@@ -107,10 +109,10 @@ def prune(
         How removal is spread over the layers, as in `cut`.
     method
         How the smaller network is repaired, as in `repair`.
-    closest
-        Where the budget cannot be met, take the smallest that can.
     budget
         Takes the place of `macs`.
+    progress
+        Whether a bar is drawn.
 
     Returns
     -------
@@ -143,30 +145,33 @@ def prune(
     calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     found = model if isinstance(model, Groups) else groups(model, zero_batch(model, rankings[0].input_shape))
     batches = _read(calibration, found, only_first=method == "none" and len(rankings) == 1 and not budget.blocks)
-    trials = _Trials(found, budget, batches, (allocation, closest))
+    trials = _Trials(found, budget, batches, allocation)
     sets = _block_sets(found, batches, budget, trials.table)
 
     def follow(choice: Choice, calibration: Any) -> PruningResult:
         ranking, blocks = rankings[choice[0]], sets[choice[1]]
         kept, report, small = trials.cut(ranking, blocks)
         unrepaired = small if method == "none" else copy.deepcopy(small)
-        repaired = repair(small, found, kept, calibration, method=method)
+        repaired = repair(small, found, kept, calibration, method=method, progress=advance)
         return PruningResult(small, unrepaired, replace(kept, groups=None), repaired, ranking, tuple(each.name for each in blocks), report)
 
     choice: Choice = (0, 0)
     distances: dict[Choice, float] = {}
-    if len(sets) > 1:
-        choice = _nearest([(0, place) for place in range(len(sets))], follow, found, batches, distances)
-    if len(rankings) > 1:
-        choice = _nearest([(place, choice[1]) for place in range(len(rankings))], follow, found, batches, distances)
-    return replace(follow(choice, batches or calibration), divergence=distances.get(choice, math.nan))
+    repairs = 1 + (len(sets) > 1) * len(sets) + (len(rankings) > 1) * (len(rankings) - (len(sets) > 1))
+    layers = len(layer_contexts(found.graph, found.layers))
+    with progress_bar("removal and repair, layers", repairs * layers if method == "least_squares" else None, progress) as advance:
+        if len(sets) > 1:
+            choice = _nearest([(0, place) for place in range(len(sets))], follow, found, batches, distances)
+        if len(rankings) > 1:
+            choice = _nearest([(place, choice[1]) for place in range(len(rankings))], follow, found, batches, distances)
+        return replace(follow(choice, batches or calibration), divergence=distances.get(choice, math.nan))
 
 
 class _Trials:
     """The cuts by several rankings and without several sets of blocks; nothing is traced, timed or shrunk twice."""
 
-    def __init__(self, found: Groups, budget: Budget, batches: list, rule: tuple[Allocation, bool]):
-        self.found, self.budget, self.batches, self.rule = found, budget, batches, rule
+    def __init__(self, found: Groups, budget: Budget, batches: list, allocation: Allocation):
+        self.found, self.budget, self.batches, self.allocation = found, budget, batches, allocation
         self.table = None if budget.of == "macs" else budget.table or measure_latency(found, batch=budget.batch)
         self.without: dict[tuple[str, ...], tuple[Groups, LatencyTable | None]] = {(): (found, self.table)}
         self.made: dict[tuple[int, tuple[str, ...]], tuple[Subset, LatencyReport | None, nn.Module]] = {}
@@ -189,25 +194,25 @@ class _Trials:
             small = (
                 shrink_blocks(self.found, kept, vanished, self.inner(vanished)[0], first) if vanished else shrink(self.found, kept, first)
             )
-            if self.budget.of == "macs" and not self.rule[1]:
+            if self.budget.of == "macs" and not self.budget.closest:
                 _check_cost(small, self.found, self.budget.fraction)
             self.made[key] = kept, report, small.eval()
         kept, report, small = self.made[key]
         return kept, report, copy.deepcopy(small)
 
     def _kept(self, ranking: Ranking, blocks: Sequence[Block]) -> tuple[Subset, LatencyReport | None]:
-        found, budget, (allocation, closest) = self.found, self.budget, self.rule
+        found, budget, allocation = self.found, self.budget, self.allocation
         if budget.of == "macs" and not blocks and budget.multiple is None:
-            return cut(ranking, found, macs=budget.fraction, allocation=allocation, closest=closest), None
+            return cut(ranking, found, macs=budget.fraction, allocation=allocation, closest=budget.closest), None
         inner, table = self.inner(blocks)
         scores = allocated_scores(ranking, inner, allocation)
         report = None
         if table is None:
             counter = MacCounter(inner)
             fraction = min(1.0, budget.fraction * MacCounter(found).total / counter.total)
-            kept = remove_to_budget(scores, inner, counter, fraction, closest=closest, multiple=budget.multiple or 1)
+            kept = remove_to_budget(scores, inner, counter, fraction, closest=budget.closest, multiple=budget.multiple or 1)
         else:
-            kept, report = cut_to_latency(scores, inner, budget, found.graph.model, table, closest)
+            kept, report = cut_to_latency(scores, inner, budget, found.graph.model, table)
         return widened(kept, inner, found, blocks), report
 
 

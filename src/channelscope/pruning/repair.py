@@ -1,6 +1,6 @@
 """Repair without training and without labels: each layer re-fitted in forward order, peers, re-estimated normalization."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from channelscope.network.patches import input_patches, patch_rows, patch_width,
 from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.tracing.recording import same
+from channelscope.progress import advancing, track
 from channelscope.pruning.blocks import graph_without, left_out, resolved
 from channelscope.pruning.calibration import DrawnPositions, rechunked, return_freed_memory, zero_input
 from channelscope.pruning.normalization import (
@@ -87,6 +88,7 @@ def repair(
     method: Method = "least_squares",
     ridge: float | None = None,
     positions: int = 64,
+    progress: bool | Callable[[], None] = True,
 ) -> RepairReport:
     """Report of a repair that changes the weights of `small`, in place, so that it computes nearly what the original computes.
 
@@ -121,6 +123,8 @@ def repair(
         and 5 with the smallest cross-validated error of each layer, for peers 0.01.
     positions
         Positions that an image contributes to each regression, drawn by its index.
+    progress
+        Whether a bar is drawn; or what is called after each layer of a repair by least squares.
 
     Returns
     -------
@@ -181,7 +185,7 @@ def repair(
         activations = ActivationCache(_steps_of(small, found, tuple(part[:1] for part in batches[0])), batches)
         if method == "least_squares":
             fit = LayerwiseLeastSquares(activations, found, keep, original, draws=draws, ridge=ridge)
-            errors = {name: (before, after) for name, before, after in fit.run()}
+            errors = {name: (before, after) for name, before, after in fit.run(progress)}
             return RepairReport("least_squares", activations.images, errors, fit.skipped, fit.notes)
         skipped |= reestimate_batchnorms(activations)
     return RepairReport("peers + batchnorm" if method == "peers" else "batchnorm", activations.images, skipped=skipped)
@@ -275,8 +279,13 @@ class LayerwiseLeastSquares:
         self.skipped: dict[str, str] = {}
         self.notes: dict[str, str] = {}
 
-    def run(self) -> Iterator[tuple[str, float, float]]:
+    def run(self, progress: bool | Callable[[], None] = False) -> Iterator[tuple[str, float, float]]:
         """Name and relative errors of each layer that is re-fitted, in forward order.
+
+        Parameters
+        ----------
+        progress
+            Whether a bar is drawn; or what is called after each layer.
 
         Returns
         -------
@@ -286,7 +295,8 @@ class LayerwiseLeastSquares:
         contexts = list(layer_contexts(self.found.graph, self.found.layers))
         passed: set[str] = set()
         present = {str(node.target) for node in self.small.graph.steps.nodes}
-        for place, context in enumerate(contexts):
+        steps = advancing(contexts, progress) if callable(progress) else track(contexts, "repair, layers", shown=progress)
+        for place, context in enumerate(steps):
             if context.layer.name not in present and left_out(self.small.graph.model):
                 self.skipped[context.layer.name] = "it was left out with its block"
                 continue

@@ -6,7 +6,7 @@ inverse, and the network computes the same. In the basis made here few channels 
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of, of_step
 from channelscope.network.removal.groups import Groups, groups
 from channelscope.network.tracing.recording import distance
+from channelscope.progress import progress_bar
 from channelscope.pruning.calibration import rechunked, zero_input
 from channelscope.pruning.normalization import (
     LayerContext,
@@ -143,7 +144,7 @@ def _connected(graph: Graph, start: fx.Node, written: Mapping[fx.Node, Any], lay
 
 
 @torch.no_grad()
-def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: int = 0) -> nn.Module:
+def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: int = 0, progress: bool = True) -> nn.Module:
     """A copy of the network that computes the same, its linear streams in a basis in which a cut loses less.
 
     In the new basis the channels of a stream are uncorrelated over the calibration images, and what they do to the network's output is
@@ -160,6 +161,8 @@ def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: in
         show all that the network is to keep: 200 images for 1,000 classes are too few (docs/results/repair.md).
     seed
         Of the drawn labels.
+    progress
+        Whether a bar is drawn.
 
     Returns
     -------
@@ -198,7 +201,9 @@ def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: in
     if not streams:
         raise InputError("rotate: this network has no stream that layers alone write and read: an activation or a norm follows every layer")
     batches = rechunked(calibration, found)
-    moments, metrics = _moments(found, streams, batches, seed)
+    noisy = with_noise(found, batches, torch.Generator().manual_seed(seed))
+    with progress_bar("linear streams in another basis, images", sum(len(batch[0]) for batch in batches), progress) as advance:
+        moments, metrics = _moments(found, streams, noisy, advance)
     rotated = copy.deepcopy(found.graph.body)  # whose weights can be written
     for stream in streams:
         _rotate(found.graph, rotated, stream, moments, metrics)
@@ -210,7 +215,7 @@ def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: in
 
 
 def _moments(
-    found: Groups, streams: list[Stream], batches: list[tuple[Tensor, ...]], seed: int
+    found: Groups, streams: list[Stream], batches: Iterable[tuple[tuple[Tensor, ...], Tensor]], advance: Callable[[float], None]
 ) -> tuple[dict[str, NormalEquations], dict[str, Float[Tensor, "channels channels"]]]:
     """Of every value that a stream's layers write or read, the mean and covariance, and the second moments of the gradient there."""
     graph = found.graph
@@ -219,13 +224,14 @@ def _moments(
     moments: dict[str, NormalEquations] = {}
     metrics: dict[str, Tensor] = {}
     with eval_mode(graph.model):
-        for batch, noise in with_noise(found, batches, torch.Generator().manual_seed(seed)):
+        for batch, noise in batches:
             given = inputs_and_output_gradients(found, batch, list(axes), list(axes), noise)
             for step, axis in axes.items():
                 value, slope = (channels_last(each[step], axis - 1).flatten(0, 1).double() for each in given)
                 part = NormalEquations.of(value[None], value[None, :, :0])
                 moments[step] = moments[step] + part if step in moments else part
                 metrics[step] = metrics.get(step, 0) + slope.T @ slope  # type: ignore[operator]
+            advance(len(batch[0]))
     return moments, metrics
 
 
