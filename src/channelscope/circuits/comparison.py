@@ -20,6 +20,7 @@ from channelscope.formulas.intervals import Interval, bootstrap
 from channelscope.network.graph import Graph
 from channelscope.network.module_state import weights_hash
 from channelscope.network.sites import sites_of
+from channelscope.progress import progress_bar
 from channelscope.storage import ResumableStore
 from channelscope.types import Float, Tensor
 
@@ -165,17 +166,15 @@ def compare_criteria(
         activation_range(target, scoring_batches)
     store = ResumableStore(unfinished, made, TABLES, "a comparison of criteria")
     done = {tuple(key): json.loads(row) for *key, row in store.select("SELECT feature, criterion, kept, row FROM measured")}
-    for group in (
-        [c for c in criteria if not CRITERIA[c].needs_size],
-        [c for c in criteria if CRITERIA[c].needs_size],
-    ):  # the quick ones first
-        for feature in features:
-            wanted = [key for key in itertools.product([feature], group, sizes) if key not in done]
-            if wanted:
-                for row in _feature(targets[feature], scoring_batches, held_out_batches, wanted, seed):
-                    key = row["feature"], row["criterion"], row["kept"]
-                    store.insert("measured", *key, json.dumps(row))
-                    done[key] = row
+    groups = [[name for name in criteria if CRITERIA[name].needs_size is slow] for slow in (False, True)]
+    missing = [[key for key in itertools.product([feature], group, sizes) if key not in done] for group in groups for feature in features]
+    with progress_bar("comparison of criteria, circuits", sum(map(len, missing))) as advance:
+        for wanted in filter(None, missing):
+            for row in _feature(targets[wanted[0][0]], scoring_batches, held_out_batches, wanted, seed):
+                key = row["feature"], row["criterion"], row["kept"]
+                store.insert("measured", *key, json.dumps(row))
+                done[key] = row
+                advance()
     rows = [done[key] for key in itertools.product(features, criteria, sizes)]
     frame = pd.DataFrame(rows, columns=ROWS)
     found = {"circuit_compare": frame, "circuit_medians": medians(frame, seed)}

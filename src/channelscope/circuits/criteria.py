@@ -35,6 +35,7 @@ from channelscope.errors import BudgetError, InputError
 from channelscope.formulas.intervals import bootstrap_counts
 from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import LayerKernels
+from channelscope.progress import track
 from channelscope.types import Float, Tensor
 
 TEMPERATURE = 2 / 3
@@ -611,7 +612,7 @@ class CircuitOptions:
             return [self._scored(feature, batches, seed, inside)]
         together = torch.cat(batches)
         step = max(1, -(-len(together) // SHARDS))
-        return [self._scored(feature, group, seed, inside) for group in together.split(step)]
+        return [self._scored(feature, group, seed, inside) for group in track(together.split(step), "kernel scores, groups of images")]
 
     def scores(self, feature: LocatedFeature, images: Tensor | Iterable, seed: int = 0) -> KernelScores:
         """Scores over all images at once, normalized by layer as the options say."""

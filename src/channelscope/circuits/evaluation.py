@@ -18,6 +18,7 @@ from channelscope.display import Facts, Shown
 from channelscope.errors import ShapeError
 from channelscope.formulas.intervals import Interval, bootstrap_counts
 from channelscope.network.channel_graph import Merge
+from channelscope.progress import track
 from channelscope.subset import Subset
 from channelscope.tables.quantities import Column
 from channelscope.types import Float, Tensor
@@ -470,7 +471,7 @@ def _curve(options: CircuitOptions, scores: KernelScores, held_out: HeldOutImage
         if criterion_named(options.criterion).needs_size
         else float("nan")
     )
-    for share in CURVE_FRACTIONS:
+    for share in track(CURVE_FRACTIONS, "evaluation of circuits, sizes"):
         if share * held_out.feature.relevant_count < held_out.feature.shortest_path:
             continue  # no path from the images is that short
         circuit = options.circuit(scores, float(share))

@@ -22,6 +22,7 @@ from channelscope.network.module_state import eval_mode
 from channelscope.network.operations import layer_of
 from channelscope.network.patches import ReceptiveField, receptive_fields
 from channelscope.network.sites import Sites, by_image, sites_of
+from channelscope.progress import track
 from channelscope.site import Site
 from channelscope.tables.frame import fill
 from channelscope.tables.quantities import Column, Schema
@@ -294,7 +295,7 @@ def feature_visualizations(
     """
     found: dict[str, tuple[bytes, ...]] = {}
     with feature.ablated((~circuit).masks):
-        for location in channel_locations(circuit, feature):
+        for location in track(channel_locations(circuit, feature), "pictures, layers"):
             made, responded = _optimize_images(location, feature, normalization, seed)
             center = _center(feature, location)
             for channel, image, answers in zip(location.channels, made, responded.tolist(), strict=True):

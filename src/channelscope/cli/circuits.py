@@ -215,8 +215,7 @@ def compare_features(
         f"{len(comparison.criteria)} criteria at {len(comparison.sizes)} sizes for {len(features)} features, with "
         f"{len(images.calibration):,} calibration images, evaluated on {len(split):,} {split.name} images"
     )
-    with progress_bar("comparison of criteria", None):
-        frames = compare_criteria(graph, features, scored, split, comparison.criteria, comparison.sizes, unfinished, images.source.seed)
+    frames = compare_criteria(graph, features, scored, split, comparison.criteria, comparison.sizes, unfinished, images.source.seed)
     for row in frames["circuit_medians"].to_dict("records"):
         mark = " *" if row["best"] else ""
         console.print(

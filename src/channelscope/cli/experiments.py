@@ -230,8 +230,7 @@ def propagation(
     model, images = load_network(network, source)
     found = run_profile(run, model, images, profile)
     console.print(f"{permutations:,} permutations of {_extent(found)}")
-    with progress_bar("propagation", None):
-        frames = axis_propagation(model, found, permutations, source.seed, **convention.options())
+    frames = axis_propagation(model, found, permutations, source.seed, **convention.options())
     title = f"Propagation in {network.model}"
     finish_run(run, frames, profile_facts(found, title, data=source.data, target=convention.target, **network.origin))
 

@@ -23,6 +23,7 @@ from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups
 from channelscope.network.removal.labels import channels_in, compact
 from channelscope.network.removal.narrowing import narrow_pair
+from channelscope.progress import track
 from channelscope.pruning.cut import groups_by_layers
 from channelscope.pruning.timing import RUNS, clock, latency_samples, repeats_of, standard_error
 from channelscope.storage import atomic_file
@@ -258,7 +259,7 @@ def _step_times(graphs: Sequence[Graph], inputs: tuple[Tensor, ...], runs: int) 
     now = clock(inputs[0].device)
     names = [node.name for node in graphs[0].steps.nodes if node.op.startswith("call_")]
     repeats, longest = 1, 0.0
-    for turn in range(runs + 1):
+    for turn in track(range(runs + 1), "times of the network's steps on this device, passes"):
         for graph, times in zip(graphs, taken, strict=True):
             spent = dict.fromkeys(names, 0.0)
             last = [0.0]
