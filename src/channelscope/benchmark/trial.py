@@ -24,6 +24,7 @@ from channelscope.evaluation import Precision, evaluate_each
 from channelscope.network.cost import cost
 from channelscope.network.module_state import zero_batch
 from channelscope.network.removal.groups import Groups, groups
+from channelscope.pruning.budget import Budget
 from channelscope.pruning.cut import cut, shrink
 from channelscope.pruning.prune import prune
 from channelscope.pruning.repair import Method
@@ -307,8 +308,8 @@ def _pruned_network(bench: Setup, cell: Trial, rankings: Mapping[str, Ranking], 
         kept = cut(rankings[cell.score], found, macs=cell.budget, allocation=allocation)
         return _trained(shrink(fresh, kept), bench, cell, images, 1)
     method: Any = cell.repair
-    how = {"macs": cell.budget, "allocation": allocation, "method": method}
-    small = prune(rankings[cell.score], found, images.calibration, **how, progress=False).model
+    ranking, budget = rankings[cell.score], Budget(cell.budget)
+    small = prune(ranking, found, images.calibration, budget=budget, allocation=allocation, method=method, progress=False).model
     return _trained(small, bench, cell, images, FINETUNE_LR_DIVISOR) if cell.epochs else small
 
 

@@ -99,8 +99,9 @@ def optimal_brain_surgeon(
     ----------
     Optimal brain surgeon (Hassibi & Stork 1993) on channel blocks with a Fisher metric.
     """
-    given = {"ridge": ridge, "positions": positions, "seed": seed, "progress": progress}
-    return optimal_brain_surgeons(model, calibration, exponents=(exponent,), **given)[0]
+    return optimal_brain_surgeons(
+        model, calibration, exponents=(exponent,), ridge=ridge, positions=positions, seed=seed, progress=progress
+    )[0]
 
 
 def optimal_brain_surgeons(

@@ -171,7 +171,8 @@ class _Trials:
     """The cuts by several rankings and without several sets of blocks; nothing is traced, timed or shrunk twice."""
 
     def __init__(self, found: Groups, budget: Budget, batches: list, allocation: Allocation):
-        self.found, self.budget, self.batches, self.allocation = found, budget, batches, allocation
+        self.found, self.budget, self.batches = found, budget, batches
+        self.allocation: Allocation = allocation
         self.table = None if budget.of == "macs" else budget.table or measure_latency(found, batch=budget.batch)
         self.without: dict[tuple[str, ...], tuple[Groups, LatencyTable | None]] = {(): (found, self.table)}
         self.made: dict[tuple[int, tuple[str, ...]], tuple[Subset, LatencyReport | None, nn.Module]] = {}
