@@ -1,8 +1,29 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from channelscope.circuits.kernel_scores import GradientOptions
+from channelscope.discarding.cid import CIDOptions
 from channelscope.errors import InputError, ShapeError, UserCode, at, first_line, near_paths, no_such
+from channelscope.experiments import AblationPlan
+from channelscope.formulas.intervals import permutation_p
+from channelscope.network.removal.groups import groups
+from channelscope.pruning.budget import Budget
+from channelscope.pruning.cut import cut
+from channelscope.pruning.distillation import DistillationPlan
+from channelscope.pruning.repair import repair
+from channelscope.ranking import Ranking
+from channelscope.subset import Subset
+from channelscope.zoo.toys import label_channel
+from channelscope.zoo.training_run import Schedule
+
+SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
+
+TOY = label_channel()
 
 
 def test_of_many_names_the_first_forty_are_listed():
@@ -82,3 +103,37 @@ def test_near_paths_are_those_beside_the_first_part_that_is_missing(tmp_path):
     assert near_paths(tmp_path / "photos" / "label.csv") == f"; near matches: {tmp_path / 'photos' / 'labels.csv'}"
     assert near_paths(tmp_path / "photos" / "weights.pt") == ""
     assert near_paths(tmp_path / "photos" / "labels.csv" / "more") == ""
+
+
+def any_ranking():
+    found = groups(TOY.model, TOY.batches[0][0][:1]).sites
+    shape = tuple(TOY.batches[0][0].shape[1:])
+    return Ranking("any", "", "high", {site.name: torch.arange(float(site.channels)).numpy() for site in found}, found, shape)
+
+
+CHOICES = {
+    "repair": lambda name: repair(nn.Linear(1, 1), nn.Linear(1, 1), Subset({}), method=name),
+    "allocation": lambda name: cut(any_ranking(), TOY.model, macs=0.5, allocation=name),
+    "budget": lambda name: Budget(of=name),
+    "heads": lambda name: groups(TOY.model, TOY.batches[0][0][:1], heads=name),
+    "normalizer": lambda name: CIDOptions(normalizer=name),
+    "gradient": lambda name: GradientOptions(reduce=name),
+    "path": lambda name: GradientOptions(path=name),
+    "optimizer": lambda name: Schedule(optimizer=name),
+    "precision": lambda name: DistillationPlan(precision=name),
+    "silence": lambda name: AblationPlan(silence=name),
+    "side": lambda name: permutation_p(torch.zeros(1), torch.zeros(3, 1), side=name),
+}
+
+
+@pytest.mark.parametrize("place", CHOICES)
+def test_another_name_is_refused_in_the_same_words_everywhere(place):
+    with pytest.raises(InputError, match=r"^no [\w ]+ is called nothing; there are: \w+, "):
+        CHOICES[place]("nothing")
+
+
+def test_no_other_words_refuse_a_name():
+    """One check for all: a list of names that is compared by hand has no near matches."""
+    by_hand = re.compile(r"if (?!path\.suffix)[\w.]+ not in (get_args\(|\((None, )?\"[^)]*\)):\n +raise InputError")
+    found = [path.name for path in SOURCES for match in by_hand.finditer(path.read_text(encoding="utf-8"))]
+    assert found == ["subfeatures.py"]  # refuses a part of a feature's name

@@ -183,7 +183,7 @@ def no_such(what: str, name: str, known: Iterable[str]) -> str:
     Near matches are those of `difflib.get_close_matches`.
     """
     names = list(known)
-    near = get_close_matches(str(name), names, MAX_NEAR)
+    near = _near(str(name), names)
     if near and len(names) > MAX_LISTED:
         return f"no {what} is called {name}; near matches: {', '.join(near)}; there are {len(names):,} names"
     hint = f"near matches: {', '.join(near)}; " if near else ""
@@ -191,13 +191,19 @@ def no_such(what: str, name: str, known: Iterable[str]) -> str:
     return f"no {what} is called {name or repr(name)}; {hint}there are: {listed}"
 
 
+def _near(name: str, names: Iterable[str]) -> list[str]:
+    """The names that are nearest to one, whatever is written with capitals."""
+    by_small = {each.lower(): each for each in reversed(list(names))}
+    return [by_small[each] for each in get_close_matches(name.lower(), by_small, MAX_NEAR)]
+
+
 def check_choice(what: str, name: str, known: Iterable[str]) -> None:
-    """Raise InputError for a name that is none of a few.
+    """Raise InputError for a name that is none of those there are.
 
     Parameters
     ----------
     what
-        What the name should have been a name of, with its article, such as "a precision".
+        What the name should have been a name of, such as "precision".
     name
         The name received.
     known
@@ -206,15 +212,15 @@ def check_choice(what: str, name: str, known: Iterable[str]) -> None:
     Raises
     ------
     InputError
-        With all of them.
+        With what `no_such` says.
 
     Examples
     --------
-    >>> check_choice("a precision", "float32", ["auto", "float32", "bfloat16"])
+    >>> check_choice("precision", "float32", ["auto", "float32", "bfloat16"])
     """
     names = tuple(known)
     if name not in names:
-        raise InputError(f"expected {what} of {', '.join(names)}, received {name!r}")
+        raise InputError(no_such(what, name, names))
 
 
 def near_paths(path: Path) -> str:
@@ -244,7 +250,7 @@ def near_paths(path: Path) -> str:
     """
     missing = next((each for each in (*reversed(path.parents), path) if not each.exists()), path)
     try:
-        near = get_close_matches(missing.name, [each.name for each in missing.parent.iterdir()], MAX_NEAR)
+        near = _near(missing.name, [each.name for each in missing.parent.iterdir()])
     except OSError:
         return ""
     return f"; near matches: {', '.join(str(missing.parent / name) for name in near)}" if near else ""

@@ -18,7 +18,7 @@ from torch import nn
 from channelscope import scores as scoring
 from channelscope.benchmark.trial import ORIGINAL, RECONSTRUCTION, Grid, Setup, Trial, allocated_as, measure
 from channelscope.data.splits import Split
-from channelscope.errors import ChannelscopeError, InputError, SampleError, SingularError, TracingError, no_such
+from channelscope.errors import ChannelscopeError, InputError, SampleError, SingularError, TracingError, check_choice
 from channelscope.evaluation import bfloat16_gap
 from channelscope.network.module_state import weights_hash
 from channelscope.profiling.collect import collect
@@ -311,8 +311,7 @@ def benchmark(
     >>> [(trial.score, row["kept"] <= trial.budget) for trial, row in sorted(rows.items())]
     [('', True), ('l2', True)]
     """
-    if engine not in get_args(Engine):
-        raise InputError(no_such("engine", engine, get_args(Engine)))
+    check_choice("engine", engine, get_args(Engine))
     first = int(grid.seeds[0])
     found, images = bench.open(first)
     test = bench.test(images)

@@ -19,7 +19,7 @@ from channelscope import zoo
 from channelscope.data.images import ImageSplits
 from channelscope.data.sources import ImageSource
 from channelscope.data.splits import Split
-from channelscope.errors import BudgetError, DataError, InputError, no_such
+from channelscope.errors import BudgetError, DataError, InputError, check_choice
 from channelscope.evaluation import Precision, evaluate_each
 from channelscope.network.cost import cost
 from channelscope.network.module_state import zero_batch
@@ -149,8 +149,7 @@ class Grid:
             What the names are of, for the message.
         """
         for name in given:
-            if name not in known:
-                raise InputError(no_such(what, name, sorted(known)))
+            check_choice(what, name, sorted(known))
         if not given or len(set(given)) < len(given):
             raise InputError(f"{what}s: expected different names, received {given}; there are: {', '.join(sorted(known))}")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from channelscope.circuits.feature import Feature, LocatedFeature
 from channelscope.display import Facts
-from channelscope.errors import InputError, MismatchError
+from channelscope.errors import MismatchError, check_choice
 from channelscope.network.channel_graph import KernelMask
 from channelscope.subset import Subset
 
@@ -170,8 +170,7 @@ def remove_dead_ends(circuit: Circuit, feature: LocatedFeature, rule: str = "bac
     ----------
     Hamblin, Konkle, Alvarez 2022.
     """
-    if rule not in ("backward", "full", "none"):
-        raise InputError(f"dead ends: expected backward, full or none, received '{rule}'")
+    check_choice("rule for dead ends", rule, ("backward", "full", "none"))
     if rule == "none":
         return circuit
     kernel_graph = feature.channel_graph

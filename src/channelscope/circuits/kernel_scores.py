@@ -9,7 +9,7 @@ import torch
 from channelscope.circuits.circuit import Circuit
 from channelscope.circuits.feature import LocatedFeature
 from channelscope.display import Facts, Shown, spread
-from channelscope.errors import InputError, MismatchError, NumericError, SiteError, TracingError, no_such
+from channelscope.errors import MismatchError, NumericError, SiteError, TracingError, check_choice, no_such
 from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import LayerKernels, Points
 from channelscope.types import Float, Int, Tensor
@@ -116,8 +116,7 @@ class KernelScores(Shown):
         """Values of each layer divided by their sum (l1) or Euclidean norm (l2); a layer of zeros stays as it is."""
         if norm == "none":
             return self
-        if norm not in ("l1", "l2"):
-            raise InputError(f"normalization of layers: expected none, l1 or l2, received '{norm}'")
+        check_choice("norm of a layer", norm, ("none", "l1", "l2"))
         sizes = {layer: float(values.norm(p=1 if norm == "l1" else 2)) for layer, values in self.values.items()}
         return replace(self, values={layer: values / sizes[layer] if sizes[layer] else values for layer, values in self.values.items()})
 
@@ -136,10 +135,9 @@ class GradientOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.reduce not in ("sum", "mean"):
-            raise InputError(f"reduce: expected sum or mean, received '{self.reduce}'")
-        if self.path not in (None, "gates", "inputs"):
-            raise InputError(f"path: expected gates or inputs, received '{self.path}'")
+        check_choice("way to reduce", self.reduce, ("sum", "mean"))
+        if self.path is not None:
+            check_choice("path", self.path, ("gates", "inputs"))
 
 
 Batch = tuple[Tensor, Tensor]

@@ -30,7 +30,7 @@ from channelscope.discarding.jacobian import PixelNetwork
 from channelscope.discarding.noise import Cells
 from channelscope.discarding.reconstruction import reconstruction_table
 from channelscope.display import Facts, Shown
-from channelscope.errors import DataError, no_such
+from channelscope.errors import DataError, check_choice
 from channelscope.network.module_state import weights_hash
 from channelscope.progress import progress_bar
 from channelscope.types import Bool, Tensor
@@ -255,8 +255,7 @@ class DiscardingAnalysis(Shown):
             If `other` was measured under other options or on other images.
         """
         extras = extras or ExtraAnalyses()
-        if extras.decoder not in ("none", "ridge", "trained"):
-            raise DataError(no_such("decoder", extras.decoder, ("none", "ridge", "trained")))
+        check_choice("decoder", extras.decoder, ("none", "ridge", "trained"))
         objects = extras.objects(self.images)
         by_image, differences = self.by_image, []
         if other is not None:

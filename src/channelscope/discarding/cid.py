@@ -21,7 +21,7 @@ from channelscope.discarding.jacobian import LayerOutput, PerImageRandom, PixelN
 from channelscope.discarding.noise import GRID_SIDE, Cells, entropy
 from channelscope.discarding.optimum import Constraint, optimal_noise
 from channelscope.display import Facts, Shown
-from channelscope.errors import FormatError, InputError, MismatchError, SampleError, at, no_such
+from channelscope.errors import FormatError, InputError, MismatchError, SampleError, at, check_choice
 from channelscope.formulas.intervals import student_reach, t_interval
 from channelscope.stats.moments import Variance
 from channelscope.storage import atomic_file
@@ -176,8 +176,7 @@ class CIDOptions:
     def __post_init__(self) -> None:
         """Refuse values that do not exist or leave the constraint undefined."""
         for what, value, known in (("mode", self.mode, ("fast", "exact")), ("normalizer", self.normalizer, tuple(KAPPA))):
-            if value not in known:
-                raise InputError(no_such(what, value, known))
+            check_choice(what, value, known)
         if self.kappa is not None and not (math.isfinite(self.kappa) and self.kappa > 0):
             raise InputError(f"expected κ above zero, received {self.kappa}")
         if not (math.isfinite(self.noise) and self.noise > 0):

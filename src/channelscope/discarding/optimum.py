@@ -15,7 +15,7 @@ from channelscope.discarding.noise import (
     multiscale_shrinkage,
     water_filling,
 )
-from channelscope.errors import InputError
+from channelscope.errors import InputError, check_choice
 from channelscope.types import Bool, Float, Tensor
 
 Mode = Literal["fast", "exact"]
@@ -46,8 +46,7 @@ class Constraint:
 
     def __post_init__(self) -> None:
         """Refuse values that leave the constraint undefined."""
-        if self.normalizer not in ("data", "local"):
-            raise InputError(f'normalizer is "data" or "local", received {self.normalizer!r}')
+        check_choice("normalizer", self.normalizer, ("data", "local"))
         if not self.kappa > 0 or not self.noise > 0:
             raise InputError(f"expected κ and the noise above zero, received κ = {self.kappa} and noise {self.noise}")
         if self.normalizer == "data" and not (self.variance is not None and self.variance > 0):

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from channelscope.errors import InputError, at, no_such
+from channelscope.errors import InputError, at, check_choice
 from channelscope.experiments.hulls import HullOptions
 from channelscope.formulas.intervals import bootstrap_counts
 from channelscope.formulas.ranks import partial_correlation, ranks
@@ -160,8 +160,7 @@ class AblationPlan:
 
     def __post_init__(self) -> None:
         """Raise InputError for numbers out of range and an unknown kind of silence."""
-        if self.silence not in get_args(Silence):
-            raise InputError(no_such("silence", self.silence, get_args(Silence)))
+        check_choice("silence", self.silence, get_args(Silence))
         for name, value, least in (
             ("channels", self.channels, 1),
             ("controls", self.controls, 0),

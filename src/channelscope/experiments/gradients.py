@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from channelscope.data.batches import batch_count, labeled_batches, on_device_of
-from channelscope.errors import DataError, InputError, SiteError
+from channelscope.errors import DataError, SiteError, check_choice
 from channelscope.formulas.information import LinearAxes, information_step, linear_axes, network_step
 from channelscope.formulas.intervals import bootstrap_mean, t_interval
 from channelscope.formulas.ranks import spearman
@@ -96,8 +96,7 @@ def gradient_angles(
     ----------
     Safaai et al. 2026.
     """
-    if readout not in ("positions", "pooled"):
-        raise InputError(f'readout is "positions" or "pooled", received {readout!r}')
+    check_choice("readout", readout, ("positions", "pooled"))
     if "margin" not in profile.targets:
         raise DataError("the directions are those of the logit margin, and the profile was collected without labels")
     found = trace_profiled(model, profile)

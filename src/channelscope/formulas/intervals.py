@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from channelscope.display import Facts, Shown, spread
-from channelscope.errors import InputError, SampleError, ShapeError
+from channelscope.errors import SampleError, ShapeError, check_choice
 from channelscope.types import Float, Tensor
 
 DRAWS_PER_BLOCK = 64
@@ -472,8 +472,7 @@ def permutation_p(
     ----------
     Phipson & Smyth 2010. Checked against tests/pencil.py::permutation_p.
     """
-    if side not in ("greater", "less", "both"):
-        raise InputError(f'side is "greater", "less" or "both", received {side!r}')
+    check_choice("side", side, ("greater", "less", "both"))
     observed, null = torch.as_tensor(observed).double(), torch.as_tensor(null).double()
     if side == "both":
         observed, null = (observed - null.mean(0)).abs(), (null - null.mean(0)).abs()

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from channelscope.errors import InputError, SampleError, ShapeError, SingularError
+from channelscope.errors import SampleError, ShapeError, SingularError, check_choice
 from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, half_logdet
 from channelscope.formulas.information import correlation_information, information_from_unexplained, mean_over_peers
 from channelscope.types import Float, Index, Int, Tensor
@@ -298,8 +298,7 @@ def triplet_excess(
     ----------
     Safaai et al. 2026. Checked against tests/pencil.py::triplet_excess.
     """
-    if over not in ("pairs", "singles"):
-        raise InputError(f'over is "pairs" or "singles", received {over!r}')
+    check_choice("baseline", over, ("pairs", "singles"))
     single = correlation_information(target_rho)[triples]
     pairs = _pairs_of(target_rho, rho, triples)
     third = 2 - pairs.argmax(1)  # the pairs are (0, 1), (0, 2), (1, 2)

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from channelscope.errors import BudgetError, InputError
+from channelscope.errors import BudgetError, InputError, check_choice
 from channelscope.network.removal.comparison import kept_ids
 from channelscope.network.removal.groups import Groups
 from channelscope.network.removal.narrowing import narrow_pair
@@ -48,12 +48,11 @@ class Budget:
     """the network's table of latencies; None: it is measured"""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range."""
+        """Refuse numbers out of range, and another kind of cost."""
+        check_choice("kind of cost", self.of, ("macs", "latency"))
         if not 0 < self.fraction <= 1:
             cost = "multiply-adds" if self.of == "macs" else "time of a pass"
             raise InputError(f"{self.of}: expected a fraction of the {cost} above 0 and at most 1, received {self.fraction}")
-        if self.of not in ("macs", "latency"):
-            raise InputError(f"of: expected 'macs' or 'latency', received {self.of!r}")
         if (self.multiple is not None and self.multiple < 1) or self.batch < 1:
             raise InputError(f"multiple and batch: expected 1 or more, received {self.multiple} and {self.batch}")
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from channelscope.errors import BudgetError, InputError, MismatchError
+from channelscope.errors import BudgetError, InputError, MismatchError, check_choice
 from channelscope.network.cost import MacCounter
 from channelscope.network.edits import known_groups
 from channelscope.network.module_state import zero_batch
@@ -135,8 +135,7 @@ def allocated_scores(
     scores = group_importance(ranking, found, normalize=normalize, reduce=reduce)
     if isinstance(allocation, Ranking):
         return _in_order_of(scores, group_importance(allocation, found, normalize=normalize, reduce=reduce), found)
-    if allocation not in ("global", "uniform"):
-        raise InputError(f"allocation: expected 'global', 'uniform' or another Ranking, received {allocation!r}")
+    check_choice("allocation", allocation, ("global", "uniform"))
     return _rank_within_layers(scores, found) if allocation == "uniform" else scores
 
 

@@ -62,7 +62,7 @@ class DistillationPlan:
                 "expected at least one epoch, and a rate and a temperature above zero; received "
                 f"{self.epochs} epochs, lr {self.lr}, T {self.temperature}"
             )
-        check_choice("a precision", self.precision, PRECISIONS)
+        check_choice("precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from channelscope.display import Facts, Shown
-from channelscope.errors import FAILURES, InputError, MismatchError, SampleError, no_lack_of_memory
+from channelscope.errors import FAILURES, InputError, MismatchError, SampleError, check_choice, no_lack_of_memory
 from channelscope.network.edits import known_groups
 from channelscope.network.graph import ActivationCache, Graph, trace
 from channelscope.network.module_state import eval_mode
@@ -159,8 +159,7 @@ def repair(
     ----------
     He, Zhang, Sun 2017 (least squares).
     """
-    if method not in get_args(Method):
-        raise InputError(f"method: expected least_squares, peers, batchnorm or none, received '{method}'")
+    check_choice("method of repair", method, get_args(Method))
     if ridge is not None and not ridge > 0:
         raise InputError(f"ridge: expected a share above 0, received {ridge:g}")
     if method == "none":

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from channelscope.errors import ChannelscopeError, InputError, MismatchError, UserCode, first_line, no_such
+from channelscope.errors import ChannelscopeError, InputError, MismatchError, UserCode, check_choice, first_line
 from channelscope.network import nest
 from channelscope.network.module_state import device_of, eval_mode, zero_batch
 from channelscope.network.tracing.recording import distance
@@ -272,8 +272,7 @@ def compare_runtimes(
             f"expected one to {MOST_BATCHES} numbers of images of at least 1, and at least one run; received {list(batches)}, {runs} runs"
         )
     for runtime in runtimes:
-        if runtime not in RUNTIMES:
-            raise InputError(no_such("runtime", runtime, RUNTIMES))
+        check_choice("runtime", runtime, RUNTIMES)
     networks, rows = {"smaller": small, "original": model}, []
     draws = torch.Generator().manual_seed(0)
     given = [torch.randn(batch, *image_shape, generator=draws).to(zero_batch(model, image_shape)) for batch in batches]

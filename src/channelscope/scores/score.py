@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from channelscope.errors import InputError, SampleError, at, no_such
+from channelscope.errors import InputError, SampleError, at, check_choice, no_such
 from channelscope.formulas.gaussian import Gaussian
 from channelscope.formulas.information import correlation_information, gaussian_bias
 from channelscope.formulas.regression import support
@@ -51,9 +51,7 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         """Raise InputError for an unknown value, with the nearest known one."""
         for name, kind in (("target", Target), ("target_readout", TargetReadout), ("preset", Preset)):
-            value = vars(self)[name]
-            if value not in get_args(kind):
-                raise InputError(no_such(name, value, get_args(kind)))
+            check_choice(name, vars(self)[name], get_args(kind))
         for name, word in (("shrinkage", "oas"), ("noise", "median")):
             value = vars(self)[name]
             if isinstance(value, str) and value != word:

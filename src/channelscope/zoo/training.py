@@ -108,7 +108,7 @@ def train(
     ([0, 1], 359, 'float32')
     """
     schedule = schedule or Schedule()
-    check_choice("a precision", precision, PRECISIONS)
+    check_choice("precision", precision, PRECISIONS)
     images.require_training()
     device = available(device)
     history = _start_or_continue(model, images, Path(out), schedule, device, precision)

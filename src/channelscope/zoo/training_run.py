@@ -92,7 +92,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Raise InputError for numbers out of range and for another optimizer."""
-        check_choice("an optimizer", self.optimizer, WEIGHT_DECAY)
+        check_choice("optimizer", self.optimizer, WEIGHT_DECAY)
         for name, value, least in (
             ("epochs", self.epochs, 1),
             ("batch_size", self.batch_size, 2),

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from channelscope.display import Facts, Shown
-from channelscope.errors import FAILURES, InputError, MismatchError, TracingError, no_lack_of_memory, no_such
+from channelscope.errors import FAILURES, InputError, MismatchError, TracingError, check_choice, no_lack_of_memory
 from channelscope.network.graph import Graph, Hook, asks_form, trace
 from channelscope.network.module_state import eval_mode
 from channelscope.network.nest import tensors
@@ -411,8 +411,7 @@ def groups(model: nn.Module, example: Tensor | tuple[Tensor, ...], heads: Heads 
     >>> [group.members for group in groups(net, torch.ones(1, 1, 1, 1)).members]
     [(('0', 0),), (('0', 1),)]
     """
-    if heads not in get_args(Heads):
-        raise InputError(no_such("choice of heads", heads, get_args(Heads)))
+    check_choice("choice of heads", heads, get_args(Heads))
     _refuse_lazy(model)
     image = noise_like(example)
     graph = trace(model, example)
