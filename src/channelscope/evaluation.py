@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from channelscope.data.batches import labeled_batches, on_device_of
 from channelscope.data.splits import Split
 from channelscope.errors import DataError, FormatError
-from channelscope.network.module_state import channels_last, device_of, eval_mode, fingerprints, memory_format, weights_hash
+from channelscope.network.graph import memory_format
+from channelscope.network.module_state import channels_last, device_of, eval_mode, fingerprints, weights_hash
 from channelscope.network.nest import logits_of
 from channelscope.stats.tally import Tally, check_logits
 from channelscope.storage import atomic_file

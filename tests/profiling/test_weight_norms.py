@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope.network.module_state import memory_format
+from channelscope.network.graph import memory_format
 from channelscope.network.sites import consumers, sites
 from channelscope.profiling.weight_norms import filters, following_batchnorm, weight_norms
 from networks import NARROW, built
@@ -286,6 +286,14 @@ def test_the_layout_is_channels_last_where_the_network_can_run_so():
 
     image = torch.randn(1, 3, 6, 6)
     assert memory_format(Viewing(), image) is torch.contiguous_format
+
+    class Reading(Viewing):
+        def forward(self, x):
+            values = self.conv(x)
+            as_it_lies = torch.as_strided(values, (len(x), 4 * 36), (4 * 36, 1))
+            return self.fc(as_it_lies)
+
+    assert memory_format(Reading(), image) is torch.contiguous_format
 
 
 def test_finding_the_layout_leaves_a_training_network_as_it_was():

@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 
 from channelscope.errors import FAILURES, InputError, TracingError, UserCode, first_line, no_lack_of_memory, no_such
 from channelscope.network import nest
-from channelscope.network.module_state import out_of_place, restored_state
+from channelscope.network.module_state import eval_mode, out_of_place, restored_state
 from channelscope.network.operations import execute, of_module
 from channelscope.network.operations.opened import in_layers
 from channelscope.network.tracing.recorder import FORM, OWN, Recording
@@ -384,6 +384,30 @@ def _user_line(error: BaseException) -> str:
     own = [frame for frame in frames if not frame.filename.startswith((*OWN, str(Path(__file__).parent)))]
     frame = own[-1] if own else frames[-1]
     return f"{frame.filename}:{frame.lineno} ({frame.name})"
+
+
+def memory_format(model: nn.Module, image: Tensor) -> torch.memory_format:
+    """Channels last where the network gives the same so, on a CPU; otherwise the usual order.
+
+    Convolutions and poolings are as fast or faster in that order, in float32 too (benchmarks/training.py), and the channels of a position
+    lie together. A network that uses `view` across channels and positions cannot run so, and one that reads memory as it lies computes
+    something else; two images show it. On other devices float32 convolutions may be slower in that order.
+
+    Examples
+    --------
+    >>> memory_format(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()), torch.zeros(1, 1, 2, 2))
+    torch.channels_last
+    """
+    if image.dim() != 4 or image.device.type != "cpu":
+        return torch.contiguous_format
+    try:
+        with eval_mode(model), torch.no_grad():
+            orders = torch.contiguous_format, torch.channels_last
+            usual, last = (model(image[:2].contiguous(memory_format=order)) for order in orders)
+    except FAILURES as error:  # a view of rows and columns as one axis; another error comes again in the usual order
+        no_lack_of_memory(error)
+        return torch.contiguous_format
+    return torch.channels_last if same(usual, last) else torch.contiguous_format
 
 
 class PartialForward:

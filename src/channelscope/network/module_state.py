@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from channelscope.errors import FAILURES, TracingError, no_lack_of_memory
+from channelscope.errors import TracingError
 from channelscope.types import Float, Int
 
 
@@ -377,29 +377,6 @@ def device_of(model: nn.Module) -> torch.device:
     device(type='cpu')
     """
     return next(model.parameters()).device
-
-
-def memory_format(model: nn.Module, image: Tensor) -> torch.memory_format:
-    """Channels last where the network can run so, on a CPU; otherwise the usual order. Values are the same but for rounding.
-
-    Convolutions and poolings are as fast or faster in that order, in float32 too (benchmarks/training.py), and the channels of a position
-    lie together. A network that uses `view` across channels and positions cannot run so. On other devices float32 convolutions may be
-    slower in that order.
-
-    Examples
-    --------
-    >>> memory_format(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()), torch.zeros(1, 1, 2, 2))
-    torch.channels_last
-    """
-    if image.dim() != 4 or image.device.type != "cpu":
-        return torch.contiguous_format
-    try:
-        with eval_mode(model), torch.no_grad():
-            model(image[:2].contiguous(memory_format=torch.channels_last))
-    except FAILURES as error:  # a view of rows and columns as one axis; another error comes again in the usual order
-        no_lack_of_memory(error)
-        return torch.contiguous_format
-    return torch.channels_last
 
 
 NARROW = 16

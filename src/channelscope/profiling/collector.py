@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.fx.node import map_arg
 
 from channelscope.errors import InputError, NumericError, TracingError
-from channelscope.network.module_state import eval_mode, fingerprints, memory_format, weights_hash
+from channelscope.network.graph import memory_format
+from channelscope.network.module_state import eval_mode, fingerprints, weights_hash
 from channelscope.network.nest import closed, logits_of, tensors
 from channelscope.network.operations import layers_called
 from channelscope.network.sites import Sites, by_image

@@ -14,7 +14,8 @@ from channelscope.data.batches import images_of
 from channelscope.errors import DataError, InputError, NumericError, check_choice
 from channelscope.evaluation import logits_in
 from channelscope.network.cost import cost
-from channelscope.network.module_state import channels_last, device_of, eval_mode, memory_format, restored_momentum
+from channelscope.network.graph import memory_format
+from channelscope.network.module_state import channels_last, device_of, eval_mode, restored_momentum
 from channelscope.network.operations import tracking_norms
 from channelscope.progress import log_numbers, progress_bar
 from channelscope.zoo.precision import PRECISIONS, TrainingPrecision, faster_precision, logits_to_learn

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from channelscope.evaluation import logits_in
-from channelscope.network.module_state import channels_last, device_of, gradient_overruns, memory_format
+from channelscope.network.graph import memory_format
+from channelscope.network.module_state import channels_last, device_of, gradient_overruns
 from channelscope.stats.tally import check_logits
 
 TrainingPrecision: TypeAlias = Literal["auto", "float32", "bfloat16"]

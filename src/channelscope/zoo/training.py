@@ -20,7 +20,8 @@ from channelscope.data.images import ImageSplits
 from channelscope.data.splits import augment
 from channelscope.errors import FormatError, MismatchError, NumericError, check_choice
 from channelscope.evaluation import loss_and_accuracy
-from channelscope.network.module_state import channels_last, device_of, memory_format, restored_momentum, weights_hash
+from channelscope.network.graph import memory_format
+from channelscope.network.module_state import channels_last, device_of, restored_momentum, weights_hash
 from channelscope.network.operations import tracking_norms
 from channelscope.progress import Bar, log_numbers, progress_bar
 from channelscope.storage import atomic_file
