@@ -77,7 +77,8 @@ def train(
     progress
         Whether to show a line of progress; where standard error is no terminal, a line per epoch.
     precision
-        float32; bfloat16, in which the layers' products are taken by autocast, with channels last in memory; or auto: whichever is
+        float32; bfloat16, in which the layers' products are taken by autocast, with channels last in memory (as images are on a CPU
+        in float32 too, where the network gives the same so); or auto: whichever is
         faster in a trial of two seconds on this device (takes less processor time, on a CPU), float32 for short runs. The choice is
         stored with the run, as `history.precision`. Weights, statistics of normalization, losses and the test are float32 in any
         case; the validation after each epoch, which chooses among the epochs, is in the precision of the training.
@@ -114,7 +115,8 @@ def train(
     device = available(device)
     history = _start_or_continue(model, images, Path(out), schedule, device, precision)
     model.to(device)
-    layout = memory_format(model, torch.zeros(2, *images.image_shape, device=device))
+    noise = torch.rand(2, *images.image_shape, generator=torch.Generator().manual_seed(0))
+    layout = memory_format(model, noise.to(device))
     run = _Run(model, _optimizer(model, schedule), images, schedule, history, layout)
     _restore(run)
     if len(run.history.epochs) <= schedule.epochs:
