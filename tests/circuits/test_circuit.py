@@ -157,7 +157,7 @@ def test_what_is_no_circuit_is_refused():
         Circuit({"a": target.relevant["a"]}, relevant=target.relevant, feature=target.feature)
     with pytest.raises(MismatchError, match=r"not of the same network|depend on the same kernels"):
         Circuit.full(target) & Circuit.full(TARGETS["dense"])
-    with pytest.raises(InputError, match="backward, full or none"):
+    with pytest.raises(InputError, match="no rule for dead ends is called forward; there are: backward, full, none"):
         remove_dead_ends(Circuit.full(target), target, "forward")
     assert repr(Circuit.full(target)) == f"Circuit({target.relevant_count} of {target.relevant_count} kernels of head:1 at 4 layers)"
 

@@ -205,7 +205,7 @@ def test_what_cannot_be_stored_is_said_before_the_work(command, file, capsys, tm
 
 def test_unknown_criteria_list_what_there_is(file, capsys, tmp_path):
     said = refused(capsys, tmp_path / "out", "circuit", f"{file}:Small", "--feature", "b:3", "--criterion", "shapley")
-    assert "expected one of gate, actgrad, snip" in said
+    assert "there are: gate, actgrad, snip" in said
 
 
 def test_a_command_without_a_feature(file, capsys, tmp_path):
@@ -243,7 +243,7 @@ def test_criteria_are_compared_on_drawn_features(file, capsys, tmp_path):
 
 def test_comparisons_that_cannot_be(file, capsys, tmp_path):
     for more, message in (
-        (["--features", "3", "--criteria", "gate,shapley"], "unknown criterion 'shapley': expected one of gate"),
+        (["--features", "3", "--criteria", "gate,shapley"], "no criterion is called shapley; there are: gate"),
         (["--features", "3", "--sizes", "half"], "above 0 and up to 1.0; received half"),
         (["--features", "3", "--sizes", "2,0.5"], "above 0 and up to 1.0; received 2.0"),
         (["--features", "b:1 b:1"], "features, each once; received b:1, b:1"),

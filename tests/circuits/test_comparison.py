@@ -142,7 +142,7 @@ def test_dead_channels_are_not_drawn():
 
 
 def test_what_does_not_exist_is_refused():
-    with pytest.raises(InputError, match="unknown criterion 'magic': expected one of gate, actgrad"):
+    with pytest.raises(InputError, match="no criterion is called magic; there are: gate, actgrad"):
         compare_criteria(GRAPH, FEATURES, IMAGES, HELD, ("gate", "magic"), (0.5,))
     for what, features, criteria, sizes in (
         ("features", (), ("gate",), (0.5,)),

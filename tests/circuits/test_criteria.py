@@ -122,9 +122,9 @@ def test_a_size_below_the_shortest_path_says_the_smallest():
 
 
 def test_words_that_mean_nothing_are_refused():
-    with pytest.raises(InputError, match="expected one of gate, actgrad"):
+    with pytest.raises(InputError, match="no criterion is called gates; near matches: gate; there are: gate, actgrad"):
         CircuitOptions("gates")
-    with pytest.raises(InputError, match="sum or mean"):
+    with pytest.raises(InputError, match="there are: sum, mean"):
         CircuitOptions(reduce="max").shard_scores(TARGET, IMAGES)
 
 

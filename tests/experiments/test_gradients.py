@@ -201,7 +201,7 @@ class TestBadInput:
         assert set(frame.site) == {"hidden"}
 
     def test_a_readout_that_is_none(self, network):
-        with pytest.raises(InputError, match='"positions" or "pooled"'):
+        with pytest.raises(InputError, match="there are: positions, pooled"):
             gradient_angles(*network, readout="all", progress=False)
 
     def test_no_images_and_no_labels(self, network):

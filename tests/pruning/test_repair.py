@@ -371,7 +371,7 @@ def test_a_gpu_gives_the_same(method):
 def test_bad_input():
     model, found, kept, images = pruned()
     small = shrink(found, kept)
-    with pytest.raises(InputError, match="received 'best'"):
+    with pytest.raises(InputError, match="no method of repair is called best"):
         repair(small, found, kept, [images], method="best")
     with pytest.raises(InputError, match="least_squares needs calibration images"):
         repair(small, found, kept)

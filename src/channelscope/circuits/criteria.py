@@ -31,7 +31,7 @@ from channelscope.circuits.kernel_scores import (
     with_positions,
 )
 from channelscope.circuits.selection import connected_top_k, geometric_schedule, kernel_count, top_k
-from channelscope.errors import BudgetError, InputError
+from channelscope.errors import BudgetError, InputError, check_choice
 from channelscope.formulas.intervals import bootstrap_counts
 from channelscope.network.module_state import eval_mode
 from channelscope.network.patches import LayerKernels
@@ -435,8 +435,7 @@ def criterion_named(criterion: str) -> Criterion:
     ----------
     Hamblin, Konkle, Alvarez 2022.
     """
-    if criterion not in CRITERIA:
-        raise InputError(f"unknown criterion '{criterion}': expected one of {', '.join(CRITERIA)}")
+    check_choice("criterion", criterion, CRITERIA)
     return CRITERIA[criterion]
 
 
