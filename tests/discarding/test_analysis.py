@@ -9,7 +9,7 @@ from channelscope import data
 from channelscope.discarding import cid as cid_module
 from channelscope.discarding.analysis import DiscardingAnalysis, ExtraAnalyses
 from channelscope.discarding.cid import CIDOptions
-from channelscope.errors import DataError, MismatchError
+from channelscope.errors import DataError, InputError, MismatchError
 
 OPTIONS = CIDOptions(side=4)
 
@@ -95,14 +95,14 @@ def test_concentration_on_the_foreground(images):
 
 
 @pytest.mark.parametrize(
-    ("extras", "message"),
+    ("extras", "error", "message"),
     [
-        (ExtraAnalyses(boxes=True, masks="mask"), "received both"),
-        (ExtraAnalyses(boxes=True), "expected a column 'boxes'"),
-        (ExtraAnalyses(decoder="rigde"), "near matches: ridge"),  # type: ignore[arg-type]
+        (ExtraAnalyses(boxes=True, masks="mask"), DataError, "received both"),
+        (ExtraAnalyses(boxes=True), DataError, "expected a column 'boxes'"),
+        (ExtraAnalyses(decoder="rigde"), InputError, "near matches: ridge"),  # type: ignore[arg-type]
     ],
 )
-def test_what_cannot_be_analyzed_is_refused_before_the_work(images, monkeypatch, extras, message):
+def test_what_cannot_be_analyzed_is_refused_before_the_work(images, monkeypatch, extras, error, message):
     monkeypatch.setattr(cid_module, "optimal_noise", lambda *given: pytest.fail("computed"))
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(error, match=message):
         analysis(images).tables(extras)

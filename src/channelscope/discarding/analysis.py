@@ -251,6 +251,8 @@ class DiscardingAnalysis(Shown):
         ------
         DataError
             Before anything is computed, if the data lacks the boxes or masks asked for.
+        InputError
+            For an unknown decoder.
         MismatchError
             If `other` was measured under other options or on other images.
         """
