@@ -275,7 +275,7 @@ def test_a_feature_without_variance_has_no_cid(variance):
 
 
 def test_unknown_normalizers_are_refused():
-    with pytest.raises(InputError, match="no normalizer is called global; there are: data, local"):
+    with pytest.raises(InputError, match="no normalizer is called global; near matches: local; there are: data, local"):
         Constraint("global", 0.1, 1.0)  # type: ignore[arg-type]
 
 
