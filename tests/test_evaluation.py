@@ -155,3 +155,23 @@ def test_each_batch_is_read_once_for_all_networks():
     assert tallies["two"].images == 12
     with pytest.raises(DataError, match="the batches are empty"):
         evaluate_networks({"one": MODEL}, [])
+
+
+class Flat(nn.Module):
+    """All values of an image as logits; a view of them needs channels first."""
+
+    def __init__(self, views):
+        super().__init__()
+        self.conv, self.views = nn.Conv2d(3, 2, 1), views
+
+    def forward(self, x):
+        values = self.conv(x)
+        return values.view(len(x), -1) if self.views else values.flatten(1)
+
+
+@pytest.mark.parametrize("views", [True, False])
+def test_images_lie_channels_last_where_the_network_can_run_so(views):
+    model, seen = Flat(views), []
+    model.conv.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous(memory_format=torch.channels_last)))
+    evaluate(model, [(torch.randn(5, 3, 4, 4), [0, 1, 2, 3, 0])])
+    assert seen[-1] is not views

@@ -221,3 +221,12 @@ def test_what_cannot_be_distilled_is_refused():
         student[5].bias[0] = math.nan
     with pytest.raises(NumericError, match="nan at step 1 of epoch 1"):
         distill(student, teacher, images, images, progress=False)
+
+
+def test_both_networks_are_given_images_channels_last():
+    student, teacher, seen = net(4, 0), net(8, 1), []
+    for network in (student, teacher):
+        network[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous(memory_format=torch.channels_last)))
+    images = noise(2, 0)
+    distill(student, teacher, images, images, DistillationPlan(epochs=1), progress=False)
+    assert seen.count(False) == 2  # the trial of each, which finds the order

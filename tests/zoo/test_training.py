@@ -560,3 +560,13 @@ def test_the_training_accuracy_is_that_of_the_images_as_they_were_seen(images, t
     loss, accuracy = loss_and_accuracy(model, images.train)
     assert history.epochs[-1].train_accuracy == pytest.approx(accuracy)
     assert history.epochs[-1].train_loss == pytest.approx(loss, abs=1e-5)
+
+
+def test_images_lie_channels_last_in_steps_and_validation(images, tmp_path):
+    model, seen = net(), []
+    model[0].register_forward_pre_hook(
+        lambda module, given: seen.append((module.training, given[0].is_contiguous(memory_format=torch.channels_last)))
+    )
+    train(model, images, tmp_path, dataclasses.replace(SHORT, epochs=1), progress=False)
+    assert {last for training, last in seen if training} == {True}
+    assert [last for training, last in seen if not training][-1]
