@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -86,11 +87,17 @@ def test_a_run_is_measured_once_and_its_rows_replace_the_earlier_ones(tmp_path, 
     named = {row["claim"]: row for row in rows}
     assert {row["verdict"] for row in rows} <= {"held", "not held", "open"}
     assert set(named) == {claim.text for claim in claims.CLAIMS.values()}
-    kept = json.loads(next(folder.glob("claims_*.json")).read_text(encoding="utf-8"))
+    kept = json.loads((tmp_path / "claims" / "resnet20_width_8_digits_run.json").read_text(encoding="utf-8"))
     own = named[claims.CLAIMS["separation"].text]
     assert float(own["value"]) == pytest.approx(sum(kept["values"]["separation"].values()) / len(kept["values"]["separation"]), abs=1e-4)
     assert own["n"] == f"{len(kept['values']['separation'])} layers, 150 images"
     monkeypatch.setattr(claims, "of_network", None)
     claims.main()
     assert claims.read(table) == rows
+    shutil.rmtree(folder)
+    claims.main()
+    assert claims.read(table) == rows
+    monkeypatch.setattr(sys, "argv", ["claims.py", *words, "--ablated", "9"])
+    with pytest.raises(FormatError, match="measured with other settings"):
+        claims.main()
     assert (tmp_path / "claims.md").read_text(encoding="utf-8") == claims.page(rows)

@@ -6,8 +6,9 @@
         --images 1200 --evaluated 200 --ablated 8
     python tools/claims.py --page
 
-A run folder is what `channelscope train` leaves: initialization, checkpoints and trained weights, one folder a seed. A weights file alone
-has no initialization, and the claims about training are left out. Rows of the same network and data are replaced. Every claim is a number
+A run folder is what `channelscope train` leaves: initialization, checkpoints and trained weights, one folder a seed. What it says is
+kept in docs/results/claims, layer by layer, so a run whose folder is gone can still be named with later ones. A weights file alone has
+no initialization, and the claims about training are left out. Rows of the same network and data are replaced. Every claim is a number
 per layer (or per connection of two layers); its interval is over runs where there are at least three, else a bootstrap over layers.
 
 Regressions on peers need more images than the widest layer has channels. Most of the time goes into ablations: for every
@@ -18,6 +19,7 @@ import argparse
 import csv
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -231,19 +233,34 @@ def summary(claim: Claim, runs: Sequence[Mapping[str, float]], images: int) -> d
 
 
 def measured(network: str, source: ImageSource, folder: Path, weights: Path | None, options: argparse.Namespace) -> "Run":
-    """What a run says, kept in its folder so that it is measured once."""
+    """What a run says, kept beside the table: it is measured once, and can be shown with later runs when its weights are gone."""
+    about = (short_name(network), short_name(source.data), weights.stem if weights else folder.name)
+    kept = options.out.with_suffix("") / f"{'_'.join(re.sub(r'[^a-z0-9]+', '_', each.lower()).strip('_') for each in about)}.json"
+    settings = {"evaluated": options.evaluated, "ablated": options.ablated}
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+    if known and not weights and not folder.exists():
+        if {**known, **settings} != known or known["images"] > options.images:
+            raise FormatError(f"{kept}: measured with other settings, and there is no folder {folder} to measure again")
+        return Run(known["state"], known["images"], known["values"])
     state, checkpoints = ("", {1: weights}) if weights else _checkpoints(folder)
     model, images = zoo.load(network, source, checkpoints[max(checkpoints)])
-    kept = folder / f"claims_{weights_hash(model)[:12]}_{options.images}_{options.evaluated}_{options.ablated}.json"
-    if not kept.exists():
-        count = min(options.images, len(images.calibration))
+    count = min(options.images, len(images.calibration))
+    settings |= {"weights": weights_hash(model), "images": count}
+    if not known or {**known, **settings} != known:
         stages = {}
         for epoch, path in checkpoints.items():
             stages[epoch] = channelscope.collect(zoo.load(network, source, path)[0], images.calibration.take(count), shards=0)
         found = of_profiles(stages) | of_network(model, stages[max(stages)], images, count, options.evaluated, options.ablated)
+        rounded = {claim: {place: float(f"{value:.4g}") for place, value in values.items()} for claim, values in found.items()}
+        known = {**settings, "state": state, "values": rounded}
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"images": count, "values": found}, indent=1) + "\n", encoding="utf-8")
-    return Run(state, **json.loads(kept.read_text(encoding="utf-8")))
+        kept.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    return Run(state, count, known["values"])
+
+
+def short_name(path: str) -> str:
+    """The last part of the path of a folder or of a file's class, as tables name a network or a set of images."""
+    return path.rstrip("/").rsplit(":", 1)[-1].rsplit("/", 1)[-1]
 
 
 def _checkpoints(folder: Path) -> tuple[str, dict[int, Path]]:
@@ -351,8 +368,7 @@ def main() -> None:
         for flag in ("label_column", "weights", "images", "evaluated", "ablated"):
             if vars(options)[flag] != parser.get_default(flag):
                 words += [f"--{flag.replace('_', '-')}", str(vars(options)[flag])]
-        network = options.network.rsplit(":", 1)[-1] + found[0].state
-        data = options.data.rstrip("/").rsplit("/", 1)[-1]
+        network, data = short_name(options.network) + found[0].state, short_name(options.data)
         name = network.partition(",")[0]
         rows = [row for row in rows if (row["network"].partition(",")[0], row["data"]) != (name, data)]
         rows += rows_of(network, data, "python tools/claims.py " + " ".join(words), found)

@@ -15,7 +15,15 @@ from channelscope.network.cost import MacCounter
 from channelscope.network.removal.groups import groups
 from channelscope.network.removal.labeled_graph import Layer
 from channelscope.pruning.cut import cut, shrink
-from channelscope.pruning.optimal_brain_surgeon import Prices, RefittedLayer, optimal_brain_surgeon, optimal_brain_surgeons
+from channelscope.pruning.optimal_brain_surgeon import (
+    InputMoments,
+    Prices,
+    RefittedLayer,
+    inputs_and_output_gradients,
+    optimal_brain_surgeon,
+    optimal_brain_surgeons,
+    with_signs,
+)
 from channelscope.pruning.prune import kl_divergence
 from channelscope.pruning.repair import repair
 from networks import built
@@ -143,26 +151,73 @@ def test_a_gpu_gives_nearly_the_same_order():
 
 
 def test_few_images_at_once_give_the_same_order(monkeypatch):
-    """The labels are drawn as `torch.multinomial` draws them, and do not depend on how many images fit into memory."""
-    drawn, loss = [], F.cross_entropy
+    """The signs do not depend on how many images fit into memory."""
+    sizes, backward = [], torch.autograd.grad
 
-    def watched(logits, labels, **options):
-        drawn.append(labels)
-        return loss(logits, labels, **options)
+    def watched(logits, *others, **options):
+        sizes.append(len(logits))
+        return backward(logits, *others, **options)
 
-    monkeypatch.setattr(F, "cross_entropy", watched)
+    monkeypatch.setattr(torch.autograd, "grad", watched)
     model = twins()
     whole = optimal_brain_surgeon(model, [IMAGES], seed=3)
-    assert len(drawn) == 1
-    expected = torch.multinomial(model(IMAGES).softmax(1), 1, generator=torch.Generator().manual_seed(3)).flatten()
-    assert torch.equal(drawn[0], expected)
-    drawn.clear()
+    assert sizes == [80]
     monkeypatch.setattr("channelscope.pruning.optimal_brain_surgeon.GRADIENT_BYTES", 60_000)
     parts = optimal_brain_surgeon(model, [IMAGES], seed=3)
-    sizes = [len(each) for each in drawn]
-    assert max(sizes) < 30
-    assert torch.equal(torch.cat(drawn), expected)
+    assert sum(sizes[1:]) == 80
+    assert max(sizes[1:]) < 30
     assert all(np.array_equal(whole[name], parts[name]) for name in whole.values)
+
+
+@pytest.fixture
+def odds():
+    """A network whose logits are its four inputs, with unequal class probabilities, and their Fisher information."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False), nn.Flatten()).eval()
+    model[0].weight.data = model[1].weight.data = torch.eye(4).view(4, 4, 1, 1)
+    logits = torch.tensor([4.0, 1.0, 0.0, -1.0])
+    p = logits.softmax(0)
+    return groups(model, logits.view(1, 4, 1, 1)), logits, torch.diag(p) - torch.outer(p, p)
+
+
+def test_the_gradients_have_the_fisher_information_of_the_output(odds):
+    found, logits, fisher = odds
+    images = logits.view(1, 4, 1, 1).expand(40_000, -1, -1, -1)
+    ((batch, signs),) = with_signs(found, [(images,)], torch.Generator().manual_seed(0))
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    _, gradients = inputs_and_output_gradients(found, batch, ["_0"], [], signs)
+    flat = gradients["_0"].flatten(1)
+    torch.testing.assert_close(flat.T @ flat / len(flat), fisher, atol=0.003, rtol=0.02)
+    assert flat.sum(1).abs().max() < 1e-5
+
+
+def test_signs_vary_less_than_drawn_labels(odds):
+    """The information of one image: with a label drawn for it, most of it is in the rare draws."""
+    found, logits, fisher = odds
+    ((batch, signs),) = with_signs(found, [(logits.view(1, 4, 1, 1).expand(4000, -1, -1, -1),)], torch.Generator().manual_seed(0))
+    _, gradients = inputs_and_output_gradients(found, batch, ["_0"], [], signs)
+    own = gradients["_0"].flatten(1).square().sum(1)
+    labels = torch.multinomial(logits.softmax(0), 4000, replacement=True, generator=torch.Generator().manual_seed(0))
+    drawn = (logits.softmax(0) - F.one_hot(labels, 4)).square().sum(1)
+    assert float(drawn.mean()) == pytest.approx(float(fisher.trace()), rel=0.1)
+    assert own.std() < 0.5 * drawn.std()
+
+
+@pytest.mark.parametrize(("images", "positions"), [(20, 1), (20, 9), (400, 1)])
+def test_few_images_are_no_evidence_that_inputs_replace_one_another(images, positions):
+    """40 independent inputs cost what they are: 20 images have directions enough to explain each of them by the others."""
+    of_image = torch.randn(images, 1, 40, generator=torch.Generator().manual_seed(0)).expand(-1, positions, -1)
+    moments = InputMoments()
+    for part in of_image.split(10):
+        moments.add(part.reshape(1, -1, 40), len(part))
+    covariance = moments.covariance()
+    weights, owner = torch.eye(40).double(), np.arange(80)
+    reader = layer(list(range(40)), list(range(40, 80)))
+    counted = RefittedLayer(reader, owner, weights, covariance, torch.eye(40).double(), max(0.01, moments.ridge(covariance)))
+    believed = RefittedLayer(reader, owner, weights, covariance, torch.eye(40).double(), 0.01)
+    assert 0.3 < np.median(counted.costs(80)[:40]) < 1.6  # half of the variance, 1, if they could not replace one another at all
+    if images == 20:
+        assert np.median(believed.costs(80)[:40]) < 0.05
+    assert moments.ridge(covariance) == pytest.approx(41 / images, rel=0.4)
 
 
 def test_a_network_without_logits_is_refused():

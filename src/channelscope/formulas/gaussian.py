@@ -1,5 +1,6 @@
 """Gaussian laws of moments: covariance with shrinkage, marginals by `[]`, conditionals by `given`, and linear solves."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -357,6 +358,43 @@ def oas(square: float, size: int, count: float) -> float:
     above = (1 - 2 / size) * square + size**2
     below = (count + 1 - 2 / size) * (square - size)
     return 1.0 if above >= below else above / below
+
+
+def covariance_error(covariance: Float[Tensor, "d d"], square: float, count: int) -> float:
+    """Expected squared error of an estimated covariance, as a fraction of the squares of the true one; infinite where it drowns them.
+
+        b² / (|C|² − b²)        b² = (mean of |C_i|² − |C|²) / (n − 1)
+
+    The estimate C is the mean of n independent C_i about a common mean: the outer product of one sample with itself, or the mean of
+    those of all positions of one image, which depend on one another. b² and |C|² − b² are unbiased estimates of |C − Σ|² and |Σ|² for
+    a known mean. For n normal samples the fraction is near p/n, with p = (tr Σ)²/|Σ|² coordinates that count.
+
+    Parameters
+    ----------
+    covariance
+        C, (d, d).
+    square
+        Mean over i of the sum of the squared entries of C_i.
+    count
+        How many C_i there are, n.
+
+    Returns
+    -------
+    float
+        The fraction, 0 or more.
+
+    Examples
+    --------
+    >>> covariance_error(torch.diag(torch.tensor([3.0, 1.0])), 28.0, 10)
+    0.25
+
+    References
+    ----------
+    Ledoit & Wolf 2004, section 3, for b².
+    """
+    total = float(covariance.square().sum())
+    error = max(square - total, 0.0) / max(count - 1, 1)
+    return error / (total - error) if error < total else math.inf
 
 
 def _deficit(covariance: Tensor, count: float | None) -> str:

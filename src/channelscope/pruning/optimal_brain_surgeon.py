@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from channelscope.errors import InputError
+from channelscope.formulas.gaussian import covariance_error
 from channelscope.network.cost import MacCounter
 from channelscope.network.graph import Hook
 from channelscope.network.module_state import eval_mode
@@ -31,6 +31,9 @@ EXPONENTS = (1.5, 2.0)
 
 MAX_FAN_IN = 8192
 """Inputs times kernel size beyond which a consumer's covariance is not formed, and its share of the cost not counted."""
+
+MOST_RIDGE = 10.0
+"""Largest penalty that too few images ask for, as a fraction of the mean variance of what a consumer reads."""
 
 GRADIENT_BYTES = 2 * 10**9
 """Most bytes of the values of all steps that a backward pass holds: so many images go through the network at once."""
@@ -51,11 +54,12 @@ def optimal_brain_surgeon(
         cost = n Σ over the n consumers of tr( A_b' G A_b [P_bb]⁻¹ )        chosen: least cost / MACs saved^exponent
 
     A are a consumer's weights re-fitted to the inputs that are left, P = (C + λI)⁻¹ of the covariance C of what it reads, b the
-    columns that read the group, and G the second moments of the output's gradient, for labels drawn from the network's own
-    probabilities: one consumer's term is the KL divergence of the output, to second order, if that consumer is re-fitted. What
-    several consumers change may add up, to n times the sum of their terms at most (Cauchy-Schwarz), and counts as if it did
-    (docs/results/repair.md). Outputs of a consumer that were removed themselves no longer count. Needs neither labels nor training;
-    one forward and one backward pass.
+    columns that read the group, and G the Fisher information of its output's values, from random combinations of the logits: one
+    consumer's term is the KL divergence of the output, to second order, if that consumer is re-fitted. λ is the error of C from so
+    few images, as a fraction of C (`covariance_error`): that a wide layer has more inputs than the images have directions is no
+    evidence that its inputs replace one another. What several consumers change may add up, to n times the sum of their terms at most
+    (Cauchy-Schwarz), and counts as if it did (docs/results/repair.md). Outputs of a consumer that were removed themselves no longer
+    count. Needs neither labels nor training; one forward and one backward pass.
 
     Parameters
     ----------
@@ -66,11 +70,11 @@ def optimal_brain_surgeon(
     exponent
         Power of the multiply-adds saved; above 1, for later layers make up for what earlier ones lose (docs/results/repair.md).
     ridge
-        λ as a fraction of the mean variance of what a consumer reads.
+        Smallest λ, as a fraction of the mean variance of what a consumer reads.
     positions
         Positions that each image contributes to the covariances.
     seed
-        Of the positions and of the drawn labels.
+        Of the positions and of the combinations of the logits.
     progress
         Whether bars are drawn.
 
@@ -388,13 +392,13 @@ def _consumers(
     layers = [layer for layer in found.layers if layer.taps and layer.groups == 1 and bool((layer.inputs >= 0).any())]
     layers = [layer for layer in layers if _has_patches(modules[layer.name])]
     sources = {layer.name: graph.nodes[layer.node].all_input_nodes[0].name for layer in layers}
-    reads: dict[str, NormalEquations] = {}
+    reads: dict[str, InputMoments] = defaultdict(InputMoments)
     metrics: dict[str, Tensor] = {}
     total = 0
     nodes = [layer.node for layer in layers]
     with eval_mode(graph.model):
-        for batch, noise in with_noise(found, batches, torch.Generator().manual_seed(draws.seed)):
-            values, gradients = inputs_and_output_gradients(found, batch, nodes, list(sources.values()), noise)
+        for batch, signs in with_signs(found, batches, torch.Generator().manual_seed(draws.seed)):
+            values, gradients = inputs_and_output_gradients(found, batch, nodes, list(sources.values()), signs)
             start, total = total, total + len(batch[0])
             for layer in layers:
                 module, gradient = modules[layer.name], gradients[layer.node]
@@ -403,26 +407,49 @@ def _consumers(
                 drawn = draws.of(len(flat) // len(batch[0]))
                 where = None if drawn is None else drawn[start:total]
                 taken = input_patches(module, values[sources[layer.name]], tuple(gradient.shape[1:]), where)
-                part = NormalEquations.of(taken, taken[:, :, :0])
-                reads[layer.name] = reads[layer.name] + part if layer.name in reads else part
+                reads[layer.name].add(taken, len(batch[0]))
             advance(len(batch[0]))
-    return [
-        RefittedLayer(
-            layer,
-            found.group_of,
-            used_weight(modules[layer.name]).double().cpu().flatten(1),
-            reads.pop(layer.name).covariance[0].cpu(),
-            metrics.pop(layer.name) / total,
-            ridge,
-        )
-        for layer in layers
-    ]
+    consumers = []
+    for layer in layers:
+        moments, weights = reads.pop(layer.name), used_weight(modules[layer.name]).double().cpu().flatten(1)
+        covariance = moments.covariance()
+        penalty = max(ridge, moments.ridge(covariance))
+        consumers.append(RefittedLayer(layer, found.group_of, weights, covariance, metrics.pop(layer.name) / total, penalty))
+    return consumers
 
 
-def with_noise(
+class InputMoments:
+    """The covariance of what a layer reads, and how much that of one image differs from another's."""
+
+    def __init__(self) -> None:
+        self.total: NormalEquations | None = None
+        self.squares = 0.0
+        self.images = 0
+
+    def add(self, taken: Float[Tensor, "groups samples inputs"], images: int) -> None:
+        """Add the same number of samples of each of some images."""
+        part = NormalEquations.of(taken, taken[:, :, :0])
+        self.total = part if self.total is None else self.total + part
+        of_image = (taken[0] - self.total.x_mean[0].to(taken)).unflatten(0, (images, -1))
+        each, inputs = of_image.shape[1:]
+        product = of_image @ of_image.mT if each < inputs else of_image.mT @ of_image  # their squares have the same sum
+        self.squares += float((product / each).square().sum())
+        self.images += images
+
+    def covariance(self) -> Float[Tensor, "inputs inputs"]:
+        """The covariance of all samples, on the CPU."""
+        assert self.total is not None
+        return self.total.covariance[0].cpu()
+
+    def ridge(self, covariance: Float[Tensor, "inputs inputs"]) -> float:
+        """The penalty for so few images, as a fraction of the mean variance."""
+        return min(covariance_error(covariance, self.squares / self.images, self.images), MOST_RIDGE)
+
+
+def with_signs(
     found: Groups, batches: Sequence[tuple[Tensor, ...]], generator: torch.Generator
 ) -> Iterator[tuple[tuple[Tensor, ...], Float[Tensor, "images classes"]]]:
-    """Few enough images for a backward pass, and the noise from which their labels are drawn: the same however many go at once.
+    """Few enough images for a backward pass, and a random sign for each class of each: the same however many go at once.
 
     Parameters
     ----------
@@ -431,7 +458,7 @@ def with_noise(
     batches
         Its inputs.
     generator
-        Of the noise.
+        Of the signs.
 
     Raises
     ------
@@ -441,16 +468,16 @@ def with_noise(
     Examples
     --------
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 8), nn.Flatten()), torch.zeros(1, 3, 8, 8))
-    >>> [(len(images), noise.shape) for (images,), noise in with_noise(found, [(torch.zeros(5, 3, 8, 8),)], torch.Generator())]
-    [(5, torch.Size([5, 2]))]
+    >>> [(len(images), signs.abs().sum()) for (images,), signs in with_signs(found, [(torch.zeros(5, 3, 8, 8),)], torch.Generator())]
+    [(5, tensor(10.))]
     """
     logits = found.graph.run(*found.example, out_of_place=True)
     _check_logits(logits)
     values = sum(map(math.prod, found.graph.shapes.values())) / len(found.example[0])
     most = max(int(GRADIENT_BYTES / (values * found.example[0].element_size())), 1)
     for batch in batches:
-        noise = torch.empty(len(batch[0]), logits.shape[1], dtype=logits.dtype).exponential_(generator=generator)
-        yield from zip(zip(*(part.split(most) for part in batch), strict=True), noise.split(most), strict=True)
+        signs = torch.empty(len(batch[0]), logits.shape[1], dtype=logits.dtype).bernoulli_(0.5, generator=generator) * 2 - 1
+        yield from zip(zip(*(part.split(most) for part in batch), strict=True), signs.split(most), strict=True)
 
 
 def _has_patches(module: nn.Module) -> bool:
@@ -462,13 +489,17 @@ def _has_patches(module: nn.Module) -> bool:
 def _check_logits(logits: Any) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         received = " × ".join(map(str, logits.shape)) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise InputError(f"labels are drawn from the network's logits: expected images × classes, received {received}")
+        raise InputError(f"how much a value matters is measured by the network's logits: expected images × classes, received {received}")
 
 
 def inputs_and_output_gradients(
-    found: Groups, batch: tuple[Tensor, ...], outputs: list[str], inputs: list[str], noise: Float[Tensor, "images classes"]
+    found: Groups, batch: tuple[Tensor, ...], outputs: list[str], inputs: list[str], signs: Float[Tensor, "images classes"]
 ) -> tuple[dict[str, Tensor], dict[str, Float[Tensor, "..."]]]:
-    """Values of some steps, and the gradients of the loss there for labels drawn from the network's own probabilities.
+    """Values of some steps, and the gradient there of a random combination of the logits.
+
+    With class probabilities p and random signs z the logit of class k has the weight √p_k z_k − p_k Σ_j √p_j z_j. The covariance of
+    these weights is diag(p) − pp', that of the gradient of the cross-entropy for labels drawn from p: the second moments of the
+    gradients are the Fisher information in the mean, as with drawn labels, but no rare label outweighs the other images.
 
     Parameters
     ----------
@@ -480,16 +511,20 @@ def inputs_and_output_gradients(
         The steps whose gradients are wanted.
     inputs
         The steps whose values are.
-    noise
-        From which the labels are drawn, as `with_noise` gives it.
+    signs
+        Of each class, as `with_signs` gives them.
 
     Examples
     --------
     >>> found = groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 8), nn.Flatten()), torch.zeros(1, 3, 8, 8))
-    >>> ((batch, noise),) = with_noise(found, [(torch.zeros(5, 3, 8, 8),)], torch.Generator())
-    >>> values, gradients = inputs_and_output_gradients(found, batch, ["_0"], ["_1"], noise)
+    >>> ((batch, signs),) = with_signs(found, [(torch.zeros(5, 3, 8, 8),)], torch.Generator())
+    >>> values, gradients = inputs_and_output_gradients(found, batch, ["_0"], ["_1"], signs)
     >>> gradients["_0"].shape, values["_1"].shape
     (torch.Size([5, 4, 8, 8]), torch.Size([5, 2, 1, 1]))
+
+    References
+    ----------
+    Martens, Sutskever & Swersky 2012 (curvature propagation).
     """
     values: dict[str, Tensor] = {}
 
@@ -502,7 +537,8 @@ def inputs_and_output_gradients(
     with torch.enable_grad():
         given = tuple(part.detach().clone().requires_grad_(part.is_floating_point()) for part in batch)
         logits = found.graph.run(*given, hooks={name: keep(name) for name in dict.fromkeys((*outputs, *inputs))}, out_of_place=True)
-        labels = (logits.detach().softmax(1).cpu() / noise).argmax(1).to(logits.device)  # exponential noise: each with its probability
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        gradients = torch.autograd.grad(loss, [values[name] for name in outputs], materialize_grads=True)
+        probabilities = logits.detach().softmax(1)
+        scattered = probabilities.sqrt() * signs.to(probabilities)
+        weights = scattered - probabilities * scattered.sum(1, keepdim=True)
+        gradients = torch.autograd.grad(logits, [values[name] for name in outputs], weights, materialize_grads=True)
     return {name: values[name].detach() for name in inputs}, dict(zip(outputs, gradients, strict=True))

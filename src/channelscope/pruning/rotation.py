@@ -30,7 +30,7 @@ from channelscope.pruning.normalization import (
     layer_contexts,
     write_linear_map,
 )
-from channelscope.pruning.optimal_brain_surgeon import inputs_and_output_gradients, with_noise
+from channelscope.pruning.optimal_brain_surgeon import inputs_and_output_gradients, with_signs
 from channelscope.stats.moments import NormalEquations
 from channelscope.stats.readout import channels_last
 from channelscope.types import Float, Tensor
@@ -148,9 +148,9 @@ def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: in
     """A copy of the network that computes the same, its linear streams in a basis in which a cut loses less.
 
     In the new basis the channels of a stream are uncorrelated over the calibration images, and what they do to the network's output is
-    too, to second order: they are the eigenvectors of the values' covariance in the metric of the second moments of the gradient, for
-    labels drawn from the network's own probabilities. The variance of a channel is what losing it costs. The channels of the copy are
-    thus mixtures of those of the network. Running statistics of the BatchNorms are those of the calibration images.
+    too, to second order: they are the eigenvectors of the values' covariance in the metric of their Fisher information, from random
+    combinations of the logits. The variance of a channel is what losing it costs. The channels of the copy are thus mixtures of those
+    of the network. Running statistics of the BatchNorms are those of the calibration images.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: in
         Batches of (images, …); labels are not used. Directions that these images do not need are the first to be lost, so they have to
         show all that the network is to keep: 200 images for 1,000 classes are too few (docs/results/repair.md).
     seed
-        Of the drawn labels.
+        Of the combinations of the logits.
     progress
         Whether a bar is drawn.
 
@@ -201,9 +201,9 @@ def rotate_streams(model: nn.Module | Groups, calibration: Iterable, *, seed: in
     if not streams:
         raise InputError("rotate: this network has no stream that layers alone write and read: an activation or a norm follows every layer")
     batches = rechunked(calibration, found)
-    noisy = with_noise(found, batches, torch.Generator().manual_seed(seed))
+    signed = with_signs(found, batches, torch.Generator().manual_seed(seed))
     with progress_bar("linear streams in another basis, images", sum(len(batch[0]) for batch in batches), progress) as advance:
-        moments, metrics = _moments(found, streams, noisy, advance)
+        moments, metrics = _moments(found, streams, signed, advance)
     rotated = copy.deepcopy(found.graph.body)  # whose weights can be written
     for stream in streams:
         _rotate(found.graph, rotated, stream, moments, metrics)
@@ -224,8 +224,8 @@ def _moments(
     moments: dict[str, NormalEquations] = {}
     metrics: dict[str, Tensor] = {}
     with eval_mode(graph.model):
-        for batch, noise in batches:
-            given = inputs_and_output_gradients(found, batch, list(axes), list(axes), noise)
+        for batch, signs in batches:
+            given = inputs_and_output_gradients(found, batch, list(axes), list(axes), signs)
             for step, axis in axes.items():
                 value, slope = (channels_last(each[step], axis - 1).flatten(0, 1).double() for each in given)
                 part = NormalEquations.of(value[None], value[None, :, :0])
