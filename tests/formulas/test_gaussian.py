@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.covariance import oas
+from sklearn.covariance import ledoit_wolf_shrinkage, oas
 
 import pencil
 from channelscope.errors import InputError, SampleError, ShapeError, SingularError
-from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, cholesky, correlation, covariance_error, solve
+from channelscope.formulas.gaussian import FLOAT32_RESOLUTION, Gaussian, cholesky, correlation, ledoit_wolf_penalty, solve
 from channelscope.stats.moments import Moments
 from formulas import laws
 
@@ -215,35 +215,38 @@ def test_singular_by_float32_rounding_is_seen():
     assert 1e-7 < FLOAT32_RESOLUTION < 1e-5
 
 
-@pytest.mark.parametrize("n", [10, 40])
-def test_the_error_of_a_covariance_is_that_of_many_estimates(n):
-    """Against the distance of 2,000 estimates from the truth, for scales of 1 to 8 and a known mean of 0."""
-    draw = torch.Generator().manual_seed(n)
-    truth = torch.diag(torch.arange(1.0, 9.0).double().square())
-    x = torch.randn(2000, n, 8, generator=draw, dtype=torch.float64) * truth.diagonal().sqrt()
-    estimates = x.mT @ x / n
-    expected = float((estimates - truth).square().sum((1, 2)).mean() / truth.square().sum())
-    squares = x.square().sum(2).square().mean(1)
-    received = [covariance_error(each, float(square), n) for each, square in zip(estimates, squares, strict=True)]
-    assert float(np.median(received)) == pytest.approx(expected, rel=0.15)
-    counting = float(truth.trace() ** 2 / truth.square().sum())
-    assert expected == pytest.approx((counting + 1) / n, rel=0.1)
+@pytest.mark.parametrize(("n", "d"), [(5, 12), (40, 12), (400, 3)])
+def test_the_penalty_is_that_of_scikit_learns_ledoit_wolf_on_single_samples(n, d):
+    x = samples(n, d, n)
+    x -= x.mean(0)
+    square = float(x.square().sum(1).square().mean())
+    shrunk = ledoit_wolf_shrinkage(x.numpy(), assume_centered=True)
+    assert ledoit_wolf_penalty(x.T @ x / n, square, n) == pytest.approx(shrunk / (1 - shrunk))
 
 
-def test_the_error_of_a_covariance_counts_images_not_their_positions():
+@pytest.mark.parametrize("n", [400, 40_000])
+def test_the_penalty_vanishes_with_many_samples_of_alike_coordinates_too(n):
+    """For p alike coordinates b² is near p²/n and |Σ|² = p: four times p/n, where Ledoit and Wolf's own estimate is far above 1."""
+    x = torch.randn(n, 20, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    penalty = ledoit_wolf_penalty(x.T @ x / n, float(x.square().sum(1).square().mean()), n)
+    assert penalty == pytest.approx(4 * 21 / n, rel=0.2)
+    assert ledoit_wolf_shrinkage(x.numpy(), assume_centered=True) > 0.8
+
+
+def test_the_penalty_counts_images_not_their_positions():
     """Positions that repeat one another say no more than one of them."""
-    once = torch.randn(30, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    errors = []
+    once = torch.arange(1, 9) * torch.randn(30, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    penalties = []
     for positions in (1, 50):
         x = once.expand(-1, positions, -1)
         each = torch.einsum("npi,npj->nij", x, x) / positions
-        errors.append(covariance_error(each.mean(0), float(each.square().sum((1, 2)).mean()), 30))
-    assert errors[0] == pytest.approx(errors[1])
-    assert 0.1 < errors[0] < 1
+        penalties.append(ledoit_wolf_penalty(each.mean(0), float(each.square().sum((1, 2)).mean()), 30))
+    assert penalties[0] == pytest.approx(penalties[1])
+    assert 0.1 < penalties[0] < 1
 
 
-def test_the_error_of_a_covariance_is_zero_where_samples_agree_and_infinite_where_they_say_nothing():
+def test_the_penalty_is_zero_where_samples_agree_and_infinite_where_they_say_nothing():
     sure = torch.diag(torch.tensor([3.0, 1.0]))
-    assert covariance_error(sure, 10.0, 5) == 0
-    assert covariance_error(sure, 1000.0, 5) == math.inf
-    assert covariance_error(torch.zeros(2, 2), 0.0, 5) == math.inf
+    assert ledoit_wolf_penalty(sure, 10.0, 5) == 0
+    assert ledoit_wolf_penalty(sure, 1000.0, 5) == math.inf
+    assert ledoit_wolf_penalty(torch.zeros(2, 2), 0.0, 5) == math.inf

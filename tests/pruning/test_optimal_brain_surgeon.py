@@ -214,10 +214,12 @@ def test_few_images_are_no_evidence_that_inputs_replace_one_another(images, posi
     reader = layer(list(range(40)), list(range(40, 80)))
     counted = RefittedLayer(reader, owner, weights, covariance, torch.eye(40).double(), max(0.01, moments.ridge(covariance)))
     believed = RefittedLayer(reader, owner, weights, covariance, torch.eye(40).double(), 0.01)
-    assert 0.3 < np.median(counted.costs(80)[:40]) < 1.6  # half of the variance, 1, if they could not replace one another at all
-    if images == 20:
+    cost = np.median(counted.costs(80)[:40])
+    if images == 400:
+        assert 0.45 < cost < 0.8  # half of the variance
+    else:
+        assert cost > 0.5
         assert np.median(believed.costs(80)[:40]) < 0.05
-    assert moments.ridge(covariance) == pytest.approx(41 / images, rel=0.4)
 
 
 def test_a_network_without_logits_is_refused():

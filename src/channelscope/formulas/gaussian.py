@@ -26,6 +26,9 @@ SILENT_STD_OVER_MEAN = 2.0**-21
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 """The smallest variance that float32 holds with full precision."""
 
+LEAST_SPREAD = 0.25
+"""Spread of a covariance's eigenvalues about their mean that is always reckoned with, as a fraction of the sum of their squares."""
+
 
 @dataclass(frozen=True, repr=False)
 class Gaussian(Shown):
@@ -360,19 +363,20 @@ def oas(square: float, size: int, count: float) -> float:
     return 1.0 if above >= below else above / below
 
 
-def covariance_error(covariance: Float[Tensor, "d d"], square: float, count: int) -> float:
-    """Expected squared error of an estimated covariance, as a fraction of the squares of the true one; infinite where it drowns them.
+def ledoit_wolf_penalty(covariance: Float[Tensor, "d d"], square: float, count: int) -> float:
+    """Penalty λ for which C + λI is in proportion to Ledoit and Wolf's estimate of a covariance, as a fraction of the mean variance.
 
-        b² / (|C|² − b²)        b² = (mean of |C_i|² − |C|²) / (n − 1)
+        λ / mean variance = b² / a²        b² = (mean of |C_i|² − |C|²) / n        a² = |C|² − b² − (tr C)² / p
 
-    The estimate C is the mean of n independent C_i about a common mean: the outer product of one sample with itself, or the mean of
-    those of all positions of one image, which depend on one another. b² and |C|² − b² are unbiased estimates of |C − Σ|² and |Σ|² for
-    a known mean. For n normal samples the fraction is near p/n, with p = (tr Σ)²/|Σ|² coordinates that count.
+    The covariance C is the mean of n independent C_i about a common mean: the outer product of one sample with itself, or the mean
+    of those of all positions of one image, which depend on one another. b² is its squared error, a² the spread of the true
+    eigenvalues about their mean. Where they hardly spread, shrinking costs nothing and the estimate asks for any penalty; so a² is
+    taken as a quarter of their squares, |C|² − b², at least, and λ vanishes with growing n for every covariance.
 
     Parameters
     ----------
     covariance
-        C, (d, d).
+        C, (p, p).
     square
         Mean over i of the sum of the squared entries of C_i.
     count
@@ -381,20 +385,22 @@ def covariance_error(covariance: Float[Tensor, "d d"], square: float, count: int
     Returns
     -------
     float
-        The fraction, 0 or more.
+        The fraction, 0 or more; infinite where the error is not less than the covariance.
 
     Examples
     --------
-    >>> covariance_error(torch.diag(torch.tensor([3.0, 1.0])), 28.0, 10)
-    0.25
+    >>> ledoit_wolf_penalty(torch.diag(torch.tensor([3.0, 1.0])), 20.0, 10)
+    0.4444444444444444
 
     References
     ----------
-    Ledoit & Wolf 2004, section 3, for b².
+    Ledoit & Wolf 2004, section 3; the least spread is ours.
     """
     total = float(covariance.square().sum())
-    error = max(square - total, 0.0) / max(count - 1, 1)
-    return error / (total - error) if error < total else math.inf
+    error = max(square - total, 0.0) / count
+    squares = total - error
+    spread = max(squares - float(covariance.trace()) ** 2 / len(covariance), LEAST_SPREAD * squares)
+    return error / spread if spread > 0 else math.inf
 
 
 def _deficit(covariance: Tensor, count: float | None) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from channelscope.errors import InputError
-from channelscope.formulas.gaussian import covariance_error
+from channelscope.formulas.gaussian import ledoit_wolf_penalty
 from channelscope.network.cost import MacCounter
 from channelscope.network.graph import Hook
 from channelscope.network.module_state import eval_mode
@@ -55,8 +55,8 @@ def optimal_brain_surgeon(
 
     A are a consumer's weights re-fitted to the inputs that are left, P = (C + λI)⁻¹ of the covariance C of what it reads, b the
     columns that read the group, and G the Fisher information of its output's values, from random combinations of the logits: one
-    consumer's term is the KL divergence of the output, to second order, if that consumer is re-fitted. λ is the error of C from so
-    few images, as a fraction of C (`covariance_error`): that a wide layer has more inputs than the images have directions is no
+    consumer's term is the KL divergence of the output, to second order, if that consumer is re-fitted. λ is the
+    penalty that so few images ask for (`ledoit_wolf_penalty`): that a wide layer has more inputs than the images have directions is no
     evidence that its inputs replace one another. What several consumers change may add up, to n times the sum of their terms at most
     (Cauchy-Schwarz), and counts as if it did (docs/results/repair.md). Outputs of a consumer that were removed themselves no longer
     count. Needs neither labels nor training; one forward and one backward pass.
@@ -443,7 +443,7 @@ class InputMoments:
 
     def ridge(self, covariance: Float[Tensor, "inputs inputs"]) -> float:
         """The penalty for so few images, as a fraction of the mean variance."""
-        return min(covariance_error(covariance, self.squares / self.images, self.images), MOST_RIDGE)
+        return min(ledoit_wolf_penalty(covariance, self.squares / self.images, self.images), MOST_RIDGE)
 
 
 def with_signs(
