@@ -259,6 +259,23 @@ def test_a_flag_of_an_earlier_version_is_refused_with_its_present_name():
     assert "ScoreFlags(noise='0.5') 3 5" in call_of(work, "--out", "x", "--capture-noise", "0.5", "--tests", "5").output
 
 
+def test_a_choice_that_there_is_not_is_refused_with_the_near_ones():
+    def work(out: Path, repair: Literal["least_squares", "peers"] = "peers", sizes: Literal["small", "big"] | None = None) -> None:
+        """Work."""
+        print(repair, sizes)
+
+    near = "'--repair': no choice is called Least_Square; near matches: least_squares; there are: least_squares, peers"
+    for words, said in (
+        (("--repair", "Least_Square"), near),
+        (("--sizes", "x y"), "'--sizes': no choice is called x y; there are: small, big"),
+    ):
+        result = call_of(work, "--out", "x", *words)
+        assert result.exit_code == 2
+        assert said in " ".join(result.output.replace("│", " ").split())
+        assert "Value error" not in result.output
+    assert call_of(work, "--out", "x", "--sizes", "big").output == "peers big\n"
+
+
 def test_errors_speak_of_flags_and_verbose_shows_where_they_come_from():
     def work(animal: Animal, out: Path) -> None:
         """Work."""

@@ -127,11 +127,17 @@ CALL_FLAGS = (
 """The flags that every command has."""
 
 
+CHOICES = re.compile(r"Value error, '.*' is not one of '.*'\.")
+"""what typer says of a word that is none of an option's choices"""
+
+QUOTED = re.compile(r"'([^']*)'")
+
+
 class Command(TyperCommand):
-    """A command whose help has a heading for each kind of option, and examples; flags of earlier versions are refused with their name."""
+    """A command whose help has a heading for each kind of option, and examples; wrong words are refused with the right or near ones."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """The words that are left over, after a check for flags of earlier versions."""
+        """The words that are left over; flags of earlier versions are refused with today's, a wrong choice with the near ones."""
         known = {word for param in self.params for word in (*param.opts, *param.secondary_opts)}
         for word in args:
             flag = word.partition("=")[0]
@@ -141,7 +147,13 @@ class Command(TyperCommand):
             now = [each for each in now if each in known]
             if now:
                 ctx.fail(f"No such option: {flag}. It is now {' or '.join(now)}.")
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if CHOICES.fullmatch(error.message):
+                name, *known = QUOTED.findall(error.message)
+                error.message = no_such("choice", name, known)
+            raise
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Write the arguments, and the options below their headings."""
