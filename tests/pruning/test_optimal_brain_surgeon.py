@@ -222,6 +222,45 @@ def test_few_images_are_no_evidence_that_inputs_replace_one_another(images, posi
         assert np.median(believed.costs(80)[:40]) < 0.05
 
 
+class Tokens(nn.Module):
+    """Two layers over 16 tokens, in windows of so many of them, and a bias that a hidden layer makes of a table."""
+
+    def __init__(self, window: int, table: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.window = window
+        self.register_buffer("table", torch.randn(1, 9, 2) if table else None)
+        self.first, self.second, self.head = nn.Linear(3, 12), nn.Linear(12, 8), nn.Linear(8, 4)
+        self.hidden, self.bias = nn.Linear(2, 6), nn.Linear(6, 8)
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        windows = tokens.reshape(-1, self.window, 3)
+        value = self.second(F.relu(self.first(windows)))
+        if self.table is not None:
+            value = value + self.bias(F.relu(self.hidden(self.table))).mean(1)
+        return self.head(F.relu(value).reshape(len(x), 16, 8).mean(1))
+
+
+@pytest.mark.parametrize("window", [4, 2])
+def test_windows_of_an_image_are_positions_of_it(window):
+    images = torch.randn(30, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    whole, parted = (optimal_brain_surgeon(Tokens(size, False).eval(), [images], positions=5) for size in (16, window))
+    assert {"first", "second"} <= set(whole.values)
+    for name, values in whole.values.items():
+        np.testing.assert_array_equal(parted[name], values)
+
+
+def test_a_layer_that_reads_no_image_is_taken_whole():
+    """Nine rows of a table, seven images, one position of each."""
+    model = Tokens(16, True).eval()
+    images = torch.randn(7, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    found = groups(model, images[:1])
+    assert any(layer.name == "bias" and (layer.inputs >= 0).any() for layer in found.layers)
+    ranking = optimal_brain_surgeon(found, [images], positions=1)
+    assert np.isfinite(ranking["first"]).all()
+
+
 def test_a_network_without_logits_is_refused():
     maps = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     with pytest.raises(InputError, match="images × classes, received 1 × 4 × 5 × 5"):

@@ -55,11 +55,11 @@ def optimal_brain_surgeon(
 
     A are a consumer's weights re-fitted to the inputs that are left, P = (C + λI)⁻¹ of the covariance C of what it reads, b the
     columns that read the group, and G the Fisher information of its output's values, from random combinations of the logits: one
-    consumer's term is the KL divergence of the output, to second order, if that consumer is re-fitted. λ is the
-    penalty that so few images ask for (`ledoit_wolf_penalty`): that a wide layer has more inputs than the images have directions is no
-    evidence that its inputs replace one another. What several consumers change may add up, to n times the sum of their terms at most
-    (Cauchy-Schwarz), and counts as if it did (docs/results/repair.md). Outputs of a consumer that were removed themselves no longer
-    count. Needs neither labels nor training; one forward and one backward pass.
+    consumer's term is the KL divergence of the output, to second order, if that consumer is re-fitted. λ is the penalty that so few
+    images ask for (`ledoit_wolf_penalty`): that a wide layer has more inputs than the images have directions is no evidence that its
+    inputs replace one another. What several consumers change may add up, to n times the sum of their terms at most (Cauchy-Schwarz),
+    and counts as if it did (docs/results/repair.md). Outputs of a consumer that were removed themselves no longer count. Needs neither
+    labels nor training; one forward and one backward pass.
 
     Parameters
     ----------
@@ -404,9 +404,12 @@ def _consumers(
                 module, gradient = modules[layer.name], gradients[layer.node]
                 flat = gradient.reshape(-1, gradient.shape[-1]) if layer.linear else gradient.movedim(1, -1).reshape(-1, gradient.shape[1])
                 metrics[layer.name] = metrics.get(layer.name, 0) + (flat.T @ flat).double().cpu()  # type: ignore[operator]
-                drawn = draws.of(len(flat) // len(batch[0]))
+                read = values[sources[layer.name]]
+                if layer.linear and not len(flat) % len(batch[0]):
+                    read = read.reshape(len(batch[0]), -1, read.shape[-1])  # windows of an image are positions of it
+                drawn = draws.of(len(flat) // len(batch[0])) if len(read) == len(batch[0]) else None
                 where = None if drawn is None else drawn[start:total]
-                taken = input_patches(module, values[sources[layer.name]], tuple(gradient.shape[1:]), where)
+                taken = input_patches(module, read, tuple(gradient.shape[1:]), where)
                 reads[layer.name].add(taken, len(batch[0]))
             advance(len(batch[0]))
     consumers = []
@@ -419,7 +422,15 @@ def _consumers(
 
 
 class InputMoments:
-    """The covariance of what a layer reads, and how much that of one image differs from another's."""
+    """The covariance of what a layer reads, and how much that of one image differs from another's.
+
+    Examples
+    --------
+    >>> moments = InputMoments()
+    >>> moments.add(torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]]), images=2)
+    >>> moments.covariance().tolist(), moments.ridge(moments.covariance())
+    ([[0.5, 0.0], [0.0, 0.5]], 4.0)
+    """
 
     def __init__(self) -> None:
         self.total: NormalEquations | None = None
@@ -427,9 +438,10 @@ class InputMoments:
         self.images = 0
 
     def add(self, taken: Float[Tensor, "groups samples inputs"], images: int) -> None:
-        """Add the same number of samples of each of some images."""
+        """Add what was taken of some images, as much of each; of values that are the same for all, once for all."""
         part = NormalEquations.of(taken, taken[:, :, :0])
         self.total = part if self.total is None else self.total + part
+        images = 1 if taken.shape[1] % images else images
         of_image = (taken[0] - self.total.x_mean[0].to(taken)).unflatten(0, (images, -1))
         each, inputs = of_image.shape[1:]
         product = of_image @ of_image.mT if each < inputs else of_image.mT @ of_image  # their squares have the same sum
