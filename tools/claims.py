@@ -234,8 +234,9 @@ def summary(claim: Claim, runs: Sequence[Mapping[str, float]], images: int) -> d
 
 def measured(network: str, source: ImageSource, folder: Path, weights: Path | None, options: argparse.Namespace) -> "Run":
     """What a run says, kept beside the table: it is measured once, and can be shown with later runs when its weights are gone."""
-    about = (short_name(network), short_name(source.data), weights.stem if weights else folder.name)
-    kept = options.out.with_suffix("") / f"{'_'.join(re.sub(r'[^a-z0-9]+', '_', each.lower()).strip('_') for each in about)}.json"
+    run = weights.stem if weights else folder.name.removeprefix(f"{short_name(network)}_")
+    name = "_".join(re.sub(r"[^a-z0-9]+", "_", each.lower()).strip("_") for each in (short_name(network), short_name(source.data), run))
+    kept = options.out.with_suffix("") / f"{name}.json"
     settings = {"evaluated": options.evaluated, "ablated": options.ablated}
     known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
     if known and not weights and not folder.exists():
@@ -254,7 +255,7 @@ def measured(network: str, source: ImageSource, folder: Path, weights: Path | No
         rounded = {claim: {place: float(f"{value:.4g}") for place, value in values.items()} for claim, values in found.items()}
         known = {**settings, "state": state, "values": rounded}
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        kept.write_text(json.dumps(known) + "\n", encoding="utf-8")
     return Run(state, count, known["values"])
 
 
