@@ -224,6 +224,29 @@ def test_few_images_are_no_evidence_that_inputs_replace_one_another(images, posi
         assert np.median(believed.costs(80)[:40]) < 0.05
 
 
+class WideAndNarrow(nn.Module):
+    """A head reads 40 channels with weights of .1, another 4 with .05, and the logits are their sum; all channels are independent."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(44, 40, 1, bias=False), nn.Conv2d(44, 4, 1, bias=False)
+        self.wide.weight.data, self.narrow.weight.data = torch.eye(44)[:40, :, None, None], torch.eye(44)[40:, :, None, None]
+        self.heads = nn.ModuleList([nn.Linear(40, 2, bias=False), nn.Linear(4, 2, bias=False)])
+        for head, weight in zip(self.heads, (0.1, 0.05), strict=True):
+            head.weight.data = torch.tensor([[weight], [-weight]]).repeat(1, head.in_features)
+
+    def forward(self, x):
+        return self.heads[0](self.wide(x).flatten(1)) + self.heads[1](self.narrow(x).flatten(1))
+
+
+@pytest.mark.parametrize("images", [20, 2000])
+def test_of_few_images_and_of_many_the_channels_that_matter_least_go_first(images):
+    """A wide channel costs four times a narrow one; on 20 images the other 39 explain it, which none of them does on more."""
+    x = torch.randn(images, 44, 1, 1, generator=torch.Generator().manual_seed(0))
+    ranking = optimal_brain_surgeon(WideAndNarrow().eval(), [x], exponent=0.0)
+    assert sorted(ranking["narrow"])[1] < min(ranking["wide"])
+
+
 @pytest.mark.parametrize("positions", [1, 9, 60])
 def test_the_penalty_is_that_of_the_images_about_their_mean(positions):
     """In parts of 10 images, about a mean that is known only at the end, it is off by a few percent."""
@@ -252,7 +275,7 @@ class Tokens(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.window = window
-        self.register_buffer("table", torch.randn(1, 9, 2) if table else None)
+        self.register_buffer("table", torch.randn(1, 20, 2) if table else None)
         self.first, self.second, self.head = nn.Linear(3, 12), nn.Linear(12, 8), nn.Linear(8, 4)
         self.hidden, self.bias = nn.Linear(2, 6), nn.Linear(6, 8)
 
@@ -275,7 +298,7 @@ def test_windows_of_an_image_are_positions_of_it(window):
 
 
 def test_a_layer_that_reads_no_image_is_taken_whole():
-    """Nine rows of a table, seven images, one position of each."""
+    """Twenty rows of a table, seven images, one position of each."""
     model = Tokens(16, True).eval()
     images = torch.randn(7, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     found = groups(model, images[:1])
