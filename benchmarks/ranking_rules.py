@@ -1,7 +1,7 @@
 """What the `reconstruction` ranking makes of channels with several consumers, and of few images: the rule and others in its place.
 
     python benchmarks/ranking_rules.py [RESULTS.jsonl] [--network cifar100|lite0] [--budgets .7,.5] [--exponents 1.5,2] [--seed 0]
-                                       [--rules "consumers: the sum,images: as many as there are"]
+                                       [--rules "as it is,consumers: the sum"]
 
 The networks of benchmarks/pruners.py are cut by `optimal_brain_surgeon` and repaired by least squares from the calibration images
 (three quarters of them for EfficientNet-Lite0), and compared with the original on 4,000 other training images (the last quarter for
@@ -21,6 +21,7 @@ from allocation import add_result, chunks, divergences, log_probabilities_of, re
 from pruners import DATA, NETWORKS
 from torch import Tensor
 
+from channelscope.errors import check_choice
 from channelscope.network.removal.groups import groups
 from channelscope.pruning import optimal_brain_surgeon as ranking
 from channelscope.pruning.cut import cut
@@ -58,6 +59,8 @@ def main() -> None:
     parser.add_argument("--rules", default=",".join(RULES))
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    for rule in asked.rules.split(","):
+        check_choice("rule", rule, RULES)
     if not DATA.is_dir():
         print(f"ranking rules: not measured, for there are no images in {DATA}")
         return
