@@ -1,7 +1,7 @@
 """What the `reconstruction` ranking makes of channels with several consumers, and of few images: the rule and others in its place.
 
     python benchmarks/ranking_rules.py [RESULTS.jsonl] [--network cifar100|lite0] [--budgets .7,.5] [--exponents 1.5,2] [--seed 0]
-                                       [--rules "as it is,consumers: the sum"]
+                                       [--rules "now,consumers: the sum"]
 
 The networks of benchmarks/pruners.py are cut by `optimal_brain_surgeon` and repaired by least squares from the calibration images
 (three quarters of them for EfficientNet-Lite0), and compared with the original on 4,000 other training images (the last quarter for
@@ -28,7 +28,7 @@ from channelscope.pruning.cut import cut
 
 COUNT, PENALTY = ranking.consumer_counts, ranking.ledoit_wolf_penalty
 RULES: Mapping[str, tuple[str, Callable[..., Any]]] = {
-    "as it is": ("consumer_counts", COUNT),
+    "now": ("consumer_counts", COUNT),
     "consumers: the sum": ("consumer_counts", lambda *given: np.ones(len(COUNT(*given)))),
     "consumers: times the square of their number": ("consumer_counts", lambda *given: np.square(COUNT(*given))),
     "consumers: times the root of their number": ("consumer_counts", lambda *given: np.sqrt(COUNT(*given))),
@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--rules", default=",".join(RULES))
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    for rule in asked.rules.split(","):
+    rules = asked.rules.split(",")
+    for rule in rules:
         check_choice("rule", rule, RULES)
     if not DATA.is_dir():
         print(f"ranking rules: not measured, for there are no images in {DATA}")
@@ -69,7 +70,7 @@ def main() -> None:
     expected = log_probabilities_of(model, judge)
     seen = {(row["network"], row["seed"], row["exponent"], row["budget"], row["rule"]) for row in results_in(asked.results)}
     for exponent in map(float, asked.exponents.split(",")):
-        for rule in asked.rules.split(","):
+        for rule in rules:
             missing = [b for b in map(float, asked.budgets.split(",")) if (asked.network, asked.seed, exponent, b, rule) not in seen]
             if not missing:
                 continue

@@ -240,14 +240,14 @@ def measured(network: str, source: ImageSource, folder: Path, weights: Path | No
     settings = {"evaluated": options.evaluated, "ablated": options.ablated}
     known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
     if known and not weights and not folder.exists():
-        if {**known, **settings} != known or known["images"] > options.images:
+        if not settings.items() <= known.items() or known["images"] > options.images:
             raise FormatError(f"{kept}: measured with other settings, and there is no folder {folder} to measure again")
         return Run(known["state"], known["images"], known["values"])
     state, checkpoints = ("", {1: weights}) if weights else _checkpoints(folder)
     model, images = zoo.load(network, source, checkpoints[max(checkpoints)])
     count = min(options.images, len(images.calibration))
     settings |= {"weights": weights_hash(model), "images": count}
-    if not known or {**known, **settings} != known:
+    if not known or not settings.items() <= known.items():
         stages = {}
         for epoch, path in checkpoints.items():
             stages[epoch] = channelscope.collect(zoo.load(network, source, path)[0], images.calibration.take(count), shards=0)
